@@ -1,0 +1,103 @@
+"""What becomes of an utterance: a command, else its words; of these an intent, else an open question for the language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from edgeroute import Answer, Conversation, NoAnswer, Router
+from skills import done
+from sound import Samples
+
+OTHER = "other"
+"""The commands' class for all that is none."""
+SURE = 0.5
+"""From this confidence on an answer of the last model that was asked is acted upon."""
+SYSTEM = "Answer in one short sentence."
+MOST_TURNS = 8
+"""So much of a conversation is sent to the language models: the one on the device has little memory."""
+
+
+class Reply(NamedTuple):
+    """What is said to an utterance, and where it comes from."""
+
+    kind: Literal["command", "intent", "answer", "nothing"]
+    heard: str
+    text: str
+    source: str
+    """"edge" or "cloud"; empty where no model was asked."""
+    reason: str
+    final: bool = True
+
+
+@dataclass
+class Dialogue:
+    """Three routers, one behind the other, each with a policy of its own. For any number of threads.
+
+    Attributes:
+        commands: audio, float32 [samples] at 16 kHz -> the name of a command.
+        intents: text -> the name of an intent.
+        questions: messages -> text.
+        transcribe: audio -> text.
+    """
+
+    commands: Router
+    intents: Router
+    questions: Router
+    transcribe: Callable[[Samples], str]
+
+    def __enter__(self) -> Dialogue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for router in (self.commands, self.intents, self.questions):
+            router.close()
+
+    def conversation(self) -> Conversation:
+        """A new one: its questions may follow up on each other."""
+        return self.questions.conversation(system=SYSTEM)
+
+    def command(self, answer: Answer) -> Reply | None:
+        """What is said to a command; None: it is none, or is not sure to be one until the cloud has answered."""
+        if answer.value == OTHER or (answer.confidence is not None and answer.confidence < SURE):
+            return None
+        word = str(answer.value)
+        return Reply("command", word, f"{word}.", answer.source, answer.reason, final=answer.final)
+
+    def intent(self, text: str) -> Reply | None:
+        """What is said to a request that is one of the intents; None: it is none of them, as far as one can tell."""
+        answer = self.intents.infer(text, data_class="text")
+        if not is_sure(answer):
+            return None
+        return Reply("intent", text, done(str(answer.value)), answer.source, answer.reason)
+
+    def answer(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
+        """The language models' answer to anything else; None: it was stopped, and is no part of the conversation."""
+        forget(talk)
+        try:
+            with talk.stream(text, data_class="text") as stream:
+                for _ in stream:
+                    if stopped():
+                        return None
+        except NoAnswer as e:
+            return Reply("nothing", text, "I have no answer to that.", "", str(e))
+        found = stream.answer
+        return Reply("answer", text, str(found.value).strip(), found.source, found.reason)
+
+    def of_text(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
+        """What is said to a text."""
+        if not text.strip():
+            return Reply("nothing", text, "I did not understand that.", "", "no words were recognised")
+        return self.intent(text) or self.answer(text, talk, stopped)
+
+
+def is_sure(answer: Answer) -> bool:
+    """Whether an answer is acted upon: the edge's if it was accepted, the cloud's from `SURE` on."""
+    return not answer.degraded and (answer.source == "edge" or answer.confidence is None or answer.confidence >= SURE)
+
+
+def forget(talk: Conversation) -> None:
+    """Drops the oldest turns of a long conversation, but for the system's message."""
+    turns = [message for message in talk.messages if message["role"] != "system"]
+    talk.messages = [*talk.messages[: len(talk.messages) - len(turns)], *turns[-2 * MOST_TURNS :]]

