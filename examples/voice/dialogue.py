@@ -65,11 +65,14 @@ class Dialogue:
         word = str(answer.value)
         return Reply("command", word, f"{word}.", answer.source, answer.reason, final=answer.final)
 
-    def intent(self, text: str) -> Reply | None:
-        """What is said to a request that is one of the intents; None: it is none of them, as far as one can tell."""
-        answer = self.intents.infer(text, data_class="text")
+    def intent(self, text: str) -> Reply:
+        """What is said to a request that is one of the intents; "nothing": it is none of them, as far as one can tell."""
+        try:
+            answer = self.intents.infer(text, data_class="text")
+        except NoAnswer as e:
+            return Reply("nothing", text, "", "", str(e))
         if not is_sure(answer):
-            return None
+            return Reply("nothing", text, "", answer.source, answer.reason)
         return Reply("intent", text, done(str(answer.value)), answer.source, answer.reason)
 
     def answer(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
@@ -86,10 +89,14 @@ class Dialogue:
         return Reply("answer", text, str(found.value).strip(), found.source, found.reason)
 
     def of_text(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
-        """What is said to a text."""
-        if not text.strip():
+        """What is said to a text; None: as `answer`."""
+        if not any(map(str.isalnum, text)):
             return Reply("nothing", text, "I did not understand that.", "", "no words were recognised")
-        return self.intent(text) or self.answer(text, talk, stopped)
+        intent = self.intent(text)
+        if intent.kind == "intent":
+            return intent
+        reply = self.answer(text, talk, stopped)
+        return None if reply is None else reply._replace(reason=f"no intent ({intent.reason}); {reply.reason}")
 
 
 def is_sure(answer: Answer) -> bool:

@@ -42,6 +42,8 @@ MOST_BYTES = 1 << 20
 MOST_CONVERSATIONS = 100
 """So many are remembered, the latest ones."""
 THREADS = 4
+GARBAGE = (ValueError, AttributeError, TypeError, KeyError, RecursionError)
+"""What `async_read_event` raises for bytes that are no event."""
 
 
 class Bounded:
@@ -137,8 +139,12 @@ class Client(AsyncEventHandler):
                     await self.handle_event(event)
                 except (BadInput, KeyError, TypeError) as e:
                     await self.write_event(Error(text=f"{event.type}: {e}", code="bad-input").event())
-        except (OSError, EOFError, ValueError, AttributeError, TypeError, KeyError) as e:  # what it sent is no event; or it left
-            log.info("a client is gone: %s: %s", type(e).__name__, e)
+        except (OSError, EOFError):
+            pass  # it left
+        except GARBAGE as e:
+            log.info("a client sent what is no event: %s: %s", type(e).__name__, e)
+        except Exception:
+            log.exception("a client was not answered; the others go on")
         finally:
             self.writer.close()
 

@@ -18,6 +18,8 @@ import onnxruntime
 BEGIN, END = 1, 2
 TOKENS_A_SECOND = 6.5
 """More are not spoken: a model that repeats itself is stopped there."""
+STRIDE = 384
+"""Samples that one output of the encoder stands for."""
 LEAST_S, MOST_S = 0.3, 30.0
 """Seconds of audio that the model takes; of longer audio the first part is transcribed."""
 
@@ -46,7 +48,8 @@ class Transcriber:
             return ""
         mask = np.ones((1, len(audio)), np.int64)
         (hidden,) = self._encoder.run(None, {"input_values": audio[None].astype(np.float32), "attention_mask": mask})
-        fixed = {"encoder_hidden_states": hidden, "encoder_attention_mask": np.ones(hidden.shape[:2], np.int64)}
+        mask = np.ones((1, hidden.shape[1] * STRIDE), np.int64)
+        fixed = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
         known, token, found = self._nothing, BEGIN, []
         for _ in range(round(len(audio) / RATE * TOKENS_A_SECOND) + 2):
             inputs = {**fixed, **known, "input_ids": np.array([[token]]), "use_cache_branch": np.array([bool(found)])}

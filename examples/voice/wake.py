@@ -34,11 +34,9 @@ def after(word: WakeWord, chunks: Iterable[Any], awake_s: float = AWAKE_S) -> It
     """The chunks, but for what nobody was addressed by: all that is not within `awake_s` of a wake word is silence."""
     left = 0
     for chunk in chunks:
-        if left > 0:
-            left -= len(chunk)
-            yield chunk
-        else:
-            yield np.zeros_like(chunk)
+        yield chunk if left > 0 else np.zeros_like(chunk)
+        left -= len(chunk)
         if word.heard(chunk):
-            print("(listening)")
+            if left <= 0:
+                print("(listening)")
             left = round(awake_s * RATE)
