@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from commands import OTHER
 from edgeroute import Answer, Conversation, NoAnswer, Router
 from skills import done
 from sound import Samples
 
-OTHER = "other"
-"""The commands' class for all that is none."""
 SURE = 0.5
 """From this confidence on an answer of the last model that was asked is acted upon."""
 SYSTEM = "Answer in one short sentence."
@@ -100,8 +99,8 @@ class Dialogue:
 
 
 def is_sure(answer: Answer) -> bool:
-    """Whether an answer is acted upon: the edge's if it was accepted, the cloud's from `SURE` on."""
-    return not answer.degraded and (answer.source == "edge" or answer.confidence is None or answer.confidence >= SURE)
+    """Whether an intent is acted upon: not one that the cloud should have been asked about and could not."""
+    return not answer.degraded and answer.confidence is not None and answer.confidence >= SURE
 
 
 def forget(talk: Conversation) -> None:

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import standin
 from dialogue import Dialogue
 from edgeroute import ModelMissing, Router
+from features import log_mel
+from sound import RATE, Samples
+from text_features import piece_ids
 from transcribe import Transcriber
 
 HERE = Path(__file__).resolve().parent
@@ -26,10 +28,18 @@ def opened(policies: Path = HERE) -> Dialogue:
             return made.enter_context(Router.from_policy(policies / f"{name}.toml", watch=True, **more))
 
         dialogue = Dialogue(
-            router("commands", edge=standin.commands), router("intents", edge=standin.intents), router("questions"), Transcriber()
+            router("commands", views={"edge": features_of, "cloud": features_of}),
+            router("intents", views={"edge": piece_ids, "cloud": piece_ids}),
+            router("questions"),
+            Transcriber(),
         )
         made.pop_all()  # they are the dialogue's to close
     return dialogue
+
+
+def features_of(audio: Samples) -> Samples:
+    """What the models of commands take: what is sent where the cloud is asked, in place of the audio."""
+    return log_mel(audio, RATE)
 
 
 def place_smollm() -> None:

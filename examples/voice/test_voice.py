@@ -149,7 +149,7 @@ def test_without_a_network_all_of_it_is_answered(made, monkeypatch):
 def answers(value):
     body = json.dumps({"value": value, "confidence": 0.9}).encode()
     server = CannedServer(http_reply(body))
-    section = {'url = "http://127.0.0.1:9/v2/models/commands-large"': f'protocol = "json"\nurl = "{server.url}"'}
+    section = {'url = "http://127.0.0.1:9/v2/models/digits-large"': f'protocol = "json"\nurl = "{server.url}"'}
     return server, {"commands": {**section, **OPEN, **SURE}}
 
 
