@@ -7,13 +7,13 @@ from threading import Event
 from time import perf_counter
 
 import numpy as np
-
 from dialogue import Dialogue
-from edgeroute import Utterance
 from sound import CHUNK, RATE, Samples, chunks, spoken
 from vad import WINDOW, SileroVad
 
-WORDS = "zero one two three four five six seven eight nine".split()
+from edgeroute import Utterance
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 VOICES = ("en", "en-us", "en-gb-scotland")
 QUESTIONS = ("what time is it", "tell me a joke", "what is the capital of france", "set a timer for ten minutes")
 HANGOVER_S = 0.5

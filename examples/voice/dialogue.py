@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from commands import OTHER
-from edgeroute import Answer, Conversation, NoAnswer, Router
 from skills import done
 from sound import Samples
+
+from edgeroute import Answer, Conversation, NoAnswer, Router
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SURE = 0.5
 """From this confidence on an answer of the last model that was asked is acted upon."""
@@ -46,7 +50,7 @@ class Dialogue:
     questions: Router
     transcribe: Callable[[Samples], str]
 
-    def __enter__(self) -> Dialogue:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +89,9 @@ class Dialogue:
         except NoAnswer as e:
             return Reply("nothing", text, "I have no answer to that.", "", str(e))
         found = stream.answer
-        return Reply("answer", text, str(found.value).strip(), found.source, found.reason)
+        sure = found.source == "cloud" or (found.confidence is not None and found.confidence >= SURE)
+        said = str(found.value).strip()
+        return Reply("answer", text, said if sure else f"I am not sure. {said}", found.source, found.reason)
 
     def of_text(self, text: str, talk: Conversation, stopped: Callable[[], bool] = lambda: False) -> Reply | None:
         """What is said to a text; None: as `answer`."""

@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dialogue import Dialogue, Reply
-from edgeroute import BadInput, BargeIn, NoAnswer, Utterance
 from mouth import Mouth
 from sound import RATE
 from vad import WINDOW, SileroVad
 
+from edgeroute import BadInput, BargeIn, NoAnswer, Utterance
 
-def listen(
-    dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callable[[Reply | str], object], *, live: bool
-) -> None:
+
+def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callable[[Reply | str], object], *, live: bool) -> None:
     """Answers the speech in these chunks until they end.
 
     Args:

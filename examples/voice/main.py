@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wav", nargs="+", type=Path, metavar="FILE", help="hear these recordings")
     parser.add_argument("--type", action="store_true", help="read lines from the keyboard instead of speech")
     parser.add_argument("--wake", metavar="WORD", help="only hear what follows okay_nabu, hey_jarvis, alexa or hey_mycroft")
-    parser.add_argument("--headset", action="store_true", help="the microphone does not hear the loudspeaker: you may interrupt it")
+    parser.add_argument("--headset", action="store_true", help="you may interrupt: the microphone does not hear the loudspeaker")
     parser.add_argument("--silent", action="store_true", help="print the answers, and do not speak them")
     parser.add_argument("--policies", type=Path, default=HERE, metavar="FOLDER", help="with the three policy files")
     parser.add_argument("--uri", default="tcp://127.0.0.1:10300", help="where the Wyoming service listens")

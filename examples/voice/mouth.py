@@ -7,7 +7,6 @@ from math import inf
 from typing import Any
 
 import numpy as np
-
 from sound import CHUNK, NoSound, Samples, loudspeaker, spoken
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dialogue import Dialogue
-from edgeroute import ModelMissing, Router
 from features import log_mel
 from sound import RATE, Samples
 from text_features import piece_ids
 from transcribe import Transcriber
+
+from edgeroute import ModelMissing, Router
 
 HERE = Path(__file__).resolve().parent
 SMOLLM = HERE / "models" / "smollm2.gguf"

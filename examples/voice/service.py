@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from dialogue import Dialogue, Reply, is_sure
+from sound import Samples, resampled
 from wyoming.asr import Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
@@ -30,9 +32,7 @@ from wyoming.intent import Intent, NotRecognized, Recognize
 from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncServer
 
-from dialogue import Dialogue, Reply, is_sure
 from edgeroute import BadInput, Conversation, NoAnswer
-from sound import RATE, Samples, resampled
 
 log = logging.getLogger("voice")
 MOST_S = 30.0
@@ -68,7 +68,7 @@ class Heard:
 
     def __init__(self, rate: int, width: int, channels: int) -> None:
         if width != 2 or not 8_000 <= rate <= 192_000 or not 1 <= channels <= 8:  # noqa: PLR2004 - bytes, hertz
-            raise BadInput(f"audio is expected with 16 bits, 8 to 192 kHz, 1 to 8 channels, not {8 * width}, {rate} Hz, {channels}")
+            raise BadInput(f"audio has 16 bits, 8 to 192 kHz and 1 to 8 channels, not {8 * width}, {rate} Hz, {channels}")
         self._rate, self._channels = rate, channels
         self._most = round(MOST_S * rate) * 2 * channels
         self._data = bytearray()
@@ -137,7 +137,7 @@ class Client(AsyncEventHandler):
             while (event := await async_read_event(bounded)) is not None:
                 try:
                     await self.handle_event(event)
-                except (BadInput, KeyError, TypeError) as e:
+                except (BadInput, KeyError, TypeError) as e:  # noqa: PERF203 - of one event: the next may be better
                     await self.write_event(Error(text=f"{event.type}: {e}", code="bad-input").event())
         except (OSError, EOFError):
             pass  # it left

@@ -72,7 +72,8 @@ def spoken(text: str, voice: str = "en", words_a_minute: int = 150) -> Samples:
 def _sized(data: bytes) -> bytes:
     """A wav file from a pipe, whose header says that it is endless, with its true sizes."""
     at = data.index(b"data") + 8
-    return data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8 : at - 4] + (len(data) - at).to_bytes(4, "little") + data[at:]
+    whole, part = ((len(data) - start).to_bytes(4, "little") for start in (8, at))
+    return data[:4] + whole + data[8 : at - 4] + part + data[at:]
 
 
 def silence(seconds: float) -> Samples:

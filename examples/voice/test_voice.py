@@ -70,7 +70,7 @@ def made(tmp_path, monkeypatch, transcriber):
             for name in ("commands", "intents", "questions"):
                 text = (HERE / f"{name}.toml").read_text()
                 text = text.replace('path = "models/', f'path = "{HERE}/models/').replace("http://127.0.0.1:8090", DEAD)
-                text = re.sub(r'^(deadline|timeout) = .*', r'\1 = "60s"', text, flags=re.MULTILINE)  # this machine may be slow
+                text = re.sub(r"^(deadline|timeout) = .*", r'\1 = "60s"', text, flags=re.MULTILINE)  # this machine may be slow
                 for old, new in changes.get(name, {}).items():
                     assert old in text
                     text = text.replace(old, new)
@@ -81,24 +81,24 @@ def made(tmp_path, monkeypatch, transcriber):
 
 
 class Loudspeaker:
-    """Plays nothing, and tells what it is given."""
+    """Plays nothing, and tells what it is given. As sounddevice's."""
 
     def __init__(self):
         self.playing, self.aborted, self.stopped = threading.Event(), 0, 0
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def start(self):
+    def start(self):  # noqa: D102 - sounddevice's
         self.playing.set()
 
-    def write(self, samples):
+    def write(self, samples):  # noqa: D102 - sounddevice's
         assert samples.shape[1] == 1
         assert self.go_on.wait(LONG_S)
 
-    def stop(self):
+    def stop(self):  # noqa: D102 - sounddevice's
         self.stopped += 1
 
-    def abort(self):
+    def abort(self):  # noqa: D102 - sounddevice's
         self.aborted += 1
 
 
@@ -133,11 +133,14 @@ def test_a_recording_of_a_command_is_answered_by_the_program(made, tmp_path, cap
 
 def test_without_a_network_all_of_it_is_answered(made, monkeypatch):
     """Command, intent, question and a question that follows up on it; the reasons say where they come from."""
+
     def unreachable(*_):
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", unreachable)
-    command, intent, question, more = heard(made(), WORD, "what time is it please", "what is the capital of france", "and what about germany")
+    command, intent, question, more = heard(
+        made(), WORD, "what time is it please", "what is the capital of france", "and what about germany"
+    )
     assert (command.kind, command.heard, command.source) == ("command", WORD, "edge")
     assert (intent.kind, intent.text[:6]) == ("intent", "It is ")
     assert (question.kind, question.source) == ("answer", "edge")
@@ -286,7 +289,9 @@ async def answer(port, *events):
 
 def audio(text, rate=sound.RATE, channels=1, *, stop=True):
     """The events of a satellite that hears a sentence."""
-    samples = np.repeat(sound.resampled(np.concatenate([sound.silence(0.2), sound.spoken(text), sound.silence(0.3)]), sound.RATE, rate), channels)
+    samples = np.repeat(
+        sound.resampled(np.concatenate([sound.silence(0.2), sound.spoken(text), sound.silence(0.3)]), sound.RATE, rate), channels
+    )
     data = (samples * 32767).astype("<i2").tobytes()
     yield Transcribe(language="en")
     yield AudioStart(rate=rate, width=2, channels=channels)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sound import RATE, Samples
 
 from edgeroute import ModelMissing
-from sound import RATE, Samples
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported
 import onnxruntime
@@ -30,7 +30,7 @@ class Transcriber:
     def __init__(self) -> None:
         package = find_spec("moonshine_voice")  # found, but not imported: its own library is not used
         if package is None or package.origin is None:
-            raise ModelMissing("moonshine-voice, the transcriber, is not installed: pip install --no-deps moonshine-voice==0.0.49")
+            raise ModelMissing("moonshine-voice, the transcriber, is missing: pip install --no-deps moonshine-voice==0.0.49")
         folder = Path(package.origin).parent / "assets" / "tiny-en"
         self._encoder, self._decoder = _session(folder / "encoder_model.ort"), _session(folder / "decoder_model_merged.ort")
         self._tokens = _tokens((folder / "tokenizer.bin").read_bytes())
@@ -39,7 +39,6 @@ class Transcriber:
             for given in self._decoder.get_inputs()
             if given.name.startswith("past_key_values")
         }
-        self._outputs = [output.name for output in self._decoder.get_outputs()]
 
     def __call__(self, audio: Samples) -> str:
         """The words of float32 [samples] at 16 kHz; empty: it is too short to have any."""
@@ -57,9 +56,10 @@ class Transcriber:
             token = int(logits[0, -1].argmax())
             if token == END:
                 break
-            new = {name.replace("present", "past_key_values"): state for name, state in zip(self._outputs[1:], present, strict=True)}
-            # what it has of the encoder it gives in the first step alone
-            known = {name: known[name] if found and ".encoder." in name else state for name, state in new.items()}
+            new = dict(zip(self._nothing, present, strict=True))
+            if found:  # what it has of the encoder comes with the first token alone
+                new |= {name: state for name, state in known.items() if ".encoder." in name}
+            known = new
             found.append(token)
         return b"".join(self._tokens[token] for token in found).decode(errors="replace").replace("\u2581", " ").strip()
 

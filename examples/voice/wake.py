@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-
 from sound import RATE, Samples
 
 WORDS = ("okay_nabu", "hey_jarvis", "alexa", "hey_mycroft")
