@@ -21,6 +21,9 @@ from dialogue import Dialogue, Reply
 from listen import listen
 from mouth import mouth
 from routers import HERE, opened
+from wake import WORDS, WakeWord, after
+
+from edgeroute import EdgerouteError
 
 SCRIPT = ["seven", "what time is it", "what is the capital of france", "three"]
 
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--say", nargs="+", metavar="TEXT", help="hear these sentences, spoken by espeak-ng")
     parser.add_argument("--wav", nargs="+", type=Path, metavar="FILE", help="hear these recordings")
     parser.add_argument("--type", action="store_true", help="read lines from the keyboard instead of speech")
-    parser.add_argument("--wake", metavar="WORD", help="only hear what follows okay_nabu, hey_jarvis, alexa or hey_mycroft")
+    parser.add_argument("--wake", choices=WORDS, help="only hear what is said after this word")
     parser.add_argument("--headset", action="store_true", help="you may interrupt: the microphone does not hear the loudspeaker")
     parser.add_argument("--silent", action="store_true", help="print the answers, and do not speak them")
     parser.add_argument("--policies", type=Path, default=HERE, metavar="FOLDER", help="with the three policy files")
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
                 chunks, live = source(given)
                 own = mouth(silent=given.silent)
                 listen(dialogue, chunks if given.headset else own.unheard(chunks), own, show, live=live)
-    except sound.NoSound as e:
+    except (sound.NoSound, EdgerouteError) as e:
         print(f"voice: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -77,8 +80,6 @@ def source(given: argparse.Namespace) -> tuple[Iterator[Any], bool]:
             print(f"({e}; so espeak-ng speaks for you: {', '.join(map(repr, SCRIPT))})")
             chunks = sound.chunks([sound.spoken(text) for text in SCRIPT])
     if given.wake:
-        from wake import WakeWord, after
-
         chunks = after(WakeWord(given.wake), chunks)
     return chunks, live
 

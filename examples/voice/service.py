@@ -32,13 +32,15 @@ from wyoming.intent import Intent, NotRecognized, Recognize
 from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler, AsyncServer
 
-from edgeroute import BadInput, Conversation, NoAnswer
+from edgeroute import BadInput, Conversation, NoAnswer, PolicyError
 
 log = logging.getLogger("voice")
 MOST_S = 30.0
 """Seconds of audio that are kept of an utterance: it is transcribed then, whether the client has stopped or not."""
 MOST_BYTES = 1 << 20
 """Of the data or the audio of one event."""
+MOST_TEXT = 1_000
+"""Characters of what a client says."""
 MOST_CONVERSATIONS = 100
 """So many are remembered, the latest ones."""
 THREADS = 4
@@ -107,6 +109,7 @@ class Service:
 
     async def reply(self, text: str, identity: str | None) -> Reply:
         """What is said to a text, in the conversation of this id."""
+        _check(text)
         if identity is None:
             return await self.run(self.dialogue.of_text, text, self.dialogue.conversation())
         talk, turn = self._talks.setdefault(identity, (self.dialogue.conversation(), asyncio.Lock()))
@@ -193,6 +196,7 @@ class Client(AsyncEventHandler):
         await self.write_event(Transcript(text=text).event())
 
     async def _recognize(self, text: str) -> None:
+        _check(text)
         try:
             answer = await self._service.run(partial(self._service.dialogue.intents.infer, text, data_class="text"))
         except NoAnswer as e:
@@ -202,6 +206,12 @@ class Client(AsyncEventHandler):
         await self.write_event(Intent(name=str(answer.value)).event() if sure else NotRecognized(text=answer.reason).event())
 
 
+def _check(text: Any) -> None:
+    """Raises BadInput if it is no text that somebody may have said."""
+    if not isinstance(text, str) or len(text) > MOST_TEXT:
+        raise BadInput(f"expected a text of at most {MOST_TEXT} characters")
+
+
 def _info() -> Info:
     """What it can do, as clients are told."""
     about: dict[str, Any] = {"installed": True, "version": None, "attribution": Attribution(name="edgeroute", url="")}
@@ -209,7 +219,7 @@ def _info() -> Info:
     return Info(
         asr=[
             AsrProgram(
-                name="edgeroute-voice", description="Spoken commands, and PocketSphinx", **about,
+                name="edgeroute-voice", description="Spoken commands, and Moonshine tiny", **about,
                 models=[AsrModel(name="commands-and-words", description="On the device", **english)],
             )
         ],
@@ -234,8 +244,11 @@ INFO = _info()
 async def serve(dialogue: Dialogue, uri: str, listening: Any = None) -> None:
     """Serves Wyoming clients until it is cancelled; `listening` is called once they may connect."""
     service = Service(dialogue)
-    server = AsyncServer.from_uri(uri)
-    await server.start(partial(Client, service))
+    try:
+        server = AsyncServer.from_uri(uri)
+        await server.start(partial(Client, service))
+    except (OSError, ValueError) as e:
+        raise PolicyError(f"--uri {uri}: cannot listen there: {e}") from e
     if listening is not None:
         listening()
     try:
@@ -247,5 +260,4 @@ async def serve(dialogue: Dialogue, uri: str, listening: Any = None) -> None:
 
 def run(dialogue: Dialogue, uri: str) -> None:
     """Serves until Ctrl-C."""
-    print(f"A Wyoming service at {uri}; Ctrl-C ends.")
-    asyncio.run(serve(dialogue, uri))
+    asyncio.run(serve(dialogue, uri, lambda: print(f"A Wyoming service at {uri}; Ctrl-C ends.")))
