@@ -40,13 +40,15 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
                 continue
             if isinstance(event, BargeIn):
                 show(f"({event.at_s:.1f} s: interrupted)")
+                for index in event.cancelled:
+                    spoken.pop(index, None)
                 continue
             reply = reply_to(dialogue, talk, event, mouth)
             if reply is None:
                 continue
             show(reply)
             before = spoken.pop(event.index, None)
-            if before != reply.text:
+            if before != reply.text and reply.heard:  # a cough is not answered
                 mouth.say(reply.text if before is None else f"No: {reply.text}", event.end_s)
             if event.provisional:
                 spoken[event.index] = reply.text  # what the cloud says may be the same

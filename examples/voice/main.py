@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 chunks, live = source(given)
                 own = mouth(silent=given.silent)
-                listen(dialogue, chunks if given.headset else own.unheard(chunks), own, show, live=live)
+                listen(dialogue, own.unheard(chunks) if live and not given.headset else chunks, own, show, live=live)
     except (sound.NoSound, EdgerouteError) as e:
         print(f"voice: {e}", file=sys.stderr)
         return 1

@@ -24,8 +24,8 @@ class NoSound(Exception):
     """Something for sound is missing; the message says what to do."""
 
 
-def read_wav(file: str | Path | io.BytesIO) -> Samples:
-    """The samples of a wav file with 16 bits a sample, of any rate; several channels are mixed.
+def read_wav(file: Path | io.BytesIO) -> Samples:
+    """The samples of a wav file with 16 bits a sample, at 8 kHz or more; several channels are mixed.
 
     Raises:
         NoSound: it is no such file.
@@ -36,8 +36,10 @@ def read_wav(file: str | Path | io.BytesIO) -> Samples:
             data = found.readframes(found.getnframes())
     except (OSError, EOFError, wave.Error) as e:
         raise NoSound(f"{file}: not a wav file that can be read: {e}") from e
-    if width != 2:  # noqa: PLR2004 - bytes
-        raise NoSound(f"{file}: has {8 * width} bits a sample, and 16 are expected: ffmpeg -i FILE -c:a pcm_s16le OTHER.wav")
+    if width != 2 or rate < 8_000:  # noqa: PLR2004 - bytes, hertz
+        raise NoSound(
+            f"{file}: {8 * width} bits at {rate} Hz, and 16 at 8,000 or more are expected: ffmpeg -i FILE -ar 16000 NEW.wav"
+        )
     samples = np.frombuffer(data[: len(data) - len(data) % (2 * channels)], "<i2").reshape(-1, channels)
     return resampled(samples.mean(1).astype(np.float32) / 32768, rate)
 
@@ -105,7 +107,10 @@ def microphone() -> Iterator[NDArray[np.int16]]:
     def read() -> Iterator[NDArray[np.int16]]:
         with stream:
             while True:
-                chunk, _ = stream.read(CHUNK)
+                try:
+                    chunk, _ = stream.read(CHUNK)
+                except sounddevice.PortAudioError as e:
+                    raise NoSound(f"the microphone is gone: {e}") from e
                 yield chunk
 
     return read()

@@ -9,6 +9,7 @@ import socket
 import threading
 import warnings
 import wave
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -29,6 +30,7 @@ with warnings.catch_warnings():
 import main as program  # noqa: E402 - after what it needs was looked for
 import routers  # noqa: E402
 import sound  # noqa: E402
+from bench import measured  # noqa: E402
 from dialogue import MOST_TURNS, forget  # noqa: E402
 from listen import listen  # noqa: E402
 from mouth import Mouth  # noqa: E402
@@ -44,6 +46,7 @@ from wyoming.handle import Handled  # noqa: E402
 from wyoming.info import Describe, Info  # noqa: E402
 from wyoming.intent import Intent, NotRecognized, Recognize  # noqa: E402
 
+from edgeroute import Egress, Router  # noqa: E402
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply  # noqa: E402
 
 LONG_S = 60.0
@@ -118,13 +121,16 @@ def heard(dialogue, *texts, mouth=None):
     return shown
 
 
-def test_a_recording_of_a_command_is_answered_by_the_program(made, tmp_path, capsys):
+def test_a_recording_of_a_command_is_answered_by_the_program(made, tmp_path, capsys, monkeypatch):
     """The one command, on a wav file of another rate with two channels."""
     made()
+    speaking = Mouth()
+    speaking.speaking = True
+    monkeypatch.setattr(program, "mouth", lambda silent: speaking)
     file = write_wav(tmp_path / "word.wav", sound.resampled(sound.spoken(WORD), sound.RATE, 44_100), 44_100, 2)
     assert program.main(["--wav", str(file), "--silent", "--policies", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert f"{WORD!r}" in printed
+    assert f"{WORD!r}" in printed  # whatever the loudspeaker does: it is a recording
     assert "command" in printed
     assert "edge: " in printed
     assert program.main(["--wav", str(tmp_path / "none.wav"), "--policies", str(tmp_path)]) == 1
@@ -211,6 +217,55 @@ def test_who_begins_to_speak_is_listened_to(made):
     assert len(notes) == 1
     assert "interrupted" in notes[0]
     assert [reply.heard for reply in shown if not isinstance(reply, str)] == [WORD, WORD]
+
+
+def test_a_microphone_does_not_hear_the_loudspeaker():
+    mouth = Mouth()
+    chunks = mouth.unheard(np.ones((3, 4), np.int16))
+    assert next(chunks).all()
+    mouth.speaking = True
+    assert not next(chunks).any()
+    mouth.speaking = False
+    assert next(chunks).all()
+
+
+def test_without_a_microphone_a_script_is_heard(made, tmp_path, capsys, monkeypatch):
+    """And it is said why."""
+
+    def none():
+        raise sound.NoSound("there is none")
+
+    made()
+    monkeypatch.setattr(sound, "microphone", none)
+    monkeypatch.setattr(program, "SCRIPT", [WORD])
+    assert program.main(["--silent", "--policies", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "there is none" in printed
+    assert "edge: edge" in printed
+
+
+@pytest.mark.parametrize(("cloud", "kind"), [(0.9, "command"), (0.3, "intent")])
+def test_an_unsure_command_is_acted_upon_once_the_cloud_is_sure(made, cloud, kind):
+    """Else it is none, and its words are looked at."""
+    dialogue, rules = made(), Egress(may_leave=["audio"])
+    with Router(lambda audio: ("nine", 0.2), lambda audio: ("nine", cloud), threshold=0.5, egress=rules) as commands:
+        shown = heard(replace(dialogue, commands=commands), "what time is it please")
+    assert [reply.kind for reply in shown] == [kind]
+
+
+def test_noise_is_not_answered_aloud(made):
+    dialogue, out = made(), Loudspeaker()
+    with Router(lambda audio: ("other", 0.9), None) as commands:
+        quiet = replace(dialogue, commands=commands, transcribe=lambda audio: "")
+        shown = heard(quiet, WORD, mouth=Mouth(out))
+    assert [reply.kind for reply in shown] == ["nothing"]
+    assert not out.playing.is_set()
+
+
+def test_latencies_are_measured(made):
+    waited = list(measured(made(), [sound.spoken(WORD)] * 2))
+    assert len(waited) == 2
+    assert min(waited) > 0
 
 
 def test_a_language_model_is_stopped_and_the_turn_forgotten(made):
