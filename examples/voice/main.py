@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def source(given: argparse.Namespace) -> tuple[Iterator[Any], bool]:
     """The chunks of audio, and whether they come from a microphone."""
+    chunks: Iterator[Any]
     live = False
     if given.wav:
         chunks = sound.chunks(map(sound.read_wav, given.wav))
