@@ -1,8 +1,8 @@
 """Builds the intent models of examples/voice from CLINC150: `python models/recipes/intents.py --data PATH`, or see `--help`.
 
-    edge    a vector for each of 16,384 buckets of words and pieces of words, added up, one hidden layer of 32; int8
+    edge    a vector for each of 8,192 buckets of words and pieces of words, added up, one hidden layer of 32; int8
     cloud   the same with 32,768 buckets and 104; it learns from a teacher, too: a layer on the vectors of a sentence encoder, which
-            marks the sentences, and 30,000 more that are made of them with other words
+            marks the sentences, and 60,000 more that are made of them with other words
 
 PATH is `data_full.json` of https://github.com/clinc/oos-eval (its folder `data`; Larson et al. 2019, CC BY 3.0), or a .csv or .csv.gz
 with the columns split, text, intent. The encoder is all-MiniLM-L6-v2 (Apache-2.0), which is downloaded unless `--teacher` is a folder
@@ -153,7 +153,7 @@ def smoothed(goals: np.ndarray, share: float) -> Tensor:
 
 def edge(data: Data, args: argparse.Namespace) -> Bag:
     torch.manual_seed(args.seed)
-    net = Bag(16_384, 32, len(data.labels))
+    net = Bag(8_192, 32, len(data.labels))
     ids, y = data["train"]
     goals = smoothed(np.eye(len(data.labels))[y], 0.1)
     return train(net, data, torch.from_numpy(ids), goals, epochs=args.epochs or 15, batch=64, thin=0.3, outside=0.1)
@@ -177,7 +177,7 @@ def cloud(data: Data, args: argparse.Namespace) -> Bag:
     ids = torch.from_numpy(padded(data.texts["train"] + more))
     torch.manual_seed(args.seed)
     net = Bag(32_768, 104, len(data.labels))
-    return train(net, data, ids, smoothed(goals, 0.05), epochs=args.epochs or 10, batch=128, thin=0.2, outside=0.1)
+    return train(net, data, ids, smoothed(goals, 0.05), epochs=args.epochs or 8, batch=128, thin=0.2, outside=0.1)
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def probabilities(nets: list[nn.Module], vectors: np.ndarray) -> np.ndarray:
 
 
 def taught(
-    name: str, train: list[str], y: np.ndarray, outside: list[str], val: list[str], *, cache: Path, seed: int, rounds: int = 2
+    name: str, train: list[str], y: np.ndarray, outside: list[str], val: list[str], *, cache: Path, seed: int, rounds: int = 4
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The teacher on further sentences.
 
