@@ -15,8 +15,8 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-MOST = 512
-"""Pieces of a longer text are left out."""
+MOST = 256
+"""Pieces of a text: of a longer one the rest is left out, and a shorter one is padded, so that texts can be batched."""
 PIECES = (3, 4, 5)
 VERSION = "1"
 """Changes with the features: models and certificates belong to one."""
@@ -34,8 +34,11 @@ def pieces(text: str) -> list[str]:
 
 
 def piece_ids(text: str) -> Array:
-    """-> int64 [pieces], the CRC-32 of each; [1] with 0, which is padding, for a text without words.
+    """-> int64 [256], the CRC-32 of each piece, and zeros.
 
-    A model's bucket of a piece is its CRC-32 modulo the number of buckets; those in bucket 0 do not count.
+    A model's bucket of a piece is its CRC-32 modulo the number of buckets; those in bucket 0, as the padding, do not count.
     """
-    return np.array([crc32(piece.encode()) for piece in pieces(text)] or [0], np.int64)
+    ids = np.zeros(MOST, np.int64)
+    found = [crc32(piece.encode()) for piece in pieces(text)]
+    ids[: len(found)] = found
+    return ids
