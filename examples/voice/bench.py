@@ -8,12 +8,12 @@ from time import perf_counter
 
 import numpy as np
 from dialogue import Dialogue
+from skills import COMMANDS
 from sound import CHUNK, RATE, Samples, chunks, spoken
 from vad import WINDOW, SileroVad
 
 from edgeroute import Utterance
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 VOICES = ("en", "en-us", "en-gb-scotland")
 QUESTIONS = ("what time is it", "tell me a joke", "what is the capital of france", "set a timer for ten minutes")
 HANGOVER_S = 0.5
@@ -21,7 +21,7 @@ HANGOVER_S = 0.5
 
 def bench(dialogue: Dialogue) -> None:
     """Prints the latencies of commands, and of what is done for other utterances."""
-    utterances = [spoken(word, voice) for voice in VOICES for word in WORDS]
+    utterances = [spoken(word, voice) for voice in VOICES for word in COMMANDS]
     waited = sorted(measured(dialogue, utterances))
     print(f"end of speech to provisional answer, {len(waited)} commands: {_told(waited)}")
     print(f"  (from where the detector has found the end, which takes it {HANGOVER_S:.1f} s of silence)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from commands import OTHER
-from skills import done
+from skills import COMMANDS, commanded, done
 from sound import Samples
 
 from edgeroute import Answer, Conversation, NoAnswer, Router
@@ -15,8 +15,8 @@ from edgeroute import Answer, Conversation, NoAnswer, Router
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SURE = 0.5
-"""From this confidence on an answer of the last model that was asked is acted upon."""
+SURE_COMMAND, SURE = 0.8, 0.5
+"""From this confidence on a command is acted upon, and an intent or an answer."""
 SYSTEM = "Answer in one short sentence."
 MOST_TURNS = 8
 """So much of a conversation is sent to the language models: the one on the device has little memory."""
@@ -63,10 +63,10 @@ class Dialogue:
 
     def command(self, answer: Answer) -> Reply | None:
         """What is said to a command; None: it is none, or is not sure to be one until the cloud has answered."""
-        if answer.value == OTHER or (answer.confidence is not None and answer.confidence < SURE):
+        if answer.value == OTHER or (answer.confidence is not None and answer.confidence < SURE_COMMAND):
             return None
         word = str(answer.value)
-        return Reply("command", word, f"{word}.", answer.source, answer.reason, final=answer.final)
+        return Reply("command", word, commanded(word), answer.source, answer.reason, final=answer.final)
 
     def intent(self, text: str) -> Reply:
         """What is said to a request that is one of the intents; "nothing": it is none of them, as far as one can tell."""
@@ -97,6 +97,9 @@ class Dialogue:
         """What is said to a text; None: as `answer`."""
         if not any(map(str.isalnum, text)):
             return Reply("nothing", text, "I did not understand that.", "", "no words were recognised")
+        word = text.strip(" .,!?").lower()
+        if word in COMMANDS:
+            return Reply("command", text, commanded(word), "edge", "its words are those of a command")
         intent = self.intent(text)
         if intent.kind == "intent":
             return intent

@@ -99,8 +99,8 @@ def show(reply: Reply | str) -> None:
     if isinstance(reply, str):
         print(reply)
         return
-    more = "" if reply.final else " ..."
-    print(f"{reply.heard!r:40} {reply.kind:8} {reply.text}{more}\n{'':40} {reply.source}: {reply.reason}")
+    more, source = "" if reply.final else " ...", f"{reply.source}: " if reply.source else ""
+    print(f"{reply.heard!r:40} {reply.kind:8} {reply.text}{more}\n{'':40} {source}{reply.reason}")
 
 
 if __name__ == "__main__":

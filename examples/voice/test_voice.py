@@ -289,6 +289,13 @@ def test_an_unsure_command_is_acted_upon_once_the_cloud_is_sure(made, cloud, kin
     assert [reply.kind for reply in shown] == [kind]
 
 
+def test_a_command_may_be_known_by_its_words(made):
+    """One that the commands' models are not sure of."""
+    with Router(lambda audio: ("nine", 0.2), None) as commands:
+        (reply,) = heard(replace(made(), commands=commands, transcribe=lambda audio: " Nine."), WORD)
+    assert (reply.kind, reply.text) == ("command", "nine.")
+
+
 def test_noise_is_not_answered_aloud(made):
     dialogue, out = made(), Loudspeaker()
     with Router(lambda audio: ("other", 0.9), None) as commands:
@@ -409,7 +416,11 @@ def test_a_wyoming_client_has_speech_intents_and_answers(made):
         assert Intent.from_event(await answer(port, Recognize("what time is it"))).name == "time"
         assert NotRecognized.is_type((await answer(port, Recognize("why is the sky blue"))).type)
         context = {"conversation_id": "one"}
-        for text, said in (("What is the capital of France?", "Paris"), ("And what about Germany?", "Berlin")):
+        for text, said in (
+            ("What is the capital of France?", "Paris"),
+            ("And what about Germany?", "Berlin"),
+            ("Three.", "three."),
+        ):
             assert said in Handled.from_event(await answer(port, Transcript(text, context=context))).text
 
     served(made(), client)
