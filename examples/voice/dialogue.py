@@ -10,7 +10,7 @@ from commands import OTHER
 from skills import COMMANDS, commanded, done
 from sound import Samples
 
-from edgeroute import Answer, Conversation, NoAnswer, Router
+from edgeroute import Answer, Conversation, EdgerouteError, Router
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SURE_COMMAND, SURE = 0.8, 0.5
 """From this confidence on a command is acted upon, and an intent or an answer."""
 SYSTEM = "Answer in one short sentence."
-MOST_TURNS = 8
-"""So much of a conversation is sent to the language models: the one on the device has little memory."""
+MOST_CHARACTERS = 2_000
+"""So much of a conversation is sent to the language models: the one on the device has a context of 1,024 tokens."""
 
 
 class Reply(NamedTuple):
@@ -29,7 +29,7 @@ class Reply(NamedTuple):
     heard: str
     text: str
     source: str
-    """"edge" or "cloud"; empty where no model was asked."""
+    """Which side answered, edge or cloud; empty where none did."""
     reason: str
     final: bool = True
 
@@ -72,7 +72,7 @@ class Dialogue:
         """What is said to a request that is one of the intents; "nothing": it is none of them, as far as one can tell."""
         try:
             answer = self.intents.infer(text, data_class="text")
-        except NoAnswer as e:
+        except EdgerouteError as e:
             return Reply("nothing", text, "", "", str(e))
         if not is_sure(answer):
             return Reply("nothing", text, "", answer.source, answer.reason)
@@ -86,7 +86,7 @@ class Dialogue:
                 for _ in stream:
                     if stopped():
                         return None
-        except NoAnswer as e:
+        except EdgerouteError as e:
             return Reply("nothing", text, "I have no answer to that.", "", str(e))
         found = stream.answer
         sure = found.source == "cloud" or (found.confidence is not None and found.confidence >= SURE)
@@ -114,5 +114,7 @@ def is_sure(answer: Answer) -> bool:
 
 def forget(talk: Conversation) -> None:
     """Drops the oldest turns of a long conversation, but for the system's message."""
-    turns = [message for message in talk.messages if message["role"] != "system"]
-    talk.messages = [*talk.messages[: len(talk.messages) - len(turns)], *turns[-2 * MOST_TURNS :]]
+    system, *turns = talk.messages
+    while sum(len(message["content"]) for message in turns) > MOST_CHARACTERS:
+        del turns[:2]  # what was asked, and the answer
+    talk.messages = [system, *turns]

@@ -87,6 +87,7 @@ def source(given: argparse.Namespace) -> tuple[Iterator[Any], bool]:
 
 def read(dialogue: Dialogue) -> None:
     """Answers lines from the keyboard."""
+    print("Type a line; Ctrl-D ends.")
     talk = dialogue.conversation()
     for line in sys.stdin:
         reply = dialogue.of_text(line.strip(), talk)

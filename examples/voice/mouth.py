@@ -37,10 +37,16 @@ class Mouth:
         """Speaks the answer to what ended at `end_s` -> whether it was spoken to its end."""
         if self._out is None or self.interrupted(end_s):
             return False
-        samples = self._render(text)
-        self.speaking = True
-        self._out.start()
         try:
+            return self._play(self._render(text), end_s)
+        except Exception as e:  # noqa: BLE001 - espeak's, PortAudio's: the answer was printed, and the next may be spoken
+            print(f"(not spoken: {e})")
+            return False
+
+    def _play(self, samples: Samples, end_s: float) -> bool:
+        self.speaking = True
+        try:
+            self._out.start()
             for at in range(0, len(samples), CHUNK):
                 if self.interrupted(end_s):
                     self._out.abort()  # what it was given is not played any more

@@ -44,8 +44,8 @@ MOST_TEXT = 1_000
 MOST_CONVERSATIONS = 100
 """So many are remembered, the latest ones."""
 THREADS = 4
-GARBAGE = (ValueError, AttributeError, TypeError, KeyError, RecursionError)
-"""What `async_read_event` raises for bytes that are no event."""
+GARBAGE = (ValueError, AttributeError, TypeError, KeyError, AssertionError, RecursionError)
+"""What the library raises for bytes that are no event, and for events that lack something."""
 
 
 class Bounded:
@@ -103,8 +103,11 @@ class Service:
 
     def words(self, audio: Samples) -> str:
         """What was said: the name of a command, or what was transcribed."""
-        answer = self.dialogue.commands.infer(audio, data_class="audio")
-        command = self.dialogue.command(answer)
+        try:
+            command = self.dialogue.command(self.dialogue.commands.infer(audio, data_class="audio"))
+        except NoAnswer as e:
+            log.warning("a command could not be told from other words: %s", e)
+            command = None
         return self.dialogue.transcribe(audio) if command is None else command.heard
 
     async def reply(self, text: str, identity: str | None) -> Reply:
@@ -140,7 +143,7 @@ class Client(AsyncEventHandler):
             while (event := await async_read_event(bounded)) is not None:
                 try:
                     await self.handle_event(event)
-                except (BadInput, KeyError, TypeError) as e:  # noqa: PERF203 - of one event: the next may be better
+                except GARBAGE as e:  # noqa: PERF203 - of one event, as BadInput is: the next may be better
                     await self.write_event(Error(text=f"{event.type}: {e}", code="bad-input").event())
         except (OSError, EOFError):
             pass  # it left
@@ -169,14 +172,10 @@ class Client(AsyncEventHandler):
             await self._recognize(Recognize.from_event(event).text)
         elif Transcript.is_type(event.type):
             said = Transcript.from_event(event)
-            context = (event.data or {}).get("context") or {}
-            try:
-                reply = await service.reply(said.text, context.get("conversation_id"))
-            except NoAnswer as e:
-                await self.write_event(NotHandled(text=str(e)).event())
-            else:
-                kind = NotHandled if reply.kind == "nothing" else Handled
-                await self.write_event(kind(text=reply.text).event())
+            context = event.data.get("context") or {}
+            reply = await service.reply(said.text, context.get("conversation_id"))
+            kind = NotHandled if reply.kind == "nothing" else Handled
+            await self.write_event(kind(text=reply.text).event())
         return True
 
     async def _chunk(self, chunk: AudioChunk) -> None:

@@ -37,7 +37,7 @@ import main as program  # noqa: E402 - after what it needs was looked for
 import routers  # noqa: E402
 import sound  # noqa: E402
 from bench import measured  # noqa: E402
-from dialogue import MOST_TURNS, forget  # noqa: E402
+from dialogue import MOST_CHARACTERS, SYSTEM, forget  # noqa: E402
 from listen import listen  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
@@ -305,6 +305,13 @@ def test_noise_is_not_answered_aloud(made):
     assert not out.playing.is_set()
 
 
+def test_a_loudspeaker_that_fails_does_not_end_it(capsys):
+    out = Loudspeaker()
+    out.write = lambda samples: 1 / 0
+    assert not Mouth(out).say(WORD)
+    assert "(not spoken: division by zero)" in capsys.readouterr().out
+
+
 def test_latencies_are_measured(made):
     waited = list(measured(made(), [sound.spoken(WORD)] * 2))
     assert len(waited) == 2
@@ -340,10 +347,13 @@ def test_the_cloud_sees_the_turns_that_the_edge_answered(made):
 
 def test_a_long_conversation_forgets_its_oldest_turns(made):
     talk = made().conversation()
-    talk.messages += [{"role": "user", "content": str(i)} for i in range(50)]
+    said = [{"role": ("user", "assistant")[i % 2], "content": str(i) * 200} for i in range(8)]
+    talk.messages += said
     forget(talk)
-    assert [message["content"] for message in talk.messages[1:]] == [str(i) for i in range(50 - 2 * MOST_TURNS, 50)]
-    assert talk.messages[0]["role"] == "system"
+    assert talk.messages == [{"role": "system", "content": SYSTEM}, *said]
+    talk.messages += [{"role": "user", "content": "x" * (MOST_CHARACTERS - 500)}, {"role": "assistant", "content": ""}]
+    forget(talk)
+    assert talk.messages[1:-2] == said[6:]
 
 
 def test_nothing_is_heard_before_the_wake_word(made, capsys):
@@ -453,9 +463,12 @@ def test_odd_wyoming_clients_harm_nobody(made, caplog):
             await raw(port, data)
         for wrong in (AudioStart(rate=16_000, width=4, channels=1), AudioStart(rate=0, width=2, channels=1)):
             assert Error.is_type((await answer(port, wrong)).type)
-        for wrong in ("audio-start", "audio-chunk", "recognize", "transcript"):
+        for wrong in (
+            *map(Event, ("audio-start", "audio-chunk", "recognize", "transcript")),
+            Event("recognize", {"text": 7}), Event("transcript", {"text": "x" * 2_000}), Event("transcript", {"text": "hi", "context": 7}),
+        ):  # fmt: skip
             async with AsyncTcpClient("127.0.0.1", port) as one:
-                await one.write_event(Event(wrong))
+                await one.write_event(wrong)
                 assert Error.is_type((await one.read_event()).type)
         assert Transcript.from_event(await answer(port, AudioStop())).text == ""
         assert Transcript.from_event(await answer(port, *audio(WORD))).text == WORD
