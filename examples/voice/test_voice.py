@@ -186,6 +186,24 @@ def test_the_cloud_hears_the_same_audio_and_nothing_is_said_twice(made, value):
     assert len(server.requests) == 1
 
 
+def test_the_larger_models_answer_behind_a_server(made):
+    """As the README has it: `edgeroute serve` with both, one asked by audio's features, the other by a text's."""
+    models = [str(HERE / "models" / name) for name in ("digits-large.onnx", "intents-large.onnx")]
+    command = [sys.executable, "-m", "edgeroute", "serve", *models, "--port", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            url = re.search(r"http://[0-9.:]+", server.stdout.readline())[0]
+            here = {f'"{DEAD}/': f'"{url}/'}
+            dialogue = made(commands={**here, **OPEN, **SURE}, intents={**here, "threshold = 0.6": "threshold = 1.0"})
+            first, last = heard(dialogue, WORD)
+            intent = dialogue.intent("what time is it")
+        finally:
+            server.terminate()
+    assert (first.source, last.source, last.heard) == ("edge", "cloud", WORD)
+    assert (intent.kind, intent.source) == ("intent", "cloud")
+
+
 def test_audio_stays_where_the_policy_says_so(made):
     """As the example's own does: however unsure the edge is."""
     server, changes = answers("nine")
