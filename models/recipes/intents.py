@@ -259,6 +259,7 @@ def main() -> None:
         path = args.out / file
         export(net, path, f"intents-{side}")
         val, test, out = (run(path, data[split][0]) for split in ("val", "test", "oos_test"))
+        sure = msp(test) >= 0.6
         ids, model = data["test"][0][:1], session(path)
         measured = {
             "validation_accuracy": round(accuracy(val, data["val"][1]), 4),
@@ -266,6 +267,9 @@ def main() -> None:
             "float_test_accuracy": round(accuracy(predict(net, data["test"][0]), data["test"][1]), 4),
             "auroc_out_of_scope_msp": round(auroc(msp(test), msp(out)), 4),
             "auroc_out_of_scope_energy": round(auroc(energy(test), energy(out)), 4),
+            "deferred_at_0.6": round(float((msp(test) < 0.6).mean()), 4),
+            "accepted_accuracy_at_0.6": round(accuracy(test[sure], data["test"][1][sure]), 4),
+            "out_of_scope_deferred_at_0.6": round(float((msp(out) < 0.6).mean()), 4),
             "p50_ms": round(p50_ms(lambda model=model, ids=ids: model.run(None, {"ids": ids})), 3),
         }
         write_card(path, {
@@ -286,7 +290,19 @@ def main() -> None:
     if args.only is None and args.out == EXAMPLE / "models":
         write_table(
             "intents",
-            ["model", "file, KB", "validation", "test", "test, float", "out of scope AUROC, msp", "the same, energy", "p50, ms"],
+            [
+                "model",
+                "file, KB",
+                "validation",
+                "test",
+                "test, float",
+                "out of scope AUROC, msp",
+                "the same, energy",
+                "deferred at .6",
+                "right of the others",
+                "out of scope deferred at .6",
+                "p50, ms",
+            ],
             rows,
             f"`python models/recipes/intents.py --data data_full.json`, {(time.monotonic() - begun) / 60:.0f} minutes; {where()}.",
         )
