@@ -1,0 +1,76 @@
+"""Speaks answers with espeak-ng, and stops when somebody begins to speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from typing import Any
+
+import numpy as np
+from sound import CHUNK, NoSound, Samples, loudspeaker, spoken
+
+
+class Mouth:
+    """Speaks one text at a time.
+
+    Args:
+        out: an output with `start`, `write(samples)`, which blocks while they are played, `stop`, and
+            `abort`; None: answers are not spoken.
+        render: a text as samples at 16 kHz.
+    """
+
+    def __init__(self, out: Any = None, render: Callable[[str], Samples] = spoken) -> None:
+        self._out, self._render = out, render
+        self._barged_at_s = -inf
+        self.speaking = False
+        """Whether the loudspeaker is on."""
+
+    def barge_in(self, at_s: float) -> None:
+        """Somebody speaks, from this second of the audio on. Called by the thread that reads the microphone."""
+        self._barged_at_s = at_s
+
+    def interrupted(self, end_s: float) -> bool:
+        """Whether somebody has spoken after what ended at this second: its answer is not wanted any more."""
+        return self._barged_at_s >= end_s
+
+    def say(self, text: str, end_s: float = inf) -> bool:
+        """Speaks the answer to what ended at `end_s` -> whether it was spoken to its end."""
+        if self._out is None or self.interrupted(end_s):
+            return False
+        try:
+            return self._play(self._render(text), end_s)
+        except Exception as e:  # noqa: BLE001 - espeak's, PortAudio's: the answer was printed, and the next may be spoken
+            print(f"(not spoken: {e})")
+            return False
+
+    def _play(self, samples: Samples, end_s: float) -> bool:
+        self.speaking = True
+        try:
+            self._out.start()
+            for at in range(0, len(samples), CHUNK):
+                if self.interrupted(end_s):
+                    self._out.abort()  # what it was given is not played any more
+                    return False
+                self._out.write(samples[at : at + CHUNK, None])
+            self._out.stop()  # once all of it was played
+        finally:
+            self.speaking = False
+        return True
+
+    def unheard(self, chunks: Iterable[Any]) -> Iterator[Any]:
+        """The chunks of a microphone that hears the loudspeaker, with silence while that speaks."""
+        for chunk in chunks:
+            yield np.zeros_like(chunk) if self.speaking else chunk
+
+
+def mouth(*, silent: bool = False) -> Mouth:
+    """One with this device's loudspeaker and espeak-ng, if there are both."""
+    try:
+        spoken("ready")
+    except NoSound as e:
+        print(f"(answers are printed and not spoken: {e})")
+        return Mouth()
+    out = None if silent else loudspeaker()
+    if out is None and not silent:
+        print("(answers are printed and not spoken: there is no loudspeaker)")
+    return Mouth(out)

@@ -1,0 +1,135 @@
+"""Where audio comes from: a microphone, wav files, sentences spoken by espeak-ng. All of it as chunks of 16 kHz mono."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import wave
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 16_000
+CHUNK = 512
+"""Samples of a chunk, 32 ms: what the voice detector takes at a time."""
+Samples: TypeAlias = NDArray[np.float32]
+"""Float32 [samples] from -1 to 1, at `RATE`."""
+
+
+class NoSound(Exception):
+    """Something for sound is missing; the message says what to do."""
+
+
+def read_wav(file: Path | io.BytesIO) -> Samples:
+    """The samples of a wav file with 16 bits a sample, at 8 kHz or more; several channels are mixed.
+
+    Raises:
+        NoSound: it is no such file.
+    """
+    try:
+        with wave.open(str(file) if isinstance(file, Path) else file) as found:
+            rate, channels, width = found.getframerate(), found.getnchannels(), found.getsampwidth()
+            data = found.readframes(found.getnframes())
+    except (OSError, EOFError, wave.Error) as e:
+        raise NoSound(f"{file}: not a wav file that can be read: {e}") from e
+    if width != 2 or rate < 8_000:  # noqa: PLR2004 - bytes, hertz
+        raise NoSound(
+            f"{file}: {8 * width} bits at {rate} Hz, and 16 at 8,000 or more are expected: ffmpeg -i FILE -ar 16000 NEW.wav"
+        )
+    samples = np.frombuffer(data[: len(data) - len(data) % (2 * channels)], "<i2").reshape(-1, channels)
+    return resampled(samples.mean(1).astype(np.float32) / 32768, rate)
+
+
+def resampled(samples: Samples, rate: int, to: int = RATE) -> Samples:
+    """Samples at another rate, by their spectrum: what is above the new rate's half is left out."""
+    if rate == to or not len(samples):
+        return samples
+    length = round(len(samples) * to / rate)
+    spectrum = np.fft.rfft(samples)
+    out = np.zeros(length // 2 + 1, spectrum.dtype)
+    kept = min(len(out), len(spectrum))
+    out[:kept] = spectrum[:kept]
+    return (np.fft.irfft(out, length) * (to / rate)).astype(np.float32)
+
+
+def spoken(text: str, voice: str = "en", words_a_minute: int = 150) -> Samples:
+    """A text as espeak-ng speaks it.
+
+    Raises:
+        NoSound: there is no espeak-ng, or it does not know the voice.
+    """
+    if shutil.which("espeak-ng") is None:
+        raise NoSound("espeak-ng is not installed, and it renders speech here: apt-get install espeak-ng, or give --wav FILE")
+    command = ["espeak-ng", "-v", voice, "-s", str(words_a_minute), "--stdout", "--stdin"]
+    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)  # noqa: S603 - no shell, and the text is not in it
+    if done.returncode or not done.stdout:
+        raise NoSound(f"espeak-ng failed: {done.stderr.decode(errors='replace').strip() or 'it said nothing'}")
+    return read_wav(io.BytesIO(_sized(done.stdout)))
+
+
+def _sized(data: bytes) -> bytes:
+    """A wav file from a pipe, whose header says that it is endless, with its true sizes."""
+    at = data.index(b"data") + 8
+    whole, part = ((len(data) - start).to_bytes(4, "little") for start in (8, at))
+    return data[:4] + whole + data[8 : at - 4] + part + data[at:]
+
+
+def silence(seconds: float) -> Samples:
+    """So many seconds of nothing."""
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+def chunks(utterances: Iterable[Samples], pause_s: float = 1.0) -> Iterator[Samples]:
+    """A recording of these utterances, with silence after each, in chunks."""
+    for utterance in utterances:
+        whole = np.concatenate([silence(0.3), utterance, silence(pause_s)])
+        whole = np.pad(whole, (0, -len(whole) % CHUNK))
+        for at in range(0, len(whole), CHUNK):
+            yield whole[at : at + CHUNK]
+
+
+def microphone() -> Iterator[NDArray[np.int16]]:
+    """Chunks from the default microphone, without an end.
+
+    Raises:
+        NoSound: there is none.
+    """
+    sounddevice = _sounddevice()
+    try:
+        stream = sounddevice.InputStream(samplerate=RATE, channels=1, dtype="int16", blocksize=CHUNK)
+    except (sounddevice.PortAudioError, ValueError) as e:
+        raise NoSound(f"no microphone can be opened: {e}") from e
+
+    def read() -> Iterator[NDArray[np.int16]]:
+        with stream:
+            while True:
+                try:
+                    chunk, _ = stream.read(CHUNK)
+                except sounddevice.PortAudioError as e:
+                    raise NoSound(f"the microphone is gone: {e}") from e
+                yield chunk
+
+    return read()
+
+
+def loudspeaker() -> Any:
+    """An open output for `play`; None: there is none."""
+    try:
+        sounddevice = _sounddevice()
+        return sounddevice.OutputStream(samplerate=RATE, channels=1, dtype="float32", blocksize=CHUNK)
+    except Exception:  # noqa: BLE001 - PortAudio's; without a loudspeaker answers are printed
+        return None
+
+
+def _sounddevice() -> Any:
+    try:
+        import sounddevice
+    except ImportError as e:
+        raise NoSound("sounddevice is not installed: pip install sounddevice") from e
+    except OSError as e:  # the library that it wraps
+        raise NoSound("PortAudio is not installed: apt-get install libportaudio2") from e
+    return sounddevice

