@@ -15,6 +15,8 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.errors import Unreachable
+from edgeroute.router.cloud_arm_tally import ArmTally, summed
+from edgeroute.router.cloud_arms import Trials
 from edgeroute.testing import FakeModel
 
 pytestmark = pytest.mark.once
@@ -173,6 +175,24 @@ def test_what_came_of_them_outlives_the_process(tmp_path):
         assert router.infer(0).leg == "large"
     with router_of(arms._replace(salt="another"), state=tmp_path) as router:
         assert arms_of(router)["large"].calls == 0
+
+
+def test_a_count_that_an_earlier_version_did_not_have_is_0():
+    """Then a stopped arm stays stopped, and the device's sums are in those of the fleet."""
+    clouds = {"large": always("cat"), "next": always("dog")}
+    with router_of(CloudArms(clouds, {"next": 0.5})) as router:
+        for i in range(200):
+            router.infer(i)
+        trials = router.engine.trials
+        dumped = json.loads(json.dumps(trials.dump()))
+        for tally in dumped["tallies"].values():
+            del tally["shadow_failed"]
+        again = Trials(trials.arms, print, None, None, trials.identities, dumped)
+        assert again.stopped == trials.stopped != {}
+        assert [arm.calls for arm in again.stats()] == [arm.calls for arm in trials.stats()]
+        assert [arm.calls for arm in summed([dumped, dumped])] == [2 * arm.calls for arm in trials.stats()]
+    with pytest.raises(TypeError):
+        ArmTally.load([])
 
 
 def test_another_endpoint_that_has_an_arms_name_is_not_taken_for_it(tmp_path):
