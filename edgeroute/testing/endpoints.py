@@ -39,8 +39,8 @@ def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Se
     A talk ends, with one output for each input that the router can read: the same each time, alone, in a batch, and beside
     another talk. `encode` and `decode` agree with it. A damaged reply is `BadReply`, or another `CloudError`, which holds nothing
     of it; an input that cannot be encoded is `BadInput`. Inputs are not written to. `ping` and `health` end, and send no input.
-    No text shows a credential: `Authorization`, or a header that is given as a `Secret`. An answer depends on the reply. Answers in
-    pieces (`speak`) are not checked.
+    No text shows a credential: `Authorization`, or a header that is given as a `Secret`. An answer depends on the reply.
+    Answers in pieces (`speak`) are not checked.
 
     Args:
         endpoint: with a credential (`api_key=`), so that it can be seen whether it stays hidden.
