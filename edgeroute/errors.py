@@ -8,7 +8,7 @@ EdgerouteError
 │   ├── Unfit                          it cannot take this input, which another model may: it is deferred
 │   ├── ModelMissing (FileNotFoundError)
 │   └── RuntimeMissing (ImportError)   the installation's: a runtime is not installed
-├── CloudError                         an endpoint's; within a route it degrades the answer instead of being raised
+├── CloudError                         an endpoint's; it degrades the answer, and is raised only where no other leg was asked
 │   ├── Unreachable                    no connection, or a broken one
 │   ├── TimedOut (TimeoutError)        no reply in time
 │   ├── Refused                        an HTTP status other than success

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -135,9 +134,15 @@ def renew_after_fork(thing: _Forkable) -> None:
 
 
 def _in_child() -> None:
+    wrong: list[Exception] = []
     for thing in list(_known):
-        with contextlib.suppress(AttributeError):  # half constructed, by a thread that the child lacks: nobody will use it
+        try:
             thing.after_fork()
+        except Exception as e:  # noqa: BLE001, PERF203 - whatever it is, the others are renewed first
+            if not isinstance(e, AttributeError):  # else half constructed, by a thread that the child lacks: nobody will use it
+                wrong.append(e)
+    if wrong:
+        raise wrong[0]  # Python prints it, and the child goes on
 
 
 if hasattr(os, "register_at_fork"):

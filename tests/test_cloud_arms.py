@@ -1,20 +1,24 @@
 """Arms of the cloud: which endpoint a request gets, what comes of each, and the guardrail."""
 
+import copy
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from time import monotonic
 
 import numpy as np
 import pytest
 from commands import cli
 
-from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
+from edgeroute import AB, AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
 from edgeroute.core.arms import ArmTest
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.errors import Unreachable
+from edgeroute.router.cloud_arm_tally import ArmTally, summed
+from edgeroute.router.cloud_arms import Trials
 from edgeroute.testing import FakeModel
 
 pytestmark = pytest.mark.once
@@ -173,6 +177,24 @@ def test_what_came_of_them_outlives_the_process(tmp_path):
         assert router.infer(0).leg == "large"
     with router_of(arms._replace(salt="another"), state=tmp_path) as router:
         assert arms_of(router)["large"].calls == 0
+
+
+def test_a_count_that_an_earlier_version_did_not_have_is_0():
+    """Then a stopped arm stays stopped, and the device's sums are in those of the fleet."""
+    clouds = {"large": always("cat"), "next": always("dog")}
+    with router_of(CloudArms(clouds, {"next": 0.5})) as router:
+        for i in range(200):
+            router.infer(i)
+        trials = router.engine.trials
+        dumped = json.loads(json.dumps(trials.dump()))
+        for tally in dumped["tallies"].values():
+            del tally["shadow_failed"]
+        again = Trials(trials.arms, print, None, None, trials.identities, dumped)
+        assert again.stopped == trials.stopped != {}
+        assert [arm.calls for arm in again.stats()] == [arm.calls for arm in trials.stats()]
+        assert [arm.calls for arm in summed([dumped, dumped])] == [2 * arm.calls for arm in trials.stats()]
+    with pytest.raises(TypeError):
+        ArmTally.load([])
 
 
 def test_another_endpoint_that_has_an_arms_name_is_not_taken_for_it(tmp_path):
@@ -363,6 +385,20 @@ def test_shares_may_be_pairs():
     with router_of(CloudArms(clouds, [("next", 1)], shadow=iter([("next", 0.5)]))) as router:
         assert [router.infer(i).leg for i in range(3)] == ["next"] * 3
         assert arms_of(router)["next"].share == 1
+
+
+def test_shares_that_are_read_once_outlive_a_change_of_the_policy():
+    """As an edge model is promoted, say; and another router of the same settings."""
+    clouds = {"large": always("cat"), "next": always("cat")}
+    arms = CloudArms(clouds, iter([("next", 0.5)]))._replace(shadow=iter([("next", 0.25)]))
+    for _ in range(2):
+        with router_of(arms, ab=AB(lambda _: ("cat", 0.1))) as router:
+            before = router.engine.snapshot.cloud_arms
+            router.promote()
+            after = router.engine.snapshot.cloud_arms
+            assert (before.split, before.shadow) == (after.split, after.shadow) == ({"next": 0.5}, {"next": 0.25})
+    assert copy.copy(arms) == arms == CloudArms(*arms)
+    assert (type(copy.copy(arms)), [*signature(CloudArms).parameters][:2]) == (CloudArms, ["clouds", "split"])
 
 
 @pytest.mark.parametrize(

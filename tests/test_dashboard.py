@@ -11,6 +11,7 @@ import os
 import random
 import re
 import signal
+import socket
 import threading
 import weakref
 from pathlib import Path
@@ -43,6 +44,7 @@ from edgeroute.dashboard.window import RECENT
 from edgeroute.errors import BadInput, EdgerouteError, Held
 from edgeroute.record.instruments import RequestEnded
 from edgeroute.replay import Setup, collect
+from edgeroute.serve.host import _InChild
 from edgeroute.stores.cache import Cache
 from edgeroute.stores.journal import Journal
 
@@ -542,6 +544,18 @@ def test_a_router_in_this_process():
     assert held == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(url, timeout=LONG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it has no fork")
+def test_a_socket_that_an_event_loop_uses_is_closed_in_the_child():
+    """uvloop counts itself among its users, as `makefile` does: then `close` would wait for them."""
+    listener, other = socket.socketpair()
+    with other, listener.makefile("rb"):
+        child = _InChild(listener)
+        child.after_fork()
+        other.setblocking(False)
+        assert other.recv(1) == b""  # while it is open, BlockingIOError
+        child.after_fork()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it has no fork")

@@ -16,7 +16,7 @@ from watched import LONG, Records, monitor_of, page_of
 from edgeroute import Cache, Limits, Reading, Router, Rule, Unfit, Unreachable
 from edgeroute.cloud.backend import Function
 from edgeroute.core.why import CODES
-from edgeroute.dashboard.monitor import Monitor
+from edgeroute.dashboard.monitor import OLD_S, Monitor
 
 pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families as parsed
@@ -78,8 +78,10 @@ def test_it_has_the_numbers_of_the_instrument():
         *(f"edgeroute_attempt_duration_seconds_{part}" for part in ("bucket", "sum", "count")),
         "edgeroute_call_joules", "edgeroute_link_seconds", "edgeroute_device_reading_age_seconds",
     }  # fmt: skip
-    alike = {key for key in found.keys() & own.keys() if not key[0].endswith(TIMES)}
-    names = {key[0] for key in alike}
+    names = {key[0] for key in found} & {key[0] for key in own}
+    both = [{key for key in page if key[0] in names} for page in (found, own)]
+    assert both[0] == both[1], "a series that one of them lacks"
+    alike = {key for key in both[0] if not key[0].endswith(TIMES)}
     assert {
         "edgeroute_requests_total", "edgeroute_held_total", "edgeroute_deferral_ratio", "edgeroute_routed_total",
         "edgeroute_cached_total", "edgeroute_degraded_total", "edgeroute_sent_bytes_total", "edgeroute_leg_runs_total",
@@ -87,9 +89,46 @@ def test_it_has_the_numbers_of_the_instrument():
         "edgeroute_device_battery_ratio", "edgeroute_breaker",
     } <= names  # fmt: skip
     assert {key: found[key] for key in alike} == {key: own[key] for key in alike}
-    assert {key for key in found if key[0] == "edgeroute_requests_total"} == {
-        key for key in own if key[0] == "edgeroute_requests_total"
-    }
+
+
+def test_a_rule_is_in_force_as_long_as_the_trace_is_fresh():
+    """An old record does not say what is in force now; a state that has it does."""
+    records = []
+    with Router(
+        edge, cloud, threshold=0.5, trace=records.append, rules=[Rule("battery", "prefer_edge", enter=0.2)],
+        sensors=lambda: Reading(battery=0.1, mains=False),
+    ) as router:  # fmt: skip
+        router.infer(0.9)
+    (record,) = records
+    (rule,) = [key for key in of_records([record]) if key[0] == "edgeroute_rule"]
+    old = {**record, "at": record["at"] - OLD_S - 1}
+    assert not [key for key in of_records([old]) if key[0] == "edgeroute_rule"]
+    assert not [key for key in of_records([]) if key[0] == "edgeroute_rule"]
+    told = {"in_force": [dict(rule[1:])["rule"]]}
+    assert rule in of_records([old], state=lambda: told)
+
+
+def test_what_a_stale_answer_hides():
+    """As docs/dashboard.md says under "Not there": the record is the cache's, and says nothing of the walk before."""
+    records, away = [], []
+
+    def asked(x):
+        if away:
+            raise Unreachable("gone")
+        return "cloud", 0.9
+
+    with Router(
+        edge, Function(asked), threshold=0.5, trace=records.append, instruments=[Prometheus()], cache=Cache(ttl_s=0), offline="stale"
+    ) as router:  # fmt: skip
+        router.infer(0.2)
+        away.append(True)
+        assert [router.infer(0.2).source for _ in range(2)] == ["stale", "stale"]
+        own = samples(metrics(router).body.decode())
+    found = of_records(records)
+    shared = {key for key in found.keys() & own.keys() if not key[0].endswith(TIMES)}
+    lower = {key[0] for key in shared if found[key] != own[key]}
+    assert lower == {"edgeroute_routed_total", "edgeroute_deferred_total", "edgeroute_leg_runs_total"}
+    assert all(found[key] < own[key] for key in shared if found[key] != own[key])
 
 
 def test_what_a_state_folder_says(tmp_path):

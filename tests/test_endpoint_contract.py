@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 
 import numpy as np
 import pytest
@@ -202,6 +203,51 @@ class Shows(Sound):
         return f"Shows({KEY})"
 
 
+class Constant(Sound):
+    """It does not read the reply."""
+
+    def decode(self, reply, count):
+        return [("good", 0.9)]
+
+
+class Forgives(Sound):
+    """What it cannot read has an answer as well."""
+
+    def decode(self, reply, count):
+        try:
+            return super().decode(reply, count)
+        except BadReply:
+            return [("unknown", 0.0)]
+
+
+class Wraps(Sound):
+    """Its probe holds what was sent last."""
+
+    last = b""
+
+    def call(self, x):
+        made = super().call(x)
+        self.last = made.body
+        return made
+
+    def ping(self):
+        yield Call("POST", "/ask", (), b'{"ping": "%s"}' % self.last)
+
+
+class InPath(Wraps):
+    def ping(self):
+        yield Call("GET", "/ask?like=" + "".join(f"%{byte:02x}" for byte in self.last))
+
+
+class ShowsHeader(Sound):
+    def __init__(self):
+        super().__init__()
+        self.address = Address("http://h/ask", headers={"X-Key": Secret("secret-of-a-header")})
+
+    def __repr__(self):
+        return "ShowsHeader(secret-of-a-header)"
+
+
 class Endless(Sound):
     def talk(self, inputs):
         while True:
@@ -216,6 +262,56 @@ def spoken(call):
 def test_a_sound_one():
     """Keeps it."""
     endpoint_contract(Sound(), ["fine", "awful"], spoken, bad=[None])
+
+
+class Named(Sound):
+    """A header that says what it is, and no credential; a body that can be written to."""
+
+    def __init__(self):
+        super().__init__()
+        self.address = Address("http://h/ask", headers={"X-Model": "sentiment-large", "authorization": f"Bearer {KEY}"})
+        self.where = "http://h/ask (sentiment-large)"
+
+    def call(self, x):
+        made = super().call(x)
+        return made._replace(body=bytearray(made.body))
+
+
+class Recovers(Sound):
+    """What it cannot read it asks for again."""
+
+    def talk(self, inputs):
+        (x,) = inputs
+        reply = yield self.call(x)
+        try:
+            return self.decode(reply, 1)
+        except BadReply:
+            return self.decode((yield self.call(x)), 1)
+
+
+class Says(Sound):
+    """Any text is an answer."""
+
+    def decode(self, reply, count):
+        return [reply.body.decode(errors="backslashreplace")]
+
+
+def test_sound_ones_that_look_odd():
+    """Keep it: a header is no secret for its length, a reply may be asked for again, and any text may be an answer."""
+    for sound in (Named(), Recovers(), Says()):
+        endpoint_contract(sound, ["fine", "awful"], lambda call: spoken(call._replace(body=bytes(call.body))), bad=[None])
+
+
+def test_a_server_that_says_the_same():
+    """Or what differs by chance alone: then it is not known whether the replies are read."""
+    endpoint_contract(Sound(), ["fine", "awful"], lambda _: Reply(200, {}, b"good .9"))
+    ids = count()
+
+    class Tagged(Sound):
+        def decode(self, reply, count):
+            return super().decode(reply._replace(body=reply.body.partition(b"#")[0]), count)
+
+    endpoint_contract(Tagged(), ["fine", "awful"], lambda _: Reply(200, {}, b"good .9#%d" % next(ids)))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +329,11 @@ def test_a_sound_one():
         (TakesAll, "bad input", "raise BadInput"),
         (Breaks, "bad input", "raised AttributeError.*raise BadInput"),
         (Repeats, "ping and health", "what an earlier request sent"),
+        (Constant, "talk", "'good' at 0.9 to every sample, although the server's replies differ"),
+        (Forgives, "damaged replies", "'unknown' at 0 to a reply of b'', and to one of b'<html>log in</html>'"),
+        (Wraps, "ping and health", "what an earlier request sent"),
+        (InPath, "ping and health", "what an earlier request sent"),
+        (ShowsHeader, "secrets", "a credential is in"),
         (Twice, "ping and health", "health takes 2 calls"),
         (Shows, "secrets", "a credential is in"),
         (Endless, "talk", "goes on after 100 calls"),

@@ -112,6 +112,31 @@ def test_a_frame_without_a_signature_is_of_no_scene(world):
     assert w.flow.stats().scenes == 1
 
 
+def test_a_frame_of_no_scene_leaves_the_scenes_refinement_alone(world):
+    """Which goes on, and is that of the scene's later frames; among those of no scene the newest counts."""
+
+    def signature(frame):
+        if frame is None:
+            raise ValueError("no such frame")
+        return [frame]
+
+    w = world(scene=0.1, signature=signature, max_in_flight=3)
+    w.frame(0.0, edge(final=True))
+    assert w.frame(0.0).provisional
+    for _ in range(2):
+        assert w.frame(None).provisional
+    w.calls[3].mail.append(cloud("of no scene"))
+    assert w.step().answer.value == "of no scene"
+    assert [call.closed for call in w.calls] == [False, False, False, False]
+    w.calls[2].mail.append(cloud("older, and of no scene"))
+    assert w.step() == inf
+    assert [call.closed for call in w.calls] == [False, False, True, False]
+    w.calls[1].mail.append(cloud("of the scene"))
+    assert w.step().answer.value == "of the scene"
+    assert w.frame(0.0, edge(final=True)).reused_from == 1
+    assert w.flow.stats().outdated == 1
+
+
 def test_an_answer_to_what_the_edge_no_longer_sees_is_not_shown_for_long(world):
     """The picture looks the same, and something small has gone from it while the cloud was being asked."""
     w = world(scene=0.1)

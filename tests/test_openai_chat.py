@@ -356,6 +356,34 @@ def test_a_server_that_does_not_stream(ask, kind):
         assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["stream"] is True
 
 
+@pytest.mark.parametrize("kind", [[], [("Content-Type", "text/plain; charset=utf-8")]])
+def test_a_whole_answer_that_does_not_say_that_it_is_json(ask, kind):
+    """On several lines, and without a reason for its end; cut anywhere. What begins otherwise is a stream, or nothing."""
+    said = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "Paris"}}]}, indent=2).encode()
+    with CannedServer(http_reply(b"\r\n " + said + b"\n", headers=kind)) as server:
+        assert ask.stream(endpoint(server.url))[0] == ["Paris"]
+        assert ask.infer(endpoint(server.url), "hi")[0].value == "Paris"
+    head = b"HTTP/1.1 200 -\r\n%sTransfer-Encoding: chunked\r\n\r\n" % b"".join(
+        b"%s: %s\r\n" % (n.encode(), v.encode()) for n, v in kind
+    )
+    with CannedServer([head, *(chunk(part) for part in (b"\n", b" ", b"{", said[1:9], said[9:])), b"0\r\n\r\n"]) as server:
+        assert ask.stream(endpoint(server.url))[0] == ["Paris"]
+    with CannedServer([head, chunk(b"\n"), *(chunk(event(one)) for one in PARIS), b"0\r\n\r\n"]) as server:
+        assert ask.stream(endpoint(server.url))[0] == ["Pa", "ris"]
+    wrong = json.dumps({"error": {"message": "x", "code": 400, "type": "t"}}, indent=2).encode()
+    for body, reason in (
+        (wrong, "400"),
+        (said[:-9], "broken JSON"),
+        (b"", "broke off"),
+        (b"\n \n", "broke off"),
+        (b"<html>", "HTML page"),
+    ):
+        with CannedServer(http_reply(body, headers=kind)) as server:
+            answer = ask.stream(endpoint(server.url))[1]
+            assert answer.degraded
+            assert reason in answer.reason
+
+
 def test_tool_calls_and_images(ask):
     """Parts of a message are passed on; calls of tools come together as the whole answer has them."""
     calls = [

@@ -468,6 +468,22 @@ def test_forms_of_what_servers_say(ask):
         assert answer.reason.endswith("its answer was cut off by a content filter")
 
 
+def test_a_message_beside_what_is_new_is_not_added_to_it(ask):
+    """Some servers repeat all so far beside each piece, which may be empty; without a piece the message is the text."""
+    said = [("Pa", "Pa"), ("ris", "Paris")]
+    events = [
+        {"choices": [{"index": 0, "delta": {"content": new}, "message": {"content": all_of_it}}]} for new, all_of_it in said
+    ]
+    end = {"index": 0, "delta": {}, "message": {"content": "Paris"}, "finish_reason": "stop"}
+    with CannedServer(sse_reply([*events, {"choices": [end]}])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value) == (["Pa", "ris"], "Paris")
+    without = {name: part for name, part in end.items() if name != "delta"}
+    for whole in (without, {**end, "delta": None}):
+        with CannedServer(sse_reply([{"choices": [whole]}])) as server:
+            assert ask.stream(endpoint(server.url))[0] == ["Paris"]
+
+
 def test_thoughts_are_progress_and_no_pieces(ask):
     """A model that thinks first has begun; what it thinks is in the outputs."""
     thoughts = [{"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}] * 3

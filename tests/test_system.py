@@ -165,3 +165,24 @@ def test_steps_have_ended_once_their_limit_is_over():
                 await limited(left_s, broken())
 
     asyncio.run(main())
+
+
+def test_what_fails_in_the_child_of_a_fork_keeps_nothing_else_from_it(monkeypatch):
+    """The others are renewed, and then it is raised, which Python prints; what is half made is left out."""
+
+    class Thing:
+        def __init__(self, error):
+            self.error, self.renewed = error, False
+
+        def after_fork(self):
+            if self.error is not None:
+                raise self.error
+            self.renewed = True
+
+    things = [Thing(AttributeError("half made")), Thing(OSError("the first")), Thing(ValueError("another")), Thing(None)]
+    monkeypatch.setattr(system, "_known", things)
+    with pytest.raises(OSError, match="the first"):
+        system._in_child()
+    assert things[-1].renewed
+    monkeypatch.setattr(system, "_known", [things[0], things[3]])
+    system._in_child()

@@ -70,7 +70,8 @@ class Gathered:
             self._chat = False
             text = choice["text"]
         else:
-            delta = choice.get("delta") or choice.get("message") or {}  # the latter of a server that does not stream
+            delta = choice.get("delta")
+            delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
             text = _text(delta.get("content"))
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)

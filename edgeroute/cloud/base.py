@@ -231,6 +231,8 @@ class Address:
             ):  # not quoted: it may be a whole header, with its value
                 raise PolicyError("headers has a name that is none: it takes letters, digits and -, as in X-Tenant")
         self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
+        given_secret = [name for name, value in (headers or {}).items() if isinstance(value, Secret)]
+        self._credentials = {*given_secret, *(name for name in self._headers if name.lower() == "authorization"), "Authorization"}
         if api_key is not None:
             self._headers["Authorization"] = ("Bearer ", _secret(api_key))
 
@@ -250,6 +252,10 @@ class Address:
             if not _SENDABLE.fullmatch(value):  # checked here, so that no error quotes the value
                 raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
         return found
+
+    def secrets(self) -> list[str]:
+        """The values of those headers that are credentials: `Authorization`, and what was given as a `Secret`."""
+        return [value for name, value in self.headers() if name in self._credentials]
 
     def credentials(self) -> list[str]:
         """As whom this address is asked: SHA-256 of each header with its name, and of the client certificate's file."""

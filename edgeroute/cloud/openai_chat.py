@@ -12,7 +12,7 @@ from edgeroute.chat.reply import Gathered, RunningConfidence, answer
 from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
-from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_short, read_whole
+from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
 from edgeroute.core.spending import Tokens
@@ -202,14 +202,22 @@ class OpenAIChat:
     def _answered(self, head: Head, call: Call) -> Speech[Prediction]:
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
-        if head.headers.get("content-type", "").lower().startswith("application/json"):  # it does not stream
+        kind = head.headers.get("content-type", "").lower()
+        if kind.startswith("application/json"):  # it does not stream
             return (yield from self._at_once((yield from read_whole(head)), call))
+        begun = list[bytes | None]()
+        if kind.partition(";")[0].strip() in {"", "text/plain"}:  # what it is, its first byte says
+            first = yield from read_first()
+            if first is not None and first.lstrip().startswith(b"{"):
+                rest = yield from read_whole(head)
+                return (yield from self._at_once(rest._replace(body=first + rest.body), call))
+            begun.append(first)
         gathered, events, start = Gathered(), Events(), b""
         sure = RunningConfidence(self._chat.rule)
         over = progress = False
         try:
             while not over:
-                part = yield (OVER if gathered.ended else PROGRESS if progress else READ)
+                part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
                 assert type(part) is bytes or part is None, "what is read is bytes"
                 start, progress = start or (part or b"")[:200], False
                 for event in events.end() if part is None else events.feed(part):

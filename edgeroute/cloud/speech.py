@@ -65,6 +65,14 @@ def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply
     return Reply(head.status, head.headers, b"".join(parts))
 
 
+def read_first() -> Generator[Any, Any, bytes | None]:
+    """The first part of the body that is not blank; None: there is none."""
+    part: bytes | None
+    while (part := (yield READ)) is not None and not part.strip():
+        pass
+    return part
+
+
 def read_short(head: Head, most: int) -> Generator[Any, Any, Reply]:
     """As `read_whole`; what is longer, or breaks off, is taken as it came: only its status counts."""
     try:

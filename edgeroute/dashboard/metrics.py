@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from edgeroute.core.policy import INF
 from edgeroute.core.readings import Reading
 from edgeroute.core.spending import Cost, Limits
-from edgeroute.dashboard.monitor import Monitor
+from edgeroute.dashboard.monitor import OLD_S, Monitor
 from edgeroute.observe.stats import AuditStats, LegStats, Stats
 from edgeroute.observe.status import Status
 from edgeroute.record.prometheus import installed, shown
@@ -61,6 +61,8 @@ def status_of(view: Mapping[str, Any]) -> Status:
     state, device = view["state"], view["device"]
     spent = state.get("spent", {})
     limits = [spent.get(name, {}).get("limit") for name in Limits._fields]
+    latest = view["latest_at"]  # the rules of a trace are those of its latest record
+    current = "in_force" in state or (latest is not None and view["now"] - latest <= OLD_S)
     return Status(
         stats=_stats(view),
         limits=Limits(*[INF if limit is None else limit for limit in limits]),
@@ -68,7 +70,7 @@ def status_of(view: Mapping[str, Any]) -> Status:
         outbox=state.get("outbox"),
         reading=None if device["age_s"] is None else _reading(device["reading"]),
         reading_age_s=device["age_s"] or 0.0,
-        rules=tuple(rule["text"] for rule in view["rules"] if rule["in_force"]),
+        rules=tuple(rule["text"] for rule in view["rules"] if rule["in_force"]) if current else (),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
 from inspect import iscoroutinefunction
 from math import fsum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError, check_number
@@ -14,12 +15,8 @@ STORED = "cloud-arms"
 """Name of what came of the arms, in the state folder."""
 
 
-class CloudArms(NamedTuple):
-    """Endpoints of which one answers a request: `Router(cloud=CloudArms({"large": a, "next": b}, split={"next": 0.1}))`.
-
-    The shares are stable: a hash of what is asked for decides, so that a key, or a device, is always in the same arm, and who is
-    in the first of `split` stays in it while that grows. The first endpoint has the rest, and answers where another fails.
-    """
+class _Settings(NamedTuple):
+    """The settings as they are given."""
 
     clouds: Mapping[str, Any]
     """Name -> endpoint, as for `Router(cloud=...)`; the first is what the others are compared with."""
@@ -39,6 +36,29 @@ class CloudArms(NamedTuple):
     """Likewise that of answers that differ from the edge's own; and how many may differ from the first one's, in shadow."""
     alpha: float = 0.05
     """Probability that a guardrail stops an arm that is not worse, for each arm, whenever and however often it looks."""
+
+
+class CloudArms(_Settings):
+    """Endpoints of which one answers a request: `Router(cloud=CloudArms({"large": a, "next": b}, split={"next": 0.1}))`.
+
+    The shares are stable: a hash of what is asked for decides, so that a key, or a device, is always in the same arm, and who is
+    in the first of `split` stays in it while that grows. The first endpoint has the rest, and answers where another fails.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # its signature is that of the settings
+
+        @wraps(_Settings.__new__)
+        def __new__(cls, *given: Any, **named: Any) -> Any:
+            """Shares that are read once are listed: each policy that is put in force reads them."""
+            made = _Settings(*given, **named)
+            shares = {name: list(one) for name in ("split", "shadow") if isinstance(one := getattr(made, name), Iterator)}
+            return tuple.__new__(cls, made._replace(**shares))
+
+        @classmethod
+        def _make(cls, settings: Iterable[Any]) -> CloudArms:
+            return cls(*settings)  # `_replace` has it
 
 
 def checked(arms: CloudArms) -> CloudArms:

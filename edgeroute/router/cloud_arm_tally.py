@@ -68,9 +68,9 @@ class ArmTally:
             KeyError, TypeError, ValueError: they are none.
         """
         made = cls()
-        for name in _COUNTS:
-            setattr(made, name, int(dumped[name]))
         made._latency = Latency.load(dumped["latency"])
+        for name in _COUNTS:
+            setattr(made, name, int(dumped.get(name, 0)))  # an earlier version did not count it
         made._took, made._usd = (_Mean(int(n), float(s), float(q)) for n, s, q in (dumped["took"], dumped["usd"]))
         return made
 

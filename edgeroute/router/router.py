@@ -164,6 +164,7 @@ class Router(Live, Generic[V]):
         Raises:
             BadInput: the edge model cannot take it, or it can be read only once: an iterator, an open file.
             NoAnswer: no leg answered, or the cloud was needed and did not, and the policy's offline rule is "raise".
+            CloudError, ModelError: in its place if one leg alone was asked and failed, its own error, or what a function raised.
             PolicyError: an argument is invalid, or there is none of that name (which is a TypeError as well).
         """
         if unknown:
@@ -197,7 +198,7 @@ class Router(Live, Generic[V]):
 
         Raises:
             BadInput: the edge model cannot take it.
-            NoAnswer, PolicyError: as `infer`.
+            NoAnswer, CloudError, ModelError, PolicyError: as `infer`.
         """
         if unknown:
             check_unknown(Router.refine, unknown, Router)
@@ -235,7 +236,8 @@ class Router(Live, Generic[V]):
 
         Raises:
             BadInput: the edge model cannot take one of them.
-            NoAnswer: as `infer`, for the first input without an answer; the others were answered and recorded all the same.
+            NoAnswer, CloudError, ModelError: as `infer`, for the first input without an answer; the others were answered and
+                recorded all the same.
             PolicyError: as `infer`.
         """
         if unknown:

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -133,8 +133,10 @@ class _InChild:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The parent's stays open."""
-        self._listener.close()
+        """The parent's stays open. `close` would do nothing while an event loop uses the socket, as uvloop's marks it."""
+        with suppress(OSError):
+            if (descriptor := self._listener.detach()) >= 0:
+                os.close(descriptor)
 
 
 class _Server(uvicorn.Server):

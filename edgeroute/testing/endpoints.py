@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import combinations, count
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from edgeroute.cloud.base import Address, Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.http_backend import HttpBackend
@@ -19,13 +20,17 @@ MOST_CALLS = 100
 """A talk that goes on longer never ends."""
 RTOL = 1e-6
 SECRET_LENGTH = 8
-"""Shorter words of a header are no secrets."""
+"""Shorter words of a credential are no secrets, as Bearer."""
 WORD = "quoted-by-nobody"
 DAMAGED = (
     b"", b"{", b"[]", b"{}", b"null", b"1", b'"text"', b"<html>log in</html>", b"\x1f\x8b\x08", b"\xff\xfe\x00", b"[[[[[1]]]]]",
     b'{"error": {"message": "no"}}', *(form % WORD.encode() for form in (b"%s", b"%s 1", b"a %s", b'{"%s', b'{"%s": 1}')),
 )  # fmt: skip
 """Bodies of replies with status 200, as proxies, login pages and broken servers send them."""
+UNREADABLE = (b"", b"<html>log in</html>", b"\x1f\x8b\x08")
+"""Those of them that are nothing in any protocol but plain text or bytes, where they differ."""
+QUOTABLE = 4
+"""A shorter body, bytes, may be part of a probe by chance."""
 
 
 def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Server, *, bad: Sequence[Any] = ()) -> None:
@@ -34,7 +39,8 @@ def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Se
     A talk ends, with one output for each input that the router can read: the same each time, alone, in a batch, and beside
     another talk. `encode` and `decode` agree with it. A damaged reply is `BadReply`, or another `CloudError`, which holds nothing
     of it; an input that cannot be encoded is `BadInput`. Inputs are not written to. `ping` and `health` end, and send no input.
-    No text shows a credential. Answers in pieces (`speak`) are not checked.
+    No text shows a credential: `Authorization`, or a header that is given as a `Secret`. An answer depends on the reply.
+    Answers in pieces (`speak`) are not checked.
 
     Args:
         endpoint: with a credential (`api_key=`), so that it can be seen whether it stays hidden.
@@ -120,7 +126,7 @@ class _Checks:
 
     def _answers(self, inputs: list[Any]) -> tuple[list[Call], list[Prediction]]:
         calls, outputs = self._talked(self.endpoint.talk(inputs))
-        self.bodies |= {call.body for call in calls if call.body and not call.probe}
+        self.bodies |= {bytes(call.body) for call in calls if call.body and not call.probe}
         return calls, self.reader.many(outputs, len(inputs))
 
     def talks(self) -> Iterator[str]:
@@ -132,6 +138,24 @@ class _Checks:
                 yield f"it answers {shown(truth)} to a sample, and {shown(once)} to it again: keep nothing of an input or a reply"
             if calls != again:
                 yield f"it makes other calls of {short(x)} the second time: a request that is sent again has to be the same"
+        if all(_same(one, self.truth[0]) and equal(one.outputs, self.truth[0].outputs, RTOL) for one in self.truth[1:]):
+            replies = [self._replies(x) for x in [*self.samples, *self.samples[:1]]]
+            if replies.pop() == replies[0] and any(one != replies[0] for one in replies):  # else they differ by chance, as ids
+                yield (
+                    f"it answers {shown(self.truth[0])} to every sample, although the server's replies differ: read them;"
+                    " or, if they mean the same, give samples to which the server says something else"
+                )
+
+    def _replies(self, x: Any) -> list[bytes]:
+        """What the server says to the calls of a sample."""
+        said = list[bytes]()
+
+        def server(call: Call) -> Reply:
+            said.append(bytes((reply := self.server(call)).body))
+            return reply
+
+        self._talked(self.endpoint.talk([x]), server)
+        return said
 
     def batch(self) -> Iterator[str]:
         """Several inputs in one talk; an endpoint with `one_by_one` is never given several."""
@@ -173,17 +197,24 @@ class _Checks:
     def damaged(self) -> Iterator[str]:
         """Each reply in turn is replaced; a talk may recover."""
         calls, _ = self._answers(self.samples[:1])
+        taken = list[tuple[bytes, Prediction]]()
         for place, call in enumerate(calls):
             for body in (*DAMAGED, self.server(call).body[:-1]):
                 try:
-                    _, outputs = self._talked(self.endpoint.talk(self.samples[:1]), self._spoilt(place, body))
-                    self.reader.many(outputs, 1)
+                    made, outputs = self._talked(self.endpoint.talk(self.samples[:1]), self._spoilt(place, body))
+                    (found,) = self.reader.many(outputs, 1)
+                    if len(made) == len(calls) == 1 and body in UNREADABLE:  # else it may have recovered
+                        taken.append((body, found))
                 except CloudError as e:  # noqa: PERF203 - each reply by itself
                     self.texts.append(str(e))
                     if any(WORD in text for text in _chain(e)):
                         yield f"its {type(e).__name__}, or an error that it is chained to, quotes the reply: raise it later"
                 except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
                     yield f"it raised {said(e)} for a reply of {body[:20]!r}: raise BadReply"
+        for (body, found), (other, also) in combinations(taken, 2):
+            if body != other and _same(found, also):
+                yield f"it answers {shown(found)} to a reply of {body!r}, and to one of {other!r}: raise BadReply"
+                return
 
     def _spoilt(self, place: int, body: bytes) -> Server:
         """The server, with another body in its reply to the call at that place."""
@@ -220,15 +251,21 @@ class _Checks:
             calls, _ = self._talked(talk())
             if not calls:
                 yield f"{name} asks nothing, so it cannot tell whether the server is there"
-            if any(call.body in self.bodies for call in calls):
+            if any(self._quotes(call) for call in calls):
                 yield f"{name} sends what an earlier request sent: it must hold nothing of a user's"
             if name == "health" and len(calls) > 1:
                 yield f"health takes {len(calls)} calls: it is asked often, so have one"
 
+    def _quotes(self, call: Call) -> bool:
+        """Whether what was sent of a sample is in a call."""
+        there = (bytes(call.body), call.path.encode("utf-8", "surrogatepass"), unquote_to_bytes(call.path))
+        return bytes(call.body) in self.bodies or any(
+            body in part for body in self.bodies if len(body) >= QUOTABLE for part in there
+        )
+
     def secrets(self) -> Iterator[str]:
         """Whatever may be logged."""
-        values = [value for _, value in self.endpoint.address.headers()]
-        words = {word for value in values for word in value.split() if len(word) >= SECRET_LENGTH}
+        words = {word for value in self.endpoint.address.secrets() for word in value.split() if len(word) >= SECRET_LENGTH}
         for text in (repr(self.endpoint), self.endpoint.where, self.endpoint.name, *self.texts):
             if any(word in text for word in words):
                 yield "a credential is in its repr, its name or a message: Address keeps it, so leave it there"

@@ -67,7 +67,9 @@ class FrameFlow:
         self._engine, self._begin, self._mailbox, self._settings = engine, begin, mailbox, settings
         self._pace = Pace(settings.every or 0.0, settings.busy)
         self._signature_failed, self._label_failed = Failures(), Failures()
-        self._scene, self._refined_until, self._last = Scene(), -1, -1
+        self._scene, self._last = Scene(), -1
+        self._refined_until = self._cloud_until = -1
+        """The newest frames that the cloud has answered: of a scene, and of any or none."""
         self._refined: _Refined | None = None
         self._current: _Asked | None = None
         self._flights: list[_Asked] = []
@@ -182,7 +184,8 @@ class FrameFlow:
     def _refinement(self, asked: _Asked, now: float) -> FrameUpdate | None:
         """What has come of a frame that the cloud is being asked about."""
         scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
-        why = outdated(asked.taken, now=now, scene=scene, refined=self._refined_until, stale_s=self._settings.stale)
+        until = self._cloud_until if asked.taken.scene == UNKNOWN else self._refined_until
+        why = outdated(asked.taken, now=now, scene=scene, refined=until, stale_s=self._settings.stale)
         if why in {"newer", "scene"} or (why and not asked.ends):
             self._flights.remove(asked)
             self._outdated += 1
@@ -259,8 +262,9 @@ class FrameFlow:
         taken, reused = asked.taken, None
         if answer.source != "edge" and answer.final:
             self._refined_count += 1
-            self._refined_until = max(self._refined_until, taken.number)
-            if taken.scene != UNKNOWN:  # else later frames are in another one
+            self._cloud_until = max(self._cloud_until, taken.number)
+            if taken.scene != UNKNOWN:  # else the frames of the scene are in another one
+                self._refined_until = max(self._refined_until, taken.number)
                 self._refined = _Refined(taken.number, now, answer)
                 self._looked_at(asked)
         elif self._refined is not None and asked.held == "scene":
