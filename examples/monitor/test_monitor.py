@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import urllib.request
 import xml.etree.ElementTree as ET
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,6 +63,7 @@ def test_every_fault_is_found_before_the_machine_fails(report):
         assert fault.fails_h - found.alarm_h >= 3, (fault, found)
         assert found.named == fault.kind
     assert ours.false_alarms == 0
+    assert report.well_days == pytest.approx(8 * 4 / 7)
     assert ours.answered == report.windows == 8 * 48 * 4
 
 
@@ -72,6 +75,18 @@ def test_a_link_that_flaps_loses_nothing_and_hands_over_each_late_answer_once(re
     assert (report.delivered, report.repeated, report.lost) == (report.queued, 0, 0)
     assert 0 < report.deferred < report.windows / 2
     assert 0 < report.arms["edgeroute"].bytes_sent < report.windows * 2048 * 3 * 2 * 0.6
+
+
+def test_an_answer_that_is_handed_over_twice_is_there_twice(tmp_path):
+    """So the report would say so: no key of the application's table hides it."""
+    handlers = []
+    monitor = Monitor(SimpleNamespace(on_late=handlers.append))
+    late = SimpleNamespace(id="one", value="looseness", confidence=0.9, provisional=None, answered_at=1.0)
+    for _ in range(2):
+        with closing(sqlite3.connect(tmp_path / "outbox.db")) as file, file:
+            handlers[0](late, file)
+    assert diagnoses(tmp_path) == [("one", "looseness")] * 2
+    assert monitor.late == 2
 
 
 def test_the_picture(report):
