@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import sys
 import threading
 import urllib.request
 import xml.etree.ElementTree as ET
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -28,7 +30,7 @@ from chart import svg
 from diagnosis import diagnose
 from machine import KINDS, Fault, Machine
 from monitor import POLICY, Monitor, diagnoses, odds, well
-from sensor import SAMPLES, recordings
+from sensor import SAMPLES, Newest, recordings
 from simulate import run, served, variable
 
 from edgeroute import Limits, OnnxModel, Outbox, Router
@@ -130,7 +132,8 @@ def test_kill_9_with_a_queue_and_a_restart(tmp_path):
         with watching(pipe, state, through, tmp_path / "first.log") as (process, at):
             for n in range(6):
                 samples.write(broken.record(5 + n / 4).tobytes())
-            until(lambda: (tmp_path / "first.log").read_text().count('"degraded": true') >= 20, "a queue")
+                until(lambda: (tmp_path / "first.log").read_text().count('"edgeroute.requests"') >= 4 * n + 4, "answers")  # noqa: B023
+            assert (tmp_path / "first.log").read_text().count('"degraded": true') >= 20
             found = scrape(at)
             assert found['edgeroute_outbox_waiting{router=""}'] >= 16
             assert found['edgeroute_degraded_total{router=""}'] >= 16
@@ -264,12 +267,9 @@ def test_recordings_of_files_and_pipes(tmp_path):
     for name in ("counts.npy", "g.csv", "plain.csv"):
         first = next(recordings(str(tmp_path / name)))
         assert (first.dtype, (first.reshape(-1, 3) == samples).all()) == (np.int16, True)
-    os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(samples.tobytes() + b"cut off"))
-    writer.start()
-    (only,) = recordings(str(tmp_path / "pipe"))
-    writer.join(LONG)
-    assert (only.reshape(-1, 3) == samples).all()
+    np.savetxt(tmp_path / "negative.csv", -samples * 0.0039, delimiter=",", encoding="utf-8-sig")
+    assert samples[0, 0] > 0
+    assert (next(recordings(str(tmp_path / "negative.csv"))).reshape(-1, 3) == -samples).all()
 
     np.save(tmp_path / "short.npy", samples[:-1])
     np.save(tmp_path / "nan.npy", np.full((SAMPLES, 3), np.nan))
@@ -279,3 +279,54 @@ def test_recordings_of_files_and_pipes(tmp_path):
                        "none.npy": "cannot be read"}.items():  # fmt: skip
         with pytest.raises(SystemExit, match=text):
             next(recordings(str(tmp_path / name)))
+
+
+def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_path):
+    """What comes while nobody looks neither waits in the pipe nor ends up beside newer samples."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    written, looked = threading.Event(), threading.Event()
+
+    def write():
+        with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as samples:
+            for n in range(1, 21):
+                samples.write(np.full((SAMPLES, 3), n, "<i2").tobytes())
+            written.set()
+            looked.wait(LONG)
+            samples.write(b"cut off")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    given = recordings(str(pipe))
+    assert next(given).shape == (4, 2048, 3)
+    assert written.wait(LONG), "nobody reads while nobody looks"
+    values = []
+    with pytest.raises(SystemExit, match="pipe ended: it gives no more samples") as ended:
+        for one in given:
+            assert one.min() == one.max()
+            values.append(one.max())
+            looked.set()
+    assert isinstance(ended.value.code, str)  # with which Python's exit status is 1
+    assert values[0] > 10  # all but the one or two that may still be in the pipe were read
+    assert values[-1] == 20
+    writer.join(LONG)
+
+
+def test_what_a_device_gathered_before_is_left_out_and_an_error_is_its_end():
+    """A kernel's buffer holds a recording of whenever it filled up."""
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "wb", buffering=0) as samples:
+        newest = Newest(os.fdopen(reads, "rb"), skipped=1)
+        for value in (1, 2):
+            samples.write(np.full((SAMPLES, 3), value, "<i2").tobytes())
+        assert set(np.frombuffer(newest.take(), "<i2")) == {2}
+    assert (newest.take(), newest.why) == (None, "")
+
+    class Unplugged(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, _):
+            raise OSError(errno.ENODEV, "No such device")
+
+    unplugged = Newest(io.BufferedReader(Unplugged()))
+    assert (unplugged.take(), unplugged.why) == (None, " ([Errno 19] No such device)")
