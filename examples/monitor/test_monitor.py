@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import xml.etree.ElementTree as ET
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+import live
 import numpy as np
 import pytest
 import train
@@ -30,6 +33,7 @@ from chart import svg
 from diagnosis import diagnose
 from machine import KINDS, Fault, Machine
 from monitor import POLICY, Monitor, diagnoses, odds, well
+from prometheus_client import CollectorRegistry, Gauge
 from sensor import SAMPLES, Newest, recordings
 from simulate import run, served, variable
 
@@ -103,7 +107,7 @@ def test_the_picture(report):
 @contextmanager
 def watching(source, state, url, log):
     """`main.py --live` in a process of its own, and the URL of its metrics."""
-    environment = {**os.environ, "EDGEROUTE_CLOUD__URL": url, "EDGEROUTE_STATE": str(state)}
+    environment = {**os.environ, "EDGEROUTE_CLOUD__URL": url, "EDGEROUTE_STATE": str(state), "EDGEROUTE_OUTBOX__SPREAD": "0s"}
     command = [sys.executable, str(HERE / "main.py"), "--live", "--source", str(source), "--every", "0", "--port", "0"]
     with log.open("w") as errors, subprocess.Popen(command, env=environment, stderr=errors) as process:
         try:
@@ -175,6 +179,7 @@ def test_the_unit(tmp_path):
     text = (HERE / "edgeroute-monitor.service").read_text()
     program, script = re.search(r"^ExecStart=(\S+) (\S+)/main\.py --live ", text, re.MULTILINE).groups()
     assert re.search(r"^Type=notify$", text, re.MULTILINE)
+    assert re.search(r"^Restart=on-failure$", text, re.MULTILINE)  # as which the end of a sensor counts
     assert int(re.search(r"^WatchdogSec=(\d+)$", text, re.MULTILINE)[1]) > 2 * int(re.search(r"--every (\d+)", text)[1])
     if (analyze := shutil.which("systemd-analyze")) is None:
         pytest.skip("there is no systemd-analyze")
@@ -256,6 +261,44 @@ def test_alarms_take_most_windows_and_late_answers_correct_them():
     assert (alarms.look(4), alarms.now, len(alarms.raised)) == (None, None, 1)
 
 
+def test_an_alarm_that_went_off_without_a_link_gets_its_name_later(caplog):
+    """By late answers and by new ones; it is logged and counted anew, and the report keeps what was known when it went off."""
+    registry, alarms = CollectorRegistry(), Alarms()
+    gauge = Gauge("alarm", "1 while it is on.", ["kind"], registry=registry)
+
+    def look(at_h):
+        before = alarms.now
+        alarms.look(at_h)
+        live.told(gauge, before, alarms.now)
+        return {sample.labels["kind"]: sample.value for family in registry.collect() for sample in family.samples}
+
+    for n in range(LOOKED_AT):
+        alarms.note(str(n), "fault")
+    assert look(1) == {"unknown": 1}
+    assert look(2) == {"unknown": 1}
+    alarms.correct("15", "looseness")
+    assert look(3) == {"looseness": 1}
+    assert (alarms.now, alarms.raised) == ((1, "looseness"), [(1, "unknown")])
+    assert look(4) == {"looseness": 1}
+    for n in range(LOOKED_AT):
+        alarms.note(f"later {n}", "normal")
+    assert look(5) == {}
+    assert [record.getMessage() for record in caplog.records] == ["alarm: unknown", "alarm: looseness", "the alarm is over"]
+
+
+def test_metrics_are_for_this_machine(monkeypatch):
+    """A name that was made to lead here is refused, and who says nothing does not stay."""
+    with live.scraped(None, 0) as url:
+        for host, status in {"evil.example": 403, "evil.example:9108": 403, "": 403, "localhost:1": 404, "127.0.0.1": 404}.items():
+            with pytest.raises(HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(url + "/none", headers={"Host": host}), timeout=LONG)
+            refused.value.close()
+            assert refused.value.code == status, host
+    monkeypatch.setattr(live, "SILENT_S", 0.1)
+    with live.scraped(None, 0) as url, closing(socket.create_connection(("127.0.0.1", urlsplit(url).port), LONG)) as silent:
+        assert silent.recv(1) == b""
+
+
 # ---------------------------------------------------------------------------------------------------------------- sensors
 def test_recordings_of_files_and_pipes(tmp_path):
     """Counts and g, with and without a line of names, are the same recordings; what is no recording is refused in a line."""
@@ -284,12 +327,13 @@ def test_recordings_of_files_and_pipes(tmp_path):
 def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_path):
     """What comes while nobody looks neither waits in the pipe nor ends up beside newer samples."""
     os.mkfifo(pipe := tmp_path / "pipe")
-    written, looked = threading.Event(), threading.Event()
+    begun, written, looked = threading.Event(), threading.Event(), threading.Event()
 
     def write():
         with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as samples:
             for n in range(1, 21):
                 samples.write(np.full((SAMPLES, 3), n, "<i2").tobytes())
+                begun.wait(LONG)
             written.set()
             looked.wait(LONG)
             samples.write(b"cut off")
@@ -297,7 +341,8 @@ def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_pat
     writer = threading.Thread(target=write)
     writer.start()
     given = recordings(str(pipe))
-    assert next(given).shape == (4, 2048, 3)
+    assert (next(given) == np.ones((4, 2048, 3))).all()
+    begun.set()
     assert written.wait(LONG), "nobody reads while nobody looks"
     values = []
     with pytest.raises(SystemExit, match="pipe ended: it gives no more samples") as ended:
