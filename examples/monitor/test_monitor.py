@@ -179,7 +179,8 @@ def test_the_unit(tmp_path):
     text = (HERE / "edgeroute-monitor.service").read_text()
     program, script = re.search(r"^ExecStart=(\S+) (\S+)/main\.py --live ", text, re.MULTILINE).groups()
     assert re.search(r"^Type=notify$", text, re.MULTILINE)
-    assert re.search(r"^Restart=on-failure$", text, re.MULTILINE)  # as which the end of a sensor counts
+    assert re.search(r"^Restart=on-failure$", text, re.MULTILINE)  # as which the end of a sensor counts,
+    assert re.search(r"^StartLimitIntervalSec=0$", text, re.MULTILINE)  # however long it is away
     assert int(re.search(r"^WatchdogSec=(\d+)$", text, re.MULTILINE)[1]) > 2 * int(re.search(r"--every (\d+)", text)[1])
     if (analyze := shutil.which("systemd-analyze")) is None:
         pytest.skip("there is no systemd-analyze")
@@ -358,13 +359,10 @@ def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_pat
 
 def test_what_a_device_gathered_before_is_left_out_and_an_error_is_its_end():
     """A kernel's buffer holds a recording of whenever it filled up."""
-    reads, writes = os.pipe()
-    with os.fdopen(writes, "wb", buffering=0) as samples:
-        newest = Newest(os.fdopen(reads, "rb"), skipped=1)
-        for value in (1, 2):
-            samples.write(np.full((SAMPLES, 3), value, "<i2").tobytes())
-        assert set(np.frombuffer(newest.take(), "<i2")) == {2}
-    assert (newest.take(), newest.why) == (None, "")
+    one, other = (np.full((SAMPLES, 3), value, "<i2").tobytes() for value in (1, 2))
+    assert Newest(io.BytesIO(one), skipped=1).take() is None
+    newest = Newest(io.BytesIO(one + other), skipped=1)
+    assert (newest.take() == other, newest.take(), newest.why) == (True, None, "")
 
     class Unplugged(io.RawIOBase):
         def readable(self):
