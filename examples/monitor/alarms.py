@@ -12,21 +12,23 @@ RAISED_BY, ENDED_BY = 10, 3
 WELL = frozenset({"normal", "attention", "healthy"})
 """Answers that are no fault: `attention` of the small model asks for a second opinion, and for nothing else."""
 
+UNKNOWN = "unknown"
+
 
 class Alarm(NamedTuple):
     """An alarm that went off."""
 
     at_h: float
     kind: str
-    """The kind of fault that most windows name; "unknown": none does."""
+    """The kind of fault that most windows name; "unknown": none does yet."""
 
 
 class Alarms:
     """Raises and ends alarms. Answers may be replaced by late ones while their window is looked at.
 
     Attributes:
-        raised: all alarms so far.
-        now: the alarm that is on; None: there is none.
+        raised: all alarms so far, each as it went off.
+        now: the alarm that is on, with its name once a window names one; None: there is none.
     """
 
     def __init__(self) -> None:
@@ -46,13 +48,15 @@ class Alarms:
             self._windows[identity] = value
 
     def look(self, at_h: float) -> Alarm | None:
-        """Raises or ends the alarm -> the alarm, if it has just gone off."""
+        """Raises, names or ends the alarm -> the alarm, if it has just gone off."""
         faults = Counter(value for value in self._windows.values() if value not in WELL)
+        kind = next((kind for kind, _ in faults.most_common() if kind != "fault"), UNKNOWN)
         if self.now is None and faults.total() >= RAISED_BY:
-            named = [kind for kind, _ in faults.most_common() if kind != "fault"]
-            self.now = Alarm(at_h, named[0] if named else "unknown")
+            self.now = Alarm(at_h, kind)
             self.raised.append(self.now)
             return self.now
         if self.now is not None and faults.total() <= ENDED_BY:
             self.now = None
+        elif self.now is not None and self.now.kind == UNKNOWN:  # without a link nobody names it; a name comes later
+            self.now = Alarm(self.now.at_h, kind)
         return None

@@ -13,6 +13,7 @@ from time import sleep, time
 from types import FrameType
 from typing import Any
 
+from alarms import Alarm
 from monitor import POLICY, Monitor, well
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from sensor import recordings
@@ -22,6 +23,10 @@ from edgeroute.record.request_log import JsonFormatter
 from edgeroute.serve.notify import Notify
 
 log = logging.getLogger("monitor")
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+"""Names by which the metrics are asked for. Another one may be a web page's own name, which was made to lead to this machine."""
+SILENT_S = 10.0
+"""A connection that says nothing for so long ends."""
 
 
 def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
@@ -51,16 +56,24 @@ def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
         log.info("metrics at %s", at)
         notify.ready("watching")
         for recording in recordings(source):
-            seen = monitor.see(time() / 3600, recording)
-            for answer in seen.answers:
+            before = monitor.alarms.now
+            for answer in monitor.see(time() / 3600, recording).answers:
                 windows.labels(answer.value).inc()
-            if seen.alarm is not None:
-                log.warning("alarm: %s", seen.alarm.kind)
-                alarm.labels(seen.alarm.kind).set(1)
-            elif monitor.alarms.now is None:
-                alarm.clear()
+            told(alarm, before, monitor.alarms.now)
             notify.alive()
             sleep(every_s)
+
+
+def told(gauge: Gauge, before: Alarm | None, now: Alarm | None) -> None:
+    """Logs and counts an alarm that went off, ended, or has a name now."""
+    if now == before:
+        return
+    gauge.clear()
+    if now is None:
+        log.warning("the alarm is over")
+    else:
+        log.warning("alarm: %s", now.kind)
+        gauge.labels(now.kind).set(1)
 
 
 @contextmanager
@@ -68,8 +81,13 @@ def scraped(router: Router[str], port: int) -> Iterator[str]:
     """`GET /metrics` on loopback, in a thread -> its URL."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = SILENT_S
+
         def do_GET(self) -> None:
             """The metrics."""
+            if self.headers.get("Host", "").partition(":")[0].lower() not in HOSTS:
+                self.send_error(403, "The metrics are for this machine")
+                return
             if self.path != "/metrics":
                 self.send_error(404)
                 return

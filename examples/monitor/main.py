@@ -38,9 +38,10 @@ def main() -> None:
 
 def show(report: Report) -> None:
     """Prints the report."""
-    weeks, down = report.days / 7, sum(end - start for start, end in report.outages)
+    down = sum(end - start for start, end in report.outages)
     away = f"{len(report.outages)} outages of the link, {down / 24 / report.days:.0%} of the time"
-    print(f"{report.days:g} days, {report.windows:,} windows; {away}\n")
+    print(f"{report.days:g} days, {report.windows:,} windows; {away}")
+    print(f"the machine was well for {report.well_days:.1f} days ({report.well_days / 7:.1f} weeks); an alarm in these is a false one\n")
     print(f"{'alarm before failure':22}" + "".join(f"{name:>24}" for name in report.arms))
     for i, fault in enumerate(report.faults):
         cells = []
@@ -49,12 +50,13 @@ def show(report: Report) -> None:
             cells.append("none" if alarm_h is None else f"{fault.fails_h - alarm_h:.1f} h, {named}")
         print(f"{fault.kind + f', {fault.fails_h - fault.begins_h:.0f} h':22}" + "".join(f"{cell:>24}" for cell in cells))
     arms = report.arms.values()
-    print(f"{'false alarms a week':22}" + "".join(f"{arm.false_alarms / weeks:>24.2f}" for arm in arms))
+    print(f"{'false alarms':22}" + "".join(f"{arm.false_alarms:>24}" for arm in arms))
+    print(f"{'a week of these':22}" + "".join(f"{arm.false_alarms / report.well_days * 7:>24.2f}" for arm in arms))
     print(f"{'windows answered':22}" + "".join(f"{arm.answered:>24,}" for arm in arms))
     print(f"{'MB sent':22}" + "".join(f"{arm.bytes_sent / 1e6:>24.2f}" for arm in arms))
     print(f"\nedgeroute: {report.deferred:,} windows deferred ({report.deferred / report.windows:.1%})")
     print(f"{report.queued:,} of them queued, at most {report.longest:,} at a time")
-    print(f"{report.delivered:,} late answers handed over, {report.repeated} of them twice, and {report.lost} lost")
+    print(f"{report.delivered:,} late answers handed over, {report.repeated} of them repeated, and {report.lost} lost")
 
 
 if __name__ == "__main__":

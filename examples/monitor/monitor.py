@@ -81,9 +81,8 @@ class Monitor:
 
     def _on_late(self, late: Late, tx: Any) -> None:
         """Exactly once: what is written through `tx` is committed together with the record that this was called."""
-        tx.execute(
-            "CREATE TABLE IF NOT EXISTS diagnoses (id TEXT PRIMARY KEY, kind TEXT, confidence REAL, provisional TEXT, at REAL)"
-        )
+        # without a key: an answer that were handed over twice would be there twice, and be seen
+        tx.execute("CREATE TABLE IF NOT EXISTS diagnoses (id TEXT, kind TEXT, confidence REAL, provisional TEXT, at REAL)")
         values = late.id, late.value, late.confidence, str((late.provisional or {}).get("value")), late.answered_at
         tx.execute("INSERT INTO diagnoses VALUES (?, ?, ?, ?, ?)", values)
         with self._changed:  # for the alarms, which may hear of it twice

@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Condition, Thread
 from time import time
 from typing import Any, BinaryIO
 
@@ -25,10 +26,11 @@ def recordings(source: str) -> Iterator[Array]:
     Args:
         source: `machine`: the simulated one, without end, whose outer race breaks within ten minutes. A file that ends in .npy,
             [samples, 3], whole numbers being counts and others g; or in .csv, three columns of g, with or without a line of
-            names. Anything else is a device or a pipe that gives samples as three little-endian int16, such as /dev/iio:device0.
+            names. Anything else is a device or a pipe that gives samples as three little-endian int16, such as /dev/iio:device0:
+            of it the newest recording is given, and those in between are left out.
 
     Raises:
-        SystemExit: the source cannot be read, or has too few samples.
+        SystemExit: the source cannot be read, or has too few samples; or a device or pipe ended, which a file may.
     """
     if source == "machine":
         return _simulated()
@@ -39,7 +41,7 @@ def recordings(source: str) -> Iterator[Array]:
         mode = path.stat().st_mode
         if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
             raise SystemExit(f"{path} is no .npy or .csv file, no device and no pipe: give one of these, or `machine`")
-        return _of_device(path.open("rb"))
+        return _of_device(path, path.open("rb"), begun=stat.S_ISCHR(mode))
     except (OSError, ValueError) as e:
         raise SystemExit(f"{path} cannot be read: {e}") from None
 
@@ -56,9 +58,10 @@ def _of_file(path: Path) -> Array:
     if path.suffix == ".npy":
         found = np.load(path, allow_pickle=False)
     else:
-        with path.open() as file:
-            named = not file.readline().replace(",", "").strip()[:1].lstrip("-").isdigit()
-        found = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
+        with path.open(encoding="utf-8-sig") as file:
+            named = not _is_number(file.readline().partition(",")[0])
+            file.seek(0)
+            found = np.loadtxt(file, delimiter=",", skiprows=int(named), ndmin=2)
     if found.ndim != len((SAMPLES, AXES)) or found.shape[1] != AXES or len(found) < SAMPLES:
         raise SystemExit(
             f"{path} has the shape {list(found.shape)}: a recording takes [{SAMPLES} or more, {AXES}], samples and axes"
@@ -75,8 +78,61 @@ def _cut(samples: Array) -> Iterator[Array]:
         yield samples[start : start + SAMPLES].reshape(WINDOWS, WINDOW, AXES)
 
 
-def _of_device(device: BinaryIO) -> Iterator[Array]:
-    size = 2 * AXES * SAMPLES
-    with device:
-        while len(data := device.read(size)) == size:
-            yield np.frombuffer(data, "<i2").reshape(WINDOWS, WINDOW, AXES)
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_device(path: Path, device: BinaryIO, *, begun: bool) -> Iterator[Array]:
+    """begun: it has gathered samples since some time ago, which are not of now."""
+    newest = Newest(device, skipped=int(begun))
+    while (data := newest.take()) is not None:
+        yield np.frombuffer(data, "<i2").reshape(WINDOWS, WINDOW, AXES)
+    raise SystemExit(f"{path} ended{newest.why}: it gives no more samples")
+
+
+class Newest:
+    """Reads a device all the time, in a thread, so that neither it nor a pipe has to keep samples until they are old.
+
+    Args:
+        device: what is read.
+        skipped: so many recordings are thrown away at first.
+
+    Attributes:
+        why: the error by which the device ended, if it was one.
+    """
+
+    def __init__(self, device: BinaryIO, *, skipped: int = 0) -> None:
+        self.why = ""
+        self._device, self._skipped = device, skipped
+        self._changed = Condition()
+        self._whole: bytes | None = None
+        self._ended = False
+        Thread(target=self._read, name="sensor", daemon=True).start()  # it may be in a read that has no end
+
+    def take(self) -> bytes | None:
+        """Waits for a recording that was not taken yet -> the newest; None: the device ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._whole is not None or self._ended)
+            data, self._whole = self._whole, None
+            return data
+
+    def _read(self) -> None:
+        size = 2 * AXES * SAMPLES
+        try:
+            with self._device as device:
+                while len(data := device.read(size)) == size:
+                    with self._changed:
+                        if self._skipped > 0:
+                            self._skipped -= 1
+                            continue
+                        self._whole = data
+                        self._changed.notify()
+        except OSError as e:  # it was unplugged
+            self.why = f" ({e})"
+        with self._changed:
+            self._ended = True
+            self._changed.notify()

@@ -64,13 +64,18 @@ class Report(NamedTuple):
     delivered: int
     """Late answers in the application's table."""
     repeated: int
-    """Of them, those that are there twice."""
+    """Of them, those that are there once more: each should be there once."""
     lost: int
     """Windows that were queued, and of which no answer came."""
     arms: dict[str, Arm]
     trace: Sequence[tuple[float, float]]
     """Hour, and the small model's log-odds that something is wrong: the median of a recording's windows."""
     alarms: Sequence[tuple[float, str]]
+
+    @property
+    def well_days(self) -> float:
+        """Days in which the machine was well, and an alarm would have been a false one."""
+        return self.days - sum(fault.fails_h - fault.begins_h for fault in self.faults) / 24
 
 
 def schedule(days: float, seed: int) -> tuple[list[Fault], list[tuple[float, float]]]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import urllib.request
 import xml.etree.ElementTree as ET
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+import live
 import numpy as np
 import pytest
 import train
@@ -26,7 +33,8 @@ from chart import svg
 from diagnosis import diagnose
 from machine import KINDS, Fault, Machine
 from monitor import POLICY, Monitor, diagnoses, odds, well
-from sensor import SAMPLES, recordings
+from prometheus_client import CollectorRegistry, Gauge
+from sensor import SAMPLES, Newest, recordings
 from simulate import run, served, variable
 
 from edgeroute import Limits, OnnxModel, Outbox, Router
@@ -61,6 +69,7 @@ def test_every_fault_is_found_before_the_machine_fails(report):
         assert fault.fails_h - found.alarm_h >= 3, (fault, found)
         assert found.named == fault.kind
     assert ours.false_alarms == 0
+    assert report.well_days == pytest.approx(8 * 4 / 7)
     assert ours.answered == report.windows == 8 * 48 * 4
 
 
@@ -72,6 +81,18 @@ def test_a_link_that_flaps_loses_nothing_and_hands_over_each_late_answer_once(re
     assert (report.delivered, report.repeated, report.lost) == (report.queued, 0, 0)
     assert 0 < report.deferred < report.windows / 2
     assert 0 < report.arms["edgeroute"].bytes_sent < report.windows * 2048 * 3 * 2 * 0.6
+
+
+def test_an_answer_that_is_handed_over_twice_is_there_twice(tmp_path):
+    """So the report would say so: no key of the application's table hides it."""
+    handlers = []
+    monitor = Monitor(SimpleNamespace(on_late=handlers.append))
+    late = SimpleNamespace(id="one", value="looseness", confidence=0.9, provisional=None, answered_at=1.0)
+    for _ in range(2):
+        with closing(sqlite3.connect(tmp_path / "outbox.db")) as file, file:
+            handlers[0](late, file)
+    assert diagnoses(tmp_path) == [("one", "looseness")] * 2
+    assert monitor.late == 2
 
 
 def test_the_picture(report):
@@ -86,7 +107,7 @@ def test_the_picture(report):
 @contextmanager
 def watching(source, state, url, log):
     """`main.py --live` in a process of its own, and the URL of its metrics."""
-    environment = {**os.environ, "EDGEROUTE_CLOUD__URL": url, "EDGEROUTE_STATE": str(state)}
+    environment = {**os.environ, "EDGEROUTE_CLOUD__URL": url, "EDGEROUTE_STATE": str(state), "EDGEROUTE_OUTBOX__SPREAD": "0s"}
     command = [sys.executable, str(HERE / "main.py"), "--live", "--source", str(source), "--every", "0", "--port", "0"]
     with log.open("w") as errors, subprocess.Popen(command, env=environment, stderr=errors) as process:
         try:
@@ -115,7 +136,8 @@ def test_kill_9_with_a_queue_and_a_restart(tmp_path):
         with watching(pipe, state, through, tmp_path / "first.log") as (process, at):
             for n in range(6):
                 samples.write(broken.record(5 + n / 4).tobytes())
-            until(lambda: (tmp_path / "first.log").read_text().count('"degraded": true') >= 20, "a queue")
+                until(lambda: (tmp_path / "first.log").read_text().count('"edgeroute.requests"') >= 4 * n + 4, "answers")  # noqa: B023
+            assert (tmp_path / "first.log").read_text().count('"degraded": true') >= 20
             found = scrape(at)
             assert found['edgeroute_outbox_waiting{router=""}'] >= 16
             assert found['edgeroute_degraded_total{router=""}'] >= 16
@@ -157,6 +179,8 @@ def test_the_unit(tmp_path):
     text = (HERE / "edgeroute-monitor.service").read_text()
     program, script = re.search(r"^ExecStart=(\S+) (\S+)/main\.py --live ", text, re.MULTILINE).groups()
     assert re.search(r"^Type=notify$", text, re.MULTILINE)
+    assert re.search(r"^Restart=on-failure$", text, re.MULTILINE)  # as which the end of a sensor counts,
+    assert re.search(r"^StartLimitIntervalSec=0$", text, re.MULTILINE)  # however long it is away
     assert int(re.search(r"^WatchdogSec=(\d+)$", text, re.MULTILINE)[1]) > 2 * int(re.search(r"--every (\d+)", text)[1])
     if (analyze := shutil.which("systemd-analyze")) is None:
         pytest.skip("there is no systemd-analyze")
@@ -238,6 +262,44 @@ def test_alarms_take_most_windows_and_late_answers_correct_them():
     assert (alarms.look(4), alarms.now, len(alarms.raised)) == (None, None, 1)
 
 
+def test_an_alarm_that_went_off_without_a_link_gets_its_name_later(caplog):
+    """By late answers and by new ones; it is logged and counted anew, and the report keeps what was known when it went off."""
+    registry, alarms = CollectorRegistry(), Alarms()
+    gauge = Gauge("alarm", "1 while it is on.", ["kind"], registry=registry)
+
+    def look(at_h):
+        before = alarms.now
+        alarms.look(at_h)
+        live.told(gauge, before, alarms.now)
+        return {sample.labels["kind"]: sample.value for family in registry.collect() for sample in family.samples}
+
+    for n in range(LOOKED_AT):
+        alarms.note(str(n), "fault")
+    assert look(1) == {"unknown": 1}
+    assert look(2) == {"unknown": 1}
+    alarms.correct("15", "looseness")
+    assert look(3) == {"looseness": 1}
+    assert (alarms.now, alarms.raised) == ((1, "looseness"), [(1, "unknown")])
+    assert look(4) == {"looseness": 1}
+    for n in range(LOOKED_AT):
+        alarms.note(f"later {n}", "normal")
+    assert look(5) == {}
+    assert [record.getMessage() for record in caplog.records] == ["alarm: unknown", "alarm: looseness", "the alarm is over"]
+
+
+def test_metrics_are_for_this_machine(monkeypatch):
+    """A name that was made to lead here is refused, and who says nothing does not stay."""
+    with live.scraped(None, 0) as url:
+        for host, status in {"evil.example": 403, "evil.example:9108": 403, "": 403, "localhost:1": 404, "127.0.0.1": 404}.items():
+            with pytest.raises(HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(url + "/none", headers={"Host": host}), timeout=LONG)
+            refused.value.close()
+            assert refused.value.code == status, host
+    monkeypatch.setattr(live, "SILENT_S", 0.1)
+    with live.scraped(None, 0) as url, closing(socket.create_connection(("127.0.0.1", urlsplit(url).port), LONG)) as silent:
+        assert silent.recv(1) == b""
+
+
 # ---------------------------------------------------------------------------------------------------------------- sensors
 def test_recordings_of_files_and_pipes(tmp_path):
     """Counts and g, with and without a line of names, are the same recordings; what is no recording is refused in a line."""
@@ -249,12 +311,9 @@ def test_recordings_of_files_and_pipes(tmp_path):
     for name in ("counts.npy", "g.csv", "plain.csv"):
         first = next(recordings(str(tmp_path / name)))
         assert (first.dtype, (first.reshape(-1, 3) == samples).all()) == (np.int16, True)
-    os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(samples.tobytes() + b"cut off"))
-    writer.start()
-    (only,) = recordings(str(tmp_path / "pipe"))
-    writer.join(LONG)
-    assert (only.reshape(-1, 3) == samples).all()
+    np.savetxt(tmp_path / "negative.csv", -samples * 0.0039, delimiter=",", encoding="utf-8-sig")
+    assert samples[0, 0] > 0
+    assert (next(recordings(str(tmp_path / "negative.csv"))).reshape(-1, 3) == -samples).all()
 
     np.save(tmp_path / "short.npy", samples[:-1])
     np.save(tmp_path / "nan.npy", np.full((SAMPLES, 3), np.nan))
@@ -264,3 +323,53 @@ def test_recordings_of_files_and_pipes(tmp_path):
                        "none.npy": "cannot be read"}.items():  # fmt: skip
         with pytest.raises(SystemExit, match=text):
             next(recordings(str(tmp_path / name)))
+
+
+def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_path):
+    """What comes while nobody looks neither waits in the pipe nor ends up beside newer samples."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    begun, written, looked = threading.Event(), threading.Event(), threading.Event()
+
+    def write():
+        with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as samples:
+            for n in range(1, 21):
+                samples.write(np.full((SAMPLES, 3), n, "<i2").tobytes())
+                begun.wait(LONG)
+            written.set()
+            looked.wait(LONG)
+            samples.write(b"cut off")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    given = recordings(str(pipe))
+    assert (next(given) == np.ones((4, 2048, 3))).all()
+    begun.set()
+    assert written.wait(LONG), "nobody reads while nobody looks"
+    values = []
+    with pytest.raises(SystemExit, match="pipe ended: it gives no more samples") as ended:
+        for one in given:
+            assert one.min() == one.max()
+            values.append(one.max())
+            looked.set()
+    assert isinstance(ended.value.code, str)  # with which Python's exit status is 1
+    assert values[0] > 10  # all but the one or two that may still be in the pipe were read
+    assert values[-1] == 20
+    writer.join(LONG)
+
+
+def test_what_a_device_gathered_before_is_left_out_and_an_error_is_its_end():
+    """A kernel's buffer holds a recording of whenever it filled up."""
+    one, other = (np.full((SAMPLES, 3), value, "<i2").tobytes() for value in (1, 2))
+    assert Newest(io.BytesIO(one), skipped=1).take() is None
+    newest = Newest(io.BytesIO(one + other), skipped=1)
+    assert (newest.take() == other, newest.take(), newest.why) == (True, None, "")
+
+    class Unplugged(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, _):
+            raise OSError(errno.ENODEV, "No such device")
+
+    unplugged = Newest(io.BufferedReader(Unplugged()))
+    assert (unplugged.take(), unplugged.why) == (None, " ([Errno 19] No such device)")
