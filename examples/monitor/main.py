@@ -41,7 +41,8 @@ def show(report: Report) -> None:
     down = sum(end - start for start, end in report.outages)
     away = f"{len(report.outages)} outages of the link, {down / 24 / report.days:.0%} of the time"
     print(f"{report.days:g} days, {report.windows:,} windows; {away}")
-    print(f"the machine was well for {report.well_days:.1f} days ({report.well_days / 7:.1f} weeks); an alarm in these is a false one\n")
+    weeks = report.well_days / 7
+    print(f"the machine was well for {report.well_days:.1f} days ({weeks:.1f} weeks); an alarm in these is a false one\n")
     print(f"{'alarm before failure':22}" + "".join(f"{name:>24}" for name in report.arms))
     for i, fault in enumerate(report.faults):
         cells = []
@@ -51,7 +52,7 @@ def show(report: Report) -> None:
         print(f"{fault.kind + f', {fault.fails_h - fault.begins_h:.0f} h':22}" + "".join(f"{cell:>24}" for cell in cells))
     arms = report.arms.values()
     print(f"{'false alarms':22}" + "".join(f"{arm.false_alarms:>24}" for arm in arms))
-    print(f"{'a week of these':22}" + "".join(f"{arm.false_alarms / report.well_days * 7:>24.2f}" for arm in arms))
+    print(f"{'a week of these':22}" + "".join(f"{arm.false_alarms / weeks:>24.2f}" for arm in arms))
     print(f"{'windows answered':22}" + "".join(f"{arm.answered:>24,}" for arm in arms))
     print(f"{'MB sent':22}" + "".join(f"{arm.bytes_sent / 1e6:>24.2f}" for arm in arms))
     print(f"\nedgeroute: {report.deferred:,} windows deferred ({report.deferred / report.windows:.1%})")

@@ -133,6 +133,7 @@ class Newest:
                         self._changed.notify()
         except OSError as e:  # it was unplugged
             self.why = f" ({e})"
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify()

@@ -290,7 +290,13 @@ def test_an_alarm_that_went_off_without_a_link_gets_its_name_later(caplog):
 def test_metrics_are_for_this_machine(monkeypatch):
     """A name that was made to lead here is refused, and who says nothing does not stay."""
     with live.scraped(None, 0) as url:
-        for host, status in {"evil.example": 403, "evil.example:9108": 403, "": 403, "localhost:1": 404, "127.0.0.1": 404}.items():
+        for host, status in (
+            ("evil.example", 403),
+            ("evil.example:9108", 403),
+            ("", 403),
+            ("localhost:1", 404),
+            ("127.0.0.1", 404),
+        ):
             with pytest.raises(HTTPError) as refused:
                 urllib.request.urlopen(urllib.request.Request(url + "/none", headers={"Host": host}), timeout=LONG)
             refused.value.close()
@@ -330,6 +336,10 @@ def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_pat
     os.mkfifo(pipe := tmp_path / "pipe")
     begun, written, looked = threading.Event(), threading.Event(), threading.Event()
 
+    def uniform(recording):
+        assert recording.min() == recording.max(), "it has samples of two recordings"
+        return recording.max()
+
     def write():
         with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as samples:
             for n in range(1, 21):
@@ -345,12 +355,10 @@ def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_pat
     assert (next(given) == np.ones((4, 2048, 3))).all()
     begun.set()
     assert written.wait(LONG), "nobody reads while nobody looks"
-    values = []
+    values = [uniform(next(given))]
+    looked.set()
     with pytest.raises(SystemExit, match="pipe ended: it gives no more samples") as ended:
-        for one in given:
-            assert one.min() == one.max()
-            values.append(one.max())
-            looked.set()
+        values.extend(map(uniform, given))
     assert isinstance(ended.value.code, str)  # with which Python's exit status is 1
     assert values[0] > 10  # all but the one or two that may still be in the pipe were read
     assert values[-1] == 20
