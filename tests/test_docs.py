@@ -78,7 +78,7 @@ def gateway(monkeypatch, request):
 
     def found(kind, **more):
         if "OPENAI_BASE_URL" not in os.environ:
-            running = started("--policy", "policy.toml", EDGEROUTE_CLOUD__URL="http://127.0.0.1:9/v1")
+            running = started("gateway", "--policy", "policy.toml", EDGEROUTE_CLOUD__URL="http://127.0.0.1:9/v1")
             _, url = running.__enter__()
             request.addfinalizer(lambda: running.__exit__(None, None, None))
             monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")

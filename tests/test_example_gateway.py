@@ -27,7 +27,7 @@ def asked(tmp_path_factory):
     pytest.importorskip("tiny_gguf").write(folder / "model.gguf", context=4096)
     with CannedServer(sse_reply(chat_events(["Pa", "ris"], usage=(7, 2)))) as far:
         environment = {"EDGEROUTE_CLOUD__URL": f"{far.url}/v1", "CLOUD_KEY": "key-of-the-cloud"}
-        with started("--policy", folder / "policy.toml", **environment) as (_, url):
+        with started("gateway", "--policy", folder / "policy.toml", **environment) as (_, url):
 
             def ask(*command, **more):
                 env = {**os.environ, "OPENAI_BASE_URL": f"{url}/v1", **more}
