@@ -73,8 +73,8 @@ def graded():
 
 def gateway(monkeypatch, request):
     """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
+    from commands import started
     from openai import OpenAI
-    from test_gateway_command import started
 
     def found(kind, **more):
         if "OPENAI_BASE_URL" not in os.environ:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_gateway_command import started
+from commands import started
 
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
