@@ -183,6 +183,16 @@ def test_each_example_is_in_the_index():
 
 
 @pytest.mark.once
+def test_the_first_page_has_the_figures_of_the_readme():
+    """Those of all images, too, which are less; and when and how they were measured."""
+    gain = re.search(r"^## What it gains\n(.*?)^## ", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    there = re.findall(r"\d+\.\d+ %|\d{4}-\d\d-\d\d", (ROOT / "README.md").read_text())
+    figures = re.findall(r"\d+\.\d+ %|\d{4}-\d\d-\d\d", gain)
+    assert {"94.7 %", "95.9 %", "7.4 %", "93.09 %", "94.32 %", "94.07 %", "7.7 %"} <= {*figures} <= {*there}
+    assert "`make demo`" in gain
+
+
+@pytest.mark.once
 def test_each_promise_names_the_tests_that_hold_it():
     """Every paragraph of docs/promises.md has at least one, and each exists."""
     promises = [part for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")]
