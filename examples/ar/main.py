@@ -43,7 +43,7 @@ def warm(router: Router) -> None:
     try:
         router.warm([scene.frame_at(1.0)])  # a sign, as in a picture without words there is nothing to recognise
     except ModelError as e:
-        print(f"{e}\nthe device reads nothing, so the cloud is asked about all that may leave", file=sys.stderr)
+        print(f"{e}\nwhat the device cannot read the cloud is asked about, if it may leave", file=sys.stderr)
 
 
 def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0) -> Any:
