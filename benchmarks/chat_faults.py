@@ -157,11 +157,13 @@ def connects() -> Counter[int]:
 
 
 @contextlib.asynccontextmanager
-async def ours(far: str, near: str, *, mode: PolicyMode = "prefer_edge", restart: bool = False) -> AsyncIterator[Ask]:
-    """edgeroute; in its cascade the local model is never sure, so each call needs the cloud."""
+async def ours(
+    far: str, near: str, *, mode: PolicyMode = "prefer_edge", restart: bool = False, state: str | None = None
+) -> AsyncIterator[Ask]:
+    """edgeroute; in its cascade the local model is never sure, so each call needs the cloud. state: a folder for its ledger."""
     edge = LocalServer(near, model="m", logprobs=False)
     endpoint = OpenAIChat(far, model="m", timeout_s=TIMEOUT_S, between_s=TIMEOUT_S)
-    async with AsyncRouter(edge, endpoint, threshold=0.5, mode=mode) as router:
+    async with AsyncRouter(edge, endpoint, threshold=0.5, mode=mode, state=state) as router:
 
         async def ask(stream: bool) -> Got:
             if not stream:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from peers_ours import CELLS, GOOD, LONG_S, SURE, UNSURE, cell, folder, yes
+from peers_ours import CELLS, GOOD, LONG_S, SURE, UNSURE, cell, folder, looked_up, yes
 
 import edgeroute
 from edgeroute import (
@@ -47,13 +47,13 @@ def waits() -> str:
 
 @cell("The late answer reaches the program, and once")
 def once() -> str:
-    """Then nothing waits any more, and a third router on that folder is told nothing."""
+    """Later routers on that folder are told of a later request, and not of that one again; then nothing waits any more."""
     return late()[1]
 
 
 @cache
 def late() -> tuple[str, str]:
-    """Both of the above: one outage."""
+    """Both of the above: an outage, and then another."""
     told: list[str] = []
     came = threading.Event()
 
@@ -76,14 +76,20 @@ def late() -> tuple[str, str]:
         with router() as second:
             second.on_late(note)
             came.wait(LONG_S)
+        link.refuse = True
         with router() as third:
-            third.on_late(note)
+            more = third.infer("y")
+        link.refuse = False
+        came.clear()
+        with router() as fourth:
+            fourth.on_late(note)
+            came.wait(LONG_S)  # of the later one: its outbox has been looked through
         left = Outbox(state / "outbox.db").size()
         keys = [
             line for request in server.requests for line in request.splitlines() if line.lower().startswith(b"idempotency-key")
         ]
     sent = queued and any(answer.id.encode() in key for key in keys)
-    return yes(sent), yes(sent and told == [answer.id] and not left)
+    return yes(sent), yes(sent and told == [answer.id, more.id] and not left)
 
 
 @cell("Old answers while offline, without a server for them")
@@ -245,15 +251,23 @@ def frames() -> str:
 
 @cell("Limits of money, bytes, energy and calls")
 def limits() -> str:
-    """A dollar a day, at 40 cents a call; and a limit of each kind is one."""
-    paid = Function(lambda _: "cloud", usd_per_call=0.4)
-    with Router(lambda _: UNSURE, paid, threshold=0.8, limits=Limits(usd_per_day=1)) as router:
-        degraded = [router.infer(1).degraded for _ in range(3)]
-    Limits(usd_per_day=1, mb_per_day=1, joules_per_hour=1, calls_per_minute=1)
-    return yes(degraded == [False, False, True])
+    """Each reached by the third call: 40 cents, 400 kB, 40 joules a call, and two calls a minute."""
+    held = []
+    with CannedServer(GOOD) as server:
+        paid = Function(lambda _: "cloud", usd_per_call=0.4)
+        heavy = PlainJson(server.url, joules_per_mb=100)
+        for cloud, limit in (
+            (paid, Limits(usd_per_day=1)),
+            (paid, Limits(calls_per_minute=2)),
+            (heavy, Limits(mb_per_day=1)),
+            (heavy, Limits(joules_per_hour=100)),
+        ):
+            with Router(lambda _: UNSURE, cloud, threshold=0.8, limits=limit) as router:
+                held.append([router.infer("x" * 400_000).degraded for _ in range(3)] == [False, False, True])
+    return yes(all(held))
 
 
-@cell("Keys, and budgets by user")
+@looked_up("Keys, and budgets by user")
 def users() -> str:
     """What the gateway may be told."""
     from edgeroute.gateway.app import app
@@ -310,13 +324,13 @@ def replayed() -> str:
         return yes(found.recorded.deferral_rate == 0 and found.replayed.deferral_rate > 0 and not server.requests)
 
 
-@cell("A hosted console for many devices")
+@looked_up("A hosted console for many devices")
 def console() -> str:
     """There is none: `edgeroute dashboard` is a page of the device's own."""
     return "no"
 
 
-@cell("Version")
+@looked_up("Version")
 def version() -> str:
     """Of the package."""
     return edgeroute.__version__

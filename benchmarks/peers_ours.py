@@ -1,4 +1,4 @@
-"""edgeroute's column of docs/peers.md: each cell comes of doing what its row says, on loopback."""
+"""edgeroute's column of docs/peers.md: each cell but those of `LOOKED_UP` comes of doing what its row says, on loopback."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ def cell(title: str) -> Callable[[Probe], Probe]:
     return enter
 
 
+LOOKED_UP: list[str] = []
+"""Titles of rows that are filled by looking, as there is nothing to do."""
+
+
+def looked_up(title: str) -> Callable[[Probe], Probe]:
+    """As `cell`, for a row whose cell comes of what the package consists of."""
+    LOOKED_UP.append(title)
+    return cell(title)
+
+
 def yes(held: object) -> str:
     """Whether it was so, as the table has it."""
     return "yes" if held else "no"
@@ -82,7 +92,7 @@ def other_models() -> str:
         return yes(router.infer(fashion.images[0]).value == "Ankle boot")
 
 
-@cell("Files that the small model may be")
+@looked_up("Files that the small model may be")
 def formats() -> str:
     """Suffixes with a runtime of its own."""
     return ", ".join(f"`{suffix}`" for suffix in suffixes())
@@ -97,14 +107,14 @@ def any_api() -> str:
             return yes(router.infer("x").value == "dog" and server.requests[0].endswith(b'{"content":"x"}'))
 
 
-@cell("Libraries for Swift, Kotlin, JavaScript or Dart")
+@looked_up("Libraries for Swift, Kotlin, JavaScript or Dart")
 def languages() -> str:
     """Sources in another language than Python."""
     found = {path.suffix for path in Path(edgeroute.__file__).parent.rglob("*")}
     return yes(found & {".swift", ".kt", ".js", ".ts", ".dart"})
 
 
-@cell("Serves the large model, in batches on GPUs")
+@looked_up("Serves the large model, in batches on GPUs")
 def serves() -> str:
     """It writes the model as servers take it that do."""
     from edgeroute import export

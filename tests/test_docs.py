@@ -22,6 +22,7 @@ from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 SERVER = "127.0.0.1:8080"
 ELSEWHERE = (
     "make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "edgeroute gateway ", "export ", "edgeroute dashboard ",
@@ -169,9 +170,28 @@ def test_the_first_snippet_runs_anywhere(tmp_path):
 @pytest.mark.once
 def test_links_lead_somewhere():
     """Each relative link of a page is a file of the project."""
-    for page in PAGES:
+    for page in PAGES + EXAMPLES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_the_page_of_an_example_names_what_there_is(page):
+    """What its commands do is tested beside it; here, that each target of make, subcommand, option and file that they name is there."""
+    folders = {page.parent, ROOT / "examples" / "ar"} if page.parent.name == "jetson" else {page.parent}
+    programs = "".join(file.read_text() for folder in folders for file in folder.glob("*.py"))
+    lines = [line for language, text in snippets(page) if language == "sh" for line in text.replace("\\\n", " ").splitlines()]
+    assert any(line.startswith(f"make example-{page.parent.name}") for line in lines) or page.parent.name == "runtime_openvino"
+    for words in (shlex.split(line, comments=True) for line in lines):
+        arguments = words[words.index("main.py") + 1 :] if "main.py" in words else []
+        if words[0] == "make":
+            target, *rest = words[1:]
+            assert (ROOT / "examples" / re.fullmatch("(?:test-)?example-(.+)", target)[1] / "requirements.txt").exists(), target
+            arguments = shlex.split(rest[0].removeprefix("ARGS=")) if rest else []
+        named = [word for word in arguments if word.startswith("--")] + [word for word in arguments[:1] if word.isalpha()]
+        assert [word for word in named if f'"{word}"' not in programs] == []
+        assert [word for word in words if word.startswith("examples/") and not (ROOT / word).exists()] == []
 
 
 @pytest.mark.once
@@ -180,6 +200,16 @@ def test_each_example_is_in_the_index():
     index = (ROOT / "examples" / "README.md").read_text()
     there = {one.name for one in (ROOT / "examples").iterdir() if not one.name.startswith(("README", "__", "."))}
     assert there <= set(re.findall(r"\]\(([\w.]+)\)", index))
+
+
+@pytest.mark.once
+def test_the_first_page_has_the_figures_of_the_readme():
+    """Those of all images, too, which are less; and when and how they were measured."""
+    gain = re.search(r"^## What it gains\n(.*?)^## ", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    there = re.findall(r"\d+\.\d+ %|\d{4}-\d\d-\d\d", (ROOT / "README.md").read_text())
+    figures = re.findall(r"\d+\.\d+ %|\d{4}-\d\d-\d\d", gain)
+    assert {"94.7 %", "95.9 %", "7.4 %", "93.09 %", "94.32 %", "94.07 %", "7.7 %"} <= {*figures} <= {*there}
+    assert "`make demo`" in gain
 
 
 @pytest.mark.once

@@ -104,3 +104,11 @@ def test_each_cell_says_how_it_is_known():
             assert KNOWN.fullmatch(cells[name]), f"{row}: {name}: {cells[name]!r}"
     for name in OTHERS:
         assert re.search(rf"^\| {re.escape(name)} \| \S", PAGE, re.MULTILINE), name
+
+
+def test_the_page_says_which_rows_are_looked_up(bench):
+    """Of edgeroute's column: what is in the package, where there is nothing to do."""
+    from peers_ours import LOOKED_UP
+
+    (listed,) = re.findall(r"Looked up in the package, and not done, are (.*?)\.\n", PAGE, re.DOTALL)
+    assert {" ".join(row.split()) for row in re.findall(r"\*([^*]+)\*", listed)} == {*LOOKED_UP}

@@ -21,6 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from reader import answer
 
 MOST_BYTES = 4 << 20
+MOST_PIXELS = 4 << 20
+"""Of a picture: in a few kilobytes there may be hundreds of millions, and each takes three bytes or more as it is read."""
 
 
 class LargeReader:
@@ -79,15 +81,17 @@ def decoded(body: bytes) -> Any:
     """The picture of a request's body.
 
     Raises:
-        ValueError: there is none in it.
+        ValueError: there is none in it, or one of too many pixels.
     """
     import json
 
     try:
-        with Image.open(BytesIO(base64.b64decode(json.loads(body)["image"], validate=True))) as image:
-            return np.asarray(image.convert("RGB"))
+        with Image.open(BytesIO(base64.b64decode(json.loads(body)["image"], validate=True)), formats=["JPEG"]) as image:
+            if image.width * image.height <= MOST_PIXELS:  # as its head says: nothing is decoded yet
+                return np.asarray(image.convert("RGB"))
     except (KeyError, TypeError, ValueError, OSError, binascii.Error, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise ValueError('expected {"image": a picture\'s file in base64}') from e
+        raise ValueError('expected {"image": a JPEG file in base64}') from e
+    raise ValueError(f"a picture has at most {MOST_PIXELS} pixels")
 
 
 def main(arguments: list[str]) -> None:

@@ -20,7 +20,7 @@ import sources
 from overlay import Overlay, jpeg
 from reader import letters
 
-from edgeroute import EdgerouteError, FrameUpdate, NoAnswer, Router, register
+from edgeroute import EdgerouteError, FrameUpdate, ModelError, NoAnswer, Router, register
 
 POLICY = Path(__file__).with_name("policy.toml")
 HOLD = 2
@@ -35,6 +35,15 @@ def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
     if url is not None:
         os.environ["EDGEROUTE_CLOUD__URL"] = url  # goes before the file
     return Router.from_policy(policy, views={"cloud": jpeg}, **more)  # the device reads pixels, the cloud gets a JPEG file
+
+
+def warm(router: Router) -> None:
+    """Loads the networks and has them read, before there are frames: TensorRT compiles them the first time, past any deadline."""
+    print("loading the networks (with TensorRT the first time takes minutes)", flush=True)
+    try:
+        router.warm([scene.frame_at(1.0)])  # a sign, as in a picture without words there is nothing to recognise
+    except ModelError as e:
+        print(f"{e}\nwhat the device cannot read the cloud is asked about, if it may leave", file=sys.stderr)
 
 
 def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0) -> Any:
@@ -75,6 +84,8 @@ def screen_of(given: argparse.Namespace) -> Any:
         page = Page(given.port)
     except OSError as e:
         raise SystemExit(f"the page cannot have port {given.port}: {e.strerror}. --port 0 takes any that is free") from e
+    except RuntimeError as e:
+        raise SystemExit(f"{e}") from e
     print(f"open {page.url} (Ctrl+C ends)", flush=True)
     return page
 
@@ -114,8 +125,8 @@ def run(given: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         url = given.cloud or stack.enter_context(cloud.started())
         router = stack.enter_context(router_of(given.policy, url))
+        warm(router)
         if checks:
-            router.warm()
             print(router.check())
             return
         seconds = given.seconds

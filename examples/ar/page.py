@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Page:
 
     Args:
         port: 0 for any that is free.
+
+    Raises:
+        OSError: the port is not to be had.
+        RuntimeError: the server did not start.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -49,15 +53,17 @@ class Page:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=[listener], daemon=True)
         self._thread.start()
         self._ready.wait()
+        if self._loop is None:
+            raise RuntimeError("the page's server did not start; what it printed says why")
 
     def show(self, drawn: Drawn) -> bool:
         """Sends it to all browsers that look. -> whether to go on."""
         self._newest = json.dumps(drawn.told()), jpeg(drawn.frame)
         self._ring()
-        return True
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Ends the server."""
@@ -65,13 +71,21 @@ class Page:
         self._ring()
         self._thread.join()
 
+    def _run(self, listener: socket.socket) -> None:
+        try:
+            self._server.run(sockets=[listener])
+        finally:
+            listener.close()
+            self._ready.set()  # so that nobody waits for what has failed
+
     def _ring(self) -> None:
         def ring() -> None:
             for one in self._waiting:
                 one.set()
 
         assert self._loop is not None, "it runs"
-        self._loop.call_soon_threadsafe(ring)
+        with suppress(RuntimeError):  # the server has ended by itself, and its loop is closed: nobody is there to be told
+            self._loop.call_soon_threadsafe(ring)
 
     async def _feed(self, browser: WebSocket) -> None:
         if browser.headers.get("origin", "") != f"http://{browser.headers['host']}":

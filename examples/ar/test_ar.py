@@ -257,12 +257,35 @@ def test_the_page_gets_frames(http):
         page.close()
 
 
+def test_a_page_whose_server_fails(monkeypatch):
+    """One that does not start is told, not waited for; one that ends while frames are shown ends the program, which can still close it."""
+    page = Page()
+    page._server.should_exit = True
+    page._thread.join()
+    assert (
+        page.show(Drawn(np.zeros((4, 4, 3), np.uint8), [], "edge", provisional=False, confidence=1, reason="", age_s=0)) is False
+    )
+    page.close()
+    monkeypatch.setattr("page.uvicorn.Server.run", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="did not start"):
+        Page()
+
+
+def posted(image, kind):
+    """A request's body with it."""
+    file = BytesIO()
+    image.save(file, kind)
+    return json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode()
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
         (b"", 400), (b"[]", 400), (b'{"image": 7}', 400), (b'{"image": "###"}', 400), (b'{"image": "AAAA"}', 400),
         (json.dumps({"image": base64.b64encode(jpeg(frame_at(WALL))[:200]).decode()}).encode(), 400),
         (b'{"image": "' + b"A" * (5 << 20) + b'"}', 413),
+        (posted(Image.new("L", (8, 8)), "PNG"), 400),
+        (posted(Image.new("L", (4096, 2048)), "JPEG"), 400),
     ],
 )  # fmt: skip
 def test_the_cloud_says_what_it_cannot_read(url, http, body, status):
@@ -324,9 +347,14 @@ def test_a_window_needs_a_display(monkeypatch):
         Window()
 
 
-def test_the_program(tmp_path, opened, url, capsys):
-    """`main.py --out FOLDER PICTURE` from end to end."""
+def test_the_program(tmp_path, opened, url, capsys, monkeypatch):
+    """`main.py --out FOLDER PICTURE` from end to end: the device has read once before there are frames."""
+    monkeypatch.setenv("EDGEROUTE_DEADLINE", f"{LONG:.0f}s")
+    order, run, open_ = [], TextReader.run, sources.opened
+    monkeypatch.setattr(TextReader, "run", lambda *given, **more: (order.append("read"), run(*given, **more))[1])
+    monkeypatch.setattr(sources, "opened", lambda *given: (order.append("frames"), open_(*given))[1])
     Image.fromarray(frame_at(SURE)).save(tmp_path / "sign.png")
     main.main(["--cloud", url, "--out", str(tmp_path / "out"), "--seconds", "1", str(tmp_path / "sign.png")])
     assert "read on the device" in capsys.readouterr().out
     assert "PLATFORM 4" in (tmp_path / "out" / "drawn.jsonl").read_text()
+    assert order[0] == "read"

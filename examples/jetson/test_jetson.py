@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeroute import DeviceSensors, Router, register
+from edgeroute.settings import load
 from edgeroute.testing import CannedServer, http_reply
 
 HERE = Path(__file__).parent
@@ -106,6 +107,22 @@ def test_above_its_watts_it_looks_at_fewer_pixels(cloud, tmp_path, factor, varia
     policy.write_text(text)
     with opened(policy, sensors=orin(tmp_path / "tree", factor)) as router:
         assert f"edge {variant}" in str(router.decide(frame_at(1.0), data_class="scene"))
+
+
+def test_the_cloud_is_asked_no_more_than_by_the_ar_example():
+    """The sections are the same: endpoint, limits, what may leave."""
+    ours, ar = (load(folder / "policy.toml") for folder in (HERE, AR))
+    assert ours.limits is not None
+    assert (ours.cloud, ours.limits, ours.egress) == (ar.cloud, ar.limits, ar.egress)
+
+
+def test_check_says_what_is_missing_where_it_is(cloud, capsys, monkeypatch):
+    """`main.py check` without TensorRT tells that, and goes on, as the cloud can still answer."""
+    monkeypatch.setattr(sys, "argv", ["main.py", "--cloud", f"{cloud.url}/read", "check"])
+    runpy.run_path(str(HERE / "main.py"), run_name="__main__")
+    told = capsys.readouterr()
+    assert "TensorrtExecutionProvider" in told.err
+    assert "TensorrtExecutionProvider" in told.out
 
 
 def test_the_program_is_that_of_the_ar_example(capsys, monkeypatch):
