@@ -73,12 +73,12 @@ def graded():
 
 def gateway(monkeypatch, request):
     """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
+    from commands import started
     from openai import OpenAI
-    from test_gateway_command import started
 
     def found(kind, **more):
         if "OPENAI_BASE_URL" not in os.environ:
-            running = started("--policy", "policy.toml", EDGEROUTE_CLOUD__URL="http://127.0.0.1:9/v1")
+            running = started("gateway", "--policy", "policy.toml", EDGEROUTE_CLOUD__URL="http://127.0.0.1:9/v1")
             _, url = running.__enter__()
             request.addfinalizer(lambda: running.__exit__(None, None, None))
             monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
