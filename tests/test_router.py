@@ -718,3 +718,27 @@ def test_endpoints_are_objects_or_urls():
     assert repr(OpenInference("http://h/v2", model="m")) == "OpenInference('http://h/v2/models/m')"
     assert isinstance(OnnxModel, type)
     assert edgeroute.__version__
+
+
+def test_what_is_raised_where_nobody_answers():
+    """The error itself if one leg alone was asked, as docs/faults.md says; else `NoAnswer`, which has all of them."""
+
+    def away(x):
+        raise edgeroute.Unreachable("the link is down")
+
+    def broken(x):
+        raise KeyError("mine")
+
+    with Router(lambda x: ("cat", 0.4), away, threshold=0.8) as router:
+        for ask in (router.infer, router.refine, lambda x, **how: router.infer_many([x], **how)):
+            with pytest.raises(edgeroute.Unreachable, match="the link is down"):
+                list(ask(1, mode="only_cloud"))
+    with Router(broken, away, threshold=0.8) as router:
+        with pytest.raises(KeyError, match="mine"):
+            router.infer(1, mode="only_edge")
+        with pytest.raises(edgeroute.NoAnswer) as told:
+            router.infer(1)
+        assert {name: type(error) for name, error in told.value.errors.items()} == {
+            "edge": KeyError,
+            "cloud": edgeroute.Unreachable,
+        }
