@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from weakref import WeakSet
 
 from edgeroute.system import pooled, renew_after_fork
 
@@ -16,6 +19,10 @@ log = logging.getLogger("edgeroute")
 Job = Callable[[], object]
 MOST_WAITING = 10_000
 """Most jobs that wait for a thread of a pool."""
+EXIT_S = 5.0
+"""How long Python's exit waits for jobs that may be in native code, seconds: a thread that comes back from there later aborts the
+process (up to Python 3.13)."""
+_native: WeakSet[ThreadPool] = WeakSet()
 
 
 def _nothing() -> None:
@@ -34,10 +41,13 @@ class ThreadPool:
         name: of the threads.
         most: maximum number of threads.
         idle_s: seconds without a job after which a thread ends.
+        native: whether its jobs run native code, such as models: Python's exit waits for them, up to `EXIT_S`.
     """
 
-    def __init__(self, name: str, most: int, idle_s: float = 60.0) -> None:
+    def __init__(self, name: str, most: int, idle_s: float = 60.0, *, native: bool = False) -> None:
         self._name, self._most, self._idle_s = name, most, idle_s
+        if native:
+            _native.add(self)
         self._closed = False
         self.after_fork()
         renew_after_fork(self)
@@ -146,3 +156,14 @@ class ThreadPool:
             if thread is not threading.current_thread():
                 with contextlib.suppress(RuntimeError):  # not started yet
                     thread.join(max(0.0, until - time.monotonic()))
+
+
+def _await_native() -> None:
+    until = time.monotonic() + EXIT_S
+    with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait
+        for pool in list(_native):
+            pool.close(max(0.0, until - time.monotonic()))
+
+
+if sys.version_info < (3, 14):  # from then on such a thread stands still
+    atexit.register(_await_native)

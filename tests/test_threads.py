@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from queue import Queue
 
@@ -228,3 +230,35 @@ def test_a_stop_token_wakes_who_waits():
     assert asked.wait(LONG) is True
     asked.on_ask(lambda: found.append("at once"))
     assert found[-1] == "at once"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="such a thread stands still there")
+@pytest.mark.parametrize(("how", "wait_s", "ended"), [("with", 30.0, True), ("without close", 30.0, True), ("hangs", 0.1, False)])
+def test_the_end_of_the_process_waits_for_a_run_that_was_left(how, wait_s, ended):
+    """As native code that comes back later would abort it; but not for ever, if the run never ends."""
+    program = f"""
+import threading, time
+from edgeroute import Router, threads
+
+threads.EXIT_S = {wait_s}
+over = threading.Event()
+
+def edge(x):
+    over.wait({"None" if how == "hangs" else "30"})
+    time.sleep(0.2)  # the main thread has come to its end
+    print("ended", flush=True)
+    return "a", 0.9
+
+router = Router(edge, deadline=0.05)
+try:
+    router.infer(1)
+except Exception as e:
+    print(type(e).__name__, flush=True)
+if {how == "with"}:
+    threading.Timer(1.5, over.set).start()  # later than close() waits
+    router.close()
+elif {how != "hangs"}:
+    over.set()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["DeadlineExceeded"] + ["ended"] * ended), done.stderr

@@ -77,7 +77,7 @@ def assemble(
     folder = None if state is None else Path(state)
     engine = Engine(folder)
     engine.awaits = awaits
-    engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST)
+    engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)
     engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
     engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
     counts = engine.counts = Counts()
