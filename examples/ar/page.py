@@ -96,7 +96,7 @@ class Page:
         changed.set()
         self._waiting.add(changed)
         try:
-            while not self._closed:
+            while not (self._closed and self._newest is sent):  # the last one is what stays on the page
                 await changed.wait()
                 changed.clear()
                 newest = self._newest
