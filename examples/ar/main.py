@@ -61,7 +61,7 @@ def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scen
                 break
         else:
             if drawn is not None and drawn.provisional:
-                screen.show(drawn._replace(provisional=False, reason="the cloud's answer came too late"))
+                screen.show(drawn._replace(provisional=False, reason="the cloud has not answered in time"))
     return frames.stats()
 
 
