@@ -38,7 +38,7 @@ def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
     if url is not None:
         os.environ["EDGEROUTE_CLOUD__URL"] = url  # goes before the file
     clouds = [checked(section.make(policy.parent)) for section in load(policy).cloud]
-    return Router.from_policy(policy, cloud=clouds, views={"cloud": jpeg}, **more)  # the device reads pixels, it gets a JPEG
+    return Router.from_policy(policy, cloud=clouds, views={"cloud": jpeg}, **more)  # a JPEG file; the device reads pixels
 
 
 def warm(router: Router) -> None:

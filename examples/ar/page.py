@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 OWN = ["127.0.0.1", "localhost"]
 """Names under which a browser may ask: another would be a foreign page whose name leads here."""
 LAST_S = 2.0
+"""So long a browser may take to get what it lacks as the page ends."""
 RULES = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'",

@@ -67,7 +67,7 @@ def _read(path: Path) -> Any:
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:  # all of them are of damaged files
+    except Exception as e:  # noqa: BLE001 - at a damaged file Pillow raises errors of many kinds
         print(f"{path} cannot be read as a picture: {e}", file=sys.stderr)
         return None
 
