@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import contextlib
 import os
 import socket
@@ -17,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from reader import answer
 
 MOST_BYTES = 4 << 20
 MOST_PIXELS = 4 << 20
 """Of a picture: in a few kilobytes there may be hundreds of millions, and each takes three bytes or more as it is read."""
+LONGEST = 10
+"""Times its width, or its height: of longer pictures the pipeline makes huge ones, or some without pixels."""
 
 
 class LargeReader:
@@ -81,17 +82,29 @@ def decoded(body: bytes) -> Any:
     """The picture of a request's body.
 
     Raises:
-        ValueError: there is none in it, or one of too many pixels.
+        ValueError: there is none in it, or one of too many pixels or of such a shape that it cannot be read.
     """
     import json
 
     try:
         with Image.open(BytesIO(base64.b64decode(json.loads(body)["image"], validate=True)), formats=["JPEG"]) as image:
-            if image.width * image.height <= MOST_PIXELS:  # as its head says: nothing is decoded yet
+            short, long = sorted(image.size)
+            if short * long <= MOST_PIXELS and long <= LONGEST * short:  # as its head says: nothing is decoded yet
                 return np.asarray(image.convert("RGB"))
-    except (KeyError, TypeError, ValueError, OSError, binascii.Error, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError, Image.DecompressionBombError) as e:
         raise ValueError('expected {"image": a JPEG file in base64}') from e
-    raise ValueError(f"a picture has at most {MOST_PIXELS} pixels")
+    raise ValueError(f"a picture has at most {MOST_PIXELS} pixels, and is at most {LONGEST} times as long as wide")
+
+
+def port(text: str) -> int:
+    """An argument: a port, or 0 for any that is free.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 <= int(text) < 1 << 16:
+        raise ValueError
+    return int(text)
 
 
 def main(arguments: list[str]) -> None:
@@ -100,11 +113,14 @@ def main(arguments: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="main.py cloud", description="Reads text in pictures, for devices that ask.")
     parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; it asks for no token")
-    parser.add_argument("--port", type=int, default=8766, help="0: any that is free")
+    parser.add_argument("--port", type=port, default=8766, help="0: any that is free")
     parser.add_argument("--threads", type=int, default=1, help="for one picture")
     parser.add_argument("--with-parent", action="store_true", help="end once standard input ends, as it does with its parent")
     given = parser.parse_args(arguments)
-    listener = socket.create_server((given.host, given.port))
+    try:
+        listener = socket.create_server((given.host, given.port))
+    except OSError as e:
+        raise SystemExit(f"the cloud cannot have {given.host}:{given.port}: {e.strerror}. --port 0 takes any that is free") from e
     server = uvicorn.Server(uvicorn.Config(app(LargeReader(given.threads)), log_level="warning"))
     if given.with_parent:
 
@@ -113,7 +129,10 @@ def main(arguments: list[str]) -> None:
             server.should_exit = True
 
         threading.Thread(target=wait, daemon=True).start()
-    print(f"http://{given.host}:{listener.getsockname()[1]}/read", flush=True)
+    try:
+        print(f"http://{given.host}:{listener.getsockname()[1]}/read", flush=True)
+    except BrokenPipeError:
+        os._exit(1)  # who started it has ended meanwhile: there is nobody to be told, nor to serve
     server.run(sockets=[listener])
 
 

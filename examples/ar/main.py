@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ import scene
 import sources
 from overlay import Overlay, jpeg
 from reader import letters
+from words import checked
 
 from edgeroute import EdgerouteError, FrameUpdate, ModelError, NoAnswer, Router, register
+from edgeroute.settings import load
 
 POLICY = Path(__file__).with_name("policy.toml")
 HOLD = 2
@@ -34,7 +37,8 @@ def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
     register(".ocr", "reader:TextReader")
     if url is not None:
         os.environ["EDGEROUTE_CLOUD__URL"] = url  # goes before the file
-    return Router.from_policy(policy, views={"cloud": jpeg}, **more)  # the device reads pixels, the cloud gets a JPEG file
+    clouds = [checked(section.make(policy.parent)) for section in load(policy).cloud]
+    return Router.from_policy(policy, cloud=clouds, views={"cloud": jpeg}, **more)  # a JPEG file; the device reads pixels
 
 
 def warm(router: Router) -> None:
@@ -48,12 +52,16 @@ def warm(router: Router) -> None:
 
 def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0) -> Any:
     """Shows what is read in the frames until they end. -> what came of them."""
-    overlay = Overlay()
+    overlay, drawn = Overlay(), None
     frames = router.frames(frames_of, hold=HOLD, stale=STALE_S, label=letters, data_class=data_class, busy=busy)
     with frames, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C: it is told what came of them until then
-        for update in answered(frames):
-            if not screen.show(overlay.take(update)):
+        for update in answered(frames):  # also after the source has ended: until the cloud has answered, or is too late
+            drawn = overlay.take(update)
+            if not screen.show(drawn):
                 break
+        else:
+            if drawn is not None and drawn.provisional:
+                screen.show(drawn._replace(provisional=False, reason="the cloud has not answered in time"))
     return frames.stats()
 
 
@@ -106,37 +114,53 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cloud", metavar="URL", help="of a cloud that runs, ending in /read; without it one is started here")
     parser.add_argument("--window", action="store_true", help="a window in place of the page")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write pictures there in place of showing them")
-    parser.add_argument("--port", type=int, default=8765, help="of the page; 0: any that is free")
-    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--port", type=cloud.port, default=8765, help="of the page; 0: any that is free")
+    parser.add_argument("--seconds", type=seconds, help="end after so long")
     parser.add_argument("--data-class", default="scene", help='what the frames are; "private" ones never leave, by this policy')
     parser.add_argument("--busy", type=float, default=1.0, help="the share of time that the device may spend on reading")
     given = parser.parse_args(arguments)
+    for name in {"bench", "check", "cloud"}.intersection(given.source):
+        if name != "check" or len(given.source) > 1:
+            parser.error(f"{name} comes first, and with no source: main.py {name} --help. A file of this name is ./{name}")
     try:
         run(given)
-    except EdgerouteError as e:
+    except (EdgerouteError, OSError) as e:
         raise SystemExit(f"{type(e).__name__}: {e}") from e
     except KeyboardInterrupt:
         print()
 
 
+def seconds(text: str) -> float:
+    """An argument: a length of time.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
 def run(given: argparse.Namespace) -> None:
-    """As the arguments say."""
+    """As the arguments say; what is wrong with them is told before anything is loaded."""
     checks = given.source == ["check"]
     with contextlib.ExitStack() as stack:
+        if not checks:
+            length = given.seconds
+            if length is None and given.out is not None and not given.source:
+                length = scene.EACH_S * len(scene.SIGNS)  # each sign once
+            frames = sources.opened(given.source, length)  # none is taken yet
+            screen = stack.enter_context(contextlib.closing(screen_of(given)))
         url = given.cloud or stack.enter_context(cloud.started())
         router = stack.enter_context(router_of(given.policy, url))
         warm(router)
         if checks:
             print(router.check())
             return
-        seconds = given.seconds
-        if seconds is None and given.out is not None and not given.source:
-            seconds = scene.EACH_S * len(scene.SIGNS)  # each sign once
-        frames = sources.opened(given.source, seconds)
-        screen = stack.enter_context(contextlib.closing(screen_of(given)))
         stats = show(router, frames, screen, data_class=given.data_class, busy=given.busy)
         print(f"{stats.read} frames, {stats.dropped} passed over for newer ones, {stats.answered} read on the device, "
-              f"{stats.refined} in the cloud, {stats.outdated} of its answers too late")  # fmt: skip
+              f"{stats.refined} in the cloud, "
+              f"{stats.outdated} of its answers too late; {stats.unrefined} times it did not answer")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 OWN = ["127.0.0.1", "localhost"]
 """Names under which a browser may ask: another would be a foreign page whose name leads here."""
+LAST_S = 2.0
+"""So long a browser may take to get what it lacks as the page ends."""
 RULES = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'",
@@ -45,7 +47,8 @@ class Page:
         self._newest: tuple[str, bytes] | None = None
         self._waiting: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ready, self._closed = threading.Event(), False
+        self._ready, self._closed, self._unseen = threading.Event(), False, threading.Event()
+        self._unseen.set()  # by any browser
         routes = [Route("/", _page), WebSocketRoute("/frames", self._feed)]
         guard = Middleware(TrustedHostMiddleware, allowed_hosts=OWN)
         app = Starlette(routes=routes, middleware=[guard], lifespan=self._lifespan)
@@ -66,9 +69,11 @@ class Page:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Ends the server."""
-        self._closed = self._server.should_exit = True
+        """Ends the server, once browsers have got the last frame, which stays on the page; slow ones are not waited for long."""
+        self._closed = True
         self._ring()
+        self._unseen.wait(LAST_S)
+        self._server.should_exit = True
         self._thread.join()
 
     def _run(self, listener: socket.socket) -> None:
@@ -95,8 +100,9 @@ class Page:
         changed, sent = asyncio.Event(), None
         changed.set()
         self._waiting.add(changed)
+        self._unseen.clear()
         try:
-            while not self._closed:
+            while not (self._closed and self._newest is sent):
                 await changed.wait()
                 changed.clear()
                 newest = self._newest
@@ -104,10 +110,13 @@ class Page:
                     sent = newest
                     await browser.send_text(newest[0])
                     await browser.send_bytes(newest[1])
+            await browser.close()
         except WebSocketDisconnect:
             pass
         finally:
             self._waiting.discard(changed)
+            if not self._waiting:
+                self._unseen.set()
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:

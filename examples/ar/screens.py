@@ -43,12 +43,19 @@ class Window:
 
 
 class Folder:
-    """A picture whenever other words are drawn, or by another source; and all that was drawn, without frames, in drawn.jsonl."""
+    """A picture whenever other words are drawn, or by another source; and all that was drawn, without frames, in drawn.jsonl.
+
+    Raises:
+        SystemExit: it cannot be written, or what was drawn earlier is there.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
         self._path, self._number, self._last = path, 0, None
-        self._lines = (path / "drawn.jsonl").open("w", encoding="utf-8")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lines = (path / "drawn.jsonl").open("x", encoding="utf-8")
+        except OSError as e:
+            raise SystemExit(f"--out {path}: {e.strerror}: {e.filename}. Name a folder in which nothing was drawn yet") from e
 
     def show(self, drawn: Drawn) -> bool:
         """Writes it. -> whether to go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scene import frame_at
 
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 WIDEST = 960
-"""Wider frames are scaled down to this: it is what is drawn, and what is sent."""
+"""Wider and higher frames are scaled down to this: it is what is drawn, and what is sent."""
 FPS = 15.0
 PICTURE_S = 3.0
 """How long a picture is shown, as if a camera looked at it."""
@@ -37,7 +38,8 @@ def opened(names: list[str], seconds: float | None = None) -> Iterable[Any]:
         found = _captured(int(names[0]))
     elif pictures := _pictures(names):
         each = round(PICTURE_S * FPS)
-        found = _paced((picture.copy() for path in pictures for picture in [_read(path)] for _ in range(each)), FPS)
+        readable = (picture for path in pictures if (picture := _read(path)) is not None)
+        found = _paced((picture.copy() for picture in readable for _ in range(each)), FPS)
     elif len(names) == 1 and Path(names[0]).is_file():
         found = _captured(names[0])
     else:
@@ -49,16 +51,25 @@ def _pictures(names: list[str]) -> list[Path]:
     found: list[Path] = []
     for name in map(Path, names):
         found += sorted(name.iterdir()) if name.is_dir() else [name]
-    return [path for path in found if path.suffix.lower() in PICTURES and path.is_file()]
+    pictures = [path for path in found if path.suffix.lower() in PICTURES and path.is_file()]
+    for path in found if pictures else ():
+        if path not in pictures:
+            print(f"{path} is no picture: passed over", file=sys.stderr)
+    return pictures
 
 
 def _read(path: Path) -> Any:
+    """As it is meant to be seen: upright, and on white where it is transparent. None: it cannot be read, which is told."""
     try:
-        with Image.open(path) as image:
-            image.thumbnail((WIDEST, WIDEST))
+        with Image.open(path) as file:
+            file.thumbnail((WIDEST, WIDEST))
+            image = ImageOps.exif_transpose(file)
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise SystemExit(f"{path} cannot be read as a picture: {e}") from e
+    except Exception as e:  # noqa: BLE001 - at a damaged file Pillow raises errors of many kinds
+        print(f"{path} cannot be read as a picture: {e}", file=sys.stderr)
+        return None
 
 
 def _captured(what: int | str) -> Iterator[Any]:
@@ -75,8 +86,8 @@ def _captured(what: int | str) -> Iterator[Any]:
                 there, frame = capture.read()
                 if not there:
                     return
-                if frame.shape[1] > WIDEST:
-                    frame = cv2.resize(frame, (WIDEST, frame.shape[0] * WIDEST // frame.shape[1]), interpolation=cv2.INTER_AREA)
+                if (scale := WIDEST / max(frame.shape[:2])) < 1:
+                    frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         finally:
             capture.release()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import subprocess
+import sys
 import threading
 from io import BytesIO
 from urllib.parse import urlsplit
@@ -23,9 +25,10 @@ from scene import EACH_S, SIGNS, frame_at
 from screens import Folder, Window
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from words import words_of
 
-from edgeroute import BadInput
-from edgeroute.testing import CannedServer
+from edgeroute import BadInput, BadReply
+from edgeroute.testing import CannedServer, http_reply
 
 LONG = 120.0
 SURE, UNSURE, WALL = 1.0, EACH_S + 1.0, 2 * EACH_S + 1.0
@@ -164,6 +167,61 @@ def test_without_the_cloud_the_devices_words_stand(opened):
     assert (stats.answered, stats.refined) == (1, 0)
 
 
+READ = {"text": "Mind the gap", "box": [[9, 9], [90, 9], [90, 30], [9, 30]], "score": 0.9}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "abc", {"a": 1}, [1, 2], [[]], [{"text": 5}], [READ] * 201,
+        *([{**READ, **changed}] for changed in (
+            {"text": 5}, {"text": ["a"]}, {"text": "a" * 201}, {"text": "\ud800"}, {"score": "high"}, {"score": 2},
+            {"score": float("nan")}, {"box": None}, {"box": []}, {"box": "abcd"}, {"box": [[1], [2]]}, {"box": 10**30},
+            {"box": [[10**400, 1]] * 4}, {"box": [[1e9, 1]] * 4}, {"box": [[{}, 1]] * 4},
+        )),
+    ],
+)  # fmt: skip
+def test_what_is_no_word_of_the_cloud(value):
+    with pytest.raises(BadReply, match="the cloud"):
+        words_of(value)
+
+
+def test_a_word_of_the_cloud():
+    """With the spaces of one line, as it is drawn in one."""
+    assert words_of([{**READ, "text": "Mind\nthe  gap", "more": 1}]) == [READ]
+
+
+def test_an_odd_reply_leaves_the_devices_words(opened):
+    """Nothing ends for it, and the reason says what was wrong."""
+    screen = Screen()
+    with CannedServer(http_reply(b'{"words": [{"text": 5}]}')) as server:
+        stats = main.show(opened(f"{server.url}/read"), iter([frame_at(UNSURE)]), screen)
+    first, last = screen.drawn
+    assert (first.provisional, last.source, last.provisional) == (True, "edge", False)
+    assert last.words == first.words
+    assert "a word of the cloud is not" in last.reason
+    assert stats.unrefined == 1
+
+
+def test_the_clouds_answer_to_the_last_frame_is_drawn(opened):
+    """It is waited for once the source has ended."""
+    screen = Screen()
+    reply = http_reply(json.dumps({"words": [READ], "confidence": 0.99}).encode())
+    with CannedServer(reply) as server:
+        main.show(opened(f"{server.url}/read"), iter([frame_at(UNSURE)]), screen)
+    assert (screen.drawn[-1].source, said(screen.drawn[-1].words)) == ("cloud", ("Mind the gap",))
+
+
+def test_the_last_frame_is_not_provisional_for_good(opened, monkeypatch):
+    """Where the cloud's answer to it comes too late, the device's words stand."""
+    monkeypatch.setattr(main, "STALE_S", 0.001)
+    screen = Screen()
+    with CannedServer(None) as server:
+        main.show(opened(f"{server.url}/read"), iter([frame_at(UNSURE)]), screen)
+    assert [drawn.provisional for drawn in screen.drawn] == [True, False]
+    assert screen.drawn[-1].words == screen.drawn[0].words
+
+
 def test_an_answer_to_what_is_gone_is_not_drawn(opened):
     """The camera has turned to a dark wall while the cloud was reading: its call is cancelled, and the wall has no words."""
     screen = Screen()
@@ -257,6 +315,23 @@ def test_the_page_gets_frames(http):
         page.close()
 
 
+def test_the_last_frame_stays_on_the_page(monkeypatch):
+    """A browser that is still receiving an earlier one gets it before the page ends."""
+    monkeypatch.setattr("page.LAST_S", LONG)
+    page, noise = Page(), np.random.default_rng(7).integers(0, 255, (1000, 1500, 3), np.uint8)
+    address = page.url.replace("http", "ws") + "frames"
+    with connect(address, origin=page.url.rstrip("/"), open_timeout=LONG, max_size=None, proxy=None) as browser:
+        for number in range(5):
+            page.show(Drawn(noise, [], "edge", provisional=False, confidence=1, reason=f"{number}", age_s=0))
+            if number == 0:
+                browser.recv(LONG)  # so it is there
+        closing = threading.Thread(target=page.close)
+        closing.start()
+        told = [json.loads(one)["reason"] for one in browser if isinstance(one, str)]
+        closing.join()
+    assert told[-1] == "4"
+
+
 def test_a_page_whose_server_fails(monkeypatch):
     """One that does not start is told, not waited for; one that ends while frames are shown ends the program, which can still close it."""
     page = Page()
@@ -286,11 +361,87 @@ def posted(image, kind):
         (b'{"image": "' + b"A" * (5 << 20) + b'"}', 413),
         (posted(Image.new("L", (8, 8)), "PNG"), 400),
         (posted(Image.new("L", (4096, 2048)), "JPEG"), 400),
+        (posted(Image.new("L", (3000, 1)), "JPEG"), 400), (posted(Image.new("L", (47, 3000)), "JPEG"), 400),
+        (b"[" * 100_000, 400),
     ],
 )  # fmt: skip
 def test_the_cloud_says_what_it_cannot_read(url, http, body, status):
     reply = http.post(url, data=body, timeout=LONG)
     assert (reply.status_code, [*reply.json()]) == (status, ["error"])
+
+
+def test_the_cloud_takes_long_pictures():
+    assert cloud.decoded(posted(Image.new("L", (300, 30)), "JPEG")).shape == (30, 300, 3)
+
+
+def test_pictures_that_cannot_be_read_are_told(tmp_path, monkeypatch, capsys):
+    """The others are shown, whatever their kind."""
+    monkeypatch.setattr(sources, "PICTURE_S", 0.05)
+    for number, kind in enumerate(("gif", "tiff", "png")):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{number}.{kind}")
+    (tmp_path / "0.jpg").write_bytes(b"none")
+    (tmp_path / "1.png").write_bytes((tmp_path / "2.png").read_bytes()[:50])
+    (tmp_path / "notes.txt").write_text("none")
+    frames = list(sources.opened([str(tmp_path), str(tmp_path / "missing.png")]))
+    assert [frame[0, 0].tolist() for frame in frames] == [[255, 0, 0]] * 3
+    told = capsys.readouterr().err
+    assert [name for name in ("0.jpg", "1.png", "notes.txt", "missing.png", "gif", "tiff", "2.png") if name in told] == [
+        "0.jpg", "1.png", "notes.txt", "missing.png",
+    ]  # fmt: skip
+
+
+def test_a_picture_is_upright_and_on_white(tmp_path, monkeypatch):
+    """As its EXIF orientation and its alpha channel say."""
+    monkeypatch.setattr(sources, "PICTURE_S", 0.05)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # its right side is up
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "through.png")
+    through, upright = sources.opened([str(tmp_path)])
+    assert upright.shape == (40, 20, 3)
+    assert (through == 255).all()
+
+
+def test_a_high_film_is_scaled_down(tmp_path):
+    import cv2
+
+    film = cv2.VideoWriter(str(tmp_path / "high.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 50, (64, 1920))
+    film.write(np.zeros((1920, 64, 3), np.uint8))
+    film.release()
+    (frame,) = sources.opened([str(tmp_path / "high.avi")])
+    assert frame.shape == (960, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--port 99999", "--port -1", "--port x", "cloud --port 99999", "--seconds nan", "--seconds -1", "--seconds inf",
+        "check sign.png", "--port 0 cloud", "sign.png bench", "nothing.png", "--port {busy}", "cloud --port {busy}",
+        "--out {file}", "--out {file}/more", "--out {seen}",
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_at_once(arguments, tmp_path, monkeypatch):
+    """In a line, before anything is loaded; and what was drawn earlier stays."""
+    monkeypatch.setattr(cloud, "started", lambda: pytest.fail("a cloud is started"))
+    monkeypatch.setattr(cloud, "LargeReader", lambda *_: pytest.fail("networks are loaded"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "drawn.jsonl").write_text("earlier")
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit) as ended:
+        main.main(arguments.format(busy=other.getsockname()[1], file=tmp_path / "file", seen=tmp_path).split())
+    assert ended.value.code == 2 or "\n" not in str(ended.value.code)
+    assert (tmp_path / "drawn.jsonl").read_text() == "earlier"
+
+
+def test_a_cloud_whose_parent_has_gone(tmp_path):
+    """It ends, and says nothing: nobody reads what it prints."""
+    command = [sys.executable, main.__file__, "cloud", "--port", "0", "--with-parent"]
+    with (tmp_path / "err").open("w+") as err:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err)
+        child.stdin.close()
+        child.stdout.close()
+        child.wait(LONG)
+        err.seek(0)
+        assert err.read() == ""
 
 
 def test_sources(tmp_path, monkeypatch):
@@ -352,9 +503,9 @@ def test_the_program(tmp_path, opened, url, capsys, monkeypatch):
     monkeypatch.setenv("EDGEROUTE_DEADLINE", f"{LONG:.0f}s")
     order, run, open_ = [], TextReader.run, sources.opened
     monkeypatch.setattr(TextReader, "run", lambda *given, **more: (order.append("read"), run(*given, **more))[1])
-    monkeypatch.setattr(sources, "opened", lambda *given: (order.append("frames"), open_(*given))[1])
+    monkeypatch.setattr(sources, "opened", lambda *given: (order.append("frames") or frame for frame in open_(*given)))
     Image.fromarray(frame_at(SURE)).save(tmp_path / "sign.png")
     main.main(["--cloud", url, "--out", str(tmp_path / "out"), "--seconds", "1", str(tmp_path / "sign.png")])
-    assert "read on the device" in capsys.readouterr().out
+    assert "0 times it did not answer" in capsys.readouterr().out
     assert "PLATFORM 4" in (tmp_path / "out" / "drawn.jsonl").read_text()
     assert order[0] == "read"
