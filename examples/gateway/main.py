@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 import client
 import standin
@@ -31,9 +33,11 @@ QUESTIONS = [
 def main() -> None:
     """Starts the stand-in and the gateway, asks, and says what has left the device."""
     asked = arguments()
+    signal.signal(signal.SIGTERM, end)
     with ExitStack() as stack:
         cloud = None if asked.cloud else stack.enter_context(standin.started())
-        url = stack.enter_context(gateway(asked.edge or smollm(), asked.cloud or f"{cloud.url}/v1", asked.model, asked.port))
+        started = gateway(asked.edge or smollm(), asked.cloud or f"{cloud.url}/v1", asked.model, asked.port)
+        url, process = stack.enter_context(started)
         os.environ["OPENAI_BASE_URL"] = f"{url}/v1"  # all that OpenAI's clients need to know
         for question, data_class in QUESTIONS:
             print(f"\n{data_class}> {question}", flush=True)
@@ -41,7 +45,16 @@ def main() -> None:
         if cloud is not None:
             print("\nThe cloud was sent:", *map(repr, cloud.questions), sep="\n  ")
         if asked.stay:
-            input(f"\nexport OPENAI_BASE_URL={url}/v1; Enter ends it\n")
+            print(f"\nexport OPENAI_BASE_URL={url}/v1; Ctrl-C ends it", flush=True)
+            with suppress(KeyboardInterrupt):
+                if process.wait():
+                    raise SystemExit("the gateway has ended: its message is above")
+
+
+def end(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends the gateway, too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(0)
 
 
 def arguments() -> argparse.Namespace:
@@ -51,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cloud", help="URL of OpenAI's API somewhere, as https://api.example.com/v1")
     parser.add_argument("--model", default="large", help="the name of the model there")
     parser.add_argument("--port", type=int, default=8484, help="0 takes a free one")
-    parser.add_argument("--stay", action="store_true", help="serve until Enter")
+    parser.add_argument("--stay", action="store_true", help="serve until Ctrl-C or SIGTERM")
     return parser.parse_args()
 
 
@@ -64,8 +77,8 @@ def smollm() -> Path:
 
 
 @contextmanager
-def gateway(edge: Path, cloud: str, model: str, port: int) -> Iterator[str]:
-    """`edgeroute gateway` as a process of its own -> its URL. Environment variables override keys of the policy."""
+def gateway(edge: Path, cloud: str, model: str, port: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`edgeroute gateway` as a process of its own -> its URL and itself. Environment variables override keys of the policy."""
     environment = {
         "CLOUD_KEY": "none",
         **os.environ,
@@ -80,7 +93,7 @@ def gateway(edge: Path, cloud: str, model: str, port: int) -> Iterator[str]:
             line = process.stdout.readline()
             if not line:
                 raise SystemExit("the gateway has not started: its message is above")
-            yield json.loads(line)["ready"]
+            yield json.loads(line)["ready"], process
         finally:
             process.terminate()
 

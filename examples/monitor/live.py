@@ -36,17 +36,26 @@ def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
         source: as `sensor.recordings` takes it.
         every_s: seconds between recordings.
         port: of the metrics, on loopback; 0 takes a free one.
+
+    Raises:
+        SystemExit: it was told to end, the source cannot be read or ended, or the port is taken.
     """
     logged()
     registry = CollectorRegistry()
     alarm = Gauge("monitor_alarm", "1 while an alarm is on.", ["kind"], registry=registry)
     windows = Counter("monitor_windows", "Windows, by what the latest answer says.", ["value"], registry=registry)
 
+    ending = False
+
     def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0)  # also out of a read from a sensor that has gone silent
+        nonlocal ending
+        if not ending:  # another signal must not cut the router's close short
+            ending = True
+            raise SystemExit(0)  # also out of a read from a sensor that has gone silent
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    given = recordings(source)  # first: without a source the service is not ready
     with (
         Router.from_policy(POLICY, score=well, instruments=[Prometheus(registry=registry)]) as router,
         scraped(router, port) as at,
@@ -55,13 +64,16 @@ def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
         monitor = Monitor(router)
         log.info("metrics at %s", at)
         notify.ready("watching")
-        for recording in recordings(source):
-            before = monitor.alarms.now
-            for answer in monitor.see(time() / 3600, recording).answers:
-                windows.labels(answer.value).inc()
-            told(alarm, before, monitor.alarms.now)
-            notify.alive()
-            sleep(every_s)
+        try:
+            for recording in given:
+                before = monitor.alarms.now
+                for answer in monitor.see(time() / 3600, recording).answers:
+                    windows.labels(answer.value).inc()
+                told(alarm, before, monitor.alarms.now)
+                notify.alive()
+                sleep(every_s)
+        finally:
+            ending = True
 
 
 def told(gauge: Gauge, before: Alarm | None, now: Alarm | None) -> None:
@@ -78,7 +90,11 @@ def told(gauge: Gauge, before: Alarm | None, now: Alarm | None) -> None:
 
 @contextmanager
 def scraped(router: Router[str], port: int) -> Iterator[str]:
-    """`GET /metrics` on loopback, in a thread -> its URL."""
+    """`GET /metrics` on loopback, in a thread -> its URL.
+
+    Raises:
+        SystemExit: the port is taken, or is no port.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         timeout = SILENT_S
@@ -101,7 +117,11 @@ def scraped(router: Router[str], port: int) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             """A scrape is not logged."""
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    try:
+        listening = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as e:
+        raise SystemExit(f"cannot listen on 127.0.0.1:{port}: {e}; choose another --port, 0 for a free one") from None
+    with listening as server:
         thread = Thread(target=server.serve_forever, name="metrics")
         thread.start()
         try:

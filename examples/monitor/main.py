@@ -11,6 +11,8 @@ from pathlib import Path
 
 from simulate import Report, run
 
+LONGEST_S = 86400
+
 
 def main() -> None:
     """Runs the example."""
@@ -23,6 +25,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10.0, help="with --live: seconds between recordings; 10")
     parser.add_argument("--port", type=int, default=9108, help="with --live: of the metrics, on loopback; 9108")
     given = parser.parse_args()
+    if not 0 <= given.every <= LONGEST_S:
+        parser.error(f"--every takes seconds, 0 to {LONGEST_S}")
     if given.live:
         from live import run as watch
 

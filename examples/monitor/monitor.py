@@ -47,13 +47,12 @@ class Monitor:
 
     Attributes:
         alarms: the alarms.
-        queued: windows of this run whose final answer was still to come.
-        late: late answers that came, to windows of earlier runs, too.
+        waiting: ids of this run's windows whose final answer is still to come.
     """
 
     def __init__(self, router: Router[str]) -> None:
         self.router, self.alarms = router, Alarms()
-        self.queued = self.late = 0
+        self.waiting: set[str] = set()
         self._changed = Condition()
         self._came: list[Late] = []
         router.on_late(self._on_late)
@@ -69,15 +68,17 @@ class Monitor:
             came, self._came = self._came, []
             for answer in answers:
                 self.alarms.note(answer.id, answer.value)
-                self.queued += not answer.final
+                if not answer.final:
+                    self.waiting.add(answer.id)
             for late in came:
                 self.alarms.correct(late.id, late.value)
+                self.waiting.discard(late.id)  # it may have come before its window was noted
         return Seen(answers, self.alarms.look(at_h))
 
     def settled(self, timeout_s: float) -> bool:
-        """Waits until no answer is still to come, where no earlier run left anything -> whether that is so."""
+        """Waits until no answer to this run's windows is still to come -> whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.late >= self.queued, timeout_s)
+            return self._changed.wait_for(lambda: not self.waiting, timeout_s)
 
     def _on_late(self, late: Late, tx: Any) -> None:
         """Exactly once: what is written through `tx` is committed together with the record that this was called."""
@@ -85,8 +86,8 @@ class Monitor:
         tx.execute("CREATE TABLE IF NOT EXISTS diagnoses (id TEXT, kind TEXT, confidence REAL, provisional TEXT, at REAL)")
         values = late.id, late.value, late.confidence, str((late.provisional or {}).get("value")), late.answered_at
         tx.execute("INSERT INTO diagnoses VALUES (?, ?, ?, ?, ?)", values)
-        with self._changed:  # for the alarms, which may hear of it twice
-            self.late += 1
+        with self._changed:  # they may hear of it twice: its commit can fail
+            self.waiting.discard(late.id)
             self._came.append(late)
             self._changed.notify_all()
 

@@ -55,13 +55,13 @@ def _simulated() -> Iterator[Array]:
 
 def _of_file(path: Path) -> Array:
     """Its samples, int16 [samples, 3]."""
-    if path.suffix == ".npy":
-        found = np.load(path, allow_pickle=False)
-    else:
-        with path.open(encoding="utf-8-sig") as file:
-            named = not _is_number(file.readline().partition(",")[0])
-            file.seek(0)
-            found = np.loadtxt(file, delimiter=",", skiprows=int(named), ndmin=2)
+    read, wanted = (_of_npy, "an array by numpy.save") if path.suffix == ".npy" else (_of_csv, "numbers with commas in between")
+    try:
+        found = read(path)
+    except ValueError as e:
+        raise SystemExit(f"{path} cannot be read: it should be {wanted} ({e})") from None
+    if found.dtype.kind not in "iuf":
+        raise SystemExit(f"{path} has values of type {found.dtype}: samples are whole numbers, which are counts, or floats in g")
     if found.ndim != len((SAMPLES, AXES)) or found.shape[1] != AXES or len(found) < SAMPLES:
         raise SystemExit(
             f"{path} has the shape {list(found.shape)}: a recording takes [{SAMPLES} or more, {AXES}], samples and axes"
@@ -71,6 +71,18 @@ def _of_file(path: Path) -> Array:
             raise SystemExit(f"{path} has values that are no numbers: leave these samples out")
         found = np.rint(found / LSB)
     return np.clip(found, -32768, 32767).astype(np.int16)
+
+
+def _of_npy(path: Path) -> Array:
+    with path.open("rb") as file:  # np.load would take other formats, too
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _of_csv(path: Path) -> Array:
+    with path.open(encoding="utf-8-sig") as file:
+        named = not _is_number(file.readline().partition(",")[0])
+        file.seek(0)
+        return np.loadtxt(file, delimiter=",", skiprows=int(named), ndmin=2)
 
 
 def _cut(samples: Array) -> Iterator[Array]:

@@ -164,7 +164,7 @@ def run(days: float = 28, seed: int = 0, *, compare: bool = True, progress: bool
                     ids |= {answer.id for answer in seen.answers if not answer.final}
                 elif name == "edge alone":
                     trace.append((at, float(np.median([odds(answer.outputs) for answer in seen.answers]))))
-            longest = max(longest, ours.queued - ours.late)
+            longest = max(longest, len(ours.waiting))
             if progress and n % 48 == 0:
                 print(f"\rday {at / 24:3.0f} of {days:g}", end="", file=sys.stderr, flush=True)
         link.set(up=True)

@@ -17,7 +17,7 @@ import sys
 import threading
 import urllib.request
 import xml.etree.ElementTree as ET
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import HTTPError
@@ -42,6 +42,7 @@ from edgeroute.testing import Relay
 
 HERE = Path(__file__).parent
 LONG = 60.0
+DAYS = 4
 
 
 def until(condition, what):
@@ -56,8 +57,8 @@ def until(condition, what):
 
 @pytest.fixture(scope="module")
 def report():
-    """Eight simulated days, with a fault of each kind."""
-    return run(8, seed=0, compare=False)
+    """Some simulated days, with a fault of each kind."""
+    return run(DAYS, seed=2, compare=False)
 
 
 def test_every_fault_is_found_before_the_machine_fails(report):
@@ -69,8 +70,8 @@ def test_every_fault_is_found_before_the_machine_fails(report):
         assert fault.fails_h - found.alarm_h >= 3, (fault, found)
         assert found.named == fault.kind
     assert ours.false_alarms == 0
-    assert report.well_days == pytest.approx(8 * 4 / 7)
-    assert ours.answered == report.windows == 8 * 48 * 4
+    assert report.well_days == pytest.approx(DAYS * 4 / 7)
+    assert ours.answered == report.windows == DAYS * 48 * 4
 
 
 def test_a_link_that_flaps_loses_nothing_and_hands_over_each_late_answer_once(report):
@@ -87,12 +88,14 @@ def test_an_answer_that_is_handed_over_twice_is_there_twice(tmp_path):
     """So the report would say so: no key of the application's table hides it."""
     handlers = []
     monitor = Monitor(SimpleNamespace(on_late=handlers.append))
+    monitor.waiting = {"one", "other"}
     late = SimpleNamespace(id="one", value="looseness", confidence=0.9, provisional=None, answered_at=1.0)
     for _ in range(2):
         with closing(sqlite3.connect(tmp_path / "outbox.db")) as file, file:
             handlers[0](late, file)
     assert diagnoses(tmp_path) == [("one", "looseness")] * 2
-    assert monitor.late == 2
+    assert monitor.waiting == {"other"}
+    assert not monitor.settled(0)
 
 
 def test_the_picture(report):
@@ -100,7 +103,7 @@ def test_the_picture(report):
     drawn = ET.fromstring(svg(report))
     kinds = [part.get("class") for part in drawn.iter()]
     assert (kinds.count("fault"), kinds.count("alarm"), kinds.count("outage")) == (4, len(report.alarms), len(report.outages))
-    assert len(drawn.find("{*}polyline").get("points").split()) == 8 * 48
+    assert len(drawn.find("{*}polyline").get("points").split()) == DAYS * 48
 
 
 # ---------------------------------------------------------------------------------------------------------------- the service
@@ -306,6 +309,62 @@ def test_metrics_are_for_this_machine(monkeypatch):
         assert silent.recv(1) == b""
 
 
+def test_a_port_that_is_taken_and_one_that_is_none_are_refused_in_a_line():
+    """And say what to do."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        for port in (taken.getsockname()[1], 99999):
+            with pytest.raises(SystemExit, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*choose another --port"):
+                live.scraped(None, port).__enter__()
+
+
+@pytest.fixture
+def manager(tmp_path, monkeypatch):
+    """`live.run` in this process, with a folder of its own and a service manager, whose socket this is."""
+    monkeypatch.setattr(live, "logged", lambda: None)
+    monkeypatch.setenv("EDGEROUTE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as one:
+        one.bind(str(tmp_path / "notify"))
+        one.setblocking(False)
+        yield one
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_without_its_source_the_service_is_not_ready(manager):
+    """So the service manager sees that its start failed."""
+    with pytest.raises(SystemExit, match="cannot be read"):
+        live.run("none.npy", port=0)
+    with pytest.raises(BlockingIOError):
+        manager.recv(99)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_signals_do_not_break_its_close(manager, monkeypatch, told):
+    """Neither a second one, nor one that comes when the source has ended."""
+    closed = []
+
+    class Signalled(Router):
+        def close(self):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            super().close()
+            closed.append(True)
+
+    def source(_):
+        yield Machine().record(1)
+        if told:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(live, "Router", Signalled)
+    monkeypatch.setattr(live, "recordings", source)
+    with pytest.raises(SystemExit) if told else nullcontext():
+        live.run("", every_s=0, port=0)
+    assert closed == [True]
+    assert manager.recv(99).startswith(b"READY=1")
+
+
 # ---------------------------------------------------------------------------------------------------------------- sensors
 def test_recordings_of_files_and_pipes(tmp_path):
     """Counts and g, with and without a line of names, are the same recordings; what is no recording is refused in a line."""
@@ -325,10 +384,24 @@ def test_recordings_of_files_and_pipes(tmp_path):
     np.save(tmp_path / "nan.npy", np.full((SAMPLES, 3), np.nan))
     (tmp_path / "text.csv").write_text("x,y,z\na,b,c\n")
     (tmp_path / "other.wav").write_bytes(b"")
-    for name, text in {"short.npy": "8192 or more", "nan.npy": "no numbers", "text.csv": "cannot be read", "other.wav": "no device",
-                       "none.npy": "cannot be read"}.items():  # fmt: skip
-        with pytest.raises(SystemExit, match=text):
+    np.save(tmp_path / "complex.npy", samples.astype(complex))
+    np.save(tmp_path / "words.npy", samples.astype(str))
+    np.save(tmp_path / "objects.npy", samples.astype(object))
+    np.savez(tmp_path / "several.npz", samples)
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    (tmp_path / "text.npy").write_text("x,y,z\n1,2,3\n")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.savetxt(tmp_path / "semicolons.csv", samples[:9], delimiter=";")
+    refused = {
+        "short.npy": "8192 or more", "nan.npy": "no numbers", "complex.npy": "type complex128: samples are", "words.npy": "type <U",
+        "objects.npy": "cannot be read", "several.npy": "an array by numpy.save", "text.npy": "an array by numpy.save",
+        "empty.npy": "an array by numpy.save", "text.csv": "cannot be read", "semicolons.csv": "commas in between",
+        "other.wav": "no device", "none.npy": "cannot be read: .*No such file",
+    }  # fmt: skip
+    for name, text in refused.items():
+        with pytest.raises(SystemExit, match=text) as why:
             next(recordings(str(tmp_path / name)))
+        assert "allow_pickle" not in str(why.value) or name == "objects.npy"
 
 
 def test_of_a_pipe_the_newest_recording_is_given_and_its_end_is_an_error(tmp_path):
