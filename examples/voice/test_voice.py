@@ -18,6 +18,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -35,27 +36,28 @@ with warnings.catch_warnings():
 
 import main as program  # noqa: E402 - after what it needs was looked for
 import routers  # noqa: E402
+import service as wyoming_service  # noqa: E402
 import sound  # noqa: E402
 from bench import measured  # noqa: E402
 from dialogue import MOST_CHARACTERS, SYSTEM, forget  # noqa: E402
 from listen import listen  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
-from service import MOST_BYTES, Heard, serve  # noqa: E402
+from service import MOST_BYTES, THREADS, Heard, Service, serve  # noqa: E402
 from transcribe import Transcriber  # noqa: E402
 from wyoming.asr import Transcribe, Transcript  # noqa: E402
 from wyoming.audio import AudioChunk, AudioStart, AudioStop  # noqa: E402
 from wyoming.client import AsyncTcpClient  # noqa: E402
 from wyoming.error import Error  # noqa: E402
-from wyoming.event import Event  # noqa: E402
-from wyoming.handle import Handled  # noqa: E402
+from wyoming.event import Event, async_write_event  # noqa: E402
+from wyoming.handle import Handled, NotHandled  # noqa: E402
 from wyoming.info import Describe, Info  # noqa: E402
 from wyoming.intent import Intent, NotRecognized, Recognize  # noqa: E402
 
 from edgeroute import Egress, Router  # noqa: E402
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply  # noqa: E402
 
-LONG_S = 60.0
+LONG_S = 300.0
 WORD = "three"
 """A command that the edge hears from espeak-ng's default voice."""
 DEAD = "http://127.0.0.1:9"
@@ -389,12 +391,9 @@ def served(dialogue, client):
     """Runs a coroutine function of a port against the Wyoming service."""
 
     async def both():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        listening = asyncio.Event()
-        service = asyncio.create_task(serve(dialogue, f"tcp://127.0.0.1:{port}", listening.set))
-        await listening.wait()
+        listening = asyncio.get_running_loop().create_future()
+        service = asyncio.create_task(serve(dialogue, "tcp://127.0.0.1:0", listening.set_result))
+        port = int((await listening).rpartition(":")[2])
         try:
             await asyncio.wait_for(client(port), LONG_S)
         finally:
@@ -479,15 +478,21 @@ def test_odd_wyoming_clients_harm_nobody(made, caplog):
             b'{"type": "transcript", "payload_length": %d}\n' % (MOST_BYTES + 1), b"x" * 200_000,
         ):  # fmt: skip
             await raw(port, data)
-        for wrong in (AudioStart(rate=16_000, width=4, channels=1), AudioStart(rate=0, width=2, channels=1)):
-            assert Error.is_type((await answer(port, wrong)).type)
-        for wrong in (
-            *map(Event, ("audio-start", "audio-chunk", "recognize", "transcript")),
-            Event("recognize", {"text": 7}), Event("transcript", {"text": "x" * 2_000}), Event("transcript", {"text": "hi", "context": 7}),
+        for rate, width, channels in (
+            (16_000, 4, 1), (0, 2, 1), (192_000, 2, 1), (16_000, 2, 8), (16_000.0, 2, 1), (16_000, 2, True), (16_000, 2, 0),
+        ):  # fmt: skip
+            assert Error.is_type((await answer(port, AudioStart(rate=rate, width=width, channels=channels))).type)
+        for wrong, kind in (
+            *[(Event(name), Error) for name in ("audio-start", "audio-chunk")],
+            *[(Event("recognize", data), NotRecognized) for data in ({}, {"text": 7}, {"text": "x" * 2_000})],
+            *[(Event("transcript", data), NotHandled) for data in (
+                {}, {"text": "x" * 2_000}, {"text": "hi", "context": 7},
+                *[{"text": "hi", "context": {"conversation_id": identity}} for identity in (7, [], "x" * 201)],
+            )],
         ):  # fmt: skip
             async with AsyncTcpClient("127.0.0.1", port) as one:
                 await one.write_event(wrong)
-                assert Error.is_type((await one.read_event()).type)
+                assert kind.is_type((await one.read_event()).type)
         assert Transcript.from_event(await answer(port, AudioStop())).text == ""
         assert Transcript.from_event(await answer(port, *audio(WORD))).text == WORD
 
@@ -519,3 +524,117 @@ def test_what_is_kept_of_an_utterance_is_bounded():
     enough = [kept.hear(chunk) for _ in range(100)]
     assert [a for a, b in pairwise(enough) if a != b] == [False]
     assert len(kept.samples()) == 30 * sound.RATE
+
+
+def test_what_waits_is_dropped_when_the_service_ends(made):
+    """What has begun is waited for."""
+    service, begun = Service(made()), SimpleQueue()
+
+    def work():
+        begun.put(1)
+        assert service.ended.wait(LONG_S)
+
+    async def both():
+        waiting = [asyncio.create_task(service.run("words", work)) for _ in range(20)]
+        for _ in range(THREADS["words"]):
+            await asyncio.to_thread(begun.get, timeout=LONG_S)
+        assert await service.run("intents", lambda: "another kind of work goes on") is not None
+        await asyncio.to_thread(service.close)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert sum(isinstance(result, asyncio.CancelledError) for result in found) == 20 - THREADS["words"]
+        with pytest.raises(EOFError):
+            await service.run("words", work)
+
+    asyncio.run(both())
+    assert begun.empty()
+
+
+def test_ctrl_c_ends_the_service(made, tmp_path):
+    made()
+    command = [sys.executable, str(HERE / "main.py"), "wyoming", "--uri", "tcp://127.0.0.1:0", "--policies", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(re.search(r":(\d+);", process.stdout.readline())[1])
+
+            async def clients():
+                streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+                for _, writer in streams:
+                    for event in audio("what is the capital of france"):
+                        await async_write_event(event.event(), writer)
+                await streams[0][0].readline()  # the others wait
+                process.send_signal(signal.SIGINT)
+                for _, writer in streams:
+                    writer.close()
+
+            asyncio.run(asyncio.wait_for(clients(), LONG_S))
+        except BaseException:
+            process.kill()
+            raise
+        printed, errors = process.communicate(timeout=LONG_S)
+    assert (process.returncode, printed, errors) == (0, "\n", "")
+
+
+@pytest.mark.parametrize("uri", ["stdio://", "tcp://127.0.0.1", "tcp://:10300", "tcp://127.0.0.1:x", "127.0.0.1:10300"])
+def test_an_address_that_cannot_be_listened_at_is_told(made, tmp_path, capsys, uri):
+    made()
+    assert program.main(["wyoming", "--uri", uri, "--policies", str(tmp_path)]) == 1
+    assert f"--uri {uri}: cannot listen there" in capsys.readouterr().err
+
+
+def test_utterances_follow_each_other_on_a_connection(made):
+    """With a new start or without; what was heard before a start that is refused is forgotten."""
+
+    async def client(port):
+        first, start, *chunks, stop = audio(WORD)
+        wrong = AudioStart(rate=sound.RATE, width=4, channels=1)
+        async with AsyncTcpClient("127.0.0.1", port) as one:
+            for events, texts in (
+                ([first, start, *chunks, stop], [WORD]),
+                ([*chunks, stop], [WORD]),
+                ([first, *chunks, stop], [WORD]),
+                ([start, *chunks, first, *chunks, stop], [WORD]),
+                ([start, *chunks, wrong, stop], [None, ""]),
+            ):
+                for event in events:
+                    await one.write_event(event.event())
+                for text in texts:
+                    found = await one.read_event()
+                    assert (None if Error.is_type(found.type) else Transcript.from_event(found).text) == text
+
+    served(made(), client)
+
+
+def test_too_many_clients_and_idle_ones_are_closed(made, monkeypatch):
+    monkeypatch.setattr(wyoming_service, "MOST_CLIENTS", 2)
+
+    async def client(port):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        refused = await asyncio.wait({asyncio.create_task(reader.read()) for reader, _ in streams}, return_when="FIRST_COMPLETED")
+        assert [b"busy" in task.result() for task in refused[0]] == [True]
+        for task in refused[1]:
+            task.cancel()
+        monkeypatch.setattr(wyoming_service, "IDLE_S", 0.01)
+        monkeypatch.setattr(wyoming_service, "MOST_CLIENTS", 9)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        for _, writing in [*streams, (reader, writer)]:
+            writing.close()
+
+    served(made(), client)
+
+
+def test_audio_is_resampled_beside_the_event_loop(made, monkeypatch):
+    """A client's long audio at a high rate keeps nobody waiting."""
+    names, samples = [], Heard.samples
+
+    def noted(heard):
+        names.append(threading.current_thread().name)
+        return samples(heard)
+
+    monkeypatch.setattr(Heard, "samples", noted)
+
+    async def client(port):
+        assert Transcript.from_event(await answer(port, *audio(WORD, 48_000, 2))).text == WORD
+
+    served(made(), client)
+    assert [name.partition("_")[0] for name in names] == ["words"]
