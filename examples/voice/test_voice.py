@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,12 +40,12 @@ import routers  # noqa: E402
 import service as wyoming_service  # noqa: E402
 import sound  # noqa: E402
 from bench import measured  # noqa: E402
-from dialogue import MOST_CHARACTERS, SYSTEM, forget  # noqa: E402
+from dialogue import MOST_TALK, SYSTEM, forget  # noqa: E402
 from listen import listen  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
 from service import MOST_BYTES, THREADS, Heard, Service, serve  # noqa: E402
-from transcribe import Transcriber  # noqa: E402
+from transcribe import Transcriber, repetition  # noqa: E402
 from wyoming.asr import Transcribe, Transcript  # noqa: E402
 from wyoming.audio import AudioChunk, AudioStart, AudioStop  # noqa: E402
 from wyoming.client import AsyncTcpClient  # noqa: E402
@@ -54,7 +55,7 @@ from wyoming.handle import Handled, NotHandled  # noqa: E402
 from wyoming.info import Describe, Info  # noqa: E402
 from wyoming.intent import Intent, NotRecognized, Recognize  # noqa: E402
 
-from edgeroute import Egress, Router  # noqa: E402
+from edgeroute import Egress, ModelMissing, Router  # noqa: E402
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply  # noqa: E402
 
 LONG_S = 300.0
@@ -286,6 +287,8 @@ def test_a_microphone_is_heard(made, tmp_path):
     environment = {**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asound.conf"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(HERE / "main.py"), "--silent", "--policies", str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(LONG_S, process.kill)
+        limit.start()
         try:
             lines = []
             for line in process.stdout:
@@ -293,6 +296,7 @@ def test_a_microphone_is_heard(made, tmp_path):
                 if f"{WORD!r}" in line:
                     break
         finally:
+            limit.cancel()
             process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(LONG_S) == 0
@@ -333,9 +337,12 @@ def test_a_loudspeaker_that_fails_does_not_end_it(capsys):
 
 
 def test_latencies_are_measured(made):
-    waited = list(measured(made(), [sound.spoken(WORD)] * 2))
+    """Of what is answered."""
+    dialogue = made()
+    waited = list(measured(dialogue, [sound.spoken(WORD)] * 2, lambda event: dialogue.command(event.answer)))
     assert len(waited) == 2
     assert min(waited) > 0
+    assert list(measured(dialogue, [sound.spoken("what time is it")], lambda event: dialogue.command(event.answer))) == []
 
 
 def test_a_language_model_is_stopped_and_the_turn_forgotten(made):
@@ -371,9 +378,12 @@ def test_a_long_conversation_forgets_its_oldest_turns(made):
     talk.messages += said
     forget(talk)
     assert talk.messages == [{"role": "system", "content": SYSTEM}, *said]
-    talk.messages += [{"role": "user", "content": "x" * (MOST_CHARACTERS - 500)}, {"role": "assistant", "content": ""}]
+    talk.messages += [{"role": "user", "content": "x" * (MOST_TALK - 500)}, {"role": "assistant", "content": ""}]
     forget(talk)
     assert talk.messages[1:-2] == said[6:]
+    talk.messages += [{"role": "user", "content": "\u4f60" * MOST_TALK}, {"role": "assistant", "content": ""}]  # 3 bytes each
+    forget(talk)
+    assert len(talk.messages) == 1
 
 
 def test_nothing_is_heard_before_the_wake_word(made, capsys):
@@ -385,6 +395,92 @@ def test_nothing_is_heard_before_the_wake_word(made, capsys):
     listen(made(), after(WakeWord("okay_nabu"), chunks), Mouth(), shown.append, live=False)
     assert [reply.heard for reply in shown if reply.heard == WORD] == [WORD]
     assert capsys.readouterr().out.count("(listening)") == 1
+
+
+@pytest.mark.parametrize("word", ["okay_nabu", "hey_jarvis", "alexa", "hey_mycroft"])
+def test_the_script_says_the_wake_word(capsys, monkeypatch, word):
+    """So that it is heard where there is no microphone."""
+    pytest.importorskip("pymicro_wakeword")
+    from wake import WakeWord, after
+
+    monkeypatch.setattr(program, "SCRIPT", [WORD] * 2)
+    loud = [chunk.any() for chunk in after(WakeWord(word), sound.chunks(program.script(word)))]
+    assert any(loud)
+    assert capsys.readouterr().out.count("(listening)") == 2
+
+
+def test_the_wake_word_does_not_hear_the_loudspeaker(monkeypatch):
+    given, own, told = SimpleNamespace(wav=None, say=None, headset=False, wake="alexa"), Mouth(), []
+
+    class Word:
+        def __init__(self, word):
+            pass
+
+        def heard(self, chunk):
+            told.append(bool(chunk.any()))
+            return False
+
+    monkeypatch.setattr(program, "WakeWord", Word)
+    monkeypatch.setattr(sound, "microphone", lambda: iter(np.ones((2, 4), np.int16)))
+    chunks, live = program.source(given, own)
+    next(chunks)
+    own.speaking = True
+    next(chunks)
+    assert live
+    assert list(chunks) == []
+    assert told == [True, False]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(routers, "SMOLLM", tmp_path / "none" / "smollm2.gguf")
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(ModelMissing, match="cannot be put there"):
+        routers.place_smollm()
+
+
+def test_a_long_answer_is_spoken_in_part():
+    said = []
+    assert Mouth(Loudspeaker(), lambda text: said.append(text) or sound.silence(0.1)).say("word " * 1_000)
+    assert 400 < len(said[0]) <= 500
+
+
+def test_a_rendering_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setattr(sound, "RENDER_S", 0.0)
+    with pytest.raises(sound.NoSound, match="has not rendered"):
+        sound.spoken(WORD)
+
+
+def test_odd_text_and_audio(tmp_path):
+    assert len(sound.spoken("\udcff seven"))
+    for samples, rate, to in ((1, 48_000, 16_000), (0, 48_000, 16_000), (1, 2**31, 8)):
+        assert len(sound.resampled(np.ones(samples, np.float32), rate, to)) == 0
+    plain = write_wav(tmp_path / "plain.wav", sound.silence(0.1)).read_bytes()
+    floats = tmp_path / "float.wav"
+    floats.write_bytes(plain[:20] + b"\x03\0" + plain[22:])
+    for wrong in (
+        floats,
+        write_wav(tmp_path / "fast.wav", sound.silence(0.1), 2_000_000),
+        write_wav(tmp_path / "slow.wav", [], 4_000),
+    ):
+        with pytest.raises(sound.NoSound, match="ffmpeg"):
+            sound.read_wav(wrong)
+
+
+def test_silence_is_told(made):
+    shown = []
+    listen(made(), sound.chunks([sound.silence(1)]), Mouth(), shown.append, live=False)
+    assert shown == ["(no speech was heard)"]
+
+
+def test_a_transcriber_that_repeats_itself_is_stopped():
+    assert repetition([1, 2, 3, 4] * 3) == 4
+    assert repetition([9, 9, *[1, 2, 3, 4, 5] * 3]) == 5
+    assert repetition([1, 2, 3, 4] * 2) == repetition([1, 2] * 4) == repetition([]) == 0
 
 
 def served(dialogue, client):
