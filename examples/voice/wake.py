@@ -11,7 +11,7 @@ from sound import RATE, Samples
 from edgeroute import ModelMissing
 
 WORDS = {"okay_nabu": "okay nah boo", "hey_jarvis": "hey jarvis", "alexa": "alexa", "hey_mycroft": "hey mycroft"}
-"""And what espeak-ng says for them."""
+"""And what espeak-ng says for them; the model of hey_jarvis does not hear it from espeak-ng."""
 AWAKE_S = 6.0
 """How long after the wake word one may speak."""
 
