@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SURE_COMMAND, SURE = 0.8, 0.5
 """From this confidence on a command is acted upon, and an intent or an answer."""
 SYSTEM = "Answer in one short sentence."
-MOST_CHARACTERS = 2_000
-"""So much of a conversation is sent to the language models: the one on the device has a context of 1,024 tokens."""
+MOST_TALK = 2_000
+"""Bytes of a conversation that are sent to the language models: the one on the device has a context of 1,024 tokens."""
 
 
 class Reply(NamedTuple):
@@ -115,6 +115,6 @@ def is_sure(answer: Answer) -> bool:
 def forget(talk: Conversation) -> None:
     """Drops the oldest turns of a long conversation, but for the system's message."""
     system, *turns = talk.messages
-    while sum(len(message["content"]) for message in turns) > MOST_CHARACTERS:
+    while sum(len(message["content"].encode(errors="replace")) for message in turns) > MOST_TALK:
         del turns[:2]  # what was asked, and the answer
     talk.messages = [system, *turns]

@@ -26,6 +26,7 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
     """
     talk = dialogue.conversation()
     spoken: dict[int, str] = {}
+    anything = False
     with dialogue.commands.audio(
         chunks, rate=RATE, vad=SileroVad(), window=WINDOW, drop="oldest" if live else "never", on_barge_in=mouth.barge_in,
         data_class="audio",
@@ -34,8 +35,9 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
             try:
                 event = next(heard)
             except StopIteration:
-                return
+                break
             except (NoAnswer, BadInput) as e:  # of one utterance: the next may have an answer
+                anything = True
                 show(f"(no answer: {e})")
                 continue
             if isinstance(event, BargeIn):
@@ -43,6 +45,7 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
                 for index in event.cancelled:
                     spoken.pop(index, None)
                 continue
+            anything = True
             reply = reply_to(dialogue, talk, event, mouth)
             if reply is None:
                 continue
@@ -52,6 +55,8 @@ def listen(dialogue: Dialogue, chunks: Iterable[Any], mouth: Mouth, show: Callab
                 mouth.say(reply.text if before is None else f"No: {reply.text}", event.end_s)
             if event.provisional:
                 spoken[event.index] = reply.text  # what the cloud says may be the same
+    if not anything:
+        show("(no speech was heard)")
 
 
 def reply_to(dialogue: Dialogue, talk: Any, event: Utterance, mouth: Mouth) -> Reply | None:

@@ -19,9 +19,9 @@ from typing import Any
 import sound
 from dialogue import Dialogue, Reply
 from listen import listen
-from mouth import mouth
+from mouth import Mouth, mouth
 from routers import HERE, opened
-from wake import WORDS, WakeWord, after
+from wake import AWAKE_S, WORDS, WakeWord, after
 
 from edgeroute import EdgerouteError
 
@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
             elif given.type:
                 read(dialogue)
             else:
-                chunks, live = source(given)
                 own = mouth(silent=given.silent)
-                listen(dialogue, own.unheard(chunks) if live and not given.headset else chunks, own, show, live=live)
+                chunks, live = source(given, own)
+                listen(dialogue, chunks, own, show, live=live)
     except (sound.NoSound, EdgerouteError) as e:
         print(f"voice: {e}", file=sys.stderr)
         return 1
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def source(given: argparse.Namespace) -> tuple[Iterator[Any], bool]:
+def source(given: argparse.Namespace, own: Mouth) -> tuple[Iterator[Any], bool]:
     """The chunks of audio, and whether they come from a microphone."""
     chunks: Iterator[Any]
     live = False
@@ -76,13 +76,24 @@ def source(given: argparse.Namespace) -> tuple[Iterator[Any], bool]:
     else:
         try:
             chunks, live = sound.microphone(), True
+            if not given.headset:
+                chunks = own.unheard(chunks)  # nor does the wake word hear the loudspeaker
             print("Listening. Say a digit, ask for the time, or ask a question; Ctrl-C ends.")
         except sound.NoSound as e:
             print(f"({e}; so espeak-ng speaks for you: {', '.join(map(repr, SCRIPT))})")
-            chunks = sound.chunks([sound.spoken(text) for text in SCRIPT])
+            chunks = sound.chunks(script(given.wake))
     if given.wake:
         chunks = after(WakeWord(given.wake), chunks)
     return chunks, live
+
+
+def script(wake: str | None) -> Iterator[sound.Samples]:
+    """The sentences of the script, each after the wake word, if there is one, and when it listens no more."""
+    for text in SCRIPT:
+        if wake:
+            yield sound.silence(AWAKE_S)
+            yield sound.spoken(WORDS[wake], words_a_minute=140)
+        yield sound.spoken(text)
 
 
 def read(dialogue: Dialogue) -> None:

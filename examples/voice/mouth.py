@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from sound import CHUNK, NoSound, Samples, loudspeaker, spoken
+
+MOST_TEXT = 500
+"""Characters of an answer that are spoken, of a longer one the first: its rendering cannot be interrupted."""
 
 
 class Mouth:
@@ -38,7 +42,7 @@ class Mouth:
         if self._out is None or self.interrupted(end_s):
             return False
         try:
-            return self._play(self._render(text), end_s)
+            return self._play(self._render(shorten(text, MOST_TEXT, placeholder=" ...")), end_s)
         except Exception as e:  # noqa: BLE001 - espeak's, PortAudio's: the answer was printed, and the next may be spoken
             print(f"(not spoken: {e})")
             return False

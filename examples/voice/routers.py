@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,4 +62,5 @@ def place_smollm() -> None:
     except OSError as e:
         raise ModelMissing(f"{SMOLLM}: the language model cannot be put there: {e}") from e
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):  # as where it could not be put there
+            new.unlink()

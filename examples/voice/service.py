@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from dialogue import Dialogue, Reply, is_sure
 from sound import Samples, resampled
-from wyoming.asr import Transcript
+from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
 from wyoming.event import Event, async_read_event
@@ -30,22 +33,32 @@ from wyoming.info import (
 )
 from wyoming.intent import Intent, NotRecognized, Recognize
 from wyoming.ping import Ping, Pong
-from wyoming.server import AsyncEventHandler, AsyncServer
+from wyoming.server import AsyncEventHandler
 
 from edgeroute import BadInput, Conversation, NoAnswer, PolicyError
 
 log = logging.getLogger("voice")
 MOST_S = 30.0
 """Seconds of audio that are kept of an utterance: it is transcribed then, whether the client has stopped or not."""
+MOST_HZ, MOST_CHANNELS = 48_000, 2
+MOST_CLIENTS = 64
+"""More are refused. A client waits for its answer, so no more than these are worked on or waited for."""
+IDLE_S = 60.0
+"""A client that sends nothing for so long, or does not take its answer, is disconnected."""
 MOST_BYTES = 1 << 20
 """Of the data or the audio of one event."""
 MOST_TEXT = 1_000
 """Characters of what a client says."""
+MOST_IDENTITY = 200
+"""Characters of a conversation's id."""
 MOST_CONVERSATIONS = 100
 """So many are remembered, the latest ones."""
-THREADS = 4
+THREADS = {"words": 2, "intents": 2, "answers": 4}
+"""For each kind of work: slow answers do not keep others from being heard."""
 GARBAGE = (ValueError, AttributeError, TypeError, KeyError, AssertionError, RecursionError)
 """What the library raises for bytes that are no event, and for events that lack something."""
+REFUSALS = {"transcript": NotHandled, "recognize": NotRecognized}
+"""What a client takes for an answer, where it is none; to other events it is an error."""
 
 
 class Bounded:
@@ -69,8 +82,9 @@ class Heard:
     """The audio of one utterance, as it comes: int16 of any rate and number of channels."""
 
     def __init__(self, rate: int, width: int, channels: int) -> None:
-        if width != 2 or not 8_000 <= rate <= 192_000 or not 1 <= channels <= 8:  # noqa: PLR2004 - bytes, hertz
-            raise BadInput(f"audio has 16 bits, 8 to 192 kHz and 1 to 8 channels, not {8 * width}, {rate} Hz, {channels}")
+        whole = all(type(number) is int for number in (rate, width, channels))
+        if not whole or width != 2 or not 8_000 <= rate <= MOST_HZ or not 1 <= channels <= MOST_CHANNELS:  # noqa: PLR2004 - bytes, hertz
+            raise BadInput(f"audio has 2 bytes a sample, 8 to 48 kHz, 1 or 2 channels, not {width!r}, {rate!r} Hz, {channels!r}")
         self._rate, self._channels = rate, channels
         self._most = round(MOST_S * rate) * 2 * channels
         self._data = bytearray()
@@ -94,15 +108,22 @@ class Service:
 
     def __init__(self, dialogue: Dialogue) -> None:
         self.dialogue = dialogue
-        self._threads = ThreadPoolExecutor(THREADS, "voice")
+        self.clients = 0
+        self.ended = threading.Event()
+        self._threads = {kind: ThreadPoolExecutor(most, kind) for kind, most in THREADS.items()}
         self._talks: OrderedDict[str, tuple[Conversation, asyncio.Lock]] = OrderedDict()
 
-    async def run(self, function: Any, *arguments: Any) -> Any:
-        """Runs a function that takes its time."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    async def run(self, kind: str, function: Any, *arguments: Any) -> Any:
+        """Runs a function that takes its time, in a thread for this kind of work."""
+        if self.ended.is_set():
+            raise EOFError("the service has ended")
+        return await asyncio.get_running_loop().run_in_executor(self._threads[kind], function, *arguments)
 
-    def words(self, audio: Samples) -> str:
+    def words(self, heard: Heard) -> str:
         """What was said: the name of a command, or what was transcribed."""
+        audio = heard.samples()
+        if not len(audio):
+            return ""
         try:
             command = self.dialogue.command(self.dialogue.commands.infer(audio, data_class="audio"))
         except NoAnswer as e:
@@ -110,21 +131,26 @@ class Service:
             command = None
         return self.dialogue.transcribe(audio) if command is None else command.heard
 
-    async def reply(self, text: str, identity: str | None) -> Reply:
-        """What is said to a text, in the conversation of this id."""
-        _check(text)
+    async def reply(self, text: str, identity: str | None) -> Reply | None:
+        """What is said to a text, in the conversation of this id; None: the service has ended."""
+        _check(text, MOST_TEXT)
         if identity is None:
-            return await self.run(self.dialogue.of_text, text, self.dialogue.conversation())
+            return await self.run("answers", self.dialogue.of_text, text, self.dialogue.conversation(), self.ended.is_set)
+        _check(identity, MOST_IDENTITY)
         talk, turn = self._talks.setdefault(identity, (self.dialogue.conversation(), asyncio.Lock()))
         self._talks.move_to_end(identity)
         if len(self._talks) > MOST_CONVERSATIONS:
             self._talks.popitem(last=False)
         async with turn:  # a conversation takes one turn at a time
-            return await self.run(self.dialogue.of_text, text, talk)
+            return await self.run("answers", self.dialogue.of_text, text, talk, self.ended.is_set)
 
     def close(self) -> None:
-        """Waits for what is being run."""
-        self._threads.shutdown()
+        """Drops what has not begun, stops the language model, and waits for the rest of what has."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+        self.ended.set()
+        for threads in self._threads.values():
+            threads.shutdown()
 
 
 class Client(AsyncEventHandler):
@@ -134,25 +160,39 @@ class Client(AsyncEventHandler):
         super().__init__(reader, writer)
         self._service = service
         self._heard: Heard | None = None
-        self._transcribed = False
+        self._cut = False
+        """Whether the utterance was long enough, and the rest of it is left out."""
 
     async def run(self) -> None:
-        """Answers its events, until it leaves or sends what is no event."""
-        bounded: Any = Bounded(self.reader)
+        """Answers its events, until it leaves, is silent for long, or sends what is no event."""
+        self._service.clients += 1
         try:
-            while (event := await async_read_event(bounded)) is not None:
-                try:
-                    await self.handle_event(event)
-                except GARBAGE as e:  # noqa: PERF203 - of one event, as BadInput is: the next may be better
-                    await self.write_event(Error(text=f"{event.type}: {e}", code="bad-input").event())
-        except (OSError, EOFError):
-            pass  # it left
+            if self._service.clients > MOST_CLIENTS:
+                await self.write_event(Error(text=f"{MOST_CLIENTS} clients are connected already", code="busy").event())
+            else:
+                await self._answer_all()
+        except (OSError, EOFError, asyncio.TimeoutError, asyncio.CancelledError):
+            pass  # it left, or may have; or the service ends
         except GARBAGE as e:
             log.info("a client sent what is no event: %s: %s", type(e).__name__, e)
         except Exception:
             log.exception("a client was not answered; the others go on")
         finally:
+            self._service.clients -= 1
             self.writer.close()
+
+    async def write_event(self, event: Event) -> None:
+        """Sends an event; TimeoutError if the client does not take it."""
+        await asyncio.wait_for(super().write_event(event), IDLE_S)
+
+    async def _answer_all(self) -> None:
+        bounded: Any = Bounded(self.reader)
+        while (event := await asyncio.wait_for(async_read_event(bounded), IDLE_S)) is not None:
+            try:
+                await self.handle_event(event)
+            except GARBAGE as e:  # noqa: PERF203 - of one event, as BadInput is: the next may be better
+                refused = REFUSALS.get(event.type, partial(Error, code="bad-input"))
+                await self.write_event(refused(text=f"{event.type}: {e}").event())
 
     async def handle_event(self, event: Event) -> bool:
         """Answers one event."""
@@ -161,43 +201,47 @@ class Client(AsyncEventHandler):
             await self.write_event(INFO.event())
         elif Ping.is_type(event.type):
             await self.write_event(Pong(text=Ping.from_event(event).text).event())
+        elif Transcribe.is_type(event.type):
+            self._heard, self._cut = None, False
         elif AudioStart.is_type(event.type):
+            self._heard, self._cut = None, False  # whatever was heard before, and if this is refused
             start = AudioStart.from_event(event)
-            self._heard, self._transcribed = Heard(start.rate, start.width, start.channels), False
+            self._heard = Heard(start.rate, start.width, start.channels)
         elif AudioChunk.is_type(event.type):
             await self._chunk(AudioChunk.from_event(event))
         elif AudioStop.is_type(event.type):
-            await self._transcript()
+            if not self._cut:
+                await self._transcript()
+            self._cut = False
         elif Recognize.is_type(event.type):
             await self._recognize(Recognize.from_event(event).text)
         elif Transcript.is_type(event.type):
             said = Transcript.from_event(event)
             context = event.data.get("context") or {}
             reply = await service.reply(said.text, context.get("conversation_id"))
-            kind = NotHandled if reply.kind == "nothing" else Handled
-            await self.write_event(kind(text=reply.text).event())
+            if reply is not None:
+                kind = NotHandled if reply.kind == "nothing" else Handled
+                await self.write_event(kind(text=reply.text).event())
         return True
 
     async def _chunk(self, chunk: AudioChunk) -> None:
-        if self._transcribed:
-            return  # it was long enough
+        if self._cut:
+            return
         if self._heard is None:
             self._heard = Heard(chunk.rate, chunk.width, chunk.channels)
         if self._heard.hear(chunk):
+            self._cut = True
             await self._transcript()
 
     async def _transcript(self) -> None:
-        if self._transcribed:
-            return
-        heard, self._heard, self._transcribed = self._heard, None, True
-        samples = None if heard is None else heard.samples()
-        text = "" if samples is None or not len(samples) else await self._service.run(self._service.words, samples)
+        heard, self._heard = self._heard, None
+        text = "" if heard is None else await self._service.run("words", self._service.words, heard)
         await self.write_event(Transcript(text=text).event())
 
     async def _recognize(self, text: str) -> None:
-        _check(text)
+        _check(text, MOST_TEXT)
         try:
-            answer = await self._service.run(partial(self._service.dialogue.intents.infer, text, data_class="text"))
+            answer = await self._service.run("intents", partial(self._service.dialogue.intents.infer, text, data_class="text"))
         except NoAnswer as e:
             await self.write_event(NotRecognized(text=str(e)).event())
             return
@@ -205,10 +249,10 @@ class Client(AsyncEventHandler):
         await self.write_event(Intent(name=str(answer.value)).event() if sure else NotRecognized(text=answer.reason).event())
 
 
-def _check(text: Any) -> None:
-    """Raises BadInput if it is no text that somebody may have said."""
-    if not isinstance(text, str) or len(text) > MOST_TEXT:
-        raise BadInput(f"expected a text of at most {MOST_TEXT} characters")
+def _check(text: Any, most: int) -> None:
+    """Raises BadInput if it is no text that somebody may have said, or named a conversation."""
+    if not isinstance(text, str) or len(text) > most:
+        raise BadInput(f"expected a text of at most {most} characters")
 
 
 def _info() -> Info:
@@ -240,23 +284,29 @@ def _info() -> Info:
 INFO = _info()
 
 
-async def serve(dialogue: Dialogue, uri: str, listening: Any = None) -> None:
-    """Serves Wyoming clients until it is cancelled; `listening` is called once they may connect."""
+def _address(uri: str) -> tuple[str, int]:
+    parts = urlsplit(uri)
+    if parts.scheme != "tcp" or parts.hostname is None or parts.port is None:
+        raise ValueError("expected tcp://ADDRESS:PORT")
+    return parts.hostname, parts.port
+
+
+async def serve(dialogue: Dialogue, uri: str, listening: Callable[[str], object]) -> None:
+    """Serves Wyoming clients until it is cancelled; `listening` is called with the address once they may connect."""
     service = Service(dialogue)
     try:
-        server = AsyncServer.from_uri(uri)
-        await server.start(partial(Client, service))
+        server = await asyncio.start_server(lambda *streams: Client(service, *streams).run(), *_address(uri))
     except (OSError, ValueError) as e:
         raise PolicyError(f"--uri {uri}: cannot listen there: {e}") from e
-    if listening is not None:
-        listening()
+    host, port = server.sockets[0].getsockname()[:2]
+    listening(f"tcp://{host}:{port}")
     try:
         await asyncio.Event().wait()
     finally:
-        await server.stop()
+        server.close()
         service.close()
 
 
 def run(dialogue: Dialogue, uri: str) -> None:
     """Serves until Ctrl-C."""
-    asyncio.run(serve(dialogue, uri, lambda: print(f"A Wyoming service at {uri}; Ctrl-C ends.")))
+    asyncio.run(serve(dialogue, uri, lambda address: print(f"A Wyoming service at {address}; Ctrl-C ends.", flush=True)))

@@ -20,12 +20,17 @@ Samples: TypeAlias = NDArray[np.float32]
 """Float32 [samples] from -1 to 1, at `RATE`."""
 
 
+CONVERT = "ffmpeg -i FILE -ac 1 -ar 16000 NEW.wav makes one that can be read"
+RENDER_S = 60.0
+"""What takes espeak-ng longer is not spoken."""
+
+
 class NoSound(Exception):
     """Something for sound is missing; the message says what to do."""
 
 
 def read_wav(file: Path | io.BytesIO) -> Samples:
-    """The samples of a wav file with 16 bits a sample, at 8 kHz or more; several channels are mixed.
+    """The samples of a wav file with 16 bits a sample, at 8 to 192 kHz; several channels are mixed.
 
     Raises:
         NoSound: it is no such file.
@@ -34,12 +39,12 @@ def read_wav(file: Path | io.BytesIO) -> Samples:
         with wave.open(str(file) if isinstance(file, Path) else file) as found:
             rate, channels, width = found.getframerate(), found.getnchannels(), found.getsampwidth()
             data = found.readframes(found.getnframes())
-    except (OSError, EOFError, wave.Error) as e:
+    except OSError as e:
         raise NoSound(f"{file}: not a wav file that can be read: {e}") from e
-    if width != 2 or rate < 8_000:  # noqa: PLR2004 - bytes, hertz
-        raise NoSound(
-            f"{file}: {8 * width} bits at {rate} Hz, and 16 at 8,000 or more are expected: ffmpeg -i FILE -ar 16000 NEW.wav"
-        )
+    except (EOFError, wave.Error) as e:
+        raise NoSound(f"{file}: not a wav file that can be read: {e or 'it ends too early'}; {CONVERT}") from e
+    if width != 2 or not 8_000 <= rate <= 192_000:  # noqa: PLR2004 - bytes, hertz
+        raise NoSound(f"{file}: {8 * width} bits at {rate} Hz, and 16 at 8,000 to 192,000 are expected; {CONVERT}")
     samples = np.frombuffer(data[: len(data) - len(data) % (2 * channels)], "<i2").reshape(-1, channels)
     return resampled(samples.mean(1).astype(np.float32) / 32768, rate)
 
@@ -49,6 +54,8 @@ def resampled(samples: Samples, rate: int, to: int = RATE) -> Samples:
     if rate == to or not len(samples):
         return samples
     length = round(len(samples) * to / rate)
+    if not length:
+        return samples[:0]
     spectrum = np.fft.rfft(samples)
     out = np.zeros(length // 2 + 1, spectrum.dtype)
     kept = min(len(out), len(spectrum))
@@ -60,12 +67,16 @@ def spoken(text: str, voice: str = "en", words_a_minute: int = 150) -> Samples:
     """A text as espeak-ng speaks it.
 
     Raises:
-        NoSound: there is no espeak-ng, or it does not know the voice.
+        NoSound: there is no espeak-ng, it does not know the voice, or takes too long.
     """
     if shutil.which("espeak-ng") is None:
         raise NoSound("espeak-ng is not installed, and it renders speech here: apt-get install espeak-ng, or give --wav FILE")
     command = ["espeak-ng", "-v", voice, "-s", str(words_a_minute), "--stdout", "--stdin"]
-    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)  # noqa: S603 - no shell, and the text is not in it
+    given = text.encode(errors="replace")
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, check=False, timeout=RENDER_S)  # noqa: S603 - no shell, and the text is not in it
+    except subprocess.TimeoutExpired as e:
+        raise NoSound(f"espeak-ng has not rendered a text of {len(text)} characters in {RENDER_S:.0f} s") from e
     if done.returncode or not done.stdout:
         raise NoSound(f"espeak-ng failed: {done.stderr.decode(errors='replace').strip() or 'it said nothing'}")
     return read_wav(io.BytesIO(_sized(done.stdout)))

@@ -18,6 +18,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,27 +37,28 @@ with warnings.catch_warnings():
 
 import main as program  # noqa: E402 - after what it needs was looked for
 import routers  # noqa: E402
+import service as wyoming_service  # noqa: E402
 import sound  # noqa: E402
 from bench import measured  # noqa: E402
-from dialogue import MOST_CHARACTERS, SYSTEM, forget  # noqa: E402
+from dialogue import MOST_TALK, SYSTEM, forget  # noqa: E402
 from listen import listen  # noqa: E402
 from mouth import Mouth  # noqa: E402
 from routers import HERE, opened  # noqa: E402
-from service import MOST_BYTES, Heard, serve  # noqa: E402
-from transcribe import Transcriber  # noqa: E402
+from service import MOST_BYTES, THREADS, Heard, Service, serve  # noqa: E402
+from transcribe import Transcriber, repetition  # noqa: E402
 from wyoming.asr import Transcribe, Transcript  # noqa: E402
 from wyoming.audio import AudioChunk, AudioStart, AudioStop  # noqa: E402
 from wyoming.client import AsyncTcpClient  # noqa: E402
 from wyoming.error import Error  # noqa: E402
-from wyoming.event import Event  # noqa: E402
-from wyoming.handle import Handled  # noqa: E402
+from wyoming.event import Event, async_write_event  # noqa: E402
+from wyoming.handle import Handled, NotHandled  # noqa: E402
 from wyoming.info import Describe, Info  # noqa: E402
 from wyoming.intent import Intent, NotRecognized, Recognize  # noqa: E402
 
-from edgeroute import Egress, Router  # noqa: E402
+from edgeroute import Egress, ModelMissing, Router  # noqa: E402
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply  # noqa: E402
 
-LONG_S = 60.0
+LONG_S = 300.0
 WORD = "three"
 """A command that the edge hears from espeak-ng's default voice."""
 DEAD = "http://127.0.0.1:9"
@@ -284,6 +287,8 @@ def test_a_microphone_is_heard(made, tmp_path):
     environment = {**os.environ, "ALSA_CONFIG_PATH": str(tmp_path / "asound.conf"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(HERE / "main.py"), "--silent", "--policies", str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(LONG_S, process.kill)
+        limit.start()
         try:
             lines = []
             for line in process.stdout:
@@ -291,6 +296,7 @@ def test_a_microphone_is_heard(made, tmp_path):
                 if f"{WORD!r}" in line:
                     break
         finally:
+            limit.cancel()
             process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(LONG_S) == 0
@@ -331,9 +337,12 @@ def test_a_loudspeaker_that_fails_does_not_end_it(capsys):
 
 
 def test_latencies_are_measured(made):
-    waited = list(measured(made(), [sound.spoken(WORD)] * 2))
+    """Of what is answered."""
+    dialogue = made()
+    waited = list(measured(dialogue, [sound.spoken(WORD)] * 2, lambda event: dialogue.command(event.answer)))
     assert len(waited) == 2
     assert min(waited) > 0
+    assert list(measured(dialogue, [sound.spoken("what time is it")], lambda event: dialogue.command(event.answer))) == []
 
 
 def test_a_language_model_is_stopped_and_the_turn_forgotten(made):
@@ -369,9 +378,12 @@ def test_a_long_conversation_forgets_its_oldest_turns(made):
     talk.messages += said
     forget(talk)
     assert talk.messages == [{"role": "system", "content": SYSTEM}, *said]
-    talk.messages += [{"role": "user", "content": "x" * (MOST_CHARACTERS - 500)}, {"role": "assistant", "content": ""}]
+    talk.messages += [{"role": "user", "content": "x" * (MOST_TALK - 500)}, {"role": "assistant", "content": ""}]
     forget(talk)
     assert talk.messages[1:-2] == said[6:]
+    talk.messages += [{"role": "user", "content": "\u4f60" * MOST_TALK}, {"role": "assistant", "content": ""}]  # 3 bytes each
+    forget(talk)
+    assert len(talk.messages) == 1
 
 
 def test_nothing_is_heard_before_the_wake_word(made, capsys):
@@ -385,16 +397,99 @@ def test_nothing_is_heard_before_the_wake_word(made, capsys):
     assert capsys.readouterr().out.count("(listening)") == 1
 
 
+@pytest.mark.parametrize("word", ["okay_nabu", "alexa", "hey_mycroft"])
+def test_the_script_says_the_wake_word(capsys, monkeypatch, word):
+    """So that it is heard where there is no microphone."""
+    pytest.importorskip("pymicro_wakeword")
+    from wake import WakeWord, after
+
+    monkeypatch.setattr(program, "SCRIPT", [WORD] * 2)
+    loud = [chunk.any() for chunk in after(WakeWord(word), sound.chunks(program.script(word)))]
+    assert any(loud)
+    assert capsys.readouterr().out.count("(listening)") == 2
+
+
+def test_the_wake_word_does_not_hear_the_loudspeaker(monkeypatch):
+    given, own, told = SimpleNamespace(wav=None, say=None, headset=False, wake="alexa"), Mouth(), []
+
+    class Word:
+        def __init__(self, word):
+            pass
+
+        def heard(self, chunk):
+            told.append(bool(chunk.any()))
+            return False
+
+    monkeypatch.setattr(program, "WakeWord", Word)
+    monkeypatch.setattr(sound, "microphone", lambda: iter(np.ones((2, 4), np.int16)))
+    chunks, live = program.source(given, own)
+    next(chunks)
+    own.speaking = True
+    next(chunks)
+    assert live
+    assert list(chunks) == []
+    assert told == [True, False]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(routers, "SMOLLM", tmp_path / "none" / "smollm2.gguf")
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(ModelMissing, match="cannot be put there"):
+        routers.place_smollm()
+
+
+def test_a_long_answer_is_spoken_in_part():
+    said = []
+    assert Mouth(Loudspeaker(), lambda text: said.append(text) or sound.silence(0.1)).say("word " * 1_000)
+    assert 400 < len(said[0]) <= 500
+
+
+def test_a_rendering_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setattr(sound, "RENDER_S", 0.0)
+    with pytest.raises(sound.NoSound, match="has not rendered"):
+        sound.spoken(WORD)
+
+
+def test_odd_text_and_audio(tmp_path):
+    assert len(sound.spoken("\udcff seven"))
+    for samples, rate, to in ((1, 48_000, 16_000), (0, 48_000, 16_000), (1, 2**31, 8)):
+        assert len(sound.resampled(np.ones(samples, np.float32), rate, to)) == 0
+    plain = write_wav(tmp_path / "plain.wav", sound.silence(0.1)).read_bytes()
+    floats = tmp_path / "float.wav"
+    floats.write_bytes(plain[:20] + b"\x03\0" + plain[22:])
+    for wrong in (
+        floats,
+        write_wav(tmp_path / "fast.wav", sound.silence(0.1), 2_000_000),
+        write_wav(tmp_path / "slow.wav", [], 4_000),
+    ):
+        with pytest.raises(sound.NoSound, match="ffmpeg"):
+            sound.read_wav(wrong)
+
+
+def test_silence_is_told(made):
+    shown = []
+    listen(made(), sound.chunks([sound.silence(1)]), Mouth(), shown.append, live=False)
+    assert shown == ["(no speech was heard)"]
+
+
+def test_a_transcriber_that_repeats_itself_is_stopped():
+    assert repetition([1, 2, 3, 4] * 3) == 4
+    assert repetition([9, 9, *[1, 2, 3, 4, 5] * 3]) == 5
+    assert repetition([1, 2, 3, 4] * 2) == repetition([1, 2] * 4) == repetition([]) == 0
+
+
 def served(dialogue, client):
     """Runs a coroutine function of a port against the Wyoming service."""
 
     async def both():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        listening = asyncio.Event()
-        service = asyncio.create_task(serve(dialogue, f"tcp://127.0.0.1:{port}", listening.set))
-        await listening.wait()
+        listening = asyncio.get_running_loop().create_future()
+        service = asyncio.create_task(serve(dialogue, "tcp://127.0.0.1:0", listening.set_result))
+        port = int((await listening).rpartition(":")[2])
         try:
             await asyncio.wait_for(client(port), LONG_S)
         finally:
@@ -479,15 +574,21 @@ def test_odd_wyoming_clients_harm_nobody(made, caplog):
             b'{"type": "transcript", "payload_length": %d}\n' % (MOST_BYTES + 1), b"x" * 200_000,
         ):  # fmt: skip
             await raw(port, data)
-        for wrong in (AudioStart(rate=16_000, width=4, channels=1), AudioStart(rate=0, width=2, channels=1)):
-            assert Error.is_type((await answer(port, wrong)).type)
-        for wrong in (
-            *map(Event, ("audio-start", "audio-chunk", "recognize", "transcript")),
-            Event("recognize", {"text": 7}), Event("transcript", {"text": "x" * 2_000}), Event("transcript", {"text": "hi", "context": 7}),
+        for rate, width, channels in (
+            (16_000, 4, 1), (0, 2, 1), (192_000, 2, 1), (16_000, 2, 8), (16_000.0, 2, 1), (16_000, 2, True), (16_000, 2, 0),
+        ):  # fmt: skip
+            assert Error.is_type((await answer(port, AudioStart(rate=rate, width=width, channels=channels))).type)
+        for wrong, kind in (
+            *[(Event(name), Error) for name in ("audio-start", "audio-chunk")],
+            *[(Event("recognize", data), NotRecognized) for data in ({}, {"text": 7}, {"text": "x" * 2_000})],
+            *[(Event("transcript", data), NotHandled) for data in (
+                {}, {"text": "x" * 2_000}, {"text": "hi", "context": 7},
+                *[{"text": "hi", "context": {"conversation_id": identity}} for identity in (7, [], "x" * 201)],
+            )],
         ):  # fmt: skip
             async with AsyncTcpClient("127.0.0.1", port) as one:
                 await one.write_event(wrong)
-                assert Error.is_type((await one.read_event()).type)
+                assert kind.is_type((await one.read_event()).type)
         assert Transcript.from_event(await answer(port, AudioStop())).text == ""
         assert Transcript.from_event(await answer(port, *audio(WORD))).text == WORD
 
@@ -519,3 +620,117 @@ def test_what_is_kept_of_an_utterance_is_bounded():
     enough = [kept.hear(chunk) for _ in range(100)]
     assert [a for a, b in pairwise(enough) if a != b] == [False]
     assert len(kept.samples()) == 30 * sound.RATE
+
+
+def test_what_waits_is_dropped_when_the_service_ends(made):
+    """What has begun is waited for."""
+    service, begun = Service(made()), SimpleQueue()
+
+    def work():
+        begun.put(1)
+        assert service.ended.wait(LONG_S)
+
+    async def both():
+        waiting = [asyncio.create_task(service.run("words", work)) for _ in range(20)]
+        for _ in range(THREADS["words"]):
+            await asyncio.to_thread(begun.get, timeout=LONG_S)
+        assert await service.run("intents", lambda: "another kind of work goes on") is not None
+        await asyncio.to_thread(service.close)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert sum(isinstance(result, asyncio.CancelledError) for result in found) == 20 - THREADS["words"]
+        with pytest.raises(EOFError):
+            await service.run("words", work)
+
+    asyncio.run(both())
+    assert begun.empty()
+
+
+def test_ctrl_c_ends_the_service(made, tmp_path):
+    made()
+    command = [sys.executable, str(HERE / "main.py"), "wyoming", "--uri", "tcp://127.0.0.1:0", "--policies", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(re.search(r":(\d+);", process.stdout.readline())[1])
+
+            async def clients():
+                streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+                for _, writer in streams:
+                    for event in audio("what is the capital of france"):
+                        await async_write_event(event.event(), writer)
+                await streams[0][0].readline()  # the others wait
+                process.send_signal(signal.SIGINT)
+                for _, writer in streams:
+                    writer.close()
+
+            asyncio.run(asyncio.wait_for(clients(), LONG_S))
+        except BaseException:
+            process.kill()
+            raise
+        printed, errors = process.communicate(timeout=LONG_S)
+    assert (process.returncode, printed, errors) == (0, "\n", "")
+
+
+@pytest.mark.parametrize("uri", ["stdio://", "tcp://127.0.0.1", "tcp://:10300", "tcp://127.0.0.1:x", "127.0.0.1:10300"])
+def test_an_address_that_cannot_be_listened_at_is_told(made, tmp_path, capsys, uri):
+    made()
+    assert program.main(["wyoming", "--uri", uri, "--policies", str(tmp_path)]) == 1
+    assert f"--uri {uri}: cannot listen there" in capsys.readouterr().err
+
+
+def test_utterances_follow_each_other_on_a_connection(made):
+    """With a new start or without; what was heard before a start that is refused is forgotten."""
+
+    async def client(port):
+        first, start, *chunks, stop = audio(WORD)
+        wrong = AudioStart(rate=sound.RATE, width=4, channels=1)
+        async with AsyncTcpClient("127.0.0.1", port) as one:
+            for events, texts in (
+                ([first, start, *chunks, stop], [WORD]),
+                ([*chunks, stop], [WORD]),
+                ([first, *chunks, stop], [WORD]),
+                ([start, *chunks, first, *chunks, stop], [WORD]),
+                ([start, *chunks, wrong, stop], [None, ""]),
+            ):
+                for event in events:
+                    await one.write_event(event.event())
+                for text in texts:
+                    found = await one.read_event()
+                    assert (None if Error.is_type(found.type) else Transcript.from_event(found).text) == text
+
+    served(made(), client)
+
+
+def test_too_many_clients_and_idle_ones_are_closed(made, monkeypatch):
+    monkeypatch.setattr(wyoming_service, "MOST_CLIENTS", 2)
+
+    async def client(port):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        refused = await asyncio.wait({asyncio.create_task(reader.read()) for reader, _ in streams}, return_when="FIRST_COMPLETED")
+        assert [b"busy" in task.result() for task in refused[0]] == [True]
+        for task in refused[1]:
+            task.cancel()
+        monkeypatch.setattr(wyoming_service, "IDLE_S", 0.01)
+        monkeypatch.setattr(wyoming_service, "MOST_CLIENTS", 9)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        for _, writing in [*streams, (reader, writer)]:
+            writing.close()
+
+    served(made(), client)
+
+
+def test_audio_is_resampled_beside_the_event_loop(made, monkeypatch):
+    """A client's long audio at a high rate keeps nobody waiting."""
+    names, samples = [], Heard.samples
+
+    def noted(heard):
+        names.append(threading.current_thread().name)
+        return samples(heard)
+
+    monkeypatch.setattr(Heard, "samples", noted)
+
+    async def client(port):
+        assert Transcript.from_event(await answer(port, *audio(WORD, 48_000, 2))).text == WORD
+
+    served(made(), client)
+    assert [name.partition("_")[0] for name in names] == ["words"]

@@ -18,6 +18,8 @@ import onnxruntime
 BEGIN, END = 1, 2
 TOKENS_A_SECOND = 6.5
 """More are not spoken: a model that repeats itself is stopped there."""
+LEAST_TOKENS, MOST_TIMES = 4, 3
+"""So many tokens that follow each other so often are a model that repeats itself, too."""
 STRIDE = 384
 """Samples that one output of the encoder stands for."""
 LEAST_S, MOST_S = 0.3, 30.0
@@ -61,7 +63,18 @@ class Transcriber:
                 new |= {name: state for name, state in known.items() if ".encoder." in name}
             known = new
             found.append(token)
+            if repeated := repetition(found):
+                del found[-repeated * (MOST_TIMES - 1) :]
+                break
         return b"".join(self._tokens[token] for token in found).decode(errors="replace").replace("\u2581", " ").strip()
+
+
+def repetition(tokens: list[int]) -> int:
+    """The length of what ends these tokens three times in a row; 0: nothing does."""
+    for length in range(LEAST_TOKENS, len(tokens) // MOST_TIMES + 1):
+        if tokens[-length * MOST_TIMES :] == tokens[-length:] * MOST_TIMES:
+            return length
+    return 0
 
 
 def _session(path: Path) -> Any:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from sound import RATE, Samples
 
-WORDS = ("okay_nabu", "hey_jarvis", "alexa", "hey_mycroft")
+from edgeroute import ModelMissing
+
+WORDS = {"okay_nabu": "okay nah boo", "hey_jarvis": "hey jarvis", "alexa": "alexa", "hey_mycroft": "hey mycroft"}
+"""And what espeak-ng says for them; the model of hey_jarvis does not hear it from espeak-ng."""
 AWAKE_S = 6.0
 """How long after the wake word one may speak."""
 
@@ -17,8 +20,10 @@ class WakeWord:
     """Hears one of four wake words, with the int8 models in the wheel of pymicro-wakeword and its own TensorFlow Lite."""
 
     def __init__(self, word: str) -> None:
-        from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures, Model
-
+        try:
+            from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures, Model
+        except ImportError as e:
+            raise ModelMissing("pymicro-wakeword, the wake words, is missing: pip install pymicro-wakeword") from e
         self._features, self._model = MicroWakeWordFeatures(), MicroWakeWord.from_builtin(Model(word))
 
     def heard(self, chunk: Any) -> bool:
