@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping
 from inspect import iscoroutinefunction
 from math import fsum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError, check_number
@@ -15,8 +14,12 @@ STORED = "cloud-arms"
 """Name of what came of the arms, in the state folder."""
 
 
-class _Settings(NamedTuple):
-    """The settings as they are given."""
+class CloudArms(NamedTuple):
+    """Endpoints of which one answers a request: `Router(cloud=CloudArms({"large": a, "next": b}, split={"next": 0.1}))`.
+
+    The shares are stable: a hash of what is asked for decides, so that a key, or a device, is always in the same arm, and who is
+    in the first of `split` stays in it while that grows. The first endpoint has the rest, and answers where another fails.
+    """
 
     clouds: Mapping[str, Any]
     """Name -> endpoint, as for `Router(cloud=...)`; the first is what the others are compared with."""
@@ -36,29 +39,6 @@ class _Settings(NamedTuple):
     """Likewise that of answers that differ from the edge's own; and how many may differ from the first one's, in shadow."""
     alpha: float = 0.05
     """Probability that a guardrail stops an arm that is not worse, for each arm, whenever and however often it looks."""
-
-
-class CloudArms(_Settings):
-    """Endpoints of which one answers a request: `Router(cloud=CloudArms({"large": a, "next": b}, split={"next": 0.1}))`.
-
-    The shares are stable: a hash of what is asked for decides, so that a key, or a device, is always in the same arm, and who is
-    in the first of `split` stays in it while that grows. The first endpoint has the rest, and answers where another fails.
-    """
-
-    __slots__ = ()
-
-    if not TYPE_CHECKING:  # its signature is that of the settings
-
-        @wraps(_Settings.__new__)
-        def __new__(cls, *given: Any, **named: Any) -> Any:
-            """Shares that are read once are listed: each policy that is put in force reads them."""
-            made = _Settings(*given, **named)
-            shares = {name: list(one) for name in ("split", "shadow") if isinstance(one := getattr(made, name), Iterator)}
-            return tuple.__new__(cls, made._replace(**shares))
-
-        @classmethod
-        def _make(cls, settings: Iterable[Any]) -> CloudArms:
-            return cls(*settings)  # `_replace` has it
 
 
 def checked(arms: CloudArms) -> CloudArms:
@@ -94,6 +74,8 @@ def checked(arms: CloudArms) -> CloudArms:
 
 def _shares(kind: str, given: Any) -> dict[Any, Any]:
     """The shares by name, of a mapping or of pairs."""
+    if isinstance(given, Iterator):
+        raise PolicyError(f"cloud_arms: {kind} is read again with each policy: give a mapping or a list, not an iterator")
     try:
         return dict(given)
     except (TypeError, ValueError) as e:
