@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import importlib
 import os
 import socket
 import ssl
@@ -17,7 +18,7 @@ import pytest
 import tiny
 import trustme
 
-from edgeroute import StopToken, TimedOut, Unreachable
+from edgeroute import PlainJson, Router, StopToken, TimedOut, Unreachable
 from edgeroute.cloud import resolver, sockets
 from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Address, Call
@@ -647,6 +648,35 @@ def test_connections_that_are_dropped_are_closed():
         del connections
         gc.collect()
         server.wait_for(lambda: server.hung_up == 1)
+
+
+@pytest.mark.parametrize("kind", ["own", "httpx"])
+def test_first_calls_at_once_share_what_carries_them(kind, monkeypatch):
+    """Each thread finds no client yet and makes one; none of theirs is left open, but for the one that is closed in the end."""
+    where, name = {
+        "own": ("edgeroute.cloud.http", "HttpClient.__init__"),
+        "httpx": ("edgeroute.cloud.httpx_carrier", "HttpxConnections.made"),
+    }[kind]
+    at = importlib.import_module(where)
+    *of, name = name.split(".")
+    for step in of:
+        at = getattr(at, step)
+    make, together, made = getattr(at, name), threading.Barrier(2), []
+
+    def late(*args):
+        together.wait(LONG)
+        made.append(make(*args))
+        return made[-1]
+
+    monkeypatch.setattr(at, name, late)
+    with CannedServer(lambda _: http_reply(b'{"value": 1}')) as server:
+        cloud = PlainJson(server.url, retries=0, client="httpx" if kind == "httpx" else None)
+        with Router(None, cloud) as router:
+            threads = [in_thread(lambda: router.infer("x")) for _ in range(2)]
+            for thread, _ in threads:
+                thread.join(LONG)
+        assert len(made) == 2
+        assert connected_to(server.port) == 0
 
 
 def test_closing_closes_what_is_given_back_later():

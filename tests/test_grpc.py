@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ import trustme
 from both import LONG, Tasks, Threads, unsure
 
 from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
+from edgeroute.cloud import grpc_channels
+from edgeroute.cloud.base import Address, Call
 from edgeroute.cloud.oip_messages import CONTENTS, made
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.errors import BadReply
@@ -479,3 +482,21 @@ def test_errors_have_types(server):
     server.__exit__()
     with pytest.raises(Unreachable):
         of()
+
+
+def test_first_calls_at_once_share_a_channel(monkeypatch):
+    """Each of two threads finds none yet, and opens one; closing ends both calls, to a server that is silent."""
+    make, together = grpc_channels._open, threading.Barrier(2)
+
+    def late(*args):
+        together.wait(LONG)
+        return make(*args)
+
+    monkeypatch.setattr(grpc_channels, "_open", late)
+    with socket.create_server(("127.0.0.1", 0)) as silent, futures.ThreadPoolExecutor(2) as pool:
+        channels = grpc_channels.Channels(Address(f"http://127.0.0.1:{silent.getsockname()[1]}"), 1000)
+        calls = [pool.submit(channels.send, Call("POST", "/a/b", body=b""), monotonic() + 4 * LONG) for _ in range(2)]
+        with silent.accept()[0]:
+            channels.close()
+            for call in calls:
+                assert re.search("(?i)closed", str(call.exception(LONG) or call.result().body))

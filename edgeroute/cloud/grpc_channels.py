@@ -69,11 +69,13 @@ class Channels:
         self._channel: grpc.Channel | None = None
         self._calls: dict[str, Any] = {}
         self._closed = False
+        self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """Drops the parent's channel, and does not close it: that would need the parent's threads."""
         self._channel, self._calls = None, {}
+        self._first: dict[str, grpc.Channel] = {}
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Sends the call and returns the reply, by the instant `until`.
@@ -110,7 +112,8 @@ class Channels:
         made = self._calls.get(path)
         if made is None:
             if self._channel is None:
-                self._channel = _open(grpc, self._address, self._longest)
+                made = _open(grpc, self._address, self._longest)
+                self._channel = self._first.setdefault("channel", made)  # atomic: calls at once share one
                 if self._closed:
                     self.close()
             made = self._calls[path] = self._channel.unary_unary(path)

@@ -86,11 +86,12 @@ class HttpBackend(AbandonedRuns):
     @property
     def client(self) -> HttpClient:
         """The HTTP client."""
-        if self._client is None:
-            self._client = imported("edgeroute.cloud.http").HttpClient(self.endpoint)
+        if (client := self._client) is None:
+            made = imported("edgeroute.cloud.http").HttpClient(self.endpoint)
+            client = self._client = vars(self).setdefault("_made", made)  # atomic: first calls at once share one, which is closed
             if self._closed:  # a reload has dropped it while a request was on its way here
-                self._client.close()
-        return self._client
+                client.close()
+        return client
 
     @property
     def keeps_time(self) -> bool:

@@ -42,6 +42,7 @@ class Carrier:
     def after_fork(self) -> None:
         """A client of ours is the parent's; a given one is the application's."""
         self.own: Any = None
+        self._first: dict[str, Any] = {}
 
     def made(self, kind: str) -> Any:
         """A client of ours: by the environment's proxies, without redirects."""
@@ -165,7 +166,7 @@ class HttpxConnections(Carrier):
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
         client = self.given or self.own
         if client is None:
-            client = self.own = self.made("Client")
+            client = self.own = self._first.setdefault("client", self.made("Client"))  # atomic: calls at once share one
         request, response, failed = self.request(client, call, until - monotonic()), None, None
         try:
             try:
@@ -197,7 +198,8 @@ class HttpxConnections(Carrier):
 
     def close(self) -> None:
         """Closes a client of its own."""
-        own, self.own = self.own, None
+        own = self.own
+        self.after_fork()
         if own is not None:
             own.close()
 
