@@ -447,6 +447,9 @@ def test_a_variable_sets_a_key_of_a_section_that_there_is_one_of(policy, calls, 
     given = policy(BOTH + '[limits]\nusd_per_day = 1\nmb_per_day = 3\n[egress]\nnever_leave = ["b", "c"]')
     assert (given["metered"], given["state"].name, given["limits"]) == (True, "1", Limits(usd_per_day=2, mb_per_day=3))
     assert given["egress"].rules == Egress(never_leave=["a"], default_class="7").rules
+    monkeypatch.delenv("EDGEROUTE_EGRESS__NEVER_LEAVE")
+    monkeypatch.delenv("EDGEROUTE_EGRESS__DEFAULT_CLASS")
+    assert policy(BOTH + "[egress]\nmay_leave = []")["egress"].rules == Egress(may_leave=[]).rules, "nothing may leave"
     assert given["cloud"].address.terms == Terms(usd_per_call=0.25, max_concurrent=2)
     assert (calls["cache"]["ttl_s"], calls["cache"]["disk"]) == (604800.0, given["state"] / "cache.db")
     assert (calls["outbox"]["rate_per_s"], calls["outbox"]["drop"], calls["trace"]["sample"]) == (0.5, "newest", 0.01)

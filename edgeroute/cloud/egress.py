@@ -20,7 +20,7 @@ class Egress:
 
     Args:
         never_leave: data classes that stay on the device, whatever the mode.
-        may_leave: data classes that may leave.
+        may_leave: data classes that may leave; an empty list: nothing may, unless `unknown_class` is "allow".
         unknown_class: decision for a class in neither list: "deny" or "allow"; once any class is declared, also for calls
             without a class.
         default_class: the class of a call that names none.
@@ -35,12 +35,13 @@ class Egress:
         self,
         *,
         never_leave: Collection[str] = (),
-        may_leave: Collection[str] = (),
+        may_leave: Collection[str] | None = None,
         unknown_class: Unknown = "deny",
         default_class: str | None = None,
         consent: Consent | None = None,
         redact: Redact | None = None,
     ) -> None:
+        declared, may_leave = may_leave is not None, () if may_leave is None else may_leave
         for name, classes in (("never_leave", never_leave), ("may_leave", may_leave)):
             if isinstance(classes, str) or not all(isinstance(c, str) and c for c in classes):
                 raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {classes!r}")
@@ -50,7 +51,7 @@ class Egress:
             raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
         if default_class is not None and not (isinstance(default_class, str) and default_class):
             raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
-        self.rules = Rules(frozenset(never_leave), frozenset(may_leave), unknown_class, default_class)
+        self.rules = Rules(frozenset(never_leave), frozenset(may_leave), unknown_class, default_class, declared)
         self.consent, self.redact = consent, redact
 
     @property

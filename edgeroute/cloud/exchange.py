@@ -127,7 +127,7 @@ class Exchange:
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid", "_sending",
         "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended",
-        "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
+        "failure", "identity", "late", "lost_s", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -167,6 +167,8 @@ class Exchange:
         """HTTP status of its reply."""
 
         self.begun, self._until = 0.0, INF
+        self.lost_s = 0.0
+        """Seconds of its call that this process took to import its client, at the first calls."""
         self._took_s: float | None = None
 
     def __enter__(self) -> Self:
@@ -193,6 +195,11 @@ class Exchange:
             self._guard.turns.advance()
         if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
             self.overdue()
+
+    @property
+    def had_s(self) -> float:
+        """Seconds that the attempt under way has had, up to the instant by which it must end."""
+        return min(monotonic(), self._until) - self.begun
 
     @property
     def spent(self) -> Spent:

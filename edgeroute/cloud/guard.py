@@ -14,7 +14,7 @@ from edgeroute.cloud.spending import SharedSpending
 from edgeroute.cloud.turns import Turns
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import State
-from edgeroute.core.codes import ErrorCode, HeldCode, Rejection
+from edgeroute.core.codes import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF, Terms
 from edgeroute.errors import Held
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 PROBE_S = 5.0
 """Timeout of a probe, seconds."""
-
-
-_IN_TURN = Rejection("max_concurrent", "others wait for their turn (max_concurrent)")
 
 
 class Watcher(Protocol):
@@ -107,7 +104,7 @@ class Guard:
         exchange, rejection = self._entered(permit, identity, calls)
         if rejection is None:
             return exchange
-        if rejection.code == "max_concurrent" and until > monotonic():
+        if isinstance(rejection, Crowded) and until > monotonic():
             rejection = self.turns.wait(exchange.slot, calls, until, stop, rejection)
         return self._admitted(exchange, rejection)
 
@@ -116,7 +113,7 @@ class Guard:
         exchange, rejection = self._entered(permit, identity, calls)
         if rejection is None:
             return exchange
-        if rejection.code == "max_concurrent" and until > monotonic():
+        if isinstance(rejection, Crowded) and until > monotonic():
             rejection = await self.turns.wait_async(exchange.slot, calls, until, rejection)
         return self._admitted(exchange, rejection)
 
@@ -126,8 +123,8 @@ class Guard:
         exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
         with self.lock:
             ahead = self.turns.waiting and rules.why(now) is None
-            rejection = _IN_TURN if ahead else rules.enter(exchange.slot, now, calls)
-            rules.rejected += rejection is _IN_TURN
+            rejection = rules.behind(now) if ahead else rules.enter(exchange.slot, now, calls)
+            rules.rejected += bool(ahead)
         return exchange, rejection
 
     def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
@@ -234,10 +231,13 @@ class Guard:
     def mark_late(self, exchange: Exchange) -> bool:
         """Marks an exchange as late. Returns whether that is a fault: it had its usual time, and was not marked before.
 
+        Of a first call, which waited for an import of this process, it is none unless it had at least as long as that took.
+
         Both the caller and the leg's own thread may mark it.
         """
         with self.lock:
-            fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
+            cold = exchange.lost_s > 0 and exchange.had_s < exchange.lost_s
+            fault = not exchange.late and not cold and self.rules.too_late(monotonic() - exchange.begun)
             exchange.late = exchange.late or fault
             if fault:
                 self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}

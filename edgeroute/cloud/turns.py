@@ -1,4 +1,4 @@
-"""Turns: requests that wait for one of an endpoint's `max_concurrent` places, in order of arrival, for threads and asyncio."""
+"""Turns: requests that wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from edgeroute.core.codes import Rejection
+from edgeroute.core.codes import Crowded, Rejection
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Turns:
             while self.waiting:
                 turn = next(iter(self.waiting))
                 crowded = None if self._closed or self._rules.why(now) is not None else self._rules.crowded(now)
-                if crowded is not None and crowded.code != "concurrency":  # for which nobody waits
+                if isinstance(crowded, Crowded):
                     break
                 del self.waiting[turn]
                 turn.rejection = _CLOSED if self._closed else self._rules.enter(turn.slot, now, turn.calls)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edgeroute.core.breaker import Breaker, State
 from edgeroute.core.budget import Rate, RetryBudget
-from edgeroute.core.codes import HeldCode, Rejection
+from edgeroute.core.codes import Crowded, Rejection
 from edgeroute.core.concurrency import Concurrency
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
@@ -19,6 +19,8 @@ from edgeroute.core.walk import new
 MILLION = 1e6
 USUAL: float = 0.9
 """Latency quantile of an endpoint that counts as its usual time."""
+UNSURE = ", and more may be only once it has answered"
+"""Of an endpoint that is not known to be well."""
 
 
 def price(terms: Terms, tokens: Tokens) -> float:
@@ -104,12 +106,20 @@ class Admission:
     def crowded(self, now: float) -> Rejection | None:
         """Why no further request may be under way now; None: one may. Only the end of another changes that."""
         count = len(self.under_way)
-        code: HeldCode = "max_concurrent" if self.adapted is None else "concurrency"
         if count >= most_under_way(self):
-            return Rejection(code, f"{count} calls are under way (max_concurrent)")
+            text = f"{count} calls are under way (max_concurrent)"
+            return Crowded("max_concurrent", text) if self.adapted is None else Rejection("concurrency", text)
         if count and self._unsure(count + 1, now):  # one alone always may
-            return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
+            return Crowded("concurrency", f"{count} calls are under way{UNSURE}")
         return None
+
+    def behind(self, now: float) -> Rejection:
+        """Why a request is not admitted while others wait for a place: as they do, or since they were there before it."""
+        if (crowded := self.crowded(now)) is not None:
+            return crowded
+        if self.adapted is None and most_under_way(self) <= self.breaker.most(now):
+            return Crowded("max_concurrent", "others wait for their turn (max_concurrent)")
+        return Crowded("concurrency", "others wait for their turn")
 
     def _unsure(self, count: int, now: float) -> bool:
         """Whether so many calls under way are too many for an endpoint of which it is not known whether it is well."""
@@ -149,7 +159,7 @@ class Admission:
         if again and not probe:
             rejection = self.breaker.why(now)
             if rejection is None and self._unsure(count, now):
-                rejection = Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
+                rejection = Rejection("concurrency", f"{count} calls are under way{UNSURE}")
         rejection = rejection or self.spending.reserve(cost, day)
         if rejection is not None and not (again or probe):
             self.rejected += 1

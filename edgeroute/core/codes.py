@@ -8,9 +8,9 @@ HeldCode = Literal[
     "breaker", "retry_after", "max_concurrent", "concurrency", "calls_per_s", "usd_per_day", "mb_per_day", "joules_per_hour",
     "calls_per_minute", "ledger", "consent", "redaction", "view", "threads", "stopped", "other",
 ]  # fmt: skip
-"""Why an endpoint was not called: its breaker is open, or closed but on hold; a limit (concurrency: a `max_concurrent` of "auto",
-for which nobody waits); the egress ledger cannot be written; no consent; the redaction or the view of the input failed; no free
-thread; the answer is no longer needed."""
+"""Why an endpoint was not called: its breaker is open, or closed but on hold; a limit (concurrency: of calls under way, where the
+policy's number is not reached: `max_concurrent = "auto"`, or it is not known whether the endpoint is well); the egress ledger
+cannot be written; no consent; the redaction or the view of the input failed; no free thread; the answer is no longer needed."""
 ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held", "context", "unsupported"]
 """Kind of error; empty: any other. context, unsupported: the edge model cannot take this input, as it is longer than its context,
 or has tools or images in it; so another is asked, and it is no fault of the model."""
@@ -32,6 +32,12 @@ class Rejection(NamedTuple):
 
     code: HeldCode
     text: str
+
+
+class Crowded(Rejection):
+    """A rejection that the end of another call lifts: a request waits its turn."""
+
+    __slots__ = ()
 
 
 class Coded:

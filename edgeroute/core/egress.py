@@ -18,6 +18,18 @@ class Rules(NamedTuple):
     """Decision for a class in neither list, and, once any class is declared, for a call without one."""
     default_class: str | None = None
     """Class of a call that names none."""
+    declared: bool = False
+    """Whether `may_leave` was declared, though it may be empty: then nothing may leave."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any rules of data classes: without, a call that names no class goes where its mode says."""
+        return self.declared or bool(self.never_leave or self.may_leave)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing may leave, whatever class a call names."""
+        return self.any and not self.may_leave and self.unknown_class == "deny"
 
 
 @final
@@ -47,7 +59,7 @@ class Denied(NamedTuple):
 def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
     """Decides whether a request of this class may leave. Unknown classes may not, unless the rules allow it."""
     name = rules.default_class if data_class is None else data_class
-    if name is None and not rules.never_leave and not rules.may_leave:
+    if name is None and not rules.any:
         return Permit(_OURS, None, "no data class is declared")
     if name in rules.never_leave:
         return Denied(name, f"data class {name!r} never leaves")

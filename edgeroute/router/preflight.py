@@ -107,7 +107,8 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
     elif snapshot.policy.mode == "only_edge":
         lines.append(f"nothing leaves this device unless a call asks for another mode than only_edge; then to {places}")
     else:
-        lines.append(f"inputs may leave this device, to {places}")
+        nothing = snapshot.policy.rules.nothing
+        lines.append(f"{'by its rules nothing may' if nothing else 'inputs may'} leave this device, to {places}")
         lines.extend(_egress_lines(snapshot.policy.rules))
         if snapshot.policy.mode == "shadow":
             of = "each request" if audited == 1 else f"{100 * audited:g} % of the requests"
@@ -142,13 +143,13 @@ def _promise(label: str) -> str:
 
 
 def _egress_lines(rules: Rules) -> list[str]:
-    if not rules.never_leave and not rules.may_leave:
+    if not rules.any:
         return []
     unknown = "may leave" if rules.unknown_class == "allow" else "stays"
     lines = [f"data class {name}: never leaves" for name in sorted(rules.never_leave)]
     lines += [f"data class {name}: may leave" for name in sorted(rules.may_leave)]
     default = "" if rules.default_class is None else f"; a call that names none is {rules.default_class}"
-    return [*lines, f"any other data class {unknown}{default}"]
+    return [*lines, f"any {'other ' if lines else ''}data class {unknown}{default}"]
 
 
 def _problem(backend: Backend, timeout: float) -> str | None:

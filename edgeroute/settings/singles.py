@@ -15,7 +15,7 @@ from edgeroute.core.policy import INF, OnAlarm
 from edgeroute.core.rules import RuleMode
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
-from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Shares, Text, Texts, not_only_cloud
+from edgeroute.settings.values import Amount, AnyTexts, Count, Flag, ModelPath, Rate, Shares, Text, Texts, not_only_cloud
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
@@ -46,7 +46,9 @@ class Egress(Section):
     """Which data classes may leave the device."""
 
     never_leave: Texts | None = Field(None, description="Data classes that stay on the device, whatever the mode.")
-    may_leave: Texts | None = Field(None, description="Data classes that may leave.")
+    may_leave: AnyTexts | None = Field(
+        None, description='Data classes that may leave. `[]`: nothing may, unless `unknown_class` is `"allow"`.'
+    )
     unknown_class: Unknown = Field(
         "deny", description="What a class means that is in neither list; so does naming none, without a `default_class`."
     )

@@ -206,6 +206,7 @@ _REFERENCE: dict[str, Any] = {
 _Text = Annotated[str, Field(min_length=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[_Text, said("text in quotes")]
+AnyTexts = Annotated[list[_Text], said('a list of texts, as in ["a", "b"]')]
 Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in ["a", "b"]')]
 Providers = Annotated[list[Any], PlainValidator(_providers), WithJsonSchema(providers.schema())]
 Thresholds = Annotated[

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import FAULTS
-from edgeroute.core.codes import HELD, INPUTS_OWN, Coded, Failure, passing
+from edgeroute.core.codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.errors import BadInput, BadReply, Held, Refused, TimedOut, Unreachable
@@ -121,24 +121,44 @@ def test_a_batch_is_several_calls():
     assert rules.cost(1.0) == (0.0, 1.0, 0.0, 0)
 
 
+@pytest.mark.parametrize(
+    ("most", "well", "code", "text"),
+    [
+        (1, False, "max_concurrent", " (max_concurrent)"),
+        (64, True, "max_concurrent", " (max_concurrent)"),
+        (64, False, "concurrency", ""),
+        ("auto", False, "concurrency", ""),
+    ],
+)
+def test_who_comes_behind_others_is_told_whose_limit_they_wait_for(most, well, code, text):
+    """The policy's number, or that it is not known whether the endpoint is well."""
+    rules = Admission(Terms(max_concurrent=most), Spending(Limits()), careful=True)
+    if well:
+        rules.succeeded(0.0)
+    assert rules.behind(0.0) == Crowded(code, f"others wait for their turn{text}")
+    while rules.enter(object(), 0.0) is None:
+        pass
+    assert (rules.behind(0.0).code, rules.behind(0.0)) == (code, rules.crowded(0.0))
+
+
 def test_an_endpoint_that_is_not_known_to_be_well_has_few_calls_under_way():
     """Three less its faults; once it has answered as many as may be, until it fails, or for a minute."""
     rules = Admission(Terms(), Spending(Limits()), careful=True)
     assert [rules.enter(slot, 0.0) is None for slot in "abcd"] == [True, True, True, False]
     assert rules.why(0.0) is None
-    assert rules.crowded(0.0) == ("max_concurrent", "3 calls are under way, and whether it is well is not known")
+    assert rules.crowded(0.0) == ("concurrency", "3 calls are under way, and more may be only once it has answered")
     rules.succeeded(0.0)
     assert [rules.enter(slot, 1.0) is None for slot in "defg"] == [True] * 4
     assert rules.crowded(59.9) is None
     assert rules.crowded(60.0) is not None
     assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True) is None
     rules.failed(1.0, 1.0)
-    assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True).code == "max_concurrent"
+    assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True).code == "concurrency"
     for slot in "abcdef":
         rules.leave(slot)
     assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True) is None
     assert rules.enter("h", 1.0) is None
-    assert rules.enter("i", 1.0).code == "max_concurrent"
+    assert rules.enter("i", 1.0).code == "concurrency"
     assert not rules.has_headroom(1.0)
     rules.overdue.add("h")
     assert rules.enter("i", 1.0) is None, "one that is counted as a fault does not count twice"

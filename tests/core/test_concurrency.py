@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgeroute.core.admission import Admission
+from edgeroute.core.codes import Crowded, Rejection
 from edgeroute.core.concurrency import FAULT, LEAST, MOST, ROUND, SLOWER, Concurrency
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Limits, Spending
@@ -70,15 +71,17 @@ TestCalls.settings = settings(max_examples=60, stateful_step_count=50)
 
 
 def test_what_is_over_the_limit_is_told_apart_from_an_endpoint_that_may_be_well():
-    """The first has a code that nobody waits for; the second that of a number of places, for which one waits a turn."""
+    """Nobody waits for the first; for the second one waits a turn, as for a number of places. The code is the same."""
     rules = Admission(Terms(max_concurrent="auto"), Spending(Limits()), careful=True)
     assert [rules.enter(slot, 0.0) for slot in range(3)] == [None] * 3
-    assert rules.enter(3, 0.0).code == "max_concurrent", "nothing is known yet"
+    unknown = rules.enter(3, 0.0)
+    assert (unknown.code, type(unknown)) == ("concurrency", Crowded), "nothing is known yet"
     rules.succeeded(0.0, 0.1)
     assert [rules.enter(slot, 1.0) for slot in range(3, 8)] == [None] * 5
-    assert rules.enter(8, 1.0).code == "concurrency", "the limit"
+    full = rules.enter(8, 1.0)
+    assert (full.code, type(full)) == ("concurrency", Rejection), "the limit"
     rules.under_way -= {3, 4, 5, 6, 7}
-    assert rules.enter(9, 100.0).code == "max_concurrent", "it has been idle"
+    assert isinstance(rules.enter(9, 100.0), Crowded), "it has been idle"
 
 
 def served(servers, rounds=400, each_s=0.1, most=MOST):
