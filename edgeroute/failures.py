@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -33,7 +34,27 @@ def _argument(arg: object) -> str:
     return told(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
 
 
-log.addFilter(_CleanLog())
+_CLEAN = _CleanLog()
+log.addFilter(_CLEAN)
+
+
+def _contain(logger: logging.Logger) -> None:
+    """Prints what the application's handlers and filters raise, as `logging` does, so that the call that logs goes on."""
+    handle = logger.handle
+
+    def contained(record: logging.LogRecord) -> None:
+        try:
+            handle(record)
+        except Exception:  # noqa: BLE001 - whatever it is, no answer is lost to it
+            with contextlib.suppress(Exception):
+                _PRINTS.handleError(record)
+
+    logger.handle = contained  # type: ignore[method-assign]
+
+
+_PRINTS = logging.Handler()
+for _name in ("edgeroute", "edgeroute.requests"):
+    _contain(logging.getLogger(_name))
 
 
 def quietly(close: Callable[[], object], when: str) -> None:
@@ -66,6 +87,7 @@ class Failures:
         self.due = now + self.EVERY_S
         info = (type(error), error, error.__traceback__)
         record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, named(error)), info)
-        if log.isEnabledFor(logging.ERROR) and log.filter(record):  # which makes text of the traceback
+        if log.isEnabledFor(logging.ERROR):
+            _CLEAN.filter(record)  # makes text of the traceback
             record.exc_info = None  # who keeps the record would keep its frames, and all that was in the call
-            log.callHandlers(record)
+            log.handle(record)

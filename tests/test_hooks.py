@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import sys
 import threading
 
@@ -9,7 +10,20 @@ import numpy as np
 import pytest
 from both import CALLS, GOOD, LONG, Panic, Tasks, Threads, ask, sure, unsure
 
-from edgeroute import Audit, BadInput, Cache, Egress, Instrument, NoAnswer, Outbox, PlainJson, Router, Saver, StopToken
+from edgeroute import (
+    Audit,
+    BadInput,
+    Cache,
+    Egress,
+    Instrument,
+    NoAnswer,
+    Outbox,
+    PlainJson,
+    RequestLog,
+    Router,
+    Saver,
+    StopToken,
+)
 from edgeroute.stores.cache import Semantic
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -168,6 +182,37 @@ def test_a_check_of_a_model_that_panics(error):
 
     with Router(Model(), None) as router:
         assert not router.check().ok
+
+
+class Full(logging.Handler):
+    """A handler of the application that fails, as at a full disk."""
+
+    def emit(self, record):
+        """Never emits."""
+        raise OSError("no space left")
+
+
+@pytest.mark.parametrize("call", ["infer", "stream"])
+@pytest.mark.parametrize("fails", ["handler", "filter of a handler", "filter of the log", "requests"])
+def test_no_answer_is_lost_to_the_application_s_log(make, capsys, fails, call):
+    """Its handlers and filters raise at whatever is logged on the way of a request, which is said on stderr."""
+    said = raising(RuntimeError)[0]
+    log = logging.getLogger("edgeroute.requests" if fails == "requests" else "edgeroute")
+    handler = Full() if fails in {"handler", "requests"} else logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    if fails != "handler":
+        (handler if fails == "filter of a handler" else log).addFilter(said)
+    try:
+        policy = {"metered": said, "hedge_after": 0.001, "deadline": LONG, "instruments": [RequestLog()]}
+        answer = ask(make(unsure, FakeCloud([OSError("away")] * 100), **policy), call, "x")
+    finally:
+        log.removeHandler(handler)
+        log.removeFilter(said)
+        log.setLevel(level)
+    assert answer.source == "edge"
+    assert "--- Logging error ---" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_a_stream_that_has_no_thread(monkeypatch):

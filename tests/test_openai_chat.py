@@ -356,6 +356,19 @@ def test_a_server_that_does_not_stream(ask, kind):
         assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["stream"] is True
 
 
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/json", "application/x-ndjson", "application/octet-stream"])
+@pytest.mark.parametrize("before", [b"data: ", b""], ids=["events", "lines of JSON"])
+def test_a_stream_under_another_type(ask, kind, before):
+    """As proxies drop the header, or change it, and as some servers stream lines of JSON: its pieces come one by one."""
+    head = b"HTTP/1.1 200 -\r\n%sTransfer-Encoding: chunked\r\n\r\n" % (b"Content-Type: %s\r\n" % kind.encode() if kind else b"")
+    lines = [before + json.dumps(one).encode() + b"\n" * (1 + bool(before)) for one in PARIS]
+    first, *rest = lines
+    for parts in ([first[:2], first[2:], *rest], [b"".join(lines)]):
+        with CannedServer([head, *map(chunk, parts), b"0\r\n\r\n"]) as server:
+            assert ask.stream(endpoint(server.url))[0] == ["Pa", "ris"]
+            assert ask.infer(endpoint(server.url), "hi")[0].value == "Paris"
+
+
 @pytest.mark.parametrize("kind", [[], [("Content-Type", "text/plain; charset=utf-8")]])
 def test_a_whole_answer_that_does_not_say_that_it_is_json(ask, kind):
     """On several lines, and without a reason for its end; cut anywhere. What begins otherwise is a stream, or nothing."""

@@ -1,5 +1,6 @@
 """Policy files: what they give the router, what is said of mistakes in them, and what of secrets: nothing."""
 
+import asyncio
 import gc
 import importlib
 import inspect
@@ -12,6 +13,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from both import sure, unsure
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
@@ -30,6 +32,7 @@ from edgeroute.edge.runtimes import suffixes
 from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.record.drift_monitor import Audit
 from edgeroute.record.trace import Trace
+from edgeroute.router.aio import AsyncRouter
 from edgeroute.router.router import Router
 from edgeroute.settings import keys, singles, sources, targets, units
 from edgeroute.stores.cache import Cache
@@ -357,6 +360,38 @@ def test_a_score_may_be_the_path_of_a_fitted_one(policy, tmp_path):
     assert third["edge"] is not first["edge"]
     with pytest.raises(ModelMissing, match=r"t\.json"):
         policy('score = "t.json"\n' + BOTH)
+
+
+@pytest.mark.parametrize("kind", [Router, AsyncRouter])
+@pytest.mark.parametrize(
+    ("text", "beside", "legs"),
+    [
+        ("threshold = 0.5", {"edge": unsure}, ["edge"]),
+        ('mode = "only_cloud"\nthreshold = 0.5', {"cloud": sure}, ["cloud"]),
+        ("", {"edge": unsure, "cloud": sure, "threshold": 0.5}, ["edge", "cloud"]),
+        (BOTH.replace("threshold = 0.85", ""), {"threshold": 0.5, "edge": unsure, "cloud": sure}, ["edge", "cloud"]),
+    ],
+)
+def test_what_the_program_gives_the_file_need_not_have(tmp_path, kind, text, beside, legs):
+    """A model or endpoint in code takes the place of the section, also when the file is read again."""
+    (tmp_path / "policy.toml").write_text(text)
+    router = kind.from_policy(tmp_path / "policy.toml", **beside)
+    try:
+        router.reload()
+        assert [leg.name for leg in router.stats().legs] == legs
+    finally:
+        if kind is Router:
+            router.close()
+        else:
+            asyncio.run(router.close())
+
+
+def test_a_file_without_a_side_still_needs_one(tmp_path):
+    """Where the program gives none either, or gives None."""
+    (tmp_path / "policy.toml").write_text("threshold = 0.5")
+    for beside in ({}, {"edge": None}):
+        with pytest.raises(PolicyError, match="found neither"):
+            Router.from_policy(tmp_path / "policy.toml", **beside)
 
 
 @pytest.mark.parametrize("more", ["", '[limits]\n[egress]\nmay_leave = ["a"]\n[cache]\ndisk = true\n[outbox]\n[trace]'])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from edgeroute.system import json_loads
+
 DATA, ERROR = b"data", b"error"
+FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
+"""What a stream of events begins with."""
 
 
 class Events:
@@ -74,6 +78,16 @@ class Events:
         self._line(b"", found)
         self._parts = []
         return found
+
+
+def is_piece(body: bytes) -> bool:
+    """Whether a body begins with a line that is one piece of an answer, in JSON: more of them follow."""
+    line, ended, _ = body.lstrip().partition(b"\n")
+    try:
+        choice = json_loads(line if ended else b"")["choices"][0]
+        return "delta" in choice or ("text" in choice and choice.get("finish_reason") is None)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return False
 
 
 def events(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from edgeroute.chat.events import Events
+from edgeroute.chat.events import FIELDS, Events, is_piece
 from edgeroute.chat.reply import Gathered, RunningConfidence, answer
 from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
-from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_short, read_whole
+from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
 from edgeroute.core.spending import Tokens
@@ -203,14 +203,17 @@ class OpenAIChat:
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
         kind = head.headers.get("content-type", "").lower()
-        if kind.startswith("application/json"):  # it does not stream
-            return (yield from self._at_once((yield from read_whole(head)), call))
         begun = list[bytes | None]()
-        if kind.partition(";")[0].strip() in {"", "text/plain"}:  # what it is, its first byte says
-            first = yield from read_first()
-            if first is not None and first.lstrip().startswith(b"{"):
+        if (as_json := kind.startswith("application/json")) or kind.partition(";")[0].strip() in {"", "text/plain"}:
+            first = yield from read_first()  # what it is, its beginning says: proxies drop or change the type
+            byte = (first or b"").lstrip()[:1]
+            whole = as_json and not any(field.startswith(byte or b"-") for field in FIELDS)
+            if first is not None and byte == b"{":
+                first = yield from read_line(first)
+                whole = not is_piece(first)
+            if whole:
                 rest = yield from read_whole(head)
-                return (yield from self._at_once(rest._replace(body=first + rest.body), call))
+                return (yield from self._at_once(rest._replace(body=(first or b"") + rest.body), call))
             begun.append(first)
         gathered, events, start = Gathered(), Events(), b""
         sure = RunningConfidence(self._chat.rule)
@@ -273,7 +276,7 @@ class OpenAIChat:
         return str(text or "")
 
     def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
-        if gathered.empty and start and not start.lstrip().startswith((b"data:", b":", b"event:", b"id:", b"retry:")):
+        if gathered.empty and start and not start.lstrip().startswith(FIELDS):
             return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 

@@ -22,6 +22,8 @@ from edgeroute.errors import BadReply
 T = TypeVar("T")
 LINGER_S = 3.0
 """How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
+LINE = 1 << 16
+"""Bytes after which a first line is not waited for any longer."""
 
 
 class Head(NamedTuple):
@@ -71,6 +73,16 @@ def read_first() -> Generator[Any, Any, bytes | None]:
     while (part := (yield READ)) is not None and not part.strip():
         pass
     return part
+
+
+def read_line(begun: bytes) -> Generator[Any, Any, bytes]:
+    """The beginning of the body, to the end of its first line or to `LINE`; `begun` is what has come of it, and not blank."""
+    parts, size, part = [begun], len(begun), begun.lstrip()
+    while b"\n" not in part and size < LINE and (more := (yield READ)) is not None:
+        part = more
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
 
 
 def read_short(head: Head, most: int) -> Generator[Any, Any, Reply]:

@@ -48,6 +48,7 @@ class EngineOwner:
             path: of the file; relative paths in it start from its folder.
             watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
             more: further arguments of the router, which override the file's, and `consent` and `redact` for its egress rules.
+                With an `edge`, `cloud` or `threshold` here the file need not have one.
                 `instruments` are added to those of the file; of one kind there is only yours. None: there are none.
 
         Raises:

@@ -65,7 +65,7 @@ class PolicyFile:
         from edgeroute import settings  # pydantic is imported only for policy files
 
         functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
-        policy = settings.load(self.path)
+        policy = settings.load(self.path, [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None])
         if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
             policy = policy.model_copy(update={"telemetry": None})
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from edgeroute.errors import PolicyError, RuntimeMissing
@@ -15,7 +16,7 @@ except ImportError as e:
 
 from edgeroute.settings.explain import explain
 from edgeroute.settings.keys import Settings
-from edgeroute.settings.problems import Wrong
+from edgeroute.settings.problems import Wrong, beside
 from edgeroute.settings.schema import reference, schema
 from edgeroute.settings.section import of_policy
 from edgeroute.settings.sources import Environment, File, read
@@ -23,18 +24,19 @@ from edgeroute.settings.sources import Environment, File, read
 __all__ = ["Settings", "load", "reference", "schema"]
 
 
-def load(path: str | Path) -> Settings:
+def load(path: str | Path, given: Collection[str] = ()) -> Settings:
     """Loads a policy file and the variables. Opens no model and no connection, and reads no secret.
 
     Args:
         path: of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
+        given: which of `edge`, `cloud` and `threshold` the program gives, so that the file need not have them.
 
     Raises:
         PolicyError: one message, with a line per problem.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     data = read(Path(path))
-    with of_policy(Path(path).parent):
+    with of_policy(Path(path).parent), beside(given):
         environment = Environment(Settings, data)
         problems = environment.problems
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -41,22 +43,46 @@ class Wrong(Exception):
         self.error, self.contradictions = error, contradictions
 
 
+_GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
+
+
+@contextmanager
+def beside(given: Collection[str]) -> Iterator[None]:
+    """Has contradictions looked for in a file beside which the program gives these: `edge`, `cloud`, `threshold`."""
+    token = _GIVEN.set(frozenset(given))
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
-    if not data.get("edge") and not data.get("cloud"):
+    if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
     parts = (_sides, _times, _folder, _classes, _saver, _candidate, _arm, _cloud_arms, _telemetry)
     return [problem for part in parts for problem in part(data)]
+
+
+def _has(data: Mapping[str, Any], key: str) -> bool:
+    return bool(data.get(key)) or key in _GIVEN.get()
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Sides that the mode needs, but that are not configured."""
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
     for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
-        if not data.get(side):
+        if not _has(data, side):
             yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
     threshold = data.get("threshold")
-    if threshold is None and edges and clouds and mode == "prefer_edge" and not _released(edges):
+    if (
+        threshold is None
+        and "threshold" not in _GIVEN.get()
+        and edges
+        and clouds
+        and mode == "prefer_edge"
+        and not _released(edges)
+    ):
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
         yield Problem(("threshold",), text)
     score = score if isinstance(score := data.get("score", "msp"), str) else ""
@@ -81,7 +107,7 @@ def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Sections that need a state folder, without one."""
     offline = data.get("offline")
-    if offline == "queue" and not data.get("cloud"):
+    if offline == "queue" and not _has(data, "cloud"):
         yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
     if offline == "stale" and "cache" not in data:
         yield Problem(("offline",), '"stale" needs a [cache] section, and there is none')

@@ -206,6 +206,9 @@ with Router.from_policy("policy.toml", watch=True) as router:
 With `watch=True` a change of the file takes effect a second later, but for `state`, `[cache]`, `[outbox]`, `[trace]` and
 `[telemetry]`: they stay as they were when the router was made.
 
+What a program gives, `Router.from_policy("policy.toml", edge=model)`, goes before the file's; with an `edge`, `cloud` or
+`threshold` there the file need not have one.
+
 Several models or endpoints are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked. More
 policies, to copy from: [examples/policies](../examples/policies).
 

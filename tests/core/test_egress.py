@@ -22,7 +22,7 @@ NAMES = st.sampled_from(["medical", "public", "faces"])
         (Rules(), None, True, "no data class is declared"),
         (Rules(), "medical", False, "data class 'medical', which no rule knows, may not leave (unknown_class is deny)"),
         (Rules(declared=True), None, False, "a call without data_class may not leave (unknown_class is deny)"),
-        (Rules(declared=True), "public", False, "data class 'public', which no rule knows, may not leave (unknown_class is deny)"),
+        (Rules(declared=True), "faces", False, "data class 'faces', which no rule knows, may not leave (unknown_class is deny)"),
         (Rules(declared=True, unknown_class="allow"), None, True, "unknown_class is allow"),
         (RULES, "medical", False, "data class 'medical' never leaves"),
         (RULES, "public", True, "may_leave has 'public'"),
