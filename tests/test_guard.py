@@ -249,7 +249,7 @@ def test_the_time_that_an_import_took_is_no_fault(lost_s, had_s, faults):
     with guard.enter(PERMIT, "id") as exchange:
         exchange.lost_s = lost_s
         exchange.before_attempt(1, monotonic())
-        exchange.begun = exchange._until - had_s
+        exchange.begun = exchange.until - had_s
         exchange.overdue()
     assert guard.rules.breaker._faults == faults
 

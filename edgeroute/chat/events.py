@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
-
-from edgeroute.system import json_loads
 
 DATA, ERROR = b"data", b"error"
 FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
@@ -84,7 +83,7 @@ def is_piece(body: bytes) -> bool:
     """Whether a body begins with a line that is one piece of an answer, in JSON: more of them follow."""
     line, ended, _ = body.lstrip().partition(b"\n")
     try:
-        choice = json_loads(line if ended else b"")["choices"][0]
+        choice = json.loads(line if ended else b"")["choices"][0]
         return "delta" in choice or ("text" in choice and choice.get("finish_reason") is None)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeroute.cloud.exchange import NO_DATA, Exchange, Report
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.cloud.turns import Turns
-from edgeroute.core.admission import Admission
+from edgeroute.core.admission import Admission, behind
 from edgeroute.core.breaker import State
 from edgeroute.core.codes import Crowded, ErrorCode, HeldCode, Rejection
 from edgeroute.core.egress import Permit
@@ -123,7 +123,7 @@ class Guard:
         exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
         with self.lock:
             ahead = self.turns.waiting and rules.why(now) is None
-            rejection = rules.behind(now) if ahead else rules.enter(exchange.slot, now, calls)
+            rejection = behind(rules, now) if ahead else rules.enter(exchange.slot, now, calls)
             rules.rejected += bool(ahead)
         return exchange, rejection
 
@@ -236,8 +236,9 @@ class Guard:
         Both the caller and the leg's own thread may mark it.
         """
         with self.lock:
-            cold = exchange.lost_s > 0 and exchange.had_s < exchange.lost_s
-            fault = not exchange.late and not cold and self.rules.too_late(monotonic() - exchange.begun)
+            now, lost_s = monotonic(), exchange.lost_s
+            cold = lost_s > 0 and min(now, exchange.until) - exchange.begun < lost_s
+            fault = not exchange.late and not cold and self.rules.too_late(now - exchange.begun)
             exchange.late = exchange.late or fault
             if fault:
                 self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}

@@ -35,6 +35,15 @@ def most_under_way(rules: Admission) -> int:
     return rules.adapted.most if rules.adapted is not None else int(most)
 
 
+def behind(rules: Admission, now: float) -> Rejection:
+    """Why a request is not admitted while others wait for a place: as they do, or since they were there before it."""
+    if (crowded := rules.crowded(now)) is not None:
+        return crowded
+    if rules.adapted is None and most_under_way(rules) <= rules.breaker.most(now):
+        return Crowded("max_concurrent", "others wait for their turn (max_concurrent)")
+    return Crowded("concurrency", "others wait for their turn")
+
+
 class Spends(Protocol):
     """Spending shared by several endpoints: a `Spending`, or one behind a lock."""
 
@@ -112,14 +121,6 @@ class Admission:
         if count and self._unsure(count + 1, now):  # one alone always may
             return Crowded("concurrency", f"{count} calls are under way{UNSURE}")
         return None
-
-    def behind(self, now: float) -> Rejection:
-        """Why a request is not admitted while others wait for a place: as they do, or since they were there before it."""
-        if (crowded := self.crowded(now)) is not None:
-            return crowded
-        if self.adapted is None and most_under_way(self) <= self.breaker.most(now):
-            return Crowded("max_concurrent", "others wait for their turn (max_concurrent)")
-        return Crowded("concurrency", "others wait for their turn")
 
     def _unsure(self, count: int, now: float) -> bool:
         """Whether so many calls under way are too many for an endpoint of which it is not known whether it is well."""

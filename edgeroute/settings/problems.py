@@ -75,14 +75,8 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
         if not _has(data, side):
             yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
     threshold = data.get("threshold")
-    if (
-        threshold is None
-        and "threshold" not in _GIVEN.get()
-        and edges
-        and clouds
-        and mode == "prefer_edge"
-        and not _released(edges)
-    ):
+    missing = threshold is None and "threshold" not in _GIVEN.get()
+    if missing and edges and clouds and mode == "prefer_edge" and not _released(edges):
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
         yield Problem(("threshold",), text)
     score = score if isinstance(score := data.get("score", "msp"), str) else ""

@@ -23,21 +23,28 @@ from reader import letters
 from words import checked
 
 from edgeroute import EdgerouteError, FrameUpdate, ModelError, NoAnswer, Router, register
-from edgeroute.settings import load
+from edgeroute.settings import Settings, load
 
 POLICY = Path(__file__).with_name("policy.toml")
 HOLD = 2
 """Other words are shown once the device has read them so many times in a row."""
+NOT_YET = "http://127.0.0.1/read"
+"""In place of the URL of a cloud that is not started yet."""
 STALE_S = 2.0
 """An answer of the cloud to a frame that is older is of no use: the camera has moved on."""
 
 
-def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
-    """The router of a policy; url: of the cloud, in place of the policy's; more: what else is not as in the policy."""
+def settings_of(policy: Path, url: str | None) -> Settings:
+    """What a policy says, if there is nothing wrong with it; url: of the cloud, in place of the policy's."""
     register(".ocr", "reader:TextReader")
     if url is not None:
         os.environ["EDGEROUTE_CLOUD__URL"] = url  # goes before the file
-    clouds = [checked(section.make(policy.parent)) for section in load(policy).cloud]
+    return load(policy)
+
+
+def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
+    """The router of a policy; url: of the cloud, in place of the policy's; more: what else is not as in the policy."""
+    clouds = [checked(section.make(policy.parent)) for section in settings_of(policy, url).cloud]
     return Router.from_policy(policy, cloud=clouds, views={"cloud": jpeg}, **more)  # a JPEG file; the device reads pixels
 
 
@@ -144,6 +151,7 @@ def seconds(text: str) -> float:
 def run(given: argparse.Namespace) -> None:
     """As the arguments say; what is wrong with them is told before anything is loaded."""
     checks = given.source == ["check"]
+    settings_of(given.policy, given.cloud or NOT_YET)
     with contextlib.ExitStack() as stack:
         if not checks:
             length = given.seconds

@@ -417,7 +417,8 @@ def test_a_high_film_is_scaled_down(tmp_path):
     [
         "--port 99999", "--port -1", "--port x", "cloud --port 99999", "--seconds nan", "--seconds -1", "--seconds inf",
         "check sign.png", "--port 0 cloud", "sign.png bench", "nothing.png", "--port {busy}", "cloud --port {busy}",
-        "--out {file}", "--out {file}/more", "--out {seen}",
+        "--out {file}", "--out {file}/more", "--out {seen}", "--policy nothing.toml", "check --policy {wrong}",
+        "--policy {wrong}",
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_at_once(arguments, tmp_path, monkeypatch):
@@ -425,9 +426,11 @@ def test_wrong_arguments_are_refused_at_once(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(cloud, "started", lambda: pytest.fail("a cloud is started"))
     monkeypatch.setattr(cloud, "LargeReader", lambda *_: pytest.fail("networks are loaded"))
     (tmp_path / "file").write_text("")
+    (tmp_path / "wrong.toml").write_text(main.POLICY.read_text().replace("prefer_edge", "prefer_egde"))
+    names = {"file": tmp_path / "file", "seen": tmp_path, "wrong": tmp_path / "wrong.toml"}
     (tmp_path / "drawn.jsonl").write_text("earlier")
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit) as ended:
-        main.main(arguments.format(busy=other.getsockname()[1], file=tmp_path / "file", seen=tmp_path).split())
+        main.main(arguments.format(busy=other.getsockname()[1], **names).split())
     assert ended.value.code == 2 or "\n" not in str(ended.value.code)
     assert (tmp_path / "drawn.jsonl").read_text() == "earlier"
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import early
 import sound
 from dialogue import Dialogue, Reply
 from listen import listen
@@ -25,6 +26,7 @@ from wake import AWAKE_S, WORDS, WakeWord, after
 
 from edgeroute import EdgerouteError
 
+early.over()
 SCRIPT = ["seven", "what time is it", "what is the capital of france", "three"]
 
 

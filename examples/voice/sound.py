@@ -36,7 +36,8 @@ def read_wav(file: Path | io.BytesIO) -> Samples:
         NoSound: it is no such file.
     """
     try:
-        with wave.open(str(file) if isinstance(file, Path) else file) as found:
+        data = file.read_bytes() if isinstance(file, Path) else file.read()
+        with wave.open(io.BytesIO(_plain(data))) as found:
             rate, channels, width = found.getframerate(), found.getnchannels(), found.getsampwidth()
             data = found.readframes(found.getnframes())
     except OSError as e:
@@ -47,6 +48,13 @@ def read_wav(file: Path | io.BytesIO) -> Samples:
         raise NoSound(f"{file}: {8 * width} bits at {rate} Hz, and 16 at 8,000 to 192,000 are expected; {CONVERT}")
     samples = np.frombuffer(data[: len(data) - len(data) % (2 * channels)], "<i2").reshape(-1, channels)
     return resampled(samples.mean(1).astype(np.float32) / 32768, rate)
+
+
+def _plain(data: bytes) -> bytes:
+    """A wav file whose header is WAVE_FORMAT_EXTENSIBLE as one with the shorter header, which `wave` reads before Python 3.12."""
+    at = data.find(b"fmt ") + 8
+    extensible, samples = data[at : at + 2] == b"\xfe\xff", data[at + 24 : at + 26]  # the latter as in the shorter one
+    return data[:at] + samples + data[at + 2 :] if extensible else data
 
 
 def resampled(samples: Samples, rate: int, to: int = RATE) -> Samples:

@@ -437,6 +437,40 @@ def test_odd_text_and_audio(tmp_path):
             sound.read_wav(wrong)
 
 
+@pytest.mark.parametrize(("kind", "reads"), [(1, True), (3, False)], ids=["integers", "floats"])
+def test_a_recording_with_a_longer_header(tmp_path, kind, reads):
+    """WAVE_FORMAT_EXTENSIBLE, as recorders write it: of integers it is read as the plain one is."""
+    samples = np.sin(np.arange(1600) / 9)
+    plain = write_wav(tmp_path / "plain.wav", samples, channels=2).read_bytes()
+    more = b"\x16\0\x10\0\x03\0\0\0" + bytes([kind, 0]) + b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
+    longer = tmp_path / "longer.wav"
+    size = (len(plain) - 8 + len(more)).to_bytes(4, "little")
+    longer.write_bytes(
+        plain[:4] + size + plain[8:16] + (40).to_bytes(4, "little") + b"\xfe\xff" + plain[22:36] + more + plain[36:]
+    )
+    if reads:
+        assert np.array_equal(sound.read_wav(longer), sound.read_wav(tmp_path / "plain.wav"))
+    else:
+        with pytest.raises(sound.NoSound, match="ffmpeg"):
+            sound.read_wav(longer)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_it_is_imported_ends_it_quietly(tmp_path):
+    """What it imports is a module that does not come to its end."""
+    (tmp_path / "numpy.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(120)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(HERE / "main.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=LONG_S)
+        finally:
+            process.kill()
+    assert (process.returncode, printed, errors) == (130, "", "")
+
+
 def test_silence_is_told(made):
     shown = []
     listen(made(), sound.chunks([sound.silence(1)]), Mouth(), shown.append, live=False)

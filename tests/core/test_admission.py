@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgeroute.core.admission import Admission
+from edgeroute.core.admission import Admission, behind
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
 from edgeroute.core.policy import Terms
@@ -135,10 +135,10 @@ def test_who_comes_behind_others_is_told_whose_limit_they_wait_for(most, well, c
     rules = Admission(Terms(max_concurrent=most), Spending(Limits()), careful=True)
     if well:
         rules.succeeded(0.0)
-    assert rules.behind(0.0) == Crowded(code, f"others wait for their turn{text}")
+    assert behind(rules, 0.0) == Crowded(code, f"others wait for their turn{text}")
     while rules.enter(object(), 0.0) is None:
         pass
-    assert (rules.behind(0.0).code, rules.behind(0.0)) == (code, rules.crowded(0.0))
+    assert (behind(rules, 0.0).code, behind(rules, 0.0)) == (code, rules.crowded(0.0))
 
 
 def test_an_endpoint_that_is_not_known_to_be_well_has_few_calls_under_way():
