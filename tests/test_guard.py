@@ -242,18 +242,6 @@ def test_less_time_than_usual_is_no_fault():
     assert (guard.state, guard.rules.breaker._faults) == ("closed", 0)
 
 
-@pytest.mark.parametrize(("lost_s", "had_s", "faults"), [(0.0, 0.1, 1), (0.2, 0.1, 0), (0.2, 0.3, 1)])
-def test_the_time_that_an_import_took_is_no_fault(lost_s, had_s, faults):
-    """A first call that had less time left than its client took to load says nothing, however late that is noticed."""
-    guard, _ = guarded()
-    with guard.enter(PERMIT, "id") as exchange:
-        exchange.lost_s = lost_s
-        exchange.before_attempt(1, monotonic())
-        exchange.begun = exchange.until - had_s
-        exchange.overdue()
-    assert guard.rules.breaker._faults == faults
-
-
 def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
     """The caller, who goes on without it, and the leg's own thread."""
     guard, _ = guarded()

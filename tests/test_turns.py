@@ -12,7 +12,7 @@ import pytest
 from both import GOOD, LONG, GatedServer, Tasks, Threads, nothing_left, unsure
 
 from edgeroute import AsyncRouter, Function, PlainJson, Router
-from edgeroute.cloud import http_backend, turns
+from edgeroute.cloud import turns
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.breaker import FAULTS
@@ -399,26 +399,3 @@ def test_a_function_that_fails_is_asked_three_times():
     with Router(unsure, cloud, threshold=0.8, deadline=LONG) as router, ThreadPoolExecutor(16) as pool:
         assert all(a.degraded for a in pool.map(router.infer, range(160)))
     assert cloud.runs == FAULTS
-
-
-def test_the_first_calls_import_is_not_the_cloud_s_fault(make, monkeypatch):
-    """Callers meet a new router, and its client takes more than half of their deadline to load: its breaker stays closed."""
-    whole = http_backend.imported
-
-    def slowly(name):
-        threading.Event().wait(0.2)
-        return whole(name)
-
-    with GatedServer(GOOD) as server:
-        router = make(unsure, PlainJson(server.url), deadline=0.35)
-        monkeypatch.setattr(http_backend, "imported", slowly)
-        for call in [router.start(i) for i in range(FAULTS)]:
-            assert call.result(LONG).source == "edge"
-        guard = router.engine.snapshot.clouds[0].guard
-        until = monotonic() + LONG
-        while guard.under_way:
-            assert monotonic() < until
-            threading.Event().wait(0.001)
-        assert guard.state == "closed"
-        server.open()
-        assert router.infer(0, deadline=LONG).source == "cloud"

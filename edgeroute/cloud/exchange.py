@@ -126,8 +126,8 @@ class Exchange:
 
     __slots__ = (
         "__weakref__", "_admitted", "_again", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid", "_sending",
-        "_size", "_tokens_usd", "_took_s", "_unpaid", "begun", "codec", "counts", "data_class", "edge", "ended", "failure",
-        "identity", "late", "lost_s", "received", "rule", "sent", "slot", "status", "thread", "until", "usd", "wanted_by",
+        "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended",
+        "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -166,10 +166,7 @@ class Exchange:
         self.status: int | None = None
         """HTTP status of its reply."""
 
-        self.begun, self.until = 0.0, INF
-        """When the attempt under way began, and by when it must end."""
-        self.lost_s = 0.0
-        """Seconds of its call that this process took to import its client, at the first calls."""
+        self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
 
     def __enter__(self) -> Self:
@@ -194,7 +191,7 @@ class Exchange:
             self._guard.failed()
         if self._guard.turns.waiting:
             self._guard.turns.advance()
-        if self._open and monotonic() >= self.until:  # cancelled in the middle, by the deadline and not by a faster answer
+        if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
             self.overdue()
 
     @property
@@ -246,7 +243,7 @@ class Exchange:
         self._tokens_usd = tokens_usd
         self.sent += size
         self._size = size
-        self.begun, self.until, self._open = monotonic(), until, True
+        self.begun, self._until, self._open = monotonic(), until, True
 
     def reported(self, headers: Mapping[str, str]) -> None:
         """Takes what a reply's headers say of the endpoint's load."""
@@ -341,7 +338,7 @@ class Exchange:
             cut: it was cancelled, as the answer is no longer needed.
             tokens: that the endpoint has counted.
         """
-        guard, in_time = self._guard, monotonic() < self.until
+        guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         self.received += size
         self._report(size, error, tokens)

@@ -231,14 +231,10 @@ class Guard:
     def mark_late(self, exchange: Exchange) -> bool:
         """Marks an exchange as late. Returns whether that is a fault: it had its usual time, and was not marked before.
 
-        Of a first call, which waited for an import of this process, it is none unless it had at least as long as that took.
-
         Both the caller and the leg's own thread may mark it.
         """
         with self.lock:
-            now, lost_s = monotonic(), exchange.lost_s
-            cold = lost_s > 0 and min(now, exchange.until) - exchange.begun < lost_s
-            fault = not exchange.late and not cold and self.rules.too_late(now - exchange.begun)
+            fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
             exchange.late = exchange.late or fault
             if fault:
                 self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}

@@ -117,7 +117,6 @@ class LegExecutor:
                     until,
                     exchange,
                 ):
-                    exchange.lost_s = _loaded(backend.load)
                     if exchange.prepay():
                         exchange.secure()
                     answers = backend.run(inputs, until, stop, exchange)
@@ -151,11 +150,10 @@ class LegExecutor:
                 done = Done(start.leg, answers if self._many else answers[0], monotonic())
                 return done if fit is None else fit.whole(done)
             inputs = await aside(partial(self._prepared, start, permit, backend))
-            load = backend.load  # not on the loop, where it would hold up everybody
-            lost_s = 0.0 if load is None else await off_loop(partial(_loaded, load))
+            if (load := backend.load) is not None:
+                await off_loop(load)  # not on the loop, where it would hold up everybody
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
-                exchange.lost_s = lost_s
                 if (pack := getattr(backend, "pack", None)) is not None:
                     inputs = await off_loop(partial(pack, inputs, exchange))
                 if exchange.prepay():
@@ -268,7 +266,6 @@ class LegExecutor:
                     until,
                     exchange,
                 ):
-                    exchange.lost_s = _loaded(backend.load)
                     if exchange.prepay():
                         exchange.secure()
                     answer = forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
@@ -294,11 +291,10 @@ class LegExecutor:
                     self.edge.note(None, [answer])
                 return Done(start.leg, answer, monotonic())
             inputs = await aside(partial(self._prepared, start, permit, backend))
-            load = backend.load
-            lost_s = 0.0 if load is None else await off_loop(partial(_loaded, load))
+            if (load := backend.load) is not None:
+                await off_loop(load)
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
-                exchange.lost_s = lost_s
                 if (pack := getattr(backend, "pack", None)) is not None:
                     inputs = await off_loop(partial(pack, inputs, exchange))
                 if exchange.prepay():
@@ -343,15 +339,6 @@ class LegExecutor:
     def costs(self) -> Mapping[int, Spent]:
         """Leg -> cost of its exchange so far."""
         return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
-
-
-def _loaded(load: Callable[[], object] | None) -> float:
-    """Has a cloud's client imported, before its first calls: the seconds that it took, which are no fault of the endpoint."""
-    if load is None:
-        return 0.0
-    began = monotonic()
-    load()
-    return monotonic() - began
 
 
 async def _aside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
