@@ -253,11 +253,15 @@ def test_what_finds_no_room_waits_and_is_asked_later(tmp_path):
 
 
 def weighted(lines, threshold):
-    """The share of the deferred among the lines, each weighted by 1 / probability, and its standard error."""
+    """The share of the deferred among the lines, each weighted by 1 / probability, and its standard error.
+
+    The error is as if there were another line of either kind with the largest weight: of few lines the heaviest may all be missing.
+    """
     weight = np.array([1 / line["probability"] for line in lines])
     deferred = np.array([line["edge_confidence"] < threshold for line in lines])
     share = (weight * deferred).sum() / weight.sum()
-    return share, np.sqrt((weight**2 * (deferred - share) ** 2).sum()) / weight.sum()
+    squares = (weight**2 * (deferred - share) ** 2).sum() + weight.max() ** 2 * (share**2 + (1 - share) ** 2)
+    return share, np.sqrt(squares) / weight.sum()
 
 
 @pytest.mark.parametrize("callers", [1, 8])

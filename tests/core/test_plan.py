@@ -46,6 +46,16 @@ def test_the_fastest_cloud_is_asked_first():
     assert names(made((EDGE, A, B), Facts(), order="fastest")) == ["edge", "a", "b"]
 
 
+def test_a_certificate_confirms_nothing_of_another_arms_cloud():
+    """Only the arm's own cloud is asked besides those that are not on trial."""
+    edge, other = Target("edge", "edge", 0.85, certified=True), Target("b", "cloud", trial=True)
+    result = plan(Policy(), (edge, A, other), Facts(), arm="b")
+    assert isinstance(result, Plan)
+    assert names(result) == ["edge", "b", "a"]
+    assert result.legs[0].label == "uncalibrated: its certificate is for another cloud than b"
+    assert names(made((edge, A, other), Facts())) == ["edge", "a"]
+
+
 def test_a_hedge_by_the_edges_own_quantile():
     """p90: once the edge takes longer than nine times of ten; not while too little is known."""
     facts = Facts(latencies={"edge": known(0.01), "a": known(0.1)})
