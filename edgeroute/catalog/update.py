@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
 """Interval of looking at a version on trial, seconds."""
+ENDS_S = 0.1
+"""How long closing waits for the thread before it closes what that has opened meanwhile, seconds."""
 MOST_STARTS = 3
 """Starts of the process with a version on trial, after which it counts as what ended the earlier ones."""
 Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confirmed"]
@@ -257,8 +259,9 @@ class Updater:
         self._stop.set()
         self.catalog.close()
         thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
+        while thread is not None and thread.is_alive():
+            thread.join(ENDS_S)
+            self.catalog.close()  # again: between two files it may have opened another connection
         self._leave()
 
     def __enter__(self) -> Self:
