@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 import weakref
@@ -16,12 +17,13 @@ from both import LONG, GatedServer
 from test_connections import connected_to, in_thread
 from tiny import linear
 
-from edgeroute import Closed, Router
+from edgeroute import AsyncRouter, Closed, Router
 from edgeroute.cloud import earlier
 from edgeroute.cloud.base import Address, Call
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.runs import runs_of
+from edgeroute.errors import StoreError
 from edgeroute.observe import network, sensors
 from edgeroute.router import reload
 from edgeroute.stores.keyvalue import KeyValueStore
@@ -251,6 +253,25 @@ def test_a_source_that_is_opened_while_its_router_is_closed():
             next(updates)
 
 
+def test_an_async_router_that_is_closed_while_another_loop_uses_it():
+    """What is begun there meanwhile is not in the way."""
+
+    class Tasks(set):
+        def __iter__(self):
+            for one in super().__iter__():
+                self.add(object())
+                yield one
+
+    async def main():
+        async with AsyncRouter(lambda x: (x, 1.0)) as router:
+            task = asyncio.ensure_future(asyncio.sleep(0))
+            router._tasks = Tasks([task])
+        assert router.engine.closed
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("do", ["get", "rows", "flush", "forget"])
 def test_a_store_that_is_closed_while_it_is_asked(tmp_path, do):
     """Between its look whether there is a file, and its use of it."""
@@ -387,6 +408,50 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
             assert between.wait(LONG)
             updater.close()
             assert catalog.source()._client is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_may_update_once_its_parent_has(tmp_path):
+    """Though its parent was updating as it was forked."""
+    pytest.importorskip("tuf")
+    from edgeroute.catalog.store import Store
+
+    store, (heard, said) = Store(tmp_path), os.pipe()
+    with store.downloading():
+        pid = os.fork()
+        if not pid:
+            status = 1
+            with contextlib.suppress(BaseException):
+                os.read(heard, 1)
+                with store.downloading():
+                    status = 0
+            os._exit(status)
+        with pytest.raises(StoreError), store.downloading():
+            pass
+    os.write(said, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    for end in (heard, said):
+        os.close(end)
+
+
+def test_a_dashboard_that_is_closed_as_it_starts(monkeypatch):
+    """Its page ends, though it was not yet known how to end it."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from edgeroute.dashboard import run
+    from edgeroute.dashboard.inside import Dashboard
+
+    ended, dashboard = [], Dashboard()
+
+    def serve(monitor, *, on_ready, stops, **more):
+        dashboard.close()
+        stops(lambda: ended.append("ended"))
+        on_ready("http://a")
+
+    monkeypatch.setattr(run, "serve", serve)
+    with Router(lambda x: (x, 1.0), instruments=[dashboard]) as router:
+        assert dashboard.serve(router) == "http://a"
+        assert ended == ["ended"]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ reload
