@@ -17,7 +17,7 @@ from both import LONG, GatedServer
 from test_connections import connected_to, in_thread
 from tiny import linear
 
-from edgeroute import AsyncRouter, Closed, Router
+from edgeroute import Closed, Router
 from edgeroute.cloud import earlier
 from edgeroute.cloud.base import Address, Call
 from edgeroute.core.spending import Limits, Spending
@@ -26,6 +26,7 @@ from edgeroute.edge.runs import runs_of
 from edgeroute.errors import StoreError
 from edgeroute.observe import network, sensors
 from edgeroute.router import reload
+from edgeroute.router.live import methods
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Outbox
 from edgeroute.stores.outbox.entries import Waiting
@@ -220,11 +221,9 @@ def test_a_loop_that_has_ended_is_given_nothing():
 
 # --------------------------------------------------------------------------------------------------------- live sources, stores
 class Growing(weakref.WeakSet):
-    """One to which another thread adds while it is iterated over, the first time."""
+    """One to which another thread adds `added` while it is iterated over, once."""
 
-    def __init__(self, given, added):
-        super().__init__(given)
-        self.added = added
+    added = None
 
     def __iter__(self):
         found = super().__iter__()
@@ -238,38 +237,24 @@ class Growing(weakref.WeakSet):
 def test_a_weak_set_that_grows_meanwhile():
     """Those in it then are all there."""
     one, other, third = Token(), Token(), Token()
-    assert {*alive(Growing([one, other], third))} == {one, other, third}
+    things = Growing([one, other])
+    things.added = third
+    assert {*alive(things)} == {one, other, third}
 
 
-def test_a_source_that_is_opened_while_its_router_is_closed():
+def test_a_source_that_is_opened_while_its_router_is_closed(monkeypatch):
     """It ends too, and the router is closed whatever else goes on."""
+    found = Growing()
+    monkeypatch.setattr(methods, "WeakSet", lambda: found)
     router = Router(lambda x: (x, 1.0))
-    first, second, late = (router.frames(iter(range(3))) for _ in range(3))
-    router._live = Growing([first, second], late)
+    updates = [router.frames(iter(range(3))) for _ in range(3)]
+    found.discard(updates[-1])
+    found.added = updates[-1]
     router.close()
     assert router.engine.closed
-    for updates in (first, second, late):
-        with updates, pytest.raises(Closed):
-            next(updates)
-
-
-def test_an_async_router_that_is_closed_while_another_loop_uses_it():
-    """What is begun there meanwhile is not in the way."""
-
-    class Tasks(set):
-        def __iter__(self):
-            for one in super().__iter__():
-                self.add(object())
-                yield one
-
-    async def main():
-        async with AsyncRouter(lambda x: (x, 1.0)) as router:
-            task = asyncio.ensure_future(asyncio.sleep(0))
-            router._tasks = Tasks([task])
-        assert router.engine.closed
-        await asyncio.wait([task])
-
-    asyncio.run(main())
+    for one in updates:
+        with one, pytest.raises(Closed):
+            next(one)
 
 
 @pytest.mark.parametrize("do", ["get", "rows", "flush", "forget"])
