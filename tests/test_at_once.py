@@ -357,12 +357,13 @@ def test_a_monitor_without_files_left(monkeypatch):
 
 
 def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
-    """The connection for the next one is closed as well."""
+    """The connection for the next one is closed as well, and a download ends."""
     for needed in ("tuf", "cryptography", "httpx"):
         pytest.importorskip(needed)
     from catalogs import Publisher
     from catalogs import Web as Server
 
+    from edgeroute import CatalogAway
     from edgeroute.catalog import Updater
     from edgeroute.catalog.source import Web
 
@@ -393,6 +394,10 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
             assert between.wait(LONG)
             updater.close()
             assert catalog.source()._client is None
+            publisher.publish("1.1")
+            with pytest.raises(CatalogAway, match="closed"):  # nor does a download that is under way go on
+                updater.step()
+            catalog.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
