@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from math import inf, isfinite
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, NoReturn, Protocol, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.texts import told, typed
 from edgeroute.failures import Failures
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("edgeroute")
 LINUX = sys.platform == "linux"
 """Whether the device's sensors and the network's changes can be read: elsewhere they are not."""
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 try:
     import orjson
@@ -149,6 +154,44 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
+def alive(things: WeakSet[T]) -> list[T]:
+    """Those that are in it now. Python's own iteration fails where another thread adds one meanwhile."""
+    while True:
+        try:
+            return list(things)
+        except RuntimeError:  # noqa: PERF203 - it has changed: again
+            continue
+
+
+class Shared(Generic[K, T]):
+    """Objects by key, while somebody holds them. Threads that make one at once share the first.
+
+    The `setdefault` of a `WeakValueDictionary` may return each its own.
+    """
+
+    def __init__(self) -> None:
+        self._held: WeakValueDictionary[K, T] = WeakValueDictionary()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock that no thread of the parent holds."""
+        self._lock = threading.RLock()
+
+    def get(self, key: K) -> T | None:
+        """The object; None: nobody holds one."""
+        return self._held.get(key)
+
+    def first(self, key: K, made: T) -> T:
+        """The object, which is the given one if nobody holds another."""
+        with self._lock:
+            return self._held.setdefault(key, made)
+
+    def put(self, key: K, made: T) -> None:
+        """Replaces it."""
+        self._held[key] = made
+
+
 class AbandonedRuns:
     """Counts abandoned runs of a target: told to stop, but still running. Lock-free: adding and discarding are atomic.
 
@@ -233,6 +276,27 @@ async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait([task])  # it cleans up before its caller does
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not warn
+
+
+def begin_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Has a coroutine run as a task of that loop, from any thread; where the loop has ended, none is made."""
+
+    def begin() -> None:
+        task = loop.create_task(steps())
+        _begun.add(task)
+        task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[object]) -> None:
+        _begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not warn
+
+    with contextlib.suppress(RuntimeError):  # it has just been closed
+        loop.call_soon_threadsafe(begin)
+
+
+_begun: set[asyncio.Task[object]] = set()
+"""Tasks that nobody waits for: an event loop refers to them weakly."""
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
-from edgeroute.system import pooled, renew_after_fork
+from edgeroute.system import alive, pooled, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 Job = Callable[[], object]
@@ -161,7 +161,7 @@ class ThreadPool:
 def _await_native() -> None:
     until = time.monotonic() + EXIT_S
     with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait
-        for pool in list(_native):
+        for pool in alive(_native):
             pool.close(max(0.0, until - time.monotonic()))
 
 

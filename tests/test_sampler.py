@@ -117,7 +117,7 @@ def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, t
             reads.append(now)
             return super()._sources(now)
 
-    monkeypatch.setattr(system, "_system", Counted(tmp_path, fresh_s=3600.0))
+    monkeypatch.setitem(system._system, "sensors", Counted(tmp_path, fresh_s=3600.0))
     monkeypatch.setattr("edgeroute.observe.observer.READS_S", 3600.0)
     routers = [make(None) for _ in range(1000)]
     try:

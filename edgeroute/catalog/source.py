@@ -105,7 +105,7 @@ class Web:
         self._client: httpx.Client | None = None
 
     def _opened(self) -> httpx.Client:
-        if self._client is None:
+        if (client := self._client) is None:
             try:
                 web = imported("httpx")
             except ImportError as e:
@@ -119,10 +119,10 @@ class Web:
             elif not self._verify:
                 raise PolicyError("verify=False: the catalog's server has to be verified; give the path of its authority")
             limits = web.Timeout(self._patience_s, connect=min(CONNECT_S, self._patience_s))
-            self._client = web.Client(
+            client = self._client = web.Client(
                 verify=context, timeout=limits, follow_redirects=False, headers={"Accept-Encoding": "identity"}
             )
-        return self._client
+        return client
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:

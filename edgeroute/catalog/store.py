@@ -25,6 +25,7 @@ from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.locks import ProcessLock
+from edgeroute.system import renew_after_fork
 
 SUFFIX = ACTIVE
 ENTRY = "entry.json"
@@ -36,11 +37,18 @@ class _Turn:
     """The turn of one thread of all processes."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._lock, self._thread = folder, ProcessLock(folder / name), threading.Lock()
+        self._folder, self._lock = folder, ProcessLock(folder / name)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        self._lock.leave()  # it stays with the parent, whose thread may have it
+        self._thread = threading.Lock()
 
     @contextmanager
     def taken(self, wait_s: float) -> Iterator[None]:
-        if not self._thread.acquire(timeout=wait_s):
+        thread = self._thread
+        if not thread.acquire(timeout=wait_s):
             raise StoreError(f"{self._folder}: another thread is updating these models")
         try:
             with stored(self._folder):
@@ -49,7 +57,7 @@ class _Turn:
             yield
         finally:
             self._lock.leave()
-            self._thread.release()
+            thread.release()
 
 
 class Pointer(NamedTuple):

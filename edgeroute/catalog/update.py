@@ -15,7 +15,7 @@ from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.download import Progress
 from edgeroute.catalog.store import Pointer
 from edgeroute.edge.members import member
-from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
+from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
 from edgeroute.stores.locks import ProcessLock
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Updater:
         if entry.version in dict(now.refused):
             why = dict(now.refused)[entry.version]
             return Step("nothing", f"{self.name} {entry.version} is not tried again: {why}", entry.version)
-        self.catalog.download(entry, progress=self._progress)
+        self.catalog.download(entry, progress=self._downloaded)
         self.catalog.mark(self.name, tried=entry.version)
         before = self._counted()
         try:
@@ -170,6 +170,12 @@ class Updater:
             raise
         self._usual, self._base = before[1] / max(1, before[0]), self._counted()
         return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
+
+    def _downloaded(self, progress: Progress) -> None:
+        if self._stop.is_set():
+            raise CatalogAway(f"the download of {self.name} goes on another time: this updater was closed")
+        if self._progress is not None:
+            self._progress(progress)
 
     def _check_reloads(self) -> None:
         """Raises what fails without the new version as well, such as a policy file: it is not this version's fault."""
@@ -259,6 +265,7 @@ class Updater:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
+            self.catalog.close()  # again: between two files it may have opened another connection
         self._leave()
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.httpx_carrier import Carrier
 from edgeroute.errors import CloudError
-from edgeroute.system import limited
+from edgeroute.system import begin_on, limited
 
 T = TypeVar("T")
 
@@ -78,16 +78,16 @@ class AsyncHttpxConnections(Carrier):
 
     async def close(self) -> None:
         """Closes a client of its own."""
-        own, self.own = self.own, None
-        if own is not None and self._loop is asyncio.get_running_loop():
+        own = self.own
+        if own is not None and self._loop is asyncio.get_running_loop():  # else `abandon` has its own loop close it
+            self.own = None
             await own.aclose()
 
     def abandon(self) -> None:
         """`close` from outside the loop, or from a thread."""
         own, loop, self.own = self.own, self._loop, None
         if own is not None and loop is not None and loop.is_running():
-            with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                asyncio.run_coroutine_threadsafe(own.aclose(), loop)
+            begin_on(loop, own.aclose)
 
 
 class AsyncHttpxResponse:

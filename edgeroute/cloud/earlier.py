@@ -111,8 +111,10 @@ class EarlierSpending:
             if monotonic() < self._read_at:
                 return
             self._read_at = INF
-        with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter ends
+        try:
             threading.Thread(target=self.recall, args=(lock, own), name="edgeroute-state", daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            self._read_at = monotonic() + AGAIN_S
 
 
 def _set_aside(path: Path) -> list[float]:

@@ -23,7 +23,7 @@ import grpc.aio
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-from edgeroute.system import renew_after_fork
+from edgeroute.system import begin_on, renew_after_fork
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1
@@ -176,8 +176,7 @@ class AsyncChannels:
         """`close` from outside the loop, or from a thread."""
         channel, self._channel, self._calls = self._channel, None, {}
         if channel is not None and self._loop is not None and self._loop.is_running():
-            with contextlib.suppress(RuntimeError):  # the loop has just been closed
-                asyncio.run_coroutine_threadsafe(channel.close(), self._loop)
+            begin_on(self._loop, channel.close)
 
 
 def _open(kind: Any, address: Address, longest: int) -> Any:

@@ -43,6 +43,8 @@ class Carrier:
         """A client of ours is the parent's; a given one is the application's."""
         self.own: Any = None
         self._first: dict[str, Any] = {}
+        self._using: set[object] = set()
+        """Calls that are under way with it."""
 
     def made(self, kind: str) -> Any:
         """A client of ours: by the environment's proxies, without redirects."""
@@ -153,6 +155,8 @@ class Body:
 class HttpxConnections(Carrier):
     """As `Connections`, by an `httpx.Client`: the one given, which stays open, or one of its own."""
 
+    _closed = False
+
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """As `Connections.send`."""
         with self.open(call, until, cancel) as response:
@@ -164,11 +168,13 @@ class HttpxConnections(Carrier):
         """As `Connections.open`."""
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
-        client = self.given or self.own
-        if client is None:
-            client = self.own = self._first.setdefault("client", self.made("Client"))  # atomic: calls at once share one
-        request, response, failed = self.request(client, call, until - monotonic()), None, None
+        response, failed, using, own = None, None, self._using, object()
+        using.add(own)
         try:
+            client = self.given or self.own
+            if client is None:
+                client = self.own = self._first.setdefault("client", self.made("Client"))  # atomic: calls at once share one
+            request = self.request(client, call, until - monotonic())
             try:
                 response = self._answered(client, request)
             except CloudError:
@@ -186,6 +192,9 @@ class HttpxConnections(Carrier):
             if response is not None:
                 with contextlib.suppress(Exception):
                     response.close()
+            using.discard(own)
+            if self._closed:
+                self._close_unused()
 
     def _answered(self, client: Any, request: Any) -> Any:
         for _ in range(client.max_redirects + 1):
@@ -197,11 +206,15 @@ class HttpxConnections(Carrier):
         return response
 
     def close(self) -> None:
-        """Closes a client of its own."""
-        own = self.own
-        self.after_fork()
-        if own is not None:
-            own.close()
+        """Closes a client of its own, once no call is under way with it."""
+        self._closed = True
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if not self._using:
+            own, self.own, self._first = self.own, None, {}
+            if own is not None:
+                own.close()
 
 
 class HttpxResponse:

@@ -94,11 +94,12 @@ class Dashboard(Instrument):
         self._monitor: Monitor | None = None
         self._stop: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """The child has no page."""
-        self._ended, self._monitor, self._stop, self._thread = Ended(), None, None, None
+        self._ended, self._monitor, self._stop, self._thread, self._closed = Ended(), None, None, None, False
 
     def request_ended(self, ended: RequestEnded) -> None:
         """Adds the answer, if the page is served."""
@@ -128,6 +129,7 @@ class Dashboard(Instrument):
         if self._monitor is not None:
             raise PolicyError("this dashboard is served already: one serves one router")
         more["routes"] = [*routes, *([_metrics(router)] if metrics else [])]
+        self._closed = False
         monitor = self._monitor = Monitor(self._ended, of_router(router), "a router in this process")
         ready, found, failed = threading.Event(), list[str](), list[BaseException]()
 
@@ -152,9 +154,12 @@ class Dashboard(Instrument):
 
     def _stops(self, stop: Callable[[], object]) -> None:
         self._stop = stop
+        if self._closed:  # before it was known how to end it
+            stop()
 
     def close(self) -> None:
         """Ends the page. The router that is closed calls it."""
+        self._closed = True
         stop, self._stop = self._stop, None
         self._monitor = None
         if stop is not None:

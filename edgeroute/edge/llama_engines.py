@@ -21,7 +21,7 @@ from edgeroute.chat.reply import LONG, Gathered
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.imports import imported, no_fork
-from edgeroute.system import renew_after_fork
+from edgeroute.system import alive, renew_after_fork
 
 Heard = Callable[[Mapping[str, Any]], bool]
 """Is given each piece of a reply, and says whether to stop."""
@@ -102,7 +102,7 @@ class _Leaving:
             while self._count and (left := until - monotonic()) > 0:
                 self._ended.wait(left)
             if not self._count:
-                for engine in list(self.engines):
+                for engine in alive(self.engines):
                     engine.free()
 
 

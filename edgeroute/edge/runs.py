@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from edgeroute.edge.members import member, named
 from edgeroute.errors import ModelError
-from edgeroute.system import renew_after_fork
+from edgeroute.system import Shared, renew_after_fork
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ class Runs:
         """A child has none of its parent's runs."""
         self._free = threading.Condition()  # on a lock that its owner may take again: a signal handler may run the model
         self._count, self._closing = 0, False
+        self._freeing = False
+        """Whether it is being closed: until it is, no run begins."""
         self._threads: Counter[int] = Counter()
         self._tasks: deque[asyncio.Future[None]] = deque()
 
@@ -83,7 +84,7 @@ class Runs:
             self._leave()
 
     def _is_free(self) -> bool:
-        return self._count < self._most
+        return self._count < self._most and not self._freeing
 
     def _entered(self) -> bool:
         with self._free:
@@ -124,6 +125,8 @@ class Runs:
                 self._threads += Counter()  # drops those at zero
             last = self._closing and not self._count
             self._closing = self._closing and not last
+            if last:
+                self._begin_freeing()
             self._free.notify_all()
         for turn in list(self._tasks):
             _wake_task(turn)
@@ -133,31 +136,51 @@ class Runs:
     def _close_last(self) -> None:
         """Closes it in the thread of a run that has ended well, or with an error of its own: that is what counts there."""
         try:
-            self._close()
+            self._close_now()
         except KeyboardInterrupt:
             raise
         except BaseException:
             log.exception("a model could not be closed")
+
+    def _begin_freeing(self) -> None:
+        self._freeing = True
+        self._threads[threading.get_ident()] += 1  # a signal handler that runs it meanwhile is told, and does not wait for itself
+
+    def _close_now(self) -> None:
+        try:
+            self._close()
+        finally:
+            with self._free:
+                self._freeing = False
+                self._threads[threading.get_ident()] -= 1
+                self._threads += Counter()
+                self._free.notify_all()
+            for turn in list(self._tasks):
+                _wake_task(turn)
 
     def close(self) -> None:
         """Closes it now, or after the last run that is under way."""
         if self._close is None:
             return
         with self._free:
+            if self._freeing:
+                return
             self._closing = self._count > 0
             now = not self._closing
+            if now:
+                self._begin_freeing()
         if now:
-            self._close()
+            self._close_now()
 
 
-_shared: WeakValueDictionary[int, Runs] = WeakValueDictionary()
+_shared: Shared[int, Runs] = Shared()
 
 
 def runs_of(model: EdgeModel) -> Runs | None:
     """The model's runs, the same wherever it is used; None: they need not be counted."""
     if member(model, "parallel") is None and (member(model, "close") is None or member(model, "closes_after_runs")):
         return None
-    return _shared.setdefault(id(model), Runs(model))  # not by `==`, as two models may be equal
+    return _shared.first(id(model), Runs(model))  # not by `==`, as two models may be equal
 
 
 def _wake_task(turn: asyncio.Future[None]) -> None:

@@ -63,7 +63,11 @@ class NetworkMonitor:
         with self._lock:
             if self.works or (netlink := _listen()) is None:
                 return
-            stop, stopped = socket.socketpair()
+            try:
+                stop, stopped = socket.socketpair()
+            except OSError:  # too many files are open
+                netlink.close()
+                return
             thread = threading.Thread(target=_watch, args=(netlink, stopped, self._on_up), name="edgeroute-link", daemon=True)
             try:
                 thread.start()

@@ -134,15 +134,13 @@ class DeviceSensors:
         return told
 
 
-_system: DeviceSensors | None = None
+_system: dict[str, DeviceSensors] = {}
 
 
 def system_sensors() -> DeviceSensors:
     """The sensors of this device, one object for all routers of the process."""
-    global _system  # noqa: PLW0603 - one for the process
-    if _system is None:
-        _system = DeviceSensors()
-    return _system
+    found = _system.get("sensors")
+    return _system.setdefault("sensors", DeviceSensors()) if found is None else found  # atomic
 
 
 def period_s(sensors: Sensors, usual_s: float) -> float:

@@ -238,7 +238,7 @@ class AsyncRouter(AsyncLive, Generic[V]):
         """
         self.engine.closed = True  # no leg begins any more
         loop = asyncio.get_running_loop()
-        tasks = {task for task in self._tasks if task.get_loop() is loop}  # another loop's cannot be ended from here
+        tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
         for task in tasks:
             task.cancel()
         ends: set[asyncio.Future[Any]] = {*tasks, *self._inside.close(loop)}

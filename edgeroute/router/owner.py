@@ -80,8 +80,9 @@ class EngineOwner:
         engine = self.engine
         if not any(member(b.model, "release") for _, b in edges_of(engine.snapshot)):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
-        audit = None if engine.auditor is None else engine.auditor.audit
-        replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+        with engine.replacing:
+            audit = None if engine.auditor is None else engine.auditor.audit
+            replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
     def promote(self) -> None:
         """Makes the model of arm B the edge model, and ends the comparison (`AB`).
@@ -107,9 +108,10 @@ class EngineOwner:
         else:
             limit = other.certificates[0]
             threshold = other.targets[0].threshold if limit is None else limit.certificate
-            engine.rebuild = partial(engine.rebuild, edge=engine.arms.ab.model, threshold=threshold, ab=None)
-            audit = None if engine.auditor is None else engine.auditor.audit
-            replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+            with engine.replacing:  # a reload at the same time does not put the model before in force again
+                engine.rebuild = partial(engine.rebuild, edge=engine.arms.ab.model, threshold=threshold, ab=None)
+                audit = None if engine.auditor is None else engine.auditor.audit
+                replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
     def on_late(self, function: Late) -> Late:
         """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.

@@ -101,18 +101,19 @@ class PolicyFile:
         Raises:
             PolicyError: it is invalid; the policy in force stays.
         """
-        arguments = self.arguments()
-        limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
-        for key in STAYS:
-            arguments.pop(key, None)
+        with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
+            arguments = self.arguments()
+            limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
+            for key in STAYS:
+                arguments.pop(key, None)
 
-        def made(old: Snapshot) -> Snapshot:
-            return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
+            def made(old: Snapshot) -> Snapshot:
+                return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
-        replace(engine, made, limits or Limits(), metered, audit)
-        ab: AB | None = arguments.get("ab")
-        if ab != (None if engine.arms is None else engine.arms.ab):
-            engine.arms = None if ab is None else Arms(ab, engine.snapshot.models, engine.instruments.alarm)
+            replace(engine, made, limits or Limits(), metered, audit)
+            ab: AB | None = arguments.get("ab")
+            if ab != (None if engine.arms is None else engine.arms.ab):
+                engine.arms = None if ab is None else Arms(ab, engine.snapshot.models, engine.instruments.alarm)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""

@@ -43,20 +43,20 @@ def replace(
             if made.views:
                 engine.plain = False  # before it is in force
             engine.snapshot = made
-    if engine.arms is not None and made.other is not None and made.models != engine.arms.models:
-        engine.arms = engine.arms.of(made.models)
-    engine.trials = engine.trying(made)
-    engine.spending.limits, engine.observer.metered = limits, metered
-    engine.observer.use(made.policy, made.watched[0])
-    cleared(made)  # of rules that were not there before
-    SAMPLER.add(engine)
-    engine.refresh_thresholds()
-    kept = [*made_of(made).values()]
-    models = [getattr(b, "model", b) for b in kept]
-    for backend in made_of(old).values():
-        if backend not in kept and getattr(backend, "model", backend) not in models:
-            quietly(backend.close, "dropping a target that the policy has no more")
-    if engine.closed:
-        for backend in kept:
-            quietly(backend.close, "closing a router")
-        raise Closed(CLOSED)
+        if engine.arms is not None and made.other is not None and made.models != engine.arms.models:
+            engine.arms = engine.arms.of(made.models)
+        engine.trials = engine.trying(made)
+        engine.spending.limits, engine.observer.metered = limits, metered
+        engine.observer.use(made.policy, made.watched[0])
+        cleared(made)  # of rules that were not there before
+        SAMPLER.add(engine)
+        engine.refresh_thresholds()
+        kept = [*made_of(made).values()]
+        models = [getattr(b, "model", b) for b in kept]
+        for backend in made_of(old).values():
+            if backend not in kept and getattr(backend, "model", backend) not in models:
+                quietly(backend.close, "dropping a target that the policy has no more")
+        if engine.closed:
+            for backend in kept:
+                quietly(backend.close, "closing a router")
+            raise Closed(CLOSED)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
-from weakref import WeakValueDictionary
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -27,6 +26,7 @@ from edgeroute.settings.singles import Ab, Audit, Cache, CloudArms, Egress, Limi
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.settings.units import Duration, Period
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
+from edgeroute.system import Shared
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
@@ -256,7 +256,7 @@ class Settings(BaseSettings):
             return self.ab.make(_kept(section, folder, key), _certified(self.ab.threshold, folder))
 
 
-_made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+_made: Shared[tuple[Any, ...], Any] = Shared()
 
 
 @contextmanager
@@ -288,7 +288,7 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
     path = at(folder, score)
     key = (path, file_stamp(path))
     made = _made.get(key)
-    return (_made.setdefault(key, Learned.load(path)) if made is None else made), key
+    return (_made.first(key, Learned.load(path)) if made is None else made), key
 
 
 def _kept(section: Target, folder: Path, score: Any) -> Any:
@@ -309,8 +309,8 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     made = None if last is None else _made.get((key, _files(last)))
     if made is None:
         made = section.make(folder)
-        made = _made.setdefault((key, _files(made)), made)
-        _made[key] = made
+        made = _made.first((key, _files(made)), made)
+        _made.put(key, made)
     return made
 
 

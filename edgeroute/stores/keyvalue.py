@@ -107,9 +107,10 @@ class KeyValueStore:
         Raises:
             StoreError: they cannot be read.
         """
-        if self._database is None:
+        database = self._database  # `close` may come at any time
+        if database is None:
             return []
-        with self._database.transaction() as connection:
+        with database.transaction() as connection:
             return connection.execute(
                 f"SELECT name, value, updated FROM kept WHERE {_MATCH} ORDER BY updated DESC",  # noqa: S608 - constants
                 (len(prefix), prefix),
@@ -138,10 +139,11 @@ class KeyValueStore:
 
     def flush(self) -> bool:
         """Writes pending values to the file -> whether all were written."""
-        if self._database is None or not self._fresh:
-            return self._database is not None
+        database = self._database
+        if database is None or not self._fresh:
+            return database is not None
         try:
-            with self._database.transaction() as connection:
+            with database.transaction() as connection:
                 with self._lock:  # only now: a later writer then has newer values
                     batch = dict(self._fresh)
                 connection.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", [(n, *v) for n, v in batch.items()])
@@ -162,9 +164,9 @@ class KeyValueStore:
         if thread is not None:
             thread.join()
         self.flush()
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
     def _write(self) -> None:
         """Ends when nothing is pending or a write fails; the next put starts it again."""
@@ -186,10 +188,11 @@ class KeyValueStore:
                 yield value
 
     def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
-        if self._database is None:
+        database = self._database
+        if database is None:
             return []
         try:
-            with self._database.transaction() as connection:
+            with database.transaction() as connection:
                 return connection.execute(statement, values).fetchall()
         except StoreError as e:
             self._say(e)

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from weakref import WeakSet, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system import renew_after_fork
+from edgeroute.system import alive, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
@@ -323,7 +323,7 @@ _forking = threading.local()
 
 
 def _before_fork() -> None:
-    _forking.held = [database for database in list(_databases) if database.before_fork()]
+    _forking.held = [database for database in alive(_databases) if database.before_fork()]
 
 
 def _in_parent() -> None:

@@ -20,6 +20,7 @@ from edgeroute.router.live.listener import Segment, segments
 from edgeroute.router.live.mailbox import Mailbox, items, kind_of
 from edgeroute.router.live.updates import Updates
 from edgeroute.router.streams import Streaming
+from edgeroute.system import alive
 
 W = TypeVar("W", bound=Updates[Any])
 
@@ -192,7 +193,7 @@ class Live(Streaming):
         return updates
 
     def _close(self) -> None:
-        for one in [*(self._live or ())]:
+        for one in [] if self._live is None else alive(self._live):
             one.router_closed()
         super()._close()
 

@@ -21,6 +21,7 @@ from edgeroute.router.live.listener import Segment, segments
 from edgeroute.router.live.mailbox import Kind, Mailbox, items, kind_of
 from edgeroute.router.live.tasks import AsyncUpdates, Bell, TaskCall, segments_async
 from edgeroute.router.streams import AsyncStreaming
+from edgeroute.system import alive
 from edgeroute.types import Answer
 
 A = TypeVar("A", bound=AsyncUpdates[Any])
@@ -133,7 +134,7 @@ class AsyncLive(AsyncStreaming):
         return updates
 
     def _close(self) -> None:
-        for one in [*(self._live or ())]:
+        for one in [] if self._live is None else alive(self._live):
             one.router_closed()
         super()._close()
 

@@ -38,8 +38,8 @@ class Callbacks:
 
     def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
         self._outbox, self._ordered = outbox, ordered
-        self._f: Callable[..., object] | None = None
-        self._takes_tx = False
+        self._f: tuple[Callable[..., object], bool] | None = None
+        """The callback, and whether it takes a transaction: together, as another may be registered at any time."""
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".callback")
@@ -67,7 +67,7 @@ class Callbacks:
         """
         if inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None)):  # noqa: B004 - what a call would run
             raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
-        self._f, self._takes_tx = f, _takes_tx(f)
+        self._f = f, _takes_tx(f)
         self.loop.start()
 
     def wake(self) -> None:
@@ -83,11 +83,13 @@ class Callbacks:
         row = self._outbox.pick(self._choose)
         if row is None:
             return self._soon_s
+        assert self._f is not None, "the loop begins with a function"
+        f, takes_tx = self._f
         try:
-            if self._takes_tx:
-                self._outbox.settle(row.id, self._call_within)
+            if takes_tx:
+                self._outbox.settle(row.id, partial(self._call_within, f))
             else:
-                self._call(row.id)
+                self._call(f, row.id)
         except _CallbackError as e:
             n = self._failures[row.id] = self._failures.pop(row.id, 0) + 1
             if len(self._failures) > MOST_FAILURES:
@@ -123,29 +125,28 @@ class Callbacks:
         wait_s = row.ready_at - self._outbox.clock()
         return row if wait_s <= 0 else wait_s
 
-    def _call(self, name: str) -> None:
+    def _call(self, f: Callable[..., object], name: str) -> None:
         """Calls, then records the call. If recording fails, only that is retried."""
         if name not in self._called:
             late = self._outbox.late(name)
             if late is not None:
-                self._run(late)
+                self._run(f, late)
             self._called.add(name)
         self._outbox.settle(name)
         self._called.discard(name)
 
-    def _call_within(self, late: Late, connection: sqlite3.Connection) -> None:
+    def _call_within(self, f: Callable[..., object], late: Late, connection: sqlite3.Connection) -> None:
         tx = Tx(connection)
         try:
-            self._run(late, tx)
+            self._run(f, late, tx)
         finally:
             tx.end()
         if not connection.in_transaction:
             raise StoreError("an error in the callback's transaction has undone it")
 
-    def _run(self, *args: object) -> None:
-        assert self._f is not None, "the loop begins with a function"
+    def _run(self, f: Callable[..., object], *args: object) -> None:
         try:
-            result = self._f(*args)
+            result = f(*args)
             if inspect.iscoroutine(result):
                 result.close()
                 raise PolicyError("it returned a coroutine, and nothing runs that here")  # noqa: TRY301 - like any other failure
