@@ -1,13 +1,12 @@
 """Functions of the application that raise: an answer of the edge is never lost to one, and Ctrl-C gets through each."""
 
 import asyncio
-import contextlib
 import sys
 import threading
 
 import numpy as np
 import pytest
-from both import CALLS, GOOD, LONG, Panic, Tasks, Threads, ask, sure, unsure
+from both import CALLS, GOOD, LONG, Panic, Tasks, ask, makes, sure, unsure
 
 from edgeroute import Audit, BadInput, Cache, Egress, Instrument, NoAnswer, Outbox, PlainJson, Router, Saver, StopToken
 from edgeroute.stores.cache import Semantic
@@ -16,11 +15,7 @@ from edgeroute.testing import CannedServer, FakeCloud
 ERRORS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, GeneratorExit], ids=lambda e: e.__name__)
 
 
-@pytest.fixture(params=[Threads, Tasks])
-def make(request):
-    """A router to be closed at the end; a function of (edge, cloud, options)."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *a, **k: stack.enter_context(request.param(*a, **({"threshold": 0.5} | k)))
+make = makes(threshold=0.5)
 
 
 def raising(error):
