@@ -89,6 +89,7 @@ class CloudError(EdgerouteError):
     held = False
     """Nothing was sent: no evidence about the endpoint."""
     retry_after_s: float | None = None
+    """Seconds that the endpoint asks to wait before the next call (`Retry-After`); None: it gave no such number."""
     stale = False
     """On a kept-alive connection, which the server may just have closed: worth one immediate retry."""
     partial: Prediction | None = None

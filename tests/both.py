@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic
 
+import pytest
+
 import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
@@ -332,6 +334,17 @@ def nothing_left(monkeypatch):
     if open_files() != before:
         gc.collect()  # of what nobody has any more; each time it would take as long as all else
     assert [name for name in open_files() if name not in before] == []
+
+
+def makes(**policy):
+    """A fixture that makes routers of either kind, with these arguments unless a test gives others, and closes them."""
+
+    @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+    def make(request):
+        with contextlib.ExitStack() as stack:
+            yield lambda *args, **more: stack.enter_context(request.param(*args, **{**policy, **more}))
+
+    return make
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # where several workers have the cores, numpy's threads wait for them in loops
 
 import pytest
-from both import Due
+from both import Due, Tasks, Threads, nothing_left
 from hypothesis import HealthCheck, settings
 
 import edgeroute
@@ -39,10 +39,45 @@ def fashion_server(fashion):
         process.wait(30)
 
 
+@pytest.fixture(scope="session")
+def right_server(tmp_path_factory):
+    """`edgeroute serve` with a model that is always right: of x [n, 4] the largest of the first three. -> its URL."""
+    import tiny
+
+    weights = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
+    model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=weights, card={"name": "right"})
+    command = [sys.executable, "-m", "edgeroute", "serve", str(model), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.fixture
 def own_signals():
     """Ctrl-C is as it was, after a command line in this process."""
     before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def kind(request):
+    """Either router, behind the same blocking face."""
+    return request.param
+
+
+@pytest.fixture
+def leaves_nothing(monkeypatch):
+    """The test ends with the files, sockets and threads with which it began; no proxy is between."""
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture
+def interruptible():
+    """What is started hears SIGINT, though these tests may have been started where that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

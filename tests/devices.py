@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 
-import pytest
-from both import LONG, Tasks, Threads, nothing_left
+from both import LONG
 
 from edgeroute import Reading
 
@@ -44,24 +42,3 @@ def now_it_reads(router, device):
     while observer.reads_at == float("inf"):
         assert time.monotonic() < end
         threading.Event().wait(0.001)
-
-
-def makes(**policy):
-    """A fixture that makes routers of either kind, with these arguments unless a test gives others, and closes them."""
-
-    @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-    def make(request):
-        with contextlib.ExitStack() as stack:
-            yield lambda *args, **more: stack.enter_context(request.param(*args, **{**policy, **more}))
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-leaves_nothing = _nothing_left_behind
-"""A fixture for all tests of a module: each ends with the files, sockets and threads with which it began."""

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from both import Tasks, Threads
+from both import makes
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from edgeroute import Answer, BadInput, Cache, Held, NoAnswer, Refused, Router, Unreachable
@@ -21,18 +21,7 @@ from edgeroute import Answer, BadInput, Cache, Held, NoAnswer, Refused, Router, 
 FIELDS = {"id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s"}
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of this kind, and closes them."""
-    made = []
-
-    def router(*args, **kwargs):
-        made.append(request.param(*args, threshold=0.5, **kwargs))
-        return made[-1]
-
-    yield router
-    for one in made:
-        one.close()
+make = makes(threshold=0.5)
 
 
 def broken(x):

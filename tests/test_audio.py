@@ -1,14 +1,13 @@
 """`audio`: segments of speech, provisional and final answers to them, and new speech that cancels what is pending."""
 
 import asyncio
-import contextlib
 import json
 import threading
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from both import DOWN, LONG, GatedServer, Tasks, Threads, nothing_left
+from both import DOWN, LONG, GatedServer, Tasks, makes
 from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, BargeIn, Closed, NoAnswer, PlainJson, PolicyError, Router, Utterance
@@ -20,17 +19,8 @@ CHUNK = 100
 """Samples: three windows of 32 ms and a rest."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def edge(audio):

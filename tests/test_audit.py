@@ -1,6 +1,5 @@
 """Audits: what is compared with the cloud in the background, what is never asked, and what an alarm does."""
 
-import contextlib
 import json
 import logging
 import random
@@ -9,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from both import LONG, Tasks, Threads, nothing_left
+from both import LONG, Tasks, makes
 
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
@@ -20,18 +19,8 @@ from edgeroute.stores.journal import read
 from edgeroute.system import now
 from edgeroute.testing import FakeCloud
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def until(condition):

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from both import CALLS, LONG, Tasks, Threads, ask, sure, unsure
+from both import CALLS, LONG, ask, makes, sure, unsure
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache import Cache, Entry, Semantic
@@ -39,11 +39,7 @@ def made(tmp_path):
         yield make
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers with a cache, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *a, **k: stack.enter_context(request.param(*a, **({"threshold": 0.5} | k)))
+make = makes(threshold=0.5)
 
 
 @pytest.mark.parametrize("closed", [True, False])

@@ -8,7 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from both import GOOD, LONG, GatedServer, Tasks, Threads, header, nothing_left, sure, unsure
+from both import GOOD, LONG, GatedServer, header, sure, unsure
 
 from edgeroute import OpenInference, PlainJson
 from edgeroute.cloud.backend import Function
@@ -19,16 +19,7 @@ from edgeroute.router.keys import MOST
 from edgeroute.stores.cache import Cache, Semantic
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def kind(request):
-    return request.param
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture

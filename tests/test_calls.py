@@ -1,13 +1,12 @@
 """What each way of asking does with each part of a router: the table in docs/design.md, row by row."""
 
-import contextlib
 import json
 import threading
 from queue import Queue
 
 import numpy as np
 import pytest
-from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
+from both import CALLS, DOWN, LONG, GatedServer, Tasks, ask, header, makes, sure, unsure
 
 from edgeroute import Audit, Cache, Egress, Instrument, Limits, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
@@ -16,17 +15,8 @@ BODY = b'{"value": "cloud", "confidence": 0.9}'
 GOOD = http_reply(BODY)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -68,14 +68,6 @@ def inputs(tmp_path):
     return path
 
 
-@pytest.fixture
-def interruptible():
-    """What is started hears SIGINT, though these tests may have been started in the background, where that is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 # ------------------------------------------------------------------------------------------------- the whole
 def test_help_lists_commands_and_exit_codes():
     code, out, err = cli("--help")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import subprocess
 import threading
 
 import numpy as np
 import pytest
 import tiny
 from both import collected
-from commands import PYTHON, cli
+from commands import cli
 
 from edgeroute import Router, system
 from edgeroute.cloud.backend import Function
@@ -31,7 +30,6 @@ from edgeroute.stores.outbox import Outbox, Waiting
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
-CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
 NOWHERE = "http://127.0.0.1:9/v2/models/none"
 
 
@@ -46,14 +44,9 @@ def logits(x):
     return x @ np.array(EDGE, np.float32)
 
 
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory):
-    """`edgeroute serve` with a model that is always right. -> its URL."""
-    model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=CLOUD, card={"name": "right"})
-    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
-        process.terminate()
-        assert process.wait(30) == 0
+@pytest.fixture
+def cloud(right_server):
+    return right_server
 
 
 @pytest.fixture

@@ -303,14 +303,6 @@ def test_a_reader_that_goes_away(desk, command):
 
 
 # ------------------------------------------------------------------------------------------------- Ctrl-C
-@pytest.fixture
-def interruptible():
-    """What is started hears SIGINT, though these tests may have been started where that is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize(
     "command", ["calibrate --max-loss 5% -d data.npz", "evaluate -d data.npz", "infer data.npz --mode only_cloud"]
 )

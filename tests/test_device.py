@@ -1,12 +1,13 @@
 """A device that is low on energy, or hot, has another mode."""
 
 import pytest
-from both import sure, unsure
-from devices import Device, leaves_nothing, makes, now_it_reads
+from both import makes, sure, unsure
+from devices import Device, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Saver
 
-_nothing_left_behind, make = leaves_nothing, makes(threshold=0.5)
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def cloud(_):

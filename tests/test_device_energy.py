@@ -5,7 +5,6 @@ from itertools import chain, repeat
 from time import monotonic
 
 import pytest
-from both import nothing_left
 
 from edgeroute import Function, Limits, Reading, Router, Rule
 from edgeroute.cli.status import status
@@ -18,10 +17,7 @@ from edgeroute.stores.keyvalue import KeyValueStore
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 def metered(router):

@@ -5,8 +5,8 @@ import os
 import threading
 
 import pytest
-from both import LONG, Threads, sure, unsure
-from devices import Device, engine_of, leaves_nothing, makes, now_it_reads
+from both import LONG, Threads, makes, sure, unsure
+from devices import Device, engine_of, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Rule
 from edgeroute.replay import replay
@@ -18,7 +18,8 @@ LOW = Rule("battery", "only_edge", enter=0.2)
 TIGHT = Rule("memory", "unload", enter=0.1)
 
 
-_nothing_left_behind, make = leaves_nothing, makes(threshold=0.5)
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def cloud(_):

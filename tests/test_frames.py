@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Tasks, Threads, nothing_left, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Tasks, makes, unsure
 from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson, PolicyError, Router
@@ -27,17 +27,8 @@ ALL = {"drop": "never", "scene": None, "hold": 1}
 """Of a recording of frames that are numbers, each with a label of its own."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def picture(brightness, rows=12, columns=20):

@@ -13,7 +13,7 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from both import CALLS, DOWN, GOOD, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
+from both import CALLS, DOWN, GOOD, LONG, GatedServer, Threads, ask, header, makes, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -34,18 +34,8 @@ from edgeroute.router.replacing import replace
 from edgeroute.router.snapshot import build
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from both import CALLS, GOOD, LONG, Panic, Tasks, Threads, ask, sure, unsure
+from both import CALLS, GOOD, LONG, Panic, Tasks, ask, makes, sure, unsure
 
 from edgeroute import (
     Audit,
@@ -30,11 +30,7 @@ from edgeroute.testing import CannedServer, FakeCloud
 ERRORS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, GeneratorExit], ids=lambda e: e.__name__)
 
 
-@pytest.fixture(params=[Threads, Tasks])
-def make(request):
-    """A router to be closed at the end; a function of (edge, cloud, options)."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *a, **k: stack.enter_context(request.param(*a, **({"threshold": 0.5} | k)))
+make = makes(threshold=0.5)
 
 
 def raising(error):

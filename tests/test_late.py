@@ -38,11 +38,6 @@ def _nothing_left_behind(monkeypatch):
         yield
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def kind(request):
-    return request.param
-
-
 @pytest.fixture
 def make(kind):
     """Makes routers of either kind, and closes them."""

@@ -11,7 +11,7 @@ import threading
 import traceback
 
 import pytest
-from both import CALLS, Tasks, Threads, ask, header, nothing_left, unsure
+from both import CALLS, Tasks, Threads, ask, header, unsure
 from commands import cli
 from typer.testing import CliRunner
 
@@ -29,10 +29,7 @@ INPUT = "patient John Doe, born 19571124"
 JSON = [("Content-Type", "application/json")]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])

@@ -11,7 +11,7 @@ import threading
 from time import monotonic
 
 import pytest
-from both import GOOD, LONG, Tasks, Threads, ask, header, nothing_left, unsure
+from both import GOOD, LONG, ask, header, makes, unsure
 
 from edgeroute import Function, Limits, PlainJson, system
 from edgeroute.cloud import earlier
@@ -24,19 +24,8 @@ from edgeroute.testing import CannedServer, FakeCloud
 YEAR_S = 365 * 86_400
 
 
-@pytest.fixture(params=[Threads, Tasks])
-def make(request, monkeypatch):
-    """Makes routers of one kind, and closes them."""
-    with nothing_left(monkeypatch):
-        made = []
-
-        def make(*args, **kwargs):
-            made.append(request.param(*args, **kwargs))
-            return made[-1]
-
-        yield make
-        for router in made:
-            router.close()
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes()
 
 
 @pytest.fixture

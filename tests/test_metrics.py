@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from both import DOWN, GOOD, LONG, Tasks, Threads, sure, unsure
+from both import DOWN, GOOD, LONG, makes, sure, unsure
 from gateways import serving
 
 from edgeroute import (
@@ -55,11 +54,7 @@ ROOT = Path(__file__).parents[1]
 SECRET = "a-text-of-the-user"
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """A router to be closed at the end; a function of (edge, cloud, options)."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *a, **k: stack.enter_context(request.param(*a, **({"threshold": 0.5} | k)))
+make = makes(threshold=0.5)
 
 
 def scraped(router, accept=""):

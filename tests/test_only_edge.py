@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from both import DOWN, GOOD, LONG, Tasks, Threads, nothing_left, sure, unsure
+from both import DOWN, GOOD, LONG, Tasks, Threads, makes, sure, unsure
 from netns import Namespace, needs_namespaces
 
 import edgeroute
@@ -55,19 +55,8 @@ def sends(monkeypatch):
     return Sends(monkeypatch)
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request, monkeypatch):
-    """Makes routers of one kind, and closes them."""
-    with nothing_left(monkeypatch):
-        made = []
-
-        def make(*args, **kwargs):
-            made.append(request.param(*args, **{"threshold": 0.8, **kwargs}))
-            return made[-1]
-
-        yield make
-        for router in made:
-            router.close()
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.8)
 
 
 @pytest.fixture

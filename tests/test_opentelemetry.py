@@ -8,7 +8,7 @@ import re
 import threading
 
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, header, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -78,11 +78,6 @@ def seen():
     made = Seen()
     yield made
     made.provider.shutdown()
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def kind(request):
-    return request.param
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import threading
 from itertools import count
 
 import pytest
-from both import LONG, Tasks, Threads, interrupted, nothing_left, unsure
+from both import LONG, Tasks, Threads, interrupted, unsure
 
 from edgeroute import Outbox, PlainJson
 from edgeroute.errors import StoreError
@@ -21,10 +21,7 @@ CALLERS = 100
 """More than there are threads for what is not a leg."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from queue import Queue
 from time import monotonic
 
 import pytest
-from both import DOWN, GOOD, LONG, Tasks, Threads, header, nothing_left, unsure
+from both import DOWN, GOOD, LONG, header, unsure
 
 from edgeroute import CloudArms, Egress, Function, Outbox, PlainJson, Unreachable
 from edgeroute.stores.outbox import Waiting
@@ -18,10 +18,7 @@ from edgeroute.testing import CannedServer
 SECRET = "a-key-of-the-first"
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def kind(request, monkeypatch):
-    with nothing_left(monkeypatch):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture

@@ -1,32 +1,21 @@
 """What a leg reads after its call has returned is its own: the caller may write the next input into the same buffer."""
 
 import asyncio
-import contextlib
 import json
 import threading
 from queue import Queue
 
 import numpy as np
 import pytest
-from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left
+from both import CALLS, LONG, GatedServer, ask, makes
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
 from edgeroute.copies import own_copy
 from edgeroute.core.facts import Facts
 from edgeroute.testing import CannedServer, http_reply
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def total(x):

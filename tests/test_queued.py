@@ -12,17 +12,12 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from both import GOOD, LONG, GatedServer, Tasks, Threads, unsure
+from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, Unreachable
 from edgeroute.core.texts import named
 from edgeroute.errors import StoreError
 from edgeroute.testing import FakeCloud
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def kind(request):
-    return request.param
 
 
 @pytest.fixture

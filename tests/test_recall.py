@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, nothing_left, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Link, Threads, sure, unsure
 from tiny import linear
 
 from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Refused, Router
@@ -19,15 +19,7 @@ from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 T0 = 1_800_000_000.0
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def kind(request):
-    return request.param
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from both import LONG, Tasks, Threads
-from commands import PYTHON, cli
+from commands import cli
 
 from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
 from edgeroute.cli.recertify import next_look
@@ -27,7 +27,6 @@ from edgeroute.stores.keyvalue import KeyValueStore
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
 NEW = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [0.5, -0.3, 0]]
-CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
 NOWHERE = "http://127.0.0.1:9/v2/models/none"
 
 
@@ -43,16 +42,6 @@ def until(condition, every=0.001):
     while not condition():
         assert time.monotonic() < end
         threading.Event().wait(every)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """`edgeroute serve` with a model that is always right. -> its URL."""
-    model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=CLOUD, card={"name": "right"})
-    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
-        process.terminate()
-        assert process.wait(30) == 0
 
 
 @pytest.fixture
@@ -397,9 +386,9 @@ def drawn(n, seed, shift=0.0):
     return x
 
 
-def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs(home, served):
+def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs(home, right_server):
     """Real models, a real server, four callers, and a router that watches its file: in shadow, in force, worse, taken back."""
-    path = written(home, "json", url=served)
+    path = written(home, "json", url=right_server)
     before = path.read_text()
     assert step(path, "--max-loss", "15%")[0] == 5
     stop = threading.Event()

@@ -8,7 +8,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Tasks, Threads, nothing_left, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, makes, sure, unsure
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, NoAnswer, PlainJson, Router
@@ -20,17 +20,8 @@ LATE = "in time|cloud not there by the deadline"
 """The leg and the driver share a deadline, and either may see it first."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def assert_provisional(answer, value="edge"):

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from both import LONG, nothing_left, unsure
+from both import LONG, unsure
 
 from edgeroute import Reading, Router, Saver
 from edgeroute.observe import sensors as system
@@ -19,10 +19,7 @@ SAVER = Saver("only_edge", battery_below=0.2)
 FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture

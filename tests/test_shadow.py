@@ -1,17 +1,15 @@
 """Shadow mode: the cloud answers as before, and it is recorded what the edge would have answered."""
 
 import asyncio
-import contextlib
 import json
-import subprocess
 import threading
 import time
 
 import numpy as np
 import pytest
 import tiny
-from both import LONG, Tasks, Threads, nothing_left, unsure
-from commands import PYTHON, cli
+from both import LONG, Tasks, Threads, makes, unsure
+from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
@@ -26,20 +24,10 @@ from edgeroute.testing import FakeCloud
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
-CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind in shadow mode, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, "mode": "shadow", **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5, mode="shadow")
 
 
 def until(condition):
@@ -288,26 +276,16 @@ def test_runs_weigh_by_the_inverse_of_their_probability():
 
 
 # ------------------------------------------------------------------------------------------------------ end to end
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """`edgeroute serve` with a model that is always right. -> its URL."""
-    model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=CLOUD, card={"name": "right"})
-    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
-        process.terminate()
-        assert process.wait(30) == 0
-
-
 def drawn(n, seed):
     """Inputs [n, 4]."""
     return np.random.default_rng(seed).normal(size=(n, 4)).astype(np.float32)
 
 
-def test_from_shadow_to_a_promise(tmp_path, served):
+def test_from_shadow_to_a_promise(tmp_path, right_server):
     """Real models and a real server: shadow, status, a certificate from its log, and the router in use enforces it by a reload."""
     tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
     path = tmp_path / "policy.toml"
-    rest = f'state = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{served}"\ntimeout = "60s"\nusd_per_call = 0.01\n'
+    rest = f'state = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{right_server}"\ntimeout = "60s"\nusd_per_call = 0.01\n'
     path.write_text(f'mode = "shadow"\n{rest}')
     with Router.from_policy(path) as router:
         code, out, _ = cli("status", "-p", path)
@@ -356,14 +334,14 @@ def test_from_shadow_to_a_promise(tmp_path, served):
         assert router.stats().shadows[0].compared == 1
 
 
-def test_many_at_a_time_on_an_event_loop(tmp_path, served):
+def test_many_at_a_time_on_an_event_loop(tmp_path, right_server):
     """All are answered by the cloud; of those that were compared each was drawn with the probability in its line."""
     tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
 
     async def run():
         router = AsyncRouter(
             str(tmp_path / "edge.onnx"),
-            served,
+            right_server,
             threshold=0.6,
             mode="shadow",
             state=tmp_path / "state",
@@ -383,12 +361,12 @@ def test_many_at_a_time_on_an_event_loop(tmp_path, served):
     assert (code, f"edge in shadow: of {len(lines)} requests it would answer" in out) == (0, True)
 
 
-def test_measuring_leaves_the_state_as_it_was(tmp_path, served):
+def test_measuring_leaves_the_state_as_it_was(tmp_path, right_server):
     """`calibrate` on a policy in shadow mode makes a router with its state folder, too: its monitors are not those in use."""
     tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
     path = tmp_path / "policy.toml"
     path.write_text(
-        f'mode = "shadow"\nthreshold = 0.6\nstate = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{served}"\ntimeout = "60s"\n'
+        f'mode = "shadow"\nthreshold = 0.6\nstate = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{right_server}"\ntimeout = "60s"\n'
     )
     with Router.from_policy(path) as router:
         for x in drawn(300, 1):

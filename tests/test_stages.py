@@ -5,10 +5,8 @@ A stage that is added to `edgeroute/router/assemble.py` is added to `STAGES` her
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
-from both import CALLS, Tasks, Threads, ask, nothing_left
+from both import CALLS, ask, makes
 
 from edgeroute import Cache, Instrument, NoAnswer
 
@@ -27,17 +25,8 @@ STAGES = {"Answered": lambda: {"instruments": [Told()]}, "Caching": lambda: {"ca
 """Stage -> the arguments of a router that has it."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def edge(x):

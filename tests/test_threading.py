@@ -1,7 +1,6 @@
 """Threads: what hangs in the cloud cannot take what the edge needs, and every leg ends with an event."""
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import threading
@@ -10,7 +9,7 @@ from queue import Queue
 from time import monotonic
 
 import pytest
-from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left, sure, unsure
+from both import CALLS, LONG, GatedServer, Tasks, ask, makes, sure, unsure
 
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
 from edgeroute.cloud.backend import MAX_ABANDONED
@@ -22,17 +21,8 @@ from edgeroute.threads import ThreadPool
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 @pytest.fixture

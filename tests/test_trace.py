@@ -1,7 +1,6 @@
 """Traces: how each answer came about, as lines of JSON; and what is in none of them."""
 
 import base64
-import contextlib
 import json
 import logging
 import random
@@ -9,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, nothing_left, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
 from edgeroute import PlainJson, PolicyError, Secret, system
 from edgeroute.cloud.egress import Egress
@@ -22,17 +21,8 @@ from edgeroute.testing import CannedServer, FakeCloud, http_reply
 KEY = "sk-a-very-secret-key-2718281828"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
 
 
 def lines(path):

@@ -9,7 +9,7 @@ from time import monotonic
 from types import SimpleNamespace
 
 import pytest
-from both import GOOD, LONG, GatedServer, Tasks, Threads, nothing_left, unsure
+from both import GOOD, LONG, GatedServer, makes, unsure
 
 from edgeroute import AsyncRouter, Function, PlainJson, Router
 from edgeroute.cloud import turns
@@ -50,19 +50,8 @@ def guard():
     return made
 
 
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request, monkeypatch):
-    """Makes routers of one kind, and closes them."""
-    with nothing_left(monkeypatch):
-        made = []
-
-        def make(*args, **kwargs):
-            made.append(request.param(*args, **{"threshold": 0.8, **kwargs}))
-            return made[-1]
-
-        yield make
-        for router in made:
-            router.close()
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.8)
 
 
 def waits(guard, count=1):

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from devices import Device, leaves_nothing, makes, now_it_reads
+from both import makes
+from devices import Device, now_it_reads
 
 from edgeroute import Ensemble, PolicyError, Reading, Router, Rule, Variants
 from edgeroute.replay import Setup, replay
@@ -12,7 +13,8 @@ from edgeroute.settings import load
 BUSY = Rule("load", "small_model", enter=0.9)
 
 
-_nothing_left_behind, make = leaves_nothing, makes()
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes()
 
 
 def fp32(_):

@@ -36,6 +36,7 @@ class Progress(NamedTuple):
     done: int
     """Bytes of all files that are here."""
     total: int
+    """Bytes of all files."""
 
 
 def download(source: Source, store: Store, entry: Entry, progress: Callable[[Progress], object] | None = None) -> Path:

@@ -38,6 +38,7 @@ class Entry(NamedTuple):
     model: str
     """Path of the model's file, or folder; its suffix picks the runtime. The card is beside it, as everywhere."""
     files: tuple[FileEntry, ...]
+    """All files of the version, with the model's."""
     certificate: str = ""
     """Path of the certificate among the files; empty: it has none."""
     canaries: str = ""
@@ -58,7 +59,7 @@ class Entry(NamedTuple):
         return "." + self.model.rpartition("/")[2].partition(".")[2]
 
     def json(self) -> dict[str, Any]:
-        """As in a catalog."""
+        """The entry in JSON types, as a catalog has it."""
         data = {**self._asdict(), "files": [file._asdict() for file in self.files]}
         return {key: value for key, value in data.items() if value}
 

@@ -23,6 +23,7 @@ class ModelStatus(NamedTuple):
     previous: str
     """The one before."""
     pinned: bool
+    """Whether updates leave the active version as it is."""
     here: tuple[str, ...]
     """The versions that are on the device."""
     newest: str
@@ -34,7 +35,7 @@ class ModelStatus(NamedTuple):
 
 
 class Installed:
-    """The models of a device, as far as nobody has to be asked.
+    """The models that are on a device. Asks no catalog.
 
     Args:
         store: the folder of the models.

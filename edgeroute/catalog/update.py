@@ -33,6 +33,7 @@ class Step(NamedTuple):
     """What an update did."""
 
     did: Did
+    """on_trial: still to be confirmed; refused: the version failed before it was activated."""
     text: str
     """In words."""
     version: str = ""

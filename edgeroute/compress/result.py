@@ -28,7 +28,9 @@ class Layer(NamedTuple):
     """A layer, and what it costs to change it alone."""
 
     name: str
+    """The node's, in the graph."""
     operator: str
+    """Its operator: Conv, MatMul, ..."""
     weights: int
     """Number of weights."""
     error: float | None
@@ -53,6 +55,7 @@ class Result(NamedTuple):
     held_out: int
     """Number of examples by which it was measured."""
     notes: tuple[str, ...]
+    """What else was done or found, for people."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""

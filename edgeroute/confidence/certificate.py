@@ -61,6 +61,7 @@ class Certificate(NamedTuple):
     agreement: bool
     """Calibrated without labels: correct meant "agrees with the cloud"."""
     n: int
+    """Number of examples."""
     date: str
     """Of the calibration, YYYY-MM-DD (UTC)."""
     threshold: float
@@ -80,6 +81,7 @@ class Certificate(NamedTuple):
     unscored: float
     """Share of the examples without a score, which are deferred."""
     score: str
+    """Name of the confidence score that the threshold is for."""
     parameters: Mapping[str, Any]
     """Of the score, JSON-serialisable."""
     fingerprints: Mapping[str, str]

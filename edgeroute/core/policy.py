@@ -55,6 +55,7 @@ class Saver(NamedTuple):
     """Another mode for a low battery or a hot device; which mode saves energy depends on the device."""
 
     mode: RuleMode = "only_edge"
+    """The mode while it is in force."""
     battery_below: float = 0.0
     """Battery charge, 0..1, below which the saver is in force while not charging."""
     hotter_than_c: float = INF

@@ -22,10 +22,13 @@ class Limits(NamedTuple):
     """Maximum spending within any such window; inf: no limit."""
 
     usd_per_day: float = INF
+    """US dollars in any 24 hours, by the endpoints' prices."""
     mb_per_day: float = INF
+    """Million bytes of bodies, in both directions, in any 24 hours."""
     joules_per_hour: float = INF
     """Of the cloud's calls by their prices, and of the edge's runs as far as their energy is known. No run is refused for it."""
     calls_per_minute: float = INF
+    """Calls of endpoints in any 60 seconds; one is counted once, however often it is retried."""
 
 
 _LENGTHS_S = Limits(DAY_S, DAY_S, HOUR_S, MINUTE_S)

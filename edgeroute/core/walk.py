@@ -68,6 +68,7 @@ class Prediction(NamedTuple):
     """Answer of a leg."""
 
     value: Any
+    """What was decoded from the outputs: a class's label, a text, ..."""
     confidence: float | None
     """0..1 for most scores, higher is more confident; None or NaN: there is none."""
     outputs: Any

@@ -14,12 +14,14 @@ class Part(NamedTuple):
 
 
 class ArmStats(NamedTuple):
-    """What came of one arm of an A/B comparison."""
+    """Statistics of one arm of an A/B comparison."""
 
     arm: str
     """a or b."""
     model: str
+    """Its edge model's name."""
     requests: int
+    """Requests of the arm that have ended."""
     failed: Part
     """Share of them on which its edge model failed."""
     deferred: Part
@@ -27,6 +29,7 @@ class ArmStats(NamedTuple):
     mean_s: Part
     """Mean time of a request, seconds."""
     p50_s: float | None
+    """Median time of a request, seconds; None: not known. Likewise the next."""
     p99_s: float | None
     compared: int
     """Answers of the edge model that audits compared with the cloud's."""
@@ -39,7 +42,7 @@ class ArmStats(NamedTuple):
 
 
 class CloudArmStats(NamedTuple):
-    """What came of one arm of the cloud."""
+    """Statistics of one arm of the cloud."""
 
     arm: str
     """The endpoint's name."""
@@ -64,6 +67,7 @@ class CloudArmStats(NamedTuple):
     mean_s: Part
     """Mean time of an answer, seconds."""
     p50_s: float | None
+    """Median time of an answer, seconds; None: not known. Likewise the next."""
     p99_s: float | None
     stopped: str
     """Why a guardrail stopped the arm; empty: it did not."""

@@ -32,13 +32,21 @@ class LegStats(NamedTuple):
     """Statistics of one target. Latencies in seconds, None before the first; bytes of bodies, retries included."""
 
     name: str
+    """As in answers and traces."""
     side: str
+    """edge or cloud."""
     started: int
+    """Runs or calls that began."""
     answered: int
+    """Those with an answer, accepted or not."""
     accepted: int
+    """Those whose answer was accepted."""
     failed: int
+    """Those that failed; edges that cannot take an input (`Unfit`) are not counted."""
     cancelled: int
+    """Those that were stopped, or had not answered at the deadline."""
     p50_s: float | None
+    """Median time of an answer to a single input, where recent ones count more. Likewise the next two."""
     p90_s: float | None
     p99_s: float | None
     bytes_sent: int
@@ -57,6 +65,7 @@ class AuditStats(NamedTuple):
     """Audit statistics of one edge model, since its certificate was first used with this `state`."""
 
     target: str
+    """The edge model."""
     audited: int
     """Accepted answers compared with the cloud's."""
     disagreed: int
@@ -75,6 +84,7 @@ class ShadowStats(NamedTuple):
     """What following an edge model that runs in shadow would change. Intervals are at 95 %."""
 
     target: str
+    """The edge model."""
     compared: int
     """Number of requests on which it ran beside the cloud: a sample of those that would reach it."""
     failed: int
@@ -104,10 +114,13 @@ class Stats(NamedTuple):
     """Statistics of the router."""
 
     requests: int
+    """Those that have ended, without those answered by the cache; each row of a batch is one."""
     deferred: int
     """Requests for which the cloud was called."""
     degraded: int
+    """Answers that are the best available, not what the policy requires."""
     unanswered: int
+    """Requests that ended in an error."""
     deferral_rate: float
     """deferred / requests; 0 before the first."""
     cached: int
@@ -117,10 +130,12 @@ class Stats(NamedTuple):
     late: int
     """Cloud replies that arrived after their request's deadline."""
     bytes_sent: int
+    """Of the bodies of all endpoints, retries included; likewise received."""
     bytes_received: int
     usd_today: float
     """Cost of calls over the last 24 hours, by the endpoints' prices."""
     legs: tuple[LegStats, ...]
+    """Per edge model and endpoint."""
     audits: tuple[AuditStats, ...]
     """Per edge model with a threshold, if there is an `Audit`."""
     shadows: tuple[ShadowStats, ...] = ()

@@ -1,4 +1,4 @@
-"""Status: what a router is like now, as metrics and dashboards show it."""
+"""Status: the state of a router now, as metrics and dashboards show it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Status(NamedTuple):
     """State of a router. It has no inputs, no answers and no secrets in it."""
 
     stats: Stats
+    """As `Router.stats` returns them."""
     limits: Limits
     """The most that may be spent, each over its own window; inf: no limit."""
     spent: Cost
@@ -23,6 +24,7 @@ class Status(NamedTuple):
     reading: Reading | None = None
     """The last reading of the device's sensors; None: they are not read, or have not been."""
     reading_age_s: float = 0.0
+    """Time since that reading, seconds; 0 without one."""
     rules: tuple[str, ...] = ()
     """The rules on the device's state that are in force."""
     closed: bool = False

@@ -20,6 +20,7 @@ class RequestBegan(NamedTuple):
     """A request has begun."""
 
     id: str
+    """As in its answer and in traces."""
     batch: str
     """Id of the batch of which it is a row, by which its attempts go; empty: none."""
     begun: float
@@ -30,9 +31,11 @@ class RequestEnded(NamedTuple):
     """A request has ended."""
 
     id: str
+    """As in `RequestBegan`."""
     inputs: Any
     """As passed by the caller; not to be stored without its consent."""
     answer: Answer | None
+    """What the caller got; None: an error."""
     error: BaseException | None
     """The exception raised to the caller; None if there is an answer."""
     reading: Reading | None = None
@@ -51,6 +54,7 @@ class AttemptBegan(NamedTuple):
     number: int
     """Of this attempt, in this process; that of its `AttemptEnded`."""
     target: str
+    """The endpoint's name."""
     request: str
     """The request's id, or that of the batch; empty: a probe, which has no user data."""
     again: int
@@ -63,12 +67,16 @@ class AttemptEnded(NamedTuple):
     """An attempt to call an endpoint, or a probe, has ended."""
 
     target: str
+    """The endpoint's name."""
     request: str
     """The request's id; empty: a probe, which has no user data."""
     sent_bytes: int
+    """Of the request's body; likewise those of the reply."""
     received_bytes: int
     took_s: float
+    """Time since it began, seconds."""
     error: BaseException | None
+    """Why it failed; None: it did not."""
     number: int = 0
     """As in `AttemptBegan`; 0: it was not announced, as a function's are not."""
     status: int | None = None

@@ -36,12 +36,16 @@ class Numbers(NamedTuple):
     deadline_misses: int
     """Requests with a target that had not answered at the deadline."""
     edge_runs: int
+    """Runs of edges that began."""
     sent_bytes: float
+    """Bodies of calls; likewise received."""
     received_bytes: float
     usd: float
+    """Cost of the calls, US dollars."""
     joules: float
     """Energy of the device: for calls, by the endpoints' terms; and for runs of the edge, as far as it is known."""
     p50_s: float | None
+    """Median time of a request, seconds; None: there is none. Likewise the next two."""
     p90_s: float | None
     p99_s: float | None
 

@@ -145,7 +145,9 @@ class Recording(NamedTuple):
     requests: list[Request]
     """Sorted by start."""
     endpoints: Mapping[str, Past]
+    """Endpoint's name -> its recorded calls."""
     recorded: Tally
+    """Totals of the recorded run."""
     skipped: int
     """Incomplete or invalid lines."""
     untimed: int

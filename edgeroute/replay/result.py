@@ -13,6 +13,7 @@ class Change(NamedTuple):
 
     id: str
     recorded: str
+    """What each target did in the recording."""
     replayed: str
     """The reason of its answer."""
 
@@ -21,8 +22,11 @@ class Gated(NamedTuple):
     """Statistics of one endpoint's admission control."""
 
     asked: int
+    """Requests that were admitted and sent."""
     held: int
+    """Requests that were rejected for a local reason: breaker, limits, consent."""
     probes: int
+    """Checks whether it is back, without user data."""
     opened: int
     """Number of times the breaker opened."""
 
@@ -52,7 +56,9 @@ class Replay(NamedTuple):
     """A trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels."""
 
     recorded: Numbers
+    """Totals of the recording."""
     replayed: Numbers
+    """Totals under the policy of the replay."""
     unknown: Mapping[str, int]
     """Why a request could not be replayed -> how many; they are in `recorded` only."""
     refused: Mapping[str, int]
@@ -64,10 +70,13 @@ class Replay(NamedTuple):
     examples: tuple[Change, ...]
     """The first of those."""
     values: Values
+    """Which targets answer, compared with the recording."""
     estimated: Mapping[str, int]
     """What was estimated, from similar calls or the network, as it was not recorded -> how often."""
     gates: Mapping[str, Gated]
+    """Endpoint's name -> its admission control."""
     energy: Energy | None
+    """The battery at the end; None: none was given."""
     span_s: float
     """From the first request to the last."""
     skipped: int

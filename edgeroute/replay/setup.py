@@ -37,11 +37,15 @@ class Setup(NamedTuple):
     """A policy prepared for replay."""
 
     policy: Policy
+    """The rules to replay under."""
     targets: tuple[Target, ...]
+    """Edges and clouds, in order."""
     ports: Mapping[str, Port]
     """By name of the cloud."""
     limits: Limits = Limits()
+    """Spending limits; by default there are none."""
     metered: bool = False
+    """Whether the link is metered: then nothing is hedged."""
     cached: bool = True
     """Whether there is a cache."""
 

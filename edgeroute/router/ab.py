@@ -63,7 +63,7 @@ class Arms:
                 log.warning("what came of the arms before cannot be read, and begins anew: %r", e)
 
     def of(self, models: tuple[str, str]) -> Arms:
-        """New ones for other models."""
+        """The arms of the same comparison for other models, without counts."""
         return Arms(self.ab, models, self._alarm)
 
     def _of(self) -> list[Any]:
@@ -163,7 +163,7 @@ class Arms:
                 self._alarm(B, self.stopped)
 
     def stats(self) -> tuple[ArmStats, ...]:
-        """What came of each arm."""
+        """Statistics of each arm."""
         with self._lock:
             a, b = self._tallies
             return a.stats("a", self.models[0], ""), b.stats("b", self.models[1], self.stopped)

@@ -32,7 +32,7 @@ class Runs(Protocol):
 
 
 class Talks(Protocol):
-    """An endpoint, likewise."""
+    """An endpoint, as far as its type can be checked."""
 
     def talk(self, inputs: list[Any], /) -> Any:
         """The calls for a batch."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Asking:
-    """Begins an exchange and ends it, `with` it: gives its deadline and itself.
+    """Context manager of one exchange, which it ends: yields its deadline and the exchange.
 
     Not a generator function for `contextmanager`, which would take three more calls of Python: each request has one.
 

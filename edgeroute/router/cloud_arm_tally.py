@@ -75,7 +75,7 @@ class ArmTally:
         return made
 
     def plus(self, other: ArmTally) -> None:
-        """Adds those of another device."""
+        """Adds the sums of another device."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self._took.plus(other._took)
@@ -95,7 +95,7 @@ class ArmTally:
             self.differ += came.differs
 
     def stats(self, arm: str, share: float, stopped: str) -> CloudArmStats:
-        """Them as statistics."""
+        """The sums as statistics."""
         return CloudArmStats(
             arm, share, self.calls, part(self.failed, self.calls), self.compared, part(self.differ, self.compared),
             self.shadowed, part(self.shadow_differ, self.shadowed), self.shadow_failed, self._usd.part(), self._took.part(),

@@ -269,7 +269,7 @@ class Trials:
                 self._alarm(name, self.stopped[name])
 
     def stats(self) -> tuple[CloudArmStats, ...]:
-        """What came of each arm."""
+        """Statistics of each arm."""
         shares = {self.first: max(0.0, 1 - sum(self.arms.split.values())), **self.arms.split}
         with self._lock:
             return tuple(

@@ -22,6 +22,7 @@ class Decision(NamedTuple):
     """Result of `decide`: the route that this input would take. Nothing was sent."""
 
     plan: Plan
+    """The targets that may be asked, in order, with what permits each cloud."""
     steps: tuple[str, ...]
     """The plan, then the edge's result for this input, one line each."""
     sends_to: tuple[str, ...]
@@ -35,6 +36,7 @@ class Check(NamedTuple):
     """Result of `check`."""
 
     ok: bool
+    """Whether each target that was tried is ready."""
     lines: tuple[str, ...]
     """What works, what may leave and where to, and what is missing, one line each; a problem begins with `!`."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def status(engine: Engine) -> Status:
-    """Takes it from the parts. Waits for the outbox's file, if there is one, and for no network."""
+    """The status of a router, taken from its parts. Waits for the outbox's file, if there is one, and for no network."""
     observer = engine.observer
     read_at = observer.read_at
     return Status(
@@ -31,7 +31,7 @@ def status(engine: Engine) -> Status:
 
 
 def of(engine: Engine) -> Callable[[], Status | None]:
-    """A function that returns its status; None once it is closed or gone. It does not keep it alive."""
+    """A function that returns a router's status; None once it is closed or gone. It does not keep the router alive."""
     weak = weakref.ref(engine)
 
     def now() -> Status | None:

@@ -82,7 +82,7 @@ def plain(text: str) -> str:
 
 
 def encoded(text: str) -> bytes:
-    """As it is digested."""
+    """The text as the bytes that are digested."""
     return text.encode("utf-8", "surrogatepass")
 
 

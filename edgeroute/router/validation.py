@@ -91,7 +91,7 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
 
 
 def check_range(threshold: Any, score: str | Score) -> None:
-    """Refuses a threshold that no confidence by this score can be compared with in earnest."""
+    """Refuses a threshold outside the range of confidences by this score."""
     if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
         percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
         raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")

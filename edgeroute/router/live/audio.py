@@ -104,7 +104,7 @@ class AudioFlow:
         return min((asked.call.until for asked in asked_now), default=INF)
 
     def stats(self) -> AudioStats:
-        """What came of the audio so far."""
+        """Statistics of the audio so far."""
         box = self._mailbox
         return AudioStats(
             self.listener.heard_s, box.read, box.dropped, self._answered, self._refined, self._barge_ins, len(self._flights)

@@ -61,17 +61,20 @@ class BargeIn(NamedTuple):
 
 
 class AudioStats(NamedTuple):
-    """What came of the audio so far."""
+    """Statistics of the audio so far."""
 
     heard_s: float
     """Seconds of audio."""
     segments: int
+    """Segments of speech that were heard."""
     dropped: int
     """Segments that were dropped, as too many waited."""
     answered: int
+    """Those with a first answer."""
     refined: int
     """Segments with a final answer after a provisional one."""
     barge_ins: int
+    """How often new speech cancelled what earlier segments waited for."""
     in_flight: int
     """Segments that the cloud is being asked about now."""
 

@@ -61,7 +61,7 @@ class FrameUpdate:
 
 
 class FrameStats(NamedTuple):
-    """What came of the frames so far."""
+    """Statistics of the frames so far."""
 
     read: int
     """Frames that the source has given."""
@@ -80,6 +80,7 @@ class FrameStats(NamedTuple):
     failed: int
     """Frames for which the edge was too slow."""
     scenes: int
+    """Scenes so far, as `scene=` tells them apart."""
     in_flight: int
     """Frames that the cloud is being asked about now."""
     edge_s: float

@@ -26,26 +26,26 @@ W = TypeVar("W", bound=Updates[Any])
 
 
 class Frames(Updates[FrameUpdate]):
-    """What comes of the frames of a source: `with router.frames(camera) as frames: for update in frames: ...`."""
+    """Iterator over the updates of a source's frames: `with router.frames(camera) as frames: for update in frames: ...`."""
 
     _flow: FrameFlow
 
     def stats(self) -> FrameStats:
-        """What came of the frames so far."""
+        """Statistics of the frames so far."""
         return self._flow.stats()
 
 
 class Audio(Updates[Utterance | BargeIn]):
-    """What comes of the speech of a source: `with router.audio(chunks) as audio: for heard in audio: ...`."""
+    """Iterator over the answers to a source's speech: `with router.audio(chunks) as audio: for heard in audio: ...`."""
 
     _flow: AudioFlow
 
     def stats(self) -> AudioStats:
-        """What came of the audio so far."""
+        """Statistics of the audio so far."""
         return self._flow.stats()
 
     def speaking(self) -> AbstractContextManager[None]:
-        """While an answer is being spoken elsewhere than in the body of the `for`: new speech cancels what is pending."""
+        """A `with` for while an answer is spoken elsewhere than in the body of the `for`: new speech cancels what is pending."""
         return self._flow.speaking()
 
 

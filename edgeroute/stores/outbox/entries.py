@@ -94,10 +94,16 @@ class Late(NamedTuple):
     value: Any
     """As JSON represents it."""
     confidence: float | None
+    """Of the late answer; None: there is none."""
     outputs: Any
     """An array, name -> array, or JSON; None where it could not be stored."""
     provisional: Any
+    """The answer that the caller was given, {"value": ..., "confidence": ...}; None: none, or the request was not queued."""
     data_class: str | None
+    """That of the request; None: it had none."""
     target: str
+    """The endpoint that answered."""
     queued_at: float
+    """When the request was stored, or else when its deadline passed; Unix time, seconds."""
     answered_at: float
+    """When the late answer came, Unix time, seconds."""
