@@ -1,7 +1,6 @@
 """Functions of the application that raise: an answer of the edge is never lost to one, and Ctrl-C gets through each."""
 
 import asyncio
-import contextlib
 import logging
 import sys
 import threading
