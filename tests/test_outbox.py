@@ -1223,9 +1223,8 @@ def test_a_transaction_that_an_error_has_ended_takes_no_more(outbox):
             tx.execute("CREATE TABLE mine (n)")
 
     answered(outbox, "a")
-    calls._f = f
     with pytest.raises(StoreError, match="undone"):
-        outbox.settle("a", calls._call_within)
+        outbox.settle("a", partial(calls._call_within, f))
     assert ids(outbox, "answered") == ["a"]
     assert rows(outbox, "SELECT name FROM sqlite_master WHERE name = 'mine'") == []
 

@@ -441,13 +441,13 @@ def test_a_new_model_or_card_under_an_old_name_gives_another_object(policy, tmp_
 def test_what_no_router_has_any_more_is_gone(policy):
     """The references are weak."""
     gc.collect()
-    before = set(keys._made)
+    before = set(keys._made._held)
     given = policy(BOTH)
-    made = set(keys._made) - before
+    made = set(keys._made._held) - before
     assert made
     del given
     gc.collect()
-    assert not made & set(keys._made)
+    assert not made & set(keys._made._held)
 
 
 # Variables
