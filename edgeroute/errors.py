@@ -148,13 +148,16 @@ class Held(CloudError):
         message: for people.
         code: the reason, for programs.
         again: a retry that was not made; the first attempt was.
+        wait_s: how long it is so at least, as far as is known, seconds; 0: it is not known.
     """
 
     code: ErrorCode | HeldCode = "held"
     held = True
+    wait_s: float = 0.0
 
-    def __init__(self, message: str = "", *, code: HeldCode = "other", again: bool = False) -> None:
+    def __init__(self, message: str = "", *, code: HeldCode = "other", again: bool = False, wait_s: float = 0.0) -> None:
         super().__init__(message)
+        self.wait_s = wait_s
         self.code = code
         self.again = again
 

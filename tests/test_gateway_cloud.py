@@ -8,7 +8,10 @@ import httpx
 import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
-from edgeroute import AsyncRouter, Cache, Egress, OpenAIChat, Secret
+from edgeroute import AsyncRouter, Cache, Egress, Limits, NoAnswer, OpenAIChat, Secret
+from edgeroute.core.breaker import FAULTS, Breaker
+from edgeroute.errors import Held
+from edgeroute.gateway.faults import fault_of
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
@@ -66,6 +69,26 @@ def test_a_refusal(status, headers, told, wait, stream):
         assert len(far.requests) == 1
     assert (reply.status_code, reply.headers.get("retry-after")) == (told, wait)
     assert reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("status", "headers", "limits", "least"), [
+    (429, [("Retry-After", "250")], None, 200), (200, [], Limits(calls_per_minute=1), 30),
+])  # fmt: skip
+def test_a_wait_that_is_known(status, headers, limits, least):
+    """Of what is not sent: as the endpoint asked before, or until a limit has room; or until a breaker may close."""
+    body = {"choices": [{"message": {"role": "assistant", "content": "far"}}]}
+    with CannedServer(http_reply(json.dumps(body).encode(), status=status, headers=headers)) as far:
+        cloud = OpenAIChat(far.url, model="far-model", stream=False, retries=0)
+        with serving(AsyncRouter(None, cloud, limits=limits)) as url:
+            replies = [httpx.post(url + CHATS, json=CHAT, timeout=LONG) for _ in range(2)]
+        assert len(far.requests) == 1
+    assert replies[-1].status_code == 503
+    assert least <= int(replies[-1].headers["retry-after"]) <= 300, replies[-1].text
+    breaker = Breaker()
+    for _ in range(FAULTS):
+        breaker.fault(0.0, 1.0)
+    assert breaker.why(1.6).wait_s == pytest.approx(3.4)
+    assert fault_of(NoAnswer("none", {"far": Held("it is open", wait_s=3.4)})).headers == {"Retry-After": "4"}
 
 
 def test_a_cut_within_the_answer():

@@ -320,6 +320,24 @@ def test_cuts_open_the_breaker():
         assert len(server.requests) < 8
 
 
+@pytest.mark.parametrize(("given", "asked"), [("2000", 2000), (2000.0, 2000), (2000, 2000), ("many", 512), (-1, 512), (True, 512)])
+def test_a_number_of_tokens_in_a_text_is_a_number(given, asked):
+    """Booked ahead as what it says; what is none is the server's to refuse."""
+    call = next(OpenAIChat("http://127.0.0.1:1", model="m").speak({"messages": HI, "max_tokens": given}))
+    assert call.tokens.answer == asked
+
+
+@pytest.mark.parametrize("given", [10**400, 10**12, "1e400", "nan"])
+def test_a_number_of_tokens_beyond_reason_is_the_callers_fault(given, caplog):
+    """Nothing is sent, and no fault of the cloud is told or logged."""
+    with CannedServer(GOOD) as server, Router(cloud=endpoint(server.url, usd_per_million_output_tokens=1.0)) as router:
+        with pytest.raises(BadInput, match=r"max_tokens is .*: a request may ask for 1,000,000,000 at most"):
+            router.infer({"messages": HI, "max_tokens": given})
+        assert server.requests == []
+        assert router.stats().legs[0].breaker == "closed"
+    assert "Traceback" not in caplog.text
+
+
 def test_prices_per_token_meet_the_limit(ask):
     """The price of what is expected is booked before it is sent, so a limit refuses; and corrected to what was counted."""
     with CannedServer(GOOD) as server:

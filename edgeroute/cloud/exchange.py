@@ -316,16 +316,16 @@ class Exchange:
         guard = self._guard
         if guard.report is not None:
             guard.report.held(guard.name, rejection.code)
-        raise self._held(rejection.code, rejection.text)
+        raise self._held(rejection.code, rejection.text, rejection.wait_s)
 
     def _give_back(self) -> None:
         cost, self._paid = self._guard.rules.cost(0, self._paid), 0
         self.usd -= cost.usd
         self._guard.spending.settle(cost, Cost(), system.now())
 
-    def _held(self, code: HeldCode, text: str) -> Held:
+    def _held(self, code: HeldCode, text: str, wait_s: float = 0.0) -> Held:
         again = self._attempts > 0
-        return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again)
+        return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again, wait_s=wait_s)
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None

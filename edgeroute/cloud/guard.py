@@ -136,7 +136,7 @@ class Guard:
             self.watcher.probe(self)
         if self.report is not None:
             self.report.held(self.name, rejection.code)
-        raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
+        raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code, wait_s=rejection.wait_s)
 
     def probe(self) -> Exchange:
         """An exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""

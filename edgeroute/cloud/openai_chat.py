@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import ceil, inf
 from typing import Any
 
 from edgeroute.chat.events import FIELDS, Events, is_piece
@@ -29,6 +30,8 @@ NO_LIST = {404, 405, 501}
 """Statuses of servers that do not list their models."""
 EXPECTED = 512
 """Tokens of an answer that are booked ahead where nothing says how long it may be."""
+MOST_TOKENS = 1_000_000_000
+"""Of an answer, in a request: more is a mistake."""
 LETTERS, PART = 3, 1000
 """Bytes of text for a token, and tokens for an image or another part of a message, where they are not counted yet."""
 
@@ -298,9 +301,12 @@ class OpenAIChat:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         if self._stream:
             request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
-        body = json_dumps(request)
+        try:
+            tokens = _expected(request)
+        except BadInput as e:
+            raise BadInput(f"{self.where}: {e}") from e
         kind = ("Content-Type", "application/json")
-        return Call("POST", self._base + ROUTES[not chat], [kind], body, tokens=_expected(request))
+        return Call("POST", self._base + ROUTES[not chat], [kind], json_dumps(request), tokens=tokens)
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
@@ -315,10 +321,29 @@ def _counted(usage: Any) -> Tokens | None:
     return None if known == [None, None] else Tokens(known[0] or 0, known[1] or 0)
 
 
+def _most(given: Any) -> int:
+    """The tokens that an answer may have: a number, also in a text, which servers may take as one; without one `EXPECTED`.
+
+    Raises:
+        BadInput: it is no number that a price can be reserved for.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        return EXPECTED
+    try:
+        most = float(given)
+    except ValueError:  # a text without one: the server's to refuse
+        return EXPECTED
+    except OverflowError:
+        most = inf
+    if not most <= MOST_TOKENS:
+        said = clean(given, 20) if isinstance(given, str) else f"{most:g}"
+        raise BadInput(f"max_tokens is {said}: a request may ask for {MOST_TOKENS:,} at most")
+    return ceil(most) if most > 0 else EXPECTED
+
+
 def _expected(request: Mapping[str, Any]) -> Tokens:
     """About how many tokens a request has, and its answer may have."""
-    most = request.get("max_completion_tokens", request.get("max_tokens"))
-    output = most if isinstance(most, int) and not isinstance(most, bool) and most > 0 else EXPECTED
+    output = _most(request.get("max_completion_tokens", request.get("max_tokens")))
     contents = [one.get("content") for one in request.get("messages", ())] or [request.get("prompt")]
     texts, others = 0, 0
     for content in contents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from edgeroute.core.codes import Rejection
+from edgeroute.core.codes import Lasting, Rejection
 from edgeroute.core.elementwise import Numbers, least, most
 from edgeroute.core.policy import INF
 
@@ -96,13 +96,13 @@ class Breaker:
         if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
             return None
         if self.state == "closed":
-            return Rejection("retry_after", f"it asked to wait another {_seconds(self._held - now)}")
+            return Lasting.of("retry_after", f"it asked to wait another {_seconds(self._held - now)}", self._held - now)
         if self.state == "half-open":
             return Rejection("breaker", f"breaker half-open after {self._faults} faults, a probe is under way")
         wait_s = max(self._due, self._held) - now
         until = f"for another {_seconds(wait_s)} " if wait_s > 0 else ""
         text = f"breaker open {until}after {self._faults} faults" + ("" if until else ", a probe is due")
-        return Rejection("breaker", text)
+        return Lasting.of("breaker", text, wait_s)
 
     def most(self, now: float) -> float:
         """How many requests may be under way: inf if it is known to be well, else as many as faults are left until it opens."""

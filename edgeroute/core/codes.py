@@ -33,6 +33,24 @@ class Rejection(NamedTuple):
     code: HeldCode
     text: str
 
+    @property
+    def wait_s(self) -> float:
+        """How long it is so at least, as far as is known, seconds; 0: it is not known."""
+        return 0.0
+
+
+class Lasting(Rejection):
+    """A rejection of which it is known how long it holds."""
+
+    wait_s: float = 0.0
+
+    @classmethod
+    def of(cls, code: HeldCode, text: str, wait_s: float) -> Lasting:
+        """Makes one."""
+        made = cls(code, text)
+        made.wait_s = max(0.0, wait_s)
+        return made
+
 
 class Crowded(Rejection):
     """A rejection that the end of another call lifts: a request waits its turn."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
-from edgeroute.core.codes import HeldCode, Rejection
+from edgeroute.core.codes import HeldCode, Lasting, Rejection
 from edgeroute.core.policy import INF
 
 BUCKETS: Final = 60
@@ -283,7 +283,7 @@ class _Window:
         room_at = self.room_at(asked, limit)
         when = "" if room_at is None else f", room again in {_span(room_at - now)}"
         text = f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
-        return Rejection(cast("HeldCode", self.name), text)
+        return Lasting.of(cast("HeldCode", self.name), text, 0.0 if room_at is None else room_at - now)
 
     def room_at(self, asked: float, limit: float) -> float | None:
         """When the amount will fit if nothing else is spent; None: never."""

@@ -17,7 +17,7 @@ from edgeroute.serve.replies import reply
 
 AGAIN = {"Retry-After": "1"}
 MOST_WAIT_S = 3600
-"""What a `Retry-After` is at most: an endpoint's word for it is passed on up to that, seconds."""
+"""What a `Retry-After` is at most: an endpoint's word for it, or what is known here, is passed on up to that, seconds."""
 KINDS: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Status -> OpenAI's type of error; others below 500 are `invalid_request_error`, and the rest `server_error`."""
 
@@ -68,7 +68,7 @@ def _unanswered(error: EdgerouteError, errors: list[BaseException]) -> Fault:
     """No leg answered. 400 where each of them refused this input, which another attempt would not change."""
     if errors and all(isinstance(one, BadInput) or Failure.of(one).of_the_input for one in errors):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
-    waits = [wait for one in errors if (wait := getattr(one, "retry_after_s", None))]
+    waits = [wait for one in errors if (wait := getattr(one, "retry_after_s", None) or getattr(one, "wait_s", None))]
     seconds = min(MOST_WAIT_S, max(1, ceil(max(waits, default=1))))
     return Fault(503, clean(error), "no_answer", {"Retry-After": str(seconds)})
 
