@@ -89,27 +89,37 @@ def test_a_stall_within_an_answer(ask):
 
 
 class Pinging(CannedServer):
-    """Sends so many pieces, and then comments that keep the connection open, for ever."""
+    """Sends so many pieces, and then what keeps the connection open, for ever."""
 
     pieces = 0
+    ping = b": still here\n\n"
 
     async def _serve(self, reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"".join(FIRST[: 1 + 2 * self.pieces]))
         while not reader.at_eof():
-            writer.write(chunk(b": still here\n\n"))
+            writer.write(chunk(self.ping))
             await writer.drain()
             await asyncio.sleep(0.05)  # the subject: less than the time for a piece
         self._note(hung_up=1)
 
 
-def test_comments_are_no_pieces(ask):
-    """However often they come, an answer that does not begin has not begun, and one that does not go on has stopped."""
+@pytest.mark.parametrize(
+    "ping",
+    [
+        b": still here\n\n", event(PARIS[0]), event({"choices": []}), b"event: ping\ndata: {}\n\n",
+        event({"choices": [{"delta": {"content": [{"type": "text", "text": ""}], "reasoning": None, "tool_calls": [{"index": 0}]}}]}),
+    ],
+    ids=["comment", "empty", "no choices", "event", "empty parts"],
+)  # fmt: skip
+def test_what_brings_nothing_is_no_piece(ask, ping):
+    """However often it comes, an answer that does not begin has not begun, and one that does not go on has stopped."""
     with Pinging(b"") as server:
-        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.5, between_s=0.5))
+        server.ping = ping
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.3, between_s=0.3))
         assert (pieces, answer.degraded) == (["local"], True)
         server.pieces = 1
-        pieces, answer = ask.stream(endpoint(server.url, between_s=1.0))
+        pieces, answer = ask.stream(endpoint(server.url, between_s=0.5))
         assert (pieces, answer.truncated) == (["Pa"], "cut")
 
 

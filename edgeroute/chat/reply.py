@@ -25,6 +25,12 @@ LACKS: Final = re.compile(
 """Messages of servers whose model cannot take what a request has."""
 
 
+SIGNS: Final = (
+    "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
+)  # fmt: skip
+"""Keys of a delta by which an answer comes; others, such as `role`, say nothing new."""
+
+
 class Gathered:
     """A reply that comes in pieces, put together as the one that would have come whole.
 
@@ -38,6 +44,7 @@ class Gathered:
         self._text: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
         self._about: dict[str, Any] = {}
+        self._counted: Any = None
         self._ended: str | None = None
         self._thought: list[str] = []
         self._chat = True
@@ -45,22 +52,28 @@ class Gathered:
         """For each token that has come a mapping with its `logprob`."""
         self.error: Mapping[str, Any] | None = None
         """What went wrong there, as it says."""
+        self.progress = False
+        """Whether what was added last brought anything: text, thoughts, calls of tools, tokens, its end, or their counts."""
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
         """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
         if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return None
-        choices = chunk.get("choices")
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        self.progress = bool(usage) and usage != self._counted
+        self._counted = usage or self._counted
         ended = choices[0].get("finish_reason") if choices else None
         if ended or not choices or not self._about:  # those between say nothing new
             self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
             return None
         choice = choices[0]
+        self.progress |= bool(ended and not self._ended)
         self._ended = ended or self._ended
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = token_entries(logprobs)
+            self.progress |= bool(tokens)
             self.logprobs += tokens
             for one in tokens:
                 known = one.get("logprob") if type(one) is dict and one.get("token") != "" else None
@@ -73,10 +86,12 @@ class Gathered:
             delta = choice.get("delta")
             delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
             text = _text(delta.get("content"))
+            self.progress |= any(_brings(delta[key]) for key in SIGNS if key in delta)
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
             if calls := delta.get("tool_calls"):
                 self._add_calls(calls)
+        self.progress |= bool(text)
         if not text and not (self._eager and self._untold):
             return None
         if text:
@@ -179,6 +194,20 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
         return Unscored("no log-probabilities of its tokens")
     known = [min(one, 0.0) for one in logprobs]
     return known if rule == "quantile" else of_tokens(known, rule)
+
+
+def _brings(part: Any) -> bool:
+    """Whether a value of a delta has anything in it: a text, or a list or mapping with more than numbers and types."""
+    parts = [part]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str) and part:
+            return True
+        if isinstance(part, Mapping):
+            parts += [value for key, value in part.items() if key != "type"]
+        elif isinstance(part, list):
+            parts += part
+    return False
 
 
 def _text(content: Any) -> Any:

@@ -56,7 +56,7 @@ class OpenAIChat:
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
         stream: whether to ask for answers in pieces, also where they are not shown: a server that stalls is then noticed.
         usage: whether to ask for the number of tokens in streams, by `stream_options`, which few servers do not take.
-        between_s: seconds within which the next piece must come, once an answer has begun.
+        between_s: seconds within which the next piece must come, once an answer has begun; an event that brings nothing is none.
         labels: the texts that it may answer; None: any, or the edge model's labels.
         version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
         timeout_s: until an answer begins, with all retries; a deadline may end it sooner, and ends the whole answer.
@@ -227,7 +227,8 @@ class OpenAIChat:
                     if event.strip() == b"[DONE]":
                         over = True
                         break
-                    text, progress = self._added(gathered, event, call, sure), True
+                    text = self._added(gathered, event, call, sure)
+                    progress |= gathered.progress
                     if text:
                         yield Said(text, sure.value)
                 if part is None:
