@@ -17,6 +17,8 @@ from test_openai_chat import CHUNKED, HI, PARIS, Asked, chunk, endpoint, event, 
 from edgeroute import (
     AsyncRouter,
     BadInput,
+    BadReply,
+    Cache,
     CloudError,
     Egress,
     Limits,
@@ -471,11 +473,73 @@ def test_forms_of_what_servers_say(ask):
         assert answer.trace["events"][-1]["usd"] == 3
     with CannedServer(sse_reply([{"object": "error", "message": "x", "type": "BadRequestError", "code": 400}])) as server:
         assert "answered 400" in ask.stream(endpoint(server.url))[1].reason
-    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}]}
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Pa"}, "finish_reason": "content_filter"}]}
     with CannedServer(http_reply(json.dumps(whole).encode(), headers=JSON)) as server:
         _, answer = ask.stream(endpoint(server.url))
-        assert (answer.value, answer.truncated) == ("", "content_filter")
+        assert (answer.value, answer.truncated) == ("Pa", "content_filter")
         assert answer.reason.endswith("its answer was cut off by a content filter")
+
+
+def whole_reply(finish="stop", **message):
+    choice = {"index": 0, "message": {"role": "assistant", "content": None, **message}, "finish_reason": finish}
+    return http_reply(json.dumps({"choices": [choice]}).encode(), headers=JSON)
+
+
+def deltas(*given, finish="stop"):
+    """A stream of them."""
+    said = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in given]
+    return sse_reply([*said, {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}])
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (deltas({"role": "assistant", "content": ""}), ""),
+        (deltas({"content": "\n"}, {"content": "\n"}), ""),
+        (
+            deltas({"reasoning_content": "hm"}, finish="length"),
+            ": it had the most tokens that it may have before it said anything",
+        ),
+        (whole_reply(), ""),
+        (whole_reply(content="\n\n", tool_calls=[]), ""),
+        (whole_reply("content_filter"), ": a content filter took it"),
+        (http_reply(b'{"choices": [{"text": " ", "finish_reason": "stop"}]}', headers=JSON), ""),
+    ],
+    ids=["empty", "lines", "thoughts", "null", "lines at once", "filter", "text"],
+)
+def test_an_answer_that_says_nothing_is_a_fault(ask, reply, why):
+    """The edge's answer stands; nothing is cached, nothing of it shown, and it is not asked for again."""
+    with CannedServer(reply) as server:
+        pieces, answer = ask.stream(endpoint(server.url, retries=1))
+        assert (pieces, answer.value, answer.source, answer.degraded) == (["local"], "local", "edge", True)
+        assert f"gave an answer without a text{why}; so the edge answer stands" in answer.reason
+        answers = ask.infer(endpoint(server.url, retries=1), "hi", "hi", cache=Cache())
+        assert [(one.value, one.degraded) for one in answers] == [("local", True)] * 2
+        assert len(server.requests) == 3
+        with pytest.raises(BadReply, match="without a text"):
+            ask.infer(endpoint(server.url), "hi", edge=None, offline="raise")
+
+
+def test_white_space_before_a_text_is_part_of_it(ask):
+    """It is shown with the first piece that is more, or before the call of a tool."""
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{}"}}
+    with CannedServer(
+        deltas({"content": "\n"}, {"content": " "}, {"content": "Pa"}, {"content": "\n"}, {"content": "ris"})
+    ) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value) == (["\n Pa", "\n", "ris"], "\n Pa\nris")
+    with CannedServer(deltas({"content": "\n"}, {"tool_calls": [call]}, finish="tool_calls")) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value, answer.source) == (["\n"], "\n", "cloud")
+
+
+def test_a_refusal_is_what_the_model_says(ask):
+    """In pieces and whole, where there is no other text; the outputs have it as the whole answer has it."""
+    for reply in (deltas({"refusal": "I can"}, {"refusal": "not."}), whole_reply(refusal="I cannot.")):
+        with CannedServer(reply) as server:
+            pieces, answer = ask.stream(endpoint(server.url))
+            assert (pieces, answer.value, answer.source, answer.degraded) == (["I cannot."], "I cannot.", "cloud", False)
+            assert answer.outputs["choices"][0]["message"]["refusal"] == "I cannot."
 
 
 def test_a_message_beside_what_is_new_is_not_added_to_it(ask):

@@ -30,6 +30,9 @@ SIGNS: Final = (
 )  # fmt: skip
 """Keys of a delta by which an answer comes; others, such as `role`, say nothing new."""
 
+BESIDES: Final = ("tool_calls", "function_call", "audio", "images")
+"""Keys of a message that is an answer without a text."""
+
 
 class Gathered:
     """A reply that comes in pieces, put together as the one that would have come whole.
@@ -47,6 +50,7 @@ class Gathered:
         self._counted: Any = None
         self._ended: str | None = None
         self._thought: list[str] = []
+        self._refusal: list[str] = []
         self._chat = True
         self.logprobs: list[Any] = []
         """For each token that has come a mapping with its `logprob`."""
@@ -89,6 +93,8 @@ class Gathered:
             self.progress |= any(_brings(delta[key]) for key in SIGNS if key in delta)
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
+            if isinstance(refusal := delta.get("refusal"), str):
+                self._refusal.append(refusal)
             if calls := delta.get("tool_calls"):
                 self._add_calls(calls)
         self.progress |= bool(text)
@@ -117,7 +123,7 @@ class Gathered:
     @property
     def empty(self) -> bool:
         """Whether nothing of an answer has come."""
-        return not (self._text or self._thought or self._calls)
+        return not (self._text or self._thought or self._refusal or self._calls)
 
     @property
     def ended(self) -> bool:
@@ -134,6 +140,8 @@ class Gathered:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self._thought:
             message["reasoning_content"] = "".join(self._thought)
+        if refusal := "".join(self._refusal):
+            message["refusal"] = refusal
         if self._calls:
             message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
         what = {"message": message} if self._chat else {"text": text}
@@ -143,20 +151,32 @@ class Gathered:
 
 
 def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
-    """The text of a reply, its confidence, and the reply itself.
+    """The text of a reply, its confidence, and the reply itself. The text of a refusal is that of the reply that has no other.
 
     Raises:
         ModelError: it is no completion; or `wrong`, another class.
     """
     try:
         choice = reply["choices"][0]
-        text = choice["text"] if "text" in choice else _text(choice["message"].get("content"))
+        message = {} if "text" in choice else choice["message"]
+        text = choice["text"] if "text" in choice else _text(message.get("content"))
+        refusal = message.get("refusal")
         logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
     if not isinstance(text, str | None):
         raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
-    return Prediction(text or "", _confidence(logprobs, rule), reply)
+    text = text or ""
+    if not text.strip():
+        text = refusal if isinstance(refusal, str) and refusal.strip() else text
+    sure = Unscored("its answer has no text") if is_silent(text, reply) else _confidence(logprobs, rule)
+    return Prediction(text, sure, reply)
+
+
+def is_silent(text: str, reply: Mapping[str, Any]) -> bool:
+    """Whether a reply with this text says nothing: white space alone, and no call of a tool, sound or image either."""
+    message = reply["choices"][0].get("message")
+    return not text.strip() and not (isinstance(message, Mapping) and any(message.get(key) for key in BESIDES))
 
 
 class RunningConfidence:

@@ -8,13 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from edgeroute.chat.events import FIELDS, Events, is_piece
-from edgeroute.chat.reply import Gathered, RunningConfidence, answer
+from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_silent
 from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
 from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
+from edgeroute.core.explain import truncated
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
@@ -31,6 +32,12 @@ EXPECTED = 512
 """Tokens of an answer that are booked ahead where nothing says how long it may be."""
 LETTERS, PART = 3, 1000
 """Bytes of text for a token, and tokens for an image or another part of a message, where they are not counted yet."""
+
+SILENT = {
+    "length": ": it had the most tokens that it may have before it said anything",
+    "content_filter": ": a content filter took it",
+}
+"""Why an answer has no text, by `finish_reason`."""
 
 
 class OpenAIChat:
@@ -161,7 +168,7 @@ class OpenAIChat:
         """The answer in a whole reply: one (text, confidence, completion).
 
         Raises:
-            BadReply: it is no completion.
+            BadReply: it is no completion, or says nothing.
         """
         speech = self._answered(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
         given: bytes | None = bytes(reply.body)
@@ -190,7 +197,7 @@ class OpenAIChat:
         Raises:
             Refused: the server refuses the key, the model, the length of the request or the number of requests; or it failed.
             Unreachable: the answer broke off. `partial` is what had come.
-            BadReply: it is no answer.
+            BadReply: it is no answer, or says nothing.
         """
         if call.tokens is None:  # it was stored in the outbox
             with suppress(ValueError, RecursionError, TypeError, AttributeError):
@@ -217,7 +224,8 @@ class OpenAIChat:
             begun.append(first)
         gathered, events, start = Gathered(), Events(), b""
         sure = RunningConfidence(self._chat.rule)
-        over = progress = False
+        over = progress = shown = False
+        blank = ""  # white space that the answer begins with: it may be all of it
         try:
             while not over:
                 part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
@@ -229,8 +237,11 @@ class OpenAIChat:
                         break
                     text = self._added(gathered, event, call, sure)
                     progress |= gathered.progress
-                    if text:
-                        yield Said(text, sure.value)
+                    if text and (shown or text.strip()):
+                        yield Said(blank + text, sure.value)
+                        shown, blank = True, ""
+                    else:
+                        blank += text
                 if part is None:
                     break
             if over and not gathered.empty:
@@ -239,13 +250,17 @@ class OpenAIChat:
                 raise self._broken(gathered, start)
         except CloudError as e:
             if not gathered.ended:  # else all that is missing is what comes after it
-                e.partial = None if gathered.empty else self._read(gathered.reply())
+                came = self._answer(gathered.reply())
+                e.partial = None if is_silent(came.value, came.outputs) else came
                 raise
         if (tokens := _counted(gathered.usage)) is not None:
             yield tokens
         while over and (yield OVER) is not None:
             pass
-        return self._read(gathered.reply())
+        prediction = self._read(gathered.reply())
+        if prediction.value and not shown:  # a refusal, or white space before the call of a tool
+            yield Said(prediction.value, sure.value)
+        return prediction
 
     def _at_once(self, reply: Reply, call: Call) -> Speech[Prediction]:
         """The answer of a server that does not stream."""
@@ -282,6 +297,18 @@ class OpenAIChat:
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
     def _read(self, reply: Mapping[str, Any]) -> Prediction:
+        """The answer that is whole.
+
+        Raises:
+            BadReply: it is no completion, or says nothing.
+        """
+        prediction = self._answer(reply)
+        if is_silent(prediction.value, reply):
+            why = SILENT.get(truncated(reply), "")
+            raise BadReply(f"{self.where} gave an answer without a text{why}")
+        return prediction
+
+    def _answer(self, reply: Mapping[str, Any]) -> Prediction:
         prediction = answer(reply, self._chat.rule, self.where, BadReply)
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
