@@ -520,6 +520,53 @@ def test_an_answer_that_says_nothing_is_a_fault(ask, reply, why):
             ask.infer(endpoint(server.url), "hi", edge=None, offline="raise")
 
 
+@pytest.mark.parametrize(
+    ("finish", "why"),
+    [
+        *[(word, word.lower()) for word in ("model_length", "MAX_TOKENS", "abort", "safety", "insufficient_system_resource")],
+        ("sk-123", "other"), *[(word, "") for word in ("stop", "STOP", "eos_token", "end_turn", "tool_calls", "")],
+    ],
+)  # fmt: skip
+def test_why_an_answer_ended(finish, why):
+    """Whatever is no end of its own is said, in pieces and at once."""
+    for reply in (deltas({"content": "Pa"}, finish=finish), whole_reply(finish, content="Pa")):
+        with CannedServer(reply) as server:
+            (answer,) = Asked("threads").infer(endpoint(server.url), "hi")
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", False, why)
+        assert answer.reason.endswith(f"; its answer was cut off: {why}") == bool(why)
+    with CannedServer(whole_reply(None, content="Pa")) as server:
+        assert Asked("threads").infer(endpoint(server.url), "hi")[0].truncated == ""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]},
+        {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "ERROR", "error": {"message": "x"}}]},
+        b'{}\n\nevent: error\ndata: {"message": "overloaded"}', b'{}\n\nevent: error\ndata: {"error": {"message": "x"}}',
+        b"{}\n\nevent: error\ndata: overloaded",
+    ],
+    ids=["reason", "reason with error", "message", "error", "text"],
+)  # fmt: skip
+def test_an_error_at_the_end_is_a_cut(ask, end):
+    """What had come is a stream's answer; `infer` has the edge's whole one, or what had come where there is no other."""
+    with CannedServer(sse_reply([*PARIS[:2], end])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
+        (answer,) = ask.infer(endpoint(server.url), "hi")
+        assert (answer.value, answer.degraded) == ("local", True)
+        (answer,) = ask.infer(endpoint(server.url), "hi", edge=None)
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", True, "cut")
+
+
+def test_an_error_at_the_end_of_an_answer_that_came_at_once(ask):
+    """As in a stream."""
+    with CannedServer(whole_reply("error", content="Pa")) as server:
+        assert ask.stream(endpoint(server.url))[0] == ["local"]
+        (answer,) = ask.infer(endpoint(server.url), "hi", edge=None)
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", True, "cut")
+
+
 def test_white_space_before_a_text_is_part_of_it(ask):
     """It is shown with the first piece that is more, or before the call of a tool."""
     call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{}"}}
@@ -723,5 +770,5 @@ def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
         answers += 1
         assert type(read.value) is str
         assert read.confidence is None or read.confidence != read.confidence or 0 <= read.confidence <= 1
-        assert truncated(read.outputs) in {"", "cut", "length", "content_filter"}
+        assert truncated(read.outputs) in {"", "cut", "length", "content_filter", "x", "other"}
     assert answers > 300

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any, Final
 
+from edgeroute.chat.tool_calls import ToolCalls
 from edgeroute.confidence.prefix import of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.pieces import Piece
@@ -45,7 +46,7 @@ class Gathered:
         self._eager = eager
         self._untold: list[float] = []
         self._text: list[str] = []
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls = ToolCalls()
         self._about: dict[str, Any] = {}
         self._counted: Any = None
         self._ended: str | None = None
@@ -73,6 +74,8 @@ class Gathered:
         if not choices:
             return None
         choice = choices[0]
+        if is_error(ended):
+            self.error, ended = _error({"error": choice.get("error") or {"type": ended}}), None
         self.progress |= bool(ended and not self._ended)
         self._ended = ended or self._ended
         if (logprobs := choice.get("logprobs")) is not None:
@@ -96,7 +99,9 @@ class Gathered:
             if isinstance(refusal := delta.get("refusal"), str):
                 self._refusal.append(refusal)
             if calls := delta.get("tool_calls"):
-                self._add_calls(calls)
+                self._calls.add(calls)
+            if function := delta.get("function_call"):
+                self._calls.add_function(function)
         self.progress |= bool(text)
         if not text and not (self._eager and self._untold):
             return None
@@ -105,15 +110,6 @@ class Gathered:
         piece = Piece(str(text or ""), self._untold)
         self._untold.clear()
         return piece
-
-    def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
-        for i, one in enumerate(given):
-            call = self._calls.setdefault(
-                int(one.get("index", i)), {"type": "function", "function": {"name": "", "arguments": ""}}
-            )
-            call.update({key: one[key] for key in ("id", "type") if one.get(key)})
-            for key, part in (one.get("function") or {}).items():
-                call["function"][key] = call["function"].get(key, "") + (part or "")
 
     @property
     def usage(self) -> Any:
@@ -142,8 +138,7 @@ class Gathered:
             message["reasoning_content"] = "".join(self._thought)
         if refusal := "".join(self._refusal):
             message["refusal"] = refusal
-        if self._calls:
-            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
+        message |= self._calls.message()
         what = {"message": message} if self._chat else {"text": text}
         choice = {"index": 0, "finish_reason": self._ended, **what, **({"logprobs": logprobs} if logprobs else {})}
         about = {key: value for key, value in self._about.items() if key not in {"object", "prompt_progress"}}
@@ -238,8 +233,15 @@ def _text(content: Any) -> Any:
     return "".join(text for text in texts if isinstance(text, str))
 
 
+def is_error(finish_reason: Any) -> bool:
+    """Whether this is the `finish_reason` of an answer within which the server failed."""
+    return isinstance(finish_reason, str) and finish_reason.lower() == "error"
+
+
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     error = reply.get("error") or reply
+    if isinstance(error, Mapping) and error.get("error"):  # of an event that is an error, and says so itself
+        error = error["error"]
     return error if isinstance(error, Mapping) else {"message": str(error)}
 
 

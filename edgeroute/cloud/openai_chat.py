@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from edgeroute.chat.events import FIELDS, Events, is_piece
-from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_silent
+from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_error, is_silent
 from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
@@ -257,7 +257,8 @@ class OpenAIChat:
             yield tokens
         while over and (yield OVER) is not None:
             pass
-        prediction = self._read(gathered.reply())
+        prediction = self._answer(gathered.reply())
+        self._check_said(prediction)
         if prediction.value and not shown:  # a refusal, or white space before the call of a tool
             yield Said(prediction.value, sure.value)
         return prediction
@@ -269,7 +270,15 @@ class OpenAIChat:
             raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
         if said.get("error") is not None or said.get("object") == "error":
             raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
-        prediction = self._read(said)
+        prediction = self._answer(said)
+        choice = said["choices"][0]
+        if is_error(choice.get("finish_reason")):
+            e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
+            e.partial = None if is_silent(prediction.value, said) else prediction
+            raise e
+        if choice.get("finish_reason", "") is None:  # as of a stream that ends with `[DONE]`
+            choice["finish_reason"] = "stop"
+        self._check_said(prediction)
         guess = Tokens(
             0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
         )
@@ -296,17 +305,11 @@ class OpenAIChat:
             return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
-    def _read(self, reply: Mapping[str, Any]) -> Prediction:
-        """The answer that is whole.
-
-        Raises:
-            BadReply: it is no completion, or says nothing.
-        """
-        prediction = self._answer(reply)
-        if is_silent(prediction.value, reply):
-            why = SILENT.get(truncated(reply), "")
+    def _check_said(self, prediction: Prediction) -> None:
+        """Raises BadReply for a whole answer that says nothing."""
+        if is_silent(prediction.value, prediction.outputs):
+            why = SILENT.get(truncated(prediction.outputs), "")
             raise BadReply(f"{self.where} gave an answer without a text{why}")
-        return prediction
 
     def _answer(self, reply: Mapping[str, Any]) -> Prediction:
         prediction = answer(reply, self._chat.rule, self.where, BadReply)
