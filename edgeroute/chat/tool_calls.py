@@ -10,9 +10,9 @@ from typing import Any
 class ToolCalls:
     """The calls of one answer.
 
-    A part belongs to the last call with its index. A new call begins with another id than that one's; with a name, where there is no
-    index; and with another name, or whole arguments once more, after that one has its arguments: Gemini's endpoint and others
-    give each call the index 0, and not all of them ids.
+    A part belongs to the last call with its index. A new call begins with another id than that one's; with a name, where there
+    is no index; and with another name, or whole arguments once more, after that one has its arguments: Gemini's endpoint and
+    others give each call the index 0, and not all of them ids.
     """
 
     def __init__(self) -> None:
