@@ -300,7 +300,7 @@ class Answer(Generic[V]):
 
     @property
     def truncated(self) -> str:
-        """Why a language model's text has no end of its own: "length", "content_filter"; "cut": the connection. Empty: it has."""
+        """Why a language model's text has no end: by its `finish_reason`, as "length"; "cut": the connection. Empty: it has."""
         outcome = self._outcome
         if outcome is not None and explain.broken(outcome):
             return "cut"

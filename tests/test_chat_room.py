@@ -7,7 +7,7 @@ import random
 import pytest
 
 from edgeroute.chat.events import Events, events
-from edgeroute.chat.reply import RunningConfidence, answer
+from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_silent
 from edgeroute.chat.request import RULES
 from edgeroute.confidence.reader import Reader
 
@@ -25,6 +25,56 @@ def test_events_wherever_they_are_cut():
     for _ in range(200):
         cuts = sorted(chance.choices(range(len(BODY)), k=5))
         assert list(events([BODY[a:b] for a, b in zip([0, *cuts], [*cuts, len(BODY)], strict=True)])) == FOUND
+
+
+def _part(name=None, arguments=None, **about):
+    given = {"name": name, "arguments": arguments}
+    return {**about, "function": {key: value for key, value in given.items() if value is not None}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "calls"),
+    [
+        ([_part("get", "{}", index=0, id="a"), _part("del", "{}", index=0, id="b")], ["a get {}", "b del {}"]),  # Gemini
+        ([_part("get", "{}", id="a"), _part("get", "{}", id="b")], ["a get {}", "b get {}"]),  # older Ollama
+        ([_part("get", "{}"), _part("get", "{}")], ["- get {}", "- get {}"]),
+        ([_part("get", "{}", index=0, id=""), _part("get", '{"a": 1}', index=0, id="")], ["- get {}", '- get {"a": 1}']),
+        ([_part("get", "{}", index=0), _part("del", "{}", index=0)], ["- get {}", "- del {}"]),
+        ([_part("get", "{", index=0, id="a"), _part("get", "}", index=0, id="a"), _part("get", "", index=0, id="a")], ["a get {}"]),
+        ([_part("get", "{", index=0), _part("get", "}", index=0), _part("get", "", index=0)], ["- get {}"]),
+        ([_part("get", "", index=0), _part(None, "{}", index=0, id="a")], ["a get {}"]),
+        ([_part("ge", index=0, id="a"), _part("t", "{}", index=0)], ["a get {}"]),
+        ([_part("get", "{", id="a"), _part(None, "}")], ["a get {}"]),
+        ([_part("get", "{", id="a"), _part("del", "{}", id="b"), _part(None, "}", id="a")], ["a get {}", "b del {}"]),
+        ([_part("del", "{", index=1, id="b"), _part("get", "{}", index=0, id="a"), _part(None, "}", index=1)], ["a get {}", "b del {}"]),
+        ([_part("get", "{}", index=0, id="a"), _part("del", "{", index=0, id="b"), _part(None, "}", index=0)], ["a get {}", "b del {}"]),
+    ],
+)  # fmt: skip
+def test_calls_of_tools_however_they_are_numbered(parts, calls):
+    """In one delta each or in one for all."""
+    for deltas in ([[part] for part in parts], [parts]):
+        gathered = Gathered()
+        for given in deltas:
+            gathered.add({"choices": [{"delta": {"tool_calls": given}}]})
+        found = gathered.reply()["choices"][0]["message"]["tool_calls"]
+        assert [f"{one.get('id', '-')} {one['function']['name']} {one['function']['arguments']}" for one in found] == calls
+
+
+def test_the_older_form_of_a_call():
+    """Is put together, too, and is an answer without a text."""
+    gathered = Gathered()
+    for part in ({"name": "get", "arguments": ""}, {"arguments": "{"}, {"arguments": "}"}):
+        gathered.add({"choices": [{"delta": {"function_call": part}}]})
+    assert not gathered.empty
+    reply = gathered.reply()
+    assert reply["choices"][0]["message"]["function_call"] == {"name": "get", "arguments": "{}"}
+    assert not is_silent("", reply)
+
+
+def test_an_event_that_is_an_error_by_its_name():
+    """Says so in its data, which may be a text; the next event is none."""
+    body = b'event: error\ndata: {"a": 1}\n\ndata: b\n\nevent:error\r\ndata: "c\n\nevent: error\n\ndata: d\n\n'
+    assert list(events([body])) == [b'{"error": {"a": 1}}', b"b", b'{"error": "\\"c"}', b"d"]
 
 
 def test_a_byte_order_mark_is_no_text():

@@ -389,3 +389,15 @@ def test_odd_messages_are_the_callers_fault(message):
             with pytest.raises(BadInput):
                 router.infer(x, deadline=LONG)
         assert not sent + server.requests
+
+
+def test_an_answer_without_a_text_is_not_sure():
+    """However sure the model was of what it thought: others are asked."""
+    token = {"token": "hm", "logprob": -0.01}
+    thought = {"choices": [{"delta": {"reasoning_content": "hm"}, "logprobs": {"content": [token]}, "finish_reason": "length"}]}
+    with CannedServer(sse(thought)) as server:
+        edge = LocalServer(f"http://127.0.0.1:{server.port}")
+        with Router(edge, lambda _: "cloud", threshold=0.5) as router:
+            answer = router.infer("hi")
+    assert (answer.value, answer.source) == ("cloud", "cloud")
+    assert "its answer has no text" in answer.reason

@@ -17,6 +17,8 @@ from test_openai_chat import CHUNKED, HI, PARIS, Asked, chunk, endpoint, event, 
 from edgeroute import (
     AsyncRouter,
     BadInput,
+    BadReply,
+    Cache,
     CloudError,
     Egress,
     Limits,
@@ -89,27 +91,37 @@ def test_a_stall_within_an_answer(ask):
 
 
 class Pinging(CannedServer):
-    """Sends so many pieces, and then comments that keep the connection open, for ever."""
+    """Sends so many pieces, and then what keeps the connection open, for ever."""
 
     pieces = 0
+    ping = b": still here\n\n"
 
     async def _serve(self, reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"".join(FIRST[: 1 + 2 * self.pieces]))
         while not reader.at_eof():
-            writer.write(chunk(b": still here\n\n"))
+            writer.write(chunk(self.ping))
             await writer.drain()
             await asyncio.sleep(0.05)  # the subject: less than the time for a piece
         self._note(hung_up=1)
 
 
-def test_comments_are_no_pieces(ask):
-    """However often they come, an answer that does not begin has not begun, and one that does not go on has stopped."""
+@pytest.mark.parametrize(
+    "ping",
+    [
+        b": still here\n\n", event(PARIS[0]), event({"choices": []}), b"event: ping\ndata: {}\n\n",
+        event({"choices": [{"delta": {"content": [{"type": "text", "text": ""}], "reasoning": None, "tool_calls": [{"index": 0}]}}]}),
+    ],
+    ids=["comment", "empty", "no choices", "event", "empty parts"],
+)  # fmt: skip
+def test_what_brings_nothing_is_no_piece(ask, ping):
+    """However often it comes, an answer that does not begin has not begun, and one that does not go on has stopped."""
     with Pinging(b"") as server:
-        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.5, between_s=0.5))
+        server.ping = ping
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.3, between_s=0.3))
         assert (pieces, answer.degraded) == (["local"], True)
         server.pieces = 1
-        pieces, answer = ask.stream(endpoint(server.url, between_s=1.0))
+        pieces, answer = ask.stream(endpoint(server.url, between_s=0.5))
         assert (pieces, answer.truncated) == (["Pa"], "cut")
 
 
@@ -479,11 +491,120 @@ def test_forms_of_what_servers_say(ask):
         assert answer.trace["events"][-1]["usd"] == 3
     with CannedServer(sse_reply([{"object": "error", "message": "x", "type": "BadRequestError", "code": 400}])) as server:
         assert "answered 400" in ask.stream(endpoint(server.url))[1].reason
-    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}]}
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Pa"}, "finish_reason": "content_filter"}]}
     with CannedServer(http_reply(json.dumps(whole).encode(), headers=JSON)) as server:
         _, answer = ask.stream(endpoint(server.url))
-        assert (answer.value, answer.truncated) == ("", "content_filter")
+        assert (answer.value, answer.truncated) == ("Pa", "content_filter")
         assert answer.reason.endswith("its answer was cut off by a content filter")
+
+
+def whole_reply(finish="stop", **message):
+    choice = {"index": 0, "message": {"role": "assistant", "content": None, **message}, "finish_reason": finish}
+    return http_reply(json.dumps({"choices": [choice]}).encode(), headers=JSON)
+
+
+def deltas(*given, finish="stop"):
+    """A stream of them."""
+    said = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in given]
+    return sse_reply([*said, {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}])
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (deltas({"role": "assistant", "content": ""}), ""),
+        (deltas({"content": "\n"}, {"content": "\n"}), ""),
+        (
+            deltas({"reasoning_content": "hm"}, finish="length"),
+            ": it had the most tokens that it may have before it said anything",
+        ),
+        (whole_reply(), ""),
+        (whole_reply(content="\n\n", tool_calls=[]), ""),
+        (whole_reply("content_filter"), ": a content filter took it"),
+        (http_reply(b'{"choices": [{"text": " ", "finish_reason": "stop"}]}', headers=JSON), ""),
+    ],
+    ids=["empty", "lines", "thoughts", "null", "lines at once", "filter", "text"],
+)
+def test_an_answer_that_says_nothing_is_a_fault(ask, reply, why):
+    """The edge's answer stands; nothing is cached, nothing of it shown, and it is not asked for again."""
+    with CannedServer(reply) as server:
+        pieces, answer = ask.stream(endpoint(server.url, retries=1))
+        assert (pieces, answer.value, answer.source, answer.degraded) == (["local"], "local", "edge", True)
+        assert f"gave an answer without a text{why}; so the edge answer stands" in answer.reason
+        answers = ask.infer(endpoint(server.url, retries=1), "hi", "hi", cache=Cache())
+        assert [(one.value, one.degraded) for one in answers] == [("local", True)] * 2
+        assert len(server.requests) == 3
+        with pytest.raises(BadReply, match="without a text"):
+            ask.infer(endpoint(server.url), "hi", edge=None, offline="raise")
+
+
+@pytest.mark.parametrize(
+    ("finish", "why"),
+    [
+        *[(word, word.lower()) for word in ("model_length", "MAX_TOKENS", "abort", "safety", "insufficient_system_resource")],
+        ("sk-123", "other"), *[(word, "") for word in ("stop", "STOP", "eos_token", "end_turn", "tool_calls", "")],
+    ],
+)  # fmt: skip
+def test_why_an_answer_ended(finish, why):
+    """Whatever is no end of its own is said, in pieces and at once."""
+    for reply in (deltas({"content": "Pa"}, finish=finish), whole_reply(finish, content="Pa")):
+        with CannedServer(reply) as server:
+            (answer,) = Asked("threads").infer(endpoint(server.url), "hi")
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", False, why)
+        assert answer.reason.endswith(f"; its answer was cut off: {why}") == bool(why)
+    with CannedServer(whole_reply(None, content="Pa")) as server:
+        assert Asked("threads").infer(endpoint(server.url), "hi")[0].truncated == ""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]},
+        {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "ERROR", "error": {"message": "x"}}]},
+        b'{}\n\nevent: error\ndata: {"message": "overloaded"}', b'{}\n\nevent: error\ndata: {"error": {"message": "x"}}',
+        b"{}\n\nevent: error\ndata: overloaded",
+    ],
+    ids=["reason", "reason with error", "message", "error", "text"],
+)  # fmt: skip
+def test_an_error_at_the_end_is_a_cut(ask, end):
+    """What had come is a stream's answer; `infer` has the edge's whole one, or what had come where there is no other."""
+    with CannedServer(sse_reply([*PARIS[:2], end])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
+        (answer,) = ask.infer(endpoint(server.url), "hi")
+        assert (answer.value, answer.degraded) == ("local", True)
+        (answer,) = ask.infer(endpoint(server.url), "hi", edge=None)
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", True, "cut")
+
+
+def test_an_error_at_the_end_of_an_answer_that_came_at_once(ask):
+    """As in a stream."""
+    with CannedServer(whole_reply("error", content="Pa")) as server:
+        assert ask.stream(endpoint(server.url))[0] == ["local"]
+        (answer,) = ask.infer(endpoint(server.url), "hi", edge=None)
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", True, "cut")
+
+
+def test_white_space_before_a_text_is_part_of_it(ask):
+    """It is shown with the first piece that is more, or before the call of a tool."""
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{}"}}
+    with CannedServer(
+        deltas({"content": "\n"}, {"content": " "}, {"content": "Pa"}, {"content": "\n"}, {"content": "ris"})
+    ) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value) == (["\n Pa", "\n", "ris"], "\n Pa\nris")
+    with CannedServer(deltas({"content": "\n"}, {"tool_calls": [call]}, finish="tool_calls")) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value, answer.source) == (["\n"], "\n", "cloud")
+
+
+def test_a_refusal_is_what_the_model_says(ask):
+    """In pieces and whole, where there is no other text; the outputs have it as the whole answer has it."""
+    for reply in (deltas({"refusal": "I can"}, {"refusal": "not."}), whole_reply(refusal="I cannot.")):
+        with CannedServer(reply) as server:
+            pieces, answer = ask.stream(endpoint(server.url))
+            assert (pieces, answer.value, answer.source, answer.degraded) == (["I cannot."], "I cannot.", "cloud", False)
+            assert answer.outputs["choices"][0]["message"]["refusal"] == "I cannot."
 
 
 def test_a_message_beside_what_is_new_is_not_added_to_it(ask):
@@ -667,5 +788,5 @@ def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
         answers += 1
         assert type(read.value) is str
         assert read.confidence is None or read.confidence != read.confidence or 0 <= read.confidence <= 1
-        assert truncated(read.outputs) in {"", "cut", "length", "content_filter"}
+        assert truncated(read.outputs) in {"", "cut", "length", "content_filter", "x", "other"}
     assert answers > 300

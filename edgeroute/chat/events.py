@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-DATA, ERROR = b"data", b"error"
+DATA, ERROR, EVENT = b"data", b"error", b"event"
 FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
 """What a stream of events begins with."""
 
@@ -15,10 +15,10 @@ class Events:
 
     `feed` and `end` return the data of the events that are complete. What has no `data` is left out: comments, which servers
     send to keep a connection open, and other fields. A line that is JSON itself, or `error: {...}`, is data too: llama-server
-    had such errors.
+    had such errors. The data of an event by the name of `error` become `{"error": ...}`.
     """
 
-    __slots__ = ("_begun", "_cr", "_data", "_parts")
+    __slots__ = ("_begun", "_cr", "_data", "_failed", "_parts")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -26,6 +26,8 @@ class Events:
         self._data: list[bytes] = []
         """Lines of data of the last event, which has not ended."""
         self._cr = self._begun = False
+        self._failed = False
+        """Whether the last event, which has not ended, is an error by its name."""
 
     def feed(self, part: bytes) -> list[bytes]:
         """The data of the events that end in this part."""
@@ -57,8 +59,10 @@ class Events:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line:
             if self._data:
-                found.append(b"\n".join(self._data) if len(self._data) > 1 else self._data[0])
+                data = b"\n".join(self._data) if len(self._data) > 1 else self._data[0]
+                found.append(_as_error(data) if self._failed else data)
                 self._data = []
+            self._failed = False
             return
         if line.startswith(b"{"):
             found.append(line)
@@ -67,6 +71,8 @@ class Events:
         value = value.removeprefix(b" ")
         if name == DATA:
             self._data.append(value)
+        elif name == EVENT:
+            self._failed = value == ERROR
         elif name == ERROR and value.startswith(b"{"):
             found.append(value)
 
@@ -77,6 +83,11 @@ class Events:
         self._line(b"", found)
         self._parts = []
         return found
+
+
+def _as_error(data: bytes) -> bytes:
+    """The JSON of an error with these data, which are JSON, or a text."""
+    return b'{"error": %s}' % (data if data.startswith(b"{") else json.dumps(data.decode(errors="replace")).encode())
 
 
 def is_piece(body: bytes) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any, Final
 
+from edgeroute.chat.tool_calls import ToolCalls
 from edgeroute.confidence.prefix import of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.pieces import Piece
@@ -25,6 +26,15 @@ LACKS: Final = re.compile(
 """Messages of servers whose model cannot take what a request has."""
 
 
+SIGNS: Final = (
+    "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
+)  # fmt: skip
+"""Keys of a delta by which an answer comes; others, such as `role`, say nothing new."""
+
+BESIDES: Final = ("tool_calls", "function_call", "audio", "images")
+"""Keys of a message that is an answer without a text."""
+
+
 class Gathered:
     """A reply that comes in pieces, put together as the one that would have come whole.
 
@@ -36,31 +46,41 @@ class Gathered:
         self._eager = eager
         self._untold: list[float] = []
         self._text: list[str] = []
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls = ToolCalls()
         self._about: dict[str, Any] = {}
+        self._counted: Any = None
         self._ended: str | None = None
         self._thought: list[str] = []
+        self._refusal: list[str] = []
         self._chat = True
         self.logprobs: list[Any] = []
         """For each token that has come a mapping with its `logprob`."""
         self.error: Mapping[str, Any] | None = None
         """What went wrong there, as it says."""
+        self.progress = False
+        """Whether what was added last brought anything: text, thoughts, calls of tools, tokens, its end, or their counts."""
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
         """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
         if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return None
-        choices = chunk.get("choices")
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        self.progress = bool(usage) and usage != self._counted
+        self._counted = usage or self._counted
         ended = choices[0].get("finish_reason") if choices else None
         if ended or not choices or not self._about:  # those between say nothing new
             self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
             return None
         choice = choices[0]
+        if is_error(ended):
+            self.error, ended = _error({"error": choice.get("error") or {"type": ended}}), None
+        self.progress |= bool(ended and not self._ended)
         self._ended = ended or self._ended
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = token_entries(logprobs)
+            self.progress |= bool(tokens)
             self.logprobs += tokens
             for one in tokens:
                 known = one.get("logprob") if type(one) is dict and one.get("token") != "" else None
@@ -73,10 +93,16 @@ class Gathered:
             delta = choice.get("delta")
             delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
             text = _text(delta.get("content"))
+            self.progress |= any(_brings(delta[key]) for key in SIGNS if key in delta)
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
+            if isinstance(refusal := delta.get("refusal"), str):
+                self._refusal.append(refusal)
             if calls := delta.get("tool_calls"):
-                self._add_calls(calls)
+                self._calls.add(calls)
+            if function := delta.get("function_call"):
+                self._calls.add_function(function)
+        self.progress |= bool(text)
         if not text and not (self._eager and self._untold):
             return None
         if text:
@@ -84,15 +110,6 @@ class Gathered:
         piece = Piece(str(text or ""), self._untold)
         self._untold.clear()
         return piece
-
-    def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
-        for i, one in enumerate(given):
-            call = self._calls.setdefault(
-                int(one.get("index", i)), {"type": "function", "function": {"name": "", "arguments": ""}}
-            )
-            call.update({key: one[key] for key in ("id", "type") if one.get(key)})
-            for key, part in (one.get("function") or {}).items():
-                call["function"][key] = call["function"].get(key, "") + (part or "")
 
     @property
     def usage(self) -> Any:
@@ -102,7 +119,7 @@ class Gathered:
     @property
     def empty(self) -> bool:
         """Whether nothing of an answer has come."""
-        return not (self._text or self._thought or self._calls)
+        return not (self._text or self._thought or self._refusal or self._calls)
 
     @property
     def ended(self) -> bool:
@@ -119,8 +136,9 @@ class Gathered:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self._thought:
             message["reasoning_content"] = "".join(self._thought)
-        if self._calls:
-            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
+        if refusal := "".join(self._refusal):
+            message["refusal"] = refusal
+        message |= self._calls.message()
         what = {"message": message} if self._chat else {"text": text}
         choice = {"index": 0, "finish_reason": self._ended, **what, **({"logprobs": logprobs} if logprobs else {})}
         about = {key: value for key, value in self._about.items() if key not in {"object", "prompt_progress"}}
@@ -128,20 +146,32 @@ class Gathered:
 
 
 def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
-    """The text of a reply, its confidence, and the reply itself.
+    """The text of a reply, its confidence, and the reply itself. The text of a refusal is that of the reply that has no other.
 
     Raises:
         ModelError: it is no completion; or `wrong`, another class.
     """
     try:
         choice = reply["choices"][0]
-        text = choice["text"] if "text" in choice else _text(choice["message"].get("content"))
+        message = {} if "text" in choice else choice["message"]
+        text = choice["text"] if "text" in choice else _text(message.get("content"))
+        refusal = message.get("refusal")
         logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
     if not isinstance(text, str | None):
         raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
-    return Prediction(text or "", _confidence(logprobs, rule), reply)
+    text = text or ""
+    if not text.strip():
+        text = refusal if isinstance(refusal, str) and refusal.strip() else text
+    sure = Unscored("its answer has no text") if is_silent(text, reply) else _confidence(logprobs, rule)
+    return Prediction(text, sure, reply)
+
+
+def is_silent(text: str, reply: Mapping[str, Any]) -> bool:
+    """Whether a reply with this text says nothing: white space alone, and no call of a tool, sound or image either."""
+    message = reply["choices"][0].get("message")
+    return not text.strip() and not (isinstance(message, Mapping) and any(message.get(key) for key in BESIDES))
 
 
 class RunningConfidence:
@@ -181,6 +211,20 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     return known if rule == "quantile" else of_tokens(known, rule)
 
 
+def _brings(part: Any) -> bool:
+    """Whether a value of a delta has anything in it: a text, or a list or mapping with more than numbers and types."""
+    parts = [part]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str) and part:
+            return True
+        if isinstance(part, Mapping):
+            parts += [value for key, value in part.items() if key != "type"]
+        elif isinstance(part, list):
+            parts += part
+    return False
+
+
 def _text(content: Any) -> Any:
     """The text of a message's content, which may be a list of parts; of other parts, such as thoughts, nothing."""
     if not isinstance(content, list):
@@ -189,8 +233,15 @@ def _text(content: Any) -> Any:
     return "".join(text for text in texts if isinstance(text, str))
 
 
+def is_error(finish_reason: Any) -> bool:
+    """Whether this is the `finish_reason` of an answer within which the server failed."""
+    return isinstance(finish_reason, str) and finish_reason.lower() == "error"
+
+
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     error = reply.get("error") or reply
+    if isinstance(error, Mapping) and error.get("error"):  # of an event that is an error, and says so itself
+        error = error["error"]
     return error if isinstance(error, Mapping) else {"message": str(error)}
 
 

@@ -9,13 +9,14 @@ from math import ceil, inf
 from typing import Any
 
 from edgeroute.chat.events import FIELDS, Events, is_piece
-from edgeroute.chat.reply import Gathered, RunningConfidence, answer
+from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_error, is_silent
 from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
 from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
+from edgeroute.core.explain import truncated
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
@@ -34,6 +35,12 @@ MOST_TOKENS = 1_000_000_000
 """Of an answer, in a request: more is a mistake."""
 LETTERS, PART = 3, 1000
 """Bytes of text for a token, and tokens for an image or another part of a message, where they are not counted yet."""
+
+SILENT = {
+    "length": ": it had the most tokens that it may have before it said anything",
+    "content_filter": ": a content filter took it",
+}
+"""Why an answer has no text, by `finish_reason`."""
 
 
 class OpenAIChat:
@@ -59,7 +66,7 @@ class OpenAIChat:
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
         stream: whether to ask for answers in pieces, also where they are not shown: a server that stalls is then noticed.
         usage: whether to ask for the number of tokens in streams, by `stream_options`, which few servers do not take.
-        between_s: seconds within which the next piece must come, once an answer has begun.
+        between_s: seconds within which the next piece must come, once an answer has begun; an event that brings nothing is none.
         labels: the texts that it may answer; None: any, or the edge model's labels.
         version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
         timeout_s: until an answer begins, with all retries; a deadline may end it sooner, and ends the whole answer.
@@ -164,7 +171,7 @@ class OpenAIChat:
         """The answer in a whole reply: one (text, confidence, completion).
 
         Raises:
-            BadReply: it is no completion.
+            BadReply: it is no completion, or says nothing.
         """
         speech = self._answered(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
         given: bytes | None = bytes(reply.body)
@@ -193,7 +200,7 @@ class OpenAIChat:
         Raises:
             Refused: the server refuses the key, the model, the length of the request or the number of requests; or it failed.
             Unreachable: the answer broke off. `partial` is what had come.
-            BadReply: it is no answer.
+            BadReply: it is no answer, or says nothing.
         """
         if call.tokens is None:  # it was stored in the outbox
             with suppress(ValueError, RecursionError, TypeError, AttributeError):
@@ -220,7 +227,8 @@ class OpenAIChat:
             begun.append(first)
         gathered, events, start = Gathered(), Events(), b""
         sure = RunningConfidence(self._chat.rule)
-        over = progress = False
+        over = progress = shown = False
+        blank = ""  # white space that the answer begins with: it may be all of it
         try:
             while not over:
                 part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
@@ -230,9 +238,13 @@ class OpenAIChat:
                     if event.strip() == b"[DONE]":
                         over = True
                         break
-                    text, progress = self._added(gathered, event, call, sure), True
-                    if text:
-                        yield Said(text, sure.value)
+                    text = self._added(gathered, event, call, sure)
+                    progress |= gathered.progress
+                    if text and (shown or text.strip()):
+                        yield Said(blank + text, sure.value)
+                        shown, blank = True, ""
+                    else:
+                        blank += text
                 if part is None:
                     break
             if over and not gathered.empty:
@@ -241,13 +253,18 @@ class OpenAIChat:
                 raise self._broken(gathered, start)
         except CloudError as e:
             if not gathered.ended:  # else all that is missing is what comes after it
-                e.partial = None if gathered.empty else self._read(gathered.reply())
+                came = self._answer(gathered.reply())
+                e.partial = None if is_silent(came.value, came.outputs) else came
                 raise
         if (tokens := _counted(gathered.usage)) is not None:
             yield tokens
         while over and (yield OVER) is not None:
             pass
-        return self._read(gathered.reply())
+        prediction = self._answer(gathered.reply())
+        self._check_said(prediction)
+        if prediction.value and not shown:  # a refusal, or white space before the call of a tool
+            yield Said(prediction.value, sure.value)
+        return prediction
 
     def _at_once(self, reply: Reply, call: Call) -> Speech[Prediction]:
         """The answer of a server that does not stream."""
@@ -256,7 +273,15 @@ class OpenAIChat:
             raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
         if said.get("error") is not None or said.get("object") == "error":
             raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
-        prediction = self._read(said)
+        prediction = self._answer(said)
+        choice = said["choices"][0]
+        if is_error(choice.get("finish_reason")):
+            e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
+            e.partial = None if is_silent(prediction.value, said) else prediction
+            raise e
+        if choice.get("finish_reason", "") is None:  # as of a stream that ends with `[DONE]`
+            choice["finish_reason"] = "stop"
+        self._check_said(prediction)
         guess = Tokens(
             0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
         )
@@ -283,7 +308,13 @@ class OpenAIChat:
             return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
-    def _read(self, reply: Mapping[str, Any]) -> Prediction:
+    def _check_said(self, prediction: Prediction) -> None:
+        """Raises BadReply for a whole answer that says nothing."""
+        if is_silent(prediction.value, prediction.outputs):
+            why = SILENT.get(truncated(prediction.outputs), "")
+            raise BadReply(f"{self.where} gave an answer without a text{why}")
+
+    def _answer(self, reply: Mapping[str, Any]) -> Prediction:
         prediction = answer(reply, self._chat.rule, self.where, BadReply)
         return prediction if self._logprobs else prediction._replace(confidence=None)
 

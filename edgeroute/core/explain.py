@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,31 +47,41 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     if outcome.leg is not None and not outcome.accepted and plan.offline != "raise" and type(outcome) is not Left:
         part = "what came of the " if broken(outcome) else "the "
         parts.append(f"so {part}{plan.legs[outcome.leg].name} answer stands")
-    if why := TRUNCATED.get(truncated(outcome.prediction and outcome.prediction.outputs)):
-        parts.append(f"its answer {why}")
+    why = truncated(outcome.prediction and outcome.prediction.outputs)
+    if why and why != CUT:
+        parts.append(f"its answer {TRUNCATED.get(why, f'was cut off: {why}')}")
     parts += [f"{rule}: {rule.then}" for rule in plan.rules]
     return "; ".join(parts)
 
 
+CUT = "cut"
 TRUNCATED = {
     "length": "was cut off at the most tokens that it may have",
     "content_filter": "was cut off by a content filter",
 }
-"""Why a text has no end of its own, by `finish_reason`."""
+"""Why a text has no end of its own, by `finish_reason`: these have words for it, others stand for themselves."""
+WHOLE = frozenset(
+    {"", "stop", "tool_calls", "function_call", "tool_use", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}
+)
+"""Each `finish_reason`, of whatever server, with which a text has come to its own end."""
+_WORD = re.compile(r"[a-z][a-z_ ]{0,39}")
 
 
 def truncated(outputs: Any) -> str:
     """Why a text was cut off, if these are the outputs of one: OpenAI's JSON has a `finish_reason`. Empty: it was not.
 
-    "cut": its end never came.
+    "cut": its end never came. "other": for a reason that is no word.
     """
     choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         return ""
     said = choices[0].get("finish_reason", "stop")
     if said is None:
-        return "cut"
-    return said if isinstance(said, str) and said in TRUNCATED else ""
+        return CUT
+    reason = said.lower() if isinstance(said, str) else ""
+    if reason in WHOLE:
+        return ""
+    return reason if _WORD.fullmatch(reason) else "other"
 
 
 def broken(outcome: Outcome) -> bool:

@@ -150,7 +150,7 @@ class Voices:
             return self.shown
         if self.held:
             return self.shown if self.shown in self.held else max(self.held, key=lambda i: self.legs[i].target)
-        parts = [i for i in cut if self.voices[i].pieces and self.legs[i].permit is None]
+        parts = [i for i in cut if self._stays(i)] or [i for i, v in self.voices.items() if v.failed and self._stays(i)]
         return parts[0] if parts and self.stands else None
 
     def speakers(self) -> Iterator[int]:

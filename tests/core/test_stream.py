@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.explain import reason
+from edgeroute.core.explain import broken, reason
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
@@ -269,6 +269,19 @@ def test_the_edge_that_went_on_stands_if_the_cloud_fails(cloud):
     happens["edge"][-1] = (2.1, OSError("broke off"))
     outcome, heard = run(made(), happens, 0.5)
     assert (outcome.leg, outcome.accepted, outcome.prediction.value) == (0, False, "abc"), "a part"
+
+
+@pytest.mark.parametrize("sure", [0.1, None], ids=["unsure", "undecided"])
+@pytest.mark.parametrize("cloud", [[(0.0, OSError("down"))], [(2.0, OSError("down"))], []], ids=["at once", "later", "never"])
+def test_what_came_of_an_edge_that_breaks_off_stands_if_the_cloud_fails(cloud, sure):
+    """Whichever of them fails first; not where the offline rule has something else."""
+    happens = {"edge": [(0.1, ("a", sure)), (0.3, "b"), (0.4, OSError("broke off"))], "cloud": cloud}
+    outcome, heard = run(made(deadline_s=5.0), happens)
+    assert heard == [("edge", "a"), ("edge", "b")]
+    assert (outcome.leg, outcome.accepted, outcome.prediction.value) == (0, False, "ab")
+    assert broken(outcome)
+    outcome, heard = run(made(deadline_s=5.0, offline="raise"), happens)
+    assert (outcome.leg, heard) == (None, [])
 
 
 def test_a_cloud_that_was_asked_early_is_heard_from_the_decision_on():
