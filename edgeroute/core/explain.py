@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,13 +63,18 @@ WHOLE = frozenset(
     {"", "stop", "tool_calls", "function_call", "tool_use", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}
 )
 """Each `finish_reason`, of whatever server, with which a text has come to its own end."""
-_WORD = re.compile(r"[a-z][a-z_ ]{0,39}")
+KNOWN = frozenset({
+    *TRUNCATED, "model_length", "max_tokens", "max_output_tokens", "error", "abort", "aborted", "cancelled", "timeout",
+    "network_error", "insufficient_system_resource", "safety", "recitation", "blocklist", "prohibited_content", "spii",
+    "language", "repetition", "malformed_function_call", "refusal", "pause_turn",
+})  # fmt: skip
+"""Each with which it has not: others are told as "other", as a server may write anything there, words of the request too."""
 
 
 def truncated(outputs: Any) -> str:
     """Why a text was cut off, if these are the outputs of one: OpenAI's JSON has a `finish_reason`. Empty: it was not.
 
-    "cut": its end never came. "other": for a reason that is no word.
+    "cut": its end never came. "other": for a reason that is none of `KNOWN`.
     """
     choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
@@ -81,7 +85,7 @@ def truncated(outputs: Any) -> str:
     reason = said.lower() if isinstance(said, str) else ""
     if reason in WHOLE:
         return ""
-    return reason if _WORD.fullmatch(reason) else "other"
+    return reason if reason in KNOWN else "other"
 
 
 def broken(outcome: Outcome) -> bool:
