@@ -320,7 +320,9 @@ def test_cuts_open_the_breaker():
         assert len(server.requests) < 8
 
 
-@pytest.mark.parametrize(("given", "asked"), [("2000", 2000), (2000.0, 2000), (2000, 2000), ("many", 512), (-1, 512), (True, 512)])
+@pytest.mark.parametrize(
+    ("given", "asked"), [("2000", 2000), (2000.0, 2000), (2000, 2000), ("many", 512), (-1, 512), (True, 512)]
+)
 def test_a_number_of_tokens_in_a_text_is_a_number(given, asked):
     """Booked ahead as what it says; what is none is the server's to refuse."""
     call = next(OpenAIChat("http://127.0.0.1:1", model="m").speak({"messages": HI, "max_tokens": given}))
