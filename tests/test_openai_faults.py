@@ -341,7 +341,7 @@ def test_a_number_of_tokens_in_a_text_is_a_number(given, asked):
     assert call.tokens.answer == asked
 
 
-@pytest.mark.parametrize("given", [10**400, 10**12, "1e400", "nan"])
+@pytest.mark.parametrize("given", [10**400, 10**12, "1e400", "nan"], ids=["huge", "int", "text", "nan"])
 def test_a_number_of_tokens_beyond_reason_is_the_callers_fault(given, caplog):
     """Nothing is sent, and no fault of the cloud is told or logged."""
     with CannedServer(GOOD) as server, Router(cloud=endpoint(server.url, usd_per_million_output_tokens=1.0)) as router:
