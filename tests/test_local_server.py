@@ -401,3 +401,17 @@ def test_an_answer_without_a_text_is_not_sure():
             answer = router.infer("hi")
     assert (answer.value, answer.source) == ("cloud", "cloud")
     assert "its answer has no text" in answer.reason
+
+
+def test_what_does_not_come_in_pieces_is_shown_as_one():
+    """The reply of a server that does not stream, and a refusal."""
+    whole = {"choices": [{"message": {"content": "Paris"}, "logprobs": {"content": [{"token": "Paris", "logprob": -0.5}]}}]}
+    at_once = http_reply(json.dumps(whole).encode(), headers=[("Content-Type", "application/json")])
+    refusal = sse(
+        {"choices": [{"delta": {"refusal": "Pa"}}]}, {"choices": [{"delta": {"refusal": "ris"}, "finish_reason": "stop"}]}
+    )
+    for reply in (at_once, refusal):
+        with CannedServer(reply) as server, Router(LocalServer(f"http://127.0.0.1:{server.port}")) as router:
+            with router.stream("hi") as stream:
+                assert list(stream) == ["Paris"]
+            assert stream.answer.value == "Paris"

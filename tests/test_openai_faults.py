@@ -587,6 +587,17 @@ def test_an_error_at_the_end_of_an_answer_that_came_at_once(ask):
         assert (answer.value, answer.degraded, answer.truncated) == ("Pa", True, "cut")
 
 
+def test_an_answer_that_says_nothing_is_paid_for():
+    """By its tokens: what a model thought, too."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 90}
+    end = {"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": "length"}], "usage": usage}
+    whole = {"choices": [{"index": 0, "message": {"content": ""}, "finish_reason": "length"}], "usage": usage}
+    for reply in (sse_reply([end]), http_reply(json.dumps(whole).encode(), headers=JSON)):
+        with CannedServer(reply) as server:
+            _, answer = Asked("threads").stream(endpoint(server.url, usd_per_million_output_tokens=1e6))
+        assert (answer.value, answer.trace["events"][-1]["usd"]) == ("local", 90)
+
+
 def test_white_space_before_a_text_is_part_of_it(ask):
     """It is shown with the first piece that is more, or before the call of a tool."""
     call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{}"}}

@@ -274,6 +274,10 @@ class OpenAIChat:
         if said.get("error") is not None or said.get("object") == "error":
             raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
         prediction = self._answer(said)
+        guess = Tokens(
+            0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
+        )
+        yield _counted(said.get("usage")) or guess
         choice = said["choices"][0]
         if is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
@@ -282,10 +286,6 @@ class OpenAIChat:
         if choice.get("finish_reason", "") is None:  # as of a stream that ends with `[DONE]`
             choice["finish_reason"] = "stop"
         self._check_said(prediction)
-        guess = Tokens(
-            0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
-        )
-        yield _counted(said.get("usage")) or guess
         if prediction.value:
             yield Said(prediction.value, None)
         return prediction

@@ -10,7 +10,7 @@ from typing import Any
 from edgeroute.chat.events import events
 from edgeroute.chat.reply import Gathered, answer, failure
 from edgeroute.chat.request import Chat, checked_score
-from edgeroute.confidence.prefix import Prefix, Rule
+from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
 from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
@@ -143,7 +143,7 @@ class LocalServer:
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """The same for one input, in pieces; closing the generator ends the exchange."""
         request, chat = self._chat.request(x)
-        own, gathered = isinstance(x, Mapping), Gathered(eager=isinstance(self.score, Prefix))
+        own, gathered, shown = isinstance(x, Mapping), Gathered(eager=isinstance(self.score, Prefix)), False
         if self._model is not None:
             request["model"] = self._model
         if self._logprobs:
@@ -158,18 +158,24 @@ class LocalServer:
             if head.status != OK:
                 raise self._refused(head, parts, own=own)
             if head.kind.startswith("application/json"):  # it does not stream
-                return self._answer(self._parsed(b"".join(parts)), own=own)
+                found = self._answer(self._parsed(b"".join(parts)), own=own)
+                yield Piece(found.value, token_logprobs(found.outputs))
+                return found
             for event in events(parts):
                 if event == b"[DONE]":
                     gathered.end()
                     break
                 if (piece := self._piece(gathered, event, own=own)) is not None:
+                    shown |= bool(piece)
                     yield piece
         if cancel is not None and cancel.asked and not gathered.ended:
             raise ModelError(f"{self._where} was stopped within its answer")
         if not gathered.ended:
             raise ModelError(f"{self._where} broke off within its answer")
-        return self._answer(gathered.reply(), own=own)
+        found = self._answer(gathered.reply(), own=own)
+        if not shown and found.value:  # a refusal
+            yield Piece(found.value)
+        return found
 
     def _piece(self, gathered: Gathered, event: bytes, *, own: bool) -> Piece | None:
         try:
