@@ -11,7 +11,7 @@ from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
 from edgeroute.core.texts import clean
-from edgeroute.core.walk import Outcome, Prediction, new
+from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.core.why import Took, reason_code, took
 from edgeroute.failures import Failures
 from edgeroute.system import plain, short
@@ -253,7 +253,7 @@ class Answer(Generic[V]):
         self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
         self.source: Source = "edge" if leg.permit is None else "cloud"
         self.leg = leg.name
-        self.degraded, self.final = not accepted, True
+        self.degraded, self.final = not (accepted or type(outcome) is Left), True
         self.latency_s = ended - begun
         self._note = ""
 
@@ -321,7 +321,7 @@ class Answer(Generic[V]):
                 plan, outcome, costs = _Told("", dict(self.trace)), None, None
             else:
                 leg, _, accepted, log, begun, ended, _ = outcome
-                outcome = new(Outcome, (leg, None, accepted, log, begun, ended, {}))
+                outcome = new(type(outcome), (leg, None, accepted, log, begun, ended, {}))
         made: Answer[Any] = Answer.recalled(self, self.source, self._note, self.id, self.latency_s)
         made.value = made.outputs = None
         return made._routed(plan, outcome, costs)

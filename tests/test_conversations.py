@@ -146,6 +146,39 @@ def test_short_turns_are_known_by_what_came_before(made):
     assert router.infer([user("What is 4700 + 11?"), assistant("4711"), user("4711")]).source == "cloud"
 
 
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_short_beginning_is_known_too(call, system):
+    """Asked again, with its answer, or with another one; however it was asked. Others that are as short leave."""
+    sent = []
+    router = Threads(lambda _: ("No.", 0.1), lambda x: sent.append(x) or "so", threshold=0.5, egress=Egress(**EGRESS))
+    try:
+        history = [*system, user("HIV pos")]
+        answer = ask(router, call, history, data_class="medical")
+        for later in ([], [assistant(answer.value), user("And now?")], [user("And now?")], [assistant("N"), user("And?")]):
+            assert HOME in ask(router, call, [*history, *later]).reason
+        assert HOME in ask(router, call, [user("HIV pos"), assistant("No."), user("And now?")]).reason
+        assert sent == []
+        for other in ([user("HIV")], [user("Well?")], [user("What?"), assistant("No."), user("HIV pos")]):
+            assert ask(router, call, other).source == "cloud"
+    finally:
+        router.close()
+
+
+def test_messages_of_a_conversation_that_stays_are_known(made):
+    """Those that `router.conversation()` has kept, handed to the router itself; and contents that are mappings."""
+    sent = []
+    with Router(lambda _: ("ok", 0.1), sent.append, threshold=0.5, egress=Egress(**EGRESS)) as router:
+        talk = router.conversation()
+        talk.infer("4711", data_class="medical")
+        assert HOME in router.infer([*talk.messages, user("And?")]).reason
+        assert sent == []
+    router = made()
+    router.infer([{"role": "user", "content": {"pin": 4711}}], data_class="medical")
+    assert router.infer([{"role": "user", "content": {"pin": 4711}}, user("So?")]).source == "edge"
+    assert router.infer([{"role": "user", "content": {"pin": 4712}}, user("So?")]).source == "cloud"
+
+
 def test_what_many_conversations_share_binds_none(made):
     """The system's message, and turns before the one that had to stay."""
     router = made()
@@ -355,11 +388,11 @@ messages = st.lists(
 
 @given(messages, messages)
 def test_a_continued_conversation_is_recognised(said, more):
-    """By all of it, if it has any text to speak of, wherever system's messages are put."""
+    """By all of it, if anything is said in it, wherever system's messages are put."""
     one = Digests(None)
     known = set(remembered(turns(said), one.digest))
     heard = "".join(turn.text for turn in turns(said) if turn.role != "system")
-    if len(heard) >= 8:
+    if heard:
         assert known & set(looked_up(turns([*said, *more]), one.digest))
         assert known & set(looked_up(turns([{"role": "system", "content": "new"}, *said, *more]), one.digest))
     if not known & set(looked_up(turns(more), one.digest)):

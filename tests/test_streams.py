@@ -5,7 +5,11 @@ import threading
 
 import pytest
 
-from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Router
+from edgeroute import AsyncRouter, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
+from edgeroute.cloud.backend import Function
+from edgeroute.dashboard.rows import row
+from edgeroute.record.instruments import Instrument
+from edgeroute.replay import Setup, collect, replay
 from edgeroute.testing import CannedServer, http_reply
 
 
@@ -164,6 +168,108 @@ def test_leaving_early_stops_the_generator(kind):
     else:
         assert asyncio.run(main()) is None
         assert closed.wait(30)
+
+
+class Ends(Instrument):
+    """The answers that it is told of."""
+
+    def __init__(self):
+        self.answers = []
+
+    def request_ended(self, ended):
+        """Keeps it."""
+        self.answers.append(ended.answer)
+
+
+def whole(record):
+    """The events of a record whose stream was left, as if it had gone on for a second."""
+    *events, last = record["events"]
+    return [*events, {**last, "what": "accepted", "confidence": 0.9, "at_s": last["at_s"] + 1}]
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+@pytest.mark.parametrize(("x", "leg"), [(-1, "cloud"), (1, "edge")])
+def test_a_stream_that_is_left_is_counted_and_traced(kind, x, leg):
+    """With what was shown, and what its calls have cost; it is neither degraded nor without an answer. Replay can read it."""
+    left, traced, ends = threading.Event(), [], Ends()
+
+    def early(x):
+        yield Piece("it", [-0.1 if x > 0 else -3.0])
+        left.wait(30)
+        yield Piece(" is", [-0.1])
+
+    def dear(_):
+        yield "far"
+        left.wait(30)
+        yield " away"
+
+    targets = {"edge": early, "cloud": Function(dear, name="cloud", usd_per_call=0.5)}
+    policy = {**targets, "threshold": 0.5, "score": Prefix(1, of="mean"), "trace": traced.append, "instruments": [ends]}
+
+    async def main():
+        async with AsyncRouter(**policy) as router:
+            async with router.stream(x) as stream:
+                async for _ in stream:
+                    break
+            left.set()
+            return stream, router.stats(), Setup.of(router.engine.snapshot, None, cached=False)
+
+    if kind == "asyncio":
+        stream, stats, setup = asyncio.run(main())
+    else:
+        with Router(**policy) as router:
+            with router.stream(x) as stream:
+                next(iter(stream))
+            left.set()
+            stats, setup = router.stats(), Setup.of(router.engine.snapshot, None, cached=False)
+    assert stream.answer is None
+    (record,), (answer,) = traced, ends.answers
+    assert (answer.value, answer.source, answer.degraded) == ("it" if leg == "edge" else "far", leg, False)
+    assert "left by its caller" in answer.reason
+    assert (record["answered_by"], record["reason_code"], record["accepted"]) == (stream.leg, "left", False)
+    assert [one.get("usd", 0) for one in record["events"] if (one["leg"], one["what"]) == (stream.leg, "cancelled")] == [
+        0.5 if leg == "cloud" else 0
+    ]
+    assert (stats.requests, stats.degraded, stats.unanswered, stats.deferred) == (1, 0, 0, int(leg == "cloud"))
+    assert {one.name: (one.started, one.cancelled) for one in stats.legs}[stream.leg] == (1, 1)
+    assert not row(record).degraded
+    found = replay(collect([record]), setup)
+    assert (found.recorded.requests, found.recorded.degraded, found.recorded.usd) == (1, 0, stats.usd_today)
+    assert (found.replayed.requests, sum(found.unknown.values())) == (0, 1), "how long it would have taken is not known"
+    found = replay(
+        collect([record, {**record, "id": "q-2", "events": whole(record), "accepted": True, "reason_code": "below"}]), setup
+    )
+    assert (found.replayed.requests, found.changed) == (2 if leg == "cloud" else 1, 0), "but from those that took longer"
+
+
+def test_an_unheard_stream_is_traced_where_its_task_is_cancelled():
+    """Before its first piece: what was asked last is named, and the reason says that the caller left."""
+    traced = []
+
+    async def main():
+        begun = asyncio.Event()
+
+        async def silent(_):
+            begun.set()
+            await asyncio.sleep(30)
+            yield "too late"
+
+        async def listening(router):
+            async with router.stream(-1) as stream:
+                async for _ in stream:
+                    pass
+
+        async with AsyncRouter(edge, silent, threshold=0.5, trace=traced.append) as router:
+            task = asyncio.create_task(listening(router))
+            await asyncio.wait_for(begun.wait(), 30)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            return router.stats()
+
+    stats = asyncio.run(main())
+    assert [(one["answered_by"], one["reason_code"]) for one in traced] == [("cloud", "left")]
+    assert (stats.requests, stats.unanswered) == (1, 0)
 
 
 def test_nobody_speaks(listen):

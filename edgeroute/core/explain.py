@@ -9,7 +9,7 @@ from edgeroute.core.codes import UNFIT, Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.texts import named, told, typed
-from edgeroute.core.walk import Mark, Outcome
+from edgeroute.core.walk import Left, Mark, Outcome
 
 VERSION = 3
 """Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules."""
@@ -39,9 +39,11 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             parts.append(text if getattr(detail, "held", False) else said)
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
-    if not outcome.accepted:
+    if type(outcome) is Left:
+        parts.append(f"left by its caller after {(outcome.ended - outcome.begun) * 1000:.0f} ms")
+    elif not outcome.accepted:
         parts += [f"{name} was not asked: earlier runs of it go on" for name in plan.skipped]
-    if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
+    if outcome.leg is not None and not outcome.accepted and plan.offline != "raise" and type(outcome) is not Left:
         part = "what came of the " if broken(outcome) else "the "
         parts.append(f"so {part}{plan.legs[outcome.leg].name} answer stands")
     if why := TRUNCATED.get(truncated(outcome.prediction and outcome.prediction.outputs)):

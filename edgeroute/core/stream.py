@@ -20,6 +20,7 @@ from edgeroute.core.walk import (
     Event,
     Failed,
     Leave,
+    Left,
     Mark,
     Outcome,
     Prediction,
@@ -68,17 +69,17 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
         keep_late: at the deadline, leave a cloud running rather than cancel it.
         restart: the answer may begin anew.
     """
-    return (yield from _StreamWalk(Voices(plan, begun, first_s, restart), keep_late).steps())
+    return StreamWalk(plan, begun, first_s, keep_late, restart).steps()
 
 
 _Steps = Generator[Effect, Event | None, None]
 
 
-class _StreamWalk:
-    """The walk of `walk_stream`."""
+class StreamWalk:
+    """The walk of `walk_stream`, with the same arguments: what came of it can be told before its end."""
 
-    def __init__(self, at: Voices, keep_late: bool) -> None:
-        self.at, self.keep_late = at, keep_late
+    def __init__(self, plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> None:
+        self.at, self.keep_late = Voices(plan, begun, first_s, restart), keep_late
         self.log: list[Mark] = []
         self.outcome: Outcome | None = None
 
@@ -104,6 +105,16 @@ class _StreamWalk:
                 yield from self._heard(event)
         assert self.outcome is not None, "a walk that has finished has an outcome"
         return self.outcome
+
+    def left(self, at: float) -> Left | None:
+        """The outcome if the caller leaves at that instant, and its driver has stopped all legs; None: none was started."""
+        started = [mark.leg for mark in self.log if mark.kind == "start"]
+        if not started:
+            return None
+        self.log += [Mark("cancelled", i, at) for i in self.at.running() if i in started]
+        i = started[-1] if self.at.shown is None else self.at.shown
+        shown = Prediction(whole(self.at.voices[i].pieces if i == self.at.shown else []), None, None)
+        return Left(i, shown, False, self.log, self.at.begun, at, self.at.held)
 
     # what is started, and waited for
 

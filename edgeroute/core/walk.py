@@ -140,6 +140,12 @@ class Outcome(NamedTuple):
     """Leg -> its answer that was not accepted."""
 
 
+class Left(Outcome):
+    """Result of a stream whose caller has left: what was shown by then, of the leg that is shown, or else was started last."""
+
+    __slots__ = ()
+
+
 Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
 
 STARTS = tuple(Start(i) for i in range(16))

@@ -8,14 +8,15 @@ from typing import Final, Literal, NamedTuple, get_args
 from edgeroute.core.codes import ErrorCode, Failure, HeldCode
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
-from edgeroute.core.walk import Mark, Outcome, new
+from edgeroute.core.walk import Left, Mark, Outcome, new
 
 Own = Literal[
-    "confident", "first", "stays", "below", "input", "faster", "failed", "deadline", "busy", "cached", "stale", "error",
+    "confident", "first", "stays", "below", "input", "faster", "failed", "deadline", "busy", "left", "cached", "stale", "error",
 ]  # fmt: skip
 """Of accepted answers: the edge asked first is confident enough, or always accepted; the cloud is asked first; nothing may
 leave; an edge was below its threshold, or would be by the score of the input; a target asked later was faster; one asked before
-failed. Of degraded ones: the deadline came; the cloud is busy with runs that were given up. Of errors, also: any other."""
+failed. Of degraded ones: the deadline came; the cloud is busy with runs that were given up. Of streams: the caller has left. Of
+errors, also: any other."""
 ReasonCode = Own | ErrorCode | HeldCode
 CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
 ALONE = 2
@@ -26,7 +27,7 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
     """The reason code of an answer, one of `CODES`; where a target failed or was not asked, the error's own."""
     log, i = outcome.log, outcome.leg
     if not outcome.accepted or i is None:
-        return _degraded(plan, log)
+        return "left" if type(outcome) is Left else _degraded(plan, log)
     away = plan.legs[i].permit is not None
     if len(log) > ALONE or plan.unsure:  # few
         if plan.unsure and away:

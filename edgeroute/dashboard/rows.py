@@ -63,7 +63,12 @@ class Row(NamedTuple):
         code = code if isinstance(code, str) and code in CODES else "other"  # a trace of before there were any
         if "events" not in record:
             return Kind("stale" if code == "stale" else "cache", clean(record.get("leg", ""), NAME), code, degraded=False)
-        return Kind(self.side, self.by, code, degraded=not self.accepted and self.side != "none")
+        return Kind(self.side, self.by, code, degraded=self.degraded)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a fallback answered; a stream that its caller has left is none."""
+        return not self.accepted and self.side != "none" and self.record.get("reason_code") != "left"
 
     @property
     def batch(self) -> str:
@@ -119,7 +124,7 @@ def row(record: Mapping[str, Any]) -> Row:
     if side == "none":
         parts.append("no answer")
     elif not accepted:
-        parts.append("degraded")
+        parts.append("left by its caller" if record.get("reason_code") == "left" else "degraded")
     return Row(
         at, identity, side, "" if by is None else clean(by, NAME), accepted, deferred, latency_s,
         clean(record.get("data_class") or "", NAME), note, clean("; ".join(parts), TEXT), tuple(runs), record,

@@ -127,7 +127,7 @@ class Window:
         self.latest = one
         self.requests += 1
         self.deferred += one.deferred
-        self.degraded += not one.accepted and one.side != "none"
+        self.degraded += one.degraded
         self.answered[one.side] += 1
         self._deferred.append(one.deferred)
         self._took.append(one.latency_s)

@@ -13,7 +13,7 @@ from edgeroute.core.load import slack
 from edgeroute.core.plan import Leg, Plan, Unsure
 from edgeroute.core.policy import INF
 from edgeroute.core.standby import reserve_s
-from edgeroute.core.walk import Mark, Outcome, judged
+from edgeroute.core.walk import Left, Mark, Outcome, judged
 from edgeroute.observe.arm_stats import ArmStats, CloudArmStats, Part
 from edgeroute.system import renew_after_fork
 
@@ -215,7 +215,8 @@ class Counts:
         fresh, log = self._fresh, outcome.log
         if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
             log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
-        fresh.append((plan.legs, outcome.leg, outcome.accepted, log, batch))
+        left = not outcome.accepted and type(outcome) is Left  # neither degraded nor without an answer
+        fresh.append((plan.legs, None if left else outcome.leg, left or outcome.accepted, log, batch))
         if len(fresh) + self._added < TOGETHER and outcome.accepted:
             return False
         with self._lock:
@@ -271,7 +272,7 @@ class Counts:
                     if whole and not batch:
                         leg.took(at - leg.since)
             self.deferred += deferred
-            self.unanswered += answered_by is None
+            self.unanswered += answered_by is None and not accepted
             self.degraded += answered_by is not None and not accepted
 
     def unsure(self, edges: Iterable[Unsure]) -> None:

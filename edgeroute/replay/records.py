@@ -275,8 +275,8 @@ class _Reader:
             if what == "decided":
                 decided.add(name)
                 continue
-            if what == "cancelled" and name in decided:  # its confidence is known, and it was below its threshold
-                if not away and name in legs:
+            if what == "cancelled" and name in decided and name in legs:  # its confidence is known, and was below its threshold
+                if not away:
                     whole = max(0.0, event.get("joules") or 0.0)
                     tally.run_joules += whole - legs[name].joules
                     legs[name] = legs[name]._replace(joules=whole)
@@ -297,7 +297,8 @@ class _Reader:
                 if joules and self._alone(batch, name):
                     tally.run_joules += joules - before
             late, own = late or what == "timeout", None
-        accepted, deadline_s, data_class = record["accepted"], record["deadline_s"], record["data_class"]
+        accepted = record["accepted"] or record.get("reason_code") == "left"  # what was shown by then was what the policy wants
+        deadline_s, data_class = record["deadline_s"], record["data_class"]
         if record["mode"] not in MODES or not (data_class is None or isinstance(data_class, str)):
             raise ValueError("its mode or data class is none")
         checked(deadline_s)

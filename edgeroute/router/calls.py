@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from edgeroute.core.batch import walk_many
-from edgeroute.core.stream import walk_stream
-from edgeroute.core.walk import Emit, Outcome, new, walk
+from edgeroute.core.stream import StreamWalk
+from edgeroute.core.walk import Emit, Left, Outcome, new, walk
 from edgeroute.record.instruments import Instruments, RequestBegan, RequestEnded
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request
@@ -96,8 +97,10 @@ def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
     return inner
 
 
-def walked(requests: Sequence[Request], legs: LegExecutor) -> Steps[list[Walked]]:
-    """The innermost step: walks the plan, which the requests share."""
+def walked(
+    requests: Sequence[Request], legs: LegExecutor, leaves: Callable[[Request, Left, LegExecutor], object] | None = None
+) -> Steps[list[Walked]]:
+    """The innermost step: walks the plan, which the requests share. leaves: called where the caller of a stream leaves it."""
     first, late, shown = requests[0], legs.late is not None, list[Any]()
 
     def show(emit: Emit) -> Any:
@@ -107,8 +110,14 @@ def walked(requests: Sequence[Request], legs: LegExecutor) -> Steps[list[Walked]
     if first.batch:
         outcomes = yield Walk(walk_many(first.plan, len(requests), first.begun, late), legs)
     elif first.streams:
-        steps = walk_stream(first.plan, first.begun, first.first_token_s, late, first.shows == "restarts")
-        outcomes = [(yield Walk(steps, legs, show, streams=True))]
+        stream = StreamWalk(first.plan, first.begun, first.first_token_s, late, first.shows == "restarts")
+        try:
+            outcomes = [(yield Walk(stream.steps(), legs, show, streams=True))]
+        except BaseException as e:
+            left = None if leaves is None or isinstance(e, Exception) else stream.left(monotonic())
+            if leaves is not None and left is not None:  # closed, cancelled or interrupted
+                leaves(first, left, legs)
+            raise
     elif first.shows:
         outcomes = [(yield Walk(walk(first.plan, first.begun, True, late), legs, show))]
     else:

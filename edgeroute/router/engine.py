@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
-from edgeroute.core.walk import Event, Outcome, new
+from edgeroute.core.walk import Event, Left, Outcome, new
 from edgeroute.errors import Closed, Held
 from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
@@ -231,7 +231,7 @@ class Engine:
         """The innermost step: walks, records and makes answers."""
         auditor = self.auditor
         drawn = [None if auditor is None else auditor.arrives() for _ in requests]
-        walks = yield from walked(requests, self.legs(requests))
+        walks = yield from walked(requests, self.legs(requests), self.leave)
         for one, own in zip(walks, drawn, strict=True):
             self.record(one.request, one.outcome, one.legs, own)
         compare_batch(self, walks)
@@ -251,6 +251,16 @@ class Engine:
             compare(self, request, outcome, legs, drawn)
         if legs is not None:
             settle(self, request, outcome, legs)
+
+    def leave(self, request: Request, outcome: Left, legs: LegExecutor) -> None:
+        """Counts, settles and reports a stream that was left by its caller. No audit and no comparison has it: it has no end."""
+        if self.homebound.awaited and outcome.prediction is not None:
+            self.homebound.answered(request.id, outcome.prediction.value)
+        if self.counts.record(request.plan, outcome):
+            self.observe()
+        settle(self, request, outcome, legs)
+        if self.tell is not None:
+            self.tell(request, Answer(request.plan, outcome, request.id, legs.costs()))
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor, drawn: Drawn | None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""

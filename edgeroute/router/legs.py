@@ -338,7 +338,7 @@ class LegExecutor:
 
     def costs(self) -> Mapping[int, Spent]:
         """Leg -> cost of its exchange so far."""
-        return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
+        return {leg: exchange.spent for leg, exchange in [*self.exchanges.items()]}  # stopped ones may still begin
 
 
 async def _aside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -179,15 +180,16 @@ class AsyncStreaming(AsyncMeasuring):
         shows: Shows = "restarts" if restart else "pieces"
         request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken = False
-        async for shown in self._shown(request):
-            if not isinstance(shown, End):
-                spoken = True
-                yield shown
-                continue
-            answer = answer_of(shown[0])
-            if not spoken:  # from the cache, or in place of the cloud's
-                yield _whole(answer)
-            yield last(answer)
+        async with aclosing(self._shown(request)) as pieces:
+            async for shown in pieces:
+                if not isinstance(shown, End):
+                    spoken = True
+                    yield shown
+                    continue
+                answer = answer_of(shown[0])
+                if not spoken:  # from the cache, or in place of the cloud's
+                    yield _whole(answer)
+                yield last(answer)
 
     def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yields what the caller is shown, and finally an `End` with the results."""

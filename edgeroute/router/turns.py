@@ -49,7 +49,8 @@ def turns(x: Any) -> list[Turn]:
 def remembered(said: list[Turn], digest: Digest) -> list[bytes]:
     """The digests to remember of a conversation: that of all of it, and those of its last turn, with the answer before.
 
-    None of the system's messages. A conversation that is too short to be recognised has none.
+    None of the system's messages. All of it is remembered however short it is: nothing else tells that a conversation goes on
+    from it. One in which nothing is said has none.
     """
     said = [turn for turn in said if turn.role not in TOLD]
     *_, whole = [b"", *_chained(said, digest)]
@@ -68,12 +69,12 @@ def looked_up(said: list[Turn], digest: Digest) -> Iterator[bytes]:
 
 
 def _chained(said: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """After each message the digest of all so far; empty while they are too short."""
-    chain, size = b"", 0
+    """After each message the digest of all so far; empty while nothing was said."""
+    chain, heard = b"", False
     for turn in said:
-        size += len(turn.text)
+        heard = heard or bool(turn.text)
         chain = digest(b"%s %s" % (chain, digest(encoded(turn.text))))
-        yield chain if size >= SHORTEST else b""
+        yield chain if heard else b""
 
 
 def plain(text: str) -> str:
@@ -100,7 +101,7 @@ def _turn(one: Any) -> Turn:
     if isinstance(content, list | tuple):
         parts = [plain(_part(part)) for part in content]
         content = " ".join(parts)
-    text = content if isinstance(content, str) else ""
+    text = content if isinstance(content, str) else "" if content is None else _dumped(content)
     if calls:
         text = f"{text} {_dumped(calls)}"
     return Turn(str(role or "user"), plain(text), tuple(parts) if len(parts) > 1 else ())
