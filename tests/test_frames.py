@@ -318,6 +318,21 @@ class Selective(GatedServer):
                 await writer.drain()
 
 
+def test_a_frame_whose_refinement_is_outdated_is_counted(make):
+    """As answered by the edge, and its cloud as cancelled: in the counts and in the trace."""
+    traced = []
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), trace=traced.append)
+        given = [picture(255 * (i % 2)) for i in range(6)]  # each a new scene
+        with live(router, "frames", given, drop="never") as frames:
+            assert len([next(frames) for _ in given]) == len(given)
+        stats = router.stats()
+        server.open()
+    assert [(one["answered_by"], one["reason_code"]) for one in traced] == [("edge", "left")] * 6
+    assert (stats.requests, stats.degraded, stats.unanswered) == (6, 0, 0)
+    assert [(leg.started, leg.answered, leg.cancelled) for leg in stats.legs] == [(6, 6, 0), (6, 0, 6)]
+
+
 def test_a_refinement_that_comes_too_late_is_cut(make):
     """The first frame's call, for which the edge's time is not known, and the next one's, which has a deadline: no reply comes."""
     with CannedServer(None) as server:

@@ -148,8 +148,8 @@ def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
             except StopIteration:
                 return
             if not isinstance(read, tuple | list) or len(read) != 2:  # noqa: PLR2004 - a pair
-                kind = type(source).__name__
-                raise BadInput(f"read() of a {kind} returns (ok, frame), as cv2.VideoCapture's, not a {type(read).__name__}")
+                name = type(source).__name__
+                raise BadInput(f"read() of a {name} returns (ok, frame), as cv2.VideoCapture's, not a {type(read).__name__}")
             ok, item = read
             if not ok:
                 return
