@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 from itertools import pairwise
 
@@ -115,7 +116,19 @@ def test_what_is_no_audio_is_refused(make, chunk):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rate": 0}, {"off": 0.9}, {"max_segment": 0.05}, {"window": 0}, {"drop": "all"}, {"every": 1}]
+    "wrong",
+    [
+        {"rate": 0},
+        {"off": 0.9},
+        {"max_segment": 0.05},
+        {"window": 0},
+        {"drop": "all"},
+        {"every": 1},
+        *({name: math.inf} for name in ("max_segment", "hangover", "min_speech", "lead")),
+        {"on_barge_in": 3},
+        {"barge_in": "x"},
+        {"vad": 3},
+    ],
 )
 def test_wrong_arguments_are_refused_at_once(make, wrong):
     """Before the source is read."""
@@ -123,6 +136,14 @@ def test_wrong_arguments_are_refused_at_once(make, wrong):
         live(make(edge, None), "audio", [b""], **wrong)
     with pytest.raises(BadInput, match="a source of chunks is"):
         live(make(edge, None), "audio", b"bytes")
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan, 1e300])
+def test_samples_that_are_no_numbers_are_silence(make, odd):
+    """Without a warning, which would be an error here, and no speech is lost."""
+    given = [np.full(CHUNK, odd), *words(1)]
+    with live(make(lambda x: (bool(np.isfinite(x).all()), 0.9), None), "audio", given, **RECORDING) as audio:
+        assert [u.answer.value for u in audio] == [True]
 
 
 def test_a_detector_of_ones_own(make):

@@ -95,6 +95,19 @@ def test_short_help_and_completion():
     assert out.split() == ["calibrate"]
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [("serve", "edgeroute[prometheus]"), ("recertify", "Puts the policy's [candidate] in force"), ("", "[candidate]")],
+)
+def test_help_has_its_brackets(command, text):
+    """They are no markup."""
+    code, out, _ = run(*command.split(), "--help", env={**os.environ, "COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    out = re.sub(r"\x1b\[[\d;]*m", "", out)
+    assert code == 0
+    assert text in out
+    assert "\\[" not in out
+
+
 def test_each_command_has_json():
     """None is left out."""
     group = typer.main.get_command(app)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import math
 import sys
 import threading
 from functools import partial
@@ -21,7 +22,7 @@ from edgeroute.router.live.frames import FrameFlow
 from edgeroute.router.live.mailbox import Mailbox
 from edgeroute.router.live.methods import _begin
 from edgeroute.router.live.tasks import Bell
-from edgeroute.testing import CannedServer, FakeModel, http_reply
+from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 ALL = {"drop": "never", "scene": None, "hold": 1}
 """Of a recording of frames that are numbers, each with a label of its own."""
@@ -118,6 +119,27 @@ def test_a_camera_and_a_function_are_sources(make):
         assert [u.frame for u in frames] == ["a", "b"]
 
 
+def test_a_camera_that_ends_or_is_none(make):
+    """One whose `read()` raises StopIteration has ended; one that returns the frame alone is told what it returns."""
+    camera = Camera(2)
+    camera.read, given = lambda: next(given), iter([(True, picture(0)), (True, picture(9))])
+    with live(make(unsure, None), "frames", camera, drop="never") as frames:
+        assert len(list(frames)) == 2
+    camera.read = lambda: picture(0)
+    with (
+        live(make(unsure, None), "frames", camera, drop="never") as frames,
+        pytest.raises(BadInput, match=r"read\(\) of a Camera returns \(ok, frame\)"),
+    ):
+        next(frames)
+
+
+def test_a_refinement_may_be_of_use_for_ever(make):
+    """Any number of seconds."""
+    for stale in (math.inf, 1.7e308):
+        with live(make(unsure, FakeCloud([("far", 0.9)])), "frames", [1, 2], drop="never", scene=None, stale=stale) as frames:
+            assert "far" in [update.answer.value for update in frames]
+
+
 def test_an_async_source():
     """It is read in a task, of an AsyncRouter alone; one that never waits lets others run."""
 
@@ -185,6 +207,8 @@ def test_what_is_no_source_is_refused(make, source):
         {"busy": 0},
         {"busy": 2},
         {"stale": "1s"},
+        {"label": 3},
+        {"signature": "x"},
         {"fps": 30},
     ],
 )
@@ -283,6 +307,21 @@ class Selective(GatedServer):
             if (reply := self._reply(request)) is not None:
                 writer.write(reply)
                 await writer.drain()
+
+
+def test_a_frame_whose_refinement_is_outdated_is_counted(make):
+    """As answered by the edge, and its cloud as cancelled: in the counts and in the trace."""
+    traced = []
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), trace=traced.append)
+        given = [picture(255 * (i % 2)) for i in range(6)]  # each a new scene
+        with live(router, "frames", given, drop="never") as frames:
+            assert len([next(frames) for _ in given]) == len(given)
+        stats = router.stats()
+        server.open()
+    assert [(one["answered_by"], one["reason_code"]) for one in traced] == [("edge", "left")] * 6
+    assert (stats.requests, stats.degraded, stats.unanswered) == (6, 0, 0)
+    assert [(leg.started, leg.answered, leg.cancelled) for leg in stats.legs] == [(6, 6, 0), (6, 0, 6)]
 
 
 def test_a_refinement_that_comes_too_late_is_cut(make):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from both import DOWN, GOOD, LONG, makes, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, makes, sure, unsure
 from gateways import serving
+from live import until
 
 from edgeroute import (
     AsyncRouter,
@@ -112,6 +113,22 @@ def test_an_endpoint_that_is_down(make):
     assert one(samples, "attempts_total", result="refused") == one(samples, "requests_total", reason="refused")
     assert one(samples, "breaker", state="open") == 1
     assert one(samples, "held_total", reason="breaker") == 1
+
+
+def test_a_call_that_is_not_needed_any_more(make):
+    """It is cancelled, and its endpoint is not to blame."""
+    with GatedServer(GOOD) as server:
+
+        def slow(x):
+            server.wait_for(lambda: bool(server.requests))
+            return sure(x)
+
+        router = make(slow, PlainJson(server.url, retries=0, timeout_s=LONG), hedge_after=0, instruments=[Prometheus()])
+        assert router.infer("x").source == "edge"
+        until(lambda: any(key[0] == "edgeroute_attempts_total" for key in scraped(router)))
+        samples = scraped(router)
+        assert one(samples, "attempts_total", result="cancelled") == one(samples, "attempts_total") == 1
+        server.open()
 
 
 def test_what_waits_and_the_device(make, tmp_path):

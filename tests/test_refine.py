@@ -269,6 +269,27 @@ def test_stats_count_it_once(make):
         assert (stats.requests, stats.deferred, stats.degraded) == (1, 1, 0)
 
 
+def test_one_that_is_left_is_counted_and_traced(make):
+    """By its edge's answer, which was shown, with what the cloud's call has cost; it is not degraded."""
+    traced = []
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url, usd_per_call=0.5, retries=0), trace=traced.append)
+        steps = router.refine(1)
+        assert_provisional(next(steps))
+        server.wait_for(lambda: server.requests)
+        steps.close()
+        stats = router.stats()
+        server.open()
+    (record,) = traced
+    assert (record["answered_by"], record["reason_code"]) == ("edge", "left")
+    assert [(event["leg"], event["what"]) for event in record["events"]] == [
+        ("edge", "start"), ("edge", "below"), ("cloud", "start"), ("cloud", "cancelled"),
+    ]  # fmt: skip
+    assert record["events"][-1]["usd"] == 0.5
+    assert (stats.requests, stats.deferred, stats.degraded, stats.unanswered) == (1, 1, 0, 0)
+    assert [(leg.started, leg.answered, leg.cancelled) for leg in stats.legs] == [(1, 1, 0), (1, 0, 1)]
+
+
 def test_a_break_out_of_async_for():
     """With `aclosing` the cloud is cut where the block ends; without it, once the generator is collected."""
 

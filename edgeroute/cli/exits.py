@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -20,6 +21,7 @@ from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
+MARKUP = re.compile(r"\[(?=[a-z#/@][^\[\]]*\])")
 LEFT: list[Thread] = []
 """Threads that nobody waits for any more, and that may be in a native call, which would abort a process that ends as usual."""
 CODES = (
@@ -105,7 +107,7 @@ def _leave(code: int) -> NoReturn:
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:
     try:
-        return app(prog_name="edgeroute", standalone_mode=False) or OK
+        return _plain(typer.main.get_command(app))(prog_name="edgeroute", standalone_mode=False) or OK
     except typer.Abort:
         print(file=sys.stderr)
         return INTERRUPTED
@@ -120,6 +122,17 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
 
             rich_format_error(e)  # type: ignore[arg-type]
         return USAGE
+
+
+def _plain(command: Any) -> Any:
+    """The command, with brackets in all of its help as they are: Rich takes them for its markup."""
+    for part in (command, *command.params):
+        for name in ("help", "short_help", "epilog"):
+            if isinstance(text := getattr(part, name, None), str):
+                setattr(part, name, MARKUP.sub(r"\\[", text))
+    for inner in getattr(command, "commands", {}).values():
+        _plain(inner)
+    return command
 
 
 class _NobodyReads(BaseException):

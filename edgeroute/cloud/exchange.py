@@ -67,9 +67,9 @@ class Report(Protocol):
 
     def attempt(
         self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None, number: int,
-        status: int | None, tokens: Tokens | None,
+        status: int | None, tokens: Tokens | None, cancelled: bool,
     ) -> object:  # fmt: skip
-        """An attempt has ended; bytes of bodies, and seconds."""
+        """An attempt has ended; bytes of bodies, and seconds. cancelled: before its deadline, as its answer was not needed."""
 
     def held(self, target: str, code: ErrorCode | HeldCode) -> object:
         """A request was rejected, for a local reason."""
@@ -125,9 +125,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_again", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid", "_sending",
-        "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended",
-        "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
+        "__weakref__", "_admitted", "_again", "_attempts", "_going", "_guard", "_made", "_moved", "_number", "_open", "_paid",
+        "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge",
+        "ended", "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -157,7 +157,7 @@ class Exchange:
         failed otherwise."""
         self._tokens_usd = 0.0
         """Booked for the tokens of the attempt under way, before they are counted."""
-        self._open = self.late = False
+        self._going = self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
 
         self._number = self._again = 0
@@ -174,8 +174,8 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._guard.rules.leave(self.slot)
-        if self._number:  # interrupted or cancelled within it
-            self._report(0, error, None)
+        if self._going:  # interrupted or cancelled within it
+            self._report(0, error, None, cut=not isinstance(error, Exception))
         if error is None:
             error = self.failure
         if self._paid:
@@ -243,7 +243,7 @@ class Exchange:
         self._tokens_usd = tokens_usd
         self.sent += size
         self._size = size
-        self.begun, self._until, self._open = monotonic(), until, True
+        self.begun, self._until, self._open, self._going = monotonic(), until, True, True
 
     def reported(self, headers: Mapping[str, str]) -> None:
         """Takes what a reply's headers say of the endpoint's load."""
@@ -269,12 +269,16 @@ class Exchange:
         self._number, self._sending = next(NUMBERS), sending
         return report.began(self._number, self._guard.name, self.identity, self._again, sending)
 
-    def _report(self, size: int, error: BaseException | None, tokens: Tokens | None) -> None:
-        """Reports the end of an attempt."""
+    def _report(self, size: int, error: BaseException | None, tokens: Tokens | None, *, cut: bool) -> None:
+        """Reports the end of an attempt; one that its deadline has cut was too late."""
+        self._going, late = False, cut and monotonic() >= self._until
         (number, self._number), (status, self.status), guard = (self._number, 0), (self.status, None), self._guard
         if guard.report is not None:
             took_s = monotonic() - self.begun
-            guard.report.attempt(guard.name, self.identity, self._size, size, took_s, error, number, status, tokens)
+            error = TimeoutError("cut by its deadline") if late else error
+            guard.report.attempt(
+                guard.name, self.identity, self._size, size, took_s, error, number, status, tokens, cut and not late
+            )
 
     def next_call(self) -> None:
         """The next attempt is the first one of another call: it counts as one in every limit."""
@@ -341,7 +345,7 @@ class Exchange:
         guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         self.received += size
-        self._report(size, error, tokens)
+        self._report(size, error, tokens, cut=cut or not isinstance(error, Exception | None))
         if size:
             cost = guard.rules.cost(size / MB)
             self.usd += cost.usd

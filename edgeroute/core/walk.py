@@ -142,7 +142,7 @@ class Outcome(NamedTuple):
 
 
 class Left(Outcome):
-    """Result of a stream whose caller has left: what was shown by then, of the leg that is shown, or else was started last."""
+    """Result where the caller has left before the end: what was shown by then, of the leg shown, or else was started last."""
 
     __slots__ = ()
 
@@ -198,7 +198,27 @@ def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outc
 _NONE: Mapping[int, Prediction] = {}
 
 
-def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False) -> Walk:
+def left(log: list[Mark], emitted: Sequence[Emit], begun: float, at: float) -> Left | None:
+    """The outcome of `walk` if its caller leaves at that instant, and its driver has stopped all legs; None: none was started.
+
+    Args:
+        log: of the walk.
+        emitted: what it has emitted; the last one counts.
+        begun: the instant at which it began.
+        at: the instant.
+    """
+    started = [mark.leg for mark in log if mark.kind == "start"]
+    if not started:
+        return None
+    ended = {mark.leg for mark in log if mark.kind not in {"start", "limit"}}
+    log += [Mark("cancelled", i, at) for i in started if i not in ended]
+    if not emitted:
+        return Left(started[-1], Prediction(None, None, None), False, log, begun, at)
+    i, prediction, _ = emitted[-1]
+    return Left(i, prediction, False, log, begun, at, {i: prediction})
+
+
+def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False, log: list[Mark] | None = None) -> Walk:
     """Routes one input along the plan, beginning at the instant `begun`.
 
     Args:
@@ -206,12 +226,13 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
         begun: the instant at which it begins.
         provisional: emit each answer that is the best so far but not final.
         keep_late: at the deadline, let running clouds go on, rather than cancel them.
+        log: where the route's log is written; None: where nobody reads it before the end.
     """
     legs, deadline = _at_once(plan) if provisional else plan.legs, begun + plan.deadline_s
     pending = [*plan.order]
     running: list[int] = []  # `list[int]()` costs 0.1 us
     held: dict[int, Prediction] = {}
-    log: list[Mark] = []
+    log = [] if log is None else log
     now = started = begun
     fresh = False
 

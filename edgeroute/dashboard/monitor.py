@@ -57,7 +57,7 @@ class Feed(Protocol):
         """The records that came since the last call, the oldest first."""
 
     def lost(self) -> int:
-        """How many were left out, as they came too fast, or could not be read; of a file bytes and gaps count likewise."""
+        """How many were left out, as they came too fast, or could not be read; a file that was deleted unread counts as one."""
 
     def raised(self) -> int | None:
         """How many requests ended with an exception; None: not known, as a trace has answers alone."""

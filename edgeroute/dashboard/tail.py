@@ -40,7 +40,7 @@ class Tail:
         history: how many bytes of what is there already are read, full files included.
 
     Attributes:
-        left_out: bytes that were skipped, because the writer was faster or a line too long.
+        left_out: lines that were skipped, because the writer was faster, or they were too long or have no end.
         gaps: how often files were deleted before they were read to their end.
         error: why the file could not be opened the last time; empty: it could, or there is none.
     """
@@ -149,19 +149,21 @@ class Tail:
             self._part.clear()
         behind = sum(sizes[now:]) - self._at
         if behind > BEHIND:
-            kept = self._history
+            kept, at = self._history, self._at
             self._history = min(kept, BEHIND // 2)
             self._part.clear()
             self._begin(files)
-            now = next(i for i, file in enumerate(files) if _which(file) == self._which)
-            self.left_out += max(0, behind - (sum(sizes[now:]) - self._at))
+            then = next(i for i, file in enumerate(files) if _which(file) == self._which)
+            for i in range(now, then + 1):
+                self.left_out += _ends(files[i], at if i == now else 0, self._at if i == then else sizes[i])
+            self.left_out += self._skips  # the line within which it goes on
             self._history = kept
 
     def _turn_to(self, file: FileIO) -> None:
         self._which, self._at, self._skips = _which(file), 0, False
 
     def _cut(self) -> None:
-        self.left_out += len(self._part)
+        self.left_out += bool(self._part)
         self._part.clear()
 
     def _read(self, file: FileIO, most: int, lines: list[bytes]) -> int:
@@ -193,11 +195,10 @@ class Tail:
     def _grow(self, piece: bytes) -> None:
         """Adds to a line that has no end yet."""
         if self._skips:
-            self.left_out += len(piece)
             return
         self._part += piece
         if len(self._part) > LONGEST:
-            self.left_out += len(self._part)
+            self.left_out += 1
             self._part.clear()
             self._skips = True
 
@@ -216,6 +217,16 @@ def _open(path: str | Path, flags: int) -> int:
     if not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError(errno.EINVAL, "is no file: expected that of a trace")
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # it may have become one meanwhile
+
+
+def _ends(file: FileIO, begin: int, end: int) -> int:
+    """The number of lines' ends between two positions."""
+    file.seek(begin)
+    found = 0
+    while (left := end - begin) > 0 and (piece := file.read(min(PIECE, left))):
+        found += piece.count(b"\n")
+        begin += len(piece)
+    return found
 
 
 def _known(file: FileIO) -> tuple[int, int, bytes]:

@@ -83,6 +83,8 @@ class AttemptEnded(NamedTuple):
     """Of HTTP; None: there was no reply, or it is no HTTP."""
     tokens: Tokens | None = None
     """As the endpoint has counted them; None: it does not."""
+    cancelled: bool = False
+    """edgeroute has cancelled it before its deadline, as its answer was not needed; `error` is what that ended it with."""
 
 
 class Instrument:

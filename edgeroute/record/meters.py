@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded
-from edgeroute.record.spans import asked, error_type, to
+from edgeroute.record.spans import asked, to, wrong
 
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 SHORT = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, *SECONDS]
@@ -41,13 +41,13 @@ class Meters:
         if began is None or began.sending.protocol != "http":
             return
         where, text = to(began), asked(began)
-        wrong = {} if ended.error is None else {"error.type": error_type(ended.error)}
+        failed = wrong(ended)
         status = {} if ended.status is None else {"http.response.status_code": ended.status}
-        self._calls.record(ended.took_s, {**where, **status, **wrong})
+        self._calls.record(ended.took_s, {**where, **status, **failed})
         if not text:
             return
         text |= {name: where[name] for name in ("server.address", "server.port")}
-        self._texts.record(ended.took_s, {**text, **wrong})
+        self._texts.record(ended.took_s, {**text, **failed})
         if ended.tokens is not None:
             for kind, count in (("input", ended.tokens.prompt), ("output", ended.tokens.answer)):
                 self._tokens.record(count, {**text, "gen_ai.token.type": kind})

@@ -160,7 +160,7 @@ class OpenTelemetry(Instrument):
             begun_ns = time.time_ns() - int(ended.took_s * S)
             span = self._span(f"cloud {ended.target}", ended.request, {"edgeroute.leg": ended.target}, begun_ns)
         span.set_attributes(attempted(ended, began))
-        if ended.error is not None:
+        if ended.error is not None and not ended.cancelled:
             span.set_status(StatusCode.ERROR)
         span.end()
         if self._meters is not None:

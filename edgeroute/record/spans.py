@@ -60,9 +60,14 @@ def attempted(ended: AttemptEnded, began: AttemptBegan | None) -> Attributes:
             found["http.response.status_code"] = ended.status
     if ended.tokens is not None:
         found |= {"gen_ai.usage.input_tokens": ended.tokens.prompt, "gen_ai.usage.output_tokens": ended.tokens.answer}
-    if ended.error is not None:
-        found["error.type"] = error_type(ended.error)
-    return found
+    return found | wrong(ended)
+
+
+def wrong(ended: AttemptEnded) -> Attributes:
+    """The type of an attempt's error; empty: it had none."""
+    if ended.cancelled:
+        return {"error.type": "cancelled"}
+    return {} if ended.error is None else {"error.type": error_type(ended.error)}
 
 
 def error_type(error: BaseException | None) -> str:

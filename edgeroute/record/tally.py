@@ -186,8 +186,8 @@ class Tally(Instrument):
     def attempt_ended(self, ended: AttemptEnded) -> None:
         """Counts it."""
         error = ended.error
-        code = "ok" if error is None else Failure.of(error).code if isinstance(error, Exception) else "stopped"
-        known = code == "ok" or code in CODES
+        code = "cancelled" if ended.cancelled else "ok" if error is None else Failure.of(error).code
+        known = code in {"ok", "cancelled"} or code in CODES
         self._tried.append((ended.target, code if known else "error", ended.took_s, ended.tokens))
         if len(self._tried) >= TOGETHER:
             self._look()

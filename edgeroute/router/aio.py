@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -160,8 +161,9 @@ class AsyncRouter(AsyncLive, Generic[V]):
         if unknown:
             check_unknown(AsyncRouter.refine, unknown, AsyncRouter)
         request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
-        async for shown in self._shown(request):
-            yield shown if isinstance(shown, Answer) else answer_of(shown[0])
+        async with aclosing(self._shown(request)) as answers:
+            async for shown in answers:
+                yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yields what the caller is shown, and finally an `End` with the results."""

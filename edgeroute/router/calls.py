@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from edgeroute.core.batch import walk_many
 from edgeroute.core.stream import StreamWalk
-from edgeroute.core.walk import Emit, Left, Outcome, new, walk
+from edgeroute.core.walk import Emit, Left, Mark, Outcome, left, new, walk
 from edgeroute.record.instruments import Instruments, RequestBegan, RequestEnded
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request
@@ -100,10 +100,11 @@ def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
 def walked(
     requests: Sequence[Request], legs: LegExecutor, leaves: Callable[[Request, Left, LegExecutor], object] | None = None
 ) -> Steps[list[Walked]]:
-    """The innermost step: walks the plan, which the requests share. leaves: called where the caller of a stream leaves it."""
-    first, late, shown = requests[0], legs.late is not None, list[Any]()
+    """The innermost step: walks the plan, which the requests share. leaves: called where its caller leaves early."""
+    first, late, shown, emitted = requests[0], legs.late is not None, list[Any](), list[Emit]()
 
     def show(emit: Emit) -> Any:
+        emitted[:] = [emit]  # the last one alone
         shown.append(Shown(first.plan.legs[emit.leg].name, emit.prediction.value) if first.streams else provisional(first, emit))
         return shown[-1]
 
@@ -111,20 +112,31 @@ def walked(
         outcomes = yield Walk(walk_many(first.plan, len(requests), first.begun, late), legs)
     elif first.streams:
         stream = StreamWalk(first.plan, first.begun, first.first_token_s, late, first.shows == "restarts")
-        try:
-            outcomes = [(yield Walk(stream.steps(), legs, show, streams=True))]
-        except BaseException as e:
-            left = None if leaves is None or isinstance(e, Exception) else stream.left(monotonic())
-            if leaves is not None and left is not None:  # closed, cancelled or interrupted
-                leaves(first, left, legs)
-            raise
+        steps = Walk(stream.steps(), legs, show, streams=True)
+        outcomes = [(yield from _shown(steps, first, stream.left, leaves))]
     elif first.shows:
-        outcomes = [(yield Walk(walk(first.plan, first.begun, True, late), legs, show))]
+        log = list[Mark]()
+        steps = Walk(walk(first.plan, first.begun, True, late, log), legs, show)
+        outcomes = [(yield from _shown(steps, first, partial(left, log, emitted, first.begun), leaves))]
     else:
         outcomes = [(yield Walk(walk(first.plan, first.begun, False, late), legs))]
     costs, spoken = legs.costs(), first.streams and bool(shown)
     last = shown[-1] if shown and not spoken else None
     return [Walked(request, outcome, costs, last, spoken, legs) for request, outcome in zip(requests, outcomes, strict=True)]
+
+
+def _shown(
+    step: Walk, request: Request, so_far: Callable[[float], Left | None],
+    leaves: Callable[[Request, Left, LegExecutor], object] | None,
+) -> Steps[Outcome]:  # fmt: skip
+    """A walk that shows something; so_far: its outcome if its caller leaves at an instant."""
+    try:
+        return (yield step)  # type: ignore[no-any-return]
+    except BaseException as e:
+        outcome = None if leaves is None or isinstance(e, Exception) else so_far(monotonic())
+        if leaves is not None and outcome is not None:  # closed, cancelled or interrupted
+            leaves(request, outcome, step.legs)
+        raise
 
 
 def provisional(request: Request, emit: Emit) -> Answer:

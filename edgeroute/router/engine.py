@@ -253,7 +253,7 @@ class Engine:
             settle(self, request, outcome, legs)
 
     def leave(self, request: Request, outcome: Left, legs: LegExecutor) -> None:
-        """Counts, settles and reports a stream that was left by its caller. No audit and no comparison has it: it has no end."""
+        """Counts, settles and reports what was left by its caller. No audit and no comparison has it: it has no end."""
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
         if self.counts.record(request.plan, outcome):

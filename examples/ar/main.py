@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cloud
 import scene
@@ -118,7 +119,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="*", help="a camera's number, a film, pictures, folders of them; none: a rendered scene")
     parser.add_argument("--policy", type=Path, default=POLICY)
-    parser.add_argument("--cloud", metavar="URL", help="of a cloud that runs, ending in /read; without it one is started here")
+    parser.add_argument(
+        "--cloud", type=url, metavar="URL", help="of a cloud that runs, ending in /read; without it one is started here"
+    )
     parser.add_argument("--window", action="store_true", help="a window in place of the page")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write pictures there in place of showing them")
     parser.add_argument("--port", type=cloud.port, default=8765, help="of the page; 0: any that is free")
@@ -135,6 +138,18 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"{type(e).__name__}: {e}") from e
     except KeyboardInterrupt:
         print()
+
+
+def url(text: str) -> str:
+    """An argument: the URL of a cloud.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError
+    return text
 
 
 def seconds(text: str) -> float:
@@ -159,13 +174,15 @@ def run(given: argparse.Namespace) -> None:
                 length = scene.EACH_S * len(scene.SIGNS)  # each sign once
             frames = sources.opened(given.source, length)  # none is taken yet
             screen = stack.enter_context(contextlib.closing(screen_of(given)))
-        url = given.cloud or stack.enter_context(cloud.started())
-        router = stack.enter_context(router_of(given.policy, url))
+        where = given.cloud or stack.enter_context(cloud.started())
+        router = stack.enter_context(router_of(given.policy, where))
         warm(router)
         if checks:
             print(router.check())
             return
         stats = show(router, frames, screen, data_class=given.data_class, busy=given.busy)
+        if not stats.read:
+            raise SystemExit("no frame came of the source")
         print(f"{stats.read} frames, {stats.dropped} passed over for newer ones, {stats.answered} read on the device, "
               f"{stats.refined} in the cloud, "
               f"{stats.outdated} of its answers too late; {stats.unrefined} times it did not answer")  # fmt: skip

@@ -418,7 +418,7 @@ def test_a_high_film_is_scaled_down(tmp_path):
         "--port 99999", "--port -1", "--port x", "cloud --port 99999", "--seconds nan", "--seconds -1", "--seconds inf",
         "check sign.png", "--port 0 cloud", "sign.png bench", "nothing.png", "--port {busy}", "cloud --port {busy}",
         "--out {file}", "--out {file}/more", "--out {seen}", "--policy nothing.toml", "check --policy {wrong}",
-        "--policy {wrong}",
+        "--policy {wrong}", "--cloud foo",
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_at_once(arguments, tmp_path, monkeypatch):
@@ -512,3 +512,6 @@ def test_the_program(tmp_path, opened, url, capsys, monkeypatch):
     assert "0 times it did not answer" in capsys.readouterr().out
     assert "PLATFORM 4" in (tmp_path / "out" / "drawn.jsonl").read_text()
     assert order[0] == "read"
+    (tmp_path / "broken.png").write_bytes(b"none")
+    with pytest.raises(SystemExit, match="no frame came"):
+        main.main(["--cloud", url, "--out", str(tmp_path / "none"), str(tmp_path / "broken.png")])

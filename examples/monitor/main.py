@@ -12,6 +12,7 @@ from pathlib import Path
 from simulate import Report, run
 
 LONGEST_S = 86400
+DAYS = 0.1, 3650
 
 
 def main() -> None:
@@ -27,6 +28,10 @@ def main() -> None:
     given = parser.parse_args()
     if not 0 <= given.every <= LONGEST_S:
         parser.error(f"--every takes seconds, 0 to {LONGEST_S}")
+    if not DAYS[0] <= given.days <= DAYS[1]:
+        parser.error(f"--days takes {DAYS[0]:g} to {DAYS[1]:g}")
+    if given.svg is not None and (given.svg.is_dir() or not given.svg.parent.is_dir()):
+        parser.error(f"--svg takes a file in a folder that is there, not {given.svg}")
     if given.live:
         from live import run as watch
 

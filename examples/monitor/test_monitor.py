@@ -24,6 +24,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import live
+import main
 import numpy as np
 import pytest
 import train
@@ -53,6 +54,17 @@ def until(condition, what):
             return found
         pause.wait(0.1)
     raise AssertionError(f"it never came about: {what}")
+
+
+@pytest.mark.parametrize("wrong", ["--days 0", "--days -1", "--days nan", "--svg {folder}", "--svg {folder}/none/x.svg"])
+def test_wrong_arguments_are_refused_at_once(wrong, tmp_path, monkeypatch, capsys):
+    """In a line, before anything is simulated."""
+    monkeypatch.setattr(main, "run", lambda *_, **__: pytest.fail("it is simulated"))
+    monkeypatch.setattr(sys, "argv", ["main.py", *wrong.format(folder=tmp_path).split()])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    assert wrong.split()[0] in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

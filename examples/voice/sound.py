@@ -43,7 +43,7 @@ def read_wav(file: Path | io.BytesIO) -> Samples:
     except OSError as e:
         raise NoSound(f"{file}: not a wav file that can be read: {e}") from e
     except (EOFError, wave.Error) as e:
-        raise NoSound(f"{file}: not a wav file that can be read: {e or 'it ends too early'}; {CONVERT}") from e
+        raise NoSound(f"{file}: not a wav file that can be read: {str(e) or 'it ends too early'}; {CONVERT}") from e
     if width != 2 or not 8_000 <= rate <= 192_000:  # noqa: PLR2004 - bytes, hertz
         raise NoSound(f"{file}: {8 * width} bits at {rate} Hz, and 16 at 8,000 to 192,000 are expected; {CONVERT}")
     samples = np.frombuffer(data[: len(data) - len(data) % (2 * channels)], "<i2").reshape(-1, channels)

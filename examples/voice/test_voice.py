@@ -143,6 +143,9 @@ def test_a_recording_of_a_command_is_answered_by_the_program(made, tmp_path, cap
     assert "edge: " in printed
     assert program.main(["--wav", str(tmp_path / "none.wav"), "--policies", str(tmp_path)]) == 1
     assert "not a wav file that can be read" in capsys.readouterr().err
+    (tmp_path / "empty.wav").write_bytes(b"")
+    with pytest.raises(sound.NoSound, match="it ends too early"):
+        sound.read_wav(tmp_path / "empty.wav")
 
 
 def test_without_a_network_all_of_it_is_answered(made, monkeypatch):

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgeroute.core.policy import Mode
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.router.arguments import check_seconds
-from edgeroute.router.live.frame_types import Drop, check_drop
+from edgeroute.router.live.frame_types import Drop, check_drop, check_function
 from edgeroute.types import Answer
+
+LONGEST_S = 86400.0
+"""Audio that is held in memory, and pauses within it."""
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,6 +118,13 @@ class AudioSettings(NamedTuple):
         for name in ("min_speech", "hangover", "max_segment", "deadline"):
             check_seconds(name, getattr(self, name))
         check_seconds("lead", self.lead, least=True)
+        for name in ("min_speech", "hangover", "lead", "max_segment"):
+            if getattr(self, name) > LONGEST_S:
+                raise PolicyError(f"{name}= takes at most {LONGEST_S:g} seconds: a segment is held in memory until it ends")
+        check_function("vad", self.vad)
+        check_function("on_barge_in", self.on_barge_in)
+        if self.barge_in is not None and not isinstance(self.barge_in, bool):
+            raise PolicyError(f"barge_in= takes True, False or None, not {self.barge_in!r:.40}")
         if self.max_segment <= self.min_speech:
             raise PolicyError("max_segment= has to be longer than min_speech=")
         window = self.window or max(1, round(0.032 * self.rate))

@@ -16,6 +16,8 @@ Held = Literal["", "scene", "in_flight"]
 Signature = Callable[[Any], Sequence[float]]
 ACROSS, BLOCK = 32, 4
 """Samples of a frame in each direction, and how many of them a value of its signature is the mean of."""
+FOREVER_S = 1e9
+"""Refinements that are of use for so many seconds are so for ever."""
 BYTES_ABOVE = 8.0
 """Floats with a larger one among them are 0..255: more than resizing and normalising make of 0..1, less than in dark pictures."""
 
@@ -122,7 +124,15 @@ class FrameSettings(NamedTuple):
         check_number("busy", self.busy, most=1)
         if not self.busy:
             raise PolicyError("busy= is the share of time that the edge may run, more than 0 up to 1")
-        return self
+        check_function("signature", self.signature)
+        check_function("label", self.label)
+        return self if self.stale is None or self.stale < FOREVER_S else self._replace(stale=None)
+
+
+def check_function(name: str, value: object) -> None:
+    """Raises PolicyError if it is no function; None is not given."""
+    if value is not None and not callable(value):
+        raise PolicyError(f"{name}= takes a function, not {value!r:.40}")
 
 
 def check_drop(drop: object) -> None:

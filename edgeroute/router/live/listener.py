@@ -126,7 +126,10 @@ def _mono(chunk: Any) -> NDArray[Any]:
             f"a chunk of audio is float32 from -1 to 1 or int16, [samples] or [samples, channels], not {samples.dtype} "
             f"{list(samples.shape)}"
         )
-    scaled = samples.astype(np.float32) / np.float32(32768 if samples.dtype.kind == "i" else 1)
+    with np.errstate(over="ignore"):  # of float64 that float32 has not
+        scaled = samples.astype(np.float32) / np.float32(32768 if samples.dtype.kind == "i" else 1)
+    if samples.dtype.kind == "f":
+        scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # no sample is infinite: it counts as silence
     mixed = scaled.mean(1) if scaled.ndim == 2 else scaled  # noqa: PLR2004 - with channels
     return np.asarray(mixed, np.float32)
 

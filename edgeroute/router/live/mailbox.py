@@ -143,7 +143,14 @@ def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
             yield item
     elif kind == "read":
         while True:
-            ok, item = source.read()
+            try:
+                read = source.read()
+            except StopIteration:
+                return
+            if not isinstance(read, tuple | list) or len(read) != 2:  # noqa: PLR2004 - a pair
+                name = type(source).__name__
+                raise BadInput(f"read() of a {name} returns (ok, frame), as cv2.VideoCapture's, not a {type(read).__name__}")
+            ok, item = read
             if not ok:
                 return
             yield item
