@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any, Final
 
-from edgeroute.confidence.prefix import of_tokens, token_entries, token_logprobs
+from edgeroute.confidence.prefix import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
@@ -156,25 +156,28 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
 
 
 class RunningConfidence:
-    """The confidence of an answer that is still coming, by one of the rules; `value` is None before its first token."""
+    """The confidence of an answer that is still coming, by one of the rules; `value`: None before its first token."""
 
     def __init__(self, rule: str) -> None:
         self._rule, self._sum, self._sorted, self._first = rule, 0.0, list[float](), 0.0
+        self._impossible = False
 
     def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
         """Adds tokens, as `Gathered.logprobs` has them."""
         for token in tokens:
             if token.get("token") != "":
-                logprob = min(float(token["logprob"]), 0.0)
+                logprob = float(token["logprob"])
+                self._impossible = self._impossible or impossible((logprob,))
+                logprob = min(logprob, 0.0)
                 self._first = self._first if self._sorted else logprob
                 self._sum += logprob
                 insort(self._sorted, logprob)
 
     @property
     def value(self) -> float | None:
-        """0..1, what the whole answer would have if it ended here."""
+        """0..1, what the whole answer would have if it ended here; None: nothing yet, or no confidence."""
         known = self._sorted
-        if not known:
+        if not known or self._impossible:
             return None
         if self._rule != "quantile":
             return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
@@ -188,6 +191,8 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     """By the rule; the log-probabilities themselves for the quantile, which a reader takes of them."""
     if not logprobs:
         return Unscored("no log-probabilities of its tokens")
+    if impossible(logprobs):
+        return Unscored(IMPOSSIBLE)
     known = [min(one, 0.0) for one in logprobs]
     return known if rule == "quantile" else of_tokens(known, rule)
 
