@@ -38,3 +38,8 @@ def files_in(folder: Path) -> Iterator[Path]:
         seen.add((found.st_dev, found.st_ino))
         folders.sort()
         yield from (Path(at) / name for name in sorted(files))
+
+
+def special(path: Path) -> bool:
+    """Whether this is a pipe, socket or device, which would be waited for, or read without an end."""
+    return path.exists() and not path.is_file() and not path.is_dir()

@@ -19,7 +19,7 @@ from PIL import Image
 from edgeroute import BadInput, NoAnswer, Outbox, PlainJson, PolicyError, Router
 from edgeroute.cloud import encoding
 from edgeroute.cloud.body import MAX_NESTED, MAX_TEXT, MAX_VALUES, Body
-from edgeroute.cloud.quoting import quote
+from edgeroute.quoting import quote
 from edgeroute.testing import CannedServer, http_reply
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from edgeroute.chat.events import Events, events
 from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_silent
 from edgeroute.chat.request import RULES
+from edgeroute.confidence.prefix import Prefix
 from edgeroute.confidence.reader import Reader
+from edgeroute.core.pieces import Piece
+from edgeroute.errors import ModelError
 
 BODY = b': hi\r\n\r\ndata: a\r\ndata:b\r\n\r\nid: 3\n\ndata: c\rdata: d\r\revent: x\ndata:\n\n{"e": 1}\nerror: {"f": 2}\nerror: no\n\ndata: g'
 FOUND = [b"a\nb", b"c\nd", b"", b'{"e": 1}', b'{"f": 2}', b"g"]
@@ -104,3 +108,28 @@ def test_the_confidence_so_far_is_that_of_a_whole_answer(rule):
         running.add([token, {"token": "", "logprob": -99.0}])
         whole = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": tokens}}]}
         assert running.value == pytest.approx(reader.one([answer(whole, rule, "m")]).confidence)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("logprobs", [[5.0], [5.0, -0.1], [-0.01, 3.0], [-0.1, float("nan")]])
+def test_impossible_log_probabilities_are_no_confidence(rule, logprobs):
+    """Whole and in pieces, by all rules and by first tokens; not those that rounding has brought above 0, as 1."""
+    score = Prefix(2, rule)
+    for given in (logprobs, [1e-7] * len(logprobs)):
+        good, running = given is not logprobs, RunningConfidence(rule)
+        tokens = [{"token": "t", "logprob": one} for one in given]
+        whole = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": tokens}}]}
+        running.add(tokens)
+        assert running.value == (1.0 if good else None)
+        found = Reader("quantile").one([answer(whole, rule, "m")]).confidence
+        assert found == 1.0 if good else "above 0" in found.why
+        with contextlib.nullcontext() if good else pytest.raises(ValueError, match="above 0"):
+            assert score(whole) == 1.0
+    assert Prefix(1, rule).watch()(Piece("x", [5.0])) is None
+
+
+def test_a_text_is_no_log_probability():
+    """Though Python would read it as a number."""
+    whole = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"token": "t", "logprob": "-0.1"}]}}]}
+    with pytest.raises(ModelError, match="no completion"):
+        answer(whole, "mean", "m")

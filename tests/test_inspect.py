@@ -427,6 +427,19 @@ def test_ascii(tmp_path):
         assert router.infer(np.array([0, 1, 0, 0], np.float32)).value == 1
 
 
+def test_a_device_is_no_model(tmp_path):
+    """Nor is a pipe, which would be waited for, for ever: neither is read, wherever a model file is."""
+    from edgeroute import ModelError
+    from edgeroute.edge import gguf
+    from edgeroute.edge.card import sha256_of
+
+    path = tmp_path / "device.gguf"
+    path.symlink_to(os.devnull)
+    for read in (gguf.read, sha256_of):
+        with pytest.raises(ModelError, match=r"device\.gguf is no file"):
+            read(path)
+
+
 # --------------------------------------------------------------------------------------------------------------- hostile
 def test_files_that_are_no_model(tmp_path):
     """Each is refused in one line, with the code of a wrong model; nothing is written."""

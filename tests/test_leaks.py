@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
 from edgeroute.cli.app import app
 from edgeroute.cloud.base import Address
-from edgeroute.cloud.quoting import MOST_COMPARED, MOST_READ, quote
+from edgeroute.quoting import MOST_COMPARED, MOST_READ, quote
 from edgeroute.stores.sqlite import Database
 from edgeroute.system import log, plain
 from edgeroute.testing import CannedServer, http_reply

@@ -304,7 +304,7 @@ def test_whose_fault_it_is(tiny, model):
         model.run_one({"messages": HI, "grammar": "root ::= ("})
     with pytest.raises(BadInput, match="temperature"):
         model.run_one({"messages": HI, "temperature": "hot"}, StopToken())
-    with pytest.raises(BadInput, match="nonsense"):
+    with pytest.raises(BadInput, match="it is about response_format"):
         model.run_one(
             {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}}
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from both import LONG
 
-from edgeroute import BadInput, LocalServer, ModelError, PolicyError, Router, StopToken
+from edgeroute import BadInput, EdgerouteError, LocalServer, ModelError, PolicyError, Router, StopToken
 from edgeroute.edge import loopback
 from edgeroute.edge.load import load
 from edgeroute.testing import CannedServer, edge_contract, http_reply
@@ -238,8 +238,8 @@ REPLIES = {
     "short": (http_reply(b"data: ", headers=SSE, length=500), "broke off"),
     "loading": (http_reply(b'{"error": {"code": 503, "message": "Loading model"}}', status=503), "still be loading"),
     "denied": (http_reply(b"no", status=401), "refuses the key"),
-    "ollama": (http_reply(b'{"error": "model not found, try pulling it"}', status=404), "try pulling it"),
-    "escapes": (sse({"error": "\x1b[31m" + "x" * 5000}), "x"),
+    "ollama": (http_reply(b'{"error": "model not found, try pulling it"}', status=404), "no such model"),
+    "escapes": (sse({"error": "\x1b[31m" + "x" * 5000}), "is not quoted"),
     "negative": (sse(piece("Pa", logprob="high"), piece("", finish_reason="stop")), "no completion"),
 }  # fmt: skip
 
@@ -260,6 +260,38 @@ def test_odd_servers(name):
         assert len(server.requests) == 1
         with Router(made, lambda x: "cloud", threshold=0.5) as router:
             assert router.infer("hi").value == "cloud"
+
+
+SAID = {"error": {"message": "bad prompt: my patient Zbigniew Mustermann 4711", "type": "Mustermann"}}
+NO_TEXT = {"index": "Mustermann", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        http_reply(json.dumps(SAID).encode(), status=400),
+        http_reply(json.dumps(SAID).encode(), status=500),
+        http_reply(json.dumps({"error": "image Mustermann is not supported"}).encode(), status=400),
+        http_reply(json.dumps(SAID).encode(), headers=[("Content-Type", "application/json")]),
+        sse(SAID),
+        sse(piece("Pa"), SAID),
+        sse({"choices": [{"delta": {"tool_calls": [NO_TEXT]}}]}),
+    ],
+)
+def test_what_a_server_repeats_of_a_prompt_is_nowhere(reply, own, caplog):
+    """Of its errors only what no request has is quoted, whole or in pieces; a parser's error, which quotes it, is not chained."""
+    prompt = "my patient Zbigniew Mustermann 4711"
+    x = {"messages": [{"role": "user", "content": prompt}]} if own else prompt
+    with CannedServer(reply) as server:
+        made = LocalServer(f"http://127.0.0.1:{server.port}")
+        with pytest.raises(EdgerouteError) as found:
+            made.run_one(x)
+        assert "Mustermann" not in "".join(traceback.format_exception(found.value))
+        with Router(made, lambda x: "cloud", threshold=0.5) as router, contextlib.suppress(BadInput):
+            answer = router.infer(x)
+            assert "Mustermann" not in f"{answer.reason} {answer.trace}"
+    assert "Mustermann" not in caplog.text
 
 
 def test_forms_of_replies():

@@ -137,14 +137,14 @@ def test_tools_are_no_mistake_in_a_stream(tiny):
 )
 def test_what_servers_say_of_what_they_do_not_take(message, code):
     """A model that lacks something is no mistake of the caller's, and a mistake is."""
-    assert failure({"code": 400, "message": message}, "m", own=True).code == code
+    assert failure({"code": 400, "message": message}, "m", own=True, sent={}).code == code
 
 
 def test_a_context_that_is_too_short_by_a_servers_code():
     """As vLLM and hosted APIs name it."""
     error = {"code": "context_length_exceeded", "message": "This model's maximum context length is 8 tokens"}
-    assert failure(error, "m", own=True).code == "context"
-    assert type(failure({"code": 400, "message": "no such key"}, "m", own=True)) is BadInput
+    assert failure(error, "m", own=True, sent={}).code == "context"
+    assert type(failure({"code": 400, "message": "no such key"}, "m", own=True, sent={})) is BadInput
 
 
 def test_a_local_server_that_lacks_tools_defers(tmp_path):
@@ -159,7 +159,7 @@ def test_a_local_server_that_lacks_tools_defers(tmp_path):
         x = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
         with router.stream(x) as stream:
             assert list(stream) == ["from", " the", " cloud"]
-        assert "does not support tools" in stream.answer.reason
+        assert "does not support what is in the request (tool)" in stream.answer.reason
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ FLOORS = (
     ("what is seen, what is kept of it", PLAIN, ("observe", "record")),
     ("what is asked", AWAY, ("edge", "cloud", "catalog")),
     ("shared parts", PLAIN, ("confidence", "chat", "stores", "http1")),
-    ("the machine, the package", PLAIN, ("types", "errors", "failures", "system", "threads", "files", "copies", "imports",
-                                         "packaged", "models")),
+    ("the machine, the package", PLAIN, ("types", "errors", "failures", "system", "threads", "files", "copies", "quoting",
+                                         "imports", "packaged", "models")),
     ("decisions, pure", ANSWER, ("core",)),
 )  # fmt: skip
 """Of the house, from the top: what a floor is for, its colour, its rooms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import insort
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,13 @@ from math import exp
 from typing import Any, Final
 
 from edgeroute.chat.tool_calls import ToolCalls
-from edgeroute.confidence.prefix import of_tokens, token_entries, token_logprobs
+from edgeroute.confidence.prefix import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
+from edgeroute.quoting import quote
 
 QUANTILE: Final = 0.1
 LONG: Final = frozenset({"exceed_context_size_error", "context_length_exceeded"})
@@ -24,6 +26,14 @@ LACKS: Final = re.compile(
     rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
 )
 """Messages of servers whose model cannot take what a request has."""
+_LOOKED_AT: Final = 1_000
+"""Characters of a message, in which these are looked for."""
+_KEYS: Final = (
+    "grammar", "response_format", "tools", "tool_choice", "stop", "temperature", "top_p", "top_k", "max_tokens", "seed"
+)  # fmt: skip
+"""Keys of a request that are named where a message has them, whatever else it says."""
+_ALIASES: Final = {"response_format": "schema"}
+UNQUOTED: Final = "its reason may repeat the request, and is not quoted"
 
 
 SIGNS: Final = (
@@ -158,7 +168,8 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
         refusal = message.get("refusal")
         logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
-        raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
+        # none is chained: it may quote the reply
+        raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from None
     if not isinstance(text, str | None):
         raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
     text = text or ""
@@ -175,25 +186,28 @@ def is_silent(text: str, reply: Mapping[str, Any]) -> bool:
 
 
 class RunningConfidence:
-    """The confidence of an answer that is still coming, by one of the rules; `value` is None before its first token."""
+    """The confidence of an answer that is still coming, by one of the rules; `value`: None before its first token."""
 
     def __init__(self, rule: str) -> None:
         self._rule, self._sum, self._sorted, self._first = rule, 0.0, list[float](), 0.0
+        self._impossible = False
 
     def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
         """Adds tokens, as `Gathered.logprobs` has them."""
         for token in tokens:
             if token.get("token") != "":
-                logprob = min(float(token["logprob"]), 0.0)
+                logprob = float(token["logprob"])
+                self._impossible = self._impossible or impossible((logprob,))
+                logprob = min(logprob, 0.0)
                 self._first = self._first if self._sorted else logprob
                 self._sum += logprob
                 insort(self._sorted, logprob)
 
     @property
     def value(self) -> float | None:
-        """0..1, what the whole answer would have if it ended here."""
+        """0..1, what the whole answer would have if it ended here; None: nothing yet, or no confidence."""
         known = self._sorted
-        if not known:
+        if not known or self._impossible:
             return None
         if self._rule != "quantile":
             return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
@@ -207,6 +221,8 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     """By the rule; the log-probabilities themselves for the quantile, which a reader takes of them."""
     if not logprobs:
         return Unscored("no log-probabilities of its tokens")
+    if impossible(logprobs):
+        return Unscored(IMPOSSIBLE)
     known = [min(one, 0.0) for one in logprobs]
     return known if rule == "quantile" else of_tokens(known, rule)
 
@@ -245,22 +261,46 @@ def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     return error if isinstance(error, Mapping) else {"message": str(error)}
 
 
-def failure(error: Mapping[str, Any], where: str, *, own: bool) -> ModelError | BadInput:
+def failure(
+    error: Mapping[str, Any],
+    where: str,
+    *,
+    own: bool,
+    sent: Mapping[str, Any] | None,
+    secrets: Sequence[str] = (),
+    more: str = "",
+) -> ModelError | BadInput:
     """The exception for what a runtime says went wrong.
 
     Args:
         error: as OpenAI's JSON has it.
         where: the model, in the message.
         own: whether the caller wrote the request, and not only its text.
+        sent: the request, of which nothing is quoted; None: there is nothing of a user in what was asked.
+        secrets: keys that are not quoted either.
+        more: what is known besides, at the end of the message.
     """
-    said = clean(error.get("message", "it does not say what"), FOREIGN)
+    told = str(error.get("message") or "")
+    said = clean(told, FOREIGN) if sent is None else _quoted(told, sent, secrets)
     if error.get("type") in LONG or error.get("code") in LONG:
         tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
-        if isinstance(tokens, int) and isinstance(most, int):
-            said = f"the prompt has {tokens} tokens, and its context {most}"
-        return Unfit(f"{where} cannot take it: {said}: a larger context= takes more memory", code="context")
-    if own and LACKS.search(said):
-        return Unfit(f"{where} cannot take it: {said}")
+        known = isinstance(tokens, int) and isinstance(most, int)
+        said = f"the prompt has {tokens} tokens, and its context {most}" if known else "the prompt is longer than its context"
+        return Unfit(f"{where} cannot take it: {said}: a larger context= takes more memory{more}", code="context")
+    if own and (lacks := LACKS.search(told[:_LOOKED_AT])):
+        part = (lacks[1] or lacks[4]).lower()
+        return Unfit(f"{where} cannot take it: the server or model does not support what is in the request ({part}){more}")
+    if not said:
+        named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in told] if own else []
+        kind = _quoted(error.get("type"), sent or {}, secrets)
+        said = f"it is about {', '.join(named)}" if named else kind or (UNQUOTED if told else "it does not say what")
     if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
-        return BadInput(f"{where} does not take the request: {said}")
-    return ModelError(f"{where} gave no answer: {said}")
+        return BadInput(f"{where} does not take the request: {said}{more}")
+    return ModelError(f"{where} gave no answer: {said}{more}")
+
+
+def _quoted(said: Any, sent: Mapping[str, Any], secrets: Sequence[str]) -> str:
+    """What of a text may be quoted, whole or not at all."""
+    if not said:
+        return ""
+    return quote(json.dumps({"message": str(said)}).encode(), json.dumps(sent, default=str).encode(), secrets)

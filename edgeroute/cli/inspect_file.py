@@ -20,6 +20,7 @@ from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, describe, fee
 from edgeroute.edge.inputs import Inputs
 from edgeroute.edge.tensors import say
 from edgeroute.errors import BadInput, EdgerouteError, ModelError
+from edgeroute.files import special
 from edgeroute.types import TensorSpec
 
 MOST_BYTES = 1 << 31
@@ -56,7 +57,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         ModelError: it cannot be loaded.
         BadInput: the sample cannot be read.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if special(path):
         raise ModelError(f"{path} is no file")
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
         raise ModelError(

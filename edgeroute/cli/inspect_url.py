@@ -10,7 +10,6 @@ from edgeroute.cli.inputs import by_name, read
 from edgeroute.cli.inspect_report import Report, Shown
 from edgeroute.cloud.base import Secret
 from edgeroute.cloud.described import Described
-from edgeroute.cloud.quoting import quoted_names
 from edgeroute.confidence.reader import Reader
 from edgeroute.core.texts import named
 from edgeroute.edge.card import Card
@@ -18,6 +17,7 @@ from edgeroute.edge.guess import KIND, NAME, outputs
 from edgeroute.edge.guess_inputs import Finding, describe
 from edgeroute.edge.inputs import Inputs
 from edgeroute.errors import BadInput, CloudError, EdgerouteError
+from edgeroute.quoting import quoted_names
 from edgeroute.router.router import Router
 from edgeroute.types import TensorSpec
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from edgeroute.cloud.pins import checked_pins
-from edgeroute.cloud.quoting import quote
 from edgeroute.cloud.terms import checked_terms
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.errors import BadReply, PolicyError, Refused, check_number
+from edgeroute.quoting import quote
 from edgeroute.system import json_loads
 
 

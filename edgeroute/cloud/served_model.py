@@ -17,7 +17,6 @@ from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, sh
 from edgeroute.cloud.escalated import apart, beside, checked
 from edgeroute.cloud.ladder import Choose, payload_of
 from edgeroute.cloud.payloads import Feed, encode, packed
-from edgeroute.cloud.quoting import quoted_names
 from edgeroute.cloud.served_labels import labels_in
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
@@ -26,6 +25,7 @@ from edgeroute.edge.inputs import constant
 from edgeroute.edge.preprocess import Preprocess
 from edgeroute.edge.tensors import Plain
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
+from edgeroute.quoting import quoted_names
 from edgeroute.types import TensorSpec
 
 SEVERAL = ("label+probabilities", "boxes")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp
 from typing import Any, Final, Literal
 
+from edgeroute.confidence.forms import SLACK
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number
@@ -54,8 +55,15 @@ class Prefix:
         return self.score(logprobs)
 
     def score(self, logprobs: Sequence[float]) -> float:
-        """logprobs: natural logarithms, in order, of one token or more; those after the first are not looked at."""
-        first = [min(one, 0.0) for one in _numbers(logprobs[: self.tokens])]
+        """logprobs: natural logarithms, in order, of one token or more; those after the first are not looked at.
+
+        Raises:
+            ValueError: one is no number, NaN, or above 0.
+        """
+        first = _numbers(logprobs[: self.tokens])
+        if impossible(first):
+            raise ValueError(IMPOSSIBLE)
+        first = [min(one, 0.0) for one in first]
         return of_tokens(first, self.of) if isinstance(self.of, str) else float(self.of(first))
 
     def watch(self) -> Callable[[Any], float | None]:
@@ -77,6 +85,14 @@ class Prefix:
 
     def __repr__(self) -> str:
         return f"Prefix({self.tokens}, {self.of!r})"
+
+
+IMPOSSIBLE: Final = "log-probabilities of its tokens above 0, or NaN"
+
+
+def impossible(logprobs: Iterable[float]) -> bool:
+    """Whether one is NaN, or above 0 by more than rounding: then there is no confidence."""
+    return not all(one <= SLACK for one in logprobs)
 
 
 def of_tokens(logprobs: Sequence[float], rule: str) -> float:
@@ -107,9 +123,15 @@ def _numbers(found: Iterable[Any]) -> list[float]:
         ValueError: one is none. Python's own error would quote it, and it may be what the model said.
     """
     try:
-        return [float(one) for one in found]
+        return [_number(one) for one in found]
     except (TypeError, ValueError):
         raise ValueError("the answer has log-probabilities of its tokens that are no numbers") from None
+
+
+def _number(one: Any) -> float:
+    if isinstance(one, str | bytes):  # of which float() makes numbers
+        raise TypeError
+    return float(one)
 
 
 def token_entries(logprobs: Any) -> list[Any]:

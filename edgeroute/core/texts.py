@@ -1,6 +1,6 @@
 """Sanitises texts of others (servers, models, functions, stored rows) for reasons, traces, messages, logs, stores and terminals.
 
-What of a server's reply may be in such a text at all is decided in `edgeroute.cloud.quoting`.
+What of a server's reply may be in such a text at all is decided in `edgeroute.quoting`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from edgeroute.edge.picture import Picture
 from edgeroute.edge.preprocess import Layouts, Preprocess
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import ModelError, ModelMissing
-from edgeroute.files import files_in
+from edgeroute.files import files_in, special
 from edgeroute.types import TensorSpec
 
 __all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "sha256_of", "stack"]
@@ -238,9 +238,11 @@ def sha256_of(path: Path) -> str:
 
     Raises:
         ModelMissing: there is no such file.
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or is a pipe or device.
     """
     try:
+        if special(path):
+            raise ModelError(f"{path} is no file")
         if not path.is_dir():
             return _sha256(path)
         files = {file.relative_to(path).as_posix().encode(): _sha256(file) for file in files_in(path)}

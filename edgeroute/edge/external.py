@@ -6,6 +6,8 @@ import mmap
 import re
 from pathlib import Path
 
+from edgeroute.files import special
+
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
 """The key of a `StringStringEntryProto` in the encoding of protocol buffers, and the length of its value."""
 
@@ -17,6 +19,8 @@ def external_data(model: Path) -> list[Path]:
     is there. Without the model there are none.
     """
     found: dict[Path, None] = {}
+    if special(model):  # to be said when it is loaded
+        return []
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for match in _LOCATION.finditer(data):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.texts import clean
 from edgeroute.errors import ModelError, ModelMissing
+from edgeroute.files import special
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -122,6 +123,8 @@ def read(path: Path) -> Gguf:
         ModelError: it is no .gguf file, is damaged or truncated, or cannot be read.
     """
     try:
+        if special(path):
+            raise ModelError(f"{path} is no file")
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
             if magic != MAGIC:

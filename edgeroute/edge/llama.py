@@ -190,7 +190,7 @@ class LlamaModel:
         request, chat = self._chat.request("a")
         reply = engine.whole({**request, "max_tokens": 1}, chat)
         if "error" in reply:
-            raise failure(reply["error"], f"{self.name}: grammar= or response_format=", own=False)
+            raise failure(reply["error"], f"{self.name}: grammar= or response_format=", own=False, sent=None)
 
     def _request(self, x: Any) -> tuple[dict[str, Any], bool]:
         """The request for an input, and whether it is a chat. What would end the process, or be passed over, is refused."""
@@ -223,7 +223,7 @@ class LlamaModel:
         if cancel is None or request.get("tools"):  # with tools llama.cpp gives no log-probabilities in pieces
             reply = engine.whole(request, chat)
             if "error" in reply:
-                raise failure(reply["error"], self.name, own=isinstance(x, Mapping))
+                raise failure(reply["error"], self.name, own=isinstance(x, Mapping), sent=request)
             return [answer(reply, self._chat.rule, self.name)]
         gathered = Gathered()
         cancel.on_ask(lambda: None)  # each piece is followed by a look at it
@@ -234,11 +234,11 @@ class LlamaModel:
 
         if not cancel.asked:
             engine.stream(request, chat, heard)
-        return [self._whole(gathered, own=isinstance(x, Mapping))]
+        return [self._whole(gathered, request, own=isinstance(x, Mapping))]
 
-    def _whole(self, gathered: Gathered, *, own: bool) -> Prediction:
+    def _whole(self, gathered: Gathered, request: Mapping[str, Any], *, own: bool) -> Prediction:
         if gathered.error is not None:
-            raise failure(gathered.error, self.name, own=own)
+            raise failure(gathered.error, self.name, own=own, sent=request)
         if not gathered.ended:
             raise ModelError(f"{self.name} was stopped within its answer")
         return answer(gathered.reply(), self._chat.rule, self.name)
@@ -279,7 +279,7 @@ class LlamaModel:
         finally:
             left.set()
             thread.join()
-        return self._whole(gathered, own=isinstance(x, Mapping))
+        return self._whole(gathered, request, own=isinstance(x, Mapping))
 
     def close(self) -> None:
         """Frees the model, once the generations that are under way have ended; a later run loads it again."""

@@ -13,7 +13,7 @@ from edgeroute.chat.request import Chat, checked_score
 from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
 from edgeroute.core.pieces import Piece
-from edgeroute.core.texts import FOREIGN, clean
+from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.loopback import SHORT, Exchange, Head, Local
 from edgeroute.errors import ModelError, PolicyError, check_number
@@ -111,7 +111,7 @@ class LocalServer:
             parts,
         ):
             if head.status != OK:
-                raise self._refused(head, parts, own=False)
+                raise self._refused(head, parts, {}, own=False)
             text = b"".join(parts)
         try:
             names = [str(one["id"]) for one in json_loads(text)["data"]]
@@ -156,39 +156,39 @@ class LocalServer:
         exchange = Exchange(self._local, self._timeout_s, self._most, cancel)
         with exchange.send("POST", path, json.dumps(request).encode(), self._headers()) as (head, parts):
             if head.status != OK:
-                raise self._refused(head, parts, own=own)
+                raise self._refused(head, parts, request, own=own)
             if head.kind.startswith("application/json"):  # it does not stream
-                found = self._answer(self._parsed(b"".join(parts)), own=own)
+                found = self._answer(self._parsed(b"".join(parts)), request, own=own)
                 yield Piece(found.value, token_logprobs(found.outputs))
                 return found
             for event in events(parts):
                 if event == b"[DONE]":
                     gathered.end()
                     break
-                if (piece := self._piece(gathered, event, own=own)) is not None:
+                if (piece := self._piece(gathered, event, request, own=own)) is not None:
                     shown |= bool(piece)
                     yield piece
         if cancel is not None and cancel.asked and not gathered.ended:
             raise ModelError(f"{self._where} was stopped within its answer")
         if not gathered.ended:
             raise ModelError(f"{self._where} broke off within its answer")
-        found = self._answer(gathered.reply(), own=own)
+        found = self._answer(gathered.reply(), request, own=own)
         if not shown and found.value:  # a refusal
             yield Piece(found.value)
         return found
 
-    def _piece(self, gathered: Gathered, event: bytes, *, own: bool) -> Piece | None:
+    def _piece(self, gathered: Gathered, event: bytes, request: Mapping[str, Any], *, own: bool) -> Piece | None:
         try:
             piece = gathered.add(self._parsed(event))
         except (AttributeError, LookupError, TypeError, ValueError) as e:
-            raise ModelError(f"{self._where} gave a reply that is no completion: {type(e).__name__}") from e
+            raise ModelError(f"{self._where} gave a reply that is no completion: {type(e).__name__}") from None
         if gathered.error is not None:
-            raise failure(self._hidden(gathered.error), self._where, own=own)
+            raise self._failed(gathered.error, request, own=own)
         return piece
 
-    def _answer(self, reply: Mapping[str, Any], *, own: bool) -> Prediction:
+    def _answer(self, reply: Mapping[str, Any], request: Mapping[str, Any], *, own: bool) -> Prediction:
         if reply.get("error") is not None:
-            raise self._failed(reply["error"], own=own)
+            raise self._failed(reply["error"], request, own=own)
         return answer(reply, self._chat.rule, self._where)
 
     def _parsed(self, text: bytes) -> Mapping[str, Any]:
@@ -200,7 +200,7 @@ class LocalServer:
             raise ModelError(f"{self._where} gave a reply that is not JSON")
         return found
 
-    def _refused(self, head: Head, parts: Iterator[bytes], *, own: bool) -> Exception:
+    def _refused(self, head: Head, parts: Iterator[bytes], request: Mapping[str, Any], *, own: bool) -> Exception:
         """The exception for another status than success."""
         text = b""
         for part in parts:
@@ -212,21 +212,18 @@ class LocalServer:
         try:
             said = json_loads(text)["error"]
         except (LookupError, RecursionError, TypeError, ValueError):
-            said = "it gives no reason"
+            said = {}
         error = said if isinstance(said, Mapping) else {"message": said}
         hint = {
             MISSING: ": there is no such model, or its API has another path than the address",
             LOADING: ": it may still be loading",
         }
-        message = f"{error.get('message')} (HTTP {head.status}{hint.get(head.status, '')})"
-        return self._failed({**error, "message": message, "code": head.status}, own=own)
+        more = f" (HTTP {head.status}{hint.get(head.status, '')})"
+        return self._failed({**error, "code": head.status}, request, own=own, more=more)
 
-    def _failed(self, error: Any, *, own: bool) -> Exception:
-        return failure(self._hidden(error if isinstance(error, Mapping) else {"message": str(error)}), self._where, own=own)
-
-    def _hidden(self, error: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The error without the key, which it may quote."""
-        return {**error, "message": self._without_key(str(error.get("message", "")))[: 4 * FOREIGN]}
+    def _failed(self, error: Any, request: Mapping[str, Any], *, own: bool, more: str = "") -> Exception:
+        told = error if isinstance(error, Mapping) else {"message": str(error)}
+        return failure(told, self._where, own=own, sent=request, secrets=[self._key()], more=more)
 
     def _without_key(self, said: str) -> str:
         key = self._key()
