@@ -607,8 +607,9 @@ def test_llama_cpp_python(tiny, tmp_path):
     assert next(stream) == "Par"
     stream.close()
     assert engine.under_way == 0
-    with pytest.raises(ModelError, match="exceed context window"):
+    with pytest.raises(ModelError, match="longer than its context") as too_long:
         made.run_one("x" * 300)
+    assert too_long.value.code == "context"
     edge_contract(LlamaModel(tiny, runtime="llama-cpp-python"), ["one", "two"], bad=["", None])
     assert answered(LlamaModel(tiny, runtime="llama-cpp-python", chat=False), "hi").value == "Paris!"
     with pytest.raises(PolicyError, match="one generation at a time"):

@@ -19,7 +19,8 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
 from edgeroute.quoting import quote
 
 QUANTILE: Final = 0.1
-LONG: Final = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+TOO_LONG: Final = "exceed_context_size_error"
+LONG: Final = frozenset({TOO_LONG, "context_length_exceeded"})
 """Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
 _PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
 LACKS: Final = re.compile(

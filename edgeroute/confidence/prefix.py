@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp
 from typing import Any, Final, Literal
 
-from edgeroute.confidence.forms import SLACK
+from edgeroute.confidence.forms import SUM_SLACK
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number
@@ -92,7 +92,7 @@ IMPOSSIBLE: Final = "log-probabilities of its tokens above 0, or NaN"
 
 def impossible(logprobs: Iterable[float]) -> bool:
     """Whether one is NaN, or above 0 by more than rounding: then there is no confidence."""
-    return not all(one <= SLACK for one in logprobs)
+    return not all(one <= SUM_SLACK for one in logprobs)
 
 
 def of_tokens(logprobs: Sequence[float], rule: str) -> float:
