@@ -47,6 +47,9 @@ class EdgerouteError(Coded, Exception):
 class PolicyError(EdgerouteError, ValueError):
     """The policy, or an equivalent argument, is invalid."""
 
+    key = ""
+    """Of a policy file, where a value in it cannot be used with the others; empty: the message has it, or there is none."""
+
 
 class BadInput(EdgerouteError, ValueError):
     """The caller's input does not fit the model."""

@@ -250,7 +250,8 @@ class Answer(Generic[V]):
         self._plan: Plan | _Told | None = plan
         self._outcome: Outcome | None = outcome
         self.id, self._costs = identity, costs
-        self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
+        self.value, sure, self.outputs = prediction  # type: ignore[misc]
+        self.confidence = sure if sure == sure else None  # noqa: PLR0124 - NaN, without an import
         self.source: Source = "edge" if leg.permit is None else "cloud"
         self.leg = leg.name
         self.degraded, self.final = not (accepted or type(outcome) is Left), True

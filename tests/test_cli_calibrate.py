@@ -80,6 +80,20 @@ def made(*args):
 
 
 # ------------------------------------------------------------------------------------------------ calibrate
+def test_outputs_that_say_nothing_are_wrong(home, policy):
+    """NaN is no class, and not the first: `evaluate` says so, and refuses outputs that all are."""
+    outputs, data = np.eye(4, 3, dtype=np.float32) * 5, home / "nan.npz"
+    outputs[:2] = np.nan
+    np.savez(data, edge_logits=outputs, labels=np.array([0, 0, 2, 0]))
+    code, out, err = cli("evaluate", "-p", policy(first="threshold = 0.5"), "-d", data, "--no-cloud", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (code, told["accuracy"]["edge"]["value"]) == (0, 0.5)
+    assert "2 of the edge's answers are none" in " ".join(told["notes"])
+    np.savez(data, edge_logits=outputs * np.nan, labels=np.zeros(4, int))
+    assert "each row holds NaN" in cli("evaluate", "-p", policy(first="threshold = 0.5"), "-d", data, "--no-cloud")[2]
+
+
 @pytest.mark.parametrize("names", [("images",), ("edge_logits", "cloud_logits")])
 def test_groups_are_what_is_drawn(names, home, policy, cloud):
     """An array `groups` beside inputs, or beside recorded outputs, is of the examples' scenes; `evaluate` says that it has no use."""

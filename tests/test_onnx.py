@@ -68,6 +68,8 @@ def test_safe_conversions_are_made_and_others_refused(tmp_path, model):
         (np.zeros((0, 4), np.float32), r"got \[0, 4\]"),
         (np.array([0, np.nan, 0, 0], np.float32), "NaN"),
         (np.array([0, np.inf, 0, 0], np.float32), "NaN or infinity"),
+        (np.array([0, np.inf, 0, 0]), "NaN or infinity"),
+        (np.array([0, 1e300, 0, 0]), "a number that is too large for float32"),
     ],
 )
 def test_wrong_input_is_the_callers_fault(model, x, message):

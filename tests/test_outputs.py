@@ -76,6 +76,10 @@ def test_nan_is_no_confidence(make):
     """It is none, and the policy says what that means."""
     with make(lambda _: ("cat", np.float32("nan")), lambda _: "dog", threshold=0.8) as router:
         assert router.infer(1).source == "cloud"
+    with make(lambda _: np.float32([np.nan] * 3), no_confidence="accept", threshold=0.8) as router:
+        answer = router.infer(1)
+        assert (answer.value, answer.confidence) == (None, None)
+        assert "its outputs hold NaN" in answer.reason
 
 
 def test_scores_that_are_not_from_0_to_1(make):

@@ -6,11 +6,14 @@ The place is the file with the key, as `[cloud]` 1's `cloud[1].timeout`, or with
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
+import tiny
 
-from edgeroute import Router
-from edgeroute.errors import EdgerouteError
+from edgeroute import Router, Rule
+from edgeroute.errors import EdgerouteError, PolicyError
 
 T, E, C = "threshold = 0.8\n", '[edge]\npath = "edge.onnx"\n', '[cloud]\nurl = "http://h/v2/models/m"\n'
 """A policy with one mistake has the other parts as they should be."""
@@ -190,3 +193,27 @@ def test_a_mistake_in_a_variable(refusal, monkeypatch, name, value, said):
     (line,) = refusal(T + E + C)
     assert line.startswith(f"{name}: ")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "given"),
+    [
+        (T + E + C + '[[rule]]\nof = "heat"\nenter = 80\nthen = "small_model"\n', "rule[0].then", {"rules": [Rule("heat", "small_model", 80)]}),
+        ('uncalibrated = "error"\n' + T + E + C, "uncalibrated", {"uncalibrated": "error"}),
+    ],
+)  # fmt: skip
+def test_a_mistake_that_shows_once_models_are_there(tmp_path, monkeypatch, text, key, given):
+    """Likewise, when the router is made and when the file is read again; not where the program gave what is wrong."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("policy.toml")
+    path.write_text(text)
+    tiny.linear(Path("edge.onnx"))
+    with pytest.raises(PolicyError, match=rf"^policy\.toml: {re.escape(key)}: "):
+        Router.from_policy(path)
+    path.write_text(T + E + C)
+    with pytest.raises(PolicyError, match=r"^(a rule|the threshold)"):
+        Router.from_policy(path, **given)
+    with Router.from_policy(path) as router:
+        path.write_text(text)
+        with pytest.raises(PolicyError, match=rf"^policy\.toml: {re.escape(key)}: "):
+            router.reload()

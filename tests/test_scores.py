@@ -56,12 +56,15 @@ def test_extreme_logits():
 @pytest.mark.parametrize("score", ROWS)
 @pytest.mark.parametrize("classes", [10, 200])
 def test_nan_stays_nan(score, classes):
-    """NaN among the logits gives the confidence NaN, which the policy then deals with by name."""
+    """NaN among the logits gives the confidence NaN, which the policy then deals with by name, and no class."""
     z = np.zeros((1, classes), np.float32)
     for at in (0, 5):
         z[0, at] = np.nan
-        assert math.isnan(Reader(score).one(z).confidence)
-        assert math.isnan(Reader(score, labels=[str(i) for i in range(classes)]).one(z).confidence)
+        usual = Reader(score, labels=[str(i) for i in range(classes)])
+        assert usual.one(np.eye(1, classes, dtype=np.float32)).value == "0"  # from now on by the fast path
+        for read in (Reader(score).one(z), usual.one(z), usual.many(z, 1)[0]):
+            assert math.isnan(read.confidence)
+            assert read.value is None
         z[0, at] = 0
 
 

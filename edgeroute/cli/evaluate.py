@@ -102,11 +102,12 @@ def _of_recorded(router: Router, found: Given, edge: int, **costs: float | None)
     from edgeroute.report.results import EvaluationResult
     from edgeroute.router.aside import Aside
     from edgeroute.router.collect import recorded
-    from edgeroute.router.measure import check_threshold, evaluated
+    from edgeroute.router.measure import check_threshold, evaluated, unsaid
 
     aside = Aside(router.engine, edge)
     check_threshold(aside)
-    return EvaluationResult(evaluated(aside, recorded(aside, found.edge, found.cloud, found.labels))._replace(**costs))  # type: ignore[arg-type]
+    made = recorded(aside, found.edge, found.cloud, found.labels)
+    return EvaluationResult(evaluated(aside, made)._replace(**costs), unsaid(made))  # type: ignore[arg-type]
 
 
 def _show(evaluation: Evaluation) -> None:

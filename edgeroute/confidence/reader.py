@@ -129,7 +129,8 @@ class Reader:
             row = outputs[0]
             z = row.tolist()
             top = max(z)
-            return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
+            if (sure := self._row(z, top)) == sure:  # false for NaN
+                return new(Prediction, (self.labels[z.index(top)], sure, row))  # type: ignore[index]
         if boxes_without_batch(self.kind, outputs):
             return self._read(outputs)
         _counted(outputs, 1)
@@ -188,7 +189,8 @@ class Reader:
             z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
         top = max(z)
         sure = self._row(z, top) if self._custom is None else self._scored(z if self._logits else row)
-        return Prediction(self._names.at(z.index(top), len(z)), sure, row)
+        value = self._names.at(z.index(top), len(z))
+        return Prediction(value, sure, row) if sure == sure else _without(value, sure, row, first)  # noqa: PLR0124 - NaN
 
     def _look(self, z: list[float], first: Any) -> None:
         """Looks at the first outputs: probabilities that are taken for logits are told once."""
@@ -231,7 +233,10 @@ class Reader:
             with np.errstate(all="ignore"):
                 z = np.log(array) if self.kind == "probabilities" else array
                 confidence = float(self._array(z)) if self._custom is None else self._scored(z)
-        return Prediction(self._names.at(int(array.argmax()), array.size), confidence, row)
+        value = self._names.at(int(array.argmax()), array.size)
+        if confidence != confidence:  # noqa: PLR0124 - NaN
+            return _without(value, confidence, row, array)
+        return Prediction(value, confidence, row)
 
     def _single(self, row: Any, value: float) -> Prediction:
         """One float: a regression's value."""
@@ -348,6 +353,13 @@ class Reader:
         except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
             self.failures.log("the score", e)
             return Unscored(f"the score failed: {named(e)}")
+
+
+def _without(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:
+    """The prediction of a classifier whose confidence is NaN: outputs that say nothing have no class either."""
+    if isinstance(sure, Unscored) or np.isfinite(as_array(numbers)).all():
+        return Prediction(value, sure, row)
+    return Prediction(None, Unscored("its outputs hold NaN or infinity, or are all minus infinity"), row)
 
 
 def _row(outputs: Any, i: int) -> Any:

@@ -108,7 +108,13 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     if x.dtype != spec.dtype:
         if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
             raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, so that its scale is yours to say")
-        x = x.astype(spec.dtype)
+        before = x
+        with np.errstate(over="ignore"):  # it is told below
+            x = x.astype(spec.dtype)
+        if x.dtype.kind == "f" and not np.isfinite(x).all() and np.isfinite(before).all():
+            raise BadInput(
+                f"{spec.name}: the input holds a number that is too large for {spec.dtype}: {np.finfo(x.dtype).max:g} at most"
+            )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise BadInput(f"{spec.name}: the input holds NaN or infinity")
     return x

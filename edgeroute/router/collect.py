@@ -319,9 +319,12 @@ def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
     if reader.kind in {None, "logits"} and _probabilities(array):
         raise BadInput(f"{what}: these are probabilities, each row adds up to 1: record the outputs before the softmax")
     try:
-        return reader.many(array, len(array))
+        read = reader.many(array, len(array))
     except BadReply as e:
         raise BadInput(f"{what}: {e}") from e
+    if all(one.value is None for one in read):
+        raise BadInput(f"{what}: each row holds NaN or infinity, and says nothing")
+    return read
 
 
 def _scores(predictions: Sequence[Prediction]) -> Floats:

@@ -148,7 +148,7 @@ def evaluation(
     asks = ask_cloud and bool(aside.clouds)
     made, notes = yield from _examples(aside, X, y, asks, data_class, batch, every, progress)
     found = yield Block(partial(evaluated, aside, made, policy=policy), INF)
-    return EvaluationResult(found._replace(edge_usd=edge_usd, edge_joules=edge_joules), notes)
+    return EvaluationResult(found._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *unsaid(made)])
 
 
 def _examples(
@@ -219,6 +219,17 @@ def evaluated(aside: Aside, made: Examples, *, policy: str = "") -> Evaluation:
         uncalibrated="" if promise is None else promise.broken() or "",
         accept_unsure=aside.snapshot.policy.no_confidence == "accept",
     )
+
+
+def unsaid(made: Examples) -> list[str]:
+    """Notes on answers that say nothing."""
+    sides = [("edge", made.edge), ("cloud", made.cloud or [])]
+    counts = [(side, sum(value is None for value in values)) for side, values in sides]
+    return [
+        f"{count} of the {side}'s answers are none, as of outputs that hold NaN: they count as wrong"
+        for side, count in counts
+        if count
+    ]
 
 
 def _evaluation(aside: Aside, made: Examples, threshold: float, policy: str, score: str) -> Evaluation:

@@ -55,7 +55,8 @@ class EngineOwner:
             PolicyError: one message with all problems, and the nearest valid names.
         """
         file = PolicyFile(Path(path), more)
-        self = cls(**file.arguments())
+        with file.named():
+            self = cls(**file.arguments())
         self._file = file
         if watch:
             file.watch(weakref.WeakMethod(self.reload))

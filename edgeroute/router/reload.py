@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
 from edgeroute.edge.variants import each
-from edgeroute.errors import EdgerouteError, ModelMissing
+from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError
 from edgeroute.files import file_stamp
 from edgeroute.record.ab import AB
 from edgeroute.router.ab import Arms
@@ -95,6 +96,17 @@ class PolicyFile:
                 key = f"{section}[{i}].path" if len(several) > 1 else f"{section}.path"
                 raise ModelMissing(f"{self.path}: {key}: there is no model at {path}")
 
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Names the file and the key in a mistake that shows only once the router is made of them."""
+        try:
+            yield
+        except PolicyError as e:
+            section = {"rule": "rules"}.get(name := re.split(r"[.\[]", e.key)[0], name)
+            if not e.key or section in self._more:  # no key of the file's
+                raise
+            raise PolicyError(f"{self.path}: {e.key}: {e}") from None
+
     def reload(self, engine: Engine) -> None:
         """Reads the file again, and puts it in force.
 
@@ -110,7 +122,8 @@ class PolicyFile:
             def made(old: Snapshot) -> Snapshot:
                 return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
-            replace(engine, made, limits or Limits(), metered, audit)
+            with self.named():
+                replace(engine, made, limits or Limits(), metered, audit)
             ab: AB | None = arguments.get("ab")
             if ab != (None if engine.arms is None else engine.arms.ab):
                 engine.arms = None if ab is None else Arms(ab, engine.snapshot.models, engine.instruments.alarm)

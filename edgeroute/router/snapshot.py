@@ -364,7 +364,9 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
             continue
         broken = "it is a plain number" if promise is None else promise.broken()
         if broken is not None:
-            raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+            error = PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+            error.key = "uncalibrated"
+            raise error
 
 
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:

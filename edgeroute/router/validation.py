@@ -57,10 +57,14 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
         if mode not in valid:
             raise PolicyError(NO_ONLY_CLOUD if mode == "only_cloud" else f"there is no mode {mode!r}: {nearest(mode, valid)}")
         _check_sides(mode, f"mode {mode!r}", edges, clouds)
-    for rule in policy.device_rules:
+    for i, rule in enumerate(policy.device_rules):
         if text := problem(rule):
             raise PolicyError(f"rules: {text}")
-        _check_sides(rule.then, f"a rule with then={rule.then!r}", edges, clouds)
+        try:
+            _check_sides(rule.then, f"a rule with then={rule.then!r}", edges, clouds)
+        except PolicyError as e:
+            e.key = f"rule[{i}].then"
+            raise
 
 
 def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
