@@ -607,7 +607,7 @@ def test_llama_cpp_python(tiny, tmp_path):
     assert next(stream) == "Par"
     stream.close()
     assert engine.under_way == 0
-    with pytest.raises(ModelError, match="exceed context window"):
+    with pytest.raises(ModelError, match="longer than its context"):
         made.run_one("x" * 300)
     edge_contract(LlamaModel(tiny, runtime="llama-cpp-python"), ["one", "two"], bad=["", None])
     assert answered(LlamaModel(tiny, runtime="llama-cpp-python", chat=False), "hi").value == "Paris!"

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from edgeroute.chat.reply import LONG, Gathered
+from edgeroute.chat.reply import Gathered
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.imports import imported, no_fork
@@ -262,7 +262,9 @@ class LlamaCppPython:
                 heard(_scored(last, taken.known[sent:] + taken.rest(last)))
         except (AssertionError, RuntimeError, TypeError, ValueError) as e:
             long = "context window" in str(e)
-            heard({"error": {"code": 400, "message": clean(e, FOREIGN), **({"type": LONG} if long else {})}})
+            heard(
+                {"error": {"code": 400, "message": clean(e, FOREIGN), **({"type": "exceed_context_size_error"} if long else {})}}
+            )
 
     def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
         """See `Engine`."""
