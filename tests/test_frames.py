@@ -203,6 +203,7 @@ def test_what_is_no_source_is_refused(make, source):
         {"max_in_flight": 0},
         {"drop": "newest"},
         {"every": -1},
+        {"every": float("inf")},
         {"hold": 0},
         {"busy": 0},
         {"busy": 2},

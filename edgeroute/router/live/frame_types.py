@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 from edgeroute.core.policy import Mode
@@ -118,6 +119,8 @@ class FrameSettings(NamedTuple):
         check_drop(self.drop)
         for name in ("every", "stale", "refresh", "deadline"):
             check_seconds(name, getattr(self, name))
+        if self.every == inf:
+            raise PolicyError("every= takes the seconds from one frame to the next, and with inf there is no next")
         for name in ("margin", "scene"):
             if (value := getattr(self, name)) is not None:
                 check_number(name, value)
