@@ -165,6 +165,17 @@ def test_a_short_beginning_is_known_too(call, system):
         router.close()
 
 
+def test_rows_of_a_table_are_no_conversations(made):
+    """A short list of texts may be one as well, and a list with numbers always is."""
+    router = made()
+    for row in (["cat", "red"], ["a longer text than eight", 0.5]):
+        assert router.infer(row, mode="only_edge").source == "edge"
+        assert router.infer(row).source == "cloud"
+    said = ["What should I eat with diabetes?", "Vegetables."]
+    router.infer(said, mode="only_edge")
+    assert router.infer([*said, "And drink?"]).source == "edge"
+
+
 def test_messages_of_a_conversation_that_stays_are_known(made):
     """Those that `router.conversation()` has kept, handed to the router itself; and contents that are mappings."""
     sent = []

@@ -21,6 +21,7 @@ class Turn(NamedTuple):
     """One message."""
 
     role: str
+    """Empty: it is a text in a list of texts, which may as well be the row of a table."""
     text: str
     """Its text, without differences in white space and composition."""
     parts: tuple[str, ...] = ()
@@ -43,6 +44,8 @@ def turns(x: Any) -> list[Turn]:
             return [Turn("user", plain(x))]
     if not isinstance(x, list | tuple) or not x or not _is_message(x[0]):
         return []
+    if isinstance(x[0], str) and not all(map(_is_message, x)):  # a row of a table
+        return []
     return [*map(_turn, x)]
 
 
@@ -50,7 +53,7 @@ def remembered(said: list[Turn], digest: Digest) -> list[bytes]:
     """The digests to remember of a conversation: that of all of it, and those of its last turn, with the answer before.
 
     None of the system's messages. All of it is remembered however short it is: nothing else tells that a conversation goes on
-    from it. One in which nothing is said has none.
+    from it. One in which nothing is said has none, nor has a list of texts that is short.
     """
     said = [turn for turn in said if turn.role not in TOLD]
     *_, whole = [b"", *_chained(said, digest)]
@@ -69,10 +72,11 @@ def looked_up(said: list[Turn], digest: Digest) -> Iterator[bytes]:
 
 
 def _chained(said: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """After each message the digest of all so far; empty while nothing was said."""
-    chain, heard = b"", False
+    """After each message the digest of all so far; empty while nothing was said, or too little in texts without a role."""
+    chain, size, heard = b"", 0, False
     for turn in said:
-        heard = heard or bool(turn.text)
+        size += len(turn.text)
+        heard = heard or size >= (1 if turn.role else SHORTEST)
         chain = digest(b"%s %s" % (chain, digest(encoded(turn.text))))
         yield chain if heard else b""
 
@@ -93,7 +97,7 @@ def _is_message(one: Any) -> bool:
 
 def _turn(one: Any) -> Turn:
     if isinstance(one, str):
-        return Turn("user", plain(one))
+        return Turn("", plain(one))
     content, calls, role = (
         one.get(name) if isinstance(one, Mapping) else getattr(one, name, None) for name in ("content", "tool_calls", "role")
     )
