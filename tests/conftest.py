@@ -22,6 +22,19 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")  # a busy machine is slow, and no property is about time
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Long tests run untraced: what must be covered whole is so by the others, and tracing takes as long as a simulation itself."""
+    measures = item.get_closest_marker("once") and "coverage" in sys.modules and sys.modules["coverage"].Coverage.current()
+    if measures:
+        measures.stop()
+    try:
+        return (yield)
+    finally:
+        if measures:
+            measures.start()
+
+
 @pytest.fixture(scope="session")
 def fashion() -> Path:
     """The folder with the shipped pair: in the package where that is a wheel, else beside it."""

@@ -257,6 +257,7 @@ def test_without_the_plots(report, tmp_path, capsys, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------- whole
+@pytest.mark.once
 def test_the_demo(fashion):
     done = run_demo("--json", "--n", "200")
     assert (done.returncode, done.stderr) == (0, "")
@@ -278,6 +279,7 @@ def test_the_demo(fashion):
     assert (said["deferral_rate"], said["cascade_accuracy"]) == pytest.approx((deferral, accuracy))
 
 
+@pytest.mark.once
 def test_the_demo_over_a_long_way(tmp_path):
     done = run_demo("--n", "20", "--rtt", "20ms", "--out", str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -28,6 +28,8 @@ from edgeroute.replay.fleet.scenario import clients as compared
 from edgeroute.stores.outbox.delivery import longest
 from edgeroute.stores.outbox.spread import spread_for
 
+pytestmark = pytest.mark.once
+
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))
 """Their outboxes spread what waits over so long."""
@@ -148,7 +150,6 @@ def test_what_would_wait_too_long_is_refused():
     assert abs(cloud.served - (2000 + 10_000)) < 200
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -218,7 +219,6 @@ def test_a_retry_budget_alone_brings_busy_devices_back():
     assert simulate(SILENT._replace(devices=40_000, per_minute=1.0), budget).cloud_back_s is None
 
 
-@pytest.mark.once
 def test_outboxes_of_quiet_devices_bring_it_down_again():
     """What timed out is sent again at once, and that is enough to keep the cloud busy in vain; spread over a minute it is not."""
     quiet = Scenario(
@@ -233,7 +233,6 @@ def test_outboxes_of_quiet_devices_bring_it_down_again():
         assert without.waiting > quiet.devices / 4
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_spread_of_ten_minutes_is_enough_for_an_outage_of_one(silent):
     """A fifth more than the usual load takes what was queued in it; spread over a minute, it would not."""
@@ -257,7 +256,6 @@ def test_jitter_spreads_what_comes_back_together():
     assert simulate(together, lone).peak < 0.75 * simulate(together, lone._replace(jitter=False)).peak
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("client", [EDGEROUTE, PLAIN], ids=lambda client: client.name)
 def test_more_capacity_is_never_slower(client):
     """Over three seeds, the cloud is back no later with more capacity."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import simulated
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 NEUTRAL = ("core/test_plan.py", "test_arguments.py", "test_trace.py", "test_cache_keys.py")
 """Tests that need nothing of Linux: files in use, threads, tasks and processes are ours there as well."""
@@ -39,7 +41,6 @@ def test_everything_works_there(system):
     assert [line for line in said.splitlines() if line.startswith("ok ")] == [f"ok {f.__name__}" for f in simulated.FEATURES]
 
 
-@pytest.mark.once
 def test_tests_pass_there(tmp_path):
     """Those that are about no system pass on a simulated Windows."""
     tests = [HERE / name for name in NEUTRAL]

@@ -185,6 +185,7 @@ def test_what_a_candidate_cannot_be(home):
 
 
 # ------------------------------------------------------------------------------------------------------ one step
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["toml", "json"])
 def test_steps(home, kind):
     """Too few audits; the switch, with what was in the file; nothing to do; an alarm; rolled back; only new audits count then."""
@@ -345,6 +346,7 @@ main()
 """
 
 
+@pytest.mark.once
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_killed_between_any_two_writes(home):
     """The policy is the old one or the new one, whole and valid; the next run does the rest."""

@@ -21,6 +21,8 @@ from edgeroute.replay.logs import FORMATS, Price, Read, read_pairs
 from edgeroute.replay.logs.lines import MOST
 from edgeroute.replay.saving import saving
 
+pytestmark = pytest.mark.once
+
 SMALL, LARGE = "small-4b", "large-70b"
 SECRET = "sk-live-51H8secret"
 
