@@ -77,7 +77,7 @@ def a_step(outbox, delivery):
 
 def a_callback(outbox, _):
     callbacks = Callbacks(outbox)
-    callbacks._f = lambda _: None
+    callbacks._f = (lambda _: None), False
     return callbacks._step
 
 

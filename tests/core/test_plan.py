@@ -13,7 +13,7 @@ from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan, plan, stays_home
 from edgeroute.core.policy import INF, Policy, Saver, Target
 from edgeroute.core.rules import Rule
-from edgeroute.core.walk import Done, Prediction, walk
+from edgeroute.core.walk import Done, Emit, Mark, Prediction, left, walk
 from edgeroute.router.drivers import blocking, tasks, virtual
 
 HOT = Rule("heat", "only_edge", enter=80)
@@ -163,3 +163,15 @@ def test_what_keeps_all_at_home(policy, facts, why):
     made = plan(policy, (EDGE, A), facts)
     assert isinstance(made, Plan)
     assert bool(made.stays) is bool(why)
+
+
+def test_what_its_caller_leaves_has_what_was_shown():
+    """Of the leg that was shown, or else was started last; what still runs is cancelled, and nothing comes of what never began."""
+    assert left([], [], 0.0, 1.0) is None
+    log = [Mark("start", 0, 0.0), Mark("below", 0, 0.1), Mark("start", 1, 0.1)]
+    shown = Prediction("a", 0.4, None)
+    outcome = left([*log], [Emit(0, shown, log)], 0.0, 1.0)
+    assert (outcome.leg, outcome.prediction, outcome.accepted, outcome.ended) == (0, shown, False, 1.0)
+    assert outcome.log == [*log, Mark("cancelled", 1, 1.0)]
+    nothing = left([*log], [], 0.0, 1.0)
+    assert (nothing.leg, nothing.prediction.value) == (1, None)
