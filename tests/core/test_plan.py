@@ -13,6 +13,7 @@ from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan, plan, stays_home
 from edgeroute.core.policy import INF, Policy, Saver, Target
 from edgeroute.core.rules import Rule
+from edgeroute.core.stream import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, Prediction, left, walk
 from edgeroute.router.drivers import blocking, tasks, virtual
 
@@ -167,7 +168,7 @@ def test_what_keeps_all_at_home(policy, facts, why):
 
 def test_what_its_caller_leaves_has_what_was_shown():
     """Of the leg that was shown, or else was started last; what still runs is cancelled, and nothing comes of what never began."""
-    assert left([], [], 0.0, 1.0) is None
+    assert left([], [], 0.0, 1.0) is StreamWalk(made((EDGE, A), Facts()), 0.0).left(1.0) is None
     log = [Mark("start", 0, 0.0), Mark("below", 0, 0.1), Mark("start", 1, 0.1)]
     shown = Prediction("a", 0.4, None)
     outcome = left([*log], [Emit(0, shown, log)], 0.0, 1.0)
