@@ -105,17 +105,17 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         x = x[0]
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
         raise BadInput(f"{spec.name}: expected {say(shape)} {spec.dtype}, got {say(x.shape)} {x.dtype}")
+    before = x
     if x.dtype != spec.dtype:
         if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
             raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, so that its scale is yours to say")
-        before = x
         with np.errstate(over="ignore"):  # it is told below
             x = x.astype(spec.dtype)
-        if x.dtype.kind == "f" and not np.isfinite(x).all() and np.isfinite(before).all():
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        if np.isfinite(before).all():
             raise BadInput(
                 f"{spec.name}: the input holds a number that is too large for {spec.dtype}: {np.finfo(x.dtype).max:g} at most"
             )
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise BadInput(f"{spec.name}: the input holds NaN or infinity")
     return x
 
