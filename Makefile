@@ -13,62 +13,92 @@ ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_bu
 # those with a requirements.txt have a program, main.py, and an environment of their own
 EXAMPLES = $(patsubst examples/%/requirements.txt,%,$(wildcard examples/*/requirements.txt))
 
-.PHONY: demo test test-examples $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs site clean
+.PHONY: help demo test test-all cover check bench figures bench-promises campaign fuzz models docs site clean test-examples test-android \
+	test-arm64 test-servers $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) $(SERVERS:%=server-%)
 
-demo: $(VENV)/demo.installed  ## sets up and runs the main job
+## help              lists the targets
+help:
+	@sed -n 's/^## //p' Makefile
+
+## demo              sets up and runs the main job
+demo: $(VENV)/demo.installed
 	$(BIN)/edgeroute demo
 
-test: $(VENV)/test.installed  ## sets up and passes the tests
+## test              sets up and passes the tests, in five minutes; what else there is says CONTRIBUTING.md
+test: $(VENV)/test.installed
+	$(BIN)/pytest -n 4 --dist worksteal
+
+## test-all          passes the slow tests as well
+test-all: $(VENV)/test.installed
+	$(BIN)/pytest -n 4 --dist worksteal -m "not matrix"
+
+## cover             passes the tests, and shows that they cover the core and the drivers whole
+cover: $(VENV)/test.installed
 	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-fail-under=100
 
-test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
-	PYTHON=$(BIN)/python tests/arm64.sh
+## check             linter, formatter, types for Linux, macOS and Windows
+check: $(VENV)/test.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 
-test-android: .android/made  ## the app for Android and what it uses, on its Python 3.12 with its exact versions (ANDROID_TESTS=tests: all)
-	TEST_INDEX=1 .android/bin/pytest -q -n 2 --dist loadfile $(ANDROID_TESTS)
+## bench             measures every figure, in one table
+bench: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/run.py
 
-$(EXAMPLES:%=example-%): example-%: .examples/%/made  ## sets up and runs an example; ARGS='...' are its arguments
+## bench-promises    what is promised and what holds, per task; ARGS='--routerarena FILE' adds recorded sets
+bench-promises: $(VENV)/demo.installed
+	$(BIN)/python benchmarks/promises.py $(ARGS)
+
+## example-NAME      sets up and runs an example; ARGS='...' are its arguments
+$(EXAMPLES:%=example-%): example-%: .examples/%/made
 	.examples/$*/bin/python examples/$*/main.py $(ARGS)
 
-test-examples: $(EXAMPLES:%=test-example-%)  ## each example with the packages that it really uses
+## test-examples     tests each example with the packages that it really uses; test-example-NAME: one
+test-examples: $(EXAMPLES:%=test-example-%)
 
 $(EXAMPLES:%=test-example-%): test-example-%: .examples/%/made
 	.examples/$*/bin/pytest -q examples/$*
 
-test-servers: $(VENV)/test.installed  ## OpenInference and exports with the real servers whose environments are made (make server-triton ...)
-	$(BIN)/pytest -q -m servers tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
+## server-NAME       an environment of its own for a real server: triton, kserve, mlserver, ray
+$(SERVERS:%=server-%): server-%: .servers/%/made
 
-$(SERVERS:%=server-%): server-%: .servers/%/made  ## an environment of its own for a real server: Triton, KServe, MLServer, Ray Serve
+## test-servers      tests OpenInference and exports with the real servers whose environments are made
+test-servers: $(VENV)/test.installed
+	$(BIN)/pytest -q -m matrix tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
 
-check: $(VENV)/test.installed  ## linter, formatter, types
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/mypy --platform darwin
-	$(BIN)/mypy --platform win32
+## test-android      tests the app for Android on its Python 3.12 with its exact versions (ANDROID_TESTS=tests: all)
+test-android: .android/made
+	TEST_INDEX=1 .android/bin/pytest -q -n 2 --dist loadfile -m "matrix or not matrix" $(ANDROID_TESTS)
 
-bench: $(VENV)/bench.installed  ## every figure, in one table
-	$(BIN)/python benchmarks/run.py
+## test-arm64        tests the core, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
+test-arm64: $(VENV)/bin/python
+	PYTHON=$(BIN)/python tests/arm64.sh
 
-bench-promises: $(VENV)/demo.installed  ## what is promised and what holds, per task; ARGS='--routerarena FILE' adds recorded sets
-	$(BIN)/python benchmarks/promises.py $(ARGS)
-
-campaign: $(VENV)/test.installed  ## ten thousand random fault schedules (about ten minutes)
+## campaign          ten thousand random fault schedules (about ten minutes)
+campaign: $(VENV)/test.installed
 	$(BIN)/python tests/campaign.py
 
-fuzz: $(VENV)/test.installed  ## everything that is read from outside, for an hour
+## fuzz              everything that is read from outside, for an hour
+fuzz: $(VENV)/test.installed
 	$(BIN)/python tests/fuzz.py --seconds 300
 
-models: $(VENV)/models.installed  ## trains, distils, prunes and quantises the shipped pair again (about an hour and a half)
+## models            trains, distils, prunes and quantises the shipped pair again (about an hour and a half)
+models: $(VENV)/models.installed
 	$(BIN)/python models/recipes/fashion.py
 
-docs: $(VENV)/test.installed  ## writes what is generated in docs/
+## docs              writes what is generated in docs/
+docs: $(VENV)/test.installed
 	$(BIN)/python -c "from pathlib import Path; from edgeroute.settings import reference; Path('docs/policy.md').write_text(reference())"
 	$(BIN)/python -c "from pathlib import Path; from edgeroute.cli.app import app; from edgeroute.cli.reference import reference; Path('docs/commands.md').write_text(reference(app))"
 
-site: .site/made  ## the documentation as a site, in build/site; warnings are errors
+## site              builds the documentation as a site, in build/site; warnings are errors
+site: .site/made
 	NO_MKDOCS_2_WARNING=1 .site/bin/mkdocs build  # not --quiet, which would let warnings pass
 
+## clean             removes what was built, but for what was downloaded for arm64
 clean:
 	rm -rf $(VENV) .android .examples .site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
