@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from commands import cli
 
-from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
+from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace, Unreachable
 from edgeroute.core.arms import ArmTest
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.errors import Unreachable
 from edgeroute.router.cloud_arm_tally import ArmTally, summed
 from edgeroute.router.cloud_arms import Trials
 from edgeroute.testing import FakeModel

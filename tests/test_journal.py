@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import system
-from edgeroute.errors import StoreError
+from edgeroute import StoreError, system
 from edgeroute.stores import journal
 from edgeroute.stores.journal import Journal, read
 

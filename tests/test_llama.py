@@ -22,11 +22,10 @@ from both import LONG
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
-from edgeroute import AsyncRouter, BadInput, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StopToken  # noqa: E402
+from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StopToken  # noqa: E402
 from edgeroute.cli.inspect_gguf import inspect_gguf  # noqa: E402
 from edgeroute.confidence.scores import quantile  # noqa: E402
 from edgeroute.edge import gguf  # noqa: E402
-from edgeroute.edge.llama import LlamaModel  # noqa: E402
 from edgeroute.testing import edge_contract  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]

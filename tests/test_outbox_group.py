@@ -32,6 +32,7 @@ class Clock:
         self.gate.set()
 
     def __call__(self):
+        """The next time."""
         self.asked.set()
         self.gate.wait(LONG)
         return next(self.times)

@@ -33,13 +33,13 @@ from edgeroute import (
     PolicyError,
     Router,
     RuntimeMissing,
+    TensorSpec,
 )
 from edgeroute.cloud.codecs import Coded, _own_zstd, codec_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
 from edgeroute.serve.app import app
 from edgeroute.serve.encoded import Decoder
-from edgeroute.types import TensorSpec
 
 PIL = pytest.importorskip("PIL.Image")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

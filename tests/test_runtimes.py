@@ -13,10 +13,21 @@ import pytest
 from both import LONG
 
 import edgeroute
-from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken, TensorSpec, settings
+from edgeroute import (
+    CallableModel,
+    EdgeMembers,
+    ModelError,
+    OnnxModel,
+    PolicyError,
+    Router,
+    RuntimeMissing,
+    StopToken,
+    TensorSpec,
+    settings,
+)
 from edgeroute.edge import members, runtimes
 from edgeroute.edge.load import load
-from edgeroute.edge.members import DEFAULTS, EdgeMembers
+from edgeroute.edge.members import DEFAULTS
 from edgeroute.edge.runs import runs_of
 from edgeroute.serve.app import app
 from edgeroute.serve.run import named

@@ -24,6 +24,7 @@ from edgeroute import (
     Egress,
     Function,
     Held,
+    InputScore,
     MayNotLeave,
     OpenInference,
     OpenInferenceGrpc,
@@ -36,7 +37,6 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.cloud.escalated import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
-from edgeroute.confidence.input_score import InputScore
 from edgeroute.core.plan import plan
 from edgeroute.packaged import folder
 from edgeroute.router.escalation import EdgeAnswers
