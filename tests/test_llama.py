@@ -535,11 +535,13 @@ class Llama:
     """What `llama_cpp.Llama` does, as its documentation says: each step's logits go through the processors."""
 
     words = ("Par", "is", "!")
+    loaded: list
 
     def __init__(self, model_path, **options):
         if "wrong" in model_path:
             raise ValueError(f"Failed to load model from file: {model_path}")
         self.options, self.chat_handler, self.under_way, self.calls = options, None, 0, []
+        self.loaded.append(self)
 
     def create_chat_completion(self, *, messages, stream, logits_processor, max_tokens, **options):
         """Answers messages."""
@@ -576,6 +578,7 @@ class Llama:
 def stand_in(monkeypatch):
     """The module `llama_cpp`."""
     module = ModuleType("llama_cpp")
+    monkeypatch.setattr(Llama, "loaded", [], raising=False)
     module.Llama, module.__version__, module.LogitsProcessorList = Llama, "0.3.36", list
     module.LlamaGrammar = SimpleNamespace(from_string=lambda text, verbose: f"grammar {text}")
     monkeypatch.setitem(sys.modules, "llama_cpp", module)
@@ -591,7 +594,7 @@ def test_llama_cpp_python(tiny, tmp_path):
         assert found.value == "Paris!"
         assert found.confidence == pytest.approx(p)
         assert answered(made, {"messages": HI, "max_tokens": 2}, cancel).confidence == pytest.approx(p[:2])
-    engine = made.load()._llama
+    (engine,) = Llama.loaded
     assert engine.options == {
         "n_ctx": 256,
         "n_batch": 256,
@@ -623,7 +626,6 @@ def test_neither_package_is_there(tiny, monkeypatch):
     """It says what to install."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    monkeypatch.setattr("edgeroute.imports._loaded", set())
     for runtime in ("auto", "xllamacpp", "llama-cpp-python"):
         with pytest.raises(RuntimeMissing, match="not installed"):
             LlamaModel(tiny, runtime=runtime).load()
