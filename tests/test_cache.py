@@ -908,28 +908,38 @@ import os, signal, sys, threading
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
+from edgeroute.stores import sqlite
 from edgeroute.system import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
+locks, own = [], threading.RLock
+def noted():
+    locks.append(own())
+    return locks[-1]
+threading.RLock, sqlite.BUSY_S = noted, 0.1  # how long a fork waits for the lock of a file
 semantic = Semantic(lambda text: np.ones(3))
 cache, flights = Cache(disk=Path(sys.argv[1]), semantic=semantic), Flights()
 cache.put(b"parent", entry("parent")); semantic.add(b"", "text", entry("parent"))
 cache.close()
 leader, follower = flights.join(b"k"), flights.join(b"k")
-locks = cache._lock, cache._disk._lock, cache._disk._turn, semantic._lock, flights._lock, follower._shared.future._condition
+threading.RLock, start = own, threading.Thread.start
+def none(_): raise RuntimeError("can't start new thread")
+threading.Thread.start = none  # so that it waits to be written
+cache.put(b"waits", entry("waits"))
+threading.Thread.start = start
+assert len(locks) >= 6, len(locks)
 held, release = threading.Event(), threading.Event()
 def hold():  # another thread has every lock at the moment of the fork, and something waits to be written
     for lock in locks: lock.acquire()
     held.set(); release.wait()
     for lock in reversed(locks): lock.release()
-cache._disk._waiting.append((b"waits", None))
-thread = threading.Thread(target=hold); thread.start(); held.wait()
+thread = threading.Thread(target=hold, daemon=True); thread.start(); held.wait()
 pid = os.fork()
 if not pid:
     signal.alarm(30)  # it ends, whatever lock it waits for
     assert cache.get(b"parent").value == "parent"
-    assert not cache._disk._waiting
     cache.put(b"child", entry("child"))
     cache.close()
+    assert cache.get(b"waits") is None, "the parent writes it"
     assert semantic.find(b"", "text") is None
     semantic.add(b"", "text", entry("child"))
     assert semantic.find(b"", "text")[0].value == "child"
@@ -937,13 +947,15 @@ if not pid:
     leader.done(lambda: "nobody"); leader.failed()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-cache._disk._waiting.clear()
 release.set(); thread.join()
 assert not flights.join(b"k").leads
 leader.done(lambda: "answer")
 assert follower.wait(60) == "answer"
 assert cache.get(b"child").value == "child"
 cache.put(b"parent", entry("again")); cache.close()
+again = Cache(disk=Path(sys.argv[1]))
+assert [again.get(k).value for k in (b"parent", b"child", b"waits")] == ["again", "child", "waits"]
+again.close()
 print("fine")
 """
 

@@ -148,7 +148,7 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
 
 
 def nuisance_grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
-    """Yields a grid of the nuisance parameter q from eps up, and for each the largest event count with a confidence bound below it.
+    """Yields a grid of the nuisance parameter q from eps up, and for each the largest count with a confidence bound below it.
 
     The last is the first to reach `events`. Steps are a quarter of a standard deviation of the count, or 8 % if that is more;
     a bound between two is rounded up, which makes limits stricter. As the maximum is over the grid alone, some limits are looser
