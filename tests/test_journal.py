@@ -415,6 +415,8 @@ def test_fork(path, make, monkeypatch):
     assert held.wait(30)
     child = os.fork()
     forked.set()
+    if not child:
+        signal.alarm(30)  # it ends, whatever lock it waits for
     who = "parent" if child else "child"
     for i in range(300):
         log.append({"who": who, "i": i})
