@@ -169,7 +169,7 @@ class GatedServer(CannedServer):
                 return
             self._note(request)
             await self._gate.wait()
-            writer.write(self._reply(request) if callable(self._reply) else self._reply)
+            writer.write(self.reply(request) if callable(self.reply) else self.reply)
             await writer.drain()
 
 

@@ -263,11 +263,11 @@ class Campaign:
                 router.on_late(self._heard(late, plain))
 
             def ask(n, call):
-                x = self._input(n, plain)
+                x = self.input_of(n, plain)
                 if call == "infer":
                     return [router.infer(x)]
                 if call == "infer_many":
-                    return router.infer_many([x, self._input(n + 1, plain)])
+                    return router.infer_many([x, self.input_of(n + 1, plain)])
                 if call == "refine":
                     return list(router.refine(x))[-1:]
                 with router.stream(x) as stream:
@@ -293,11 +293,11 @@ class Campaign:
                     router.on_late(self._heard(late, plain))
 
                 async def ask(n, call):
-                    x = self._input(n, plain)
+                    x = self.input_of(n, plain)
                     if call == "infer":
                         return [await router.infer(x)]
                     if call == "infer_many":
-                        return await router.infer_many([x, self._input(n + 1, plain)])
+                        return await router.infer_many([x, self.input_of(n + 1, plain)])
                     if call == "refine":
                         return [answer async for answer in router.refine(x)][-1:]
                     async with router.stream(x) as stream:
@@ -318,7 +318,8 @@ class Campaign:
 
         asyncio.run(main())
 
-    def _input(self, n, plain):
+    def input_of(self, n, plain):
+        """The input of that number."""
         return n if plain else np.array([n], np.float32)
 
     def _check(self, n, call, begun, answers, plain):

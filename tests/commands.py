@@ -140,8 +140,8 @@ def main():
         run()
     except SystemExit as e:
         code = e.code
-    threading._shutdown()
-    atexit._run_exitfuncs()
+    threading._shutdown()  # private: Python has no other name for the end of a process
+    atexit._run_exitfuncs()  # private: likewise
     sys.stdout.flush()
     os._exit(code)  # native libraries would wait for threads that a fork does not have
 

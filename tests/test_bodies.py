@@ -301,7 +301,7 @@ def test_an_input_that_does_not_fit(template, x, why):
 def test_what_json_would_write_as_null(monkeypatch, quick, x):
     """NaN, infinity and what is masked are not sent as something that the API takes for a missing number; null itself is."""
     if not quick:
-        monkeypatch.setattr(encoding, "_QUICK", False)
+        monkeypatch.setattr(encoding, "QUICK", False)
     for template in ("{input}", {"a": ["{input}"]}, {"a": "{input|json}"}):
         with pytest.raises(BadInput, match="NaN or infinity"):
             Body(template)(x)
@@ -314,7 +314,7 @@ def test_what_json_would_write_as_null(monkeypatch, quick, x):
 def test_nothing_is_written_as_something_else(monkeypatch, quick):
     """Not even beside null, with which Python's encoder would write a path as text. An input in itself has an end, too."""
     if not quick:
-        monkeypatch.setattr(encoding, "_QUICK", False)
+        monkeypatch.setattr(encoding, "QUICK", False)
     with pytest.raises(BadInput, match=r"Path at 'b\.0'"):
         encoding.to_json({"a": None, "b": [pathlib.Path("x")], "c": 10**30})
     itself = []

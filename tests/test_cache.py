@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -28,11 +29,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgeroute.errors import BadInput
-from edgeroute.stores.cache import Cache, Entry, Flights, Semantic, digest, fingerprint
+from edgeroute import BadInput, Cache, Semantic
+from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
 from edgeroute.stores.cache import disk as disk_module
 from edgeroute.stores.cache.entry import keep
 from edgeroute.stores.cache.key import encoded
+from edgeroute.stores.sqlite import Database
 
 LONG = 60.0
 """Seconds after which a test that waits for something has failed."""
@@ -639,14 +641,14 @@ def test_a_put_during_a_look_at_the_disk_stays(made, tmp_path, monkeypatch):
     cache.put(b"k", entry("old"))
     cache.close()
     cache = made(disk=tmp_path / "c.db")
-    real = cache._disk.get
+    real = Database.read
 
-    def slow(k):
-        found = real(k)
+    def slow(*statement):
+        found = real(*statement)
         cache.put(b"k", entry("new"))
         return found
 
-    monkeypatch.setattr(cache._disk, "get", slow)
+    monkeypatch.setattr(Database, "read", slow)
     assert [cache.get(b"k").value for _ in range(2)] == ["old", "new"]
 
 
@@ -733,7 +735,7 @@ def test_bits_that_flip_on_the_disk_change_no_answer(tmp_path_factory, data):
             got = cache.get(key(i))
             assert got is None or (got.value, got.reason, [*got.outputs]) == (f"value {i}", "because", [i] * 100)
         cache.put(key(99), entry())
-        cache._disk._write()
+        cache.flush()
         assert cache.get(key(99)).value == "cat"
     finally:
         cache.close()
@@ -770,39 +772,47 @@ def test_a_disk_that_fails_is_left_alone_for_a_while(made, tmp_path, caplog, mon
     file.mkdir()
     cache = made(disk=file)
     tried = []
-    database = cache._disk._database
-    real, read = database.transaction, database.read
-    monkeypatch.setattr(database, "transaction", lambda: tried.append(1) or real())
-    monkeypatch.setattr(database, "read", lambda *a: tried.append(1) or read(*a))
+    real, read = Database.transaction, Database.read
+    monkeypatch.setattr(Database, "transaction", lambda *a: tried.append(a[0].path) or real(*a))
+    monkeypatch.setattr(Database, "read", lambda *a: tried.append(a[0].path) or read(*a))
     for _ in range(10):
         assert cache.get(b"none") is None
         cache.put(b"k", entry())
-        cache._disk._write()
+        cache.flush()
     assert cache.get(b"k") is not None
     assert len(tried) == 2 + 2 * 3, "two reads, and two writes of three tries each"
     file.rmdir()
     steady.at += disk_module.REST_S
     cache.put(b"k", entry())
     cache.close()
-    assert made(disk=file).get(b"k") is not None
     assert cache.get(b"none") is None
     assert len(tried) == 8 + 2
+    assert made(disk=file).get(b"k") is not None
     assert len([r for r in caplog.records if "goes on in memory" in r.message]) == 2, "once for reading, once for writing"
 
 
-def test_what_waits_for_a_slow_disk_is_bounded(made, tmp_path):
+def test_what_waits_for_a_slow_disk_is_bounded(made, tmp_path, monkeypatch):
     """While the file is held up, a put neither waits nor piles up; the latest beyond the limit stay in memory alone."""
+    begun, gate, real = threading.Event(), threading.Event(), Database.transaction
+
+    def slow(database):
+        begun.set()
+        gate.wait(LONG)
+        return real(database)
+
+    monkeypatch.setattr(Database, "transaction", slow)
     cache = made(disk=tmp_path / "c.db", max_bytes=64 << 20)
     cache.put(b"first", entry())
-    cache.close()
-    with cache._disk._turn:
-        for i in range(100):
-            cache.put(key(i), entry(outputs=np.zeros(100_000, np.uint8)))
-        assert cache._disk._waiting_bytes <= disk_module.WAITING_BYTES + 110_000
+    assert begun.wait(LONG)
+    for i in range(100):
+        cache.put(key(i), entry(outputs=np.zeros(100_000, np.uint8)))
+    gate.set()
     cache.close()
     assert all(cache.get(key(i)) is not None for i in range(100))
     again = made(disk=tmp_path / "c.db", max_bytes=0)
-    assert [again.get(key(i)) is not None for i in range(100)] == [i < 42 for i in range(100)]
+    waited = [again.get(key(i)) is not None for i in range(100)]
+    assert waited == [i < 42 for i in range(100)]
+    assert sum(waited) * 100_000 <= disk_module.WAITING_BYTES + 110_000
 
 
 def test_an_entry_larger_than_the_disk_may_be_is_not_written(made, tmp_path):
@@ -843,12 +853,12 @@ class DiskMachine(RuleBasedStateMachine):
             self.count += 1
             self.put_at[self.count] = k, self.clock.at
             self.caches[which].put(key(k), entry(self.count, self.clock.at, np.full(size, self.count, np.uint8)))
-        self.caches[which]._disk._write()  # here and now, so that a failure can be played again
+        self.caches[which].flush()  # here and now, so that a failure can be played again
 
     @rule(which=WHICH, k=KEYS)
     def look(self, which, k):
         got, state = self.caches[which].lookup(key(k))
-        self.caches[which]._disk._write()
+        self.caches[which].flush()
         if got is None:
             return
         of, at = self.put_at[got.value]
@@ -898,28 +908,38 @@ import os, signal, sys, threading
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
+from edgeroute.stores import sqlite
 from edgeroute.system import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
+locks, own = [], threading.RLock
+def noted():
+    locks.append(own())
+    return locks[-1]
+threading.RLock, sqlite.BUSY_S = noted, 0.1  # how long a fork waits for the lock of a file
 semantic = Semantic(lambda text: np.ones(3))
 cache, flights = Cache(disk=Path(sys.argv[1]), semantic=semantic), Flights()
 cache.put(b"parent", entry("parent")); semantic.add(b"", "text", entry("parent"))
 cache.close()
 leader, follower = flights.join(b"k"), flights.join(b"k")
-locks = cache._lock, cache._disk._lock, cache._disk._turn, semantic._lock, flights._lock, follower._shared.future._condition
+threading.RLock, start = own, threading.Thread.start
+def none(_): raise RuntimeError("can't start new thread")
+threading.Thread.start = none  # so that it waits to be written
+cache.put(b"waits", entry("waits"))
+threading.Thread.start = start
+assert len(locks) >= 6, len(locks)
 held, release = threading.Event(), threading.Event()
 def hold():  # another thread has every lock at the moment of the fork, and something waits to be written
     for lock in locks: lock.acquire()
     held.set(); release.wait()
     for lock in reversed(locks): lock.release()
-cache._disk._waiting.append((b"waits", None))
-thread = threading.Thread(target=hold); thread.start(); held.wait()
+thread = threading.Thread(target=hold, daemon=True); thread.start(); held.wait()
 pid = os.fork()
 if not pid:
     signal.alarm(30)  # it ends, whatever lock it waits for
     assert cache.get(b"parent").value == "parent"
-    assert not cache._disk._waiting
     cache.put(b"child", entry("child"))
     cache.close()
+    assert cache.get(b"waits") is None, "the parent writes it"
     assert semantic.find(b"", "text") is None
     semantic.add(b"", "text", entry("child"))
     assert semantic.find(b"", "text")[0].value == "child"
@@ -927,13 +947,15 @@ if not pid:
     leader.done(lambda: "nobody"); leader.failed()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-cache._disk._waiting.clear()
 release.set(); thread.join()
 assert not flights.join(b"k").leads
 leader.done(lambda: "answer")
 assert follower.wait(60) == "answer"
 assert cache.get(b"child").value == "child"
 cache.put(b"parent", entry("again")); cache.close()
+again = Cache(disk=Path(sys.argv[1]))
+assert [again.get(k).value for k in (b"parent", b"child", b"waits")] == ["again", "child", "waits"]
+again.close()
 print("fine")
 """
 
@@ -1011,8 +1033,11 @@ def test_a_leader_collected_in_the_middle_of_a_join(monkeypatch):
 
     monkeypatch.setattr(concurrent.futures, "Future", Sudden)
     follower = flights.join(b"k")
-    assert follower._shared.future.done()
-    assert follower.wait(LONG) is None
+    got = []
+    thread = threading.Thread(target=lambda: got.append(follower.wait(float("inf"))), daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert got == [None]
     assert len(flights) == 0
 
 
@@ -1101,14 +1126,28 @@ def test_a_found_answer_is_fresh(clock):
     assert semantic.find(b"", "1 0") is None
 
 
+class Prefix(bytes):
+    """One with a part that shows whether it is still held."""
+
+
+class Part:
+    """What can be referred to weakly, unlike bytes."""
+
+
 def test_the_oldest_texts_make_room(clock):
-    """There are never more than allowed."""
+    """There are never more than allowed, and nothing of the others is held."""
     semantic = Semantic(lambda text: np.eye(8)[int(text)], max_entries=3, clock=clock)
+    held = weakref.WeakSet()
     for i in range(8):
-        semantic.add(b"", str(i), entry(i))
+        prefix = Prefix()
+        prefix.part = Part()
+        held.add(prefix.part)
+        semantic.add(prefix, str(i), entry(i))
+    del prefix
+    gc.collect()
+    assert len(held) == 3
     assert [i for i in range(8) if semantic.find(b"", str(i))] == [5, 6, 7]
     assert semantic.find(b"", "6")[0].value == 6
-    assert len(semantic._rows) == len(semantic._kept) == 3
 
 
 @pytest.mark.parametrize("odd", ["0 0", "nan 1", "inf 1", "-inf 1"])

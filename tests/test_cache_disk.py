@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from both import CALLS, LONG, ask, makes, sure, unsure
 
-from edgeroute.errors import StoreError
-from edgeroute.stores.cache import Cache, Entry, Semantic
+from edgeroute import Cache, Semantic, StoreError
+from edgeroute.stores.cache import Entry
 from edgeroute.stores.sqlite import Database
 from edgeroute.testing import FakeCloud
 from edgeroute.threads import ThreadPool
@@ -58,11 +58,12 @@ def test_what_is_dropped_is_closed(tmp_path, closed):
         connection.execute("SELECT 1")
 
 
-def test_a_read_waits_for_no_transaction(made):
-    """Not of this process, nor of another; what is not committed is not seen."""
+@pytest.mark.parametrize("own", [True, False])
+def test_a_read_waits_for_no_transaction(made, own):
+    """Not of its own database, nor of another one; what is not committed is not seen."""
     mine, other = made(), made()
     assert mine.read(NAMES, ()) == [("first",)]
-    with other.transaction() as connection, mine._lock:
+    with (mine if own else other).transaction() as connection:
         connection.execute("INSERT INTO things VALUES ('second')")
         thread = threading.Thread(target=lambda: found.extend(mine.read(NAMES, ())))
         found = []
@@ -87,22 +88,34 @@ def test_a_read_under_another_process_exclusive_lock_finds_nothing(made, tmp_pat
         assert mine.read(NAMES, ()) == [("first",)]
 
 
-def test_a_read_beside_one_that_hangs_finds_nothing(made):
-    """One thread in a dead disk is enough."""
-    mine, held, gate = made(), threading.Event(), threading.Event()
+@contextlib.contextmanager
+def opening(monkeypatch, use):
+    """Another thread that does this, and within the block opens the file: the disk does not answer it."""
+    held, gate, real = threading.Event(), threading.Event(), sqlite3.connect
 
-    def hang():
-        with mine._reads:
+    def hang(*args, **options):
+        if threading.current_thread() is thread:
             held.set()
             gate.wait(LONG)
+        return real(*args, **options)
 
-    thread = threading.Thread(target=hang)
+    monkeypatch.setattr(sqlite3, "connect", hang)
+    thread = threading.Thread(target=use)
     thread.start()
     assert held.wait(LONG)
-    assert mine.read(NAMES, ()) == []
-    gate.set()
-    thread.join()
-    assert mine.read(NAMES, ()) == [("first",)]
+    try:
+        yield
+    finally:
+        gate.set()
+        thread.join()
+
+
+def test_a_read_beside_one_that_hangs_finds_nothing(made, monkeypatch):
+    """One thread in a dead disk is enough."""
+    mine, found = made(), []
+    with opening(monkeypatch, lambda: found.extend(mine.read(NAMES, ()))):
+        assert mine.read(NAMES, ()) == []
+    assert found == mine.read(NAMES, ()) == [("first",)]
 
 
 def test_a_read_writes_nothing(made, tmp_path):
@@ -134,31 +147,22 @@ def test_a_file_that_was_replaced_is_read_anew(made, tmp_path):
 
 
 @pytest.mark.parametrize("writing", [False, True])
-def test_a_corrupt_file_is_set_aside_by_a_read(made, tmp_path, writing):
+def test_a_corrupt_file_is_set_aside_by_a_read(made, tmp_path, monkeypatch, writing):
     """Unless a transaction is at it, which sees the same."""
-    mine = made()
+    mine, aside = made(), tmp_path / "a b?.db.corrupt-1"
     mine.close()
     mine.path.write_bytes(b"nothing of SQLite's" * 1000)
-    held, gate = threading.Event(), threading.Event()
 
     def write():
-        with mine._lock:
-            held.set()
-            gate.wait(LONG)
+        with pytest.raises(StoreError, match="was corrupt"), mine.transaction():
+            pass
 
-    if writing:
-        thread = threading.Thread(target=write)
-        thread.start()
-        assert held.wait(LONG)
-    with pytest.raises(StoreError, match="was corrupt" if not writing else "not a database"):
-        mine.read(NAMES, ())
-    if writing:
-        gate.set()
-        thread.join()
-        with pytest.raises(StoreError, match="was corrupt"):
+    with opening(monkeypatch, write) if writing else contextlib.nullcontext():
+        with pytest.raises(StoreError, match="was corrupt" if not writing else "not a database"):
             mine.read(NAMES, ())
+        assert aside.exists() == (not writing)
     assert mine.read(NAMES, ()) == []
-    assert (tmp_path / "a b?.db.corrupt-1").exists()
+    assert aside.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -187,17 +191,17 @@ def test_a_new_connection_takes_no_lock_away(made, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ routers
 @pytest.mark.parametrize("call", CALLS)
-def test_a_disk_that_hangs_costs_no_answer(make, tmp_path, call):
+def test_a_disk_that_hangs_costs_no_answer(make, tmp_path, monkeypatch, call):
     """It has a share of the deadline; the edge has the rest. After two such look-ups it is left alone."""
     gate, looks = threading.Event(), []
     cache = Cache(disk=tmp_path / "c.db")
 
-    def hang(key):
-        if not cache._disk._reading.now:
-            looks.append(key)
-            gate.wait(LONG)
+    def hang(*statement):
+        looks.append(statement)
+        gate.wait(LONG)
+        return []
 
-    cache._disk.get = hang
+    monkeypatch.setattr(Database, "read", hang)
     router = make(sure, None, cache=cache, deadline=3.0)
     try:
         for x in range(4):
@@ -210,11 +214,12 @@ def test_a_disk_that_hangs_costs_no_answer(make, tmp_path, call):
 
 def test_without_a_thread_the_disk_is_not_asked(make, tmp_path, monkeypatch):
     """It could not be left where it hangs."""
-    cache = Cache(disk=tmp_path / "c.db")
-    cache._disk.get = lambda _: pytest.fail("it was asked")
+    cache, asked = Cache(disk=tmp_path / "c.db"), []
+    monkeypatch.setattr(Database, "read", lambda *statement: asked.append(statement) or [])
     router = make(sure, None, cache=cache, deadline=LONG)
     monkeypatch.setattr(router.engine, "local_threads", ThreadPool("none", 0))
     assert router.infer("x").value == "edge"
+    assert asked == []
 
 
 @pytest.mark.parametrize("call", CALLS)

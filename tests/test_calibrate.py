@@ -129,7 +129,7 @@ def test_the_likelihood_ratio_on_its_own_grid(delta):
     """Where enumeration takes the same values of q, there is no difference at all."""
     n, eps = 30, 0.15
     gamma, limits = delta * exact.GAMMA, exact.lr_limits(n, eps, delta, n)
-    grid = list(exact._grid(n, eps, gamma, n))
+    grid = list(exact.nuisance_grid(n, eps, gamma, n))
     h, w, chances = trinomial(n, eps, [q for q, _ in grid])
     less = h - w < n * eps
     ratios = np.array([ratio(n, eps, *cell) if below else -1 for *cell, below in zip(h, w, less, strict=True)])
@@ -162,7 +162,7 @@ def test_the_difference_against_enumeration():
     """The limit of harms - wins by Fourier transform is that of the summed trinomial."""
     n, eps, delta = 80, 0.1, 0.05
     limits = exact.d_limits(n, eps, delta, 40)
-    grid = list(exact._grid(n, eps, delta * exact.GAMMA, 40))
+    grid = list(exact.nuisance_grid(n, eps, delta * exact.GAMMA, 40))
     h, w, chances = trinomial(n, eps, [q for q, _ in grid])
     for events in range(41):
         up_to = next(i for i, (_, reach) in enumerate(grid) if reach >= events) + 1
@@ -634,7 +634,7 @@ def test_what_is_no_certificate(tmp_path, monkeypatch):
         Certificate.load(path)
     a_certificate().save(path)
     data = {key: value for key, value in json.loads(path.read_text()).items() if key not in {"checksum", "thresholds"}}
-    path.write_text(json.dumps({**data, "checksum": certificate._checksum(data)}))
+    path.write_text(json.dumps({**data, "checksum": certificate.checksum_of(data)}))
     with pytest.raises(PolicyError, match=r"is not a certificate: KeyError: 'thresholds'"):
         Certificate.load(path)
     monkeypatch.setattr("edgeroute.confidence.certificate.VERSION", 9)
@@ -730,14 +730,14 @@ def test_an_older_certificate_is_read(tmp_path):
     data = json.loads(path.read_text())
     newer = {"checksum", "metric", "groups", "highest", "area", "examples"}
     old = {name: value for name, value in data.items() if name not in newer}
-    path.write_text(json.dumps({**old, "checksum": certificate._checksum(old)}))
+    path.write_text(json.dumps({**old, "checksum": certificate.checksum_of(old)}))
     assert Certificate.load(path) == made._replace(area=None, examples="")
 
 
 def test_a_calibration_is_repeatable():
     """The same examples give the same certificate, tables kept or not."""
     first = a_certificate()
-    for table in (exact.lr_limits, exact.d_limits, exact.most_of_each, exact._log_factorials):
+    for table in (exact.lr_limits, exact.d_limits, exact.most_of_each, exact.log_factorials):
         table.cache_clear()
     assert a_certificate()._replace(date=first.date) == first
     assert first.accuracy.keys() == {"edge", "cloud", "accepted", "cascade"}

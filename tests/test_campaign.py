@@ -15,7 +15,7 @@ def test_no_answer_is_lost_and_none_is_anothers():
 def test_the_campaign_sees_a_wrong_answer(monkeypatch):
     """A server that answers every request with the first one's answer."""
     monkeypatch.setattr(
-        campaign.Campaign, "_input", lambda self, n, plain: n - n % 12 if plain else campaign.np.array([n - n % 12], "f4")
+        campaign.Campaign, "input_of", lambda self, n, plain: n - n % 12 if plain else campaign.np.array([n - n % 12], "f4")
     )
     ran = campaign.run(seed=9, schedules=range(6), workers=6, deadline_s=1.0)
     assert ran.foreign

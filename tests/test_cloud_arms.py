@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from commands import cli
 
-from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
+from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace, Unreachable
 from edgeroute.core.arms import ArmTest
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.errors import Unreachable
 from edgeroute.router.cloud_arm_tally import ArmTally, summed
 from edgeroute.router.cloud_arms import Trials
 from edgeroute.testing import FakeModel
@@ -375,7 +374,7 @@ def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
         result = router.evaluate([*range(30)], ["cat"] * 30)
         assert len(asked) == seen
         assert [arm["arm"] for arm in result.as_dict()["cloud_arms"]] == ["large", "next"]
-        assert "Arms of the cloud, in operation" in result._repr_html_()
+        assert "Arms of the cloud, in operation" in result._repr_html_()  # private: the name is Jupyter's
 
 
 def test_shares_may_be_pairs():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
-from edgeroute.confidence.area import _student
+from edgeroute.confidence.area import student_quantile
 from edgeroute.confidence.deferral import least_deferral, spread
 from edgeroute.confidence.independence import correlations, dependence
 
@@ -147,7 +147,7 @@ def test_few_events_make_a_wide_interval():
         assert np.mean([one.low <= true <= one.high for one in found]) > 0.85
     assert np.isnan(measured_area(np.arange(100), np.arange(100) > 1, np.ones(100)))[:3].all()
     for freedom in (2, 5, 30):
-        assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-2)
+        assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-2)
 
 
 def test_a_score_by_chance_is_told():

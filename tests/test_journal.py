@@ -1,5 +1,6 @@
 """The journal: real files, shared by threads and processes, cut off, full and torn."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -16,9 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import system
-from edgeroute.errors import StoreError
-from edgeroute.stores import journal
+from edgeroute import StoreError, system
 from edgeroute.stores.journal import Journal, read
 
 WRITER = """
@@ -277,16 +277,22 @@ def test_a_rotation_by_another(path, make):
     assert path.read_bytes() == b'{"i":3}\n'
 
 
-def test_what_another_has_rotated(path, make):
+def test_what_another_has_rotated(path, make, monkeypatch):
     """A journal whose file was renamed by another writes into the new one, and does not rename again."""
     one, two = make(max_bytes=10), make(max_bytes=10)
     one.append({"i": 1})
-    two.append({"i": 2})
-    one._rotate()  # it found the file full just before
-    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.1"]
-    path.write_bytes(b"")
+    real = os.stat
+
+    def stat(file):
+        found = real(file)
+        monkeypatch.undo()
+        two.append({"i": 2})
+        return found
+
+    monkeypatch.setattr(os, "stat", stat)  # it finds the file full, and just then another rotates it
     one.append({"i": 3})
-    assert path.read_bytes() == b'{"i":3}\n'
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.1"]
+    assert path.read_bytes() == b'{"i":2}\n{"i":3}\n'
 
 
 def test_a_rotation_while_files_are_opened(path, make, monkeypatch):
@@ -294,24 +300,32 @@ def test_a_rotation_while_files_are_opened(path, make, monkeypatch):
     log = make(max_bytes=10)
     log.append({"i": 1})
     log.append({"i": 2})
-    real = journal._which
+    real = os.fstat
 
-    def rotate(found):
+    def rotate(fd):
         monkeypatch.undo()
-        log._rotate()
         log.append({"i": 3})
-        return real(found)
+        return real(fd)
 
-    monkeypatch.setattr(journal, "_which", rotate)
+    monkeypatch.setattr(os, "fstat", rotate)
     assert [r["i"] for r in read(path)] == [1, 2]
     assert [r["i"] for r in read(path)] == [1, 2, 3]
+
+
+def descriptors(path):
+    """Those of this process that are of this file."""
+    for fd in [int(file.name) for file in Path("/dev/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # the one that listed them
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                yield fd
 
 
 def test_a_descriptor_that_went_bad(path, make):
     """After any failure the next line opens the file again."""
     log = make()
     log.append({"i": 1})
-    os.close(log._fd)
+    (fd,) = descriptors(path)
+    os.close(fd)
     with pytest.raises(StoreError, match="Bad file descriptor"):
         log.append({"i": 2})
     log.append({"i": 3})
@@ -383,22 +397,26 @@ def test_threads(path, make):
     assert all([i for w, i in records if w == who] == list(range(500)) for who in range(4))
 
 
-def test_fork(path, make):
-    """A child goes on in the same file, though another thread held the lock, and both rotate."""
+def test_fork(path, make, monkeypatch):
+    """A child goes on in the same file, though another thread was in the middle of a line, and both rotate."""
     log = make(max_bytes=300, keep=1000)
     log.append({"who": "before", "i": 0})
-    held, forked = threading.Event(), threading.Event()
+    held, forked, real = threading.Event(), threading.Event(), os.stat
 
-    def hold():
-        with log._lock:
+    def stat(file, **options):
+        if threading.current_thread() is thread:
             held.set()
             forked.wait(30)
+        return real(file, **options)
 
-    thread = threading.Thread(target=hold)
+    monkeypatch.setattr(os, "stat", stat)
+    thread = threading.Thread(target=log.append, args=[{"who": "thread", "i": 0}])
     thread.start()
-    held.wait(30)
+    assert held.wait(30)
     child = os.fork()
     forked.set()
+    if not child:
+        signal.alarm(30)  # it ends, whatever lock it waits for
     who = "parent" if child else "child"
     for i in range(300):
         log.append({"who": who, "i": i})
@@ -406,7 +424,7 @@ def test_fork(path, make):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
-    assert Counter(r["who"] for r in read(path)) == {"before": 1, "parent": 300, "child": 300}
+    assert Counter(r["who"] for r in read(path)) == {"before": 1, "thread": 1, "parent": 300, "child": 300}
 
 
 def test_lines_are_json(path, make):

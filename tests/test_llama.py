@@ -22,11 +22,10 @@ from both import LONG
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
-from edgeroute import AsyncRouter, BadInput, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StopToken  # noqa: E402
+from edgeroute import AsyncRouter, BadInput, LlamaModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StopToken  # noqa: E402
 from edgeroute.cli.inspect_gguf import inspect_gguf  # noqa: E402
 from edgeroute.confidence.scores import quantile  # noqa: E402
 from edgeroute.edge import gguf  # noqa: E402
-from edgeroute.edge.llama import LlamaModel  # noqa: E402
 from edgeroute.testing import edge_contract  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]
@@ -536,11 +535,13 @@ class Llama:
     """What `llama_cpp.Llama` does, as its documentation says: each step's logits go through the processors."""
 
     words = ("Par", "is", "!")
+    loaded: list
 
     def __init__(self, model_path, **options):
         if "wrong" in model_path:
             raise ValueError(f"Failed to load model from file: {model_path}")
         self.options, self.chat_handler, self.under_way, self.calls = options, None, 0, []
+        self.loaded.append(self)
 
     def create_chat_completion(self, *, messages, stream, logits_processor, max_tokens, **options):
         """Answers messages."""
@@ -577,6 +578,7 @@ class Llama:
 def stand_in(monkeypatch):
     """The module `llama_cpp`."""
     module = ModuleType("llama_cpp")
+    monkeypatch.setattr(Llama, "loaded", [], raising=False)
     module.Llama, module.__version__, module.LogitsProcessorList = Llama, "0.3.36", list
     module.LlamaGrammar = SimpleNamespace(from_string=lambda text, verbose: f"grammar {text}")
     monkeypatch.setitem(sys.modules, "llama_cpp", module)
@@ -592,7 +594,7 @@ def test_llama_cpp_python(tiny, tmp_path):
         assert found.value == "Paris!"
         assert found.confidence == pytest.approx(p)
         assert answered(made, {"messages": HI, "max_tokens": 2}, cancel).confidence == pytest.approx(p[:2])
-    engine = made.load()._llama
+    (engine,) = Llama.loaded
     assert engine.options == {
         "n_ctx": 256,
         "n_batch": 256,
@@ -624,7 +626,6 @@ def test_neither_package_is_there(tiny, monkeypatch):
     """It says what to install."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    monkeypatch.setattr("edgeroute.imports._loaded", set())
     for runtime in ("auto", "xllamacpp", "llama-cpp-python"):
         with pytest.raises(RuntimeMissing, match="not installed"):
             LlamaModel(tiny, runtime=runtime).load()

@@ -176,11 +176,9 @@ def test_a_name_that_leads_elsewhere(monkeypatch, answers):
 def test_a_connection_that_led_elsewhere(monkeypatch):
     """Its other end is looked at before anything is sent, whatever the look-up said."""
     with CannedServer(GOOD) as server:
+        local = LocalServer(f"http://localhost:{server.port}")
         monkeypatch.setattr(loopback, "is_loopback", lambda address: False)
         monkeypatch.setattr(loopback.Local, "addresses", lambda self: ["127.0.0.1"])
-        local = LocalServer.__new__(LocalServer)
-        monkeypatch.setattr(loopback.Local, "_found", lambda *_: [])
-        local.__init__(f"http://localhost:{server.port}")
         with pytest.raises(ModelError, match="led to another device: nothing was sent"):
             local.run_one("hi")
         assert server.requests == []

@@ -6,15 +6,15 @@ import contextlib
 import signal
 import sqlite3
 import threading
-from itertools import count
+from itertools import count, groupby
 
 import pytest
 from both import LONG, Tasks, Threads, interrupted, unsure
 
-from edgeroute import Outbox, PlainJson
-from edgeroute.errors import StoreError
+from edgeroute import Outbox, PlainJson, StoreError
 from edgeroute.stores.outbox import Waiting
-from edgeroute.stores.outbox.group import MOST, GroupCommit
+from edgeroute.stores.outbox.group import MOST
+from edgeroute.stores.sqlite import Database
 from edgeroute.testing import CannedServer
 
 CALLERS = 100
@@ -24,9 +24,36 @@ CALLERS = 100
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
+class Clock:
+    """Time of an outbox. Whoever asks while `gate` is shut waits; each transaction asks once, and is told a time of its own."""
+
+    def __init__(self):
+        self.asked, self.gate, self.times = threading.Event(), threading.Event(), count(1_800_000_000)
+        self.gate.set()
+
+    def __call__(self):
+        """The next time."""
+        self.asked.set()
+        self.gate.wait(LONG)
+        return next(self.times)
+
+
 @pytest.fixture
-def box(tmp_path):
-    with contextlib.closing(Outbox(tmp_path / "outbox.db", spread_s=1e6)) as box:
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def shut(clock):
+    """The gate of the clock, which holds up the first transaction."""
+    clock.gate.clear()
+    yield clock.gate
+    clock.gate.set()
+
+
+@pytest.fixture
+def box(tmp_path, clock):
+    with contextlib.closing(Outbox(tmp_path / "outbox.db", spread_s=1e6, clock=clock)) as box:
         yield box
 
 
@@ -35,25 +62,15 @@ def entry(name, **fields):
     return Waiting(name, "cloud", "call", b"{}", "POST", "/", **fields)
 
 
-class Writes:
-    """The transactions of an outbox: the first waits for `gate`."""
+def sizes(box):
+    """How many entries each transaction has stored: they have its time."""
+    return [len([*stored]) for _, stored in groupby(box.list(), key=lambda one: one.queued_at)]
 
-    def __init__(self, box, gate):
-        self.sizes, self.begun, real = [], threading.Event(), box._group._write
 
-        def write(entries):
-            self.sizes.append(len(entries))
-            self.begun.set()
-            gate.wait(LONG)
-            return real(entries)
-
-        box._group = GroupCommit(write)
-        self.group = box._group
-
-    def until(self, brought):
-        """Waits until so many entries are there."""
-        while len(self.group._brought) < brought:
-            threading.Event().wait(0.001)
+def until(box, brought):
+    """Waits until so many entries wait for their transaction."""
+    while box.storing < brought:
+        threading.Event().wait(0.001)
 
 
 def puts(box, entries):
@@ -79,66 +96,62 @@ def join(threads):
         assert not thread.is_alive()
 
 
-def test_those_who_come_meanwhile_are_stored_together(box):
+def test_those_who_come_meanwhile_are_stored_together(box, clock, shut):
     """One transaction for the first, and one for all others."""
-    gate = threading.Event()
-    writes = Writes(box, gate)
     first, found = puts(box, [entry("0")])
-    assert writes.begun.wait(LONG)
+    assert clock.asked.wait(LONG)
     others, also = puts(box, [entry(str(i)) for i in range(1, 20)])
-    writes.until(20)
-    gate.set()
+    until(box, 20)
+    shut.set()
     join(first + others)
-    assert writes.sizes == [1, 19]
+    assert sizes(box) == [1, 19]
+    assert box.storing == 0
     assert all(put.stored for put in (found | also).values())
     assert {e.id for e in box.list()} == {str(i) for i in range(20)}
 
 
 def test_many_at_once(box):
     """A batch is stored in as few transactions as there may be, in its order."""
-    gate = threading.Event()
-    gate.set()
-    writes = Writes(box, gate)
     assert all(put.stored for put in box.put_all([entry(f"{i:04}") for i in range(2 * MOST + 1)]))
-    assert writes.sizes == [MOST, MOST, 1]
+    assert sizes(box) == [MOST, MOST, 1]
     with contextlib.closing(sqlite3.connect(box.path)) as c:
         ids = [row[0] for row in c.execute("SELECT id FROM outbox_entries ORDER BY seq")]
     assert ids == sorted(ids)
     assert box.put_all([]) == []
 
 
-def test_one_that_cannot_be_stored_costs_no_other(box):
+def test_one_that_cannot_be_stored_costs_no_other(box, clock, shut):
     """Its own caller is told why."""
-    gate = threading.Event()
-    writes = Writes(box, gate)
     first, _ = puts(box, [entry("0")])
-    assert writes.begun.wait(LONG)
+    assert clock.asked.wait(LONG)
     others, found = puts(box, [entry("1"), entry("\ud800"), entry("2")])
-    writes.until(4)
-    gate.set()
+    until(box, 4)
+    shut.set()
     join(first + others)
     assert isinstance(found.pop("\ud800"), UnicodeEncodeError)
     assert all(put.stored for put in found.values())
     assert {e.id for e in box.list()} == {"0", "1", "2"}
 
 
-def test_each_is_told_of_a_disk_that_fails(box, monkeypatch):
+def test_each_is_told_of_a_disk_that_fails(box, clock, shut, monkeypatch):
     """By an exception of its own; the next put may succeed."""
-    gate = threading.Event()
-    writes = Writes(box, gate)
-    real = box._group._write
+    real, begun = Database.transaction, []
+
+    def full(database):
+        begun.append(1)
+        if len(begun) > 1:
+            raise StoreError("the disk is full")
+        return real(database)
+
     first, found = puts(box, [entry("0")])
-    assert writes.begun.wait(LONG)
-
-    def full(_):
-        raise StoreError("the disk is full")
-
-    monkeypatch.setattr(box._group, "_write", full)
+    assert clock.asked.wait(LONG)
     others, also = puts(box, [entry(str(i)) for i in range(1, 9)])
-    writes.until(9)
-    gate.set()
-    join(first + others)
-    monkeypatch.setattr(box._group, "_write", real)
+    until(box, 9)
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "transaction", full)
+        shut.set()
+        join(first + others)
+    assert len(begun) == 2
     assert found["0"].stored
     assert {str(e) for e in also.values()} == {"the disk is full"}
     assert len(set(map(id, also.values()))) == 8
@@ -153,8 +166,7 @@ def test_an_effect_of_a_callback_may_put(box):
 
     def effect(_, __):
         threads.extend(puts(box, [entry("other")])[0])
-        while not box._group._brought:
-            threading.Event().wait(0.001)
+        until(box, 1)
         assert box.put(entry("own")).stored
         inside.set()
 
@@ -193,7 +205,7 @@ def test_whoever_breaks_off_holds_up_no_other(box):
     while not over:
         at += 7
         over = interrupted(lambda: box.put(entry(f"cut-{at}")), at)  # noqa: B023 - called at once
-        assert box._group._brought == {}
+        assert box.storing == 0
         assert box.put(entry(f"after-{at}")).stored
     assert at > 50
     assert {e.id for e in box.list()} >= {f"after-{i}" for i in range(7, at, 7)}

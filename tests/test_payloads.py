@@ -33,13 +33,13 @@ from edgeroute import (
     PolicyError,
     Router,
     RuntimeMissing,
+    TensorSpec,
 )
-from edgeroute.cloud.codecs import Coded, _own_zstd, codec_of
+from edgeroute.cloud.codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
 from edgeroute.serve.app import app
 from edgeroute.serve.encoded import Decoder
-from edgeroute.types import TensorSpec
 
 PIL = pytest.importorskip("PIL.Image")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
@@ -288,15 +288,14 @@ def test_without_pillow(pictures, monkeypatch):
     """A server without it says so with 501, and the other way to send an input goes on; a client says it when it is made."""
     with running(app([OnnxModel(pictures)])) as client:
         monkeypatch.setitem(sys.modules, "PIL.Image", None)
-        monkeypatch.setattr("edgeroute.imports._loaded", set())
         reply = infer(client, "pictures", GOOD)
         assert (reply.status_code, "edgeroute[image]" in reply.text) == (501, True)
     monkeypatch.setattr("edgeroute.cloud.codecs.find_spec", lambda _: None)
     for codec, package in (("jpeg", "image"), ("zstd", "zstandard"), ({"name": "flac", "rate": 8000}, "soundfile")):
-        _own_zstd.cache_clear()
+        own_zstd.cache_clear()
         with pytest.raises(RuntimeMissing, match=package):
             codec_of(codec)
-    _own_zstd.cache_clear()
+    own_zstd.cache_clear()
 
 
 @BOTH

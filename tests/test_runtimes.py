@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from importlib import metadata
 
 import httpx
 import numpy as np
@@ -13,13 +14,25 @@ import pytest
 from both import LONG
 
 import edgeroute
-from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken, TensorSpec, settings
+from edgeroute import (
+    CallableModel,
+    EdgeMembers,
+    ModelError,
+    OnnxModel,
+    PolicyError,
+    Router,
+    RuntimeMissing,
+    StopToken,
+    TensorSpec,
+    settings,
+)
 from edgeroute.edge import members, runtimes
 from edgeroute.edge.load import load
-from edgeroute.edge.members import DEFAULTS, EdgeMembers
+from edgeroute.edge.members import DEFAULTS
 from edgeroute.edge.runs import runs_of
 from edgeroute.serve.app import app
 from edgeroute.serve.run import named
+from edgeroute.testing import fresh_runtimes
 
 SOURCE = '''
 """A runtime of the tests."""
@@ -72,12 +85,10 @@ def lookup(tmp_path, monkeypatch):
     """A module `looks` with runtimes, and none of them registered yet. -> a file for one."""
     (tmp_path / "looks.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(runtimes, "_registered", {})
     monkeypatch.delitem(sys.modules, "looks", raising=False)
-    runtimes._installed.cache_clear()
     (tmp_path / "m.look").write_text("hello")
-    yield tmp_path / "m.look"
-    runtimes._installed.cache_clear()
+    with fresh_runtimes():
+        yield tmp_path / "m.look"
 
 
 @pytest.fixture
@@ -160,30 +171,42 @@ def dist(folder, name, points):
     (info / "entry_points.txt").write_text("[edgeroute.runtimes]\n" + points)
 
 
-def test_entry_points_of_installed_packages(lookup, tmp_path):
+def test_entry_points_of_installed_packages(lookup, tmp_path, monkeypatch):
     """They are looked for when nothing else fits; two for one suffix need a decision."""
     dist(tmp_path, "looks", "look = looks:Lookup\n.other = looks:Needs\n")
+    real, looked = metadata.entry_points, []
+    monkeypatch.setattr(metadata, "entry_points", lambda **options: looked.append(options) or real(**options))
     assert runtimes.suffix_of("m.onnx") == ".onnx"
-    assert runtimes._installed.cache_info().misses == 0
+    assert looked == []
     with Router(lookup) as router:
         assert router.infer(1).value == "hello"
     assert {".look", ".onnx", ".other"} <= {*runtimes.suffixes()}
+    assert looked == [{"group": "edgeroute.runtimes"}]
     dist(tmp_path, "more", "look = more:Lookup\n")
-    runtimes._installed.cache_clear()
-    with pytest.raises(
-        PolicyError, match=r'2 installed packages have a runtime for \.look, .* choose one by edgeroute\.register\("\.look", '
-    ):
-        Router(lookup)
-    edgeroute.register(".look", "looks:Lookup")
-    with Router(lookup) as router:
-        assert router.infer(1).value == "hello"
+    with fresh_runtimes():
+        with pytest.raises(
+            PolicyError, match=r'2 installed packages have a runtime for \.look, .* choose one by edgeroute\.register\("\.look", '
+        ):
+            Router(lookup)
+        edgeroute.register(".look", "looks:Lookup")
+        with Router(lookup) as router:
+            assert router.infer(1).value == "hello"
+
+
+def test_what_is_registered_for_a_block_is_forgotten(lookup):
+    """What was registered before is there again, and is not there within."""
+    edgeroute.register(".before", "looks:Lookup")
+    with fresh_runtimes():
+        assert ".before" not in runtimes.suffixes()
+        edgeroute.register(".look", "looks:Lookup")
+        assert ".look" in runtimes.suffixes()
+    assert {".before", ".look"} & {*runtimes.suffixes()} == {".before"}
 
 
 def test_nothing_of_this_is_imported_early():
     """Neither `import edgeroute` nor a router of a function looks for entry points."""
     code = (
         "import sys, edgeroute\nr = edgeroute.Router(lambda x: ('a', 0.9))\nr.infer(1); r.close()\n"
-        "assert 'edgeroute.edge.runtimes' not in sys.modules or not sys.modules['edgeroute.edge.runtimes']._installed.cache_info().misses\n"
         "assert 'importlib.metadata' not in sys.modules, 'entry points'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,6 +24,7 @@ from edgeroute import (
     Egress,
     Function,
     Held,
+    InputScore,
     MayNotLeave,
     OpenInference,
     OpenInferenceGrpc,
@@ -36,7 +37,6 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.cloud.escalated import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
-from edgeroute.confidence.input_score import InputScore
 from edgeroute.core.plan import plan
 from edgeroute.packaged import folder
 from edgeroute.router.escalation import EdgeAnswers
@@ -56,12 +56,12 @@ class Heard:
     """A cloud `f(x, edge)`, which remembers what it was told of each input."""
 
     def __init__(self, answer=lambda x, edge: "cloud"):
-        self.told, self._answer = [], answer
+        self.told, self.answer = [], answer
 
     def __call__(self, x, edge):
         """The answer."""
         self.told.append((float(x[0]), edge))
-        return self._answer(x, edge)
+        return self.answer(x, edge)
 
     def cloud(self, **options):
         """It as a cloud that is sent the edge's answers."""
@@ -519,7 +519,7 @@ def test_stored_inputs_keep_theirs(kind, tmp_path):
         waiting = router.infer_many([x(1), x(2)])
         assert all(answer.reason.endswith("; queued") for answer in waiting)
     heard = Heard()
-    away._answer = heard._answer
+    away.answer = heard.answer
     away.told.clear()
     with kind(unsure, away.cloud(), **options) as router:
         router.on_late(answers.put)

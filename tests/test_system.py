@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from math import inf, isfinite, nan
 
 import numpy as np
@@ -167,22 +169,40 @@ def test_steps_have_ended_once_their_limit_is_over():
     asyncio.run(main())
 
 
-def test_what_fails_in_the_child_of_a_fork_keeps_nothing_else_from_it(monkeypatch):
-    """The others are renewed, and then it is raised, which Python prints; what is half made is left out."""
+FORK = """
+import os
+from edgeroute.system import renew_after_fork
 
-    class Thing:
-        def __init__(self, error):
-            self.error, self.renewed = error, False
+class Thing:
+    def __init__(self, error=None):
+        self.error, self.renewed = error, False
 
-        def after_fork(self):
-            if self.error is not None:
-                raise self.error
-            self.renewed = True
+    def after_fork(self):
+        self.renewed = True
+        if self.error is not None:
+            raise self.error
 
-    things = [Thing(AttributeError("half made")), Thing(OSError("the first")), Thing(ValueError("another")), Thing(None)]
-    monkeypatch.setattr(system, "_known", things)
-    with pytest.raises(OSError, match="the first"):
-        system._in_child()
-    assert things[-1].renewed
-    monkeypatch.setattr(system, "_known", [things[0], things[3]])
-    system._in_child()
+things = [Thing(), ERRORS, Thing()]
+for thing in things:
+    renew_after_fork(thing)
+child = os.fork()
+if not child:
+    os._exit(0 if all(thing.renewed for thing in things) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ("Thing(AttributeError('half made'))", 0),
+        ("Thing(AttributeError('half made')), Thing(OSError('one')), Thing(OSError('two'))", 1),
+    ],
+)
+def test_what_fails_in_the_child_of_a_fork_keeps_nothing_else_from_it(errors, said):
+    """The others are renewed, and then the first error is raised, which Python prints; what is half made is left out."""
+    done = subprocess.run([sys.executable, "-c", FORK.replace("ERRORS", errors)], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+    assert done.stderr.count("OSError") == said
+    assert "half made" not in done.stderr

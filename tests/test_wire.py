@@ -74,7 +74,7 @@ class Hasty(CannedServer):
     async def _serve(self, reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
         self._note(head)
-        writer.write(self._reply)
+        writer.write(self.reply)
         with contextlib.suppress(OSError):
             if self.then == "reads on":
                 await reader.readexactly(len(BIG))
@@ -196,7 +196,7 @@ class Flood(CannedServer):
         self._note(await reader.readuntil(b"\r\n\r\n"))
         with contextlib.suppress(OSError):
             while True:
-                writer.write(self._reply)
+                writer.write(self.reply)
                 await writer.drain()
 
 

@@ -179,7 +179,7 @@ class ZstdCodec:
         if x.dtype.name not in NAMES:
             raise BadInput(f'codec "zstd" takes numbers, and the input is {x.dtype}: leave it out')
         raw = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes()
-        if (own := _own_zstd()) is not None:
+        if (own := own_zstd()) is not None:
             data = imported(own).compress(raw, self._level)
         else:
             data = imported("zstandard").ZstdCompressor(level=self._level).compress(raw)
@@ -262,14 +262,14 @@ def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
 
 
 @cache
-def _own_zstd() -> str | None:
-    """The module of Python's own zstd; None: it has none."""
+def own_zstd() -> str | None:
+    """Names the module of Python's own zstd; None: it has none."""
     return "compression.zstd" if find_spec("_zstd") is not None else None
 
 
 def check_zstd() -> None:
     """Raises RuntimeMissing: nothing reads and writes zstd."""
-    if _own_zstd() is None and find_spec("zstandard") is None:
+    if own_zstd() is None and find_spec("zstandard") is None:
         raise RuntimeMissing('codec "zstd" needs zstandard, or Python 3.14: pip install zstandard')
 
 
@@ -288,7 +288,7 @@ def unzstd(data: bytes, size: int) -> bytes:
     """
     check_zstd()
     try:
-        if (own := _own_zstd()) is not None:
+        if (own := own_zstd()) is not None:
             found: bytes = imported(own).ZstdDecompressor().decompress(data, max_length=size + 1)
         else:
             with imported("zstandard").ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:

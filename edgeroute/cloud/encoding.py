@@ -15,7 +15,8 @@ from edgeroute.core.texts import clean, typed
 from edgeroute.errors import BadInput
 from edgeroute.system import json_dumps
 
-_QUICK = find_spec("orjson") is not None
+QUICK = find_spec("orjson") is not None
+"""Whether JSON is tried by the fast library first."""
 BYTES = (bytes, bytearray, memoryview)
 
 
@@ -58,7 +59,7 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
             raise TypeError
         return found
 
-    if _QUICK:
+    if QUICK:
         with suppress(TypeError, RecursionError):  # the error, if it is one, is told below
             made = json_dumps(value, listed)
             if not refused and b"null" not in made:  # for NaN, too, and beside it foreign types would have been written as text

@@ -60,12 +60,12 @@ def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, group
     own: Array = (found - value * best) / oracle  # the influence of each on the ratio; its mean is 0
     if groups is not None:
         own = np.bincount(groups, own).astype(np.float64)
-    error = _student(events - 1) * sqrt(float(np.square(own).sum())) / s.size
+    error = student_quantile(events - 1) * sqrt(float(np.square(own).sum())) / s.size
     return Area(value, value - error, value + error, events)
 
 
-def _student(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t for at least two degrees of freedom (Cornish and Fisher's expansion)."""
+def student_quantile(freedom: float) -> float:
+    """Approximates the 97.5 % quantile of Student's t for at least two degrees of freedom (Cornish and Fisher's expansion)."""
     return 1.96 + 2.3724 / freedom + 2.8224 / freedom**2 + 2.5559 / freedom**3 + 1.5906 / freedom**4
 
 

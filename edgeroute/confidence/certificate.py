@@ -206,7 +206,7 @@ class Certificate(NamedTuple):
     @property
     def checksum(self) -> str:
         """SHA-256 of its contents, hex: identifies the certificate."""
-        return _checksum(self._data())
+        return checksum_of(self._data())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes it as JSON, replacing an existing file atomically.
@@ -219,7 +219,7 @@ class Certificate(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """It in JSON types, as in its file."""
         data = self._data()
-        return data | {"checksum": _checksum(data)}
+        return data | {"checksum": checksum_of(data)}
 
     def _data(self) -> dict[str, Any]:
         return {
@@ -249,7 +249,7 @@ class Certificate(NamedTuple):
             raise PolicyError(f"{path} is not a certificate: {e}") from e
         if not isinstance(data, dict) or "checksum" not in data:
             raise PolicyError(f"{path} is not a certificate: it has no checksum")
-        if data.pop("checksum") != _checksum(data):
+        if data.pop("checksum") != checksum_of(data):
             raise PolicyError(f"{path} was changed after it was made, so it promises nothing any more: calibrate again")
         if data.get("version") != VERSION:
             raise PolicyError(f"{path} is of version {data.get('version')}, and this edgeroute knows version {VERSION}")
@@ -268,7 +268,8 @@ class Certificate(NamedTuple):
             raise PolicyError(f"{path} is not a certificate: {type(e).__name__}: {e}") from e
 
 
-def _checksum(data: Mapping[str, Any]) -> str:
+def checksum_of(data: Mapping[str, Any]) -> str:
+    """Hashes what a certificate's file holds besides the checksum (SHA-256 of its JSON)."""
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

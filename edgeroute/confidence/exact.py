@@ -35,7 +35,7 @@ def most(n: int, rate: float, delta: float) -> int:
     spread = WIDE * sqrt(n * rate * (1 - rate)) + WIDE
     low, high = max(0, int(n * rate - spread)), min(n, int(n * rate + spread))
     k = np.arange(low, high + 1)
-    known = _log_factorials(n)
+    known = log_factorials(n)
     chances = np.exp(known[n] - known[k] - known[n - k] + k * log(rate) + (n - k) * log1p(-rate))
     return low - 1 + int(np.searchsorted(np.cumsum(chances), delta, "right"))
 
@@ -84,7 +84,7 @@ def most_of_each(n: int, rate: float, delta: float) -> Ints:
 def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
     """[wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB)."""
     gamma = delta * GAMMA
-    grid = list(_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
+    grid = list(nuisance_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
     top = grid[-1][0]
     spread = WIDE * sqrt(n * top) + WIDE
     w_top, h_top = (min(n, int(n * (top + sign * eps) / 2 + spread)) for sign in (-1, 1))
@@ -94,7 +94,7 @@ def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
     w, h = np.nonzero((h - w < n * eps) & (h - w > far) & (h + w <= n))
     order = np.argsort(-_ratio(n, eps, h, w), kind="stable")  # from the strongest evidence against the null
     w, h = w[order], h[order]
-    events, known = h + w, _log_factorials(n)
+    events, known = h + w, log_factorials(n)
     ways = known[n] - known[h] - known[w] - known[n - events]
     rank, ranks = len(order), []  # the rejection region is the first so many
     for q, _ in grid:
@@ -132,7 +132,7 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
     """[events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB)."""
     gamma = delta * GAMMA
     reaches, limits = [], []
-    for q, reach in _grid(n, eps, gamma, events):
+    for q, reach in nuisance_grid(n, eps, gamma, events):
         spread = WIDE * sqrt(n * q) + WIDE
         size = 1 << int(2 * spread).bit_length()
         low = int(n * eps) - size // 2
@@ -147,8 +147,8 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
     return _kept(np.minimum.accumulate(np.array(limits))[bound])
 
 
-def _grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
-    """Grid of the nuisance parameter q, from eps up; with each the largest event count whose confidence bound is below q.
+def nuisance_grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
+    """Yields a grid of the nuisance parameter q from eps up, and for each the largest count with a confidence bound below it.
 
     The last is the first to reach `events`. Steps are a quarter of a standard deviation of the count, or 8 % if that is more;
     a bound between two is rounded up, which makes limits stricter. As the maximum is over the grid alone, some limits are looser
@@ -167,7 +167,8 @@ def _grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float
 
 
 @lru_cache(maxsize=8)
-def _log_factorials(n: int) -> Floats:
+def log_factorials(n: int) -> Floats:
+    """Logarithms of 0! to n!."""
     return _kept(np.array([lgamma(i + 1) for i in range(n + 1)]))
 
 

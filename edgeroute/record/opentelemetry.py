@@ -73,6 +73,11 @@ class OpenTelemetry(Instrument):
         self._earlier: OrderedDict[str, SpanContext] = OrderedDict()
         self._traceparent = TraceContextTextMapPropagator()
 
+    @property
+    def under_way(self) -> int:
+        """Number of requests, batches and attempts that have begun and not ended."""
+        return len(self._open) + len(self._batches) + len(self._attempts)
+
     def request_began(self, began: RequestBegan) -> None:
         """Begins its span, in the caller's."""
         begun_ns = _ns(began.begun)

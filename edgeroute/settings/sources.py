@@ -125,7 +125,7 @@ class Environment(File):
         count = self._counts.get(section, 0)
         known = key in self._sections.get(section, {}) and not (key in SECTIONS and not section)
         if name != name.upper() or not known or (number and section not in LISTS):
-            variables = _variables(self._sections)
+            variables = variable_names(self._sections)
             near = [variable for variable in variables if variable.startswith(f"{name.upper()}__")]
             raise ValueError(f"there is no such variable: {nearest(name.upper(), near or variables)}")
         if section not in LISTS:
@@ -180,8 +180,8 @@ def _sections(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 _PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")
 
 
-def _variables(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
-    """The names of all environment variables; without `known` sections those of what is built in."""
+def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+    """Lists the names of all environment variables; without `known` sections those of what is built in."""
     keys = [f"{section}__{key}".removeprefix("__") for section, found in (known or sections()).items() for key in found]
     return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 

@@ -25,6 +25,7 @@ class CannedServer(Listener):
         tls: serve https with this context.
 
     Attributes:
+        reply: as given; may be replaced at any time, for the requests from then on.
         requests: received requests, head and body.
         connections: number of connections accepted (after the TLS handshake).
         hung_up: number of connections closed by the client.
@@ -35,7 +36,7 @@ class CannedServer(Listener):
     ) -> None:
         self.requests: list[bytes] = []
         self.hung_up = 0
-        self._reply, self._close = reply, close
+        self.reply, self._close = reply, close
         self._changed = threading.Condition()
         super().__init__(tls)
 
@@ -58,7 +59,7 @@ class CannedServer(Listener):
                 self._note(hung_up=1)
                 return
             self._note(request)
-            reply = self._reply(request) if callable(self._reply) else self._reply
+            reply = self.reply(request) if callable(self.reply) else self.reply
             for part in [reply] if reply is None or isinstance(reply, bytes) else reply:
                 if part is None:
                     with contextlib.suppress(OSError):

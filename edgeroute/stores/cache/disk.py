@@ -129,21 +129,22 @@ class Disk:
             self._waiting.append((key, kept))
             self._waiting_bytes += kept.bytes
             begun, self._begun = self._begun, True
-        if not begun and not self._writer.submit(self._write):
+        if not begun and not self._writer.submit(self.flush):
             self._begun = False  # no thread is to be had: the next put tries again, and close writes what waits
 
-    def close(self) -> None:
-        """Writes pending entries and closes the file; a later call opens it again."""
-        self._write()
-        self._writer.close()
-        self._writer = _writer()
-        self._database.close()
-
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Writes pending entries, in the caller's thread."""
         with self._turn:
             while batch := self._next():
                 if not self._writing.now:
                     self._store(batch)
+
+    def close(self) -> None:
+        """Writes pending entries and closes the file; a later call opens it again."""
+        self.flush()
+        self._writer.close()
+        self._writer = _writer()
+        self._database.close()
 
     def _next(self) -> list[tuple[bytes, CachedEntry]]:
         with self._lock:

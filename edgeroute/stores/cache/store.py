@@ -158,6 +158,11 @@ class Cache:
             counts = self._hits, self._disk_hits, self._misses, self._stale, self._stored, self._evicted
             return CacheStats(*counts, int(self._recent.currsize))
 
+    def flush(self) -> None:
+        """Writes pending entries to disk now; usually they are written behind, within moments."""
+        if self._disk is not None:
+            self._disk.flush()
+
     def close(self) -> None:
         """Writes pending entries to disk and closes it; a later call opens it again."""
         if self._disk is not None:
