@@ -387,10 +387,15 @@ def test_callables_without_a_hash(make):
 def test_a_signal_handler_in_the_middle_of_the_cache_on_disk(tmp_path):
     """It takes the locks that its thread has."""
     locks, done = [], threading.Event()
+
+    def kept(make):
+        return lambda: locks.append(make()) or locks[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("Lock", "RLock"):
-            patch.setattr(threading, name, lambda make=getattr(threading, name): locks.append(make()) or locks[-1])
+            patch.setattr(threading, name, kept(getattr(threading, name)))
         cache = Cache(disk=tmp_path / "cache.db")
+    assert len(locks) > 2, "those of the memory, of the disk and of its file"
 
     def work():
         with contextlib.ExitStack() as held:

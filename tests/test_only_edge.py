@@ -12,7 +12,7 @@ from live import until
 from netns import Namespace, needs_namespaces
 
 import edgeroute
-from edgeroute import Audit, Cache, Egress, Outbox, PlainJson, PolicyError, Reading, Saver
+from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Saver
 from edgeroute.core.breaker import FAULTS
 from edgeroute.router.auditing import Asks
 from edgeroute.router.offline_queue import OfflineQueue
@@ -158,17 +158,19 @@ def test_audits_wait_for_another_mode(make, monkeypatch):
     reading, asked, prepare = [HIGH], [], Asks.prepare
     monkeypatch.setattr(Asks, "prepare", lambda *args: asked.append(1) or prepare(*args))
 
-    def edge(x):
-        if x == "private":
-            reading[0] = LOW
-            router.engine.observer.read()
-        return sure(x)
+    class Falling(Instrument):
+        def request_began(self, began):  # it is planned by now
+            if asked:
+                reading[0] = LOW
+                router.engine.observer.read()
 
     with CannedServer(GOOD) as server:
-        router = make(edge, PlainJson(server.url), saver=SAVER, sensors=lambda: reading[0], audit=Audit(share=1.0))
+        options = {"saver": SAVER, "sensors": lambda: reading[0], "audit": Audit(share=1.0), "instruments": [Falling()]}
+        router = make(sure, PlainJson(server.url), **options)
         assert router.infer("before").source == "edge"
         server.wait_for(lambda: server.requests)
         assert router.infer("private").source == "edge"
+        assert reading == [LOW]
         until(lambda: not router.engine.auditor.busy)
         assert (len(asked), len(server.requests)) == (1, 1)
 

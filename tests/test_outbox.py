@@ -1238,6 +1238,7 @@ def called_by_hand(outbox, f):
 
 def test_a_transaction_that_an_error_has_ended_takes_no_more(outbox):
     """After an automatic rollback nothing is written outside the transaction, and the answer is not marked."""
+
     def f(late, tx):
         tx.execute("CREATE TABLE mine (n INTEGER PRIMARY KEY)")
         tx.execute("INSERT INTO mine VALUES (1)")
