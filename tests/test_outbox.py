@@ -1390,7 +1390,7 @@ def test_a_coroutine_in_disguise(outbox, call, caplog):
 
 PROCESS = """
 import os, sys, threading
-from edgeroute.core.walk import Prediction
+from edgeroute import Prediction
 from edgeroute.stores.outbox import *
 outbox = Outbox(sys.argv[1])
 def send(waiting):
