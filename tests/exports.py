@@ -91,7 +91,7 @@ def triton(repository, folder):
     argv, env, (http, _) = real_servers.triton_command(home, folder, repository, "--exit-on-error=false")
     log = folder / "log"
     with log.open("wb") as out:
-        env = {**real_servers._environment(), **env}
+        env = {**real_servers.environment(), **env}
         process = subprocess.Popen(argv, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
     try:
         until = monotonic() + real_servers.STARTS_S
@@ -101,7 +101,7 @@ def triton(repository, folder):
             sleep(0.1)  # between looks at a process that starts
         yield f"http://127.0.0.1:{http}", log
     finally:
-        real_servers._end(process)
+        real_servers.end(process)
 
 
 PATIENT = {"RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5", "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20"}
@@ -116,7 +116,7 @@ class Ray:
         self._enter = ["ip", "netns", "exec", namespace]
         self._home, self.namespace, self.log = home, namespace, temporary / "log"
         own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temporary), **PATIENT}
-        self._env = {**real_servers._environment(), **own}
+        self._env = {**real_servers.environment(), **own}
         options = ["--head", "--num-cpus=8", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
         with self.log.open("wb") as out:
             for _ in range(4):  # it gives itself half a minute, which a busy machine may exceed
@@ -165,7 +165,7 @@ class Ray:
     def close(self):
         """Ends the programs of this class; those of Ray end with the namespace."""
         for one in (self.watcher, self.process):
-            real_servers._end(one)
+            real_servers.end(one)
         self._thread.join()
         self.watcher.stdout.close()
 
@@ -180,7 +180,7 @@ def ray(app, models):
         temporary = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="er", ignore_cleanup_errors=True))
         )  # short, for sockets
-        namespace = stack.enter_context(real_servers._namespace())
+        namespace = stack.enter_context(real_servers.network_namespace())
         door = real_servers.Door(namespace, 8000)
         stack.callback(door.close)
         running = Ray(app, home, namespace, door.url, temporary)

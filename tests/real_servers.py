@@ -53,19 +53,19 @@ def real_server(name, folder, **options):
     log = folder / "log"
     with contextlib.ExitStack() as stack:
         if name == "ray":
-            namespace = stack.enter_context(_namespace())
+            namespace = stack.enter_context(network_namespace())
             argv = ["ip", "netns", "exec", namespace, *argv]
             ports = urlsplit(stack.enter_context(Door(namespace, ports[0])).url).port, 0
         with log.open("wb") as out:
-            process = subprocess.Popen(argv, env={**_environment(), **env}, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
-        stack.callback(_end, process)
+            process = subprocess.Popen(argv, env={**environment(), **env}, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+        stack.callback(end, process)
         http, grpc = (f"http://127.0.0.1:{port}" if port else "" for port in ports)
         server = Server(name, http, grpc, process, log)
         _ready(server)
         yield server
 
 
-def _environment():
+def environment():
     """This process's, without what would lead a server's Python astray."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV", "VIRTUAL_ENV"))}
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -84,7 +84,7 @@ def _ready(server):
         sleep(0.1)  # between looks at a process that starts
 
 
-def _end(process):
+def end(process):
     process.terminate()
     try:
         process.wait(20)
@@ -191,7 +191,7 @@ def _ray(home, folder):
 
 
 @contextlib.contextmanager
-def _namespace():
+def network_namespace():
     """A network namespace with loopback alone: Ray listens on every address that there is."""
     name = f"edgeroute-ray-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)

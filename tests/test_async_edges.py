@@ -450,7 +450,7 @@ def test_a_reload_refuses_one_too(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     from edgeroute.edge import runtimes
 
-    monkeypatch.setattr(runtimes, "_registered", {".slow": "slow:Slow"})
+    monkeypatch.setitem(runtimes.BUILT_IN, ".slow", "slow:Slow")
     (tmp_path / "m.slow").touch()
     policy = tmp_path / "policy.toml"
     policy.write_text('[edge]\npath = "m.slow"\n')

@@ -303,7 +303,7 @@ def test_another_function_for_late_answers_while_one_is_handed_over(tmp_path, mo
     monkeypatch.setattr(outbox, "settle", replaced_meanwhile)
     outbox.put(Waiting("a", "cloud", "call", b""))
     outbox.answer("a", Prediction("value", 0.9, None))
-    assert callbacks._step() == 0.0
+    assert callbacks.step() == 0.0
     assert told == [("first", "a")]
     outbox.close()
 

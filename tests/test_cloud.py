@@ -33,7 +33,7 @@ from edgeroute import (
 from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
 from edgeroute.cloud.http import HttpClient
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
-from edgeroute.cloud.retries import FIRST_S, MOST_S, _wait
+from edgeroute.cloud.retries import FIRST_S, MOST_S, wait_s
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 CANARY = "sk-canary-0123456789"
@@ -725,11 +725,11 @@ def test_a_refusal_quotes_the_servers_own_words():
 
 
 def waited(error, attempt=1):
-    """What `_wait` says after that error."""
+    """What `wait_s` says after that error."""
     state = RetryCallState(Retrying(), None, (), {})
     state.attempt_number, state.outcome = attempt, Future()
     state.outcome.set_exception(error)
-    return _wait(state)
+    return wait_s(state)
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("nan", 0.0)])

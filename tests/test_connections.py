@@ -5,6 +5,7 @@ import contextlib
 import gc
 import importlib
 import os
+import selectors
 import socket
 import ssl
 import stat
@@ -19,7 +20,7 @@ import tiny
 import trustme
 
 from edgeroute import PlainJson, Router, StopToken, TimedOut, Unreachable
-from edgeroute.cloud import resolver, sockets
+from edgeroute.cloud import resolver
 from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Address, Call
 from edgeroute.cloud.connections import Connections
@@ -57,6 +58,16 @@ def connected_to(port):
     return found
 
 
+def not_of_server(port):
+    """Sockets of IPv4 in this process, connected or not, but for those of the server at that port."""
+    found = set()
+    for number in open_sockets():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+            if copy.family == socket.AF_INET and copy.getsockname()[1] != port:
+                found.add(number)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_open(monkeypatch):
     """Every test ends with as many sockets as it began with; no proxy is between unless a test says so."""
@@ -86,7 +97,7 @@ def ask(request):
                 return (await connections.send(call(b"hello"), monotonic() + left_s)).body
             finally:
                 await connections.close()
-                assert asyncio.get_running_loop()._default_executor is None
+                assert not [each for each in threading.enumerate() if each.name.startswith("asyncio_")], "no default executor"
 
         return asyncio.run(main())
 
@@ -131,6 +142,44 @@ def names(monkeypatch):
             said.set()
     for thread in made.threads:
         thread.join(LONG)
+
+
+class Waiting:
+    """Who waits for look-ups now."""
+
+    def __init__(self, monkeypatch):
+        self._wakes, self._changed = [], threading.Condition()
+        self.begun = 0
+        """How many have waited, up to now."""
+        add, discard = resolver.Lookup.add, resolver.Lookup.discard
+
+        def added(lookup, wake):
+            add(lookup, wake)
+            with self._changed:
+                self._wakes.append((lookup, wake))
+                self.begun += 1
+                self._changed.notify_all()
+
+        def discarded(lookup, wake):
+            discard(lookup, wake)
+            with self._changed:
+                self._wakes.remove((lookup, wake))
+
+        monkeypatch.setattr(resolver.Lookup, "add", added)
+        monkeypatch.setattr(resolver.Lookup, "discard", discarded)
+
+    def __len__(self):
+        return len(self._wakes)
+
+    def wait_for(self, count):
+        """Until so many wait."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._wakes) >= count, LONG)
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    return Waiting(monkeypatch)
 
 
 @contextlib.contextmanager
@@ -222,7 +271,7 @@ def test_a_look_up_that_hangs_ends_with_a_request_to_stop(names):
     assert "not needed any more" in str(came[0])
 
 
-def test_a_look_up_that_hangs_ends_with_its_task(names):
+def test_a_look_up_that_hangs_ends_with_its_task(names, waiting):
     """Cancelled in the middle."""
     names.known["hangs.test"] = threading.Event()
 
@@ -236,11 +285,10 @@ def test_a_look_up_that_hangs_ends_with_its_task(names):
 
     asyncio.run(main())
     assert names.threads[0].is_alive()
-    (lookup,) = [each for each in resolver.RESOLVER._running if not each.done]
-    assert lookup._wakes == [], "nobody waits for it"
+    assert (waiting.begun, len(waiting)) == (1, 0), "nobody waits for it"
 
 
-def test_equal_names_share_a_look_up(names):
+def test_equal_names_share_a_look_up(names, waiting):
     """Threads and tasks alike, and what comes of it comes to all."""
     gate = names.known["hangs.test"] = threading.Event()
     others = [
@@ -250,9 +298,7 @@ def test_equal_names_share_a_look_up(names):
     async def main():
         connections = AsyncConnections(Address("http://hangs.test:1"))
         tasks = [asyncio.create_task(connections.send(call(b"1"), monotonic() + NEVER)) for _ in range(3)]
-        names.wait_for(1)
-        while len([wake for each in resolver.RESOLVER._running for wake in each._wakes]) < 6:  # noqa: ASYNC110 - no event of ours
-            await asyncio.sleep(0)
+        await asyncio.to_thread(waiting.wait_for, 6)
         gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -303,11 +349,14 @@ def test_no_more_threads(ask, names, monkeypatch):
         assert ask(f"http://cloud.test:{server.port}") == b"hello"
 
 
-def test_families_take_turns():
+def test_families_take_turns(monkeypatch):
     """As RFC 8305 has it; other families are of no use."""
     v6, v4 = socket.AF_INET6, socket.AF_INET
     found = [(v6, 0, 0, "", "a"), (v6, 0, 0, "", "b"), (v4, 0, 0, "", "c"), (socket.AF_UNIX, 0, 0, "", "d")]
-    assert resolver._alternating(found) == [(v6, "a"), (v4, "c"), (v6, "b")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    lookup = resolver.Lookup("families.test", 1)
+    lookup.run()
+    assert lookup.addresses() == [(v6, "a"), (v4, "c"), (v6, "b")]
 
 
 def test_a_name_has_its_addresses_while_the_resolver_is_down(ask, names):
@@ -337,13 +386,14 @@ def test_a_name_has_its_addresses_while_the_resolver_is_down(ask, names):
             ask(url)
 
 
-def test_few_answers_are_kept(monkeypatch):
+def test_few_answers_are_kept(names, monkeypatch):
     """The newest."""
     monkeypatch.setattr(resolver, "MOST_KEPT", 2)
-    found = resolver.Resolver()
+    found, address = resolver.Resolver(), resolver.SocketAddress(socket.AF_INET, ("127.0.0.1", 1))
     for name in "abac":
-        found.keep(name, 1, [])
-    assert list(found._found) == [("a", 1), ("c", 1)]
+        found.keep(name, 1, [address])
+    names.known.update({name: threading.Event() for name in "abc"})
+    assert [name for name in "abc" if found.find(name, 1).earlier == [address]] == ["a", "c"]
 
 
 # ---------------------------------------------------------------------------------------------------------- connecting
@@ -353,15 +403,15 @@ def test_a_connect_that_never_completes_ends_with_its_stop(address):
     with black_hole(address) as port:
         host = f"[{address}]" if ":" in address else address
         connections, stop, seen = Connections(Address(f"http://{host}:{port}")), StopToken(), threading.Event()
-        select = sockets._Selector.select
+        kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
+        select = kind.select
 
-        class Selector(sockets._Selector):
-            def select(self, timeout=None):
-                seen.set()
-                return select(self, timeout)
+        def selecting(selector, timeout=None):
+            seen.set()
+            return select(selector, timeout)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sockets, "_Selector", Selector)
+            patch.setattr(kind, "select", selecting)
             thread, came = in_thread(lambda: connections.send(call(b"1"), monotonic() + NEVER, stop))
             assert seen.wait(LONG)
             stop()
@@ -529,9 +579,13 @@ def interrupt_everywhere(name, *, kept):
             if kept:
                 assert connections.send(call(b"first"), monotonic() + LONG).body == b"first"
             reached = interrupted_at(n, lambda c=connections: c.send(call(b"interrupted"), monotonic() + LONG, StopToken()))
-            assert len(connections._idle) <= 1
+            assert connected_to(server.port) <= 1
             assert connections.send(call(b"next"), monotonic() + LONG, StopToken()).body == b"next"
-            assert len(connections._idle) == 1
+            assert connected_to(server.port) == 1, "it is kept"
+            with connections.open(call(b"one"), monotonic() + LONG) as reply:
+                assert connections.send(call(b"another"), monotonic() + LONG).body == b"another"
+                assert connected_to(server.port) == 2, "each call has one to itself"
+                assert b"".join(reply) == b"one"
             connections.close()
             assert connected_to(server.port) == 0, n
     assert n > 200, "it was traced"
@@ -603,7 +657,7 @@ def test_cancelling_anywhere_leaves_nothing(kept, secure, authority, names):
     names.known["cloud.test"] = ["127.0.0.3", "127.0.0.1"]
 
     async def main(server):
-        n, reached = 0, True
+        n, reached, before = 0, True, not_of_server(server.port)
         while reached:
             n += 1
             connections = AsyncConnections(Address(f"{server.url[: -len(str(server.port))]}{server.port}", verify=path))
@@ -612,12 +666,15 @@ def test_cancelling_anywhere_leaves_nothing(kept, secure, authority, names):
             if kept:
                 assert (await connections.send(call(b"first"), monotonic() + LONG)).body == b"first"
             reached = await cancelled_at(n, connections.send(call(b"cancelled"), monotonic() + LONG))
-            assert len(connections._idle) <= 1
+            assert len(not_of_server(server.port) - before) <= 1
             assert (await connections.send(call(b"next"), monotonic() + LONG)).body == b"next"
-            assert len(connections._idle) == 1
+            assert len(not_of_server(server.port) - before) == 1, "it is kept"
+            async with connections.open(call(b"one"), monotonic() + LONG) as reply:
+                assert (await connections.send(call(b"another"), monotonic() + LONG)).body == b"another"
+                assert connected_to(server.port) == 2, "each call has one to itself"
+                assert b"".join([piece async for piece in reply]) == b"one"
             await connections.close()
-            assert not [channel for channel in connections._all if channel.sockets._sockets]
-            assert connected_to(server.port) == 0, n
+            assert not not_of_server(server.port) - before, n
         return n
 
     with CannedServer(echo, tls=context() if secure else None) as server:

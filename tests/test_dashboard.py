@@ -25,14 +25,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, monitor_of_file, page_of
 
-from edgeroute import AsyncRouter, Audit, Egress, Limits, NoAnswer, PolicyError, Router, Unreachable
+from edgeroute import (
+    AsyncRouter,
+    Audit,
+    BadInput,
+    Cache,
+    EdgerouteError,
+    Egress,
+    Function,
+    Held,
+    Limits,
+    NoAnswer,
+    PolicyError,
+    Reading,
+    RequestEnded,
+    Router,
+    Rule,
+    Unreachable,
+)
 from edgeroute.cli.watching import watched
-from edgeroute.cloud.backend import Function
 from edgeroute.confidence.binding import BoundCertificate
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.breaker import FAULTS
-from edgeroute.core.readings import Reading
-from edgeroute.core.rules import Rule
 from edgeroute.dashboard import monitor as monitors
 from edgeroute.dashboard import tail as tails
 from edgeroute.dashboard.inside import Dashboard, of_router
@@ -41,11 +55,8 @@ from edgeroute.dashboard.rows import reason, row
 from edgeroute.dashboard.tail import Tail
 from edgeroute.dashboard.trial import Trial
 from edgeroute.dashboard.window import RECENT
-from edgeroute.errors import BadInput, EdgerouteError, Held
-from edgeroute.record.instruments import RequestEnded
 from edgeroute.replay import Setup, collect
-from edgeroute.serve.host import _InChild
-from edgeroute.stores.cache import Cache
+from edgeroute.serve.host import InChild
 from edgeroute.stores.journal import Journal
 
 ROOT = Path(__file__).parents[1]
@@ -352,10 +363,11 @@ def test_a_state_that_hangs_does_not_hold_the_end(monkeypatch):
     """Closing waits for it a while, not for ever."""
     monkeypatch.setattr(monitors, "CLOSE_S", 0.01)
     monkeypatch.setattr(monitors, "EVERY_S", 0.01)
-    hangs, over, closed = threading.Event(), threading.Event(), threading.Event()
+    hangs, over, closed, hung = threading.Event(), threading.Event(), threading.Event(), []
 
     def state():
-        if threading.current_thread() is monitor._thread:
+        if threading.current_thread() is not threading.main_thread():
+            hung.append(threading.current_thread())
             hangs.set()
             over.wait(2 * LONG)
         return {}
@@ -369,7 +381,7 @@ def test_a_state_that_hangs_does_not_hold_the_end(monkeypatch):
     in_time = closed.wait(LONG)
     over.set()
     ends.join(LONG)
-    monitor._thread.join(LONG)
+    hung[0].join(LONG)
     assert in_time
 
 
@@ -556,7 +568,7 @@ def test_a_socket_that_an_event_loop_uses_is_closed_in_the_child():
     """uvloop counts itself among its users, as `makefile` does: then `close` would wait for them."""
     listener, other = socket.socketpair()
     with other, listener.makefile("rb"):
-        child = _InChild(listener)
+        child = InChild(listener)
         child.after_fork()
         other.setblocking(False)
         assert other.recv(1) == b""  # while it is open, BlockingIOError
@@ -597,6 +609,12 @@ def test_metrics_on_the_dashboard():
     assert 'edgeroute_routed_total{router=""} 1.0' in page.splitlines()
 
 
+def counted(url, token):
+    """Requests that a page has seen, those answered and those that raised."""
+    live = httpx.get(f"{url}/live", headers={"Authorization": f"Bearer {token}"}, timeout=LONG).json()
+    return live["requests"], live["raised"]
+
+
 def test_a_router_on_an_event_loop():
     """Is shown as well, and its page ends as it is closed; the child of a fork has none."""
     dashboard = Dashboard()
@@ -613,7 +631,7 @@ def test_a_router_on_an_event_loop():
             child = copy.copy(dashboard)
             child.after_fork()
             child.request_ended(RequestEnded("x", None, None, None))
-            assert [*child._ended.take()] == []
+            assert counted(*child.serve(router).split("/#token=")) == (0, 0)
             child.close()
         return url
 
@@ -630,7 +648,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
     ended = inside.Ended()
     with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
         router.infer(0.9)
-        assert [*dashboard._ended.take()] == []
+        assert counted(*dashboard.serve(router).split("/#token=")) == (0, 0)
     records = []
 
     class Keeps(Dashboard):
@@ -670,7 +688,7 @@ def test_values_do_not_wait_for_the_dashboard():
         for x in (0.9, 0.2, 0.9):
             router.infer(x)
         gc.collect()
-        assert len(ended._fresh) == 3
+        assert len(records) == 3, "and nobody has taken them"
         assert len(weak) >= 3
         assert [one() for one in weak] == [None] * len(weak)
     for taken, traced in zip(ended.take(), records, strict=True):

@@ -22,10 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edgeroute import ModelError, OnnxModel, OpenInference, PolicyError
+from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.cloud.base import Reply
 from edgeroute.edge.picture import Picture
-from edgeroute.errors import BadInput
 from edgeroute.export.folder import PROGRAMS, whole
 from edgeroute.export.kserve import kserve as export_kserve
 from edgeroute.export.kubernetes import Cluster, object_name
@@ -382,18 +381,19 @@ def test_the_protocol_of_the_ray_application_is_the_clients(binary, fashion, tmp
     assert endpoint.labels == OnnxModel(fashion / "cloud.onnx").labels
 
 
-def met(endpoint, platform, parameters, config):
-    """What the endpoint does with a server that says this of its model -> the paths that it asked for."""
+def met(endpoint, platform="", parameters=None, config=b"", status=503):
+    """Pings a server that says this of its model, and gives requests that status -> the paths by which its model was met."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
     about = {"name": "m", "platform": platform, "inputs": [tensor], "outputs": [tensor], "parameters": parameters}
-    talk, asked = endpoint._meet(), []
+    replies = {"ready": Reply(200, {}, b""), "config": Reply(200, {}, config), "infer": Reply(status, {}, b"{}")}
+    talk, asked = endpoint.ping(), []
     try:
         call = next(talk)
         while True:
             asked.append(call.path)
-            call = talk.send(Reply(200, {}, config if call.path.endswith("/config") else json.dumps(about).encode()))
+            call = talk.send(replies.get(call.path.rpartition("/")[2], Reply(200, {}, json.dumps(about).encode())))
     except StopIteration:
-        return asked
+        return [path for path in asked if not path.endswith(("/ready", "/infer"))]
 
 
 def test_labels_that_the_server_has():
@@ -423,10 +423,7 @@ def test_a_busy_server_is_not_taken_for_one_of_json():
     """A fleet that meets an overloaded server would send it JSON for good."""
     endpoint = OpenInference("http://127.0.0.1:1/v2/models/m")
     for status, binary in ((503, None), (429, None), (503, None), (400, False)):
-        probe = endpoint._try_binary({"x": np.zeros((1, 2), np.float32)})
-        next(probe)
-        with pytest.raises(StopIteration):
-            probe.send(Reply(status, {}, b"{}"))
+        met(endpoint, status=status)
         assert endpoint.binary is binary
 
 
@@ -548,7 +545,7 @@ def test_kserve_knows_the_fields_of_its_objects(tmp_path):
         [pictures(tmp_path / "m.onnx")], tmp_path / "out", cluster=Cluster("reg.example/x:1"), storage="s3://models/doors"
     )
     argv = [home / "bin/python", real_servers.HERE / "kserve_fields.py", tmp_path / "out/kserve.yaml"]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120, env=real_servers._environment())
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120, env=real_servers.environment())
     assert (done.returncode, done.stdout.strip()) == (0, "2 objects []"), done.stderr
 
 

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from edgeroute import Limits
 from edgeroute.cli.simulate import notes, show
 from edgeroute.cli.simulate import simulate as simulate_cli
 from edgeroute.core.admission import Admission
 from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Limits, Spending
+from edgeroute.core.spending import Spending
 from edgeroute.replay.fleet.capacity import needed
 from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
 from edgeroute.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices
@@ -108,7 +109,7 @@ def test_a_device_of_the_array_is_one_of_the_cores(happenings):
             ok, before = what == "probed", rules.state
             rules.probe_ended(now, 0.25, ok=ok)
             assert devices.probed(WHO, at, np.array([ok]))[0] == (ok and before == "half-open")
-        assert (STATES[int(devices.state[0])], float(devices.due[0])) == (rules.state, rules.breaker._due)
+        assert (STATES[int(devices.state[0])], float(devices.due[0])) == (rules.state, rules.breaker.due)
 
 
 @given(st.lists(st.integers(0, 40), min_size=60, max_size=120), st.sampled_from([0.3003, 5.0, inf]), st.booleans())

@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 from functools import partial
+from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from edgeroute.router.live import mailbox as mailboxes
 from edgeroute.router.live.frame_types import FrameSettings, signature_of
 from edgeroute.router.live.frames import FrameFlow
 from edgeroute.router.live.mailbox import Mailbox
-from edgeroute.router.live.methods import _begin
+from edgeroute.router.live.methods import begin_call
 from edgeroute.router.live.tasks import Bell
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -325,7 +326,16 @@ def test_a_frame_whose_refinement_is_outdated_is_counted(make):
     assert [(leg.started, leg.answered, leg.cancelled) for leg in stats.legs] == [(6, 6, 0), (6, 0, 6)]
 
 
-def test_a_refinement_that_comes_too_late_is_cut(make):
+@pytest.fixture
+def ahead(monkeypatch):
+    """So many seconds is the clock ahead for whoever asks for the next update."""
+    seconds = [0.0]
+    for module in ("updates", "tasks"):
+        monkeypatch.setattr(f"edgeroute.router.live.{module}.monotonic", lambda: monotonic() + seconds[0])
+    return seconds
+
+
+def test_a_refinement_that_comes_too_late_is_cut(make, ahead):
     """The first frame's call, for which the edge's time is not known, and the next one's, which has a deadline: no reply comes."""
     with CannedServer(None) as server:
         router = make(echo, PlainJson(server.url, retries=0))
@@ -339,16 +349,11 @@ def test_a_refinement_that_comes_too_late_is_cut(make):
                     server.wait_for(lambda n=before + number + 1: len(server.requests) == n)
                 feed.end()
                 if count == 1:  # it is late as soon as it has reached the cloud
-                    stale_after(frames, 0.0)
+                    ahead[0] = 2 * LONG
                 assert list(frames) == []
                 assert frames.stats().outdated == count
+                ahead[0] = 0.0
             server.wait_for(lambda: server.hung_up == len(server.requests))
-
-
-def stale_after(frames, seconds):
-    """From now on refinements are of use for so long."""
-    flow = frames._flow
-    flow._settings = flow._settings._replace(stale=seconds)
 
 
 def test_a_cloud_that_is_down_costs_no_frame(make):
@@ -579,17 +584,18 @@ def test_a_frame_without_an_answer_is_an_error_and_the_next_goes_on(make):
         assert next(frames).frame == 1
 
 
-def test_a_slow_edge_is_no_error(make):
+def test_a_slow_edge_is_no_error(make, ahead):
     """The time in which a refinement is of use does not limit the edge where nobody asked for a deadline."""
 
     def source():
         yield from (0, 1)
         until(lambda: frames.stats().failed == 1)
-        stale_after(frames, LONG)  # the last one has time, however busy the machine is
+        ahead[0] = 0.0
         yield 2
 
     def edge(x):
         if x == 1:
+            ahead[0] = 10 * LONG  # it seems to take so long that the last one has time, however busy the machine is
             until(lambda: frames.stats().failed == 1)
         return "edge", 0.1
 
@@ -657,16 +663,23 @@ def test_closing_the_router_ends_who_waits(make):
     frames.close()
 
 
-def test_closing_from_another_thread_ends_the_for():
+def test_closing_from_another_thread_ends_the_for(monkeypatch):
     """As the program ends; a second consumer is refused."""
     feed = Feed()
     with Router(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
         feed.put(1)
         assert next(frames).frame == 1
         seen = []
-        thread = threading.Thread(target=lambda: seen.extend(frames))
+        thread, looked = threading.Thread(target=lambda: seen.extend(frames)), threading.Event()
+
+        def clock():
+            if threading.current_thread() is thread:
+                looked.set()
+            return monotonic()
+
+        monkeypatch.setattr("edgeroute.router.live.updates.monotonic", clock)
         thread.start()
-        until(lambda: frames._busy)
+        assert looked.wait(LONG), "the other thread is at it"
         with pytest.raises(BadInput, match="one consumer"):
             next(frames)
         feed.end()
@@ -675,7 +688,7 @@ def test_closing_from_another_thread_ends_the_for():
         assert seen == []
 
 
-def test_closing_as_the_consumer_is_about_to_wait():
+def test_closing_as_the_consumer_is_about_to_wait(monkeypatch):
     """It is not missed, though the source hangs: the bell is rung just before the consumer clears it."""
 
     class Bell(threading.Event):
@@ -687,9 +700,11 @@ def test_closing_as_the_consumer_is_about_to_wait():
                 until(self.is_set)
                 super().clear()
 
-    feed, closers, bell = Feed(), [None], Bell()
-    with Router(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
-        frames._bell, frames._mailbox.ring = bell, bell.set
+    feed, closers = Feed(), [None]
+    with Router(echo, None, threshold=0.5) as router, contextlib.ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Event", Bell)
+            frames = stack.enter_context(router.frames(feed, scene=None))
         feed.put(1)
         assert next(frames).frame == 1
         closers.clear()
@@ -789,7 +804,7 @@ def test_an_hour_of_frames_holds_memory_flat(monkeypatch):
     with Router(lambda _: ("edge", 0.1), lambda _: ("cloud", 0.9), threshold=0.5) as router:
         box = Mailbox(1, True, bell.set, threading.Event())
         settings = FrameSettings(signature=lambda frame: (frame[0, 0, 0] / 255,), stale=60.0).checked()
-        flow = FrameFlow(router.engine, partial(_begin, router, bell.set, None, None), box, settings)
+        flow = FrameFlow(router.engine, partial(begin_call, router, bell.set, None, None), box, settings)
         held, updates, finals = [], 0, 0
         for number in range(108_000):
             now[0] = number / 30
@@ -800,7 +815,7 @@ def test_an_hour_of_frames_holds_memory_flat(monkeypatch):
                 if type(update := flow.step(now[0])) is not float:
                     updates += 1
                     finals += update.answer.source == "cloud" and update.reused_from is None
-                elif not (flow._current or flow._flights):
+                elif not (so_far := flow.stats()).in_flight and so_far.answered == so_far.read - so_far.dropped:
                     break
                 else:  # an edge or a cloud is at it in a thread, where no time passes
                     assert bell.wait(LONG)

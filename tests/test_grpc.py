@@ -17,12 +17,22 @@ import pytest
 import trustme
 from both import LONG, Tasks, Threads, unsure
 
-from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
+from edgeroute import (
+    AsyncRouter,
+    BadReply,
+    CallableModel,
+    OpenInferenceGrpc,
+    PolicyError,
+    Refused,
+    Router,
+    Secret,
+    TimedOut,
+    Unreachable,
+)
 from edgeroute.cloud import grpc_channels
 from edgeroute.cloud.base import Address, Call
 from edgeroute.cloud.oip_messages import CONTENTS, made
 from edgeroute.confidence import Certificate, calibrate
-from edgeroute.errors import BadReply
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 grpc = pytest.importorskip("grpc")
@@ -486,13 +496,13 @@ def test_errors_have_types(server):
 
 def test_first_calls_at_once_share_a_channel(monkeypatch):
     """Each of two threads finds none yet, and opens one; closing ends both calls, to a server that is silent."""
-    make, together = grpc_channels._open, threading.Barrier(2)
+    make, together = grpc.insecure_channel, threading.Barrier(2)
 
-    def late(*args):
+    def late(*args, **options):
         together.wait(LONG)
-        return make(*args)
+        return make(*args, **options)
 
-    monkeypatch.setattr(grpc_channels, "_open", late)
+    monkeypatch.setattr(grpc, "insecure_channel", late)
     with socket.create_server(("127.0.0.1", 0)) as silent, futures.ThreadPoolExecutor(2) as pool:
         channels = grpc_channels.Channels(Address(f"http://127.0.0.1:{silent.getsockname()[1]}"), 1000)
         calls = [pool.submit(channels.send, Call("POST", "/a/b", body=b""), monotonic() + 4 * LONG) for _ in range(2)]

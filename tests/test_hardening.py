@@ -386,11 +386,23 @@ def test_callables_without_a_hash(make):
 
 def test_a_signal_handler_in_the_middle_of_the_cache_on_disk(tmp_path):
     """It takes the locks that its thread has."""
-    cache, done = Cache(disk=tmp_path / "cache.db"), threading.Event()
+    locks, done = [], threading.Event()
+
+    def kept(make):
+        return lambda: locks.append(make()) or locks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("Lock", "RLock"):
+            patch.setattr(threading, name, kept(getattr(threading, name)))
+        cache = Cache(disk=tmp_path / "cache.db")
+    assert len(locks) > 2, "those of the memory, of the disk and of its file"
 
     def work():
-        with cache._disk._lock, cache._disk._turn, Router(sure, None, cache=cache) as router:
-            router.infer("x")
+        with contextlib.ExitStack() as held:
+            for lock in locks:
+                held.enter_context(lock)
+            with Router(sure, None, cache=cache) as router:
+                router.infer("x")
         done.set()
 
     threading.Thread(target=work, daemon=True).start()

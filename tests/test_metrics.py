@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import httpx
@@ -18,30 +20,35 @@ from gateways import serving
 from live import until
 
 from edgeroute import (
+    ArmStats,
     AsyncRouter,
+    AttemptEnded,
+    AuditStats,
     BadInput,
     Cache,
+    CloudArmStats,
     Egress,
+    LegStats,
     Limits,
     NoAnswer,
     Outbox,
     PlainJson,
     PolicyError,
     Reading,
+    Refused,
+    RequestEnded,
     Router,
     Rule,
     RuntimeMissing,
+    Stats,
+    Status,
     metrics,
 )
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.why import CODES, Took
-from edgeroute.errors import Refused
-from edgeroute.gateway.app import app
 from edgeroute.gateway.run import made
-from edgeroute.observe.stats import ArmStats, AuditStats, CloudArmStats, LegStats, Part, Stats
-from edgeroute.observe.status import Status
+from edgeroute.observe.stats import Part
 from edgeroute.record import tally
-from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
@@ -300,11 +307,16 @@ def test_bounded_memory(monkeypatch):
 
         def __init__(self, leg):
             self.leg = leg
-            self.took = ((leg, "edge", 0.1),)
+            self.took = (Times((leg, "edge", 0.1)),)
+            waiting.append(weakref.ref(self.took[0]))
 
+    class Times(list):
+        """As a tuple, which has no weak references."""
+
+    waiting = []
     for i in range(500):
         counts.request_ended(RequestEnded("id", None, Answered(f"leg{i}"), None))
-    assert len(counts._new) < tally.TOGETHER
+    assert sum(one() is not None for one in waiting) < tally.TOGETHER
     found = counts.read()
     assert len(found.requests) <= 11
     assert len(found.legs) <= 11
@@ -326,15 +338,33 @@ def test_as_many_endpoints_as_there_may_be(monkeypatch):
     assert found.held[tally.OTHER, "breaker"] == 390
 
 
+@contextlib.contextmanager
+def scraped_slowly(counts):
+    """In the body a scrape is in the middle of what it reads, in another thread."""
+    held, over, add = threading.Event(), threading.Event(), tally.Histogram.add
+    counts.attempt_ended(AttemptEnded("a", "before", 1, 1, 0.1, None))
+    scrape = threading.Thread(target=counts.read)
+
+    def slowly(histogram, seconds):
+        if threading.current_thread() is scrape and not held.is_set():
+            held.set()
+            assert over.wait(LONG)
+        add(histogram, seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tally.Histogram, "add", slowly)
+        scrape.start()
+        assert held.wait(LONG)
+        try:
+            yield
+        finally:
+            over.set()
+            scrape.join()
+
+
 def test_no_call_waits_for_a_scrape():
     """What happens while a scrape holds the lock is counted after it."""
     counts = Tally()
-    held, over = threading.Event(), threading.Event()
-
-    def scrape():
-        with counts._lock:
-            held.set()
-            assert over.wait(LONG)
 
     def calls():
         for n in range(2 * tally.TOGETHER):
@@ -344,17 +374,14 @@ def test_no_call_waits_for_a_scrape():
             counts.outbox_changed(f"{n}", "queued")
             counts.alarm("a", "drift")
 
-    threads = [threading.Thread(target=scrape), threading.Thread(target=calls, daemon=True)]
-    threads[0].start()
-    assert held.wait(LONG)
-    threads[1].start()
-    threads[1].join(LONG)
-    waits = threads[1].is_alive()
-    over.set()
-    threads[0].join()
+    thread = threading.Thread(target=calls, daemon=True)
+    with scraped_slowly(counts):
+        thread.start()
+        thread.join(LONG)
+        waits = thread.is_alive()
     assert not waits
     n, found = 2 * tally.TOGETHER, counts.read()
-    assert [sum(each.values()) for each in (found.requests, found.attempts, found.held, found.events)] == [n, n, n, 2 * n]
+    assert [sum(each.values()) for each in (found.requests, found.attempts, found.held, found.events)] == [n, 1 + n, n, 2 * n]
 
 
 def test_codes_of_foreign_errors():
@@ -374,21 +401,10 @@ def test_a_fork_while_it_counts(make):
     """The child counts on: the lock that another thread held is its own."""
     router = make(sure, None, instruments=[Prometheus()])
     counts = router.engine.instruments.all[0]
-    held, done = threading.Event(), threading.Event()
-
-    def hold():
-        with counts._lock:
-            held.set()
-            done.wait(LONG)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(LONG)
-    child = os.fork()
-    if not child:
-        os._exit(0 if counts.read().events == {} else 1)
-    done.set()
-    thread.join()
+    with scraped_slowly(counts):
+        child = os.fork()
+        if not child:
+            os._exit(0 if counts.read().events == {} else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -404,7 +420,7 @@ def policy(tmp_path, fashion, telemetry):
     return path
 
 
-def test_a_policy_asks_for_it(tmp_path, fashion, monkeypatch):
+def test_a_policy_asks_for_it(tmp_path, fashion):
     """Instruments that are given beside it are added; one of the same kind takes the file's place."""
     path = policy(tmp_path, fashion, 'prometheus = true\nrouter = "camera"\n')
     own = Prometheus(router="mine")
@@ -415,12 +431,6 @@ def test_a_policy_asks_for_it(tmp_path, fashion, monkeypatch):
     with Router.from_policy(path, instruments=[Tally(), own]) as router:
         assert [type(one) for one in router.engine.instruments.all] == [Tally, Prometheus]
         assert router.engine.instruments.all[1] is own
-    with monkeypatch.context() as patch:
-        patch.setattr("edgeroute.record.prometheus._missing", ImportError())
-        with Router.from_policy(path, instruments=None) as router:  # as `edgeroute status` does, on a machine without the extra
-            assert not router.engine.instruments
-        with pytest.raises(RuntimeMissing, match="prometheus"):
-            Router.from_policy(path)
     with pytest.raises(PolicyError, match=r"telemetry\.propagate: has no effect without opentelemetry"):
         Router.from_policy(policy(tmp_path, fashion, 'propagate = ["a"]\n'))
 
@@ -436,13 +446,54 @@ def test_the_gateway_keeps_the_policys_own(tmp_path, fashion, telemetry, named):
     assert found.router == named
 
 
-def test_a_gateway_without_the_extra(monkeypatch):
+BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['prometheus_client', 'opentelemetry']))\n"
+"""What a program begins with where neither is installed."""
+
+
+def program(code, *args):
+    """Runs it in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    argv = [sys.executable, "-c", code, *args]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+POLICY = """
+from edgeroute import Router, RuntimeMissing
+with Router.from_policy(sys.argv[1], instruments=None) as router:  # as `edgeroute status` does
+    assert not router.engine.instruments
+try:
+    Router.from_policy(sys.argv[1])
+except RuntimeMissing as e:
+    assert "prometheus" in str(e), e
+else:
+    raise AssertionError("it was made")
+"""
+
+
+def test_a_policy_without_the_extra(tmp_path, fashion):
+    """Its instrument cannot be made, and a router that has no instruments can."""
+    program(BLOCKED + POLICY, policy(tmp_path, fashion, 'prometheus = true\nrouter = "camera"\n'))
+
+
+GATEWAY = """
+import asyncio
+from edgeroute import AsyncRouter, RuntimeMissing
+from edgeroute.gateway.app import app
+router = AsyncRouter(lambda _: ("a", 1.0), None)
+try:
+    app(router, metrics=True)
+except RuntimeMissing as e:
+    assert "prometheus" in str(e), e
+else:
+    raise AssertionError("it was made")
+asyncio.run(router.close())
+"""
+
+
+def test_a_gateway_without_the_extra():
     """Says so as it is made, not at each scrape."""
-    monkeypatch.setattr("edgeroute.record.prometheus._missing", ImportError())
-    router = AsyncRouter(sure, None)
-    with pytest.raises(RuntimeMissing, match="prometheus"):
-        app(router, metrics=True)
-    asyncio.run(router.close())
+    program(BLOCKED + GATEWAY)
 
 
 IMAGE = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]}
@@ -513,7 +564,6 @@ def test_no_web_page_reads_the_servers_metrics(host, fashion):
 
 
 OFF = """
-import sys
 import edgeroute
 from edgeroute import OpenTelemetry, Prometheus, Router, RuntimeMissing, metrics
 with Router(lambda _: ("a", 1.0), instruments=[]) as router:
@@ -530,13 +580,9 @@ with Router(lambda _: ("a", 1.0), instruments=[]) as router:
 
 def test_without_the_extras():
     """Names can be imported; who makes one is told what to install. `import edgeroute` and a router import neither."""
-    blocked = "import sys; sys.modules.update(dict.fromkeys(['prometheus_client', 'opentelemetry']))\n"
+    program(BLOCKED + OFF)
     idle = "import sys, edgeroute; edgeroute.Router(lambda _: ('a', 1.0)).close()\n"
-    idle += "assert not {'prometheus_client', 'opentelemetry', 'edgeroute.record.prometheus'} & {*sys.modules}"
-    for code in (blocked + OFF, idle):
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240, env=env)
-        assert done.returncode == 0, done.stderr
+    program(idle + "assert not {'prometheus_client', 'opentelemetry', 'edgeroute.record.prometheus'} & {*sys.modules}")
     assert issubclass(RuntimeMissing, ImportError)
 
 
@@ -556,7 +602,7 @@ def everything():
     status = Status(stats, Limits(1, 1, 1, 1), Cost(), {"waiting": 1, "bytes": 1, "delivered": 1}, reading, 1.0, ("heat",))
     counts = Tally()
     kind = Kind("edge", "edge", "confident", False)
-    counts._new.append((kind, 0.1, (Took("edge", "edge", 0.1),)))
+    counts.count(kind, 0.1, (Took("edge", "edge", 0.1),))
     counts.attempt_ended(AttemptEnded("cloud", "id", 1, 1, 0.1, None, 1, 200, Tokens(1, 1)))
     counts.limit_hit("cloud", "breaker")
     counts.outbox_changed("id", "queued")

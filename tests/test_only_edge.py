@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from both import DOWN, GOOD, LONG, Tasks, Threads, makes, sure, unsure
+from live import until
 from netns import Namespace, needs_namespaces
 
 import edgeroute
-from edgeroute import Audit, Cache, Egress, Outbox, PlainJson, PolicyError, Reading, Saver
+from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Saver
 from edgeroute.core.breaker import FAULTS
+from edgeroute.router.auditing import Asks
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer
@@ -60,14 +62,20 @@ make = makes(threshold=0.8)
 
 
 @pytest.fixture
-def server(make):
+def replies():
+    """What `server` replies: the last of these."""
+    return [DOWN]
+
+
+@pytest.fixture
+def server(make, replies):
     """What the requests in `box` wait for."""
-    with CannedServer(DOWN) as server:
+    with CannedServer(lambda _: replies[-1]) as server:
         yield server
 
 
 @pytest.fixture
-def box(make, server, tmp_path):
+def box(make, server, replies, tmp_path):
     """An outbox with three requests that wait for `server`, which is well again and has had none yet."""
 
     def box():
@@ -77,7 +85,8 @@ def box(make, server, tmp_path):
     for i in range(3):
         assert router.infer(f"private-{i}").reason.endswith("queued")
     router.close()
-    server.reply, server.connections = GOOD, 0
+    replies.append(GOOD)
+    server.connections = 0
     server.requests.clear()
     return box
 
@@ -144,26 +153,26 @@ def test_probes_wait_for_another_mode(make, policy):
         server.wait_for(lambda: server.requests)
 
 
-def test_audits_wait_for_another_mode(make):
+def test_audits_wait_for_another_mode(make, monkeypatch):
     """A request that was planned just before the battery fell is not compared afterwards."""
-    reading = [HIGH]
+    reading, asked, prepare = [HIGH], [], Asks.prepare
+    monkeypatch.setattr(Asks, "prepare", lambda *args: asked.append(1) or prepare(*args))
+
+    class Falling(Instrument):
+        def request_began(self, began):  # it is planned by now
+            if asked:
+                reading[0] = LOW
+                router.engine.observer.read()
+
     with CannedServer(GOOD) as server:
-        router = make(sure, PlainJson(server.url), saver=SAVER, sensors=lambda: reading[0], audit=Audit(share=1.0))
-        request = router.engine.request("private", None, None, None)
-        reading[0] = LOW
-        router.engine.observer.read()
-        auditor = router.engine.auditor
-        asked = []
-        auditor._asks.prepare = lambda *_: asked.append(1)
-        (result,) = list(_walked(router, request))
-        assert result.source == "edge"
-        assert (asked, auditor.busy, server.connections) == ([], 0, 0)
-
-
-def _walked(router, request):
-    from edgeroute.router.router import _whole, pump
-
-    return _whole(pump(router.engine.steps([request]), router.engine))
+        options = {"saver": SAVER, "sensors": lambda: reading[0], "audit": Audit(share=1.0), "instruments": [Falling()]}
+        router = make(sure, PlainJson(server.url), **options)
+        assert router.infer("before").source == "edge"
+        server.wait_for(lambda: server.requests)
+        assert router.infer("private").source == "edge"
+        assert reading == [LOW]
+        until(lambda: not router.engine.auditor.busy)
+        assert (len(asked), len(server.requests)) == (1, 1)
 
 
 def test_a_stale_answer_is_not_renewed(make):

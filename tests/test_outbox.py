@@ -25,12 +25,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgeroute.core.walk import Prediction
-from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
-from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
+from edgeroute import (
+    BadInput,
+    BadReply,
+    Closed,
+    Held,
+    Outbox,
+    PolicyError,
+    Prediction,
+    Refused,
+    StoreError,
+    Unreachable,
+)
+from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, encode_input
 from edgeroute.stores.outbox.delivery import backoff, longest
 from edgeroute.stores.outbox.heads import Heads
 from edgeroute.stores.outbox.listing import COUNTED
+from edgeroute.stores.outbox.loop import Loop
 from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
 from edgeroute.stores.outbox.store import ROW_BYTES
 from edgeroute.stores.outbox.tables import TRUSTED_S
@@ -1019,7 +1030,14 @@ def test_a_wake_before_delivery_begins_is_for_all(make):
 def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, ahead):
     """Beside the pause that any has; a wake cuts both short."""
     monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
-    outbox, tried = make(), Queue()
+    outbox, tried, paused, nudge = make(), Queue(), Queue(), Loop.nudge
+
+    def nudged(loop):
+        if threading.current_thread().name == "edgeroute-delivery":  # what was tried has ended, and its pause has begun
+            paused.put(1)
+        nudge(loop)
+
+    monkeypatch.setattr(Loop, "nudge", nudged)
 
     def send(waiting):
         tried.put(waiting.id)
@@ -1031,11 +1049,11 @@ def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, a
 
     outbox.put(request("a"))
     delivery = deliver(outbox, send)
-    until(lambda: tried.qsize() == 2 and not delivery._flying)  # else its pause may begin when the time is ahead
+    until(lambda: tried.qsize() == paused.qsize() == 2)  # else its pause may begin when the time is ahead
     looks(outbox, monkeypatch)
     assert tried.qsize() == 2
     ahead[0] += AGES
-    until(lambda: tried.qsize() == 3 and not delivery._flying)
+    until(lambda: tried.qsize() == paused.qsize() == 3)
     looks(outbox, monkeypatch)
     assert tried.qsize() == 3
     delivery.wake()
@@ -1210,9 +1228,16 @@ def test_what_a_callback_may_not_do(outbox, sql):
     assert outbox.put(request("after")).stored
 
 
+def called_by_hand(outbox, f):
+    """Callbacks whose steps the test takes, as no thread does."""
+    callbacks = Callbacks(outbox)
+    callbacks.close()
+    callbacks.register(f)
+    return callbacks
+
+
 def test_a_transaction_that_an_error_has_ended_takes_no_more(outbox):
     """After an automatic rollback nothing is written outside the transaction, and the answer is not marked."""
-    calls = Callbacks(outbox)
 
     def f(late, tx):
         tx.execute("CREATE TABLE mine (n INTEGER PRIMARY KEY)")
@@ -1224,7 +1249,7 @@ def test_a_transaction_that_an_error_has_ended_takes_no_more(outbox):
 
     answered(outbox, "a")
     with pytest.raises(StoreError, match="undone"):
-        outbox.settle("a", partial(calls._call_within, f))
+        called_by_hand(outbox, f).step()
     assert ids(outbox, "answered") == ["a"]
     assert rows(outbox, "SELECT name FROM sqlite_master WHERE name = 'mine'") == []
 
@@ -1326,11 +1351,13 @@ class Method:
         (partial(lambda a, late, tx: 0, 1), True), (Queue().put, False), ([].append, False), (print, False),
     ],
 )  # fmt: skip
-def test_a_signature_decides(f, takes_tx):
+def test_a_signature_decides(outbox, monkeypatch, f, takes_tx):
     """A second parameter that is required, or called tx, is given the transaction."""
-    from edgeroute.stores.outbox.late import _takes_tx
-
-    assert _takes_tx(f) == takes_tx
+    answered(outbox, "a")
+    settle, effects = outbox.settle, []
+    monkeypatch.setattr(outbox, "settle", lambda name, *effect: effects.append(len(effect)) or settle(name, *effect))
+    called_by_hand(outbox, f).step()
+    assert (effects, outbox.counts()["called"]) == ([int(takes_tx)], 1)
 
 
 async def coroutine(late):
@@ -1363,7 +1390,7 @@ def test_a_coroutine_in_disguise(outbox, call, caplog):
 
 PROCESS = """
 import os, sys, threading
-from edgeroute.core.walk import Prediction
+from edgeroute import Prediction
 from edgeroute.stores.outbox import *
 outbox = Outbox(sys.argv[1])
 def send(waiting):
@@ -1437,7 +1464,8 @@ def test_a_fork(make, deliver):
     assert sent.get(timeout=30) == "before"
 
     def work():
-        return delivery.loop._thread is None and not delivery.loop.lock.held and outbox.put(request("child")).stored
+        alone = [each.name for each in threading.enumerate()] == [threading.current_thread().name]
+        return alone and not delivery.loop.lock.held and outbox.put(request("child")).stored
 
     assert forked(work)() == 0
     assert sent.get(timeout=30) == "child"

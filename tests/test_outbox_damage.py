@@ -16,10 +16,9 @@ import pytest
 from both import DOWN, GOOD, LONG, Tasks, Threads, unsure
 from typer.testing import CliRunner
 
-from edgeroute import Instrument, PlainJson
+from edgeroute import Instrument, Outbox, PlainJson, Prediction
 from edgeroute.cli.app import app
-from edgeroute.core.walk import Prediction
-from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
+from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
 from edgeroute.stores.outbox.inputs import NPY, NPZ, decode_input, encode_input
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -349,13 +348,14 @@ def test_a_router_is_told_of_it(kind, tmp_path, caplog):
             unsure, PlainJson(url, retries=0), threshold=0.5, offline="queue", state=tmp_path, outbox=box, instruments=[Seeing()]
         )
 
-    with CannedServer(DOWN) as server:
+    reply = DOWN
+    with CannedServer(lambda _: reply) as server:
         router = made(server.url)
         names = [router.infer(i).id for i in range(3)]
         router.close()
         with contextlib.closing(sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)) as c:
             c.execute("UPDATE outbox_entries SET provisional = '{' WHERE id = ?", (names[1],))
-        server.reply = GOOD
+        reply = GOOD
         router = made(server.url)
         getattr(router, "router", router).on_late(told.put)
         assert {told.get(timeout=LONG).id for _ in range(2)} == {names[0], names[2]}

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from both import LONG, unsure
 
-from edgeroute import Reading, Router, Saver
+from edgeroute import DeviceSensors, Reading, Router, Saver
 from edgeroute.observe import sensors as system
+from edgeroute.observe.device.battery import Battery
 from edgeroute.observe.sampler import SAMPLER, Sampler
-from edgeroute.observe.sensors import DeviceSensors, period_s
+from edgeroute.observe.sensors import period_s
 from edgeroute.router import assemble
 from edgeroute.router.replacing import replace
 
@@ -107,14 +108,9 @@ def test_sensors_that_no_policy_uses_are_not_read():
 
 def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, tmp_path):
     """1,000 routers, which are read again and again."""
-    reads = []
-
-    class Counted(DeviceSensors):
-        def _sources(self, now):
-            reads.append(now)
-            return super()._sources(now)
-
-    monkeypatch.setitem(system._system, "sensors", Counted(tmp_path, fresh_s=3600.0))
+    reads, sensors, read = [], DeviceSensors(tmp_path, fresh_s=3600.0), Battery.read
+    monkeypatch.setattr(Battery, "read", lambda part: reads.append(1) or read(part))
+    monkeypatch.setattr(system, "system_sensors", lambda: sensors)
     monkeypatch.setattr("edgeroute.observe.observer.READS_S", 3600.0)
     routers = [make(None) for _ in range(1000)]
     try:

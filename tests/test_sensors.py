@@ -14,14 +14,15 @@ from both import LONG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeroute import Reading
+from edgeroute import DeviceSensors, Reading
 from edgeroute.observe.device import files
 from edgeroute.observe.device.android import Android
+from edgeroute.observe.device.battery import Battery
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.load import Load
 from edgeroute.observe.device.others import Others, battery_of, throttled_of
 from edgeroute.observe.device.windows import MemoryStatus, PowerStatus, Windows
-from edgeroute.observe.sensors import DeviceSensors, read
+from edgeroute.observe.sensors import read
 
 TREES = Path(__file__).parent / "device_trees"
 DEVICES = ("pi4", "pi5", "orin", "laptop")
@@ -420,14 +421,14 @@ def test_a_driver_that_hangs_holds_up_no_other_thread(tmp_path, monkeypatch):
     plant(tmp_path, battery())
     sensors = device(tmp_path)
     last = sensors()
-    gate, began = threading.Event(), threading.Event()
+    gate, began, reads = threading.Event(), threading.Event(), Battery.read
 
-    def hangs(_):
+    def hangs(part):
         began.set()
         assert gate.wait(LONG)
-        return {}
+        return reads(part)
 
-    monkeypatch.setattr(sensors, "_sources", hangs)
+    monkeypatch.setattr(Battery, "read", hangs)
     thread = threading.Thread(target=sensors)
     thread.start()
     try:
@@ -636,6 +637,11 @@ def test_what_macos_prints():
     assert throttled_of("Note: No thermal warning level has been recorded\n")["throttled"].value is None
 
 
+def at(given, kind):
+    """The structure or number of that type whose address was given."""
+    return ctypes.cast(given, ctypes.POINTER(kind)).contents
+
+
 class Kernel32:
     """Windows' functions, with what they tell."""
 
@@ -644,19 +650,21 @@ class Kernel32:
 
     def GetSystemPowerStatus(self, status):  # noqa: N802 - its name
         """Charge and external power."""
-        status._obj.line, status._obj.flag, status._obj.percent = self.power
+        told = at(status, PowerStatus)
+        told.line, told.flag, told.percent = self.power
         return 1
 
     def GlobalMemoryStatusEx(self, status):  # noqa: N802 - likewise
         """Memory."""
-        assert status._obj.length == 64
-        status._obj.total, status._obj.available = 8 << 30, 2 << 30
+        told = at(status, MemoryStatus)
+        assert told.length == 64
+        told.total, told.available = 8 << 30, 2 << 30
         return 1
 
     def GetSystemTimes(self, *times):  # noqa: N802 - likewise
         """Idle, kernel and user time."""
         for one, value in zip(times, self.times.pop(0), strict=True):
-            one._obj.value = value
+            at(one, ctypes.c_uint64).value = value
         return 1
 
 

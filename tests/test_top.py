@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from time import monotonic
 
 import pytest
 from watched import EVIL, LONG, Records
 
-from edgeroute import Audit, Egress, Limits, Router, Unreachable
-from edgeroute.cloud.backend import Function
+from edgeroute import Audit, Egress, Function, Limits, Router, Unreachable
 from edgeroute.dashboard.inside import of_router
 from edgeroute.dashboard.monitor import Monitor
 
@@ -26,16 +26,21 @@ def cloud(x):
 
 
 @pytest.fixture
-def monitor(tmp_path):
+def feed():
+    return Records()
+
+
+@pytest.fixture
+def monitor(tmp_path, feed):
     """Of a real router: ten requests, one of them degraded."""
-    records = []
+    records = feed.fresh
     with Router(
         lambda x: ("edge", x), Function(cloud, name=MARKUP), threshold=0.5, trace=records.append, state=tmp_path,
         limits=Limits(usd_per_day=2), audit=Audit(share=0), egress=Egress(may_leave=[EVIL, MARKUP]),
     ) as router:  # fmt: skip
         for x in [0.9] * 6 + [0.2] * 3 + [0.05]:
             router.infer(x, data_class=MARKUP)
-        yield Monitor(Records(records), of_router(router), "a test")
+        yield Monitor(feed, of_router(router), "a test")
 
 
 async def shown(pilot, requests):
@@ -73,15 +78,13 @@ def test_what_it_shows(monitor):
     asyncio.run(run())
 
 
-def test_its_keys(monitor):
+def test_its_keys(monitor, feed):
     """f: failures alone; p: what comes is not shown until it goes on; tabs by keyboard; q ends it, and what it follows."""
     from edgeroute.dashboard.top import Top
 
-    feed = monitor._feed
-    record = None
+    last = dict(feed.fresh[-1])
 
     async def run():
-        nonlocal record
         app = Top(monitor)
         async with app.run_test(size=(70, 30)) as pilot:
             await shown(pilot, 10)
@@ -89,8 +92,7 @@ def test_its_keys(monitor):
             await pilot.press("f")
             assert [row[1] for row in cells(app, "routes")] == ["edge"]
             await pilot.press("f", "p")
-            record = dict(monitor._window.latest.record)
-            feed.fresh.append(record)
+            feed.fresh.append(last)
             monitor.read()
             app.show()
             assert len(cells(app, "routes")) == 10
@@ -100,7 +102,7 @@ def test_its_keys(monitor):
         return app.return_code
 
     assert asyncio.run(run()) == 0
-    assert not monitor._thread.is_alive()
+    assert not [each for each in threading.enumerate() if each.name == "edgeroute-dashboard"]
 
 
 def test_nothing_yet(tmp_path):

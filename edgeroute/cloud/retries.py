@@ -112,7 +112,7 @@ class Retries:
         return await AsyncRetrying(**self._rules())(attempt)
 
     def _rules(self) -> dict[str, Any]:
-        return {"retry": _RETRIABLE, "wait": _wait, "stop": self._stop, "reraise": True}
+        return {"retry": _RETRIABLE, "wait": wait_s, "stop": self._stop, "reraise": True}
 
     def _stop(self, state: RetryCallState) -> bool:
         return (
@@ -127,7 +127,7 @@ class Retries:
 _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)
 
 
-def _wait(state: RetryCallState) -> float:
+def wait_s(state: RetryCallState) -> float:
     """Seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015); 0 if a keep-alive connection was closed."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, CloudError):

@@ -247,7 +247,7 @@ def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
         scale[-2 * given.classes :] = 1  # they share a scale already, and a rare class must not be blown up
     inputs = with_constant((x - mean) / scale)
     weights = np.zeros((2, inputs.shape[1]))
-    inputs, directions = _narrowed(inputs)
+    inputs, directions = narrowed(inputs)
     penalty = np.full(inputs.shape[1], ridge)
     penalty[:2] = FREE
     for row, sign in zip(weights, (1, -1), strict=True):
@@ -262,8 +262,8 @@ def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
     return weights
 
 
-def _narrowed(inputs: Array) -> tuple[Array, Array]:
-    """With more columns than rows, the same in as few as there are rows: [n, k] -> [n, m] and [m, k], whose product it is.
+def narrowed(inputs: Array) -> tuple[Array, Array]:
+    """Writes inputs with more columns than rows in as few as there are rows: [n, k] -> [n, m] and [m, k], whose product they are.
 
     Equally penalised weights lie in the span of the rows, so nothing is lost (the representer theorem; Schoelkopf et al., 2001).
     The first two columns, which are penalised otherwise, stay.

@@ -81,11 +81,15 @@ class Breaker:
         self._faults = 0
         self._next_s = FIRST_S
         self._due = INF
-        """When the next probe may be sent, also if one is in progress; inf while closed."""
         self._held = -INF
         """End of the hold: no request before this instant."""
         self._well_until = -INF
         """Until when its last success counts, unless it fails."""
+
+    @property
+    def due(self) -> float:
+        """Instant from which the next probe may be sent, also if one is in progress; inf while it is closed."""
+        return self._due
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent."""

@@ -115,7 +115,7 @@ def run(
     )
     with _listen(host, port) as listener, _signals() as heard:
         at = listener.getsockname()
-        given_back = _InChild(listener)
+        given_back = InChild(listener)
         url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
         server = _Server(config, on_ready, url, heard, beat)
         if stops is not None:
@@ -125,8 +125,8 @@ def run(
     return heard[0] if heard else 0
 
 
-class _InChild:
-    """Closes the port in the child of a fork, where nobody serves it: else it would stay taken for as long as the child lives."""
+class InChild:
+    """A port that is closed in the child of a fork, where nobody serves it: else it would stay taken while the child lives."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener

@@ -56,8 +56,8 @@ def test_the_opening_time_doubles_to_its_most():
     """Each probe that fails doubles the opening time, from 5 s to 300 s."""
     breaker, now, waits = opened(), 0.0, []
     for _ in range(9):
-        waits.append(breaker._due - now)
-        now = breaker._due
+        waits.append(breaker.due - now)
+        now = breaker.due
         probed(breaker, now, ok=False)
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
     assert breaker.opened == 1
@@ -196,9 +196,9 @@ class Against(RuleBasedStateMachine):
     @rule(jitter=jitters)
     def late_fault(self, jitter):
         if self.open:
-            before = self.breaker._due
+            before = self.breaker.due
             self._fails(jitter)
-            assert self.breaker._due == before
+            assert self.breaker.due == before
 
     @rule()
     def success(self):

@@ -115,7 +115,7 @@ class Live(Streaming):
         ).checked()
         kind, bell = kind_of(source, "frames", awaits=False), threading.Event()
         mailbox: Mailbox[Any] = Mailbox(1, drop == "oldest", bell.set, threading.Event())
-        begin = partial(_begin, self, bell.set, mode, data_class)
+        begin = partial(begin_call, self, bell.set, mode, data_class)
         flow = FrameFlow(self.engine, begin, mailbox, settings)
         return self._watched(Frames(flow, mailbox, bell, items(source, kind, mailbox.stopped), "edgeroute-frames"))
 
@@ -183,7 +183,7 @@ class Live(Streaming):
         ).checked()  # fmt: skip
         kind, bell = kind_of(chunks, "chunks", awaits=False, calls=False), threading.Event()
         mailbox: Mailbox[Segment] = Mailbox(WAITING, drop == "oldest", bell.set, threading.Event())
-        flow = AudioFlow(partial(_begin, self, bell.set, mode, data_class), mailbox, settings)
+        flow = AudioFlow(partial(begin_call, self, bell.set, mode, data_class), mailbox, settings)
         found = segments(chunks, kind, flow.listener, mailbox.stopped)
         return self._watched(Audio(flow, mailbox, bell, found, "edgeroute-audio"))
 
@@ -198,7 +198,7 @@ class Live(Streaming):
         super()._close()
 
 
-def _begin(
+def begin_call(
     router: Any,
     ring: Callable[[], object],
     mode: Mode | None,

@@ -76,7 +76,7 @@ class Delivery:
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".deliver")
-        self.loop = Loop("edgeroute-outbox", place, self._step, poll_s=poll_s, busy=lambda: bool(self._flying))
+        self.loop = Loop("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._flying))
         outbox.listen(self.loop.nudge)
 
     def after_fork(self) -> None:
@@ -123,8 +123,8 @@ class Delivery:
         self.loop.close(wait_s)
         self._workers.close(wait_s)
 
-    def _step(self) -> float:
-        """Starts one request, if one is due -> seconds until the next may be due."""
+    def step(self) -> float:
+        """Starts one request, if one is due; called by the loop. Returns the seconds until the next may be due."""
         at = monotonic()
         if at >= max(self.hurry_at, self._hurried + HURRY_S):
             self._starts = self.hurry_at == -inf

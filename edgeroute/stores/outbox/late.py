@@ -43,7 +43,7 @@ class Callbacks:
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".callback")
-        self.loop = Loop("edgeroute-late", place, self._step, poll_s=poll_s)
+        self.loop = Loop("edgeroute-late", place, self.step, poll_s=poll_s)
         outbox.listen(self.loop.nudge)
 
     def after_fork(self) -> None:
@@ -78,8 +78,8 @@ class Callbacks:
         """Stops calling; waits for a call in progress, up to `wait_s` seconds."""
         self.loop.close(wait_s)
 
-    def _step(self) -> float:
-        """Hands over one answer, if there is one -> seconds until the next may be due."""
+    def step(self) -> float:
+        """Hands over one answer, if there is one; called by the loop. Returns the seconds until the next may be due."""
         row = self._outbox.pick(self._choose)
         if row is None:
             return self._soon_s
