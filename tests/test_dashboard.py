@@ -239,7 +239,7 @@ def test_what_a_router_did():
         told = reason(row(record))
         judged = routes.judged(answer)
         if judged.confidence is not None:
-            sign = ">=" if judged.what == "accepted" and not answer.trace["stays"] else "<"
+            sign = ">=" if judged.confidence >= judged.threshold else "<"
             assert f"{judged.confidence:.4g} {sign} {judged.threshold:.4g}" in told, (told, judged)
         assert ("gone" in told) == ("gone" in routes.failures(answer))
     assert {one["text"]: one["count"] for one in seen["reasons"]}["edge answers"] == 3

@@ -83,7 +83,7 @@ def test_a_stall_within_an_answer(ask):
         with CannedServer([*FIRST, *rest]) as server:
             pieces, answer = ask.stream(endpoint(server.url, between_s=1.0))
             assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
-            assert (answer.source, routes.code(answer)) == ("cloud", "timeout")
+            assert (answer.source, routes.code(answer)) == ("cloud", "unreachable")
             assert "stopped within its answer: nothing more came for 1 s" in routes.error(answer)
             assert answer.outputs["choices"][0]["message"]["content"] == "Pa"
             server.wait_for(lambda: server.hung_up == 1)
