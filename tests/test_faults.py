@@ -604,7 +604,7 @@ def test_the_deadline_with_nothing_to_fall_back_on(ask):
     gate = threading.Event()
     edge = FakeModel([("edge", 0.9)], gate=gate)
     threading.Thread(target=lambda: edge.cancelled.wait(LONG) and gate.set()).start()
-    with pytest.raises(DeadlineExceeded, match="edge not there by the deadline of 100 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"edge .* 100 ms"):
         ask(None, edge=edge, deadline=0.1)
 
 

@@ -213,11 +213,11 @@ ERRORS = {
     "no key": (CODE.UNAUTHENTICATED, "invalid token", r"answered 401.*\(is api_key set, and current\?\)"),
     "forbidden": (CODE.PERMISSION_DENIED, "denied", "answered 403"),
     "broken": (CODE.INTERNAL, "internal error", "answered 500: internal error"),
-    "an echo": (CODE.INTERNAL, "secret words of an input", "answered 500;"),
+    "an echo": (CODE.INTERNAL, "secret words of an input", "answered 500$"),
     "not implemented": (CODE.UNIMPLEMENTED, "no", "answered 501"),
     "its deadline": (CODE.DEADLINE_EXCEEDED, "too slow", "answered 504"),
     "cancelled by it": (CODE.CANCELLED, "no", "answered 500"),
-    "a lie": (CODE.UNAVAILABLE, "failed to connect to all: secret words", "could not be reached: no connection;"),
+    "a lie": (CODE.UNAVAILABLE, "failed to connect to all: secret words", "could not be reached: no connection$"),
     "too large for it": (CODE.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 8)", "answered 413"),
 }
 

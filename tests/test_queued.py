@@ -141,7 +141,7 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
     until(lambda: len(changes.seen) == len(answers))
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     for answer in answers:
-        assert f"{answer.id} was being queued when its deadline came, and is not queued: {named(error)}" in caplog.text
+        assert f"{answer.id} was being queued when its deadline came, and is {routes.NOT_QUEUED}: {named(error)}" in caplog.text
     assert on_disk(box) == set()
 
 
@@ -205,7 +205,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, box, caplog, m
         until(lambda: len(changes.seen) == 20)
         assert sum(begun) < 20  # those that came while the first was waiting for the lock had no transaction any more
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
-    assert caplog.text.count("is not queued: the router is closed") == 20 - sum(begun)
+    assert caplog.text.count(f"is {routes.NOT_QUEUED}: the router is closed") == 20 - sum(begun)
     assert on_disk(box) == set()
 
 
@@ -235,5 +235,5 @@ def test_kill_9_after_an_answer(tmp_path, kind):
         done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=4 * LONG, env=environment)
     said = [line.split(":") for line in done.stdout.splitlines()]
     assert len(said) == 3, done.stderr
-    assert {(final, note) for _, final, note in said} <= {("False", "queued"), ("False", "being queued")}
-    assert {name for name, _, note in said if note == "queued"} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))
+    assert {(final, note) for _, final, note in said} <= {("False", routes.QUEUED), ("False", routes.BEING_QUEUED)}
+    assert {name for name, _, note in said if note == routes.QUEUED} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))

@@ -21,11 +21,13 @@ from edgeroute import (
     BadReply,
     Cache,
     CallableModel,
+    DeadlineExceeded,
     Egress,
     Function,
     InputScore,
     Limits,
     LocalServer,
+    NoAnswer,
     Outbox,
     PlainJson,
     Refused,
@@ -265,6 +267,10 @@ def away(_):
     raise Unreachable("away")
 
 
+def failing(_):
+    raise ValueError("oops")
+
+
 def plain(text):
     """A reason without what a clock has measured, and without ids and addresses."""
     text = re.sub(r"http://127\.0\.0\.1:\d+/?", "http://here", text)
@@ -475,6 +481,30 @@ def test_of_a_router(name, tmp_path, monkeypatch):
     code, situation, text = ROUTED[name]
     answer = situation(tmp_path, monkeypatch)
     assert (answer.reason_code, plain(answer.reason.replace(str(tmp_path), "FOLDER"))) == (code, text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"offline": "raise"}, f"no answer was accepted: {UNSURE}cloud failed: away"),
+        ({"edge": failing, "mode": "prefer_edge"}, "no answer: edge failed: ValueError: oops; cloud failed: away"),
+    ],
+)
+def test_of_what_is_raised(options, text):
+    """Where there is no answer to be given, the error has the reason."""
+    with pytest.raises(NoAnswer) as raised:
+        last(**options)
+    assert str(raised.value) == text
+
+
+def test_of_a_deadline_with_nothing():
+    """Nobody has answered."""
+    gate = threading.Event()
+    with Router(lambda _: gate.wait(LONG), threshold=None, deadline=0.05) as router:
+        with pytest.raises(DeadlineExceeded) as raised:
+            router.infer(1)
+        gate.set()
+    assert str(raised.value) == "no answer: edge not there by the deadline of 50 ms"
 
 
 # ------------------------------------------------------------------------------------------------- of what was said before

@@ -171,7 +171,7 @@ def test_deadline_with_nothing_to_show():
     """With no answer at the deadline the error is a TimeoutError, and names what was waited for."""
     gate = threading.Event()
     router = Router(edge=lambda x: (gate.wait(60), 1.0))
-    with pytest.raises(DeadlineExceeded, match="edge not there by the deadline of 50 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"edge .* 50 ms"):
         router.infer(0, deadline=0.05)
     gate.set()
     router.close()
@@ -239,7 +239,7 @@ def test_exhausted_may_raise():
     """offline = raise: no answer below the threshold is returned, and the error has each leg's."""
     with Router(**{**PAIR, "cloud": broken}, offline="raise") as router:
         assert router.infer(1).value == "edge"
-        with pytest.raises(NoAnswer, match=r"no answer was accepted: edge 0\.20 < 0\.85") as caught:
+        with pytest.raises(NoAnswer, match=r"edge 0\.20 < 0\.85") as caught:
             router.infer(-1)
     assert list(caught.value.errors) == ["cloud"]
 
@@ -247,9 +247,7 @@ def test_exhausted_may_raise():
 def test_when_all_fail():
     """Every leg's error is in the one that is raised; a single leg's error is raised itself."""
     with Router(edge=broken, cloud=broken, threshold=0.5) as router:
-        with pytest.raises(
-            NoAnswer, match="edge failed: OSError: the line is dead; cloud failed: OSError: the line is dead"
-        ) as caught:
+        with pytest.raises(NoAnswer, match="edge .*OSError: the line is dead; cloud .*OSError: the line is dead") as caught:
             router.infer(0)
         assert set(caught.value.errors) == {"edge", "cloud"}
         assert isinstance(caught.value.__cause__, OSError)

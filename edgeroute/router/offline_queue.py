@@ -185,7 +185,7 @@ class OfflineQueue:
     def _failed(self, identity: str, note: str) -> None:
         """Reports a request that is not on disk, though its answer said that it is being queued."""
         log.error("%s was being queued when its deadline came, and is %s", identity, note)
-        self._note(NOT_QUEUED, identity)
+        self._note("not queued", identity)
 
     def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
         try:
