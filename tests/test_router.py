@@ -247,7 +247,7 @@ def test_exhausted_may_raise():
 def test_when_all_fail():
     """Every leg's error is in the one that is raised; a single leg's error is raised itself."""
     with Router(edge=broken, cloud=broken, threshold=0.5) as router:
-        with pytest.raises(NoAnswer, match="edge .*OSError: the line is dead; cloud .*OSError: the line is dead") as caught:
+        with pytest.raises(NoAnswer, match=r"edge .*OSError: the line is dead; cloud .*OSError: the line is dead") as caught:
             router.infer(0)
         assert set(caught.value.errors) == {"edge", "cloud"}
         assert isinstance(caught.value.__cause__, OSError)
