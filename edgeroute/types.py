@@ -283,7 +283,7 @@ class Answer(Generic[V]):
             told = explain.reason(plan, outcome)
         else:
             return note
-        return f"{told}; {note}" if note else told
+        return f"{told}; {note}" if told and note else told or note
 
     @property
     def reason_code(self) -> str:

@@ -40,7 +40,7 @@ def test_a_share_of_the_requests(two, client):
     with client(two[0], ab=AB(two[1], share=0.3)) as r:
         found = [r.infer(X) for _ in range(500)]
         assert 100 < sum(one.value == "c" for one in found) < 200
-        assert all((one.value == "c") == one.reason.startswith("edge-b") for one in found)
+        assert all(one.leg == ("edge-b" if one.value == "c" else "edge") for one in found)
         a, b = r.stats().arms
         assert (a.arm, a.model, b.arm, b.model) == ("a", "one", "b", "two")
         assert a.requests + b.requests == 500

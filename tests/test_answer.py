@@ -13,6 +13,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+import routes
 from both import makes
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -51,7 +52,7 @@ def test_an_answer_can_be_copied(again):
     other = again(again(answer))
     assert type(other) is Answer
     assert same(answer, other)
-    assert "ZeroDivisionError" in other.reason
+    assert routes.error(other) == "ZeroDivisionError: division by zero"
     assert other.trace["events"]
     assert (other.outputs[0] == answer.outputs[0]).all()
 
@@ -63,7 +64,7 @@ def test_an_answer_of_the_cache_can_be_copied():
     assert second.source == "cache"
     for answer in (first, second, first.noted("a note", final=False)):
         assert same(answer, pickle.loads(pickle.dumps(answer)))
-    assert pickle.loads(pickle.dumps(first)).reason.endswith("; a note")
+    assert routes.note(pickle.loads(pickle.dumps(first))) == "a note"
 
 
 def test_errors_come_back_from_another_process():
@@ -81,7 +82,7 @@ def test_answers_come_back_from_another_process():
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         answer = pool.submit(answered, 7).result(120)
     assert (answer.value, answer.degraded) == (7, True)
-    assert "ZeroDivisionError: division by zero" in answer.reason
+    assert routes.error(answer) == "ZeroDivisionError: division by zero"
 
 
 VALUES = [
@@ -171,23 +172,20 @@ def score(outputs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error"),
     [
-        ({"edge": broken, "cloud": lambda x: "c"}, "edge failed: ZeroDivisionError: division by zero"),
-        ({"edge": unsure, "cloud": broken}, "cloud failed: ZeroDivisionError: division by zero"),
-        (
-            {"edge": unsure, "cloud": lambda x: ("c", 0.9), "score": score},
-            "edge without confidence (the score failed: KeyError: 'margin')",
-        ),
+        ({"edge": broken, "cloud": lambda x: "c"}, "ZeroDivisionError: division by zero"),
+        ({"edge": unsure, "cloud": broken}, "ZeroDivisionError: division by zero"),
+        ({"edge": unsure, "cloud": lambda x: ("c", 0.9), "score": score}, "KeyError: 'margin'"),
     ],
 )
-def test_an_error_of_a_function_is_named_and_logged_once_a_minute(make, caplog, arguments, said):
+def test_an_error_of_a_function_is_named_and_logged_once_a_minute(make, caplog, arguments, error):
     """Its type is in every reason; its traceback in the log at first, and again a minute later."""
     router = make(**arguments)
     with caplog.at_level(logging.ERROR, "edgeroute"):
-        assert said in router.infer(1).reason
+        assert error in router.infer(1).reason
         assert len(caplog.records) == 1
-        assert said in router.infer(2).reason
+        assert error in router.infer(2).reason
         assert len(caplog.records) == 1
         for backend in router.engine.snapshot.backends:  # a minute later
             backend.failures.due = backend.reader.failures.due = 0.0
@@ -195,7 +193,7 @@ def test_an_error_of_a_function_is_named_and_logged_once_a_minute(make, caplog, 
     assert len(caplog.records) == 2
     for record in caplog.records:
         assert record.name == "edgeroute"
-        assert said.split("failed: ")[1].rstrip(")") in record.getMessage()
+        assert error in record.getMessage()
         assert "in broken" in record.exc_text or "in score" in record.exc_text
 
 
@@ -208,7 +206,7 @@ def test_each_row_of_a_batch_may_fail_in_a_function(make, caplog):
     with caplog.at_level(logging.ERROR, "edgeroute"):
         answers = make(unsure, cloud).infer_many([1, 2, 3])
     assert [answer.degraded for answer in answers] == [False, True, False]
-    assert "ZeroDivisionError: division by zero" in answers[1].reason
+    assert routes.error(answers[1]) == "ZeroDivisionError: division by zero"
     assert len(caplog.records) == 1
 
 
@@ -222,7 +220,7 @@ def test_what_is_no_error_of_a_function_is_not_logged(make, caplog):
         raise BadInput("not that")
 
     with caplog.at_level(logging.DEBUG, "edgeroute"):
-        assert "cloud failed: the link is down" in make(unsure, away).infer(1).reason
+        assert routes.error(make(unsure, away).infer(1)) == "Unreachable: the link is down"
         with pytest.raises(BadInput):
             make(picky, away).infer(1)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -231,4 +229,4 @@ def test_what_is_no_error_of_a_function_is_not_logged(make, caplog):
 def test_an_exit_in_a_function_is_named(make):
     """`sys.exit` in a function of the cloud, in a thread: its type is said."""
     router = make(unsure, lambda x: sys.exit("enough"), deadline=20)
-    assert "cloud failed: SystemExit: enough" in router.infer(1).reason
+    assert routes.error(router.infer(1)) == "SystemExit: enough"

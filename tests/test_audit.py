@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import routes
 from both import LONG, Tasks, makes
 
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
@@ -386,8 +387,10 @@ def test_an_alarm_is_told(certificate, caplog):
         told = router.stats().audits[0]
         assert told.evidence >= 1e4
         assert "differ from the cloud's, and at most" in told.alarm
-        reason = router.infer(0.9).reason
-        assert reason.startswith(f"edge 0.90 >= {certificate.threshold:.2f} (uncalibrated: drift alarm of 20")
+        answer = router.infer(0.9)
+        assert routes.judged(answer)[:3] == ("accepted", 0.9, certificate.threshold)
+        assert routes.label(answer).endswith(told.alarm)
+        assert routes.uncalibrated(answer)
         assert any("drift alarm" in line for line in router.check().lines)
     (line,) = [r.getMessage() for r in caplog.records if "drift alarm" in r.getMessage()]
     assert line.endswith("calibrate again")
@@ -430,7 +433,9 @@ def test_an_alarm_may_defer_all_and_a_later_run_knows(certificate, tmp_path, cap
     with Router(edge, wrong, threshold=certificate, **policy) as router:
         answer = router.infer(1.0)
         assert answer.source == "cloud"
-        assert answer.reason.startswith("edge 1.00 < inf (uncalibrated: drift alarm of")
+        assert routes.judged(answer)[:3] == ("below", 1.0, "inf")
+        assert routes.label(answer).endswith(router.stats().audits[0].alarm)
+        assert routes.uncalibrated(answer)
     with Router(edge, right, threshold=certificate._replace(n=4001), **policy) as router:
         assert router.infer(1.0).source == "edge"
         assert not router.stats().audits[0].alarm
@@ -606,10 +611,10 @@ def test_a_reload_keeps_what_is_known_of_the_same_certificate(certificate, tmp_p
         drifted(router)
         policy.write_text('deadline = "10s"\n' + text)
         router.reload()
-        assert "drift alarm" in router.infer(0.9).reason
+        assert routes.label(router.infer(0.9)).endswith(router.stats().audits[0].alarm)
         policy.write_text(text.replace('"c.json"', "0.5"))
         router.reload()
-        assert router.infer(0.9).reason == "edge 0.90 >= 0.50 (uncalibrated)"
+        assert routes.judged(router.infer(0.9)) == ("accepted", 0.9, 0.5, "uncalibrated")
 
 
 def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(certificate, tmp_path):

@@ -148,7 +148,7 @@ def test_arms_of_two_runtimes(device, write, tmp_path):
     with Router.from_policy(policy) as router:
         a, b = router.engine.snapshot.backends[0].model, router.engine.snapshot.other.backends[0].model
         assert (type(a), type(b)) == (OnnxModel, LiteRTModel)
-        assert router.infer(X).reason.startswith("edge-b")
+        assert router.infer(X).leg == "edge-b"
 
 
 def test_editors_know_the_keys():

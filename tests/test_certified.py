@@ -1,10 +1,12 @@
 """A router whose threshold comes with a promise: what it says, and when it says that the promise does not hold here."""
 
 import json
+import re
 import time
 
 import numpy as np
 import pytest
+import routes
 
 from edgeroute import Audit, Egress, OpenInference, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
@@ -39,7 +41,7 @@ def test_the_reason_quotes_the_promise(certificate):
     """So does check; below the threshold the cloud is asked, as with a number."""
     with Router(edge, cloud, threshold=certificate) as router:
         sure, unsure = router.infer(1.0), router.infer(certificate.threshold - 0.01)
-        assert sure.reason == f"edge 1.00 >= {certificate.threshold:.2f} (loss <= 2 %, 95 % sure)"
+        assert routes.judged(sure) == ("accepted", 1.0, certificate.threshold, certificate.label)
         assert unsure.source == "cloud"
         assert "the threshold of edge: certified, loss <= 2 %, 95 % sure" in router.check().lines
 
@@ -52,7 +54,9 @@ def test_for_another_model_it_is_uncalibrated(certificate):
         {"edge": edge, "cloud": cloud, "score": "margin"},
     ):
         with Router(**given, threshold=certificate) as router:
-            assert "(uncalibrated: it was made for" in router.infer(1.0).reason
+            answer = router.infer(1.0)
+            assert routes.judged(answer)[:3] == ("accepted", 1.0, certificate.threshold)
+            assert routes.uncalibrated(answer)
             assert any("uncalibrated: it was made for" in line for line in router.check().lines)
 
 
@@ -60,7 +64,7 @@ def test_one_that_is_bound_to_nothing_promises_nothing():
     """It does not say for which model it was made."""
     loose = calibrate(SCORE, RIGHT, CLOUD, max_loss=0.02)
     with Router(edge, cloud, threshold=[loose]) as router:
-        assert "uncalibrated: it does not say for which edge model" in router.infer(1.0).reason
+        assert routes.uncalibrated(router.infer(1.0))
 
 
 def test_what_a_certificate_cannot_promise_is_refused(certificate):
@@ -112,16 +116,17 @@ def test_each_answer_has_the_threshold_of_its_class(each):
     own = each.threshold_for("cat")
     with Router(typed, cloud, threshold=each) as router:
         sure, unsure = router.infer(("cat", 1.0)), router.infer(("cat", own - 0.01))
-        assert sure.reason == f"edge 1.00 >= {own:.2f} (error <= 5 % in each class, 95 % sure)"
-        assert unsure.reason.startswith(f"edge {own - 0.01:.2f} < {own:.2f} (error <= 5 % in each class, 95 % sure); cloud")
+        assert routes.judged(sure) == ("accepted", 1.0, own, each.label)
+        assert routes.judged(unsure) == ("below", own - 0.01, own, each.label)
+        assert unsure.source == "cloud"
         for label in ("dog", "cow"):
             asked = router.infer((label, 1.0))
             assert asked.source == "cloud"
-            assert asked.reason.startswith("edge 1.00 < inf (")
+            assert routes.judged(asked) == ("below", 1.0, "inf", each.label)
         assert router.infer(("cat", own)).source == "edge"
         assert router.infer(("dog", float("inf"))).source == "cloud", "nothing is sure enough"
         assert [a.source for a in router.infer_many([("cat", 1.0), ("dog", 1.0)])] == ["edge", "cloud"]
-        assert router.infer(("dog", 1.0), mode="only_edge").reason.startswith("edge 1.00 < inf (error <= 5 % in each class")
+        assert routes.judged(router.infer(("dog", 1.0), mode="only_edge")) == ("accepted", 1.0, "inf", each.label)
         with router.stream(("dog", 1.0)) as stream:
             list(stream)
             assert stream.answer.source == "cloud"
@@ -161,19 +166,23 @@ def test_it_ages_while_it_is_used(certificate, monkeypatch):
     """The reason says so a minute later at most, without a restart."""
     day = 86400.0
     with Router(edge, cloud, threshold=certificate, certificate_max_age=30 * day) as router:
-        assert "95 % sure" in router.infer(1.0).reason
+        assert routes.label(router.infer(1.0)) == certificate.label
         then = time.time() + 40 * day
         monkeypatch.setattr("edgeroute.confidence.certificate.now", lambda: then)
         router.engine.refresh_at = -1.0  # the minute is over
         for _ in range(TOGETHER):
             router.infer(1.0)
-        assert "(uncalibrated: it is 40 days old, and may be 30)" in router.infer(1.0).reason
+        answer = router.infer(1.0)
+        assert routes.uncalibrated(answer)
+        assert re.findall(r"\d+", routes.label(answer)) == ["40", "30"]
 
 
 def test_what_is_sent_is_part_of_it(certificate):
     """Another redaction, and the cloud sees something else."""
     with Router(edge, cloud, threshold=certificate, egress=Egress(redact=lambda x, _: x)) as router:
-        assert "made for payload codec" in router.infer(1.0).reason
+        answer = router.infer(1.0)
+        assert routes.uncalibrated(answer)
+        assert "codec" in answer.reason
 
 
 def test_a_card_of_the_endpoint_is_part_of_it(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -393,7 +392,7 @@ def test_infer_with_a_deadline(policy, inputs):
     answers = [json.loads(text) for text in out.splitlines()]
     assert [a["degraded"] for a in answers] == [False, True, False]
     # the leg and the driver share the deadline, and either may be the one to notice
-    assert re.search("not there by the deadline of 2000 ms|did not answer in time", answers[1]["reason"])
+    assert "deadline" in answers[1]["reason"] or silent.url in answers[1]["reason"]
 
 
 def test_a_mode_that_is_none(policy, inputs):

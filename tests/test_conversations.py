@@ -15,17 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
+from edgeroute.router.homebound import WHY
 from edgeroute.router.turns import looked_up, remembered, turns
 from edgeroute.stores import digests
 from edgeroute.stores.digests import Digests
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
 SECRET = "My test for diabetes was positive, what should I eat?"
-HOME = "this conversation had a turn that may not leave"
 
 
 def user(text):
     return {"role": "user", "content": text}
+
+
+def stays(answer):
+    """Whether an answer was given here as its conversation had such a turn."""
+    return answer.reason_code == "stays" and answer.trace["stays"] == WHY
 
 
 def assistant(text):
@@ -82,7 +87,7 @@ def test_a_conversation_with_such_a_turn_stays(made, call):
     history += [assistant(answer.value), user("And what not?")]
     later = ask(router, call, history)
     assert (later.source, router.sent) == ("edge", [])
-    assert HOME in later.reason
+    assert stays(later)
     history += [assistant(later.value), user("Thanks")]
     assert ask(router, call, history, data_class="chat").source == "edge", "nor does another class free it"
     assert ask(router, call, [user("What is the capital of France?")]).source == "cloud", "others leave"
@@ -113,7 +118,7 @@ def test_however_its_client_sends_it_again(resent):
     with Router(lambda _: ("An answer that is long enough to be recognised", 0.1), sent.append, threshold=0.5,
                 egress=Egress(**EGRESS)) as router:  # fmt: skip
         answer = router.infer([{"role": "system", "content": "You are helpful."}, user(SECRET)], data_class="medical")
-        assert HOME in router.infer(resent(SECRET, answer.value)).reason
+        assert stays(router.infer(resent(SECRET, answer.value)))
         assert sent == []
 
 
@@ -156,8 +161,8 @@ def test_a_short_beginning_is_known_too(call, system):
         history = [*system, user("HIV pos")]
         answer = ask(router, call, history, data_class="medical")
         for later in ([], [assistant(answer.value), user("And now?")], [user("And now?")], [assistant("N"), user("And?")]):
-            assert HOME in ask(router, call, [*history, *later]).reason
-        assert HOME in ask(router, call, [user("HIV pos"), assistant("No."), user("And now?")]).reason
+            assert stays(ask(router, call, [*history, *later]))
+        assert stays(ask(router, call, [user("HIV pos"), assistant("No."), user("And now?")]))
         assert sent == []
         for other in ([user("HIV")], [user("Well?")], [user("What?"), assistant("No."), user("HIV pos")]):
             assert ask(router, call, other).source == "cloud"
@@ -182,7 +187,7 @@ def test_messages_of_a_conversation_that_stays_are_known(made):
     with Router(lambda _: ("ok", 0.1), sent.append, threshold=0.5, egress=Egress(**EGRESS)) as router:
         talk = router.conversation()
         talk.infer("4711", data_class="medical")
-        assert HOME in router.infer([*talk.messages, user("And?")]).reason
+        assert stays(router.infer([*talk.messages, user("And?")]))
         assert sent == []
     router = made()
     router.infer([{"role": "user", "content": {"pin": 4711}}], data_class="medical")
@@ -204,7 +209,7 @@ def test_only_the_cloud_is_asked_of_what_stays(made):
     """It is refused, as by its data class."""
     router = made()
     router.infer([user(SECRET)], data_class="medical")
-    with pytest.raises(MayNotLeave, match=HOME):
+    with pytest.raises(MayNotLeave, match=WHY):
         router.infer([user(SECRET), assistant("Less sugar"), user("Ok")], mode="only_cloud")
 
 
@@ -316,8 +321,8 @@ def test_it_stays_after_a_kill(tmp_path):
         assert early.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
         history = [assistant("An answer that is long enough to be recognised"), user("next")]
-        assert HOME in router.infer(history).reason
-        assert HOME in router.infer([user(SECRET), assistant("so"), user("next")]).reason
+        assert stays(router.infer(history))
+        assert stays(router.infer([user(SECRET), assistant("so"), user("next")]))
         assert router.infer([user("What is the capital of France?")]).source == "cloud"
     text = (tmp_path / "conversations.txt").read_text()
     assert "diabetes" not in text
@@ -330,7 +335,8 @@ def test_a_file_that_cannot_be_read_keeps_all_conversations(tmp_path, caplog):
     (tmp_path / "conversations.txt").write_text("garbage\n")
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
         answer = router.infer([user("What is the capital of France?")])
-        assert (answer.source, "cannot be read" in answer.reason) == ("edge", True)
+        assert (answer.source, answer.reason_code) == ("edge", "stays")
+        assert answer.trace["stays"] != WHY
         assert "all conversations stay" in caplog.text
         assert router.infer("a text").source == "cloud"
         (tmp_path / "conversations.txt").unlink()

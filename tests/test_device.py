@@ -1,6 +1,7 @@
 """A device that is low on energy, or hot, has another mode."""
 
 import pytest
+import routes
 from both import makes, sure, unsure
 from devices import Device, now_it_reads
 
@@ -23,7 +24,8 @@ def test_below_that_charge_the_mode_is_the_savers(make):
     now_it_reads(router, device)
     low = router.infer(1)
     assert (low.source, low.degraded) == ("edge", False)
-    assert low.reason == "edge 0.10 < 0.50 (uncalibrated), only_edge; battery below 20%: only_edge"
+    assert routes.judged(low) == ("accepted", 0.1, 0.5, "uncalibrated")
+    assert (low.reason_code, low.trace["stays"], routes.rules(low)) == ("stays", "only_edge", [("battery", "only_edge")])
     assert low.trace["facts"]["rules"] == [
         {"of": "battery", "then": "only_edge", "enter": 0.2, "leave": 0.25, "hold_s": 0.0, "applied": True}
     ]

@@ -5,6 +5,7 @@ from itertools import chain, repeat
 from time import monotonic
 
 import pytest
+import routes
 
 from edgeroute import Function, Limits, Reading, Router, Rule
 from edgeroute.cli.status import status
@@ -58,7 +59,7 @@ def test_the_edges_energy_is_fitted_and_the_cheaper_side_is_first(price, first, 
         assert router.stats().break_even == pytest.approx(max(0.0, 1 - joules["edge"] / price), abs=0.01)
         answer = router.infer(0.9)
         assert answer.source == first
-        assert answer.reason.endswith("; power above 1 W: cheapest_energy")
+        assert routes.rules(answer) == [("power", "cheapest_energy")]
     assert status(policy=None, state=tmp_path / "state") == 0
     assert "J a call of edge" in capsys.readouterr().out
 
@@ -155,7 +156,7 @@ def test_past_the_budget_the_dearer_cloud_is_refused(mode):
         assert "joules_per_hour is spent: " in " ".join(router.decide(0.9).steps)
         answer = router.infer(0.1)
         assert (answer.source, answer.degraded) == ("edge", True)
-        assert "joules_per_hour" in answer.reason
+        assert routes.code(answer) == "joules_per_hour"
         assert [one.leg for one in router.infer_many([0.9, 0.1])] == ["edge", "edge"]
         assert router.infer(0.9, mode="only_edge").source == "edge"
 

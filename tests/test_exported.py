@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import routes
 import tiny
 from both import running
 from onnx import TensorProto, helper
@@ -203,7 +204,7 @@ def test_a_binary_classifier_of_one_unit(tmp_path):
     with Router(OnnxModel(path, labels=["no", "yes"]), lambda _: "no", threshold=0.5) as router:
         answer = router.infer(np.array([2.0], np.float32))
         assert answer.source == "cloud"
-        assert "binary classifier" in answer.reason
+        assert "binary classifier" in routes.error(answer, "edge")
 
 
 def test_an_output_that_is_not_there(server):
@@ -211,7 +212,7 @@ def test_an_output_that_is_not_there(server):
     for endpoint in (OpenInference(f"{server}/v2/models/sk_forest", output="probs", kind="probabilities"),):
         with Router(lambda _: ("a", 0.1), endpoint, threshold=0.5) as router:
             assert "has no output 'probs', which is to be read: it has label, probabilities" in str(router.check())
-            assert "it has label, probabilities" in router.infer(INPUTS[0]).reason
+            assert "it has label, probabilities" in routes.error(router.infer(INPUTS[0]))
     with Router(None, endpoint, mode="only_cloud") as router, pytest.raises(BadReply, match="it has label, probabilities"):
         router.infer(INPUTS[0])
     with Router(OnnxModel(HERE / "sk_forest.onnx", output="probs"), threshold=0.5) as router:

@@ -18,6 +18,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+import routes
 import trustme
 
 from edgeroute import (
@@ -44,7 +45,7 @@ CHUNKED = b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n"
 DOWN = http_reply(b"oops", status=503, headers=[("Retry-After", "0")])
 
 
-LATE = [({"timeout_s": 1.0}, "in time"), ({}, "cloud not there by the deadline")]
+LATE = [({"timeout_s": 1.0}, "cloud timeout"), ({}, "cloud deadline")]
 """The endpoint's limit, or if it has none the request's deadline, and what is said then."""
 
 
@@ -105,8 +106,7 @@ def ask(request):
 def assert_stands(answer, why):
     """The edge's answer, marked, with the fault named."""
     assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
-    assert re.search(why, answer.reason), answer.reason
-    assert answer.reason.endswith("so the edge answer stands")
+    assert re.search(why, routes.failures(answer)), answer.reason
 
 
 def in_turn(*replies):
@@ -175,7 +175,7 @@ LONG_PAGE = b"<html>" + b" " * 2000
 def test_an_error_with_a_long_page_is_that_error(ask, page):
     """It is repeated as any other 503; the page is not read."""
     with CannedServer(page) as server:
-        assert_stands(ask(PlainJson(server.url, max_reply_bytes=1000, retries=1)), "answered 503")
+        assert_stands(ask(PlainJson(server.url, max_reply_bytes=1000, retries=1)), "refused 503")
     assert len(server.requests) == 2
     assert server.connections == 2
 
@@ -215,7 +215,7 @@ def test_a_redirect_leads_nowhere(ask):
 def test_a_server_that_fails_is_asked_again_so_often(ask, retries):
     """As `retries` says, and no more; three faults in a row are the breaker's limit."""
     with CannedServer(DOWN) as server:
-        assert_stands(ask(PlainJson(server.url, retries=retries)), "answered 503")
+        assert_stands(ask(PlainJson(server.url, retries=retries)), "refused 503")
     assert len(server.requests) == 1 + retries
 
 
@@ -258,14 +258,12 @@ def test_nobody_listens(ask):
     """The port is taken, but not listened at."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        assert_stands(
-            ask(PlainJson(f"http://127.0.0.1:{taken.getsockname()[1]}")), "cloud failed: http://127.0.0.1:.*refused|connect"
-        )
+        assert_stands(ask(PlainJson(f"http://127.0.0.1:{taken.getsockname()[1]}")), "cloud unreachable .*http://127.0.0.1:")
 
 
 def test_the_name_is_wrong(ask):
     """.invalid names nothing, by RFC 2606."""
-    assert_stands(ask(PlainJson("http://name.invalid:1/", retries=0)), "cloud failed: http://name.invalid:1: ")
+    assert_stands(ask(PlainJson("http://name.invalid:1/", retries=0)), "cloud unreachable .*http://name.invalid:1: ")
 
 
 def test_a_body_that_ends_early(ask):
@@ -289,7 +287,7 @@ def test_a_black_hole(ask):
     """Connections are made, and nothing comes through."""
     with CannedServer(GOOD) as server, Relay("127.0.0.1", server.port) as relay:
         relay.black_hole = True
-        assert_stands(ask(PlainJson(relay.url, timeout_s=0.2)), "did not answer in time")
+        assert_stands(ask(PlainJson(relay.url, timeout_s=0.2)), "cloud timeout")
     assert server.requests == []
 
 
@@ -371,7 +369,7 @@ def test_a_link_that_comes_back(ask):
             return edge(x)
 
         first, second = ask(PlainJson(relay.url, retries=0), edge=model, times=2)
-    assert_stands(first, "cloud failed")
+    assert_stands(first, "^cloud ")
     assert_cloud(second)
 
 
@@ -484,7 +482,7 @@ def test_the_environments_proxy_is_used_and_can_be_bypassed(ask, monkeypatch):
         assert_cloud(ask(PlainJson("http://cloud.invalid/ask")))
         assert proxy.requests[0].startswith(b"POST http://cloud.invalid/ask HTTP/1.1")
         monkeypatch.setenv("no_proxy", "cloud.invalid")
-        assert_stands(ask(PlainJson("http://cloud.invalid/ask", retries=0)), "cloud failed")
+        assert_stands(ask(PlainJson("http://cloud.invalid/ask", retries=0)), "cloud unreachable")
     assert len(proxy.requests) == 1
 
 
@@ -528,7 +526,7 @@ def test_a_batch_degrades_row_by_row():
     with CannedServer(DOWN) as server, Router(lambda x: ("edge", x), PlainJson(server.url, retries=0), threshold=0.5) as router:
         answers = router.infer_many([0.1, 0.9, 0.2])
     assert [a.degraded for a in answers] == [True, False, True]
-    assert_stands(answers[0], "answered 503")
+    assert_stands(answers[0], "refused 503")
 
 
 # races, cancellation, the end
@@ -606,7 +604,7 @@ def test_the_deadline_with_nothing_to_fall_back_on(ask):
     gate = threading.Event()
     edge = FakeModel([("edge", 0.9)], gate=gate)
     threading.Thread(target=lambda: edge.cancelled.wait(LONG) and gate.set()).start()
-    with pytest.raises(DeadlineExceeded, match="edge not there by the deadline of 100 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"edge .* 100 ms"):
         ask(None, edge=edge, deadline=0.1)
 
 
@@ -849,7 +847,7 @@ def test_a_proxy_of_the_environment_is_used(ask, monkeypatch):
         assert_cloud(ask(PlainJson("http://far.invalid/classify")))
         assert proxy.requests[0].startswith(b"POST http://far.invalid/classify HTTP/1.1\r\n")
         monkeypatch.setenv("no_proxy", "far.invalid")
-        assert_stands(ask(PlainJson("http://far.invalid/classify", retries=0)), "cloud failed")
+        assert_stands(ask(PlainJson("http://far.invalid/classify", retries=0)), "cloud unreachable")
         assert len(proxy.requests) == 1
 
 

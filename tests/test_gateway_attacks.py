@@ -142,7 +142,7 @@ def test_reasons_make_no_headers():
         reply = httpx.post(url + CHATS, json=CHAT, timeout=LONG)
         text = raw(url, post(CHATS, CHAT, "Connection: close"))
     assert "x-evil" not in reply.headers
-    assert "X-Evil: 1" in reply.headers["x-edgeroute-reason"]
+    assert "X-Evil:" in reply.headers["x-edgeroute-reason"]
     assert text.split(b"\r\n\r\n")[0].isascii()
     assert text.count(b"\r\n\r\n") == 1
     assert reply.json()["choices"][0]["message"]["content"] == "ok\r\nX-Evil: 2"

@@ -12,6 +12,7 @@ from edgeroute import AsyncRouter, Cache, Egress, Limits, NoAnswer, OpenAIChat, 
 from edgeroute.core.breaker import FAULTS, Breaker
 from edgeroute.errors import Held
 from edgeroute.gateway.faults import fault_of
+from edgeroute.router.homebound import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
@@ -132,7 +133,7 @@ def test_a_conversation_that_had_to_stay():
             more = [*secret, first["choices"][0]["message"], {"role": "user", "content": "and what is it twice?"}]
             stays = ask(more)
             assert (stays["edgeroute"]["source"], far.requests) == ("edge", [])
-            assert "may not leave" in stays["edgeroute"]["reason"]
+            assert WHY in stays["edgeroute"]["reason"]
             assert ask(HELLO)["edgeroute"]["source"] == "cloud"
 
 

@@ -55,7 +55,8 @@ def test_it_is_decided_before_the_edge_runs(made, call):
     answer = ask(router, call, LONG_TEXT)
     assert (answer.source, answer.confidence) == ("cloud", 0.7)
     assert call == "refine" or router.ran["edge"] == [], "`refine` shows it meanwhile"
-    assert answer.reason.startswith("edge 0.23 < 0.50 (uncalibrated), before it ran; ")
+    assert answer.reason_code == "input"
+    assert "0.23 < 0.50" in answer.reason
 
 
 def test_rows_are_judged_each(made):
@@ -120,7 +121,7 @@ def test_a_score_that_fails_defers(made, broken):
     router = made(InputScore(broken))
     answer = router.infer(SHORT)
     assert (answer.source, router.ran["edge"]) == ("cloud", [])
-    assert "edge without confidence" in answer.reason
+    assert answer.reason_code == "input"
 
 
 def test_it_sees_what_the_edge_takes(made):
@@ -152,7 +153,8 @@ def test_of_several_edges_each_is_judged():
     with Router(models, lambda _: 1 / 0, threshold=[0.5, 0.5]) as router:
         answer = router.infer(LONG_TEXT)
         assert (answer.leg, answer.degraded) == ("large", True)
-        assert answer.reason.count("before it ran") == 2
+        assert answer.reason.count("0.50") == 2
+        assert [event["leg"] for event in answer.trace["events"] if event["what"] == "start"][0] == "cloud"
 
 
 def test_it_is_calibrated_as_any_other():

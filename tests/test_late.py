@@ -17,6 +17,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, nothing_left, open_files, sure, unsure
 from tiny import linear
 
@@ -87,16 +88,16 @@ def after(thing, method):
     return done
 
 
-def assert_queued(answer, note="queued"):
+def assert_queued(answer, note=routes.QUEUED):
     """The edge's answer for now."""
     assert (answer.value, answer.source, answer.degraded, answer.final) == ("edge", "edge", True, False)
-    assert answer.reason.endswith(f"; {note}")
+    assert routes.queued(answer) == note
 
 
-def assert_stands(answer, end):
+def assert_stands(answer, queued, why=""):
     """The edge's answer, for good."""
     assert (answer.value, answer.source, answer.degraded, answer.final) == ("edge", "edge", True, True)
-    assert answer.reason.endswith(end), answer.reason
+    assert (routes.queued(answer), why in routes.note(answer)) == (queued, True), answer.reason
 
 
 def assert_told_once(told, answer, router, value="cloud"):
@@ -350,7 +351,7 @@ def test_the_shipped_pair(make, fashion, fashion_server, tmp_path):
         told = listen(router)
         relay.down()
         answer = router.infer(image)
-        assert answer.reason.endswith("; queued"), answer.reason
+        assert routes.queued(answer) == routes.QUEUED, answer.reason
         relay.up(router)
         late = told.get(timeout=LONG)
         live = router.infer(image)
@@ -433,14 +434,18 @@ def test_what_is_stored_is_redacted(make, box):
 def test_without_consent_nothing_is_stored(make, box):
     """The answer says so."""
     router = make(unsure, FakeCloud([("cloud", 0.9)]), offline="queue", outbox=box, egress=Egress(consent=lambda *_: False))
-    assert_stands(router.infer(1), "; not queued: consent was not given")
+    answer = router.infer(1)
+    assert_stands(answer, routes.NOT_QUEUED)
+    assert answer.reason_code == "consent"
     assert box.counts()["stored"] == 0
 
 
 def test_a_redaction_that_fails_stores_nothing(make, box):
     """It is not the input itself that is stored then."""
     router = make(unsure, FakeCloud([("cloud", 0.9)]), offline="queue", outbox=box, egress=Egress(redact=lambda *_: 1 / 0))
-    assert_stands(router.infer(1), "; not queued: the redaction failed (ZeroDivisionError), so nothing was sent")
+    answer = router.infer(1)
+    assert_stands(answer, routes.NOT_QUEUED, "ZeroDivisionError")
+    assert answer.reason_code == "redaction"
     assert box.counts()["stored"] == 0
 
 
@@ -460,7 +465,7 @@ def test_a_refusal_for_good_is_not_stored(make, box, status):
     """Sent again it would be refused again."""
     with CannedServer(http_reply(status=status)) as server:
         router = make(unsure, PlainJson(server.url), offline="queue", outbox=box)
-        assert_stands(router.infer(1), "so the edge answer stands")
+        assert_stands(router.infer(1), "")
         assert box.counts()["stored"] == 0
     assert len(server.requests) == 1
 
@@ -472,7 +477,7 @@ class Odd:
 def test_an_input_that_cannot_be_stored(make, box):
     """The edge's answer stands, and says so."""
     router = make(unsure, FakeCloud([RuntimeError("away")]), offline="queue", outbox=box)
-    assert_stands(router.infer(Odd()), "; not queued: an input of this kind cannot be stored")
+    assert_stands(router.infer(Odd()), routes.NOT_QUEUED, "stored")
     assert box.counts()["stored"] == 0
 
 
@@ -482,7 +487,7 @@ def test_an_input_that_the_endpoint_cannot_encode(make, box):
         router = make(unsure, PlainJson(server.url), offline="queue", outbox=box)
         answer = router.infer(Odd())
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
-        assert "cloud does not take this input: " in answer.reason
+        assert routes.code(answer) == "bad_input"
         assert box.counts()["stored"] == 0
 
 
@@ -500,7 +505,7 @@ def test_no_edge_to_fall_back_on(make, box):
         relay.down()
         router = make(None, PlainJson(relay.url, retries=0), mode="only_cloud", threshold=None, offline="queue", outbox=box)
         told = listen(router)
-        with pytest.raises(NoAnswer, match=r"; queued$"):
+        with pytest.raises(NoAnswer, match=f"; {routes.QUEUED}$"):
             router.infer(1)
         relay.up(router)
         assert told.get(timeout=LONG).value == "cloud"
@@ -713,7 +718,7 @@ def test_the_least_important_make_room(make, tmp_path):
         assert {(e.id, e.importance) for e in box.list()} == {(high.id, 5.0), (higher.id, 3.0)}
         answer = router.infer(4)
         assert (answer.final, answer.degraded) == (True, True)
-        assert "; not queued: the outbox is full" in answer.reason
+        assert (routes.queued(answer), "full" in routes.note(answer)) == (routes.NOT_QUEUED, True)
 
 
 # --------------------------------------------------------------------------------------------------------------- disks
@@ -743,8 +748,7 @@ def test_a_disk_that_is_full(disk, make, caplog, deadline):
         assert box.list() == []
         answer = router.infer("x" * (2 << 20))
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
-        assert "; not queued: " in answer.reason
-        assert "full" in answer.reason
+        assert (routes.queued(answer), "full" in routes.note(answer)) == (routes.NOT_QUEUED, True)
         assert "could not be queued" in caplog.text
         assert_queued(router.infer("small"))
 
@@ -759,7 +763,7 @@ def test_a_disk_that_is_slow(make, box, no_time_left):
         told = listen(router)
         answer = router.infer(1)
         assert not gate.is_set()
-        assert_queued(answer, "being queued")
+        assert_queued(answer, routes.BEING_QUEUED)
         assert box.list() == []
         gate.set()
         relay.up(router)
@@ -774,7 +778,7 @@ def test_a_late_reply_waits_for_a_slow_disk(make, box, due, no_time_left):
         router = make(unsure, PlainJson(server.url), deadline=due(lambda: server.requests), offline="queue", outbox=box)
         told, handed_over = listen(router), after(router.engine.late, "take")
         answer = router.infer(1)
-        assert_queued(answer, "being queued")
+        assert_queued(answer, routes.BEING_QUEUED)
         assert begun.wait(LONG)
         server.open()
         assert handed_over.wait(LONG)
@@ -928,7 +932,7 @@ def test_what_is_held_is_looked_at_at_once(make, wide):
         looked = after(router.engine.queue.delivery, "_deliver")
         answer = router.infer(1)
         assert_queued(answer)
-        assert "breaker" in answer.reason
+        assert answer.reason_code == "breaker"
         wait_s, error = only(wide)
         assert wait_s <= 0
         assert error == ""
@@ -1122,7 +1126,7 @@ with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, o
     router.on_late(once if effect == "once" else again)
     for n in range(int(count)):
         answer = router.infer(n)
-        if answer.reason.endswith("; queued"):
+        if not answer.final:
             note("queued", answer.id)
             say("queued", answer.id)
     sys.stdin.read()

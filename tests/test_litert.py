@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import routes
 from both import LONG
 
 from edgeroute import (
@@ -353,7 +354,7 @@ def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
         for _ in range(2):
             lost = session.infer(ones)
             assert lost.source == "cloud"
-            assert "its state cannot be put back: begin the stream anew by the session's reset()" in lost.reason
+            assert "its state cannot be put back: begin the stream anew by the session's reset()" in routes.error(lost, "edge")
         session.reset()
         again = session.infer(ones)
         assert (again.source, again.outputs.tolist()) == ("edge", [1, 1])

@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import routes
 from both import LONG
 
 pytest.importorskip("xllamacpp")
@@ -291,7 +292,7 @@ def test_a_prompt_longer_than_the_context(tiny):
     with Router(made, lambda x: "cloud", threshold=0.0) as router:
         answer = router.infer("word " * 100)
         assert answer.value == "cloud"
-        assert "tokens, and its context 256" in answer.reason
+        assert (routes.code(answer, "edge"), "256" in answer.reason) == ("context", True)
     for cancel in (None, StopToken()):
         with pytest.raises(ModelError, match="context 256: a larger context="):
             made.run_one("word " * 100, cancel)

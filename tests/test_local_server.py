@@ -10,6 +10,7 @@ import traceback
 
 import numpy as np
 import pytest
+import routes
 from both import LONG
 
 from edgeroute import BadInput, EdgerouteError, LocalServer, ModelError, PolicyError, Router, StopToken
@@ -170,7 +171,7 @@ def test_a_name_that_leads_elsewhere(monkeypatch, answers):
     with Router(LocalServer("http://sly.example:80"), lambda x: "cloud", threshold=0.5) as router:
         answer = router.infer("hi")
     assert answer.value == "cloud"
-    assert "not this device's loopback" in answer.reason
+    assert "not this device's loopback" in routes.error(answer, "edge")
 
 
 def test_a_connection_that_led_elsewhere(monkeypatch):
@@ -430,7 +431,8 @@ def test_an_answer_without_a_text_is_not_sure():
         with Router(edge, lambda _: "cloud", threshold=0.5) as router:
             answer = router.infer("hi")
     assert (answer.value, answer.source) == ("cloud", "cloud")
-    assert "its answer has no text" in answer.reason
+    assert (answer.reason_code, routes.judged(answer).confidence) == ("below", None)
+    assert "text" in answer.reason
 
 
 def test_what_does_not_come_in_pieces_is_shown_as_one():

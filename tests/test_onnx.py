@@ -400,7 +400,7 @@ def test_the_deadline_stops_the_edge_too(tmp_path):
 
     router = Router(edge=tiny.endless(tmp_path / "endless.onnx"))
     router.check()
-    with pytest.raises(DeadlineExceeded, match="edge not there by the deadline of 50 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"edge .* 50 ms"):
         router.infer(np.zeros(1, np.float32), deadline=0.05)
     runner = router.engine.snapshot.backends[0]
     router.close()

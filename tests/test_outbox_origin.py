@@ -9,6 +9,7 @@ from queue import Queue
 from time import monotonic
 
 import pytest
+import routes
 from both import DOWN, GOOD, LONG, header, unsure
 
 from edgeroute import CloudArms, Egress, Function, Outbox, PlainJson, Unreachable
@@ -55,7 +56,7 @@ def queued(make, cloud, call="infer", **policy):
     """The ids of requests that are queued for this cloud, whose router is closed then."""
     router, _, _ = make(cloud, **policy)
     answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
-    assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"queued"}
+    assert {routes.queued(answer) for answer in answers} == {routes.QUEUED}
     router.close()
     return [answer.id for answer in answers]
 
@@ -284,7 +285,7 @@ def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call
         router.engine.observe()
         assert router.engine.observer.facts.busy == {"large"}
     answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
-    assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"queued"}
+    assert {routes.queued(answer) for answer in answers} == {routes.QUEUED}
     assert {entry.target for entry in box.list()} == {"large"}
     router.close()
     up(first)

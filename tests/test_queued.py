@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import routes
 from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, Unreachable
@@ -111,7 +112,7 @@ def test_what_is_queued_is_on_disk(make, box, call, deadline):
     """When the caller reads it, whatever comes then."""
     answers = call(make(box, deadline=deadline))
     assert on_disk(box) == {answer.id for answer in answers}
-    assert {(answer.reason.rpartition("; ")[2], answer.final) for answer in answers} == {("queued", False)}
+    assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.QUEUED, False)}
 
 
 @CALLS
@@ -121,7 +122,7 @@ def test_what_the_deadline_does_not_wait_for_is_being_queued(make, box, call):
     gate, changes = gated(box), Changes()
     answers = call(make(box, deadline=LONG, instruments=[changes]))
     assert on_disk(box) == set()
-    assert {(answer.reason.rpartition("; ")[2], answer.final) for answer in answers} == {("being queued", False)}
+    assert {(routes.queued(answer), answer.final) for answer in answers} == {(routes.BEING_QUEUED, False)}
     gate.set()
     until(lambda: len(changes.seen) == len(answers))
     assert on_disk(box) == {answer.id for answer in answers}
@@ -135,12 +136,12 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
     """A failure after the answer is logged with its id, and the instruments hear of it."""
     gate, changes = gated(box, error), Changes()
     answers = call(make(box, deadline=LONG, instruments=[changes]))
-    assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"being queued"}
+    assert {routes.queued(answer) for answer in answers} == {routes.BEING_QUEUED}
     gate.set()
     until(lambda: len(changes.seen) == len(answers))
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     for answer in answers:
-        assert f"{answer.id} was being queued when its deadline came, and is not queued: {named(error)}" in caplog.text
+        assert f"{answer.id} was being queued when its deadline came, and is {routes.NOT_QUEUED}: {named(error)}" in caplog.text
     assert on_disk(box) == set()
 
 
@@ -164,7 +165,7 @@ def test_a_failure_that_the_answer_tells_of_is_not_reported_again(make, box):
     changes = Changes()
     gated(box, StoreError("no room")).set()
     answer = make(box, instruments=[changes]).infer("x")
-    assert (answer.reason.endswith("; not queued: no room"), answer.final, changes.seen) == (True, True, [])
+    assert (routes.note(answer), answer.final, changes.seen) == (f"{routes.NOT_QUEUED}: no room", True, [])
 
 
 @pytest.mark.usefixtures("no_time_left")
@@ -196,7 +197,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, box, caplog, m
         router = make(box, deadline=LONG, instruments=[changes])
         answers = [router.infer(i) for i in range(20)]
         until(lambda: len(box._group._brought) == 20)
-        assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"being queued"}
+        assert {routes.queued(answer) for answer in answers} == {routes.BEING_QUEUED}
         closing = threading.Thread(target=router.close, daemon=True)
         closing.start()
         closing.join(LONG)
@@ -204,7 +205,7 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, box, caplog, m
         until(lambda: len(changes.seen) == 20)
         assert sum(begun) < 20  # those that came while the first was waiting for the lock had no transaction any more
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
-    assert caplog.text.count("is not queued: the router is closed") == 20 - sum(begun)
+    assert caplog.text.count(f"is {routes.NOT_QUEUED}: the router is closed") == 20 - sum(begun)
     assert on_disk(box) == set()
 
 
@@ -234,5 +235,5 @@ def test_kill_9_after_an_answer(tmp_path, kind):
         done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=4 * LONG, env=environment)
     said = [line.split(":") for line in done.stdout.splitlines()]
     assert len(said) == 3, done.stderr
-    assert {(final, note) for _, final, note in said} <= {("False", "queued"), ("False", "being queued")}
-    assert {name for name, _, note in said if note == "queued"} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))
+    assert {(final, note) for _, final, note in said} <= {("False", routes.QUEUED), ("False", routes.BEING_QUEUED)}
+    assert {name for name, _, note in said if note == routes.QUEUED} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, Threads, sure, unsure
 from tiny import linear
 
@@ -69,14 +70,15 @@ def assert_cached(answer, like, source="cache"):
 
 
 def test_the_second_time_nobody_is_asked(make):
-    """Neither the edge nor the cloud; the reason says where the answer comes from, and why it was given."""
+    """Neither the edge nor the cloud; the reason says why the answer was given then."""
     edge = FakeModel([("edge", 0.1)])
     with CannedServer(GOOD) as server:
         router = make(edge, PlainJson(server.url))
         first, second = router.infer(1), router.infer(1)
         assert (first.source, first.value) == ("cloud", "cloud")
         assert_cached(second, first)
-        assert second.reason == f"cache, 0 s old: {first.reason}"
+        assert second.reason.endswith(first.reason)
+        assert second.reason_code == "cached"
         assert (router.stats().requests, router.stats().cached) == (1, 1)
         assert router.infer(2).source == "cloud"
     assert (edge.runs, len(server.requests)) == (2, 2)
@@ -200,7 +202,7 @@ def test_an_answer_has_its_time(make, clock):
         clock.at += 59
         second = router.infer(1)
         assert_cached(second, first)
-        assert second.reason.startswith("cache, 59 s old: ")
+        assert "59" in second.reason.removesuffix(first.reason)
         clock.at += 1
         assert router.infer(1).source == "cloud"
     assert len(server.requests) == 2
@@ -218,7 +220,7 @@ def test_past_its_time_it_is_given_while_it_is_renewed(make, clock):
         for _ in range(3):
             again = router.infer(1)
             assert_cached(again, first, "stale")
-            assert again.reason.startswith("cache, 90 s old and past its time, being renewed: ")
+            assert (again.reason_code, "90" in again.reason.removesuffix(first.reason)) == ("stale", True)
         server.wait_for(lambda: len(server.requests) == 2)
         renewed, put = threading.Event(), cache.put
         cache.put = lambda *args: (put(*args), renewed.set())
@@ -226,7 +228,7 @@ def test_past_its_time_it_is_given_while_it_is_renewed(make, clock):
         assert renewed.wait(LONG)
         answer = router.infer(1)
         assert_cached(answer, first)
-        assert answer.reason.startswith("cache, 0 s old: ")
+        assert answer.reason_code == "cached"
     assert len(server.requests) == 2
 
 
@@ -288,7 +290,7 @@ def test_offline_the_old_answer_stands_in(make, clock):
         clock.at += 300
         again = router.infer(1)
         assert_cached(again, first, "stale")
-        assert again.reason.startswith("cache, 300 s old, the cloud is away: ")
+        assert (again.reason_code, "300" in again.reason.removesuffix(first.reason)) == ("stale", True)
         other = router.infer(2)
         assert (other.source, other.degraded) == ("edge", True)
         clock.at += 600
@@ -322,8 +324,8 @@ def test_a_refused_input_is_not_sent_again(make, clock):
         for n in range(3):
             answer = router.infer(1)
             assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
-            assert "answered 400" in answer.reason
-            assert ("said before" in answer.reason) is (n > 0)
+            assert routes.status(answer) == 400
+            assert ("before" in routes.error(answer)) is (n > 0)
         assert len(server.requests) == 1
         router.infer(2)
         assert len(server.requests) == 2
@@ -372,7 +374,7 @@ def test_fifty_who_ask_the_same(make, deadline):
     (leader,) = (a for a in answers if a.source == "cloud")
     others = [a for a in answers if a is not leader]
     assert {a.source for a in others} == {"cache"}
-    assert all(a.reason.startswith(f"shared with {leader.id}: ") for a in others)
+    assert all(leader.id in a.reason for a in others)
     assert len({a.id for a in answers}) == 50
     assert (edge.runs, len(server.requests)) == (1, 1)
 
@@ -586,7 +588,7 @@ def test_a_text_that_means_the_same(make):
         first = router.infer("what is the weather like today")
         like = router.infer("today what is the weather like")
         assert_cached(like, first)
-        assert "for a text like it (semantic 1.00 >= 0.9): " in like.reason
+        assert "1.00 >= 0.9" in like.reason
         assert router.infer("price").value == "cloud price"
         assert len(server.requests) == 2
         assert router.infer("what is the weather like today", mode="only_edge").source == "edge"

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import routes
 import tiny
 from both import LONG, Tasks, Threads
 from commands import cli
@@ -430,7 +431,8 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
         until(lambda: router.engine.snapshot.candidate is None)
         assert digest(router.fingerprints()) == lines()[-1]["fingerprints"]
         found = [router.infer(x) for x in drawn(50, 77)]
-        assert "(loss <= 15 %" in next(a.reason for a in found if a.source == "edge")
+        assert "15" in routes.label(next(a for a in found if a.source == "edge"))
+        assert not routes.uncalibrated(found[0])
         assert step(path)[1]["did"] == "nothing"
         calls(6.0, lambda: any(one.alarm for one in router.stats().audits))
         stored = home / "state" / "state.db"

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+import routes
 import tiny
 
 import edgeroute
@@ -68,24 +69,25 @@ def test_a_sure_edge_answers():
     answer = both(PAIR, x=1)
     assert (answer.value, answer.source, answer.leg, answer.confidence) == ("edge", "edge", "edge", 0.9)
     assert (answer.degraded, answer.final, answer.outputs) == (False, True, ("edge", 0.9))
-    assert answer.reason == "edge 0.90 >= 0.85 (uncalibrated)"
+    assert routes.judged(answer) == ("accepted", 0.9, 0.85, "uncalibrated")
     assert 0 < answer.latency_s < 10
     assert json.loads(json.dumps(answer.trace))["id"] == answer.id
-    assert repr(answer) == "<Answer 'edge' from edge, 0.90: edge 0.90 >= 0.85 (uncalibrated)>"
+    assert repr(answer) == f"<Answer 'edge' from edge, 0.90: {answer.reason}>"
 
 
 def test_an_unsure_edge_defers():
     """Below the threshold the cloud is asked, and its answer stands."""
     answer = both(PAIR, x=-1)
     assert (answer.value, answer.source, answer.degraded) == ("cloud", "cloud", False)
-    assert answer.reason.startswith("edge 0.20 < 0.85 (uncalibrated); cloud ")
+    assert routes.judged(answer) == ("below", 0.2, 0.85, "uncalibrated")
 
 
 def test_a_cloud_fault_returns_the_edge_answer():
     """Whatever the cloud raises, the edge's answer is returned, degraded, with the reason."""
     answer = both({**PAIR, "cloud": broken}, x=-1)
     assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
-    assert answer.reason == "edge 0.20 < 0.85 (uncalibrated); cloud failed: OSError: the line is dead; so the edge answer stands"
+    assert routes.judged(answer) == ("below", 0.2, 0.85, "uncalibrated")
+    assert routes.error(answer) == "OSError: the line is dead"
     assert "degraded" in repr(answer)
 
 
@@ -120,9 +122,9 @@ def test_a_ladder_is_tried_in_order():
     assert both(given, threshold=0.2).leg == "tiny"
     answer = both(given, threshold=0.95)
     assert (answer.leg, answer.value) == ("cloud-2", "cloud")
-    assert answer.reason.startswith(
-        "tiny 0.30 < 0.95 (uncalibrated); small 0.60 < 0.95 (uncalibrated); cloud-1 failed: OSError: the line is dead"
-    )
+    assert routes.judged(answer, "tiny") == ("below", 0.3, 0.95, "uncalibrated")
+    assert routes.judged(answer, "small") == ("below", 0.6, 0.95, "uncalibrated")
+    assert routes.error(answer, "cloud-1") == "OSError: the line is dead"
 
 
 def test_equal_names_are_made_unique():
@@ -138,7 +140,7 @@ def test_without_a_confidence_the_policy_decides():
         with Router(**given) as router:
             assert router.infer(0).value == "cloud"
         with Router(**given, no_confidence="accept") as router:
-            assert router.infer(0).reason == "edge without confidence, accepted by policy"
+            assert routes.judged(router.infer(0))[:2] == ("accepted", None)
 
 
 def test_logits_labels_and_scores(tmp_path):
@@ -162,14 +164,14 @@ def test_a_cloud_takes_the_edges_labels(tmp_path):
     assert both({**given, "cloud": lambda x: np.float32([0, 0, 5])}, x=x).value == "c"
     answer = both({**given, "cloud": lambda x: np.zeros(7)}, x=x)
     assert (answer.source, answer.degraded) == ("edge", True)
-    assert "7 outputs, but 3 labels" in answer.reason
+    assert "7 outputs, but 3 labels" in routes.error(answer)
 
 
 def test_deadline_with_nothing_to_show():
     """With no answer at the deadline the error is a TimeoutError, and names what was waited for."""
     gate = threading.Event()
     router = Router(edge=lambda x: (gate.wait(60), 1.0))
-    with pytest.raises(DeadlineExceeded, match="edge not there by the deadline of 50 ms"):
+    with pytest.raises(DeadlineExceeded, match=r"edge .* 50 ms"):
         router.infer(0, deadline=0.05)
     gate.set()
     router.close()
@@ -184,7 +186,7 @@ def test_deadline_with_an_edge_answer(due):
     gate.set()
     router.close()
     assert (answer.value, answer.degraded) == ("edge", True)
-    assert "cloud not there by the deadline of 30000 ms" in answer.reason
+    assert (answer.reason_code, "30000" in answer.reason) == ("deadline", True)
 
 
 def test_hedge_asks_the_cloud_while_the_edge_is_at_it():
@@ -237,7 +239,7 @@ def test_exhausted_may_raise():
     """offline = raise: no answer below the threshold is returned, and the error has each leg's."""
     with Router(**{**PAIR, "cloud": broken}, offline="raise") as router:
         assert router.infer(1).value == "edge"
-        with pytest.raises(NoAnswer, match=r"no answer was accepted: edge 0\.20 < 0\.85") as caught:
+        with pytest.raises(NoAnswer, match=r"edge 0\.20 < 0\.85") as caught:
             router.infer(-1)
     assert list(caught.value.errors) == ["cloud"]
 
@@ -245,9 +247,7 @@ def test_exhausted_may_raise():
 def test_when_all_fail():
     """Every leg's error is in the one that is raised; a single leg's error is raised itself."""
     with Router(edge=broken, cloud=broken, threshold=0.5) as router:
-        with pytest.raises(
-            NoAnswer, match="edge failed: OSError: the line is dead; cloud failed: OSError: the line is dead"
-        ) as caught:
+        with pytest.raises(NoAnswer, match=r"edge .*OSError: the line is dead; cloud .*OSError: the line is dead") as caught:
             router.infer(0)
         assert set(caught.value.errors) == {"edge", "cloud"}
         assert isinstance(caught.value.__cause__, OSError)
@@ -277,7 +277,7 @@ def test_input_that_only_the_cloud_cannot_take_is_the_clouds_affair():
 
     answer = both({**PAIR, "cloud": picky, "mode": "prefer_cloud"})
     assert (answer.value, answer.degraded) == ("edge", True)
-    assert "takes another input" in answer.reason
+    assert routes.error(answer) == "BadInput: takes another input"
 
 
 def test_system_exit_in_a_thread_does_not_hang():
@@ -287,7 +287,7 @@ def test_system_exit_in_a_thread_does_not_hang():
         raise SystemExit(3)
 
     with Router(edge=edge, cloud=leave, threshold=0.85, deadline=30) as router:
-        assert "cloud failed" in router.infer(-1).reason
+        assert routes.error(router.infer(-1)) == "SystemExit: 3"
 
 
 # ---------------------------------------------------------------------------------------------------------------- batch
@@ -545,7 +545,7 @@ def test_a_failing_coroutine_degrades():
 
     answer = asyncio.run(main())
     assert answer.degraded
-    assert "cloud failed: nonsense" in answer.reason
+    assert (routes.code(answer), routes.error(answer)) == ("bad_reply", "BadReply: nonsense")
 
 
 def test_cancelling_a_call_cancels_its_legs():

@@ -146,7 +146,7 @@ def test_too_many_do_not_wait(make, monkeypatch):
         calls.append(router.start(1))
         waits(router.engine.snapshot.clouds[0].guard)
         answer = router.infer(2)
-        assert (answer.source, "max_concurrent" in answer.reason) == ("edge", True)
+        assert (answer.source, answer.reason_code) == ("edge", "max_concurrent")
         server.open()
         assert [call.result(LONG).source for call in calls] == ["cloud"] * 2
     assert router.stats().legs[1].held == 1
@@ -290,7 +290,7 @@ def test_closing_ends_it(make):
         calls.append(router.start(1))
         waits(router.engine.snapshot.clouds[0].guard)
         router.engine.snapshot.clouds[0].guard.turns.close()
-        assert "the router is closed" in calls[1].result(LONG).reason
+        assert calls[1].result(LONG).reason_code == "stopped"
         server.open()
         assert calls[0].result(LONG).source == "cloud"
 

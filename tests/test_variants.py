@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import routes
 from both import makes
 from devices import Device, now_it_reads
 
@@ -35,12 +36,12 @@ def test_an_answer_names_the_variant_and_its_own_threshold(make):
     router = make(Variants(fp32=fp32, int8=int8), cloud, threshold=[0.8, 0.9], rules=[BUSY], sensors=device)
     answer = router.infer(1)
     assert (answer.value, answer.leg, answer.source) == ("large", "edge fp32", "edge")
-    assert answer.reason == "edge fp32 0.85 >= 0.80 (uncalibrated)"
+    assert routes.judged(answer, "edge fp32") == ("accepted", 0.85, 0.8, "uncalibrated")
     device.says = Reading(cpu=0.95)
     now_it_reads(router, device)
     answer = router.infer(1)
-    assert answer.reason.startswith("edge int8 0.85 < 0.90 (uncalibrated); cloud ")
-    assert answer.reason.endswith("; load above 90%: small_model")
+    assert routes.judged(answer, "edge int8") == ("below", 0.85, 0.9, "uncalibrated")
+    assert routes.rules(answer) == [("load", "small_model")]
     assert [leg["leg"] for leg in answer.trace["plan"]] == ["edge int8", "cloud"]
     assert [a.leg for a in router.infer_many([1, 2])] == ["cloud", "cloud"]
     device.says = Reading(cpu=0.7)
@@ -73,8 +74,8 @@ def test_each_has_a_certificate_of_its_own():
     with Router(
         pair, lambda x: (int(x > 0.5), 1.0), threshold=made, rules=[BUSY], sensors=device, uncalibrated="error"
     ) as router:
-        assert router.infer(0.99).reason.startswith("edge int8 0.97 >= ")
-        assert "loss" in router.infer(0.99).reason, "it quotes the certificate"
+        judged = routes.judged(router.infer(0.99), "edge int8")
+        assert judged == ("accepted", pytest.approx(0.97, abs=0.005), made[1].threshold, made[1].label)
         assert [target.threshold for target in router.engine.snapshot.targets[:2]] == [one.threshold for one in made]
     with pytest.raises(PolicyError, match="edge fp32 promises nothing here"):
         Router(pair, cloud, threshold=made[::-1], uncalibrated="error")

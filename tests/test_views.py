@@ -11,6 +11,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+import routes
 from both import CALLS, DOWN, GOOD, LONG, Tasks, Threads, ask, collected, sure, unsure
 
 from edgeroute import (
@@ -194,11 +195,11 @@ def lazy(x):
 @pytest.mark.parametrize(
     ("view", "why"),
     [
-        ("jpg", "cloud does not take this input: the input has no 'jpg', which cloud takes: did you mean \"jpeg\""),
-        (bad, "cloud does not take this input: it shows nothing"),
-        (broken, r"; the view for cloud failed \(KeyError: 'oops'\), so nothing was sent"),
-        (leaving, r"; the view for cloud failed \(NoException: SystemExit: gone\), so nothing was sent"),
-        (lazy, r"; the view for cloud failed \(it returned a list_iterator, which can be read only once\)"),
+        ("jpg", "cloud bad_input .*'jpg'.*did you mean \"jpeg\""),
+        (bad, "cloud bad_input BadInput: it shows nothing"),
+        (broken, r"cloud view .*\(KeyError: 'oops'\)"),
+        (leaving, r"cloud view .*\(NoException: SystemExit: gone\)"),
+        (lazy, r"cloud view .*\(it returned a list_iterator, which can be read only once\)"),
     ],
 )
 def test_a_cloud_view_that_fails_costs_no_edge_answer(make, call, view, why, deadline):
@@ -209,7 +210,7 @@ def test_a_cloud_view_that_fails_costs_no_edge_answer(make, call, view, why, dea
             for _ in range(4):
                 answer = ask(router, call, PHOTO)
                 assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
-                assert re.search(why, answer.reason), answer.reason
+                assert re.search(why, routes.failures(answer)), answer.reason
             assert router.engine.snapshot.clouds[0].guard.state == "closed"
     assert server.requests == []
 
@@ -228,7 +229,7 @@ def test_an_edge_view_that_fails(make, call):
             with make(Model(), PlainJson(server.url, body=BODY), threshold=0.5, views={**KEYS, "edge": view}) as router:
                 answer = ask(router, call, PHOTO)
                 assert answer.source == "cloud"
-                assert "edge failed: the view for edge failed (" in answer.reason
+                assert "the view for edge failed (" in routes.error(answer, "edge")
 
 
 def test_what_a_view_raises_is_logged(caplog):
@@ -317,7 +318,7 @@ def test_a_slow_cloud_view_delays_no_answer(make, call, due):
             try:
                 answer = ask(router, call, PHOTO, deadline=due(began.is_set))
                 assert (answer.value, done.is_set()) == ("edge", False)
-                assert "not there by the deadline" in answer.reason
+                assert answer.reason_code == "deadline"
             finally:
                 go.set()
             assert done.wait(LONG)
@@ -517,7 +518,7 @@ def test_a_certificate_is_bound_to_the_views():
     certificate = calibrate(confidence, right, max_error=0.05, fingerprints=keys)
     for views, holds in ((KEYS, True), ({"cloud": "jpeg"}, False), (None, False)):
         with Router(sure, cloud, threshold=certificate, views=views) as router:
-            assert router.infer(PHOTO).reason.startswith("edge 0.90") is True
+            assert routes.judged(router.infer(PHOTO)).confidence == 0.9
             assert ("uncalibrated" not in router.engine.snapshot.targets[0].label) is holds
 
 
@@ -612,7 +613,7 @@ def test_what_is_queued_is_what_would_have_been_sent(make, call, encoded, tmp_pa
         ) as router:
             router.on_late(lambda answer: late.set())
             answer = ask(router, call, PHOTO)
-            assert answer.reason.endswith("queued")
+            assert routes.queued(answer) == routes.QUEUED
             assert late.wait(LONG)
     assert len(calls) == 1
     wanted = {"jpeg": PHOTO["jpeg"], "lang": "-"}
@@ -625,11 +626,11 @@ def test_what_is_queued_is_what_would_have_been_sent(make, call, encoded, tmp_pa
 def test_a_view_that_fails_is_not_queued(tmp_path):
     """The reason says why; the caller's error does not even try."""
     box = Outbox(tmp_path / "outbox.db")
-    for view, why in ((broken, r"not queued: the view for cloud failed"), ("jpg", "so the edge answer stands$")):
+    for view, queued in ((broken, routes.NOT_QUEUED), ("jpg", "")):
         with Router(
             Model(), FakeCloud([]), threshold=0.5, views={"cloud": view}, offline="queue", outbox=Outbox(tmp_path / "o.db")
         ) as router:
-            assert re.search(why, router.infer(PHOTO).reason)
+            assert routes.queued(router.infer(PHOTO)) == queued
     assert box.size("waiting") == 0
     box.close()
 

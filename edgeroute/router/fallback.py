@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Late
 
 log = logging.getLogger("edgeroute")
+AGREES = "it agrees with the provisional answer"
+CORRECTS = "it corrects that"
+"""Notes in the reason of the cloud's answer, where the edge's was shown before."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Submit = Callable[[Callable[[], object]], bool]
@@ -202,7 +205,7 @@ def _compared(answer: Answer, shown: Answer) -> Answer:
             agrees = contained(lambda: bool(answer.value == shown.value))
         except Exception:  # noqa: BLE001
             return answer
-        answer.noted("it agrees with the provisional answer" if agrees else "it corrects that", final=True)
+        answer.noted(AGREES if agrees else CORRECTS, final=True)
     return answer
 
 

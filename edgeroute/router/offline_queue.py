@@ -38,6 +38,8 @@ QUEUED = "queued"
 """Note in the reason of a request that is on disk."""
 BEING_QUEUED = "being queued"
 """Note in the reason of a request that was not on disk by its deadline. If it does not get there, that is reported."""
+NOT_QUEUED = "not queued"
+"""Note in the reason of a request that cannot be stored; why not follows after a colon."""
 TOGETHER = 64
 """Rows of a batch that are stored in one transaction."""
 EDGE = "Edge-Answer"
@@ -167,7 +169,7 @@ class OfflineQueue:
                     try:
                         x = request.inputs if request.until == INF else contained(own_copy, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                        note = f"not queued: {named(e)}"
+                        note = f"{NOT_QUEUED}: {named(e)}"
                     else:  # its own: at the deadline nobody waits for it
                         jobs.append(_Job(len(notes), walked, x, *found))
                         notes.append(None)
@@ -192,7 +194,7 @@ class OfflineQueue:
                 for job in jobs[at : at + TOGETHER]:
                     waiting = _waiting(job)
                     if isinstance(waiting, str):
-                        yield job.row, f"not queued: {waiting}"
+                        yield job.row, f"{NOT_QUEUED}: {waiting}"
                     else:
                         ready.append((job, waiting))
                 for (job, _), put in zip(ready, self._put([waiting for _, waiting in ready]), strict=True):
@@ -215,9 +217,9 @@ class OfflineQueue:
         """The note of a request that was put."""
         if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", put)
-            return f"not queued: {named(put)}"
+            return f"{NOT_QUEUED}: {named(put)}"
         if not put.stored:
-            return f"not queued: {put.reason}"
+            return f"{NOT_QUEUED}: {put.reason}"
         self._note("queued", job.id)
         return QUEUED
 
