@@ -305,7 +305,7 @@ class Selective(GatedServer):
                 self._note(hung_up=1)
                 return
             self._note(request)
-            if (reply := self._reply(request)) is not None:
+            if (reply := self.reply(request)) is not None:
                 writer.write(reply)
                 await writer.drain()
 

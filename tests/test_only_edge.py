@@ -77,7 +77,7 @@ def box(make, server, tmp_path):
     for i in range(3):
         assert router.infer(f"private-{i}").reason.endswith("queued")
     router.close()
-    server._reply, server.connections = GOOD, 0
+    server.reply, server.connections = GOOD, 0
     server.requests.clear()
     return box
 

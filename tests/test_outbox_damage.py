@@ -355,7 +355,7 @@ def test_a_router_is_told_of_it(kind, tmp_path, caplog):
         router.close()
         with contextlib.closing(sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)) as c:
             c.execute("UPDATE outbox_entries SET provisional = '{' WHERE id = ?", (names[1],))
-        server._reply = GOOD
+        server.reply = GOOD
         router = made(server.url)
         getattr(router, "router", router).on_late(told.put)
         assert {told.get(timeout=LONG).id for _ in range(2)} == {names[0], names[2]}

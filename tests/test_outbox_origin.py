@@ -47,7 +47,7 @@ def servers():
 
 def up(server):
     """Answers from now on."""
-    server._reply = GOOD
+    server.reply = GOOD
     server.requests.clear()
 
 
@@ -274,7 +274,7 @@ def test_a_file_that_several_bring_up_to_date(tmp_path):
 def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call, busy):
     """The arm may be stopped or gone by then; consent is asked for where it goes."""
     first, second = servers
-    second._reply = DOWN
+    second.reply = DOWN
     asked = []
     agreed = Egress(consent=lambda where, _: (asked.append(where), where.startswith(first.url))[1]) if busy else None
     arms = CloudArms({"large": of(first), "next": of(second, "/other", "another-key")}, {"next": 1.0})
@@ -288,7 +288,7 @@ def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call
     assert {entry.target for entry in box.list()} == {"large"}
     router.close()
     up(first)
-    second._reply = GOOD
+    second.reply = GOOD
     second.requests.clear()
     _, _, told = make(of(first), egress=agreed)
     assert {told.get(timeout=LONG).id for _ in answers} == {answer.id for answer in answers}
