@@ -23,7 +23,6 @@ from edgeroute.router.collect import collect
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
-from edgeroute.testing.server import _length
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""
@@ -39,8 +38,41 @@ def sure(_):
     return "edge", 0.9
 
 
-class Threads(Router):
+def wait_for(condition, timeout_s=LONG):
+    """Returns once that is true, which nobody tells of."""
+    until, pause = monotonic() + timeout_s, threading.Event()
+    while not condition():
+        assert monotonic() < until, "that never was so"
+        pause.wait(0.002)
+
+
+class Face:
+    """What tests see of a router of either kind beside its answers."""
+
+    @property
+    def guards(self):
+        """What stands before each cloud."""
+        return [runner.guard for runner in self.engine.snapshot.clouds]
+
+    @property
+    def guard(self):
+        """What stands before the first."""
+        return self.guards[0]
+
+    def leg(self, name="cloud"):
+        """What is counted of that target."""
+        return next(leg for leg in self.stats().legs if leg.name == name)
+
+    def idle(self):
+        """Returns once no call is under way any more."""
+        wait_for(lambda: not any(guard.under_way for guard in self.guards))
+
+
+class Threads(Face, Router):
     """A `Router`; `start` is `infer` in a thread of its own."""
+
+    left = frozenset()
+    """Tasks that are there after its end."""
 
     def start(self, *args, **kwargs):
         """A future of the answer."""
@@ -56,8 +88,12 @@ class Threads(Router):
         return answer
 
 
-class Tasks:
-    """An `AsyncRouter` on an event loop in a thread of its own; what is a coroutine there is waited for here."""
+class Tasks(Face):
+    """An `AsyncRouter` on an event loop in a thread of its own; what is a coroutine there is waited for here.
+
+    Attributes:
+        left: tasks that were there after its end.
+    """
 
     def __init__(self, *args, **kwargs):
         self._run(lambda: AsyncRouter(*args, **kwargs))
@@ -129,6 +165,7 @@ class Tasks:
         if self.loop.is_closed():
             return
         self.wait(self.router.close())
+        self.left = self.wait(_others())
         self.wait(self.loop.shutdown_default_executor())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
@@ -144,33 +181,16 @@ class Tasks:
         self.close()
 
 
+async def _others():
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
 class GatedServer(CannedServer):
     """Takes requests at once, and replies while it is open: to those that have waited, too."""
 
     def __init__(self, reply):
-        self._gate = asyncio.Event()
         super().__init__(reply)
-
-    def open(self):
-        """Lets replies through."""
-        self._loop.call_soon_threadsafe(self._gate.set)
-
-    def shut(self):
-        """Holds them back again."""
-        self._loop.call_soon_threadsafe(self._gate.clear)
-
-    async def _serve(self, reader, writer):
-        while True:
-            try:
-                head = await reader.readuntil(b"\r\n\r\n")
-                request = head + await reader.readexactly(_length(head))
-            except (OSError, asyncio.IncompleteReadError):
-                self._note(hung_up=1)
-                return
-            self._note(request)
-            await self._gate.wait()
-            writer.write(self.reply(request) if callable(self.reply) else self.reply)
-            await writer.drain()
+        self.shut()
 
 
 class Link(Relay):
@@ -179,20 +199,66 @@ class Link(Relay):
     def down(self):
         """Nothing comes through any more."""
         self.refuse = True
-        self._do(self._cut())
+        self.cut()
 
     def up(self, router):
         """Up again, and the router hears of it."""
         self.refuse = False
         router.engine.health.link_up()
 
-    async def _cut(self):
-        await turns()  # a task that is cancelled before its first one leaves its connection open
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await turns()
+
+class Peer:
+    """A server in a thread, for what is no reply to a request: it runs `serve(connection, number)` for each connection in turn.
+
+    Attributes:
+        connections: how many it has had.
+    """
+
+    def __init__(self, serve, tls=None):
+        self._serve, self._tls = serve, tls
+        self._serving = self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
+        self.connections = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        while True:
+            try:
+                connection = self._listener.accept()[0]
+            except OSError:
+                return
+            self.connections += 1
+            self._serving = connection
+            with contextlib.suppress(OSError), connection if self._tls is None else self._secured(connection) as connection:
+                self._serving = connection
+                self._serve(connection, self.connections)
+
+    def _secured(self, connection):
+        with connection:
+            return self._tls.wrap_socket(connection, server_side=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        for each in (self._listener, self._serving):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(LONG)
+
+
+def request_of(connection, end=b"\r\n\r\n"):
+    """What comes of a request until this has come, and what came with it."""
+    data = b""
+    while end not in data:
+        more = connection.recv(1 << 16)
+        if not more:
+            raise ConnectionError
+        data += more
+    return data
 
 
 class Due:
@@ -203,8 +269,10 @@ class Due:
 
     def __init__(self, patch):
         self._conditions, self._over = {}, threading.Event()
-        for kind, name in ((LegExecutor, "begin"), (LegExecutor, "begin_stream"), (AsyncRouter, "_begin")):
-            patch.setattr(kind, name, self._watched(getattr(kind, name)))
+        for name in ("begin", "begin_stream"):
+            patch.setattr(LegExecutor, name, self._watched(getattr(LegExecutor, name)))
+        begin = AsyncRouter._begin  # private: a leg begins there that is awaited, and no public name is that near to it
+        patch.setattr(AsyncRouter, "_begin", self._watched(begin))  # private: likewise
         keeps = LegExecutor.keeps_time  # one that runs in its caller's thread hears of no event
         patch.setattr(
             LegExecutor, "keeps_time", lambda legs, start: legs.plan.deadline_s not in self._conditions and keeps(legs, start)
@@ -292,12 +360,6 @@ def interrupted(function, at):
     # broken off as an `except` begins, the interpreter takes that exception for handled ever after
     ctypes.pythonapi.PyErr_SetExcInfo(None, None, None)
     return over
-
-
-async def turns():
-    """The loop's own, in which it begins with connections, and ends them."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def header(request, name):

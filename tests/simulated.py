@@ -70,7 +70,7 @@ def take_away(system: str, root: Path) -> None:
     if system == "win32":
         socket.socketpair = _socketpair
         asyncio.ProactorEventLoop = asyncio.SelectorEventLoop
-        io._WindowsConsoleIO = type("_WindowsConsoleIO", (), {})
+        io._WindowsConsoleIO = type("_WindowsConsoleIO", (), {})  # private: Python looks for it on Windows
     sys.platform = system
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import optimize, stats
+from lazily import Later
 
 from edgeroute import PolicyError
 from edgeroute.confidence import certificate, exact, fixed_sequence
@@ -21,6 +21,7 @@ from edgeroute.confidence.calibration import calibrate, crossfit
 from edgeroute.confidence.certificate import Certificate, NotEnough
 from edgeroute.core.policy import Target
 
+optimize, stats = Later("scipy.optimize"), Later("scipy.stats")
 INF = float("inf")
 rates = st.floats(0.005, 0.3)
 risks = st.sampled_from([0.001, 0.01, 0.05, 0.1, 0.2])

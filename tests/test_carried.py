@@ -13,18 +13,23 @@ from time import monotonic
 
 import pytest
 import trustme
+from both import LONG, Peer, request_of, wait_for
 
 from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
 from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Address, Call
 from edgeroute.cloud.connections import Connections
 from edgeroute.cloud.pins import pin_of
+from edgeroute.cloud.wire import Wire
 from edgeroute.http1 import parsers, reading
 from edgeroute.testing import CannedServer, http_reply
 
-LONG = 30.0
 ASK = Call("POST", "/", body=b"x")
+END = b"\r\n\r\nx"
+"""The end of that request."""
 CHUNKED = b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n"
+FIN_WAIT_2 = 5
+"""State of a connection, by Linux: its end has come at the other side."""
 
 
 @pytest.fixture(autouse=True)
@@ -115,52 +120,6 @@ def connect(request):
         yield connect
 
 
-class Peer:
-    """A server in a thread, which runs `serve(connection, number)` for each connection, one at a time."""
-
-    def __init__(self, serve):
-        self._serve, self._listener = serve, socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen()
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.connections = 0
-        self._serving = self._listener
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self):
-        while True:
-            try:
-                connection = self._listener.accept()[0]
-            except OSError:
-                return
-            self.connections += 1
-            self._serving = connection
-            with connection, contextlib.suppress(OSError):
-                self._serve(connection, self.connections)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        for each in (self._listener, self._serving):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(LONG)
-
-
-def request_of(connection):
-    """Reads one request of ours."""
-    data = b""
-    while not data.endswith(b"\r\n\r\nx"):
-        more = connection.recv(1 << 16)
-        if not more:
-            raise ConnectionError
-        data += more
-    return data
-
-
 # -------------------------------------------------------------------------------------------------------------- in pieces
 def test_pieces_come_as_they_are_sent(connect):
     """Each before the next is sent, and the connection is kept after the last."""
@@ -168,7 +127,7 @@ def test_pieces_come_as_they_are_sent(connect):
 
     def serve(connection, _):
         for _ in range(2):
-            request_of(connection)
+            request_of(connection, END)
             connection.sendall(CHUNKED)
             for n, event in enumerate(seen):
                 connection.sendall(b"1\r\n%d\r\n" % n)
@@ -189,7 +148,7 @@ def test_leaving_before_the_end_closes(connect):
     gone = threading.Event()
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(CHUNKED + b"1\r\na\r\n")
         while connection.recv(1 << 16):
             pass
@@ -208,7 +167,7 @@ def test_the_time_for_a_piece(connect):
     """Is set anew for each; the message says what it waited for."""
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(CHUNKED + b"1\r\na\r\n")
         while connection.recv(1 << 16):
             pass
@@ -239,14 +198,15 @@ def test_a_reply_in_pieces_is_bounded(connect, whole):
 
 def test_a_request_to_stop_within_a_reply():
     """The next piece ends at once, from another thread."""
-    stop = StopToken()
+    stop, gone = StopToken(), threading.Event()
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(CHUNKED + b"1\r\na\r\n")
         stop()
         while connection.recv(1 << 16):
             pass
+        gone.set()
 
     with Peer(serve) as peer:
         connections = Connections(Address(peer.url))
@@ -255,7 +215,7 @@ def test_a_request_to_stop_within_a_reply():
             connections.open(ASK, monotonic() + 3600, stop) as response,
         ):
             list(response)
-        assert not connections._idle
+        assert gone.wait(LONG), "its connection has ended"
 
 
 # ------------------------------------------------------------------------------------------------------------------- cuts
@@ -273,7 +233,7 @@ def test_a_reply_cut_at_any_byte(connect, case, reset):
     reply = REPLIES[case]
 
     def serve(connection, number):
-        request_of(connection)
+        request_of(connection, END)
         cut = (number - 1) // 2
         connection.sendall(reply[: cut if number % 2 else len(reply)])
         if reset and number % 2:
@@ -294,7 +254,7 @@ def test_a_reply_byte_by_byte(connect):
     reply = REPLIES["chunks"]
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for n in range(len(reply)):
             connection.sendall(reply[n : n + 1])
@@ -310,7 +270,7 @@ def test_a_trickle_ends_with_the_time(connect, start):
     over = threading.Event()
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(start)
         while not over.wait(0.01):
             connection.sendall(b"a")
@@ -327,7 +287,7 @@ def test_a_kept_connection_that_the_server_closes(connect):
     closing = threading.Event()
 
     def serve(connection, number):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(http_reply(b"1"))
         if number == 1:
             connection.recv(1)  # the next request has begun
@@ -347,15 +307,17 @@ def test_a_kept_connection_that_the_server_closes(connect):
 @pytest.mark.parametrize("more", [b"", b"HTTP/1.1 200 -\r\nContent-Length: 6\r\n\r\nforged"])
 def test_what_comes_while_a_connection_is_idle(connect, more):
     """Its end, or bytes that nobody asked for: another connection is made, before anything is sent."""
-    idle = threading.Event()
+    idle, came = threading.Event(), threading.Event()
 
     def serve(connection, number):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(http_reply(b"1"))
         if number == 1:
             assert idle.wait(LONG)
             connection.sendall(more)
             connection.shutdown(socket.SHUT_WR)
+            wait_for(lambda: connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == FIN_WAIT_2)
+            came.set()
             while connection.recv(1 << 16):
                 pass
 
@@ -363,7 +325,7 @@ def test_what_comes_while_a_connection_is_idle(connect, more):
         made = connect(peer.url)
         assert made.send().body == b"1"
         idle.set()
-        assert made.connections._idle[0]._poll.readable(LONG)
+        assert came.wait(LONG)
         assert made.send().body == b"1"
         assert peer.connections == 2
 
@@ -372,9 +334,9 @@ def test_a_kept_connection_that_ends_within_a_reply(connect):
     """Is not stale: the server was at work on the request."""
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(http_reply(b"1"))
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(b"HTTP/1.1 200")
 
     with Peer(serve) as peer:
@@ -390,7 +352,7 @@ def test_a_half_closed_connection(connect):
     """A server that has shut its side down after its reply is not asked again by that connection."""
 
     def serve(connection, _):
-        request_of(connection)
+        request_of(connection, END)
         connection.sendall(http_reply(b"1"))
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(1 << 16):
@@ -496,11 +458,10 @@ def test_pins_of_a_policy(tmp_path, authority):
             Router.from_policy(policy)
 
 
-def test_old_versions_of_tls(connect, authority):
+def test_old_versions_of_tls(authority):
     """1.2 is the oldest that is spoken."""
     path, _, _ = authority
-    made = connect("https://127.0.0.1:1", verify=path)
-    assert made.connections._wire.context().minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert Wire(Address("https://127.0.0.1:1", verify=path)).context().minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
 # --------------------------------------------------------------------------------------------------------------- requests

@@ -12,6 +12,7 @@ from typing import ClassVar
 import mil
 import numpy as np
 import pytest
+from lazily import Later, needs
 
 from edgeroute import BadInput, CoreMLModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, models, settings
 from edgeroute.edge import coreml
@@ -21,10 +22,8 @@ from edgeroute.edge.members import stamps
 from edgeroute.testing import edge_contract
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)
-ct = pytest.importorskip("coremltools")
-from coremltools.converters.mil import Builder as mb  # noqa: E402, N813 - after it is known to be there
-from coremltools.converters.mil.mil import get_new_symbol  # noqa: E402
-from coremltools.proto.Model_pb2 import Model  # noqa: E402
+needs("coremltools")
+ct, parts, proto = Later("coremltools"), Later("coremltools.converters.mil.mil"), Later("coremltools.proto.Model_pb2")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:coremltools")
 FASHION = models.fashion().coreml
@@ -73,6 +72,7 @@ def framework(monkeypatch, predict):
 
 def built(path, sizes=(1, 4), inputs=None):
     """A package: x [n, 4] -> doubled, and its softmax."""
+    mb = parts.Builder
 
     @mb.program(input_specs=[mb.TensorSpec(shape=sizes)], opset_version=ct.target.iOS16)
     def program(x):
@@ -92,7 +92,7 @@ def built(path, sizes=(1, 4), inputs=None):
 
 def described(path, change):
     """A file without a model, with that description."""
-    spec = Model()
+    spec = proto.Model()
     spec.specificationVersion = 6
     change(spec.description)
     spec.identity.SetInParent()
@@ -287,7 +287,7 @@ def test_several_outputs_and_one_of_them(core_ml, tmp_path):
 def test_a_batch_of_many(core_ml, tmp_path):
     """Where the package limits them, they are run in parts."""
     inputs = [ct.TensorType(name="x", shape=(ct.RangeDim(1, 8), 4))]
-    path = built(tmp_path / "m.mlpackage", (get_new_symbol(), 4), inputs)
+    path = built(tmp_path / "m.mlpackage", (parts.get_new_symbol(), 4), inputs)
     model = CoreMLModel(path, output="doubled")
     rows = list(np.arange(80, dtype=np.float32).reshape(20, 4))
     runs = []

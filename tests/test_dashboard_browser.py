@@ -7,24 +7,24 @@ import re
 import shutil
 
 import pytest
+from lazily import Later, needs
 from watched import EVIL, LONG
 
 from edgeroute import Audit, CallableModel, Egress, Limits, Router, Unreachable
 from edgeroute.cloud.backend import Function
 from edgeroute.dashboard.inside import Dashboard
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
-pytest.importorskip("uvicorn")
+needs("playwright", "uvicorn")
+playwright = Later("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.once, pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")]
 MS = LONG * 1000
-expect.set_options(timeout=MS)
 
 
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium."""
+    playwright.expect.set_options(timeout=MS)
     with playwright.sync_playwright() as started:
         found = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         yield found
@@ -90,10 +90,10 @@ def test_it_lives(browser, served):
     """A request appears by itself; while it is paused nothing does; what failed is listed apart."""
     router, address = served
     with opened(browser, address) as page:
-        expect(requests := page.locator("#tiles dd").first).to_have_text(re.compile("30[1-9]"))
+        playwright.expect(requests := page.locator("#tiles dd").first).to_have_text(re.compile("30[1-9]"))
         before = int(tile(page, "requests").replace(",", ""))
         router.infer(0.95, data_class="b")
-        expect(requests).to_have_text(str(before + 1))
+        playwright.expect(requests).to_have_text(str(before + 1))
         assert page.locator("#routes li").first.inner_text().count("never leaves") == 1
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
@@ -104,7 +104,7 @@ def test_it_lives(browser, served):
         page.evaluate("look()")
         assert tile(page, "requests") == str(before + 1)
         page.keyboard.press("Enter")
-        expect(requests).to_have_text(str(before + 2))
+        playwright.expect(requests).to_have_text(str(before + 2))
         page.locator("input[name=which][value=odd]").check()
         assert page.locator("#routes li").count() == 1
         assert "is down" in page.locator("#routes").inner_text()
@@ -124,10 +124,10 @@ def test_the_threshold_by_keyboard(browser, served):
             for _ in range(times):
                 was = slider.get_attribute("aria-valuetext")
                 page.keyboard.press(key)
-                expect(slider).not_to_have_attribute("aria-valuetext", was)
-                expect(slider).to_have_attribute("aria-valuetext", re.compile("deferred"))
+                playwright.expect(slider).not_to_have_attribute("aria-valuetext", was)
+                playwright.expect(slider).to_have_attribute("aria-valuetext", re.compile("deferred"))
             share, usd = re.search(r": ([\d.]+)\s%.*\$([\d.]+)", slider.get_attribute("aria-valuetext")).groups()
-            expect(page.locator("#compared tr").first.locator("td").last).to_have_text(f"{share}\N{NO-BREAK SPACE}%")
+            playwright.expect(page.locator("#compared tr").first.locator("td").last).to_have_text(f"{share}\N{NO-BREAK SPACE}%")
             return float(share), float(usd)
 
         first = shown("ArrowRight")
@@ -230,7 +230,7 @@ def test_the_token(browser, served):
     assert "needs the token" in page.locator("#alert").inner_text()
     page.locator("#token").fill("another")
     page.keyboard.press("Enter")
-    expect(page.locator("#alert")).to_contain_text("wrong")
+    playwright.expect(page.locator("#alert")).to_contain_text("wrong")
     page.locator("#token").fill(token)
     page.keyboard.press("Enter")
     page.wait_for_selector("#all:not([hidden])")

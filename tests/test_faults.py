@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import routes
 import trustme
+from both import GOOD, LONG, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -38,23 +40,12 @@ from edgeroute.cloud.base import Address, Call
 from edgeroute.cloud.connections import Connections
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
-LONG = 30.0
-"""Seconds after which a test that waits for something has failed."""
-GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 CHUNKED = b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n"
 DOWN = http_reply(b"oops", status=503, headers=[("Retry-After", "0")])
 
 
 LATE = [({"timeout_s": 1.0}, "cloud timeout"), ({}, "cloud deadline")]
 """The endpoint's limit, or if it has none the request's deadline, and what is said then."""
-
-
-def unsure(_):
-    return "edge", 0.1
-
-
-def sure(_):
-    return "edge", 0.9
 
 
 def sockets():
@@ -82,22 +73,13 @@ def nothing_left_behind(monkeypatch):
     assert not set(sockets()) - set(open_before), "one that was there may go meanwhile: the collector's work"
 
 
-@pytest.fixture(params=["threads", "asyncio"])
-def ask(request):
+@pytest.fixture
+def ask(kind):
     """Asks a new router of either kind, closes it, and gives its answers; alone if there is one."""
 
     def ask(cloud, *, edge=unsure, times=1, **policy):
-        policy = {"threshold": 0.5, **policy}
-        if request.param == "threads":
-            with Router(edge, cloud, **policy) as router:
-                answers = [router.infer(1) for _ in range(times)]
-        else:
-
-            async def main():
-                async with AsyncRouter(edge, cloud, **policy) as router:
-                    return [await router.infer(1) for _ in range(times)]
-
-            answers = asyncio.run(main())
+        with kind(edge, cloud, **{"threshold": 0.5, **policy}) as router:
+            answers = [router.infer(1) for _ in range(times)]
         return answers if times > 1 else answers[0]
 
     return ask
@@ -226,7 +208,6 @@ def test_a_retry_that_succeeds_is_no_degradation(ask):
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_a_server_that_closes_what_it_said_to_keep(kind):
     """Each time the connection is used again: it is opened anew, which takes no retry of the few that there are."""
     count = iter(range(1000))
@@ -236,17 +217,8 @@ def test_a_server_that_closes_what_it_said_to_keep(kind):
             raise ConnectionAbortedError
         return GOOD
 
-    with CannedServer(reply) as server:
-        if kind == "threads":
-            with Router(unsure, PlainJson(server.url), threshold=0.5) as router:
-                legs = [router.infer(1).leg for _ in range(40)]
-        else:
-
-            async def main():
-                async with AsyncRouter(unsure, PlainJson(server.url), threshold=0.5) as router:
-                    return [(await router.infer(1)).leg for _ in range(40)]
-
-            legs = asyncio.run(main())
+    with CannedServer(reply) as server, kind(unsure, PlainJson(server.url), threshold=0.5) as router:
+        legs = [router.infer(1).leg for _ in range(40)]
     assert legs == ["cloud"] * 40
     assert len(server.requests) == 79
 
@@ -380,23 +352,23 @@ class Authority:
     """A certificate authority for 127.0.0.1, and what it signs, as files."""
 
     def __init__(self, folder):
-        self._made, self.folder = trustme.CA(), folder
+        self.made, self.folder = trustme.CA(), folder
         folder.mkdir(exist_ok=True)
         self.path = folder / "authority.pem"
-        self._made.cert_pem.write_to_path(str(self.path))
+        self.made.cert_pem.write_to_path(str(self.path))
 
     def server(self, *, asks=None):
         """A server's side; `asks`: whose certificates clients must have."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._made.issue_cert("127.0.0.1").configure_cert(context)
+        self.made.issue_cert("127.0.0.1").configure_cert(context)
         if asks is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            asks._made.configure_trust(context)
+            asks.made.configure_trust(context)
         return context
 
     def client(self):
         """Paths of a client's certificate and key."""
-        made, paths = self._made.issue_cert("client.test"), (self.folder / "client.pem", self.folder / "client.key")
+        made, paths = self.made.issue_cert("client.test"), (self.folder / "client.pem", self.folder / "client.key")
         made.cert_chain_pems[0].write_to_path(str(paths[0]))
         made.private_key_pem.write_to_path(str(paths[1]))
         return paths
@@ -796,6 +768,44 @@ def test_a_relay_refuses_and_listens_again_at_its_port():
             assert exchange(port, b"GET / HTTP/1.1\r\n\r\n") == GOOD
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_relay_cuts_the_connections_that_there_are():
+    """They end; the next one is made as before."""
+    with CannedServer(GOOD) as server, Relay("127.0.0.1", server.port) as relay:
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=LONG) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert connection.recv(1 << 16) == GOOD
+            relay.cut()
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        server.wait_for(lambda: server.hung_up == 1)
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=LONG) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert connection.recv(1 << 16) == GOOD
+
+
+def test_a_server_holds_its_replies_back():
+    """While it is shut requests are received; once it is open again they are answered."""
+    with CannedServer(GOOD) as server, socket.create_connection(("127.0.0.1", server.port), timeout=LONG) as connection:
+        server.shut()
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        server.wait_for(lambda: len(server.requests) == 1)
+        connection.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(LONG)
+        server.open()
+        assert connection.recv(1 << 16) == GOOD
+
+
+def test_a_reply_without_an_end_ends_with_its_client():
+    """It is told of a client that closes while parts are sent."""
+    with CannedServer(lambda _: itertools.repeat(b"more")) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=LONG) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert connection.recv(4) == b"more"
+        server.wait_for(lambda: server.hung_up == 1)
 
 
 @pytest.mark.parametrize("secure", [False, True])

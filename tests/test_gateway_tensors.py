@@ -8,13 +8,15 @@ import httpx
 import numpy as np
 import pytest
 from gateways import LONG, post, raw, serving
+from lazily import Later, needs
 from test_serve import octets, save, tensor
 
 from edgeroute import AsyncRouter, CallableModel, Egress, TensorSpec
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.load import load
 
-triton = pytest.importorskip("tritonclient.http")
+needs("tritonclient", "geventhttpclient")
+triton = Later("tritonclient.http")
 INFER = "/v2/models/edgeroute/infer"
 
 

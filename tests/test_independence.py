@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from lazily import Later
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
 from edgeroute.confidence.area import student_quantile
 from edgeroute.confidence.deferral import least_deferral, spread
 from edgeroute.confidence.independence import correlations, dependence
+
+stats = Later("scipy.stats")
 
 
 def told(scores, edge=None, cloud=None, groups=None):

@@ -10,6 +10,7 @@ import threading
 import pytest
 import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, header, sure, unsure
+from lazily import Later, needs
 
 from edgeroute import (
     AsyncRouter,
@@ -27,37 +28,28 @@ from edgeroute import (
 )
 from edgeroute.testing import CannedServer, FakeCloud, chat_events, http_reply, sse_reply
 
-pytest.importorskip("opentelemetry.sdk")
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+needs("opentelemetry.sdk")
+otel, sdk, export = Later("opentelemetry.trace"), Later("opentelemetry.sdk.trace"), Later("opentelemetry.sdk.trace.export")
 
 SECRET = "a-text-of-the-user"
-
-
-class Ended(SpanProcessor):
-    """Notifies of ends."""
-
-    def __init__(self):
-        self.one = threading.Condition()
-
-    def on_end(self, span):
-        """Of any."""
-        with self.one:
-            self.one.notify_all()
 
 
 class Seen:
     """A provider, and the spans that it has exported."""
 
     def __init__(self):
-        self._ended = Ended()
-        self.provider, self.exporter = TracerProvider(), InMemorySpanExporter()
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.provider.add_span_processor(self._ended)
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        self._ended = threading.Condition()
+        self.provider, self.exporter = sdk.TracerProvider(), InMemorySpanExporter()
+        self.provider.add_span_processor(export.SimpleSpanProcessor(self.exporter))
+        tells = sdk.SpanProcessor()
+        tells.on_end = self._on_end
+        self.provider.add_span_processor(tells)
+
+    def _on_end(self, _):
+        with self._ended:
+            self._ended.notify_all()
 
     def spans(self, name=None):
         """Those of that name, in the order of their ends."""
@@ -65,8 +57,8 @@ class Seen:
 
     def wait_for(self, name):
         """Until one has ended."""
-        with self._ended.one:
-            assert self._ended.one.wait_for(lambda: self.spans(name), LONG)
+        with self._ended:
+            assert self._ended.wait_for(lambda: self.spans(name), LONG)
 
     def one(self, name):
         """The only one."""
@@ -118,7 +110,7 @@ def test_a_deferred_request(make, seen):
         "edgeroute.degraded": False, "edgeroute.final": True,
     }  # fmt: skip
     host, port = server.url.removeprefix("http://").split(":")
-    assert call.kind is SpanKind.CLIENT
+    assert call.kind is otel.SpanKind.CLIENT
     assert dict(call.attributes) == {
         "http.request.method": "POST", "server.address": host, "server.port": int(port), "url.scheme": "http",
         "url.full": f"{server.url}/predict", "http.response.status_code": 200, "edgeroute.leg": "cloud",
@@ -167,8 +159,8 @@ def test_the_server_joins_the_trace(make, seen, propagate):
         assert (int(found[1], 16), int(found[2], 16)) == (call.context.trace_id, call.context.span_id)
     first, second = calls
     assert (first.attributes["http.response.status_code"], first.attributes["error.type"]) == (503, "503")
-    assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, None)
-    assert (second.attributes["http.request.resend_count"], second.status.status_code) == (1, StatusCode.UNSET)
+    assert (first.status.status_code, first.status.description) == (otel.StatusCode.ERROR, None)
+    assert (second.attributes["http.request.resend_count"], second.status.status_code) == (1, otel.StatusCode.UNSET)
 
 
 def test_only_what_was_sent_before_is_sent_again(make, seen):
@@ -236,7 +228,7 @@ def test_nothing_of_anybody_is_in_a_span(make, seen):
             failing.infer(SECRET)
     text = "".join(span.to_json() for span in seen.spans())
     assert SECRET not in text
-    failed = next(span for span in seen.spans("edgeroute.request") if span.status.status_code is StatusCode.ERROR)
+    failed = next(span for span in seen.spans("edgeroute.request") if span.status.status_code is otel.StatusCode.ERROR)
     assert {event.attributes["error.type"] for event in failed.events} == {"RuntimeError", "OSError"}
 
 
@@ -280,7 +272,7 @@ def test_an_error(make, seen):
     with pytest.raises(BadInput):
         make(edge, None).infer("x")
     span = seen.one("edgeroute.request")
-    assert (span.attributes["error.type"], span.status.status_code) == ("bad_input", StatusCode.ERROR)
+    assert (span.attributes["error.type"], span.status.status_code) == ("bad_input", otel.StatusCode.ERROR)
 
 
 def test_a_late_answer(make, seen, due):
@@ -388,6 +380,9 @@ def test_without_a_provider(make):
 
 def test_metrics(kind):
     """Durations and tokens, by the conventions, where a provider is given."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
     reader = InMemoryMetricReader()
     meters = MeterProvider([reader])
     with CannedServer(sse_reply(chat_events(["Because."], usage=(12, 6)))) as server:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lazily import Later
 from pages import Closed
-from scipy.stats import binomtest
 
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
@@ -31,6 +31,7 @@ from edgeroute.report.results import EvaluationResult
 from edgeroute.report.style import EVALUATION, STYLE
 from edgeroute.report.words import duration, level, methods, size, verdict
 
+stats = Later("scipy.stats")
 CLASSES = ["a", "b", "c"]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 rows = st.lists(
@@ -112,7 +113,7 @@ def test_a_share_has_the_exact_interval(counts, risk):
     found = share(np.arange(n) < k, risk)
     assert (found.found, found.of) == (k, n)
     if n:
-        exact = binomtest(k, n).proportion_ci(1 - risk)
+        exact = stats.binomtest(k, n).proportion_ci(1 - risk)
         assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-6)
         assert found.value == k / n
     else:
@@ -288,7 +289,7 @@ def test_the_interval_of_a_loss_holds():
         held += one.low <= 0.02 <= one.high
     assert held >= 190
     count = [drawn.count(kind) for kind in kinds]
-    harm, win = (binomtest(k, 300).proportion_ci(0.975) for k in count[1:])
+    harm, win = (stats.binomtest(k, 300).proportion_ci(0.975) for k in count[1:])
     assert (one.low, one.high) == pytest.approx((harm.low - win.high, harm.high - win.low), abs=1e-6)
 
 

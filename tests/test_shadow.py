@@ -13,7 +13,7 @@ from both import LONG, Tasks, Threads, makes, unsure
 from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta
+from lazily import Later
 
 from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
@@ -23,6 +23,7 @@ from edgeroute.router.replacing import replace
 from edgeroute.stores.journal import read
 from edgeroute.testing import FakeCloud
 
+stats = Later("scipy.stats")
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
 
@@ -256,8 +257,8 @@ def test_intervals_are_exact(runs):
         (told.answers_low, told.answers_high, k, n),
         (told.differs_low, told.differs_high, wrong, k),
     ):
-        assert low == pytest.approx(beta.ppf(0.025, found, of - found + 1) if found else 0, abs=1e-6)
-        assert high == pytest.approx(beta.ppf(0.975, found + 1, of - found) if found < of else 1, abs=1e-6)
+        assert low == pytest.approx(stats.beta.ppf(0.025, found, of - found + 1) if found else 0, abs=1e-6)
+        assert high == pytest.approx(stats.beta.ppf(0.975, found + 1, of - found) if found < of else 1, abs=1e-6)
 
 
 def test_runs_weigh_by_the_inverse_of_their_probability():

@@ -7,13 +7,14 @@ import threading
 from time import monotonic
 
 import pytest
+from lazily import needs
 from watched import EVIL, LONG, Records
 
 from edgeroute import Audit, Egress, Function, Limits, Router, Unreachable
 from edgeroute.dashboard.inside import of_router
 from edgeroute.dashboard.monitor import Monitor
 
-pytest.importorskip("textual")
+needs("textual")
 
 MARKUP = "[bold red]x[/] [/not-open] [link=http://evil.example]"
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
+import itertools
 import ssl
+import threading
 
 import numpy as np
 import pytest
 import routes
 import trustme
-from both import Tasks, Threads
+from both import LONG, Peer, Tasks, Threads, request_of
+from both import unsure as edge
 
 from edgeroute import OpenInference, PlainJson, PolicyError
 from edgeroute.http1.reading import EARLY, Early
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.testing.listener import finish
 
 BIG = "x" * (8 << 20)
 """More than a socket takes while nobody reads."""
@@ -60,67 +60,63 @@ def secure(request, authority):
     return ({"tls": server()}, {"verify": path}) if request.param else ({}, {})
 
 
-def edge(_):
-    return "edge", 0.1
-
-
 # ------------------------------------------------------------------------------------------- replies during the upload
-class Hasty(CannedServer):
-    """Replies as soon as it has the request's head, and then reads, waits or closes."""
+@pytest.fixture
+def hasty():
+    """Makes a server that replies as soon as it has a request's head, and then reads on, waits or closes; and notes the heads."""
+    over = threading.Event()
 
-    def __init__(self, reply, then, **more):
-        self.then = then
-        super().__init__(reply, **more)
+    def hasty(reply, then, **more):
+        def serve(connection, _):
+            came = request_of(connection)
+            server.heads.append(came.partition(b"\r\n\r\n")[0])
+            connection.sendall(reply)
+            if then == "reads on":
+                left = len(BIG) - len(came.partition(b"\r\n\r\n")[2])
+                while left:
+                    left -= len(connection.recv(min(left, 1 << 16)))
+                connection.sendall(GOOD)
+            if then != "closes":  # its buffer is full, and it takes no more
+                assert over.wait(LONG)
 
-    async def _serve(self, reader, writer):
-        head = await reader.readuntil(b"\r\n\r\n")
-        self._note(head)
-        writer.write(self.reply)
-        with contextlib.suppress(OSError):
-            if self.then == "reads on":
-                await reader.readexactly(len(BIG))
-                writer.write(GOOD)
-            if self.then == "closes":
-                await finish(writer)
-            else:
-                while not writer.is_closing() and not reader.at_eof():  # its buffer is full, and it takes no more
-                    await asyncio.sleep(0.01)
-                    if self.done:
-                        break
+        server = Peer(serve, **more)
+        server.heads = []
+        return server
 
-    done = False
+    hasty.over = over
+    return hasty
 
 
 @pytest.mark.parametrize("then", ["waits", "closes"])
 @pytest.mark.parametrize("before", [b"", INTERIM])
-def test_a_refusal_during_the_upload_is_read_and_final(make, secure, then, before):
+def test_a_refusal_during_the_upload_is_read_and_final(make, secure, then, before, hasty):
     """It is not taken for a link that broke, and the body is not sent three times."""
     serving, asking = secure
-    with Hasty(before + http_reply(status=413), then, **serving) as server:
+    with hasty(before + http_reply(status=413), then, **serving) as server:
         with make(edge, PlainJson(server.url, **asking), threshold=0.5) as router:
             answer = router.infer(BIG)
-            server.done = True
+            hasty.over.set()
         assert (answer.value, answer.degraded) == ("edge", True)
         assert routes.status(answer) == 413
-        assert len(server.requests) == 1
+        assert len(server.heads) == 1
 
 
-def test_an_interim_reply_does_not_end_the_upload(make, secure):
+def test_an_interim_reply_does_not_end_the_upload(make, secure, hasty):
     """The whole body is sent, and the reply after it is the answer."""
     serving, asking = secure
-    with Hasty(INTERIM, "reads on", **serving) as server, make(edge, PlainJson(server.url, **asking), threshold=0.5) as router:
+    with hasty(INTERIM, "reads on", **serving) as server, make(edge, PlainJson(server.url, **asking), threshold=0.5) as router:
         assert router.infer(BIG[: -len('{"input":""}')]).value == "good"
-        server.done = True
+        hasty.over.set()
 
 
-def test_a_success_before_the_whole_request_is_no_answer(make, secure):
+def test_a_success_before_the_whole_request_is_no_answer(make, secure, hasty):
     """It cannot be about an input that has not arrived."""
     serving, asking = secure
-    with Hasty(FORGED, "waits", **serving) as server, make(edge, PlainJson(server.url, **asking), threshold=0.5) as router:
+    with hasty(FORGED, "waits", **serving) as server, make(edge, PlainJson(server.url, **asking), threshold=0.5) as router:
         answer = router.infer(BIG)
-        server.done = True
+        hasty.over.set()
         assert "before it had the whole request" in routes.error(answer)
-        assert len(server.requests) == 1
+        assert len(server.heads) == 1
 
 
 @pytest.mark.parametrize(
@@ -190,24 +186,13 @@ def test_an_interim_reply_before_the_reply_is_passed_over(make):
         assert server.connections == 1
 
 
-class Flood(CannedServer):
-    """Sends this for ever."""
-
-    async def _serve(self, reader, writer):
-        self._note(await reader.readuntil(b"\r\n\r\n"))
-        with contextlib.suppress(OSError):
-            while True:
-                writer.write(self.reply)
-                await writer.drain()
-
-
 CHUNKS = b"1\r\n \r\n" * 3000
 
 
 @pytest.mark.parametrize("piece", [INTERIM * 1000, b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS])
 def test_a_flood_holds_up_no_event_loop(make, piece):
     """The deadline comes, however fast a server sends what is hard to parse."""
-    with Flood(piece) as server, make(edge, PlainJson(server.url), threshold=0.5) as router:
+    with CannedServer(lambda _: itertools.repeat(piece)) as server, make(edge, PlainJson(server.url), threshold=0.5) as router:
         answer = router.infer(1, deadline=2.0)
         assert (answer.value, answer.degraded) == ("edge", True)
 

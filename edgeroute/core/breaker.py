@@ -91,6 +91,11 @@ class Breaker:
         """Instant from which the next probe may be sent, also if one is in progress; inf while it is closed."""
         return self._due
 
+    @property
+    def faults(self) -> int:
+        """Number of faults in a row; those that came while it was open are not counted."""
+        return self._faults
+
     def allows(self, now: float) -> bool:
         """Whether a request may be sent."""
         return bool(allowed(self.state == "closed", self._held, now))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
-ACCEPTING = 5
-"""Turns of an event loop after which a connection that was accepted has its task."""
+TURNS = 5
+"""Turns of an event loop after which a connection that was accepted has its task, and one that was ended is closed."""
 
 
 class Listener(ABC):
@@ -55,6 +55,9 @@ class Listener(ABC):
         ready.set_result(asyncio.get_running_loop())
         await self._ended.wait()
         await self._deafen()
+        await self._end_connections()
+
+    async def _end_connections(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -73,8 +76,7 @@ class Listener(ABC):
         for listening in server.sockets:
             with contextlib.suppress(NotImplementedError):  # not every loop has readers
                 asyncio.get_running_loop().remove_reader(listening.fileno())
-        for _ in range(ACCEPTING):
-            await asyncio.sleep(0)
+        await turns()
         server.close()
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,6 +111,12 @@ class Listener(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+async def turns() -> None:
+    """Waits until the event loop has done what is due with connections that have just begun or ended."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
 
 
 async def finish(writer: asyncio.StreamWriter) -> None:

@@ -9,7 +9,7 @@ import struct
 import sys
 from time import monotonic
 
-from edgeroute.testing.listener import Listener, finish
+from edgeroute.testing.listener import Listener, finish, turns
 
 PIECE = 1 << 16
 _AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -61,6 +61,16 @@ class Relay(Listener):
                 await self._listen()
 
         self._do(switch())
+
+    def cut(self) -> None:
+        """Ends the connections that there are, as a link does that goes down; with `refuse` before it none is made after it."""
+
+        async def end() -> None:
+            await turns()
+            await self._end_connections()
+            await turns()
+
+        self._do(end())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected = monotonic() + 2 * self.delay_s

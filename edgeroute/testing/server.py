@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from edgeroute.testing.listener import Listener, finish
 
-Parts: TypeAlias = "bytes | Sequence[bytes | None] | None"
+Parts: TypeAlias = "bytes | Iterable[bytes | None] | None"
 
 
 class CannedServer(Listener):
@@ -19,8 +18,9 @@ class CannedServer(Listener):
 
     Args:
         reply: status line, headers and body, as from `http_reply`, or a function of the request that returns them; None:
-            never answers. In parts, a list of bytes: each is sent by itself, and None among them is where it stalls. The
-            function runs on the event loop, so it must not block; an OSError that it raises closes the connection.
+            never answers. In parts, a list of bytes: each is sent by itself, and None among them is where it stalls. From a
+            function the parts may have no end. It runs on the event loop, so it must not block; an OSError that it raises
+            closes the connection.
         close: close the connection after each reply, or keep it alive.
         tls: serve https with this context.
 
@@ -37,6 +37,8 @@ class CannedServer(Listener):
         self.requests: list[bytes] = []
         self.hung_up = 0
         self.reply, self._close = reply, close
+        self._gate = asyncio.Event()
+        self._gate.set()
         self._changed = threading.Condition()
         super().__init__(tls)
 
@@ -50,6 +52,14 @@ class CannedServer(Listener):
             if not self._changed.wait_for(condition, timeout_s):
                 raise TimeoutError(f"after {timeout_s} s: {len(self.requests)} requests, {self.hung_up} connections hung up")
 
+    def shut(self) -> None:
+        """Holds replies back: requests are received, and wait until `open`."""
+        self._loop.call_soon_threadsafe(self._gate.clear)
+
+    def open(self) -> None:
+        """Sends the replies that `shut` has held back, and those from now on."""
+        self._loop.call_soon_threadsafe(self._gate.set)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
@@ -59,15 +69,18 @@ class CannedServer(Listener):
                 self._note(hung_up=1)
                 return
             self._note(request)
+            await self._gate.wait()
             reply = self.reply(request) if callable(self.reply) else self.reply
             for part in [reply] if reply is None or isinstance(reply, bytes) else reply:
-                if part is None:
-                    with contextlib.suppress(OSError):
+                try:
+                    if part is None:
                         await reader.read()
+                        raise ConnectionAbortedError
+                    writer.write(part)
+                    await writer.drain()
+                except OSError:
                     self._note(hung_up=1)
                     return
-                writer.write(part)
-                await writer.drain()
                 await asyncio.sleep(0)
             if self._close:
                 await finish(writer)

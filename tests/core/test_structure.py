@@ -6,6 +6,7 @@ Every import counts: at the top of a file, inside a function, for types alone, a
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -36,13 +37,18 @@ def _module(file: Path) -> str:
 
 
 FILES = {_module(file): file for file in sorted(PACKAGE.rglob("*.py"))}
-TREES = {module: ast.parse(file.read_text(encoding="utf-8")) for module, file in FILES.items()}
+
+
+@functools.cache
+def _nodes(module: str) -> list[ast.AST]:
+    """All of its syntax tree."""
+    return list(ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))))
 
 
 def _imports(module: str) -> set[str]:
     """The modules of the package that this one names. `from package import module` names both, but for the top package."""
     found = set[str]()
-    for node in ast.walk(TREES[module]):
+    for node in _nodes(module):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -57,7 +63,11 @@ def _imports(module: str) -> set[str]:
     return found & FILES.keys()
 
 
-GRAPH = {module: _imports(module) for module in FILES}
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """Module -> those of the package that it imports."""
+    yield {module: _imports(module) for module in FILES}
+    _nodes.cache_clear()
 
 
 def _room(module: str) -> str:
@@ -88,11 +98,11 @@ def test_the_rooms_are_those_of_the_design():
 
 
 @pytest.mark.parametrize("room", TABLE)
-def test_a_room_imports_only_what_it_may(room):
+def test_a_room_imports_only_what_it_may(room, graph):
     """No import runs up, nor to a room beside that the table does not name."""
     wrong = [
         f"{module} imports {other}"
-        for module, others in GRAPH.items()
+        for module, others in graph.items()
         if _room(module) == room
         for other in sorted(others)
         if _room(other) not in TABLE[room] | {room}
@@ -100,10 +110,10 @@ def test_a_room_imports_only_what_it_may(room):
     assert not wrong, wrong
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_each_other_in_a_circle(graph):
     """A package may import its modules, and they import each other, but not through the package."""
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as e:
         pytest.fail(" > ".join(reversed(e.args[1])))
 
@@ -122,8 +132,8 @@ def test_no_class_is_large():
     """A class has 20 methods at most, private ones too, unless there is a reason, which goes when it is not needed any more."""
     large = {
         f"{FILES[module].relative_to(PACKAGE).as_posix()} {node.name}"
-        for module, tree in TREES.items()
-        for node in ast.walk(tree)
+        for module in FILES
+        for node in _nodes(module)
         if isinstance(node, ast.ClassDef)
         and len({f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}) > METHODS
     }
