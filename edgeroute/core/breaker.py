@@ -87,6 +87,11 @@ class Breaker:
         self._well_until = -INF
         """Until when its last success counts, unless it fails."""
 
+    @property
+    def faults(self) -> int:
+        """Number of faults in a row; those that came while it was open are not counted."""
+        return self._faults
+
     def allows(self, now: float) -> bool:
         """Whether a request may be sent."""
         return bool(allowed(self.state == "closed", self._held, now))
