@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from os import PathLike, fspath
 from pathlib import PurePath
@@ -49,6 +51,23 @@ def register(suffix: str, target: str) -> None:
     if not (isinstance(target, str) and _TARGET.fullmatch(target)):
         raise PolicyError(f'register takes the class as text, "package.module:Class", not {target!r}')
     _registered[suffix.lower()] = target
+
+
+@contextmanager
+def fresh_runtimes() -> Iterator[None]:
+    """Begins with no registered runtime; at the end of the block what it registered is forgotten. Packages are looked for anew.
+
+    For tests: `edgeroute.testing` has it.
+    """
+    before = dict(_registered)
+    _registered.clear()
+    _installed.cache_clear()
+    try:
+        yield
+    finally:
+        _registered.clear()
+        _registered.update(before)
+        _installed.cache_clear()
 
 
 def suffixes() -> list[str]:

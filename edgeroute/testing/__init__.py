@@ -3,6 +3,7 @@
 Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
+from edgeroute.edge.runtimes import fresh_runtimes
 from edgeroute.testing.chat import chat_events, sse_reply
 from edgeroute.testing.contract import ContractBroken, edge_contract
 from edgeroute.testing.endpoints import endpoint_contract
@@ -20,6 +21,7 @@ __all__ = [
     "chat_events",
     "edge_contract",
     "endpoint_contract",
+    "fresh_runtimes",
     "http_reply",
     "sse_reply",
 ]

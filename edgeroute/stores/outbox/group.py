@@ -47,6 +47,10 @@ class GroupCommit:
         self._turn = threading.RLock()
         """Reentrant for a signal handler that stores an entry, too."""
 
+    def __len__(self) -> int:
+        """Number of entries that wait for their transaction."""
+        return len(self._brought)
+
     def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
         """Stores entries durably -> for each what became of it, or why it could not be stored.
 

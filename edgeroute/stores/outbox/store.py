@@ -94,6 +94,11 @@ class Outbox(Listing):
         self.report_damaged: Callable[[str], object] = lambda _: None
         """Called with the id of each entry that became a dead letter because its row is damaged."""
 
+    @property
+    def storing(self) -> int:
+        """Number of entries that callers of `put` and `put_all` wait for now: in a transaction, or before it."""
+        return len(self._group)
+
     def listen(self, f: Callable[[], object]) -> None:
         """Registers a function called when this process adds something to deliver or to hand over."""
         self._listeners.append(f)
