@@ -266,13 +266,12 @@ def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
         both.wait(LONG)
         return mark_late(exchange)
 
-    with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(1) as pool:
-        with monkeypatch.context() as patch:
-            patch.setattr(guard, "mark_late", mark)
-            caller = pool.submit(exchange.overdue)
-            assert first.wait(LONG)
-            exchange.after_attempt(0, AWAY, cut=True)
-            caller.result(LONG)
+    with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(guard, "mark_late", mark)
+        caller = pool.submit(exchange.overdue)
+        assert first.wait(LONG)
+        exchange.after_attempt(0, AWAY, cut=True)
+        caller.result(LONG)
     assert guard.rules.breaker.faults == 1
 
 
