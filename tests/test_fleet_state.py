@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from commands import cli
 
+from edgeroute import Reading, Rule
 from edgeroute.cli.simulate import show
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.readings import Reading
-from edgeroute.core.rules import Rule, in_force, step
+from edgeroute.core.rules import in_force, step
 from edgeroute.replay.fleet import course
 from edgeroute.replay.fleet.course import Course
 from edgeroute.replay.fleet.hardware import Device, Shares

@@ -10,12 +10,12 @@ from time import monotonic
 
 import pytest
 
-from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Router
+from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Prediction, Router
 from edgeroute.cloud import aio_connections
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.walk import Done, Failed, Prediction, walk
+from edgeroute.core.walk import Done, Failed, walk
 from edgeroute.router.drivers import Deferrable, blocking, tasks
 from edgeroute.router.inside import TAKES_BACK
 from edgeroute.testing import CannedServer, http_reply
