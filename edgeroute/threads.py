@@ -68,6 +68,11 @@ class ThreadPool:
         """The number of idle threads."""
         return len(self._idle)
 
+    @property
+    def waiting(self) -> int:
+        """The number of jobs that wait for a thread."""
+        return len(self._waiting)
+
     def submit(self, job: Job) -> bool:
         """Runs the job in a thread at once. Returns False if it does not run: no thread is idle, and no other can be started."""
         if self._closed:

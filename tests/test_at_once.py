@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import socket
+import subprocess
+import sys
 import threading
 import weakref
-from math import inf
 from time import monotonic
 from types import SimpleNamespace
 
@@ -17,20 +19,19 @@ from both import LONG, GatedServer
 from test_connections import connected_to, in_thread
 from tiny import linear
 
-from edgeroute import Closed, Router
+from edgeroute import Closed, Limits, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import earlier
 from edgeroute.cloud.base import Address, Call
-from edgeroute.core.spending import Limits, Spending
-from edgeroute.core.walk import Prediction
+from edgeroute.core.spending import Spending
 from edgeroute.edge.runs import runs_of
-from edgeroute.errors import StoreError
-from edgeroute.observe import network, sensors
+from edgeroute.observe import network
 from edgeroute.router import reload
 from edgeroute.router.live import methods
+from edgeroute.stores import keyvalue
 from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.stores.outbox import Outbox
 from edgeroute.stores.outbox.entries import Waiting
 from edgeroute.stores.outbox.late import Callbacks
+from edgeroute.stores.sqlite import Database
 from edgeroute.system import Shared, alive, begin_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.testing.running import Token
@@ -118,7 +119,8 @@ def test_tasks_wait_for_a_model_that_is_being_closed():
         thread, _ = in_thread(runs.close)
         await turns(lambda: told)
         task = asyncio.ensure_future(run())
-        await turns(lambda: runs._tasks or len(told) > 1)
+        await asyncio.sleep(0)  # its first step, to where it waits
+        assert told == ["closing"]
         gate.set()
         await asyncio.wait_for(task, LONG)
         thread.join(LONG)
@@ -257,87 +259,147 @@ def test_a_source_that_is_opened_while_its_router_is_closed(monkeypatch):
             next(one)
 
 
+def between(run, at, other):
+    """Does another thing before the store's opcode number `at`. -> what came of it, and whether it got there without the file."""
+    left, did = at, False
+
+    def local(frame, event, arg):
+        nonlocal left, did
+        if event == "opcode" and left:
+            left -= 1
+            if not left:
+                did = True
+                other()
+        return local
+
+    def trace(frame, event, arg):
+        nonlocal left
+        if frame.f_code is inspect.unwrap(Database.transaction).__code__:
+            left = 0  # from here on, whoever closes the file waits
+        if not left or frame.f_code.co_filename != keyvalue.__file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return local
+
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it as tracing begins
+    sys.settrace(trace)
+    try:
+        found = run()
+    finally:
+        sys.settrace(None)
+    return found, did
+
+
 @pytest.mark.parametrize("do", ["get", "rows", "flush", "forget"])
-def test_a_store_that_is_closed_while_it_is_asked(tmp_path, do):
+def test_a_store_that_is_closed_while_it_is_asked(tmp_path, monkeypatch, do):
     """Between its look whether there is a file, and its use of it."""
 
-    class Closing(KeyValueStore):
-        armed = False
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
 
-        @property
-        def _database(self):
-            found = self.__dict__.get("database")
-            if self.armed:
-                self.__dict__["database"] = None
-            return found
-
-        @_database.setter
-        def _database(self, database):
-            self.__dict__["database"] = database
-
-    store = Closing(tmp_path / "state.db")
-    database = store._database
-    try:
-        store.put("a", 1)
-        store.armed = True
+    at, reached = 0, True
+    while reached:
+        at += 1
+        store = KeyValueStore(tmp_path / "state.db")
+        if do == "flush":
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)  # else `close` waits for a thread that may wait for this one
+                store.put("a", at)
         arguments = {"get": ["b"], "rows": ["b"], "flush": [], "forget": ["b", 0.0]}[do]
-        assert getattr(store, do)(*arguments) in (None, [], True)
-    finally:
-        store.armed = False
+        found, reached = between(lambda do=do, store=store, given=arguments: getattr(store, do)(*given), at, store.close)
         store.close()
-        database.close()
+        if do == "flush":
+            other = KeyValueStore(tmp_path / "state.db")
+            assert other.get("a") == at
+            other.close()
+        else:
+            assert not found
+    assert at > 10
 
 
 def test_another_function_for_late_answers_while_one_is_handed_over(tmp_path, monkeypatch):
     """It is not called as the one before would be."""
     outbox, told = Outbox(tmp_path / "outbox.db"), []
-    callbacks = Callbacks(outbox)
-    monkeypatch.setattr(callbacks.loop, "start", lambda: None)
-    callbacks.register(lambda late, tx: told.append(("first", late.id)))
-    settle = outbox.settle
+    callbacks, settle, settled = Callbacks(outbox), outbox.settle, threading.Event()
 
     def replaced_meanwhile(*args):
         callbacks.register(lambda late: told.append(("second", late.id)))
-        return settle(*args)
+        try:
+            return settle(*args)
+        finally:
+            settled.set()
 
     monkeypatch.setattr(outbox, "settle", replaced_meanwhile)
     outbox.put(Waiting("a", "cloud", "call", b""))
     outbox.answer("a", Prediction("value", 0.9, None))
-    assert callbacks.step() == 0.0
-    assert told == [("first", "a")]
+    callbacks.register(lambda late, tx: told.append(("first", late.id)))
+    assert settled.wait(LONG)
+    callbacks.close(LONG)
+    assert (told, outbox.late("a")) == ([("first", "a")], None)
     outbox.close()
 
 
 def test_spending_is_read_again_where_there_was_no_thread(tmp_path, monkeypatch):
     """Else all that has a limit would be refused for ever."""
-    store = KeyValueStore(tmp_path / "state.db")
-    spent = earlier.EarlierSpending(Spending(Limits(usd_per_day=1.0)), store)
-    spent._unreadable(threading.RLock(), "the disk is away")
+    store, spending, at = KeyValueStore(tmp_path / "state.db"), Spending(Limits(usd_per_day=1.0)), [0.0]
+    spent = earlier.EarlierSpending(spending, store)
+    monkeypatch.setattr(earlier, "monotonic", lambda: at[0])
+
+    def away(_):
+        raise StoreError("the disk is away")
 
     def none(*args, **named):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(earlier, "monotonic", lambda: 1e9)
-    monkeypatch.setattr(earlier, "threading", SimpleNamespace(Thread=none))
-    spent.look_again(threading.RLock(), "own")
-    assert spent._read_at < inf
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rows", away)
+        assert not spent.recall(threading.RLock(), "own")
+    at[0] = 1e9
+    with monkeypatch.context() as patch:
+        patch.setattr(earlier, "threading", SimpleNamespace(Thread=none))
+        spent.look_again(threading.RLock(), "own")
+    assert "the disk is away" in spending.unknown
+    at[0] = 2e9
+    reading = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            earlier, "threading", SimpleNamespace(Thread=lambda **named: reading.append(named) or threading.Thread(**named))
+        )
+        spent.look_again(threading.RLock(), "own")
+    assert len(reading) == 1
+    until = monotonic() + LONG
+    while spending.unknown:
+        assert monotonic() < until
+        threading.Event().wait(0.001)
     store.close()
 
 
 # --------------------------------------------------------------------------------------------------------------- device, catalog
-def test_the_devices_sensors_are_one(monkeypatch):
+AT_ONCE = """
+import threading
+from edgeroute.observe import sensors
+
+together, found = threading.Barrier(2), []
+
+class Late(sensors.DeviceSensors):
+    def __init__(self):
+        together.wait(30)
+        super().__init__()
+
+sensors.DeviceSensors = Late
+threads = [threading.Thread(target=lambda: found.append(sensors.system_sensors())) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(found), found[0] is found[1], sensors.system_sensors() is found[0])
+"""
+
+
+def test_the_devices_sensors_are_one():
     """What is a difference counts from the reading before, of whoever that was."""
-    together = threading.Barrier(2)
-
-    class Late(sensors.DeviceSensors):
-        def __init__(self):
-            together.wait(LONG)
-            super().__init__()
-
-    monkeypatch.setattr(sensors, "DeviceSensors", Late)
-    monkeypatch.setattr(sensors, "_system", {})
-    one, other = both(sensors.system_sensors)
-    assert one is other
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, check=True, timeout=2 * LONG)
+    assert done.stdout.split() == ["2", "True", "True"]
 
 
 def test_a_monitor_without_files_left(monkeypatch):
@@ -347,7 +409,7 @@ def test_a_monitor_without_files_left(monkeypatch):
     def none(*args):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(network, "_listen", lambda: left)
+    monkeypatch.setattr(network, "listen", lambda: left)
     monkeypatch.setattr(network.socket, "socketpair", none)
     monitor = network.NetworkMonitor(lambda: None)
     monitor.start()
@@ -358,7 +420,7 @@ def test_a_monitor_without_files_left(monkeypatch):
 
 def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
     """The connection for the next one is closed as well, and a download ends."""
-    for needed in ("tuf", "cryptography", "httpx"):
+    for needed in ("tuf", "cryptography"):
         pytest.importorskip(needed)
     from catalogs import Publisher
     from catalogs import Web as Server
@@ -367,6 +429,7 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
     from edgeroute.catalog import Updater
     from edgeroute.catalog.source import Web
 
+    httpx = pytest.importorskip("httpx")
     publisher = Publisher(tmp_path)
     publisher.publish("1.0")
     with Server(publisher.catalog).running() as server:
@@ -375,12 +438,19 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
         catalog.activate("doors")
         catalog.close()
         between, closed = threading.Event(), threading.Event()
-        opened, close = Web._opened, Web.close
+        opened, close, clients = Web.open, Web.close, []
 
-        def late(self):
+        @contextlib.contextmanager
+        def late(self, *args):
             between.set()
             assert closed.wait(LONG)
-            return opened(self)
+            with opened(self, *args) as piece:
+                yield piece
+
+        class Client(httpx.Client):
+            def __init__(self, *args, **named):
+                super().__init__(*args, **named)
+                clients.append(self)
 
         def told(self):
             close(self)
@@ -388,12 +458,13 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
 
         with Router(catalog.path("doors")) as router:
             updater = Updater(catalog, "doors", router)
-            monkeypatch.setattr(Web, "_opened", late)
+            monkeypatch.setattr(Web, "open", late)
+            monkeypatch.setattr(httpx, "Client", Client)
             monkeypatch.setattr(Web, "close", told)
             updater.start()
             assert between.wait(LONG)
             updater.close()
-            assert catalog.source()._client is None
+            assert [client.is_closed for client in clients] == [True], "one was opened, and is closed"
             publisher.publish("1.1")
             with pytest.raises(CatalogAway, match="closed"):  # nor does a download that is under way go on
                 updater.step()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_too_little_room_is_said_before(home, monkeypatch):
     """Before a byte is downloaded, with how much is needed."""
     store = home / "store-small"
     shutil.copytree(home / "template", store)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 30, used=1 << 30, free=1000))
     with pytest.raises(StoreError, match=r"doors 1\.1 needs 1,6\d\d,\d\d\d bytes, and 1,000 are free"):
         Catalog(store).pull("doors")
     assert list((store / "parts").iterdir()) == []
@@ -194,6 +195,7 @@ def test_a_file_that_the_system_lets_grow_no_further(home):
     code = f"""
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 from edgeroute import StoreError
 from edgeroute.catalog import Catalog
 catalog = Catalog(Path({str(store)!r}))

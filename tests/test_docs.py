@@ -16,9 +16,8 @@ import pytest
 from commands import cli
 
 from edgeroute import Router
-from edgeroute.edge import runtimes
 from edgeroute.settings import load
-from edgeroute.testing import CannedServer, chat_events, sse_reply
+from edgeroute.testing import CannedServer, chat_events, fresh_runtimes, sse_reply
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -45,12 +44,12 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     (tmp_path / "models").symlink_to(fashion.parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(runtimes, "_registered", {})
     monkeypatch.setattr(sys, "argv", ["snippet.py"])  # not the arguments of pytest
     monkeypatch.setenv("CLOUD_KEY", "a-key-of-the-reader")
     monkeypatch.setattr(sys, "argv", ["first.py"])  # else a page's program would take pytest's arguments for its own
     np.save("image.npy", np.load(fashion / "sample.npz")["images"][0])
-    return lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
+    with fresh_runtimes():
+        yield lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
 
 
 @pytest.fixture

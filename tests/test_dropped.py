@@ -1,5 +1,6 @@
 """Routers that are dropped without `close`: nothing of them stays, they say so, and nothing keeps them alive."""
 
+import _thread
 import asyncio
 import gc
 import json
@@ -39,7 +40,7 @@ def kind(request):
 @pytest.fixture(autouse=True)
 def told(monkeypatch):
     """As in a new process: nothing was said yet."""
-    monkeypatch.setattr(owner, "_told", threading.Event())
+    monkeypatch.setattr(owner, "_told", threading.Event())  # private: what is said once in a process was not said yet
 
 
 @pytest.fixture
@@ -194,23 +195,33 @@ def test_where_no_thread_can_be_started(kind, said, monkeypatch):
 
     router = kind(sure, None)
     engine = router.engine
-    monkeypatch.setattr(owner._thread, "start_new_thread", none)
+    monkeypatch.setattr(_thread, "start_new_thread", none)
     del router
     assert engine.closed
     assert not engine.edge_threads.submit(int)
     assert len(said()) == 1
 
 
-def test_where_the_second_thread_cannot_be_started(monkeypatch):
+def test_where_the_second_thread_cannot_be_started(kind, said, monkeypatch):
     """The first one closes it."""
 
     def none(**_):
         raise RuntimeError("can't start new thread")
 
+    router = kind(sure, None)
+    engine = router.engine
+    first = []
+
+    def start(run, args):  # one that `threading` knows, so that it can be waited for
+        first.append(threading.Thread(target=run, args=args))
+        first[0].start()
+
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     monkeypatch.setattr(owner, "threading", SimpleNamespace(Thread=none))
-    done = []
-    owner._start(lambda: done.append(1))
-    assert done == [1]
+    del router
+    first[0].join(LONG)
+    assert not engine.edge_threads.submit(int)
+    assert len(said()) == 1
 
 
 SCRIPT = """

@@ -8,6 +8,7 @@ import pytest
 
 from edgeroute import RuntimeMissing, settings
 from edgeroute.edge import runtimes
+from edgeroute.testing import fresh_runtimes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,9 +31,8 @@ def installed(tmp_path, monkeypatch):
     )
     (tmp_path / "edgeroute_openvino.py").write_text((EXAMPLE / "edgeroute_openvino.py").read_text())
     monkeypatch.syspath_prepend(tmp_path)
-    runtimes._installed.cache_clear()
-    yield
-    runtimes._installed.cache_clear()
+    with fresh_runtimes():
+        yield
     sys.modules.pop("edgeroute_openvino", None)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from commands import cli
 
+from edgeroute import Reading, Rule
 from edgeroute.cli.simulate import show
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.readings import Reading
-from edgeroute.core.rules import Rule, in_force, step
+from edgeroute.core.rules import in_force, step
 from edgeroute.replay.fleet import course
 from edgeroute.replay.fleet.course import Course
 from edgeroute.replay.fleet.hardware import Device, Shares
@@ -98,11 +98,11 @@ def test_each_kind_is_a_device_by_the_formulas_and_the_cores_own_step(every_s):
     of = device(LOW, HOT, every_s=every_s, battery=0.35, battery_wh=0.5, run_j=1.5, call_j=0.3)
     scenario = fleet(of, devices=7, defer=0.2)
     found = Course(scenario, of)
-    charge, around, first = found._charge.copy(), found._around.copy(), found._due.copy()
+    charge, around, first = found.charge.copy(), found.around_c.copy(), found.due.copy()
     result = found.result(600.0)
     expected = [by_hand(of, scenario, *one, 600.0) for one in zip(charge.tolist(), around.tolist(), first.tolist(), strict=True)]
-    assert found._charge == pytest.approx([one[0] for one in expected])
-    assert found._celsius == pytest.approx([one[1] for one in expected])
+    assert found.charge == pytest.approx([one[0] for one in expected])
+    assert found.celsius == pytest.approx([one[1] for one in expected])
     for rule in result.rules:
         assert rule.share == pytest.approx(np.mean([one[2][rule.rule] for one in expected]) / 600)
     assert sum(rule.switches for rule in result.rules) == pytest.approx(np.mean([one[3] for one in expected]))

@@ -5,7 +5,7 @@ import gc
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
+from time import monotonic as real_time
 
 import pytest
 import routes
@@ -14,19 +14,39 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgeroute import Limits, OpenInference, PlainJson, Router
+from edgeroute import BadReply, Held, Limits, OpenInference, PlainJson, Refused, Router, StoreError, TimedOut, Unreachable
+from edgeroute.cloud import exchange as exchanges
+from edgeroute.cloud import guard as guards
+from edgeroute.cloud import turns
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
-from edgeroute.errors import BadReply, Held, Refused, StoreError, TimedOut, Unreachable
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
 PERMIT = permit(Rules(), None)
 AWAY = Unreachable("away")
+AHEAD_S = [0.0]
+"""By how much the guards' clock is ahead of the real one, seconds."""
+
+
+def monotonic():
+    return real_time() + AHEAD_S[0]
+
+
+def pass_time(seconds):
+    AHEAD_S[0] += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The guards' clock is this module's."""
+    monkeypatch.setattr("test_guard.AHEAD_S", [0.0])
+    for module in (guards, exchanges, turns):
+        monkeypatch.setattr(module, "monotonic", monotonic)
 
 
 def look(guard):
@@ -79,10 +99,10 @@ class Ledger:
         self.lines.append(record)
 
 
-def guarded(*, terms=None, limits=None, health=None, journal=None):
+def guarded(*, terms=None, limits=None, spending=None, health=None, journal=None):
     """A guard, and what it tells."""
     news = News()
-    spending = SharedSpending(Spending(limits or Limits()))
+    spending = SharedSpending(spending or Spending(limits or Limits()))
     return Guard("cloud", "http://cloud", terms or Terms(), spending, health=health, watcher=news, journal=journal), news
 
 
@@ -101,12 +121,6 @@ def fails(guard, error=AWAY, times=1):
     for _ in range(times):
         with pytest.raises(type(error)):
             ask(guard, error)
-
-
-def pass_time(guard, seconds):
-    breaker = guard.rules.breaker
-    breaker._due -= seconds
-    breaker._held -= seconds
 
 
 # what is a fault
@@ -142,7 +156,7 @@ def test_what_is_none_does_not_open_it(error):
     """A kept connection that has gone and the input's own fault, ever so often."""
     guard, _ = guarded()
     fails(guard, error, 2 * FAULTS)
-    assert (guard.state, guard.rules.breaker._faults) == ("closed", 0)
+    assert (guard.state, guard.rules.breaker.faults) == ("closed", 0)
 
 
 def test_a_success_between_forgets():
@@ -170,7 +184,7 @@ def test_cut_before_its_time_is_no_fault():
             exchange.after_attempt(0, AWAY, cut=True)
         with visiting(guard):
             pass
-    assert (guard.rules.breaker._faults, guard.under_way) == (0, 0)
+    assert (guard.rules.breaker.faults, guard.under_way) == (0, 0)
 
 
 @pytest.mark.parametrize("error", [stale(), AWAY, TimedOut("late")])
@@ -179,10 +193,10 @@ def test_cut_by_the_deadline_is_a_fault(error):
     guard, _ = guarded()
     with visiting(guard, monotonic()) as exchange:
         exchange.after_attempt(0, error, cut=True)
-    assert guard.rules.breaker._faults == 1
+    assert guard.rules.breaker.faults == 1
     with visiting(guard, monotonic()):
         pass  # an asyncio task that is cancelled says nothing
-    assert guard.rules.breaker._faults == 2
+    assert guard.rules.breaker.faults == 2
 
 
 @pytest.mark.parametrize("error", [stale(), AWAY, TimedOut("late")])
@@ -191,10 +205,10 @@ def test_cut_by_a_deadline_is_a_fault_also_if_the_leg_ended_first(error):
     guard, _ = guarded()
     with visiting(guard) as exchange:
         exchange.after_attempt(0, error, cut=True)
-    assert guard.rules.breaker._faults == 0
+    assert guard.rules.breaker.faults == 0
     exchange.overdue()
     exchange.overdue()
-    assert guard.rules.breaker._faults == 1
+    assert guard.rules.breaker.faults == 1
 
 
 def test_a_bad_reply_that_is_cut_is_one_fault():
@@ -204,7 +218,7 @@ def test_a_bad_reply_that_is_cut_is_one_fault():
     exchange.after_attempt(0, error, cut=True)
     exchange.__exit__(BadReply, error, None)
     exchange.overdue()
-    assert guard.rules.breaker._faults == 1
+    assert guard.rules.breaker.faults == 1
 
 
 def test_late_is_one_fault_however_often_it_is_seen():
@@ -216,7 +230,7 @@ def test_late_is_one_fault_however_often_it_is_seen():
         exchange.after_attempt(0, AWAY, cut=True)
         exchange.overdue()
         assert not exchange.may_retry()
-    assert guard.rules.breaker._faults == 1
+    assert guard.rules.breaker.faults == 1
 
 
 def test_late_but_answered_is_well():
@@ -225,7 +239,7 @@ def test_late_but_answered_is_well():
     with visiting(guard, monotonic()) as exchange:
         exchange.overdue()
         exchange.after_attempt(1)
-    assert guard.rules.breaker._faults == 0
+    assert guard.rules.breaker.faults == 0
 
 
 def test_less_time_than_usual_is_no_fault():
@@ -240,24 +254,26 @@ def test_less_time_than_usual_is_no_fault():
     for _ in range(FAULTS):
         with visiting(guard, monotonic()) as exchange:
             exchange.overdue()
-    assert (guard.state, guard.rules.breaker._faults) == ("closed", 0)
+    assert (guard.state, guard.rules.breaker.faults) == ("closed", 0)
 
 
 def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
     """The caller, who goes on without it, and the leg's own thread."""
     guard, _ = guarded()
-    both, mark_late = threading.Barrier(2), guard.mark_late
+    first, both, mark_late = threading.Event(), threading.Barrier(2), guard.mark_late
 
     def mark(exchange):
+        first.set()
         both.wait(LONG)
         return mark_late(exchange)
 
-    monkeypatch.setattr(guard, "mark_late", mark)
-    with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(2) as pool:
-        for call in [pool.submit(exchange._overdue) for _ in range(2)]:
-            call.result(LONG)
-        monkeypatch.undo()
-    assert guard.rules.breaker._faults == 1
+    with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(guard, "mark_late", mark)
+        caller = pool.submit(exchange.overdue)
+        assert first.wait(LONG)
+        exchange.after_attempt(0, AWAY, cut=True)
+        caller.result(LONG)
+    assert guard.rules.breaker.faults == 1
 
 
 # how it comes back
@@ -272,7 +288,7 @@ def test_a_probe_when_it_is_time():
     fails(guard, times=FAULTS)
     look(guard)
     assert news.probes == 0
-    pass_time(guard, 10)
+    pass_time(10)
     for _ in range(3):
         with pytest.raises(Held):
             ask(guard)
@@ -291,7 +307,7 @@ def test_on_trial_one_fault_is_enough():
     """A probe's success is no request's."""
     guard, news = guarded()
     fails(guard, times=FAULTS)
-    pass_time(guard, 10)
+    pass_time(10)
     look(guard)
     guard.check_health()
     assert guard.why() == ""
@@ -312,7 +328,7 @@ def test_a_probe_that_is_told_to_wait():
     assert (guard.state, guard.under_way) == ("open", 0)
     guard.link_up()
     assert news.probes == 1
-    pass_time(guard, 101)
+    pass_time(101)
     guard.link_up()
     assert news.probes == 2
 
@@ -328,7 +344,7 @@ def test_a_probe_counts_neither_as_a_fault_nor_as_a_success():
 
     guard, news = guarded(health=health)
     fails(guard, times=FAULTS)
-    pass_time(guard, 10)
+    pass_time(10)
     look(guard)
     guard.check_health()
     assert (guard.state, news.heard, guard.rules.usual.count) == ("open", ["opened"], 0)
@@ -340,7 +356,7 @@ def test_an_answer_to_an_old_request_closes_it():
     exchange = visiting(guard)
     for _ in range(FAULTS):
         guard.failed()
-    pass_time(guard, 10)
+    pass_time(10)
     look(guard)
     with exchange:
         exchange.after_attempt(1)
@@ -358,7 +374,7 @@ def test_a_hold_is_for_all():
     fails(guard, busy_server(100.0))
     with pytest.raises(Held, match=r"it asked to wait another (100|99)"):
         ask(guard)
-    pass_time(guard, 101)
+    pass_time(101)
     ask(guard)
 
 
@@ -544,7 +560,7 @@ def test_a_job_that_raises_anything_gives_its_slot_back(raised):
 
     guard, _ = guarded(health=health)
     fails(guard, times=FAULTS)
-    pass_time(guard, 10)
+    pass_time(10)
     look(guard)
     with pytest.raises(raised) if not issubclass(raised, Exception) else contextlib.nullcontext():
         guard.check_health()
@@ -552,12 +568,24 @@ def test_a_job_that_raises_anything_gives_its_slot_back(raised):
 
 
 def test_a_signal_handler_may_ask_while_the_lock_is_held():
-    """It runs in the thread that holds it."""
-    guard, _ = guarded(limits=Limits(usd_per_day=1.0))
-    with guard.lock, guard.spending._account.lock:
+    """It runs in the thread that holds it: here as a booking is made, which is under the guard's lock and the spending's."""
+    signals = []
+
+    class Interrupted(Spending):
+        def reserve(self, *args):
+            if signals:
+                signals.pop()()
+            return super().reserve(*args)
+
+    guard, _ = guarded(spending=Interrupted(Limits(usd_per_day=1.0)))
+
+    def handler():
         ask(guard)
         fails(guard)
-    assert guard.under_way == 0
+
+    signals.append(handler)
+    ask(guard)
+    assert (signals, guard.under_way, guard.spending.spent().calls) == ([], 0, 3)
 
 
 # any order
@@ -646,7 +674,7 @@ class Guarded(RuleBasedStateMachine):
         """What comes of it is one fault at most."""
         if not self.alive(one) or not one["open"]:
             return
-        before = self.guard.rules.breaker._faults
+        before = self.guard.rules.breaker.faults
         error = {
             "well": lambda: None,
             "away": lambda: AWAY,
@@ -661,7 +689,7 @@ class Guarded(RuleBasedStateMachine):
         self.received_mb += 0 if error is not None else size / 1e6
         one["open"], one["error"], one["took"] = False, error, error is None
         one["cut"] = cut and kind not in {"well", "input"}  # by whose deadline, the request says
-        after = self.guard.rules.breaker._faults
+        after = self.guard.rules.breaker.faults
         assert after <= before + 1
         if kind == "input":
             assert self.guard.state == "closed"
@@ -681,9 +709,9 @@ class Guarded(RuleBasedStateMachine):
     def is_overdue(self, one):
         """Its deadline has passed."""
         if self.alive(one):
-            before = self.guard.rules.breaker._faults
+            before = self.guard.rules.breaker.faults
             one["exchange"].overdue()
-            assert self.guard.rules.breaker._faults <= before + (one["open"] or one["cut"])
+            assert self.guard.rules.breaker.faults <= before + (one["open"] or one["cut"])
             one["cut"] = False
 
     @rule(one=exchanges, reads=st.booleans())
@@ -712,8 +740,8 @@ class Guarded(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 10, 100, 1000]))
     def time_passes(self, seconds):
-        """For the breaker."""
-        pass_time(self.guard, seconds)
+        """For the breaker, and all that goes by the same clock."""
+        pass_time(seconds)
 
     @rule()
     def looks(self):

@@ -18,15 +18,13 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from edgeroute import OnnxModel, Router
+from edgeroute import OnnxModel, Router, TensorSpec, register
 from edgeroute.cli.app import app
-from edgeroute.edge import runtimes
 from edgeroute.edge.card import Card
 from edgeroute.edge.guess import batch_of, named_classes, outputs
 from edgeroute.edge.guess_inputs import describe, pairs
 from edgeroute.serve.app import app as served
-from edgeroute.testing import CannedServer, http_reply
-from edgeroute.types import TensorSpec
+from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
 
 HERE = Path(__file__).parent / "exported"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -505,9 +503,17 @@ class Doubles:
         return 2 * feed["x"]
 
 
-def test_a_runtime_of_ones_own(tmp_path, monkeypatch):
+@pytest.fixture
+def doubles():
+    """A runtime of one's own is registered meanwhile."""
+    with fresh_runtimes():
+        register(".dbl", "test_inspect:Doubles")
+        yield
+
+
+@pytest.mark.usefixtures("doubles")
+def test_a_runtime_of_ones_own(tmp_path):
     """Its model is looked at likewise; a card is written only where the runtime takes one."""
-    monkeypatch.setattr(runtimes, "_registered", {".dbl": "test_inspect:Doubles"})
     path = tmp_path / "m.dbl"
     path.write_bytes(b"2")
     np.save(tmp_path / "x.npy", np.array([1, 4], np.float32))
@@ -532,7 +538,7 @@ def test_a_run_that_cannot_be_stopped(tmp_path, monkeypatch):
     (tmp_path / "m.dbl").write_bytes(b"2")
     code = (
         "import sys; sys.path[:0] = [sys.argv[2]]\n"
-        "from edgeroute.edge import runtimes; runtimes._registered['.dbl'] = 'test_inspect:Endless'\n"
+        "import edgeroute; edgeroute.register('.dbl', 'test_inspect:Endless')\n"
         "sys.argv = ['edgeroute', 'inspect', sys.argv[1], '--timeout', '10ms', '--json']\n"
         "from edgeroute.__main__ import main; main()"
     )

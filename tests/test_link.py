@@ -74,7 +74,7 @@ def heard(data, up, me=7):
     there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with there, here:
         there.send(data)
-        return link._comes_up(here, me, up)
+        return link.comes_up(here, me, up)
 
 
 UP, LOOPBACK = 0x10000, 0x8
@@ -119,8 +119,8 @@ def test_more_news_than_the_kernel_keeps():
         def recv(self, _):
             raise OSError(self.number, "")
 
-    assert link._comes_up(Broken(105), 7, set())
-    assert not link._comes_up(Broken(5), 7, set())
+    assert link.comes_up(Broken(105), 7, set())
+    assert not link.comes_up(Broken(5), 7, set())
 
 
 class Fed(socket.socket):
@@ -131,10 +131,15 @@ class Fed(socket.socket):
         return 7, 0
 
 
+def threads():
+    """The watches' threads."""
+    return {thread for thread in threading.enumerate() if thread.name == "edgeroute-link"}
+
+
 def started(monkeypatch, on_up):
     """A watch that hears what is sent to the other end."""
     there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    monkeypatch.setattr(link, "_listen", lambda: Fed(fileno=here.detach()))
+    monkeypatch.setattr(link, "listen", lambda: Fed(fileno=here.detach()))
     watch = NetworkMonitor(on_up)
     watch.start()
     return watch, there
@@ -162,9 +167,9 @@ def test_a_burst_is_one_call(monkeypatch):
 
 def test_close_from_the_callback(monkeypatch):
     """The callback may close the watch that calls it."""
-    closed = threading.Event()
+    closed, before = threading.Event(), threads()
     watch, there = started(monkeypatch, lambda: (watch.close(), closed.set()))
-    thread = watch._thread
+    (thread,) = threads() - before
     with there:
         there.send(new_link(2, UP))
         assert closed.wait(LONG)
@@ -219,16 +224,21 @@ def test_no_thread_to_be_had(monkeypatch):
 def test_other_systems(monkeypatch):
     """Where there is no netlink, nothing is tried."""
     monkeypatch.setattr(sys, "platform", "other")
-    assert link._listen() is None
+    assert link.listen() is None
+
+
+def descriptors():
+    """Those of sockets that this process has open, and what each is."""
+    found = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[int(fd.name)] = str(fd.readlink())
+    return {fd: name for fd, name in found.items() if name.startswith("socket:")}
 
 
 def sockets():
-    """Those that this process has open."""
-    found = set()
-    for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.add(str(fd.readlink()))
-    return {name for name in found if name.startswith("socket:")}
+    """The sockets that this process has open."""
+    return {*descriptors().values()}
 
 
 def test_fork():
@@ -257,28 +267,37 @@ def test_fork():
 
 def test_a_descriptor_that_is_held_elsewhere():
     """Another program that has inherited the sockets does not keep the thread from ending."""
-    watch = NetworkMonitor(lambda: None)
+    watch, before, there = NetworkMonitor(lambda: None), threads(), sockets()
     watch.start()
-    thread = watch._thread
-    with subprocess.Popen(["cat"], stdin=-1, pass_fds=[s.fileno() for s in watch._sockets]):
+    (thread,) = threads() - before
+    own = [fd for fd, name in descriptors().items() if name not in there]
+    assert len(own) > 1
+    with subprocess.Popen(["cat"], stdin=-1, pass_fds=own):
         watch.close()
         assert not thread.is_alive()
 
 
-def test_a_router_that_is_closed_as_a_breaker_opens():
+def test_a_router_that_is_closed_as_a_breaker_opens(monkeypatch):
     """Whichever comes first: the call that opened it goes on, and no thread is left."""
+    real, left = threading.RLock, []
 
     class ThenClosed:
         """A lock; as soon as the first one that had it leaves it, another thread closes."""
 
+        def __init__(self):
+            self.lock = real()
+
         def __enter__(self):
-            """It is free."""
+            """As a lock."""
+            self.lock.acquire()
 
         def __exit__(self, *_):
-            watched._lock = threading.RLock()
-            closing = threading.Thread(target=watched.close)
-            closing.start()
-            closing.join(LONG)
+            self.lock.release()
+            left.append(1)
+            if len(left) == 1:
+                closing = threading.Thread(target=watched.close)
+                closing.start()
+                closing.join(LONG)
 
     class Away:
         name = "cloud"
@@ -287,13 +306,12 @@ def test_a_router_that_is_closed_as_a_breaker_opens():
             """Of no account."""
             return ""
 
-    def threads():
-        return {thread for thread in threading.enumerate() if thread.name == "edgeroute-link"}
-
     before = threads()
-    watched = health.EndpointHealth(lambda _: True, list, lambda: None)
-    watched._lock = ThenClosed()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "RLock", ThenClosed)
+        watched = health.EndpointHealth(lambda _: True, list, lambda: None)
     watched.opened(Away())
+    assert len(left) == 2, "another thread has closed it"
     assert not threads() - before
     watched.opened(Away())
     assert not threads() - before

@@ -17,6 +17,7 @@ from both import LONG
 
 from edgeroute import (
     BadInput,
+    DeadlineExceeded,
     LiteRTModel,
     ModelError,
     ModelMissing,
@@ -33,7 +34,6 @@ from edgeroute.edge import interpreters, litert, model_file
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.load import load
 from edgeroute.edge.tflite_format import contents
-from edgeroute.router.session import current
 from edgeroute.testing import edge_contract
 
 models = pytest.importorskip(
@@ -221,10 +221,10 @@ def test_a_fixed_batch(make):
     fixed = make(models.linear, batch=4)
     assert fixed.run([X] * 5).shape == (5, 3)
     assert fixed.run_one(X).shape == (1, 3)
-    assert fixed._session.idle[0].shapes == [(4, 4)]
+    assert fixed.load().idle[0].shapes == [(4, 4)]
     free = make(models.linear, name="free")
     assert free.run([X] * 5).shape == (5, 3)
-    assert free._session.idle[0].shapes == [(5, 4)]
+    assert free.load().idle[0].shapes == [(5, 4)]
     with pytest.raises(ModelError, match="failed to run"):
         fixed.run_feed({"x": np.zeros((2, 4), np.float32)})
     assert fixed.run_one(X).shape == (1, 3), "as before"
@@ -263,20 +263,21 @@ def test_runs_at_the_same_time_have_an_interpreter_each(make, monkeypatch):
     for thread in threads:
         thread.join(LONG)
     assert [result[0].tolist() for result in results] == [(X * i)[:3].tolist() for i in range(4)]
-    assert len(model._session.idle) == 4
+    assert len(model.load().idle) == 4
     monkeypatch.undo()
     model.run_one(X)
-    assert len(model._session.idle) == 4
+    assert len(model.load().idle) == 4
 
 
 def test_a_run_that_fails_costs_its_interpreter(make, monkeypatch):
     """What state it is in is not known."""
     model = make(models.linear)
-    (worker,) = model.load().idle
+    session = model.load()
+    (worker,) = session.idle
     monkeypatch.setattr(worker, "invoke", lambda: (_ for _ in ()).throw(RuntimeError("out of\nmemory")))
     with pytest.raises(ModelError, match=r"model failed to run: out of$"):
         model.run_one(X)
-    assert not model._session.idle
+    assert not session.idle
     assert model.run_one(X).shape == (1, 3)
 
 
@@ -306,15 +307,15 @@ def test_closing_frees_it_after_the_last_run(make):
     model.close()
     models.linear(model.path, weights=np.eye(4, 3) * 5)
     assert model.run_one(X).tolist() == [(5 * X[:3]).tolist()]
-    assert model._session is not first
+    assert model.load() is not first
 
 
 def test_a_new_interpreter_runs_the_bytes_that_were_checked(make):
     """Also when the file is another one by then."""
     model = make(models.linear)
-    model.load()
+    session = model.load()
     models.linear(model.path, weights=np.eye(4, 3) * 5)
-    model._session.idle.clear()
+    session.idle.clear()
     assert model.run_one(X).tolist() == [X[:3].tolist()]
 
 
@@ -342,15 +343,24 @@ def test_a_state_in_variables_is_one_for_each_session(make):
 
 
 def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
-    """A run that was told to stop has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
-    model, stop, run = make(models.total), StopToken(), interpreters.Worker.run
+    """A run that was left behind has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
+    model, run, gate, ran = make(models.total), interpreters.Worker.run, threading.Event(), threading.Event()
     ones = np.ones(2, np.float32)
+
+    def late(*given):
+        gate.wait(LONG)
+        out = run(*given)
+        ran.set()
+        return out
+
     with Router(model, cloud, threshold=0.0) as router, router.session() as session:
         assert session.infer(ones).source == "edge"
-        monkeypatch.setattr(interpreters.Worker, "run", lambda *given: (stop(), run(*given))[1])
-        with session._states.turn() as turn, current(turn):
-            model.run_one(ones, stop)  # as a leg does that is left behind at a deadline
+        monkeypatch.setattr(interpreters.Worker, "run", late)
+        with pytest.raises(DeadlineExceeded):
+            session.infer(ones, mode="only_edge", deadline=0.2)
         monkeypatch.undo()
+        gate.set()
+        assert ran.wait(LONG)
         for _ in range(2):
             lost = session.infer(ones)
             assert lost.source == "cloud"

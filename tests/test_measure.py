@@ -788,9 +788,14 @@ def test_what_is_saved_is_what_a_policy_names(model, tmp_path):
     assert not (tmp_path / "plain.score.json").exists()
 
 
+def cell_of(result):
+    """The result, as a notebook shows it."""
+    return result._repr_html_()  # private: the name by which IPython asks for it
+
+
 def test_a_notebook_shows_the_page_in_its_own_colours(results):
     """Nothing of its style concerns other elements, and no two of them share an id."""
-    cells = [result._repr_html_() for result in (*results, results[0])]
+    cells = [cell_of(result) for result in (*results, results[0])]
     ids = []
     for cell in cells:
         found = Closed(cell)
@@ -812,7 +817,7 @@ def test_without_the_plotting_library(results, monkeypatch):
     """A notebook shows the numbers, and what is missing; a page says it as an error."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for result in results:
-        cell = result._repr_html_()
+        cell = cell_of(result)
         Closed(cell)
         assert "The figures need matplotlib" in cell
         assert results[0].certificate.guarantee in cell.replace("&nbsp;", " ")

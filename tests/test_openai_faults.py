@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import routes
-from both import LONG
+from both import LONG, header
 from test_openai_chat import CHUNKED, HI, PARIS, Asked, chunk, endpoint, event, unsure
 
 from edgeroute import (
@@ -33,7 +33,6 @@ from edgeroute.cloud.base import Reply
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.explain import truncated
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.testing.server import _length
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
 GOOD = sse_reply(PARIS)
@@ -131,7 +130,7 @@ class Late(CannedServer):
     async def _serve(self, reader, writer):
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(_length(head))
+            await reader.readexactly(int(header(head, "content-length")))
             self._note(head)
             writer.write(CHUNKED + chunk(b"".join(map(event, PARIS)) + b"data: [DONE]\n\n"))
             await writer.drain()

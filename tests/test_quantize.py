@@ -34,6 +34,12 @@ def _quick(monkeypatch):
     monkeypatch.setattr(measure, "RUNS", 12)
 
 
+def without(monkeypatch, *packages):
+    """These packages cannot be imported, nor any module in them that was imported before."""
+    for name in [*packages, *(one for one in sys.modules if one.partition(".")[0] in packages)]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 def save(path, nodes, inputs, outputs, weights, *, opset=17, name="m", more=()):
     made = helper.make_graph(nodes, name, inputs, outputs, [numpy_helper.from_array(a, n) for n, a in weights.items()])
     opsets = [helper.make_opsetid("", opset), *more]
@@ -362,8 +368,7 @@ def test_what_cannot_be_quantised(tmp_path, images, monkeypatch):
     (tmp_path / "l.json").write_text('{"state": [{"input": "x", "output": "y"}]}')
     with pytest.raises(ModelError):
         compress.quantize(linear, np.ones((9, 4), np.float32))
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.setattr("edgeroute.imports._loaded", set())
+    without(monkeypatch, "onnx")
     with pytest.raises(RuntimeMissing, match=r"pip install 'edgeroute\[quantize\]'"):
         compress.quantize(path, images)
     assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "text.onnx", "l.onnx", "l.json"}
@@ -372,9 +377,7 @@ def test_what_cannot_be_quantised(tmp_path, images, monkeypatch):
 @pytest.mark.parametrize("suffix", [".tflite", ".mlpackage"])
 def test_other_formats_without_their_tools(tmp_path, images, suffix, monkeypatch):
     """The error names the tool."""
-    monkeypatch.setitem(sys.modules, "ai_edge_quantizer", None)
-    monkeypatch.setitem(sys.modules, "coremltools", None)
-    monkeypatch.setattr("edgeroute.imports._loaded", set())
+    without(monkeypatch, "ai_edge_quantizer", "coremltools")
     (tmp_path / f"m{suffix}").touch()
     with pytest.raises(RuntimeMissing, match=r"pip install (ai-edge-quantizer|coremltools)"):
         compress.quantize(tmp_path / f"m{suffix}", images)

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -15,9 +16,10 @@ import pytest
 import routes
 from both import GOOD, LONG, GatedServer, unsure
 
-from edgeroute import Instrument, Outbox, Unreachable
+from edgeroute import Instrument, Outbox, StoreError, Unreachable
 from edgeroute.core.texts import named
-from edgeroute.errors import StoreError
+from edgeroute.stores.outbox.group import GroupCommit
+from edgeroute.stores.sqlite import Database
 from edgeroute.testing import FakeCloud
 
 
@@ -184,19 +186,25 @@ def test_closing_waits_for_what_is_being_queued(make, box, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_time_left")
-def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, box, caplog, monkeypatch):
+def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, caplog, monkeypatch):
     """Another process keeps the file locked for good: what is being queued by then is refused, and reported."""
     monkeypatch.setattr("edgeroute.router.offline_queue.CLOSE_S", 0.01)
     monkeypatch.setattr("edgeroute.stores.sqlite.CLOSE_S", 0.01)
+    changes, begun = Changes(), []
+
+    class Counted(GroupCommit):
+        def __init__(self, write):
+            super().__init__(lambda entries: (begun.append(len(entries)), write(entries))[1])
+
+    monkeypatch.setattr("edgeroute.stores.outbox.store.Database", partial(Database, busy_s=1e9))
+    monkeypatch.setattr("edgeroute.stores.outbox.store.GroupCommit", Counted)
+    box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
     assert box.size() == 0
-    box._database._busy_s = 1e9
-    changes, begun, real = Changes(), [], box._write
-    box._group._write = lambda entries: (begun.append(len(entries)), real(entries))[1]
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
         c.execute("BEGIN EXCLUSIVE")
         router = make(box, deadline=LONG, instruments=[changes])
         answers = [router.infer(i) for i in range(20)]
-        until(lambda: len(box._group._brought) == 20)
+        until(lambda: box.storing == 20)
         assert {routes.queued(answer) for answer in answers} == {routes.BEING_QUEUED}
         closing = threading.Thread(target=router.close, daemon=True)
         closing.start()

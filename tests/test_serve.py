@@ -22,16 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import system
+from edgeroute import BadInput, ModelError, OnnxModel, PolicyError, TensorSpec, system
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.card import Card
-from edgeroute.edge.onnx import OnnxModel
-from edgeroute.errors import BadInput, ModelError, PolicyError
 from edgeroute.serve import protocol
 from edgeroute.serve.app import app
 from edgeroute.serve.batching import Batcher
 from edgeroute.serve.run import serve
-from edgeroute.types import TensorSpec
 
 WEIGHTS = np.arange(1, 4, dtype=np.float32)
 INFER = "/v2/models/scale/infer"
@@ -437,7 +434,7 @@ def test_json_has_a_limit_of_its_own():
 
 def test_a_number_that_does_not_fit_is_found_wherever_it_is(monkeypatch):
     """Numbers are converted a piece at a time."""
-    monkeypatch.setattr(protocol, "_PIECE", 4)
+    monkeypatch.setattr(protocol, "PIECE", 4)
     spec = TensorSpec("x", "uint8", (10,))
     for wrong in (256, -1, 1.5, None, "1", True, 10**30):
         for at in (0, 5, 9):

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-from queue import Queue
+from queue import Queue, SimpleQueue
 
 import pytest
-from both import interrupted
+from both import Stop, interrupted
 
+from edgeroute import StopToken
 from edgeroute.threads import ThreadPool
-from edgeroute.types import StopToken
 
 LONG = 30.0
 
@@ -21,10 +21,15 @@ def until_idle(pool, count=1):
     """Waits until so many of the pool's threads have nothing to do."""
     pause = threading.Event()
     for _ in range(int(LONG / 0.001)):
-        if not pool._waiting and pool.idle >= count:  # in this order: one that is idle for a moment may take what waits
+        if not pool.waiting and pool.idle >= count:  # in this order: one that is idle for a moment may take what waits
             return
         pause.wait(0.001)
     raise AssertionError("its threads stay busy")
+
+
+def threads_of(name):
+    """The threads of the pool with this name."""
+    return [thread for thread in threading.enumerate() if thread.name == name]
 
 
 def test_threads_are_used_again():
@@ -105,22 +110,29 @@ def test_idle_threads_end():
     pool.close()
 
 
-class Taken(dict):
-    """Idle threads, each of which somebody takes as soon as it is there, who is interrupted then."""
-
-    def __setitem__(self, box, _):
-        """It is gone at once."""
-
-
-def test_a_thread_that_was_promised_a_job_which_never_comes_ends():
+def test_a_thread_that_was_promised_a_job_which_never_comes_ends(monkeypatch):
     """Whoever took its mailbox may have been interrupted: the slot comes back all the same."""
-    pool, ran = ThreadPool("test", 1, idle_s=0.01), Queue()
-    pool._idle = Taken()
+    interrupts, ran = [], Queue()
+
+    class Mailbox(SimpleQueue):
+        def put(self, job):
+            if interrupts:
+                raise interrupts.pop()
+            super().put(job)
+
+    monkeypatch.setattr("edgeroute.threads.SimpleQueue", Mailbox)
+    pool = ThreadPool("test", 1, idle_s=0.3)
     for _ in range(2):
         assert pool.submit(lambda: ran.put(threading.current_thread()))
         thread = ran.get(timeout=LONG)
+        until_idle(pool)
+        interrupts.append(Stop)
+        with pytest.raises(Stop):
+            pool.submit(lambda: ran.put("never"))
+        assert thread.is_alive()
         thread.join(LONG)
         assert not thread.is_alive()
+    assert ran.empty()
     pool.close()
 
 
@@ -129,12 +141,12 @@ def test_exceptions_out_of_a_signal_handler_cost_no_slot():
     at, over = 0, False
     while not over:
         at += 1
-        pool, gate, begun = ThreadPool("test", 2, idle_s=0.005), threading.Event(), threading.Semaphore(0)
+        pool, gate, begun = ThreadPool(f"test {at}", 2, idle_s=0.005), threading.Event(), threading.Semaphore(0)
         done = threading.Event()
         assert pool.submit(done.set)
         assert done.wait(LONG)  # its thread is idle by now, or has ended: either may be met
         over = interrupted(lambda pool=pool: (pool.submit(lambda: None), pool.submit(lambda: None)), at)
-        for thread in list(pool._threads):
+        for thread in threads_of(f"test {at}"):
             if thread.is_alive():
                 thread.join(LONG)
         for _ in range(2):
@@ -187,24 +199,25 @@ def test_what_nobody_waits_for_is_done_later():
 def test_what_waits_is_bounded(monkeypatch):
     """And without any thread there is nothing to wait for."""
     monkeypatch.setattr("edgeroute.threads.MOST_WAITING", 2)
-    pool, gate, ran = ThreadPool("test", 1), threading.Event(), []
+    pool, gate, ran = ThreadPool("bounded", 1), threading.Event(), []
     assert [pool.submit_later(lambda: (gate.wait(LONG), ran.append(1))) for _ in range(4)] == [True, True, True, False]
-    pool._closed = True
+    assert pool.waiting == 2
+    (thread,) = threads_of("bounded")
+    pool.close(0.0)
     assert not pool.submit_later(gate.set)
-    pool._closed = False
     gate.set()
-    until_idle(pool)
+    thread.join(LONG)
     assert len(ran) == 3
-    pool.close()
     assert not ThreadPool("none", 0).submit_later(gate.set)
 
 
 def test_what_waits_as_a_pool_is_closed_is_done():
     """By the threads that are busy."""
-    pool, gate, ran = ThreadPool("test", 2), threading.Event(), []
+    pool, gate, ran = ThreadPool("closed", 2), threading.Event(), []
     for i in range(10):
         assert pool.submit_later(lambda i=i: (gate.wait(LONG), ran.append(i)))
-    threads = list(pool._threads)
+    threads = threads_of("closed")
+    assert len(threads) == 2
     pool.close(0.0)
     gate.set()
     for thread in threads:

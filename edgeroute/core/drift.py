@@ -9,7 +9,7 @@ from typing import Any, Final
 ALARM: Final = 1e4
 """Average run length to a false alarm, in values: at least this while the mean, given those before, is within its level."""
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
-_MOST: Final = 1e100
+MOST: Final = 1e100
 """Cap of the wealth, far below float overflow."""
 
 
@@ -42,8 +42,8 @@ class Drift:
     __slots__ = ("_alarm", "_wealth", "alarmed", "count", "level", "ones")
 
     def __init__(self, level: float, *, alarm: float = ALARM) -> None:
-        if not (0 < level < 1 and 0 < alarm <= _MOST):
-            raise ValueError(f"level {level} is not between 0 and 1, or alarm {alarm} not between 0 and {_MOST:.0e}")
+        if not (0 < level < 1 and 0 < alarm <= MOST):
+            raise ValueError(f"level {level} is not between 0 and 1, or alarm {alarm} not between 0 and {MOST:.0e}")
         self.level: Final = level
         self.count = 0
         self.ones = 0.0
@@ -65,7 +65,7 @@ class Drift:
         if not 0 <= x <= 1:
             raise ValueError(f"{x} is not in 0..1")
         odds = x / self.level - 1
-        self._wealth = [min(_MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)]
+        self._wealth = [min(MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)]
         self.count += 1
         self.ones += x
         self.alarmed = self.alarmed or self.evidence >= self._alarm
@@ -85,7 +85,7 @@ class Drift:
         try:
             made, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
             wealth = [had + 0.0 for had in dumped["wealth"]]
-            fits = len(wealth) == len(_RATES) and all(0 <= had <= _MOST for had in wealth) and 0 < made < 1
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth) and 0 < made < 1
             if not (fits and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
                 raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
         except (KeyError, TypeError, ValueError, OverflowError) as e:

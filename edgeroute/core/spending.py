@@ -149,7 +149,7 @@ class Spending:
         if self.unknown:
             return self.unknown
         until = self._lost_at + window.length_s + window.width_s
-        return f"{self._lost_why}, room again in {_span(until - now)}" if now < until else ""
+        return f"{self._lost_why}, room again in {span(until - now)}" if now < until else ""
 
     def ahead(self) -> bool:
         """Whether more is booked under a limit than the record of this process has."""
@@ -281,7 +281,7 @@ class _Window:
     def refusal(self, asked: float, limit: float, now: float) -> Rejection:
         """The rejection of an amount that exceeds the limit."""
         room_at = self.room_at(asked, limit)
-        when = "" if room_at is None else f", room again in {_span(room_at - now)}"
+        when = "" if room_at is None else f", room again in {span(room_at - now)}"
         text = f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
         return Lasting.of(cast("HeldCode", self.name), text, 0.0 if room_at is None else room_at - now)
 
@@ -295,7 +295,8 @@ class _Window:
         return None
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Says how long that is, rounded up."""
     for unit, name in ((HOUR_S, "h"), (MINUTE_S, "min")):
         if seconds > 2 * unit:
             return f"{ceil(seconds / unit)} {name}"

@@ -61,7 +61,7 @@ class NetworkMonitor:
     def start(self) -> None:
         """Starts listening, if not started."""
         with self._lock:
-            if self.works or (netlink := _listen()) is None:
+            if self.works or (netlink := listen()) is None:
                 return
             try:
                 stop, stopped = socket.socketpair()
@@ -90,8 +90,8 @@ class NetworkMonitor:
             thread.join()
 
 
-def _listen() -> socket.socket | None:
-    """A netlink socket subscribed to changes, with a dump of all current links requested; None: unavailable."""
+def listen() -> socket.socket | None:
+    """Opens a netlink socket that is subscribed to changes, with a dump of all current links requested; None: unavailable."""
     if sys.platform != "linux":
         return None
     try:
@@ -121,7 +121,7 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
             if any(fd == stopped.fileno() for fd, _ in ready):
                 return
             at = monotonic()
-            if ready and _comes_up(netlink, me, up):
+            if ready and comes_up(netlink, me, up):
                 first = min(first, at)
                 due = min(at + QUIET_S, first + MOST_S)
             if at >= due:
@@ -132,8 +132,8 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
                     log.exception("the network is up, but what was to follow failed")
 
 
-def _comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:
-    """Reads one message batch -> whether something came up. `up`: indices of links that are up, updated here.
+def comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:
+    """Reads one message batch. Returns whether something came up. `up`: indices of links that are up, updated here.
 
     Messages addressed to this socket's port, `me`, are the initial dump and do not count.
     """

@@ -313,23 +313,23 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
     # Checked before numpy converts it: numpy would accept strings and null as numbers, and wrap large integers.
     kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
     array = np.empty(len(flat), dtype)
-    for at in range(0, len(flat), _PIECE):
-        piece = flat[at : at + _PIECE]
+    for at in range(0, len(flat), PIECE):
+        piece = flat[at : at + PIECE]
         fits = set(map(type, piece)) <= kinds.get(dtype.kind, {int})
         if fits and dtype.kind in "iu":
             fits = np.iinfo(dtype).min <= min(piece) and max(piece) <= np.iinfo(dtype).max
         if fits:
             try:
                 with np.errstate(over="ignore"):
-                    array[at : at + _PIECE] = np.array(piece, dtype)
+                    array[at : at + PIECE] = np.array(piece, dtype)
             except OverflowError:  # JSON has no infinity: the number was too large
                 fits = False
-        if not (fits and (dtype.kind != "f" or np.isfinite(array[at : at + _PIECE]).all())):  # likewise
+        if not (fits and (dtype.kind != "f" or np.isfinite(array[at : at + PIECE]).all())):  # likewise
             raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
     return array.reshape(shape)
 
 
-_PIECE = 1 << 16
+PIECE = 1 << 16
 """Numbers converted at a time: other threads run in between, the event loop among them."""
 
 

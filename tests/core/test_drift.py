@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core.drift import _MOST, ALARM, Drift
+from edgeroute.core.drift import ALARM, MOST, Drift
 
 LEVEL = 0.02
 levels = st.floats(1e-4, 0.999)
@@ -29,7 +29,7 @@ def first_alarms(xs: np.ndarray, level: float = LEVEL) -> np.ndarray:
     rates = np.geomspace(0.05, 0.9, 8)
     wealth, when = np.zeros((rows, 8)), np.full(rows, length)
     for end in range(1, length + 1):
-        wealth = np.minimum((wealth + 1) * (1 + rates * (xs[:, end - 1, None] / level - 1)), _MOST)
+        wealth = np.minimum((wealth + 1) * (1 + rates * (xs[:, end - 1, None] / level - 1)), MOST)
         when[(wealth.mean(1) >= ALARM) & (when == length)] = end
     return when
 
@@ -69,7 +69,7 @@ def test_evidence_is_a_wealth(level, taken):
     drift, alarmed = Drift(level), False
     for one in taken:
         drift.add(one)
-        assert 0 <= drift.evidence <= _MOST * 1.001
+        assert 0 <= drift.evidence <= MOST * 1.001
         alarmed = alarmed or drift.evidence >= ALARM
         assert drift.alarmed == alarmed
 
@@ -96,7 +96,7 @@ def test_a_long_drift_and_a_tiny_level_do_not_overflow():
     """Ten thousand ones in a row are evidence up to a limit, even where the level is next to nothing."""
     for level in (LEVEL, 5e-324):
         drift = fed(Drift(level), [1.0] * 10_000)
-        assert ALARM <= drift.evidence <= _MOST * 1.001
+        assert ALARM <= drift.evidence <= MOST * 1.001
         fed(drift, [0.0] * 10_000)
         assert drift.evidence >= 0
         assert drift.alarmed

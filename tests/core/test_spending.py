@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edgeroute.core.spending import BUCKETS, Cost, Limits, Spending, _span
+from edgeroute import Limits
+from edgeroute.core.spending import BUCKETS, Cost, Spending, span
 
 INF = float("inf")
 NOW = 1_700_000_040.0  # the beginning of a bucket of each window but the day's
@@ -106,7 +107,7 @@ def test_room_again():
 )
 def test_spans_are_rounded_up(seconds, words):
     """In words a time is never shorter than it is."""
-    assert _span(seconds) == words
+    assert span(seconds) == words
 
 
 def test_settle():

@@ -69,6 +69,9 @@ class Course:
     Attributes:
         per_s: requests to the cloud of each kind, per second.
         home: the kinds from which nothing leaves by itself now.
+        charge, celsius: of each kind, as of the last time that went by: 0..1, and degrees.
+        around_c: temperature of each kind's surroundings.
+        due: when each kind reads its sensors next, seconds.
     """
 
     def __init__(self, scenario: Scenario, device: Device) -> None:
@@ -79,16 +82,16 @@ class Course:
         self.count = kinds
         self.sizes: Ints = (scenario.devices - np.arange(kinds) + kinds - 1) // kinds
         """Devices of each kind: those whose number has it as its remainder."""
-        self._charge: Floats = np.clip((1.0 if device.battery is None else device.battery) + CHARGE * around[0], 0, 1)
-        self._around: Floats = device.ambient_c + SURROUNDINGS_C * around[1]
-        self._celsius: Floats = self._around + device.c_per_w * device.idle_w
+        self.charge: Floats = np.clip((1.0 if device.battery is None else device.battery) + CHARGE * around[0], 0, 1)
+        self.around_c: Floats = device.ambient_c + SURROUNDINGS_C * around[1]
+        self.celsius: Floats = self.around_c + device.c_per_w * device.idle_w
         self._every_s = device.policy.sensors_every_s or READS_S
         self._at: Floats = np.zeros(kinds)
-        self._due: Floats = self._every_s * (around[2] + 1) / 2
+        self.due: Floats = self._every_s * (around[2] + 1) / 2
         self._states: list[State] = [()] * kinds
         self._on: Some = np.zeros((len(self._rules), kinds), np.bool_)
         self._force_s, self._switches, self._most = np.zeros((3, len(self._rules)))
-        self._hottest_c = float(self._celsius.max())
+        self._hottest_c = float(self.celsius.max())
         self._known: dict[tuple[Rule, ...], tuple[Shares, bool]] = {}
         usual, away = self._shares(())
         self._edge: Floats = np.full(kinds, usual.edge)
@@ -98,10 +101,10 @@ class Course:
 
     def until(self, at: float) -> None:
         """Steps the devices up to that instant, each at its own readings."""
-        while len(due := np.flatnonzero(self._due <= at)):
-            self._drain(due, self._due[due])
+        while len(due := np.flatnonzero(self.due <= at)):
+            self._drain(due, self.due[due])
             self._read(due)
-            self._due[due] += self._every_s
+            self.due[due] += self._every_s
             self.per_s = self._per_s()
 
     def result(self, at: float) -> DeviceResult:
@@ -112,8 +115,8 @@ class Course:
         weights, whole = self.sizes / self._of.devices, max(at, 1e-9)
         found = np.round((self._force_s / whole, self._switches, self._most), 9).tolist()
         rules = tuple(InForce(rule, *one) for rule, *one in zip(self._rules, *found, strict=True))
-        battery = None if self._device.battery is None else float(self._charge @ weights)
-        return DeviceResult(rules, battery, float((self._charge <= 0) @ weights), self._hottest_c)
+        battery = None if self._device.battery is None else float(self.charge @ weights)
+        return DeviceResult(rules, battery, float((self.charge <= 0) @ weights), self._hottest_c)
 
     def _per_s(self) -> Floats:
         return self.sizes * (self._of.per_minute / 60) * self._cloud
@@ -125,13 +128,13 @@ class Course:
     def _drain(self, who: Ints, at: Floats) -> None:
         """Lets the time up to these instants go by for these kinds."""
         device, passed_s, power_w = self._device, at - self._at[who], self._power_w(who)
-        power_w = np.where(self._charge[who] > 0, power_w, 0.0)
+        power_w = np.where(self.charge[who] > 0, power_w, 0.0)
         if device.battery is not None:
             used = power_w * passed_s / (3600 * device.battery_wh) if device.battery_wh else 1.0
-            self._charge[who] = np.maximum(0.0, self._charge[who] - used)
-        warm = self._around[who] + device.c_per_w * power_w
-        self._celsius[who] += (warm - self._celsius[who]) * -np.expm1(-passed_s / device.warming_s)
-        self._hottest_c = max(self._hottest_c, float(self._celsius[who].max()))
+            self.charge[who] = np.maximum(0.0, self.charge[who] - used)
+        warm = self.around_c[who] + device.c_per_w * power_w
+        self.celsius[who] += (warm - self.celsius[who]) * -np.expm1(-passed_s / device.warming_s)
+        self._hottest_c = max(self._hottest_c, float(self.celsius[who].max()))
         self._force_s += (self._on[:, who] * passed_s) @ (self.sizes[who] / self._of.devices)
         self._at[who] = at
 
@@ -141,12 +144,12 @@ class Course:
         power_w, weights = self._power_w(np.arange(self.count)), self.sizes / self._of.devices
         mains = device.battery is None
         for i in who.tolist():
-            if self._charge[i] <= 0:
+            if self.charge[i] <= 0:
                 self._edge[i] = self._cloud[i] = 0.0
                 self._states[i], self._on[:, i] = (), False
                 continue
             reading = Reading(
-                battery=None if mains else float(self._charge[i]), temperature_c=float(self._celsius[i]), mains=mains,
+                battery=None if mains else float(self.charge[i]), temperature_c=float(self.celsius[i]), mains=mains,
                 cpu=float(load[i]), power_w=float(power_w[i]),
             )  # fmt: skip
             self._states[i] = state = step(self._rules, self._states[i], reading, float(self._at[i]))
