@@ -13,7 +13,7 @@ ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_bu
 # those with a requirements.txt have a program, main.py, and an environment of their own
 EXAMPLES = $(patsubst examples/%/requirements.txt,%,$(wildcard examples/*/requirements.txt))
 
-.PHONY: demo test test-examples $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs site clean
+.PHONY: demo test test-examples $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench figures bench-promises campaign fuzz models docs site clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -49,6 +49,9 @@ check: $(VENV)/test.installed  ## linter, formatter, types
 
 bench: $(VENV)/bench.installed  ## every figure, in one table
 	$(BIN)/python benchmarks/run.py
+
+figures: $(VENV)/bench.installed  ## measures as bench does, and writes docs/figures.md of it
+	$(BIN)/python benchmarks/run.py --write
 
 bench-promises: $(VENV)/demo.installed  ## what is promised and what holds, per task; ARGS='--routerarena FILE' adds recorded sets
 	$(BIN)/python benchmarks/promises.py $(ARGS)

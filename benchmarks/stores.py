@@ -190,7 +190,7 @@ def crashes(*, requests: int = size(10_000, 20), kills: int = size(20, 1)) -> st
     columns = ["outbox, killed", "requests", "kills", "lost", "twice", "wrong answer", "out of order", "the test"]
     lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * 6} --- |"]
     environment = {**os.environ, "EDGEROUTE_OUTBOX_REQUESTS": str(requests), "EDGEROUTE_OUTBOX_KILLS": str(kills)}
-    for test, names in CRASHES.items():
+    for test, names in [*CRASHES.items()][: size(None, 1)]:
         with tempfile.TemporaryDirectory(dir=DISK) as folder:
             command = [
                 sys.executable,
@@ -230,4 +230,5 @@ def _misplaced(ids: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    print(table(figures()), crashes(), sep="\n\n")
+    print(table(figures()), killed := crashes(), sep="\n\n")
+    sys.exit("FAILED" in killed)
