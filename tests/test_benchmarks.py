@@ -78,6 +78,12 @@ def test_the_page_of_figures_is_written_of_the_last_run(bench):
     assert re.search(r"cores, Python 3\.\d+\.\d+, \d{4}-\d\d-\d\d, commit \w+", told["machine"])
 
 
+def test_each_benchmark_with_limits_is_in_the_table(bench):
+    """None is left out, and none named that is not there."""
+    named = sorted(f"{name}.py" for names in bench.GROUPS.values() for name in names)
+    assert named == [name for name, text in TEXTS.items() if "\ndef figures(" in text]
+
+
 def test_a_missed_limit_is_a_row_that_says_so(bench):
     """It is told again under the table; a limit that is reached is kept."""
     told = {
