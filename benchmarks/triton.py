@@ -145,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, default=size(400, 2), help="of each subject, in each line")
     calls = parser.parse_args().calls
-    needs((ENVIRONMENTS / "triton").is_dir(), "a Triton: make server-triton")
+    needs((ENVIRONMENTS / "triton" / "made").exists(), "a Triton: make server-triton")
     print(
         "| tensor | how | at once | subject | p50 ms | CPU ms | p50 x | CPU x |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
