@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -45,9 +46,9 @@ def measured(name: str) -> list[Figure]:
 def run() -> dict[str, Any]:
     """Measures all groups, as figures.json has them."""
     groups = size(GROUPS, {"A call to the cloud": ("guard",)})  # each has a run of its own at its smallest size
-    begun, on = time.monotonic(), machine()
+    begun, on, load = time.monotonic(), machine(), round(os.getloadavg()[0], 1)
     found = {title: [list(f) for name in names for f in measured(name)] for title, names in groups.items()}
-    return {"machine": on, "minutes": round((time.monotonic() - begun) / 60, 1), "groups": found}
+    return {"machine": on, "load": load, "minutes": round((time.monotonic() - begun) / 60, 1), "groups": found}
 
 
 def table(told: dict[str, Any]) -> str:
@@ -55,7 +56,9 @@ def table(told: dict[str, Any]) -> str:
     lines = [*HEAD]
     for title, found in told["groups"].items():
         lines += [f"| **{title}** | | | | | |", *rows(Figure(*f) for f in found)]
-    return "\n".join([*lines, "", f"All in one run of {told['minutes']:g} minutes: {told['machine']}."])
+    return "\n".join(
+        [*lines, "", f"All in one run of {told['minutes']:g} minutes, begun at a load of {told['load']:g}: {told['machine']}."]
+    )
 
 
 def missed(told: dict[str, Any]) -> str:

@@ -88,6 +88,7 @@ def test_a_missed_limit_is_a_row_that_says_so(bench):
     """It is told again under the table; a limit that is reached is kept."""
     told = {
         "machine": "a machine",
+        "load": 0.5,
         "minutes": 1.5,
         "groups": {"A group": [["one", "2 us", "", 2.0, "us", 2], ["two", "3 us", "1 us", 2.0, "us", 1]]},
     }
@@ -96,7 +97,7 @@ def test_a_missed_limit_is_a_row_that_says_so(bench):
         "| one | 2 us | - | 2.00 us | 2 us | kept |",
         "| two | 3 us | 1 us | 2.00 us | 1 us | MISSED |",
         "",
-        "All in one run of 1.5 minutes: a machine.",
+        "All in one run of 1.5 minutes, begun at a load of 0.5: a machine.",
     ]  # fmt: skip
     assert bench.missed(told) == "* **two**: 2.00 us; the limit is 1."
     told["groups"]["A group"].pop()
