@@ -48,6 +48,10 @@ check: $(VENV)/test.installed
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/run.py
 
+## figures           measures as bench does, and writes docs/figures.md of it
+figures: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/run.py --write
+
 ## bench-promises    what is promised and what holds, per task; ARGS='--routerarena FILE' adds recorded sets
 bench-promises: $(VENV)/demo.installed
 	$(BIN)/python benchmarks/promises.py $(ARGS)

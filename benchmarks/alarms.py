@@ -21,6 +21,7 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
+from figures import size
 
 from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
@@ -29,7 +30,7 @@ from edgeroute.record.drift_monitor import DriftMonitor
 from edgeroute.record.sampling import Sampler
 from edgeroute.stores.journal import read
 
-MOST = 200_000
+MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""
 Array = np.ndarray
 
@@ -98,16 +99,18 @@ def until_alarm(made: Certificate, audit: Audit, stream: Iterator[tuple[float, b
 
 def false_alarms(made: Certificate, runs: int) -> None:
     """Prints how far a false alarm is away."""
-    print(f"\nrequests before a false alarm, mean of {runs} runs that are cut off at {MOST:,}; alarms in brackets")
+    print(
+        f"\n| requests before a false alarm | mean of {runs} runs that are cut off at {MOST:,} | alarms |\n| --- | ---: | ---: |"
+    )
     for what, spread in (("scenes", 0.3), ("bursts of one input", 0.0)):
-        for scene in (1, 2, 3, 5, 10, 30):
+        for scene in size((1, 2, 3, 5, 10, 30), (1, 30)):
             found = []
             for run in range(runs):
                 random.seed(run)
                 rng = np.random.default_rng(1000 * scene + run)
                 found.append(until_alarm(made, Audit(share=0.05), world(rng, scene, spread=spread), MOST))
             mean, alarms = np.mean([n for n, _, _ in found]), sum(bool(text) for *_, text in found)
-            print(f"  {what} of {scene}: >= {mean:,.0f} ({alarms})", flush=True)
+            print(f"| {what} of {scene} | >= {mean:,.0f} | {alarms} |", flush=True)
 
 
 def delay(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]]) -> tuple[int, int]:
@@ -129,28 +132,28 @@ def delay(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]])
 
 def delays(made: Certificate, runs: int) -> None:
     """Prints how soon a change is found."""
-    print(f"\nfrom a change to its alarm, mean of {runs} runs of independent inputs; {1 - made.deferral_rate:.0%} are accepted")
+    print(f"\nMeans of {runs} runs of independent inputs, of which {1 - made.deferral_rate:.0%} are accepted.\n")
+    print(
+        "| from a change to its alarm | share | scene | requests | standard error | audits |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
 
     def mean(audit: Audit, **change: float) -> str:
         random.seed(1)
         found = np.array([delay(made, audit, world(np.random.default_rng(run), 1, **change)) for run in range(runs)])
         (requests, audits), (error, _) = found.mean(0), found.std(0) / runs**0.5
-        return f"{requests:,.0f} requests (s.e. {error:,.0f}), {audits:,.0f} audits"
+        return f"{audit.share:.1%} | {audit.scene} | {requests:,.0f} | {error:,.0f} | {audits:,.0f}"
 
-    for share in (0.005, 0.05):
-        for scene in (30, 1):
-            for worse in (2, 4, 8):
+    for share in size((0.005, 0.05), (0.05,)):
+        for scene in size((30, 1), (1,)):
+            for worse in size((2, 4, 8), (8,)):
                 told = mean(Audit(share=share, scene=scene), worse=worse)
-                print(f"  differs {worse} times as often, share {share:.1%}, scene {scene}: {told}", flush=True)
-    for scene in (30, 1):
-        for unsure in (0.05, 0.1, 0.2, 0.4):
-            print(
-                f"  {unsure:.0%} more inputs are unsure, scene {scene}: {mean(Audit(share=0, scene=scene), unsure=unsure)}",
-                flush=True,
-            )
+                print(f"| differs {worse} times as often | {told} |", flush=True)
+    for scene in size((30, 1), (1,)):
+        for unsure in size((0.05, 0.1, 0.2, 0.4), (0.4,)):
+            print(f"| {unsure:.0%} more inputs are unsure | {mean(Audit(share=0, scene=scene), unsure=unsure)} |", flush=True)
 
 
-def fairness(callers: int, scene: int, share: float, n: int = 12_000, seed: int = 1) -> str:
+def fairness(callers: int, scene: int, share: float, n: int = size(12_000, 400), seed: int = 1) -> str:
     """The share of the deferred among the audited, and among all."""
     rng = np.random.default_rng(seed)
     sure = np.where(np.repeat(rng.random(-(-n // scene)) < 0.1, scene)[:n], 0.1, 0.9)
@@ -180,24 +183,27 @@ def fairness(callers: int, scene: int, share: float, n: int = 12_000, seed: int 
     found = (weight * deferred).sum() / weight.sum()
     error = np.sqrt((weight**2 * (deferred - found) ** 2).sum()) / weight.sum()
     return (
-        f"  {callers} callers, scenes of {scene}, share {share:.1%}: {len(lines):,} audits, {deferred.mean():.3f} deferred, weighted "
-        f"{found:.3f} (s.e. {error:.3f}); of all requests {true:.3f}, z {(found - true) / error:+.1f}"
+        f"| {callers} | {scene} | {share:.1%} | {len(lines):,} | {deferred.mean():.3f} | {found:.3f} | {error:.3f} | {true:.3f} | "
+        f"{(found - true) / error:+.1f} |"
     )
 
 
 def main(runs: int) -> None:
     """Prints everything."""
     logging.disable(logging.CRITICAL)
-    print("deferred among the audited, cloud 20 ms", flush=True)
-    for callers in (1, 8):
-        for scene in (1, 40):
-            for share in (0.05, 0.3):
+    print("Share of the deferred among the audited; the cloud takes 20 ms.\n")
+    print("| callers | scene | share | audits | deferred | weighted | standard error | of all requests | z |")
+    print(f"|{' ---: |' * 9}", flush=True)
+    for callers in size((1, 8), (8,)):
+        for scene in size((1, 40), (1,)):
+            for share in size((0.05, 0.3), (0.3,)):
                 print(fairness(callers, scene, share), flush=True)
     made = certificate()
-    print(json.dumps({"threshold": made.threshold, "deferred": made.deferral_interval, "disagreement": made.disagreement}))
+    found = {"threshold": made.threshold, "deferred": made.deferral_interval, "disagreement": made.disagreement}
+    print(f"\n{json.dumps(found)}")
     false_alarms(made, runs)
-    delays(made, 20 * runs)
+    delays(made, size(20, 1) * runs)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else size(10, 1))

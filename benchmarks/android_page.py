@@ -9,17 +9,14 @@ Each run is a browser without a cache, and the same app; the first one has a new
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import phones
+from figures import Figure, serving, size, table
+from phones import Screen, app, chromium, settle  # of the tests
 
 LIMIT_S = 3.0
 
@@ -27,7 +24,7 @@ LIMIT_S = 3.0
 def first_answer_s(browser: Any, url: str) -> float:
     """Seconds from the call of the page to its first answer."""
     begun = monotonic()
-    screen = phones.Screen(browser, url)
+    screen = Screen(browser, url)
     screen.shows("label", "Ankle boot")
     taken = monotonic() - begun
     screen.page.close()
@@ -40,7 +37,7 @@ def pictures(browser: Any, url: str, out: Path) -> None:
 
     shots = []
     for scheme in ("light", "dark"):
-        screen = phones.Screen(browser, url, scheme)
+        screen = Screen(browser, url, scheme)
         screen.shows("label", "Ankle boot")
         if scheme == "light":
             screen.tap("Sample 4")
@@ -66,21 +63,17 @@ def pictures(browser: Any, url: str, out: Path) -> None:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=size(5, 1))
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    serve = [sys.executable, "-m", "edgeroute", "serve", "fashion", "--port", "0", "--json"]
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server, tempfile.TemporaryDirectory() as folder:
-        try:
-            phones.settle(Path(folder), json.loads(server.stdout.readline())["ready"])
-            with phones.app(Path(folder)) as url, phones.chromium() as browser:
-                taken = [first_answer_s(browser, url) for _ in range(arguments.runs)]
-                print(f"first answer of a new app: {taken[0]:.2f} s; median of {len(taken)}: {statistics.median(taken):.2f} s")
-                print(f"at most {LIMIT_S:.0f} s: {'yes' if max(taken) <= LIMIT_S else 'no'}")
-                if arguments.picture:
-                    pictures(browser, url, arguments.picture)
-        finally:
-            server.terminate()
+    with serving("serve", "fashion") as (_, cloud), tempfile.TemporaryDirectory() as folder:
+        settle(Path(folder), cloud)
+        with app(Path(folder)) as url, chromium() as browser:
+            taken = [first_answer_s(browser, url) for _ in range(arguments.runs)]
+            rows = {"first answer of a new app": taken[0], f"first answer, median of {len(taken)}": statistics.median(taken)}
+            print(table(Figure(name, f"{s:.2f} s", "", s, "s", LIMIT_S) for name, s in rows.items()))
+            if arguments.picture:
+                pictures(browser, url, arguments.picture)
 
 
 if __name__ == "__main__":

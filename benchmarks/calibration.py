@@ -9,14 +9,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from figures import MODELS, Figure, medians, python
+from figures import MODELS, Figure, medians, python, size, table, timed
 from specialist import CASES
 from validity import EPS, WALKS, walk
 
 from edgeroute.confidence import Reader, fit, msp
 from edgeroute.confidence.calibration import calibrate
 
-SIZES = (500, 1000, 2000, 2500)
+SIZES = size((500, 1000, 2000, 2500), (500,))
 """Calibration set sizes, of 5,000 images; the last is half."""
 Array = np.ndarray[Any, np.dtype[Any]]
 Choice = Callable[[Array], float]
@@ -115,11 +115,11 @@ for _ in range(2):
     print(time.perf_counter() - begun)
 """
 TARGETS = {"max_loss": 0.01, "max_loss without labels": 0.01, "max_error": 0.03, "max_defer": 0.3}
-LIMITS_S = {1_000: 0.2, 4_000: 2.0, 10_000: 2.0}
+LIMITS_S = size({1_000: 0.2, 4_000: 2.0, 10_000: 2.0}, {1_000: 0.2})
 """Calibration set sizes to time; 4,000 is the largest for the likelihood ratio, the slowest test."""
 
 
-def figures(runs: int = 5) -> list[Figure]:
+def figures(runs: int = size(5, 1)) -> list[Figure]:
     """Times `calibrate` per target, the first call of a process (with its imports) and the next; and one score call."""
     found = []
     for n, limit in LIMITS_S.items():
@@ -127,23 +127,20 @@ def figures(runs: int = 5) -> list[Figure]:
             times = [[float(line) for line in python(COLD, n, target, value).split()] for _ in range(runs)]
             first, again = (median(column) for column in zip(*times, strict=True))
             name = f"first `calibrate` of a process, n = {n:,}, {target}; again"
-            found.append(Figure(name, f"{first:.3f} s", f"{again:.3f} s", first, "s", limit))
+            found.append(timed(name, first, again, limit, shown="s", digits=3, by="alone"))
     pair = CASES["edge is a specialist"](np.random.default_rng(0), 2_000)
     learned = fit(pair.edge, *(logits.argmax(1) == pair.labels for logits in pair[:2]))
     labels = [str(i) for i in range(pair.edge.shape[1])]
-    rows = [row[None].astype(np.float32) for row in pair.edge[:200]]
+    rows = [row[None].astype(np.float32) for row in pair.edge[: size(200, 5)]]
     subjects: dict[str, Callable[[Any], object]] = {"nothing": lambda _: None}
     for name, score in (("msp", "msp"), ("learned", learned)):
         subjects[name] = Reader(score, labels=labels).one
-    us = {name: taken * 1e6 for name, taken in medians(subjects, rows).items()}
+    took = medians(subjects, rows)
     for name, most in (("msp", 6), ("learned", 40)):
-        figure = Figure(f"{name} and label of 10 logits", f"{us[name]:.1f} us", f"{us['nothing']:.2f} us", us[name], "us", most)
-        found.append(figure)
+        found.append(timed(f"{name} and label of 10 logits", took[name], took["nothing"], most, digits=2, by="alone"))
     return found
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()), flush=True)
-    print("", deferral(int(sys.argv[1]) if len(sys.argv) > 1 else 200), sep="\n")
+    print("", deferral(int(sys.argv[1]) if len(sys.argv) > 1 else size(200, 2)), sep="\n")

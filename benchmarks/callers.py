@@ -6,17 +6,17 @@ import statistics
 import threading
 import time
 
-from figures import Figure
+from figures import Figure, size, table
 
 from edgeroute import Function, Router
 
-CALLERS, CLOUD_S, DEADLINE_S, RUN_S = 128, 0.05, 2.0, 3.0
+CALLERS, CLOUD_S, DEADLINE_S, RUN_S, RUNS = 128, 0.05, 2.0, size(3.0, 0.2), size(3, 1)
 
 
 def figures() -> list[Figure]:
     """Answers a second of 128 callers with a deadline of 2 s, against the same without one; the cloud takes 50 ms."""
     shares, ours, theirs = [], [], []
-    for _ in range(3):
+    for _ in range(RUNS):
         without, with_one = _throughput(None), _throughput(DEADLINE_S)
         shares.append(without / with_one)
         ours.append(with_one)
@@ -54,6 +54,4 @@ def _throughput(deadline_s: float | None) -> float:
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()))

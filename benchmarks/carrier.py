@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any
 
 import numpy as np
 from cloud import SIZE, measure, server
+from figures import machine, size
 
 from edgeroute import Router
 from edgeroute.cloud.aio_connections import AsyncConnections
@@ -40,7 +41,7 @@ def known(url: str) -> OpenInference:
     return endpoint
 
 
-def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any]) -> dict[str, Callable[[], object]]:
+def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any], stack: ExitStack) -> dict[str, Callable[[], object]]:
     """Name -> one call with encoding and decoding."""
     found: dict[str, Callable[[], object]] = {}
 
@@ -57,7 +58,7 @@ def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any]) -> dict
     found["sockets + h11"] = carried(lambda call: by_h11(ours, call))
     loop, tasks = asyncio.new_event_loop(), AsyncConnections(Address(url))
     found["sockets, asyncio"] = carried(lambda call: loop.run_until_complete(tasks.send(call, monotonic() + LEFT_S)))
-    router = Router(cloud=f"{url}/v2/models/ten")
+    router = stack.enter_context(Router(cloud=f"{url}/v2/models/ten"))
     found["Router.infer"] = lambda: router.infer(x)
     try:
         import httpcore
@@ -81,7 +82,7 @@ def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any]) -> dict
             return Reply(reply.status_code, dict(reply.headers), reply.content)
 
         found["httpx"] = carried(by_httpx)
-        given = Router(cloud=OpenInference(f"{url}/v2/models/ten", client=httpx.Client()))
+        given = stack.enter_context(Router(cloud=OpenInference(f"{url}/v2/models/ten", client=httpx.Client())))
         found["Router.infer, client=httpx.Client()"] = lambda: given.infer(x)
     except ImportError:
         pass
@@ -116,19 +117,19 @@ def table(runs: int, calls: int) -> str:
     import h11
 
     parsers.h11 = h11  # where there is httptools it is not imported
-    with server() as url:
+    with server() as url, ExitStack() as stack:
         endpoint = known(url)
         x = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
-        found = measure(subjects(url, endpoint, x), runs=runs, calls=calls)
+        found = measure(subjects(url, endpoint, x, stack), runs=runs, calls=calls)
     base = next(name for name in ("tritonclient.http", "httpcore", "sockets + httptools") if name in found)
     (p50, cpu), lines = found[base], [f"| carrier | p50, to {base} | client CPU |", "| --- | --- | --- |"]
     lines += [f"| {name} | {a / p50:.2f} | {b / cpu:.2f} |" for name, (a, b) in found.items()]
-    return "\n".join([*lines, f"\n{base}: {p50 * 1e3:.2f} ms, {cpu * 1e3:.2f} ms of CPU; {time.strftime('%Y-%m-%d')}"])
+    return "\n".join([*lines, f"\n{base}: {p50 * 1e3:.2f} ms, {cpu * 1e3:.2f} ms of CPU; {machine()}"])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=31)
-    parser.add_argument("--calls", type=int, default=60)
+    parser.add_argument("--runs", type=int, default=size(31, 1))
+    parser.add_argument("--calls", type=int, default=size(60, 2))
     options = parser.parse_args()
     print(table(options.runs, options.calls))

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import socket
 import statistics
 import sys
@@ -23,13 +22,15 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeAlias
 
+from figures import SMOKE, machine, size
+
 from edgeroute import AsyncRouter, LocalServer, OpenAIChat, Restart
 from edgeroute.core.policy import PolicyMode
 from edgeroute.testing import CannedServer, chat_events, http_reply
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = size(2.0, 0.2)
 """Of an attempt, of the first token, and from one token to the next: the same for all."""
-CALLS = 10
+CALLS = size(10, 1)
 RETRY_AFTER_S = 2
 QUESTION = "Why is the sky blue?"
 CLOUD, LOCAL, MORE = ([f"{side}{i} " for i in range(8)] for side in ("cloud", "local", "more"))
@@ -334,7 +335,9 @@ def subjects() -> tuple[dict[str, Subject], dict[str, Subject]]:
 
 
 def installed(peers: Callable[[], dict[str, Subject]]) -> dict[str, Subject]:
-    """Routers of a library; none, and why, where it is missing."""
+    """Routers of a library; none, and why, where it is missing. At the smallest size none: their import alone takes longer."""
+    if SMOKE:
+        return {}
     try:
         return peers()
     except ImportError as e:
@@ -342,14 +345,13 @@ def installed(peers: Callable[[], dict[str, Subject]]) -> dict[str, Subject]:
         return {}
 
 
-def machine() -> str:
+def ran() -> str:
     """What ran here, and when."""
     peers = []
     for name in ("litellm", "pydantic-ai-slim", "openai"):
         with contextlib.suppress(PackageNotFoundError):
             peers.append(f"{name} {version(name)}")
-    about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
-    return ", ".join([*peers, about])
+    return ", ".join([*peers, machine()])
 
 
 def short(cells: dict[tuple[str, str], Cell], faults: list[str], routers: list[str]) -> str:
@@ -373,7 +375,7 @@ async def main(calls: int, faults: list[str]) -> None:
                 for subject in routers.values():
                     await tried(fault, subject, bool(stream), 1, f"{near.url}/v1")
             cells = dict[tuple[str, str], Cell]()
-            print(f"\n{'Streams' if stream else 'Answers'}, {calls} calls a fault; {machine()}\n")
+            print(f"\n{'Streams' if stream else 'Answers'}, {calls} calls a fault; {ran()}\n")
             print("| fault | router | answers | lost | p50 | max | connects | requests |")
             print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
             for fault in faults:
@@ -386,4 +388,4 @@ async def main(calls: int, faults: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS, sys.argv[2:] or list(FAULTS)))
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS, sys.argv[2:] or [*FAULTS]))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from figures import Figure
+from figures import Figure, serving, size, table, timed
 from onnx import TensorProto, helper
 
 from edgeroute import Router
@@ -22,7 +19,7 @@ from edgeroute import Router
 SIZE = 150_528  # 224 x 224 x 3
 
 
-def model(path: Path, size: int = SIZE) -> None:
+def model(path: Path, pixels: int = SIZE) -> None:
     """x uint8 [n, size] -> logits float32 [n, 10], from ten of its values: a trivial model, so that transport is timed."""
     nodes = [
         helper.make_node("Slice", ["x", "from", "to", "axis"], ["ten"]),
@@ -32,7 +29,7 @@ def model(path: Path, size: int = SIZE) -> None:
     graph = helper.make_graph(
         nodes,
         "ten",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", size])],
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", pixels])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
         [onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants],
     )
@@ -45,21 +42,17 @@ def server(path: Path | None = None) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         if path is None:
             model(path := Path(folder, "ten.onnx"))
-        command = [sys.executable, "-m", "edgeroute", "serve", str(path), "--port", "0", "--json"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                yield json.loads(process.stdout.readline())["ready"]
-            finally:
-                process.terminate()
-                process.wait(10)
+        with serving("serve", path) as (_, url):
+            yield url
 
 
-def measure(subjects: dict[str, Callable[[], object]], *, runs: int = 31, calls: int = 60) -> dict[str, tuple[float, float]]:
+def measure(
+    subjects: dict[str, Callable[[], object]], *, runs: int = size(31, 1), calls: int = size(60, 3)
+) -> dict[str, tuple[float, float]]:
     """Times the subjects alternately -> name -> median over runs of (p50 seconds, client CPU seconds per call)."""
     collected: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for subject in subjects.values():
-        for _ in range(50):
+        for _ in range(size(50, 1)):
             subject()
     for _ in range(runs):
         for name, subject in subjects.items():
@@ -94,14 +87,11 @@ def figures() -> list[Figure]:
     with server() as url:
         found = compare(url)
     (p50, cpu), (their_p50, their_cpu) = found["ours"], found["theirs"]
-    ms = "{:.3f} ms".format
     return [
-        Figure("cloud leg, p50", ms(p50 * 1e3), ms(their_p50 * 1e3), p50 / their_p50, "x", 1.3),
-        Figure("cloud leg, client CPU", ms(cpu * 1e3), ms(their_cpu * 1e3), cpu / their_cpu, "x", 1.5),
+        timed("cloud leg, p50", p50, their_p50, 1.3, shown="ms", digits=3, by="ratio"),
+        timed("cloud leg, client CPU", cpu, their_cpu, 1.5, shown="ms", digits=3, by="ratio"),
     ]
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()))

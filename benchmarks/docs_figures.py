@@ -1,4 +1,7 @@
-"""Draws the figures of docs/ from recorded logits and simulations: `python benchmarks/docs_figures.py docs/figures`."""
+"""Draws the figures of docs/ from recorded logits and simulations: `python benchmarks/docs_figures.py docs/figures [NAME ...]`.
+
+Without a folder they are drawn into build/figures.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from calibration import Array, Recorded
+from figures import size
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from specialist import CASES
@@ -24,7 +28,7 @@ Found = tuple[Figure, str]
 """A figure, and its data as a Markdown table."""
 
 
-def threshold_meaning(draws: int = 300, n: int = 1000) -> Found:
+def threshold_meaning(draws: int = size(300, 2), n: int = 1000) -> Found:
     """Distribution of thresholds calibrated on n images, drawn with replacement from a known population of 5,000."""
     recorded = Recorded()
     everything = np.arange(recorded.n)
@@ -68,7 +72,7 @@ def threshold_meaning(draws: int = 300, n: int = 1000) -> Found:
     return figure, "\n".join(lines)
 
 
-def how_many_examples(draws: int = 100) -> Found:
+def how_many_examples(draws: int = size(100, 1)) -> Found:
     """Certified deferral rate over n, for several max_loss and two simulated edge models."""
     sizes = (100, 200, 300, 500, 1000, 2000, 5000, 10_000)
     losses = {0.005: "#862e9c", 0.01: OURS, 0.02: ORACLE, 0.05: OTHER}
@@ -105,7 +109,7 @@ def how_many_examples(draws: int = 100) -> Found:
     return figure, "\n".join(lines)
 
 
-def confidence_fails(splits: int = 20, n: int = 2500) -> Found:
+def confidence_fails(splits: int = size(20, 1), n: int = 2500) -> Found:
     """Accuracy over deferral, mean over splits: the shipped pair, and an edge never trained on three of the ten classes."""
     figure = _figure(7.2, 3.4)
     lines = ["| edge | alone | cloud | msp | learned | learned, `ood` |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
@@ -158,7 +162,10 @@ FIGURES = {"threshold-meaning": threshold_meaning, "how-many-examples": how_many
 
 def main() -> None:
     """Writes all figures, or those named on the command line, and prints their tables."""
-    folder, names = Path(sys.argv[1]), sys.argv[2:] or list(FIGURES)
+    folder, names = (
+        Path(sys.argv[1] if len(sys.argv) > 1 else "build/figures"),
+        sys.argv[2:] or size([*FIGURES], ["threshold-meaning"]),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         with rc_context(STYLE), warnings.catch_warnings():

@@ -11,11 +11,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-from figures import MODELS, Figure
+from chat_faults import connects, installed
+from figures import MODELS, Figure, size, table, timed
 
 from edgeroute import OnnxModel, PlainJson, Router
 from edgeroute.testing import CannedServer, Relay, http_reply
@@ -28,10 +29,10 @@ FAULTS: dict[str, tuple[str, Any]] = {
 }
 """Fault -> attribute of the relay in front of the endpoint."""
 NONE = "none"
-TIMEOUT_S = 1.0
+TIMEOUT_S = size(1.0, 0.2)
 """Endpoint timeout of every router; only the last LiteLLM variant has further options."""
-CALLS = 20
-RUNS, PASSES = 7, 20
+CALLS = size(20, 1)
+RUNS, PASSES = size(7, 1), size(20, 1)
 MESSAGE = {"role": "assistant", "content": "cloud"}
 CHAT = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "message": MESSAGE}]}
 REPLY = http_reply(json.dumps({"value": "cloud", **CHAT}).encode())
@@ -50,23 +51,22 @@ def figures() -> list[Figure]:
         with _faulty(fault) as relay, _router(relay.url) as router:
             while _breaker(router) == "closed":
                 router.infer(images[0])
-            before = _connects()[relay.port]
+            before = connects()[relay.port]
             ours, alone = _open(router, images)
             assert _breaker(router) != "closed"
-            most, probes = max(most, before), max(probes, _connects()[relay.port] - before)
-        name = f"p99, breaker open: {fault}"
-        found.append(Figure(name, f"{ours * 1e3:.3f} ms", f"{alone * 1e3:.3f} ms", (ours - alone) * 1e3, "ms", 1))
+            most, probes = max(most, before), max(probes, connects()[relay.port] - before)
+        found.append(timed(f"p99 with the breaker open, {fault}", ours, alone, 1, shown="ms", digits=3))
     calls = RUNS * PASSES * len(images)
-    return [*found, Figure(f"connects until it opens; then {probes} in {calls} calls", f"{most}", "-", most, "connects", 3)]
+    return [
+        *found,
+        Figure(f"connects until the breaker opens; then {probes} in {calls} calls", f"{most}", "-", most, "connects", 3),
+    ]
 
 
 def comparison(calls: int = CALLS) -> str:
     """Table of every router under every fault: a new router each, sequential calls. Takes ten minutes."""
-    subjects: dict[str, Subject] = {"edgeroute": _ours}
-    try:
-        subjects |= _theirs()
-    except ImportError as e:
-        print(f"LiteLLM cannot be run here: {e}", file=sys.stderr)
+    subjects: dict[str, Subject] = {"edgeroute": _ours, **installed(_theirs)}
+    faults = (NONE, *FAULTS)
     for fault in (NONE, "dead endpoint"):  # warm-up: imports at the first call and first failure
         for subject in subjects.values():
             _tried(fault, subject, 1)
@@ -74,7 +74,7 @@ def comparison(calls: int = CALLS) -> str:
         "| fault | router | by the cloud | by the edge | p50 | p99 | connects |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for fault in (NONE, *FAULTS):
+    for fault in faults:
         for name, subject in subjects.items():
             told = " | ".join(_tried(fault, subject, calls))
             lines.append(f"| {fault} | {name} | {told} |")
@@ -82,7 +82,7 @@ def comparison(calls: int = CALLS) -> str:
 
 
 def _images() -> list[np.ndarray]:
-    return list(np.load(MODELS / "sample.npz")["images"][:200])
+    return list(np.load(MODELS / "sample.npz")["images"][: size(200, 20)])
 
 
 def _edge() -> OnnxModel:
@@ -93,7 +93,7 @@ def _edge() -> OnnxModel:
 
 def _router(url: str) -> Router:
     """A router whose edge is never confident enough, so that every call needs the cloud."""
-    return Router(_edge(), PlainJson(url, timeout_s=TIMEOUT_S), threshold=2.0)
+    return Router(_edge(), PlainJson(url, timeout_s=TIMEOUT_S), threshold=math.inf)
 
 
 @contextlib.contextmanager
@@ -102,19 +102,6 @@ def _faulty(fault: str) -> Iterator[Relay]:
         if fault != NONE:
             setattr(relay, *FAULTS[fault])
         yield relay
-
-
-@cache
-def _connects() -> Counter[int]:
-    """Counts this process's connection attempts by port, including unanswered ones, which no server sees."""
-    found: Counter[int] = Counter()
-
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "socket.connect" and isinstance(arguments[1], tuple):
-            found[arguments[1][1]] += 1
-
-    sys.addaudithook(hear)
-    return found
 
 
 def _breaker(router: Router) -> str:
@@ -148,7 +135,7 @@ def _tried(fault: str, subject: Subject, calls: int) -> list[str]:
     by: Counter[str] = Counter()
     times = []
     with _faulty(fault) as relay, subject(relay.url) as ask:
-        before = _connects()[relay.port]
+        before = connects()[relay.port]
         for n in range(calls):
             begun = time.perf_counter()
             try:
@@ -156,7 +143,7 @@ def _tried(fault: str, subject: Subject, calls: int) -> list[str]:
             except Exception as e:  # noqa: BLE001 - whatever it is, there was no answer, and the table shows it
                 print(f"{fault}: {e!r}", file=sys.stderr)
             times.append(time.perf_counter() - begun)
-        tries = _connects()[relay.port] - before
+        tries = connects()[relay.port] - before
     ms = "{:.2f} ms".format
     return [f"{by['cloud']}", f"{by['edge']}", ms(statistics.median(times) * 1e3), ms(_p99(times) * 1e3), f"{tries}"]
 
@@ -214,6 +201,4 @@ def _theirs() -> dict[str, Subject]:
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()), comparison(), sep="\n\n")

@@ -1,21 +1,42 @@
-"""Shared by all benchmarks: interleaved timing, and the table of figures with limits."""
+"""Shared by all benchmarks: the size of a run, timing in turns, processes, and tables of figures with limits.
+
+With BENCH_SMOKE=1 a benchmark runs at its smallest size: that it runs is seen in seconds, and its figures say nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import edgeroute
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(edgeroute.__file__).parent
 MODELS = next(f for home in (PACKAGE, PACKAGE.parent) if (f := home / "models" / "fashion").is_dir())  # in a wheel, or beside it
+sys.path.append(str(ROOT / "tests"))  # several benchmarks use what the tests are helped by
+SMOKE = os.environ.get("BENCH_SMOKE") == "1"
+SCALE = {"us": 1e6, "ms": 1e3, "s": 1.0}
+T = TypeVar("T")
+
+
+def size(whole: T, smallest: T) -> T:
+    """Gives the first, or the second where only that a benchmark runs is of interest."""
+    return smallest if SMOKE else whole
+
+
+def needs(there: object, what: str) -> None:
+    """Ends the program where something other than a package of Python is missing, and names it."""
+    if not there:
+        sys.exit(f"needs {what}")
 
 
 class Figure(NamedTuple):
@@ -27,6 +48,27 @@ class Figure(NamedTuple):
     compared: float
     unit: str
     limit: float
+
+    @property
+    def kept(self) -> bool:
+        """True within the limit."""
+        return self.compared <= self.limit
+
+
+def timed(
+    name: str,
+    ours_s: float,
+    base_s: float,
+    limit: float,
+    *,
+    shown: str = "us",
+    digits: int = 1,
+    by: Literal["more", "ratio", "alone"] = "more",
+) -> Figure:
+    """Makes the row of two times: compared is by how much ours is longer, their ratio, or ours alone."""
+    ours, base = ours_s * SCALE[shown], base_s * SCALE[shown]
+    compared, unit = {"more": (ours - base, shown), "ratio": (ours / base, "x"), "alone": (ours, shown)}[by]
+    return Figure(name, f"{ours:.{digits}f} {shown}", f"{base:.{digits}f} {shown}", compared, unit, limit)
 
 
 def medians(
@@ -41,9 +83,9 @@ def medians(
     for subject in subjects.values():
         for x in inputs:
             subject(x)
-    for _ in range(runs):
+    for _ in range(size(runs, 1)):
         times: dict[str, list[int]] = {name: [] for name in subjects}
-        for _ in range(blocks):
+        for _ in range(size(blocks, 1)):
             for name, subject in subjects.items():
                 taken = times[name]
                 for x in inputs:
@@ -64,24 +106,48 @@ def python(code: str, *arguments: object) -> str:
 def seconds(code: str, *arguments: object, runs: int = 9) -> float:
     """Median wall time of a whole Python process, seconds."""
     times = []
-    for _ in range(runs + 1):
+    for _ in range(size(runs, 0) + 1):
         begun = time.perf_counter()
         python(code, *arguments)
         times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    return statistics.median(times[size(1, 0) :])
 
 
-def table(figures: list[Figure]) -> str:
-    """The figures as Markdown, with machine and date."""
-    lines = ["| figure | ours | baseline | compared | limit | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
-    for f in figures:
-        kept = "kept" if f.compared <= f.limit else "MISSED"
-        lines.append(f"| {f.name} | {f.ours} | {f.baseline} | {f.compared:.2f} {f.unit} | {f.limit:g} {f.unit} | {kept} |")
-    machine = f"{platform.machine()}, {_cores()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
-    return "\n".join([*lines, "", f"`make bench` on {machine}."])
+@contextlib.contextmanager
+def serving(*arguments: object) -> Iterator[tuple[int, str]]:
+    """Runs a server of edgeroute's in a process of its own -> that process's id, and the address that it is ready at."""
+    command = [sys.executable, "-m", "edgeroute", *map(str, arguments), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None, "it is a pipe"
+            yield process.pid, json.loads(process.stdout.readline())["ready"]
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
-def _cores() -> str:
-    import os
+def machine() -> str:
+    """Names what is measured on, when, and of which commit."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, changed", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"  # not in a clone
+    about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{about}, {time.strftime('%Y-%m-%d')}, commit {commit}"
 
-    return f"{os.cpu_count()} cores"
+
+def rows(figures: Iterable[Figure]) -> list[str]:
+    """Writes each figure as a row of a table in Markdown."""
+    return [
+        f"| {f.name} | {f.ours} | {f.baseline or '-'} | {f.compared:.2f} {f.unit} | {f.limit:g} {f.unit} | {'kept' if f.kept else 'MISSED'} |"
+        for f in figures
+    ]
+
+
+HEAD = ["| figure | edgeroute | baseline | compared | limit | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """Writes the figures as a table in Markdown, with machine, date and commit."""
+    return "\n".join([*HEAD, *rows(figures), "", f"{machine()}."])

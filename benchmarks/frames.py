@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from figures import MODELS
+from figures import MODELS, size
 
 from edgeroute import FrameStats, OnnxModel, PlainJson, Router
 from edgeroute.testing import CannedServer, Relay, http_reply
 
-RATES, RUN_S, RTT_S = (5, 15, 30), 6.0, 0.08
+RATES, RUN_S, RTT_S = size((5, 15, 30), (30,)), size(6.0, 0.5), 0.08
 GOOD = http_reply(b'{"value": "Sneaker", "confidence": 0.99}')
 
 

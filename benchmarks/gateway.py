@@ -9,20 +9,16 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import MODELS, Figure, medians, table
+from figures import MODELS, Figure, medians, serving, size, table, timed
 
 from edgeroute import LlamaModel, Router
 from edgeroute.cloud.openinference import LENGTH
-
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 GOAL_MS = 2.0
 CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello there"}]}
@@ -31,16 +27,11 @@ CHAT = {"model": "edgeroute", "messages": [{"role": "user", "content": "hello th
 @contextlib.contextmanager
 def process(*arguments: object) -> Iterator[http.client.HTTPConnection]:
     """A server of edgeroute's in a process of its own -> a connection to it."""
-    command = [sys.executable, "-m", "edgeroute", *map(str, arguments), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None, "it is a pipe"
-        host, _, port = json.loads(running.stdout.readline())["ready"].removeprefix("http://").partition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=60)
-        try:
-            yield connection
-        finally:
-            connection.close()
-            running.terminate()
+    with (
+        serving(*arguments) as (_, url),
+        contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection,
+    ):
+        yield connection
 
 
 def asked(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> bytes:
@@ -96,7 +87,7 @@ def figures() -> list[Figure]:
     """The figures: medians of calls made in turns."""
     import tiny_gguf
 
-    images = list(np.load(MODELS / "sample.npz")["images"][:20])
+    images = list(np.load(MODELS / "sample.npz")["images"][: size(20, 2)])
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         policy, texts = Path(folder) / "policy.toml", Path(folder) / "texts.toml"
         policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{MODELS / "edge.int8.onnx"}"\n')
@@ -130,21 +121,9 @@ def figures() -> list[Figure]:
         ("gateway, first piece of a stream, over the router", "first, gateway", "first"),
     )
     return [
-        Figure(
-            f"{name} (ratio {took[ours] / took[other]:.2f})",
-            ms(took[ours]),
-            ms(took[other]),
-            (took[ours] - took[other]) * 1e3,
-            "ms",
-            GOAL_MS,
-        )
+        timed(f"{name} (ratio {took[ours] / took[other]:.2f})", took[ours], took[other], GOAL_MS, shown="ms", digits=2)
         for name, ours, other in pairs
     ]
-
-
-def ms(seconds: float) -> str:
-    """A time."""
-    return f"{seconds * 1e3:.2f} ms"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from figures import Figure, medians
+from figures import Figure, medians, size, table, timed
 
 from edgeroute import system
 from edgeroute.cloud.guard import Guard
@@ -28,8 +28,8 @@ class Nobody:
     probe = closed = opened
 
 
-def microseconds() -> dict[str, float]:
-    """Time per call, microseconds: the three pure parts, a whole exchange, and an empty call, included in both."""
+def times() -> dict[str, float]:
+    """Time per call, seconds: the three pure parts, a whole exchange, and an empty call, included in both."""
     now, cost = system.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
     breaker, retries, spending = Breaker(), RetryBudget(), Spending(LIMITS)
     guard = Guard("cloud", "http://cloud", TERMS, SharedSpending(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)
@@ -46,19 +46,18 @@ def microseconds() -> dict[str, float]:
             exchange.before_attempt(SENT_BYTES, now)
             exchange.after_attempt(CAME_BYTES)
 
-    times = medians({"nothing": lambda _: None, "parts": parts, "exchange": exchange}, range(1000), blocks=5)
+    subjects = {"nothing": lambda _: None, "parts": parts, "exchange": exchange}
+    found = medians(subjects, range(size(1000, 10)), blocks=5)
     assert all(guard.spending.spent()), "all four limits were kept account of"
-    return {name: value * 1e6 for name, value in times.items()}
+    return found
 
 
 def figures() -> list[Figure]:
     """Figure: the parts have a limit; the whole exchange, with locks and clocks, is reported beside them."""
-    us = microseconds()
-    what = f"breaker, budget and limits (a whole exchange: {us['exchange']:.1f} us)"
-    return [Figure(what, f"{us['parts']:.2f} us", f"{us['nothing']:.2f} us", us["parts"], "us", 5)]
+    taken = times()
+    what = f"breaker, budget and limits (a whole exchange: {taken['exchange'] * 1e6:.1f} us)"
+    return [timed(what, taken["parts"], taken["nothing"], 5, digits=2, by="alone")]
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()))

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from figures import needs, size
 
 from edgeroute import models
 from edgeroute.cli.demo.data import DEBIAN, read_idx
 from edgeroute.confidence import NotEnough, calibrate, msp
 
-DRAWS = 300
-STEPS, RATE, TRAINED_ON = 150, 0.5, 20_000
+DRAWS, TESTED = size(300, 2), size(10_000, 500)
+STEPS, RATE, TRAINED_ON = size(150, 2), 0.5, 20_000
 
 
 def regression(folder: Path, tested: np.ndarray) -> np.ndarray:
@@ -73,7 +74,9 @@ def broken(first: np.ndarray, second: np.ndarray, cloud: np.ndarray, y: np.ndarr
 
 def main(folder: Path) -> None:
     """Prints the table."""
-    x, y, pair = read_idx(folder / "t10k-images-idx3-ubyte.gz"), read_idx(folder / "t10k-labels-idx1-ubyte.gz"), models.fashion()
+    needs(folder.is_dir(), f"Fashion-MNIST in {folder}: apt-get install dataset-fashion-mnist")
+    x, y = (read_idx(folder / f"t10k-{kind}-ubyte.gz")[:TESTED] for kind in ("images-idx3", "labels-idx1"))
+    pair = models.fashion()
     found = regression(folder, x), logits(pair.edge, x), logits(pair.cloud, x)
     print("accuracy:", ", ".join(f"{(each.argmax(1) == y).mean():.2%}" for each in found))
     print("\n| guarantee of each edge | examples | broken, first | broken, second | deferred to the cloud |")

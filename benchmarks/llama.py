@@ -7,15 +7,12 @@ read for each call, to the bare call and to ours alike; how long the real one ta
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures import Figure, medians, table
-
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from figures import Figure, medians, size, table, timed
 
 TOKENS = 8
 REQUEST = {"max_tokens": TOKENS, "temperature": 0, "seed": 0, "logprobs": True, "top_logprobs": 1}
@@ -54,7 +51,7 @@ def figures() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         model = LlamaModel(tiny_gguf.write(Path(folder) / "tiny.gguf"), max_tokens=TOKENS)
         engine: Any = model.load()
-        prompts, server = ["hello there"] * 20, engine._server
+        prompts, server = ["hello there"] * size(20, 2), engine._server
         real = medians({"bare": lambda x: server.handle_chat_completions(asked(x))}, prompts, runs=3, blocks=2)["bare"]
         engine._server = replay = Replay(server, prompts[0])
 
@@ -69,20 +66,15 @@ def figures() -> list[Figure]:
                 "run_one": model.run_one, "stoppable": lambda x: model.run_one(x, StopToken()),
                 "routed": router.infer, "deadline": lambda x: router.infer(x, deadline=30.0),
             }  # fmt: skip
-            us = {name: value * 1e6 for name, value in medians(ways, prompts).items()}
+            took = medians(ways, prompts)
         engine._server = server
     rows = [
-        ("`LlamaModel.run_one`, 8 tokens", "run_one", "bare", 20),
-        ("the same that can be stopped", "stoppable", "streamed", 60),
-        ("`infer` of it", "routed", "bare", 60),
-        ("`infer` of it with a deadline", "deadline", "streamed", 150),
+        (f"`LlamaModel.run_one`, 8 tokens ({real * 1e6:.0f} us with llama.cpp)", "run_one", "bare", 20),
+        ("`LlamaModel.run_one` that can be stopped", "stoppable", "streamed", 60),
+        ("`infer` of a `LlamaModel`", "routed", "bare", 60),
+        ("`infer` of a `LlamaModel` with a deadline", "deadline", "streamed", 150),
     ]
-    return [
-        Figure(
-            what, f"{us[ours]:.0f} us", f"{us[base]:.0f} us ({real * 1e6:.0f} with llama.cpp)", us[ours] - us[base], "us", limit
-        )
-        for what, ours, base, limit in rows
-    ]
+    return [timed(what, took[ours], took[base], limit, digits=0) for what, ours, base, limit in rows]
 
 
 if __name__ == "__main__":

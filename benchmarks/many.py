@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from cloud import model, server
-from figures import MODELS, Figure, table
+from figures import MODELS, Figure, size, table, timed
 
 from edgeroute import Router
 
-INPUTS, PIXELS, DEFERRED, RUNS, GOAL = 256, 28 * 28, 0.3, 15, 0.2
+INPUTS, PIXELS, DEFERRED, RUNS, GOAL = size(256, 16), 28 * 28, 0.3, size(15, 1), 0.2
 
 
 def taken(router: Router[Any], inputs: list[Any], runs: int) -> tuple[float, float, float]:
@@ -45,7 +45,7 @@ def compared(name: str, edge: Path, url: str, inputs: list[Any], limit: float, r
     with Router(edge, url, threshold=threshold) as router:
         single_s, many_s, share = taken(router, inputs, runs)
     label = f"infer_many({len(inputs)}), {name}, {share:.0%} by the cloud"
-    return Figure(label, f"{many_s * 1e3:.1f} ms", f"{single_s * 1e3:.1f} ms", many_s / single_s, "x", limit)
+    return timed(label, many_s, single_s, limit, shown="ms", by="ratio")
 
 
 def figures(runs: int = RUNS) -> list[Figure]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from figures import MODELS, Figure, medians
+from figures import MODELS, Figure, medians, size, table, timed
 
 from edgeroute import Prometheus, Router, metrics
 
-SCRAPES = 50
+SCRAPES, MEANS = size(50, 1), size(30, 1)
 
 
 def figures() -> list[Figure]:
@@ -19,31 +19,16 @@ def figures() -> list[Figure]:
         raise AssertionError("nothing is deferred here")
 
     found = []
-    images = list(np.load(MODELS / "sample.npz")["images"][:200])
+    images = list(np.load(MODELS / "sample.npz")["images"][: size(200, 5)])
     for name, edge in (("a callable", lambda _: ("edge", 1.0)), ("the shipped model", MODELS / "edge.int8.onnx")):
         with (
             Router(edge=edge, cloud=never, threshold=0.0) as plain,
             Router(edge=edge, cloud=never, threshold=0.0, instruments=[Prometheus()]) as counted,
         ):
             times = medians({"plain": plain.infer, "counted": counted.infer}, images)
-            us = {what: value * 1e6 for what, value in times.items()}
-            found.append(
-                Figure(
-                    f"accepted `infer` of {name}, metrics on",
-                    f"{us['counted']:.1f} us",
-                    f"{us['plain']:.1f} us without",
-                    us["counted"] - us["plain"],
-                    "us",
-                    5,
-                )
-            )
-            plain_us, counted_us = _means_us(images, plain, counted)
-            mean = counted_us - plain_us
-            found.append(
-                Figure(
-                    f"the same of {name}, mean with counting", f"{counted_us:.1f} us", f"{plain_us:.1f} us without", mean, "us", 5
-                )
-            )
+            found.append(timed(f"accepted `infer` of {name}, metrics on", times["counted"], times["plain"], 5))
+            plain_s, counted_s = _means_s(images, plain, counted)
+            found.append(timed(f"accepted `infer` of {name}, metrics on, mean with counting", counted_s, plain_s, 5))
             begun = time.perf_counter()
             for _ in range(SCRAPES):
                 body = metrics(counted).body
@@ -52,19 +37,17 @@ def figures() -> list[Figure]:
     return found
 
 
-def _means_us(images: list[np.ndarray], *routers: Router) -> list[float]:
+def _means_s(images: list[np.ndarray], *routers: Router) -> list[float]:
     """The least mean time of a call of each: requests are counted 64 at a time, which a median does not see."""
     best = [float("inf")] * len(routers)
-    for _ in range(30):
+    for _ in range(MEANS):
         for i, router in enumerate(routers):
             begun = time.perf_counter()
             for x in images:
                 router.infer(x)
             best[i] = min(best[i], time.perf_counter() - begun)
-    return [seconds / len(images) * 1e6 for seconds in best]
+    return [seconds / len(images) for seconds in best]
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()))

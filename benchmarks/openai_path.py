@@ -15,9 +15,9 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import monotonic_ns, process_time
 
-from figures import Figure, table
+from figures import Figure, size, table, timed
 
-BURSTS, TURNS = 200, 11
+BURSTS, TURNS = size(200, 5), size(11, 1)
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 SERVER = """
 import asyncio, json, os, sys
@@ -178,13 +178,8 @@ def figures(turns: int = TURNS) -> list[Figure]:
         ours, theirs = medians(times["routed"]), medians(times["httpx"])
         most = 3.0 if kind == "threads" else 1.5
         for i, (name, limit) in enumerate((("first token", 1.0), ("each later burst", 0.3))):
-            more = (ours[i] - theirs[i]) * 1e3
-            rows.append(
-                Figure(f"stream, {kind}, {name}", f"{ours[i] * 1e3:.2f} ms", f"{theirs[i] * 1e3:.2f} ms", more, "ms more", limit)
-            )
-        rows.append(
-            Figure(f"stream, {kind}, CPU", f"{ours[2] * 1e3:.1f} ms", f"{theirs[2] * 1e3:.1f} ms", ours[2] / theirs[2], "x", most)
-        )
+            rows.append(timed(f"stream, {kind}, {name}", ours[i], theirs[i], limit, shown="ms", digits=2))
+        rows.append(timed(f"stream, {kind}, CPU", ours[2], theirs[2], most, shown="ms", by="ratio"))
     return rows
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from figures import MODELS, Figure, medians
+from figures import MODELS, Figure, medians, size, table, timed
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, OnnxModel, Router
 
@@ -17,7 +20,7 @@ from edgeroute import AsyncRouter, Egress, Function, Limits, OnnxModel, Router
 def figures() -> list[Figure]:
     """Figures: blocking, with all limits, with tracing, and asyncio; every input is accepted on the edge."""
     path = MODELS / "edge.int8.onnx"
-    images = list(np.load(MODELS / "sample.npz")["images"][:200])
+    images = list(np.load(MODELS / "sample.npz")["images"][: size(200, 5)])
     model = OnnxModel(path)
     session, name = model.load(), model.inputs[0].name
 
@@ -28,45 +31,32 @@ def figures() -> list[Figure]:
         raise AssertionError("nothing is deferred here")
 
     traces: list[object] = []
-    plain = Router(edge=path, cloud=never, threshold=0.0)
-    traced = Router(edge=path, cloud=never, threshold=0.0, trace=lambda t: traces.append(t) if not traces else None)
-    limited = Router(
-        edge=path,
-        cloud=Function(never, usd_per_call=0.01, joules_per_call=0.1, calls_per_s=10, max_concurrent=4),
-        threshold=0.0,
-        limits=Limits(usd_per_day=1, mb_per_day=1, joules_per_hour=1, calls_per_minute=1),
-        egress=Egress(may_leave=["photo"], default_class="photo"),
-    )
-    small = Router(edge=lambda _: ("edge", 1.0), cloud=never, threshold=0.0)
-    callables = medians({"bare": lambda _: ("edge", 1.0), "infer": small.infer}, images)
-    over = (callables["infer"] - callables["bare"]) * 1e6
-    times = medians({"bare": bare, "infer": plain.infer, "limited": limited.infer, "traced": traced.infer}, images)
+    limits: dict[str, Any] = {
+        "cloud": Function(never, usd_per_call=0.01, joules_per_call=0.1, calls_per_s=10, max_concurrent=4),
+        "limits": Limits(usd_per_day=1, mb_per_day=1, joules_per_hour=1, calls_per_minute=1),
+        "egress": Egress(may_leave=["photo"], default_class="photo"),
+    }
+    with (
+        Router(edge=lambda _: ("edge", 1.0), cloud=never, threshold=0.0) as small,
+        Router(edge=path, cloud=never, threshold=0.0) as plain,
+        Router(edge=path, cloud=never, threshold=0.0, trace=lambda t: traces.append(t) if not traces else None) as traced,
+        Router(edge=path, threshold=0.0, **limits) as limited,
+    ):
+        callables = medians({"bare": lambda _: ("edge", 1.0), "infer": small.infer}, images)
+        times = medians({"bare": bare, "infer": plain.infer, "limited": limited.infer, "traced": traced.infer}, images)
     carded = _by_the_card(path, images, never)
-    loop_times = _asyncio(path, images, bare, never)
-    us = {name: value * 1e6 for name, value in (times | loop_times).items()}
     return [
-        Figure(
-            "accepted `infer`, over a callable",
-            f"{callables['infer'] * 1e6:.1f} us",
-            f"{callables['bare'] * 1e6:.1f} us",
-            over,
-            "us",
-            12,
-        ),
-        Figure("accepted `infer`", f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"], "us", 12),
-        Figure("the same, preprocessing by the card", *carded, "us", 12),
-        Figure(
-            "the same, all limits set", f"{us['limited']:.1f} us", f"{us['bare']:.1f} us", us["limited"] - us["bare"], "us", 12
-        ),
-        Figure("the same, trace on", f"{us['traced']:.1f} us", f"{us['bare']:.1f} us", us["traced"] - us["bare"], "us", 25),
-        Figure(
-            "the same, asyncio", f"{us['async']:.1f} us", f"{us['bare async']:.1f} us", us["async"] - us["bare async"], "us", 100
-        ),
+        timed("accepted `infer`, over a callable", callables["infer"], callables["bare"], 12),
+        timed("accepted `infer`", times["infer"], times["bare"], 12),
+        timed("accepted `infer`, preprocessing by the card", carded["infer"], carded["bare"], 12),
+        timed("accepted `infer`, all limits set", times["limited"], times["bare"], 12),
+        timed("accepted `infer`, trace on", times["traced"], times["bare"], 25),
+        timed("accepted `infer`, asyncio", *asyncio.run(_awaited(path, images, bare, never)), 100),
     ]
 
 
-def _by_the_card(path, images, never) -> tuple[str, str, float]:  # noqa: ANN001
-    """The same of a model that takes floats, with the preprocessing in its card."""
+def _by_the_card(path, images, never) -> dict[str, float]:  # noqa: ANN001
+    """Times of a model that takes floats, with the preprocessing in its card, and of the same by hand."""
     model = onnx.load(path)
     folded = [node for node in model.graph.node if node.name.startswith("image_")]
     last, pixels = folded[-1].output[0], model.graph.input[0]
@@ -96,40 +86,30 @@ def _by_the_card(path, images, never) -> tuple[str, str, float]:  # noqa: ANN001
             return session.run(["logits"], {"image": tensor.reshape(1, 1, 28, 28)})[0]
 
         with Router(edge=file, cloud=never, threshold=0.0) as router:
-            times = medians({"bare": bare, "infer": router.infer}, images)
-    us = {what: value * 1e6 for what, value in times.items()}
-    return f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"]
+            return medians({"bare": bare, "infer": router.infer}, images)
 
 
-def _asyncio(path, images, bare, never) -> dict[str, float]:  # noqa: ANN001
-    """Times of an awaited infer and of a bare run, in one event loop."""
-    import statistics
-    import time
-
-    async def main() -> dict[str, float]:
-        collected: dict[str, list[float]] = {"async": [], "bare async": []}
-        async with AsyncRouter(edge=path, cloud=never, threshold=0.0) as router:
-            for x in images:
-                await router.infer(x)
-            for _ in range(7):
-                routed, alone = [], []
-                for _ in range(5):
-                    for x in images:
-                        begun = time.perf_counter()
-                        await router.infer(x)
-                        routed.append(time.perf_counter() - begun)
-                    for x in images:
-                        begun = time.perf_counter()
-                        bare(x)
-                        alone.append(time.perf_counter() - begun)
-                collected["async"].append(statistics.median(routed))
-                collected["bare async"].append(statistics.median(alone))
-        return {name: statistics.median(values) for name, values in collected.items()}
-
-    return asyncio.run(main())
+async def _awaited(path, images, bare, never) -> tuple[float, float]:  # noqa: ANN001
+    """Medians of an awaited infer and of a bare run, in one event loop."""
+    medians_of: tuple[list[float], list[float]] = [], []
+    async with AsyncRouter(edge=path, cloud=never, threshold=0.0) as router:
+        for x in images:
+            await router.infer(x)
+        for _ in range(size(7, 1)):
+            taken: tuple[list[float], list[float]] = [], []
+            for _ in range(size(5, 1)):
+                for x in images:
+                    begun = time.perf_counter()
+                    await router.infer(x)
+                    taken[0].append(time.perf_counter() - begun)
+                for x in images:
+                    begun = time.perf_counter()
+                    bare(x)
+                    taken[1].append(time.perf_counter() - begun)
+            for found, times in zip(medians_of, taken, strict=True):
+                found.append(statistics.median(times))
+    return statistics.median(medians_of[0]), statistics.median(medians_of[1])
 
 
 if __name__ == "__main__":
-    from figures import table
-
     print(table(figures()))

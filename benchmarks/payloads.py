@@ -7,10 +7,8 @@ start; the server is `edgeroute serve` in a process of its own. Accuracy is that
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -21,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from figures import Figure, table
+from figures import Figure, serving, size, table, timed
 from onnx import TensorProto, helper
 
 from edgeroute import NoAnswer, OnnxModel, OpenInference, Router, models
@@ -31,8 +29,8 @@ from edgeroute.testing import Relay
 DELAY_S, BYTES_PER_S = 0.025, 20e6 / 8
 CODECS = ("jpeg:95", "jpeg:85", "jpeg:50", "webp:95", "webp:80", "png")
 LADDER = ("png", "jpeg:95", "jpeg:85", "jpeg:50")
-DEADLINES_S = (1.0, 0.15, 0.11, 0.09)
-CALLS = 15
+DEADLINES_S = size((1.0, 0.15, 0.11, 0.09), (1.0,))
+CALLS, JUDGED = size(15, 1), size(1000, 10)
 FASTER = {"uint8": 0.55, "fp32": 0.25}
 """Most that a picture may take, of the time of tritonclient with these numbers."""
 LOST = 0.2
@@ -56,17 +54,9 @@ def link() -> Iterator[Relay]:
     with tempfile.TemporaryDirectory() as folder:
         kinds = {"uint8": TensorProto.UINT8, "fp32": TensorProto.FLOAT}
         files = [str(model(Path(folder, f"{name}.onnx"), kind)) for name, kind in kinds.items()]
-        command = [sys.executable, "-m", "edgeroute", "serve", *files, "--port", "0", "--json"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                port = int(json.loads(process.stdout.readline())["ready"].rpartition(":")[2])
-                with Relay("127.0.0.1", port) as relay:
-                    relay.delay_s, relay.throttle = DELAY_S, BYTES_PER_S
-                    yield relay
-            finally:
-                process.terminate()
-                process.wait(10)
+        with serving("serve", *files) as (_, url), Relay("127.0.0.1", int(url.rpartition(":")[2])) as relay:
+            relay.delay_s, relay.throttle = DELAY_S, BYTES_PER_S
+            yield relay
 
 
 def mosaic(images: Any) -> Any:
@@ -75,7 +65,7 @@ def mosaic(images: Any) -> Any:
     return np.repeat(tiles[..., None], 3, 2)
 
 
-def timed(relay: Relay, ask: Callable[[], object], calls: int) -> tuple[float, int]:
+def of_a_call(relay: Relay, ask: Callable[[], object], calls: int) -> tuple[float, int]:
     """Median seconds of a call on a warm connection, and its bytes up."""
     ask()
     ask()
@@ -109,7 +99,7 @@ def over_the_link(x: Any, calls: int = CALLS) -> dict[str, tuple[float, int]]:
     with link() as relay:
         for name, given in (("uint8", x), ("fp32", (x / 255).astype(np.float32))):
             if (ask := triton(relay, given, name)) is not None:
-                found[f"tritonclient {name}"] = timed(relay, ask, calls)
+                found[f"tritonclient {name}"] = of_a_call(relay, ask, calls)
         ways = [("uint8", None, x), ("fp32", None, (x / 255).astype(np.float32)), *(("uint8", codec, x) for codec in CODECS)]
         for name, codec, given in ways:
             cloud = OpenInference(f"{relay.url}/v2/models/{name}", codec=codec, kind="value")
@@ -119,7 +109,7 @@ def over_the_link(x: Any, calls: int = CALLS) -> dict[str, tuple[float, int]]:
                     answer = router.infer(given)
                     assert answer.source == "cloud", answer.reason
 
-                found[codec or name] = timed(relay, ask, calls)
+                found[codec or name] = of_a_call(relay, ask, calls)
     return found
 
 
@@ -147,40 +137,52 @@ def accuracy() -> dict[str, float]:
 
     pair = models.fashion()
     cloud, sample = OnnxModel(pair.cloud), np.load(Path(pair.cloud).with_name("sample.npz"))
-    images, found = sample["images"], dict[str, float]()
-    for name in ("", *CODECS, "jpeg:10"):
+    images, labels, found = sample["images"][:JUDGED], sample["labels"][:JUDGED], dict[str, float]()
+    for name in ("", *CODECS):
         codec = codec_of(name) if name else None
         seen = list(images)
         if codec is not None:
             seen = [np.asarray(Image.open(io.BytesIO(codec.encode(x).data))) for x in images]  # type: ignore[arg-type]  # bytes
             seen = [x if x.ndim == 2 else np.asarray(Image.fromarray(x).convert("L")) for x in seen]
         rows = np.concatenate([np.asarray(cloud.run(seen[at : at + 100], None)) for at in range(0, len(seen), 100)])
-        found[name] = 100 * float(np.mean(rows.argmax(1) == sample["labels"]))
+        found[name] = 100 * float(np.mean(rows.argmax(1) == labels))
     return found
 
 
-def figures(calls: int = CALLS) -> list[Figure]:
+def measured(calls: int) -> tuple[Any, dict[str, tuple[float, int]], dict[str, float]]:
+    """The picture, what each way takes of time and bytes, and of each codec how many pictures are classified right."""
+    picture = mosaic(np.load(Path(models.fashion().cloud).with_name("sample.npz"))["images"])
+    return picture, over_the_link(picture, calls), accuracy()
+
+
+def compared(times: dict[str, tuple[float, int]], right: dict[str, float]) -> list[Figure]:
     """Time of a picture to that of numbers, and what it costs in accuracy."""
-    pair = models.fashion()
-    picture = mosaic(np.load(Path(pair.cloud).with_name("sample.npz"))["images"])
-    times = over_the_link(picture, calls)
-    ladder(picture)
-    right = accuracy()
-    for way, (seconds, size) in times.items():
-        print(f"{way:20} {seconds * 1e3:8.1f} ms {size:9,} bytes")
-    for name, percent in right.items():
-        print(f"{name or 'numbers':20} {percent:8.2f} % right")
     rows = list[Figure]()
     for codec in ("webp:95", "jpeg:95"):
-        ours = times[codec][0]
         for name, most in FASTER.items():
             theirs = times.get(f"tritonclient {name}", times[name])[0]
-            compared = f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", ours / theirs
-            rows.append(Figure(f"a picture as {codec} over a slow link, to {name}", *compared, "x", most))
+            what = f"a picture as {codec} over a slow link, to {name}"
+            rows.append(timed(what, times[codec][0], theirs, most, shown="ms", digits=0, by="ratio"))
         lost = round(right[""] - right[codec], 2)
         rows.append(Figure(f"accuracy lost by {codec}", f"{right[codec]:.2f} %", f"{right['']:.2f} %", lost, "points", LOST))
     return rows
 
 
+def figures(calls: int = CALLS) -> list[Figure]:
+    """Figures of the two default codecs."""
+    return compared(*measured(calls)[1:])
+
+
+def main(calls: int) -> None:
+    """Prints the figures, all codecs, and a ladder of them."""
+    picture, times, right = measured(calls)
+    print(table(compared(times, right)), "", "| way | time | bytes | right |", "| --- | ---: | ---: | ---: |", sep="\n")
+    for way, (seconds, sent) in times.items():
+        percent = right.get("" if way in FASTER else way)
+        print(f"| {way} | {seconds * 1e3:.1f} ms | {sent:,} | {'-' if percent is None else f'{percent:.2f} %'} |")
+    print()
+    ladder(picture)
+
+
 if __name__ == "__main__":
-    print(table(figures(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS)))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS)

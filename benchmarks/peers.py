@@ -7,13 +7,13 @@ router cannot be asked here is empty. edgeroute's column takes some seconds, Lit
 from __future__ import annotations
 
 import contextlib
-import platform
 import sys
 import time
 from collections.abc import Callable
 
 import peers_more
 import peers_theirs
+from figures import machine, size
 from peers_theirs import ATTEMPTS, BROKEN, CLOSED, SILENT, WAITS, Cells
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -107,7 +107,7 @@ def main(names: list[str]) -> None:
             except ImportError as e:
                 print(f"without {name}: {e}", file=sys.stderr)
         print(f"{name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
-    print(f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}\n")
+    print(f"{machine()}\n")
     for group, rows in GROUPS.items():
         print(f"| {group} | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
         for row in rows:
@@ -116,4 +116,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*COLUMNS])
+    main(sys.argv[1:] or size([*COLUMNS], ["edgeroute"]))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures import Figure
+from figures import Figure, size, table, timed
 
 from edgeroute import Limits, Router
 from edgeroute.cloud.backend import Function
@@ -18,7 +18,7 @@ from edgeroute.replay import Recording, Setup, read, replay
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.journal import read as records_of
 
-RECORDED, TIMES, EVERY_S = 2_000, 100, 0.05
+RECORDED, TIMES, EVERY_S = size(2_000, 200), size(100, 1), 0.05
 """Requests traced from a real router, how often they are repeated, and the seconds between requests."""
 BEFORE, AFTER = 0.2, 0.3
 """Deferral rates when recorded and when replayed."""
@@ -46,7 +46,7 @@ def trace(path: Path) -> Setup:
 def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds, best of three, and the result."""
     best, found = float("inf"), None
-    for _ in range(3):
+    for _ in range(size(3, 1)):
         begun = time.process_time()
         found = work()
         best = min(best, time.process_time() - begun)
@@ -69,10 +69,8 @@ def figures() -> list[Figure]:
     assert 0 < found.recorded.deferral_rate < found.replayed.deferral_rate < 1
     whole = f"with reading the trace {n / (read_s + replay_s):,.0f}/s; the journal alone {n / journal_s:,.0f}/s"
     what = f"replay, a decision ({n / replay_s:,.0f}/s; {whole})"
-    us = [seconds / n * 1e6 for seconds in (replay_s, json_s)]
-    return [Figure(what, f"{us[0]:.1f} us", f"{us[1]:.1f} us (its record's JSON)", us[0], "us", 20)]
+    return [timed(what, replay_s / n, json_s / n, 20, by="alone")]
 
 
 if __name__ == "__main__":
-    for figure in figures():
-        print(f"{figure.name}: {figure.ours}, baseline {figure.baseline}, limit {figure.limit:g} {figure.unit}")
+    print(table(figures()))

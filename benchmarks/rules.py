@@ -15,6 +15,8 @@ import math
 import random
 from time import perf_counter
 
+from figures import size
+
 from edgeroute.core.readings import Reading
 from edgeroute.core.rules import OF, Rule, in_force, problem, step
 
@@ -73,7 +75,7 @@ def side(rule: Rule, reading: Reading) -> int:
 def main() -> None:
     """Prints a line for each kind of course, and of all the most that a rule switched beyond what is allowed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--courses", type=int, default=100_000)
+    parser.add_argument("--courses", type=int, default=size(100_000, 40))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, began, wrong, steps = random.Random(options.seed), perf_counter(), 0, 0
@@ -100,10 +102,10 @@ def main() -> None:
         wrong += switched > crossed
         totals[kind] = [a + b for a, b in zip(totals[kind], (switched, crossed, flickers), strict=True)]
     print(f"{options.courses:,} courses of {STEPS} readings, {perf_counter() - began:.0f} s, {steps:,} steps")
-    print(f"{'course':<18}{'switches':>12}{'allowed':>12}{'without a band':>16}")
+    print("\n| course | switches | allowed | without a band |\n| --- | ---: | ---: | ---: |")
     for kind, (switched, crossed, flickers) in totals.items():
-        print(f"{kind:<18}{switched:>12,}{crossed:>12,}{flickers:>16,}")
-    print(f"more switches than the band and the hold allow: {wrong}")
+        print(f"| {kind} | {switched:,} | {crossed:,} | {flickers:,} |")
+    print(f"\nmore switches than the band and the hold allow: {wrong}")
     raise SystemExit(bool(wrong))
 
 

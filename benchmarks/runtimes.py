@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,13 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from figures import MODELS, machine, size
 
 from edgeroute import CallableModel, CoreMLModel, LiteRTModel, OnnxModel, Router
 from edgeroute.edge.members import member
-from edgeroute.packaged import folder
 
-MODELS = folder("models", "fashion", has="cloud.onnx")
-SECONDS = 30
+SECONDS, TURNS, WARM = 30, size(12, 1), size(2, 0)
 """For the timing of one runtime, about."""
 Bare = Callable[[np.ndarray], np.ndarray]
 
@@ -74,7 +72,6 @@ def coreml() -> tuple[Any, Bare]:
         model = CoreMLModel(path)
         predict = model.load().predict
         return model, lambda x: predict({"image": x[None].astype(np.float32)})["logits"]
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from mil import Program
 
     program = Program(path)
@@ -166,9 +163,9 @@ def measure(name: str, images: np.ndarray) -> Measured:
 
     with Router(model, never, threshold=0.0) as plain, Router(model, never, threshold=0.0, deadline=30.0) as hurried:
         ways = {"bare": bare, "thread": in_a_thread(bare), "run_one": run_one, "router": plain.infer, "deadline": hurried.infer}
-        rows, medians = list(images[:100]), {way: list[float]() for way in ways}
+        rows, medians = list(images[: size(100, 3)]), {way: list[float]() for way in ways}
         begun_s = time.monotonic()
-        for turn in range(12):
+        for turn in range(TURNS):
             if turn > 3 and time.monotonic() > begun_s + SECONDS:
                 break
             for way, run in ways.items():
@@ -177,7 +174,7 @@ def measure(name: str, images: np.ndarray) -> Measured:
                     begun = time.perf_counter_ns()
                     run(x)
                     times.append(time.perf_counter_ns() - begun)
-                if turn >= 2:  # until then it warms up
+                if turn >= WARM:  # until then it warms up
                     medians[way].append(statistics.median(times) / 1e3)
     return Measured(logits, mib, {way: statistics.median(values) for way, values in medians.items()})
 
@@ -217,7 +214,7 @@ def main() -> None:
         found = measure(name, np.load(given))
         np.savez(out, logits=found.logits, told=json.dumps({"mib": found.mib, "us": found.us}))
         return
-    images, labels = test_images(args.data)
+    images, labels = (part[: size(None, 20)] for part in test_images(args.data))
     pythons = dict.fromkeys(RUNTIMES, sys.executable) | dict(one.split("=", 1) for one in args.also)
     measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as home:
@@ -230,7 +227,7 @@ def main() -> None:
             else:
                 measured[name] = result
     print(agreement(measured, labels), overhead(measured), sep="\n\n")
-    print(f"\n{len(images):,} images, one at a time, one thread; {platform.machine()}, {time.strftime('%Y-%m-%d')}.")
+    print(f"\n{len(images):,} images, one at a time, one thread; {machine()}.")
 
 
 def agreement(measured: dict[str, Measured], labels: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from figures import Figure
+from figures import Figure, size
 
 from edgeroute import DeviceSensors, Router, Saver
 from edgeroute.observe.device.battery import Battery
@@ -25,11 +25,11 @@ from edgeroute.observe.device.thermal import Thermal
 from edgeroute.observe.device.throttling import Throttling
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
-SECONDS = 20.0
+SECONDS = size(20.0, 0.2)
 """For which a router reads its sensors."""
 
 
-def cpu_us(function: Callable[[], object], times: int = 300) -> float:
+def cpu_us(function: Callable[[], object], times: int = size(300, 2)) -> float:
     """Median of nine means of the processor time of one call, microseconds: waiting for another process does not count."""
     function()
     means = []
@@ -63,7 +63,7 @@ def sources(root: str | Path) -> dict[str, float]:
         "GPU": cpu_us(gpu.read),
         "power": cpu_us(lambda: power.read(time.monotonic(), none)),
         "network": cpu_us(lambda: links.read(0.0)),
-        "looking for them, once a minute": cpu_us(find, 50),
+        "looking for them, once a minute": cpu_us(find, size(50, 1)),
     }
 
 
@@ -86,10 +86,13 @@ def figures() -> list[Figure]:
 
 def main() -> None:
     """Prints the tables."""
-    print(f"{'processor time, us':34}{'this machine':>14}{''.join(f'{name.stem:>10}' for name in sorted(TREES.glob('*.json')))}")
+    trees = sorted(TREES.glob("*.json"))
+    print(
+        f"| processor time, us | this machine | {' | '.join(tree.stem for tree in trees)} |\n| --- |{' ---: |' * (1 + len(trees))}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         roots: list[str | Path] = ["/"]
-        for tree in sorted(TREES.glob("*.json")):
+        for tree in trees:
             root = Path(folder) / tree.stem
             for name, text in json.loads(tree.read_text(encoding="utf-8")).items():
                 if name != "commands":
@@ -98,8 +101,9 @@ def main() -> None:
             roots.append(root)
         columns = [{**sources(root), "a whole reading": cpu_us(DeviceSensors(root, fresh_s=0.0))} for root in roots]
     for name in columns[0]:
-        print(f"{name:34}{columns[0][name]:14.1f}{''.join(f'{column[name]:10.1f}' for column in columns[1:])}")
-    for every_s in (1.0, 10.0):
+        print(f"| {name} | {' | '.join(f'{column[name]:.1f}' for column in columns)} |")
+    print()
+    for every_s in size((1.0, 10.0), (1.0,)):
         print(f"a router that reads every {every_s:g} s, share of a core: {share(every_s) * 100:.3f} %")
 
 

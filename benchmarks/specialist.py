@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from figures import MODELS, medians
+from figures import MODELS, medians, size
 
 from edgeroute import OnnxModel
 from edgeroute.cli.demo.data import DEBIAN, read_idx
@@ -210,7 +210,7 @@ def times() -> str:
     pair = CASES["edge is a specialist"](np.random.default_rng(0), 2_000)
     edge, cloud = (logits.argmax(1) == pair.labels for logits in pair[:2])
     learned, foreign = (fit(pair.edge, edge, cloud, ood=ood) for ood in (False, True))
-    rows = [row[None].astype(np.float32) for row in pair.edge[:200]]
+    rows = [row[None].astype(np.float32) for row in pair.edge[: size(200, 5)]]
     labels = [str(i) for i in range(CLASSES)]
     subjects: dict[str, Callable[[np.ndarray], object]] = {
         "msp, with the reading of the label": Reader("msp", labels=labels).one,
@@ -225,10 +225,10 @@ def times() -> str:
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--splits", type=int, default=100)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2500])
+    parser.add_argument("--splits", type=int, default=size(100, 1))
+    parser.add_argument("--sizes", type=int, nargs="+", default=size([500, 1000, 2500], [500]))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=size([*CASES], [*SPECIALISTS]))
     given = parser.parse_args()
     print(table(given.splits, given.sizes, given.seed, given.cases), times(), sep="\n\n")
 

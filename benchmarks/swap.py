@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter, sleep
 
 import numpy as np
+from figures import MODELS, size
 
 from edgeroute import Router
 from edgeroute.catalog import Catalog
 from edgeroute.catalog.publish import keygen, publish
 
-ROOT = Path(__file__).parents[1]
 PAUSE_S = 0.002
 
 
@@ -71,13 +71,13 @@ def asked(router: Router, images: np.ndarray, seconds: float, callers: int) -> t
 def main() -> None:
     """Prints one line for each kind of round."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=size(10, 1))
+    parser.add_argument("--rounds", type=int, default=size(3, 1))
     parser.add_argument("--callers", type=int, default=2)
     parser.add_argument("--every", type=float, default=0.5)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/fashion/edge.int8.onnx")
+    parser.add_argument("--model", type=Path, default=MODELS / "edge.int8.onnx")
     options = parser.parse_args()
-    images = np.load(ROOT / "models/fashion/sample.npz")["images"]
+    images = np.load(MODELS / "sample.npz")["images"]
     with TemporaryDirectory() as folder:
         home = Path(folder)
         for file in options.model.parent.glob(f"{options.model.stem}.*"):
@@ -110,15 +110,14 @@ def main() -> None:
             counted = router.stats().requests - before
     calls = sum(len(took) for rounds in found.values() for took in rounds)
     p99 = {}
+    print("| rounds | calls | lost | p50 | p99, median of the rounds | longest |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     for swapping, rounds in found.items():
         ms = 1000 * np.concatenate(rounds)
         p99[swapping] = np.median([1000 * np.quantile(took, 0.99) for took in rounds])
         name = f"{swaps} swaps" if swapping else "no swaps"
-        print(
-            f"{name:10} {len(ms):7,} calls, {lost[swapping]} lost; p50 {np.quantile(ms, 0.5):.2f} ms, "
-            f"p99 {p99[swapping]:.2f} ms (median of {len(rounds)} rounds), longest {ms.max():.1f} ms"
-        )
-    print(f"swaps add {p99[True] - p99[False]:.2f} ms to p99; {counted:,} of {calls:,} requests were counted")
+        times = f"{np.quantile(ms, 0.5):.2f} ms | {p99[swapping]:.2f} ms | {ms.max():.1f} ms"
+        print(f"| {len(rounds)} with {name} | {len(ms):,} | {lost[swapping]} | {times} |")
+    print(f"\nswaps add {p99[True] - p99[False]:.2f} ms to p99; {counted:,} of {calls:,} requests were counted")
 
 
 if __name__ == "__main__":

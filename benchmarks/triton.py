@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import needs, size
+from real_servers import ENVIRONMENTS, Server, contract, real_server  # type: ignore[import-not-found]  # of the tests
 
 from edgeroute import AsyncRouter, OpenInference, OpenInferenceGrpc, Router
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from real_servers import Server, contract, real_server  # type: ignore[import-not-found]
-
 DEADLINE_S = 10.0
-ROUNDS, EACH = 5, 4
+ROUNDS, EACH = size(5, 1), size(4, 1)
 Timed = tuple[float, float]
 """Seconds: p50, and processor time a call."""
 
@@ -98,7 +97,7 @@ def turns(subjects: dict[str, Any], times: Callable[[Any, int], list[float]], ca
     """The subjects, one after the other, several times."""
     seen: dict[str, list[Timed]] = {label: [] for label in subjects}
     for subject in subjects.values():
-        times(subject, max(20, EACH * at_once))  # all connections are open from then on
+        times(subject, max(size(20, 1), EACH * at_once))  # all connections are open from then on
     for _ in range(ROUNDS):
         for label, subject in subjects.items():
             cpu = time.process_time()
@@ -144,14 +143,15 @@ async def _worker(subject: Callable[[], Awaitable[Any]], left: Iterator[int], fo
 def main() -> int:
     """Prints a table of milliseconds and of ratios to the better of their clients."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--calls", type=int, default=400, help="of each subject, in each line")
+    parser.add_argument("--calls", type=int, default=size(400, 2), help="of each subject, in each line")
     calls = parser.parse_args().calls
+    needs((ENVIRONMENTS / "triton" / "made").exists(), "a Triton: make server-triton")
     print(
         "| tensor | how | at once | subject | p50 ms | CPU ms | p50 x | CPU x |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     with tempfile.TemporaryDirectory() as folder, real_server("triton", Path(folder), also=contract.LARGE) as server:
         for name in contract.LARGE:
-            for at_once in (1, 8, 64):
+            for at_once in size((1, 8, 64), (1,)):
                 for how in ("threads", "asyncio"):
                     run = threads if how == "threads" else lambda *given: asyncio.run(on_a_loop(*given))
                     found = run(server, name, at_once, calls)

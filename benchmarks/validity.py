@@ -6,7 +6,6 @@ rank, so the true risk of any threshold is known. A guarantee is violated if the
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 import warnings
@@ -15,7 +14,7 @@ from math import ceil, e, log, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from figures import MODELS
+from figures import MODELS, size
 
 from edgeroute.confidence import msp
 from edgeroute.confidence.calibration import calibrate
@@ -23,7 +22,7 @@ from edgeroute.confidence.exact import most
 from edgeroute.confidence.fixed_sequence import accept_relative, between, passed
 
 EPS, ALPHA, BUDGET, DELTA = 0.01, 0.03, 0.3, 0.05
-SIZES = (500, 1000, 2000, 10000)
+SIZES = size((500, 1000, 2000, 10000), (500,))
 LR_BB = {"A": (0.71, 0.66, 0.62, 0.59), "C": (0.41, 0.30, 0.23, 0.16)}
 """Expected deferral rates per size, tolerance .02."""
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -224,7 +223,7 @@ def _validity(draws: int) -> None:
         print(f"| {key}, n = {n:,} | {ours:.3f} | {aim:.2f} | {'kept' if abs(ours - aim) <= 0.02 else 'MISSED'} |")
 
 
-def _splits(count: int = 200) -> None:
+def _splits(count: int = size(200, 2)) -> None:
     """Half of the recorded images for calibration, the other half for evaluation."""
     data = np.load(MODELS / "validation.npz")
     score = msp(data["edge_logits"])
@@ -254,32 +253,8 @@ def _splits(count: int = 200) -> None:
         print(f"| {name} | {deferral.mean():.3f} | {low:.3f} to {high:.3f} | {losses.mean():.2%} | {(losses > EPS).mean():.1%} |")
 
 
-TIMED = """
-import sys, time
-import numpy as np
-from edgeroute.confidence.calibration import calibrate
-n, rng = int(sys.argv[1]), np.random.default_rng(0)
-x, u = rng.random(n), rng.random(n)
-edge, cloud = u > 0.1 * x, (u > 0.06 * x) | (u < 0.04 * x)
-begun = time.perf_counter()
-calibrate(1 - x, edge, cloud, max_loss=0.01)
-print(time.perf_counter() - begun)
-"""
-
-
-def _times() -> None:
-    print("\n| first calibration of a process | seconds | limit | |\n| --- | ---: | ---: | --- |")
-    for n, limit in ((1000, 0.2), (4000, 2.0), (10000, 2.0)):
-        runs = [
-            float(subprocess.run([sys.executable, "-c", TIMED, str(n)], capture_output=True, check=True).stdout) for _ in range(5)
-        ]
-        taken = sorted(runs)[2]
-        print(f"| n = {n:,} | {taken:.3f} | {limit:g} | {'kept' if taken <= limit else 'MISSED'} |")
-
-
 if __name__ == "__main__":
     begun = time.perf_counter()
-    _times()
     _splits()
-    _validity(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    _validity(int(sys.argv[1]) if len(sys.argv) > 1 else size(1000, 2))
     print(f"\n{ceil(time.perf_counter() - begun)} s")

@@ -15,6 +15,7 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
+from figures import size
 
 from edgeroute.confidence import calibrate
 from edgeroute.confidence.betting import accept_betting
@@ -22,8 +23,8 @@ from edgeroute.confidence.fixed_sequence import accept_relative, between, relati
 from edgeroute.confidence.units import units
 
 EPS, DELTA = 0.01, 0.05
-SIZES = (500, 1000, 2000, 4000)
-SCENES = (300, 1000, 2000)
+SIZES = size((500, 1000, 2000, 4000), (500,))
+SCENES = size((300, 1000, 2000), (300,))
 FRAMES = 10
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,20 +56,20 @@ class World(NamedTuple):
         return 1 - (within[-1] + 1) / len(order)
 
 
-def worlds(size: int = 400_000, seed: int = 1) -> dict[str, World]:
+def worlds(of: int = size(400_000, 20_000), seed: int = 1) -> dict[str, World]:
     """The populations of graded answers."""
     rng = np.random.default_rng(seed)
-    u = rng.random(size)
-    cloud = rng.beta(6, 1.2, size)
-    gap = np.where(rng.random(size) < 0.5 * (1 - u) ** 2, rng.random(size), 0)
-    large = World(u, np.clip(cloud - gap + np.where(rng.random(size) < 0.03, 0.3 * rng.random(size), 0), 0, 1), cloud)
-    cloud = rng.beta(8, 1.5, size)
-    small = World(u, np.clip(cloud - 0.24 * (1 - u) ** 1.5 * rng.random(size) + rng.normal(0, 0.05, size), 0, 1), cloud)
-    cloud = np.round(np.clip(rng.normal(8.5, 1.2, size), 1, 10)) / 10
+    u = rng.random(of)
+    cloud = rng.beta(6, 1.2, of)
+    gap = np.where(rng.random(of) < 0.5 * (1 - u) ** 2, rng.random(of), 0)
+    large = World(u, np.clip(cloud - gap + np.where(rng.random(of) < 0.03, 0.3 * rng.random(of), 0), 0, 1), cloud)
+    cloud = rng.beta(8, 1.5, of)
+    small = World(u, np.clip(cloud - 0.24 * (1 - u) ** 1.5 * rng.random(of) + rng.normal(0, 0.05, of), 0, 1), cloud)
+    cloud = np.round(np.clip(rng.normal(8.5, 1.2, of), 1, 10)) / 10
     judge = World(u, np.round(np.clip(10 * cloud - rng.poisson(2.2 * (1 - u) ** 1.5), 1, 10)) / 10, cloud)
-    beyond = World(u, 0.9 - np.where(u > 0.5, 0.0215 * 2 * rng.random(size), 0.001 * rng.random(size)), np.full(size, 0.9))
+    beyond = World(u, 0.9 - np.where(u > 0.5, 0.0215 * 2 * rng.random(of), 0.001 * rng.random(of)), np.full(of, 0.9))
     tied = World(np.ceil(u * 20) / 20, large.edge, large.cloud)
-    two = World(np.where(u > 0.4, 1.0, 0.0), 1.0 - (rng.random(size) < 0.0175) * rng.random(size) ** 0.1, np.ones(size))
+    two = World(np.where(u > 0.4, 1.0, 0.0), 1.0 - (rng.random(of) < 0.0175) * rng.random(of) ** 0.1, np.ones(of))
     return {
         "F1, large gaps": large, "F1, small gaps": small, "judge, 1 to 10": judge, "just beyond the limit": beyond,
         "20 levels of score": tied, "2 levels of score": two,
@@ -135,7 +136,7 @@ def graded(draws: int) -> float:
 def grouped(draws: int) -> float:
     """Prints the table of scenes. Returns the largest share of broken promises among ours."""
     print(f"\n| scenes of {FRAMES} frames | oracle | examples are | deferred / broken |\n| ---: | ---: | --- | ---: |")
-    world = scenes(150_000, np.random.default_rng(0))
+    world = scenes(size(150_000, 5_000), np.random.default_rng(0))
     truth, worst = world.truth(), 0.0
     for count in SCENES:
         groups = np.repeat(np.arange(count), FRAMES)
@@ -181,7 +182,7 @@ def times() -> None:
 
 
 if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else size(1000, 2)
     print(f"Mean true deferral rate / broken promises in {count:,} draws, max_loss {EPS}; allowed: {allowed(count):.1%}.\n")
     times()
     print()

@@ -11,15 +11,16 @@ import argparse
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 from typing import NamedTuple
+
+from figures import ROOT, needs, size
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
 SYSTEMS = {
     "Linux x86-64": "x86_64-manylinux_2_28",
     "Linux aarch64": "aarch64-manylinux_2_28",
@@ -81,7 +82,7 @@ UV = [found] if (found := shutil.which("uv")) else [sys.executable, "-m", "uv"]
 
 def table(rows: list[tuple[str, str, str]], first: str) -> list[str]:
     """Prints (name, platform, Python) by extras. -> what is missing, and why."""
-    names = ["", *extras()]
+    names = ["", *extras()][: size(None, 1)]
     print(f"| {first} | {' | '.join(name or 'edgeroute alone' for name in names)} |")
     print(f"| --- |{' --- |' * len(names)}")
     missing = []
@@ -97,9 +98,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--python", default="3.11")
     python = parser.parse_args().python
-    missing = table([(name, platform, python) for name, platform in SYSTEMS.items()], f"Python {python}")
+    needs(shutil.which("uv") or find_spec("uv"), "uv")
+    missing = table([(name, platform, python) for name, platform in [*SYSTEMS.items()][: size(None, 1)]], f"Python {python}")
     print()
-    devices = [(f"{one.name} (Python {one.python})", one.platform, one.python) for one in DEVICES]
+    devices = [(f"{one.name} (Python {one.python})", one.platform, one.python) for one in DEVICES[: size(None, 1)]]
     missing += table(devices, "device")
     for text in missing:
         print(text, file=sys.stderr)

@@ -22,6 +22,7 @@ PI_32 = ("linux_armv7l", "manylinux2014_armv7l", *(f"manylinux_2_{n}_armv7l" for
 
 def program():
     """benchmarks/wheels.py."""
+    sys.path.append(str(ROOT / "benchmarks"))  # it imports what is beside it
     spec = importlib.util.spec_from_file_location("wheels", ROOT / "benchmarks" / "wheels.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["wheels"] = module
