@@ -133,7 +133,9 @@ def test_runs_of_the_edge_count_against_the_joule_budget(tmp_path):
         assert spent == pytest.approx(20.0 * (after - before), rel=0.01)
         assert ran(router) == spent, "once"
         assert router.infer(0.1).source == "cloud"
-        assert router.engine.spending.spent().joules == pytest.approx(spent + 7.0, rel=0.2)
+        _, last = router.engine.counts.busy(["edge"])["edge"]
+        most = spent + 7.0 + 20.0 * (last - after)  # its own run too, if the sensors have been read since
+        assert spent + 7.0 <= router.engine.spending.spent().joules * 1.001 <= most * 1.01
         assert "joules_per_hour counts the cloud's calls and the edge's runs, at 20 W while one goes" in str(router.check())
         spent = ran(router)
         for _ in range(5):
