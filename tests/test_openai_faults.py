@@ -665,7 +665,7 @@ def test_httpx_carries_it(ask):
     with CannedServer(GOOD) as server:
         assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
     with CannedServer([*FIRST, None]) as server:
-        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=1.5, between_s=1.5))
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=3.0, between_s=3.0))
         assert (pieces, answer.truncated) == (["Pa"], "cut")
         server.wait_for(lambda: server.hung_up == 1)
 
