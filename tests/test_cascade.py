@@ -308,7 +308,7 @@ def test_all_ways_of_asking_score_the_same_tokens():
         for x in examples[:3]:
             with router.stream(x, mode="only_edge") as stream:
                 list(stream)
-            assert stream.answer.confidence == router.infer(x, mode="only_edge").confidence == exp(x[1])
+            assert stream.answer.confidence == router.infer(x, mode="only_edge").confidence == pytest.approx(exp(x[1]))
             assert f"edge {exp(x[1]):.2f}" in str(router.decide(x))
         result = router.calibrate(examples, max_defer=0.5, sure=None)
         assert 0.4 < result.certificate.deferral_rate <= 0.5
@@ -353,18 +353,18 @@ def test_a_certificate_is_for_one_score():
 def test_a_prefix_is_what_it_is_said_to_be():
     """Of completions, pairs and log-probabilities; of fewer tokens all; a wrong argument is refused."""
     logprobs = [-0.1, -0.5, -2.0, 0.001]
-    assert Prefix(3)(("text", logprobs)) == quantile(logprobs[:3])
+    assert Prefix(3)(("text", logprobs)) == pytest.approx(quantile(logprobs[:3]))
     content = [{"token": "a", "logprob": p} for p in logprobs]
-    assert Prefix(9, "mean")({"choices": [{"logprobs": {"content": [*content, {"token": "", "logprob": -9.0}]}}]}) == exp(
-        -2.6 / 4
-    )
-    assert Prefix(1, "first")({"choices": [{"logprobs": {"token_logprobs": logprobs}}]}) == exp(-0.1)
+    whole = {"choices": [{"logprobs": {"content": [*content, {"token": "", "logprob": -9.0}]}}]}
+    assert Prefix(9, "mean")(whole) == pytest.approx(exp(-2.6 / 4))
+    assert Prefix(1, "first")({"choices": [{"logprobs": {"token_logprobs": logprobs}}]}) == pytest.approx(exp(-0.1))
     assert Prefix(2, len)(logprobs) == 2
     for tokens, of in ((0, "mean"), (1.5, "mean"), (True, "mean"), (1, "median"), ("1", "mean")):
         with pytest.raises(PolicyError):
             Prefix(tokens, of)
     watch = Prefix(2, "min").watch()
-    assert [watch(p) for p in (Piece("a", [-0.1]), "b", Piece("", [-0.5, -9]), Piece("c", [-9]))] == [None, None, exp(-0.5), None]
+    pieces = (Piece("a", [-0.1]), "b", Piece("", [-0.5, -9]), Piece("c", [-9]))
+    assert [watch(piece) for piece in pieces] == [None, None, pytest.approx(exp(-0.5)), None]
 
 
 def test_an_answer_without_log_probabilities_has_no_confidence():

@@ -355,7 +355,8 @@ def test_weights_beside_the_model_go_along(tmp_path):
     onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     for export, at in ((export_triton, "m/1"), (export_ray, "models/m")):
         export([path], tmp_path / export.__name__)
-        np.testing.assert_array_equal(by_card.Model(tmp_path / export.__name__ / at).run({"x": x})["logits"], here)
+        there = by_card.Model(tmp_path / export.__name__ / at).run({"x": x})["logits"]
+        np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-4)  # sums of 400 in float32, of weights that lie elsewhere
     (tmp_path / "in/w.bin").unlink()
     with pytest.raises(ModelError):
         export_triton([path], tmp_path / "out")
@@ -375,9 +376,11 @@ def test_the_protocol_of_the_ray_application_is_the_clients(binary, fashion, tmp
     headers = {key.lower(): value for key, value in call.headers}
     ask = oip.read(call.body, headers.get(oip.LENGTH), model.inputs, model.outputs)
     np.testing.assert_array_equal(ask.feed["image"], images)
-    told, body = oip.write(ask, model.run(ask.feed), "m")
+    found = model.run(ask.feed)
+    told, body = oip.write(ask, found, "m")
     decoded = endpoint.decode(Reply(200, told, body), 3)
-    np.testing.assert_array_equal(decoded, OnnxModel(fashion / "cloud.onnx").run(images))
+    np.testing.assert_array_equal(decoded, found[about["outputs"][0]["name"]])
+    np.testing.assert_allclose(decoded, OnnxModel(fashion / "cloud.onnx").run(images), rtol=1e-5, atol=1e-4)  # in float32
     assert endpoint.labels == OnnxModel(fashion / "cloud.onnx").labels
 
 

@@ -89,7 +89,7 @@ def test_files_of_pictures_are_decoded(server, models):
     files = [jpeg((40, 20, 3)), jpeg((9, 30, 3), 1, "PNG")]
     status, away = infer_bytes(f"{server.url}/v2/models/pictures-encoded", "image", files)
     assert status == 200
-    np.testing.assert_array_equal(away["logits"].astype(np.float32), OnnxModel(models["pictures"]).run(files))
+    np.testing.assert_allclose(away["logits"].astype(np.float32), OnnxModel(models["pictures"]).run(files), rtol=1e-5)
     status, why = infer_bytes(f"{server.url}/v2/models/pictures-encoded", "image", [b"no picture"])
     assert (status, "no picture that can be read" in why) == (400, True)
     card = models["pictures"].with_suffix(".json")
@@ -98,7 +98,9 @@ def test_files_of_pictures_are_decoded(server, models):
         with Router(cloud=cloud, mode="only_cloud") as router:
             found = [router.infer(data, deadline=30) for data in files]
             assert {one.source for one in found} == {"cloud"}
-            np.testing.assert_array_equal(np.vstack([one.outputs for one in found]), OnnxModel(models["pictures"]).run(files))
+            np.testing.assert_allclose(
+                np.vstack([one.outputs for one in found]), OnnxModel(models["pictures"]).run(files), rtol=1e-5
+            )
 
 
 def test_metadata_says_labels_and_shapes(server, models, images):

@@ -55,7 +55,7 @@ def fleet(of, **more):
 )
 def test_the_plan_says_where_requests_go(rules, mode, shares):
     """With the rules in force; the cheaper side is the cloud here, as a call takes 1 J and a run 2 J."""
-    assert device(*rules, targets=TARGETS, mode=mode, run_j=2.0, call_j=1.0).shares(rules, 0.2) == shares
+    assert device(*rules, targets=TARGETS, mode=mode, run_j=2.0, call_j=1.0).shares(rules, 0.2) == pytest.approx(shares)
 
 
 def by_hand(of, scenario, charge, around, first_s, until):
@@ -122,7 +122,7 @@ def test_the_cloud_has_the_load_that_the_rules_leave():
     empty = simulate(fleet(device(battery=0.5, battery_wh=0.01), length_s=200.0))
     assert empty.asked[:10].sum() > 0
     assert empty.asked[60:].sum() == 0
-    assert (empty.device.battery, empty.device.empty) == (0.0, 1.0)
+    assert (empty.device.battery, empty.device.empty) == pytest.approx((0.0, 1.0))
     assert hot.lost == low.lost == empty.lost == 0
 
 
@@ -139,7 +139,7 @@ def test_no_more_switches_than_the_hysteresis_allows():
     """Load about a level: with a band it switches once, whatever the number of readings."""
     rule = Rule("power", "prefer_cloud", 1.05)
     result = Course(fleet(device(rule, run_j=0.1)), device(rule, run_j=0.1)).result(3600.0)
-    assert result.rules[0].switches == 1.0, "1.1 W is more; once it rests, 1 W is more than nine tenths of that"
+    assert result.rules[0].switches == pytest.approx(1.0), "1.1 W is more; once it rests, 1 W is more than nine tenths of that"
 
 
 def test_the_same_seed_and_devices_without_a_state():

@@ -173,10 +173,10 @@ def test_metadata_and_idempotency_key(server, kind):
 
 
 @BOTH
-def test_the_server_sees_a_call_that_is_cut(server, kind):
+def test_the_server_sees_a_call_that_is_cut(server, kind, due):
     """By the deadline; it is told so, and need not go on."""
     server.hold = True
-    with kind(unsure, endpoint(server), threshold=0.5, deadline=2.0) as router:
+    with kind(unsure, endpoint(server), threshold=0.5, deadline=due(server.arrived.is_set)) as router:
         assert router.infer(X).source == "edge"
         assert server.over.wait(LONG)
 

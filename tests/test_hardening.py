@@ -113,7 +113,7 @@ def test_a_buffer_is_the_same_input_with_a_deadline(make, x):
     [array("f", [1, 2]), (ctypes.c_float * 2)(1, 2), memoryview(bytearray(b"ab"))],
     ids=["array.array", "ctypes", "memoryview"],
 )
-def test_a_buffer_that_is_used_again(make, gate, x):
+def test_a_buffer_that_is_used_again(make, gate, due, x):
     """A leg that outlives its call reads what was in it then."""
     read, before = Queue(), list(x)
 
@@ -122,7 +122,7 @@ def test_a_buffer_that_is_used_again(make, gate, x):
         read.put(list(x))
         return "cloud", 0.9
 
-    assert make(unsure, cloud).infer(x, deadline=1.0).degraded
+    assert make(unsure, cloud).infer(x, deadline=due()).degraded
     x[0] = 9
     gate.set()
     assert read.get(timeout=LONG) == before
@@ -172,12 +172,13 @@ def test_a_signal_handler_asks_what_is_being_asked():
 
 
 @pytest.mark.parametrize("call", ["infer", "infer_many"])
-def test_of_two_clouds_that_are_late_one_is_told(make, gate, call):
+def test_of_two_clouds_that_are_late_one_is_told(make, gate, due, call):
     """Once for each request, whoever else answers it later."""
-    gates, told, ended = [threading.Event(), threading.Event()], Queue(), Queue()
+    gates, begun, told, ended = [threading.Event(), threading.Event()], [], Queue(), Queue()
 
     def cloud(i):
         def late(_):
+            begun.append(i)
             gates[i].wait(LONG)
             return f"cloud {i}", 0.9
 
@@ -187,7 +188,8 @@ def test_of_two_clouds_that_are_late_one_is_told(make, gate, call):
         def attempt_ended(self, event):
             ended.put(event)
 
-    router = make(unsure, [cloud(0), cloud(1)], deadline=1.0, hedge_after=0.01, instruments=[Ends()])
+    deadline = due(lambda: len(begun) == 2)
+    router = make(unsure, [cloud(0), cloud(1)], deadline=deadline, hedge_after=0.01, instruments=[Ends()])
     router.on_late(lambda late: told.put((late.id, late.value)))
     answer = ask(router, call, "x")
     assert answer.degraded
@@ -223,20 +225,21 @@ async def hangs(_):
     await asyncio.sleep(10 * LONG)
 
 
-def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
+def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog, due):
     """Though it was cancelled."""
-    ended = []
+    begun, ended = [], []
 
     async def main():
         over = asyncio.Event()
 
         async def cloud(_):
+            begun.append(True)
             while not over.is_set():
                 with contextlib.suppress(asyncio.CancelledError):
                     await over.wait()
             ended.append(True)
 
-        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=1.0)
+        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=due(lambda: begun))
         assert (await router.infer("x")).degraded
         await router.close()
         assert not ended

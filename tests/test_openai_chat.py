@@ -58,18 +58,22 @@ class Asked:
     def __init__(self, kind):
         self.kind = kind
 
-    def stream(self, cloud, x="hi", edge=unsure, options=None, **policy):
-        """-> the pieces, and the answer."""
+    def stream(self, cloud, x="hi", edge=unsure, options=None, heard=None, **policy):
+        """-> the pieces, which `heard` has as they come, and the answer."""
+        pieces = [] if heard is None else heard
         policy = {"threshold": 0.5, **policy} if edge is not None else policy
 
         async def main():
             async with AsyncRouter(edge, cloud, **policy) as router, router.stream(x, **(options or {})) as stream:
-                return [piece async for piece in stream], stream.answer
+                async for piece in stream:
+                    pieces.append(piece)
+                return pieces, stream.answer
 
         if self.kind == "asyncio":
             return asyncio.run(main())
         with Router(edge, cloud, **policy) as router, router.stream(x, **(options or {})) as stream:
-            return list(stream), stream.answer
+            pieces.extend(stream)
+            return pieces, stream.answer
 
     def infer(self, cloud, *inputs, edge=unsure, **policy):
         """-> the answers."""

@@ -153,10 +153,11 @@ def test_log_probabilities_that_do_not_come(ask):
         assert answer.confidence is None
 
 
-def test_a_deadline_ends_the_whole_answer(ask):
+def test_a_deadline_ends_the_whole_answer(ask, due):
     """However many pieces come."""
     with CannedServer([*FIRST, None]) as server:
-        pieces, answer = ask.stream(endpoint(server.url), options={"deadline": 1.5})
+        heard = []
+        pieces, answer = ask.stream(endpoint(server.url), heard=heard, options={"deadline": due(lambda: heard)})
         assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
         assert (answer.source, answer.reason_code in {"deadline", "timeout"}) == ("cloud", True)  # whichever clock was first
         server.wait_for(lambda: server.hung_up == 1)
@@ -165,7 +166,7 @@ def test_a_deadline_ends_the_whole_answer(ask):
 class Trickle(CannedServer):
     """A piece at a time, each once the client has waited for it for so long."""
 
-    every_s = 0.2
+    every_s = 0.4
 
     async def _serve(self, reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -180,7 +181,7 @@ class Trickle(CannedServer):
 def test_a_trickle_of_pieces_is_fine(ask):
     """In all it takes longer than the endpoint's time to begin, and than that between pieces."""
     with Trickle(b"") as server:
-        pieces, answer = ask.stream(endpoint(server.url, timeout_s=1.5, between_s=1.5))
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=3.0, between_s=3.0))  # of a piece, seven times as long
         assert ("".join(pieces), answer.degraded) == ("abcdefgh", False)
 
 
@@ -664,7 +665,7 @@ def test_httpx_carries_it(ask):
     with CannedServer(GOOD) as server:
         assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
     with CannedServer([*FIRST, None]) as server:
-        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=1.5, between_s=1.5))
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=3.0, between_s=3.0))
         assert (pieces, answer.truncated) == (["Pa"], "cut")
         server.wait_for(lambda: server.hung_up == 1)
 

@@ -234,7 +234,7 @@ def test_truth_oracle_and_plug_in_by_hand():
     assert one.truth(0.7) == pytest.approx((0.4, -0.2))
     assert one.truth(0.0) == pytest.approx((0.2, 0))
     assert (one.oracle(0.0), one.oracle(-0.1), one.oracle(-0.3)) == (pytest.approx(0.2), pytest.approx(0.4), 1)
-    assert (one.perfect(0.0), one.perfect(0.3), one.perfect(-0.2)) == (0.2, 0, 0.4)
+    assert (one.perfect(0.0), one.perfect(0.3), one.perfect(-0.2)) == pytest.approx((0.2, 0, 0.4))
     assert plug_in(task.score, task.edge, task.cloud, 0.0) == 0.6
     assert hoeffding(task.score, task.edge, task.cloud, 0.01) == np.inf
     many = [np.repeat(part, 4000) for part in (task.score, task.edge, task.cloud)]

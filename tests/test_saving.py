@@ -219,8 +219,8 @@ def test_what_is_not_there(tmp_path):
     path = wrote(tmp_path / "log.jsonl", records)
     found = read_pairs([path], "litellm-log", Read(SMALL, LARGE, edge_price=Price(usd_in=10)))
     assert found.edge.tolist() == [1, 1]
-    assert found.usd[0].tolist() == [0.001, 0.001]
-    assert found.usd[1].tolist() == [0.002, 0.002]
+    assert found.usd[0] == pytest.approx([0.001, 0.001])
+    assert found.usd[1] == pytest.approx([0.002, 0.002])
     assert [(one.why, one.requests) for one in found.left_out] == [("an answer of another model", 1)]
     scores = [payload(1, SMALL, "x", 0.5, score=1), payload(1, LARGE, "x", score=2)]
     with pytest.raises(BadInput, match="a number that is not from 0 to 1 "):

@@ -109,8 +109,9 @@ def test_put_while_the_thread_writes(path, make, monkeypatch):
     assert names(path) == {"a": 1, "b": 2, "c": 3}
 
 
-def test_nothing_is_written_at_once(path, make):
+def test_nothing_is_written_at_once(path, make, monkeypatch):
     """A put touches no disk; until it is written the value is read from memory, and is what it was then."""
+    monkeypatch.setattr(state, "DELAY_S", LONG)
     kept, value = make(), [1]
     kept.put("a", value)
     value.append(2)

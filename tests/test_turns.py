@@ -15,6 +15,7 @@ from edgeroute import AsyncRouter, Function, PlainJson, Router
 from edgeroute.cloud import turns
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
+from edgeroute.core import breaker
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
@@ -358,6 +359,14 @@ def test_a_forked_child_has_nobody_waiting(guard):
 # outages
 
 
+@pytest.fixture
+def no_probe(monkeypatch):
+    """No probe is due while this runs, however slow the machine."""
+    monkeypatch.setattr(breaker, "FIRST_S", 1e6)
+    monkeypatch.setattr(breaker, "MOST_S", 1e6)
+
+
+@pytest.mark.usefixtures("no_probe")
 @pytest.mark.parametrize("callers", [1, 16, 100])
 @pytest.mark.parametrize("kind", ["HTTP", "a function"])
 def test_an_outage_costs_three_attempts_whatever_the_number_of_callers(callers, kind):
@@ -382,6 +391,7 @@ def test_an_outage_costs_three_attempts_whatever_the_number_of_callers(callers, 
             hold.set()
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_a_function_that_fails_is_asked_three_times():
     """16 at once, and all of it at an endpoint that fails at once."""
     cloud = FakeCloud([OSError("away")])
