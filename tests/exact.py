@@ -8,11 +8,12 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
+from edgeroute import Limits
 from edgeroute.cloud.retries import FIRST_S, MOST_S
 from edgeroute.core.admission import Admission
 from edgeroute.core.budget import Rate
 from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Limits, Spending
+from edgeroute.core.spending import Spending
 from edgeroute.replay.fleet.result import Result
 from edgeroute.replay.fleet.run import PARALLEL, POLL_S, PROBE_S
 from edgeroute.stores.outbox import delivery

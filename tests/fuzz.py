@@ -34,7 +34,21 @@ from time import monotonic, process_time
 import h11
 import numpy as np
 
-from edgeroute import Cache, OpenInference, Outbox, PlainJson, Router
+from edgeroute import (
+    BadInput,
+    BadReply,
+    Cache,
+    CloudError,
+    EdgerouteError,
+    ModelError,
+    OpenInference,
+    Outbox,
+    PlainJson,
+    PolicyError,
+    Router,
+    StoreError,
+    TensorSpec,
+)
 from edgeroute.cloud.base import MAX_REPLY, Address, Call, Reply
 from edgeroute.cloud.connections import Connections
 from edgeroute.cloud.pins import pin_of
@@ -43,7 +57,6 @@ from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned import Learned
 from edgeroute.edge.card import Card
-from edgeroute.errors import BadInput, BadReply, CloudError, EdgerouteError, ModelError, PolicyError, StoreError
 from edgeroute.http1 import parsers, reading
 from edgeroute.http1.parsers import H11, Llhttp, Malformed
 from edgeroute.http1.reading import Reading
@@ -51,7 +64,6 @@ from edgeroute.replay import records
 from edgeroute.serve import protocol
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.testing import CannedServer
-from edgeroute.types import TensorSpec
 
 parsers.h11 = h11  # where there is httptools it is not imported
 MEMORY = 100 << 20

@@ -20,9 +20,9 @@ from edgeroute import (
     PolicyError,
     Router,
     Saver,
+    Semantic,
+    Trace,
 )
-from edgeroute.record.trace import Trace
-from edgeroute.stores.cache.semantic import Semantic
 
 KINDS = {"audit": Audit, "cache": Cache, "egress": Egress, "limits": Limits, "outbox": Outbox, "saver": Saver}
 WRONG = [

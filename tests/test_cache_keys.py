@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 from both import GOOD, LONG, GatedServer, header, sure, unsure
 
-from edgeroute import OpenInference, PlainJson
-from edgeroute.cloud.backend import Function
-from edgeroute.cloud.base import Secret
-from edgeroute.cloud.egress import Egress
-from edgeroute.edge.callable import CallableModel
+from edgeroute import Cache, CallableModel, Egress, Function, OpenInference, PlainJson, Secret, Semantic
 from edgeroute.router.keys import MOST
-from edgeroute.stores.cache import Cache, Semantic
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")

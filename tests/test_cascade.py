@@ -13,12 +13,12 @@ import pytest
 import routes
 from both import LONG
 
-from edgeroute import AsyncRouter, OpenAIChat, Piece, PolicyError, Prefix, Restart, Router
+from edgeroute import AsyncRouter, OpenAIChat, Piece, PolicyError, Prediction, Prefix, Restart, Router
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.walk import Elapsed, Mark, Outcome, Prediction, Start, Wait
+from edgeroute.core.walk import Elapsed, Mark, Outcome, Start, Wait
 from edgeroute.observe.stats import Counts, Seen
 from edgeroute.router.drivers import tasks
 from edgeroute.testing import CannedServer, chat_events, sse_reply

@@ -16,11 +16,9 @@ pytest.importorskip("ai_edge_litert")
 
 import tflite_models
 
-from edgeroute import ModelMissing, PolicyError, Router
+from edgeroute import LiteRTModel, ModelMissing, OnnxModel, PolicyError, Router
 from edgeroute.catalog.publish import publish
 from edgeroute.edge.card import sha256_of
-from edgeroute.edge.litert import LiteRTModel
-from edgeroute.edge.onnx import OnnxModel
 from edgeroute.settings import load, schema
 
 X = np.array([1, 0, 0, 0], np.float32)

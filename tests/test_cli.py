@@ -19,10 +19,10 @@ from commands import PYTHON, cli
 from PIL import Image
 
 import edgeroute
+from edgeroute import BadInput, DeadlineExceeded, ModelMissing, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.cli.exits import code_of, line
 from edgeroute.cli.inputs import files, read, recorded
 from edgeroute.cli.options import seconds, share
-from edgeroute.errors import BadInput, DeadlineExceeded, ModelMissing, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
 
 SURE, UNSURE = 9.0, 1.0

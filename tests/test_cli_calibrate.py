@@ -14,20 +14,29 @@ import tiny
 from both import collected
 from commands import cli
 
-from edgeroute import Router, system
-from edgeroute.cloud.backend import Function
-from edgeroute.cloud.egress import Egress
+from edgeroute import (
+    BadInput,
+    CloudError,
+    Egress,
+    Function,
+    MayNotLeave,
+    ModelError,
+    NoAnswer,
+    Outbox,
+    PolicyError,
+    Router,
+    system,
+)
 from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.binding import digest
-from edgeroute.errors import BadInput, CloudError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.evaluation.audited import audited
 from edgeroute.evaluation.fitted import fitted
 from edgeroute.router.aside import Aside
 from edgeroute.router.collect import recorded, said
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.stores.outbox import Outbox, Waiting
+from edgeroute.stores.outbox import Waiting
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]

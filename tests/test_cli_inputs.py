@@ -11,8 +11,8 @@ import tiny
 from commands import cli
 from PIL import Image
 
+from edgeroute import BadInput
 from edgeroute.cli.inputs import read, recorded
-from edgeroute.errors import BadInput
 from edgeroute.testing import CannedServer, http_reply
 
 ROWS = np.eye(3, 4, dtype=np.float32)

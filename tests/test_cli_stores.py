@@ -18,15 +18,12 @@ import routes
 import typer
 from commands import cli
 
-from edgeroute import Router, Unreachable, system
+from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachable, system
 from edgeroute.cli.egress import instant
 from edgeroute.cli.outbox import when
-from edgeroute.cloud.egress import Egress
-from edgeroute.errors import PolicyError
 from edgeroute.stores.journal import Journal
-from edgeroute.stores.outbox import Outbox, Waiting
+from edgeroute.stores.outbox import Waiting
 from edgeroute.testing import CannedServer, FakeCloud
-from edgeroute.types import Prediction
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

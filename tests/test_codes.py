@@ -7,10 +7,9 @@ from typing import get_args
 
 import pytest
 
-from edgeroute import Egress, Limits, NoAnswer, Outbox, PlainJson, Router
+from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.core import breaker, explain
 from edgeroute.core.codes import HELD, ErrorCode, Failure, Rejection
-from edgeroute.errors import EdgerouteError
 from edgeroute.replay import read, replay
 from edgeroute.replay.records import collect
 from edgeroute.replay.setup import Setup

@@ -10,8 +10,7 @@ import pytest
 from lazily import Later, needs
 from watched import EVIL, LONG
 
-from edgeroute import Audit, CallableModel, Egress, Limits, Router, Unreachable
-from edgeroute.cloud.backend import Function
+from edgeroute import Audit, CallableModel, Egress, Function, Limits, Router, Unreachable
 from edgeroute.dashboard.inside import Dashboard
 
 needs("playwright", "uvicorn")

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
 
-from edgeroute import Cache, Limits, Reading, Router, Rule, Unfit, Unreachable
-from edgeroute.cloud.backend import Function
+from edgeroute import Cache, Function, Limits, Reading, Router, Rule, Unfit, Unreachable
 from edgeroute.core.why import CODES
 from edgeroute.dashboard.monitor import OLD_S, Monitor
 

@@ -16,13 +16,12 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import OnnxModel
+from edgeroute import BadInput, OnnxModel, Unreachable
 from edgeroute.cli.demo.command import serving
 from edgeroute.cli.demo.data import IMAGES, LABELS, Images, read_idx, test_images, validation
 from edgeroute.cli.demo.measure import Choice, Run, choose, sweep
 from edgeroute.cli.demo.report import Report, gained, in_terminal, notes, numbers, page, points, show, size
 from edgeroute.confidence.scores import msp
-from edgeroute.errors import BadInput, Unreachable
 from edgeroute.report.drawing import INK
 
 test_images.__test__ = False  # a function of the demo, not a test

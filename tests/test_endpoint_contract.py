@@ -10,9 +10,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from edgeroute import OpenAIChat, OpenInference, PlainJson, Secret
+from edgeroute import BadInput, BadReply, OpenAIChat, OpenInference, PlainJson, Secret
 from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.errors import BadInput, BadReply
 from edgeroute.testing import ContractBroken, endpoint_contract
 
 KEY = "a-key-for-this-test"

@@ -8,9 +8,8 @@ import httpx
 import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
-from edgeroute import AsyncRouter, Cache, Egress, Limits, NoAnswer, OpenAIChat, Secret
+from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret
 from edgeroute.core.breaker import FAULTS, Breaker
-from edgeroute.errors import Held
 from edgeroute.gateway.faults import fault_of
 from edgeroute.router.homebound import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply

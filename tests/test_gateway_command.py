@@ -161,8 +161,7 @@ def test_a_language_model(tiny, tmp_path):
 
 def test_a_server_on_this_device(tiny):
     """A language model that another program of the device serves, behind the router: each part is a real one."""
-    from edgeroute.edge.llama import LlamaModel
-    from edgeroute.edge.local_server import LocalServer
+    from edgeroute import LlamaModel, LocalServer
 
     with contextlib.ExitStack() as stack:
         inner = stack.enter_context(serving(AsyncRouter(LlamaModel(tiny, max_tokens=4))))

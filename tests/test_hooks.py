@@ -22,9 +22,9 @@ from edgeroute import (
     RequestLog,
     Router,
     Saver,
+    Semantic,
     StopToken,
 )
-from edgeroute.stores.cache import Semantic
 from edgeroute.testing import CannedServer, FakeCloud
 
 ERRORS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, GeneratorExit], ids=lambda e: e.__name__)

@@ -21,12 +21,8 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, nothing_left, open_files, sure, unsure
 from tiny import linear
 
-from edgeroute import AsyncRouter, BadInput, OpenInference, PlainJson, PolicyError, Router
+from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
 from edgeroute.cloud.backend import FunctionBackend
-from edgeroute.cloud.egress import Egress
-from edgeroute.core.spending import Limits
-from edgeroute.errors import Held, NoAnswer
-from edgeroute.stores.outbox import Outbox
 from edgeroute.stores.outbox.spread import LONGEST_S, TIMES
 from edgeroute.system import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute import BadReply, ModelError, ModelMissing, PolicyError
+from edgeroute import BadReply, ModelError, ModelMissing, PolicyError, StoreError
 from edgeroute.confidence import (
     Learned,
     Reader,
@@ -26,7 +26,6 @@ from edgeroute.confidence import (
 )
 from edgeroute.confidence import features as f
 from edgeroute.confidence.logistic import irls
-from edgeroute.errors import StoreError
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to
 anything = st.floats(width=32)

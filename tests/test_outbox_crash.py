@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from edgeroute.stores.outbox import Outbox
+from edgeroute import Outbox
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 REQUESTS = int(os.environ.get("EDGEROUTE_OUTBOX_REQUESTS", "300"))

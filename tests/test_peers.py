@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeroute.errors import RuntimeMissing
+from edgeroute import RuntimeMissing
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent

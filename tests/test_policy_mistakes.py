@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from edgeroute import Router, Rule
-from edgeroute.errors import EdgerouteError, PolicyError
+from edgeroute import EdgerouteError, PolicyError, Router, Rule
 
 T, E, C = "threshold = 0.8\n", '[edge]\npath = "edge.onnx"\n', '[cloud]\nurl = "http://h/v2/models/m"\n'
 """A policy with one mistake has the other parts as they should be."""

@@ -13,13 +13,12 @@ import pytest
 import routes
 from both import LONG, Link, Tasks, Threads, header, running, unsure
 
-from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router, TensorSpec
 from edgeroute.cloud.codecs import Coded, codec_of
 from edgeroute.cloud.ladder import Ladder, payload_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.serve.app import app
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.types import TensorSpec
 
 pytest.importorskip("PIL.Image")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

@@ -24,30 +24,34 @@ from edgeroute import (
     DeadlineExceeded,
     Egress,
     Function,
+    Held,
     InputScore,
     Limits,
     LocalServer,
     NoAnswer,
     Outbox,
     PlainJson,
+    Prediction,
+    Prefix,
     Refused,
     Router,
     Rule,
     Semantic,
+    StoreError,
     TimedOut,
+    Unfit,
     Unreachable,
 )
 from edgeroute.cloud import turns
-from edgeroute.confidence import Prefix, calibrate
+from edgeroute.confidence import calibrate
 from edgeroute.core.egress import Rules
 from edgeroute.core.explain import before_run, reason
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan, without_first
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.stream import FirstTokenLate
-from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, Prediction, walk
+from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
 from edgeroute.core.why import CODES, reason_code
-from edgeroute.errors import Held, StoreError, Unfit
 from edgeroute.router.drivers import virtual
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.journal import Journal

@@ -11,10 +11,9 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, Threads, sure, unsure
 from tiny import linear
 
-from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Refused, Router
-from edgeroute.cloud.egress import Egress
-from edgeroute.stores.cache import Cache, Flight, Semantic
-from edgeroute.stores.outbox import Outbox, Put
+from edgeroute import AsyncRouter, Cache, Egress, NoAnswer, Outbox, PlainJson, PolicyError, Refused, Router, Semantic
+from edgeroute.stores.cache import Flight
+from edgeroute.stores.outbox import Put
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 T0 = 1_800_000_000.0

@@ -12,10 +12,8 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, makes, sure, unsure
 from tiny import linear
 
-from edgeroute import AsyncRouter, BadInput, NoAnswer, PlainJson, Router
-from edgeroute.cloud.egress import Egress
+from edgeroute import AsyncRouter, BadInput, Cache, Egress, NoAnswer, PlainJson, Router
 from edgeroute.router.fallback import AGREES, CORRECTS
-from edgeroute.stores.cache import Cache
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 LATE = "cloud (timeout|deadline)"

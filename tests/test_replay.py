@@ -15,17 +15,28 @@ from commands import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute import BadReply, Egress, Limits, NoAnswer, PlainJson, PolicyError, Refused, Router, Saver, Unreachable
-from edgeroute.cloud.backend import Function
+from edgeroute import (
+    BadInput,
+    BadReply,
+    Cache,
+    Egress,
+    Function,
+    Limits,
+    NoAnswer,
+    Outbox,
+    PlainJson,
+    PolicyError,
+    Refused,
+    Router,
+    Saver,
+    Trace,
+    Unreachable,
+)
 from edgeroute.core.breaker import FAULTS
-from edgeroute.errors import BadInput
-from edgeroute.record.trace import Trace
 from edgeroute.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay, run
 from edgeroute.replay.network import RETRANSMIT_S, Link, Network
 from edgeroute.replay.setup import Port
-from edgeroute.stores.cache import Cache
 from edgeroute.stores.journal import Journal
-from edgeroute.stores.outbox import Outbox
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 from lazily import Later
 from pages import Closed
 
+from edgeroute import EvaluationResult, RuntimeMissing
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import Terms
-from edgeroute.errors import RuntimeMissing
 from edgeroute.evaluation.evaluation import Cost, Evaluation, Names
 from edgeroute.evaluation.examples import Examples
 from edgeroute.evaluation.promise import Verdict, verdicts
 from edgeroute.evaluation.share import bins, calibration_error, share
 from edgeroute.report.drawing import INK
 from edgeroute.report.page import page
-from edgeroute.report.results import EvaluationResult
 from edgeroute.report.style import EVALUATION, STYLE
 from edgeroute.report.words import duration, level, methods, size, verdict
 

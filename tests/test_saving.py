@@ -15,8 +15,8 @@ from commands import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeroute import BadInput, PolicyError
 from edgeroute.confidence import NotEnough, calibrate, quantile
-from edgeroute.errors import BadInput, PolicyError
 from edgeroute.replay.logs import FORMATS, Price, Read, read_pairs
 from edgeroute.replay.logs.lines import MOST
 from edgeroute.replay.saving import saving

@@ -396,8 +396,8 @@ def test_a_reload_in_the_middle(tmp_path):
         def close(self):
             self.closed = True
 
+    from edgeroute import Limits
     from edgeroute.confidence.binding import digest
-    from edgeroute.core.spending import Limits
     from edgeroute.router.snapshot import build
 
     models, stop, errors = [Named(str(i), i / 100) for i in range(20)], threading.Event(), []

@@ -6,10 +6,8 @@ import threading
 import pytest
 import routes
 
-from edgeroute import AsyncRouter, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
-from edgeroute.cloud.backend import Function
+from edgeroute import AsyncRouter, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
 from edgeroute.dashboard.rows import row
-from edgeroute.record.instruments import Instrument
 from edgeroute.replay import Setup, collect, replay
 from edgeroute.testing import CannedServer, http_reply
 

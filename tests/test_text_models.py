@@ -14,10 +14,9 @@ from both import LONG
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
-from edgeroute import BadInput, NoAnswer, PolicyError, Prefix, Router, Unfit  # noqa: E402
+from edgeroute import BadInput, LlamaModel, NoAnswer, PolicyError, Prefix, Router, Unfit  # noqa: E402
 from edgeroute.chat.reply import failure  # noqa: E402
 from edgeroute.core.codes import Failure  # noqa: E402
-from edgeroute.edge.llama import LlamaModel  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]

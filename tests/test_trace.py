@@ -11,13 +11,10 @@ import pytest
 import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
-from edgeroute import PlainJson, PolicyError, Secret, system
-from edgeroute.cloud.egress import Egress
-from edgeroute.record.trace import Trace
+from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace, system
 from edgeroute.router.fallback import CORRECTS
-from edgeroute.stores.cache import Cache
 from edgeroute.stores.journal import read
-from edgeroute.stores.outbox import Outbox, decode_input
+from edgeroute.stores.outbox import decode_input
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 KEY = "sk-a-very-secret-key-2718281828"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
 
-from edgeroute import AsyncRouter, Function, PlainJson, Router
+from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router
 from edgeroute.cloud import turns
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
@@ -19,8 +19,7 @@ from edgeroute.core import breaker
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Limits, Spending
-from edgeroute.errors import Held
+from edgeroute.core.spending import Spending
 from edgeroute.testing import CannedServer, FakeCloud
 
 PERMIT = permit(Rules(), None)
@@ -191,7 +190,7 @@ def test_the_deadline_ends_it(guard):
 
 def test_a_stop_request_ends_it(guard):
     """The answer is not needed any more: nobody waits for it."""
-    from edgeroute.types import StopToken
+    from edgeroute import StopToken
 
     stop = StopToken()
     with guard.enter(PERMIT, "first"), ThreadPoolExecutor(1) as pool:

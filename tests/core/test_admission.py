@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
 from edgeroute.core.admission import Admission, behind
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
 from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Limits, Spending
-from edgeroute.errors import BadInput, BadReply, Held, Refused, TimedOut, Unreachable
+from edgeroute.core.spending import Spending
 
 INF = float("inf")
 DAY = 1_700_000_040.0

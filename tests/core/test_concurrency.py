@@ -7,11 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from edgeroute import Limits
 from edgeroute.core.admission import Admission
 from edgeroute.core.codes import Crowded, Rejection
 from edgeroute.core.concurrency import FAULT, LEAST, MOST, ROUND, SLOWER, Concurrency
 from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Limits, Spending
+from edgeroute.core.spending import Spending
 
 
 class Calls(RuleBasedStateMachine):

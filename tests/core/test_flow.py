@@ -8,12 +8,13 @@ from time import monotonic
 
 import pytest
 
+from edgeroute import Prediction
 from edgeroute.core.batch import walk_many
 from edgeroute.core.explain import reason, trace
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Prediction, Start, Wait, walk
+from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk
 from edgeroute.core.why import reason_code
 from edgeroute.router.drivers import blocking, inline, tasks, virtual
 

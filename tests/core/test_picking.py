@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeroute import Rule
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.rules import Rule
 from edgeroute.core.standby import ENOUGH
 from edgeroute.observe.paces import AGAIN_S, Paces
 

@@ -8,13 +8,13 @@ from time import monotonic
 
 import pytest
 
+from edgeroute import Prediction, Rule, Saver
 from edgeroute.core.facts import Facts
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan, plan, stays_home
-from edgeroute.core.policy import INF, Policy, Saver, Target
-from edgeroute.core.rules import Rule
+from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.stream import StreamWalk
-from edgeroute.core.walk import Done, Emit, Mark, Prediction, left, walk
+from edgeroute.core.walk import Done, Emit, Mark, left, walk
 from edgeroute.router.drivers import blocking, tasks, virtual
 
 HOT = Rule("heat", "only_edge", enter=80)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edgeroute import Prediction, Reading, Rule, Saver
 from edgeroute.core import explain
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
-from edgeroute.core.policy import INF, Policy, Saver, Target
-from edgeroute.core.readings import Reading
-from edgeroute.core.rules import OF, Rule, Standing, in_force, problem, step
+from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.rules import OF, Standing, in_force, problem, step
 from edgeroute.core.stream import walk_stream
-from edgeroute.core.walk import Done, Failed, Prediction, walk
+from edgeroute.core.walk import Done, Failed, walk
 from edgeroute.router.drivers import virtual
 
 LOW = Rule("battery", "only_edge", enter=0.2)

@@ -6,13 +6,14 @@ from random import Random
 
 import pytest
 
+from edgeroute import Prediction
 from edgeroute.core.batch import for_rows
 from edgeroute.core.facts import Facts
 from edgeroute.core.latency import ERROR, HALF_LIFE, Latency
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.standby import ENOUGH, LEAST_S, MANY, RECENT, reserve_s
-from edgeroute.core.walk import Done, Prediction, walk
+from edgeroute.core.walk import Done, walk
 from edgeroute.router.drivers import virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")

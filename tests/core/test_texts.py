@@ -2,8 +2,8 @@
 
 import pytest
 
+from edgeroute import BadReply
 from edgeroute.core.texts import FOREIGN, LOST, OWN, clean, printable, told, typed
-from edgeroute.errors import BadReply
 
 
 class Unspeakable(Exception):

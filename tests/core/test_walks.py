@@ -7,11 +7,12 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeroute import Prediction
 from edgeroute.core.batch import for_rows, walk_many
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
-from edgeroute.core.walk import Done, Failed, Prediction, acceptable, settled, walk
+from edgeroute.core.walk import Done, Failed, acceptable, settled, walk
 from edgeroute.router.drivers import inline, virtual
 
 BEGUN = 100.0
