@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import socket
 import ssl
 import threading
 
@@ -76,7 +77,9 @@ def hasty():
                 while left:
                     left -= len(connection.recv(min(left, 1 << 16)))
                 connection.sendall(GOOD)
-            if then != "closes":  # its buffer is full, and it takes no more
+            if then == "closes":
+                connection.shutdown(socket.SHUT_WR)
+            if then != "closes" or more:  # its buffer is full, and it takes no more; TLS ends before the connection does
                 assert over.wait(LONG)
 
         server = Peer(serve, **more)
