@@ -53,7 +53,7 @@ class Device:
 @pytest.fixture
 def core_ml(monkeypatch):
     """A Mac, as far as edgeroute and coremltools can tell: all but the framework itself is theirs."""
-    monkeypatch.setattr("coremltools.models.model._MLModelProxy", Device)
+    monkeypatch.setattr("coremltools.models.model._MLModelProxy", Device)  # private: the framework, which is on a Mac alone
     monkeypatch.setattr("edgeroute.edge.coreml.SYSTEM", "Darwin")
     monkeypatch.setattr(Device, "made", [])
     return Device
@@ -66,7 +66,7 @@ def framework(monkeypatch, predict):
         def __init__(self, path, units, function, hints, asset):
             self.predict = lambda feed, state: predict(feed)
 
-    monkeypatch.setattr("coremltools.models.model._MLModelProxy", Plain)
+    monkeypatch.setattr("coremltools.models.model._MLModelProxy", Plain)  # private: likewise
     monkeypatch.setattr("edgeroute.edge.coreml.SYSTEM", "Darwin")
 
 

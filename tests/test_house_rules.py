@@ -1,4 +1,4 @@
-"""Tests compare no computed mean, sum or quantile exactly: another processor adds in another order."""
+"""Tests compare no computed mean, sum or quantile exactly, as another processor adds in another order; and they read public names."""
 
 from __future__ import annotations
 
@@ -36,3 +36,47 @@ def test_an_exact_comparison_is_found(line):
 def test_nothing_computed_is_compared_exactly():
     found = [f"{path}:{line}" for path in TESTS for line in exact(path.read_text(encoding="utf-8"))]
     assert not found, "write pytest.approx(...)"
+
+
+PUBLIC = {"_asdict", "_exit", "_fields", "_getframe", "_make", "_replace"}
+"""Names of named tuples, of `os` and of `sys` that are public in spite of their underscore."""
+MOST = 60
+"""Private reads that all tests may have together."""
+
+
+def private(text):
+    """Lines that read, import or replace a private name of something else than `self`."""
+
+    def hidden(name):
+        return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute):
+            own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            names = [] if own else [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names if (node.module or "").startswith("edgeroute")]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in {"setattr", "delattr"}:
+            names = [getattr(argument, "value", None) for argument in node.args[:2]]
+            names = [name.rpartition(".")[2] for name in names if isinstance(name, str)]
+        else:
+            continue
+        if any(map(hidden, names)):
+            yield node.lineno
+
+
+@pytest.mark.parametrize(
+    "line", ["x._y", "from edgeroute.core import _y", 'm.setattr(x, "_y", 1)', 'm.setattr("edgeroute.x._y", 1)']
+)
+def test_a_private_read_is_found(line):
+    assert list(private(f"x = 1\n{line}")) == [2]
+    assert not list(private("self._y = x._replace(z=1).__class__"))
+
+
+def test_private_reads_are_few_and_each_has_its_reason():
+    found = []
+    for path in TESTS:
+        text = path.read_text(encoding="utf-8")
+        found += [(path.name, line, text.splitlines()[line - 1]) for line in private(text)]
+    assert len(found) <= MOST
+    assert [(name, line) for name, line, code in found if "# private: " not in code] == []

@@ -55,9 +55,9 @@ class Page:
         listener = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=2)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, args=[listener], daemon=True)
-        self._thread.start()
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self._run, args=[listener], daemon=True)
+        self.thread.start()
         self._ready.wait()
         if self._loop is None:
             raise RuntimeError("the page's server did not start; what it printed says why")
@@ -66,19 +66,19 @@ class Page:
         """Sends it to all browsers that look. -> whether to go on."""
         self._newest = json.dumps(drawn.told()), jpeg(drawn.frame)
         self._ring()
-        return self._thread.is_alive()
+        return self.thread.is_alive()
 
     def close(self) -> None:
         """Ends the server, once browsers have got the last frame, which stays on the page; slow ones are not waited for long."""
         self._closed = True
         self._ring()
         self._unseen.wait(LAST_S)
-        self._server.should_exit = True
-        self._thread.join()
+        self.server.should_exit = True
+        self.thread.join()
 
     def _run(self, listener: socket.socket) -> None:
         try:
-            self._server.run(sockets=[listener])
+            self.server.run(sockets=[listener])
         finally:
             listener.close()
             self._ready.set()  # so that nobody waits for what has failed

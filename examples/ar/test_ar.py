@@ -335,8 +335,8 @@ def test_the_last_frame_stays_on_the_page(monkeypatch):
 def test_a_page_whose_server_fails(monkeypatch):
     """One that does not start is told, not waited for; one that ends while frames are shown ends the program, which can still close it."""
     page = Page()
-    page._server.should_exit = True
-    page._thread.join()
+    page.server.should_exit = True
+    page.thread.join()
     assert (
         page.show(Drawn(np.zeros((4, 4, 3), np.uint8), [], "edge", provisional=False, confidence=1, reason="", age_s=0)) is False
     )

@@ -138,15 +138,3 @@ def test_no_class_is_large():
         and len({f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}) > METHODS
     }
     assert large == set(LARGE)
-
-
-def test_tests_read_nothing_private_of_a_router():
-    """What they need to see is public: the engine and its parts."""
-    private = re.compile(r"\b(router|client|r)(\.router)?(\.engine(\.\w+(\[\d\])?)*)?\._(?!replace|asdict|fields)[a-z]\w*")
-    tests = Path(__file__).parent.parent
-    found = [
-        f"{file.name}: {match[0]}"
-        for file in tests.rglob("test_*.py")
-        for match in private.finditer(file.read_text(encoding="utf-8"))
-    ]
-    assert found == []
