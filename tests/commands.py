@@ -1,48 +1,50 @@
-"""The command line, run in forks of a process that has imported it: as a process of its own, without half a second of imports.
+"""The command line as its entry point, in this process and with streams of its own; and commands that serve, as processes.
 
-As a program it is that process. What is about the start of Python itself, signals, terminals and pipes is run by `subprocess`.
+A test whose subject is the process, say its signals, its terminal or its pipes, starts `PYTHON` itself.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
+import logging
 import os
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from pathlib import Path
+from unittest.mock import patch
+
+from both import LONG
+
+from edgeroute.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable, "-m", "edgeroute"]
-PIPE_BYTES = 1 << 16
-"""What a pipe takes before anybody reads it."""
 
 
-def cli(*args, input=b"", cwd=None, env=None):  # noqa: A002 - as of `subprocess.run`
-    """Runs `edgeroute` to its end, with this standard input and this whole environment -> exit code, stdout, stderr."""
-    args, sent = [str(arg) for arg in args], input.encode() if isinstance(input, str) else input
-    if server is None or len(sent) > PIPE_BYTES:
-        done = subprocess.run([*PYTHON, *args], input=sent, cwd=cwd, env=env, check=False, capture_output=True, timeout=240)
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
-    mine, theirs = socket.socketpair()
-    reads, writes = os.pipe()
-    os.write(writes, sent)
-    os.close(writes)
-    with mine, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given = {"args": args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
-        with theirs:
-            server.run(given, [reads, out.fileno(), err.fileno(), theirs.fileno()])
-        os.close(reads)
-        mine.settimeout(240)
-        code = int(mine.recv(100))
-        out.seek(0)
-        err.seek(0)
-        return code, out.read().decode(), err.read().decode()
+def cli(*args, input=b"", cwd=None, env=None, encoding="utf-8"):  # noqa: A002 - as of `subprocess.run`
+    """Runs `edgeroute` to its end, with this standard input and this whole environment -> exit code, stdout, stderr.
+
+    The streams are the descriptors 0 to 2, so that what native libraries and child processes print is seen, too.
+    """
+    with contextlib.ExitStack() as stack, _threads() as threads:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(input.encode() if isinstance(input, str) else input)
+        files[0].seek(0)
+        with _descriptors(files), _streams(encoding), _own(cwd, env), patch.object(sys, "argv", ["edgeroute", *map(str, args)]):
+            code = _code()
+        for file in files:
+            file.seek(0)
+        said = [file.read().decode(encoding) for file in files[1:]]
+    for thread in threads:
+        if thread.name == "tqdm_monitor":  # it is there for all bars of the process
+            continue
+        thread.join(LONG)
+        assert not thread.is_alive(), f"{thread} is left by {args}"
+    return code, *said
 
 
 @contextlib.contextmanager
@@ -59,92 +61,80 @@ def started(command, *args, **environment):
             process.kill()
 
 
-class Server:
-    """The process of which each command is a fork. It is started for the first one, and ends with this process.
+def _code():
+    """Calls the entry point -> the exit code with which it would end the process."""
+    process, end = os.getpid(), os._exit
 
-    The connection is there from the beginning: what a test leaves open is looked for.
-    """
+    def ends(code):
+        if os.getpid() != process:  # a child that the command started
+            end(code)
+        raise SystemExit(code)
 
-    def __init__(self):
-        self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = None
-        atexit.register(self._end)
-
-    def run(self, given, files):
-        """Runs that command with these files: its input, output and errors, and where its exit code is written."""
-        if self._process is None:
-            self._start()
-        socket.send_fds(self._mine, [json.dumps(given).encode()], files)
-
-    def _start(self):
-        self._mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        with self._theirs:
-            command = [sys.executable, __file__, str(self._theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[self._theirs.fileno()], stdin=subprocess.DEVNULL)
-
-    def _end(self):
-        self._mine.close()
-        self._theirs.close()
-        if self._process is not None:
-            self._process.wait(30)
-
-
-server = Server() if sys.platform == "linux" and __name__ != "__main__" else None
-
-
-def serve(control):
-    """Forks for each command -> in the fork that is to run it, that command; None in the server, at its end."""
-    while True:
-        said, files, *_ = socket.recv_fds(control, 1 << 20, 4)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, 0 if not said else os.WNOHANG)[0]:
-                pass
-        if not said:
-            return None
-        if os.fork() == 0:
-            control.close()
-            child = os.fork()
-            if child == 0:
-                for number, file in enumerate(files[:3]):
-                    os.dup2(file, number)
-                for file in files:
-                    os.close(file)
-                return json.loads(said)
-            _, status = os.waitpid(child, 0)
-            with contextlib.suppress(OSError):  # the test was ended meanwhile
-                os.write(files[3], str(os.waitstatus_to_exitcode(status)).encode())
-            os._exit(0)
-        for file in files:
-            os.close(file)
-
-
-def main():
-    """Imports what commands import, serves, and in a fork runs the command as `python -m edgeroute` does."""
-    import onnxruntime  # noqa: F401 - for the forks
-
-    import edgeroute.cli.app
-    import edgeroute.router.router  # noqa: F401 - for the forks
-    from edgeroute.__main__ import main as run
-
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # those of OpenBLAS, which bear it
-    given = serve(socket.socket(fileno=int(sys.argv[1])))
-    if given is None:
-        return
-    os.chdir(given["cwd"])
-    os.environ.clear()
-    os.environ.update(given["env"])
-    sys.argv = ["edgeroute", *given["args"]]
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - as Python opens them
-    code = 0
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        run()
+        with patch.object(os, "_exit", ends):
+            main()
     except SystemExit as e:
-        code = e.code
-    threading._shutdown()  # private: Python has no other name for the end of a process
-    atexit._run_exitfuncs()  # private: likewise
-    sys.stdout.flush()
-    os._exit(code)  # native libraries would wait for threads that a fork does not have
+        return e.code or 0
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    raise AssertionError("the entry point has returned")
 
 
-if __name__ == "__main__":
-    main()
+@contextlib.contextmanager
+def _threads():
+    """The threads that this one starts meanwhile, and those that they start: a server of the test may have others."""
+    start, started = threading.Thread.start, []
+
+    def noted(thread):
+        if threading.current_thread() in {threading.main_thread(), *started}:
+            started.append(thread)
+        start(thread)
+
+    with patch.object(threading.Thread, "start", noted):
+        yield started
+
+
+@contextlib.contextmanager
+def _descriptors(files):
+    """The descriptors from 0 on are those of the files, as they are in a process that was started with them."""
+    before = [os.dup(number) for number in range(len(files))]
+    try:
+        for number, file in enumerate(files):
+            os.dup2(file.fileno(), number)
+        yield
+    finally:
+        for number, was in enumerate(before):
+            os.dup2(was, number)
+            os.close(was)
+
+
+@contextlib.contextmanager
+def _streams(encoding):
+    """The standard streams of Python, opened as it opens them."""
+    opened = [open(number, mode, encoding=encoding, closefd=False) for number, mode in enumerate("rww")]  # noqa: SIM115
+    with opened[0], opened[1], opened[2], patch.multiple(sys, stdin=opened[0], stdout=opened[1], stderr=opened[2]):
+        yield
+
+
+@contextlib.contextmanager
+def _own(cwd, env):
+    """The folder, the environment, the path of modules and the loggers are the command's, and afterwards as they were."""
+    root, package, folder = logging.getLogger(), logging.getLogger("edgeroute"), Path.cwd()
+    levels = {logger: logger.level for logger in (root, package)}
+    with (
+        patch.dict(os.environ, env or {}, clear=env is not None),
+        patch.object(sys, "path", sys.path[:]),
+        patch.object(root, "handlers", []),  # warnings are printed, as by a program that has set up nothing
+    ):
+        root.setLevel(logging.WARNING)
+        package.setLevel(logging.NOTSET)
+        try:
+            os.chdir(cwd or folder)
+            yield
+        finally:
+            os.chdir(folder)
+            logging.captureWarnings(capture=False)
+            for logger, level in levels.items():
+                logger.setLevel(level)

@@ -66,14 +66,6 @@ def right_server(tmp_path_factory):
         assert process.wait(30) == 0
 
 
-@pytest.fixture
-def own_signals():
-    """Ctrl-C is as it was, after a command line in this process."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
 def kind(request):
     """Either router, behind the same blocking face."""

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from both import LONG, Tasks, Threads
 from catalogs import FIRST, LABELS, SECOND, Publisher
+from commands import cli
 from test_recertify import until
 
 from edgeroute import AB, AsyncRouter, Audit, Cache, PolicyError, Router
@@ -286,9 +287,6 @@ def test_a_policy_with_arms(two, tmp_path):
 
 def test_what_came_of_them_outlives_the_process(two, tmp_path):
     """A guardrail's stop, too; and `edgeroute status` shows it. Other models, or another share, begin anew."""
-    from typer.testing import CliRunner
-
-    from edgeroute.cli.app import app
 
     def run(n, **more):
         settings = {"share": 0.5, "threshold": 1.0, "more_deferred": 0.0, **more}
@@ -301,9 +299,8 @@ def test_what_came_of_them_outlives_the_process(two, tmp_path):
     assert "deferrals" in first.stopped
     again = run(50)[1]
     assert (again.requests, again.stopped) == (first.requests, first.stopped)
-    shown = CliRunner().invoke(app, ["status", "--state", str(tmp_path / "state")])
-    assert "arm b is stopped: B has more deferrals than A" in shown.output
-    told = json.loads(CliRunner().invoke(app, ["status", "--state", str(tmp_path / "state"), "--json"]).output)
+    assert "arm b is stopped: B has more deferrals than A" in cli("status", "--state", tmp_path / "state")[1]
+    told = json.loads(cli("status", "--state", tmp_path / "state", "--json")[1])
     assert [one["arm"] for one in told["arms"]] == ["a", "b"]
     assert told["arms"][1]["deferred"][0] == 1.0
     assert run(0, salt="other")[1].requests == 0

@@ -6,21 +6,16 @@ import numpy as np
 import pytest
 import tiny
 from catalogs import FIRST, LABELS, SECOND
+from commands import cli
 from pages import Closed
-from typer.testing import CliRunner
 
 from edgeroute import AB, BadInput, Router
-from edgeroute.cli.app import app
 from edgeroute.evaluation import fleet as fleets
 
 pytestmark = pytest.mark.once
 
 X = np.array([1, 0, 0, 0], np.float32)
 SETTINGS = fleets.Settings(("one", "two"), 0.5, "", 0.01, 0.1, 0.02, 0.05)
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def device(number, arm, *, deferred, requests=200, compared=0, differs=0, settings=SETTINGS):
@@ -57,16 +52,16 @@ def test_devices_of_one_arm_each_are_compared(two, tmp_path):
                 router.infer(X)
             assert not router.stats().arms[1].stopped, "alone it knows of one arm"
     page = tmp_path / "arms.html"
-    shown = run("arms", *folders, "--report", page)
-    assert shown.exit_code == 4, shown.output
-    assert "B is worse: stop it. It has more requests deferred to the cloud" in shown.output
+    code, out, err = cli("arms", *folders, "--report", page)
+    assert code == 4, out + err
+    assert "B is worse: stop it. It has more requests deferred to the cloud" in out
     read = Closed(page.read_text())
     assert "B is worse: stop it." in read.text
     assert len(read.ids) == len(set(read.ids))
     assert not [tag for tag, _ in read.tags if tag in {"script", "link", "img"}]
     told = tmp_path / "fleet.jsonl"
-    told.write_text("\n".join(run("status", "--state", folder, "--json").output.strip() for folder in folders))
-    found = json.loads(run("arms", told, "--json").output)
+    told.write_text("\n".join(cli("status", "--state", folder, "--json")[1].strip() for folder in folders))
+    found = json.loads(cli("arms", told, "--json")[1])
     assert found["devices"] == 24
     assert found["by_device"] is True
     assert found["worse"] == ["deferred"]
@@ -76,7 +71,7 @@ def test_devices_of_one_arm_each_are_compared(two, tmp_path):
     deferred = next(one for one in found["differences"] if one["measure"] == "deferred")
     assert deferred["value"] == 1.0
     assert deferred["low"] > 0.1
-    assert run("arms", folders[0], folders[0]).exit_code == 1, "a device twice"
+    assert cli("arms", folders[0], folders[0])[0] == 1, "a device twice"
 
 
 def test_few_devices_say_nothing():
@@ -112,10 +107,10 @@ def test_requests_drawn_for_themselves_are_added_up(two, tmp_path):
         with Router(two[0], lambda x: "a", threshold=0.5, state=tmp_path / str(i), ab=AB(two[1], share=0.5)) as router:
             for _ in range(100):
                 router.infer(X)
-    shown = run("arms", *(tmp_path / str(i) for i in range(3)))
-    assert shown.exit_code == 0, shown.output
-    assert "3 devices, 300 requests" in shown.output
-    assert "each was drawn for itself" in shown.output
+    code, out, err = cli("arms", *(tmp_path / str(i) for i in range(3)))
+    assert code == 0, out + err
+    assert "3 devices, 300 requests" in out
+    assert "each was drawn for itself" in out + err
 
 
 def test_what_cannot_be_compared_is_said(two, tmp_path):
@@ -133,9 +128,8 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         ("alpha", json.dumps({"arms": [{}], "ab": {**SETTINGS._asdict(), "alpha": 0}})),
     ):
         (tmp_path / name).write_text(text)
-        shown = run("arms", tmp_path / name)
-        assert shown.exit_code == 1, name
-        assert shown.stderr.count("\n") == 1
+        code, _, err = cli("arms", tmp_path / name)
+        assert (code, err.count("\n")) == (1, 1), name
     for wrong in (
         {"requests": "many"},
         {"requests": float("inf")},
@@ -146,10 +140,10 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
     ):
         arms = [{"arm": "a", **wrong}, {"arm": "b"}]
         (tmp_path / "wrong").write_text(json.dumps({"arms": arms, "ab": {**SETTINGS._asdict(), "device": "x"}}))
-        assert "arm a" in run("arms", tmp_path / "wrong").stderr
-    alone = run("arms", tmp_path / "state")
-    assert alone.exit_code == 1
-    assert "has no A/B comparison: left out" in alone.stderr
+        assert "arm a" in cli("arms", tmp_path / "wrong")[2]
+    code, _, err = cli("arms", tmp_path / "state")
+    assert code == 1
+    assert "has no A/B comparison: left out" in err
 
 
 def test_the_report_has_the_arms(two, tmp_path):
@@ -169,6 +163,6 @@ def test_the_report_has_the_arms(two, tmp_path):
         assert ">edge-b<" not in found.html()
     np.savez(tmp_path / "data.npz", inputs=inputs)
     page = tmp_path / "page.html"
-    shown = run("evaluate", "--policy", policy, "--data", tmp_path / "data.npz", "--report", page)
-    assert shown.exit_code == 0, shown.output
+    code, out, err = cli("evaluate", "--policy", policy, "--data", tmp_path / "data.npz", "--report", page)
+    assert code == 0, out + err
     assert "A/B in operation" in page.read_text()

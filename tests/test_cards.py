@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+from commands import cli
 from onnx import TensorProto, helper
 from PIL import Image
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError, Router, RuntimeMissing
-from edgeroute.__main__ import main
 from edgeroute.edge import card_format
 from edgeroute.edge.card import Card
 
@@ -635,11 +635,9 @@ def test_the_page_has_the_tables_of_the_format():
     assert card_format.tables() in page
 
 
-def test_the_command_prints_either_schema(capsys, monkeypatch, own_signals):
+def test_the_command_prints_either_schema():
     """Of policies by default, and of cards."""
     for arguments, title in (([], "edgeroute policy"), (["card"], "edgeroute model card")):
-        monkeypatch.setattr(sys, "argv", ["edgeroute", "schema", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 0
-        assert json.loads(capsys.readouterr().out)["title"] == title
+        code, out, _ = cli("schema", *arguments)
+        assert code == 0
+        assert json.loads(out)["title"] == title

@@ -9,6 +9,7 @@ import pytest
 import routes
 import tiny
 from catalogs import FIRST, LABELS, SECOND, Publisher, edited
+from commands import cli
 
 pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
@@ -515,41 +516,37 @@ def test_check_says_what_was_warmed(device):
 # ----------------------------------------------------------------------------------------------------------- command line
 def test_the_commands(tmp_path, monkeypatch):
     """From keys to a rollback, as a publisher and a device type them; --json is what programs read."""
-    from typer.testing import CliRunner
-
-    from edgeroute.cli.app import app
-
     monkeypatch.chdir(tmp_path)
     tiny.linear(tmp_path / "doors.onnx", card={"labels": LABELS})
     np.savez(tmp_path / "inputs.npz", inputs=np.eye(4, dtype=np.float32)[:3])
 
-    def cli(*args, code=0):
-        done = CliRunner().invoke(app, ["models", *args, "--json"])
-        assert done.exit_code == code, (args, done.output)
-        return json.loads(done.output)
+    def models(*args, code=0):
+        ended, out, err = cli("models", *args, "--json")
+        assert ended == code, (args, out, err)
+        return json.loads(out or err)
 
-    cli("keygen")
-    made = cli("publish", "doors", "doors.onnx", "--version", "1.0", "--canaries", "inputs.npz", "--record")
+    models("keygen")
+    made = models("publish", "doors", "doors.onnx", "--version", "1.0", "--canaries", "inputs.npz", "--record")
     assert made["entry"]["canaries"] == "canaries.npz"
-    cli("publish", "doors", "doors.onnx", "--version", "1.1")
-    found = cli("list", "--from", "catalog", "--root", "catalog/root.json")
+    models("publish", "doors", "doors.onnx", "--version", "1.1")
+    found = models("list", "--from", "catalog", "--root", "catalog/root.json")
     assert [(one["version"], one["here"]) for one in found] == [("1.0", False), ("1.1", False)]
-    assert cli("pull", "doors", "--version", "1.0")["version"] == "1.0"
-    cli("pull", "doors")
-    cli("activate", "doors", "--version", "1.0")
-    assert cli("activate", "doors") == {"text": "doors 1.1 is active", "version": "1.1", "previous": "1.0", "pinned": False}
-    assert cli("verify", "doors")["version"] == "1.1"
-    assert cli("pin", "doors")["pinned"]
-    assert cli("rollback", "doors")["version"] == "1.0"
-    (one,) = cli("status")
+    assert models("pull", "doors", "--version", "1.0")["version"] == "1.0"
+    models("pull", "doors")
+    models("activate", "doors", "--version", "1.0")
+    assert models("activate", "doors") == {"text": "doors 1.1 is active", "version": "1.1", "previous": "1.0", "pinned": False}
+    assert models("verify", "doors")["version"] == "1.1"
+    assert models("pin", "doors")["pinned"]
+    assert models("rollback", "doors")["version"] == "1.0"
+    (one,) = models("status")
     assert (one["active"], one["refused"]) == ("1.0", {"1.1": "rolled back by hand"})
-    cli("sign", "--withdraw", "doors=1.1")
-    assert [one["version"] for one in cli("list")] == ["1.0"]
-    assert "no model 'gates'" in cli("pull", "gates", code=2)["error"]
+    models("sign", "--withdraw", "doors=1.1")
+    assert [one["version"] for one in models("list")] == ["1.0"]
+    assert "no model 'gates'" in models("pull", "gates", code=2)["error"]
     (tmp_path / "model-store/versions/doors/1.0/doors.onnx").write_bytes(b"")
-    assert cli("status", code=4)[0]["problems"]
+    assert models("status", code=4)[0]["problems"]
     edited(tmp_path / "catalog/metadata/timestamp.json", lambda d: d["signed"].update(version=9))
-    assert "wrong signature" in cli("list", code=2)["error"]
-    shown = CliRunner().invoke(app, ["models", "status"])
-    assert "doors" in shown.output
-    assert "! doors 1.0: doors.onnx is not what was published" in shown.output
+    assert "wrong signature" in models("list", code=2)["error"]
+    shown = "".join(cli("models", "status")[1:])
+    assert "doors" in shown
+    assert "! doors 1.0: doors.onnx is not what was published" in shown

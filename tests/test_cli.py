@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,14 +16,16 @@ import numpy as np
 import pytest
 import tiny
 import typer
+from both import running
 from commands import PYTHON, cli
 from PIL import Image
 
 import edgeroute
-from edgeroute import BadInput, DeadlineExceeded, ModelMissing, PolicyError, RuntimeMissing, Unreachable
+from edgeroute import BadInput, DeadlineExceeded, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.cli.exits import code_of, line
 from edgeroute.cli.inputs import files, read, recorded
 from edgeroute.cli.options import seconds, share
+from edgeroute.serve.app import app as served
 from edgeroute.testing import CannedServer
 
 SURE, UNSURE = 9.0, 1.0
@@ -36,13 +39,10 @@ def refused(url):
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory):
-    """`edgeroute serve` with a model that says "c" to everything. -> its URL."""
+    """A server of a model that says "c" to everything. -> its URL."""
     model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=[[0, 0, 1]] * 4, card={"name": "always-c"})
-    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        said = json.loads(process.stdout.readline())
-        yield f"{said['ready']}/v2/models/{said['models'][0]}"
-        process.terminate()
-        assert process.wait(30) == 0
+    with running(served([OnnxModel(model)])) as client:
+        yield f"{client.base_url}/v2/models/always-c"
 
 
 @pytest.fixture
@@ -88,6 +88,24 @@ def test_help_imports_nothing_heavy():
 
 def test_version():
     assert cli("--version") == (0, f"edgeroute {edgeroute.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "ends"),
+    [
+        ("check --policy none.toml", 2), ("decide --policy none.toml x.npy", 2), ("replay none.jsonl --policy none.toml", 1),
+        ("recertify --policy none.toml", 2), ("status --state none", 1), ("arms none", 1), ("top --record none.jsonl", 1),
+        ("quantize none.onnx", 2), ("prune --help", 0), ("sensors --help", 0), ("demo --data none", 1),
+        ("export triton none.onnx -o out", 2), ("models status", 0),
+    ],
+)  # fmt: skip
+def test_a_process_says_what_its_entry_point_says(tmp_path, command, ends):
+    """`python -m edgeroute` of each command that no other test starts: its exit code, its output, and its errors."""
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run([*PYTHON, *command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == cli(*command.split(), cwd=tmp_path, env=environment)
+    assert done.returncode == ends
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

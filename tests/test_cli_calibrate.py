@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import routes
 import tiny
-from both import collected
+from both import collected, running
 from commands import cli
 
 from edgeroute import (
@@ -22,6 +22,7 @@ from edgeroute import (
     MayNotLeave,
     ModelError,
     NoAnswer,
+    OnnxModel,
     Outbox,
     PolicyError,
     Router,
@@ -34,6 +35,7 @@ from edgeroute.evaluation.audited import audited
 from edgeroute.evaluation.fitted import fitted
 from edgeroute.router.aside import Aside
 from edgeroute.router.collect import recorded, said
+from edgeroute.serve.app import app
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Waiting
@@ -57,6 +59,14 @@ def logits(x):
 @pytest.fixture
 def cloud(right_server):
     return right_server
+
+
+@pytest.fixture
+def new_cloud(tmp_path):
+    """A server with the model of `cloud`, which nobody in this process has asked."""
+    model = tiny.linear(tmp_path / "right.onnx", weights=[*np.eye(3) * 9, [0] * 3], card={"name": "right"})
+    with running(app([OnnxModel(model)])) as client:
+        yield f"{client.base_url}/v2/models/right"
 
 
 @pytest.fixture
@@ -125,18 +135,18 @@ def test_groups_are_what_is_drawn(names, home, policy, cloud):
     assert f"it holds 1200 {'edge_logits' if len(names) > 1 else 'inputs'} and 7 groups" in err
 
 
-def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
+def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, new_cloud):
     """The certificate is the one that `calibrate` makes of what the models say; a policy takes it, and `evaluate` tests it."""
-    path = policy(cloud)
+    with Router.from_policy(policy(new_cloud, "threshold = 0.5")) as router:
+        prints = router.fingerprints()
+    assert prints["served"] == "version:? described:?", "this router has asked nobody"
+    path = policy(new_cloud)
     code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--sure", "90%")
     assert (code, err) == (0, "")
     assert "With 90 % confidence, on inputs drawn independently and like the 1,200 examples" in out
     assert out.endswith('in the policy:\n    threshold = "certificate.json"\n')
     x, y = drawn(1200, 0)
     found, right = Certificate.load(home / "certificate.json"), logits(x).argmax(1) == y
-    with Router.from_policy(policy(cloud, "threshold = 0.5")) as router:
-        prints = router.fingerprints()
-    assert prints["served"] == "version:? described:?", "this router has asked nobody"
     prints["served"] = found.fingerprints["served"]
     wanted = certify(
         msp(logits(x)), right, np.ones(1200, bool), agree=right, max_loss=0.05, sure=0.9, name="msp", fingerprints=prints
@@ -145,7 +155,7 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     assert found._replace(threshold=0, examples="") == wanted._replace(threshold=0, examples="")  # of outputs, and of scores
     assert found.disagreement is not None
 
-    path = policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
+    path = policy(new_cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
     new, labels = drawn(400, 1)
     np.savez(home / "test.npz", images=new, labels=labels)
     code, out, err = cli("infer", "-p", path, home / "test.npz", "--json")

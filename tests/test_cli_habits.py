@@ -23,7 +23,6 @@ from commands import PYTHON, cli
 
 from edgeroute.cli.app import app
 from edgeroute.cli.exits import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
-from edgeroute.cli.exits import run as run_app
 from edgeroute.testing import CannedServer
 
 ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
@@ -101,7 +100,7 @@ def test_short_help_and_completion():
 )
 def test_help_has_its_brackets(command, text):
     """They are no markup."""
-    code, out, _ = run(*command.split(), "--help", env={**os.environ, "COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    code, out, _ = run(*command.split(), "--help", env={**os.environ, "COLUMNS": "200"})
     out = re.sub(r"\x1b\[[\d;]*m", "", out)
     assert code == 0
     assert text in out
@@ -118,35 +117,14 @@ def test_each_command_has_json():
     assert without == []
 
 
-@pytest.fixture
-def inside(desk, monkeypatch, own_signals):
-    """A command in this process, as `run` has it, with an encoding of its output."""
-    monkeypatch.chdir(desk)
-
-    def run_inside(command, encoding):
-        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
-        monkeypatch.setattr(sys, "argv", ["edgeroute", *command.split()])
-        monkeypatch.setattr(sys, "stdout", streams[0])
-        monkeypatch.setattr(sys, "stderr", streams[1])
-        with pytest.raises(SystemExit) as ended:
-            run_app(app)
-        monkeypatch.undo()
-        monkeypatch.chdir(desk)
-        for stream in streams:
-            stream.flush()
-        return ended.value.code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
-
-    return run_inside
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_json_and_ascii(inside, command):
+def test_json_and_ascii(desk, command):
     """With --json stdout is JSON and nothing else, a document or a line each; without it, in ASCII, no command fails."""
-    code, out, err = inside(f"{command} --json", "utf-8")
+    code, out, err = run(*command.split(), "--json", cwd=desk)
     assert "Traceback" not in err
     documents = [json.loads(line) for line in out.splitlines()]
     assert documents
-    again, out, err = inside(command, "ascii")
+    again, out, err = run(*command.split(), cwd=desk, encoding="ascii")
     assert again == code, err
     assert out
     assert "Traceback" not in err
@@ -275,23 +253,20 @@ def test_a_usage_error_is_json_where_that_is_asked_for():
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_mistake_of_ours_has_a_code_of_its_own(as_json):
+def test_a_mistake_of_ours_has_a_code_of_its_own(monkeypatch, as_json):
     """It is told with its traceback, or as JSON."""
-    code = (
-        "import sys, edgeroute.cli.schema as m, edgeroute.settings as s\n"
-        "def wrong(): raise ZeroDivisionError('ours')\n"
-        "s.schema = wrong\n"
-        "sys.argv = ['edgeroute', 'schema', *sys.argv[1:]]\n"
-        "from edgeroute.__main__ import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *(["--json"] if as_json else [])], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (CRASHED, "")
+
+    def wrong():
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("edgeroute.settings.schema", wrong)
+    code, out, err = run("schema", *(["--json"] if as_json else []))
+    assert (code, out) == (CRASHED, "")
     if as_json:
-        assert json.loads(done.stderr) == {"error": "ours", "kind": "ZeroDivisionError"}
+        assert json.loads(err) == {"error": "ours", "kind": "ZeroDivisionError"}
     else:
-        assert "ZeroDivisionError: ours" in done.stderr
+        assert "Traceback" in err
+        assert "ZeroDivisionError: ours" in err
 
 
 def test_a_question_that_is_not_answered_changes_nothing(desk):

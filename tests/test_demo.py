@@ -6,13 +6,13 @@ import gzip
 import json
 import re
 import socket
-import subprocess
 import sys
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import tiny
+from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,12 +41,6 @@ def cascade(confidence, edge_right, cloud_right, threshold):
     """(deferral, accuracy), the plain way."""
     accepted = confidence >= threshold
     return np.mean(~accepted), np.mean(np.where(accepted, edge_right, cloud_right))
-
-
-def run_demo(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "edgeroute", "demo", *args], capture_output=True, text=True, timeout=240, check=False
-    )
 
 
 # ------------------------------------------------------------------------------------------------- threshold
@@ -258,9 +252,9 @@ def test_without_the_plots(report, tmp_path, capsys, monkeypatch):
 # ----------------------------------------------------------------------------------------------------- whole
 @pytest.mark.once
 def test_the_demo(fashion):
-    done = run_demo("--json", "--n", "200")
-    assert (done.returncode, done.stderr) == (0, "")
-    said = json.loads(done.stdout)
+    code, out, err = cli("demo", "--json", "--n", "200")
+    assert (code, err) == (0, "")
+    said = json.loads(out)
     assert list(said) == KEYS
     assert said["n"] == 200
     assert min(said[f"{way}_p50_ms"] for way in ("edge", "cloud", "cascade")) > 0
@@ -280,18 +274,18 @@ def test_the_demo(fashion):
 
 @pytest.mark.once
 def test_the_demo_over_a_long_way(tmp_path):
-    done = run_demo("--n", "20", "--rtt", "20ms", "--out", str(tmp_path / "out"))
-    assert (done.returncode, done.stderr) == (0, "")
+    code, out, err = cli("demo", "--n", "20", "--rtt", "20ms", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
     for words in ("edge alone", "cloud alone", "cascade", "never left the device", "20 ms added", "20 images", "Written"):
-        assert words in done.stdout
+        assert words in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curve.png", "report.html"]
 
 
 def test_the_demo_without_its_data(tmp_path):
-    done = run_demo("--data", str(tmp_path), "--json")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert json.loads(done.stderr)["kind"] == "BadInput"
+    code, out, err = cli("demo", "--data", tmp_path, "--json")
+    assert (code, out) == (1, "")
+    assert json.loads(err)["kind"] == "BadInput"
     (tmp_path / "file").touch()
-    done = run_demo("--out", str(tmp_path / "file"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--out" in done.stderr
+    code, out, err = cli("demo", "--out", tmp_path / "file")
+    assert (code, out) == (2, "")
+    assert "--out" in err

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from commands import cli
 
-from edgeroute import Router
+from edgeroute import AsyncRouter, Router
 from edgeroute.settings import load
 from edgeroute.testing import CannedServer, chat_events, fresh_runtimes, sse_reply
 
@@ -73,13 +73,16 @@ def graded():
 
 def gateway(monkeypatch, request):
     """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
-    from commands import started
+    from gateways import serving
     from openai import OpenAI
 
     def found(kind, **more):
         if "OPENAI_BASE_URL" not in os.environ:
-            running = started("gateway", "--policy", "policy.toml", EDGEROUTE_CLOUD__URL="http://127.0.0.1:9/v1")
-            _, url = running.__enter__()
+            with monkeypatch.context() as own:
+                own.setenv("EDGEROUTE_CLOUD__URL", "http://127.0.0.1:9/v1")
+                router = AsyncRouter.from_policy("policy.toml")
+            running = serving(router, names=["policy"])
+            url = running.__enter__()
             request.addfinalizer(lambda: running.__exit__(None, None, None))
             monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
             monkeypatch.setenv("OPENAI_API_KEY", "any")

@@ -307,15 +307,14 @@ def test_documentation_of_what_is_installed(tmp_path):
     assert "policy" in err
 
 
-def test_without_the_command_line_its_extra_is_named(tmp_path):
+def test_without_the_command_line_its_extra_is_named(tmp_path, monkeypatch):
     """The one that the command needs; and the documentation, which needs none."""
-    hidden = "import sys; sys.modules['typer'] = None; sys.argv = ['edgeroute', *{}]; from edgeroute.__main__ import main; main()"
+    monkeypatch.setitem(sys.modules, "typer", None)
     for asked, extra in ((["serve", "fashion"], "serve"), (["demo"], "demo"), (["check"], "cli"), ([], "cli")):
-        code = "import importlib.util as u; u.find_spec = lambda name: None; " + hidden.format(asked)
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert f"pip install 'edgeroute[{extra}]'" in done.stderr
-        assert (Path(done.stderr.strip().split(" is in ")[1]) / "quickstart.md").exists()
+        code, _, err = run(*asked, cwd=tmp_path)
+        assert code == 2
+        assert f"pip install 'edgeroute[{extra}]'" in err
+        assert (Path(err.strip().split(" is in ")[1]) / "quickstart.md").exists()
 
 
 def test_a_pair_of_scikit_learn_by_the_page_alone(tmp_path):

@@ -12,11 +12,9 @@ from commands import cli
 from exact import Exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from edgeroute import Limits
 from edgeroute.cli.simulate import notes, show
-from edgeroute.cli.simulate import simulate as simulate_cli
 from edgeroute.core.admission import Admission
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
@@ -353,9 +351,9 @@ def test_what_is_said_of_outboxes_and_of_quiet_devices():
 )
 def test_the_command_says_what_is_wrong(option, value):
     """An option that cannot be is told before anything runs: exit code 2."""
-    done = CliRunner().invoke(simulate_cli, ["fleet", option, value])
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert option in done.stderr
+    code, out, err = cli("simulate", "fleet", option, value)
+    assert (code, out) == (2, "")
+    assert option in err
 
 
 def test_a_few_devices_are_told_that_the_cloud_of_the_simulation_is_slower_than_any():

@@ -142,7 +142,8 @@ def test_the_service_manager_is_told(policy, tmp_path):
 def test_a_language_model(tiny, tmp_path):
     """By policy alone: usage, logprobs, why it ended, and pieces; a prompt that is too long is no fault of the program."""
     (tmp_path / "policy.toml").write_text(f'mode = "only_edge"\n[edge]\npath = "{tiny}"\nmax_tokens = 6\n')
-    with started("gateway", "--policy", tmp_path / "policy.toml") as (_, url), httpx.Client(base_url=url, timeout=WAIT) as client:
+    router = AsyncRouter.from_policy(tmp_path / "policy.toml")
+    with serving(router, names=["policy"]) as url, httpx.Client(base_url=url, timeout=WAIT) as client:
         whole = client.post("/v1/chat/completions", json={**CHAT, "logprobs": True}).json()
         choice = whole["choices"][0]
         assert (choice["finish_reason"], whole["usage"]["completion_tokens"]) == ("length", 6)

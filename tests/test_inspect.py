@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import tiny
 from both import running
+from commands import cli
 from onnx import TensorProto, helper
 from PIL import Image
-from typer.testing import CliRunner
 
 from edgeroute import OnnxModel, Router, TensorSpec, register
-from edgeroute.cli.app import app
 from edgeroute.edge.card import Card
 from edgeroute.edge.guess import batch_of, named_classes, outputs
 from edgeroute.edge.guess_inputs import describe, pairs
@@ -36,10 +35,8 @@ RED[..., 0] = 255
 
 
 def run(*args, **env):
-    """A command in this process -> exit code, stdout, stderr."""
-    done = CliRunner().invoke(app, ["inspect", *map(str, args)], env={"COLUMNS": "80", **env})
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
+    """The command -> exit code, stdout, stderr."""
+    return cli("inspect", *args, env={**os.environ, "COLUMNS": "80", **env})
 
 
 def look(*args):
@@ -412,14 +409,10 @@ def test_ascii(tmp_path):
     """Names of any letters, and control characters, are printed on a stream that takes ASCII alone."""
     nodes = [node("Identity", ["größe\x1b[31m"], ["名前"])]
     path = tiny.save(tmp_path / "m.onnx", nodes, [value("größe\x1b[31m", F, ["n", 4])], [value("名前", F, ["n", 4])])
-    command = [sys.executable, "-m", "edgeroute", "inspect", str(path)]
-    done = subprocess.run(
-        command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.isascii()
-    assert b"\x1b" not in done.stdout
-    assert b"gr\\xf6\\xdfe" in done.stdout
+    code, out, err = cli("inspect", path, env={**os.environ, "COLUMNS": "40"}, encoding="ascii")
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    assert "gr\\xf6\\xdfe" in out
     assert look(path, "--write")["card"]["input"]["name"] == "größe\x1b[31m"
     with Router(path, threshold=0.1) as router:
         assert router.infer(np.array([0, 1, 0, 0], np.float32)).value == 1

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
 import routes
 import tiny
-from commands import PYTHON, cli
+from both import running
+from commands import cli
 
-from edgeroute import BadInput, Router
+from edgeroute import BadInput, OnnxModel, Router
 from edgeroute.confidence import calibrate
+from edgeroute.serve.app import app
 
 SMALL = [[2, 0.4, 0], [0, 2, 0.4], [0.4, 0, 2], [1.5, -1.5, 0.5], [0.5, 1, -1.5]]
 LARGER = [[4, 0, 0], [0, 4, 0], [0, 0, 4], [1, -1, 0], [0, 0.5, -0.5]]
@@ -78,12 +79,10 @@ def test_where_nothing_reaches_it(home):
 
 @pytest.fixture
 def serving(home):
-    """`edgeroute serve` with a model that is always right. -> its URL."""
+    """A server of a model that is always right. -> its URL."""
     model = tiny.linear(home / "right.onnx", size=5, weights=RIGHT, card={"name": "right"})
-    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
-        process.terminate()
-        assert process.wait(30) == 0
+    with running(app([OnnxModel(model)])) as client:
+        yield f"{client.base_url}/v2/models/right"
 
 
 def test_the_command_line(home, serving):

@@ -14,10 +14,8 @@ import pytest
 import routes
 from both import CALLS, Tasks, Threads, ask, header, unsure
 from commands import cli
-from typer.testing import CliRunner
 
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
-from edgeroute.cli.app import app
 from edgeroute.cloud.base import Address
 from edgeroute.quoting import MOST_COMPARED, MOST_READ, quote
 from edgeroute.stores.sqlite import Database
@@ -101,7 +99,7 @@ def test_what_a_server_echoes_is_nowhere(echo, make, tmp_path, caplog):
     texts["log"] = caplog.text
     texts["trace"] = (tmp_path / "trace.jsonl").read_text()
     for command in ("status", "egress", "outbox list"):
-        texts[command] = CliRunner().invoke(app, [*command.split(), "--state", str(state)]).output
+        texts[command] = "".join(cli(*command.split(), "--state", state)[1:])
     for name, text in texts.items():
         assert_clean(name, text)
     assert all(len(text) < 2000 for name, text in texts.items() if ": 0" in name)
@@ -300,7 +298,7 @@ def test_of_an_answer_that_is_no_label_its_kind_is_said(make, tmp_path):
             pause.wait(0.002)
         error = outbox.list()[0].error
     router.close()
-    shown = CliRunner().invoke(app, ["outbox", "list", "--state", str(state)]).output
+    shown = "".join(cli("outbox", "list", "--state", state)[1:])
     assert "text of " in error
     for name, text in {"outbox": error, "command line": shown}.items():
         assert_clean(name, text)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import routes
-from both import LONG
+from both import LONG, running
+from commands import cli
 
 from edgeroute import (
     BadInput,
@@ -786,9 +787,9 @@ def desk(tmp_path, monkeypatch, fashion):
 
 
 def edgeroute_command(*words, rc=0):
-    done = subprocess.run([sys.executable, "-m", "edgeroute", *words], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == rc, done.stdout + done.stderr
-    return done.stdout
+    code, out, err = cli(*words)
+    assert code == rc, out + err
+    return out
 
 
 def test_a_policy_has_its_keys(desk):
@@ -840,19 +841,17 @@ def test_calibrate(desk):
 def test_serve(desk):
     """As a server of the Open Inference Protocol, whose client is a router."""
     pytest.importorskip("starlette")
-    command = [sys.executable, "-m", "edgeroute", "serve", "models/edge.int8.tflite", "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            url = json.loads(process.stdout.readline())["ready"]
-            pixels = np.load("inputs.npz")["images"]
-            with Router(lambda _: ("edge", 0.0), OpenInference(f"{url}/v2/models/fashion-edge"), threshold=0.9) as router:
-                answers = [router.infer(x) for x in pixels[:5]]
-            here = LiteRTModel("models/edge.int8.tflite")
-            assert [a.source for a in answers] == ["cloud"] * 5
-            assert np.allclose([a.outputs for a in answers], here.run(list(pixels[:5])), atol=1e-4)
-        finally:
-            process.terminate()
-            process.wait(LONG)
+    from edgeroute.serve.app import app
+    from edgeroute.serve.run import named
+
+    pixels = np.load("inputs.npz")["images"]
+    with running(app([named("models/edge.int8.tflite")])) as client:
+        cloud = OpenInference(f"{client.base_url}/v2/models/fashion-edge")
+        with Router(lambda _: ("edge", 0.0), cloud, threshold=0.9) as router:
+            answers = [router.infer(x) for x in pixels[:5]]
+    here = LiteRTModel("models/edge.int8.tflite")
+    assert [a.source for a in answers] == ["cloud"] * 5
+    assert np.allclose([a.outputs for a in answers], here.run(list(pixels[:5])), atol=1e-4)
 
 
 def test_it_is_freed(make):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import routes
 from both import LONG
+from commands import cli
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
@@ -472,18 +473,12 @@ def test_a_policy_has_its_arguments(tmp_path, tiny):
         Router.from_policy(policy)
 
 
-def cli(*args, stdin=""):
-    """Runs a command to its end -> exit code, stdout."""
-    command = [sys.executable, "-m", "edgeroute", *map(str, args)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=4 * LONG, input=stdin)
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_inspect_and_infer(tmp_path, tiny):
     """The command line says what model a file is, writes its card, and asks it: texts, messages and requests as lines of JSON."""
     path = tmp_path / "tiny.gguf"
     path.write_bytes(tiny.read_bytes())
-    code, text = cli("inspect", path, "--json", "--write")
+    code, text, err = cli("inspect", path, "--json", "--write")
+    assert err == ""
     said = json.loads(text)
     facts = ("architecture", "context", "quantisation", "chat_template", "vocabulary")
     assert [code, *(said[fact] for fact in facts)] == [0, "llama", "256 tokens", "F32", "yes", "330 tokens"]
@@ -493,15 +488,16 @@ def test_inspect_and_infer(tmp_path, tiny):
     policy = tmp_path / "p.toml"
     policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_tokens = 6\n')
     lines = ["hi", HI, {"messages": HI, "max_tokens": 3}]
-    code, text = cli("infer", "-", "-p", policy, "--json", stdin="\n".join(map(json.dumps, lines)))
+    code, text, err = cli("infer", "-", "-p", policy, "--json", input="\n".join(map(json.dumps, lines)))
+    assert err == ""
     values = [json.loads(line)["value"] for line in text.splitlines()]
     assert code == 0
     assert values[0] == values[1]
     assert values[2] == values[0][:3]
     (tmp_path / "tiny.gguf").write_bytes(tiny.read_bytes()[:9000])
-    code, text = cli("inspect", path)
+    code, text, err = cli("inspect", path)
     assert code != 0
-    assert "truncated" in text
+    assert "truncated" in text + err
 
 
 # --- a real model

@@ -14,10 +14,9 @@ from queue import Queue
 import numpy as np
 import pytest
 from both import DOWN, GOOD, LONG, Tasks, Threads, unsure
-from typer.testing import CliRunner
+from commands import cli
 
 from edgeroute import Instrument, Outbox, PlainJson, Prediction
-from edgeroute.cli.app import app
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
 from edgeroute.stores.outbox.inputs import NPY, NPZ, decode_input, encode_input
 from edgeroute.testing import CannedServer, FakeCloud
@@ -324,12 +323,12 @@ def test_an_input_that_is_larger_than_its_file(kind, tmp_path):
 def test_the_command_line_reads_what_is_damaged(damage, args, table, column, value):
     """Every entry is listed and exported, as far as it can be read."""
     damage.set(table, column, value)
-    done = CliRunner().invoke(app, ["outbox", *args, "--state", str(damage.path.parent)])
-    assert done.exit_code == 0, (done.output, done.exception)
+    code, out, err = cli("outbox", *args, "--state", damage.path.parent)
+    assert code == 0, out + err
     if args == ["list", "--json"]:
-        assert len(json.loads(done.stdout)["entries"]) == 4
+        assert len(json.loads(out)["entries"]) == 4
     if args == ["export"]:
-        assert len([json.loads(line) for line in done.stdout.splitlines()]) == 4
+        assert len([json.loads(line) for line in out.splitlines()]) == 4
 
 
 @pytest.mark.parametrize("kind", [Threads, Tasks])

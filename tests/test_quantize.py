@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import sys
 from functools import partial
@@ -14,11 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from commands import cli
 from onnx import TensorProto, helper, numpy_helper
-from typer.testing import CliRunner
 
 from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, compress, models
-from edgeroute.cli.app import app
 from edgeroute.compress import graph, measure, prune, quantize, writing
 from edgeroute.edge import runtimes
 from edgeroute.edge.card import Card
@@ -94,10 +94,8 @@ def images():
 
 
 def run(*args):
-    """A command in this process -> exit code, stdout, stderr."""
-    done = CliRunner().invoke(app, [*map(str, args)], env={"COLUMNS": "200"})
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
+    """A command -> exit code, stdout, stderr."""
+    return cli(*args, env={**os.environ, "COLUMNS": "200"})
 
 
 def outputs(path, images):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
 from both import sure
+from commands import ROOT, started
 
 from edgeroute import BadInput, RequestLog, Router
 from edgeroute.record.request_log import JsonFormatter
 from edgeroute.testing import FakeCloud
 
-ROOT = Path(__file__).parents[1]
 SECRET = "a-text-of-the-user"
 WAIT = 60
 
@@ -86,20 +84,6 @@ def test_a_confidence_that_json_lacks(caplog, confidence):
     assert "confidence" not in made(caplog.records[-1])
 
 
-@contextlib.contextmanager
-def started(*args):
-    """A command that serves, in a process of its own -> the process, and what it says as it is ready."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "edgeroute", *map(str, args), "--port", "0", "--json", "--log", "json", "--metrics"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
-        try:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield process, json.loads(line)
-        finally:
-            process.kill()
-
-
 def ended(process):
     """The records of requests in its log, once it has ended."""
     process.send_signal(signal.SIGTERM)
@@ -136,18 +120,18 @@ def test_commands_that_serve(tmp_path, fashion):
     """A device's gateway and the server that it asks log the same id, as JSON; and both have metrics."""
     pytest.importorskip("prometheus_client")
     policy = tmp_path / "policy.toml"
-    with started("serve", "fashion") as (server, told):
-        (model,) = told["models"]
+    logs, model = ("--log", "json", "--metrics"), "fashion-large"
+    with started("serve", "fashion", *logs) as (server, cloud):
         edge = (fashion / "edge.int8.onnx").as_posix()
         policy.write_text(
-            f'mode = "prefer_cloud"\n[edge]\npath = "{edge}"\n[cloud]\nurl = "{told["ready"]}/v2/models/{model}"\ntimeout = "60s"\n'
+            f'mode = "prefer_cloud"\n[edge]\npath = "{edge}"\n[cloud]\nurl = "{cloud}/v2/models/{model}"\ntimeout = "60s"\n'
         )
-        with started("gateway", "--policy", policy) as (gateway, ready):
-            reply = httpx.post(f"{ready['ready']}/v2/models/policy/infer", json=ROW, timeout=WAIT)
+        with started("gateway", "--policy", policy, *logs) as (gateway, url):
+            reply = httpx.post(f"{url}/v2/models/policy/infer", json=ROW, timeout=WAIT)
             assert (reply.status_code, reply.headers["x-edgeroute-source"]) == (200, "cloud")
-            assert "edgeroute_request_duration_seconds_bucket" in httpx.get(f"{ready['ready']}/metrics", timeout=WAIT).text
+            assert "edgeroute_request_duration_seconds_bucket" in httpx.get(f"{url}/metrics", timeout=WAIT).text
             (asked,) = ended(gateway)
-        assert "edgeroute_serve_inferences_total" in httpx.get(f"{told['ready']}/metrics", timeout=WAIT).text
+        assert "edgeroute_serve_inferences_total" in httpx.get(f"{cloud}/metrics", timeout=WAIT).text
         served = ended(server)[-1]
     assert (asked["source"], asked["reason"], served["model"], served["status"]) == ("cloud", "first", model, 200)
     assert served["request"].partition("/")[0] == asked["request"]

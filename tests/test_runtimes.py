@@ -8,7 +8,6 @@ import sys
 import threading
 from importlib import metadata
 
-import httpx
 import numpy as np
 import pytest
 from both import LONG
@@ -631,23 +630,21 @@ def test_what_cannot_be_served():
 
 
 def test_a_model_in_python_by_its_name(lookup, tmp_path, monkeypatch):
-    """`edgeroute serve module:name` serves it, from the folder where it is called."""
+    """A server takes module:name, as `edgeroute serve` does, from the folder where it is called."""
+    from test_serve import running
+
     (tmp_path / "mine.py").write_text(
         "from edgeroute import CallableModel, TensorSpec\n"
         "def double(x):\n    return x * 2\n"
         "model = CallableModel(double, inputs=[TensorSpec('x', 'float32', (-1, 1))])\n"
     )
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "edgeroute", "serve", "mine:model", "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            told = json.loads(process.stdout.readline())
-            body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4]}]}
-            reply = httpx.post(f"{told['ready']}/v2/models/double/infer", json=body, timeout=LONG, trust_env=False).json()
-        finally:
-            process.terminate()
-            process.wait(LONG)
-    assert (told["models"], reply["outputs"][0]["data"]) == (["double"], [8])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    model = named("mine:model")
+    with running(app([model])) as client:
+        body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4]}]}
+        reply = client.post("/v2/models/double/infer", json=body).json()
+    assert (model.name, reply["outputs"][0]["data"]) == ("double", [8])
     for name, says in (("mine:nothing", "has no attribute 'nothing'"), ("nowhere:model", "No module named 'nowhere'")):
         with pytest.raises(PolicyError, match=f"{name} is no model in Python: .*{says}"):
             named(name)

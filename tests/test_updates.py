@@ -14,6 +14,7 @@ import pytest
 import tiny
 from both import LONG
 from catalogs import FIRST, LABELS, SECOND, Publisher
+from commands import cli
 from test_recertify import until
 
 pytest.importorskip("tuf")
@@ -476,19 +477,13 @@ def test_calls_do_not_wait_for_a_warm_up(tmp_path, publisher, device):
 
 def test_the_command_that_updates(publisher, device, monkeypatch):
     """It tries the newest version with a policy, in its own process, and activates it."""
-    from typer.testing import CliRunner
-
-    from edgeroute.cli.app import app
-
     policy = publisher.home / "policy.json"
     policy.write_text(json.dumps({"mode": "only_edge", "edge": {"path": "store/doors.active"}}))
 
     def update(code=0):
-        done = CliRunner().invoke(
-            app, ["models", "update", "doors", "--policy", str(policy), "--store", str(publisher.home / "store"), "--json"]
-        )
-        assert done.exit_code == code, done.output
-        return json.loads(done.output)
+        ended, out, err = cli("models", "update", "doors", "--policy", policy, "--store", publisher.home / "store", "--json")
+        assert ended == code, out + err
+        return json.loads(out)
 
     assert update()["did"] == "nothing"
     publisher.publish("1.1", SECOND)

@@ -7,10 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TextIO, TypeAlias
 
 import numpy as np
 
@@ -130,10 +130,15 @@ def recorded(path: Path, note: Note = lambda _: None) -> Recorded | None:
     return Recorded(edge, cloud, labels, groups)
 
 
-@cache
 def _piped() -> bytes:
-    """All of stdin."""
-    return sys.stdin.buffer.read() if sys.stdin is not None else b""
+    """Reads all of stdin, once."""
+    return b"" if sys.stdin is None else _whole(sys.stdin)
+
+
+@lru_cache(1)
+def _whole(stream: TextIO) -> bytes:
+    """Reads a stream to its end; several callers see the same bytes."""
+    return stream.buffer.read()
 
 
 def _suffix(path: Path) -> str:
