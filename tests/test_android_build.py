@@ -37,7 +37,7 @@ sysconfig.get_platform = lambda: {tag!r}
 """
 """What Flet's build puts in pip's way, so that it takes itself for a phone's: sys.platform stays the builder's."""
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not APP.is_dir(), reason="the app is not in the wheel")]
+pytestmark = [pytest.mark.matrix, pytest.mark.skipif(not APP.is_dir(), reason="the app is not in the wheel")]
 tomllib = pytest.importorskip("tomllib")
 requirements = pytest.importorskip("packaging.requirements")
 pytest.importorskip("httpx")

@@ -17,7 +17,7 @@ from edgeroute import BadInput, MayNotLeave, PolicyError
 SURE, UNSURE = 0, 23
 """Test images: an ankle boot both."""
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not phones.APP.is_dir(), reason="the app is not in the wheel")]
+pytestmark = [pytest.mark.matrix, pytest.mark.skipif(not phones.APP.is_dir(), reason="the app is not in the wheel")]
 pytest.importorskip("httpx")
 Image = pytest.importorskip("PIL.Image")
 

@@ -576,7 +576,7 @@ def test_a_raise_stops_at_the_highest_certified_threshold(certificate):
 SCENES = 30_000
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", [1, 2, 5, 30])
 def test_scenes_and_bursts_are_no_drift(certificate, scene, tmp_path):
     """Inputs in scenes, each of which is deferred as a whole or hardly, and of which some differ as a whole; the world stays.

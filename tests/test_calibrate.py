@@ -748,7 +748,7 @@ def test_a_calibration_is_repeatable():
 # --- draws
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_promises_hold_over_draws(monkeypatch):
     """Each test keeps its promise over 200 draws, and the plug-in threshold, on the same draws, does not."""
     benchmarks = Path(__file__).resolve().parent.parent / "benchmarks"

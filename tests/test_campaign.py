@@ -1,6 +1,9 @@
 """A small differential campaign: random faults of a real server. `make campaign` runs ten thousand schedules."""
 
 import campaign
+import pytest
+
+pytestmark = pytest.mark.slow
 
 
 def test_no_answer_is_lost_and_none_is_anothers():

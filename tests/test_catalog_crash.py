@@ -25,7 +25,7 @@ from catalogs import SECOND, Publisher
 from edgeroute import StoreError
 from edgeroute.catalog import Catalog
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")]
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.copyfile"}
 PAD = 600_000
 

@@ -11,7 +11,6 @@ from both import LONG
 
 from edgeroute.testing import CannedServer
 
-pytestmark = pytest.mark.once
 CALLS = 4
 
 

@@ -114,7 +114,6 @@ def test_outputs_that_say_nothing_are_wrong(home, policy):
     assert "each row holds NaN" in cli("evaluate", "-p", policy(first="threshold = 0.5"), "-d", data, "--no-cloud")[2]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("names", [("images",), ("edge_logits", "cloud_logits")])
 def test_groups_are_what_is_drawn(names, home, policy, cloud):
     """An array `groups` beside inputs, or beside recorded outputs, is of the examples' scenes; `evaluate` says that it has no use."""
@@ -194,7 +193,6 @@ def test_a_budget_needs_neither_labels_nor_the_cloud(home, policy):
     assert sure.deferral_rate < average.deferral_rate <= 0.2
 
 
-@pytest.mark.once
 def test_a_threshold_for_each_class(home, policy, cloud):
     """Each class has its own in the certificate, and in the reasons; `evaluate` looks at each."""
     found, told = made("-p", policy(cloud), "-d", home / "val.npz", "--max-error", "15%", "--per-class")
@@ -770,7 +768,6 @@ def test_a_metric_of_answers_that_are_not_graded(home, policy):
     assert "graded answers" in err
 
 
-@pytest.mark.once
 def test_an_evaluation_on_the_calibrations_own_examples_says_so(home, policy, cloud):
     """They cannot tell whether the promise holds; other examples can."""
     path = policy(cloud, "threshold = 0.5")

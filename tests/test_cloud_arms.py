@@ -18,8 +18,6 @@ from edgeroute.router.cloud_arm_tally import ArmTally, summed
 from edgeroute.router.cloud_arms import Trials
 from edgeroute.testing import FakeModel
 
-pytestmark = pytest.mark.once
-
 
 def unsure(x):
     return "cat", 0.1

@@ -700,7 +700,6 @@ def test_values_do_not_wait_for_the_dashboard():
 
 
 # ------------------------------------------------------------------------------------------------ the commands
-@pytest.mark.once
 def test_from_another_process(tmp_path, fashion):
     """By the policy alone: requests, guarantees, what was sent and what waits, while the router writes them."""
     policy = tmp_path / "shop.toml"

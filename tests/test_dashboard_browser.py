@@ -16,7 +16,7 @@ from edgeroute.dashboard.inside import Dashboard
 needs("playwright", "uvicorn")
 playwright = Later("playwright.sync_api")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.once, pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")]
+pytestmark = [pytest.mark.matrix, pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")]
 MS = LONG * 1000
 
 

@@ -216,7 +216,6 @@ def test_who_may_scrape(tmp_path):
         assert httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=LONG).status_code == 404
 
 
-@pytest.mark.once
 def test_the_command(tmp_path):
     """Follows a trace that a router in another process writes."""
     path = tmp_path / "trace.jsonl"

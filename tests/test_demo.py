@@ -250,7 +250,6 @@ def test_without_the_plots(report, tmp_path, capsys, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------- whole
-@pytest.mark.once
 def test_the_demo(fashion):
     code, out, err = cli("demo", "--json", "--n", "200")
     assert (code, err) == (0, "")
@@ -272,7 +271,6 @@ def test_the_demo(fashion):
     assert (said["deferral_rate"], said["cascade_accuracy"]) == pytest.approx((deferral, accuracy))
 
 
-@pytest.mark.once
 def test_the_demo_over_a_long_way(tmp_path):
     code, out, err = cli("demo", "--n", "20", "--rtt", "20ms", "--out", tmp_path / "out")
     assert (code, err) == (0, "")

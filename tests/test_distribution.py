@@ -15,7 +15,6 @@ import pytest
 
 import edgeroute
 
-pytestmark = pytest.mark.once
 for needed in ("build", "hatchling", "twine"):
     pytest.importorskip(needed)
 

@@ -93,8 +93,9 @@ def gateway(monkeypatch, request):
     monkeypatch.setattr("openai.OpenAI", partial(found, OpenAI))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, id=p.name, marks=[pytest.mark.once] if p.name != "README.md" else []) for p in PAGES]
+    "page", [pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.name != "README.md" else []) for p in PAGES]
 )
 def test_snippets_run(page, desk, hosted, monkeypatch, request):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""
@@ -150,7 +151,6 @@ def test_quickstart_example(desk, fashion, fashion_server, capsys):
     assert "uncalibrated" in said
 
 
-@pytest.mark.once
 def test_the_readme_works_where_there_is_no_clone():
     """On the page of a package index a relative link leads nowhere; the pages that it names are there."""
     text = (ROOT / "README.md").read_text()
@@ -169,7 +169,6 @@ def test_the_first_snippet_runs_anywhere(tmp_path):
     assert done.stdout == "Ankle boot: edge 1.00 >= 0.85 (uncalibrated)\n", done.stderr
 
 
-@pytest.mark.once
 def test_links_lead_somewhere():
     """Each relative link of a page is a file of the project."""
     for page in PAGES + EXAMPLES:
@@ -177,7 +176,6 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
 def test_the_page_of_an_example_names_what_there_is(page):
     """What its commands do is tested beside it; here, that each target of make, subcommand, option and file that they name is there."""
@@ -196,7 +194,6 @@ def test_the_page_of_an_example_names_what_there_is(page):
         assert [word for word in words if word.startswith("examples/") and not (ROOT / word).exists()] == []
 
 
-@pytest.mark.once
 def test_each_example_is_in_the_index():
     """examples/README.md has a row for each folder and file beside it."""
     index = (ROOT / "examples" / "README.md").read_text()
@@ -204,7 +201,6 @@ def test_each_example_is_in_the_index():
     assert there <= set(re.findall(r"\]\(([\w.]+)\)", index))
 
 
-@pytest.mark.once
 def test_the_first_page_has_the_figures_of_the_readme():
     """Those of all images, too, which are less; and when and how they were measured."""
     gain = re.search(r"^## What it gains\n(.*?)^## ", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE | re.DOTALL)[1]
@@ -214,7 +210,6 @@ def test_the_first_page_has_the_figures_of_the_readme():
     assert "`make demo`" in gain
 
 
-@pytest.mark.once
 def test_each_promise_names_the_tests_that_hold_it():
     """Every paragraph of docs/promises.md has at least one, and each exists."""
     promises = [part for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")]

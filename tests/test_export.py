@@ -538,7 +538,7 @@ def test_objects_of_kubernetes_are_valid(storage, tmp_path):
             export_kserve([path], tmp_path / "no", cluster=Cluster(bad))
 
 
-@pytest.mark.servers
+@pytest.mark.matrix
 def test_kserve_knows_the_fields_of_its_objects(tmp_path):
     """By the classes of its SDK, down to those of Kubernetes."""
     home = real_servers.ENVIRONMENTS / "kserve"

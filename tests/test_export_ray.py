@@ -21,7 +21,7 @@ from edgeroute.core.load import FROM
 from edgeroute.export.ray import ray as exported
 
 yaml = pytest.importorskip("yaml")
-pytestmark = [pytest.mark.servers, pytest.mark.once]
+pytestmark = pytest.mark.matrix
 MODELS, INGRESS = "edgeroute/Models", "edgeroute/Ingress"
 
 

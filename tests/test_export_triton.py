@@ -16,7 +16,7 @@ from edgeroute import OnnxModel, OpenInference, Router
 from edgeroute.export.triton import Batching
 from edgeroute.export.triton import triton as exported
 
-pytestmark = [pytest.mark.servers, pytest.mark.once]
+pytestmark = pytest.mark.matrix
 SKLEARN = Path(__file__).parent / "exported"
 
 

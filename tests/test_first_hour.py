@@ -242,7 +242,7 @@ def wrong(router: Router[str]) -> int:
 """
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_types_tell_a_wrong_argument(tmp_path):
     """mypy takes what works, and refuses the rest, line by line."""
     file = tmp_path / "snippet.py"

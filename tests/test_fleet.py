@@ -27,8 +27,6 @@ from edgeroute.replay.fleet.scenario import clients as compared
 from edgeroute.stores.outbox.delivery import longest
 from edgeroute.stores.outbox.spread import spread_for
 
-pytestmark = pytest.mark.once
-
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))
 """Their outboxes spread what waits over so long."""

@@ -13,7 +13,7 @@ from edgeroute.replay.fleet.relief import Places, Reported
 from edgeroute.replay.fleet.run import simulate
 from edgeroute.replay.fleet.scenario import LOAD_AWARE, Scenario
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.slow
 SMALL = Scenario(
     devices=50,
     per_minute=1200.0,

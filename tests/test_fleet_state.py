@@ -22,8 +22,6 @@ from edgeroute.replay.fleet.run import simulate
 from edgeroute.replay.fleet.scenario import Scenario
 from edgeroute.replay.setup import Setup
 
-pytestmark = pytest.mark.once
-
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)
 TARGETS = (Target("small", "edge", 0.8), Target("large", "edge", 0.9), Target("cloud", "cloud"))
 PAIR = TARGETS[1:]

@@ -795,7 +795,7 @@ def test_cancelling_a_task_that_iterates():
 # an hour
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_an_hour_of_frames_holds_memory_flat(monkeypatch):
     """108,000 frames at 30 a second in accelerated time: scenes, refinements, drops; no more is held than after a minute."""
     now = [0.0]

@@ -10,6 +10,8 @@ import pytest
 
 INPUTS = {"outbox": 60, "cache": 60, "state": 60, "http": 400}
 """Those with a router or a server for each input are slow."""
+
+pytestmark = pytest.mark.slow
 SHARE = int(os.environ.get("TEST_WALKS", "3000")) / 3000
 
 

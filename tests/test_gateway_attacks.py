@@ -184,6 +184,7 @@ KEYS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(changes=st.dictionaries(KEYS, json_values, max_size=4), path=st.sampled_from([CHATS, "/v1/completions"]))
 def test_whatever_comes(url, changes, path):

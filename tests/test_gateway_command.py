@@ -98,7 +98,6 @@ def test_mistakes(policy, tmp_path):
     assert (code, "cannot listen" in err, err.count("\n")) == (2, True, 1)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("log", [(), ("--log", "json")])
 def test_a_key_that_is_not_set_is_said_at_start(policy, log):
     """Once, in a line of the log, before it serves; the edge answers all the same. With the key nothing is said."""

@@ -77,6 +77,7 @@ def expected(score, passes):
     return kept
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(some(), st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.05, 0.2]))
 def test_betting_by_the_book(given_, eps, delta):
@@ -265,7 +266,7 @@ WORLDS = {
 }
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("n", [300, 1100])
 def test_promises_hold_over_draws(world, n):
@@ -282,7 +283,7 @@ def test_promises_hold_over_draws(world, n):
     assert broken <= draws * (0.05 + 4 * sqrt(0.05 * 0.95 / draws))
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_frames_of_scenes():
     """As independent examples they break the promise; as groups they keep it, and defer less than one frame of each does."""
 

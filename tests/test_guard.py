@@ -507,6 +507,7 @@ def test_a_forked_child_has_no_call_under_way():
 # slots
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, Unreachable, BadReply])
 def test_whatever_breaks_in_the_slot_is_given_back(kind):
     """At each opcode between the first of `enter` and the last of the end; once nobody keeps what was raised."""

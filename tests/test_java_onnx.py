@@ -16,9 +16,12 @@ ROOT = Path(__file__).parent
 JAVAC = shutil.which("javac")
 LONG = 120
 
-pytestmark = pytest.mark.skipif(
-    JAVAC is None or find_spec("jnius") is None, reason="there is no javac, or no pyjnius: the calls of Java are not tried"
-)
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.skipif(
+        JAVAC is None or find_spec("jnius") is None, reason="there is no javac, or no pyjnius: the calls of Java are not tried"
+    ),
+]
 
 PRELUDE = """
 import gc, os, sys, threading

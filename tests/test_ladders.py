@@ -110,7 +110,7 @@ def test_the_command_line(home, serving):
     assert out.count("certified, loss <= 3 %, 95 % sure") == 2, out
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["max_loss", "max_error"])
 def test_the_promise_of_a_later_edge_holds(kind):
     """Over 300 calibrations, both models each time on the same 1,500 examples: broken in at most 5 %, and three standard errors."""

@@ -178,7 +178,7 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["infer", "async", "batch"])
 def test_a_crash_loop_spends_at_most_the_limit(run, call):
     """Killed right after each paid call, seven times: each was written before it was made."""

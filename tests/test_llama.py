@@ -512,6 +512,7 @@ def smollm():
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
+@pytest.mark.matrix
 def test_a_real_model(smollm, capsys):
     """It knows the capital of France, and is not sure of the smallest planet: the example, as it stands."""
     source = Path(__file__).parent.parent / "examples" / "local_llm.py"

@@ -131,7 +131,6 @@ def test_a_threshold_with_the_guarantee_that_answers_then_quote(kind, model):
     assert re.fullmatch(r"<CalibrationResult loss <= 5 %, 90 % sure: threshold 0\.\d+ of msp, \S+ % of 600 .*>", repr(found))
 
 
-@pytest.mark.once
 @BOTH
 def test_the_numbers_are_those_of_the_command_line(kind, fashion, fashion_server, tmp_path):
     """The shipped pair: of the same policy and data, the certificate is the same, and so is all of the evaluation but times."""
@@ -750,7 +749,6 @@ def results(model):
         return found, router.evaluate(*drawn(300, 2))
 
 
-@pytest.mark.once
 def test_a_page_to_save(results, tmp_path):
     """It is whole, and says what was found; a calibration says that its own examples flatter it."""
     found, tested = results

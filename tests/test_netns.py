@@ -9,7 +9,7 @@ import threading
 import pytest
 from netns import LONG, Namespace, needs_namespaces
 
-pytestmark = needs_namespaces
+pytestmark = [pytest.mark.slow, needs_namespaces]
 CLOUD = f"http://{Namespace.peer}:8123/answer"
 REPLY = json.dumps({"value": "cloud", "confidence": 0.9}).encode()
 

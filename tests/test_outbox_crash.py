@@ -21,6 +21,8 @@ import pytest
 from edgeroute import Outbox
 from edgeroute.testing import CannedServer, Relay, http_reply
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = int(os.environ.get("EDGEROUTE_OUTBOX_REQUESTS", "300"))
 KILLS = int(os.environ.get("EDGEROUTE_OUTBOX_KILLS", "6"))
 PARALLEL = 2

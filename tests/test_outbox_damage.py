@@ -116,6 +116,7 @@ CASES = [
 HARMLESS = {("id", "nonsense"), ("target", "nonsense"), ("method", "nonsense")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column", "value"), CASES)
 def test_a_damaged_request_costs_no_other(damage, caplog, table, column, value):
     """It is a dead letter that says why, which is logged and reported; the others are sent and handed over."""
@@ -318,6 +319,7 @@ def test_an_input_that_is_larger_than_its_file(kind, tmp_path):
     box.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["export"], ["retry", "--all"], ["drop", "--all-dead", "--yes"]])
 @pytest.mark.parametrize(("table", "column", "value"), CASES[::7])
 def test_the_command_line_reads_what_is_damaged(damage, args, table, column, value):

@@ -110,7 +110,7 @@ def counts(outbox, _):
     return lambda: (outbox.list(latest=10), outbox.list("dead", latest=10))
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("waits", ["due", "later", "held", "failed", "answered"])
 @pytest.mark.parametrize("work", [a_put, a_step, a_callback])
@@ -140,6 +140,7 @@ def test_no_more_work_where_more_waits(make, steps, at_once, monkeypatch, work, 
     assert took[1] <= took[0] * MORE, took
 
 
+@pytest.mark.slow
 def test_no_more_work_to_make_room(make, steps):
     """What is evicted is found at once, also behind answers that nobody asks for; the sizes of all are added up only once."""
     for drop in ("oldest", "least_important"):
@@ -197,6 +198,7 @@ def test_a_lane_that_is_held_lets_others_pass(make, at_once):
     assert sent == ["r0", "other"]
 
 
+@pytest.mark.slow
 def test_a_data_class_of_its_own_for_each(make, steps, at_once):
     """A look takes so many data classes at most, and the next goes on: all are sent."""
     outbox, sent = make(0), []

@@ -9,7 +9,6 @@ import pytest
 
 from edgeroute import RuntimeMissing
 
-pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "peers.md").read_text()
 KNOWN = re.compile(r".+ \([rsd]\)|\?|-")
@@ -83,6 +82,7 @@ def test_an_import_that_fails_by_its_own_fault_is_no_reason_to_skip():
     assert of_others(RuntimeMissing("no runtime is installed"))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("name", "module"), [("LiteLLM", "litellm"), ("pydantic-ai", "pydantic_ai"), ("cascadeflow", "cascadeflow")]
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import simulated
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 NEUTRAL = ("core/test_plan.py", "test_arguments.py", "test_trace.py", "test_cache_keys.py")

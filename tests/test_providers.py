@@ -23,7 +23,12 @@ from edgeroute.testing import edge_contract
 ort = pytest.importorskip("onnxruntime")
 EXPORTED = Path(__file__).parent / "exported"
 OPENVINO = "OpenVINOExecutionProvider"
-openvino = pytest.mark.skipif(OPENVINO not in ort.get_available_providers(), reason="this onnxruntime has no OpenVINO")
+
+
+def openvino(test):
+    """Marks a test as one that runs on OpenVINO."""
+    there = OPENVINO in ort.get_available_providers()
+    return pytest.mark.matrix(pytest.mark.skipif(not there, reason="this onnxruntime has no OpenVINO")(test))
 
 
 @pytest.fixture

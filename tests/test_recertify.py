@@ -186,7 +186,6 @@ def test_what_a_candidate_cannot_be(home):
 
 
 # ------------------------------------------------------------------------------------------------------ one step
-@pytest.mark.once
 @pytest.mark.parametrize("kind", ["toml", "json"])
 def test_steps(home, kind):
     """Too few audits; the switch, with what was in the file; nothing to do; an alarm; rolled back; only new audits count then."""
@@ -262,7 +261,7 @@ def test_looks_share_the_risk(home):
     assert Certificate.load(told["certificate"]).sure == pytest.approx(0.9875)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*share the score", "ignore:the score seems to rank")
 def test_looking_again_and_again_keeps_the_risk():
     """A candidate that breaks its promise at each threshold, by little, is put in force in 5 % of cases at most, whenever."""
@@ -347,7 +346,7 @@ main()
 """
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_killed_between_any_two_writes(home):
     """The policy is the old one or the new one, whole and valid; the next run does the rest."""

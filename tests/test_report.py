@@ -402,7 +402,6 @@ def test_the_page_says_what_was_found(real):
     assert verdict(real, verdicts(real))[1] in text
 
 
-@pytest.mark.once
 def test_the_same_evaluation_gives_the_same_page(real, tmp_path):
     """Byte for byte, and `write` writes it, over what is there, leaving nothing else."""
     text = page(real)
@@ -413,7 +412,6 @@ def test_the_same_evaluation_gives_the_same_page(real, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.once
 def test_the_page_is_small():
     """For 10,000 inputs it is less than 400 KB."""
     rng = np.random.default_rng(0)
@@ -431,7 +429,7 @@ def test_names_are_text():
     assert evil in read(found._replace(uncalibrated=evil))
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("cloud", [True, False])
 @pytest.mark.parametrize(
@@ -479,7 +477,7 @@ def test_what_was_not_measured_is_left_out():
     assert "not known" in text
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["msp", "energy", "learned", "mine"])
 def test_only_a_probability_has_a_calibration_error(score):
     """A score that is not meant as one, or not within 0..1, is not judged as one."""
@@ -580,7 +578,7 @@ def test_text_can_be_read_in_light_and_dark():
             assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-@pytest.mark.once
+@pytest.mark.matrix
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [360, 390, 1280])
 def test_a_real_browser_shows_it(real, tmp_path, width):

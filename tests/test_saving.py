@@ -21,8 +21,6 @@ from edgeroute.replay.logs import FORMATS, Price, Read, read_pairs
 from edgeroute.replay.logs.lines import MOST
 from edgeroute.replay.saving import saving
 
-pytestmark = pytest.mark.once
-
 SMALL, LARGE = "small-4b", "large-70b"
 SECRET = "sk-live-51H8secret"
 
@@ -258,6 +256,7 @@ def test_an_edge_that_costs_more_than_it_spares(tmp_path):
     assert "the edge costs more than it spares" in str(found)
 
 
+@pytest.mark.slow
 def test_chance_is_told_from_a_good_score(tmp_path):
     """A random score is taken for a good one in about 5 % of draws; and a good one never, with this many requests."""
 

@@ -20,7 +20,7 @@ from edgeroute import AsyncRouter, CallableModel, OpenInference, OpenInferenceGr
 from edgeroute.cloud.described import Described
 from edgeroute.confidence import calibrate
 
-pytestmark = pytest.mark.servers
+pytestmark = pytest.mark.matrix
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
 WAYS = pytest.mark.parametrize("way", ["json", "binary", "grpc"])
 NO_BINARY, NO_GRPC, NO_VERSIONS = {"mlserver"}, {"ray"}, {"kserve"}

@@ -16,7 +16,6 @@ import pytest
 
 import edgeroute
 
-pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {page.name for page in (ROOT / "docs").glob("*.md")}
 API = {f"api/{page.name}" for page in (ROOT / "website" / "api").glob("*.md")}
@@ -132,6 +131,7 @@ def site():
         thread.join()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_site_in_a_browser(site, width):
     """It loads nothing from elsewhere, finds words, has the pictures and the Python reference, and is no wider than a phone."""

@@ -174,7 +174,6 @@ def prompts(n, seed=0):
     return texts, rng.random(n) < np.where(hard, 0.4, 0.95), rng.random(n) < 0.95
 
 
-@pytest.mark.once
 def test_a_prompt_is_routed_before_anything_is_generated():
     """Its features alone decide; a certificate holds for them as for any score, and the small model is not run in vain."""
     texts, edge, cloud = prompts(2500)

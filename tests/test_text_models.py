@@ -171,6 +171,7 @@ def smollm():
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
+@pytest.mark.matrix
 def test_a_real_model_decides_within_its_answer(smollm):
     """What it is sure of after eight tokens is shown then, long before its end; what it is not sure of goes to the cloud."""
     questions = ["What is the capital of France?", "What did my neighbour's cat think of on 3 May 1871, in one word?"]

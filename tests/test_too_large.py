@@ -96,7 +96,7 @@ def test_onnx(tmp_path):
     assert answer == "cloud"
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_tflite(tmp_path):
     pytest.importorskip("ai_edge_litert")
     (loaded,) = lines(TFLITE, tmp_path)
@@ -113,7 +113,7 @@ def test_gguf(tmp_path):
     assert file.endswith(f"cannot be read: Cannot allocate memory: {SHORT}")
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_core_ml(tmp_path):
     """Its description; the weights are read by macOS alone."""
     pytest.importorskip("coremltools")

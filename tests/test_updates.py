@@ -299,6 +299,7 @@ with Router(catalog.path("doors")) as router:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "deaths"), [("worse", 1), ("bad", 3)])
 def test_a_version_that_kills_the_process(publisher, tmp_path, fault, deaths):
     """While it is tried, the next start has the old version, and leaves the new one alone; on trial, after three starts."""

