@@ -10,10 +10,10 @@ import threading
 import numpy as np
 import pytest
 import tiny
-from both import collected, running
+from both import collected
 from commands import cli
 
-from edgeroute import OnnxModel, Router, system
+from edgeroute import Router, system
 from edgeroute.cloud.backend import Function
 from edgeroute.cloud.egress import Egress
 from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
@@ -24,7 +24,6 @@ from edgeroute.evaluation.audited import audited
 from edgeroute.evaluation.fitted import fitted
 from edgeroute.router.aside import Aside
 from edgeroute.router.collect import recorded, said
-from edgeroute.serve.app import app
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Outbox, Waiting
@@ -48,14 +47,6 @@ def logits(x):
 @pytest.fixture
 def cloud(right_server):
     return right_server
-
-
-@pytest.fixture
-def new_cloud(tmp_path):
-    """A server with the model of `cloud`, which nobody in this process has asked."""
-    model = tiny.linear(tmp_path / "right.onnx", weights=[*np.eye(3) * 9, [0] * 3], card={"name": "right"})
-    with running(app([OnnxModel(model)])) as client:
-        yield f"{client.base_url}/v2/models/right"
 
 
 @pytest.fixture
@@ -124,12 +115,12 @@ def test_groups_are_what_is_drawn(names, home, policy, cloud):
     assert f"it holds 1200 {'edge_logits' if len(names) > 1 else 'inputs'} and 7 groups" in err
 
 
-def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, new_cloud):
+def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     """The certificate is the one that `calibrate` makes of what the models say; a policy takes it, and `evaluate` tests it."""
-    with Router.from_policy(policy(new_cloud, "threshold = 0.5")) as router:
+    with Router.from_policy(policy(cloud, "threshold = 0.5")) as router:
         prints = router.fingerprints()
     assert prints["served"] == "version:? described:?", "this router has asked nobody"
-    path = policy(new_cloud)
+    path = policy(cloud)
     code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--sure", "90%")
     assert (code, err) == (0, "")
     assert "With 90 % confidence, on inputs drawn independently and like the 1,200 examples" in out
@@ -144,7 +135,7 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, new_clo
     assert found._replace(threshold=0, examples="") == wanted._replace(threshold=0, examples="")  # of outputs, and of scores
     assert found.disagreement is not None
 
-    path = policy(new_cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
+    path = policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
     new, labels = drawn(400, 1)
     np.savez(home / "test.npz", images=new, labels=labels)
     code, out, err = cli("infer", "-p", path, home / "test.npz", "--json")
