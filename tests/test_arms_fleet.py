@@ -80,6 +80,7 @@ def test_few_devices_say_nothing():
     assert one.low == -1
 
 
+@pytest.mark.slow
 def test_devices_that_differ_are_not_taken_for_arms_that_do():
     """Their rates are 10 % or 60 %: as by requests, an arm that has one device more of the worse kind would be worse."""
     rng = np.random.default_rng(1)
@@ -111,6 +112,7 @@ def test_requests_drawn_for_themselves_are_added_up(two, tmp_path):
     assert "each was drawn for itself" in out + err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_said(two, tmp_path):
     with pytest.raises(BadInput, match="salt differs"):
         fleets.compared([device(0, "a", deferred=0), device(1, "b", deferred=0, settings=SETTINGS._replace(salt="x"))])

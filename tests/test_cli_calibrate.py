@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import routes
 import tiny
-from both import collected, running
+from both import collected
 from commands import cli
 
 from edgeroute import (
@@ -22,7 +22,6 @@ from edgeroute import (
     MayNotLeave,
     ModelError,
     NoAnswer,
-    OnnxModel,
     Outbox,
     PolicyError,
     Router,
@@ -35,7 +34,6 @@ from edgeroute.evaluation.audited import audited
 from edgeroute.evaluation.fitted import fitted
 from edgeroute.router.aside import Aside
 from edgeroute.router.collect import recorded, said
-from edgeroute.serve.app import app
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Waiting
@@ -59,14 +57,6 @@ def logits(x):
 @pytest.fixture
 def cloud(right_server):
     return right_server
-
-
-@pytest.fixture
-def new_cloud(tmp_path):
-    """A server with the model of `cloud`, which nobody in this process has asked."""
-    model = tiny.linear(tmp_path / "right.onnx", weights=[*np.eye(3) * 9, [0] * 3], card={"name": "right"})
-    with running(app([OnnxModel(model)])) as client:
-        yield f"{client.base_url}/v2/models/right"
 
 
 @pytest.fixture
@@ -114,6 +104,7 @@ def test_outputs_that_say_nothing_are_wrong(home, policy):
     assert "each row holds NaN" in cli("evaluate", "-p", policy(first="threshold = 0.5"), "-d", data, "--no-cloud")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("images",), ("edge_logits", "cloud_logits")])
 def test_groups_are_what_is_drawn(names, home, policy, cloud):
     """An array `groups` beside inputs, or beside recorded outputs, is of the examples' scenes; `evaluate` says that it has no use."""
@@ -134,12 +125,13 @@ def test_groups_are_what_is_drawn(names, home, policy, cloud):
     assert f"it holds 1200 {'edge_logits' if len(names) > 1 else 'inputs'} and 7 groups" in err
 
 
-def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, new_cloud):
+@pytest.mark.slow
+def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     """The certificate is the one that `calibrate` makes of what the models say; a policy takes it, and `evaluate` tests it."""
-    with Router.from_policy(policy(new_cloud, "threshold = 0.5")) as router:
+    with Router.from_policy(policy(cloud, "threshold = 0.5")) as router:
         prints = router.fingerprints()
     assert prints["served"] == "version:? described:?", "this router has asked nobody"
-    path = policy(new_cloud)
+    path = policy(cloud)
     code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--sure", "90%")
     assert (code, err) == (0, "")
     assert "With 90 % confidence, on inputs drawn independently and like the 1,200 examples" in out
@@ -154,7 +146,7 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, new_clo
     assert found._replace(threshold=0, examples="") == wanted._replace(threshold=0, examples="")  # of outputs, and of scores
     assert found.disagreement is not None
 
-    path = policy(new_cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
+    path = policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
     new, labels = drawn(400, 1)
     np.savez(home / "test.npz", images=new, labels=labels)
     code, out, err = cli("infer", "-p", path, home / "test.npz", "--json")
@@ -768,6 +760,7 @@ def test_a_metric_of_answers_that_are_not_graded(home, policy):
     assert "graded answers" in err
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_the_calibrations_own_examples_says_so(home, policy, cloud):
     """They cannot tell whether the promise holds; other examples can."""
     path = policy(cloud, "threshold = 0.5")

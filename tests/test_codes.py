@@ -98,6 +98,7 @@ def rename(monkeypatch):
     monkeypatch.setattr(explain, "answered", lambda *a: WORDS)
 
 
+@pytest.mark.slow
 def test_no_word_decides(still, tmp_path, monkeypatch):
     """Answers, events, counts, the breaker, what is queued, and what a replay makes of the trace."""
     with CannedServer(server_says) as server:
@@ -127,6 +128,7 @@ def test_no_word_decides(still, tmp_path, monkeypatch):
         assert read(path).recorded.held == sum(e.get("code") in HELD for r in records for e in r["events"] if "again" not in e)
 
 
+@pytest.mark.slow
 def test_a_trace_without_codes_is_understood_by_its_words(still, tmp_path):
     """Version 1 had nothing else; it is replayed as the same one with codes is."""
     with CannedServer(server_says) as server:

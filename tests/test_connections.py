@@ -591,6 +591,7 @@ def interrupt_everywhere(name, *, kept):
     assert n > 200, "it was traced"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("name", ["127.0.0.1", "cloud.test"])
 def test_an_exception_anywhere_leaves_nothing(kept, name):

@@ -117,6 +117,7 @@ def added(features, name):
 # --- the shipped package
 
 
+@pytest.mark.slow
 def test_the_shipped_package_answers_as_the_onnx_file(core_ml):
     """The same weights, with activations in float16 for int8: logits differ by hundredths, and 2 of 1,000 classes."""
     pair = models.fashion()

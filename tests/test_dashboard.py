@@ -311,6 +311,16 @@ RUBBISH = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("threshold", [[], {}, "high"])
+def test_a_record_whose_threshold_is_none(threshold):
+    """It is left out, and another threshold can be tried on the others."""
+    odd = json.loads(json.dumps(OWN[0]))
+    odd["plan"][0]["threshold"] = threshold
+    monitor = Monitor(Records([odd, OWN[0]]))
+    monitor.read()
+    assert monitor.trial()["requests"] == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(RUBBISH, st.data())
 def test_records_that_are_none(rubbish, data):

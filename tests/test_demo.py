@@ -250,6 +250,7 @@ def test_without_the_plots(report, tmp_path, capsys, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------- whole
+@pytest.mark.slow
 def test_the_demo(fashion):
     code, out, err = cli("demo", "--json", "--n", "200")
     assert (code, err) == (0, "")

@@ -82,6 +82,7 @@ def metadata(wheel):
     return message_from_bytes(wheel[f"edgeroute-{VERSION}.dist-info/METADATA"])
 
 
+@pytest.mark.slow
 def test_the_index_takes_both(built):
     """By twine's checks, with warnings as errors; and they are no larger than they were decided to be."""
     sdist, wheel = built

@@ -38,6 +38,7 @@ def asked(tmp_path_factory):
             yield ask, far
 
 
+@pytest.mark.slow
 def test_the_client(asked):
     """Shows the answer and where it came from; what is private never leaves."""
     ask, far = asked

@@ -317,6 +317,7 @@ def test_without_the_command_line_its_extra_is_named(tmp_path, monkeypatch):
         assert (Path(err.strip().split(" is in ")[1]) / "quickstart.md").exists()
 
 
+@pytest.mark.slow
 def test_a_pair_of_scikit_learn_by_the_page_alone(tmp_path):
     """docs/first-hour.md: at most three commands and one file to a right answer, of edge and cloud."""
     page = (Path(__file__).parent.parent / "docs" / "first-hour.md").read_text()

@@ -147,6 +147,7 @@ def test_what_would_wait_too_long_is_refused():
     assert abs(cloud.served - (2000 + 10_000)) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -174,6 +175,7 @@ def test_it_agrees_with_the_core_one_event_at_a_time(scenario, client):
     assert all((r.lost, r.waiting) == (0, 0) for r in fast + slow)
 
 
+@pytest.mark.slow
 @given(scenarios, clients)
 @settings(max_examples=40, deadline=None)
 def test_nothing_is_lost(scenario, client):
@@ -188,6 +190,7 @@ def test_nothing_is_lost(scenario, client):
     assert result.wasted <= result.served
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_it():
     """The same seed gives the same run, to the last count; another one does not."""
     one, same, other = (simulate(QUEUE._replace(seed=seed)) for seed in (1, 1, 2))
@@ -207,6 +210,7 @@ def test_without_safety_ten_seconds_become_minutes():
     assert ours.peak < 1.6
 
 
+@pytest.mark.slow
 def test_a_retry_budget_alone_brings_busy_devices_back():
     """Plain retries with a budget end once the budgets are empty; a device that seldom asks never empties its own."""
     budget = PLAIN._replace(budget=True)
@@ -216,6 +220,7 @@ def test_a_retry_budget_alone_brings_busy_devices_back():
     assert simulate(SILENT._replace(devices=40_000, per_minute=1.0), budget).cloud_back_s is None
 
 
+@pytest.mark.slow
 def test_outboxes_of_quiet_devices_bring_it_down_again():
     """What timed out is sent again at once, and that is enough to keep the cloud busy in vain; spread over a minute it is not."""
     quiet = Scenario(
@@ -230,6 +235,7 @@ def test_outboxes_of_quiet_devices_bring_it_down_again():
         assert without.waiting > quiet.devices / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_spread_of_ten_minutes_is_enough_for_an_outage_of_one(silent):
     """A fifth more than the usual load takes what was queued in it; spread over a minute, it would not."""
@@ -254,6 +260,7 @@ def test_jitter_spreads_what_comes_back_together():
     assert simulate(together, lone).peak < 0.75 * simulate(together, lone._replace(jitter=False)).peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", [EDGEROUTE, PLAIN], ids=lambda client: client.name)
 def test_more_capacity_is_never_slower(client):
     """Over three seeds, the cloud is back no later with more capacity."""
@@ -268,6 +275,7 @@ def test_more_capacity_is_never_slower(client):
     assert times[-1] < 5
 
 
+@pytest.mark.slow
 def test_the_capacity_needed_is_enough_and_hardly_more():
     """With it the cloud is back in time; with a quarter of the usual load less it is not; edgeroute's is the smallest there is."""
     fleet = SILENT._replace(devices=20_000, length_s=120.0)
@@ -284,6 +292,7 @@ def fleet(*args):
     return cli("simulate", "fleet", *args)
 
 
+@pytest.mark.slow
 def test_the_command_tells_of_each_client(capsys):
     """With --json the numbers of each; without it the same as a table, and in sentences."""
     code, out, err = fleet("--devices", "500", "--per-minute", "40", "--length", "90s", "--seed", "1", "--json")

@@ -173,6 +173,7 @@ then = "unload"
 """
 
 
+@pytest.mark.slow
 def test_the_command_steps_the_rules_of_a_policy(tmp_path, capsys):
     """It shows how long each was in force and how often it switched; of what is not simulated it says so."""
     policy = tmp_path / "policy.toml"

@@ -182,6 +182,7 @@ def test_read_while_it_is_written(path):
     assert total == 2 * 4000
 
 
+@pytest.mark.slow
 def test_kill_9(path):
     """A process that is killed leaves whole lines but for its last, and those that follow go on."""
     rng = random.Random(5)

@@ -85,6 +85,7 @@ def serving(home):
         yield f"{client.base_url}/v2/models/right"
 
 
+@pytest.mark.slow
 def test_the_command_line(home, serving):
     """One model after the other; each certificate is named in the policy before the next is made."""
     x, y = drawn(1500, 1)

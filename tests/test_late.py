@@ -1171,6 +1171,7 @@ def memory(tmp_path):
         yield Path(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", ["once", "again"])
 def test_kill_9_at_any_moment(memory, effect):
     """Every queued request has its effect: exactly once where that is written with the transaction, else at least once."""

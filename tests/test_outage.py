@@ -78,8 +78,8 @@ def make(kind):
 
 
 def waits_s(answer):
-    """For how long the breaker stays open, by an answer's reason."""
-    return float(re.search(r"breaker open for another ([\d.e+]+) s", answer.reason)[1])
+    """For how long the breaker stays open, by an answer's failures."""
+    return float(re.search(r"cloud breaker .*another ([\d.e+]+) s", routes.failures(answer))[1])
 
 
 def assert_stands(answer, why):

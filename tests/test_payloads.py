@@ -122,6 +122,7 @@ def rows_of(reply):
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(("codec", "lost"), [("jpeg", 0.01), ("webp", 0.01), ("png", 0), ("jpeg:10", 0.2)])
 def test_the_shipped_cloud_model_takes_pictures(kind, codec, lost, fashion, fashion_server):

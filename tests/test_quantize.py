@@ -104,6 +104,7 @@ def outputs(path, images):
 
 
 # -------------------------------------------------------------------------------------------------------------- quantise
+@pytest.mark.slow
 def test_the_shipped_model(tmp_path):
     """A residual network on real images: a quarter of the size, the same answers, a card that holds for the new file."""
     pair = models.fashion()
@@ -404,6 +405,7 @@ def test_tflite(tmp_path):
     assert Card.beside(tmp_path / "m.int8.tflite").sha256
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # coremltools has some of its own
 def test_core_ml(tmp_path):
     """By coremltools, where it is installed: its weights, on any system; it is measured where it runs, on macOS."""

@@ -231,6 +231,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_kill_9_after_an_answer(tmp_path, kind):
     """Killed right after an answer, a program has on disk whatever was called queued; at a deadline nothing is too early."""

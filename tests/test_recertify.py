@@ -388,6 +388,7 @@ def drawn(n, seed, shift=0.0):
     return x
 
 
+@pytest.mark.slow
 def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs(home, right_server):
     """Real models, a real server, four callers, and a router that watches its file: in shadow, in force, worse, taken back."""
     path = written(home, "json", url=right_server)

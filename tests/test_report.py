@@ -402,6 +402,7 @@ def test_the_page_says_what_was_found(real):
     assert verdict(real, verdicts(real))[1] in text
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_gives_the_same_page(real, tmp_path):
     """Byte for byte, and `write` writes it, over what is there, leaving nothing else."""
     text = page(real)
@@ -412,6 +413,7 @@ def test_the_same_evaluation_gives_the_same_page(real, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_the_page_is_small():
     """For 10,000 inputs it is less than 400 KB."""
     rng = np.random.default_rng(0)

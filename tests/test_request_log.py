@@ -114,6 +114,7 @@ def test_as_text():
 ROW = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_commands_that_serve(tmp_path, fashion):
     """A device's gateway and the server that it asks log the same id, as JSON; and both have metrics."""

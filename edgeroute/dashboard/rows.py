@@ -103,6 +103,8 @@ def row(record: Mapping[str, Any]) -> Row:
         return Row(at, identity, "cache", "cache", not stale, False, latency_s, "", text, "a stale answer of the cache" if stale
                    else "answered by the cache", (), record)  # fmt: skip
     sides = {leg["leg"]: leg["side"] for leg in record["plan"]}
+    for leg in record["plan"]:
+        confidence(leg["threshold"])  # a trial of another threshold reads it
     started, runs, deferred, parts = dict[str, float](), list[Run](), False, list[str]()
     for event in record["events"]:
         what, name = event["what"], event["leg"]

@@ -16,7 +16,7 @@ from edgeroute.core.walk import Done, Failed, acceptable, settled, walk
 from edgeroute.router.drivers import inline, virtual
 
 BEGUN = 100.0
-WALKS = int(os.environ.get("TEST_WALKS", "3000"))
+WALKS = int(os.environ.get("TEST_WALKS", "500"))
 times = st.integers(0, 60).map(lambda n: n / 10)
 confidences = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 10).map(lambda n: n / 10))
 happenings = st.one_of(
