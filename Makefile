@@ -30,7 +30,7 @@ test: $(VENV)/test.installed
 
 ## test-all          passes the slow tests as well
 test-all: $(VENV)/test.installed
-	TEST_WALKS=$${TEST_WALKS:-3000} $(BIN)/pytest -n 4 --dist worksteal -m "not matrix"
+	TEST_SHARE=1 $(BIN)/pytest -n 4 --dist worksteal -m "not matrix"
 
 ## cover             passes the tests, and shows that they cover the core and the drivers whole
 cover: $(VENV)/test.installed

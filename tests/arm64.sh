@@ -47,6 +47,6 @@ export PYTHONPATH="$home/site:$PWD"
 "$home/python" -c 'import platform, sys; print("Python", sys.version.split()[0], "on", platform.machine())'
 tests=("$@") && [ $# -gt 0 ] || tests=(tests/core tests/test_onnx.py tests/test_litert.py)
 # left out: a library that is compiled for this machine, and a process that does not get PYTHONHOME
-export TEST_WALKS=${TEST_WALKS:-100}
+export TEST_SHARE=${TEST_SHARE:-0.05}
 exec "$home/python" -m pytest -q -p no:cacheprovider --timeout 1200 -k "not a_library_that and not telemetry_is_off" \
     "${tests[@]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -14,25 +15,27 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # where several workers have the cores
 
 import pytest
 from both import Due, Tasks, Threads, nothing_left
+from draws import draws
 from hypothesis import HealthCheck, settings
 
 import edgeroute
 
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("patient", max_examples=draws(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")  # a busy machine is slow, and no property is about time
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Long tests run untraced: what must be covered whole is so by the others, and tracing takes as long as a simulation itself."""
-    measures = item.get_closest_marker("once") and "coverage" in sys.modules and sys.modules["coverage"].Coverage.current()
-    if measures:
-        measures.stop()
-    try:
-        return (yield)
-    finally:
-        if measures:
-            measures.start()
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Makes the asyncio half of tests slow whose subject is the same on both drivers."""
+    for item in items:
+        if item.get_closest_marker("pure") and Tasks in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """Leaves what was collected out of garbage collection: tests that look for leaks collect often, and it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

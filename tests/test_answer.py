@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from edgeroute import Answer, BadInput, Cache, Held, NoAnswer, Refused, Router, Unreachable
 
+pytestmark = pytest.mark.pure
+
 FIELDS = {"id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s"}
 
 

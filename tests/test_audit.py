@@ -20,7 +20,7 @@ from edgeroute.stores.journal import read
 from edgeroute.system import now
 from edgeroute.testing import FakeCloud
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
 
 

@@ -23,6 +23,8 @@ from edgeroute.cloud.body import MAX_NESTED, MAX_TEXT, MAX_VALUES, Body
 from edgeroute.quoting import quote
 from edgeroute.testing import CannedServer, http_reply
 
+pytestmark = pytest.mark.pure
+
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256))
 PHOTO = {
     "jpeg": JPEG,

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -160,14 +161,14 @@ inputs = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=draws(600), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=4), inputs)
 def test_an_input_can_be_read_back_from_its_encoding(prefix, x):
     """The encoding loses neither type nor length nor bits, so no two inputs have the same."""
     assert decoded(b"".join(bytes(memoryview(part)) for part in encoded(prefix, x))) == (prefix, canon(x))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=draws(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(inputs, inputs)
 def test_keys_are_equal_where_inputs_are(x, y):
     """Two inputs have one key exactly if they are the same in type, shape and bits."""
@@ -445,7 +446,7 @@ def test_the_statistics_count_what_happened(made, clock, tmp_path):
     assert cache.stats() == (1, 1, 2, 1, 3, 2, 2 * size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 class MemoryMachine(RuleBasedStateMachine):
     """The cache in memory against an ordered dict."""
 
@@ -830,7 +831,7 @@ def test_an_entry_larger_than_the_disk_may_be_is_not_written(made, tmp_path):
     assert (tmp_path / "tiny.db").stat().st_size <= 1 << 15
 
 
-@settings(max_examples=25, stateful_step_count=40, deadline=None)
+@settings(max_examples=draws(25), stateful_step_count=40, deadline=None)
 class DiskMachine(RuleBasedStateMachine):
     """Two caches on one file: what is given was put, is not too old, and the bytes are bounded."""
 

@@ -14,7 +14,7 @@ from edgeroute import Cache, CallableModel, Egress, Function, OpenInference, Pla
 from edgeroute.router.keys import MOST
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lazily import Later
@@ -60,7 +61,7 @@ def some(draw, least=20, most=120, nan=True):
 # --- exact tests
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.integers(1, 3000), rates, risks)
 def test_binomial_limits(n, rate, delta):
     """The largest count whose lower tail is at most delta, as scipy has it, and as Clopper and Pearson bound it."""
@@ -72,7 +73,7 @@ def test_binomial_limits(n, rate, delta):
         assert stats.beta.ppf(1 - delta, k + 2, n - k - 1) >= rate - 1e-9
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(st.integers(1, 2000), rates, risks)
 def test_binomial_limits_of_each(n, rate, delta):
     """The recursion agrees with scipy at every number of examples."""
@@ -189,7 +190,7 @@ def by_the_book(score, edge, cloud, passes):
     return accepted
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(some(), st.sampled_from([0.05, 0.2, 0.3]), st.sampled_from([0.8, 0.95]))
 def test_relative_by_the_book(given_, eps, sure):
     """The blocks before the first that is not rejected, counted by hand."""
@@ -207,7 +208,7 @@ def test_relative_by_the_book(given_, eps, sure):
     assert certificate.deferral_rate == pytest.approx(1 - expected / n)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(some(), st.sampled_from([0.1, 0.2, 0.3]), st.sampled_from([0.8, 0.95]))
 def test_selective_by_the_book(given_, alpha, sure):
     """From where enough are accepted, until the wrong ones among them are too many."""
@@ -241,7 +242,7 @@ def test_selective_by_the_book(given_, alpha, sure):
     assert highest >= certificate.threshold
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(some(), st.floats(0.05, 0.95), st.sampled_from([0.8, 0.95, None]))
 def test_budget_by_the_book(given_, share, sure):
     """The highest rank whose share is within the budget by the Beta distribution, or by its mean."""
@@ -270,7 +271,7 @@ def test_budget_by_the_book(given_, share, sure):
 TARGETS = [{"max_loss": 0.1}, {"max_loss": 0.3}, {"max_error": 0.2}, {"max_defer": 0.6}]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(some(least=40), st.sampled_from(TARGETS))
 def test_ties_are_one_block_and_nan_is_deferred(given_, target):
     """Equal scores share their fate, NaN is never accepted, and the threshold lies clear of both neighbours."""
@@ -287,7 +288,7 @@ def test_ties_are_one_block_and_nan_is_deferred(given_, target):
         assert certificate.threshold - score[~accepted & ~np.isnan(score)].max() > 0.05
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(some(least=40), st.sampled_from(TARGETS[:3]), st.integers(0, 1000))
 def test_neither_order_nor_scale_matter(given_, target, seed):
     """Examples in another order give the same certificate; a score on another scale accepts the same ones."""
@@ -299,7 +300,7 @@ def test_neither_order_nor_scale_matter(given_, target, seed):
     assert ((np.exp(score / 3) >= other.threshold) == (score >= certificate.threshold)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([200, 700]))
 def test_more_is_promised_for_more_deferrals(seed, n):
     """A larger loss or a smaller certainty accepts no less; without the cloud's mistakes, no more."""

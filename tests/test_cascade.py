@@ -23,6 +23,8 @@ from edgeroute.observe.stats import Counts, Seen
 from edgeroute.router.drivers import tasks
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
+pytestmark = pytest.mark.pure
+
 SURE, UNSURE = -0.01, -3.0
 
 

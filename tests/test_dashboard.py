@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import routes
 from commands import cli, started
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, monitor_of_file, page_of
@@ -90,7 +91,7 @@ def asked(inputs, *, classes=(), endpoint=None, **policy):
 
 
 # ------------------------------------------------------------------------------------------------ files
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 60), st.none()), max_size=60), st.integers(1, 4))
 def test_every_line_is_read_once(tmp_path_factory, steps, keep):
     """In its order, whatever the rotations between two looks, as long as no file is deleted before; a number: lines; None: a look."""
@@ -321,7 +322,7 @@ def test_a_record_whose_threshold_is_none(threshold):
     assert monitor.trial()["requests"] == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(RUBBISH, st.data())
 def test_records_that_are_none(rubbish, data):
     """Are counted, and hinder nothing: a record that is foreign, or a router's own with a part of it replaced."""
@@ -400,7 +401,7 @@ def test_a_state_that_hangs_does_not_hold_the_end(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ another threshold
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=draws(25), deadline=None)
 @given(st.lists(st.floats(0.1, 1), min_size=1, max_size=30), st.floats(0.1, 1))
 def test_a_threshold_does_what_a_router_with_it_does(inputs, threshold):
     """As many deferrals and the same cost, whether the policy is known or follows from the trace."""

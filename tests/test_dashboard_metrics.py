@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import started
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
@@ -170,7 +171,7 @@ def test_the_dashboard_of_grafana():
     assert asked - there == {"edgeroute_attempts_total", "edgeroute_tokens_total"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

@@ -7,7 +7,7 @@ from devices import Device, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Saver
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
 
 

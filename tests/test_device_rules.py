@@ -19,7 +19,7 @@ LOW = Rule("battery", "only_edge", enter=0.2)
 TIGHT = Rule("memory", "unload", enter=0.1)
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
 
 

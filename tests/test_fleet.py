@@ -9,6 +9,7 @@ from math import inf
 import numpy as np
 import pytest
 from commands import cli
+from draws import draws
 from exact import Exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ class Chance:
         )
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(300), deadline=None)
 def test_a_device_of_the_array_is_one_of_the_cores(happenings):
     """Whatever happens to it, its breaker and its budget say what the `Admission` of a router says."""
     devices, rules, now = Devices(1, EDGEROUTE, Chance(0.25)), Admission(Terms(max_concurrent=10**9), Spending(Limits())), 0.0
@@ -109,7 +110,7 @@ def test_a_device_of_the_array_is_one_of_the_cores(happenings):
 
 
 @given(st.lists(st.integers(0, 40), min_size=60, max_size=120), st.sampled_from([0.3003, 5.0, inf]), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 def test_the_queue_is_served_in_turn(gaps_ms, timeout_s, silent):
     """Each is begun when it is there and the one before it is done; one that is given up has cost as much; an outage empties it."""
     of = Scenario(
@@ -177,7 +178,7 @@ def test_it_agrees_with_the_core_one_event_at_a_time(scenario, client):
 
 @pytest.mark.slow
 @given(scenarios, clients)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 def test_nothing_is_lost(scenario, client):
     """Each request ends with the cloud's answer or the edge's, each that was queued is delivered or waits, for any fleet."""
     result = simulate(scenario, client)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import fuzz
 import pytest
+from draws import SHARE
 
 INPUTS = {"outbox": 60, "cache": 60, "state": 60, "http": 400}
 """Those with a router or a server for each input are slow."""
 
 pytestmark = pytest.mark.slow
-SHARE = int(os.environ.get("TEST_WALKS", "3000")) / 3000
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)

@@ -9,6 +9,7 @@ import threading
 
 import httpx
 import pytest
+from draws import draws
 from gateways import CHAT, LONG, connected, post, raw, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,7 +186,7 @@ KEYS = st.sampled_from(
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=draws(60))
 @given(changes=st.dictionaries(KEYS, json_values, max_size=4), path=st.sampled_from([CHATS, "/v1/completions"]))
 def test_whatever_comes(url, changes, path):
     """It is answered or refused; nothing is a fault of the gateway."""

@@ -7,6 +7,7 @@ from math import log, sqrt
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +79,7 @@ def expected(score, passes):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws(150), deadline=None)
 @given(some(), st.sampled_from([0.05, 0.1, 0.3]), st.sampled_from([0.05, 0.2]))
 def test_betting_by_the_book(given_, eps, delta):
     """The walk that looks again only where something changed stops where one that looks at all of it each time does."""
@@ -98,7 +99,7 @@ def test_betting_by_the_book(given_, eps, delta):
     assert (ends[blocks - 1] + 1 if blocks else 0) == expected(score, passes)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(some(), st.floats(0, 1))
 def test_dithering_by_the_book(given_, share):
     """At each threshold a group is a harm, a win or neither, by its mean loss and its own uniform number."""
@@ -116,7 +117,7 @@ def test_dithering_by_the_book(given_, share):
     assert (harms[last], wins[last]) == ((u < mean - 1e-12).sum(), (u < -mean - 1e-12).sum())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws(50), deadline=None)
 @given(some(), st.sampled_from([{"max_loss": 0.1}, {"max_error": 0.1}]))
 def test_right_and_wrong_are_dithered_to_themselves(given_, target):
     """Answers of 0 and 1 are tested exactly, and named or not they give the same threshold where they are dithered."""

@@ -10,6 +10,7 @@ from time import monotonic as real_time
 import pytest
 import routes
 from both import Panic, Stop, interrupted
+from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -789,7 +790,7 @@ class Guarded(RuleBasedStateMachine):
             assert self.guard.under_way == self.under_way
 
 
-Guarded.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Guarded.TestCase.settings = settings(max_examples=draws(150), stateful_step_count=40, deadline=None)
 TestAnyOrder = Guarded.TestCase
 
 

@@ -6,6 +6,7 @@ import sys
 
 import h11
 import pytest
+from draws import draws
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -204,7 +205,7 @@ def replies(draw):
     return bytes(data)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=draws(1500), deadline=None)
 @given(replies(), st.lists(st.integers(1, 40), max_size=30))
 @example(CHUNKED + b"5\r\nabcde\r\n0\r\n\r\n\r\n", [])
 def test_both_parsers_and_any_split_read_the_same(data, pieces):
@@ -218,7 +219,7 @@ def test_both_parsers_and_any_split_read_the_same(data, pieces):
         assert whole == split or not isinstance(whole, tuple)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(300), deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", OK, CHUNKED, b"HTTP/1.1 "]))
 def test_any_bytes(data, before):
     """Are read or refused, by either, and nothing else is raised."""

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazily import Later
@@ -170,7 +171,7 @@ def test_a_score_by_chance_is_told():
         assert calibrate(score, np.ones(3000), max_error=0.2).area is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.2, 0.5]), st.booleans())
 def test_the_best_possible(n, seed, value, graded):
     """No choice of what to defer stays within the limit with fewer."""

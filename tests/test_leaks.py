@@ -28,7 +28,7 @@ INPUT = "patient John Doe, born 19571124"
 JSON = [("Content-Type", "application/json")]
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 
 
 @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])

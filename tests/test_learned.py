@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +81,7 @@ def test_the_points_of_the_curve():
     assert curve.accuracy == pytest.approx([0.75, 0.5, 0.75, 0.75])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_the_area_is_that_under_the_points(examples):
     """The area equals the trapezoids between the points and the straight line, over an oracle's; it is never above 1."""
@@ -185,7 +186,7 @@ def test_one_example_of_a_class_decides_little():
 
 
 # -------------------------------------------------------------------------------------------- features
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(st.lists(finite, min_size=5, max_size=5), min_size=1, max_size=6), st.integers(-100, 100))
 def test_features_are_their_formulas_and_a_constant_changes_none(rows, constant):
     """Each column is what it says, one row or many, and logits that are all higher by a constant look the same."""
@@ -230,7 +231,7 @@ def test_distance_from_what_is_known():
     assert np.isfinite(f.Foreign.fit(z[:1], edge[:1]).distance(u)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(st.floats(-60, 0), min_size=1, max_size=30))
 def test_features_of_texts(logprobs):
     """Quantiles as numpy has them, mean, least, first, length."""
@@ -384,7 +385,7 @@ FITTED = (
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(st.lists(anything, min_size=6, max_size=6), st.sampled_from(FITTED))
 def test_one_row_and_many_whatever_the_logits(row, score):
     """The score is 0..1, or NaN where a logit is NaN or the largest is infinite; for one row and among many alike."""
@@ -395,14 +396,14 @@ def test_one_row_and_many_whatever_the_logits(row, score):
     assert math.isnan(one) or 0 <= one <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(finite, min_size=6, max_size=6), st.integers(-100, 100))
 def test_a_constant_added_to_all_logits(row, constant):
     """It changes nothing."""
     assert FITTED[0]([v + constant for v in row]) == pytest.approx(FITTED[0](row), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws(40), deadline=None)
 @given(st.integers(0, 2**32), st.integers(50, 120), st.integers(2, 4), st.sampled_from([0.0, 1.0, 1e3, 1e30]), st.booleans())
 def test_whatever_the_examples_scores_are_finite(seed, n, classes, spread, ood):
     """Random answers, tied and enormous logits: no weight and no score but is finite, and what is saved can be loaded."""
@@ -576,7 +577,7 @@ def test_agreement():
         assert math.isnan(agreement([a, [math.nan, 0, 0]], votes=votes))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(st.lists(finite, min_size=3, max_size=3), min_size=1, max_size=5), st.booleans(), st.randoms())
 def test_agreement_is_a_share_and_knows_no_order(models, votes, random):
     """It is 0..1, whichever model comes first."""

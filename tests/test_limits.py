@@ -25,7 +25,7 @@ from edgeroute.testing import CannedServer, FakeCloud
 YEAR_S = 365 * 86_400
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes()
 
 

@@ -50,6 +50,8 @@ from edgeroute.confidence import Certificate, Learned, NotEnough, calibrate, mar
 from edgeroute.stores.journal import read
 from edgeroute.testing import FakeCloud
 
+pytestmark = pytest.mark.pure
+
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks])
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]

@@ -15,6 +15,8 @@ from edgeroute import BadReply, CallableModel, Function, OpenInference, PlainJso
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.testing import CannedServer, http_reply
 
+pytestmark = pytest.mark.pure
+
 LABELS = ("a", "b", "c")
 INF = float("inf")
 NAN = float("nan")

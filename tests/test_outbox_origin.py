@@ -19,7 +19,7 @@ from edgeroute.testing import CannedServer
 SECRET = "a-key-of-the-first"
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 
 
 @pytest.fixture

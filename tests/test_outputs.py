@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import routes
 from both import LONG, Tasks, Threads
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, 
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.confidence import KINDS, Reader
 from edgeroute.testing import CannedServer, http_reply
+
+pytestmark = pytest.mark.pure
 
 
 @pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
@@ -443,7 +446,7 @@ anything = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(300), deadline=None)
 @given(
     anything, st.sampled_from([*KINDS, None]), st.sampled_from([None, ("a", "b"), (1, 2)]), st.sampled_from([Reader, ReplyReader])
 )

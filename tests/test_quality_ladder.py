@@ -20,6 +20,8 @@ from edgeroute.cloud.openinference import LENGTH
 from edgeroute.serve.app import app
 from edgeroute.testing import CannedServer, http_reply
 
+pytestmark = pytest.mark.pure
+
 pytest.importorskip("PIL.Image")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
 RUNGS = ["png", "jpeg:90", "jpeg:10"]

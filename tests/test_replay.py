@@ -12,6 +12,7 @@ from time import monotonic
 import pytest
 from both import DOWN, GOOD
 from commands import cli
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +106,7 @@ def counts(numbers, names=COUNTS + COSTS):
     return {name: pytest.approx(value) if isinstance(value := getattr(numbers, name), float) else value for name in names}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=draws(80), deadline=None)
 @given(
     st.lists(st.tuples(SURES, FAULTY), min_size=1, max_size=30),
     st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge"]),
@@ -124,7 +125,7 @@ def test_the_same_policy_decides_the_same(inputs, mode, threshold, no_confidence
     assert found.values == (len(records), 0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws(60), deadline=None)
 @given(st.lists(st.tuples(SURES, st.none()), min_size=1, max_size=30), st.floats(0, 1), st.floats(0, 1))
 def test_another_threshold_decides_as_the_router_does(inputs, before, after):
     """What changes is what changes when the router itself is asked again; no answer is told of a cloud that was never asked."""

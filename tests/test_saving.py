@@ -12,6 +12,7 @@ from math import inf, log
 import numpy as np
 import pytest
 from commands import cli
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -479,7 +480,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(300), deadline=None)
 @given(st.lists(JSON, max_size=5), st.sampled_from(["openai-log", "litellm-log"]), st.sampled_from(["", "metadata.custom_id"]))
 def test_whatever_is_in_a_log(tmp_path_factory, records, kind, where):
     """It is read, or left out, or refused in one line that quotes none of it."""
@@ -491,7 +492,7 @@ def test_whatever_is_in_a_log(tmp_path_factory, records, kind, where):
         assert "\n" not in str(e)  # noqa: PT017 - there may be none
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.binary(max_size=200))
 def test_whatever_is_in_a_table(tmp_path_factory, text):
     """Likewise."""

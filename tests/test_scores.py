@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ def softmax(z):
     return e / e.sum()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(logits)
 def test_formulas(z):
     """Each score equals its formula in extended precision, whichever way it is computed."""
@@ -68,7 +69,7 @@ def test_nan_stays_nan(score, classes):
         z[0, at] = 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(st.lists(st.floats(-1e300, 0) | st.just(-math.inf), min_size=1, max_size=40), st.floats(0, 1))
 def test_the_quantile_of_a_short_text_is_numpys(logprobs, q):
     """In plain Python, in any order, and unchanged; of what is not finite as numpy has it."""
@@ -102,7 +103,7 @@ def test_the_quantile_of_token_log_probabilities():
     assert math.isnan(quantile(np.array([])))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=12), st.sampled_from([*ROWS]))
 def test_the_short_way_and_the_long_way_agree(z, score):
     """With labels or without, for one or for many, value and confidence are the same."""

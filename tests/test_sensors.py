@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from both import LONG
+from draws import draws
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -565,7 +566,7 @@ def test_a_folder_with_very_many_entries_is_looked_at_in_part(tmp_path, monkeypa
     assert device(tmp_path)().temperature_c == 40.0
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=draws(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_text_in_any_file(tmp_path, data):
     """Random texts, near those that there are: no reading raises, and what it has is plausible."""

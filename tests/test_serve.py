@@ -18,6 +18,7 @@ import onnx
 import pytest
 import uvicorn
 from both import running
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -280,7 +281,7 @@ WORDS = st.recursive(
 )
 
 
-@settings(deadline=None, database=None, max_examples=300)
+@settings(deadline=None, database=None, max_examples=draws(300))
 @given(
     st.fixed_dictionaries({}, optional=dict.fromkeys(("name", "datatype", "shape", "data", "parameters"), WORDS)),
     st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "outputs", "parameters"), WORDS)),

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -462,4 +463,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestModel.settings = settings(max_examples=draws(25), stateful_step_count=20, deadline=None)

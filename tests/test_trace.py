@@ -20,7 +20,7 @@ from edgeroute.testing import CannedServer, FakeCloud, http_reply
 KEY = "sk-a-very-secret-key-2718281828"
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
 
 

@@ -14,7 +14,7 @@ from edgeroute.settings import load
 BUSY = Rule("load", "small_model", enter=0.9)
 
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes()
 
 

@@ -34,6 +34,8 @@ from edgeroute.stores.outbox import decode_input, encode_input
 from edgeroute.system import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
+pytestmark = pytest.mark.pure
+
 BOTH = [Threads, Tasks]
 PHOTO = {"image": np.arange(4, dtype=np.uint8), "jpeg": b"\xff\xd8photo", "meta": {"lang": "de", "at": (1, 2.5)}}
 KEYS = {"edge": "image", "cloud": "jpeg"}

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from threading import Thread
 from typing import Any, NoReturn
 
@@ -107,7 +107,7 @@ def _leave(code: int) -> NoReturn:
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:
     try:
-        return _plain(typer.main.get_command(app))(prog_name="edgeroute", standalone_mode=False) or OK
+        return int(_command(app)(prog_name="edgeroute", standalone_mode=False) or OK)
     except typer.Abort:
         print(file=sys.stderr)
         return INTERRUPTED
@@ -122,6 +122,12 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
 
             rich_format_error(e)  # type: ignore[arg-type]
         return USAGE
+
+
+@cache
+def _command(app: typer.Typer) -> Any:
+    """Builds the parser, once for each process."""
+    return _plain(typer.main.get_command(app))
 
 
 def _plain(command: Any) -> Any:

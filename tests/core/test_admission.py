@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import count, pairwise, product
 
 import pytest
+from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -504,4 +505,4 @@ class Against(RuleBasedStateMachine):
 
 
 TestAgainstAModel = Against.TestCase
-TestAgainstAModel.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=draws(200), stateful_step_count=50, deadline=None)

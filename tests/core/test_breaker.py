@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -259,10 +260,10 @@ class Against(RuleBasedStateMachine):
 
 
 TestAgainstAModel = Against.TestCase
-TestAgainstAModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=draws(200), stateful_step_count=40, deadline=None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.floats(1.0, 4000.0), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=20), st.floats(0.5, 3.0))
 def test_an_outage_costs_few_requests_and_few_probes(outage_s, random, step_s):
     """Asked again and again throughout an outage, an endpoint sees three requests and the probes that the growth allows."""

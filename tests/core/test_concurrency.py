@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -68,7 +69,7 @@ class Calls(RuleBasedStateMachine):
 
 
 TestCalls = Calls.TestCase
-TestCalls.settings = settings(max_examples=60, stateful_step_count=50)
+TestCalls.settings = settings(max_examples=draws(60), stateful_step_count=50)
 
 
 def test_what_is_over_the_limit_is_told_apart_from_an_endpoint_that_may_be_well():

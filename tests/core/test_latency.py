@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ def filled(values) -> Latency:
     return sketch
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(st.lists(st.floats(2e-6, 900.0), min_size=1, max_size=60), st.floats(0.0, 1.0))
 def test_quantiles_are_within_the_stated_error(values, q):
     """With fewer values than the half-life, a quantile lies within 2 % of one of the two exact ones around it."""
@@ -71,7 +72,7 @@ def test_the_largest_value_survives_rounding(seed):
     assert filled(values).quantile(1.0) == pytest.approx(values.max(), rel=ERROR + 1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=draws(200), deadline=None)
 @given(st.lists(st.floats(2e-6, 900.0), min_size=1, max_size=60), st.floats(2e-6, 900.0))
 def test_the_share_above(values, seconds):
     """It lies between the shares above a little more and a little less, by the error of the sketch."""
@@ -115,7 +116,7 @@ def test_a_copy_goes_its_own_way():
     assert (sketch.count, sketch.quantile(0.5)) == (600, pytest.approx(1.0, rel=ERROR))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws(100), deadline=None)
 @given(st.lists(st.floats(0.0, 2_000.0), max_size=60), st.lists(st.floats(1e-5, 10.0), max_size=10))
 def test_it_survives_a_restart(values, newer):
     """Through JSON and back it knows the same, and weighs newer values the same against the old ones."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from draws import draws
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -372,7 +373,7 @@ class Against(RuleBasedStateMachine):
 
 
 TestAgainstAModel = Against.TestCase
-TestAgainstAModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=draws(100), stateful_step_count=40, deadline=None)
 
 
 def test_who_asks_may_have_limits_of_its_own():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +15,7 @@ from edgeroute.core.walk import Done, Failed, acceptable, settled, walk
 from edgeroute.router.drivers import inline, virtual
 
 BEGUN = 100.0
-WALKS = int(os.environ.get("TEST_WALKS", "500"))
+WALKS = 3000
 times = st.integers(0, 60).map(lambda n: n / 10)
 confidences = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 10).map(lambda n: n / 10))
 happenings = st.one_of(
@@ -71,7 +70,7 @@ def run(made: Plan, happens, walk_it=walk):
     return outcome, ended, ends
 
 
-@settings(max_examples=WALKS, deadline=None)
+@settings(max_examples=draws(WALKS), deadline=None)
 @given(walks())
 def test_random_walks(case):
     """No answer is lost, none is late, the first acceptable one wins, and every leg is accounted for."""
@@ -120,7 +119,7 @@ def test_random_walks(case):
         assert all(leg.side == "cloud" for leg in legs)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=draws(400), deadline=None)
 @given(walks(), st.integers(1, 5))
 def test_a_batch_of_equals_goes_the_way_of_one(case, count):
     """Rows to which the same happens end as one input would, and each leg is begun once for all of them.
@@ -138,7 +137,7 @@ def test_a_batch_of_equals_goes_the_way_of_one(case, count):
         assert [mark[:3] for mark in outcome.log] == [mark[:3] for mark in one.log]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(300), deadline=None)
 @given(st.lists(st.integers(0, 10).map(lambda n: n / 10), min_size=1, max_size=8), st.integers(1, 9).map(lambda n: n / 10))
 def test_a_batch_asks_the_next_target_for_the_deferred_rows_alone(sure, threshold):
     """Of a batch, exactly the rows below the threshold are sent on, in one start, and the answers keep their order."""
@@ -160,7 +159,7 @@ def test_a_batch_asks_the_next_target_for_the_deferred_rows_alone(sure, threshol
         assert outcome.prediction.value == ("cloud" if row in deferred else "edge", row)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=draws(300), deadline=None)
 @given(times.filter(bool), times, st.sampled_from(["silent", "failed", "done"]), times)
 def test_prefer_cloud_with_a_deadline_has_the_edge_in_reserve(deadline, edge_s, what, cloud_s):
     """With a deadline that leaves the edge its time, there is an answer at the deadline, whatever the cloud does."""
@@ -176,7 +175,7 @@ class Deferred(Exception):
     """The walk has begun another leg, or the first one cannot settle it."""
 
 
-@settings(max_examples=WALKS, deadline=None)
+@settings(max_examples=draws(WALKS), deadline=None)
 @given(walks(), confidences, st.booleans())
 def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, own):
     """The short way of most calls, beside the whole one: the same outcome where there is one, and none where it goes on."""
@@ -204,7 +203,7 @@ def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, 
         assert again == whole
 
 
-@settings(max_examples=WALKS // 8, deadline=None)
+@settings(max_examples=draws(WALKS // 8), deadline=None)
 @given(walks(), st.data())
 def test_a_row_that_fails_alone_goes_its_own_way(case, data):
     """It ends as if it had been asked alone; each leg is started once, for just the rows that need it."""
