@@ -95,8 +95,8 @@ models: $(VENV)/models.installed
 
 ## docs              writes what is generated in docs/
 docs: $(VENV)/test.installed
-	$(BIN)/python -c "from pathlib import Path; from edgeroute.settings import reference; Path('docs/policy.md').write_text(reference())"
-	$(BIN)/python -c "from pathlib import Path; from edgeroute.cli.app import app; from edgeroute.cli.reference import reference; Path('docs/commands.md').write_text(reference(app))"
+	$(BIN)/python -c "from pathlib import Path; from edgeroute.policy import reference; Path('docs/policy.md').write_text(reference())"
+	$(BIN)/python -c "from pathlib import Path; from edgeroute.tools.cli.app import app; from edgeroute.tools.cli.reference import reference; Path('docs/commands.md').write_text(reference(app))"
 
 ## site              builds the documentation as a site, in build/site; warnings are errors
 site: .site/made

@@ -25,10 +25,10 @@ from figures import size
 
 from edgeroute import Audit, Router
 from edgeroute.confidence import Certificate, calibrate
-from edgeroute.confidence.binding import BoundCertificate
-from edgeroute.record.drift_monitor import DriftMonitor
-from edgeroute.record.sampling import Sampler
+from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.stores.journal import read
+from edgeroute.trials.audit import Sampler
+from edgeroute.trials.drift import DriftMonitor
 
 MOST = size(200_000, 200)
 """Requests after which a run without an alarm is cut off."""

@@ -18,11 +18,11 @@ from cloud import SIZE, measure, server
 from figures import machine, size
 
 from edgeroute import Router
-from edgeroute.cloud.aio_connections import AsyncConnections
-from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.cloud.connections import Connections
 from edgeroute.cloud.openinference import OpenInference
-from edgeroute.http1 import parsers, reading
+from edgeroute.http import reading
+from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages import Address, Call, Reply
 
 LEFT_S = 30.0
 
@@ -105,7 +105,7 @@ def subjects(url: str, endpoint: OpenInference, x: np.ndarray[Any, Any], stack: 
 def by_h11(connections: Connections, call: Call) -> Reply:
     """One call whose reply is read by h11."""
     before = reading.new_parser
-    reading.new_parser = parsers.H11
+    reading.new_parser = reading.H11
     try:
         return connections.send(call, monotonic() + LEFT_S)
     finally:
@@ -116,7 +116,7 @@ def table(runs: int, calls: int) -> str:
     """The ratios as Markdown."""
     import h11
 
-    parsers.h11 = h11  # where there is httptools it is not imported
+    reading.h11 = h11  # where there is httptools it is not imported
     with server() as url, ExitStack() as stack:
         endpoint = known(url)
         x = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)

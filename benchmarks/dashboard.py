@@ -24,9 +24,9 @@ from figures import Figure, serving, size, table
 
 from edgeroute import Router
 from edgeroute.cloud.backend import Function
-from edgeroute.dashboard.inside import Ended
 from edgeroute.record.instruments import RequestEnded
 from edgeroute.stores.journal import Journal
+from edgeroute.tools.dashboard.inside import Ended
 
 RATE, SECONDS, STEP_S = 1000, size(20, 1), 0.02
 REPLAYED = size(5000, 100)

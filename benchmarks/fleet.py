@@ -7,8 +7,8 @@ from time import perf_counter
 
 from figures import Figure, size, table
 
-from edgeroute.replay.fleet.run import simulate
-from edgeroute.replay.fleet.scenario import EDGEROUTE, Scenario, clients
+from edgeroute.tools.replay.fleet.run import simulate
+from edgeroute.tools.replay.fleet.scenario import EDGEROUTE, Scenario, clients
 
 SILENT = size(Scenario(silent=True), Scenario(silent=True, devices=1000))
 """A million devices, one request a minute each, a tenth deferred; one hour with a 10 s outage in which nothing is answered."""

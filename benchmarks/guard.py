@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from figures import Figure, medians, size, table, timed
 
-from edgeroute import system
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core.breaker import Breaker
-from edgeroute.core.budget import RetryBudget
+from edgeroute.core.admission import Breaker, RetryBudget
 from edgeroute.core.egress import Permit, Rules, permit
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost, Limits, Spending
+from edgeroute.system import process
 
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)
 """Every limit is accounted for; none is reached."""
@@ -30,7 +29,7 @@ class Nobody:
 
 def times() -> dict[str, float]:
     """Time per call, seconds: the three pure parts, a whole exchange, and an empty call, included in both."""
-    now, cost = system.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
+    now, cost = process.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
     breaker, retries, spending = Breaker(), RetryBudget(), Spending(LIMITS)
     guard = Guard("cloud", "http://cloud", TERMS, SharedSpending(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)
     may = permit(Rules(may_leave=frozenset({"photo"})), "photo")

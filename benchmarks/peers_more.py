@@ -104,8 +104,8 @@ def stale() -> str:
 def updated() -> str:
     """Two versions from a folder; a list that was changed is refused."""
     from edgeroute.catalog import Catalog
-    from edgeroute.catalog.publish import keygen, publish
     from edgeroute.errors import CatalogError
+    from edgeroute.tools.catalog_publish import keygen, publish
 
     fashion = models.fashion()
     with folder() as home:
@@ -154,8 +154,8 @@ def gateway(cloud: Any = None, **more: Any) -> Iterator[Callable[[str, dict[str,
     """`edgeroute gateway` in a thread -> posts JSON to a path: status and JSON."""
     import uvicorn
 
-    from edgeroute.gateway.app import app
-    from edgeroute.serve.host import Connection
+    from edgeroute.tools.server.gateway_app import app
+    from edgeroute.tools.server.host import Connection
 
     router = AsyncRouter(lambda _: ("a local answer", 0.9), cloud, threshold=0.5, **more)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -270,7 +270,7 @@ def limits() -> str:
 @looked_up("Keys, and budgets by user")
 def users() -> str:
     """What the gateway may be told."""
-    from edgeroute.gateway.app import app
+    from edgeroute.tools.server.gateway_app import app
 
     return yes({"users", "keys", "budgets"} & {*inspect.signature(app).parameters})
 
@@ -309,7 +309,7 @@ def watched() -> str:
 @cell("A recorded trace under another policy")
 def replayed() -> str:
     """Ten requests that the small model answered, under a threshold that none reaches."""
-    from edgeroute.replay import replay
+    from edgeroute.tools.replay import replay
 
     fashion = models.fashion()
     with folder() as home, CannedServer(None) as server:

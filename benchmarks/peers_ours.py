@@ -117,7 +117,7 @@ def languages() -> str:
 @looked_up("Serves the large model, in batches on GPUs")
 def serves() -> str:
     """It writes the model as servers take it that do."""
-    from edgeroute import export
+    from edgeroute.tools import export
 
     known = {"triton": "Triton", "ray": "Ray Serve", "kserve": "KServe"}
     there = [name for module, name in known.items() if (Path(export.__file__).parent / f"{module}.py").exists()]

@@ -18,8 +18,8 @@ from zlib import crc32
 import numpy as np
 
 from edgeroute.confidence import crossfit
-from edgeroute.confidence.logistic import expit, irls, with_constant
-from edgeroute.replay.logs import Read, read_pairs
+from edgeroute.confidence.learned import expit, irls, with_constant
+from edgeroute.tools.replay.logs import Read, read_pairs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HASHED = 32

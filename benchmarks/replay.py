@@ -14,9 +14,9 @@ from figures import Figure, size, table, timed
 
 from edgeroute import Limits, Router
 from edgeroute.cloud.backend import Function
-from edgeroute.replay import Recording, Setup, read, replay
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.journal import read as records_of
+from edgeroute.tools.replay import Recording, Setup, read, replay
 
 RECORDED, TIMES, EVERY_S = size(2_000, 200), size(100, 1), 0.05
 """Requests traced from a real router, how often they are repeated, and the seconds between requests."""

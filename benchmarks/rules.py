@@ -17,8 +17,7 @@ from time import perf_counter
 
 from figures import size
 
-from edgeroute.core.readings import Reading
-from edgeroute.core.rules import OF, Rule, in_force, problem, step
+from edgeroute.core.rules import OF, Reading, Rule, in_force, problem, step
 
 STEPS = 200
 """Readings of a course."""

@@ -13,16 +13,13 @@ from pathlib import Path
 from figures import Figure, size
 
 from edgeroute import DeviceSensors, Router, Saver
-from edgeroute.observe.device.battery import Battery
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.files import Files, Told
 from edgeroute.observe.device.gpu import Gpu
 from edgeroute.observe.device.links import Links
-from edgeroute.observe.device.load import Load
-from edgeroute.observe.device.memory import Memory
-from edgeroute.observe.device.power import Power
-from edgeroute.observe.device.thermal import Thermal
-from edgeroute.observe.device.throttling import Throttling
+from edgeroute.observe.device.load import Load, Memory
+from edgeroute.observe.device.power import Battery, Power
+from edgeroute.observe.device.thermal import Thermal, Throttling
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
 SECONDS = size(20.0, 0.2)

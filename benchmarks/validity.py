@@ -17,9 +17,9 @@ import numpy as np
 from figures import MODELS, size
 
 from edgeroute.confidence import msp
-from edgeroute.confidence.calibration import calibrate
 from edgeroute.confidence.exact import most
-from edgeroute.confidence.fixed_sequence import accept_relative, between, passed
+from edgeroute.tools.measure.calibration import calibrate
+from edgeroute.tools.measure.fixed_sequence import accept_relative, between, passed
 
 EPS, ALPHA, BUDGET, DELTA = 0.01, 0.03, 0.3, 0.05
 SIZES = size((500, 1000, 2000, 10000), (500,))

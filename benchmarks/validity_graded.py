@@ -18,9 +18,7 @@ import numpy as np
 from figures import size
 
 from edgeroute.confidence import calibrate
-from edgeroute.confidence.betting import accept_betting
-from edgeroute.confidence.fixed_sequence import accept_relative, between, relative_method
-from edgeroute.confidence.units import units
+from edgeroute.tools.measure.fixed_sequence import accept_betting, accept_relative, between, relative_method, units
 
 EPS, DELTA = 0.01, 0.05
 SIZES = size((500, 1000, 2000, 4000), (500,))

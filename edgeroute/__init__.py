@@ -9,20 +9,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from edgeroute.cloud.backend import Function
-    from edgeroute.cloud.base import Secret
-    from edgeroute.cloud.egress import Egress
-    from edgeroute.cloud.openai_chat import OpenAIChat
+    from edgeroute.cloud.grpc import OpenInferenceGrpc
+    from edgeroute.cloud.guard import Egress
+    from edgeroute.cloud.json_api import PlainJson
+    from edgeroute.cloud.openai import OpenAIChat
     from edgeroute.cloud.openinference import OpenInference
-    from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
-    from edgeroute.cloud.plain import PlainJson
     from edgeroute.confidence.input_score import InputScore
     from edgeroute.confidence.prefix import Prefix
-    from edgeroute.core.pieces import Piece
     from edgeroute.core.policy import Saver
-    from edgeroute.core.readings import Reading
-    from edgeroute.core.rules import Rule
+    from edgeroute.core.rules import Reading, Rule
     from edgeroute.core.spending import Limits
-    from edgeroute.core.stream import Restart
+    from edgeroute.core.stream import Piece, Restart
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
@@ -32,8 +29,7 @@ if TYPE_CHECKING:
     from edgeroute.edge.local_server import LocalServer
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
-    from edgeroute.edge.runtimes import register
-    from edgeroute.edge.variants import Variants
+    from edgeroute.edge.runtimes import Variants, register
     from edgeroute.errors import (
         BadInput,
         BadReply,
@@ -56,42 +52,40 @@ if TYPE_CHECKING:
         Unfit,
         Unreachable,
     )
-    from edgeroute.observe.arm_stats import ArmStats, CloudArmStats
+    from edgeroute.http.messages import Secret
     from edgeroute.observe.sensors import DeviceSensors
-    from edgeroute.observe.stats import AuditStats, LegStats, Stats
-    from edgeroute.observe.status import Status
-    from edgeroute.record.ab import AB
-    from edgeroute.record.cloud_arms import CloudArms
-    from edgeroute.record.drift_monitor import Audit
+    from edgeroute.observe.stats import ArmStats, AuditStats, CloudArmStats, LegStats, Stats, Status
     from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
     from edgeroute.record.opentelemetry import OpenTelemetry
     from edgeroute.record.prometheus import Prometheus, metrics
     from edgeroute.record.request_log import RequestLog
     from edgeroute.record.trace import Trace
-    from edgeroute.report.results import CalibrationResult, EvaluationResult
     from edgeroute.router.aio import AsyncRouter
-    from edgeroute.router.live.audio_types import AudioStats, BargeIn, Utterance
-    from edgeroute.router.live.frame_types import FrameStats, FrameUpdate
-    from edgeroute.router.live.methods import Audio, Frames
-    from edgeroute.router.live.methods_async import AsyncAudio, AsyncFrames
+    from edgeroute.router.conversation import AsyncConversation, Conversation
+    from edgeroute.router.live.audio import AudioStats, BargeIn, Utterance
+    from edgeroute.router.live.frames import FrameStats, FrameUpdate
+    from edgeroute.router.live.tasks import AsyncAudio, AsyncFrames
+    from edgeroute.router.live.updates import Audio, Frames
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.router import Router
     from edgeroute.router.streams import AsyncStream, Stream
-    from edgeroute.router.talk import AsyncConversation, Conversation
     from edgeroute.stores.cache import Cache, Semantic
     from edgeroute.stores.outbox import Late, Outbox
+    from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
+    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.settings import AB, CloudArms
     from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, StopToken, TensorSpec
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AB": "record.ab",
+    "AB": "trials.settings",
     "AsyncRouter": "router.aio",
-    "Secret": "cloud.base",
-    "OpenAIChat": "cloud.openai_chat",
+    "Secret": "http.messages",
+    "OpenAIChat": "cloud.openai",
     "OpenInference": "cloud.openinference",
-    "OpenInferenceGrpc": "cloud.openinference_grpc",
-    "PlainJson": "cloud.plain",
+    "OpenInferenceGrpc": "cloud.grpc",
+    "PlainJson": "cloud.json_api",
     "CallableModel": "edge.callable",
     "CoreMLModel": "edge.coreml",
     "Ensemble": "edge.ensemble",
@@ -100,40 +94,40 @@ _HOMES = {
     "LlamaModel": "edge.llama",
     "LocalServer": "edge.local_server",
     "register": "edge.runtimes",
-    "Variants": "edge.variants",
-    "Egress": "cloud.egress",
+    "Variants": "edge.runtimes",
+    "Egress": "cloud.guard",
     "Function": "cloud.backend",
     "Limits": "core.spending",
     "DeviceSensors": "observe.sensors",
-    "Reading": "core.readings",
+    "Reading": "core.rules",
     "Rule": "core.rules",
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
     "InputScore": "confidence.input_score",
-    "Piece": "core.pieces",
+    "Piece": "core.stream",
     "Prefix": "confidence.prefix",
     "Restart": "core.stream",
     "Router": "router.router",
     "Trace": "record.trace",
-    **dict.fromkeys(("Audio", "Frames"), "router.live.methods"),
-    **dict.fromkeys(("AsyncAudio", "AsyncFrames"), "router.live.methods_async"),
-    **dict.fromkeys(("AudioStats", "BargeIn", "Utterance"), "router.live.audio_types"),
-    **dict.fromkeys(("FrameStats", "FrameUpdate"), "router.live.frame_types"),
+    **dict.fromkeys(("Audio", "Frames"), "router.live.updates"),
+    **dict.fromkeys(("AsyncAudio", "AsyncFrames"), "router.live.tasks"),
+    **dict.fromkeys(("AudioStats", "BargeIn", "Utterance"), "router.live.audio"),
+    **dict.fromkeys(("FrameStats", "FrameUpdate"), "router.live.frames"),
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
-    **dict.fromkeys(("AsyncConversation", "Conversation"), "router.talk"),
-    **dict.fromkeys(("CalibrationResult", "EvaluationResult"), "report.results"),
-    "Audit": "record.drift_monitor",
+    **dict.fromkeys(("AsyncConversation", "Conversation"), "router.conversation"),
+    **dict.fromkeys(("CalibrationResult", "EvaluationResult"), "tools.measure.report.results"),
+    "Audit": "trials.drift",
     **dict.fromkeys(("AttemptBegan", "AttemptEnded", "Instrument", "RequestBegan", "RequestEnded"), "record.instruments"),
     "OpenTelemetry": "record.opentelemetry",
     **dict.fromkeys(("Prometheus", "metrics"), "record.prometheus"),
     "RequestLog": "record.request_log",
-    "Status": "observe.status",
+    "Status": "observe.stats",
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
     **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
     **dict.fromkeys(("Check", "Decision"), "router.preflight"),
-    **dict.fromkeys(("ArmStats", "CloudArmStats"), "observe.arm_stats"),
-    "CloudArms": "record.cloud_arms",
+    **dict.fromkeys(("ArmStats", "CloudArmStats"), "observe.stats"),
+    "CloudArms": "trials.settings",
     **dict.fromkeys(("AuditStats", "LegStats", "Stats"), "observe.stats"),
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
@@ -252,7 +246,14 @@ def __getattr__(name: str) -> Any:
         return import_module("edgeroute.models")
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeroute' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"edgeroute.{_HOMES[name]}"), name)
+    home = _HOMES[name]
+    if home.startswith("tools."):
+        from edgeroute.system.imports import tool
+
+        module = tool(home.removeprefix("tools."))
+    else:
+        module = import_module(f"edgeroute.{home}")
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -14,16 +14,15 @@ def main() -> None:
     from importlib.util import find_spec
 
     if find_spec("typer") is None or find_spec("rich") is None:
-        from edgeroute.packaged import pages
+        from edgeroute.system.imports import pages
 
         extra = next((name for name in ("serve", "demo") if name in sys.argv[1:2]), "cli")
         more = f"pip install 'edgeroute[{extra}]'"
         print(f"the command line needs more: {more}; the documentation is in {pages()}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    from edgeroute.cli.app import app
-    from edgeroute.cli.exits import run
+    from edgeroute.system.imports import tool
 
-    run(app)
+    tool("cli.exits").run(tool("cli.app").app)
 
 
 def _end(*_: object) -> None:

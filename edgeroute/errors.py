@@ -30,9 +30,8 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
-from edgeroute.core import codes
-from edgeroute.core.codes import Coded, ErrorCode, HeldCode, passing
-from edgeroute.core.texts import clean
+from edgeroute.core import words as codes
+from edgeroute.core.words import Coded, ErrorCode, HeldCode, clean, passing
 
 if TYPE_CHECKING:
     from edgeroute.core.walk import Prediction

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
+from edgeroute.core.explain import Took, reason_code, took
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
-from edgeroute.core.texts import clean
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.core.why import Took, reason_code, took
-from edgeroute.failures import Failures
-from edgeroute.system import plain, short
+from edgeroute.core.words import clean
+from edgeroute.system.logs import Failures
+from edgeroute.system.process import plain, short
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -166,7 +166,7 @@ class Backend(Protocol):
 
 
 class Endpoint(Protocol):
-    """Interface of a cloud endpoint; for HTTP see `edgeroute.cloud.base.HttpEndpoint`."""
+    """Interface of a cloud endpoint; for HTTP see `edgeroute.cloud.endpoint.HttpEndpoint`."""
 
     name: str
     labels: tuple[Any, ...] | None
@@ -287,7 +287,7 @@ class Answer(Generic[V]):
 
     @property
     def reason_code(self) -> str:
-        """The reason as one of the few words of `edgeroute.core.why.CODES`, for counting."""
+        """The reason as one of the few words of `edgeroute.core.explain.CODES`, for counting."""
         plan, outcome = self._plan, self._outcome
         if type(plan) is Plan and outcome is not None:
             return reason_code(plan, outcome)

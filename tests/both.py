@@ -18,11 +18,10 @@ import pytest
 import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
-from edgeroute.router.aside import Aside
-from edgeroute.router.collect import collect
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
+from edgeroute.tools.measure.collect import Aside, collect
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

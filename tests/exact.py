@@ -1,4 +1,4 @@
-"""The fleet of `edgeroute.replay.fleet`, one event after the other, with the `Admission` that each router has."""
+"""The fleet of `edgeroute.tools.replay.fleet`, one event after the other, with the `Admission` that each router has."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from itertools import count
 from math import inf
 
 from edgeroute import Limits
+from edgeroute.cloud.guard import PROBE_S
 from edgeroute.cloud.retries import FIRST_S, MOST_S
-from edgeroute.core.admission import Admission
-from edgeroute.core.budget import Rate
+from edgeroute.core.admission import Admission, Rate
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
-from edgeroute.replay.fleet.result import Result
-from edgeroute.replay.fleet.run import PARALLEL, POLL_S, PROBE_S
 from edgeroute.stores.outbox import delivery
-from edgeroute.stores.outbox.spread import spread_for
+from edgeroute.stores.outbox.store import spread_for
+from edgeroute.tools.replay.fleet.run import PARALLEL, POLL_S, Result
 
 
 class Entry:

@@ -49,23 +49,22 @@ from edgeroute import (
     StoreError,
     TensorSpec,
 )
-from edgeroute.cloud.base import MAX_REPLY, Address, Call, Reply
-from edgeroute.cloud.connections import Connections
-from edgeroute.cloud.pins import pin_of
-from edgeroute.cloud.replies import ReplyReader
+from edgeroute.cloud.backend import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned import Learned
 from edgeroute.edge.card import Card
-from edgeroute.http1 import parsers, reading
-from edgeroute.http1.parsers import H11, Llhttp, Malformed
-from edgeroute.http1.reading import Reading
-from edgeroute.replay import records
-from edgeroute.serve import protocol
+from edgeroute.http import reading
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages import MAX_REPLY, Address, Call, Reply
+from edgeroute.http.reading import H11, Llhttp, Malformed, Reading
+from edgeroute.http.terms import pin_of
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.testing import CannedServer
+from edgeroute.tools.replay import records
+from edgeroute.tools.server import protocol
 
-parsers.h11 = h11  # where there is httptools it is not imported
+reading.h11 = h11  # where there is httptools it is not imported
 MEMORY = 100 << 20
 CPU_S = 2.0
 MOST = 1 << 20
@@ -363,12 +362,12 @@ class Policy(File):
 
     def take(self, data: bytes) -> None:
         """Loads it, and makes the arguments of a router."""
-        from edgeroute import settings
+        from edgeroute import policy
 
         suffix, _, text = data.partition(b"\n")
         path = self.path.with_suffix(suffix.decode())
         path.write_bytes(text)
-        settings.load(path).arguments(path.parent)
+        policy.load(path).arguments(path.parent)
 
 
 class ModelCard(File):

@@ -9,8 +9,8 @@ import threading
 
 import uvicorn
 
-from edgeroute.gateway.app import app
-from edgeroute.serve.host import Connection
+from edgeroute.tools.server.gateway_app import app
+from edgeroute.tools.server.host import Connection
 
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "edgeroute", "messages": HELLO}

@@ -228,7 +228,7 @@ def outbox():
 
 
 def one_process_delivers():
-    from edgeroute.stores.locks import ProcessLock
+    from edgeroute.stores.journal import ProcessLock
 
     one, two = ProcessLock(Path("it.deliver")), ProcessLock(Path("it.deliver"))
     assert one.take()
@@ -330,7 +330,7 @@ def calibrate():
 
 def run(*args):
     """The exit code and the output of a command."""
-    from edgeroute.cli.app import app
+    from edgeroute.tools.cli.app import app
 
     said = io.StringIO()
     system = sys.platform
@@ -374,7 +374,7 @@ def serve():
     """It answers, until SIGINT."""
     from http.client import HTTPConnection
 
-    from edgeroute.serve.run import serve as run
+    from edgeroute.tools.server.serve import serve as run
 
     seen = []
 

@@ -20,19 +20,19 @@ from test_connections import connected_to, in_thread
 from tiny import linear
 
 from edgeroute import Closed, Limits, Outbox, Prediction, Router, StoreError
-from edgeroute.cloud import earlier
-from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud import spending as earlier
 from edgeroute.core.spending import Spending
 from edgeroute.edge.runs import runs_of
+from edgeroute.http.messages import Address, Call
 from edgeroute.observe import network
 from edgeroute.router import reload
-from edgeroute.router.live import methods
+from edgeroute.router.live import updates as methods
 from edgeroute.stores import keyvalue
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox.entries import Waiting
 from edgeroute.stores.outbox.late import Callbacks
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import Shared, alive, begin_on
+from edgeroute.system.process import Shared, alive, begin_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.testing.running import Token
 
@@ -149,7 +149,7 @@ def test_threads_share_what_is_held_by_key(monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- connections
 def httpx_carrier(server):
     pytest.importorskip("httpx")
-    from edgeroute.cloud.httpx_carrier import HttpxConnections
+    from edgeroute.http.httpx import HttpxConnections
 
     return HttpxConnections(Address(server.url, client="httpx"), None)
 
@@ -187,7 +187,7 @@ def test_closing_lets_a_call_by_httpx_end():
 def test_a_client_of_another_event_loop_is_closed_there():
     """Where the router is closed on another one."""
     httpx = pytest.importorskip("httpx")
-    from edgeroute.cloud.aio_httpx_carrier import AsyncHttpxConnections
+    from edgeroute.http.httpx import AsyncHttpxConnections
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -499,8 +499,8 @@ def test_a_dashboard_that_is_closed_as_it_starts(monkeypatch):
     """Its page ends, though it was not yet known how to end it."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    from edgeroute.dashboard import run
-    from edgeroute.dashboard.inside import Dashboard
+    from edgeroute.tools.dashboard import run
+    from edgeroute.tools.dashboard.inside import Dashboard
 
     ended, dashboard = [], Dashboard()
 

@@ -14,11 +14,11 @@ from both import LONG, Tasks, makes
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.observe.stats import TOGETHER
-from edgeroute.record.drift_monitor import DriftMonitor, limit
-from edgeroute.record.sampling import FULL
 from edgeroute.stores.journal import read
-from edgeroute.system import now
+from edgeroute.system.process import now
 from edgeroute.testing import FakeCloud
+from edgeroute.trials.audit import FULL
+from edgeroute.trials.drift import DriftMonitor, limit
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
@@ -111,7 +111,7 @@ def test_of_a_batch_each_row_may_be_audited(make, tmp_path):
 
 def test_the_sample_is_uniform(monkeypatch, tmp_path):
     """Of 4,000 requests 5 % are compared, accepted or not, and no pattern in the requests meets a pattern in the sample."""
-    monkeypatch.setattr("edgeroute.record.background.TOGETHER", 1 << 30)
+    monkeypatch.setattr("edgeroute.trials.shadow.TOGETHER", 1 << 30)
     with Router(edge, right, threshold=0.5, audit=Audit(share=0.05), state=tmp_path) as router:
         for i in range(4000):
             router.infer(0.1 if i % 2 else 0.9)
@@ -549,7 +549,7 @@ def test_graded_labels_are_taken(certificate):
 
 def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
     """Most audited answers never get one."""
-    monkeypatch.setattr("edgeroute.record.audit.UNLABELLED_MOST", 3)
+    monkeypatch.setattr("edgeroute.trials.audit.UNLABELLED_MOST", 3)
     with Router(edge, right, threshold=0.5, audit=Audit(share=1, labelled=True)) as router:
         ids = []
         for _ in range(5):
@@ -560,11 +560,11 @@ def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
 
 def test_a_raise_stops_at_the_highest_certified_threshold(certificate):
     """Above it what is accepted may be worse. If there is an alarm even there, nothing is accepted."""
-    from edgeroute.record import drift_monitor
+    from edgeroute.trials import drift
 
     watch = a_watch(certificate, on_alarm="raise")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drift_monitor, "highest_certified", lambda _: 0.6)
+        patch.setattr(drift, "highest_certified", lambda _: 0.6)
         found = []
         for _ in range(2):
             while not watch.compared(0.9, agrees=False, counted=True):
@@ -656,14 +656,14 @@ def test_rules_that_cannot_be_meant_are_refused(audit, says):
 
 # ----------------------------------------------------------------------------------------------------- by themselves
 def a_watch(certificate, **audit):
-    from edgeroute.confidence.binding import BoundCertificate
+    from edgeroute.confidence.certificate import BoundCertificate
 
     return DriftMonitor(BoundCertificate(certificate, {}, 1e9), Audit(**audit))
 
 
 def test_the_limit_is_what_calibration_saw_and_what_the_promise_allows(certificate):
     """Without a comparison at calibration there is none, nor where nothing was accepted."""
-    from edgeroute.confidence.binding import BoundCertificate
+    from edgeroute.confidence.certificate import BoundCertificate
 
     def of(**changed):
         return limit(BoundCertificate(certificate._replace(**changed), {}, 1e9))

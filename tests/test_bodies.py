@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeroute import BadInput, NoAnswer, Outbox, PlainJson, PolicyError, Router
-from edgeroute.cloud import encoding
+from edgeroute.cloud import body as encoding
 from edgeroute.cloud.body import MAX_NESTED, MAX_TEXT, MAX_VALUES, Body
-from edgeroute.quoting import quote
+from edgeroute.system.quoting import quote
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.pure

@@ -572,7 +572,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry
-from edgeroute.system import now
+from edgeroute.system.process import now
 cache = Cache(disk=Path(sys.argv[1]))
 first, count = int(sys.argv[2]), int(sys.argv[3])
 for i in range(first, first + count):
@@ -910,7 +910,7 @@ from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
 from edgeroute.stores import sqlite
-from edgeroute.system import now
+from edgeroute.system.process import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
 locks, own = [], threading.RLock
 def noted():

@@ -15,8 +15,8 @@ from both import CALLS, LONG, ask, makes, sure, unsure
 from edgeroute import Cache, Semantic, StoreError
 from edgeroute.stores.cache import Entry
 from edgeroute.stores.sqlite import Database
+from edgeroute.system.threads import ThreadPool
 from edgeroute.testing import FakeCloud
-from edgeroute.threads import ThreadPool
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"
 NAMES = "SELECT name FROM things ORDER BY rowid"

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from lazily import Later
 
 from edgeroute import PolicyError
-from edgeroute.confidence import certificate, exact, fixed_sequence
-from edgeroute.confidence.binding import BoundCertificate, effective_target
-from edgeroute.confidence.calibration import calibrate, crossfit
-from edgeroute.confidence.certificate import Certificate, NotEnough
+from edgeroute.confidence import certificate, exact
+from edgeroute.confidence.certificate import BoundCertificate, Certificate, NotEnough, effective_target
 from edgeroute.core.policy import Target
+from edgeroute.tools.measure import fixed_sequence
+from edgeroute.tools.measure.calibration import calibrate, crossfit
 
 optimize, stats = Later("scipy.optimize"), Later("scipy.stats")
 INF = float("inf")

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError, Router, RuntimeMissing
-from edgeroute.edge import card_format
+from edgeroute.edge import card as card_format
 from edgeroute.edge.card import Card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -630,7 +630,7 @@ def test_a_fast_path_takes_nothing_that_the_long_one_refuses(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- the page
 def test_the_page_has_the_tables_of_the_format():
-    """docs/cards.md has the tables that `edgeroute.edge.card_format.tables()` makes."""
+    """docs/cards.md has the tables that `edgeroute.edge.card.tables()` makes."""
     page = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8")
     assert card_format.tables() in page
 

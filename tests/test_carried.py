@@ -16,12 +16,12 @@ import trustme
 from both import LONG, Peer, request_of, wait_for
 
 from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
-from edgeroute.cloud.aio_connections import AsyncConnections
-from edgeroute.cloud.base import Address, Call
-from edgeroute.cloud.connections import Connections
-from edgeroute.cloud.pins import pin_of
-from edgeroute.cloud.wire import Wire
-from edgeroute.http1 import parsers, reading
+from edgeroute.http import reading
+from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages import Address, Call
+from edgeroute.http.terms import pin_of
+from edgeroute.http.wire import Wire
 from edgeroute.testing import CannedServer, http_reply
 
 ASK = Call("POST", "/", body=b"x")
@@ -43,10 +43,10 @@ def no_proxy(monkeypatch):
 @pytest.fixture(params=["httptools", "h11"], autouse=True)
 def parser(request, monkeypatch):
     """Each test by either parser."""
-    monkeypatch.setattr(parsers, "h11", pytest.importorskip("h11"), raising=False)
+    monkeypatch.setattr(reading, "h11", pytest.importorskip("h11"), raising=False)
     if request.param == "httptools":
         pytest.importorskip("httptools")
-    monkeypatch.setattr(reading, "new_parser", parsers.H11 if request.param == "h11" else parsers.Llhttp)
+    monkeypatch.setattr(reading, "new_parser", reading.H11 if request.param == "h11" else reading.Llhttp)
 
 
 class Sync:

@@ -15,8 +15,7 @@ from both import LONG
 
 from edgeroute import AsyncRouter, OpenAIChat, Piece, PolicyError, Prediction, Prefix, Restart, Router
 from edgeroute.confidence.scores import quantile
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import plan
+from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Elapsed, Mark, Outcome, Start, Wait
 from edgeroute.observe.stats import Counts, Seen

@@ -28,10 +28,9 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.catalog import Catalog, installed
-from edgeroute.catalog.entry import entries, fits
-from edgeroute.catalog.names import check_distinct, checked_name, checked_path, checked_version
-from edgeroute.catalog.publish import keygen, rotate, sign
+from edgeroute.catalog.entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
+from edgeroute.tools.catalog_publish import keygen, rotate, sign
 
 X = np.array([1, 0, 0, 0], np.float32)
 """What FIRST calls a, and SECOND c."""
@@ -228,7 +227,7 @@ def test_a_folder_as_a_model(publisher, tmp_path):
     (model / "weights").mkdir(parents=True)
     (model / "weights" / "a.bin").write_bytes(b"a")
     (model / "graph").write_bytes(b"a")  # the same content twice
-    from edgeroute.catalog.publish import publish
+    from edgeroute.tools.catalog_publish import publish
 
     entry = publish(publisher.catalog, "doors", "1", [model], keys=publisher.keys)
     assert [file.path for file in entry.files] == ["doors.onnx/graph", "doors.onnx/weights/a.bin"]

@@ -14,7 +14,7 @@ pytest.importorskip("httpx")
 
 from edgeroute import CatalogAway, CatalogError, PolicyError, Router
 from edgeroute.catalog import Catalog
-from edgeroute.catalog.publish import sign
+from edgeroute.tools.catalog_publish import sign
 
 X = np.array([1, 0, 0, 0], np.float32)
 BIG = 1 << 20

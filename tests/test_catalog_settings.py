@@ -17,9 +17,9 @@ pytest.importorskip("ai_edge_litert")
 import tflite_models
 
 from edgeroute import LiteRTModel, ModelMissing, OnnxModel, PolicyError, Router
-from edgeroute.catalog.publish import publish
 from edgeroute.edge.card import sha256_of
-from edgeroute.settings import load, schema
+from edgeroute.policy import load, schema
+from edgeroute.tools.catalog_publish import publish
 
 X = np.array([1, 0, 0, 0], np.float32)
 

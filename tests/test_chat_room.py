@@ -8,10 +8,9 @@ import random
 import pytest
 
 from edgeroute import ModelError, Piece, Prefix
-from edgeroute.chat.events import Events, events
-from edgeroute.chat.reply import Gathered, RunningConfidence, answer, is_silent
-from edgeroute.chat.request import RULES
+from edgeroute.confidence.prefix import RULES
 from edgeroute.confidence.reader import Reader
+from edgeroute.text.reply import Events, Gathered, RunningConfidence, answer, events, is_silent
 
 BODY = b': hi\r\n\r\ndata: a\r\ndata:b\r\n\r\nid: 3\n\ndata: c\rdata: d\r\revent: x\ndata:\n\n{"e": 1}\nerror: {"f": 2}\nerror: no\n\ndata: g'
 FOUND = [b"a\nb", b"c\nd", b"", b'{"e": 1}', b'{"f": 2}', b"g"]

@@ -22,11 +22,11 @@ from PIL import Image
 
 import edgeroute
 from edgeroute import BadInput, DeadlineExceeded, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, Unreachable
-from edgeroute.cli.exits import code_of, line
-from edgeroute.cli.inputs import files, read, recorded
-from edgeroute.cli.options import seconds, share
-from edgeroute.serve.app import app as served
 from edgeroute.testing import CannedServer
+from edgeroute.tools.cli.exits import code_of, line
+from edgeroute.tools.cli.inputs import files, read, recorded
+from edgeroute.tools.cli.tables import seconds, share
+from edgeroute.tools.server.serve_app import app as served
 
 SURE, UNSURE = 9.0, 1.0
 

@@ -14,29 +14,16 @@ import tiny
 from both import collected
 from commands import cli
 
-from edgeroute import (
-    BadInput,
-    CloudError,
-    Egress,
-    Function,
-    MayNotLeave,
-    ModelError,
-    NoAnswer,
-    Outbox,
-    PolicyError,
-    Router,
-    system,
-)
+from edgeroute import BadInput, CloudError, Egress, Function, MayNotLeave, ModelError, NoAnswer, Outbox, PolicyError, Router
 from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
-from edgeroute.confidence.binding import digest
-from edgeroute.evaluation.audited import audited
-from edgeroute.evaluation.fitted import fitted
-from edgeroute.router.aside import Aside
-from edgeroute.router.collect import recorded, said
+from edgeroute.confidence.certificate import digest
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Waiting
+from edgeroute.system import process
+from edgeroute.tools.measure.certified import audited, fitted
+from edgeroute.tools.measure.collect import Aside, recorded, said
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
@@ -831,7 +818,7 @@ def test_status_tells_of_an_alarm(home, used):
     with sqlite3.connect(home / "state" / "state.db") as c:
         (text,) = c.execute("SELECT value FROM kept WHERE name = 'audit:edge'").fetchone()
     c.close()
-    alarm = {"at": system.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
+    alarm = {"at": process.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
     for dumped, alarmed in (({"raised": "inf"}, True), ({"raised": "inf", "certificate": "another"}, False)):
         kept = KeyValueStore(home / "state" / "state.db")
         kept.put("audit:edge", {**json.loads(text), "alarm": alarm, **dumped})

@@ -21,9 +21,9 @@ import typer
 from both import LONG
 from commands import PYTHON, cli
 
-from edgeroute.cli.app import app
-from edgeroute.cli.exits import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
 from edgeroute.testing import CannedServer
+from edgeroute.tools.cli.app import app
+from edgeroute.tools.cli.exits import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
 
 ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
 GROUPS = ("outbox list", "outbox retry", "outbox drop", "outbox export", "simulate fleet")
@@ -259,7 +259,7 @@ def test_a_mistake_of_ours_has_a_code_of_its_own(monkeypatch, as_json):
     def wrong():
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("edgeroute.settings.schema", wrong)
+    monkeypatch.setattr("edgeroute.policy.schema", wrong)
     code, out, err = run("schema", *(["--json"] if as_json else []))
     assert (code, out) == (CRASHED, "")
     if as_json:
@@ -320,7 +320,7 @@ SIGINT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 def test_ctrl_c_while_the_command_line_is_imported(interruptible):
     """It ends at once, without a traceback of an import; where Ctrl-C is ignored it goes on."""
-    at = f"class At:\n  def find_spec(self, name, *_):\n    if name == 'edgeroute.cli.docs': exec({SIGINT!r})\nsys.meta_path[:0] = [At()]"
+    at = f"class At:\n  def find_spec(self, name, *_):\n    if name == 'edgeroute.tools.cli.check': exec({SIGINT!r})\nsys.meta_path[:0] = [At()]"
     assert main("docs", first=at) == (INTERRUPTED, "", "")
     code, out, err = main("docs", first=f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{at}")
     assert (code, "quickstart" in out, err) == (0, True, "")
@@ -329,7 +329,7 @@ def test_ctrl_c_while_the_command_line_is_imported(interruptible):
 def test_ctrl_c_ends_a_command_without_the_end_of_python(interruptible):
     """Which may take longer than all else: modules are taken apart, threads waited for. What was printed is there."""
     at = (
-        "import atexit, edgeroute.packaged as p; atexit.register(print, 'the end of Python')\n"
+        "import atexit, edgeroute.system.imports as p; atexit.register(print, 'the end of Python')\n"
         f"def pages(): print('begun'); exec({SIGINT!r})\n"
         "p.pages = pages"
     )

@@ -12,8 +12,8 @@ from commands import cli
 from PIL import Image
 
 from edgeroute import BadInput
-from edgeroute.cli.inputs import read, recorded
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.cli.inputs import read, recorded
 
 ROWS = np.eye(3, 4, dtype=np.float32)
 JPEGS = np.array([b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"])

@@ -18,12 +18,13 @@ import routes
 import typer
 from commands import cli
 
-from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachable, system
-from edgeroute.cli.egress import instant
-from edgeroute.cli.outbox import when
+from edgeroute import Egress, Outbox, PolicyError, Prediction, Router, Unreachable
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.outbox import Waiting
+from edgeroute.system import process as system
 from edgeroute.testing import CannedServer, FakeCloud
+from edgeroute.tools.cli.egress import instant
+from edgeroute.tools.cli.outbox import when
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

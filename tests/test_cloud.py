@@ -28,12 +28,13 @@ from edgeroute import (
     TensorSpec,
     TimedOut,
     Unreachable,
-    system,
 )
-from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
-from edgeroute.cloud.http import HttpClient
+from edgeroute.cloud.client import HttpClient
+from edgeroute.cloud.endpoint import checked, loads, looks_like
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.cloud.retries import FIRST_S, MOST_S, wait_s
+from edgeroute.http.messages import Address, Reply, bare
+from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 CANARY = "sk-canary-0123456789"
@@ -248,7 +249,7 @@ REPLIES = {
 @pytest.mark.parametrize("json_by", ["orjson", "json"])
 def test_a_bad_reply_says_what_is_wrong_with_it(case, json_by, monkeypatch):
     """With either JSON library."""
-    monkeypatch.setattr(system, "orjson", orjson if json_by == "orjson" else None)
+    monkeypatch.setattr(process, "orjson", orjson if json_by == "orjson" else None)
     body, message = REPLIES[case]
     with pytest.raises(BadReply, match=message if case != "infinite shape" else "broken JSON|OverflowError"):
         run(endpoint(output="y").talk([X]), said(body))
@@ -284,7 +285,7 @@ def test_a_damaged_reply_is_a_bad_reply_or_an_array(binary, json_by, data):
         tree["outputs"] = data.draw(st.just(tree["outputs"]) | jsons)
         body, headers = json.dumps(tree).encode(), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(system, "orjson", orjson if json_by == "orjson" else None)
+        patch.setattr(process, "orjson", orjson if json_by == "orjson" else None)
         try:
             _, out = run(endpoint(binary=binary, output="y").talk([X]), Reply(200, headers, bytes(body)))
         except BadReply:

@@ -10,12 +10,10 @@ import pytest
 from commands import cli
 
 from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace, Unreachable
-from edgeroute.core.arms import ArmTest
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import plan
+from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.router.cloud_arm_tally import ArmTally, summed
-from edgeroute.router.cloud_arms import Trials
+from edgeroute.core.sequential import ArmTest
+from edgeroute.router.trials import ArmTally, Trials, summed
 from edgeroute.testing import FakeModel
 
 
@@ -239,7 +237,7 @@ def test_an_answer_names_its_arm_and_the_certificates_cloud(tmp_path):
 
 
 def test_the_fingerprint_of_the_cloud_is_that_of_the_first(tmp_path):
-    from edgeroute.router.snapshot import fingerprints
+    from edgeroute.router.build import fingerprints
 
     clouds = {"large": always("cat", version="1"), "next": always("cat", version="2")}
     alone = Router(unsure, cloud=clouds["large"], threshold=0.8)

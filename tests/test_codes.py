@@ -8,14 +8,13 @@ from typing import get_args
 import pytest
 
 from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
-from edgeroute.core import breaker, explain
-from edgeroute.core.codes import HELD, ErrorCode, Failure, Rejection
-from edgeroute.replay import read, replay
-from edgeroute.replay.records import collect
-from edgeroute.replay.setup import Setup
-from edgeroute.replay.texts import understood
+from edgeroute.core import admission, explain
+from edgeroute.core.words import HELD, ErrorCode, Failure, Rejection
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.replay import read, replay
+from edgeroute.tools.replay.records import collect, understood
+from edgeroute.tools.replay.setup import Setup
 
 WORDS = "Refused: Held: BadInput: consent redaction breaker answered 422, answered 503, was not asked again: asked to wait"
 """Whatever was ever looked for in a message."""
@@ -85,8 +84,8 @@ def numbers(found):
 @pytest.fixture
 def still(monkeypatch):
     """No probe is due while this runs, however slow the machine; what is queued stays."""
-    monkeypatch.setattr(breaker, "FIRST_S", 1e6)
-    monkeypatch.setattr(breaker, "MOST_S", 1e6)
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)
+    monkeypatch.setattr(admission, "MOST_S", 1e6)
     monkeypatch.setattr(Delivery, "start", lambda self: None)
 
 

@@ -20,10 +20,10 @@ import tiny
 import trustme
 
 from edgeroute import PlainJson, Router, StopToken, TimedOut, Unreachable
-from edgeroute.cloud import resolver
-from edgeroute.cloud.aio_connections import AsyncConnections
-from edgeroute.cloud.base import Address, Call
-from edgeroute.cloud.connections import Connections
+from edgeroute.http import resolver
+from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages import Address, Call
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
@@ -548,7 +548,7 @@ def interrupted_at(n, run):
     def trace(frame, event, argument):
         nonlocal count, reached
         name = frame.f_code.co_filename
-        if "edgeroute/cloud" not in name and "edgeroute/http1" not in name:
+        if "edgeroute/cloud" not in name and "edgeroute/http" not in name:
             return None
         if event == "line":
             count += 1
@@ -712,8 +712,8 @@ def test_connections_that_are_dropped_are_closed():
 def test_first_calls_at_once_share_what_carries_them(kind, monkeypatch):
     """Each thread finds no client yet and makes one; none of theirs is left open, but for the one that is closed in the end."""
     where, name = {
-        "own": ("edgeroute.cloud.http", "HttpClient.__init__"),
-        "httpx": ("edgeroute.cloud.httpx_carrier", "HttpxConnections.made"),
+        "own": ("edgeroute.cloud.client", "HttpClient.__init__"),
+        "httpx": ("edgeroute.http.httpx", "HttpxConnections.made"),
     }[kind]
     at = importlib.import_module(where)
     *of, name = name.split(".")
@@ -795,7 +795,7 @@ def test_a_fork_while_a_lock_is_held(tmp_path):
     """Every lock that an object of ours has: held by one thread while another forks, and the child answers all the same."""
     body = """
 Lock, RLock = type(threading.Lock()), type(threading.RLock())
-mine = "edgeroute.cloud", "edgeroute.edge"
+mine = "edgeroute.cloud", "edgeroute.http", "edgeroute.edge"
 locks = {}
 for thing in gc.get_objects():
     if str(type(thing).__module__).startswith(mine) and hasattr(thing, "__dict__"):
@@ -862,7 +862,7 @@ thread.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("module", ["edgeroute.cloud.http", "onnxruntime"])
+@pytest.mark.parametrize("module", ["edgeroute.cloud.client", "onnxruntime"])
 def test_a_fork_while_a_leg_imports(tmp_path, module):
     """The first call imports what it needs: a fork waits for that, so that the child need not, in vain."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -903,9 +903,9 @@ def test_a_child_holds_no_socket_of_its_parent(tmp_path):
     body = """
 import asyncio, glob
 from time import monotonic
-from edgeroute.cloud.aio_connections import AsyncConnections
-from edgeroute.cloud.base import Address, Call
-from edgeroute.cloud.connections import Connections
+from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.messages import Address, Call
+from edgeroute.http.connections import Connections
 silent = socket.socket()
 silent.bind(("127.0.0.1", 0))
 silent.listen()

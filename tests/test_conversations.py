@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
-from edgeroute.router.homebound import WHY
-from edgeroute.router.turns import looked_up, remembered, turns
-from edgeroute.stores import digests
-from edgeroute.stores.digests import Digests
+from edgeroute.router import homebound
+from edgeroute.router.homebound import WHY, Digests, looked_up, remembered, turns
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
 SECRET = "My test for diabetes was positive, what should I eat?"
@@ -346,7 +344,7 @@ def test_a_file_that_cannot_be_read_keeps_all_conversations(tmp_path, caplog):
 def test_a_file_that_cannot_be_written_costs_no_answer(tmp_path, monkeypatch, caplog):
     """This process knows it all the same."""
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
-        monkeypatch.setattr(digests.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(homebound.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         for _ in range(2):
             assert router.infer([user(SECRET)], data_class="medical").source == "edge"
         assert router.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
@@ -380,7 +378,7 @@ def test_what_is_remembered_again_stays_remembered(tmp_path):
 
 def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     """There are limits of number and of age, in memory and in the file."""
-    monkeypatch.setattr(digests, "MOST", 10)
+    monkeypatch.setattr(homebound, "MOST", 10)
     path = tmp_path / "d.txt"
     one = Digests(path)
     all_ = [one.digest(b"%d" % n) for n in range(60)]
@@ -391,7 +389,7 @@ def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     assert [digest in again for digest in all_] == [False] * 50 + [True] * 10
     assert path.stat().st_size <= 4 * 10 * 40 + 120, "it is shortened as it grows"
     assert all_[-1] in Digests(path)
-    monkeypatch.setattr(digests, "now", lambda: 86400.0 * 40_000)
+    monkeypatch.setattr(homebound, "now", lambda: 86400.0 * 40_000)
     assert all_[-1] not in Digests(path)
 
 
@@ -423,7 +421,7 @@ def test_what_could_not_be_written_is_written_with_the_next(tmp_path, monkeypatc
     one = Digests(path)
     mine, other = one.digest(b"mine"), one.digest(b"other")
     with monkeypatch.context() as full:
-        full.setattr(digests.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        full.setattr(homebound.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         one.add([mine])
     Digests(path).add([other])
     assert one.refreshed()

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from lazily import Later, needs
 
-from edgeroute import BadInput, CoreMLModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, models, settings
+from edgeroute import BadInput, CoreMLModel, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, models
+from edgeroute import policy as settings
 from edgeroute.edge import coreml
 from edgeroute.edge.card import sha256_of
-from edgeroute.edge.load import load
 from edgeroute.edge.members import stamps
+from edgeroute.edge.runtimes import load
 from edgeroute.testing import edge_contract
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)

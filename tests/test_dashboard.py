@@ -45,22 +45,20 @@ from edgeroute import (
     Rule,
     Unreachable,
 )
-from edgeroute.cli.watching import watched
-from edgeroute.confidence.binding import BoundCertificate
-from edgeroute.confidence.certificate import Certificate
-from edgeroute.core import breaker
-from edgeroute.core.breaker import FAULTS
-from edgeroute.dashboard import monitor as monitors
-from edgeroute.dashboard import tail as tails
-from edgeroute.dashboard.inside import Dashboard, of_router
-from edgeroute.dashboard.monitor import Monitor
-from edgeroute.dashboard.rows import reason, row
-from edgeroute.dashboard.tail import Tail
-from edgeroute.dashboard.trial import Trial
-from edgeroute.dashboard.window import RECENT
-from edgeroute.replay import Setup, collect
-from edgeroute.serve.host import InChild
+from edgeroute.confidence.certificate import BoundCertificate, Certificate
+from edgeroute.core import admission
+from edgeroute.core.admission import FAULTS
 from edgeroute.stores.journal import Journal
+from edgeroute.tools.cli.dashboard import watched
+from edgeroute.tools.dashboard import monitor as monitors
+from edgeroute.tools.dashboard import tail as tails
+from edgeroute.tools.dashboard.inside import Dashboard, of_router
+from edgeroute.tools.dashboard.monitor import Monitor
+from edgeroute.tools.dashboard.tail import Tail
+from edgeroute.tools.dashboard.trial import Trial
+from edgeroute.tools.dashboard.window import RECENT, reason, row
+from edgeroute.tools.replay import Setup, collect
+from edgeroute.tools.server.host import InChild
 
 ROOT = Path(__file__).parents[1]
 
@@ -262,7 +260,7 @@ def test_what_a_router_did():
 
 def test_breakers_limits_and_the_cache(monkeypatch):
     """An endpoint that is not asked is told apart from one that fails, with the state of its breaker as its calls show it."""
-    monkeypatch.setattr(breaker, "FIRST_S", 1e6)  # no probe is due while this runs, however slow the machine
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)  # no probe is due while this runs, however slow the machine
     records, _, _ = asked([0.05] * (FAULTS + 2), hedge_after=None)
     leg = {leg["name"]: leg for leg in monitor_of(records).view()["legs"]}["cloud"]
     assert (leg["failed"], leg["held"], leg["breaker"]) == (FAULTS, 2, "open")
@@ -657,7 +655,7 @@ def test_a_router_on_an_event_loop():
 
 def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
     """Drops what waits longest, and says how many; a dashboard that nobody serves holds nothing."""
-    from edgeroute.dashboard import inside
+    from edgeroute.tools.dashboard import inside
 
     monkeypatch.setattr(inside, "MOST", 10)
     ended = inside.Ended()
@@ -680,7 +678,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
 
 def test_values_do_not_wait_for_the_dashboard():
     """Nor do outputs, inputs, or the exceptions of clouds that failed; the record is the same."""
-    from edgeroute.dashboard.inside import Ended
+    from edgeroute.tools.dashboard.inside import Ended
 
     class Large:
         """Some megabytes."""

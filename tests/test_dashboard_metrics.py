@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
 
 from edgeroute import Cache, Function, Limits, Reading, Router, Rule, Unfit, Unreachable
-from edgeroute.core.why import CODES
-from edgeroute.dashboard.monitor import OLD_S, Monitor
+from edgeroute.core.explain import CODES
+from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
 
 pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from edgeroute import Prometheus, metrics
-from edgeroute.dashboard.metrics import page_of as page_of_metrics
-from edgeroute.dashboard.metrics import route
 from edgeroute.record.prometheus import shown
+from edgeroute.tools.dashboard.metrics import page_of as page_of_metrics
+from edgeroute.tools.dashboard.metrics import route
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("_seconds", "_bucket", "_sum", "age_seconds")

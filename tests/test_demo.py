@@ -17,12 +17,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import BadInput, OnnxModel, Unreachable
-from edgeroute.cli.demo.command import serving
-from edgeroute.cli.demo.data import IMAGES, LABELS, Images, read_idx, test_images, validation
-from edgeroute.cli.demo.measure import Choice, Run, choose, sweep
-from edgeroute.cli.demo.report import Report, gained, in_terminal, notes, numbers, page, points, show, size
 from edgeroute.confidence.scores import msp
-from edgeroute.report.drawing import INK
+from edgeroute.tools.cli.demo import serving
+from edgeroute.tools.cli.demo_report import (
+    IMAGES,
+    LABELS,
+    Choice,
+    Images,
+    Report,
+    Run,
+    choose,
+    gained,
+    in_terminal,
+    notes,
+    numbers,
+    page,
+    points,
+    read_idx,
+    show,
+    sweep,
+    test_images,
+    validation,
+)
+from edgeroute.tools.measure.report.figures import INK
+from edgeroute.tools.measure.report.words import size
 
 test_images.__test__ = False  # a function of the demo, not a test
 
@@ -116,7 +134,7 @@ def test_a_folder_with_the_data(tmp_path, fashion):
 
 
 def test_the_sample_where_there_is_no_more(tmp_path, fashion, monkeypatch):
-    monkeypatch.setattr("edgeroute.cli.demo.data.DEBIAN", tmp_path)
+    monkeypatch.setattr("edgeroute.tools.cli.demo_report.DEBIAN", tmp_path)
     found = test_images(fashion, None)
     assert found.images.shape == (1000, 28, 28)
     assert "that edgeroute brings" in found.which

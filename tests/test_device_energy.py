@@ -8,13 +8,13 @@ import pytest
 import routes
 
 from edgeroute import Function, Limits, Reading, Router, Rule
-from edgeroute.cli.status import status
-from edgeroute.core.energy import ENOUGH
+from edgeroute.core.estimates import ENOUGH_READINGS
 from edgeroute.observe import observer
-from edgeroute.packaged import folder
-from edgeroute.replay import replay
-from edgeroute.replay.records import collect
 from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.system.imports import folder
+from edgeroute.tools.cli.status import status
+from edgeroute.tools.replay import replay
+from edgeroute.tools.replay.records import collect
 
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
 
@@ -35,7 +35,7 @@ def metered(router):
     watching, before = router.engine.observer, 0.0
     begun = watching.read_at
     watching.energy.note(5.0, ["edge"], begun + 1.0)
-    for i in range(3 * ENOUGH):
+    for i in range(3 * ENOUGH_READINGS):
         for _ in range(1 + 7 * (i % 3)):
             router.infer(0.9)
         _, seconds = router.engine.counts.busy(["edge"])["edge"]
@@ -78,7 +78,7 @@ def test_without_a_sensor_there_is_no_energy():
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
     rule = Rule("load", "cheapest_energy", enter=0.1)
     with Router(spin, cloud, threshold=0.5, rules=[rule], sensors=lambda: Reading(cpu=0.9)) as router:
-        for _ in range(2 * ENOUGH):
+        for _ in range(2 * ENOUGH_READINGS):
             router.infer(0.9)
             router.engine.read_sensors()
         assert (router.stats().joules, router.stats().break_even) == ({"cloud": 1.0}, None)

@@ -10,9 +10,9 @@ from both import LONG, Threads, makes, sure, unsure
 from devices import Device, engine_of, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Rule
-from edgeroute.replay import replay
-from edgeroute.replay.records import collect
-from edgeroute.replay.setup import Setup
+from edgeroute.tools.replay import replay
+from edgeroute.tools.replay.records import collect
+from edgeroute.tools.replay.setup import Setup
 
 HOT = Rule("heat", "prefer_cloud", enter=80)
 LOW = Rule("battery", "only_edge", enter=0.2)

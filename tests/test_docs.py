@@ -16,7 +16,7 @@ import pytest
 from commands import cli
 
 from edgeroute import AsyncRouter, Router
-from edgeroute.settings import load
+from edgeroute.policy import load
 from edgeroute.testing import CannedServer, chat_events, fresh_runtimes, sse_reply
 
 ROOT = Path(__file__).resolve().parent.parent

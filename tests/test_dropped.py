@@ -18,7 +18,7 @@ import pytest
 from both import GOOD, LONG, nothing_left, open_files, sure, unsure
 
 from edgeroute import AsyncRouter, Cache, PlainJson, Router
-from edgeroute.router import owner
+from edgeroute.router import base
 from edgeroute.testing import CannedServer
 
 
@@ -40,7 +40,7 @@ def kind(request):
 @pytest.fixture(autouse=True)
 def told(monkeypatch):
     """As in a new process: nothing was said yet."""
-    monkeypatch.setattr(owner, "_told", threading.Event())  # private: what is said once in a process was not said yet
+    monkeypatch.setattr(base, "_told", threading.Event())  # private: what is said once in a process was not said yet
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_where_the_second_thread_cannot_be_started(kind, said, monkeypatch):
         first[0].start()
 
     monkeypatch.setattr(_thread, "start_new_thread", start)
-    monkeypatch.setattr(owner, "threading", SimpleNamespace(Thread=none))
+    monkeypatch.setattr(base, "threading", SimpleNamespace(Thread=none))
     del router
     first[0].join(LONG)
     assert not engine.edge_threads.submit(int)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeroute import RuntimeMissing, settings
+from edgeroute import RuntimeMissing
+from edgeroute import policy as settings
 from edgeroute.edge import runtimes
 from edgeroute.testing import fresh_runtimes
 

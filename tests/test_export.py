@@ -23,16 +23,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
-from edgeroute.cloud.base import Reply
 from edgeroute.edge.picture import Picture
-from edgeroute.export.folder import PROGRAMS, whole
-from edgeroute.export.kserve import kserve as export_kserve
-from edgeroute.export.kubernetes import Cluster, object_name
-from edgeroute.export.programs.arms import arm_of, checked
-from edgeroute.export.ray import ray as export_ray
-from edgeroute.export.subject import Subject, server_name
-from edgeroute.export.triton import Batching
-from edgeroute.export.triton import triton as export_triton
+from edgeroute.http.messages import Reply
+from edgeroute.tools.export.folder import PROGRAMS, Subject, server_name, whole
+from edgeroute.tools.export.kserve import kserve as export_kserve
+from edgeroute.tools.export.kubernetes import Cluster, object_name
+from edgeroute.tools.export.programs.arms import arm_of, checked
+from edgeroute.tools.export.ray import ray as export_ray
+from edgeroute.tools.export.triton import Batching
+from edgeroute.tools.export.triton import triton as export_triton
 
 yaml = pytest.importorskip("yaml")
 SKLEARN = Path(__file__).parent / "exported"
@@ -303,7 +302,7 @@ def test_a_killed_export_is_none(tmp_path):
     """Killed with all its files written, it has put nothing in its place, and the next one is whole."""
     path = tiny.linear(tmp_path / "m.onnx")
     hang = (
-        "import sys, time, edgeroute.export.folder as f; from edgeroute.export.triton import triton\n"
+        "import sys, time, edgeroute.tools.export.folder as f; from edgeroute.tools.export.triton import triton\n"
         "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
         "triton([sys.argv[1]], sys.argv[2])"
     )
@@ -554,7 +553,7 @@ def test_kserve_knows_the_fields_of_its_objects(tmp_path):
 
 def test_memory_follows_the_weights(tmp_path, monkeypatch):
     one = Subject(tiny.linear(tmp_path / "m.onnx"))
-    from edgeroute.export.kserve import BESIDE, memory_of
+    from edgeroute.tools.export.kserve import BESIDE, memory_of
 
     monkeypatch.setattr(one, "files", lambda _: [(tmp_path / "m.onnx", None)] * 3)
     size = (tmp_path / "m.onnx").stat().st_size

@@ -17,8 +17,8 @@ import routes
 from exports import get, infer_bytes, jpeg, pictures, ray, slow
 
 from edgeroute import OnnxModel, OpenInference, Router
-from edgeroute.core.load import FROM
-from edgeroute.export.ray import ray as exported
+from edgeroute.core.estimates import FROM
+from edgeroute.tools.export.ray import ray as exported
 
 yaml = pytest.importorskip("yaml")
 pytestmark = pytest.mark.matrix

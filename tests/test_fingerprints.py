@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import Cache, CallableModel, Ensemble, Function, OnnxModel, PolicyError, Router
 from edgeroute.confidence import calibrate
-from edgeroute.core.codes import UNIDENTIFIED
-from edgeroute.edge.external import external_data
-from edgeroute.edge.identity import fingerprint as of_model
+from edgeroute.core.words import UNIDENTIFIED
+from edgeroute.edge.members import fingerprint as of_model
+from edgeroute.edge.onnx import external_data
 from edgeroute.stores.cache import fingerprint
 
 N = 400

@@ -15,18 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import Limits
-from edgeroute.cli.simulate import notes, show
 from edgeroute.core.admission import Admission
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
-from edgeroute.replay.fleet.capacity import needed
-from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
-from edgeroute.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices
-from edgeroute.replay.fleet.run import longest_s, simulate, spreads_s
-from edgeroute.replay.fleet.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
-from edgeroute.replay.fleet.scenario import clients as compared
 from edgeroute.stores.outbox.delivery import longest
-from edgeroute.stores.outbox.spread import spread_for
+from edgeroute.stores.outbox.store import spread_for
+from edgeroute.tools.cli.simulate import notes, show
+from edgeroute.tools.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
+from edgeroute.tools.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices
+from edgeroute.tools.replay.fleet.run import longest_s, needed, simulate, spreads_s
+from edgeroute.tools.replay.fleet.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
+from edgeroute.tools.replay.fleet.scenario import clients as compared
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))

@@ -8,10 +8,10 @@ from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.load import Load, kept_share
-from edgeroute.replay.fleet.relief import Places, Reported
-from edgeroute.replay.fleet.run import simulate
-from edgeroute.replay.fleet.scenario import LOAD_AWARE, Scenario
+from edgeroute.core.estimates import Load, kept_share
+from edgeroute.tools.replay.fleet.devices import Places, Reported
+from edgeroute.tools.replay.fleet.run import simulate
+from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Scenario
 
 pytestmark = pytest.mark.slow
 SMALL = Scenario(

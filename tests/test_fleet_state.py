@@ -10,17 +10,15 @@ import pytest
 from commands import cli
 
 from edgeroute import Reading, Rule
-from edgeroute.cli.simulate import show
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.rules import in_force, step
-from edgeroute.replay.fleet import course
-from edgeroute.replay.fleet.course import Course
-from edgeroute.replay.fleet.hardware import Device, Shares
-from edgeroute.replay.fleet.run import simulate
-from edgeroute.replay.fleet.scenario import Scenario
-from edgeroute.replay.setup import Setup
+from edgeroute.tools.cli.simulate import show
+from edgeroute.tools.replay.fleet import devices
+from edgeroute.tools.replay.fleet.devices import Course
+from edgeroute.tools.replay.fleet.run import simulate
+from edgeroute.tools.replay.fleet.scenario import Device, Scenario, Shares
+from edgeroute.tools.replay.setup import Setup
 
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)
 TARGETS = (Target("small", "edge", 0.8), Target("large", "edge", 0.9), Target("cloud", "cloud"))
@@ -151,7 +149,7 @@ def test_the_same_seed_and_devices_without_a_state():
     assert plain.device is None
     idle = simulate(of._replace(device=device()))
     assert idle.asked.sum() == pytest.approx(plain.asked.sum(), rel=0.02)
-    assert of.devices > course.KINDS
+    assert of.devices > devices.KINDS
 
 
 POLICY = """

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from edgeroute import DeadlineExceeded, NoAnswer
-from edgeroute.router.live import mailbox as mailboxes
-from edgeroute.router.live.frame_types import FrameSettings
-from edgeroute.router.live.frames import FrameFlow
-from edgeroute.router.live.mailbox import Mailbox
+from edgeroute.router.live import source as mailboxes
+from edgeroute.router.live.frames import FrameFlow, FrameSettings
+from edgeroute.router.live.source import Mailbox
 
 
 class Call:

@@ -18,12 +18,11 @@ from both import DOWN, GOOD, LONG, GatedServer, Tasks, makes, unsure
 from live import Feed, live, until
 
 from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson, PolicyError, Router
-from edgeroute.router.live import mailbox as mailboxes
-from edgeroute.router.live.frame_types import FrameSettings, signature_of
-from edgeroute.router.live.frames import FrameFlow
-from edgeroute.router.live.mailbox import Mailbox
-from edgeroute.router.live.methods import begin_call
+from edgeroute.router.live import source as mailboxes
+from edgeroute.router.live.frames import FrameFlow, FrameSettings, signature_of
+from edgeroute.router.live.source import Mailbox
 from edgeroute.router.live.tasks import Bell
+from edgeroute.router.live.updates import begin_call
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 ALL = {"drop": "never", "scene": None, "hold": 1}

@@ -17,8 +17,8 @@ from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 from lazily import Later, needs
 
 from edgeroute import AsyncRouter, BadInput, Egress, Piece, PolicyError, Prediction, Prefix
-from edgeroute.gateway.app import app
-from edgeroute.gateway.completions import Completion
+from edgeroute.tools.server.completions import Completion
+from edgeroute.tools.server.gateway_app import app
 
 needs("openai")
 openai = Later("openai")

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, PolicyError
-from edgeroute.gateway import asked
-from edgeroute.gateway.guard import Guard
-from edgeroute.serve import host
+from edgeroute.tools.server import gateway_requests, host
+from edgeroute.tools.server.guard import Guard
 
 CHATS = "/v1/chat/completions"
 
@@ -156,8 +155,8 @@ BODIES = {
     "lists within lists": b"[" * 100_000,
     "objects within objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
     "deep, and whole": json.dumps({**CHAT, "tools": []}).replace("[]", "[" * 200 + "]" * 200).encode(),
-    "many values": b'{"model": "edgeroute", "messages": [{"a": [' + b"[]," * asked.MOST_VALUES + b"[]]}]}",
-    "more than may be values": b'{"a": [' + b"1," * asked.MOST_SIGNS + b"1]}",
+    "many values": b'{"model": "edgeroute", "messages": [{"a": [' + b"[]," * gateway_requests.MOST_VALUES + b"[]]}]}",
+    "more than may be values": b'{"a": [' + b"1," * gateway_requests.MOST_SIGNS + b"1]}",
     "no number": b'{"model": NaN}',
     "a number of many digits": b'{"model": "edgeroute", "messages": [], "seed": ' + b"9" * 10_000 + b"}",
     "a key twice": b'{"model": "edgeroute", "model": ["x"], "messages": []}',

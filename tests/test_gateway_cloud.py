@@ -9,10 +9,10 @@ import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
 from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret
-from edgeroute.core.breaker import FAULTS, Breaker
-from edgeroute.gateway.faults import fault_of
+from edgeroute.core.admission import FAULTS, Breaker
 from edgeroute.router.homebound import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+from edgeroute.tools.server.faults import fault_of
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
 CHATS = "/v1/chat/completions"

@@ -13,7 +13,7 @@ from test_serve import octets, save, tensor
 
 from edgeroute import AsyncRouter, CallableModel, Egress, TensorSpec
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.edge.load import load
+from edgeroute.edge.runtimes import load
 
 needs("tritonclient", "geventhttpclient")
 triton = Later("tritonclient.http")

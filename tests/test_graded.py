@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from edgeroute import PolicyError
 from edgeroute.confidence import Certificate, NotEnough, calibrate, crossfit, deferral_curve
-from edgeroute.confidence import betting as bets
-from edgeroute.confidence import units as drawn
-from edgeroute.confidence.fixed_sequence import BETTING, lowest_threshold
+from edgeroute.tools.measure import fixed_sequence as bets
+from edgeroute.tools.measure import fixed_sequence as drawn
+from edgeroute.tools.measure.fixed_sequence import BETTING, lowest_threshold
 
 INF = float("inf")
 
@@ -89,7 +89,7 @@ def test_betting_by_the_book(given_, eps, delta):
     ends = np.flatnonzero(np.append(score[order][1:] != score[order][:-1], True))
     found = drawn.units(cloud - edge, order, groups)
     blocks = bets.accept_betting(found.after, found.of, ends, n, eps, delta)
-    place = np.random.default_rng(bets.SEED).permutation(n)
+    place = np.random.default_rng(bets.ORDER_SEED).permutation(n)
 
     def passes(level):
         x = np.empty(n)
@@ -112,7 +112,7 @@ def test_dithering_by_the_book(given_, share):
     kept = np.zeros(len(score), bool)
     kept[rows] = True
     mean = losses(np.where(kept, 1.0, 0.0), edge, cloud, groups, 0.5)
-    u = np.random.default_rng(drawn.SEED).random(groups.max() + 1)
+    u = np.random.default_rng(drawn.UNITS_SEED).random(groups.max() + 1)
     assert found.after[last] == pytest.approx(mean[groups[order[last]]], abs=1e-12)
     assert (harms[last], wins[last]) == ((u < mean - 1e-12).sum(), (u < -mean - 1e-12).sum())
 

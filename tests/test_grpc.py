@@ -31,9 +31,9 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.cloud import grpc_channels
-from edgeroute.cloud.base import Address, Call
-from edgeroute.cloud.oip_messages import CONTENTS, made
+from edgeroute.cloud.grpc import CONTENTS, made
 from edgeroute.confidence import Certificate, calibrate
+from edgeroute.http.messages import Address, Call
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 grpc = pytest.importorskip("grpc")
@@ -467,7 +467,7 @@ def test_a_fork(server):
 
 def test_errors_have_types(server):
     """As over HTTP."""
-    from edgeroute.cloud.http import HttpClient
+    from edgeroute.cloud.client import HttpClient
 
     def of(**options):
         client = HttpClient(endpoint(server, **options))

@@ -17,11 +17,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from edgeroute import BadReply, Held, Limits, OpenInference, PlainJson, Refused, Router, StoreError, TimedOut, Unreachable
 from edgeroute.cloud import exchange as exchanges
+from edgeroute.cloud import exchange as turns
 from edgeroute.cloud import guard as guards
-from edgeroute.cloud import turns
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core.breaker import FAULTS
+from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending

@@ -31,8 +31,8 @@ from edgeroute import (
     Saver,
     Unreachable,
 )
-from edgeroute.router.replacing import replace
-from edgeroute.router.snapshot import build
+from edgeroute.router.build import build
+from edgeroute.router.reload import replace
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")

@@ -11,15 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import BadReply
-from edgeroute.http1 import parsers, reading
-from edgeroute.http1.parsers import H11, Malformed
-from edgeroute.http1.reading import FRAMING, Reading
+from edgeroute.http import reading
+from edgeroute.http.reading import FRAMING, H11, Malformed, Reading
 
 pytest.importorskip("httptools")
 LIMIT = 1 << 16
-parsers.h11 = h11  # where there is httptools it is not imported
+reading.h11 = h11  # where there is httptools it is not imported
 
-PARSERS = {"llhttp": parsers.Llhttp, "h11": H11}
+PARSERS = {"llhttp": reading.Llhttp, "h11": H11}
 each = pytest.mark.parametrize("parser", PARSERS)
 
 
@@ -238,7 +237,7 @@ from edgeroute.testing import CannedServer, http_reply
 with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
     with Router(lambda x: ("edge", 0.1), PlainJson(server.url), threshold=0.5) as router:
         assert router.infer(1).value == "cloud"
-from edgeroute.http1 import reading
+from edgeroute.http import reading
 assert reading.new_parser.__name__.lower() == sys.argv[1]
 assert ("h11" in sys.modules) == (sys.argv[1] == "h11")
 """

@@ -12,9 +12,8 @@ import trustme
 from both import Tasks, Threads
 
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
-from edgeroute.cloud.aio_httpx_carrier import AsyncHttpxConnections
-from edgeroute.cloud.base import Address, Call
-from edgeroute.cloud.httpx_carrier import HttpxConnections
+from edgeroute.http.httpx import AsyncHttpxConnections, HttpxConnections
+from edgeroute.http.messages import Address, Call
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

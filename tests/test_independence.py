@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from lazily import Later
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
-from edgeroute.confidence.area import student_quantile
-from edgeroute.confidence.deferral import least_deferral, spread
-from edgeroute.confidence.independence import correlations, dependence
+from edgeroute.confidence.certificate import least_deferral, spread
+from edgeroute.tools.measure.curve import student_quantile
+from edgeroute.tools.measure.independence import correlations, dependence
 
 stats = Later("scipy.stats")
 

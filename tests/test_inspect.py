@@ -20,10 +20,10 @@ from PIL import Image
 
 from edgeroute import OnnxModel, Router, TensorSpec, register
 from edgeroute.edge.card import Card
-from edgeroute.edge.guess import batch_of, named_classes, outputs
-from edgeroute.edge.guess_inputs import describe, pairs
-from edgeroute.serve.app import app as served
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
+from edgeroute.tools.inspect.guess import batch_of, named_classes, outputs
+from edgeroute.tools.inspect.guess_inputs import describe, pairs
+from edgeroute.tools.server.serve_app import app as served
 
 HERE = Path(__file__).parent / "exported"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -462,7 +462,7 @@ def test_ctrl_c_during_a_run(tmp_path):
     """It ends with 130, and nothing is aborted: the run is told to stop, and waited for."""
     path = tiny.endless(tmp_path / "m.onnx")
     code = (
-        "import sys; from edgeroute.cli import inspect_model as f; real = f.Model.run\n"
+        "import sys; from edgeroute.tools.cli import inspect_file as f; real = f.Model.run\n"
         "def run(self, feed): print('go', flush=True); return real(self, feed)\n"
         f"f.Model.run = run; sys.argv = ['edgeroute', 'inspect', {str(path)!r}, '--timeout', '1h']\n"
         "from edgeroute.__main__ import main; main()"

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import StoreError, system
+from edgeroute import StoreError
 from edgeroute.stores.journal import Journal, read
+from edgeroute.system import process as system
 
 WRITER = """
 import sys

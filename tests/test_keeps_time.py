@@ -11,13 +11,12 @@ from time import monotonic
 import pytest
 
 from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Prediction, Router
-from edgeroute.cloud import aio_connections
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Done, Failed, walk
+from edgeroute.http import aio_connections
 from edgeroute.router.drivers import Deferrable, blocking, tasks
-from edgeroute.router.inside import TAKES_BACK
+from edgeroute.router.off_loop import TAKES_BACK
 from edgeroute.testing import CannedServer, http_reply
 
 REPLY = http_reply(json.dumps({"value": "cloud", "confidence": 0.9}).encode(), headers=[("Content-Type", "application/json")])

@@ -13,7 +13,7 @@ from commands import cli
 
 from edgeroute import BadInput, OnnxModel, Router
 from edgeroute.confidence import calibrate
-from edgeroute.serve.app import app
+from edgeroute.tools.server.serve_app import app
 
 SMALL = [[2, 0.4, 0], [0, 2, 0.4], [0.4, 0, 2], [1.5, -1.5, 0.5], [0.5, 1, -1.5]]
 LARGER = [[4, 0, 0], [0, 4, 0], [0, 0, 4], [1, -1, 0], [0, 0.5, -0.5]]

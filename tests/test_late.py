@@ -23,8 +23,8 @@ from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
 from edgeroute.cloud.backend import FunctionBackend
-from edgeroute.stores.outbox.spread import LONGEST_S, TIMES
-from edgeroute.system import now
+from edgeroute.stores.outbox.store import LONGEST_S, TIMES
+from edgeroute.system.process import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 
@@ -1083,12 +1083,12 @@ def test_an_endpoint_that_was_never_met(kind, tmp_path):
 
 PROGRAM = """
 import os, signal, sys
-import edgeroute.core.breaker
+import edgeroute.core.admission
 from edgeroute import PlainJson, Router
 from edgeroute.stores.outbox import Outbox
 
 url, folder, effect, count, dies = sys.argv[1:]
-edgeroute.core.breaker.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
+edgeroute.core.admission.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
 edgeroute.stores.outbox.delivery.HURRY_S = 0.0
 box = Outbox(folder + "/outbox.db", rate_per_s=1e6, spread_s=0.0)
 

@@ -16,10 +16,10 @@ from both import CALLS, Tasks, Threads, ask, header, unsure
 from commands import cli
 
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
-from edgeroute.cloud.base import Address
-from edgeroute.quoting import MOST_COMPARED, MOST_READ, quote
+from edgeroute.http.messages import Address
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import log, plain
+from edgeroute.system.process import log, plain
+from edgeroute.system.quoting import MOST_COMPARED, MOST_READ, quote
 from edgeroute.testing import CannedServer, http_reply
 
 LABELS = ["cat", "dog"]

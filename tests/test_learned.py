@@ -26,7 +26,7 @@ from edgeroute.confidence import (
     quantile,
 )
 from edgeroute.confidence import features as f
-from edgeroute.confidence.logistic import irls
+from edgeroute.confidence.learned import irls
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to
 anything = st.floats(width=32)

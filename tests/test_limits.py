@@ -14,12 +14,13 @@ import pytest
 import routes
 from both import GOOD, LONG, ask, header, makes, unsure
 
-from edgeroute import Function, Limits, PlainJson, system
-from edgeroute.cloud import earlier
+from edgeroute import Function, Limits, PlainJson
+from edgeroute.cloud import spending as earlier
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.spending import Cost, Spending
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.sqlite import Database
+from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud
 
 YEAR_S = 365 * 86_400
@@ -204,8 +205,8 @@ def test_a_clock_that_is_set_forward_and_back_resets_nothing(run, off):
 def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     """Also over a start of the system, where only the clock tells: a year ahead nothing counts, and back again all of it does."""
     boot = ["first", 0.0]
-    monkeypatch.setattr(system, "clock", lambda: tuple(boot))
-    monkeypatch.setattr(system, "now", lambda: 1_700_000_000.0 + boot[1])
+    monkeypatch.setattr(process, "clock", lambda: tuple(boot))
+    monkeypatch.setattr(process, "now", lambda: 1_700_000_000.0 + boot[1])
 
     def spent(usd=0.0):
         store = KeyValueStore(tmp_path / "state.db")
@@ -213,7 +214,7 @@ def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
         spending.recall()
         known = spending.spent().usd
         if usd:
-            spending.add(Cost(usd=usd), system.now())
+            spending.add(Cost(usd=usd), process.now())
         spending.close()
         store.close()
         return known
@@ -318,9 +319,9 @@ def test_a_damaged_record(tmp_path, caplog):
     store.flush()
     spending = SharedSpending(Spending(Limits(usd_per_day=1, calls_per_minute=9)), store)
     assert spending.recall()
-    assert "the record spending:" in spending.reserve(Cost(usd=0.1), system.now()).text
-    assert spending.reserve(Cost(mb=0.1), system.now()) is None
-    assert spending.reserve(Cost(usd=0.1), system.now() + 25 * 3600) is None
+    assert "the record spending:" in spending.reserve(Cost(usd=0.1), process.now()).text
+    assert spending.reserve(Cost(mb=0.1), process.now()) is None
+    assert spending.reserve(Cost(usd=0.1), process.now() + 25 * 3600) is None
     assert "is damaged" in caplog.text
     store.close()
 
@@ -328,8 +329,8 @@ def test_a_damaged_record(tmp_path, caplog):
 def test_a_file_that_was_set_aside_long_ago(tmp_path, monkeypatch, caplog):
     """It counts for no window any more; nor does one that is not there."""
     (tmp_path / "state.db.corrupt-1").write_text("garbage")
-    later = system.now() + 26 * 3600
-    monkeypatch.setattr(system, "now", lambda: later)
+    later = process.now() + 26 * 3600
+    monkeypatch.setattr(process, "now", lambda: later)
     store = KeyValueStore(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
     assert spending.recall()
@@ -378,7 +379,7 @@ def test_written_ahead_in_advances(tmp_path):
     store = Counted(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(usd_per_day=20)), store)
     for n in range(1, 1001):
-        assert spending.reserve(Cost(usd=0.01), system.now()) is None
+        assert spending.reserve(Cost(usd=0.01), process.now()) is None
         assert spending.secure(Cost(usd=0.01)) is None
         assert not spending.unwritten
         if n % 97 == 0:
@@ -397,7 +398,7 @@ def test_many_at_once_share_a_write(tmp_path):
 
     def work():
         for _ in range(50):
-            if spending.reserve(Cost(usd=0.01), system.now()) is None and spending.secure(Cost(usd=0.01)) is None:
+            if spending.reserve(Cost(usd=0.01), process.now()) is None and spending.secure(Cost(usd=0.01)) is None:
                 granted.append(1)
                 spending.keep()
 
@@ -415,15 +416,15 @@ def test_what_has_no_limit_is_not_written_ahead(tmp_path):
     """Nor does a cost that has none wait for what was not written; what has come anyway is written at once if it has a limit."""
     store = Counted(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits()), store)
-    assert spending.reserve(Cost(usd=1.0), system.now()) is None
+    assert spending.reserve(Cost(usd=1.0), process.now()) is None
     assert spending.secure(Cost(usd=1.0)) is None
-    spending.add(Cost(mb=1.0), system.now())
+    spending.add(Cost(mb=1.0), process.now())
     assert store.writes == 0
     spending.limits = Limits(mb_per_day=100)
-    spending.add(Cost(mb=1.0), system.now())
+    spending.add(Cost(mb=1.0), process.now())
     assert store.writes == 1
     store.flush = lambda: False
-    spending.add(Cost(mb=50.0), system.now())
+    spending.add(Cost(mb=50.0), process.now())
     assert spending.secure(Cost(usd=1.0)) is None
     assert spending.secure(Cost(mb=1.0)).code == "mb_per_day"
     del store.flush
@@ -434,11 +435,11 @@ def test_a_forked_child_has_a_record_of_its_own(tmp_path):
     """What its parent has spent counts in both, and is written by the parent alone."""
     store = KeyValueStore(tmp_path / "state.db")
     spending = SharedSpending(Spending(Limits(usd_per_day=10)), store)
-    spending.add(Cost(usd=1.0), system.now())
+    spending.add(Cost(usd=1.0), process.now())
     child = os.fork()
     if not child:
         assert spending.spent().usd == 1
-        spending.add(Cost(usd=2.0), system.now())
+        spending.add(Cost(usd=2.0), process.now())
         spending.close()
         store.close()
         os._exit(0)
@@ -453,7 +454,7 @@ def test_without_a_file(caplog):
     for store in (None, KeyValueStore(None)):
         spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
         assert spending.recall()
-        assert spending.reserve(Cost(usd=0.1), system.now()) is None
+        assert spending.reserve(Cost(usd=0.1), process.now()) is None
         spending.keep()
         spending.close()
     assert caplog.text == ""
@@ -503,10 +504,10 @@ def test_what_others_have_recorded_is_added_once(tmp_path):
     user, other = Paid(), Paid()
     first = KeyValueStore.shared(tmp_path / "state.db", user)
     mine = SharedSpending(Spending(Limits(usd_per_day=9)), first)
-    mine.add(Cost(usd=1.0), system.now())
+    mine.add(Cost(usd=1.0), process.now())
     with contextlib.closing(KeyValueStore(tmp_path / "state.db")) as store:  # another process
         its = SharedSpending(Spending(Limits(usd_per_day=9)), store)
-        its.add(Cost(usd=2.0), system.now())
+        its.add(Cost(usd=2.0), process.now())
         its.close()
     assert mine.spent().usd == 1
     for _ in range(2):
@@ -532,7 +533,7 @@ def test_threads_of_two_routers(tmp_path):
 
     def work(spending):
         for _ in range(100):
-            if spending.reserve(Cost(usd=0.01), system.now()) is None and spending.secure(Cost(usd=0.01)) is None:
+            if spending.reserve(Cost(usd=0.01), process.now()) is None and spending.secure(Cost(usd=0.01)) is None:
                 granted.append(1)
                 spending.keep()
 

@@ -6,9 +6,9 @@ import pytest
 from both import GOOD, Tasks, Threads, sure, unsure
 
 from edgeroute import PlainJson
-from edgeroute.cli.status import status
-from edgeroute.core.link import Link
+from edgeroute.core.estimates import Link
 from edgeroute.testing import CannedServer, Relay
+from edgeroute.tools.cli.status import status
 
 ONE_WAY_S = 0.01
 

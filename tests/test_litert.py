@@ -30,10 +30,10 @@ from edgeroute import (
     StopToken,
     TensorSpec,
 )
-from edgeroute import settings as policies
-from edgeroute.edge import interpreters, litert, model_file
+from edgeroute import policy as policies
+from edgeroute.edge import litert, model_file
 from edgeroute.edge.card import sha256_of
-from edgeroute.edge.load import load
+from edgeroute.edge.runtimes import load
 from edgeroute.edge.tflite_format import contents
 from edgeroute.testing import edge_contract
 
@@ -250,13 +250,13 @@ def test_runs_at_the_same_time_have_an_interpreter_each(make, monkeypatch):
     """One that is in use is no other's; afterwards they wait for the next runs."""
     model = make(models.linear)
     model.load()
-    both, begun = threading.Barrier(4), interpreters.Worker.run
+    both, begun = threading.Barrier(4), litert.Worker.run
 
     def meets(self, *given):
         both.wait(LONG)
         return begun(self, *given)
 
-    monkeypatch.setattr(interpreters.Worker, "run", meets)
+    monkeypatch.setattr(litert.Worker, "run", meets)
     results = [None] * 4
     threads = [threading.Thread(target=lambda i=i: results.__setitem__(i, model.run([X * i, X]))) for i in range(4)]
     for thread in threads:
@@ -345,7 +345,7 @@ def test_a_state_in_variables_is_one_for_each_session(make):
 
 def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
     """A run that was left behind has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
-    model, run, gate, ran = make(models.total), interpreters.Worker.run, threading.Event(), threading.Event()
+    model, run, gate, ran = make(models.total), litert.Worker.run, threading.Event(), threading.Event()
     ones = np.ones(2, np.float32)
 
     def late(*given):
@@ -356,7 +356,7 @@ def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
 
     with Router(model, cloud, threshold=0.0) as router, router.session() as session:
         assert session.infer(ones).source == "edge"
-        monkeypatch.setattr(interpreters.Worker, "run", late)
+        monkeypatch.setattr(litert.Worker, "run", late)
         with pytest.raises(DeadlineExceeded):
             session.infer(ones, mode="only_edge", deadline=0.2)
         monkeypatch.undo()
@@ -841,8 +841,8 @@ def test_calibrate(desk):
 def test_serve(desk):
     """As a server of the Open Inference Protocol, whose client is a router."""
     pytest.importorskip("starlette")
-    from edgeroute.serve.app import app
-    from edgeroute.serve.run import named
+    from edgeroute.tools.server.serve import named
+    from edgeroute.tools.server.serve_app import app
 
     pixels = np.load("inputs.npz")["images"]
     with running(app([named("models/edge.int8.tflite")])) as client:

@@ -9,7 +9,7 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import LlamaModel, ModelError  # noqa: E402
-from edgeroute.edge import llama_trial  # noqa: E402
+from edgeroute.edge import llama  # noqa: E402
 
 SELF = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"
 LATER = "{% macro f() %}{% if messages|length > 3 %}{{ f() }}{% endif %}{% endmacro %}{{ f() }}{{ messages[0].content }}"
@@ -42,7 +42,7 @@ def test_a_template_that_would_end_the_process(tmp_path, template):
 
 
 def test_a_template_that_never_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(llama_trial, "WAIT_S", 3.0)
+    monkeypatch.setattr(llama, "WAIT_S", 3.0)
     endless = "{% for i in range(1000000000) %}{% for j in range(1000000000) %}{% endfor %}{% endfor %}"
     path = tiny_gguf.write(tmp_path / "tiny.gguf", template=endless)
     with pytest.raises(ModelError, match="did not end within 3 s"):
@@ -87,7 +87,7 @@ def test_what_cannot_be_harmful_is_not_tried(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_which_are_harmless(template, harmless):
-    assert llama_trial.harmless(template) is harmless
+    assert llama.harmless(template) is harmless
 
 
 def test_a_model_that_does_not_load_is_no_matter_of_its_template(tmp_path):

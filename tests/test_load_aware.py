@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, PlainJson, PolicyError, Router, TensorSpec
-from edgeroute.cloud.load_reports import LONGEST, report_in
-from edgeroute.core.load import ENOUGH, Load, Report
+from edgeroute.cloud.exchange import LONGEST, report_in
+from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.card import Card
-from edgeroute.router.auditing import Asks
-from edgeroute.serve import batching
-from edgeroute.serve.batching import Batcher, Full
-from edgeroute.serve.meter import Meter
+from edgeroute.router.audit_calls import Asks
 from edgeroute.testing import CannedServer, FakeModel, http_reply
+from edgeroute.tools.server import batching
+from edgeroute.tools.server.batching import Batcher, Full, Meter
 
 
 def report(text):
@@ -154,7 +153,7 @@ def test_it_is_the_load_of_the_cloud_that_is_asked_first_that_counts():
 
 def test_few_deferrals_keep_nothing():
     with loaded({"load": FULL}) as server, Router(unsure(), PlainJson(server.url), threshold=0.8) as router:
-        assert {router.infer(0).source for _ in range(ENOUGH - 1)} == {"cloud"}
+        assert {router.infer(0).source for _ in range(ENOUGH_DEFERRED - 1)} == {"cloud"}
 
 
 def test_a_hostile_report_changes_nothing():
@@ -170,7 +169,7 @@ def test_asyncio_likewise():
 
     with loaded({"load": FULL}) as server:
         sources = asyncio.run(run(server))
-    assert "edge" not in sources[:ENOUGH]
+    assert "edge" not in sources[:ENOUGH_DEFERRED]
     assert sources.count("edge") > 50
 
 

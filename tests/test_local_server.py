@@ -14,8 +14,8 @@ import routes
 from both import LONG
 
 from edgeroute import BadInput, EdgerouteError, LocalServer, ModelError, PolicyError, Router, StopToken
-from edgeroute.edge import loopback
-from edgeroute.edge.load import load
+from edgeroute.edge.runtimes import load
+from edgeroute.http import loopback
 from edgeroute.testing import CannedServer, edge_contract, http_reply
 
 HI = [{"role": "user", "content": "hi"}]

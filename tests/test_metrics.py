@@ -44,14 +44,14 @@ from edgeroute import (
     Status,
     metrics,
 )
+from edgeroute.core.explain import CODES, Took
 from edgeroute.core.spending import Cost, Tokens
-from edgeroute.core.why import CODES, Took
-from edgeroute.gateway.run import made
 from edgeroute.observe.stats import Part
 from edgeroute.record import tally
 from edgeroute.record.prometheus import of_router
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
+from edgeroute.tools.server.gateway import made
 
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families as parsed  # noqa: E402 - where it is there
@@ -479,7 +479,7 @@ def test_a_policy_without_the_extra(tmp_path, fashion):
 GATEWAY = """
 import asyncio
 from edgeroute import AsyncRouter, RuntimeMissing
-from edgeroute.gateway.app import app
+from edgeroute.tools.server.gateway_app import app
 router = AsyncRouter(lambda _: ("a", 1.0), None)
 try:
     app(router, metrics=True)
@@ -523,7 +523,7 @@ def test_the_server_of_models(fashion):
     from starlette.testclient import TestClient
 
     from edgeroute import OnnxModel
-    from edgeroute.serve.app import app as models_app
+    from edgeroute.tools.server.serve_app import app as models_app
 
     model = OnnxModel(fashion / "cloud.onnx")
     with TestClient(models_app([model], metrics=True), raise_server_exceptions=False) as client:
@@ -549,7 +549,7 @@ def test_no_web_page_reads_the_servers_metrics(host, fashion):
     from starlette.testclient import TestClient
 
     from edgeroute import OnnxModel
-    from edgeroute.serve.app import app as models_app
+    from edgeroute.tools.server.serve_app import app as models_app
 
     url = f"http://[{host}]:8080" if ":" in host else f"http://{host}:8080"
     with TestClient(models_app([OnnxModel(fashion / "cloud.onnx")], metrics=True), base_url=url) as client:
@@ -588,7 +588,7 @@ def test_without_the_extras():
 
 def everything():
     """Every metric that there is, by the names under which Prometheus has them."""
-    from edgeroute.record.exposed import PREFIX, Page, of_status, of_tally
+    from edgeroute.record.prometheus import PREFIX, Page, of_status, of_tally
 
     leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
     share = Part(0.5, 0.4, 0.6)
@@ -614,7 +614,7 @@ def everything():
 
 def test_two_targets_of_one_name():
     """The page has the first: one that has something twice Prometheus refuses as a whole."""
-    from edgeroute.record.exposed import Page, of_status
+    from edgeroute.record.prometheus import Page, of_status
 
     leg = LegStats("same", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
     stats = Stats(1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg, leg._replace(bytes_sent=9)), ())

@@ -14,9 +14,9 @@ from netns import Namespace, needs_namespaces
 
 import edgeroute
 from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Saver
-from edgeroute.core import breaker
-from edgeroute.core.breaker import FAULTS
-from edgeroute.router.auditing import Asks
+from edgeroute.core import admission
+from edgeroute.core.admission import FAULTS
+from edgeroute.router.audit_calls import Asks
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer
@@ -137,7 +137,7 @@ def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch, s
 @pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": SAVER}])
 def test_probes_wait_for_another_mode(make, policy, monkeypatch):
     """The link comes up while a breaker is open: nobody is probed."""
-    monkeypatch.setattr(breaker, "FIRST_S", 1e6)  # no probe is due by time, however slow the machine
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)  # no probe is due by time, however slow the machine
     with CannedServer(GOOD) as server:
         reading = [LOW]
         router = make(unsure, PlainJson(server.url), sensors=lambda: reading[0], **policy)

@@ -18,7 +18,7 @@ from tiny import save
 
 from edgeroute import BadInput, BadReply, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute.edge import model_file
-from edgeroute.edge.load import load
+from edgeroute.edge.runtimes import load
 
 X = np.array([0.0, 2.0, 1.0, 5.0], np.float32)
 

@@ -28,10 +28,10 @@ from edgeroute import (
     PolicyError,
     Router,
 )
-from edgeroute.cloud import speaking
-from edgeroute.cloud.base import Reply
+from edgeroute.cloud import pieces as speaking
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.explain import truncated
+from edgeroute.http.messages import Reply
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]

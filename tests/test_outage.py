@@ -20,9 +20,8 @@ from both import DOWN, LONG, GatedServer, unsure, wait_for
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router, StopToken
 from edgeroute.cloud import guard as guards
-from edgeroute.core import breaker
-from edgeroute.core.admission import Admission
-from edgeroute.core.breaker import FAULTS
+from edgeroute.core import admission
+from edgeroute.core.admission import FAULTS, Admission
 from edgeroute.observe.network import NetworkMonitor
 from edgeroute.stores.journal import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
@@ -44,8 +43,8 @@ def opening_s(monkeypatch):
 
     -> the time for which it opens at first, seconds.
     """
-    monkeypatch.setattr(breaker, "FIRST_S", 1e6)
-    monkeypatch.setattr(breaker, "MOST_S", 1e9)
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)
+    monkeypatch.setattr(admission, "MOST_S", 1e9)
     monkeypatch.setattr(NetworkMonitor, "start", lambda monitor: None)
     return 1e6
 
@@ -259,7 +258,7 @@ def test_a_probe_that_fails(make, bad, monkeypatch, opening_s, pass_time):
     monkeypatch.setattr("edgeroute.cloud.guard.PROBE_S", 0.1)
     asks = bad is not None and b"250" in bad
     if asks:
-        monkeypatch.setattr(breaker, "FIRST_S", 5.0)
+        monkeypatch.setattr(admission, "FIRST_S", 5.0)
     with CannedServer(lambda request: bad if is_probe(request) else DOWN) as server:
         client = make(unsure, PlainJson(server.url, ping_path="/health"))
         client.infer(DATUM)

@@ -38,14 +38,10 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, encode_input
-from edgeroute.stores.outbox.delivery import backoff, longest
-from edgeroute.stores.outbox.heads import Heads
-from edgeroute.stores.outbox.listing import COUNTED
-from edgeroute.stores.outbox.loop import Loop
-from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
-from edgeroute.stores.outbox.store import ROW_BYTES
-from edgeroute.stores.outbox.tables import TRUSTED_S
-from edgeroute.system import now, plain
+from edgeroute.stores.outbox.delivery import Loop, backoff, longest
+from edgeroute.stores.outbox.store import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
+from edgeroute.stores.outbox.tables import TRUSTED_S, Heads
+from edgeroute.system.process import now, plain
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
 T0 = 1_800_000_000.0
@@ -1208,7 +1204,7 @@ def test_effects_and_the_mark_are_one(outbox, call, no_wait):
 )  # fmt: skip
 def test_what_a_callback_may_not_do(outbox, sql):
     """Ending the transaction, other files and the outbox's own tables are refused, also by way of a trigger."""
-    from edgeroute.stores.outbox.tx import Tx
+    from edgeroute.stores.outbox.store import Tx
 
     answered(outbox, "a")
 

@@ -9,10 +9,10 @@ import sqlite3
 import pytest
 
 from edgeroute import Held, Outbox, Prediction, Unreachable
-from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, heads, tables
-from edgeroute.stores.outbox.heads import MOST_LANES
-from edgeroute.system import now
-from edgeroute.threads import ThreadPool
+from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, tables
+from edgeroute.stores.outbox.tables import MOST_LANES
+from edgeroute.system.process import now
+from edgeroute.system.threads import ThreadPool
 
 FEW, MANY = 20, 5000
 MORE = 3.0
@@ -172,12 +172,12 @@ def test_waits_are_cut_short_little_by_little(make, steps, at_once, monkeypatch)
     delivery = Delivery(outbox, send, rate_per_s=1e9)
     few = steps.count(delivery.step)
     due = sum(e.ready_at <= now() for e in outbox.list("waiting"))
-    assert 0 < due < 2 * heads.SLICE
+    assert 0 < due < 2 * tables.SLICE
     for _ in range(1100):
         delivery.step()
     delivery.close()
     assert sent == [f"r{i}" for i in range(1000)]
-    assert few < 100 * heads.SLICE
+    assert few < 100 * tables.SLICE
 
 
 def test_a_lane_that_is_held_lets_others_pass(make, at_once):
@@ -227,7 +227,7 @@ def test_too_old_are_dropped_little_by_little(make, monkeypatch):
 
 def test_pages(make, monkeypatch):
     """All entries, a page at a time, also those that come meanwhile."""
-    monkeypatch.setattr("edgeroute.stores.outbox.listing.PAGE", 3)
+    monkeypatch.setattr("edgeroute.stores.outbox.store.PAGE", 3)
     outbox = make(7)
     seen = []
     for e in outbox.pages("waiting"):

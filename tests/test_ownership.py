@@ -10,8 +10,8 @@ import pytest
 from both import CALLS, LONG, GatedServer, ask, makes
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
-from edgeroute.copies import own_copy
-from edgeroute.core.facts import Facts
+from edgeroute.core.plan import Facts
+from edgeroute.system.copies import own_copy
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")

@@ -39,8 +39,8 @@ from edgeroute import (
 from edgeroute.cloud.codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
-from edgeroute.serve.app import app
-from edgeroute.serve.encoded import Decoder
+from edgeroute.tools.server.encoded import Decoder
+from edgeroute.tools.server.serve_app import app
 
 PIL = pytest.importorskip("PIL.Image")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
@@ -368,7 +368,7 @@ def test_odd_arrays_are_encoded_as_what_they_show():
 def test_grpc_sends_the_same_files():
     """Over gRPC they are raw BYTES, each with its length before it; parameters are not sent."""
     pytest.importorskip("grpc")
-    messages = pytest.importorskip("edgeroute.cloud.oip_messages").made()
+    messages = pytest.importorskip("edgeroute.cloud.grpc").made()
     cloud = OpenInferenceGrpc("http://127.0.0.1:9/v2/models/m", codec="png")
     cloud.recall({"inputs": [["x", "uint8", [-1, 5, 7, 3], "UINT8"]]})
     x = RNG.integers(0, 255, (5, 7, 3), np.uint8)
@@ -433,7 +433,7 @@ def test_stored_calls_keep_their_payload(server, tmp_path):
 
 def test_the_exports_read_what_is_sent(monkeypatch):
     """The programs that `edgeroute export` writes read the same request: as binary, and as JSON."""
-    programs = Path(edgeroute.__file__).parent / "export" / "programs"
+    programs = Path(edgeroute.__file__).parent / "tools" / "export" / "programs"
     monkeypatch.syspath_prepend(str(programs))
     for name in ("by_card", "oip"):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -5,8 +5,8 @@ import threading
 import pytest
 from both import LONG, Tasks, Threads
 
+from edgeroute.core.plan import ENOUGH_RUNS
 from edgeroute.core.policy import INF
-from edgeroute.core.standby import ENOUGH
 
 MANY = 5_000
 """Requests after which a test that waits for something has failed."""
@@ -64,7 +64,7 @@ def test_a_standby_of_which_enough_is_known_is_spared(make):
             if router.engine.observer.facts.reserves.get("edge", INF) < INF:
                 break
             assert router.infer(x).source == "cloud"
-        assert ENOUGH <= x < MANY
+        assert ENOUGH_RUNS <= x < MANY
         while router.engine.edge_threads.idle < len(router.engine.edge_threads):
             threading.Event().wait(0.001)
         before = len(runs)

@@ -10,8 +10,8 @@ import pytest
 from commands import cli
 
 from edgeroute import BadInput, Prefix, Router
-from edgeroute.cli.prompts import prompts
 from edgeroute.confidence.scores import quantile
+from edgeroute.tools.cli.prompts import prompts
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")

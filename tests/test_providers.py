@@ -16,7 +16,7 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import ModelError, OnnxModel, PolicyError, Router, models
-from edgeroute.edge.onnx_session import opened
+from edgeroute.edge.onnx import opened
 from edgeroute.edge.providers import CPU, KINDS, Provider, parsed, schema
 from edgeroute.testing import edge_contract
 

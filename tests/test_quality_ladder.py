@@ -15,10 +15,10 @@ from both import LONG, Link, Tasks, Threads, header, running, unsure
 
 from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router, TensorSpec
 from edgeroute.cloud.codecs import Coded, codec_of
-from edgeroute.cloud.ladder import Ladder, payload_of
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.serve.app import app
+from edgeroute.cloud.payloads import Ladder, payload_of
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.server.serve_app import app
 
 pytestmark = pytest.mark.pure
 

@@ -18,10 +18,11 @@ import pytest
 from commands import cli
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, compress, models
-from edgeroute.compress import graph, measure, prune, quantize, writing
+from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, models
 from edgeroute.edge import runtimes
 from edgeroute.edge.card import Card
+from edgeroute.tools import compress
+from edgeroute.tools.compress import graph, measure, prune, quantize
 
 EXPORTED = Path(__file__).parent / "exported"
 F = TensorProto.FLOAT
@@ -494,7 +495,7 @@ def test_a_full_disk(tmp_path, images, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("edgeroute.compress.quantizing.write_card", full)
+    monkeypatch.setattr("edgeroute.tools.compress.quantizing.write_card", full)
     with pytest.raises(StoreError, match=r"m.int8.onnx cannot be written: No space left on device"):
         compress.quantize(path, images, sensitivity=False, overwrite=True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -512,7 +513,7 @@ def test_killed_between_model_and_card(tmp_path, images, monkeypatch):
             raise KeyboardInterrupt
         source.replace(to)
 
-    monkeypatch.setattr(writing, "os", SimpleNamespace(replace=killed))
+    monkeypatch.setattr(graph, "os", SimpleNamespace(replace=killed))
     with pytest.raises(KeyboardInterrupt):
         compress.quantize(path, images, sensitivity=False, overwrite=True, activations="int8")
     assert [to.suffix for to in moved] == [".onnx", ".json"]

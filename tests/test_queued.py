@@ -17,8 +17,8 @@ import routes
 from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, StoreError, Unreachable
-from edgeroute.core.texts import named
-from edgeroute.stores.outbox.group import GroupCommit
+from edgeroute.core.words import named
+from edgeroute.stores.outbox.store import GroupCommit
 from edgeroute.stores.sqlite import Database
 from edgeroute.testing import FakeCloud
 

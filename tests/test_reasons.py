@@ -42,22 +42,20 @@ from edgeroute import (
     Unfit,
     Unreachable,
 )
-from edgeroute.cloud import turns
+from edgeroute.cloud import exchange
 from edgeroute.confidence import calibrate
 from edgeroute.core.egress import Rules
-from edgeroute.core.explain import before_run, reason
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan, without_first
+from edgeroute.core.explain import CODES, before_run, reason, reason_code
+from edgeroute.core.plan import Facts, Plan, plan, without_first
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.stream import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
-from edgeroute.core.why import CODES, reason_code
 from edgeroute.router.drivers import virtual
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.system.threads import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
-from edgeroute.threads import ThreadPool
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)
@@ -298,7 +296,7 @@ def here(reply, times=1, x=1, **more):
 
 def crowded(patch):
     """The answer to a request that comes while another is under way, and none may wait for its turn."""
-    patch.setattr(turns, "MOST_THREADS", 0)
+    patch.setattr(exchange, "MOST_THREADS", 0)
     with GatedServer(GOOD) as server, Threads(unsure, PlainJson(server.url, max_concurrent=1), threshold=0.5) as router:
         first = router.start(1)
         server.wait_for(lambda: server.requests)
@@ -527,7 +525,7 @@ class Clock:
 def clock(monkeypatch):
     """The time of day, for the router as for its cache."""
     clock = Clock()
-    monkeypatch.setattr("edgeroute.system.now", clock)
+    monkeypatch.setattr("edgeroute.system.process.now", clock)
     return clock
 
 

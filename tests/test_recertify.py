@@ -16,14 +16,14 @@ from both import LONG, Tasks, Threads
 from commands import cli
 
 from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
-from edgeroute.cli.recertify import next_look
 from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
-from edgeroute.confidence.binding import digest
-from edgeroute.router.auditing import prints
-from edgeroute.settings.rewrite import switched
+from edgeroute.confidence.certificate import digest
+from edgeroute.router.audit_calls import prints
 from edgeroute.stores.journal import Journal, read
 from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.tools.cli.recertify import next_look
+from edgeroute.tools.cli.switch import switched
 
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
@@ -331,8 +331,8 @@ def test_without_tomlkit(home, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from edgeroute import system
-from edgeroute.cli import switch
+from edgeroute.system import process as system
+from edgeroute.tools.cli import switch
 from edgeroute.__main__ import main
 left, real = int(sys.argv.pop(1)), system.replace_file
 def replaced(path, text):
@@ -447,7 +447,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
 
 def test_one_at_a_time(home):
     """Who comes while another one is under way is told."""
-    from edgeroute.stores.locks import ProcessLock
+    from edgeroute.stores.journal import ProcessLock
 
     path = written(home, "json")
     with contextlib.closing(contextlib.ExitStack()) as stack:

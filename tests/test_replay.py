@@ -33,12 +33,12 @@ from edgeroute import (
     Trace,
     Unreachable,
 )
-from edgeroute.core.breaker import FAULTS
-from edgeroute.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay, run
-from edgeroute.replay.network import RETRANSMIT_S, Link, Network
-from edgeroute.replay.setup import Port
+from edgeroute.core.admission import FAULTS
 from edgeroute.stores.journal import Journal
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay, run
+from edgeroute.tools.replay.gate import RETRANSMIT_S, Link, Network
+from edgeroute.tools.replay.setup import Port
 
 LONG = 30.0
 SURES = st.one_of(st.floats(0, 1), st.sampled_from([None, float("nan"), 0.5]))

@@ -21,14 +21,11 @@ from edgeroute import EvaluationResult, RuntimeMissing
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import Terms
-from edgeroute.evaluation.evaluation import Cost, Evaluation, Names
-from edgeroute.evaluation.examples import Examples
-from edgeroute.evaluation.promise import Verdict, verdicts
-from edgeroute.evaluation.share import bins, calibration_error, share
-from edgeroute.report.drawing import INK
-from edgeroute.report.page import page
-from edgeroute.report.style import EVALUATION, STYLE
-from edgeroute.report.words import duration, level, methods, size, verdict
+from edgeroute.tools.measure.certified import Verdict, verdicts
+from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
+from edgeroute.tools.measure.report.figures import INK
+from edgeroute.tools.measure.report.page import EVALUATION, STYLE, page
+from edgeroute.tools.measure.report.words import duration, level, methods, size, verdict
 
 stats = Later("scipy.stats")
 CLASSES = ["a", "b", "c"]

@@ -94,7 +94,7 @@ def ended(process):
 TEXT = """
 import logging
 from edgeroute import RequestLog, Router
-from edgeroute.cli.logs import logged
+from edgeroute.tools.cli.tables import logged
 logged("text")
 with Router(lambda _: ("ok", 0.9), instruments=[RequestLog()]) as router:
     print(router.infer(0).id)

@@ -29,7 +29,7 @@ from edgeroute import (
     PolicyError,
     Router,
 )
-from edgeroute.core.facts import Facts
+from edgeroute.core.plan import Facts
 from edgeroute.testing import FakeCloud
 
 

@@ -23,15 +23,15 @@ from edgeroute import (
     RuntimeMissing,
     StopToken,
     TensorSpec,
-    settings,
 )
+from edgeroute import policy as settings
 from edgeroute.edge import members, runtimes
-from edgeroute.edge.load import load
 from edgeroute.edge.members import DEFAULTS
 from edgeroute.edge.runs import runs_of
-from edgeroute.serve.app import app
-from edgeroute.serve.run import named
+from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
+from edgeroute.tools.server.serve import named
+from edgeroute.tools.server.serve_app import app
 
 SOURCE = '''
 """A runtime of the tests."""

@@ -9,9 +9,8 @@ import threading
 import pytest
 
 from edgeroute import Audit, Router
-from edgeroute.record.audit import UNTIL_NEXT
-from edgeroute.record.sampling import CALM, FULL, Sampler
 from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.trials.audit import CALM, FULL, UNTIL_NEXT, Sampler
 
 
 def sampler(share=0.1, scene=30, waiting=lambda: 0, allowed=lambda: True, due=None):

@@ -37,12 +37,12 @@ from edgeroute import (
     TensorSpec,
     Variants,
 )
-from edgeroute.cloud.escalated import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
+from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
 from edgeroute.core.plan import plan
-from edgeroute.packaged import folder
-from edgeroute.router.escalation import EdgeAnswers
-from edgeroute.serve.app import app
+from edgeroute.router.views import EdgeAnswers
+from edgeroute.system.imports import folder
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.server.serve_app import app
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
@@ -251,7 +251,7 @@ def test_what_is_told_of_an_answer():
 
 def test_the_exports_read_what_is_sent(monkeypatch):
     """The program for Ray ignores the parameter; Triton takes any."""
-    monkeypatch.syspath_prepend(str(Path(edgeroute.__file__).parent / "export" / "programs"))
+    monkeypatch.syspath_prepend(str(Path(edgeroute.__file__).parent / "tools" / "export" / "programs"))
     for name in ("by_card", "oip"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     oip = importlib.import_module("oip")
@@ -615,4 +615,4 @@ def test_a_function_that_takes_answers():
     with pytest.raises(PolicyError, match="takes_edge"):
         CallableModel(later, takes_edge=True)
     with pytest.raises(BadInput):
-        importlib.import_module("edgeroute.serve.protocol").edge_answers("[", 1)
+        importlib.import_module("edgeroute.tools.server.protocol").edge_answers("[", 1)

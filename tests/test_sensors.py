@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from edgeroute import DeviceSensors, Reading
 from edgeroute.observe.device import files
 from edgeroute.observe.device.android import Android
-from edgeroute.observe.device.battery import Battery
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.load import Load
 from edgeroute.observe.device.others import Others, battery_of, throttled_of
+from edgeroute.observe.device.power import Battery
 from edgeroute.observe.device.windows import MemoryStatus, PowerStatus, Windows
 from edgeroute.observe.sensors import read
 
@@ -163,7 +163,7 @@ def test_power_from_the_battery(values, watts, tmp_path):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     """A line for each reading; in JSON null for what is not known."""
-    from edgeroute.cli import sensors as cli
+    from edgeroute.tools.cli import check as cli
 
     monkeypatch.setattr(cli, "BETWEEN_S", 0.0)
     plant(tmp_path, tree("laptop")[0])

@@ -23,13 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import BadInput, ModelError, OnnxModel, PolicyError, TensorSpec, system
+from edgeroute import BadInput, ModelError, OnnxModel, PolicyError, TensorSpec
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.card import Card
-from edgeroute.serve import protocol
-from edgeroute.serve.app import app
-from edgeroute.serve.batching import Batcher
-from edgeroute.serve.run import serve
+from edgeroute.system import process as system
+from edgeroute.tools.server import protocol
+from edgeroute.tools.server.batching import Batcher
+from edgeroute.tools.server.serve import serve
+from edgeroute.tools.server.serve_app import app
 
 WEIGHTS = np.arange(1, 4, dtype=np.float32)
 INFER = "/v2/models/scale/infer"
@@ -737,7 +738,7 @@ def test_card(tmp_path):
 
 MAIN = """
 import sys
-from edgeroute.serve.run import serve
+from edgeroute.tools.server.serve import serve
 ended = serve(sys.argv[1:], port=0, on_ready=lambda url: print(url, flush=True))
 print("end", ended)
 """

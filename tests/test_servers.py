@@ -17,8 +17,8 @@ from both import LONG, Tasks, Threads, unsure
 from real_servers import ENVIRONMENTS, Front, Proxy, contract, real_server
 
 from edgeroute import AsyncRouter, CallableModel, OpenInference, OpenInferenceGrpc, Router, Secret
-from edgeroute.cloud.described import Described
 from edgeroute.confidence import calibrate
+from edgeroute.tools.cli.inspect_url import Described
 
 pytestmark = pytest.mark.matrix
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

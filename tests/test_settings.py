@@ -37,13 +37,13 @@ from edgeroute import (
     RuntimeMissing,
     Saver,
     Trace,
-    settings,
 )
-from edgeroute.cloud.base import Address
+from edgeroute import policy as settings
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.policy import INF, Terms
 from edgeroute.edge.runtimes import suffixes
-from edgeroute.settings import keys, singles, sources, targets, units
+from edgeroute.http.messages import Address
+from edgeroute.policy import keys, singles, sources, targets, units
 from edgeroute.stores.outbox.store import Drop
 
 ROOT = Path(__file__).parents[1]
@@ -917,9 +917,9 @@ def test_yaml_without_pyyaml_says_what_to_install(policy, monkeypatch):
 def test_a_policy_file_without_pydantic_says_what_to_install(monkeypatch):
     """On platforms without it the rest of the library works."""
     monkeypatch.setitem(sys.modules, "pydantic_settings", None)
-    monkeypatch.delitem(sys.modules, "edgeroute.settings")
+    monkeypatch.delitem(sys.modules, "edgeroute.policy")
     with pytest.raises(RuntimeMissing, match="pip install pydantic-settings"):
-        importlib.import_module("edgeroute.settings")
+        importlib.import_module("edgeroute.policy")
 
 
 # Units

@@ -17,11 +17,11 @@ from lazily import Later
 
 from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
-from edgeroute.record.audit import MOST_WAITING
-from edgeroute.record.shadow import Tally
-from edgeroute.router.replacing import replace
+from edgeroute.router.reload import replace
 from edgeroute.stores.journal import read
 from edgeroute.testing import FakeCloud
+from edgeroute.trials.audit import MOST_WAITING
+from edgeroute.trials.shadow import Tally
 
 stats = Later("scipy.stats")
 LABELS = ["a", "b", "c"]
@@ -397,8 +397,8 @@ def test_a_reload_in_the_middle(tmp_path):
             self.closed = True
 
     from edgeroute import Limits
-    from edgeroute.confidence.binding import digest
-    from edgeroute.router.snapshot import build
+    from edgeroute.confidence.certificate import digest
+    from edgeroute.router.build import build
 
     models, stop, errors = [Named(str(i), i / 100) for i in range(20)], threading.Event(), []
     with Router(models[0], cloud, threshold=0.5, mode="shadow", state=tmp_path) as router:

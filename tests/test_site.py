@@ -48,8 +48,8 @@ def test_the_readme_names_pages_that_there_are():
     assert {f"{name}.md" for name in named} <= PAGES
 
 
-@pytest.mark.parametrize("module", ["edgeroute", "edgeroute.testing", "edgeroute.confidence", "edgeroute.catalog", "edgeroute.compress",
-                                    "edgeroute.replay", "edgeroute.settings"])  # fmt: skip
+@pytest.mark.parametrize("module", ["edgeroute", "edgeroute.testing", "edgeroute.confidence", "edgeroute.catalog", "edgeroute.tools.compress",
+                                    "edgeroute.tools.replay", "edgeroute.policy"])  # fmt: skip
 def test_each_public_name_is_in_the_reference_once(module):
     """As `::: module.name` in website/api; and what is there exists."""
     texts = "\n".join((ROOT / "website" / page).read_text() for page in API)
@@ -66,8 +66,8 @@ def test_each_public_name_is_in_the_reference_once(module):
 
 def test_the_page_of_commands_is_what_they_are():
     """docs/commands.md is the text of `reference(app)`, and not written by hand: `make docs`."""
-    from edgeroute.cli.app import app
-    from edgeroute.cli.reference import reference
+    from edgeroute.tools.cli.app import app
+    from edgeroute.tools.cli.reference import reference
 
     text = reference(app)
     assert (ROOT / "docs" / "commands.md").read_text() == text

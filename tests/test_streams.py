@@ -7,9 +7,9 @@ import pytest
 import routes
 
 from edgeroute import AsyncRouter, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
-from edgeroute.dashboard.rows import row
-from edgeroute.replay import Setup, collect, replay
 from edgeroute.testing import CannedServer, http_reply
+from edgeroute.tools.dashboard.window import row
+from edgeroute.tools.replay import Setup, collect, replay
 
 
 def edge(x):

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgeroute import system
-from edgeroute.files import file_stamp
-from edgeroute.system import json_dumps, json_loads, limited, plain, replace_file
+from edgeroute.system import process
+from edgeroute.system.process import file_stamp, json_dumps, json_loads, limited, plain, replace_file
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -29,7 +28,7 @@ values = st.recursive(
 def library(request, monkeypatch):
     """With the fast library and without."""
     if request.param == "json":
-        monkeypatch.setattr(system, "orjson", None)
+        monkeypatch.setattr(process, "orjson", None)
 
 
 def finite(value):
@@ -171,7 +170,7 @@ def test_steps_have_ended_once_their_limit_is_over():
 
 FORK = """
 import os
-from edgeroute.system import renew_after_fork
+from edgeroute.system.process import renew_after_fork
 
 class Thing:
     def __init__(self, error=None):

@@ -12,7 +12,7 @@ import pytest
 
 from edgeroute import BadReply, ModelError, PolicyError, Router
 from edgeroute.confidence import Learned, auto, calibrate, crossfit, deferral_curve, fit, prompt_features
-from edgeroute.confidence.blend import Ranks
+from edgeroute.confidence.learned import Ranks
 
 
 def examples(n, seed=0):
@@ -50,7 +50,7 @@ def test_more_features_than_examples(monkeypatch):
     edge, cloud = rng.random(120) < 1 / (1 + np.exp(-2 * embedding[:, 0])), rng.random(120) < 0.9
     narrow = fit({"embedding": embedding}, edge, cloud)
     assert narrow.name == "learned"
-    monkeypatch.setattr("edgeroute.confidence.fitting.narrowed", lambda inputs: (inputs, np.eye(inputs.shape[1])))
+    monkeypatch.setattr("edgeroute.tools.measure.fitting.narrowed", lambda inputs: (inputs, np.eye(inputs.shape[1])))
     assert fit({"embedding": embedding}, edge, cloud).many({"embedding": embedding}) == pytest.approx(
         narrow.many({"embedding": embedding})
     )

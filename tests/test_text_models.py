@@ -15,9 +15,9 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import BadInput, LlamaModel, NoAnswer, PolicyError, Prefix, Router, Unfit  # noqa: E402
-from edgeroute.chat.reply import failure  # noqa: E402
-from edgeroute.core.codes import Failure  # noqa: E402
+from edgeroute.core.words import Failure  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
+from edgeroute.text.reply import failure  # noqa: E402
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]

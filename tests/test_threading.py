@@ -17,8 +17,8 @@ from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, R
 from edgeroute.cloud.backend import MAX_ABANDONED
 from edgeroute.observe.stats import TOGETHER
 from edgeroute.router.legs import STUCK_MOST
+from edgeroute.system.threads import ThreadPool
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
-from edgeroute.threads import ThreadPool
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 

@@ -11,10 +11,11 @@ import pytest
 import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
-from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace, system
+from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
 from edgeroute.router.fallback import CORRECTS
 from edgeroute.stores.journal import read
 from edgeroute.stores.outbox import decode_input
+from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 KEY = "sk-a-very-secret-key-2718281828"
@@ -40,7 +41,7 @@ def test_an_answer_is_a_line(make, tmp_path):
         router = make(unsure, cloud, deadline=LONG, trace=path, egress=Egress(may_leave=["product"]))
         answer = router.infer([1, 2, 3], data_class="product")
         (told,) = lines(path)
-        assert abs(told["at"] - system.now()) < LONG
+        assert abs(told["at"] - process.now()) < LONG
         told.pop("reading", None)  # of the device's sensors, which may have been read by then
         assert {"at": told["at"]} | json.loads(json.dumps(answer.trace)) == told
         sent = len(server.requests[0].partition(b"\r\n\r\n")[2])

@@ -12,11 +12,11 @@ import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router
-from edgeroute.cloud import turns
+from edgeroute.cloud import exchange as turns
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core import breaker
-from edgeroute.core.breaker import FAULTS
+from edgeroute.core import admission
+from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
@@ -361,8 +361,8 @@ def test_a_forked_child_has_nobody_waiting(guard):
 @pytest.fixture
 def no_probe(monkeypatch):
     """No probe is due while this runs, however slow the machine."""
-    monkeypatch.setattr(breaker, "FIRST_S", 1e6)
-    monkeypatch.setattr(breaker, "MOST_S", 1e6)
+    monkeypatch.setattr(admission, "FIRST_S", 1e6)
+    monkeypatch.setattr(admission, "MOST_S", 1e6)
 
 
 @pytest.mark.usefixtures("no_probe")

@@ -22,8 +22,8 @@ pytest.importorskip("cryptography")
 
 from edgeroute import AsyncRouter, Audit, CatalogAway, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
-from edgeroute.catalog.publish import publish
 from edgeroute.catalog.store import Pointer
+from edgeroute.tools.catalog_publish import publish
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -106,7 +106,7 @@ def test_a_policy_file_that_is_wrong_is_not_the_versions_fault(publisher, device
 
 def test_canaries_of_which_some_may_be_wrong(publisher, device):
     """And numbers that are close are right."""
-    from edgeroute.catalog.canaries import read, same
+    from edgeroute.catalog.update import read, same
 
     np.savez(publisher.home / "c.npz", inputs=np.eye(4, dtype=np.float32)[:3], answers=["c", "a", "a"], most_wrong=1)
     publisher.publish("1.1", SECOND, canaries=publisher.home / "c.npz")

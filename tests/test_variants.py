@@ -8,8 +8,8 @@ from both import makes
 from devices import Device, now_it_reads
 
 from edgeroute import Ensemble, PolicyError, Reading, Router, Rule, Variants
-from edgeroute.replay import Setup, replay
-from edgeroute.settings import load
+from edgeroute.policy import load
+from edgeroute.tools.replay import Setup, replay
 
 BUSY = Rule("load", "small_model", enter=0.9)
 

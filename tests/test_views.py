@@ -31,7 +31,7 @@ from edgeroute.router.request import Request
 from edgeroute.stores.cache import Entry, digest
 from edgeroute.stores.mixed import framed, pack, unpack
 from edgeroute.stores.outbox import decode_input, encode_input
-from edgeroute.system import now
+from edgeroute.system.process import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 pytestmark = pytest.mark.pure

@@ -19,14 +19,13 @@ DEVICE, AWAY, ANSWER, PLAIN = "#dbe9fb", "#fde6d3", "#dcf2e1", "#eceef1"
 EDGE, CLOUD, GOOD = "#1f5fb0", "#c04f06", "#1e7a37"
 
 FLOORS = (
-    ("programs", PLAIN, ("cli", "dashboard", "gateway", "replay", "serve", "export", "compress", "testing")),
+    ("programs", PLAIN, ("tools", "testing")),
     ("the router", DEVICE, ("router",)),
-    ("policy files, results", PLAIN, ("settings", "evaluation", "report")),
-    ("what is seen, what is kept of it", PLAIN, ("observe", "record")),
+    ("policy files", PLAIN, ("policy",)),
+    ("what is seen, what is kept of it", PLAIN, ("observe", "trials", "record")),
     ("what is asked", AWAY, ("edge", "cloud", "catalog")),
-    ("shared parts", PLAIN, ("confidence", "chat", "stores", "http1")),
-    ("the machine, the package", PLAIN, ("types", "errors", "failures", "system", "threads", "files", "copies", "quoting",
-                                         "imports", "packaged", "models")),
+    ("shared parts", PLAIN, ("confidence", "text", "stores", "http")),
+    ("the machine, the package", PLAIN, ("types", "errors", "system", "models")),
     ("decisions, pure", ANSWER, ("core",)),
 )  # fmt: skip
 """Of the house, from the top: what a floor is for, its colour, its rooms."""
@@ -144,7 +143,7 @@ def house() -> Sheet:
     up = [f"{room} imports {other}" for room, allowed in table.items() for other in allowed if floor[other] < floor[room]]
     if up:
         raise ValueError(f"not down: {up}")
-    sheet = Sheet(520, 712, "The rooms of edgeroute: each imports only from its own floor and from those below it")
+    sheet = Sheet(520, 604, "The rooms of edgeroute: each imports only from its own floor and from those below it")
     y, per_row = 14, 4
     for what, colour, names in FLOORS:
         lines = [names[i : i + per_row] for i in range(0, len(names), per_row)]
@@ -174,8 +173,8 @@ class Demo(NamedTuple):
 
 def measured() -> Demo:
     """A run of `edgeroute demo` on the 1,000 images that come with edgeroute."""
-    from edgeroute.cli.demo.command import run
-    from edgeroute.cli.demo.report import points
+    from edgeroute.tools.cli.demo import run
+    from edgeroute.tools.cli.demo_report import points
 
     report = run(n=1000, rtt=0.0, data=None, most=0.2)
     x, y = points(report)

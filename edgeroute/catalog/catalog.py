@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from edgeroute.catalog.download import Progress, download
 from edgeroute.catalog.entry import Entry, entries
 from edgeroute.catalog.installed import KNOWN, Installed
-from edgeroute.catalog.source import Source, source_of
+from edgeroute.catalog.source import Source, refreshed, source_of
 from edgeroute.catalog.store import loads, replace, stored
-from edgeroute.catalog.trust import refreshed
 from edgeroute.errors import PolicyError
 
 if TYPE_CHECKING:

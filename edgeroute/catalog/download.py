@@ -16,7 +16,7 @@ from edgeroute.catalog.entry import Entry, FileEntry
 from edgeroute.catalog.source import Source
 from edgeroute.catalog.store import ENTRY, Store, replace, stored, synced
 from edgeroute.errors import CatalogAway, CatalogError, StoreError
-from edgeroute.system import json_dumps
+from edgeroute.system.process import json_dumps
 
 FILES = "files"
 """Folder of a catalog with the models' files: `files/NAME/VERSION/...`."""

@@ -19,13 +19,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.catalog.entry import Entry, read
-from edgeroute.catalog.names import checked_name, checked_version
+from edgeroute.catalog.entry import Entry, checked_name, checked_version, read
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
-from edgeroute.stores.locks import ProcessLock
-from edgeroute.system import renew_after_fork
+from edgeroute.stores.journal import ProcessLock
+from edgeroute.system.process import renew_after_fork
 
 SUFFIX = ACTIVE
 ENTRY = "entry.json"

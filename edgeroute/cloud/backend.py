@@ -3,30 +3,186 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType
+from time import monotonic
+from types import AsyncGeneratorType, CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.cloud.escalated import Escalated, checked
-from edgeroute.cloud.replies import ReplyReader
-from edgeroute.cloud.rows import Rows
-from edgeroute.cloud.terms import checked_terms
-from edgeroute.confidence.labels import label_names
-from edgeroute.confidence.reader import checked_kind
-from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import Side, Terms
+import numpy as np
+
+from edgeroute.cloud.payloads import Escalated, checked
+from edgeroute.confidence.boxes import boxes_without_batch
+from edgeroute.confidence.forms import as_array
+from edgeroute.confidence.labels import Labels, label_names
+from edgeroute.confidence.reader import CLASSES, Reader, checked_kind
+from edgeroute.confidence.scores import Score, Unscored
+from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.identity import versioned
+from edgeroute.core.words import Failure
+from edgeroute.edge.members import versioned
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.system import AbandonedRuns, cancelled
+from edgeroute.http.terms import checked_terms
+from edgeroute.system.process import AbandonedRuns, cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.base import Call
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
+    from edgeroute.http.messages import Call
+
+
+# Checks of what an endpoint, or a function as the cloud, has answered: nonsense never replaces an edge answer.
+
+SLACK = 0.01
+"""By how much a probability may exceed 1: some servers round."""
+
+
+class ReplyReader(Reader):
+    """A reader of a cloud's outputs, which refuses what cannot be an answer.
+
+    That is: no value (null), NaN, infinity, logits that are all minus infinity, probabilities outside 0..1, no outputs at
+    all; and where there are labels, a value that is none of them, or outputs of another rank. With a score of the caller's
+    own, outputs may have any structure.
+    """
+
+    wrong = BadReply
+    served: Callable[[], tuple[Any, ...] | None] | None = None
+    """The labels that the server has, once it has said so: for where nobody else has given any."""
+
+    def many(self, outputs: Any, count: int) -> list[Prediction]:
+        """As of `Reader`."""
+        if self.labels is None and self.served is not None and (labels := self.served()) is not None:
+            self._names = Labels(labels, self.name)
+            self.labels = self._names.labels
+        return super().many(outputs, count)
+
+    def _read(self, row: Any) -> Prediction:
+        if type(row) is Prediction:
+            self._check_pair(row.value, row.confidence)
+        elif type(row) is tuple and self.kind != "label+probabilities":
+            if len(row) == 2:  # noqa: PLR2004 - a pair
+                self._check_pair(*row)
+        elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
+            pass  # none found is an answer; its form is checked as it is read
+        elif type(row) is np.ndarray:  # the usual case
+            self._check_row(row)
+        else:
+            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
+                self._check_row(part)
+        return super()._read(row)
+
+    def _check_pair(self, value: Any, sure: Any) -> None:
+        if value is None:
+            raise BadReply("the answer has no value (null)")
+        self._check_confidence(sure)
+        structured = not isinstance(value, str | int | float | np.generic)
+        if self.labels is None or (structured and self._custom is not None):
+            return
+        if structured or self._names.same(_item(value)) not in self.labels:
+            raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
+
+    def _check_confidence(self, sure: Any) -> None:
+        """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
+        if sure is None or isinstance(sure, Unscored):
+            return
+        try:
+            known = np.isfinite(np.asarray(sure, np.float64)).all()
+        except (TypeError, ValueError, OverflowError):  # none is chained: its text quotes the value
+            known = None
+        if known is None:
+            if self._custom is None:
+                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number")
+            return
+        if not known:
+            raise BadReply("the answer's confidence is NaN or infinity")
+
+    def _check_row(self, row: Any) -> None:
+        plain = type(row) is np.ndarray and row.dtype.kind != "O"
+        array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
+        if not array.size:
+            raise BadReply("0 outputs, which say nothing")
+        if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
+            array = array[0]
+        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
+        if self.labels is not None and self._custom is None and not numbers and not labelled and self.kind != "value":
+            raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
+        if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
+            return
+        low, high = np.minimum.reduce(array, None), np.maximum.reduce(array, None)  # as `min` and `max`, without their calls
+        if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
+            raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
+        if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):
+            raise BadReply("the outputs are no probabilities, which are from 0 to 1")
+
+
+def _first(row: Any) -> Any:
+    return next(iter(row.values()), None) if isinstance(row, Mapping) else row
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _kind(value: Any) -> str:
+    """What a value is, without quoting it: it may be an echo of the input."""
+    return f"text of {len(value)} characters" if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+# Rows of a batch that are asked one by one: what one of them comes to costs no other its answer.
+
+SPARE, SPARE_S = 0.05, 0.05
+"""Share of the time that is left, and most seconds of it, that a row leaves for handing on what the others have answered."""
+
+
+class Rows:
+    """Collects the predictions, `for x in rows: with rows: ...`, and in place of one the exception that was raised.
+
+    Where that is a fault of the endpoint (it is away, late, or may not be asked), those that remain fail with it, unasked. It is
+    raised where there is no other row, or none before it.
+    """
+
+    def __init__(self, exchange: Exchange, inputs: list[Any], until: float) -> None:
+        self._exchange, self._inputs, self._until = exchange, inputs, until
+        self.found: list[Any] = []
+        self.append = self.found.append
+
+    def until(self) -> float:
+        """By when the next row must be answered."""
+        if self._until == INF or not any(type(row) is Prediction for row in self.found):
+            return self._until
+        return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (x for row, x in enumerate(self._inputs) if len(self.found) == row)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            return False
+        if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or cancelled(error):
+            return False
+        own = _of_the_input(error)
+        if not own or isinstance(error, BadReply):
+            self._exchange.failure = error
+        if own:
+            self.append(error)
+        elif self.found:
+            self.found += [error] * (len(self._inputs) - len(self.found))
+        return bool(self.found)
+
+
+def _of_the_input(error: BaseException) -> bool:
+    """Whether another input may fare better."""
+    if isinstance(error, OSError):
+        return False
+    failure = Failure.of(error)
+    return failure.code in {"", "bad_input", "bad_reply"} or failure.of_the_input
+
 
 SENDS_EDGE = "send_edge"
 """In fingerprints: the cloud is told the edge's answer."""

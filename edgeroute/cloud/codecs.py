@@ -14,7 +14,7 @@ from edgeroute.cloud.datatypes import NAMES
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.tensors import Array, say
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
-from edgeroute.imports import imported
+from edgeroute.system.imports import imported
 
 MEDIA = "media_type"
 """The tensor's parameter that says what its bytes are."""

@@ -2,34 +2,268 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from itertools import count
+from math import isfinite
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol
 from weakref import ref
 
-from edgeroute import system
-from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.admission import price
-from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
+from edgeroute.core.estimates import Report
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.walk import new
+from edgeroute.core.words import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.errors import BadReply, Held, StoreError
+from edgeroute.system import process
+from edgeroute.system.process import json_loads, renew_after_fork
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    import asyncio
 
     from typing_extensions import Self
 
     from edgeroute.cloud.spending import SharedSpending
-    from edgeroute.cloud.turns import Turns
     from edgeroute.core.admission import Admission
     from edgeroute.stores.journal import Journal
+    from edgeroute.types import StopToken
+
+
+# Load reports in replies: the header `endpoint-load-metrics` (ORCA, Open Request Cost Aggregation), as TEXT or JSON.
+#
+# > endpoint-load-metrics: TEXT application_utilization=0.83, named_metrics.queue_s=0.4
+# > endpoint-load-metrics: JSON {"cpu_utilization": 0.7}
+#
+# Envoy and gRPC balance by it; `edgeroute serve`, the Ray export, Triton and vLLM send it.
+
+HEADER: Final = "endpoint-load-metrics"
+ASK: Final = ("endpoint-load-metrics-format", "text")
+"""Header of a request by which Triton and vLLM are asked to report."""
+LONGEST: Final = 2048
+"""Characters of a header that is read."""
+MOST: Final = 64
+"""Metrics in one that is read."""
+LARGEST: Final = 1e6
+_USED: Final = ("application_utilization", "cpu_utilization", "kv_cache_utilization", "kv_cache_usage_perc")
+"""The first of them that is more than 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's."""
+
+
+def report_in(headers: Mapping[str, str]) -> Report | None:
+    """The report in a reply's headers, names in lower case; None: there is none that can be read. Never raises."""
+    text = headers.get(HEADER)
+    return None if text is None or len(text) > LONGEST else _report(text)
+
+
+@lru_cache(256)  # a server's numbers have few digits, and to read them takes as long as to send a small request
+def _report(text: str) -> Report | None:
+    metrics = _metrics(text.strip())
+    used = next((value for name in _USED if (value := metrics.get(name, 0.0)) > 0), 0.0)
+    queue_s = metrics.get("queue_s", 0.0)
+    if not used and not queue_s and not any(name in metrics for name in (*_USED, "queue_s")):
+        return None
+    return Report(used, queue_s)
+
+
+def _metrics(text: str) -> dict[str, float]:
+    """The plausible metrics by name, those of `named_metrics` without that word."""
+    form, _, rest = text.partition(" ")
+    if form.upper() == "JSON" or text.startswith("{"):
+        found = _flat(rest if form.upper() == "JSON" else text)
+    else:
+        pairs = (part.partition("=")[::2] for part in (rest if form.upper() == "TEXT" else text).split(","))
+        found = {name.strip(): value for name, value in pairs}
+    metrics: dict[str, float] = {}
+    for name, given in list(found.items())[:MOST]:
+        value = _number(given)
+        if value is not None:
+            metrics[name.removeprefix("named_metrics.")] = value
+    return metrics
+
+
+def _flat(text: str) -> dict[str, Any]:
+    try:
+        said = json_loads(text.encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    named = said.get("named_metrics")
+    return {**(named if isinstance(named, dict) else {}), **{name: one for name, one in said.items() if name != "named_metrics"}}
+
+
+def _number(given: Any) -> float | None:
+    if isinstance(given, bool) or not isinstance(given, int | float | str) or (isinstance(given, str) and len(given) > 40):  # noqa: PLR2004 - longer than any number
+        return None
+    try:
+        value = float(given)
+    except (ValueError, OverflowError):
+        return None
+    return value if isfinite(value) and 0 <= value <= LARGEST else None
+
+
+# Turns: requests that wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio.
+
+MOST_THREADS = 200
+"""Most threads that may wait in this process, of the 256 for the clouds of a router: others have some left."""
+MOST_TASKS = 1000
+"""Most tasks that may wait for one endpoint."""
+LOOK_S = 0.5
+"""Interval at which a waiting request looks for itself, as the place of one that was dropped is freed without notice, seconds."""
+_CLOSED = Rejection("stopped", "the router is closed")
+
+
+class Turn:
+    """One waiting request."""
+
+    __slots__ = ("calls", "done", "rejection", "slot", "wake")
+
+    def __init__(self, slot: Hashable, calls: int, wake: Callable[[], object]) -> None:
+        self.slot, self.calls, self.wake = slot, calls, wake
+        self.done = False
+        """Whether it was admitted, or rejected for another reason than the places."""
+        self.rejection: Rejection | None = None
+
+
+class _WaitingThreads:
+    """The turns that threads of this process wait for: endpoints share their threads."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A child has none."""
+        self.turns: set[Turn] = set()
+
+
+_threads = _WaitingThreads()
+
+
+class Turns:
+    """The waiting requests of one endpoint. A place that becomes free goes to the first of them; no lock is held while they wait.
+
+    Args:
+        rules: admit a request.
+        lock: of the rules.
+    """
+
+    def __init__(self, rules: Admission, lock: AbstractContextManager[Any]) -> None:
+        self._rules, self._lock, self._closed = rules, lock, False
+        self.waiting: dict[Turn, None] = {}
+        """In order of arrival."""
+
+    def advance(self) -> None:
+        """Admits those who are first, while there are places for them."""
+        if not self.waiting:
+            return
+        ready, now = list[Turn](), monotonic()
+        with self._lock:
+            while self.waiting:
+                turn = next(iter(self.waiting))
+                crowded = None if self._closed or self._rules.why(now) is not None else self._rules.crowded(now)
+                if isinstance(crowded, Crowded):
+                    break
+                del self.waiting[turn]
+                turn.rejection = _CLOSED if self._closed else self._rules.enter(turn.slot, now, turn.calls)
+                turn.done = True
+                ready.append(turn)
+        for turn in ready:
+            turn.wake()
+
+    def wait(self, slot: Hashable, calls: int, until: float, stop: StopToken | None, why: Rejection) -> Rejection | None:
+        """Waits in this thread. Returns None once it is admitted, or why it was not: `why`, if the instant `until` came first."""
+        if len(_threads.turns) >= MOST_THREADS or self._is_inside():
+            return why
+        awake = threading.Event()
+        turn = Turn(slot, calls, awake.set)
+        _threads.turns.add(turn)
+        try:
+            if stop is not None:
+                stop.on_ask(awake.set)
+            self._join(turn)
+            while not turn.done and (left_s := until - monotonic()) > 0 and not (stop is not None and stop.asked):
+                if not awake.wait(min(left_s, LOOK_S)):
+                    self.advance()
+            return self._left(turn, why)
+        except BaseException:
+            self._drop(turn)
+            raise
+        finally:
+            _threads.turns.discard(turn)
+            if stop is not None:
+                stop.on_ask(None)
+
+    async def wait_async(self, slot: Hashable, calls: int, until: float, why: Rejection) -> Rejection | None:
+        """Waits in this task; as `wait`. Cancelling it gives its turn up."""
+        if len(self.waiting) >= MOST_TASKS:
+            return why
+        import asyncio  # not for a router without a cloud
+
+        loop = asyncio.get_running_loop()
+        awake: asyncio.Future[None] | None = None
+
+        def awaken() -> None:
+            if awake is not None and not awake.done():
+                awake.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(awaken)
+
+        turn = Turn(slot, calls, wake)
+        try:
+            self._join(turn)
+            while not turn.done and (left_s := until - monotonic()) > 0:
+                awake = loop.create_future()
+                alarm = loop.call_later(min(left_s, LOOK_S), awaken)
+                try:
+                    await awake
+                finally:
+                    alarm.cancel()
+                self.advance()
+            return self._left(turn, why)
+        except BaseException:
+            self._drop(turn)
+            raise
+
+    def close(self) -> None:
+        """Rejects all who wait, and will."""
+        self._closed = True
+        self.advance()
+
+    def _is_inside(self) -> bool:
+        """Whether this thread has a request under way, as under a signal handler: it would wait for itself."""
+        this = threading.get_ident()
+        inside = (slot() for slot in list(self._rules.under_way) if isinstance(slot, ref))
+        return any(exchange is not None and exchange.thread == this for exchange in inside)
+
+    def _join(self, turn: Turn) -> None:
+        with self._lock:
+            self._rules.rejected -= 1  # it is counted at the end
+            self.waiting[turn] = None
+        self.advance()
+
+    def _left(self, turn: Turn, why: Rejection) -> Rejection | None:
+        with self._lock:
+            self.waiting.pop(turn, None)
+            self._rules.rejected += not turn.done
+            return turn.rejection if turn.done else why
+
+    def _drop(self, turn: Turn) -> None:
+        """Gives up a turn, and the place that it may just have been given."""
+        with self._lock:
+            self.waiting.pop(turn, None)
+        self._rules.leave(turn.slot)
+        self.advance()
+
 
 MB = 1e6
 TOO_LARGE = 413
@@ -54,7 +288,7 @@ class Sending(NamedTuple):
     """The model's name at the endpoint; empty: none is said."""
 
 
-class Report(Protocol):
+class Reported(Protocol):
     """Receiver of attempts, and of rejected requests."""
 
     follows: bool
@@ -85,7 +319,7 @@ class Owner(Protocol):
     spending: SharedSpending
     journal: Journal | None
     turns: Turns
-    report: Report | None
+    report: Reported | None
 
     @property
     def watcher(self) -> Any:
@@ -216,21 +450,21 @@ class Exchange:
             cost = cost._replace(usd=cost.usd + tokens_usd)
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
-            rejection = rejection or guard.rules.attempt(cost, monotonic(), system.now(), again=again, probe=probe)
+            rejection = rejection or guard.rules.attempt(cost, monotonic(), process.now(), again=again, probe=probe)
         if rejection is None and (rejection := guard.spending.secure(cost)) is not None:
-            guard.spending.settle(cost, Cost(), system.now())
+            guard.spending.settle(cost, Cost(), process.now())
             guard.rules.rejected += not (again or probe)
         if rejection is not None:
             self._refuse(rejection)
         if guard.journal is not None:
             record = {
-                "at": round(system.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
+                "at": round(process.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
                 "rule": self.rule, "request": self.identity,
             }  # fmt: skip
             try:
                 guard.journal.append(record)
             except StoreError as e:
-                guard.spending.settle(cost, Cost(), system.now())
+                guard.spending.settle(cost, Cost(), process.now())
                 if not (again or probe):
                     guard.count_rejected("ledger")
                 raise self._held("ledger", f"what is not in the egress ledger does not leave ({e})") from e
@@ -297,7 +531,7 @@ class Exchange:
             return False
         cost = guard.rules.cost(0, calls)
         with guard.lock:
-            rejection = guard.rules.attempt(cost, monotonic(), system.now())
+            rejection = guard.rules.attempt(cost, monotonic(), process.now())
         if rejection is not None:
             self._refuse(rejection)
         self._paid = calls
@@ -325,7 +559,7 @@ class Exchange:
     def _give_back(self) -> None:
         cost, self._paid = self._guard.rules.cost(0, self._paid), 0
         self.usd -= cost.usd
-        self._guard.spending.settle(cost, Cost(), system.now())
+        self._guard.spending.settle(cost, Cost(), process.now())
 
     def _held(self, code: HeldCode, text: str, wait_s: float = 0.0) -> Held:
         again = self._attempts > 0
@@ -349,7 +583,7 @@ class Exchange:
         if size:
             cost = guard.rules.cost(size / MB)
             self.usd += cost.usd
-            guard.spending.add(cost, system.now())
+            guard.spending.add(cost, process.now())
         if self._tokens_usd or tokens is not None:
             self._settle_tokens(0.0 if tokens is None else price(guard.rules.terms, tokens))
         if not self.counts:
@@ -375,9 +609,9 @@ class Exchange:
         booked, self._tokens_usd = self._tokens_usd, 0.0
         self.usd += usd - booked
         if usd > booked:
-            self._guard.spending.add(Cost(usd - booked), system.now())
+            self._guard.spending.add(Cost(usd - booked), process.now())
         elif usd < booked:
-            self._guard.spending.settle(Cost(booked), Cost(usd), system.now())
+            self._guard.spending.settle(Cost(booked), Cost(usd), process.now())
 
     def overdue(self) -> None:
         """Records that the deadline has passed before the attempt had ended, which is a fault already."""

@@ -20,10 +20,10 @@ import certifi
 import grpc
 import grpc.aio
 
-from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-from edgeroute.system import begin_on, renew_after_fork
+from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.system.process import begin_on, renew_after_fork
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1

@@ -8,27 +8,26 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud import speeches
-from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE
-from edgeroute.cloud.escalated import apart
-from edgeroute.cloud.replies import ReplyReader
-from edgeroute.cloud.rows import Rows
+from edgeroute.cloud import pieces as speeches
+from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
+from edgeroute.cloud.payloads import apart
 from edgeroute.confidence.scores import Score
-from edgeroute.core.ladder import pick
+from edgeroute.core.estimates import pick
 from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, single
 from edgeroute.core.walk import Prediction
-from edgeroute.imports import imported
-from edgeroute.system import AbandonedRuns
+from edgeroute.system.imports import imported
+from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.base import Call, Talk
+    from edgeroute.cloud.client import HttpClient
+    from edgeroute.cloud.endpoint import Talk
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
-    from edgeroute.cloud.http import HttpClient
-    from edgeroute.cloud.ladder import Ladder
-    from edgeroute.cloud.speech import Speech
+    from edgeroute.cloud.payloads import Ladder
+    from edgeroute.cloud.pieces import Speech
+    from edgeroute.http.messages import Call
 
 
 class HttpBackend(AbandonedRuns):
@@ -87,7 +86,7 @@ class HttpBackend(AbandonedRuns):
     def client(self) -> HttpClient:
         """The HTTP client."""
         if (client := self._client) is None:
-            made = imported("edgeroute.cloud.http").HttpClient(self.endpoint)
+            made = imported("edgeroute.cloud.client").HttpClient(self.endpoint)
             client = self._client = vars(self).setdefault("_made", made)  # atomic: first calls at once share one, which is closed
             if self._closed:  # a reload has dropped it while a request was on its way here
                 client.close()

@@ -12,17 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
-from edgeroute.cloud.escalated import PARAMETER, written
-from edgeroute.cloud.load_reports import ASK
-from edgeroute.cloud.payloads import Feed, described, zeros_of
-from edgeroute.cloud.served_labels import TRITON, labels_in
-from edgeroute.cloud.served_model import Given, ServedModel
+from edgeroute.cloud.endpoint import Talk, checked, loads
+from edgeroute.cloud.exchange import ASK
+from edgeroute.cloud.payloads import PARAMETER, Feed, described, written, zeros_of
+from edgeroute.cloud.served_model import TRITON, Given, ServedModel, labels_in
 from edgeroute.core.walk import new
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
-from edgeroute.system import json_dumps
+from edgeroute.http.messages import SUCCESS, Call, Reply
+from edgeroute.system.process import json_dumps
 from edgeroute.types import TensorSpec
 
 __all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]

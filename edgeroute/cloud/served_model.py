@@ -11,13 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
-from edgeroute.cloud.escalated import apart, beside, checked
-from edgeroute.cloud.ladder import Choose, payload_of
-from edgeroute.cloud.payloads import Feed, encode, packed
-from edgeroute.cloud.served_labels import labels_in
+from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
+from edgeroute.cloud.payloads import Choose, Feed, apart, beside, checked, encode, packed, payload_of
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
@@ -25,8 +22,37 @@ from edgeroute.edge.inputs import constant
 from edgeroute.edge.preprocess import Preprocess
 from edgeroute.edge.tensors import Plain
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
-from edgeroute.quoting import quoted_names
+from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.system.process import json_loads
+from edgeroute.system.quoting import quoted_names
 from edgeroute.types import TensorSpec
+
+# Labels in what a server says of its model, as `edgeroute export` writes them there.
+
+MOST = 100_000
+"""Labels of a model."""
+LONGEST = 1_000
+"""Characters of one."""
+TRITON = frozenset({"ensemble", "python", "onnxruntime_onnx", "onnxruntime"})
+"""Platforms whose server may have labels in the model's configuration, which the metadata lacks."""
+
+
+def labels_in(said: Any) -> tuple[str | int | float | bool, ...] | None:
+    """The labels among the parameters of metadata, or of Triton's configuration, where each is a text; None: there are none."""
+    parameters = said.get("parameters") if isinstance(said, dict) else None
+    found = parameters.get("labels") if isinstance(parameters, dict) else None
+    if isinstance(found, dict):
+        found = found.get("string_value")
+    if isinstance(found, str):
+        try:
+            found = json_loads(found.encode())
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(found, list) or not 0 < len(found) <= MOST:
+        return None
+    fine = all(isinstance(one, str | int | float) and (not isinstance(one, str) or len(one) <= LONGEST) for one in found)
+    return tuple(found) if fine else None
+
 
 SEVERAL = ("label+probabilities", "boxes")
 """Kinds of which a model has several outputs."""

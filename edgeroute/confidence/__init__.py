@@ -7,32 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.reader import KINDS, Reader
 from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
+from edgeroute.system.imports import tool
 
 if TYPE_CHECKING:
-    from edgeroute.confidence.area import Area, measured_area
-    from edgeroute.confidence.calibration import calibrate, crossfit
     from edgeroute.confidence.certificate import Certificate, NotEnough
-    from edgeroute.confidence.curve import deferral_curve
     from edgeroute.confidence.features import text_features
-    from edgeroute.confidence.fitting import auto, fit, fit_text
-    from edgeroute.confidence.independence import overlap, sketch
     from edgeroute.confidence.input_score import InputScore
-    from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.learned import Learned, prompt_features
     from edgeroute.confidence.prefix import Prefix
-    from edgeroute.confidence.tables import prompt_features
+    from edgeroute.tools.measure.calibration import calibrate, crossfit
+    from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
+    from edgeroute.tools.measure.fitting import auto, fit, fit_text
+    from edgeroute.tools.measure.independence import overlap, sketch
 
 _HOMES = {
-    **dict.fromkeys(("Area", "measured_area"), "area"),
-    **dict.fromkeys(("calibrate", "crossfit"), "calibration"),
     **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
-    "deferral_curve": "curve",
     "text_features": "features",
-    **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
-    **dict.fromkeys(("overlap", "sketch"), "independence"),
     "InputScore": "input_score",
     "Learned": "learned",
     "Prefix": "prefix",
-    "prompt_features": "tables",
+    "prompt_features": "learned",
+}
+_TOOLS = {
+    **dict.fromkeys(("Area", "measured_area"), "measure.curve"),
+    **dict.fromkeys(("calibrate", "crossfit"), "measure.calibration"),
+    "deferral_curve": "measure.curve",
+    **dict.fromkeys(("auto", "fit", "fit_text"), "measure.fitting"),
+    **dict.fromkeys(("overlap", "sketch"), "measure.independence"),
 }
 
 __all__ = [
@@ -67,7 +68,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports the calibration modules lazily: a router does not need them."""
-    if name not in _HOMES:
+    if name in _TOOLS:
+        module = tool(_TOOLS[name])
+    elif name in _HOMES:
+        module = import_module(f"edgeroute.confidence.{_HOMES[name]}")
+    else:
         raise AttributeError(f"module 'edgeroute.confidence' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"edgeroute.confidence.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(module, name)
     return value

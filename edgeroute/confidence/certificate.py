@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date as day
 from datetime import datetime, timezone
 from hashlib import sha256
+from math import e, log, sqrt
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeroute.core.codes import UNIDENTIFIED
+import numpy as np
+
+from edgeroute.confidence.exact import Floats
 from edgeroute.core.explain import finite
+from edgeroute.core.policy import INF, Target
+from edgeroute.core.words import UNIDENTIFIED
 from edgeroute.errors import PolicyError
-from edgeroute.system import now, replace_file
+from edgeroute.system.process import now, replace_file
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
-INF = float("inf")
 VERSION = 2
 BOUND_TO = {
     "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
@@ -313,3 +317,81 @@ def _parted(made: str, used: str) -> tuple[str, str]:
 def _end(word: str) -> str:
     """A word of a fingerprint shortened to its end."""
     return word if len(word) <= 16 else f"...{word[-12:]}"  # noqa: PLR2004 - short enough to read
+
+
+# A certificate bound to the models, score and codec in use, and the threshold and label that follow from it.
+
+
+class BoundCertificate(NamedTuple):
+    """A certificate, and what it is used with."""
+
+    certificate: Certificate
+    used: Mapping[str, str]
+    """Fingerprints of the edge model, cloud, score and codec in use, by the names of `BOUND_TO`."""
+    max_age_days: float
+    served: Callable[[], str] | None = None
+    """What the cloud's servers say of their models by now; None: as in `used`."""
+
+    def broken(self) -> str | None:
+        """Why the certificate is not valid for this setup or at this time, in words; None: it is valid."""
+        used = self.used if self.served is None else {**self.used, "served": self.served()}
+        return self.certificate.matches(**used, max_age_days=self.max_age_days)
+
+
+def digest(used: Mapping[str, str]) -> str:
+    """One hash over several fingerprints but `served`, which is not known at every start: 32 hex digits of SHA-256."""
+    own = {name: one for name, one in used.items() if name != "served"}
+    return sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def effective_target(target: Target, promise: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:
+    """The target with the threshold and label currently in force.
+
+    Args:
+        target: with any threshold and label.
+        promise: the certificate that the threshold comes from; None: a plain number, left unchanged.
+        alarm: why a drift alarm invalidates the certificate; empty: no alarm.
+        at_least: lower bound of the threshold, and of every per-class threshold, as far as the certificate goes: it raises none
+            above the highest that is certified. inf: everything is deferred.
+    """
+    if promise is None:
+        return target
+    certificate, broken = promise.certificate, alarm or promise.broken()
+    return target._replace(
+        threshold=certificate.raised(at_least),
+        thresholds={label: certificate.raised(at_least, label) for label in certificate.thresholds},
+        label=certificate.label if broken is None else f"uncalibrated: {broken}",
+    )
+
+
+# The deferral rate of a threshold: its confidence interval, and what the best possible score would defer.
+
+_SUPREMUM = 0.8885
+"""At least the mean of the largest deviation of an empirical distribution from the true one, times the root of n."""
+
+
+def spread(n: int, delta: float, *, classes: int = 1, grouped: bool = False) -> float:
+    """By how much the deferral rate of n units may differ from that of all inputs, at any threshold, with risk delta.
+
+    Uniform over thresholds, since the threshold is chosen on the same units. For one threshold it is Massart's bound (1990). For
+    means of groups its tail is at most e times as large, since the mean of a group is that of one example of it drawn by
+    chance, over draws (Jensen's inequality; Pinelis, 1999). With a threshold for each class the shares of the classes are
+    estimated too: McDiarmid's bound about the mean of the largest deviation.
+    """
+    if classes == 1:
+        return sqrt(log((2 * e if grouped else 2) / delta) / (2 * n))
+    return (_SUPREMUM * sqrt(classes) + sqrt(classes - 1) / 2) / sqrt(n) + sqrt(log(1 / delta) / (2 * n))
+
+
+def least_deferral(kind: Kind, value: float, edge: Floats, cloud: Floats) -> float:
+    """The share of these examples that an oracle defers to stay within the limit: those first where deferring gains most.
+
+    edge, cloud: [n], how correct each is, 0..1.
+    """
+    if kind == "max_error":
+        wrong = np.sort(1 - edge)[::-1]
+        rest = wrong.sum() - np.append(0, wrong.cumsum())
+        return int((rest <= value * (len(edge) - np.arange(len(edge) + 1)) + 1e-9).argmax()) / len(edge)
+    gain = np.sort(cloud - edge)[::-1]
+    lost = gain.sum() - np.append(0, gain.cumsum())
+    return int((lost <= value * len(edge) + 1e-9).argmax()) / len(edge)

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.scores import NAN, SHORT, Array, quantile, quantile_row
-from edgeroute.confidence.unscored import Unscored
+from edgeroute.confidence.scores import NAN, SHORT, Array, Unscored, quantile, quantile_row
 
 TINY: Final = -745.0
 """Logarithm of the smallest float."""

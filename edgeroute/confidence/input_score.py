@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgeroute.confidence.unscored import Unscored
-from edgeroute.core.codes import UNIDENTIFIED
-from edgeroute.core.texts import named
+from edgeroute.confidence.scores import Unscored
+from edgeroute.core.words import UNIDENTIFIED, named
 from edgeroute.errors import PolicyError
-from edgeroute.failures import Failures
-from edgeroute.system import contained
+from edgeroute.system.logs import Failures
+from edgeroute.system.process import contained
 
 
 class InputScore:

@@ -9,22 +9,249 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from math import isfinite, nan
+from itertools import pairwise
+from math import exp, isfinite, log1p, nan
 from operator import mul
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
-from edgeroute.confidence.blend import Blend
 from edgeroute.confidence.features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
-from edgeroute.confidence.logistic import expit, sigmoid, with_constant
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
-from edgeroute.confidence.tables import row_of
-from edgeroute.errors import BadReply, ModelError, ModelMissing, StoreError
-from edgeroute.system import replace_file
+from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError, StoreError
+from edgeroute.system.process import replace_file
+
+# Two scores as one: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
+
+BEYOND = 1e-3
+"""Part of a rank that tells values apart where the examples had none between: beyond the lowest and the highest, above all."""
+
+
+class Ranks:
+    """A score's ranks, 0..1, by its quantiles; strictly increasing."""
+
+    def __init__(self, knots: list[float]) -> None:
+        self._knots = [float(v) for v in knots]
+        if len(knots) < 2 or not np.isfinite(self._knots).all() or sorted(self._knots) != self._knots:  # noqa: PLR2004 - two ends
+            raise ValueError("quantiles that are not ascending")
+        self._last = len(knots) - 1
+        self._middle, self._scale = self._knots[self._last // 2], max(self._knots[-1] - self._knots[0], 1e-9)
+
+    def one(self, value: float) -> float:
+        """The rank of a value."""
+        knots, i = self._knots, bisect_right(self._knots, value) - 1
+        if i < 0 or i >= self._last:
+            at = 0.0 if i < 0 else 1.0
+        else:
+            at = (i + (value - knots[i]) / (knots[i + 1] - knots[i])) / self._last
+        off = (value - self._middle) / self._scale
+        return at * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + abs(off)))
+
+    def many(self, values: Array) -> Array:
+        """Those of several, [n] -> [n]."""
+        knots = np.array(self._knots)
+        i = np.searchsorted(knots, values, "right") - 1
+        inside = (i >= 0) & (i < self._last)
+        j = np.clip(i, 0, self._last - 1)
+        gap = np.where(inside, knots[j + 1] - knots[j], 1)
+        at = np.where(inside, (j + (values - knots[j]) / gap) / self._last, np.where(i < 0, 0.0, 1.0))
+        off = (values - self._middle) / self._scale
+        return at * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + np.abs(off)))  # type: ignore[no-any-return]
+
+
+class Blend:
+    """The average of two ranks.
+
+    Args:
+        data: `weight` of the fit, 0..1, and the quantiles of `base` and `fit`.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._weight = float(data["weight"])
+        if not 0 <= self._weight <= 1:
+            raise ValueError(f"a weight of {self._weight}")
+        self._base, self._fit = Ranks(data["base"]), Ranks(data["fit"])
+
+    def one(self, base: float, fit: float) -> float:
+        """Of one input, 0..1; NaN if either is."""
+        if base != base or fit != fit:  # noqa: PLR0124 - NaN
+            return float("nan")
+        return self._base.one(base) * (1 - self._weight) + self._fit.one(fit) * self._weight
+
+    def many(self, base: Array, fit: Array) -> Array:
+        """Of several, [n] -> [n]."""
+        return self._base.many(base) * (1 - self._weight) + self._fit.many(fit) * self._weight
+
+
+# Logistic regression with a ridge, by iteratively reweighted least squares (IRLS).
+
+
+def irls(x: Array, y: Array, penalty: Array) -> Array:
+    """Fits a logistic regression by Newton's method; a step that lowers the objective is halved until it does not.
+
+    Args:
+        x: [n, k], its first column ones.
+        y: [n], 0 or 1.
+        penalty: [k], above 0: half of it times the square of its weight is taken off the log-likelihood.
+
+    Returns: the weights, [k].
+    """
+
+    def height(w: Array) -> float:
+        logits = x @ w
+        return float(y @ logits - np.logaddexp(0, logits).sum() - penalty @ (w * w) / 2)
+
+    w = np.zeros(x.shape[1])
+    w[0] = log_odds(y)
+    reached = height(w)
+    for _ in range(100):
+        p = expit(x @ w)
+        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + np.diag(penalty), x.T @ (y - p) - penalty * w)
+        while (higher := height(w + step)) < reached and np.abs(step).max() > 1e-9:  # noqa: PLR2004 - no step at all
+            step /= 2
+        if higher < reached:
+            break
+        w, gained, reached = w + step, higher - reached, higher
+        if gained < 1e-9 * (1 + abs(reached)):
+            break
+    return w
+
+
+def log_odds(y: Array) -> float:
+    """The log odds of the share of ones in y: [n], 0 or 1; finite where all are alike."""
+    return float(np.log((y.sum() + 0.5) / (y.size - y.sum() + 0.5)))
+
+
+def with_constant(x: Array) -> Array:
+    """x: [n, k] -> [n, 1 + k], with a first column of ones for the intercept."""
+    return np.concatenate([np.ones((len(x), 1)), x], 1)
+
+
+def expit(x: Array) -> Array:
+    """The logistic function of each element."""
+    return 0.5 + 0.5 * np.tanh(x / 2)
+
+
+def sigmoid(x: float) -> float:
+    """The logistic function of one number, without numpy."""
+    return 0.0 if x < -700 else 1 / (1 + exp(-x))  # noqa: PLR2004 - where exp would overflow
+
+
+# Features of one's own for a learned score: tables with names, and those of a prompt, before anything is generated.
+#
+# A table is a mapping from name to numbers [n] or [n, d] (an embedding), or a list with a mapping from name to number, or to a
+# row of numbers, for each example. One input's features are such a mapping.
+
+LARGEST = 1e100
+"""Of a feature, either sign."""
+BUCKETS = 64
+"""Buckets of words and pairs of words, by their hashes."""
+
+
+def is_table(given: Any) -> bool:
+    """Whether these are features with names, rather than logits."""
+    return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
+
+
+def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
+    """A table as its names, the number of columns of each, and all columns [n, k]; that of the base score first.
+
+    Raises:
+        PolicyError: it is no table, its columns differ in length, or there is no column of the base score.
+    """
+    names = list(given if isinstance(given, Mapping) else given[0])
+    if base is not None and base not in names:
+        raise PolicyError(f"there is no feature {base!r}: there are {', '.join(map(str, names))}")
+    names.sort(key=lambda name: name != base)
+    try:
+        rows = given if isinstance(given, Mapping) else {name: [one[name] for one in given] for name in names}
+        columns = [np.asarray(rows[name], np.float64) for name in names]
+    except (KeyError, OverflowError, TypeError, ValueError) as e:
+        raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e
+    n = len(columns[0]) if columns and columns[0].ndim else 0
+    if any(column.ndim not in {1, 2} or len(column) != n for column in columns):
+        there = ", ".join(f"{name} {list(column.shape)}" for name, column in zip(names, columns, strict=True))
+        raise PolicyError(f"each feature is [n] or [n, d], with the same n: there are {there}")
+    if base is not None and columns[0].ndim == 2:  # noqa: PLR2004 - rows of numbers
+        raise PolicyError(f"the base score {base!r} is one number for each example")
+    if not n:
+        raise PolicyError("there are no features, or no examples")
+    columns = [column.reshape(n, -1) for column in columns]
+    table = np.concatenate([np.empty((n, 0)), *columns], 1)
+    if (np.isfinite(table) & (np.abs(table) > LARGEST)).any():
+        raise PolicyError(f"features are numbers of a size that can be squared, up to {LARGEST:g}: scale them")
+    return names, [column.shape[1] for column in columns], table
+
+
+def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[float]:
+    """One input's features in the order of the fit.
+
+    Raises:
+        BadReply: one is missing, or is not as many numbers as in the fit.
+    """
+    found = list[float]()
+    for name, width in zip(names, widths, strict=True):
+        try:
+            value = features[name]
+            numbers = [float(value)] if width == 1 and np.ndim(value) == 0 else [float(v) for v in value]
+        except (KeyError, OverflowError, TypeError, ValueError) as e:
+            raise BadReply(f"the score needs a feature {name!r} that it was fitted to: {type(e).__name__}") from e
+        if len(numbers) != width:
+            raise BadReply(f"the feature {name!r} has {len(numbers)} numbers, and the score was fitted to {width}")
+        found += numbers
+    return found
+
+
+def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
+    """Features of a prompt, known before anything is generated: a few microseconds for each word, the same in each process.
+
+    Args:
+        text: the prompt.
+        buckets: into how many counts words, and pairs of neighbouring words, are hashed; 0: none.
+
+    Returns:
+        Name -> number: sizes and counts as logarithms of one plus them, and shares of characters.
+
+    Raises:
+        PolicyError: it is no text, or `buckets` is no whole number from 0.
+    """
+    if not isinstance(text, str):
+        raise PolicyError(f"a prompt is a text, not a {type(text).__name__}")
+    if not isinstance(buckets, int) or buckets < 0:
+        raise PolicyError(f"buckets= takes a whole number, 0 or more, not {buckets!r}")
+    words = text.lower().split()
+    size = max(1, len(text))
+
+    def share(test: Callable[[str], bool]) -> float:
+        return sum(map(test, text)) / size
+
+    found = {
+        "characters": log1p(len(text)),
+        "words": log1p(len(words)),
+        "lines": log1p(text.count("\n")),
+        "questions": log1p(text.count("?")),
+        "word length": sum(map(len, words)) / max(1, len(words)),
+        "distinct words": len(set(words)) / max(1, len(words)),
+        "longest word": log1p(max(map(len, words), default=0)),
+        "digits": share(str.isdigit),
+        "capitals": share(str.isupper),
+        "letters": share(str.isalpha),
+        "foreign": share(lambda c: not c.isascii()),
+        "signs": share(lambda c: c in "=+-*/^<>\\$%"),
+        "brackets": share(lambda c: c in "()[]{}"),
+        "numbers": log1p(sum(word[0].isdigit() for word in words)),
+    }
+    counts = [0] * buckets
+    if buckets:
+        for part in (*words, *(f"{a} {b}" for a, b in pairwise(words))):
+            counts[crc32(part.encode("utf-8", "surrogatepass")) % buckets] += 1
+    return found | {f"bucket {i}": log1p(count) for i, count in enumerate(counts)}
+
 
 VERSION = 1
 

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal
 
 from edgeroute.confidence.forms import SUM_SLACK
 from edgeroute.confidence.scores import quantile
-from edgeroute.core.codes import UNIDENTIFIED
+from edgeroute.core.words import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number
-from edgeroute.system import contained
+from edgeroute.system.process import contained
 
 Rule = Literal["quantile", "mean", "min", "first"]
 RULES: Final[tuple[Rule, ...]] = ("quantile", "mean", "min", "first")

@@ -41,13 +41,12 @@ from edgeroute.confidence.forms import (
     tokens_and_logprobs,
 )
 from edgeroute.confidence.labels import Labels
-from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, quantile
-from edgeroute.confidence.unscored import Unscored
-from edgeroute.core.texts import named
+from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
 from edgeroute.core.walk import Prediction, new
+from edgeroute.core.words import named
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.failures import Failures
-from edgeroute.system import contained
+from edgeroute.system.logs import Failures
+from edgeroute.system.process import contained
 
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")

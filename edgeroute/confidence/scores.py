@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import exp, isfinite, log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
@@ -124,3 +127,22 @@ ROWS: dict[str, Callable[[list[float], float], float]] = {
 """One row [classes], as a list, and its largest value -> the score."""
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
 SCORES = (*ROWS, "quantile")
+
+
+# A missing confidence that says why it is missing.
+
+
+class Unscored(float):
+    """No confidence (NaN), and why."""
+
+    __slots__ = ("why",)
+    why: str
+
+    def __new__(cls, why: str) -> Self:
+        """A NaN with a reason."""
+        self = super().__new__(cls, "nan")
+        self.why = why
+        return self
+
+    def __reduce__(self) -> tuple[type[Unscored], tuple[str]]:
+        return Unscored, (self.why,)

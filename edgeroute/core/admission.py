@@ -3,18 +3,338 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
-from edgeroute.core.breaker import Breaker, State
-from edgeroute.core.budget import Rate, RetryBudget
-from edgeroute.core.codes import Crowded, Rejection
-from edgeroute.core.concurrency import Concurrency
-from edgeroute.core.latency import Latency
-from edgeroute.core.link import Link
-from edgeroute.core.load import FROM, Load
+from edgeroute.core.estimates import FROM, Latency, Link, Load, Numbers, least, most
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.walk import new
+from edgeroute.core.words import Crowded, Lasting, Rejection
+
+# Circuit breaker: stops calls to a failing endpoint, and probes whether it has recovered.
+
+State = Literal["closed", "open", "half-open"]
+
+FAULTS: Final = 3
+"""Consecutive faults that open it."""
+FIRST_S, MOST_S = 5.0, 300.0
+"""Initial and maximum opening time, seconds; it doubles each time."""
+WELL_S: Final = 60.0
+"""Seconds for which an endpoint is known to be well after a success, unless it fails."""
+HOLD_MOST_S: Final = 300.0
+"""Upper limit of a hold that an endpoint requests, seconds."""
+PROBE_LOST_S: Final = 60.0
+"""Seconds after which a probe without a result counts as lost."""
+
+
+def allowed(closed: Numbers, held: Numbers, now: Numbers) -> Numbers:
+    """Whether a request may be sent: the breaker is closed, and no hold is in force."""
+    return closed & (now >= held)
+
+
+def tripped(faults: Numbers) -> Numbers:
+    """Whether this number of consecutive faults opens a closed breaker."""
+    return faults >= FAULTS
+
+
+def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
+    """Opening time, seconds: at least half of the nominal time, with jitter."""
+    return nominal_s * (0.5 + 0.5 * jitter)
+
+
+def grown_s(nominal_s: Numbers) -> Numbers:
+    """The next nominal opening time, seconds."""
+    return least(2 * nominal_s, MOST_S)
+
+
+def due(due_at: Numbers, held: Numbers, now: Numbers) -> Numbers:
+    """Whether to send a probe: it is due, and no hold is in force."""
+    return (now >= due_at) & (now >= held)
+
+
+def held_until(held: Numbers, until: Numbers, now: Numbers) -> Numbers:
+    """End of the hold after another request for one: the later of the two, at most `HOLD_MOST_S` from now."""
+    return most(held, least(until, now + HOLD_MOST_S))
+
+
+class Breaker:
+    """Circuit breaker of one endpoint.
+
+    It opens after `FAULTS` consecutive faults. After the opening time a probe without user data is due, one at a time:
+    half-open. If the probe fails, it opens for longer. If it succeeds, it closes on trial: requests are sent, but the next
+    fault opens it at once, with the longer time, since a probe may be answered by something that does not run the model. Only a
+    request's success resets the faults and the opening time.
+
+    While the endpoint is not known to be well, few requests may be under way (`most`): so an outage costs few of them,
+    however many callers there are.
+
+    Results may be late. While it is open, a fault changes nothing; a success closes it, since the endpoint has answered, and
+    the result of a probe in progress is then ignored.
+
+    Instants are seconds of one monotonic clock; `jitter` is random, 0..1. Not synchronised: threads that share it need a lock.
+
+    Attributes:
+        state: closed, open or half-open.
+        opened: how many times it has gone from closed to open.
+    """
+
+    __slots__ = ("_due", "_faults", "_held", "_next_s", "_well_until", "opened", "state")
+
+    def __init__(self) -> None:
+        self.state: State = "closed"
+        self.opened = 0
+        self._faults = 0
+        self._next_s = FIRST_S
+        self._due = INF
+        self._held = -INF
+        """End of the hold: no request before this instant."""
+        self._well_until = -INF
+        """Until when its last success counts, unless it fails."""
+
+    @property
+    def due(self) -> float:
+        """Instant from which the next probe may be sent, also if one is in progress; inf while it is closed."""
+        return self._due
+
+    @property
+    def faults(self) -> int:
+        """Number of faults in a row; those that came while it was open are not counted."""
+        return self._faults
+
+    def allows(self, now: float) -> bool:
+        """Whether a request may be sent."""
+        return bool(allowed(self.state == "closed", self._held, now))
+
+    def why(self, now: float) -> Rejection | None:
+        """Why no request may be sent; None: one may."""
+        if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
+            return None
+        if self.state == "closed":
+            return Lasting.of("retry_after", f"it asked to wait another {_seconds(self._held - now)}", self._held - now)
+        if self.state == "half-open":
+            return Rejection("breaker", f"breaker half-open after {self._faults} faults, a probe is under way")
+        wait_s = max(self._due, self._held) - now
+        until = f"for another {_seconds(wait_s)} " if wait_s > 0 else ""
+        text = f"breaker open {until}after {self._faults} faults" + ("" if until else ", a probe is due")
+        return Lasting.of("breaker", text, wait_s)
+
+    def most(self, now: float) -> float:
+        """How many requests may be under way: inf if it is known to be well, else as many as faults are left until it opens."""
+        return INF if not self._faults and now < self._well_until else max(1, FAULTS - self._faults)
+
+    def fault(self, now: float, jitter: float) -> None:
+        """Records a failed request that is the endpoint's fault."""
+        if self.state == "closed":
+            self._faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
+            if tripped(self._faults):
+                self.opened += 1
+                self._open(now, jitter)
+
+    def success(self, now: float) -> None:
+        """Records an answered request, whenever it began. A hold stays in force: the server requested it."""
+        self._faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
+        if self.state != "closed":
+            self._close()
+
+    def probe_due(self, now: float) -> bool:
+        """Whether to send a probe now."""
+        return bool(due(self._due, self._held, now))
+
+    def probe_begun(self, now: float) -> None:
+        """Records that a probe was sent."""
+        self.state, self._due = "half-open", now + PROBE_LOST_S
+
+    def probe_ended(self, now: float, ok: bool, jitter: float) -> None:
+        """Records a probe's result. A no-op unless one is in progress."""
+        if self.state == "half-open":
+            if ok:
+                self._close()
+            else:
+                self._open(now, jitter)
+
+    def link_up(self, now: float) -> None:
+        """Makes a probe due at once, unless one is in progress: faults from before the network came back mean little."""
+        self._next_s = FIRST_S
+        if self.state == "open":
+            self._due = now
+
+    def hold(self, until: float, now: float) -> None:
+        """Forbids requests before `until`, at most `HOLD_MOST_S` from now; the latest hold counts."""
+        self._held = held_until(self._held, until, now)
+
+    def _open(self, now: float, jitter: float) -> None:
+        self.state, self._due = "open", now + open_s(self._next_s, jitter)
+        self._next_s = grown_s(self._next_s)
+
+    def _close(self) -> None:
+        self.state, self._due = "closed", INF
+
+
+def _seconds(wait_s: float) -> str:
+    return f"{round(max(wait_s, 0.1), 1):g} s"
+
+
+# Token buckets, which start full: retries per success, and calls per second.
+
+RETRY: Final = 10
+CAP: Final = 100
+"""In units of successes, to avoid rounding: cost of a retry, and the maximum (ten retries)."""
+
+
+def affords(left: Numbers) -> Numbers:
+    """Whether a retry is left."""
+    return left >= RETRY
+
+
+def earned(left: Numbers) -> Numbers:
+    """The balance after one more success."""
+    return least(left + 1, CAP)
+
+
+class RetryBudget:
+    """Retry budget: one retry per ten successes, ten at most. If everything fails, retries soon add no load.
+
+    Not synchronised: threads that share it need a lock.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = CAP
+
+    def take(self) -> bool:
+        """Takes a retry; False: none is left."""
+        if not affords(self._left):
+            return False
+        self._left -= RETRY
+        return True
+
+    def success(self) -> None:
+        """Records a successful attempt."""
+        if self._left < CAP:
+            self._left = earned(self._left)
+
+
+class Rate:
+    """Rate limit, calls per second.
+
+    Not synchronised: threads that share it need a lock.
+
+    Args:
+        per_s: long-term rate; inf: no limit.
+        burst: calls at once after a pause, at least 1; None: those of one second.
+    """
+
+    __slots__ = ("_at", "_burst", "_left", "_per_s")
+
+    def __init__(self, per_s: float, burst: float | None = None) -> None:
+        self._per_s: Final = per_s
+        self._burst: Final = INF if per_s == INF else max(1.0, per_s) if burst is None else burst
+        self._left = self._burst
+        self._at = 0.0
+
+    def take(self, now: float, calls: int = 1) -> bool:
+        """Takes that many calls, or none; False: the limit is reached. An instant before the last one adds nothing."""
+        if now > self._at:
+            self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
+            self._at = now
+        if self._left < calls:
+            return False
+        self._left -= calls
+        return True
+
+    def spare_in(self, now: float, calls: int = 1) -> float:
+        """Seconds until a low-priority request may take that many calls, and half of the burst is there; inf: never so many."""
+        if self._per_s == INF or calls > self._burst:
+            return 0.0 if self._per_s == INF else INF
+        left = self._left + max(0.0, now - self._at) * self._per_s
+        return max(0.0, max(calls, self._burst / 2) - left) / self._per_s
+
+
+# A limit of concurrent calls that finds itself, from how long they take and which fail: `max_concurrent = "auto"`.
+#
+# Additive increase, multiplicative decrease, as TCP's congestion control (Chiu and Jain, 1989; Jacobson, 1988), with delay as a
+# signal beside loss, as in TCP Vegas (Brakmo and Peterson, 1995) and in Netflix's concurrency-limits (2018):
+#
+# > a round, of as many answers as the limit, and at least `ROUND`:
+# > median > SLOW * base                       limit *= SLOWER
+# > else, if half of the limit was under way   limit += 1
+# > a fault: a refusal, a time-out                 limit *= FAULT, once in a time `base`
+# > one round in `ROUNDS`                          limit * PROBE for its time; its median is the new base
+#
+# `base` is what a call takes where none waits. A limit that is used fully hides that, as all of its calls wait; so it is measured
+# with a quarter of them, as in BBR (Cardwell et al., 2016). So the limit settles below `SLOW` times of what is answered at a
+# time, one slow input says nothing, and a link that has become slower for good is the new base. The clock is passed in.
+
+FIRST: Final = 8.0
+"""The limit at the start."""
+LEAST: Final = 1.0
+MOST: Final = 64.0
+ROUND: Final = 8
+ROUNDS: Final = 16
+PROBE: Final = 0.25
+SLOW: Final = 2.0
+SLOWER: Final = 0.8
+FAULT: Final = 0.5
+PAUSE_S: Final = 0.1
+"""Time between two decreases by faults before `base` is known, seconds."""
+
+
+class Concurrency:
+    """The limit of one endpoint. Not synchronised: threads that share it need a lock.
+
+    Attributes:
+        limit: calls that may be under way, but while the base is measured.
+        base_s: what a call takes where none waits, seconds; None: not known yet.
+    """
+
+    __slots__ = ("_busiest", "_cut_until", "_probing", "_round", "_rounds", "base_s", "limit")
+
+    def __init__(self) -> None:
+        self.limit = FIRST
+        self.base_s: float | None = None
+        self._round: list[float] = []
+        self._rounds = self._busiest = 0
+        self._probing = False
+        self._cut_until = -float("inf")
+
+    @property
+    def most(self) -> int:
+        """How many calls may be under way."""
+        return max(1, int(self.limit * PROBE if self._probing else self.limit))
+
+    def succeeded(self, took_s: float, busy: int) -> None:
+        """Records an answer that took so long, with so many calls under way, itself included."""
+        if self._probing and busy > self.most:  # it waited with those that are too many by now
+            return
+        self._round.append(took_s)
+        self._busiest = max(self._busiest, busy)
+        if len(self._round) < max(ROUND, self.most):
+            return
+        median, busiest = sorted(self._round)[len(self._round) // 2], self._busiest
+        self._new_round()
+        if self._probing or self.base_s is None:
+            self.base_s, self._probing = median, False
+            return
+        if median > SLOW * self.base_s:
+            self.limit = max(LEAST, self.limit * SLOWER)
+        elif 2 * busiest >= self.most:
+            self.limit = min(MOST, self.limit + 1)
+        self.base_s = min(self.base_s, median)
+        self._rounds += 1
+        self._probing = self._rounds % ROUNDS == 0
+
+    def failed(self, now: float) -> None:
+        """Records a fault at an instant. Those of the same moment count once: they are of one overload."""
+        if now < self._cut_until:
+            return
+        self.limit = max(LEAST, self.limit * FAULT)
+        self._cut_until = now + (self.base_s or PAUSE_S)
+        self._new_round()
+
+    def _new_round(self) -> None:
+        self._round, self._busiest = [], 0
+
 
 MILLION = 1e6
 USUAL: float = 0.9

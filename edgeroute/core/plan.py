@@ -5,13 +5,248 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
-from edgeroute.core.facts import Facts
-from edgeroute.core.places import Place, placed, start_by_s
+from edgeroute.core.estimates import Latency
 from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
-from edgeroute.core.variants import picked
+
+# Facts: the current state that planning depends on. Observed elsewhere, passed in.
+
+
+class Facts(NamedTuple):
+    """State of the device and its targets."""
+
+    busy: frozenset[str] = frozenset()
+    """Names of targets occupied by abandoned runs (told to stop, still running)."""
+    edge_s: float = 0.0
+    """Time the edge needs, seconds: 99 % quantile of its measured latency; 0 while unknown."""
+    reserves: Mapping[str, float] = {}
+    """Time to leave each edge before a deadline, seconds, by name (`standby.reserve_s`); inf or missing: unknown."""
+    no_hedge: str = ""
+    """Why hedges are forbidden; empty: they are allowed."""
+    deferral_rate: float = 0.0
+    """Share of requests for which the cloud was needed, 0..1."""
+    latencies: Mapping[str, Latency] = {}
+    """Latencies measured so far, by target; only if the policy uses them."""
+    rules: tuple[Rule, ...] = ()
+    """Rules on the device's state that are in force. The readings are no facts: a plan holds until a rule begins or ends."""
+    loading: frozenset[str] = frozenset()
+    """Names of edges that are being loaded again."""
+    kept: float = 0.0
+    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core.load`)."""
+    slack: Mapping[str, float] = {}
+    """How far the thresholds of each edge are lowered for that, by name; not those of a certificate."""
+    took_s: Mapping[str, float] = {}
+    """Time in which nine in ten runs of a variant end, seconds, by name; missing: unknown, or it is no variant."""
+    joules: Mapping[str, float] = {}
+    """Energy of a call, joules, by target, as far as known; only if a rule or a limit goes by it."""
+    unsure: float | None = None
+    """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule goes by it."""
+    energy_spent: bool = False
+    """`joules_per_hour` has no room for another run of the edge, whose energy is known."""
+
+
+# Computes the hedging delay: when to call the cloud while the edge is still running.
+
+ENOUGH_LATENCIES: Final = 50
+"""Minimum number of latencies of each side."""
+
+
+def auto(
+    edge: Latency, cloud: Latency, *, deadline_s: float, deferral_rate: float, miss: float = 0.01, either: bool = False
+) -> float:
+    """The latest start of the cloud, seconds after the edge's, that keeps the deadline with probability 1 - `miss`.
+
+    inf: do not hedge, as the deadline is kept anyway, or there is none, or there are too few latencies.
+
+    Args:
+        edge: latencies of the edge.
+        cloud: latencies of the cloud.
+        deadline_s: from the start; inf: none.
+        deferral_rate: share of inputs that need the cloud, 0..1.
+        miss: share of inputs that may miss the deadline, more than 0.
+        either: any edge answer will do, whatever its confidence, so the cloud is needed only if the edge is late.
+    """
+    if deadline_s == INF or edge.count < ENOUGH_LATENCIES or cloud.count < ENOUGH_LATENCIES:
+        return INF
+    needed = edge.share_above(deadline_s) if either else deferral_rate
+    assert needed is not None  # there are enough latencies
+    if needed <= miss:
+        return INF
+    cloud_s = cloud.quantile(1 - miss / needed)
+    assert cloud_s is not None
+    return max(0.0, deadline_s - cloud_s)
+
+
+def quantile(edge: Latency, q: float) -> float:
+    """Latency quantile `q` (0..1) of the edge, seconds; inf: too few latencies."""
+    usual_s = edge.quantile(q) if edge.count >= ENOUGH_LATENCIES else None
+    return INF if usual_s is None else usual_s
+
+
+# Places of targets in the order of trying: where a target goes that is not in memory, or that earlier runs keep busy.
+
+
+class Place(NamedTuple):
+    """One target in the order of trying."""
+
+    target: int
+    """Position in the list of targets."""
+    late: bool = False
+    """An edge that is not in memory, behind every cloud, and not at the first sign of trouble: that would load it."""
+    spare: bool = False
+    """An edge that earlier runs keep busy: better than no answer."""
+    wakes: bool = False
+    """The late one that is loaded while a cloud may still answer, as no other edge would."""
+
+
+class Places(NamedTuple):
+    """All of them, in order, and why that."""
+
+    order: tuple[Place, ...]
+    skipped: tuple[str, ...]
+    """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
+    steps: tuple[str, ...]
+
+
+def placed(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> Places:
+    """Moves what is not in memory behind everything else, and leaves out what is busy; busy edges come last of all.
+
+    Args:
+        order: positions of the targets, in the order of the mode.
+        targets: all of them.
+        facts: with those that are busy, and those that are being loaded.
+        unload: the rule by which the edges are freed; None: there is none.
+    """
+    late = _late(order, targets, facts, unload)
+    if late and not any(targets[i].side == "cloud" for i in order):
+        steps = [f"{why}, and asked all the same, as there is no cloud to ask" for why in late.values()]
+        late = {}
+    else:
+        steps = [f"{why}, so it is asked last" for why in late.values()]
+    order = [*(i for i in order if i not in late), *late]
+    edges = [i for i in order if targets[i].side == "edge"]
+    wakes = next(iter(late), None) if all(i in late for i in edges) else None
+    free = [i for i in order if targets[i].name not in facts.busy] or [*order]
+    skipped: tuple[str, ...] = ()
+    if len(free) < len(order):
+        steps += [f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free]
+        if not any(targets[i].side == "cloud" for i in free):
+            skipped = tuple(targets[i].name for i in order if targets[i].side == "cloud")
+    spare = [i for i in edges if i not in free]
+    return Places(
+        tuple(Place(i, i in late, i in spare and i not in late, i == wakes) for i in [*free, *spare]), skipped, tuple(steps)
+    )
+
+
+def _late(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> dict[int, str]:
+    """The edges that are not in memory -> why; of some use once every cloud has failed."""
+    edges = [i for i in order if targets[i].side == "edge"]
+    if unload is not None:
+        return {i: f"{unload}: {targets[i].name} is unloaded" for i in edges}
+    return {i: f"{targets[i].name} is being loaded" for i in edges if targets[i].name in facts.loading}
+
+
+def start_by_s(place: Place, *, standby: bool, hedge_s: float, reserve_s: float, deadline_s: float) -> float:
+    """Latest start of an edge that waits behind clouds, seconds; inf: only once they have ended.
+
+    A standby is left its time before the deadline, and starts at once while that is unknown. One that is not in memory is left
+    half of the deadline, or its time if that is more.
+
+    Args:
+        place: of the edge.
+        standby: whether it is the first standby of its plan.
+        hedge_s: delay of hedges.
+        reserve_s: its time to leave before a deadline; inf: unknown.
+        deadline_s: of the call.
+    """
+    if place.late:
+        known_s = reserve_s if reserve_s < INF else 0.0
+        return max(0.0, deadline_s - max(deadline_s / 2, known_s)) if place.wakes and deadline_s < INF else INF
+    return min(INF if deadline_s == INF else max(0.0, deadline_s - reserve_s), hedge_s) if standby else INF
+
+
+# Computes how much time a standby edge is left before the deadline.
+
+ENOUGH_RUNS: Final = 50
+"""Number of runs below which the standby starts at once."""
+MANY: Final = 1_000
+"""Number of runs of which the longest says enough: among so many, what 1 % of all runs take is missing once in 20,000 times."""
+RECENT: Final = 5_000
+"""The longest run counts for so many newer ones."""
+TIMES_LONGEST: Final = 2
+TIMES_MEDIAN: Final = 20
+"""Until there are MANY: ten times the median, and twice that for the machine."""
+LEAST_S: Final = 0.025
+"""For starting a thread on a busy machine, whatever the model takes, seconds."""
+
+
+def reserve_s(edge: Latency) -> float:
+    """Time that hardly any run of this edge exceeds, seconds; inf: too few runs are known."""
+    if edge.count < ENOUGH_RUNS:
+        return INF
+    longest, median = edge.longest(RECENT), edge.quantile(0.5)
+    assert longest is not None  # there are enough runs
+    assert median is not None
+    return max(LEAST_S, TIMES_LONGEST * longest, TIMES_MEDIAN * median if edge.count < MANY else 0.0)
+
+
+# Picks one member of each group of variants: edge models for the same task, of which one runs.
+
+MOST: Final = 0.9
+"""A variant meets a deadline in which this share of its runs has ended."""
+
+
+def picked(
+    edges: Sequence[int], targets: Sequence[Target], facts: Facts, small: Rule | None, deadline_s: float
+) -> tuple[list[int], list[str]]:
+    """The edges with one member of each group, and why that, one line each.
+
+    The first member that meets the deadline; the last, the smallest, while a rule asks for that. One that earlier runs keep busy,
+    or that is being loaded, is passed over where there is another.
+
+    Args:
+        edges: positions among the targets; a group's members are next to each other, the smallest last.
+        targets: all of them.
+        facts: with the times that the members take, `took_s`.
+        small: the rule that asks for the smallest; None: there is none.
+        deadline_s: seconds for the call.
+    """
+    found, steps = list[int](), list[str]()
+    groups: dict[str, list[int]] = {}
+    for i in edges:
+        group = targets[i].group
+        if not group:
+            found.append(i)
+        elif group in groups:
+            groups[group].append(i)
+        else:
+            groups[group] = [i]
+            found.append(i)
+    for group, members in groups.items():
+        one, why = _pick(members, targets, facts, small, deadline_s)
+        found[found.index(members[0])] = one
+        steps.append(f"of the variants of {group}: {targets[one].name}, {why}")
+    return found, steps
+
+
+def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Rule | None, deadline_s: float) -> tuple[int, str]:
+    def name(i: int) -> str:
+        return targets[i].name
+
+    free = [i for i in members if name(i) not in facts.busy and name(i) not in facts.loading] or members
+    if small is not None:
+        return free[-1], f"the smallest ({small})"
+    if deadline_s < INF:
+        in_time = [i for i in free if facts.took_s.get(name(i), 0.0) <= deadline_s]
+        if not in_time:
+            return min(free, key=lambda i: facts.took_s[name(i)]), "the fastest: none meets the deadline"
+        if in_time[0] != free[0]:
+            took_ms = facts.took_s[name(free[0])] * 1000
+            return in_time[0], f"as one in ten runs of {name(free[0])} takes {took_ms:.3g} ms or more, longer than the deadline"
+        free = in_time
+    return free[0], "the first" if free[0] == members[0] else f"as {name(members[0])} is not free"
+
 
 SPENT: Final = "joules_per_hour is spent"
 
@@ -308,8 +543,8 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
         return INF
     if rule == "auto":
         either = targets[order[0]].threshold is None
-        return hedge.auto(edge, cloud, deadline_s=deadline_s, deferral_rate=facts.deferral_rate, either=either)
-    return hedge.quantile(edge, float(rule[1:]) / 100)
+        return auto(edge, cloud, deadline_s=deadline_s, deferral_rate=facts.deferral_rate, either=either)
+    return quantile(edge, float(rule[1:]) / 100)
 
 
 def unheard(i: int, target: Target, policy: Policy) -> Leg:

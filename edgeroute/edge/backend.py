@@ -4,31 +4,80 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
+from contextvars import ContextVar, copy_context
 from math import prod
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgeroute.confidence.forms import mistaken
+from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.reader import Reader
-from edgeroute.confidence.scores import Score
-from edgeroute.confidence.unscored import Unscored
+from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gathered
 from edgeroute.edge.ensemble import Ensemble
-from edgeroute.edge.identity import fingerprint
 from edgeroute.edge.inputs import unsaid
-from edgeroute.edge.members import checked, feed_of, is_awaited, member
+from edgeroute.edge.members import checked, feed_of, fingerprint, is_awaited, member
 from edgeroute.edge.runs import runs_of
-from edgeroute.edge.state import IN_SESSION, in_a_turn
-from edgeroute.errors import ModelError
-from edgeroute.system import AbandonedRuns
+from edgeroute.errors import BadInput, ModelError
+from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
+
+# State of models that remember: what a session keeps from one call to the next.
+#
+# A session sets a `Turn` for the time of a call, in a context variable, which reaches the threads and tasks of its legs. A model
+# that keeps a state takes it from there, and leaves the next one there. So the state moves on only with the call, and a run that
+# was left behind (by a deadline, say) changes nothing any more.
+
+T = TypeVar("T")
+
+
+class Turn:
+    """One call of a session.
+
+    Args:
+        states: model -> its state before the call; a model that has none yet begins.
+        stream: id of the session; empty: it is of this one call.
+    """
+
+    def __init__(self, states: Mapping[object, Any], stream: str = "") -> None:
+        self.states: dict[object, Any] = dict(states)
+        self.stream = stream
+
+
+TURN: ContextVar[Turn | None] = ContextVar("edgeroute_turn", default=None)
+
+
+IN_SESSION = (
+    "keeps a state from one input to the next, one for each stream: use a session, `with router.session() as s: s.infer(x)`"
+)
+"""What a model does that keeps a state, and what to write."""
+
+
+def turn_of(name: str) -> Turn:
+    """The call under way, for a model of that name.
+
+    Raises:
+        BadInput: it is not a session's.
+    """
+    turn = TURN.get()
+    if turn is None:
+        raise BadInput(f"{name} {IN_SESSION}")
+    return turn
+
+
+def in_a_turn(function: Callable[..., T], *arguments: object) -> T:
+    """Calls it as the first call of a session of its own."""
+    context = copy_context()
+    context.run(TURN.set, Turn({}))
+    return context.run(function, *arguments)
+
 
 log = logging.getLogger("edgeroute")
 MOST_PROBED = 1 << 22
@@ -232,3 +281,48 @@ def keeps_state(model: EdgeModel) -> bool:
     return bool(member(model, "stateful") or getattr(card, "state", ())) or (
         isinstance(model, Ensemble) and any(map(keeps_state, model.models))
     )
+
+
+# Edge backend whose confidence is that of the input: known before the model runs.
+
+
+class ScoredBeforehand(EdgeBackend):
+    """As `EdgeBackend`. Its answers have the confidence of their inputs, in place of one of the outputs.
+
+    Attributes:
+        before: the score.
+    """
+
+    def __init__(self, name: str, model: EdgeModel, score: InputScore) -> None:
+        super().__init__(name, model, "msp")
+        self.before = score
+
+    def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
+        """Runs the inputs as one batch."""
+        return [self._scored(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
+
+    def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
+        """Runs one input."""
+        return self._scored(super().run_one(x, cancel), x)
+
+    def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
+        """Runs one input; yields the answer in pieces."""
+        return self._pieces(super().stream(x, cancel), x)
+
+    def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
+        return self._scored((yield from pieces), x)
+
+    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        return [self._scored(p, x) for p, x in zip(await super()._run_async(inputs, many), inputs, strict=True)]
+
+    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+        """Runs one input on an event loop."""
+        return self._scored(await super().stream_async(x, show), x)
+
+    def _scored(self, prediction: Prediction, x: Any) -> Prediction:
+        return prediction._replace(confidence=self.before.of_input(x))
+
+
+def edge_backend(name: str, model: EdgeModel, score: str | Score) -> EdgeBackend:
+    """The backend of a model with this score."""
+    return ScoredBeforehand(name, model, score) if isinstance(score, InputScore) else EdgeBackend(name, model, score)

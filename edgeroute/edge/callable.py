@@ -13,7 +13,7 @@ from edgeroute.confidence.boxes import checked_rule
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.core.pieces import joined, logprobs_of, whole
+from edgeroute.core.stream import joined, logprobs_of, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.members import awaited
 from edgeroute.errors import PolicyError

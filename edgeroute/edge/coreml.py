@@ -20,7 +20,7 @@ from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.tensors import say
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
-from edgeroute.imports import imported, no_fork
+from edgeroute.system.imports import imported, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 ComputeUnits: TypeAlias = Literal["all", "cpu", "cpu_and_gpu", "cpu_and_ne"]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.scores import agreement
-from edgeroute.edge.load import load
 from edgeroute.edge.members import is_awaited, member
 from edgeroute.edge.runs import runs_of
+from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.types import EdgeModel, StopToken
 

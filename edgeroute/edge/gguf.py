@@ -9,9 +9,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.core.texts import clean
+from edgeroute.core.words import clean
 from edgeroute.errors import ModelError, ModelMissing
-from edgeroute.files import special
+from edgeroute.system.process import special
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -13,10 +13,10 @@ import numpy as np
 
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
-from edgeroute.edge.external import external_data
 from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, RuntimeMissing
-from edgeroute.imports import imported
+from edgeroute.system.imports import imported
 from edgeroute.types import StopToken, TensorSpec
 
 _JAVA = "ai.onnxruntime."

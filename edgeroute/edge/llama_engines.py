@@ -17,11 +17,11 @@ from weakref import WeakSet
 
 import numpy as np
 
-from edgeroute.chat.reply import TOO_LONG, Gathered
-from edgeroute.core.texts import FOREIGN, clean
+from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
-from edgeroute.imports import imported, no_fork
-from edgeroute.system import alive, renew_after_fork
+from edgeroute.system.imports import imported, no_fork
+from edgeroute.system.process import alive, renew_after_fork
+from edgeroute.text.reply import TOO_LONG, Gathered
 
 Heard = Callable[[Mapping[str, Any]], bool]
 """Is given each piece of a reply, and says whether to stop."""

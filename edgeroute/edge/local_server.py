@@ -7,17 +7,16 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeroute.chat.events import events
-from edgeroute.chat.reply import Gathered, answer, failure
-from edgeroute.chat.request import Chat, checked_score
 from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
-from edgeroute.core.pieces import Piece
-from edgeroute.core.texts import clean
+from edgeroute.core.stream import Piece
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.loopback import SHORT, Exchange, Head, Local
+from edgeroute.core.words import clean
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.system import json_loads
+from edgeroute.http.loopback import SHORT, Exchange, Head, Local
+from edgeroute.system.process import json_loads
+from edgeroute.text.reply import Gathered, answer, events, failure
+from edgeroute.text.request import Chat, checked_score
 from edgeroute.types import StopToken
 
 OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503

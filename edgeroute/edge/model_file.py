@@ -13,13 +13,13 @@ import numpy as np
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
+from edgeroute.edge.backend import turn_of
 from edgeroute.edge.card import Array, Card, sha256_of
 from edgeroute.edge.inputs import Inputs, unsaid
 from edgeroute.edge.picture import check_installed
-from edgeroute.edge.state import turn_of
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system import renew_after_fork
+from edgeroute.system.process import renew_after_fork
 from edgeroute.types import StopToken, TensorSpec
 
 SET_ASIDE: list[Any] = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.edge.tensors import Array, say
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.imports import imported
+from edgeroute.system.imports import imported
 from edgeroute.types import TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.members import member, named
 from edgeroute.errors import ModelError
-from edgeroute.system import Shared, renew_after_fork
+from edgeroute.system.process import Shared, renew_after_fork
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:

@@ -10,11 +10,14 @@ from os import PathLike, fspath
 from pathlib import PurePath
 from typing import Any
 
-from edgeroute.errors import PolicyError, RuntimeMissing, nearest
-from edgeroute.imports import imported
+from edgeroute.edge.callable import CallableModel
+from edgeroute.edge.members import checked, is_model
+from edgeroute.errors import EdgerouteError, PolicyError, RuntimeMissing, nearest
+from edgeroute.system.imports import imported
+from edgeroute.types import EdgeModel
 
 BUILT_IN = {
-    ".active": "edgeroute.catalog.active:active_model",
+    ".active": "edgeroute.catalog.installed:active_model",
     ".gguf": "edgeroute.edge.llama:LlamaModel",
     ".mlmodel": "edgeroute.edge.coreml:CoreMLModel",
     ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",
@@ -146,3 +149,66 @@ def _installed() -> dict[str, tuple[str, ...]]:
         if target not in found.get(suffix, ()):
             found[suffix] = (*found.get(suffix, ()), target)
     return found
+
+
+# Resolves the `edge=` argument (a path, a model or a callable) to an edge model.
+
+
+def load(edge: Any, **options: Any) -> EdgeModel:
+    """The model for a path (options are passed to its runtime's class), a callable, or an object that is already a model.
+
+    Raises:
+        PolicyError: no runtime for the suffix, a runtime that does not take the options, or an unsupported type.
+        RuntimeMissing: the runtime's module cannot be imported.
+    """
+    if isinstance(edge, str | PathLike):
+        suffix = suffix_of(edge)
+        if suffix is None:
+            raise PolicyError(
+                f"no runtime for {str(edge)!r}: expected a file that ends in {', '.join(suffixes())}; another one is added by "
+                'edgeroute.register(".suffix", "package.module:Class")'
+            )
+        made = class_of(suffix)
+        try:
+            model: EdgeModel = made(edge, **options)
+        except EdgerouteError:
+            raise
+        except (TypeError, ValueError) as e:
+            raise PolicyError(f"the runtime for {suffix}, {made.__name__}, does not take what it is given: {e}") from e
+        checked(model)
+        return model
+    if isinstance(edge, type) and callable(vars(edge).get("run")):
+        raise PolicyError(f"edge= takes a model, and {edge.__name__} is a class: pass {edge.__name__}(...)")
+    if is_model(edge):
+        checked(edge)
+        return edge  # type: ignore[no-any-return]
+    if callable(edge):
+        return CallableModel(edge)
+    raise PolicyError(f"edge= takes a path, a model or a callable, not {type(edge).__name__}")
+
+
+# Variants: edge models for the same task, of which one runs at a time.
+
+
+class Variants:
+    """A group of edge models for the same task, such as fp32, int8 and a tiny one; of each call one of them takes part.
+
+    The first one runs, unless it is too slow for the call's deadline, or a rule with `small_model` is in force: then the last
+    one does. Each has a threshold, a certificate and latencies of its own, and answers name it: `edge int8`.
+
+    Args:
+        models: name -> path, model or callable, the one that is to run normally first and the smallest last.
+
+    Raises:
+        PolicyError: there are fewer than two.
+    """
+
+    def __init__(self, **models: Any) -> None:
+        if len(models) < 2:  # noqa: PLR2004 - one to pick
+            raise PolicyError(f"variants are two models or more, as in Variants(fp32=..., int8=...), not {len(models)}")
+        self.models: dict[str, Any] = models
+
+
+def each(given: Any) -> list[Any]:
+    """The members of a group of variants; anything else is alone."""
+    return [*given.models.values()] if isinstance(given, Variants) else [given]

@@ -9,7 +9,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from edgeroute.system import LINUX, renew_after_fork
+from edgeroute.system.process import LINUX, renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.cloud.guard import Guard

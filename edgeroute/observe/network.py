@@ -13,7 +13,7 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 
-from edgeroute.system import renew_after_fork
+from edgeroute.system.process import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 QUIET_S = 0.05

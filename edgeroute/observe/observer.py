@@ -5,26 +5,123 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
 from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core.facts import Facts
-from edgeroute.core.load import FROM, kept_share
-from edgeroute.core.plan import arranged
+from edgeroute.core.estimates import FROM, PowerFit, break_even, kept_share
+from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, arranged
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.readings import SHARES, Reading
-from edgeroute.core.rules import State, amount, in_force, step, value_of
+from edgeroute.core.rules import SHARES, Reading, State, amount, in_force, step, value_of
 from edgeroute.core.spending import Cost
-from edgeroute.core.variants import MOST
 from edgeroute.core.walk import Outcome
-from edgeroute.observe.energy import Energy, steady, unsure
-from edgeroute.observe.paces import Paces
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import ALONE, Counts
-from edgeroute.system import LINUX, contained, now, renew_after_fork
+from edgeroute.system.process import LINUX, contained, now, renew_after_fork
 from edgeroute.types import Backend
+
+# Energy of a call of each target: of edges fitted from the device's power, of clouds by their prices.
+
+LONGEST_S = 120.0
+"""Readings that are further apart are not used: the power of an instant says little of so long a time."""
+
+
+class Energy:
+    """What calls take, as far as known.
+
+    Args:
+        counts: has the time that edges were busy.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts, self._fit = counts, PowerFit()
+        self._last: tuple[float, float] | None = None
+
+    @property
+    def extra_w(self) -> float | None:
+        """Power that a run of an edge takes beside what the device takes anyway, watts; None: not known."""
+        return self._fit.extra_w
+
+    def note(self, power_w: float | None, edges: Iterable[str], now_s: float) -> float:
+        """Takes a reading of the device's power into account, at a monotonic instant; None: it is unknown.
+
+        Returns the joules that the edges' runs have taken since the last reading; 0 while not known.
+        """
+        busy_s = sum(seconds for _, seconds in self._counts.busy(edges).values())
+        last, self._last = self._last, (now_s, busy_s)
+        if last is None:
+            return 0.0
+        ran_s = max(0.0, busy_s - last[1])
+        if power_w is not None and 0 < now_s - last[0] <= LONGEST_S:
+            self._fit.add(power_w, ran_s / (now_s - last[0]))
+        return ran_s * (self.extra_w or 0.0)
+
+    def joules(self, backends: Sequence[Backend]) -> Mapping[str, float]:
+        """Target -> energy of a call, joules; one of which it is not known is missing."""
+        busy, extra_w = self._counts.busy(b.name for b in backends), self.extra_w
+        found: dict[str, float] = {}
+        for backend in backends:
+            calls, seconds = busy.get(backend.name, (0, 0.0))
+            if backend.side == "edge":
+                if extra_w is not None and calls:
+                    found[backend.name] = extra_w * seconds / calls
+                continue
+            terms: Any = backend.terms  # type: ignore[attr-defined]  # a cloud has prices
+            if terms.joules_per_call or (terms.joules_per_mb and calls):
+                found[backend.name] = terms.joules_per_call + terms.joules_per_mb * sum(backend.traffic) / 1e6 / max(1, calls)
+        return found
+
+    def told(self, backends: Sequence[Backend]) -> dict[str, Any]:
+        """The fields of `Stats` about energy: what calls take, and the break-even of the first edge and cloud."""
+        joules = self.joules(backends)
+        first = [next((joules.get(b.name) for b in backends if b.side == side), None) for side in ("edge", "cloud")]
+        edge, cloud = first
+        return {"joules": joules, "break_even": None if edge is None or cloud is None else break_even(edge, cloud)}
+
+
+def unsure(counts: Counts, edges: Sequence[str]) -> float | None:
+    """Share of the first edge's answers that are below its threshold, in steps of a twentieth; None: not known."""
+    judged, below = counts.judged(edges[0]) if edges else (0, 0)
+    return round(20 * below / judged) / 20 if judged >= ENOUGH_RUNS else None
+
+
+def steady(old: Mapping[str, float], new: Mapping[str, float], share: float = 0.1) -> Mapping[str, float]:
+    """The new values, or the old ones if none has changed by more than this share: plans are made from them."""
+    near = old.keys() == new.keys() and all(abs(new[name] - value) <= share * value for name, value in old.items())
+    return old if near else new
+
+
+# Times that the variants of an edge model take, as far as they count now.
+
+AGAIN_S = 60.0
+"""A variant that has not run for so long is tried again: what it took then says little."""
+
+
+class Paces:
+    """Which variants' latencies are known well enough to pick by them: those of enough runs since the last long pause."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, int, float]] = {}
+        """Name -> runs in all, runs before the last long pause, and the instant of the last one."""
+
+    def known(self, took_s: Iterable[tuple[str, int, float]], now_s: float) -> Mapping[str, float]:
+        """Of each variant its time, if it counts now.
+
+        Args:
+            took_s: name, number of runs in all, and the time that most of them take, seconds.
+            now_s: monotonic.
+        """
+        found = {}
+        for name, count, seconds in took_s:
+            runs, before, at_s = self._seen.get(name, (count, 0, now_s))
+            if now_s - at_s > AGAIN_S:
+                before = runs
+            self._seen[name] = (count, before, now_s if count != runs else at_s)
+            if count - before >= ENOUGH_RUNS:
+                found[name] = seconds
+        return found
+
 
 OWN = "give the router `sensors=`, a function that returns a Reading"
 EASES_S = 1.0

@@ -7,17 +7,88 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from edgeroute.core.codes import UNFIT
-from edgeroute.core.latency import Latency
-from edgeroute.core.load import slack
-from edgeroute.core.plan import Leg, Plan, Unsure
+from edgeroute.core.estimates import Latency, slack
+from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.policy import INF
-from edgeroute.core.standby import reserve_s
+from edgeroute.core.rules import Reading
+from edgeroute.core.spending import Cost, Limits
 from edgeroute.core.walk import Left, Mark, Outcome, judged
-from edgeroute.observe.arm_stats import ArmStats, CloudArmStats, Part
-from edgeroute.system import renew_after_fork
+from edgeroute.core.words import UNFIT
+from edgeroute.system.process import renew_after_fork
 
 __all__ = ["ArmStats", "CloudArmStats", "Counts", "Part", "Stats"]
+
+
+# Statistics of arms: of an A/B comparison of edge models, and of the cloud.
+
+
+class Part(NamedTuple):
+    """A number with its 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+class ArmStats(NamedTuple):
+    """Statistics of one arm of an A/B comparison."""
+
+    arm: str
+    """a or b."""
+    model: str
+    """Its edge model's name."""
+    requests: int
+    """Requests of the arm that have ended."""
+    failed: Part
+    """Share of them on which its edge model failed."""
+    deferred: Part
+    """Share of them for which the cloud was called."""
+    mean_s: Part
+    """Mean time of a request, seconds."""
+    p50_s: float | None
+    """Median time of a request, seconds; None: not known. Likewise the next."""
+    p99_s: float | None
+    compared: int
+    """Answers of the edge model that audits compared with the cloud's."""
+    differs: Part
+    """Share of these that differ."""
+    loss: Part
+    """Share of all requests that were answered by the edge, and otherwise than by the cloud; by audits."""
+    stopped: str
+    """Why a guardrail stopped the arm; empty: it did not."""
+
+
+class CloudArmStats(NamedTuple):
+    """Statistics of one arm of the cloud."""
+
+    arm: str
+    """The endpoint's name."""
+    share: float
+    """Of the requests, as it is in the settings; 0..1."""
+    calls: int
+    """Requests of the arm for which it was asked."""
+    failed: Part
+    """Share of them that it did not answer; those that were cancelled as nobody waited any more are left out of both."""
+    compared: int
+    """Its answers to inputs that the edge had answered, too."""
+    differs: Part
+    """Share of these that differ from the edge's."""
+    shadowed: int
+    """Answers in shadow that were compared with those of the first endpoint, to the same inputs."""
+    shadow_differs: Part
+    """Share of these that differ."""
+    shadow_failed: int
+    """Calls in shadow that it did not answer; those that a limit held back, or whose input it refused, are left out."""
+    usd: Part
+    """Mean cost of a request, US dollars."""
+    mean_s: Part
+    """Mean time of an answer, seconds."""
+    p50_s: float | None
+    """Median time of an answer, seconds; None: not known. Likewise the next."""
+    p99_s: float | None
+    stopped: str
+    """Why a guardrail stopped the arm; empty: it did not."""
+
 
 RECENT = 128
 """Deferred answers of a leg of which it is kept how far they were below their thresholds."""
@@ -386,3 +457,26 @@ class Counts:
                 sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today,
                 tuple(legs), audits, shadows, spared=self.spared,
             )  # fmt: skip
+
+
+# Status: the state of a router now, as metrics and dashboards show it.
+
+
+class Status(NamedTuple):
+    """State of a router. It has no inputs, no answers and no secrets in it."""
+
+    stats: Stats
+    """As `Router.stats` returns them."""
+    limits: Limits
+    """The most that may be spent, each over its own window; inf: no limit."""
+    spent: Cost
+    """What is spent, over the same windows."""
+    outbox: Mapping[str, int] | None = None
+    """State of its requests -> how many of them are on disk; None: there is no outbox, or its file cannot be read."""
+    reading: Reading | None = None
+    """The last reading of the device's sensors; None: they are not read, or have not been."""
+    reading_age_s: float = 0.0
+    """Time since that reading, seconds; 0 without one."""
+    rules: tuple[str, ...] = ()
+    """The rules on the device's state that are in force."""
+    closed: bool = False

@@ -9,12 +9,11 @@ from typing import Any
 
 from edgeroute.cloud.backend import CloudBackend
 from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core.latency import Latency
-from edgeroute.core.link import Link
+from edgeroute.core.estimates import Latency, Link
 from edgeroute.observe.stats import Counts
-from edgeroute.record.ab import STORED
-from edgeroute.record.cloud_arms import STORED as CLOUD_ARMS
 from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.trials.settings import STORED_AB
+from edgeroute.trials.settings import STORED_ARMS as CLOUD_ARMS
 
 EVERY_S = 1.0
 """Minimum time between two checkpoints, seconds."""
@@ -72,7 +71,7 @@ class Checkpoint:
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         if (arms := self.arms()) is not None:
-            self.store.put(STORED, arms)
+            self.store.put(STORED_AB, arms)
         if (trials := self.trials()) is not None:
             self.store.put(CLOUD_ARMS, trials)
         if joules := self.joules():

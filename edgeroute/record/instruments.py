@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edgeroute.cloud.exchange import Sending
-from edgeroute.core.readings import Reading
+from edgeroute.core.rules import Reading
 from edgeroute.core.spending import Tokens
-from edgeroute.observe.status import Status
+from edgeroute.observe.stats import Status
 from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")

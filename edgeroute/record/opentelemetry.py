@@ -4,14 +4,152 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from edgeroute.core.why import error_code
-from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.core.explain import error_code
+from edgeroute.core.words import Failure
+from edgeroute.errors import PolicyError, Refused, RuntimeMissing
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
-from edgeroute.record.spans import attempted, error_type, language, sent
+
+__all__ = ["OpenTelemetry"]
+
+
+# Attributes of spans and metrics, by OpenTelemetry's conventions for HTTP clients, RPC clients and generative AI. No I/O.
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+"""Those that HTTP knows; another one is `_OTHER`."""
+OPERATIONS = {"/chat/completions": "chat", "/completions": "text_completion", "/embeddings": "embeddings"}
+"""End of a path of OpenAI's API -> what is asked for."""
+Attributes = dict[str, Any]
+
+
+def to(began: AttemptBegan) -> Attributes:
+    """Where an attempt goes, without what differs from call to call."""
+    sending = began.sending
+    parts = urlsplit(sending.origin)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    found: Attributes = {"server.address": parts.hostname or "", "server.port": port}
+    if sending.protocol == "grpc":
+        service, _, method = sending.path.strip("/").rpartition("/")
+        return found | {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    method = sending.method if sending.method in METHODS else "_OTHER"
+    return found | {"http.request.method": method, "url.scheme": parts.scheme}
+
+
+def asked(began: AttemptBegan) -> Attributes:
+    """What of a language model is asked for; empty: it is none."""
+    operation = _operation(began.sending.path)
+    if not operation or began.sending.protocol == "grpc" or not began.sending.model:
+        return {}
+    return {"gen_ai.operation.name": operation, "gen_ai.provider.name": "openai", "gen_ai.request.model": began.sending.model}
+
+
+def sent(began: AttemptBegan) -> tuple[str, Attributes]:
+    """The name of an attempt's span, and its attributes as it begins."""
+    where, text = to(began), asked(began)
+    found = {**where, **text, "edgeroute.leg": began.target}
+    if "rpc.system" in where:
+        return f"{where['rpc.service']}/{where['rpc.method']}", found
+    found["url.full"] = began.sending.origin + began.sending.path.partition("?")[0]
+    if began.again:
+        found["http.request.resend_count"] = began.again
+    name = f"{text['gen_ai.operation.name']} {text['gen_ai.request.model']}" if text else where["http.request.method"]
+    return name, found
+
+
+def attempted(ended: AttemptEnded, began: AttemptBegan | None) -> Attributes:
+    """An attempt's attributes as it ends."""
+    found: Attributes = {}
+    if began is not None and began.sending.protocol == "http":
+        found = {"http.request.body.size": ended.sent_bytes, "http.response.body.size": ended.received_bytes}
+        if ended.status is not None:
+            found["http.response.status_code"] = ended.status
+    if ended.tokens is not None:
+        found |= {"gen_ai.usage.input_tokens": ended.tokens.prompt, "gen_ai.usage.output_tokens": ended.tokens.answer}
+    return found | wrong(ended)
+
+
+def wrong(ended: AttemptEnded) -> Attributes:
+    """The type of an attempt's error; empty: it had none."""
+    if ended.cancelled:
+        return {"error.type": "cancelled"}
+    return {} if ended.error is None else {"error.type": error_type(ended.error)}
+
+
+def error_type(error: BaseException | None) -> str:
+    """An error's HTTP status; or its code; or its class. Never its text."""
+    if isinstance(error, Refused):
+        return str(error.status)
+    return Failure.of(error).code or ("_OTHER" if error is None else type(error).__qualname__)
+
+
+def language(model: str, outputs: Any) -> Attributes:
+    """What of a language model was asked for on the device, and its tokens; empty: these are no outputs of one."""
+    choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        return {}
+    operation = "chat" if "message" in choices[0] else "text_completion"
+    found: Attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": "edgeroute", "gen_ai.request.model": model}
+    usage = outputs.get("usage")
+    for name, attribute in (("prompt_tokens", "input"), ("completion_tokens", "output")):
+        count = usage.get(name) if isinstance(usage, Mapping) else None
+        if isinstance(count, int) and not isinstance(count, bool):
+            found[f"gen_ai.usage.{attribute}_tokens"] = count
+    return found
+
+
+def _operation(path: str) -> str:
+    return next((operation for end, operation in OPERATIONS.items() if path.endswith(end)), "")
+
+
+# Histograms of OpenTelemetry: of requests, of calls over HTTP, and of language models, by its conventions.
+
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
+SHORT = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, *SECONDS]
+LONG = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+TOKENS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864]
+
+
+class Meters:
+    """The histograms.
+
+    Args:
+        provider: an OpenTelemetry `MeterProvider`.
+    """
+
+    def __init__(self, provider: Any) -> None:
+        meter = provider.get_meter("edgeroute")
+
+        def histogram(name: str, unit: str, text: str, bounds: Sequence[float]) -> Any:
+            return meter.create_histogram(name, unit, text, explicit_bucket_boundaries_advisory=bounds)
+
+        self._requests = histogram("edgeroute.request.duration", "s", "Time from a call to its answer.", SHORT)
+        self._calls = histogram("http.client.request.duration", "s", "Duration of HTTP client requests.", SECONDS)
+        self._texts = histogram("gen_ai.client.operation.duration", "s", "GenAI operation duration.", LONG)
+        self._tokens = histogram("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", TOKENS)
+
+    def request(self, seconds: float, source: str, reason: str) -> None:
+        """A request has ended."""
+        self._requests.record(seconds, {"edgeroute.source": source, "edgeroute.reason": reason})
+
+    def attempt(self, ended: AttemptEnded, began: AttemptBegan | None) -> None:
+        """An attempt has ended; those of functions have no place in these conventions."""
+        if began is None or began.sending.protocol != "http":
+            return
+        where, text = to(began), asked(began)
+        failed = wrong(ended)
+        status = {} if ended.status is None else {"http.response.status_code": ended.status}
+        self._calls.record(ended.took_s, {**where, **status, **failed})
+        if not text:
+            return
+        text |= {name: where[name] for name in ("server.address", "server.port")}
+        self._texts.record(ended.took_s, {**text, **failed})
+        if ended.tokens is not None:
+            for kind, count in (("input", ended.tokens.prompt), ("output", ended.tokens.answer)):
+                self._tokens.record(count, {**text, "gen_ai.token.type": kind})
+
 
 _missing: ImportError | None = None
 try:
@@ -21,8 +159,6 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as e:
     _missing = e  # said once it is used: the names of edgeroute can be imported without it
-
-__all__ = ["OpenTelemetry"]
 EARLIER = 10_000
 """Requests that have ended of which the spans are known, for what comes of them later."""
 ROWS = 100
@@ -63,8 +199,6 @@ class OpenTelemetry(Instrument):
         self._tracer = trace.get_tracer("edgeroute", tracer_provider=tracer_provider)
         self._meters = None
         if meter_provider is not None:
-            from edgeroute.record.meters import Meters
-
             self._meters = Meters(meter_provider)
         self._open: dict[str, _Open] = {}
         self._batches: dict[str, list[str]] = {}

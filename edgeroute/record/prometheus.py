@@ -4,26 +4,180 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from math import inf, isfinite
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from edgeroute.errors import PolicyError, RuntimeMissing
-from edgeroute.observe.status import Status
+from edgeroute.observe.stats import Stats, Status
 from edgeroute.record.instruments import Instruments
-from edgeroute.record.tally import Tally
-from edgeroute.system import renew_after_fork
+from edgeroute.record.tally import Histogram, Tallied, Tally
+from edgeroute.system.process import renew_after_fork
+
+__all__ = ["Exposition", "Prometheus", "metrics"]
+
+
+# The metrics that Prometheus is shown: their names, labels and values.
+
+PREFIX = "edgeroute_"
+STATES = ("closed", "half-open", "open")
+SENSORS = {
+    "battery": ("device_battery_ratio", "State of charge of the battery"),
+    "temperature_c": ("device_temperature_celsius", "Temperature of the hottest part of the device"),
+    "mains": ("device_mains", "Whether the device is on external power"),
+    "cpu": ("device_cpu_ratio", "Share of all cores' time that is used"),
+    "cpu_pressure": ("device_cpu_pressure_ratio", "Share of the last 10 s in which a task waited for a core"),
+    "memory_available": ("device_memory_available_ratio", "Share of memory that can be had without swapping"),
+    "memory_pressure": ("device_memory_pressure_ratio", "Share of the last 10 s in which a task waited for memory"),
+    "throttled": ("device_throttled", "Whether the processor runs slower than it could"),
+    "gpu": ("device_gpu_ratio", "Share of the GPU's time that is used"),
+    "power_w": ("device_power_watts", "Power that the device draws"),
+    "network": ("device_network", "Whether there is a route to anywhere"),
+    "metered": ("device_metered", "Whether the link is metered"),
+}
+"""Field of a reading -> its metric, and what that is."""
+
+
+class Page:
+    """The metrics of one scrape, of all routers.
+
+    Args:
+        without: names of metrics that are not known, and left out.
+    """
+
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self._without = without
+        self._found: dict[str, Any] = {}
+        self._seen = set[tuple[str, ...]]()
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._found.values())
+
+    def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
+        key = (name, *labels.values())
+        if name in self._without or key in self._seen:  # two targets of one name: Prometheus refuses what is there twice
+            return
+        self._seen.add(key)
+        family = self._found.get(name)
+        if family is None:
+            family = self._found[name] = kind(PREFIX + name, text, labels=[*labels])
+        family.add_metric([*labels.values()], *value)
+
+    def counter(self, name: str, text: str, value: float, **labels: str) -> None:
+        """Adds a count; its name ends in `_total` where it is read."""
+        self._add(CounterMetricFamily, name, text, labels, value)
+
+    def gauge(self, name: str, text: str, value: float | None, **labels: str) -> None:
+        """Adds a value that goes up and down; None: it is not known, and left out."""
+        if value is not None:
+            self._add(GaugeMetricFamily, name, text, labels, float(value))
+
+    def histogram(self, name: str, text: str, value: Histogram, **labels: str) -> None:
+        """Adds times."""
+        self._add(HistogramMetricFamily, name, text, labels, value.buckets(), value.sum_s)
+
+
+def of_tally(page: Page, tallied: Tallied, router: str) -> None:
+    """Adds what was counted."""
+    for kind, count in tallied.requests.items():
+        labels = {"source": kind.source, "leg": kind.leg, "reason": kind.reason, "degraded": str(kind.degraded).lower()}
+        page.counter("requests", "Requests, by what answered and why", count, router=router, **labels)
+    for source, one in tallied.sources.items():
+        page.histogram("request_duration_seconds", "Time from a call to its answer", one, router=router, source=source)
+    for (leg, side), one in tallied.legs.items():
+        page.histogram("leg_duration_seconds", "Time of a target that answered one input", one, router=router, leg=leg, side=side)
+    for (target, result), count in tallied.attempts.items():
+        page.counter("attempts", "Attempts to call an endpoint", count, router=router, leg=target, result=result)
+    for target, one in tallied.endpoints.items():
+        page.histogram("attempt_duration_seconds", "Time of an attempt to call an endpoint", one, router=router, leg=target)
+    for (target, way), count in tallied.tokens.items():
+        page.counter("tokens", "Tokens that an endpoint counted", count, router=router, leg=target, type=way)
+    for (target, code), count in tallied.held.items():
+        page.counter("held", "Calls that were not made, for a local reason", count, router=router, leg=target, reason=code)
+    for what, count in tallied.events.items():
+        page.counter("events", "Requests for the outbox by what became of them; alarms", count, router=router, what=what)
+
+
+def of_status(page: Page, status: Status, router: str) -> None:
+    """Adds what a router says of itself."""
+    _of_stats(page, status.stats, router)
+    for name, limit, spent in zip(status.limits._fields, status.limits, status.spent, strict=True):
+        page.gauge("spent", "Spent over the limit's window", spent, router=router, limit=name)
+        if limit < inf:
+            page.gauge("limit", "Most that may be spent over its window", limit, router=router, limit=name)
+    for what, count in (status.outbox or {}).items():
+        if what in {"waiting", "bytes"}:
+            name = "outbox_waiting" if what == "waiting" else "outbox_bytes"
+            page.gauge(name, f"Requests in the outbox: {what}", count, router=router)
+        else:
+            page.counter("outbox", "Requests of the outbox since its file was made", count, router=router, what=what)
+    for rule in status.rules:
+        page.gauge("rule", "Rules on the device's state that are in force", 1, router=router, rule=rule)
+    if status.reading is not None:
+        for field, (name, text) in SENSORS.items():
+            page.gauge(name, text, getattr(status.reading, field), router=router)
+        page.gauge("device_reading_age_seconds", "Age of the sensors' reading", status.reading_age_s, router=router)
+
+
+def _of_stats(page: Page, stats: Stats, router: str) -> None:
+    page.counter("routed", "Requests that were walked, so without those that the cache answered", stats.requests, router=router)
+    page.counter("deferred", "Requests for which the cloud was called", stats.deferred, router=router)
+    page.counter("degraded", "Answers that are the best there was, not what the policy asks for", stats.degraded, router=router)
+    page.counter("unanswered", "Requests without an answer", stats.unanswered, router=router)
+    page.counter("cached", "Answers of the cache", stats.cached, router=router)
+    page.counter("queued", "Requests that were stored in the outbox", stats.queued, router=router)
+    page.counter("late", "Replies after their requests' deadlines", stats.late, router=router)
+    page.counter("spared", "Answers of the edge that were accepted since the cloud was loaded", stats.spared, router=router)
+    page.gauge("deferral_ratio", "Share of requests for which the cloud was called", stats.deferral_rate, router=router)
+    page.gauge("break_even_ratio", "Deferral share below which edge first takes less energy", stats.break_even, router=router)
+    for leg in stats.legs:
+        labels = {"router": router, "leg": leg.name, "side": leg.side}
+        for result in ("started", "answered", "accepted", "failed", "cancelled"):
+            page.counter("leg_runs", "Runs and calls of a target", getattr(leg, result), **labels, result=result)
+        for quantile, seconds in (("0.5", leg.p50_s), ("0.9", leg.p90_s), ("0.99", leg.p99_s)):
+            page.gauge("leg_latency_seconds", "Recent latency of a target", seconds, **labels, quantile=quantile)
+        if leg.side == "cloud":
+            page.counter("sent_bytes", "Bytes of bodies sent, retries included", leg.bytes_sent, router=router, leg=leg.name)
+            page.counter("received_bytes", "Bytes of bodies received", leg.bytes_received, router=router, leg=leg.name)
+            for state in STATES:
+                page.gauge(
+                    "breaker", "State of the circuit breaker", leg.breaker == state, router=router, leg=leg.name, state=state
+                )
+            page.gauge("link_seconds", "Time of a call but for its bytes", leg.call_s, router=router, leg=leg.name)
+            page.gauge("link_bytes_per_second", "Bandwidth to the endpoint", leg.bytes_per_s, router=router, leg=leg.name)
+    for name, joules in stats.joules.items():
+        page.gauge("call_joules", "Energy of a call of a target", joules, router=router, leg=name)
+    for audit in stats.audits:
+        page.counter("audited", "Answers that were compared with the cloud's", audit.audited, router=router, leg=audit.target)
+        page.counter("disagreed", "Those that differ", audit.disagreed, router=router, leg=audit.target)
+        page.gauge("drift_evidence", "Evidence of drift", audit.evidence, router=router, leg=audit.target)
+        page.gauge("drift_alarm", "Whether there is an alarm of drift", bool(audit.alarm), router=router, leg=audit.target)
+    for arm in stats.arms:
+        page.counter("arm_requests", "Requests of an arm", arm.requests, router=router, arm=arm.arm, model=arm.model)
+        for what in ("failed", "deferred", "differs", "loss"):
+            share = getattr(arm, what).share
+            known = share if isfinite(share) else None
+            page.gauge("arm_ratio", "Share of an arm's requests", known, router=router, arm=arm.arm, model=arm.model, what=what)
+        page.gauge(
+            "arm_stopped", "Whether a guardrail stopped it", bool(arm.stopped), router=router, arm=arm.arm, model=arm.model
+        )
+    for trial in stats.cloud_arms:
+        page.counter("cloud_arm_calls", "Requests of an arm of the cloud", trial.calls, router=router, arm=trial.arm)
+        for what in ("failed", "differs", "shadow_differs"):
+            share = getattr(trial, what).share
+            known = share if isfinite(share) else None
+            page.gauge("cloud_arm_ratio", "Share of calls of an arm of the cloud", known, router=router, arm=trial.arm, what=what)
+        page.counter("cloud_arm_shadow_failed", "Calls in shadow that failed", trial.shadow_failed, router=router, arm=trial.arm)
+        page.gauge("cloud_arm_stopped", "Whether a guardrail stopped it", bool(trial.stopped), router=router, arm=trial.arm)
+
 
 _missing: ImportError | None = None
 try:
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
-    from prometheus_client.metrics_core import Metric
-
-    from edgeroute.record.exposed import Page, of_status, of_tally
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 except ImportError as e:
     _missing = e  # said once it is used: the names of edgeroute can be imported without it
-
-__all__ = ["Exposition", "Prometheus", "metrics"]
 
 
 class Exposition(NamedTuple):

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from edgeroute.core.codes import Failure
+from edgeroute.core.explain import CODES, Took, error_code
 from edgeroute.core.spending import Tokens
 from edgeroute.core.walk import new
-from edgeroute.core.why import CODES, Took, error_code
-from edgeroute.observe.status import Status
+from edgeroute.core.words import Failure
+from edgeroute.observe.stats import Status
 from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
-from edgeroute.system import renew_after_fork
+from edgeroute.system.process import renew_after_fork
 
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histograms' buckets, seconds."""
@@ -55,7 +55,7 @@ class Kind(NamedTuple):
     """As of the answer; `none`: there was an error instead."""
     leg: str
     reason: str
-    """One of `edgeroute.core.why.CODES`."""
+    """One of `edgeroute.core.explain.CODES`."""
     degraded: bool
 
 

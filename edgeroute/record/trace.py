@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeroute import system
 from edgeroute.errors import check_number
 from edgeroute.record.instruments import Instrument, RequestEnded
+from edgeroute.system import process
 
 
 class Trace(Instrument):
@@ -53,7 +53,7 @@ class Trace(Instrument):
             return
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
-        line: dict[str, Any] = {"at": round(system.now(), 3), **answer.trace}
+        line: dict[str, Any] = {"at": round(process.now(), 3), **answer.trace}
         if ended.edge_w is not None and "events" in line:
             line["events"] = _with_joules(line, ended.edge_w)
         reading = ended.reading

@@ -20,36 +20,35 @@ from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
-from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.conversation import AsyncConversation
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
-from edgeroute.router.inside import TAKES_BACK, InsideLegs
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.live.methods_async import AsyncLive
-from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
+from edgeroute.router.live.tasks import AsyncLive
+from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
+from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import End
-from edgeroute.router.talk import AsyncConversation
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.egress import Egress
+    from edgeroute.cloud.guard import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
-    from edgeroute.record.ab import AB
-    from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
     from edgeroute.router.views import View
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
+    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.settings import AB
 
 T = TypeVar("T")
 QUICK_S = 0.001

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.policy import INF
-from edgeroute.edge.variants import each
+from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError, check_number, nearest
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
@@ -20,7 +20,7 @@ from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import Function
-    from edgeroute.edge.variants import Variants
+    from edgeroute.edge.runtimes import Variants
     from edgeroute.types import V
 
 
@@ -42,10 +42,10 @@ Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tu
 Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 
 CLASSES: Mapping[str, tuple[str, str]] = {
-    "ab": ("edgeroute.record.ab", "AB"),
-    "audit": ("edgeroute.record.drift_monitor", "Audit"),
+    "ab": ("edgeroute.trials.settings", "AB"),
+    "audit": ("edgeroute.trials.drift", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
-    "egress": ("edgeroute.cloud.egress", "Egress"),
+    "egress": ("edgeroute.cloud.guard", "Egress"),
     "limits": ("edgeroute.core.spending", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
     "saver": ("edgeroute.core.policy", "Saver"),

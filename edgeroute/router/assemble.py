@@ -14,31 +14,29 @@ from edgeroute.core.spending import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
-from edgeroute.observe.sampler import SAMPLER
+from edgeroute.observe.sensors import SAMPLER
 from edgeroute.observe.stats import Counts
-from edgeroute.record.ab import STORED
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
-from edgeroute.router import status
-from edgeroute.router.ab import Arms
 from edgeroute.router.arguments import check_types
-from edgeroute.router.auditing import Asks, auditing
-from edgeroute.router.calls import Answered, Stage, Steps, compose
-from edgeroute.router.engine import Engine
+from edgeroute.router.audit_calls import Asks, auditing
+from edgeroute.router.build import build
+from edgeroute.router.engine import Engine, Sensing, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
-from edgeroute.router.sensing import Sensing
-from edgeroute.router.snapshot import build
-from edgeroute.system import log
-from edgeroute.threads import ThreadPool
+from edgeroute.router.stages import Answered, Stage, Steps, compose
+from edgeroute.router.trials import Arms
+from edgeroute.system.process import log
+from edgeroute.system.threads import ThreadPool
+from edgeroute.trials.settings import STORED_AB
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.record.drift_monitor import Audit
-    from edgeroute.router.cloud_arms import Trials
-    from edgeroute.router.snapshot import Snapshot
+    from edgeroute.router.build import Snapshot
+    from edgeroute.router.trials import Trials
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.keyvalue import KeyValueStore
     from edgeroute.stores.outbox import Outbox
+    from edgeroute.trials.drift import Audit
 
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
 """Thread limits: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
@@ -107,7 +105,7 @@ def assemble(
     engine.rebuild = lambda old, **changes: build(**{**given, **changes}, guard=partial(guard, engine), old=old)
     engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
     if (ab := policy.get("ab")) is not None:
-        engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED))
+        engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED_AB))
     engine.trying = partial(_trials, engine, store)
     engine.trials = engine.trying(engine.snapshot)
     if engine.checkpoint is not None:
@@ -131,7 +129,7 @@ def assemble(
     SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
         engine.queue.start()
-    engine.instruments.opened(status.of(engine))
+    engine.instruments.opened(status_of(engine))
     return engine
 
 
@@ -140,9 +138,9 @@ def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> 
     arms, known = snapshot.cloud_arms, engine.trials
     if arms is None:
         return None
-    from edgeroute.record.cloud_arms import STORED as TRIALS
-    from edgeroute.router.cloud_arms import Trials as Made
-    from edgeroute.router.cloud_arms import identity
+    from edgeroute.router.trials import Trials as Made
+    from edgeroute.router.trials import identity
+    from edgeroute.trials.settings import STORED_ARMS as TRIALS
 
     identities = [*map(identity, snapshot.clouds)]
     if known is not None and (known.arms, known.identities) == (arms, identities):

@@ -9,17 +9,17 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from edgeroute import system
-from edgeroute.copies import own_copy
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
-from edgeroute.edge.state import TURN
+from edgeroute.edge.backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.router.calls import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.keys import accepted
 from edgeroute.router.request import Request
+from edgeroute.router.stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.entry import CachedEntry, keep
+from edgeroute.system import process
+from edgeroute.system.copies import own_copy
 from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")
@@ -234,7 +234,7 @@ class Caching:
 
 
 def _entry(answer: Answer) -> Entry:
-    return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, system.now())
+    return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, process.now())
 
 
 def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
@@ -244,7 +244,7 @@ def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
 
 
 def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
-    age_s = max(0.0, system.now() - entry.at)
+    age_s = max(0.0, process.now() - entry.at)
     return Answer.recalled(
         entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun
     )

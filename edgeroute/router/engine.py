@@ -5,53 +5,187 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from edgeroute.confidence.certificate import effective_target
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Left, Outcome, new
-from edgeroute.errors import Closed, Held
-from edgeroute.failures import quietly
+from edgeroute.edge.backend import EdgeBackend
+from edgeroute.errors import Closed, Held, StoreError
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import EASES_S, Observer
-from edgeroute.observe.sampler import SAMPLER
-from edgeroute.observe.stats import Counts, Seen, Stats
+from edgeroute.observe.sensors import SAMPLER
+from edgeroute.observe.stats import Counts, Seen, Stats, Status
 from edgeroute.router.arguments import check_seconds
-from edgeroute.router.calls import Proceed, Result, Steps, walked
-from edgeroute.router.drivers import inline
+from edgeroute.router.build import Snapshot, chosen, cleared, made_of, served
+from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback import Fallback, LateReplies
 from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.planning import beforehand, first_piece_s, kept, planned
+from edgeroute.router.plans import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
-from edgeroute.router.sensing import Sensing
-from edgeroute.router.settling import compare, compare_batch, settle, standing
-from edgeroute.router.snapshot import Snapshot, cleared, made_of, served
-from edgeroute.system import renew_after_fork
-from edgeroute.threads import ThreadPool
+from edgeroute.router.stages import Proceed, Result, Steps, walked
+from edgeroute.system.logs import quietly
+from edgeroute.system.process import renew_after_fork
+from edgeroute.system.threads import ThreadPool
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeroute.cloud.spending import SharedSpending
-    from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
-    from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instruments
-    from edgeroute.record.sampling import Drawn
-    from edgeroute.router.ab import Arms
     from edgeroute.router.caching import Caching
-    from edgeroute.router.cloud_arms import Trials
     from edgeroute.router.offline_queue import OfflineQueue
+    from edgeroute.router.trials import Arms, Trials
     from edgeroute.stores.journal import Journal
+    from edgeroute.trials.audit import Auditor, Drawn
+    from edgeroute.trials.drift import Audit
+
+
+# Reads the device's sensors for a router; frees its edge models while a rule asks for that, and loads them again.
+
+
+class Sensing:
+    """The sensors of one router.
+
+    Args:
+        observer: reads them, and steps the rules.
+        snapshot: returns the policy in force.
+        observe: updates the facts, and with them the plans.
+        submit: runs a function in another thread, or returns False if it cannot.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        snapshot: Callable[[], Snapshot],
+        observe: Callable[[], None],
+        submit: Callable[[Callable[[], None]], bool],
+    ) -> None:
+        self._observer, self._snapshot, self._observe, self._submit = observer, snapshot, observe, submit
+
+    def read(self) -> None:
+        """Reads the sensors. Once other rules are in force, plans are made anew, and models freed or loaded again."""
+        self._observer.reads_at = INF
+        try:
+            if self._observer.read():
+                cleared(self._snapshot())
+            if self._observer.limited and self._observer.energy.extra_w is not None:
+                self._observe()
+            self._free_or_load(self._snapshot())
+        finally:
+            self._observer.due_again()
+
+    def _free_or_load(self, snapshot: Snapshot) -> None:
+        edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
+        rules = self._observer.facts.rules
+        if any(rule.then == "unload" for rule in snapshot.policy.all_rules() if rule in rules):
+            for backend in edges:
+                quietly(backend.unload, "freeing an edge model")
+        elif freed := [backend for backend in edges if backend.unloaded and not backend.loading]:
+            for backend in freed:
+                backend.loading = True
+            self._observe()
+            if not self._submit(partial(self._load, freed)):
+                self._load(freed)
+
+    def _load(self, freed: list[EdgeBackend]) -> None:
+        """Loads models that were freed; meanwhile calls go to the next target."""
+        for backend in freed:
+            quietly(backend.load, "loading an edge model again")
+        self._observe()
+
+
+# After a walk: arms and audits compare it, its costs are stored, failures logged; and which thresholds are in force.
+
+
+class Parts(Protocol):
+    """What of a router's parts is used."""
+
+    checkpoint: Checkpoint | None
+    spending: SharedSpending
+    snapshot: Snapshot
+    arms: Arms | None
+    trials: Trials | None
+    auditor: Auditor | None
+
+
+def settle(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+    """Checkpoints what a request's calls have cost, and logs what failed."""
+    if legs.exchanges and parts.checkpoint is not None:
+        parts.spending.keep()
+    log_failures(request, outcome)
+
+
+def compare(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
+    """Counts what came of a request for the arms of the edge and of the cloud, and for the audits, if it was drawn for one."""
+    if parts.arms is not None and parts.snapshot.other is not None:  # else B was promoted
+        parts.arms.ended(request.plan, outcome, monotonic() - request.begun)
+    audited = drawn is not None and parts.auditor is not None and not request.plan.arm
+    if parts.trials is None and not audited:
+        return
+    costs = {} if legs is None or request.batch else legs.costs()
+    if parts.trials is not None and not request.batch:
+        parts.trials.ended((request, outcome, costs))
+    if drawn is not None and parts.auditor is not None and audited:
+        parts.auditor.ended(drawn, request, outcome, costs, unlike(legs))
+
+
+def compare_batch(parts: Parts, walks: Sequence[Walked]) -> None:
+    """Counts what came of a batch for the arms of the cloud, once all of its rows are recorded: they are one call."""
+    if parts.trials is not None and walks and walks[0].request.batch:
+        parts.trials.ended(*((one.request, one.outcome, {}) for one in walks))
+
+
+def log_failures(request: Request, outcome: Outcome) -> None:
+    """Logs what the application's functions raised; once the walk has ended, so that no leg is late for it."""
+    for kind, leg, _, detail in outcome.log:
+        if kind == "failed":
+            backend = request.snapshot.backends[request.plan.legs[leg].target]
+            if getattr(detail, "code", "") == "view":
+                backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
+            else:
+                backend.failures.log(f"{backend.name} ({backend.where})", detail)
+
+
+def unlike(legs: LegExecutor | None) -> Collection[int]:
+    """The clouds that were asked otherwise than `calibrate` asks them: without the edge's answer, or above a ladder's floor."""
+    found = set[int]()
+    if legs is None:
+        return found
+    for leg, exchange in [*legs.exchanges.items()]:  # legs that were stopped may still begin
+        backend: Any = legs.backends[legs.plan.legs[leg].target]
+        if exchange.edge is False or backend.above_floor(exchange.codec):
+            found.add(leg)
+    return found
+
+
+def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
+    """The policy with thresholds and labels as they are now, after alarms and certificates' expiry."""
+    targets, moved, by = [], "", ""
+    for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
+        monitor = None if auditor is None else auditor.watch(target.name)
+        made = effective_target(target, certificate) if monitor is None else monitor.target(target)
+        beside = bool(by) and target.group == by  # a variant of the edge that was moved: inputs reach it as before
+        kept = not moved or certificate is None or beside
+        targets.append(made if kept else made._replace(label=f"uncalibrated: {moved}"))
+        given = chosen(snapshot, i)
+        if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
+            by = target.group
+            moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
+    return snapshot if tuple(targets) == snapshot.targets else snapshot._replace(targets=tuple(targets), plans={})
+
 
 log = logging.getLogger("edgeroute")
 AGES_S = 60.0
@@ -335,7 +469,7 @@ class Engine:
         """The route that this input would take, without sending anything."""
         request = self.request(x, mode, deadline, data_class)
         legs = self.legs([request])
-        return inline.drive(decide(request.plan, legs, self.audited), legs.run)
+        return blocking.drive_inline(decide(request.plan, legs, self.audited), legs.run)
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""
@@ -363,3 +497,42 @@ class Engine:
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")
+
+
+# The status of a router: statistics, limits, outbox, device.
+
+
+def status(engine: Engine) -> Status:
+    """The status of a router, taken from its parts. Waits for the outbox's file, if there is one, and for no network."""
+    observer = engine.observer
+    read_at = observer.read_at
+    return Status(
+        stats=engine.stats(),
+        limits=engine.spending.limits,
+        spent=engine.spending.spent(),
+        outbox=_outbox(engine),
+        reading=None if read_at is None else observer.reading,
+        reading_age_s=0.0 if read_at is None else monotonic() - read_at,
+        rules=tuple(dict.fromkeys(f"{rule}: {rule.then}" for rule in observer.facts.rules)),
+        closed=engine.closed,
+    )
+
+
+def status_of(engine: Engine) -> Callable[[], Status | None]:
+    """A function that returns a router's status; None once it is closed or gone. It does not keep the router alive."""
+    weak = weakref.ref(engine)
+
+    def now() -> Status | None:
+        there = weak()
+        return None if there is None or there.closed else status(there)
+
+    return now
+
+
+def _outbox(engine: Engine) -> dict[str, int] | None:
+    if engine.queue is None or engine.closed:  # reading would open a closed file again
+        return None
+    try:
+        return engine.queue.outbox.counts()
+    except StoreError:
+        return None

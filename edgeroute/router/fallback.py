@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
-from edgeroute import system
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Offline
-from edgeroute.core.texts import named
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
+from edgeroute.core.words import named
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
-from edgeroute.router.calls import Block, Result, Steps
 from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
-from edgeroute.system import contained, renew_after_fork
+from edgeroute.router.stages import Block, Result, Steps
+from edgeroute.system import process
+from edgeroute.system.process import contained, renew_after_fork
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class LateReplies:
         late = Late(
             id=request.id, value=prediction.value, confidence=prediction.confidence, outputs=prediction.outputs,
             provisional=None, data_class=request.plan.data_class, target=request.plan.legs[event.leg].name,
-            queued_at=system.now() - (event.at - request.until), answered_at=system.now(),
+            queued_at=process.now() - (event.at - request.until), answered_at=process.now(),
         )  # fmt: skip
         for function in self._functions:
             try:

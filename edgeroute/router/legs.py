@@ -2,32 +2,212 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from edgeroute.core.batch import of_row
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
+from edgeroute.core.stream import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
-from edgeroute.errors import BadInput, Held, ModelError, Refused
-from edgeroute.router.asking import Asking
-from edgeroute.router.call_inputs import CallInputs
+from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
-from edgeroute.router.escalation import EdgeAnswers
-from edgeroute.router.forwarding import forward, nothing, watching
-from edgeroute.router.late_events import Late, LateEvents
-from edgeroute.router.leg_task import PASSING, LegTask, Measured
+from edgeroute.router.inputs import CallInputs
 from edgeroute.router.request import Request
-from edgeroute.system import cancelled
+from edgeroute.router.views import EdgeAnswers
+from edgeroute.system.process import cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.stores.cache import Cache
-    from edgeroute.threads import ThreadPool
+    from edgeroute.system.threads import ThreadPool
+
+
+# An exchange with a cloud while its leg runs.
+
+
+class Asking:
+    """Context manager of one exchange, which it ends: yields its deadline and the exchange.
+
+    Not a generator function for `contextmanager`, which would take three more calls of Python: each request has one.
+
+    Args:
+        until: the deadline.
+        exchange: of the guard.
+        refuses: is told if the endpoint refuses the input itself, and by which status; None: nobody is. Not of one that was sent
+            in another form than it will be: with the edge's answer, or by a rung of a ladder above its floor.
+        above_floor: of the endpoint: whether that rung is.
+    """
+
+    __slots__ = ("_above_floor", "_exchange", "_refuses", "_until")
+
+    def __init__(
+        self,
+        until: float,
+        exchange: Exchange,
+        refuses: Callable[[str, int], object] | None,
+        above_floor: Callable[[str], bool],
+    ) -> None:
+        self._until, self._exchange, self._refuses, self._above_floor = until, exchange, refuses, above_floor
+
+    def __enter__(self) -> tuple[float, Exchange]:
+        return self._until, self._exchange
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
+                exchange = self._exchange
+                if not exchange.edge and not self._above_floor(exchange.codec):
+                    self._refuses(str(error), error.status)
+        finally:
+            self._exchange.__exit__(kind, error, trace)
+
+
+# Pieces of a leg's answer on their way to the walk, with the confidence that becomes known within it.
+
+Watch = Callable[[Any], float | None]
+"""Takes each piece of an answer -> its confidence, with the piece that makes it known."""
+
+
+def watching(backend: Any) -> Watch:
+    """Watches the pieces of an edge's answer, where its score is that of the answer's beginning."""
+    watch: Callable[[], Watch] | None = getattr(backend.reader.score, "watch", None)
+    return nothing if watch is None else watch()
+
+
+def nothing(_: Any) -> None:
+    """The confidence is known once the answer is whole."""
+
+
+def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken, watch: Watch = nothing) -> Prediction:
+    """Sends the pieces of a leg as they come; returns its answer."""
+    try:
+        while True:
+            piece = next(pieces)
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
+            if stop.asked:
+                raise Unreachable("its answer is not needed any more")
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        pieces.close()
+
+
+# Separates the events that a walk still waits for from those of legs that were left to run past the deadline.
+
+Late = Callable[[Request, Event, bool], object]
+"""Receives the event of a leg that was left running past that request's deadline, and whether the thread may be blocked."""
+
+
+class LateEvents:
+    """Separates events that a walk still waits for from late ones, of legs left running past the deadline.
+
+    Args:
+        requests: one, or the rows of a batch.
+        take: receives late events.
+    """
+
+    def __init__(self, requests: Sequence[Request], take: Late) -> None:
+        self._requests, self._take = requests, take
+        self._lock = threading.Lock()
+        self._left: dict[int, list[int]] | None = None
+        """Leg left running -> the rows that wanted its answer; None: the walk has not ended."""
+        self._early: dict[int, Event] = {}
+        """Leg -> the event sent to the walk."""
+        self.rows: dict[int, tuple[int, ...]] = {}
+        """By leg: the rows of the batch that it was started for."""
+        self._answered: set[int] = set()
+        """The rows of which a late answer was taken: of several clouds that are late the first counts."""
+
+    def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
+        """Delivers a leg's last event. own_thread: the calling thread may be blocked."""
+        with self._lock:
+            left = self._left
+            if left is None:
+                self._early[leg] = event
+        if left is None:
+            send(event)
+        else:
+            self._report(left, leg, event, own_thread)
+
+    def end(self, left: dict[int, list[int]]) -> None:
+        """Ends the walk, with these legs left running."""
+        with self._lock:
+            self._left = left
+        for leg in left:
+            if (event := self._early.get(leg)) is not None:  # it arrived between the deadline and now
+                self._report(left, leg, event, False)
+
+    def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
+        places = {row: place for place, row in enumerate(self.rows.get(leg, ()))}
+        for row in left.get(leg, ()):
+            own = event
+            if self._requests[row].batch and type(event) is Done:
+                own = of_row(event, places[row])
+            if type(own) is Done:
+                with self._lock:
+                    known = row in self._answered
+                    self._answered.add(row)
+                if known:
+                    continue
+            self._take(self._requests[row], own, own_thread)
+
+
+# A leg in a thread: it always sends an event, and its backend counts it if it goes on after it was told to stop.
+
+Measured = Callable[[str, float], object]
+PASSING = (KeyboardInterrupt, SystemExit)
+"""What is no failure of a leg in the caller's own thread, since a signal handler may have raised it; anything else is one."""
+
+
+class LegTask:
+    """A leg in a thread. The backend counts abandoned ones, for the planner."""
+
+    __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
+
+    def __init__(self, leg: int, backend: Backend, measured: Measured | None = None) -> None:
+        self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken()
+        self._begun, self._ended = monotonic(), False
+        self._took_s: float | None = None
+
+    def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
+        """Runs the leg and always sends an event; but `PASSING` passes in the caller's own thread (here)."""
+        try:
+            event = execute()
+        except BaseException as e:
+            if here and isinstance(e, PASSING):
+                raise
+            event = Failed(self._leg, e, monotonic())
+        self._took_s = event.at - self._begun if type(event) is Done else None
+        self._ended = True
+        self._backend.stopping.discard(self)
+        if self.token.asked:
+            self._measure()
+        send(event)
+
+    def stop(self) -> None:
+        """Asks it to stop. Lock-free: if it has just ended, the count is corrected at once."""
+        if not self._ended:
+            self._backend.stopping.add(self)
+            if self._ended:
+                self._backend.stopping.discard(self)
+        else:
+            self._measure()
+        self.token()
+
+    def _measure(self) -> None:
+        """Reports how long the run took: the walk, which stops it, does not see its event any more."""
+        measured, self._measured = self._measured, None
+        if measured is not None and self._took_s is not None:
+            measured(self._backend.name, self._took_s)
+
 
 T = TypeVar("T")
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]

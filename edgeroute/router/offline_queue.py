@@ -10,26 +10,26 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from edgeroute import system
 from edgeroute.cloud.backend import CloudBackend
-from edgeroute.cloud.base import Call
-from edgeroute.cloud.escalated import Escalated
-from edgeroute.copies import own_copy
+from edgeroute.cloud.payloads import Escalated
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.texts import named
 from edgeroute.core.walk import Outcome, Prediction
+from edgeroute.core.words import named
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
+from edgeroute.http.messages import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
-from edgeroute.system import contained, json_loads
+from edgeroute.system import process
+from edgeroute.system.copies import own_copy
+from edgeroute.system.process import contained, json_loads
 
 if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
+    from edgeroute.router.build import Snapshot
     from edgeroute.router.legs import LegExecutor, Walked
     from edgeroute.router.request import Request
-    from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
 
@@ -311,7 +311,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
             return "an input of this kind cannot be stored"
         form = {"kind": "input", "headers": [("Content-Type", encoded[0]), *_header(edge)], "body": encoded[1]}
     if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
-        form["ready_at"] = system.now() + backend.patience_s
+        form["ready_at"] = process.now() + backend.patience_s
     else:
         form["error"] = "it did not answer in time" if job.error is None else job.error
     return Waiting(

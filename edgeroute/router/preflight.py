@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
-from edgeroute.core.texts import named
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
+from edgeroute.core.words import named
 from edgeroute.errors import PolicyError
-from edgeroute.router.leg_task import PASSING
-from edgeroute.router.legs import LegExecutor
-from edgeroute.router.snapshot import Snapshot
+from edgeroute.router.build import Snapshot
+from edgeroute.router.legs import PASSING, LegExecutor
 from edgeroute.types import Backend
 
 

@@ -9,19 +9,73 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
-from edgeroute.edge.variants import each
-from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError
-from edgeroute.files import file_stamp
-from edgeroute.record.ab import AB
-from edgeroute.router.ab import Arms
+from edgeroute.edge.runtimes import each
+from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
+from edgeroute.observe.sensors import SAMPLER
 from edgeroute.router.assemble import guard
-from edgeroute.router.engine import Engine
-from edgeroute.router.replacing import replace
-from edgeroute.router.snapshot import Snapshot, build
+from edgeroute.router.build import Snapshot, build, cleared, made_of
+from edgeroute.router.engine import CLOSED, Engine
+from edgeroute.router.fallback import RULES
+from edgeroute.router.trials import Arms
+from edgeroute.router.warm import rehearsed
+from edgeroute.system.logs import quietly
+from edgeroute.system.process import file_stamp
+from edgeroute.trials.settings import AB
+
+if TYPE_CHECKING:
+    from edgeroute.trials.drift import Audit
+
+
+# Puts another policy in force in a running router, which reuses models and connections of the old one.
+
+
+def replace(
+    engine: Engine,
+    build: Callable[[Snapshot], Snapshot],
+    limits: Limits,
+    metered: bool | Callable[[], bool],
+    audit: Audit | None = None,
+) -> None:
+    """Puts another policy in force. `build` makes its snapshot from the old one, whose models and connections it may reuse.
+
+    Raises:
+        PolicyError: it is invalid; the old one stays.
+        Closed: the router is closed, also meanwhile.
+    """
+    with engine.replacing:  # and not the other one, which calls wait for: this may take long
+        if engine.closed:
+            raise Closed(CLOSED)
+        old = engine.snapshot
+        made = build(old)
+        RULES[made.policy.offline].check(engine)
+        rehearsed(made, old)
+        with engine.refreshing:
+            engine.auditing(made, audit)
+            if made.views:
+                engine.plain = False  # before it is in force
+            engine.snapshot = made
+        if engine.arms is not None and made.other is not None and made.models != engine.arms.models:
+            engine.arms = engine.arms.of(made.models)
+        engine.trials = engine.trying(made)
+        engine.spending.limits, engine.observer.metered = limits, metered
+        engine.observer.use(made.policy, made.watched[0])
+        cleared(made)  # of rules that were not there before
+        SAMPLER.add(engine)
+        engine.refresh_thresholds()
+        kept = [*made_of(made).values()]
+        models = [getattr(b, "model", b) for b in kept]
+        for backend in made_of(old).values():
+            if backend not in kept and getattr(backend, "model", backend) not in models:
+                quietly(backend.close, "dropping a target that the policy has no more")
+        if engine.closed:
+            for backend in kept:
+                quietly(backend.close, "closing a router")
+            raise Closed(CLOSED)
+
 
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
@@ -36,9 +90,9 @@ def has_metrics(path: Path) -> bool:
     Raises:
         PolicyError: the file is invalid.
     """
-    from edgeroute import settings  # pydantic is imported only for policy files
+    from edgeroute import policy  # pydantic is imported only for policy files
 
-    telemetry = settings.load(path).telemetry
+    telemetry = policy.load(path).telemetry
     return telemetry is not None and bool(telemetry.prometheus)
 
 
@@ -63,7 +117,7 @@ class PolicyFile:
         Raises:
             PolicyError: the file is invalid.
         """
-        from edgeroute import settings  # pydantic is imported only for policy files
+        from edgeroute import policy as settings  # pydantic is imported only for policy files
 
         functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
         policy = settings.load(self.path, [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None])

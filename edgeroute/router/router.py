@@ -17,32 +17,32 @@ from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
-from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.drivers import Deferrable, Send, Stop, blocking, inline
+from edgeroute.router.conversation import Conversation
+from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor, run_first
-from edgeroute.router.live.methods import Live
+from edgeroute.router.live.updates import Live
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
-from edgeroute.router.talk import Conversation
+from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.egress import Egress
+    from edgeroute.cloud.guard import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
-    from edgeroute.record.ab import AB
-    from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
     from edgeroute.router.views import View
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
+    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.settings import AB
 
 T = TypeVar("T")
 
@@ -305,7 +305,9 @@ def _plain(engine: Engine, request: Request) -> Result:
         engine.record(request, first, None, drawn)
         return Answer(request.plan, first, request.id)
     legs, steps = engine.legs([request], first), walk(request.plan, request.begun)
-    outcome = inline.drive(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, partial(_begin, legs))
+    outcome = (
+        blocking.drive_inline(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, partial(_begin, legs))
+    )
     return engine.finish(request, outcome, legs, drawn)
 
 
@@ -335,7 +337,7 @@ def _taken(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Gen
     if type(step) is Walk:
         legs = step.legs
         if step.show is None and legs.plan.sequential:
-            return inline.drive(step.walk, legs.run)
+            return blocking.drive_inline(step.walk, legs.run)
         shown = blocking.stream(step.walk, legs.begin_stream if step.streams else partial(_begin, legs), ring)
         try:
             while True:

@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from edgeroute.core.policy import Mode
-from edgeroute.edge.state import TURN, Turn
+from edgeroute.edge.backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.arguments import check_unknown
-from edgeroute.router.calls import Shown
+from edgeroute.router.stages import Shown
 from edgeroute.router.streams import AsyncStream, Stream, last
-from edgeroute.system import renew_after_fork
+from edgeroute.system.process import renew_after_fork
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.texts import named
-from edgeroute.edge.backend import EdgeBackend
+from edgeroute.core.words import named
+from edgeroute.edge.backend import EdgeBackend, in_a_turn
 from edgeroute.edge.members import member
-from edgeroute.edge.state import in_a_turn
 from edgeroute.errors import EdgerouteError, ModelError
-from edgeroute.failures import quietly
-from edgeroute.router.snapshot import Snapshot, edges_of, made_of
+from edgeroute.router.build import Snapshot, edges_of, made_of
+from edgeroute.system.logs import quietly
 
 if TYPE_CHECKING:
-    from edgeroute.catalog.active import Release
+    from edgeroute.catalog.installed import Release
 
 CHECK_S = 60.0
 """How long a run on zeros may take, seconds."""
@@ -107,10 +106,10 @@ def rehearsed(made: Snapshot, old: Snapshot) -> None:
 
 
 def _rehearse(backend: EdgeBackend, release: Release) -> None:
-    from edgeroute.catalog import canaries
+    from edgeroute.catalog import update
 
     try:
-        found = None if release.canaries is None else canaries.read(release.canaries)
+        found = None if release.canaries is None else update.read(release.canaries)
         warmed(backend.name, backend, [] if found is None else found.inputs[:1])
         wrong = [] if found is None else found.wrong(lambda x: value(backend, x))
     except Exception as e:

@@ -14,7 +14,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import now, renew_after_fork
+from edgeroute.system.process import now, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 DELAY_S = 1.0

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from weakref import WeakSet, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system import alive, renew_after_fork
+from edgeroute.system.process import alive, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0

@@ -4,12 +4,11 @@ Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
 from edgeroute.edge.runtimes import fresh_runtimes
-from edgeroute.testing.chat import chat_events, sse_reply
 from edgeroute.testing.contract import ContractBroken, edge_contract
 from edgeroute.testing.endpoints import endpoint_contract
 from edgeroute.testing.fakes import Answers, FakeCloud, FakeModel
 from edgeroute.testing.relay import Relay
-from edgeroute.testing.server import CannedServer, http_reply
+from edgeroute.testing.server import CannedServer, chat_events, http_reply, sse_reply
 
 __all__ = [
     "Answers",

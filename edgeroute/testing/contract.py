@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeroute.edge.load import load
+from edgeroute.edge.runtimes import load
 from edgeroute.errors import EdgerouteError
-from edgeroute.testing.checks import Checks, kept
-from edgeroute.testing.comparing import said
+from edgeroute.testing.checks import Checks, kept, said
 from edgeroute.testing.running import Hangs
 from edgeroute.types import EdgeModel
 

@@ -7,12 +7,13 @@ from itertools import combinations, count
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from edgeroute.cloud.base import Address, Call, HttpEndpoint, Reply, Talk, checked
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, checked
 from edgeroute.cloud.http_backend import HttpBackend
-from edgeroute.copies import own_copy
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
-from edgeroute.testing.comparing import equal, said, short, shown
+from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.system.copies import own_copy
+from edgeroute.testing.checks import equal, said, short, shown
 from edgeroute.testing.contract import ContractBroken
 
 Server = Callable[[Call], Reply]
@@ -34,7 +35,7 @@ QUOTABLE = 4
 
 
 def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Server, *, bad: Sequence[Any] = ()) -> None:
-    """Checks that an endpoint keeps the contract of `edgeroute.cloud.base.HttpEndpoint`, without a network.
+    """Checks that an endpoint keeps the contract of `edgeroute.cloud.endpoint.HttpEndpoint`, without a network.
 
     A talk ends, with one output for each input that the router can read: the same each time, alone, in a batch, and beside
     another talk. `encode` and `decode` agree with it. A damaged reply is `BadReply`, or another `CloudError`, which holds nothing
@@ -98,10 +99,10 @@ class _Checks:
         lacking = [name for name in ("talk", "encode", "decode", "ping", "health") if not hasattr(self.endpoint, name)]
         lacking += [name for name in ("name", "where", "labels", "kind", "address") if not hasattr(self.endpoint, name)]
         if lacking:
-            yield f"it lacks {', '.join(lacking)}: see edgeroute.cloud.base.HttpEndpoint"
+            yield f"it lacks {', '.join(lacking)}: see edgeroute.cloud.endpoint.HttpEndpoint"
             return
         if not isinstance(self.endpoint.address, Address):
-            yield f"address is a {type(self.endpoint.address).__name__}: make it an edgeroute.cloud.base.Address"
+            yield f"address is a {type(self.endpoint.address).__name__}: make it an edgeroute.http.messages.Address"
             return
         if not isinstance(self.endpoint.labels, tuple | None):
             yield f"labels is a {type(self.endpoint.labels).__name__}: make it a tuple, or None"

@@ -24,7 +24,7 @@ from reader import letters
 from words import checked
 
 from edgeroute import EdgerouteError, FrameUpdate, ModelError, NoAnswer, Router, register
-from edgeroute.settings import Settings, load
+from edgeroute.policy import Settings, load
 
 POLICY = Path(__file__).with_name("policy.toml")
 HOLD = 2

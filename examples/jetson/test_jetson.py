@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeroute import DeviceSensors, Router, register
-from edgeroute.settings import load
+from edgeroute.policy import load
 from edgeroute.testing import CannedServer, http_reply
 
 HERE = Path(__file__).parent

@@ -27,7 +27,7 @@ from speech import LABELS, OTHER, Clips, recordings, tested, trained_on, varied
 from torch import Tensor, nn
 from voice import EXAMPLE, accuracy, auroc, msp, p50_ms, session, where, write_card, write_table
 
-from edgeroute import compress
+from edgeroute.tools import compress
 
 sys.path.insert(0, str(EXAMPLE))
 from features import FRAMES, MELS, VERSION, log_mel  # the features of the example are those of the models

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
-from edgeroute.core.admission import Admission, behind
-from edgeroute.core.breaker import FAULTS
-from edgeroute.core.codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
+from edgeroute.core.admission import FAULTS, Admission, behind
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
+from edgeroute.core.words import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
 
 INF = float("inf")
 DAY = 1_700_000_040.0

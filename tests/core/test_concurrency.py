@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgeroute import Limits
-from edgeroute.core.admission import Admission
-from edgeroute.core.codes import Crowded, Rejection
-from edgeroute.core.concurrency import FAULT, LEAST, MOST, ROUND, SLOWER, Concurrency
+from edgeroute.core.admission import FAULT, LEAST, MOST, ROUND, SLOWER, Admission, Concurrency
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
+from edgeroute.core.words import Crowded, Rejection
 
 
 class Calls(RuleBasedStateMachine):

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core import breaker, budget
-from edgeroute.core.elementwise import least, most
+from edgeroute.core import admission
+from edgeroute.core.estimates import least, most
 
 NUMBERS = st.lists(st.floats(0, 1e4), min_size=4, max_size=4)
 
@@ -20,14 +20,14 @@ def test_one_or_many(rows):
     for formula, arguments in (
         (least, (a, b)),
         (most, (a, b)),
-        (breaker.tripped, (a,)),
-        (breaker.open_s, (a, jitter)),
-        (breaker.grown_s, (a,)),
-        (breaker.due, (a, b, now)),
-        (breaker.held_until, (a, b, now)),
-        (budget.affords, (a,)),
-        (budget.earned, (a,)),
+        (admission.tripped, (a,)),
+        (admission.open_s, (a, jitter)),
+        (admission.grown_s, (a,)),
+        (admission.due, (a, b, now)),
+        (admission.held_until, (a, b, now)),
+        (admission.affords, (a,)),
+        (admission.earned, (a,)),
     ):
         each = [formula(*one) for one in zip(*[argument.tolist() for argument in arguments], strict=True)]
         assert formula(*arguments).tolist() == each
-    assert breaker.allowed(a < b, b, now).tolist() == [breaker.allowed(*one) for one in zip(a < b, b, now, strict=True)]
+    assert admission.allowed(a < b, b, now).tolist() == [admission.allowed(*one) for one in zip(a < b, b, now, strict=True)]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from edgeroute.core.energy import ENOUGH, PowerFit, break_even
+from edgeroute.core.estimates import ENOUGH_READINGS, PowerFit, break_even
 
 
 def fitted(readings, idle=4.0, extra=6.0, noise=0.0, busy=lambda rng: rng.random(), seed=0):
@@ -27,8 +27,8 @@ def test_the_power_of_runs_is_what_exceeds_the_devices_own():
 
 def test_it_is_not_told_before_it_is_certain():
     """Too few readings, an edge that is always as busy, noise that hides it, or none at all."""
-    assert fitted(ENOUGH - 1) is None
-    assert fitted(ENOUGH) is not None
+    assert fitted(ENOUGH_READINGS - 1) is None
+    assert fitted(ENOUGH_READINGS) is not None
     assert fitted(100, busy=lambda _: 0.3) is None
     assert fitted(100, busy=lambda _: 0.0) is None
     assert fitted(60, extra=0.1, noise=5.0) is None

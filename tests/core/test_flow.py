@@ -10,13 +10,11 @@ import pytest
 
 from edgeroute import Prediction
 from edgeroute.core.batch import walk_many
-from edgeroute.core.explain import reason, trace
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.explain import reason, reason_code, trace
+from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk
-from edgeroute.core.why import reason_code
-from edgeroute.router.drivers import blocking, inline, tasks, virtual
+from edgeroute.router.drivers import blocking, tasks, virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)
@@ -253,7 +251,7 @@ def test_a_batch_runs_inline_too():
     def run(start):
         return Done(start.leg, [said(0.9 if row == start.leg else 0.1, row) for row in start.rows], 1.0 + start.leg)
 
-    outcomes = inline.drive(walk_many(known, 3, 0.0), run)
+    outcomes = blocking.drive_inline(walk_many(known, 3, 0.0), run)
     assert [(o.leg, o.prediction.value) for o in outcomes] == [(0, 0), (1, 1), (1, 2)]
 
 
@@ -402,7 +400,7 @@ def through_tasks_in_place(known, scenario):
 
 
 def through_inline(known, scenario):
-    return inline.drive(walk(known, monotonic()), lambda s: next(iter(events(s, monotonic(), scenario))))
+    return blocking.drive_inline(walk(known, monotonic()), lambda s: next(iter(events(s, monotonic(), scenario))))
 
 
 DRIVERS = {

@@ -10,8 +10,8 @@ from draws import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core import latency
-from edgeroute.core.latency import ERROR, Latency
+from edgeroute.core import estimates
+from edgeroute.core.estimates import ERROR, Latency
 
 
 def filled(values) -> Latency:
@@ -55,8 +55,8 @@ def test_it_forgets():
 def test_extremes_are_counted_at_the_ends():
     """Zero, negative and absurd values do not break it."""
     sketch = filled([0.0, -1.0, 1e9])
-    assert sketch.quantile(0.0) == pytest.approx(latency.LOWEST_S, rel=0.05)
-    assert sketch.quantile(1.0) == pytest.approx(latency.HIGHEST_S, rel=0.1)
+    assert sketch.quantile(0.0) == pytest.approx(estimates.LOWEST_S, rel=0.05)
+    assert sketch.quantile(1.0) == pytest.approx(estimates.HIGHEST_S, rel=0.1)
 
 
 def test_weights_are_rescaled_long_before_they_overflow():
@@ -77,7 +77,7 @@ def test_the_largest_value_survives_rounding(seed):
 def test_the_share_above(values, seconds):
     """It lies between the shares above a little more and a little less, by the error of the sketch."""
     share, values = filled(values).share_above(seconds), np.array(values)
-    decay = len(values) / latency.HALF_LIFE  # a value counts up to so much less than another
+    decay = len(values) / estimates.HALF_LIFE  # a value counts up to so much less than another
     most, least = (np.mean(values > seconds * by) for by in (1 - 2 * ERROR, 1 + 2 * ERROR))
     assert least - decay <= share <= most + decay
 

@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.frames import Pace, Taken, outdated
-from edgeroute.core.scene import Scene, distance, scene_of
-from edgeroute.core.speech import Began, Ended, Loudness, Speech
-from edgeroute.core.steady import Steady, steadied
+from edgeroute.core.live import Began, Ended, Loudness, Pace, Scene, Speech, Steady, Taken, distance, outdated, scene_of, steadied
 
 
 def shown(labels, **how):

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core import load
-from edgeroute.core.facts import Facts
-from edgeroute.core.load import Load, Report, kept_share, slack
-from edgeroute.core.plan import plan
+from edgeroute.core import estimates
+from edgeroute.core.estimates import Load, Report, kept_share, slack
+from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
@@ -17,7 +16,7 @@ instants = st.floats(0, 1e6)
 
 @given(numbers, numbers)
 def test_a_report_is_a_load_in_bounds_whatever_it_says(used, queue_s):
-    assert 0 <= Report(used, queue_s).load <= load.CAP
+    assert 0 <= Report(used, queue_s).load <= estimates.CAP
 
 
 @given(st.lists(st.tuples(numbers, instants)), instants)
@@ -25,7 +24,7 @@ def test_the_load_is_in_bounds_whatever_is_reported_and_when(reports, now):
     seen = Load()
     for value, at in reports:
         seen.add(value, at)
-    assert 0 <= seen.at(now) <= load.CAP
+    assert 0 <= seen.at(now) <= estimates.CAP
 
 
 @given(instants)
@@ -33,7 +32,7 @@ def test_without_a_report_nothing_is_kept(now):
     assert kept_share(Load().at(now)) == 0
 
 
-@given(loads, instants, st.floats(load.STALE_S, 1e6))
+@given(loads, instants, st.floats(estimates.STALE_S, 1e6))
 def test_an_old_report_keeps_nothing(value, at, age):
     seen = Load()
     seen.add(value, at)
@@ -44,15 +43,15 @@ def test_an_old_report_keeps_nothing(value, at, age):
 def test_a_load_fades_while_none_is_reported(value, first, more):
     seen = Load()
     seen.add(value, 0.0)
-    assert seen.at(first + more) <= seen.at(first) <= min(value, load.CAP)
+    assert seen.at(first + more) <= seen.at(first) <= min(value, estimates.CAP)
 
 
 @given(loads, loads)
 def test_more_load_never_keeps_less_and_a_part_is_always_sent(a, b):
     low, high = sorted((kept_share(a), kept_share(b))) if a <= b else sorted((kept_share(b), kept_share(a)))
     assert (kept_share(min(a, b)), kept_share(max(a, b))) == (low, high)
-    assert 0 <= low <= high <= load.MOST < 1
-    assert kept_share(load.FROM) == 0
+    assert 0 <= low <= high <= estimates.MOST < 1
+    assert kept_share(estimates.FROM) == 0
     assert kept_share(float("nan")) == 0
 
 
@@ -61,7 +60,7 @@ def test_thresholds_are_lowered_within_what_was_deferred(deficits, a, b):
     known = sorted(one for one in deficits if 0 <= one < float("inf"))
     low, high = slack(deficits, min(a, b)), slack(deficits, max(a, b))
     assert 0 <= low <= high <= (known[-1] if known else 0)
-    if len(known) < load.ENOUGH:
+    if len(known) < estimates.ENOUGH_DEFERRED:
         assert high == 0
     for share in (a, b):
         lower = slack(deficits, share)

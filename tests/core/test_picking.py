@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import Rule
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.plan import ENOUGH_RUNS, Facts, Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.standby import ENOUGH
-from edgeroute.observe.paces import AGAIN_S, Paces
+from edgeroute.observe.observer import AGAIN_S, Paces
 
 FP32, INT8, TINY = (
     Target(f"edge {name}", "edge", limit, group="edge") for name, limit in (("fp32", 0.8), ("int8", 0.9), ("tiny", 0.95))
@@ -110,9 +108,9 @@ def test_always_one_member_and_one_that_meets_the_deadline_if_any_does(busy, too
 def test_times_count_once_there_are_enough():
     """And no longer after a pause, so that a member that was slow is tried again."""
     paces = Paces()
-    assert paces.known([("a", ENOUGH - 1, 0.5)], 0.0) == {}
-    assert paces.known([("a", ENOUGH, 0.5)], 1.0) == {"a": 0.5}
-    assert paces.known([("a", ENOUGH, 0.5)], 1.0 + AGAIN_S) == {"a": 0.5}
-    assert paces.known([("a", ENOUGH, 0.5)], 1.1 + AGAIN_S) == {}
-    assert paces.known([("a", 2 * ENOUGH - 1, 0.4)], 2.0 + AGAIN_S) == {}
-    assert paces.known([("a", 2 * ENOUGH, 0.3)], 3.0 + AGAIN_S) == {"a": 0.3}
+    assert paces.known([("a", ENOUGH_RUNS - 1, 0.5)], 0.0) == {}
+    assert paces.known([("a", ENOUGH_RUNS, 0.5)], 1.0) == {"a": 0.5}
+    assert paces.known([("a", ENOUGH_RUNS, 0.5)], 1.0 + AGAIN_S) == {"a": 0.5}
+    assert paces.known([("a", ENOUGH_RUNS, 0.5)], 1.1 + AGAIN_S) == {}
+    assert paces.known([("a", 2 * ENOUGH_RUNS - 1, 0.4)], 2.0 + AGAIN_S) == {}
+    assert paces.known([("a", 2 * ENOUGH_RUNS, 0.3)], 3.0 + AGAIN_S) == {"a": 0.3}

@@ -9,9 +9,8 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction, Rule, Saver
-from edgeroute.core.facts import Facts
-from edgeroute.core.latency import Latency
-from edgeroute.core.plan import Plan, plan, stays_home
+from edgeroute.core.estimates import Latency
+from edgeroute.core.plan import Facts, Plan, plan, stays_home
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.stream import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, left, walk

@@ -5,8 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeroute.core.ladder import FEWEST, MOST, SHARE, Ceiling, pick, seconds
-from edgeroute.core.link import LEAST, Link
+from edgeroute.core.estimates import FEWEST_TRANSFERS, LADDER_SHARE, LEAST, MOST_TRANSFERS, Ceiling, Link, pick, seconds
 
 TIMES = st.lists(st.floats(0, 1e4) | st.just(math.inf) | st.just(math.nan), min_size=1, max_size=6)
 LEFT = st.floats(-10, 1e4) | st.sampled_from([math.inf, -math.inf])
@@ -18,9 +17,9 @@ SPEEDS = st.floats(1, 1e9)
 def test_what_does_not_fit_is_not_picked_where_a_lower_one_does(took_s, left_s, best):
     """And of those that fit, and are not better than the best that is tried, it is the best; where none does, the last."""
     i = pick(took_s, left_s, best)
-    fit = [n for n, one in enumerate(took_s) if one <= SHARE * left_s and n >= best]
+    fit = [n for n, one in enumerate(took_s) if one <= LADDER_SHARE * left_s and n >= best]
     assert i == (fit[0] if fit else len(took_s) - 1)
-    assert took_s[i] <= SHARE * left_s or not fit
+    assert took_s[i] <= LADDER_SHARE * left_s or not fit
 
 
 @given(SIZES, st.floats(0, 10), SPEEDS, SPEEDS, LEFT)
@@ -56,7 +55,7 @@ def test_what_was_late_is_not_tried_at_once_again(calls):
         ceiling.ended(i, late=late)
         assert ceiling.best > i if late else before - 1 <= ceiling.best <= before
         assert 0 <= ceiling.best <= 5
-    for _ in range(5 * MOST):
+    for _ in range(5 * MOST_TRANSFERS):
         ceiling.ended(0, late=False)
     assert ceiling.best == 0
 
@@ -71,11 +70,18 @@ def test_a_better_one_is_tried_more_and_more_rarely():
             ceiling.ended(1, late=False)
             count += 1
         between.append(count)
-    assert between == [2 * FEWEST, 4 * FEWEST, 8 * FEWEST, MOST, MOST, MOST]
-    for _ in range(FEWEST):
+    assert between == [
+        2 * FEWEST_TRANSFERS,
+        4 * FEWEST_TRANSFERS,
+        8 * FEWEST_TRANSFERS,
+        MOST_TRANSFERS,
+        MOST_TRANSFERS,
+        MOST_TRANSFERS,
+    ]
+    for _ in range(FEWEST_TRANSFERS):
         ceiling.ended(0, late=False)
     ceiling.ended(0, late=True)
-    for _ in range(2 * FEWEST):
+    for _ in range(2 * FEWEST_TRANSFERS):
         assert ceiling.best
         ceiling.ended(1, late=False)
     assert not ceiling.best

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from edgeroute import Prediction, Reading, Rule, Saver
 from edgeroute.core import explain
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.rules import OF, Standing, in_force, problem, step
 from edgeroute.core.stream import walk_stream

@@ -8,11 +8,9 @@ import pytest
 
 from edgeroute import Prediction
 from edgeroute.core.batch import for_rows
-from edgeroute.core.facts import Facts
-from edgeroute.core.latency import ERROR, HALF_LIFE, Latency
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.estimates import ERROR, HALF_LIFE, Latency
+from edgeroute.core.plan import ENOUGH_RUNS, LEAST_S, MANY, RECENT, Facts, Plan, plan, reserve_s
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.standby import ENOUGH, LEAST_S, MANY, RECENT, reserve_s
 from edgeroute.core.walk import Done, walk
 from edgeroute.router.drivers import virtual
 
@@ -36,7 +34,7 @@ def made(facts: Facts, **policy) -> Plan:
 def test_too_few_runs_say_nothing():
     """So the standby starts at once, as if none were known."""
     assert reserve_s(Latency()) == INF
-    assert reserve_s(known(*[0.01] * (ENOUGH - 1))) == INF
+    assert reserve_s(known(*[0.01] * (ENOUGH_RUNS - 1))) == INF
     for facts in (Facts(), Facts(reserves={"edge": INF})):
         assert made(facts, deadline_s=1.0).legs[1].start_by_s == 0.0
     assert (
@@ -51,12 +49,12 @@ def test_too_few_runs_say_nothing():
 
 def test_few_runs_leave_room_for_what_they_do_not_show():
     """Twenty times the median, until a thousand are known; then twice the longest."""
-    assert reserve_s(known(*[0.01] * ENOUGH)) == pytest.approx(0.2, rel=CLOSE)
+    assert reserve_s(known(*[0.01] * ENOUGH_RUNS)) == pytest.approx(0.2, rel=CLOSE)
     assert reserve_s(known(*[0.01] * (MANY - 1))) == pytest.approx(0.2, rel=CLOSE)
     assert reserve_s(known(*[0.03] * MANY)) == pytest.approx(0.06, rel=CLOSE)
 
 
-@pytest.mark.parametrize("count", [ENOUGH, MANY])
+@pytest.mark.parametrize("count", [ENOUGH_RUNS, MANY])
 def test_one_long_run_counts_however_rare(count):
     """A quantile would not see it."""
     assert reserve_s(known(*[0.01] * (count - 1), 0.5)) == pytest.approx(1.0, rel=CLOSE)

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import Piece, Prediction, Restart
-from edgeroute.core.explain import broken
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.explain import broken, reason_code
+from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.stream import FirstTokenLate, walk_stream
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Start, Wait
-from edgeroute.core.why import reason_code
 from edgeroute.router.drivers import blocking, tasks, virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from edgeroute import Prediction
 from edgeroute.core.batch import for_rows, walk_many
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, plan
+from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
 from edgeroute.core.walk import Done, Failed, acceptable, settled, walk
-from edgeroute.router.drivers import inline, virtual
+from edgeroute.router.drivers import blocking, virtual
 
 BEGUN = 100.0
 WALKS = 3000
@@ -194,12 +193,12 @@ def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, 
 
     short = settled(made, BEGUN, prediction, BEGUN + 1)
     try:
-        whole = inline.drive(walk(made, BEGUN), first)
+        whole = blocking.drive_inline(walk(made, BEGUN), first)
     except Deferred:
         assert short is None
     else:
         assert short == (whole if whole.accepted else None)
-        again = inline.drive(walk(made, BEGUN), lambda _: None, Done(0, prediction, BEGUN + 1))
+        again = blocking.drive_inline(walk(made, BEGUN), lambda _: None, Done(0, prediction, BEGUN + 1))
         assert again == whole
 
 

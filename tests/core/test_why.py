@@ -6,11 +6,10 @@ import pytest
 
 from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unfit, Unreachable
 from edgeroute.core.egress import Rules
-from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, Unsure, plan
+from edgeroute.core.explain import CODES, Took, error_code, reason_code, took
+from edgeroute.core.plan import Facts, Plan, Unsure, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Mark, Outcome
-from edgeroute.core.why import CODES, Took, error_code, reason_code, took
 
 PAIR = (Target("edge", "edge", 0.85), Target("cloud", "cloud"))
 START = (("start", 0, 0.0), ("start", 1, 0.25))

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.files import Told
-from edgeroute.system import json_loads
+from edgeroute.system.process import json_loads
 
 TERMUX_S = 30.0
 """Minimum time between two runs of `termux-battery-status`, which asks another app."""

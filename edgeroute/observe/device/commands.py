@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from math import inf
 
-from edgeroute.system import renew_after_fork
+from edgeroute.system.process import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 TIMEOUT_S = 2.0

@@ -6,9 +6,9 @@ import re
 import sys
 from typing import Any
 
-from edgeroute.imports import imported
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.files import Told
+from edgeroute.system.imports import imported
 
 PMSET_S = 10.0
 """Minimum time between two runs of macOS's `pmset`."""

@@ -105,3 +105,23 @@ def _receive(mail: SimpleQueue[Event], until: float) -> Event:
         return mail.get(timeout=None if until == INF else min(max(0.0, until - monotonic()), TIMEOUT_MAX))
     except Empty:
         return Elapsed(monotonic())
+
+
+# Driver without threads for sequential walks that cannot be interrupted: each leg runs where it is started.
+#
+# No mailbox and no thread: handing over to another thread costs more than a small model takes.
+
+
+def drive_inline(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event], first: Event | None = None) -> T:
+    """Drives a walk and returns its result. `run` runs a leg to its end; what it raises ends the walk.
+
+    first: the event of the first leg, if that has run already.
+    """
+    reply: Event | None = None
+    try:
+        while True:
+            effect = walk.send(reply)
+            assert type(effect) is Start, "a sequential plan neither waits nor cancels"
+            reply, first = (run(effect), None) if first is None else (first, None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]

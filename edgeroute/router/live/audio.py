@@ -3,18 +3,284 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.policy import INF
-from edgeroute.router.live.audio_types import AudioSettings, AudioStats, BargeIn, Utterance
-from edgeroute.router.live.calls import Begin, Call, equal
-from edgeroute.router.live.listener import Listener, Segment
-from edgeroute.router.live.mailbox import Mailbox
-from edgeroute.system import contained
+from edgeroute.core.live import Began, Ended, Loudness, Speech
+from edgeroute.core.policy import INF, Mode
+from edgeroute.errors import BadInput, PolicyError, check_number
+from edgeroute.router.arguments import check_seconds
+from edgeroute.router.live.frames import Drop, check_drop, check_function
+from edgeroute.router.live.source import Begin, Call, Kind, Mailbox, equal, items
+from edgeroute.system.process import contained
 from edgeroute.types import Answer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+# What the caller of `audio` gives and gets: settings, utterances, barge-in.
+
+LONGEST_S = 86400.0
+"""Audio that is held in memory, and pauses within it."""
+
+Vad = Callable[[Any], float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Utterance:
+    """An answer to one segment of speech.
+
+    Attributes:
+        index: the segment's number from 0, counting those that were dropped.
+        start_s: where it begins in the audio, seconds from the first sample.
+        end_s: where it ends.
+        audio: its samples, float32 [samples] from -1 to 1, with what was heard just before and after it.
+        answer: to it.
+        final: nothing more comes for it. False: the cloud is being asked, and its answer may follow.
+        changed: whether the answer differs from the one before to this segment: what is to be spoken. True for its first answer.
+        cut: the segment was cut for its length; the speech goes on in the next one.
+    """
+
+    index: int
+    start_s: float
+    end_s: float
+    audio: NDArray[Any]
+    answer: Answer
+    final: bool
+    changed: bool
+    cut: bool
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the cloud is being asked about it."""
+        return not self.final
+
+
+class BargeIn(NamedTuple):
+    """Speech has begun while an answer was being spoken, or was yet to come from the cloud.
+
+    What had not come to earlier segments does not come any more: their provisional answers stand.
+    """
+
+    at_s: float
+    """Where the speech begins in the audio, seconds."""
+    cancelled: tuple[int, ...]
+    """The indices of the segments whose final answers do not come any more."""
+
+
+class AudioStats(NamedTuple):
+    """Statistics of the audio so far."""
+
+    heard_s: float
+    """Seconds of audio."""
+    segments: int
+    """Segments of speech that were heard."""
+    dropped: int
+    """Segments that were dropped, as too many waited."""
+    answered: int
+    """Those with a first answer."""
+    refined: int
+    """Segments with a final answer after a provisional one."""
+    barge_ins: int
+    """How often new speech cancelled what earlier segments waited for."""
+    in_flight: int
+    """Segments that the cloud is being asked about now."""
+
+
+class AudioSettings(NamedTuple):
+    """The arguments of `Router.audio`."""
+
+    rate: int = 16_000
+    vad: Vad | None = None
+    window: int | None = None
+    on: float = 0.5
+    off: float = 0.35
+    min_speech: float = 0.1
+    hangover: float = 0.5
+    lead: float = 0.2
+    max_segment: float = 15.0
+    max_in_flight: int = 2
+    drop: Drop = "oldest"
+    barge_in: bool | None = None
+    on_barge_in: Callable[[float], object] | None = None
+    mode: Mode | None = None
+    deadline: float | None = None
+    data_class: str | None = None
+
+    def checked(self) -> AudioSettings:
+        """Itself, with the window and whether new speech cancels.
+
+        Raises:
+            PolicyError: an argument is invalid.
+        """
+        for name in ("rate", "max_in_flight"):
+            check_number(name, getattr(self, name), least=1, whole=True)
+        if self.window is not None:
+            check_number("window", self.window, least=1, whole=True)
+        check_number("on", self.on, most=1)
+        check_number("off", self.off, most=self.on)
+        check_drop(self.drop)
+        for name in ("min_speech", "hangover", "max_segment", "deadline"):
+            check_seconds(name, getattr(self, name))
+        check_seconds("lead", self.lead, least=True)
+        for name in ("min_speech", "hangover", "lead", "max_segment"):
+            if getattr(self, name) > LONGEST_S:
+                raise PolicyError(f"{name}= takes at most {LONGEST_S:g} seconds: a segment is held in memory until it ends")
+        check_function("vad", self.vad)
+        check_function("on_barge_in", self.on_barge_in)
+        if self.barge_in is not None and not isinstance(self.barge_in, bool):
+            raise PolicyError(f"barge_in= takes True, False or None, not {self.barge_in!r:.40}")
+        if self.max_segment <= self.min_speech:
+            raise PolicyError("max_segment= has to be longer than min_speech=")
+        window = self.window or max(1, round(0.032 * self.rate))
+        barge_in = self.drop == "oldest" if self.barge_in is None else self.barge_in
+        return self._replace(window=window, barge_in=barge_in)
+
+
+# Chunks of audio -> segments of speech.
+
+
+class Segment(NamedTuple):
+    """A segment of speech."""
+
+    number: int
+    start_s: float
+    end_s: float
+    audio: NDArray[Any]
+    cut: bool
+
+
+class Listener:
+    """Turns chunks of audio into segments of speech. Holds one segment, and some windows before it.
+
+    Args:
+        settings: checked ones.
+        began: called where speech begins, with its beginning in seconds.
+    """
+
+    def __init__(self, settings: AudioSettings, began: Callable[[float], object]) -> None:
+        assert settings.window is not None, "it was checked"
+        self._settings, self._began, self._size = settings, began, settings.window
+        self._window_s = settings.window / settings.rate
+
+        def windows(seconds: float) -> int:
+            return max(1, math.ceil(seconds / self._window_s - 1e-9))
+
+        self._speech = Speech(
+            on=settings.on, off=settings.off, least=windows(settings.min_speech), hangover=windows(settings.hangover),
+            most=windows(settings.max_segment),
+        )  # fmt: skip
+        self._loudness = Loudness(self._window_s)
+        before = windows(settings.min_speech) + (windows(settings.lead) if settings.lead else 0)
+        self._before: deque[Any] = deque(maxlen=before)
+        self._inside: list[Any] = []
+        self._rest: Any = None
+        self._segments = self.windows = 0
+
+    @property
+    def heard_s(self) -> float:
+        """Seconds of audio so far."""
+        return self.windows * self._window_s
+
+    def hear(self, chunk: Any) -> Iterator[Segment]:
+        """The segments that end within a chunk: float32 or int16, [samples] or [samples, channels], or bytes of int16.
+
+        Raises:
+            BadInput: it is none.
+        """
+        import numpy as np
+
+        samples = _mono(chunk)
+        if self._rest is not None and len(self._rest):
+            samples = np.concatenate([self._rest, samples])
+        whole = len(samples) - len(samples) % self._size
+        for at in range(0, whole, self._size):
+            if (segment := self._window(samples[at : at + self._size])) is not None:
+                yield segment
+        self._rest = samples[whole:].copy()
+
+    def finish(self) -> Iterator[Segment]:
+        """The segment that the end of the audio ends."""
+        ended = self._speech.finish()
+        if ended is not None:
+            yield self._segment(ended)
+
+    def _window(self, window: Any) -> Segment | None:
+        window = window.copy()
+        self.windows += 1
+        probability = self._loudness.hear(_level_db(window)) if self._settings.vad is None else self._heard(window)
+        event = self._speech.hear(probability)
+        (self._inside or self._before).append(window)
+        if type(event) is Began:
+            self._inside, self._before = [*self._before], deque(maxlen=self._before.maxlen)
+            self._began(event.start * self._window_s)
+        return self._segment(event) if type(event) is Ended else None
+
+    def _heard(self, window: Any) -> float:
+        assert self._settings.vad is not None, "it was looked at"
+        try:
+            return float(contained(self._settings.vad, window))
+        except (TypeError, ValueError) as e:
+            raise BadInput(f"vad= returns a probability for {self._size} samples: {type(e).__name__}: {e}") from e
+
+    def _segment(self, ended: Ended) -> Segment:
+        import numpy as np
+
+        audio, self._inside = np.concatenate(self._inside), []
+        if ended.cut:
+            self._inside = [audio[:0]]  # the speech goes on
+        number, self._segments = self._segments, self._segments + 1
+        return Segment(number, ended.start * self._window_s, ended.end * self._window_s, audio, ended.cut)
+
+
+def _mono(chunk: Any) -> NDArray[Any]:
+    """A chunk as float32 [samples] from -1 to 1."""
+    import numpy as np
+
+    if isinstance(chunk, bytes | bytearray | memoryview):
+        if len(chunk) % 2:
+            raise BadInput(f"bytes of audio are samples of int16, two bytes each, and these are {len(chunk)}")
+        chunk = np.frombuffer(chunk, "<i2")
+    samples = np.asarray(chunk)
+    if samples.ndim not in {1, 2} or samples.dtype.kind not in "if" or (samples.dtype.kind == "i" and samples.dtype != np.int16):
+        raise BadInput(
+            f"a chunk of audio is float32 from -1 to 1 or int16, [samples] or [samples, channels], not {samples.dtype} "
+            f"{list(samples.shape)}"
+        )
+    with np.errstate(over="ignore"):  # of float64 that float32 has not
+        scaled = samples.astype(np.float32) / np.float32(32768 if samples.dtype.kind == "i" else 1)
+    if samples.dtype.kind == "f":
+        scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # no sample is infinite: it counts as silence
+    mixed = scaled.mean(1) if scaled.ndim == 2 else scaled  # noqa: PLR2004 - with channels
+    return np.asarray(mixed, np.float32)
+
+
+def _level_db(window: NDArray[Any]) -> float:
+    """The level of a window in dB of full scale."""
+    import numpy as np
+
+    power = float(np.square(window - window.mean()).mean())
+    return 10 * math.log10(power) if power > 0 else -INF
+
+
+def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Event) -> Iterator[Segment]:
+    """The segments of chunks, until it is stopped. Where the source fails, what was heard of a segment comes before its error."""
+    try:
+        for chunk in items(chunks, kind, stopped):
+            yield from listener.hear(chunk)
+            if stopped.is_set():
+                return
+    except Exception:
+        yield from listener.finish()
+        raise
+    yield from listener.finish()
+
 
 log = logging.getLogger("edgeroute")
 WAITING = 4

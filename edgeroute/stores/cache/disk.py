@@ -20,8 +20,8 @@ from edgeroute.errors import StoreError
 from edgeroute.stores.cache.entry import CachedEntry, Entry
 from edgeroute.stores.mixed import pack, unpack
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import renew_after_fork
-from edgeroute.threads import ThreadPool
+from edgeroute.system.process import renew_after_fork
+from edgeroute.system.threads import ThreadPool
 
 log = logging.getLogger("edgeroute")
 

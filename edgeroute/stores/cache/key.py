@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha256
+from inspect import getattr_static
+from os import PathLike
+from pathlib import Path
 from struct import pack
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+
+from edgeroute.core.words import UNIDENTIFIED
+from edgeroute.system.process import files_in
 
 _BYTES = np.dtype(np.uint8)
 _ARRAYS = frozenset({np.ndarray, np.memmap})  # other subclasses may hold more than their data, as a mask
@@ -91,3 +99,123 @@ def _dtype(dtype: np.dtype[Any]) -> bytes:
         raise TypeError
     text = f"{dtype.str} {dtype!r}".encode()  # `str` alone does not distinguish bfloat16 from any two bytes
     return b"%d:%b" % (len(text), text)
+
+
+# Fingerprints of models, functions and files, for cache keys and certificates.
+
+_CHUNK_BYTES = 1 << 20
+_SIMPLE = (type(None), bool, int, float, complex, str, bytes)
+
+
+class _UnknownError(Exception):
+    """The function depends on an object without a stable identity across processes."""
+
+
+def fingerprint(thing: object) -> str:
+    """A text that identifies a model, stable across processes where possible.
+
+    A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes; of a folder, of the names
+    and contents of all files in it. A function: its code and what that refers to: functions likewise; constants, those of modules
+    and classes too; modules, classes and builtin functions by name else. A function with an attribute `version`, a text: its
+    name and that. Anything else, and a function that refers to anything else (a model object, a list), gets a new unique text
+    **at every call**, which begins with `UNIDENTIFIED`: call once and store the result. Cache entries for it then hit only
+    within this process, and never match those of another.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(thing, str | PathLike):
+        path = Path(thing).absolute()
+        return _folder(path) if path.is_dir() else _file(path)
+    if isinstance(thing, FunctionType):
+        try:
+            said = digest(b"", _function(thing, set()))
+        except _UnknownError:
+            said = None
+        if said is not None:
+            return f"{thing.__module__}.{thing.__qualname__} {said.hex()}"
+    return f"{UNIDENTIFIED}{getattr(thing, '__qualname__', type(thing).__qualname__)} {uuid4().hex}"
+
+
+def _file(path: Path) -> str:
+    found = path.stat()
+    return _content(path, found.st_mtime_ns, found.st_size)
+
+
+def _folder(folder: Path) -> str:
+    said = [f"{file.relative_to(folder).as_posix()} {_file(file)}" for file in files_in(folder)]
+    return sha256("\n".join(["folder", *said]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - they are the cache's key
+    h = sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            h.update(chunk)
+    return h.hexdigest()
+
+
+def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
+    said: list[Any] = [f.__module__, f.__qualname__]
+    if isinstance(version := f.__dict__.get("version"), str):
+        return [*said, "version", version]
+    if f in seen:  # it calls itself
+        return said
+    seen.add(f)
+    try:
+        cells = [cell.cell_contents for cell in f.__closure__ or ()]
+    except ValueError:  # an unbound closure cell
+        raise _UnknownError from None
+    used = _names(f.__code__)
+    names = sorted(name for name in used if name in f.__globals__)
+    keywords = f.__kwdefaults__ or {}
+    values = [*cells, *(f.__defaults__ or ()), *keywords.values(), *(f.__globals__[name] for name in names)]
+    return [*said, _code(f.__code__), [*keywords], names, [_value(v, seen) for v in values], *_constants_of(values, used)]
+
+
+def _constants_of(values: list[Any], used: set[str]) -> list[Any]:
+    """The constants that it takes from modules and classes, as in `settings.LIMIT`; none: nothing."""
+    found = [
+        [owner.__name__, name, _constant(constant)]
+        for owner in values
+        if isinstance(owner, ModuleType | type)
+        for name in sorted(used)
+        if type(constant := getattr_static(owner, name, object)) in _SIMPLE
+    ]
+    return [found] if found else []
+
+
+def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
+    if isinstance(v, FunctionType):
+        return _function(v, seen)
+    if isinstance(v, ModuleType):
+        return ["module", v.__name__]
+    if isinstance(v, type) or (isinstance(v, BuiltinFunctionType) and isinstance(v.__self__, ModuleType)):
+        return ["named", v.__module__, v.__qualname__]
+    if type(v) is tuple:
+        return ["tuple", [_value(item, seen) for item in v]]
+    if type(v) in _SIMPLE:
+        return _constant(v)
+    raise _UnknownError
+
+
+def _names(code: CodeType) -> set[str]:
+    """Names of globals it may use, and of attributes, which share `co_names` with them."""
+    return {*code.co_names}.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+
+def _code(code: CodeType) -> list[Any]:
+    ranges = getattr(code, "co_exceptiontable", b"")  # from Python 3.11 on, what a `try` covers is beside the code
+    return [code.co_code, ranges, [*code.co_names], [_constant(c) for c in code.co_consts]]
+
+
+def _constant(c: Any) -> list[Any]:
+    """A stable form: without the address in a code object's repr, or the per-process order of a set."""
+    if isinstance(c, CodeType):
+        return _code(c)
+    if isinstance(c, tuple):
+        return ["tuple", [_constant(item) for item in c]]
+    if isinstance(c, frozenset):
+        return ["frozenset", sorted((_constant(item) for item in c), key=repr)]
+    return [type(c).__name__, repr(c)]

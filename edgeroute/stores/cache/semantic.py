@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from edgeroute.core.texts import typed
+from edgeroute.core.words import typed
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
-from edgeroute.system import contained, now, renew_after_fork
+from edgeroute.system.process import contained, now, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]

@@ -10,13 +10,11 @@ from functools import partial
 from math import inf
 
 from edgeroute.errors import PolicyError, StoreError
-from edgeroute.stores.outbox.delivery import backoff
+from edgeroute.stores.outbox.delivery import Loop, backoff
 from edgeroute.stores.outbox.entries import Late, Listed
-from edgeroute.stores.outbox.heads import Heads, Lane, Turns
-from edgeroute.stores.outbox.loop import Loop
-from edgeroute.stores.outbox.store import Outbox
-from edgeroute.stores.outbox.tx import Tx
-from edgeroute.system import renew_after_fork
+from edgeroute.stores.outbox.store import Outbox, Tx
+from edgeroute.stores.outbox.tables import Heads, Lane, Turns
+from edgeroute.system.process import renew_after_fork
 
 MOST_FAILURES = 10_000
 log = logging.getLogger("edgeroute")

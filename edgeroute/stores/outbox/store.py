@@ -2,28 +2,237 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from edgeroute.errors import PolicyError, check_number
-from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, Waiting
-from edgeroute.stores.outbox.group import GroupCommit, Refuse
-from edgeroute.stores.outbox.heads import Heads
+from edgeroute.errors import Closed, PolicyError, StoreError, check_number
+from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
 from edgeroute.stores.outbox.inputs import encode_input
-from edgeroute.stores.outbox.listing import Listing
-from edgeroute.stores.outbox.rows import LATE, WAITING, Damaged, late, waiting
-from edgeroute.stores.outbox.spread import spread_for
-from edgeroute.stores.outbox.tables import LATEST, SCHEMA, TRUSTED_S, add_count, bury, evictions, recount, tidy, total_bytes
+from edgeroute.stores.outbox.rows import LATE, LISTED, WAITING, Damaged, late, listed, waiting
+from edgeroute.stores.outbox.tables import (
+    LATEST,
+    SCHEMA,
+    TRUSTED_S,
+    Heads,
+    add_count,
+    bury,
+    counts,
+    evictions,
+    recount,
+    tidy,
+    total_bytes,
+)
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import now, plain
+from edgeroute.system.process import now, plain, renew_after_fork
+
+# Group commit: entries that several threads store at the same time share one transaction, and so one wait for the disk.
+
+MOST = 256
+"""Entries in one transaction."""
+Write: TypeAlias = Callable[[Sequence[Waiting]], Sequence[Put]]
+Refuse: TypeAlias = Callable[[], str]
+"""Says why entries are not stored any more; empty: they are."""
+
+
+class _Ticket:
+    """One entry, and what became of it."""
+
+    __slots__ = ("refuse", "result", "waiting")
+
+    def __init__(self, waiting: Waiting, refuse: Refuse) -> None:
+        self.waiting, self.refuse = waiting, refuse
+        self.result: Put | Exception | None = None
+
+
+class GroupCommit:
+    """Stores entries. A thread that has its turn stores what all others have brought by then, and its own.
+
+    Args:
+        write: stores entries in one transaction; all or none.
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A child has none of its parent's threads."""
+        self._brought: dict[_Ticket, None] = {}
+        """In order of arrival."""
+        self._turn = threading.RLock()
+        """Reentrant for a signal handler that stores an entry, too."""
+
+    def __len__(self) -> int:
+        """Number of entries that wait for their transaction."""
+        return len(self._brought)
+
+    def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
+        """Stores entries durably -> for each what became of it, or why it could not be stored.
+
+        Args:
+            entries: to store.
+            refuse: asked before the transaction.
+        """
+        tickets = [_Ticket(entry, refuse) for entry in entries]
+        try:
+            self._brought.update(dict.fromkeys(tickets))
+            while _unfinished(tickets):
+                with self._turn:
+                    if _unfinished(tickets):  # nobody did it meanwhile
+                        self._store(list(islice(self._brought.copy(), MOST)))
+        finally:
+            for ticket in tickets:
+                self._brought.pop(ticket, None)
+        return [_result(ticket) for ticket in tickets]
+
+    def _store(self, brought: Sequence[_Ticket]) -> None:
+        tickets = list[_Ticket]()
+        for ticket in brought:
+            if why := ticket.refuse():
+                self._end(ticket, Closed(why))
+            else:
+                tickets.append(ticket)
+        if not tickets:
+            return
+        try:
+            results: Sequence[Put | Exception] = self._write([ticket.waiting for ticket in tickets])
+        except Exception as e:  # noqa: BLE001 - passed to whoever brought them
+            if len(tickets) > 1 and not isinstance(e, StoreError):  # one of them is at fault
+                for ticket in tickets:
+                    self._store([ticket])
+                return
+            results = [StoreError(str(e)) for _ in tickets] if isinstance(e, StoreError) else [e]
+        for ticket, result in zip(tickets, results, strict=True):
+            self._end(ticket, result)
+
+    def _end(self, ticket: _Ticket, result: Put | Exception) -> None:
+        ticket.result = result
+        self._brought.pop(ticket, None)
+
+
+def _unfinished(tickets: Sequence[_Ticket]) -> bool:
+    return any(ticket.result is None for ticket in tickets)
+
+
+def _result(ticket: _Ticket) -> Put | Exception:
+    assert ticket.result is not None, "it was stored, or was not"
+    return ticket.result
+
+
+# Lists, counts and exports the entries of an outbox, as far as each can be read.
+
+COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
+PAGE = 1000
+"""Entries that a list reads at a time."""
+
+
+class Listing:
+    """What an outbox has: changes nothing but what is too old."""
+
+    def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        raise NotImplementedError
+
+    def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
+        """The entries, in the order of puts.
+
+        Args:
+            state: those in this state alone.
+            latest: at most so many, the latest.
+        """
+        of = "" if state is None else "INDEXED BY outbox_order WHERE state = :state"
+        which = f"SELECT seq FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most"  # noqa: S608 - a constant
+        with self._transaction() as c:
+            rows = c.execute(
+                f"SELECT {LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
+                {"state": state, "most": -1 if latest is None else latest},
+            )
+            return [listed(row) for row in rows]
+
+    def pages(self, state: State | None = None) -> Iterator[Listed]:
+        """`list` for any number of entries: only so many are read at a time, and writers wait for no more."""
+        seq, of = -1, "" if state is None else "AND state = :state"
+        while True:
+            with self._transaction() as c:
+                rows = c.execute(
+                    f"SELECT {LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
+                    {"seq": seq, "state": state},
+                )
+                page = [listed(row) for row in rows]
+            if not page:
+                return
+            yield from page
+            seq = page[-1].seq
+
+    def size(self, state: State | None = None) -> int:
+        """How many entries there are, in this state or in any."""
+        of = "" if state is None else "WHERE state = :state"
+        with self._transaction() as c:
+            (n,) = c.execute(f"SELECT count(*) FROM outbox_entries {of}", {"state": state}).fetchone()  # noqa: S608 - a constant
+        return int(n)
+
+    def states(self, names: Iterable[str]) -> dict[str, State]:
+        """The states of the entries with these ids."""
+        with self._transaction() as c:
+            found = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
+            return dict(row for row in found if row is not None)
+
+    def counts(self) -> dict[str, int]:
+        """Counters since the file was created (`COUNTED`), and current: `waiting` entries and total `bytes`."""
+        with self._transaction() as c:
+            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Every entry with all its contents, ready for JSON; bytes are base64."""
+        seq = -1
+        while True:
+            with self._transaction() as c:
+                cursor = c.execute(
+                    "SELECT * FROM outbox_entries LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_answers USING (seq)"
+                    " LEFT JOIN outbox_origins USING (seq)"
+                    " WHERE seq > ? ORDER BY seq LIMIT 1",
+                    (seq,),
+                )
+                row = cursor.fetchone()
+                if row is None:
+                    return
+            told = dict(zip((column[0] for column in cursor.description), row, strict=True))
+            seq = told["seq"]
+            for name in ("body", "outputs"):
+                told[name] = base64.b64encode(told[name]).decode() if isinstance(told[name], bytes) else told[name]
+            for name in ("headers", "provisional", "value"):
+                with contextlib.suppress(TypeError, ValueError, RecursionError):  # damaged: as it is
+                    told[name] = json.loads(told[name])
+            yield {name: base64.b64encode(v).decode() if isinstance(v, bytes) else v for name, v in told.items()}
+
+
+# Retry spreading: how long queued requests are randomised over, so that devices that lost a cloud do not return at once.
+
+TIMES = 4.0
+"""Requests are spread over this multiple of their age: after a longer outage more devices have a backlog ..."""
+LONGEST_S = 3600.0
+"""... but over at most this (or `spread_s`, if that is longer)."""
+
+
+def spread_for(spread_s: float, age_s: float) -> float:
+    """Upper end of the uniformly random wait, seconds.
+
+    Args:
+        spread_s: its minimum; 0: no spreading.
+        age_s: seconds since the request was queued.
+    """
+    return min(max(LONGEST_S, spread_s), max(spread_s, TIMES * age_s)) if spread_s else 0.0
+
 
 log = logging.getLogger("edgeroute")
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
@@ -53,7 +262,7 @@ class Outbox(Listing):
         parallel: for a router: maximum concurrent requests.
         rate_per_s: for a router: maximum requests started per second.
         spread_s: after a failure of the cloud, entries are sent after a random part of so many seconds, more for old entries
-            (`edgeroute.stores.outbox.spread`), so that many devices do not return at once. 0: no spreading.
+            (`edgeroute.stores.outbox.store`), so that many devices do not return at once. 0: no spreading.
         clock: Unix time, seconds.
 
     Raises:
@@ -350,3 +559,64 @@ class Outbox(Listing):
 def _text(error: str) -> str:
     """The error truncated, and without lone surrogates, which cannot be stored."""
     return error[:MOST_TEXT].encode(errors="replace").decode()
+
+
+# The transaction handle of a callback: it may use its own tables, but not the outbox's, and cannot commit or roll back.
+
+Values: TypeAlias = Sequence[Any] | Mapping[str, Any]
+_CONTROL = {
+    sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA,
+}  # fmt: skip
+
+
+class Tx:
+    """Writes to the outbox's file that commit atomically with the record of the callback. Valid until it returns."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection: sqlite3.Connection | None = connection
+        self._refused = False
+
+    def execute(self, sql: str, values: Values = ()) -> list[Any]:
+        """Runs a statement -> its rows.
+
+        Raises:
+            PolicyError: it would begin or end a transaction, open another file, or change the outbox itself.
+            StoreError: the transaction is over, because the callback has returned or an error ended it.
+            sqlite3.Error: the statement failed.
+        """
+        rows: list[Any] = self._run(lambda c: c.execute(sql, values).fetchall())
+        return rows
+
+    def executemany(self, sql: str, values: Iterable[Values]) -> None:
+        """Runs a statement once for each of the values; raises as `execute` does."""
+        self._run(lambda c: c.executemany(sql, values))
+
+    def end(self) -> None:
+        """Invalidates the handle."""
+        self._connection = None
+
+    def _run(self, work: Any) -> Any:
+        c = self._connection
+        if c is None or not c.in_transaction:  # some errors, such as a full disk, roll everything back
+            raise StoreError("the transaction is over: what is written now would not be part of it")
+        self._refused = False
+        c.set_authorizer(self._authorize)
+        try:
+            return work(c)
+        except sqlite3.DatabaseError as e:
+            if self._refused:
+                raise PolicyError("a callback cannot end its transaction, open another file or change the outbox's tables") from e
+            raise
+        finally:
+            c.set_authorizer(_allow)  # before 3.11, None would forbid everything
+
+    def _authorize(self, action: int, one: str | None, two: str | None, _database: str | None, _trigger: str | None) -> int:
+        ours = action != sqlite3.SQLITE_READ and any(n is not None and n.lower().startswith("outbox_") for n in (one, two))
+        if action in _CONTROL or ours:
+            self._refused = True
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+
+def _allow(*_: object) -> int:
+    return sqlite3.SQLITE_OK

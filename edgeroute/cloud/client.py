@@ -1,0 +1,284 @@
+"""Client of an endpoint: carries its talks, over HTTP or what the endpoint brings, and each attempt of its speeches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from time import monotonic
+from typing import Any, NoReturn, Protocol
+
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, checked
+from edgeroute.cloud.exchange import HEADER, Sending
+from edgeroute.cloud.retries import Exchange, Retries
+from edgeroute.core.walk import new
+from edgeroute.errors import CloudError, Held, PolicyError, Refused
+from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages import OURS, Address, Call, Reply
+from edgeroute.system.imports import imported
+from edgeroute.system.process import renew_after_fork
+from edgeroute.types import StopToken
+
+# What carries an endpoint's calls: connections of its own, an httpx client, or what the endpoint brings.
+
+
+class Channels(Protocol):
+    """What carries calls in threads: `Connections`, or what an endpoint brings (`channels`).
+
+    One that is to carry answers in pieces has `open`, too, as `Connections` has.
+    """
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Sends the call and returns the reply, by the instant `until`; a stop ends it. Raises CloudError."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+class AsyncChannels(Protocol):
+    """What carries calls on an event loop: `AsyncConnections`, or what an endpoint brings."""
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """As of `Channels`; cancelling the task ends it."""
+
+    async def close(self) -> None:
+        """Closes it, on its loop."""
+
+    def abandon(self) -> None:
+        """`close` from outside the loop, or from a thread."""
+
+
+def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
+    """What carries an endpoint's calls: `Channels`, and `AsyncChannels`."""
+    own: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
+    if own is not None:
+        return own()
+    address = endpoint.address
+    if address.client is None:
+        return Connections(address), AsyncConnections(address)
+    client, async_client = address.client
+    threads = imported("edgeroute.http.httpx").HttpxConnections
+    tasks = imported("edgeroute.http.httpx").AsyncHttpxConnections
+    if client is None and async_client is None:
+        return threads(address, None), tasks(address, None)
+    return (
+        _NotGiven(address, "httpx.AsyncClient", "Router", "httpx.Client") if client is None else threads(address, client),
+        _NotGiven(address, "httpx.Client", "AsyncRouter", "httpx.AsyncClient")
+        if async_client is None
+        else tasks(address, async_client),
+    )
+
+
+class _NotGiven:
+    """In place of the client that was not given: says which one is needed."""
+
+    def __init__(self, address: Address, given: str, router: str, needed: str) -> None:
+        self._message = (
+            f"{address.origin} is reached by the {given} that was given (client=), and {router} needs an {needed}:"
+            " give it, or both as client=(httpx.Client(...), httpx.AsyncClient(...))"
+        )
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> NoReturn:  # noqa: ARG002 - nothing is sent
+        """Never sends.
+
+        Raises:
+            PolicyError: always.
+        """
+        raise PolicyError(self._message)
+
+    open = send
+
+    def close(self) -> _NotGiven:
+        """There is nothing to close, also with `await`."""
+        return self
+
+    abandon = close
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
+ABSENT = (404, 405, 501)
+
+
+class HttpClient:
+    """Client of one endpoint, for threads and asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
+
+    def __init__(self, endpoint: HttpEndpoint) -> None:
+        self.endpoint = endpoint
+        self.sent = self.received = 0
+        self.channels, self.channels_async = carriers(endpoint)
+        self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
+        self._model = str(getattr(endpoint, "model", ""))
+        self.keeps_time: bool = getattr(self.channels, "keeps_time", False)
+        """Whether a call in threads ends by its instant, whatever the server does."""
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call the router
+
+    def run(
+        self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
+    ) -> Any:
+        """Runs a talk and returns its outputs, by the instant `until` or within the endpoint's own timeout, whichever is sooner.
+
+        posts: the numbers of its calls, where it is one of several talks of one exchange.
+
+        Raises:
+            CloudError: the call failed.
+        """
+        until, reply, posts = self.until(until), None, posts or count()
+        OURS.set(True)
+        try:
+            while True:
+                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
+                try:
+                    reply = self._exchange(call, until, exchange, cancel)
+                except Refused as e:
+                    talk.throw(e)  # it may have met another model
+                    raise
+        except StopIteration as end:
+            return end.value
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
+        finally:
+            talk.close()
+            OURS.set(False)
+
+    async def run_async(self, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
+        """As `run`; cancelling the task cancels the call."""
+        until, reply, posts = self.until(until), None, posts or count()
+        OURS.set(True)
+        try:
+            while True:
+                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
+                try:
+                    reply = await self._exchange_async(call, until, exchange)
+                except Refused as e:
+                    talk.throw(e)  # likewise
+                    raise
+        except StopIteration as end:
+            return end.value
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
+        finally:
+            talk.close()
+            OURS.set(False)
+
+    def until(self, until: float) -> float:
+        """The instant by which a call ends: that one, or the endpoint's own timeout, whichever is sooner."""
+        return min(until, monotonic() + self.endpoint.address.timeout_s)
+
+    def may_send(self, cancel: StopToken | None) -> None:
+        """Raises Held if the answer is not needed any more."""
+        if cancel is not None and cancel.asked:
+            raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
+
+    def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
+        def once() -> Reply:
+            if cancel is not None:
+                self.may_send(cancel)
+            sent = self.leaving(call, until, exchange)
+            try:
+                reply = self.channels.send(sent, until, cancel)
+            except CloudError as e:
+                exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
+                raise
+            return self._taken(call, reply, exchange)
+
+        try:
+            return once()
+        except CloudError as e:
+            if call.probe:
+                return Reply(0, {}, str(e).encode())
+            return self.retries(until, exchange, cancel).again(once, iter([e]))
+
+    async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
+        async def once() -> Reply:
+            sent = self.leaving(call, until, exchange)
+            try:
+                reply = await self.channels_async.send(sent, until)
+            except CloudError as e:
+                exchange.after_attempt(0, e)
+                raise
+            return self._taken(call, reply, exchange)
+
+        try:
+            return await once()
+        except CloudError as e:
+            if call.probe:
+                return Reply(0, {}, str(e).encode())
+            return await self.retries(until, exchange).again_async(once, iter([e]))
+
+    def retries(
+        self,
+        until: float,
+        exchange: Exchange,
+        cancel: StopToken | None = None,
+        shown: Callable[[], bool] | None = None,
+    ) -> Retries:
+        """Repeats attempts until that instant. shown: whether something of the answer was shown, so that it is not sent again."""
+        return Retries(self.endpoint.address.retries, until, exchange, cancel, shown)
+
+    def leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
+        """The call as it is sent, once the exchange has allowed it."""
+        size = len(call.body)
+        if call.tokens is None:
+            exchange.before_attempt(size, until)
+        else:
+            exchange.before_attempt(size, until, call.tokens)
+        with self._lock:
+            self.sent += size
+        if not exchange.followed:
+            return call
+        more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
+        return call._replace(headers=(*call.headers, *more.items())) if more else call
+
+    def count_received(self, size: int) -> None:
+        """Counts bytes of a reply's body."""
+        with self._lock:
+            self.received += size
+
+    def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
+        size, exchange.status = len(reply.body), reply.status
+        with self._lock:
+            self.received += size
+        if HEADER in reply.headers:
+            exchange.reported(reply.headers)
+        try:
+            good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
+        except CloudError as e:
+            absent = call.probe and reply.status in ABSENT  # what was only looked for is not there, which is no fault
+            exchange.after_attempt(size, None if absent else e)
+            if call.probe:
+                return reply
+            raise
+        exchange.after_attempt(size)
+        return good
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.channels.close()
+        self.channels_async.abandon()
+
+    async def aclose(self) -> None:
+        """Closes the connections on the event loop, and waits for it."""
+        await self.channels_async.close()
+        self.close()
+
+
+def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
+    """The call with its idempotency key, by which a server can detect a repetition."""
+    if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
+        return call
+    n = next(posts)
+    if n:
+        exchange.next_call()
+    method, path, headers, *rest = call
+    key = f"{exchange.identity}/{n}" if n else exchange.identity
+    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))

@@ -1,0 +1,239 @@
+"""Open Inference Protocol v2 over gRPC (Triton, KServe, MLServer), with raw tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
+from edgeroute.cloud.endpoint import Talk
+from edgeroute.cloud.payloads import PARAMETER, Feed, written
+from edgeroute.cloud.served_model import HEAD, MOST_ROWS, Given, ServedModel
+from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
+from edgeroute.http.messages import Call, Reply
+from edgeroute.system.imports import imported
+
+# Messages of the Open Inference Protocol over gRPC: those fields that an endpoint writes and reads.
+#
+# They are described here, and not in code that protoc made: that runs with no protobuf older than its protoc, and would be
+# registered under the same names as the stubs of `tritonclient` or `kserve`. Several messages of the protocol have their fields
+# at the same numbers, and share one here. What else a server sends is skipped.
+
+FIELDS: dict[str, dict[str, tuple[int, str]]] = {
+    "Name": {"name": (1, "string"), "version": (2, "string")},  # of the requests for readiness and for metadata
+    "Ready": {"ready": (1, "bool")},
+    "Metadata": {
+        "name": (1, "string"), "versions": (2, "string*"), "platform": (3, "string"), "inputs": (4, "Tensor*"),
+        "outputs": (5, "Tensor*"),
+    },
+    "Tensor": {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "int64*"), "contents": (5, "Contents")},
+    "Contents": {
+        "bool_contents": (1, "bool*"), "int_contents": (2, "int32*"), "int64_contents": (3, "int64*"),
+        "uint_contents": (4, "uint32*"), "uint64_contents": (5, "uint64*"), "fp32_contents": (6, "float*"),
+        "fp64_contents": (7, "double*"), "bytes_contents": (8, "bytes*"),
+    },
+    "Value": {"string_param": (3, "string")},
+    "Parameter": {"key": (1, "string"), "value": (2, "Value")},  # an entry of a map, as it is on the wire
+    "Request": {
+        "model_name": (1, "string"), "model_version": (2, "string"), "parameters": (4, "Parameter*"),
+        "inputs": (5, "Tensor*"), "outputs": (6, "Tensor*"), "raw": (7, "bytes*"),
+    },
+    "Response": {"model_name": (1, "string"), "model_version": (2, "string"), "outputs": (5, "Tensor*"), "raw": (6, "bytes*")},
+}  # fmt: skip
+"""Message -> field -> its number and type; *: any number of them."""
+CONTENTS = {
+    "BOOL": "bool_contents", **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"), "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"), "UINT64": "uint64_contents", "FP32": "fp32_contents",
+    "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+"""Datatype -> the field that its values are in, where they are not raw bytes; FP16 and BF16 have none."""
+_RAW = bytes([7 << 3 | 2])
+"""The tag of `Request.raw`."""
+
+
+def made() -> dict[str, Any]:
+    """The classes of the messages, by name."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="edgeroute.proto", package="edgeroute", syntax="proto3")
+    for message, fields in FIELDS.items():
+        described = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            one = kind.rstrip("*")
+            field = described.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if kind.endswith("*") else kinds.LABEL_OPTIONAL
+            if one in FIELDS:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".edgeroute.{one}"
+            else:
+                field.type = getattr(kinds, f"TYPE_{one.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"edgeroute.{name}")) for name in FIELDS}
+
+
+def with_raw(request: bytes, parts: Sequence[memoryview | bytes]) -> bytes:
+    """A serialised `Request` with raw tensors after it: fields may be in any order, and so the tensors are copied once."""
+    pieces: list[memoryview | bytes] = [request]
+    for part in parts:
+        pieces += [_RAW, _varint(len(part)), part]
+    return b"".join(pieces)
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+MOST_TENSORS = 1000
+"""Tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to look at."""
+_METADATA = re.compile("(?!grpc-)[a-z0-9_.-]+", re.IGNORECASE)
+SERVICE = "/inference.GRPCInferenceService"
+
+
+class OpenInferenceGrpc(ServedModel):
+    """A model behind the Open Inference Protocol, over gRPC.
+
+    Args:
+        url: of the server's gRPC port, as in http://host:8001 or, with TLS, https://host; perhaps with /v2/models/NAME.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); a list
+            of them, best first: the best one that is predicted to arrive in time; None: as the model's tensors.
+        send_edge: send the edge's answer along, in the request's parameter `edge_answers` (docs/payloads.md).
+        address: as for `OpenInference`; headers become metadata.
+
+    Raises:
+        PolicyError: no model name, no such codec, a certificate that is not to be checked, client= or pin=, a header
+            that is no metadata, or as `Address`.
+        RuntimeMissing: grpcio or protobuf is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        codec: Given | None = None,
+        send_edge: bool = False,
+        **address: Any,
+    ) -> None:
+        super().__init__(
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, codec=codec,
+            send_edge=send_edge, **address,
+        )  # fmt: skip
+        if self.address.https and self.address.verify is False:
+            raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
+        if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in address.get("headers") or ()):
+            raise PolicyError("headers has a name that metadata of gRPC cannot have: it takes letters, digits, -, _ and .")
+        if self.address.client is not None or self.address.pins:
+            raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
+        if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
+            raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
+
+    @cached_property
+    def _messages(self) -> dict[str, Any]:
+        return made()
+
+    def channels(self) -> tuple[Any, Any]:
+        """What carries its calls, in threads and on an event loop."""
+        module, longest = imported("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
+        return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
+
+    def identity(self, of: Callable[[Any], str]) -> list[str | None]:
+        """What decides an answer besides the address; `of` takes the fingerprint of a file."""
+        own = [] if self.payload is None else [self.payload.name]
+        return [self.output, None if self.card.path is None else of(self.card.path), *own]
+
+    def health(self) -> Talk:
+        """Model readiness, `ModelReady`."""
+        reply = yield self._asked("ModelReady")
+        if not self._read("Ready", reply).ready:
+            raise Refused(f"{self.where} answered that the model is not ready", status=503)
+
+    def ping(self) -> Talk:
+        """Model readiness, then its metadata."""
+        yield from self.health()
+        yield from self._meet()
+
+    def _asked(self, method: str) -> Call:
+        body = self._messages["Name"](name=self.model, version=self.pinned or "").SerializeToString()
+        return Call("GET", f"{SERVICE}/{method}", body=body)
+
+    def _read(self, message: str, reply: Reply) -> Any:
+        found = None
+        try:
+            found = self._messages[message].FromString(reply.body)
+        except Exception as e:  # noqa: BLE001 - protobuf's implementations differ in what they raise
+            wrong = type(e).__name__
+        if found is None:
+            raise BadReply(f"{self.where} answered what is no {message} of the protocol: {wrong}")
+        return found
+
+    def _describe(self) -> Call:
+        return self._asked("ModelMetadata")
+
+    def _description(self, reply: Reply) -> dict[str, Any]:
+        said = self._read("Metadata", reply)
+        if max(len(said.inputs), len(said.outputs)) > MOST_TENSORS:
+            raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
+        about = {"name": said.name, "versions": list(said.versions), "platform": said.platform}
+        return {**about, "inputs": _listed(said.inputs), "outputs": _listed(said.outputs)}
+
+    def _infer(self, feed: Feed) -> Call:
+        request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
+        parts = list[Any]()
+        for name, array in feed.items():
+            datatype = datatype_of(array, self.datatypes.get(name))
+            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            parts.append(raw(array, datatype))
+        if feed.edges is not None:
+            request.parameters.add(key=PARAMETER).value.string_param = written(feed.edges)
+        if self.output is not None:
+            request.outputs.add(name=self.output)
+        body = with_raw(request.SerializeToString(), parts)
+        return Call("POST", f"{SERVICE}/ModelInfer", body=body, max_reply=self._limit(len(array)))
+
+    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+        said = self._read("Response", reply)
+        if len(said.outputs) > MOST_TENSORS:
+            raise Invalid(f"more than {MOST_TENSORS} outputs")
+        if said.raw and len(said.raw) != len(said.outputs):
+            raise Invalid(f"{len(said.outputs)} outputs, and the raw contents of {len(said.raw)}")
+        return said.model_version, self._tensors(said, most)
+
+    def _tensors(self, said: Any, most: int) -> Iterator[Tensor]:
+        fields = CONTENTS
+        for number, output in enumerate(said.outputs):
+            if said.raw:
+                data: Any = said.raw[number]
+            else:
+                field = fields.get(output.datatype)
+                values = () if field is None else getattr(output.contents, field)
+                if len(values) > most:
+                    raise Invalid(f"{len(values)} values: more than expected, unread")
+                data = b"" if field is None else list(values)
+            yield Tensor(output.name, output.datatype, output.shape, data)
+
+
+def _listed(tensors: Any) -> list[dict[str, Any]]:
+    return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in tensors]

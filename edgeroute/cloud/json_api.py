@@ -1,0 +1,185 @@
+"""Any HTTP API that answers JSON: one POST per input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from edgeroute.cloud.body import MAX_BODY, Body, BodyType, to_json
+from edgeroute.cloud.endpoint import Talk, loads
+from edgeroute.cloud.payloads import Escalated, checked
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
+from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
+from edgeroute.http.messages import Address, Call, Reply
+from edgeroute.system.process import contained
+
+
+class PlainJson:
+    """POSTs one input, as JSON or as fields, and extracts the answer from the JSON reply by path.
+
+    Args:
+        url: to post to.
+        name: of the endpoint in answers, traces and messages.
+        body: a JSON value with placeholders such as `{input}` and `{input.jpeg|base64}`; None: `{"input": "{input}"}`, or of
+            fields the input's own. Arrays become nested lists.
+        body_type: json, multipart or form.
+        max_body_bytes: a longer body is refused.
+        encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
+        send_edge: send the edge's answer along, where the body has `{edge}`; without `body` and `encode` as `edge` beside `input`
+            (docs/payloads.md).
+        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
+        confidence: path of the confidence; None: none. A reply without it has no confidence.
+        logits: path of an array [classes], used instead of `value` and `confidence`.
+        kind: what that array is, "probabilities" for one; None: logits.
+        labels: class index -> value, for `logits`; None: the edge model's.
+        ping_path: health-check path that answers 2xx; None: only the connection is tested, with OPTIONS.
+        address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
+
+    Raises:
+        PolicyError: the body is no template, or as `Address`.
+    """
+
+    one_by_one = True
+    """Each input takes a call of its own."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "cloud",
+        body: Any = None,
+        body_type: BodyType = "json",
+        max_body_bytes: int = MAX_BODY,
+        encode: Callable[..., Any] | None = None,
+        value: str = "value",
+        confidence: str | None = "confidence",
+        logits: str | None = None,
+        kind: str | None = None,
+        labels: Iterable[Any] | None = None,
+        ping_path: str | None = None,
+        send_edge: bool = False,
+        **address: Any,
+    ) -> None:
+        self.address = Address(url, **address)
+        self.where = self.address.origin + self.address.path
+        self.name, self.labels = name, label_names(labels)
+        self.kind = (checked_kind(kind) or "logits") if logits else "answers"
+        if encode is not None and (body is not None or body_type != "json"):
+            raise PolicyError("encode= makes the whole body, as JSON: give it, or body= and body_type=")
+        if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
+            raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
+        self.send_edge = checked(send_edge)
+        """Whether inputs come with the edge's answers, as `Escalated`."""
+        if body is None:
+            body = _WITH_EDGE if send_edge and body_type == "json" else _DEFAULT[body_type == "json"]
+        self._encode, self.body = encode, Body(body, body_type, max_body_bytes, edge=send_edge)
+        self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
+
+    @property
+    def prompt(self) -> bool:
+        """Whether inputs are encoded in no time: without a function of the application."""
+        return self._encode is None
+
+    def identity(self, of: Callable[[Any], str]) -> list[str | None]:
+        """What decides an answer besides the address; `of` takes the fingerprint of a function."""
+        made = self.body.identity if self._encode is None else of(self._encode)
+        return [made, self.value, self.confidence, self.logits]
+
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's
+        """The body's template; empty: none was given."""
+        return "" if self.body.identity in _DEFAULTS else self.body.identity
+
+    def ping(self) -> Talk:
+        """Checks that the server is there."""
+        if self.ping_path is not None:
+            yield Call("GET", self.ping_path)
+            return
+        reply = yield Call("OPTIONS", self.address.path or "/", probe=True)
+        if not reply.status:
+            raise Unreachable(bytes(reply.body).decode())
+
+    def health(self) -> Talk:
+        """Checks that the server is there."""
+        return self.ping()
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """One request per input: an unknown protocol has no batches."""
+        answers = []
+        for x in inputs:
+            reply = yield self._call(x)
+            answers += self.decode(reply, 1)
+        return answers
+
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """The call for one input; None for several."""
+        return self._call(inputs[0]) if len(inputs) == 1 else None
+
+    def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
+        """The answer in a reply: one (value, confidence), or logits [classes].
+
+        Raises:
+            BadReply: a path is missing, or a value has the wrong type.
+        """
+        said = loads(reply.body, self.where)
+        if self.logits is not None:
+            return [self._numbers(said, self.logits)]
+        sure = None if self.confidence is None else self._pick(said, self.confidence, optional=True)
+        if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
+            raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
+        return [(self._pick(said, self.value), sure)]
+
+    def _call(self, x: Any) -> Call:
+        edge = None
+        if self.send_edge and type(x) is Escalated:
+            x, edge = x
+        try:
+            if self._encode is None:
+                kind, body = self.body(x, edge)
+            else:
+                given = (x, edge) if self.send_edge else (x,)
+                kind, body = "application/json", to_json(contained(self._encode, *given), "what encode= returned")
+        except BadInput as e:
+            raise BadInput(f"{self.where}: {e}") from e
+        return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)
+
+    def _numbers(self, said: Any, path: str) -> Any:
+        picked, array = self._pick(said, path), None
+        with suppress(TypeError, ValueError, OverflowError):  # none is chained: it quotes what is no number
+            given = np.atleast_1d(picked)
+            with np.errstate(over="ignore"):
+                array = given.astype(np.float32).reshape(-1)
+        if array is None:
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers")
+        if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class")
+        if not array.size or not (array < np.inf).all():
+            raise BadReply(f"{self.where}: {path!r} is empty, or holds NaN or infinity")
+        return array
+
+    def _pick(self, said: Any, path: str, *, optional: bool = False) -> Any:
+        at = said
+        for key in path.split("."):
+            inner: Any = _MISSING
+            with suppress(KeyError, IndexError, TypeError, ValueError):
+                inner = at[int(key)] if isinstance(at, list) else at[key]
+            if inner is _MISSING:
+                if optional:
+                    return None
+                there = f"an object with {len(at)} other keys" if isinstance(at, dict) else type(at).__name__
+                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}")
+            at = inner
+        return at
+
+    def __repr__(self) -> str:
+        return f"PlainJson({self.where!r})"
+
+
+_MISSING = object()
+
+_DEFAULT: tuple[Any, ...] = ("{input}", {"input": "{input}"})
+_WITH_EDGE = {**_DEFAULT[1], "edge": "{edge}"}
+_DEFAULTS = {Body(_DEFAULT[1]).identity}

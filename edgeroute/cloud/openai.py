@@ -1,0 +1,466 @@
+"""A language model behind OpenAI's API: chat and completions, whole or in pieces."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from math import ceil, inf
+from typing import Any
+
+from edgeroute.cloud.endpoint import Talk, checked, loads, looks_like
+from edgeroute.cloud.pieces import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.prefix import Rule
+from edgeroute.core.explain import truncated
+from edgeroute.core.spending import Tokens
+from edgeroute.core.walk import Prediction
+from edgeroute.core.words import clean
+from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable, check_number
+from edgeroute.http.messages import SUCCESS, Address, Call, Reply
+from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.text.reply import FIELDS, LONG, Events, Gathered, RunningConfidence, answer, is_error, is_piece, is_silent
+from edgeroute.text.request import Chat
+
+# What goes wrong at a language model behind OpenAI's API, as exceptions: the key, the model, the length, the rate.
+
+SHORT = 1 << 16
+"""Bytes of an error that are read."""
+NOT_FOUND, TOO_MANY, FAILED = 404, 429, 500
+_LONG = re.compile(
+    r"context.{0,20}(length|size|window)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE
+)
+_SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
+_STATUS = {
+    **dict.fromkeys(LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
+    "invalid_api_key": 401, "permission_error": 403, "not_found_error": 404, "rate_limit_error": 429,
+    "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded_error": 503, "unavailable_error": 503,
+}  # fmt: skip
+"""Type or code of an error within a stream -> the status that it would have had before."""
+
+
+def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address) -> CloudError:
+    """The exception for a reply that is no success. What a server says is quoted as of other endpoints: almost never."""
+    try:
+        checked(reply, where, sent, address)
+    except Refused as e:
+        said = _error(reply)
+        if e.status < FAILED and _is_long(said):
+            counts = [said.get(name) for name in ("n_prompt_tokens", "n_ctx")]
+            known = all(type(count) is int for count in counts)
+            more = f": it has {counts[0]} tokens, and {counts[1]} are the most" if known else ""
+            return Refused(f"{where} does not take it: the prompt is longer than the model's context{more}", status=e.status)
+        if e.status == NOT_FOUND:
+            return Refused(
+                f"{where} answered 404: it has no model {model!r}, or its API has another path than the url", status=e.status
+            )
+        if e.status == TOO_MANY:
+            return _too_many(where, said, e)
+        return e
+    raise AssertionError("the reply is a success")
+
+
+def _too_many(where: str, said: Mapping[str, Any], e: Refused) -> Refused:
+    spent = bool(_codes(said) & _SPENT)
+    wait = "" if e.retry_after_s is None else f", and says to wait {e.retry_after_s:g} s"
+    what = "the quota of this key is spent" if spent else "too many requests or tokens for this key"
+    made = Refused(f"{where} answered 429: {what}{wait}", status=e.status, retry_after_s=e.retry_after_s)
+    made.retriable = not spent
+    return made
+
+
+def of_event(error: Any, sent: bytes, where: str, model: str, address: Address) -> CloudError:
+    """The exception for an error that came in place of an answer, or within one, with the status of a success."""
+    said = error if isinstance(error, Mapping) else {"message": str(error)}
+    codes = [said.get(name) for name in ("code", "status", "type")]
+    status = next((code for code in codes if type(code) is int and 400 <= code < 600), None)  # noqa: PLR2004 - HTTP's errors
+    status = status or next((_STATUS[code] for code in codes if isinstance(code, str) and code in _STATUS), FAILED)
+    body = json.dumps({"error": dict(said)}, default=str).encode()
+    return refusal(Reply(status, {"content-type": "application/json"}, body), sent, where, model, address)
+
+
+def _error(reply: Reply) -> Mapping[str, Any]:
+    """What it says, as OpenAI's JSON has errors; empty: it is none."""
+    with suppress(ValueError, RecursionError):
+        said = json_loads(reply.body)
+        said = said.get("error", said) if isinstance(said, dict) else said
+        if isinstance(said, Mapping):
+            return said
+        if isinstance(said, str):
+            return {"message": said}
+    return {}
+
+
+def _codes(said: Mapping[str, Any]) -> set[str]:
+    return {code for code in (said.get("type"), said.get("code")) if isinstance(code, str)}
+
+
+def _is_long(said: Mapping[str, Any]) -> bool:
+    """Whether it says that the prompt does not fit."""
+    if _codes(said) & LONG:
+        return True
+    message = said.get("message")
+    return isinstance(message, str) and _LONG.search(message[:1000]) is not None
+
+
+BASE = "/v1"
+ROUTES = ("/chat/completions", "/completions")
+MAX_REPLY = 8 << 20
+"""Default limit of a reply, bytes: an event of a stream takes some hundred for a token."""
+NO_LIST = {404, 405, 501}
+"""Statuses of servers that do not list their models."""
+EXPECTED = 512
+"""Tokens of an answer that are booked ahead where nothing says how long it may be."""
+MOST_TOKENS = 1_000_000_000
+"""Of an answer, in a request: more is a mistake."""
+LETTERS, PART = 3, 1000
+"""Bytes of text for a token, and tokens for an image or another part of a message, where they are not counted yet."""
+
+SILENT = {
+    "length": ": it had the most tokens that it may have before it said anything",
+    "content_filter": ": a content filter took it",
+}
+"""Why an answer has no text, by `finish_reason`."""
+
+
+class OpenAIChat:
+    """A language model behind OpenAI's API: a hosted one, or vLLM, llama-server, Ollama, LiteRT-LM, Ray Serve LLM.
+
+    It answers a text, messages (`[{"role": "user", "content": ...}]`), or a request in OpenAI's JSON (`{"messages": ..., "tools":
+    ...}`) with a text. The outputs of an answer are the whole completion in OpenAI's JSON, with `usage`, `finish_reason` and tool
+    calls. What the caller's request says goes before the settings here, but for the model, the form of the reply and `n`.
+
+    Args:
+        url: of the API, as in https://api.example.com/v1; without a path it is /v1.
+        model: its name there.
+        name: of the endpoint in answers, traces and messages.
+        chat: whether a text is what a user says; if not, it is a text to be continued (`/completions`).
+        system: what the model is told before each chat, unless its messages begin with that.
+        max_tokens: of an answer, at most; None: as many as the server allows.
+        temperature: None: the server's.
+        seed: None: the server's.
+        stop: texts at which an answer ends.
+        response_format: that an answer follows, as in {"type": "json_schema", "json_schema": {...}}, passed on as it is.
+        request: further keys of each request, as the server takes them.
+        logprobs: whether to ask for the log-probabilities of tokens: without them an answer has no confidence.
+        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
+        stream: whether to ask for answers in pieces, also where they are not shown: a server that stalls is then noticed.
+        usage: whether to ask for the number of tokens in streams, by `stream_options`, which few servers do not take.
+        between_s: seconds within which the next piece must come, once an answer has begun; an event that brings nothing is none.
+        labels: the texts that it may answer; None: any, or the edge model's labels.
+        version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
+        timeout_s: until an answer begins, with all retries; a deadline may end it sooner, and ends the whole answer.
+        max_reply_bytes: a longer reply is given up.
+        address: further keyword arguments of `Address`: api_key, headers, verify, cert, retries, terms.
+
+    Raises:
+        PolicyError: a value is none, or as `Address`.
+    """
+
+    kind = "answers"
+    one_by_one = True
+    """Each input takes a call of its own."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str,
+        name: str = "cloud",
+        chat: bool = True,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        response_format: Mapping[str, Any] | None = None,
+        request: Mapping[str, Any] | None = None,
+        logprobs: bool = False,
+        confidence: Rule = "quantile",
+        stream: bool = True,
+        usage: bool = True,
+        between_s: float = 30.0,
+        labels: Iterable[Any] | None = None,
+        version: str | None = None,
+        timeout_s: float = 60.0,
+        max_reply_bytes: int = MAX_REPLY,
+        **address: Any,
+    ) -> None:
+        check_number("between_s", between_s, above=True, infinite=True)
+        if not isinstance(model, str) or not model:
+            raise PolicyError("model= takes the model's name at the endpoint")
+        self.address = Address(url, timeout_s=timeout_s, max_reply_bytes=max_reply_bytes, **address)
+        path = self.address.path
+        for route in ROUTES:  # the URL of a route is that of the API, too
+            path = path.removesuffix(route)
+        self._base = path or BASE
+        self.where = f"{self.address.origin}{self._base} ({clean(model, 80)})"
+        self.name, self.model, self.between_s, self.labels = name, model, between_s, label_names(labels)
+        self.version = version
+        self._stream, self._usage, self._logprobs = stream, usage, logprobs
+        self._chat = Chat(
+            chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=None,
+            response_format=response_format, confidence=confidence, request=request, texts_only=False,
+        )  # fmt: skip
+
+    def identity(self, of: Callable[[Any], str]) -> list[Any]:  # noqa: ARG002 - the protocol's
+        """What decides an answer besides the address."""
+        return [self.model, self.version, self._base, self._logprobs, json.dumps(self._chat.settings, sort_keys=True)]
+
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's
+        """What a request has besides its input."""
+        return json.dumps([self.model, self._stream, self._usage, self._logprobs, self._chat.settings], sort_keys=True)
+
+    def health(self) -> Talk:
+        """That the server is there: it lists its models, or says that it does not."""
+        yield from self._models()
+
+    def ping(self) -> Talk:
+        """That the server is there, takes the key, and has the model."""
+        reply = yield from self._models()
+        names: list[str] = []
+        if reply is not None:
+            with suppress(LookupError, RecursionError, TypeError, ValueError):
+                listed = json_loads(reply.body)["data"]
+                if [one.get("owned_by") for one in listed] != ["llamacpp"]:  # it answers to any name
+                    names = [str(one["id"]) for one in listed]
+        if names and not {self.model, f"{self.model}:latest"} & {*names}:
+            there = ", ".join(clean(self.address.hide(name), 40) for name in names[:8])
+            raise BadReply(f"{self.where}: there is no model {self.model!r}: it has {there}")
+
+    def _models(self) -> Talk:
+        """The list of models; None: it has none."""
+        reply = yield Call("GET", f"{self._base}/models", probe=True)
+        if not reply.status:
+            raise Unreachable(bytes(reply.body).decode())
+        return None if reply.status in NO_LIST else checked(reply, self.where, b"", self.address)
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """One request per input; its reply is read whole."""
+        answers = []
+        for x in inputs:
+            reply = yield self._call(x)
+            answers += self.decode(reply, 1)
+        return answers
+
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """The call for one input; None for several."""
+        return self._call(inputs[0]) if len(inputs) == 1 else None
+
+    def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
+        """The answer in a whole reply: one (text, confidence, completion).
+
+        Raises:
+            BadReply: it is no completion, or says nothing.
+        """
+        speech = self._answered(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
+        given: bytes | None = bytes(reply.body)
+        try:
+            step = next(speech)
+            while True:
+                if type(step) is Said or type(step) is Tokens:
+                    step = speech.send(None)
+                    continue
+                step, given = speech.send(given), None
+        except StopIteration as end:
+            return [end.value]
+
+    def speak(self, x: Any) -> Speech[Prediction]:
+        """The answer to one input in pieces of text.
+
+        Raises:
+            BadInput: the input is none.
+            CloudError: as `hear`.
+        """
+        return self.hear(self._call(x))
+
+    def hear(self, call: Call) -> Speech[Prediction]:
+        """The answer to a call in pieces.
+
+        Raises:
+            Refused: the server refuses the key, the model, the length of the request or the number of requests; or it failed.
+            Unreachable: the answer broke off. `partial` is what had come.
+            BadReply: it is no answer, or says nothing.
+        """
+        if call.tokens is None:  # it was stored in the outbox
+            with suppress(ValueError, RecursionError, TypeError, AttributeError):
+                call = call._replace(tokens=_expected(json_loads(call.body)))
+        head = yield call
+        assert type(head) is Head, "a call is answered with the head of its reply"
+        return (yield from self._answered(head, call))
+
+    def _answered(self, head: Head, call: Call) -> Speech[Prediction]:
+        if head.status not in SUCCESS:
+            raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
+        kind = head.headers.get("content-type", "").lower()
+        begun = list[bytes | None]()
+        if (as_json := kind.startswith("application/json")) or kind.partition(";")[0].strip() in {"", "text/plain"}:
+            first = yield from read_first()  # what it is, its beginning says: proxies drop or change the type
+            byte = (first or b"").lstrip()[:1]
+            whole = as_json and not any(field.startswith(byte or b"-") for field in FIELDS)
+            if first is not None and byte == b"{":
+                first = yield from read_line(first)
+                whole = not is_piece(first)
+            if whole:
+                rest = yield from read_whole(head)
+                return (yield from self._at_once(rest._replace(body=(first or b"") + rest.body), call))
+            begun.append(first)
+        gathered, events, start = Gathered(), Events(), b""
+        sure = RunningConfidence(self._chat.rule)
+        over = progress = shown = False
+        blank = ""  # white space that the answer begins with: it may be all of it
+        try:
+            while not over:
+                part = begun.pop() if begun else (yield (OVER if gathered.ended else PROGRESS if progress else READ))
+                assert type(part) is bytes or part is None, "what is read is bytes"
+                start, progress = start or (part or b"")[:200], False
+                for event in events.end() if part is None else events.feed(part):
+                    if event.strip() == b"[DONE]":
+                        over = True
+                        break
+                    text = self._added(gathered, event, call, sure)
+                    progress |= gathered.progress
+                    if text and (shown or text.strip()):
+                        yield Said(blank + text, sure.value)
+                        shown, blank = True, ""
+                    else:
+                        blank += text
+                if part is None:
+                    break
+            if over and not gathered.empty:
+                gathered.end()
+            if not gathered.ended:
+                raise self._broken(gathered, start)
+        except CloudError as e:
+            if not gathered.ended:  # else all that is missing is what comes after it
+                came = self._answer(gathered.reply())
+                e.partial = None if is_silent(came.value, came.outputs) else came
+                raise
+        if (tokens := _counted(gathered.usage)) is not None:
+            yield tokens
+        while over and (yield OVER) is not None:
+            pass
+        prediction = self._answer(gathered.reply())
+        self._check_said(prediction)
+        if prediction.value and not shown:  # a refusal, or white space before the call of a tool
+            yield Said(prediction.value, sure.value)
+        return prediction
+
+    def _at_once(self, reply: Reply, call: Call) -> Speech[Prediction]:
+        """The answer of a server that does not stream."""
+        said = loads(reply.body, self.where)
+        if not isinstance(said, dict):
+            raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
+        if said.get("error") is not None or said.get("object") == "error":
+            raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
+        prediction = self._answer(said)
+        guess = Tokens(
+            0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
+        )
+        yield _counted(said.get("usage")) or guess
+        choice = said["choices"][0]
+        if is_error(choice.get("finish_reason")):
+            e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
+            e.partial = None if is_silent(prediction.value, said) else prediction
+            raise e
+        if choice.get("finish_reason", "") is None:  # as of a stream that ends with `[DONE]`
+            choice["finish_reason"] = "stop"
+        self._check_said(prediction)
+        if prediction.value:
+            yield Said(prediction.value, None)
+        return prediction
+
+    def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
+        """Adds an event -> the text that it brings."""
+        said, before = loads(event, self.where), len(gathered.logprobs)
+        try:
+            text = gathered.add(said)
+            if self._logprobs:
+                sure.add(gathered.logprobs[before:])
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
+            raise BadReply(f"{self.where} gave a reply that is no completion: {type(e).__name__}") from None
+        if gathered.error is not None:
+            raise of_event(gathered.error, call.body, self.where, self.model, self.address)
+        return str(text or "")
+
+    def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
+        if gathered.empty and start and not start.lstrip().startswith(FIELDS):
+            return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
+        return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
+
+    def _check_said(self, prediction: Prediction) -> None:
+        """Raises BadReply for a whole answer that says nothing."""
+        if is_silent(prediction.value, prediction.outputs):
+            why = SILENT.get(truncated(prediction.outputs), "")
+            raise BadReply(f"{self.where} gave an answer without a text{why}")
+
+    def _answer(self, reply: Mapping[str, Any]) -> Prediction:
+        prediction = answer(reply, self._chat.rule, self.where, BadReply)
+        return prediction if self._logprobs else prediction._replace(confidence=None)
+
+    def _call(self, x: Any) -> Call:
+        try:
+            request, chat = self._chat.request(x)
+        except BadInput as e:
+            raise BadInput(f"{self.where}: {e}") from e
+        request["model"] = self.model
+        if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
+            own = x if isinstance(x, Mapping) else {}
+            older = "max_tokens" in own and "max_completion_tokens" not in own
+            del request["max_completion_tokens" if older else "max_tokens"]
+        if self._logprobs:
+            request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
+        if self._stream:
+            request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
+        try:
+            tokens = _expected(request)
+        except BadInput as e:
+            raise BadInput(f"{self.where}: {e}") from e
+        kind = ("Content-Type", "application/json")
+        return Call("POST", self._base + ROUTES[not chat], [kind], json_dumps(request), tokens=tokens)
+
+    def __repr__(self) -> str:
+        return f"OpenAIChat({self.address.origin + self._base!r}, model={self.model!r})"
+
+
+def _counted(usage: Any) -> Tokens | None:
+    """The tokens that a server says it counted; None: it does not."""
+    if not isinstance(usage, Mapping):
+        return None
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    known = [count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None for count in counts]
+    return None if known == [None, None] else Tokens(known[0] or 0, known[1] or 0)
+
+
+def _most(given: Any) -> int:
+    """The tokens that an answer may have: a number, also in a text, which servers may take as one; without one `EXPECTED`.
+
+    Raises:
+        BadInput: it is no number that a price can be reserved for.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        return EXPECTED
+    try:
+        most = float(given)
+    except ValueError:  # a text without one: the server's to refuse
+        return EXPECTED
+    except OverflowError:
+        most = inf
+    if not most <= MOST_TOKENS:
+        said = clean(given, 20) if isinstance(given, str) else f"{most:g}"
+        raise BadInput(f"max_tokens is {said}: a request may ask for {MOST_TOKENS:,} at most")
+    return ceil(most) if most > 0 else EXPECTED
+
+
+def _expected(request: Mapping[str, Any]) -> Tokens:
+    """About how many tokens a request has, and its answer may have."""
+    output = _most(request.get("max_completion_tokens", request.get("max_tokens")))
+    contents = [one.get("content") for one in request.get("messages", ())] or [request.get("prompt")]
+    texts, others = 0, 0
+    for content in contents:
+        for part in [content] if isinstance(content, str) else content or ():
+            text = part if isinstance(part, str) else part.get("text")
+            texts += len(text.encode()) if isinstance(text, str) else 0
+            others += not isinstance(text, str)
+    return Tokens(texts // LETTERS + 1 + PART * others, output)

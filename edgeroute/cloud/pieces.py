@@ -1,0 +1,419 @@
+"""Answers in pieces: how an endpoint speaks them, and how its client runs them, attempt by attempt."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
+
+from edgeroute.cloud.exchange import HEADER
+from edgeroute.core.policy import INF
+from edgeroute.core.spending import Tokens
+from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
+from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
+from edgeroute.types import StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.client import HttpClient
+    from edgeroute.cloud.retries import Exchange
+
+
+# A reply in pieces, as an endpoint reads it: a generator without I/O, so that the same one serves threads and asyncio.
+#
+# It yields what it needs or has, and is sent:
+#
+# > Call     sends the call; is sent the reply's `Head`, of any status. One reply at a time.
+# > Read     reads on; is sent the next bytes of the body, or None at its end. What goes wrong is raised there, a `CloudError`.
+# > Said     a piece of the answer, which is shown; is sent None
+# > Tokens   how many tokens the server counted; is sent None
+#
+# It returns the whole answer, as a talk returns one of its outputs. It has no retries and no clock.
+
+T = TypeVar("T")
+LINGER_S = 3.0
+"""How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
+LINE = 1 << 16
+"""Bytes after which a first line is not waited for any longer."""
+
+
+class Head(NamedTuple):
+    """Status and headers of a reply."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names are lower case."""
+
+
+@final
+class Read(NamedTuple):
+    """Read on."""
+
+    progress: bool = False
+    """Whether what came last was a part of the answer: then the time for the next one begins anew."""
+    over: bool = False
+    """The answer is whole: what may still come is not waited for long, and nothing that happens there is a fault."""
+
+
+@final
+class Said(NamedTuple):
+    """A piece of the answer."""
+
+    value: Any
+    confidence: float | None = None
+    """Of the answer so far; None: it has none."""
+
+
+READ, PROGRESS, OVER = Read(), Read(progress=True), Read(over=True)
+Speech: TypeAlias = Generator[Call | Read | Said | Tokens, Head | bytes | None, T]
+
+
+def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply]:
+    """The reply with its whole body; or, of a reply that is no success, with the first `most` bytes of it."""
+    parts: list[bytes] = []
+    size = 0
+    while (most is None or size < most) and (part := (yield READ)) is not None:
+        parts.append(part)
+        size += len(part)
+    return Reply(head.status, head.headers, b"".join(parts))
+
+
+def read_first() -> Generator[Any, Any, bytes | None]:
+    """The first part of the body that is not blank; None: there is none."""
+    part: bytes | None
+    while (part := (yield READ)) is not None and not part.strip():
+        pass
+    return part
+
+
+def read_line(begun: bytes) -> Generator[Any, Any, bytes]:
+    """The beginning of the body, to the end of its first line or to `LINE`; `begun` is what has come of it, and not blank."""
+    parts, size, part = [begun], len(begun), begun.lstrip()
+    while b"\n" not in part and size < LINE and (more := (yield READ)) is not None:
+        part = more
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def read_short(head: Head, most: int) -> Generator[Any, Any, Reply]:
+    """As `read_whole`; what is longer, or breaks off, is taken as it came: only its status counts."""
+    try:
+        return (yield from read_whole(head, most))
+    except BadReply:  # longer than it may be
+        return Reply(head.status, head.headers, b"")
+
+
+# One attempt of an answer in pieces: its steps, its limits of time, and what is counted. No I/O.
+
+
+class Speaking:
+    """Advances a speech, and knows until when its next bytes must come.
+
+    Args:
+        speech: of the endpoint.
+        where: the endpoint, in messages.
+        first: the instant by which the answer must have begun.
+        until: the instant by which it must have ended, whatever comes.
+        between_s: seconds within which the next piece must come, once it has begun.
+
+    Attributes:
+        outputs: what the speech returned, once it has ended.
+        error: what it raised instead. The reply may have been read to its end all the same, so that the connection is kept.
+        received: bytes of the body so far.
+    """
+
+    def __init__(self, speech: Speech[Any], where: str, first: float, until: float, between_s: float = INF) -> None:
+        self._speech, self._where, self._next, self._until, self._between_s = speech, where, first, until, between_s
+        self._call: Call | None = None
+        self._tokens: Tokens | None = None
+        self._over = INF
+        self._begun = self._good = False
+        self._pieces = 0
+        self.outputs: Any = None
+        self.error: CloudError | None = None
+        self.received = 0
+
+    def begin(self) -> Call:
+        """Its call."""
+        call = next(self._speech)
+        assert type(call) is Call, "a speech begins with a call"
+        self._call = call
+        return call
+
+    def opened(self, head: Head) -> Said | Read | None:
+        """The first step after the head of the reply has come; steps are as of `heard`."""
+        self._good = head.status in SUCCESS
+        return self.heard(head)
+
+    def heard(self, given: Head | bytes | None) -> Said | Read | None:
+        """Hands it what came, or None at the end -> a piece, which is to be shown; or that it reads on; None: it has ended.
+
+        After a piece it is to be called with None.
+        """
+        if type(given) is bytes:
+            self.received += len(given)
+        return self._step(self._speech.send, given)
+
+    def failed(self, error: CloudError, read: Read) -> Said | Read | None:
+        """Tells it that nothing more comes, for this reason, which is its error unless the answer is whole without the rest."""
+        if read.over:
+            return self._step(self._speech.send, None)
+        if self._begun and isinstance(error, TimedOut):
+            if monotonic() < self._until:
+                error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+            else:
+                error = TimedOut(f"{self._where} did not finish its answer in time")
+        return self._step(self._speech.throw, error)
+
+    def _step(self, move: Any, given: Any) -> Said | Read | None:
+        try:
+            step = move(given)
+            while type(step) is Tokens:
+                self._tokens = step
+                step = self._speech.send(None)
+        except StopIteration as end:
+            self.outputs = end.value
+            return None
+        except CloudError as e:
+            self.error = e
+            return None
+        if type(step) is Said:
+            self._pieces += 1
+        return step  # type: ignore[no-any-return]
+
+    def limit(self, read: Read) -> float:
+        """The instant by which the next bytes must come."""
+        if read.over:
+            self._over = min(self._over, monotonic() + LINGER_S)
+            return min(self._over, self._until)
+        if read.progress:
+            self._begun = True
+            self._next = monotonic() + self._between_s
+        return min(self._next, self._until)
+
+    def tokens(self) -> Tokens | None:
+        """Those that the server counted; of an answer that was cut about as many as came. None: there was none."""
+        if self._tokens is not None or not self._good or self._call is None or self._call.tokens is None:
+            return self._tokens
+        return Tokens(self._call.tokens.prompt, self._pieces)
+
+    def close(self) -> None:
+        """Ends the speech."""
+        self._speech.close()
+
+
+# Speeches of an endpoint, whose answers come in pieces: run by its client, attempt by attempt.
+
+Say: TypeAlias = Callable[[], Speech[Any]]
+"""Makes a speech anew, for each attempt."""
+_LEFT = Unreachable("it was left before its end")
+
+
+def speak(
+    client: HttpClient, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None
+) -> Generator[Said, None, Any]:
+    """Runs a speech, yields the pieces of its answer, and returns its outputs. Closing it early closes the connection.
+
+    It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in
+    all until the instant `until`. It is not sent again once a piece was shown.
+
+    Raises:
+        CloudError: it failed; `partial` is what had arrived.
+    """
+    by, n = client.until(until), _number(exchange, count())
+    try:
+        again = client.retries(by, exchange, cancel)
+        first, rest = again.call(lambda: _first(_attempt(client, say, by, until, exchange, cancel, n)))
+        try:
+            while type(first) is Said:
+                yield first
+                first = _next(rest)
+        finally:
+            rest.close()
+    except CloudError as e:
+        e.args = (client.endpoint.address.hide(str(e)),)
+        raise
+    return first
+
+
+def hear(
+    client: HttpClient,
+    say: Say,
+    until: float,
+    exchange: Exchange,
+    cancel: StopToken | None = None,
+    posts: Iterator[int] | None = None,
+) -> Any:
+    """As `speak`, to its end, where nobody is shown the pieces: so it may be sent again after some have come."""
+    by, n = client.until(until), _number(exchange, posts or count())
+    try:
+        again = client.retries(by, exchange, cancel)
+        return again.call(lambda: _last(_attempt(client, say, by, until, exchange, cancel, n)))
+    except CloudError as e:
+        e.args = (client.endpoint.address.hide(str(e)),)
+        raise
+
+
+async def speak_async(
+    client: HttpClient,
+    say: Say,
+    until: float,
+    exchange: Exchange,
+    show: Callable[[Said], object] | None = None,
+    posts: Iterator[int] | None = None,
+) -> Any:
+    """As `speak` on an event loop; `show` is called with each piece. None: as `hear`.
+
+    Cancelling the task closes the connection.
+    """
+    by, n = client.until(until), _number(exchange, posts or count())
+    shown = False
+
+    def show_it(piece: Said) -> None:
+        nonlocal shown
+        if show is not None:
+            shown = True
+            show(piece)
+
+    async def once() -> Any:
+        return await _attempt_async(client, say, by, until, exchange, show_it, n)
+
+    try:
+        return await client.retries(by, exchange, shown=lambda: shown).call_async(once)
+    except CloudError as e:
+        e.args = (client.endpoint.address.hide(str(e)),)
+        raise
+
+
+def _attempt(
+    client: HttpClient, say: Say, by: float, until: float, exchange: Exchange, cancel: StopToken | None, n: int
+) -> Generator[Said, None, Any]:
+    """One attempt of a speech: yields its pieces, returns its outputs."""
+    speaking = _speaking(client, say, by, until)
+    call = _with_key(speaking.begin(), exchange, n)
+    client.may_send(cancel)
+    call = client.leaving(call, until, exchange)
+    ended: BaseException | None = _LEFT
+    OURS.set(True)
+    try:
+        with client.channels.open(call, by, cancel) as response:
+            body = iter(response)
+            exchange.status = response.status
+            if HEADER in response.headers:
+                exchange.reported(response.headers)
+            step = speaking.opened(Head(response.status, response.headers))
+            while step is not None:
+                if type(step) is Said:
+                    yield step
+                    step = speaking.heard(None)
+                    continue
+                response.until = speaking.limit(step)
+                try:
+                    part = next(body, None)
+                except CloudError as e:
+                    step = speaking.failed(e, step)
+                    continue
+                step = speaking.heard(part)
+        ended = speaking.error
+        if ended is not None:
+            raise ended
+    except CloudError as e:
+        ended = e
+        raise
+    finally:
+        OURS.set(False)
+        _spoken(client, speaking, exchange, ended, cut=ended is _LEFT or (cancel is not None and cancel.asked))
+    return speaking.outputs
+
+
+async def _attempt_async(
+    client: HttpClient, say: Say, by: float, until: float, exchange: Exchange, show: Callable[[Said], object], n: int
+) -> Any:
+    """As `_attempt`."""
+    speaking = _speaking(client, say, by, until)
+    call = _with_key(speaking.begin(), exchange, n)
+    call = client.leaving(call, until, exchange)
+    ended: BaseException | None = _LEFT
+    OURS.set(True)
+    try:
+        async with client.channels_async.open(call, by) as response:
+            body = response.__aiter__()
+            exchange.status = response.status
+            if HEADER in response.headers:
+                exchange.reported(response.headers)
+            step = speaking.opened(Head(response.status, response.headers))
+            while step is not None:
+                if type(step) is Said:
+                    show(step)
+                    step = speaking.heard(None)
+                    continue
+                response.until = speaking.limit(step)
+                try:
+                    part = await _next_async(body)
+                except CloudError as e:
+                    step = speaking.failed(e, step)
+                    continue
+                step = speaking.heard(part)
+        ended = speaking.error
+        if ended is not None:
+            raise ended
+    except CloudError as e:
+        ended = e
+        raise
+    finally:
+        OURS.set(False)
+        _spoken(client, speaking, exchange, ended, cut=ended is _LEFT)
+    return speaking.outputs
+
+
+def _speaking(client: HttpClient, say: Say, by: float, until: float) -> Speaking:
+    return Speaking(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
+
+
+def _spoken(client: HttpClient, speaking: Speaking, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
+    """Counts an attempt that has ended: whole, by an error, or since nobody listens any more."""
+    speaking.close()
+    client.count_received(speaking.received)
+    exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())
+
+
+def _number(exchange: Exchange, posts: Iterator[int]) -> int:
+    """The number of the next call of an exchange."""
+    n = next(posts)
+    if n:
+        exchange.next_call()
+    return n
+
+
+def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
+    if not exchange.identity:
+        return call
+    key = f"{exchange.identity}/{n}" if n else exchange.identity
+    return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
+
+
+def _next(pieces: Generator[Said, None, Any]) -> Any:
+    """The next piece; or, at the end, the outputs."""
+    try:
+        return next(pieces)
+    except StopIteration as end:
+        return end.value
+
+
+def _first(pieces: Generator[Said, None, Any]) -> tuple[Any, Generator[Said, None, Any]]:
+    return _next(pieces), pieces
+
+
+def _last(pieces: Generator[Said, None, Any]) -> Any:
+    """The outputs alone."""
+    while type(last := _next(pieces)) is Said:
+        pass
+    return last
+
+
+async def _next_async(body: AsyncIterator[bytes]) -> bytes | None:
+    try:
+        return await body.__anext__()
+    except StopAsyncIteration:
+        return None

@@ -1,0 +1,175 @@
+"""Sequential tests by betting: of one mean against its level, and of two arms against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Final
+
+# Sequential test: detects that a mean exceeds its level, with few false alarms.
+
+ALARM: Final = 1e4
+"""Average run length to a false alarm, in values: at least this while the mean, given those before, is within its level."""
+_RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
+MOST: Final = 1e100
+"""Cap of the wealth, far below float overflow."""
+
+
+class Drift:
+    """E-detector for values 0..1 whose mean, given all before, must not exceed a level (Shin et al., 2022).
+
+    At each value a new bet of 1 is made that the mean is higher, and all bets are won or lost by `x - level`. While it is not
+    higher, a bet is worth at most 1 on average. So wealth minus the number of values so far does not rise on average
+    (it is a supermartingale), and when wealth reaches `alarm`, the number of values so far is at least that on average.
+
+    Values may depend on each other in any way that keeps each one's mean, given those before, within the level. Frames of one
+    scene do not: after one that differs the next one is likely to. Values that are fed here are therefore taken far apart.
+
+    Not synchronised: threads that share it need a lock.
+
+    Args:
+        level: upper limit of the mean, between 0 and 1, exclusive.
+        alarm: evidence at which the alarm goes off, more than 0.
+
+    Attributes:
+        level: as passed.
+        count: number of values.
+        ones: their sum; for zeros and ones, the number of ones.
+        alarmed: whether the evidence has ever reached `alarm`; never reset by later values.
+
+    Raises:
+        ValueError: `level` or `alarm` is out of range.
+    """
+
+    __slots__ = ("_alarm", "_wealth", "alarmed", "count", "level", "ones")
+
+    def __init__(self, level: float, *, alarm: float = ALARM) -> None:
+        if not (0 < level < 1 and 0 < alarm <= MOST):
+            raise ValueError(f"level {level} is not between 0 and 1, or alarm {alarm} not between 0 and {MOST:.0e}")
+        self.level: Final = level
+        self.count = 0
+        self.ones = 0.0
+        self.alarmed = False
+        self._alarm: Final = alarm
+        self._wealth = [0.0] * len(_RATES)
+
+    @property
+    def evidence(self) -> float:
+        """Wealth of all bets, averaged over their rates: 0 or more."""
+        return sum(self._wealth) / len(_RATES)
+
+    def add(self, x: float) -> None:
+        """Adds one value.
+
+        Raises:
+            ValueError: it is NaN or outside 0..1. Skipping such values would make the detector blind.
+        """
+        if not 0 <= x <= 1:
+            raise ValueError(f"{x} is not in 0..1")
+        odds = x / self.level - 1
+        self._wealth = [min(MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)]
+        self.count += 1
+        self.ones += x
+        self.alarmed = self.alarmed or self.evidence >= self._alarm
+
+    def dump(self) -> dict[str, object]:
+        """JSON-serialisable state."""
+        return {"level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:]}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any], level: float, *, alarm: float = ALARM) -> Drift:
+        """Restores a dumped detector; a new one if that had another level, as its evidence is about another guarantee.
+
+        Raises:
+            ValueError: not a dump, or `level` or `alarm` is out of range.
+        """
+        drift = cls(level, alarm=alarm)
+        try:
+            made, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
+            wealth = [had + 0.0 for had in dumped["wealth"]]
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth) and 0 < made < 1
+            if not (fits and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
+                raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
+        if made == level:
+            drift._wealth, drift.ones, drift.count = wealth, ones, count
+            drift.alarmed = alarmed or drift.evidence >= drift._alarm
+        return drift
+
+
+# Sequential test of two arms: whether the rate of something bad is higher in B than in A, valid whenever one looks.
+
+_MOST: Final = 1e100
+"""Cap of the wealth, far below float overflow."""
+
+
+class ArmTest:
+    """Test by betting that B's mean exceeds A's by no more than a margin (Waudby-Smith and Ramdas, 2024), on values 0..1.
+
+    Values that came since the last bet are averaged in each arm, a and b; once both have some, y = (1 + b - a) / 2 is bet on.
+    If the mean of b is at most that of a plus the margin, that of y is at most m = (1 + margin) / 2. So wealth that began at 1
+    does not grow on average, and ever reaches 1 / alpha with probability alpha at most (Ville's inequality): one may look after
+    each value, and stop when one likes. The arm of a request must not depend on its value, as where a hash draws it.
+
+    Not synchronised: threads that share it need a lock.
+
+    Args:
+        margin: by how much B may be worse, 0..1, exclusive of 1.
+        alpha: probability of a false alarm, over all time; more than 0, less than 1.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    __slots__ = ("_a", "_b", "_limit", "_mean", "_wealth", "alarmed", "pairs")
+
+    def __init__(self, margin: float, alpha: float) -> None:
+        if not (0 <= margin < 1 and 0 < alpha < 1):
+            raise ValueError(f"margin {margin} is not in 0..1, or alpha {alpha} not between 0 and 1")
+        self._mean: Final = (1 + margin) / 2
+        self._limit: Final = 1 / alpha
+        self._wealth = [1.0] * len(_RATES)
+        self._a, self._b = [0.0, 0.0], [0.0, 0.0]  # count and sum since the last bet
+        self.pairs = 0
+        """Number of bets."""
+        self.alarmed = False
+        """Whether the wealth has ever reached 1 / alpha."""
+
+    @property
+    def p(self) -> float:
+        """Anytime-valid p-value: one over the wealth, 1 at most."""
+        wealth = sum(self._wealth) / len(_RATES)
+        return 1.0 if wealth <= 1 else 1 / wealth
+
+    def dump(self) -> dict[str, object]:
+        """JSON-serialisable state."""
+        return {"wealth": self._wealth[:], "pairs": self.pairs, "alarmed": self.alarmed}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Goes on from a dump.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            wealth, pairs, alarmed = [had + 0.0 for had in dumped["wealth"]], dumped["pairs"], dumped["alarmed"]
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= _MOST for had in wealth)
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"not a dump of a test of arms: {e!r}") from e
+        if not (fits and type(pairs) is int and type(alarmed) is bool):
+            raise ValueError(f"not a dump of a test of arms: {wealth}, {pairs}, {alarmed}")
+        self._wealth, self.pairs, self.alarmed = wealth, pairs, alarmed
+
+    def add(self, x: float, *, b: bool) -> None:
+        """Adds a value, 0..1, of arm B or of A."""
+        arm = self._b if b else self._a
+        arm[0] += 1
+        arm[1] += x
+        if not (self._a[0] and self._b[0]):
+            return
+        over = (1 + self._b[1] / self._b[0] - self._a[1] / self._a[0]) / 2 / self._mean - 1
+        self._a, self._b = [0.0, 0.0], [0.0, 0.0]
+        self._wealth = [min(_MOST, had * (1 + rate * over)) for had, rate in zip(self._wealth, _RATES, strict=True)]
+        self.pairs += 1
+        self.alarmed = self.alarmed or sum(self._wealth) / len(_RATES) >= self._limit

@@ -1,0 +1,429 @@
+"""HTTP/1.1 without I/O: a reply is read from the bytes that came, strictly and within bounds.
+
+What makes two readers of one connection disagree, so that a part of one reply passes for another, is refused: a length beside
+chunks, several lengths, other codings, continued lines, bare line ends.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+
+from edgeroute.errors import BadReply
+
+# Parsers of HTTP/1.1 replies: httptools (llhttp) in its strict mode, or h11 where there is no wheel of it.
+#
+# Both are given a whole head, and then the chunks of a body that has some. What its framing is, `reading` decides for both.
+
+HAVE_LLHTTP = True
+try:
+    import httptools
+except ImportError:
+    HAVE_LLHTTP = False
+    import h11
+
+END = b"\r\n\r\n"
+"""The end of a head, of its interim ones too, and of the trailers."""
+_BEGUN, _HEADED, _ENDED = "begun", "headed", "ended"
+
+
+class Malformed(Exception):
+    """What came is no HTTP/1.1. The message quotes nothing of it."""
+
+
+class Head(NamedTuple):
+    """Status line and headers of a reply."""
+
+    version: str
+    """"1.0" or "1.1"."""
+    status: int
+    headers: list[tuple[str, str]]
+    """With lower-case names, in order, repeated ones too."""
+
+
+class Parser(Protocol):
+    """Reads one head, and the chunks after it."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last chunk and the trailers have come."""
+
+    @property
+    def surplus(self) -> bool:
+        """Whether something has come after them."""
+
+    def head(self, data: bytes) -> Head:
+        """Parses a head, which ends with `END`.
+
+        Raises:
+            Malformed: it is none.
+        """
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong with the chunks, after the parts that `chunked` returned last; empty: nothing."""
+
+    def chunked(self, data: bytes) -> list[bytes]:
+        """Parses more of a chunked body -> the parts of the body in it."""
+
+
+class Llhttp:
+    """Parser on httptools. Its callbacks are C functions: in one of Python, what a signal handler raises would be lost."""
+
+    __slots__ = ("_events", "_parser", "_tail", "ended", "surplus", "wrong")
+
+    def __init__(self) -> None:
+        self._events: list[bytes | str] = []
+        note = self._events.append
+        callbacks = SimpleNamespace(
+            on_message_begin=partial(note, _BEGUN),
+            on_headers_complete=partial(note, _HEADED),
+            on_body=note,
+            on_message_complete=partial(note, _ENDED),
+        )
+        self._parser: Any = httptools.HttpResponseParser(callbacks)
+        self._tail, self.wrong = b"", ""
+        self.ended = self.surplus = False
+
+    def head(self, data: bytes) -> Head:
+        """As of `Parser`."""
+        events, wrong = self._feed(data)
+        if wrong or events[:2] != [_BEGUN, _HEADED] or events[2:] not in ([], [_ENDED]):
+            raise Malformed(wrong or "illegal head of a reply")
+        return Head(self._parser.get_http_version(), self._parser.get_status_code(), _headers(data))
+
+    def chunked(self, data: bytes) -> list[bytes]:
+        """As of `Parser`."""
+        events, wrong = self._feed(data)
+        if _ENDED in events:
+            self.ended = True
+            after = events[events.index(_ENDED) + 1 :]
+            events = events[: -len(after)] if after else events
+            tail = self._tail + data[-6:]  # llhttp passes over line ends between two replies
+            self.surplus = bool(after or wrong) or not tail.endswith(END) or tail.endswith(b"\r\n" + END)
+        elif wrong:
+            self.wrong = wrong
+        self._tail = (self._tail + data[-6:])[-6:]
+        return [event for event in events if isinstance(event, bytes)]
+
+    def _feed(self, data: bytes) -> tuple[list[bytes | str], str]:
+        """Parses it. Returns what happened, and llhttp's own words for what is wrong, a fixed set."""
+        events, wrong = self._events, ""
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            wrong = f"illegal reply ({str(e)[:60].lower()})"
+        found = events[:]
+        events.clear()
+        return found, wrong
+
+
+class H11:
+    """Parser on h11."""
+
+    __slots__ = ("_connection", "ended", "surplus", "wrong")
+
+    def __init__(self) -> None:
+        self._connection = h11.Connection(h11.CLIENT)
+        self._connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-")]))
+        self._connection.send(h11.EndOfMessage())
+        self.ended = self.surplus = False
+        self.wrong = ""
+
+    def head(self, data: bytes) -> Head:
+        """As of `Parser`."""
+        if _NOT_STRICT.search(data):
+            raise Malformed("illegal line end, continued line or control character")
+        event = self._next(data)
+        if not isinstance(event, h11.Response | h11.InformationalResponse):
+            raise Malformed("illegal head of a reply")
+        return Head(event.http_version.decode(), event.status_code, _headers(data))
+
+    def chunked(self, data: bytes) -> list[bytes]:
+        """As of `Parser`."""
+        found: list[bytes] = []
+        try:
+            event = self._next(data)
+            while isinstance(event, h11.Data):
+                found.append(bytes(event.data))
+                event = self._next(b"")
+        except Malformed as e:
+            self.wrong = str(e)
+            return found
+        if isinstance(event, h11.EndOfMessage):
+            self.ended = True
+            self.surplus = bool(self._connection.trailing_data[0])
+        return found
+
+    def _next(self, data: bytes) -> Any:
+        try:
+            if data:
+                self._connection.receive_data(data)
+            return self._connection.next_event()
+        except h11.RemoteProtocolError:
+            pass  # its message may quote what came
+        raise Malformed("illegal reply")
+
+
+def _headers(head: bytes) -> list[tuple[str, str]]:
+    """The headers of a head that was parsed, strictly: each line is one. h11's own are without what is repeated."""
+    found = []
+    for line in head.decode("latin-1").split("\r\n")[1:-2]:
+        name, _, value = line.partition(":")
+        found.append((name.lower(), value.strip(" \t")))
+    return found
+
+
+_NOT_STRICT = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+new_parser: type[Llhttp | H11] = Llhttp if HAVE_LLHTTP else H11
+
+
+SUCCESS = range(200, 300)
+"""The statuses of a success."""
+EARLY = 1 << 16
+"""Bytes of interim replies (1xx) that are read while a request is being sent, at most."""
+FRAMING = 1 << 16
+"""Bytes beyond the body that a reply may have whatever its length, and one for every `BODY_EACH` of it."""
+BODY_EACH = 8
+READ_LEAST, READ_MOST = 1 << 12, 1 << 16
+PIECE_MOST = 1 << 18
+"""Bytes of a body of known length that are read at a time; of others it is `CHUNKS_MOST`, since they take longer to parse."""
+CHUNKS_MOST = 1 << 14
+_LENGTH = re.compile("[0-9]{1,18}")
+_BARE = re.compile(rb"(?<!\r)\n")
+_ENCODINGS = {"gzip", "br", "deflate", "zstd"}
+_NO_BODY = {204, 304}
+_INCOMPLETE = "disconnected within its reply, which is incomplete"
+
+
+class Early:
+    """What came while a request was being sent: a refusal (413, say), or interim replies (1xx)."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self._at = 0
+        """Where the last reply in it begins."""
+
+    def heard(self, data: bytes) -> bool:
+        """Adds what was received; empty: the end. Returns whether to send no further: the final reply has begun."""
+        self.data += data
+        if not data or len(self.data) > EARLY:
+            return True
+        while len(self.data) - self._at >= len("HTTP/1.1 100"):
+            if self.data[self._at : self._at + 5] != b"HTTP/" or self.data[self._at + 9 : self._at + 10] != b"1":
+                return True
+            end = self.data.find(END, self._at)
+            if end < 0:
+                return False
+            self._at = end + len(END)
+        return not b"HTTP/".startswith(self.data[self._at : self._at + 5])
+
+
+class Reading:
+    """One reply, fed with the bytes that come: first its head, then the pieces of its body, within bounds.
+
+    Of an error nothing depends on its body: one that is too long is left unread.
+
+    Args:
+        origin: whose it is, for messages.
+        method: of the request.
+        limit: bytes of the body, at most.
+    """
+
+    __slots__ = (
+        "_beyond", "_buffer", "_left", "_limit", "_method", "_origin", "_parser", "_seen", "_size", "ended", "headers",
+        "heard", "pieces", "reusable", "status", "surplus", "unread",
+    )  # fmt: skip
+
+    def __init__(self, origin: str, method: str, limit: int) -> None:
+        self._origin, self._method, self._limit = origin, method, limit
+        self._buffer, self._seen, self._beyond, self._size = b"", 0, float(-FRAMING), 0
+        self._parser: Parser | None = None
+        self._left: int | None = None
+        self.heard = False
+        """Whether anything has come."""
+        self.status = 0
+        """0: the head has not come yet."""
+        self.headers: dict[str, str] = {}
+        """With lower-case names."""
+        self.pieces: list[bytes] = []
+        """Of the body, to be taken by the reader."""
+        self.ended = False
+        self.reusable = False
+        """Whether the connection may be used again, once it has ended: nothing is left over, and the server keeps it."""
+        self.surplus = False
+        """Whether more has come than the reply."""
+        self.unread = False
+        """Whether the rest of the body was left unread."""
+
+    @property
+    def most(self) -> int:
+        """How many bytes to receive next, at most.
+
+        Raises:
+            BadReply: there was too much beyond the body already.
+        """
+        if self._left is not None:
+            return min(self._left, PIECE_MOST)
+        if self._beyond > 0:
+            raise BadReply(f"{self._origin} answered with more framing than content: unread")
+        return min(CHUNKS_MOST if self.status else READ_MOST, max(READ_LEAST, int(-self._beyond)))
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was received; empty: the end of the connection.
+
+        Raises:
+            Malformed: it is no HTTP/1.1, or ends too early.
+            BadReply: a content encoding, or a success longer than the limit.
+        """
+        if data:
+            self.heard = True
+        if not self.status:
+            self._feed_head(data)
+        else:
+            self._feed_body(data)
+
+    def _feed_head(self, data: bytes) -> None:
+        if not data:
+            raise Malformed(_INCOMPLETE if self.heard else "disconnected without sending a reply")
+        self._beyond += len(data)
+        buffer = self._buffer + data if self._buffer else data
+        while (end := buffer.find(END, max(0, self._seen - 3))) >= 0:
+            end += len(END)
+            parser = new_parser()
+            head = parser.head(_status_line(buffer, end))
+            if head.version != "1.1" or head.status == 101:  # noqa: PLR2004 - Switching Protocols
+                _check_head(head)
+            buffer, self._seen = buffer[end:], 0
+            if head.status >= 200:  # noqa: PLR2004 - else it is an interim one
+                self._buffer = b""
+                self._begin(head, parser, buffer)
+                return
+        _status_line(buffer, 0)
+        if _BARE.search(buffer, self._seen):
+            raise Malformed("illegal line end")
+        self._buffer, self._seen = buffer, len(buffer)
+
+    def _begin(self, head: Head, parser: Parser, rest: bytes) -> None:
+        """Decides on the framing of the body."""
+        headers = self.headers = dict(head.headers)
+        if len(headers) < len(head.headers):
+            _check_repeated(head.headers)
+        coded, length = headers.get("transfer-encoding"), headers.get("content-length")
+        empty = head.status in _NO_BODY or self._method == "HEAD" or (self._method == "CONNECT" and head.status in SUCCESS)
+        if self._method != "CONNECT" or not empty:  # which is said to have none, whatever it says
+            _check_framing(head, coded, length)
+        self.status = head.status
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            named = encoding if encoding in _ENCODINGS else "an unknown"
+            raise BadReply(f"{self._origin} answered with {named} encoding, though asked not to: unread")
+        self.reusable = head.version == "1.1"
+        if "connection" in headers:
+            said = [value for name, value in head.headers if name == "connection"]
+            self.reusable &= not any("close" in _words(value) for value in said)
+        if empty:
+            self._left = 0
+        elif length is not None:
+            self._left = int(length)
+            if self._left > self._limit:
+                self._check(self._left)
+        else:
+            self._beyond -= len(rest)  # the body is counted by itself
+            if coded is not None:
+                self._parser = parser
+            else:
+                self.reusable = False  # it ends with the connection
+        if not self.unread and (rest or self._left == 0):
+            self._feed_body(rest)
+
+    def _feed_body(self, data: bytes) -> None:
+        left = self._left
+        if left is not None:
+            if not data and left:
+                raise Malformed(_INCOMPLETE)
+            if len(data) > left:
+                data, self.reusable, self.surplus = data[:left], False, True
+            self._left = left - len(data)
+            self.ended = self._left == 0
+            if data:
+                self.pieces.append(data)
+            return
+        if self._parser is None:
+            self.ended = not data
+            self._add([data] if data else [])
+            return
+        if not data:
+            raise Malformed(_INCOMPLETE)
+        self._beyond += len(data)
+        self._add(self._parser.chunked(data))
+        if self._parser.wrong and not self.ended:
+            raise Malformed(self._parser.wrong)
+        if self._parser.ended:
+            self.ended, self.surplus = True, self._parser.surplus
+            self.reusable &= not self.surplus
+
+    def _add(self, pieces: list[bytes]) -> None:
+        size = sum(map(len, pieces))
+        if self._parser is not None:
+            self._beyond -= size + size / BODY_EACH
+        self._size += size
+        self.pieces += pieces
+        self._check(self._size)
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            self.leave(BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)"))
+
+    def leave(self, error: BadReply) -> None:
+        """Gives the rest of the body up for that reason.
+
+        Raises:
+            BadReply: the reply is a success.
+        """
+        if self.status in SUCCESS or not self.status:
+            raise error
+        self.unread = self.ended = True
+        self.reusable = False
+        self.pieces.clear()
+
+    def take(self) -> bytes:
+        """Removes and returns the body that has come since."""
+        pieces = self.pieces
+        if not pieces:
+            return b""
+        self.pieces = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _status_line(data: bytes, end: int) -> bytes:
+    """The head, up to `end`, once it is seen to begin as one: a parser might take another protocol's."""
+    if not data.startswith(b"HTTP/1.") and data[:7] != b"HTTP/1."[: len(data)]:
+        raise Malformed("illegal status line")
+    return data[:end]
+
+
+def _check_head(head: Head) -> None:
+    if head.version not in {"1.0", "1.1"}:
+        raise Malformed("illegal status line (another version of HTTP)")
+    if head.status == 101:  # noqa: PLR2004 - Switching Protocols
+        raise Malformed("switched protocols, unasked")
+
+
+def _check_repeated(headers: list[tuple[str, str]]) -> None:
+    names = [name for name, _ in headers]
+    if names.count("content-length") > 1 or names.count("transfer-encoding") > 1:
+        raise Malformed("illegal reply (several lengths or codings)")
+
+
+def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
+    if coded is not None and (length is not None or coded.lower() != "chunked" or head.version != "1.1"):
+        raise Malformed("illegal reply (a transfer coding beside a length, or an unknown one)")
+    if length is not None and not _LENGTH.fullmatch(length):
+        raise Malformed("illegal reply (a length that is none)")
+
+
+def _words(value: str) -> set[str]:
+    return {word.strip(" \t").lower() for word in value.split(",")}

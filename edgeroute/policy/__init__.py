@@ -1,0 +1,48 @@
+"""Policy files: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables. The only importer of pydantic."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from edgeroute.errors import PolicyError, RuntimeMissing
+
+try:
+    import pydantic_settings as _  # noqa: F401
+except ImportError as e:
+    raise RuntimeMissing(
+        "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
+    ) from e
+
+from edgeroute.policy.explain import explain
+from edgeroute.policy.keys import Settings
+from edgeroute.policy.problems import Wrong, beside
+from edgeroute.policy.schema import reference, schema
+from edgeroute.policy.singles import of_policy
+from edgeroute.policy.sources import Environment, File, read
+
+__all__ = ["Settings", "load", "reference", "schema"]
+
+
+def load(path: str | Path, given: Collection[str] = ()) -> Settings:
+    """Loads a policy file and the variables. Opens no model and no connection, and reads no secret.
+
+    Args:
+        path: of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
+        given: which of `edge`, `cloud` and `threshold` the program gives, so that the file need not have them.
+
+    Raises:
+        PolicyError: one message, with a line per problem.
+        RuntimeMissing: the file is YAML, and pyyaml is not installed.
+    """
+    data = read(Path(path))
+    with of_policy(Path(path).parent), beside(given):
+        environment = Environment(Settings, data)
+        problems = environment.problems
+        try:
+            settings = Settings(sources=(environment, File(Settings, data)))  # type: ignore[call-arg]  # settings_customise_sources
+        except Wrong as e:
+            problems = [*(explain(e.error) if e.error else ()), *e.contradictions, *problems]
+    if problems:
+        raise PolicyError("\n".join(environment.line(problem, path) for problem in problems))
+    return settings

@@ -1,0 +1,74 @@
+"""Translates pydantic's errors into messages for users."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgeroute.errors import nearest
+from edgeroute.policy.keys import SECTIONS, Settings
+from edgeroute.policy.problems import Key, Problem, found, sort
+from edgeroute.policy.singles import Section
+from edgeroute.policy.targets import CLOUDS, Cloud
+
+
+def explain(error: ValidationError) -> list[Problem]:
+    """One problem per error; none quotes what may be a secret."""
+    return [_problem(e["loc"], e["type"], e.get("ctx", {}), e["input"]) for e in error.errors(include_url=False)]
+
+
+def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Problem:
+    key, model = _place(loc)
+    if kind == "extra_forbidden":
+        return Problem(key, f"there is no such key: {_meant(str(key[-1]), model)}")
+    if kind == "missing":
+        return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
+    if kind == "union_tag_invalid":
+        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], CLOUDS)}")
+    if kind == "literal_error":
+        words = re.findall(r"'(\w+)'", said["expected"])
+        if isinstance(value, bool):  # in YAML `off`, too, is one
+            return Problem(key, f"found {found(value)}: expected one of {', '.join(words)}, in quotes")
+        return Problem(key, f"found {found(value)}: {nearest(value, words)}")
+    if kind == "expected":
+        shown = sort(value) if key[-1] in _MAY_BE_SECRET else found(value)
+        return Problem(key, f"expected {said['words']}, found {shown}" + (f"; {said['hint']}" if said["hint"] else ""))
+    if kind == "policy":
+        return Problem(key, said["text"])
+    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {sort(value)}")
+
+
+_MAY_BE_SECRET = ("cert", "verify")
+"""Keys near which a key or password may have been written: their text is not quoted."""
+
+
+def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
+    """The key without the protocol, and the model that it belongs to."""
+    models = SECTIONS.get(str(loc[0]), ())
+    if len(loc) == 1 or not models:
+        return loc, Settings
+    if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its index, then the protocol, which is no key
+        return loc[:2] + loc[3:], CLOUDS[str(loc[2])]
+    return loc, models[0]
+
+
+def _meant(word: str, model: type[Section | Settings]) -> str:
+    """Suggests where such a key belongs, or the nearest valid one."""
+    if issubclass(model, Cloud):
+        for protocol, other in CLOUDS.items():
+            if word in other.model_fields:
+                return f'only a cloud with protocol = "{protocol}" has it'
+    if word in SECTIONS:
+        return f"it is a section of its own, [{word}]"
+    if word in Settings.model_fields:
+        return "it belongs at the top of the file, before the first section"
+    homes = [
+        f"[{home}]" for home, models in SECTIONS.items() if home != "candidate" and any(word in m.model_fields for m in models)
+    ]
+    homes = [home for home in homes if home not in {"[ab]", "[cloud_arms]"}] or homes
+    if homes:
+        return f"it belongs in {' or '.join(homes)}"
+    return nearest(word, model.model_fields)

@@ -1,0 +1,215 @@
+"""Contradictions in a policy, beyond errors in single keys, and their messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from edgeroute.confidence.forms import SLACK
+from edgeroute.confidence.reader import bounded
+from edgeroute.confidence.scores import SCORES
+from edgeroute.core.policy import NEEDS
+from edgeroute.policy.units import duration
+
+Key = tuple[str | int, ...]
+SHOWN = 60
+"""Maximum number of characters of a value quoted in a message."""
+HUGE = 1e300
+"""Longer integers are not quoted: some cannot be converted to float, which formats numbers."""
+
+
+class Problem(NamedTuple):
+    """One problem of a policy."""
+
+    key: Key
+    """Where, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
+    text: str
+    variable: str = ""
+    """The environment variable, if the problem belongs to no key."""
+
+
+class Wrong(Exception):
+    """Carries problems out of pydantic, to where PolicyError is raised: errors in single keys, and contradictions."""
+
+    def __init__(self, error: ValidationError | None, contradictions: list[Problem]) -> None:
+        super().__init__()
+        self.error, self.contradictions = error, contradictions
+
+
+_GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
+
+
+@contextmanager
+def beside(given: Collection[str]) -> Iterator[None]:
+    """Has contradictions looked for in a file beside which the program gives these: `edge`, `cloud`, `threshold`."""
+    token = _GIVEN.set(frozenset(given))
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def contradictions(data: Mapping[str, Any]) -> list[Problem]:
+    """Contradictions between keys as written, whether of valid type or not."""
+    if not _has(data, "edge") and not _has(data, "cloud"):
+        return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
+    parts = (_sides, _times, _folder, _classes, _saver, _candidate, _arm, _cloud_arms, _telemetry)
+    return [problem for part in parts for problem in part(data)]
+
+
+def _has(data: Mapping[str, Any], key: str) -> bool:
+    return bool(data.get(key)) or key in _GIVEN.get()
+
+
+def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sides that the mode needs, but that are not configured."""
+    mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
+    for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
+        if not _has(data, side):
+            yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
+    threshold = data.get("threshold")
+    missing = threshold is None and "threshold" not in _GIVEN.get()
+    if missing and edges and clouds and mode == "prefer_edge" and not _released(edges):
+        text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
+        yield Problem(("threshold",), text)
+    score = score if isinstance(score := data.get("score", "msp"), str) else ""
+    for one in threshold if isinstance(threshold, list) else [threshold]:
+        if not isinstance(one, int | float) or not abs(one) <= sys.float_info.max:
+            continue
+        if score in SCORES and bounded(score) and not 0 <= one <= 1 + SLACK:
+            percent = f": {one:g} % is {one / 100:g}" if 1 < one <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(one)}{percent}")
+    if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
+        text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
+        yield Problem(("threshold",), text)
+
+
+def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
+    deadline, hedge = _seconds(data.get("deadline")), _seconds(data.get("hedge_after"))
+    if deadline is not None and hedge is not None and hedge >= deadline > 0:
+        text = f"expected less than the deadline, {found(data['deadline'])}, found {found(data['hedge_after'])}"
+        yield Problem(("hedge_after",), text)
+
+
+def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sections that need a state folder, without one."""
+    offline = data.get("offline")
+    if offline == "queue" and not _has(data, "cloud"):
+        yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
+    if offline == "stale" and "cache" not in data:
+        yield Problem(("offline",), '"stale" needs a [cache] section, and there is none')
+    if "state" in data:
+        return
+    needs = "needs state, the folder for what outlives the process, and there is none"
+    if offline == "queue":
+        yield Problem(("offline",), f'"queue" {needs}')
+    if "outbox" in data:
+        yield Problem(("outbox",), needs)
+    cache, trace = data.get("cache"), data.get("trace")
+    if isinstance(cache, dict) and cache.get("disk") is True:
+        yield Problem(("cache", "disk"), needs)
+    if isinstance(trace, dict) and "file" not in trace:
+        yield Problem(("trace", "file"), "is missing, and so is state, the folder where it would be")
+
+
+def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Egress rules that contradict each other, or have no effect and so let everything leave."""
+    rules = data.get("egress")
+    if not isinstance(rules, dict):
+        return
+    if {*rules} <= {"unknown_class"}:
+        yield Problem(("egress",), "expected never_leave, may_leave or default_class, found none of them")
+    never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
+    for name in [name for name in may if isinstance(name, str) and name in never]:
+        yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
+
+
+def _saver(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """A saver that would never apply."""
+    saver = data.get("saver")
+    if isinstance(saver, dict) and "battery_below" not in saver and "hotter_than" not in saver:
+        yield Problem(("saver",), "expected battery_below, hotter_than or both: without them it never applies")
+
+
+def _candidate(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """A candidate that would replace nothing, or never be compared."""
+    if not data.get("candidate"):
+        return
+    edges = data.get("edge")
+    if not data.get("cloud") or not edges or (isinstance(edges, dict | list) and len(edges) != 1):
+        yield Problem(("candidate",), "is to take the place of the only [edge], beside a [cloud]: expected one of the former")
+    elif "audit" not in data and data.get("mode") != "shadow":
+        yield Problem(("candidate",), 'is judged from audits: add a section [audit], with share = "1%", say')
+
+
+def _arm(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """An arm B beside no arm A, or several."""
+    edges = data.get("edge")
+    if data.get("ab") and (not edges or (isinstance(edges, dict | list) and len(edges) != 1)):
+        yield Problem(("ab",), "is arm B beside the only [edge]: expected one of that")
+
+
+def _cloud_arms(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Arms of endpoints that are not there."""
+    arms, clouds = data.get("cloud_arms"), data.get("cloud")
+    if not isinstance(arms, dict):
+        return
+    several = list(clouds.values()) if isinstance(clouds, dict) and "url" not in clouds else clouds
+    names = [one.get("name", "cloud") for one in several if isinstance(one, dict)] if isinstance(several, list) else []
+    if len(names) < 2 or len({*map(str, names)}) < len(names):  # noqa: PLR2004 - a comparison
+        yield Problem(("cloud_arms",), "compares endpoints: expected two [[cloud]] at least, each with a name of its own")
+        return
+    for kind in ("split", "shadow"):
+        shares = arms.get(kind)
+        for name in shares if isinstance(shares, dict) else ():
+            if name not in names[1:]:
+                others = ", ".join(map(str, names[1:]))
+                yield Problem(("cloud_arms", kind, name), f"is none of the endpoints after the first: expected one of {others}")
+
+
+def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that have no effect without others."""
+    telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
+    for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
+        if key in telemetry and telemetry.get(needed, False) is False:
+            yield Problem(("telemetry", key), f"has no effect without {needed} = true")
+
+
+def _released(edges: Any) -> bool:
+    """Whether a model is of a catalog: it may come with its certificate."""
+    several = edges.values() if isinstance(edges, dict) else edges if isinstance(edges, list) else ()
+    return any(isinstance(one, dict) and str(one.get("path")).lower().endswith(".active") for one in several)
+
+
+def found(value: Any) -> str:
+    """Formats a value as quoted in a message."""
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) > HUGE:
+        return "a huge number"
+    if isinstance(value, int | float):
+        return f"{value:.9g}"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def sort(value: Any) -> str:
+    """What a value is, without quoting a text or number, which may be a secret, or have one in it."""
+    return "text" if isinstance(value, str) else "a number" if type(value) in (int, float) else found(value)
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        return duration(value)
+    except PydanticCustomError:
+        return None

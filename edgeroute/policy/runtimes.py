@@ -1,0 +1,242 @@
+"""Sections of `[edge]` for all runtimes but ONNX Runtime: the keys are the keyword arguments of the runtime's class."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, create_model
+from pydantic.errors import PydanticUserError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from edgeroute.catalog.installed import model_file
+from edgeroute.confidence.scores import SCORES
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_address, load, suffix_of, suffixes, target_of
+from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
+from edgeroute.policy.problems import found
+from edgeroute.policy.singles import at, of_policy, policy_folder
+from edgeroute.policy.targets import GROUP, VARIANT, Edge, Target, cards, loaded_score
+from edgeroute.policy.values import ModelPath, Text
+
+log = logging.getLogger("edgeroute")
+WRITTEN = ".onnx"
+"""The suffix whose section is written by hand, as `targets.Edge`."""
+
+
+class Registered(Target):
+    """A model on the device, whose keys are its class's arguments."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    target: ClassVar[str]
+    """The runtime's class, `module:Class`."""
+    path: ModelPath = Field(description="The model file or folder; its suffix picks the runtime.")
+    view: Text | None = Field(
+        None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
+    )
+
+    variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
+
+    def __repr_name__(self) -> str:
+        return self.target
+
+    def files(self) -> list[str]:
+        """The model, its card, and what else is a path."""
+        options = self.options()
+        own = [str(path) for value in options.values() for path in _listed(value) if isinstance(path, Path)]
+        score = options.get("score")
+        own += [score] if isinstance(score, str) and score not in SCORES else []
+        return own if is_address(self.path) else [self.path, *cards(self.path), *own]
+
+    def make(self, folder: Path) -> Any:
+        """Makes the model."""
+        options = {name: _resolved(value, folder) for name, value in self.options().items()}
+        if isinstance(score := options.get("score"), str):
+            options["score"] = loaded_score(score, folder)
+        return load(self.path if is_address(self.path) else at(folder, self.path), **options)
+
+    def options(self) -> dict[str, Any]:
+        """The keys that are given, except `path`, and `view`, `variant` and `group`, which are the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant", "group"})
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)([_resolved(one, folder) for one in value])
+    return at(folder, str(value)) if isinstance(value, Path) else value
+
+
+def registered(path: object) -> type[Registered] | None:
+    """The section type for such a model file; None: it is `targets.Edge`, or there is no runtime.
+
+    Raises:
+        PolicyError, RuntimeMissing: the runtime's class cannot be had.
+        ModelMissing, CatalogError, StoreError: it is a model of a catalog, and which version is active is not known.
+    """
+    suffix = suffix_of(path) if isinstance(path, str) else None
+    if suffix == ACTIVE:
+        suffix = suffix_of(model_file(at(policy_folder(), str(path))))
+    if suffix is None or (target := target_of(suffix)) == BUILT_IN[WRITTEN]:
+        return None
+    return _section(suffix, target)
+
+
+def all_registered() -> dict[str, type[Registered]]:
+    """Suffix -> section type; one that cannot be had is logged and left out."""
+    sections: dict[str, type[Registered]] = {}
+    for suffix in (*suffixes(), SCHEMES[0]):
+        try:
+            section = registered(suffix if suffix in SCHEMES else f"model{suffix}")
+        except EdgerouteError as e:
+            log.warning("the keys for a model in %s are not known: %s", suffix, e)
+            continue
+        if section is not None:
+            sections[suffix] = section
+    return sections
+
+
+@lru_cache(maxsize=64)
+def _section(suffix: str, target: str) -> type[Registered]:
+    made = class_of(suffix)
+    said = _described(made)
+    # by alias: a parameter may have a name that pydantic uses itself
+    fields: dict[str, Any] = {
+        f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=said.get(name, "")))
+        for i, (name, parameter, annotation) in enumerate(_parameters(made))
+    }
+    section = create_model(f"{made.__name__}{suffix}", __base__=Registered, __doc__=inspect.getdoc(made), **fields)
+    section.target = target
+    return section
+
+
+def _parameters(made: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+    """The parameters after the path that a policy can give: those of a type that JSON has."""
+    try:
+        hints = get_type_hints(getattr(made, "__init__", made) if isinstance(made, type) else made, include_extras=True)
+    except (AttributeError, NameError, TypeError):  # what is imported for type checkers alone
+        hints = {}
+    _, *rest = inspect.signature(made).parameters.values()
+    for parameter in rest:
+        if parameter.name in Registered.model_fields:
+            continue
+        annotation = _plain(hints.get(parameter.name, Any))
+        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
+            yield parameter.name, parameter, annotation
+
+
+def _plain(annotation: Any) -> Any:
+    """The type as a policy has it: what may be text or a path is a path, which starts from the policy's folder."""
+    if get_origin(annotation) not in {Union, UnionType}:
+        return annotation
+    parts = [part for part in get_args(annotation) if part is not str or Path not in get_args(annotation)]
+    return Union[tuple(parts)]  # noqa: UP007 - of a tuple
+
+
+def _usable(annotation: Any) -> bool:
+    try:
+        TypeAdapter(annotation).json_schema()
+    except PydanticUserError:
+        return False
+    return True
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    """Only shown: a key that is not given is not passed."""
+    if parameter.default is parameter.empty:
+        return ...
+    return parameter.default if isinstance(parameter.default, bool | int | float | str | NoneType) else None
+
+
+_ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", re.MULTILINE)
+_ARGUMENT = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
+
+def _described(made: Any) -> dict[str, str]:
+    """Parameter -> what the docstring says of it, under `Args:`."""
+    told: dict[str, str] = {}
+    for text in (inspect.getdoc(made), inspect.getdoc(getattr(made, "__init__", None))):
+        for part in _ARGUMENTS.findall(text or ""):
+            told |= {name: " ".join(words.split()) for name, words in _ARGUMENT.findall(part)}
+    return told
+
+
+def _by_runtime(data: Any, built_in: Any) -> Any:
+    """Validates a section by the runtime that its path picks."""
+    try:
+        section = registered(data.get("path") if isinstance(data, dict) else None)
+    except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
+        try:
+            return built_in(data)
+        except ValidationError:
+            raise _errors([(("path",), f"what keys its runtime has is not known: {e}", data["path"])]) from None
+    except EdgerouteError as e:
+        raise _errors([(("path",), str(e), data["path"])]) from None
+    if section is None:
+        return built_in(data)
+    try:
+        return section.model_validate_json(json.dumps(data, default=str))  # as JSON: a list may be a tuple, and text a path
+    except ValidationError as e:
+        problems = e.errors(include_url=False)
+        raise _errors([(one["loc"], _text(section, one), one["input"]) for one in problems]) from None
+
+
+ByRuntime = WrapValidator(_by_runtime)
+
+
+def for_file(section: Target, path: str, folder: Path) -> Target:
+    """The section for another model file, with those keys of this one that its runtime has, but for the hash and the card.
+
+    Raises:
+        PolicyError: one of them has a value that this runtime does not take.
+        ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered`.
+    """
+    with of_policy(folder):
+        made = registered(path) or Edge
+    aliases = {field.alias or name: name for name, field in made.model_fields.items()}
+    if type(section) is made:
+        given = section.model_dump(by_alias=True, exclude_unset=True)
+        return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if given.get(key)})
+    known = aliases.keys() - {"path", "sha256", "card"}
+    given = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    try:
+        return made.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))
+    except ValidationError as e:
+        raise PolicyError("; ".join(f"{error['loc'][0]}: {error['msg']}" for error in e.errors(include_url=False))) from e
+
+
+def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
+    def detail(loc: Any, text: str, given: Any) -> InitErrorDetails:
+        return {"type": PydanticCustomError("policy", "{text}", {"text": text}), "loc": loc, "input": given}
+
+    return ValidationError.from_exception_data("edge", [detail(*problem) for problem in problems])
+
+
+def _text(section: type[Registered], error: Any) -> str:
+    kind, key, said = error["type"], str(error["loc"][0]), error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"there is no such key: {nearest(key, keys(section))}"
+    if kind == "missing":
+        return f"is missing. {keys(section)[key]}".rstrip()
+    if kind == "literal_error":
+        words = re.findall(r"'([^']*)'", said["expected"])
+        return f"found {found(error['input'])}: {nearest(error['input'], words)}"
+    if kind == "expected":
+        return f"expected {said['words']}, found {found(error['input'])}"
+    words = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"expected {words}, found {found(error['input'])}"
+
+
+def keys(section: type[Registered]) -> Mapping[str, str]:
+    """Key -> what it means."""
+    return {field.alias or name: field.description or "" for name, field in section.model_fields.items()}

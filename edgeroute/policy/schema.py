@@ -1,0 +1,235 @@
+"""JSON Schema of the keys, for editors, and Markdown, for readers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
+from edgeroute.errors import EdgerouteError
+from edgeroute.policy.keys import LISTS, SECTIONS, Settings
+from edgeroute.policy.runtimes import Registered, all_registered, registered
+
+VARIANTS = {
+    "type": "object",
+    "title": "group of variants",
+    "properties": {
+        "variant": {
+            "type": "array", "minItems": 2, "items": {"type": "object", "required": ["name", "path"]},
+            "description": "Edge models of which one runs (rules.md), the smallest last: the keys of an edge, and a name.",
+        },
+        "view": {"type": "string"},
+    },
+    "required": ["variant"],
+    "additionalProperties": False,
+}  # fmt: skip
+"""JSON Schema of `[edge]` with `[[edge.variant]]`."""
+
+
+class _Plain(GenerateJsonSchema):
+    """No null, since no format needs it here: an unset key is absent. No titles generated from names."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        made = super().default_schema(schema)
+        return {key: value for key, value in made.items() if key != "default" or value not in (None, [], {})}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
+def schema(*, built_in: bool = False) -> dict[str, Any]:
+    """JSON Schema of the policy, draft 2020-12; `built_in`: without the keys of registered runtimes."""
+    made = Settings.model_json_schema(schema_generator=_Plain)
+    keys = made["properties"]
+    runtimes = [] if built_in else [_runtime(suffix, section) for suffix, section in all_registered().items()]
+    if runtimes:
+        keys["candidate"] = {"anyOf": [{"$ref": "#/$defs/Edge"}, *runtimes], "description": keys["candidate"]["description"]}
+    for section in LISTS:
+        one = keys[section].pop("items")
+        if section == "edge" and runtimes:
+            one = {"anyOf": [one, *runtimes]}
+        if section == "edge":
+            one = {"anyOf": [*one.get("anyOf", [one]), VARIANTS]}
+        keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": keys[section]["description"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made,
+        "title": "edgeroute policy",
+        "description": "How edgeroute routes between models on the device and in the cloud.",
+    }
+
+
+def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
+    """The schema of `[edge]` for model files with this suffix."""
+    made = section.model_json_schema(schema_generator=_Plain)
+    ends = f"({re.escape(suffix)}|{re.escape(ACTIVE)})$"  # a model of a catalog has the keys of its version's runtime
+    made["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
+    return made
+
+
+def keys_of(paths: Iterable[object]) -> dict[str, Any]:
+    """Key -> its schema, of `[edge]` for these model files, as far as their runtimes are registered ones."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        try:
+            section = registered(path)
+        except EdgerouteError:  # said where the section is validated
+            continue
+        found |= {} if section is None else _runtime("", section)["properties"]
+    return found
+
+
+@lru_cache(1)
+def sections() -> dict[str, Mapping[str, Any]]:
+    """Section -> key -> its schema; the top level is ""."""
+    made = schema(built_in=True)
+    found: dict[str, Mapping[str, Any]] = {"": made["properties"]}
+    for name, models in SECTIONS.items():
+        found[name] = {key: value for model in models for key, value in made["$defs"][model.__name__]["properties"].items()}
+    return found
+
+
+def reference() -> str:
+    """The keys with types, defaults and meanings, as Markdown: the text of docs/policy.md."""
+    made = schema(built_in=True)
+    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {*SECTIONS})]
+    for name, models in SECTIONS.items():
+        if name == "candidate":
+            parts.append(f"### `[{name}]`\n\n{made['properties'][name]['description']}\n")
+            continue
+        kinds = [made["$defs"][model.__name__] for model in models]
+        common = {key for key, said in kinds[0]["properties"].items() if all(k["properties"].get(key) == said for k in kinds)}
+        several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
+        parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
+        if name == "edge":
+            runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix not in {".onnx", ACTIVE})
+            parts += [text for runtime in runtimes for text in _for_models(runtime)]
+        for kind in kinds if several else ():
+            protocol = kind["properties"]["protocol"]["const"]
+            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{kind["description"]}\n']
+            parts += [_table(kind, set(kind["properties"]) - common)]
+    return "\n".join(parts)
+
+
+def _for_models(runtime: str) -> list[str]:
+    """The keys of `[edge]` for the model files of a built-in runtime."""
+    suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
+    address = suffixes[0] in SCHEMES
+    section = registered(suffixes[0] if address else f"model{suffixes[0]}")
+    assert section is not None, "ONNX Runtime has the section Edge"
+    made = _runtime(suffixes[0], section)
+    what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
+    return [
+        f"### `[edge]` with {what}\n",
+        _table(made, set(made["properties"])),
+    ]
+
+
+def _table(section: Mapping[str, Any], keys: set[str]) -> str:
+    rows = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+    for key, value in section["properties"].items():
+        if key in keys:
+            default = "required" if key in section.get("required", ()) else _code(value["default"]) if "default" in value else ""
+            rows.append(f"| `{key}` | {_type(value)} | {default} | {value['description']} |")
+    return "\n".join(rows) + "\n"
+
+
+def _type(value: Mapping[str, Any]) -> str:
+    if "anyOf" in value and "title" not in value:
+        return " or ".join(_type(one) for one in value["anyOf"])
+    if "enum" in value or "const" in value:
+        return ", ".join(map(_code, value.get("enum") or [value["const"]]))
+    if value.get("type") == "array":
+        return f"list of {_type(value['items'])}s"
+    return str(value.get("title") or _WORDS.get(value["type"], value["type"]))
+
+
+_WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "table"}
+
+
+def _code(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+INTRODUCTION = """\
+# Policy files
+
+A policy says which models there are, which is asked first, and when something may leave the device. Write it as TOML,
+JSON or YAML (`pip install 'edgeroute[yaml]'`); the suffix says which. Relative paths start from the policy's folder.
+
+```toml
+# policy.toml
+mode = "prefer_edge"
+threshold = 0.85            # at this confidence the edge's answer is final, and nothing is sent
+deadline = "2s"
+offline = "edge"            # the cloud does not answer: the edge's answer stands, marked degraded
+
+[edge]
+path = "models/fashion/edge.int8.onnx"
+threads = 1
+
+[cloud]
+url = "http://127.0.0.1:8080/v2/models/fashion-large"
+api_key = { env = "CLOUD_KEY" }     # an environment variable's name (first: export CLOUD_KEY=...), never the key itself
+headers = { "X-Tenant" = "shop-7" }
+timeout = "2s"
+retries = 1
+max_reply = "4MiB"
+usd_per_call = 0.002
+
+[limits]
+usd_per_day = 5             # from then on nothing is sent that costs money
+
+[egress]
+never_leave = ["medical"]
+may_leave = ["product"]     # what is neither stays on the device too
+```
+
+```python
+import numpy as np
+from edgeroute import Router
+
+image = np.load("models/fashion/sample.npz")["images"][0]
+with Router.from_policy("policy.toml", watch=True) as router:
+    answer = router.infer(image, data_class="product")
+```
+
+With `watch=True` a change of the file takes effect a second later, but for `state`, `[cache]`, `[outbox]`, `[trace]` and
+`[telemetry]`: they stay as they were when the router was made.
+
+What a program gives, `Router.from_policy("policy.toml", edge=model)`, goes before the file's; with an `edge`, `cloud` or
+`threshold` there the file need not have one.
+
+Several models or endpoints are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked. More
+policies, to copy from: [examples/policies](../examples/policies).
+
+**Durations** are text with a unit, `"300ms"`, `"2s"`, `"1m"`, `"12h"`, `"7d"`; **sizes** likewise, `"512KB"` (1000 bytes each) or
+`"16MiB"` (1024 times 1024). A bare number is refused, since it would be read one way and meant another.
+
+**Secrets** are never in the file: `{ env = "NAME" }` names the environment variable that holds one. It is read when a request is
+sent, and no message, trace or log shows it.
+
+**Environment variables** beat the file: `EDGEROUTE_MODE=only_edge`, `EDGEROUTE_THRESHOLD=0.9`, and with `__` between a section
+and its key, `EDGEROUTE_CLOUD__URL=...`, `EDGEROUTE_LIMITS__USD_PER_DAY=2`. Of several sections a number says which, counted from
+0: `EDGEROUTE_CLOUD__1__URL`. Lists and tables are JSON: `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`.
+`EDGEROUTE_CLOUD__API_KEY` may hold the key itself.
+
+**Mistakes** are all told at once, a line each, before anything is loaded or sent:
+
+```text
+policy.toml: treshold: there is no such key: did you mean "threshold"?
+policy.toml: deadline: expected a duration such as "300ms", "2s" or "12h", found 300; did you mean "300ms" or "300s"?
+EDGEROUTE_MODE: found "only_egde": did you mean "only_edge"?
+```
+
+**Editors** complete and check the keys with the JSON Schema that `edgeroute schema` prints.
+"""

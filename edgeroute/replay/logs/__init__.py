@@ -1,5 +1,0 @@
-"""Foreign logs: requests that two models answered, read from what others record, and paired."""
-
-from edgeroute.replay.logs.pairs import FORMATS, Pairs, Price, Read, read_pairs
-
-__all__ = ["FORMATS", "Pairs", "Price", "Read", "read_pairs"]

@@ -1,0 +1,155 @@
+"""What audits do with a router: they call its clouds, and run its edges in shadow; and which settings are in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.core.plan import Leg, unheard
+from edgeroute.core.policy import INF, PolicyMode
+from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
+from edgeroute.router.build import CANDIDATE, Snapshot, fingerprints
+from edgeroute.router.engine import Engine
+from edgeroute.router.legs import LegExecutor
+from edgeroute.system.copies import own_copy
+from edgeroute.system.process import contained
+from edgeroute.trials.audit import FULL, FULL_OF_RUNS
+from edgeroute.trials.shadow import ShadowRun
+
+if TYPE_CHECKING:
+    from edgeroute.trials.audit import Auditor
+    from edgeroute.trials.drift import Audit
+
+
+class Asks:
+    """Calls a cloud, and runs models, for this router's audits."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def allowed(self) -> bool:
+        """Whether a request may be drawn. In shadow mode it needs no call of its own."""
+        return self._engine.snapshot.policy.mode == "shadow" or self._may_call()
+
+    def room(self, request: Any, leg: int) -> bool:
+        """Whether a low-priority call may be made now, and that leg's endpoint has capacity for it."""
+        backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
+        return self._may_call() and backend.guard.has_headroom()
+
+    def _may_call(self) -> bool:
+        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
+        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
+
+    def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
+        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+        inputs = contained(own_copy, request.inputs)
+        shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
+        legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
+        legs.floor = True
+        if legs.edge is not None:
+            legs.edge.note(None, [edge])
+        backend: Any = legs.backend(start)
+        permit = request.plan.legs[leg].permit
+        assert permit is not None, "it was looked for"
+        if backend.alone_async:
+            import asyncio
+
+            async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
+                return call()
+
+            return lambda: asyncio.run(legs.run_async(start, permit, backend, here))
+        return lambda: legs.run(start)
+
+    def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
+        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
+        own, candidate = request._replace(inputs=contained(own_copy, request.inputs)), request.snapshot.candidate
+        parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
+        if candidate is not None:
+            leg = unheard(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)
+            parts.append(self._alone(own._replace(snapshot=candidate), (leg,)))
+        return lambda: [run for legs in parts for run in _rehearsed(legs)]
+
+    def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
+        """The executor of these legs on that input, for which nobody waits."""
+        plan = request.plan._replace(legs=legs, order=tuple(range(len(legs))), sequential=True, deadline_s=INF)
+        shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
+        return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
+
+
+def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
+    """Runs the edges of a plan until one's answer would be accepted."""
+    runs = list[ShadowRun]()
+    for i, leg in enumerate(legs.plan.legs):
+        begun = monotonic()
+        event: Any = legs.run(Start(i))
+        took_s = event.at - begun
+        if type(event) is Failed:
+            backend: Any = legs.backend(Start(i))
+            backend.failures.log(f"{leg.name} ({backend.where}), in shadow", event.error)
+            runs.append(ShadowRun(leg, None, False, took_s, type(event.error).__name__))
+            if event.fatal:  # an error to the caller, if this were followed
+                break
+            continue
+        accepted = acceptable(leg, event.answer)
+        runs.append(ShadowRun(leg, event.answer, accepted, took_s))
+        if accepted:
+            break
+    return runs
+
+
+def audit_of(audit: Audit | None, mode: PolicyMode) -> Audit | None:
+    """The settings in force: in shadow mode all requests are audited unless the policy says otherwise."""
+    if audit is None and mode == "shadow":
+        from edgeroute.trials.drift import Audit as Made
+
+        return Made(share=1.0)
+    return audit
+
+
+def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
+    """Audits under this policy from now on; None: only if it is in shadow mode."""
+    audit = audit_of(audit, snapshot.policy.mode)
+    if audit is None:
+        if engine.auditor is not None:
+            engine.auditor.close()
+        engine.auditor, engine.audited = None, 0.0
+        return
+    auditor = engine.auditor or _auditor(engine, audit)
+    full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
+    targets, certificates, other = snapshot.targets, snapshot.certificates, snapshot.other
+    if other is not None:
+        targets, certificates = targets + other.targets[:1], certificates + other.certificates[:1]
+    others = () if other is None else (other.backends,)
+    auditor.adopt(targets, certificates, prints(snapshot), snapshot.backends, audit, full, others)
+    engine.auditor, engine.audited = auditor, audit.share
+
+
+def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
+    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
+    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    if snapshot.other is not None:
+        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
+    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
+
+
+def _compared(engine: Engine, name: str, *, agrees: bool) -> None:
+    if engine.arms is not None and engine.snapshot.other is not None:
+        engine.arms.compared(name, agrees=agrees)
+
+
+def _auditor(engine: Engine, audit: Audit) -> Auditor:
+    from edgeroute.trials.audit import Auditor
+
+    journal = None
+    if engine.state is not None:
+        from edgeroute.stores.journal import Journal
+
+        journal = Journal(engine.state / "audit.jsonl")
+    return Auditor(
+        audit, engine.counts,
+        submit=engine.cloud_threads.submit, asks=Asks(engine), changed=engine.refresh_thresholds,
+        alarm=engine.instruments.alarm, journal=journal, compared=partial(_compared, engine),
+        store=None if engine.checkpoint is None else engine.checkpoint.store,
+    )  # fmt: skip

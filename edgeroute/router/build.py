@@ -1,0 +1,548 @@
+"""Snapshot: the policy in force with its targets, and its construction from a router's arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+
+from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
+from edgeroute.cloud.guard import Egress
+from edgeroute.cloud.http_backend import HttpBackend
+from edgeroute.confidence.certificate import BoundCertificate, effective_target
+from edgeroute.confidence.forms import SLACK
+from edgeroute.confidence.input_score import InputScore
+from edgeroute.confidence.reader import bounded
+from edgeroute.confidence.scores import Score
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import (
+    HEDGE,
+    INF,
+    NEEDS,
+    POLICY_MODES,
+    CloudOrder,
+    Mode,
+    NoConfidence,
+    Offline,
+    Policy,
+    Target,
+    Uncalibrated,
+)
+from edgeroute.core.rules import NO_ONLY_CLOUD, RULE_MODES, Rule, problem
+from edgeroute.core.words import UNIDENTIFIED
+from edgeroute.edge.backend import EdgeBackend, ScoredBeforehand, edge_backend, keeps_state
+from edgeroute.edge.members import member, stamps
+from edgeroute.edge.runtimes import Variants, load
+from edgeroute.errors import ModelMissing, PolicyError, nearest
+from edgeroute.observe.sensors import LEAST_S, MOST_S
+from edgeroute.router.keys import KeyPrefixes, score_print
+from edgeroute.router.views import TargetViews, View, check_send_edge
+from edgeroute.trials.settings import AB, B, CloudArms, checked_ab, checked_arms
+from edgeroute.types import Backend
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.guard import Guard
+    from edgeroute.confidence.certificate import Certificate
+
+
+# What is given to a router as its models and endpoints, in one form.
+
+
+def listed(given: Any) -> list[Any]:
+    """None, one or several, as a list."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
+    """The edge models, the members of groups in place of these; and of each its group and name in it, empty without one."""
+    models, groups = list[Any](), list[tuple[str, str]]()
+    for i, given in enumerate(edges):
+        if isinstance(given, Variants):
+            group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
+            models += given.models.values()
+            groups += [(group, name) for name in given.models]
+        else:
+            models.append(given)
+            groups.append(("", ""))
+    return models, groups
+
+
+def named(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
+    """The target's name: `edge` or `cloud` if it is the only one, else its own, made unique."""
+    if of == 1:
+        return side
+    name = own if own and own != side else f"{side}-{i + 1}"
+    return name if name not in {t.name for t in taken} else f"{name}-{i + 1}"
+
+
+def endpoint_of(given: Any) -> Any:
+    """The endpoint of what was given as a cloud.
+
+    Raises:
+        PolicyError: it is none.
+    """
+    if isinstance(given, str):
+        from edgeroute.cloud.openinference import OpenInference
+        from edgeroute.http.messages import bare
+
+        if "/v2/models/" not in given:
+            raise PolicyError(f"what does {bare(given)} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+        return OpenInference(given)
+    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
+        return given
+    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
+
+
+# Models that are versions of a catalog: the certificate that came with one, and the policy with another one as arm B.
+
+
+def released(model: Any) -> Certificate | None:
+    """The certificate that came with a version of a catalog; None: there is none."""
+    release = member(model, "release")
+    if release is None or release.certificate is None:
+        return None
+    from edgeroute.confidence.certificate import Certificate
+
+    return Certificate.load(release.certificate)
+
+
+def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
+    """A certificate that came with a model, without its threshold where it is for something else: everything is deferred then."""
+    if promise is None or promise._replace(max_age_days=INF).broken() is None:
+        return promise
+    return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
+
+
+def of_arm_b(snapshot: Any, ab: AB, cloud: Any, threshold: Any, build: Callable[..., Any]) -> Any:
+    """The policy of arm B, made by `build`; None: its model is the one that is in use already, as after it was promoted."""
+    checked_ab(ab)
+    if sum(b.side == "edge" for b in snapshot.backends) != 1:
+        raise PolicyError("ab needs one edge model, which is arm A")
+    model = load(ab.model)
+    release, own = member(model, "release"), member(cast("Any", snapshot.backends[0]).model, "release")
+    if release is not None and own is not None and (release.name, release.version) == (own.name, own.version):
+        return None
+    limit = ab.threshold if ab.threshold is not None or released(model) is not None else threshold
+    made = build(ab.model, cloud, threshold=limit, arm=B)
+    if made.clouds != snapshot.clouds:
+        raise PolicyError("ab: B has other labels than A, by which the cloud's answers are read: give the cloud its own")
+    return made
+
+
+# Validates a policy and its thresholds against the targets that there are.
+
+
+def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
+    """Refuses a policy that contradicts itself, or these targets.
+
+    Raises:
+        PolicyError: with what is wrong.
+    """
+    for name, value, kind in (
+        ("uncalibrated", uncalibrated, Uncalibrated),
+        ("no_confidence", policy.no_confidence, NoConfidence),
+        ("offline", policy.offline, Offline),
+        ("order", policy.order, CloudOrder),
+    ):
+        if value not in (valid := get_args(kind)):
+            raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
+    if not policy.deadline_s > 0 or not policy.first_token_s > 0:
+        raise PolicyError("deadline and first_token are more than 0 seconds")
+    hedge = policy.hedge_after
+    if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
+        raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
+    if (every_s := policy.sensors_every_s) is not None and not LEAST_S <= every_s <= MOST_S:
+        raise PolicyError(f"sensors_every= takes seconds, from {LEAST_S:g} to {MOST_S:g}, not {every_s:g}")
+    if not edges and not clouds:
+        raise PolicyError("a router needs edge=, cloud= or both")
+    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, RULE_MODES)] if policy.saver else [])):
+        if mode not in valid:
+            raise PolicyError(NO_ONLY_CLOUD if mode == "only_cloud" else f"there is no mode {mode!r}: {nearest(mode, valid)}")
+        _check_sides(mode, f"mode {mode!r}", edges, clouds)
+    for i, rule in enumerate(policy.device_rules):
+        if text := problem(rule):
+            raise PolicyError(f"rules: {text}")
+        try:
+            _check_sides(rule.then, f"a rule with then={rule.then!r}", edges, clouds)
+        except PolicyError as e:
+            e.key = f"rule[{i}].then"
+            raise
+
+
+def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
+    """Refuses what needs targets that there are not."""
+    for side in NEEDS.get(then, ()):
+        if not (edges if side == "edge" else clouds):
+            raise PolicyError(f"{what} needs {side}=, and there is none")
+    if then == "small_model" and len(edges) < 2:  # noqa: PLR2004 - one to leave out
+        raise PolicyError(f"{what} needs several edge models, of which it leaves the smallest, and there are {len(edges)}")
+
+
+def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
+    """One threshold or certificate for each edge model; `needed`: without them there is no policy."""
+    if given is None:
+        if needed and count:
+            raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
+        return [None] * count
+    several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
+    values = list(given) if several else [given] * count
+    if len(values) != count:
+        raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
+    for value in values:
+        if hasattr(value, "guarantee"):  # a certificate
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+            raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
+    return [value if hasattr(value, "guarantee") else float(value) for value in values]
+
+
+def check_range(threshold: Any, score: str | Score) -> None:
+    """Refuses a threshold outside the range of confidences by this score."""
+    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
+        percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+        raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
+
+
+DAY_S = 86400.0
+CANDIDATE = "candidate"
+"""What a candidate is called in audits, and the side of its view."""
+
+
+class Snapshot(NamedTuple):
+    """A policy with its targets and backends; a reload replaces it as a whole, so a request sees one from start to end."""
+
+    policy: Policy
+    targets: tuple[Target, ...]
+    backends: tuple[Backend, ...]
+    specs: tuple[tuple[Any, ...], ...]
+    """What each backend was made from: a reload reuses a backend if that is unchanged."""
+    egress: Egress
+    plans: dict[tuple[Mode | None, float | None, str | None, str], Plan]
+    """Plans made so far, by mode, deadline and data class of the call, and by its arm of the cloud."""
+    prefixes: KeyPrefixes
+    """Cache key prefixes; unlike plans they do not depend on thresholds."""
+    certificates: tuple[BoundCertificate | None, ...]
+    """Per target: its certificate, if its threshold comes from one."""
+    views: TargetViews
+    """What of an input each target takes."""
+    candidate: Snapshot | None = None
+    """The policy as it would be with the candidate as its edge model, and without a threshold; None: there is no candidate."""
+    other: Snapshot | None = None
+    """The policy with the edge model of arm B; None: there are no arms."""
+    sends_edge: bool = False
+    """Whether a cloud takes the edge's answer along."""
+    cloud_arms: CloudArms | None = None
+    """The arms of the cloud; None: there are none."""
+    before: bool = False
+    """Whether an edge is judged by the input alone, before it runs."""
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """The edge models of both arms, in words."""
+        one, other = (s.backends[0] for s in (self, self.other or self))
+        return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
+
+    @property
+    def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
+        """The targets and backends, with the edge of arm B."""
+        other = self.other
+        if other is None:
+            return self.targets, self.backends
+        return self.targets + other.targets[:1], self.backends + other.backends[:1]
+
+    @property
+    def clouds(self) -> list[CloudBackend]:
+        """The backends that leave the device."""
+        return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
+
+    @property
+    def proper(self) -> list[CloudBackend]:
+        """Those of them that are not on trial: certificates are made with these."""
+        return [cloud for cloud in self.clouds if not any(t.trial and t.name == cloud.name for t in self.targets)]
+
+
+def build(
+    edge: Any = None,
+    cloud: Any = None,
+    *,
+    threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+    score: str | Score = "msp",
+    deadline: float | None = None,
+    hedge_after: float | str | None = None,
+    first_token: float | None = None,
+    egress: Egress | None = None,
+    uncalibrated: Uncalibrated = "tell",
+    certificate_max_age: float | None = None,
+    views: Mapping[Any, View] | None = None,
+    candidate: Any = None,
+    rules: Sequence[Rule] | None = None,
+    sensors_every: float | None = None,
+    ab: AB | None = None,
+    arm: str = "",
+    guard: Callable[[CloudBackend], Guard],
+    awaits: bool = False,
+    old: Snapshot | None = None,
+    **rest: Any,
+) -> Snapshot:
+    """Builds a snapshot. See `Router` for the arguments; `rest` are fields of `Policy`. Unchanged backends of `old` are reused.
+
+    guard: makes the guard of a cloud. awaits: whether the router can await an edge.
+
+    Raises:
+        PolicyError: the arguments are invalid together.
+        ModelMissing: there is no file at a model's path.
+    """
+    egress = egress or Egress()
+    policy = Policy(
+        deadline_s=_seconds(deadline),
+        hedge_after=hedge_after if isinstance(hedge_after, str) else _seconds(hedge_after),
+        first_token_s=_seconds(first_token),
+        rules=egress.rules,
+        device_rules=tuple(rules or ()),
+        sensors_every_s=sensors_every,
+        **rest,
+    )
+    edges, groups = members(listed(edge))
+    trials = checked_arms(cloud) if isinstance(cloud, CloudArms) else None
+    clouds = listed(cloud if trials is None else [*trials.clouds.values()])
+    check_policy(policy, edges, clouds, uncalibrated)
+    models = [load(given) for given in edges]
+    own_thresholds = [released(model) for model in models] if threshold is None else []
+    needed = bool(clouds) and policy.mode == "prefer_edge"
+    certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else the others' answers would all be accepted
+    thresholds = own_thresholds if certified else checked_thresholds(threshold, len(edges), needed=needed)
+    known = {} if old is None else made_of(old)
+    views = dict(views or {})
+    own_view = views.pop((CANDIDATE, 0), None)
+    targets: list[Target] = []
+    backends: list[Backend] = []
+    specs: list[tuple[Any, ...]] = []
+    labels: tuple[str, ...] | None = None
+
+    def add(spec: tuple[Any, ...], target: Target, backend: Any) -> None:
+        specs.append(spec)
+        targets.append(target)
+        backends.append(known.get(_key(spec)) or backend)
+
+    promised: dict[int, Certificate] = {}
+    for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
+        path = member(model, "path")
+        if path is not None and not Path(path).exists():
+            raise ModelMissing(f"there is no model at {path}")
+        group, variant = groups[i]
+        name = f"{group} {variant}" if group else arm or named("edge", model.name, i, len(edges), targets)
+        target = Target(name, "edge", group=group)
+        if group and keeps_state(model):
+            raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
+        if isinstance(limit, float | None):
+            target = target._replace(threshold=limit)
+        else:
+            promised[len(targets)] = limit
+            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
+        own = member(model, "score") or score
+        check_range(limit, own)
+        runner = edge_backend(name, model, own)
+        if runner.alone_async and not awaits:
+            raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
+        if runner.alone_async and policy.mode == "shadow":
+            raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
+        read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
+        add(("edge", name, given, own, read), target, runner)
+        labels = member(model, "labels") or labels
+    for i, given in enumerate(clouds):
+        endpoint = endpoint_of(given)
+        own_name = getattr(endpoint, "name", "cloud") if trials is None else [*trials.clouds][i]
+        name = named("cloud", own_name, i, len(clouds), targets) if trials is None else own_name
+        kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
+        backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
+        if getattr(backend, "alone_async", False) and not awaits:
+            raise PolicyError(
+                f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
+            )
+        backend.guard = guard(backend)
+        add(("cloud", name, given, score, labels), Target(name, "cloud", trial=trials is not None and i > 0), backend)
+    seen = TargetViews(views, targets)
+    scores = [spec[3] for spec in specs]
+    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
+    none = (None,) * len(targets)
+    before = any(isinstance(backend, ScoredBeforehand) for backend in backends)
+    tells = check_send_edge(policy, targets, backends, egress, candidate=candidate is not None)
+    snapshot = Snapshot(
+        policy,
+        tuple(targets),
+        tuple(backends),
+        tuple(specs),
+        egress,
+        {},
+        prefixes,
+        none,
+        seen,
+        sends_edge=tells,
+        cloud_arms=trials,
+        before=before,
+    )
+    certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
+    if own_thresholds:
+        certificates = tuple(map(only_if_it_holds, certificates))
+    if uncalibrated == "error":
+        _all_hold(targets, certificates)
+        if trials is not None and any(trials.split.values()) and any(certificates):
+            raise PolicyError(
+                "no certificate is for the endpoints that cloud_arms.split tries, and uncalibrated is 'error': use shadow"
+            )
+    if promised:
+        snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
+    if ab is not None:
+        arm_b = partial(
+            build, score=score, deadline=deadline, hedge_after=hedge_after, first_token=first_token, egress=egress, views=views,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, rules=rules, guard=guard, awaits=awaits,
+            old=snapshot._replace(candidate=old), **rest,
+        )  # fmt: skip
+        plain = threshold if isinstance(threshold, Real) else None
+        snapshot = snapshot._replace(other=of_arm_b(snapshot, ab, cloud, plain, arm_b))
+    if candidate is None:
+        return snapshot
+    if len(edges) != 1 or not clouds:
+        raise PolicyError(
+            f"a candidate is to take the place of the only edge model, beside a cloud; there are {len(edges)} edges"
+        )
+    views.pop(("edge", 0), None)
+    if own_view is not None:
+        views["edge", 0] = own_view
+    made = build(
+        candidate, cloud, score=score, egress=egress, views=views, guard=guard, awaits=awaits,
+        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow", "saver": None}, rules=(),
+    )  # fmt: skip
+    if made.clouds != snapshot.clouds:
+        raise PolicyError(
+            "the candidate has other labels than the edge model, by which the cloud's answers are read: give the cloud its own"
+        )
+    return snapshot._replace(candidate=made)
+
+
+def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
+    """Name -> backend of each edge model, the candidate too."""
+    found = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
+    found += [] if snapshot.other is None else edges_of(snapshot.other)
+    if snapshot.candidate is not None:
+        found += [(CANDIDATE, b) for _, b in edges_of(snapshot.candidate)]
+    return found
+
+
+def cleared(snapshot: Snapshot) -> None:
+    """Forgets the plans made so far, after facts have changed."""
+    snapshot.plans.clear()
+    if snapshot.other is not None:
+        snapshot.other.plans.clear()
+
+
+def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
+    """The backends of a policy and its candidate, by what they were made from."""
+    known = {} if snapshot.candidate is None else made_of(snapshot.candidate)
+    known |= {} if snapshot.other is None else made_of(snapshot.other)
+    return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
+
+
+def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """What a certificate for edge model number `i` is bound to, by the names of `BOUND_TO`.
+
+    That is the model, its score and view, the cloud behind it and its codec; and the edge models before it, each with its own
+    threshold, as they decide which inputs reach it.
+    """
+    from edgeroute.stores.cache import fingerprint
+
+    egress, clouds, found = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
+    if clouds:
+        redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
+        found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
+        found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+        if said := served(snapshot):
+            found["served"] = said
+    for number, backend in enumerate(snapshot.backends):
+        if (
+            backend.side == "cloud"
+            and not snapshot.targets[number].trial
+            and (view := snapshot.views.identity(number, fingerprint))
+        ):
+            found["codec"] += f" {view}"
+    if earlier := before(snapshot.targets, i):
+        found["earlier"] = _earlier(snapshot, earlier)
+    return found
+
+
+def served(snapshot: Snapshot) -> str:
+    """What the clouds' servers have said of their models; empty: none of them says anything."""
+    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.proper]
+    return " ".join(one or "-" for one in said) if any(said) else ""
+
+
+def before(targets: Sequence[Target], i: int) -> list[int]:
+    """The edge models whose thresholds decide which inputs reach number `i`: those before it, but the variants beside it."""
+    return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
+
+
+def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """The fingerprints of an edge model with its view, and of its score."""
+    from edgeroute.stores.cache import fingerprint
+
+    score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
+    return {
+        "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
+        "score": score_print(score, fingerprint),
+    }
+
+
+def chosen(snapshot: Snapshot, i: int) -> Target:
+    """The target with the threshold that it was given, whatever an alarm has made of it since."""
+    target, promise = snapshot.targets[i], snapshot.certificates[i]
+    if promise is None:
+        return target
+    return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
+
+
+def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
+    """One hash over the edge models before another: their fingerprints and their own thresholds."""
+    models = []
+    for number in earlier:
+        target = chosen(snapshot, number)
+        own = {label: str(t) for label, t in target.thresholds.items()}
+        models.append([_own_prints(snapshot, number), str(target.threshold), own])
+    text = json.dumps(models, sort_keys=True)
+    unknown = f"{UNIDENTIFIED} " if UNIDENTIFIED in text else ""
+    return unknown + sha256(text.encode()).hexdigest()
+
+
+def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
+    if certificate is None:
+        return None
+    if snapshot.policy.no_confidence != "defer":
+        raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
+    used = {"earlier": "", **fingerprints(snapshot, i)}
+    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served, snapshot))
+
+
+def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:
+    for target, promise in zip(targets, certificates, strict=True):
+        if target.threshold is None:
+            continue
+        broken = "it is a plain number" if promise is None else promise.broken()
+        if broken is not None:
+            error = PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+            error.key = "uncalibrated"
+            raise error
+
+
+def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a backend was made from, to look it up by; what has no hash, as a dataclass has none, is the same only as itself."""
+    return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
+
+
+def _seconds(given: float | None) -> float:
+    return INF if given is None else float(given)

@@ -1,0 +1,1 @@
+"""Programs, which people start. Nothing outside this folder imports them, but by `edgeroute.system.imports.tool`."""

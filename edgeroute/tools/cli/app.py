@@ -1,0 +1,65 @@
+"""The `edgeroute` command: its subcommands and common behaviour."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeroute import __version__
+from edgeroute.tools.cli.arms import arms
+from edgeroute.tools.cli.calibrate import calibrate
+from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
+from edgeroute.tools.cli.compress import prune, quantize
+from edgeroute.tools.cli.dashboard import dashboard, top
+from edgeroute.tools.cli.demo import demo
+from edgeroute.tools.cli.egress import egress
+from edgeroute.tools.cli.evaluate import evaluate
+from edgeroute.tools.cli.exits import CODES, exits
+from edgeroute.tools.cli.export import export
+from edgeroute.tools.cli.infer import infer
+from edgeroute.tools.cli.inspect import inspect
+from edgeroute.tools.cli.models import models
+from edgeroute.tools.cli.outbox import outbox
+from edgeroute.tools.cli.recertify import recertify
+from edgeroute.tools.cli.replay import replay
+from edgeroute.tools.cli.serve import gateway, serve
+from edgeroute.tools.cli.simulate import load, simulate
+from edgeroute.tools.cli.status import status
+
+app = typer.Typer(
+    name="edgeroute",
+    epilog=CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgeroute {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Runs a model on the edge, and defers to the cloud when its confidence is below the threshold."""
+
+
+COMMANDS = (
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors, egress, serve,
+    gateway, dashboard, top, schema, demo, docs,
+)  # fmt: skip
+for command in COMMANDS:
+    app.command()(exits(command))
+app.add_typer(export)
+app.add_typer(models)
+app.add_typer(outbox)
+simulate.command()(exits(load))
+app.add_typer(simulate)

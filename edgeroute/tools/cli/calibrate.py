@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from edgeroute.errors import PolicyError, StoreError
+from edgeroute.tools.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, Given, given, plain
+from edgeroute.tools.cli.exits import OK, TOO_FEW, line
+from edgeroute.tools.cli.tables import Json, Policy, console, pairs, share, table
+
+if TYPE_CHECKING:
+    from edgeroute.confidence.certificate import Certificate, Kind
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.graded import CertifiedGraded
+    from edgeroute.tools.measure.report.results import CalibrationResult
+
+Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
+
+
+def calibrate(
+    *,
+    policy: Policy,
+    data: DataOrNone = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Accuracy lost against the cloud, as in 1%.", show_default=False),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            parser=share, metavar="SHARE", help="Wrong answers among those that the edge keeps, as in 5%.", show_default=False
+        ),
+    ] = None,
+    max_defer: Annotated[
+        float | None, typer.Option(parser=share, metavar="SHARE", help="Inputs that are deferred, as in 20%.", show_default=False)
+    ] = None,
+    sure: Annotated[
+        str, typer.Option(metavar="SHARE", help="How sure the promise is. With --max-defer also `average`: it holds on average.")
+    ] = "95%",
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What graded answers were graded by, as in F1: named in the promise.", show_default=False
+        ),
+    ] = "",
+    per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all promises at once.")] = False,
+    score: Annotated[
+        Score | None,
+        typer.Option(help="`learned` fits one to the examples, `auto` blends it with msp.", show_default="the policy's"),
+    ] = None,
+    ood: Annotated[bool, typer.Option("--ood", help="A fitted score also looks at how foreign an input is.")] = False,
+    score_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where a fitted score goes.", show_default="MODEL.score.json beside the model"),
+    ] = None,
+    audited: Annotated[
+        bool, typer.Option("--audited", help="Instead of data the audit log in the policy's state folder: no labels needed.")
+    ] = False,
+    every: Every = 1,
+    edge: EdgeNumber = 0,
+    data_class: DataClass = None,
+    batch: Annotated[int, typer.Option(min=1, help="Inputs in one request to the cloud.")] = 32,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the certificate goes.", show_default="certificate.json beside the policy"),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Finds the lowest threshold with the requested guarantee, and writes it as a certificate.
+
+    Exactly one of --max-loss, --max-error and --max-defer states the guarantee.
+
+    --max-loss calls the cloud for every example; without labels it guarantees agreement with the cloud.
+
+    --max-error needs labels. --max-defer needs neither labels nor the cloud.
+
+    Answers that are graded from 0 to 1 come in .npz files with confidence, edge_scores, perhaps cloud_scores and groups.
+
+    Prompts come in .jsonl files: prompt or messages, and perhaps edge, cloud, grade or label. Without answers the models run.
+    """
+    kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
+    if bool(data) == audited:
+        raise typer.BadParameter("one of the two is needed", param_hint="--data or --audited")
+    if audited and (score or per_class or kind == "max_error"):
+        text = "the log has no labels, no classes and one score: use it with --max-loss or --max-defer and the policy's score"
+        raise typer.BadParameter(text, param_hint="--audited")
+    if per_class and kind == "max_defer":
+        raise typer.BadParameter("--max-defer has one threshold for all classes", param_hint="--per-class")
+    if ood and score not in {"auto", "learned"}:
+        raise typer.BadParameter("it is for a score that is fitted: --score learned or auto", param_hint="--ood")
+    odds = _sure(sure, kind)
+
+    from edgeroute.confidence import NotEnough
+    from edgeroute.edge.members import member
+    from edgeroute.tools.cli.graded import certified_graded, graded, only_graded
+    from edgeroute.tools.cli.prompts import graded_prompts, prompts
+    from edgeroute.tools.measure.collect import Aside
+
+    result: CalibrationResult | CertifiedGraded
+    want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
+    with (
+        _instead(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
+        plain(policy) as router,
+    ):
+        try:
+            said = None if audited else prompts(data or [], every)
+            scored = None if audited or said is not None else graded(data or [], every)
+            if said is not None:
+                scored = graded_prompts(said, Aside(router.engine, edge), router)
+            if scored is None and metric:
+                why = "it is of graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
+                raise typer.BadParameter(why, param_hint="--metric")
+            if scored is not None:
+                only_graded(score=score, per_class=per_class, class_=data_class)
+                result = certified_graded(scored, kind, value, odds, metric, Aside(router.engine, edge))
+            elif audited:
+                result = _recorded(router, None, want, edge, policy, every)
+            elif (found := given(data or [], every, router)).recorded:
+                result = _recorded(router, found, want, edge, policy, every)
+            else:
+                result = router.calibrate(
+                    found.inputs, found.labels, groups=found.groups, edge=edge, data_class=data_class, batch=batch, **want
+                )
+                result = replace(result, notes=[*found.notes, *result.notes])
+        except NotEnough as e:
+            missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
+            print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
+            return TOO_FEW
+        model = Path(member(Aside(router.engine, edge).runner.model, "path") or "model")
+    path = out or policy.parent / "certificate.json"
+    lines = {"threshold": written_as(policy, path)}
+    if result.fitted is not None:
+        saved = score_out or model.with_suffix(".score.json")
+        result.fitted.save(saved)
+        lines["score"] = written_as(policy, saved)
+    elif score is not None:
+        lines["score"] = str(result.score)
+    try:
+        result.certificate.save(path)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+    if as_json:
+        certificate = result.certificate.as_dict()
+        print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes]}))
+        return OK
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    _show(result, path, lines, edge)
+    return OK
+
+
+def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
+    named = [(kind, value) for kind, value in targets.items() if value is not None]
+    if len(named) != 1:
+        raise typer.BadParameter("exactly one is needed", param_hint="--max-loss, --max-error or --max-defer")
+    ((kind, value),) = named
+    return kind, some(value, f"--{kind.replace('_', '-')}")
+
+
+def some(value: float, option: str) -> float:
+    """A share that is neither nothing nor all; else the option is refused."""
+    if not 0 < value < 1:
+        raise typer.BadParameter("the share is more than 0% and less than 100%", param_hint=option)
+    return value
+
+
+def _sure(text: str, kind: Kind) -> float | None:
+    if text != "average":
+        return some(share(text), "--sure")
+    if kind != "max_defer":
+        why = "only --max-defer can hold on average: the others are promised with a probability"
+        raise typer.BadParameter(why, param_hint="--sure")
+    return None
+
+
+def _thresholds(policy: Path, edge: int) -> str:
+    """Thresholds to calibrate with: of the edge models before this one those of the policy, and 0 of the others."""
+    from edgeroute.policy.sources import read
+
+    data = read(policy) if edge else {}
+    edges, given = data.get("edge", []), data.get("threshold")
+    count = len(edges) if isinstance(edges, list) else 1
+    if edge >= count:
+        return "0"
+    own = given if isinstance(given, list) else [given] * count
+    if given is None:
+        raise PolicyError(f"{policy}: the edge models before number {edge} need their thresholds: calibrate them first")
+    return json.dumps([*own[:edge], *[0] * (count - edge)])
+
+
+@contextmanager
+def _instead(**keys: str | None) -> Iterator[None]:
+    """Sets EDGEROUTE_ variables that override policy keys whose values may not exist yet."""
+    new = {f"EDGEROUTE_{key.upper()}": value for key, value in keys.items() if value is not None}
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _recorded(
+    router: Router, found: Given | None, want: dict[str, Any], edge: int, policy: Path, every: int
+) -> CalibrationResult:
+    """Of what a file has recorded, or, if there is none, the audit log."""
+    from edgeroute.tools.cli.outbox import folder
+    from edgeroute.tools.measure.certified import audited
+    from edgeroute.tools.measure.collect import Aside, recorded
+    from edgeroute.tools.measure.steps import calibrated, wanted
+
+    options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
+    asked = wanted(**options)
+    aside = Aside(router.engine, edge, "msp" if asked.fit else asked.score)
+    if found is not None:
+        made, notes = recorded(aside, found.edge, found.cloud, found.labels, found.groups), found.notes
+    else:
+        made, notes = audited(folder(policy, None) / "audit.jsonl", aside.runner.name, aside.fingerprints(), every=every)
+    return calibrated(aside, made, asked, notes, policy=policy.name)
+
+
+def written_as(policy: Path, path: Path) -> str:
+    """The path as written in the policy: relative to its folder, unless they have nothing in common."""
+    folder, there = policy.parent.resolve(), path.resolve()
+    apart = there.anchor != folder.anchor or os.path.commonpath([folder, there]) == folder.anchor  # the first: another drive
+    return str(there) if apart else os.path.relpath(there, folder)
+
+
+def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
+    from edgeroute.tools.measure.report.words import SIDES
+
+    certificate = result.certificate
+    console().print(certificate.guarantee, markup=False)
+    rows = list[tuple[str, object]]()
+    low, high = certificate.deferral_interval
+    rows += [
+        ("promise", certificate.label),
+        ("method", f"{certificate.method or 'none'}, {_drawn(certificate)}"),
+        ("score", result.why or certificate.score),
+    ]
+    if not certificate.thresholds:
+        rows.append(("threshold", _threshold(certificate.threshold)))
+    rows.append(("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}"))
+    for side, accuracy in certificate.accuracy.items():
+        right = f"{accuracy:.2%} {'as the cloud says' if certificate.agreement else 'right'}"
+        mean = f"mean {certificate.metric} {accuracy:.4f}"
+        rows.append((SIDES.get(side, side), f"{mean if certificate.metric else right}, on the same examples"))
+    if certificate.area is not None:
+        area, low, high = certificate.area
+        rows.append(("score's area", f"{area:.2f} ({low:.2f} to {high:.2f}); 0 is random, 1 an oracle"))
+    if certificate.unscored:
+        rows.append(("without a score", f"{certificate.unscored:.1%} of the examples: deferred"))
+    pairs(rows)
+    if certificate.thresholds:
+        thresholds = [(label, _threshold(t)) for label, t in certificate.thresholds.items()]
+        table(("class", "threshold"), thresholds, ("class", "threshold"))
+    print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
+    for key, value in lines.items():
+        print(f"    {key} = {json.dumps(value)}")
+
+
+def _drawn(certificate: Certificate) -> str:
+    of = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
+    return f"{certificate.n:,} examples{of}"
+
+
+def _threshold(value: float) -> str:
+    return "none: always deferred" if value == inf else f"{value:.6g}"

@@ -1,0 +1,141 @@
+"""`edgeroute check` and `decide`, and the commands that print a schema, a page and the sensors."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from time import sleep
+from typing import Annotated, Literal
+
+import typer
+
+from edgeroute.core.words import printable
+from edgeroute.errors import nearest
+from edgeroute.system.imports import pages
+from edgeroute.tools.cli.exits import NOT_READY, OK
+from edgeroute.tools.cli.tables import Json, Policy, table
+
+
+def check(*, policy: Policy, as_json: Json = False) -> int:
+    """Reports what works, what may leave the device and where to, and what is missing."""
+    from edgeroute.router.router import Router
+
+    with Router.from_policy(policy) as router:
+        found = router.check()
+    print(json.dumps({"ok": found.ok, "lines": found.lines}) if as_json else printable(str(found)))
+    return OK if found.ok else NOT_READY
+
+
+def decide(
+    given: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file, or `-` for stdin.", show_default=False)
+    ],
+    *,
+    policy: Policy,
+    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file, or the line of JSON.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Explains which route an input would take. Runs the edge model; sends nothing."""
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.inputs import read
+
+    def told(note: str) -> None:
+        print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
+
+    with Router.from_policy(policy) as router:
+        items = read(given, router.engine.snapshot.views.keys, told)
+        if index >= len(items):
+            raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
+        found = router.decide(items[index].x)
+    if as_json:
+        print(json.dumps({"input": items[index].name, "sends_to": found.sends_to, "steps": found.steps}))
+    else:
+        print(printable(str(found)))
+        places = ", then ".join(found.sends_to)
+        print(f"so it would leave the device, to {places}" if places else "so it would stay on the device")
+    return OK
+
+
+def docs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="PAGE", help="One of the pages; default: list them.", show_default=False)
+    ] = None,
+    *,
+    as_json: Json = False,
+) -> int:
+    """Prints a page of the documentation of this version, as Markdown, or lists the pages."""
+    known = {file.stem: file for file in sorted(pages().glob("*.md"))}
+    if as_json and name in {None, *known}:
+        texts = {title: file.read_text(encoding="utf-8") for title, file in known.items() if name in {None, title}}
+        found = {"pages": [*texts], "folder": str(pages())} if name is None else {"page": name, "text": texts[name]}
+        print(json.dumps(found))
+        return OK
+    if name is None:
+        width = max(map(len, known), default=0)
+        for title, file in known.items():
+            heading = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+            print(f"{title:{width}}  {heading[1] if heading else ''}")
+        print(f"\nin {pages()}")
+        return OK
+    if name not in known:
+        raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, known)}", param_hint="PAGE")
+    print(known[name].read_text(encoding="utf-8"), end="")
+    return OK
+
+
+def schema(
+    what: Annotated[Literal["policy", "card"], typer.Argument(help="Of policy files, or of model cards.")] = "policy",
+    *,
+    as_json: Json = False,
+) -> int:
+    """Prints the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line."""
+    if what == "card":
+        from edgeroute.edge import card as described
+    else:
+        from edgeroute import policy as described  # type: ignore[no-redef]
+
+    print(json.dumps(described.schema(), indent=None if as_json else 2))
+    return OK
+
+
+UNITS = {"temperature_c": "{:.1f} C", "power_w": "{:.2f} W"}
+"""Of a reading's numbers; the others are shares."""
+BETWEEN_S = 0.5
+"""Time between the two readings: what is a difference is not known before the second."""
+
+
+def sensors(
+    *,
+    root: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where sysfs and procfs are, as in a container that has its host's elsewhere.")
+    ] = Path("/"),
+    as_json: Json = False,
+) -> int:
+    """Shows what this device tells of itself, and what is not known and why: battery, heat, load, memory, power, network."""
+    from edgeroute.observe.device.commands import TIMEOUT_S
+    from edgeroute.observe.sensors import DeviceSensors
+
+    if not root.is_dir():
+        raise typer.BadParameter(f"{str(root)!r} is no folder", param_hint="--root")
+    device = DeviceSensors(root, fresh_s=0.0)
+    device()
+    device.commands.wait(TIMEOUT_S)
+    sleep(BETWEEN_S)
+    device()
+    told = device.told()
+    if as_json:
+        print(json.dumps({name: {"value": value, "by": by} for name, (value, by) in told.items()}, allow_nan=False))
+        return OK
+    rows = [(name, _shown(name, value), printable(by)) for name, (value, by) in told.items()]
+    table(("reading", "value", "from, or why it is not known"), rows, ("reading", "from, or why it is not known"))
+    return OK
+
+
+def _shown(name: str, value: bool | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return UNITS.get(name, "{:.1%}").format(value)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from edgeroute.tools.cli.exits import OK
+from edgeroute.tools.cli.tables import Json, seconds, share
+
+if TYPE_CHECKING:
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.demo_report import Report
+
+MANY, SINGLY = 2_000, 1_000
+"""With more images than the first number, only so many are sent to the cloud alone singly, and the rest in batches."""
+WITH_RTT = 500
+"""Default number of images with a long round trip."""
+START_S = 60.0
+LAST = 5
+"""Lines of the server's output that are shown if it does not start."""
+
+
+def demo(
+    *,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="Images; default: all there are, 500 with --rtt.", show_default=False)
+    ] = None,
+    rtt: Annotated[
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="Time to add to each round trip, as in 80ms.", show_default=False),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder with Fashion-MNIST's t10k-*.gz.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where curve.png and report.html go; with --json they are written only if this is given.",
+            show_default="edgeroute-demo",
+        ),
+    ] = None,
+    max_defer: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="What may be deferred at most.", show_default="20%")
+    ] = 0.2,
+    as_json: Json = False,
+) -> int:
+    """Starts a cloud on this machine, routes images through it, and shows the gain."""
+    from edgeroute.tools.cli.demo_report import show
+
+    folder = out or (None if as_json else Path("edgeroute-demo"))
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:  # fail before the run, not after it
+            raise typer.BadParameter(f"{folder}: {e.strerror}", param_hint="--out") from e
+    show(run(n=n, rtt=rtt or 0.0, data=data, most=max_defer), folder, as_json=as_json)
+    return OK
+
+
+def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
+    """Starts a server, measures, and stops it.
+
+    Args:
+        n: number of images; None: all, or 500 with an `rtt`. A number above all is all.
+        rtt: seconds added to each round trip.
+        data: the folder with the test images; None: their standard location.
+        most: share of the validation images, 0..1, that the threshold may defer.
+
+    Raises:
+        ModelMissing, BadInput: a file is missing or invalid.
+        Unreachable, NoAnswer, CloudError: the server cannot be started or called.
+    """
+    from edgeroute.models import fashion
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.demo_report import SLACK, Report, Run, choose, measure, sweep, test_images, validation
+    from edgeroute.tools.measure.report.progress import bar
+
+    pair = fashion()
+    folder = pair.edge.parent
+    test = test_images(folder, data)
+    n = min(n or (WITH_RTT if rtt else len(test.images)), len(test.images))
+    test = test._replace(images=test.images[:n], labels=test.labels[:n])
+    known = validation(folder)
+    choice = choose(sweep(*known), goal=float(known.cloud_right.mean()) - SLACK, most=most)
+    singly = n if n <= MANY else SINGLY
+    with _ended_by_sigterm(), serving(pair.cloud) as (url, name), _link(url, rtt) as base, bar() as progress:
+        model = f"{base}/v2/models/{name}"
+
+        def over(what: str, router: Router, singly: int = n) -> Run:
+            task = progress.add_task(what, total=n)
+            return measure(router, test.images, test.labels, singly=singly, advance=lambda count: progress.advance(task, count))
+
+        edge = over("edge alone", Router(pair.edge, mode="only_edge"))
+        cloud = over("cloud alone", Router(cloud=model, mode="only_cloud"), singly)
+        cascade = over("cascade", Router(pair.edge, model, threshold=choice.threshold))
+    return Report(test, edge, cloud, cascade, choice, len(known.confidence), most, singly, rtt)
+
+
+@contextmanager
+def _link(url: str, rtt: float) -> Iterator[str]:
+    """The URL of a relay to `url` with a round-trip time of `rtt` seconds."""
+    if not rtt:
+        yield url
+        return
+    from edgeroute.testing import Relay
+
+    to = urlsplit(url)
+    with Relay(str(to.hostname), to.port or 80) as relay:
+        relay.delay_s = rtt / 2
+        yield relay.url
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds the block; by default the server would be left running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[tuple[str, str]]:
+    """Serves a model on a free port; yields its URL and the model's name. Always stops the process.
+
+    Raises:
+        Unreachable: it did not start; with the end of its output.
+    """
+    command = [sys.executable, "-m", "edgeroute", "serve", str(model), "--port", "0", "--json"]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True) as process,  # noqa: S603 - this Python
+    ):
+        try:
+            said = json.loads(_first_line(process, log))
+            yield said["ready"], said["models"][0]
+        finally:
+            process.kill()  # it has nothing to keep, and its own end may take longer than Ctrl-C should
+
+
+def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
+    from edgeroute.errors import Unreachable
+
+    assert process.stdout is not None, "it is a pipe"
+    timer = threading.Timer(START_S, process.kill)  # the read itself has no timeout
+    timer.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    if not line:
+        code = process.wait()
+        log.seek(0)
+        words = "".join(f"\n  {text}" for text in log.read().splitlines()[-LAST:])
+        raise Unreachable(f"the server did not start, and ended with exit code {code}{words and '; its last lines:'}{words}")
+    return line

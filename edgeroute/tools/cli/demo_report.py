@@ -1,0 +1,426 @@
+"""Report of the demo: text, numbers, a curve and an HTML page, on the terminal and in files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeroute.confidence.scores import msp
+from edgeroute.errors import BadInput, NoAnswer
+from edgeroute.router.router import Router
+from edgeroute.tools.cli.tables import table
+from edgeroute.tools.measure.report.figures import CLOUD, EDGE, INK, element, frame
+from edgeroute.tools.measure.report.page import STYLE
+from edgeroute.tools.measure.report.words import size
+from edgeroute.types import Answer
+
+# Data of the demo: the shipped models with their validation split, and test images.
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
+
+
+class Images(NamedTuple):
+    """Test images; no parameter is chosen on them."""
+
+    images: Array
+    """uint8 [n, 28, 28]."""
+    labels: Array
+    """[n], class indices."""
+    which: str
+    """Their source."""
+
+
+class Validation(NamedTuple):
+    """Results of both models on images outside the training and test sets."""
+
+    confidence: Array
+    """[n], of the edge, by the score msp."""
+    edge_right: Array
+    cloud_right: Array
+
+
+def test_images(folder: Path, given: Path | None) -> Images:
+    """All 10,000 images from `given`, or from Debian's dataset-fashion-mnist; else the sample in `folder`.
+
+    Raises:
+        BadInput: `given` does not contain them.
+    """
+    home = given or DEBIAN
+    if given is not None or (home / IMAGES).exists():
+        return Images(read_idx(home / IMAGES), read_idx(home / LABELS), f"the Fashion-MNIST test images in {home}")
+    with np.load(folder / "sample.npz") as sample:
+        which = "the Fashion-MNIST test images that edgeroute brings (all 10,000: apt install dataset-fashion-mnist, or --data)"
+        return Images(sample["images"], sample["labels"], which)
+
+
+def validation(folder: Path) -> Validation:
+    """Computed from both models' logits, stored beside them."""
+    with np.load(folder / "validation.npz") as kept:
+        edge, cloud, labels = kept["edge_logits"], kept["cloud_logits"], kept["labels"]
+    return Validation(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels)
+
+
+def read_idx(path: Path) -> Array:
+    """Reads an IDX file, uint8 of the stored shape: 0, 0, 8 for uint8, the number of axes, their sizes (big-endian), the values.
+
+    Raises:
+        BadInput: the file is missing, or not in this format.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("it does not begin like one")  # noqa: TRY301 - said below, with the path
+        shape = np.frombuffer(raw, ">u4", raw[3], 4)
+        return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(tuple(map(int, shape)))
+    except FileNotFoundError as e:
+        raise BadInput(f"{path} is not there: it is expected to be Fashion-MNIST's own file") from e
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as e:
+        raise BadInput(f"{path} is not a gzipped IDX file of bytes: {e}") from e
+
+
+# Chooses a threshold, and measures edge, cloud and cascade on the images.
+
+BATCH = 64
+NEAR = 1e-9
+"""Tolerance of shares, which are quotients of integers: smaller differences are rounding errors."""
+
+
+class Sweep(NamedTuple):
+    """Every cascade that a threshold can make, from deferring nothing to deferring everything."""
+
+    threshold: Array
+    """[k], ascending: accept from this confidence on."""
+    deferral: Array
+    """[k], 0..1: deferral rate, the share below the threshold."""
+    accuracy: Array
+    """[k], 0..1: accuracy with the cloud's answers for that share, and the edge's for the rest."""
+
+
+class Choice(NamedTuple):
+    """A point of a sweep."""
+
+    threshold: float
+    deferral: float
+    accuracy: float
+    reached: bool
+    """Whether it reaches the requested accuracy; if not, it is the most accurate one allowed."""
+
+
+def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
+    """The sweep for the edge's confidences [n] and the correctness of each side [n]. Equal confidences are deferred together."""
+    order = np.argsort(confidence)
+    rising = confidence[order]
+    first = np.flatnonzero(np.r_[True, rising[1:] != rising[:-1]])
+    cuts = np.r_[first, len(rising)]
+    change = np.r_[0, np.cumsum(cloud_right[order].astype(int) - edge_right[order].astype(int))]
+    threshold = np.r_[rising[first], np.nextafter(rising[-1], np.inf)]
+    return Sweep(threshold, cuts / len(rising), (edge_right.sum() + change[cuts]) / len(rising))
+
+
+def choose(found: Sweep, *, goal: float, most: float) -> Choice:
+    """The point that defers least, of those with accuracy at least `goal` and deferral rate at most `most`, both 0..1.
+
+    If there is none, the most accurate with deferral rate at most `most`; of several, the one with the lowest deferral rate.
+    """
+    allowed = found.deferral <= most + NEAR
+    reaching = np.flatnonzero(allowed & (found.accuracy >= goal - NEAR))
+    i = reaching[0] if len(reaching) else np.argmax(np.where(allowed, found.accuracy, -1))
+    return Choice(float(found.threshold[i]), float(found.deferral[i]), float(found.accuracy[i]), bool(len(reaching)))
+
+
+class Run(NamedTuple):
+    """Result of answering all n images in one way."""
+
+    right: Array
+    """[n], bool."""
+    confidence: Array
+    """[n], of the answering target."""
+    p50_ms: float
+    """Of single calls."""
+    bytes_sent: int
+    """Bytes of request bodies; for all n, as if each had been sent singly."""
+    deferral: float
+    """Deferral rate, 0..1."""
+    degraded: int
+
+    @property
+    def accuracy(self) -> float:
+        """0..1."""
+        return float(self.right.mean())
+
+
+def measure(router: Router, images: Array, labels: Array, *, singly: int, advance: Callable[[int], object]) -> Run:
+    """Answers `singly` images with one timed call each, and the rest in batches. Loads and connects first.
+
+    Args:
+        router: closed at the end.
+        images: uint8 [n, 28, 28].
+        labels: [n], class indices.
+        singly: 1..n.
+        advance: called with the number of images just answered.
+
+    Raises:
+        NoAnswer: a model cannot be loaded, or the cloud cannot be reached.
+        CloudError: the cloud was the only target, and failed.
+    """
+    with router:
+        found = router.check()
+        if not found.ok:
+            raise NoAnswer("; ".join(line.removeprefix("! ") for line in found.lines if line.startswith("!")))
+        before = router.stats().bytes_sent
+        answers: list[Answer] = []
+        times = []
+        for image in images[:singly]:
+            begun = perf_counter()
+            answers.append(router.infer(image))
+            times.append(perf_counter() - begun)
+            advance(1)
+        sent = router.stats().bytes_sent - before
+        for start in range(singly, len(images), BATCH):
+            answers += router.infer_many(list(images[start : start + BATCH]))
+            advance(len(answers) - start)
+        classes = np.array([int(np.argmax(answer.outputs)) for answer in answers])
+        return Run(
+            right=classes == labels,
+            confidence=np.array([answer.confidence for answer in answers], float),
+            p50_ms=float(np.median(times)) * 1000,
+            bytes_sent=round(sent * len(images) / singly),
+            deferral=router.stats().deferral_rate,
+            degraded=sum(answer.degraded for answer in answers),
+        )
+
+
+SLACK = 0.005
+"""Accuracy, 0..1, that the cascade may lose against the cloud on the validation images."""
+HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
+LAST = "tbody tr:last-child > * { font-weight: 600; }"
+POINTS = 400
+"""Maximum number of points of the curve, to limit file sizes."""
+EXTRA = "pip install 'edgeroute[demo]'"
+
+
+class Report(NamedTuple):
+    """All measurements of a run."""
+
+    test: Images
+    edge: Run
+    cloud: Run
+    cascade: Run
+    choice: Choice
+    validated: int
+    """Number of images the threshold was chosen on."""
+    most: float
+    """Maximum deferral rate, 0..1, on those."""
+    singly: int
+    """Number of images sent to the cloud alone singly."""
+    rtt: float
+    """Seconds added to each round trip."""
+
+    @property
+    def n(self) -> int:
+        """Number of test images."""
+        return len(self.test.images)
+
+
+def numbers(report: Report) -> dict[str, float]:
+    """Numbers for programs: shares 0..1; times in milliseconds; bytes of the cascade's requests."""
+    edge, cloud, cascade = report.edge, report.cloud, report.cascade
+    return {
+        "n": report.n,
+        "edge_accuracy": edge.accuracy,
+        "cloud_accuracy": cloud.accuracy,
+        "cascade_accuracy": cascade.accuracy,
+        "deferral_rate": cascade.deferral,
+        "edge_p50_ms": round(edge.p50_ms, 4),
+        "cloud_p50_ms": round(cloud.p50_ms, 4),
+        "cascade_p50_ms": round(cascade.p50_ms, 4),
+        "bytes_sent": cascade.bytes_sent,
+        "threshold": report.choice.threshold,
+    }
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """Table rows, under `HEAD`."""
+    ways = {"edge alone": report.edge, "cloud alone": report.cloud, "cascade": report.cascade}
+    return [
+        (way, f"{run.accuracy:.2%}", f"{run.p50_ms:.2f} ms", f"{run.deferral:.1%}", size(run.bytes_sent))
+        for way, run in ways.items()
+    ]
+
+
+def gained(report: Report) -> str:
+    """One sentence on the gain, valid whatever the numbers are."""
+    edge, cloud, cascade = report.edge, report.cloud, report.cascade
+    return (
+        f"{1 - cascade.deferral:.1%} of the images never left the device: {size(cascade.bytes_sent)} sent instead of "
+        f"{size(cloud.bytes_sent)}, a median of {cascade.p50_ms:.2f} ms instead of {cloud.p50_ms:.2f} ms, and an accuracy of "
+        f"{cascade.accuracy:.2%}, where the cloud alone has {cloud.accuracy:.2%} and the edge alone {edge.accuracy:.2%}."
+    )
+
+
+def notes(report: Report) -> list[str]:
+    """Caveats about the numbers, one line each."""
+    choice = report.choice
+    if choice.reached:
+        why = f"the smallest deferral that came within {SLACK * 100:g} point of the cloud's accuracy there"
+    else:
+        why = f"none came within {SLACK * 100:g} point of the cloud's accuracy there, so the most accurate one"
+    chosen = (
+        f"threshold {choice.threshold:.4f}, chosen on {report.validated:,} validation images, not on these: {why}, deferring "
+        f"{report.most:.0%} at most ({choice.deferral:.1%} deferred, {choice.accuracy:.2%} accurate there); "
+        "uncalibrated, with no promise about errors"
+    )
+    lines = [f"{report.n:,} images: {report.test.which}", chosen]
+    if report.singly < report.n:
+        lines.append(
+            f"cloud alone: latency and bytes are those of {report.singly:,} single requests (bytes scaled to all); the other "
+            f"{report.n - report.singly:,} went in batches of {BATCH}, for the accuracy"
+        )
+    added = f"{report.rtt * 1000:g} ms added to each round trip" if report.rtt else "no network between (--rtt 80ms adds one)"
+    lines.append(f"the cloud is a process on this machine, {added}; times depend on what else runs here")
+    if report.cascade.degraded:
+        lines.append(f"{report.cascade.degraded:,} answers of the cascade are degraded: the cloud was asked, and failed")
+    return lines
+
+
+def points(report: Report) -> tuple[list[float], list[float]]:
+    """Deferral rate and accuracy of every threshold on the test images, in percent, thinned out."""
+    found = sweep(report.edge.confidence, report.edge.right, report.cloud.right)
+    keep = np.unique(np.linspace(0, len(found.deferral) - 1, POINTS).astype(int))
+    return (found.deferral[keep] * 100).tolist(), (found.accuracy[keep] * 100).tolist()
+
+
+def in_terminal(report: Report, *, width: int) -> str:
+    """The curve in characters, `width` wide, in the terminal's own colours: a theme would paint its background.
+
+    Raises:
+        ImportError: plotext is not installed.
+    """
+    import plotext
+
+    x, y = points(report)
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(width, 18)
+    figure.title("accuracy in % over images sent to the cloud in %")
+    figure.ruler("x").lim(0, 100)
+    figure.ruler("x").ticks(list(range(0, 101, 20)))
+    line = figure.signal(x, y, marker="braille")
+    line.lines(active=True)
+    figure.draw(line)
+    at = report.cascade.deferral * 100, report.cascade.accuracy * 100
+    figure.draw(figure.signal([at[0]], [at[1]], marker="●"))
+    return str(plotext.uncolorize(figure.build().string())).rstrip("\n")
+
+
+def drawing(report: Report, *, ink: str = INK) -> Any:
+    """The curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+    """
+    x, y = points(report)
+    figure, axes = frame((7.5, 4.5), ink=ink)
+    axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
+    axes.plot(x, y, color=EDGE, linewidth=2, label="deferring what the edge is least sure of")
+    at = report.cascade.deferral * 100, report.cascade.accuracy * 100
+    axes.plot(*at, "o", color=CLOUD, markersize=9, label=f"the threshold in use: {at[0]:.1f}% deferred, {at[1]:.2f}% accurate")
+    axes.set_xlabel("images sent to the cloud, %")
+    axes.set_ylabel("accuracy, %")
+    axes.set_xlim(-1, 101)
+    axes.legend(loc="lower right", frameon=False, labelcolor=ink)
+    return figure
+
+
+def png(report: Report) -> bytes:
+    """The curve, black on white."""
+    out = io.BytesIO()
+    drawing(report, ink="#1b1b1f").savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def svg(report: Report) -> str:
+    """The curve as an element of an HTML page, in the colour of the page's text."""
+    return element(drawing(report), "curve")
+
+
+def page(report: Report) -> str:
+    """The HTML page.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+    """
+    head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
+    body = "\n".join(
+        f'<tr><th scope="row">{way}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for way, *cells in rows(report)
+    )
+    listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes(report))
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>edgeroute demo</title>
+<style>{STYLE}{LAST}</style>
+<h1>edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed</h1>
+<p>{escape(gained(report))}</p>
+<div class="wide"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div>
+<figure role="img" aria-label="Accuracy over the share of images sent to the cloud">{svg(report)}</figure>
+<ul>
+{listed}
+</ul>
+</html>
+"""
+
+
+def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
+    """Prints the report, as JSON or as text, and writes its files into `folder`, if there is one."""
+    console = Console(stderr=as_json, highlight=False)
+    if as_json:
+        print(json.dumps(numbers(report)))
+    else:
+        _print(report, console)
+    if folder is not None:
+        try:
+            picture, text = png(report), page(report)
+        except ImportError:
+            console.print(f"No picture and no page: matplotlib is not installed ({EXTRA})", markup=False)
+            return
+        (folder / "curve.png").write_bytes(picture)
+        (folder / "report.html").write_text(text, encoding="utf-8")
+        console.print(f"Written: {folder / 'curve.png'}, {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _print(report: Report, console: Console) -> None:
+    table(HEAD, rows(report), ("",))
+    console.print(gained(report), markup=False)
+    console.print()
+    try:
+        drawn = in_terminal(report, width=min(console.width, 100)) if console.encoding.startswith("utf") else ""
+    except ImportError:
+        console.print(f"No curve: plotext is not installed ({EXTRA})", markup=False)
+    else:
+        print(f"{drawn}\n● the threshold in use" if drawn else "No curve: it has characters that this output's encoding lacks")
+    console.print()
+    listed = Table.grid(padding=(0, 1))
+    for note in notes(report):
+        listed.add_row("-", Text(note))
+    console.print(listed)

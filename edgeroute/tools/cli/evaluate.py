@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeroute.errors import BadInput, RuntimeMissing
+from edgeroute.tools.cli.examples import Data, DataClass, EdgeNumber, Every, Given, given, plain
+from edgeroute.tools.cli.exits import OK
+from edgeroute.tools.cli.tables import Json, Policy, console, pairs, table
+
+if TYPE_CHECKING:
+    from edgeroute.router.router import Router
+    from edgeroute.tools.measure.evaluation import Evaluation, Share
+    from edgeroute.tools.measure.report.results import EvaluationResult
+
+
+def evaluate(
+    *,
+    policy: Policy,
+    data: Data,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to show, as HTML, too.", show_default=False)
+    ] = None,
+    no_cloud: Annotated[bool, typer.Option("--no-cloud", help="Run the edge alone: nothing leaves the device.")] = False,
+    every: Every = 1,
+    edge: EdgeNumber = 0,
+    data_class: DataClass = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Inputs in one request to the cloud. Of more than one its latency is not measured.")
+    ] = 1,
+    edge_usd: Annotated[
+        float | None, typer.Option(min=0, help="What a run of the edge costs, for the break-even.", show_default=False)
+    ] = None,
+    edge_joules: Annotated[float | None, typer.Option(min=0, help="Likewise, of energy.", show_default=False)] = None,
+    as_json: Json = False,
+) -> int:
+    """Evaluates the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
+
+    Both edge and cloud are called for every example, whatever the threshold.
+
+    Without labels, correct means agreeing with the cloud.
+    """
+    from edgeroute.tools.cli.graded import graded
+    from edgeroute.tools.measure.report.words import seen_before
+
+    if report is not None:
+        _may_write(report)
+    if graded(data, every) is not None:
+        raise BadInput("graded answers can be calibrated on, and are not evaluated: give inputs, or recorded outputs")
+    options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
+    with plain(policy) as router:
+        found = given(data, every, router)
+        if no_cloud:
+            found = found._replace(cloud=None)
+        if found.groups is not None:
+            found.notes.append("the array 'groups' is not used: each example counts by itself, and the intervals are too narrow")
+        if found.recorded:
+            result = _of_recorded(router, found, **options)
+        else:
+            result = router.evaluate(
+                found.inputs, found.labels, ask_cloud=not no_cloud, data_class=data_class, batch=batch, **options
+            )
+    names = result.evaluation.names._replace(policy=policy.name, data=", ".join(file.name for file in data))
+    result = replace(result, evaluation=result.evaluation._replace(names=names), notes=[*found.notes, *result.notes])
+    if report is not None:
+        result.save(report)
+    if as_json:
+        print(json.dumps(result.as_dict(), allow_nan=False))
+        return OK
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    if seen := seen_before(result.evaluation):
+        print(seen, file=sys.stderr)
+    _show(result.evaluation)
+    if report is not None:
+        print(f"written to {report}")
+    return OK
+
+
+def _may_write(report: Path) -> None:
+    """Checks that the report can be written before all inputs are answered.
+
+    Raises:
+        RuntimeMissing: the plotting library is not installed.
+    """
+    if not report.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
+    if find_spec("matplotlib") is None:
+        raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
+
+
+def _of_recorded(router: Router, found: Given, edge: int, **costs: float | None) -> EvaluationResult:
+    from edgeroute.tools.measure.collect import Aside, recorded
+    from edgeroute.tools.measure.report.results import EvaluationResult
+    from edgeroute.tools.measure.steps import check_threshold, evaluated, unsaid
+
+    aside = Aside(router.engine, edge)
+    check_threshold(aside)
+    made = recorded(aside, found.edge, found.cloud, found.labels)
+    return EvaluationResult(evaluated(aside, made)._replace(**costs), unsaid(made))  # type: ignore[arg-type]
+
+
+def _show(evaluation: Evaluation) -> None:
+    from edgeroute.tools.measure.certified import verdicts
+    from edgeroute.tools.measure.report.words import duration, level, ranking, size, verdict
+
+    made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
+    lines = list[tuple[str, ...]]()
+    accuracy = evaluation.accuracy()
+    for leg, name in {"edge": "edge", "cloud": "cloud", "cascade": "cascade", "accepted": "edge, where kept"}.items():
+        if leg in accuracy or leg in times:
+            cells = [duration(seconds) for seconds in times.get(leg, ())] or ["-"] * 3
+            lines.append((name, _interval(accuracy[leg]) if leg in accuracy else "-", *cells))
+    table(("", "right" if evaluation.labelled else "as the cloud says", "p50", "p90", "p99"), lines, ("",))
+    rows: list[tuple[str, object]] = [
+        ("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels")),
+        ("threshold", "one for each class" if evaluation.thresholds else level(evaluation.threshold)),
+        ("deferred", _interval(evaluation.deferral)),
+    ]
+    if made.sent_bytes or made.usd:
+        spent = f"{size(made.sent_bytes)} sent, {size(made.received_bytes)} received" + (
+            f", ${made.usd:,.4g}" if made.usd else ""
+        )
+        rows.append(("the cloud for all", spent))
+    if (area := evaluation.area()) is not None and not isnan(area.value):
+        rows.append(("score's area", ranking(area)))
+    if certificate is not None:
+        rows.append(("promise", certificate.label))
+    pairs(rows)
+    short, long = verdict(evaluation, verdicts(evaluation))
+    console().print(f"{short} {long}", markup=False)
+
+
+def _interval(found: Share) -> str:
+    return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%})" if found.of else "-"

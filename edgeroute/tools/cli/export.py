@@ -1,0 +1,176 @@
+"""`edgeroute export`: a model as another server takes it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeroute.core.words import printable
+from edgeroute.tools.cli.exits import OK, exits
+from edgeroute.tools.cli.tables import Json, seconds, share
+
+if TYPE_CHECKING:
+    from edgeroute.tools.export.folder import Subject
+
+export = typer.Typer(
+    name="export", no_args_is_help=True, help="Writes a model as Triton, Ray Serve, KServe or Kubernetes take it."
+)
+
+Models = Annotated[list[Path], typer.Argument(metavar="MODEL...", help=".onnx files, each with its card beside it.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new folder.", show_default=False)]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="NAME", help="Of a model on the server, for each in turn.", show_default="the card's"),
+]
+Most = Annotated[int, typer.Option("--max-batch", min=1, max=4096, metavar="N", help="Rows of one run at most.")]
+Wait = Annotated[
+    float | None,
+    typer.Option("--wait", parser=seconds, metavar="TIME", help="A request waits for others.", show_default="2ms"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export, all of it.")]
+Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Requests that wait at most; others are refused (503).")]
+Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="How few and how many there may be.")]
+WAIT_S = 0.002
+
+
+class Backend(str, Enum):
+    """What runs the file in Triton."""
+
+    python = "python"
+    onnxruntime = "onnxruntime"
+
+
+Runs = Annotated[
+    Backend,
+    typer.Option("--backend", help="A program that runs the file with ONNX Runtime, or Triton's own backend, where it has that."),
+]
+
+
+@export.command()
+@exits
+def triton(
+    models: Models,
+    *,
+    out: Out,
+    name: Names = None,
+    backend: Runs = Backend.python,
+    max_batch: Most = 32,
+    wait: Wait = None,
+    queue: Queue = 256,
+    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Of each model, or of each GPU.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Run on the server's GPUs.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> int:
+    """Writes a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
+    from edgeroute.tools.export.triton import Batching
+    from edgeroute.tools.export.triton import triton as made
+
+    batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, instances, gpu)
+    found = made(models, out, names=name or (), backend=backend.value, batching=batching, force=force)
+    return _said(found, out, as_json)
+
+
+@export.command()
+@exits
+def ray(
+    models: Models,
+    *,
+    out: Out,
+    name: Names = None,
+    max_batch: Most = 32,
+    wait: Wait = None,
+    queue: Queue = 256,
+    replicas: Replicas = "1-4",
+    kept: Annotated[
+        int | None, typer.Option("--kept", min=1, metavar="N", help="Models in a replica's memory at most.", show_default="all")
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--split", metavar="NAME=MODEL:SHARE,...", help="A/B or canary: what answers callers of NAME.", show_default=False
+        ),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> int:
+    """Writes an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
+    from edgeroute.tools.export.ray import ray as made
+
+    wait_s = WAIT_S if wait is None else wait
+    found = made(
+        models, out, names=name or (), max_batch=max_batch, wait_s=wait_s, queue=queue, replicas=_range(replicas), kept=kept,
+        splits=dict(map(_split, split or ())), force=force,
+    )  # fmt: skip
+    return _said(found, out, as_json)
+
+
+@export.command()
+@exits
+def kserve(
+    models: Models,
+    *,
+    out: Out,
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="The image of repository/Dockerfile, where you push it.")],
+    name: Names = None,
+    service: Annotated[
+        str | None, typer.Option("--service", metavar="NAME", help="Of the objects.", show_default="the model's")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="URI", help="Where KServe fetches the repository.", show_default="in the image"),
+    ] = None,
+    backend: Runs = Backend.python,
+    max_batch: Most = 32,
+    wait: Wait = None,
+    queue: Queue = 256,
+    replicas: Replicas = "2-10",
+    cpu: Annotated[float, typer.Option(min=0.1, metavar="N", help="Cores of a replica.")] = 1.0,
+    gpu: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of a replica.")] = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> int:
+    """Writes a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
+    from edgeroute.tools.export.kserve import kserve as made
+    from edgeroute.tools.export.kubernetes import Cluster
+    from edgeroute.tools.export.triton import Batching
+
+    batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, gpu=gpu > 0)
+    cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)
+    found = made(
+        models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend.value, batching=batching,
+        force=force,
+    )  # fmt: skip
+    return _said(found, out, as_json)
+
+
+def _range(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if found is None:
+        raise typer.BadParameter(f"replicas are a number or two, as in 1-4, not {text!r}", param_hint="--replicas")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _split(text: str) -> tuple[str, dict[str, float]]:
+    """Parses `NAME=MODEL:SHARE,MODEL:SHARE`."""
+    name, _, arms = text.partition("=")
+    pairs = [one.rpartition(":") for one in arms.split(",")]
+    if not name or not all(arm and part for arm, _, part in pairs):
+        raise typer.BadParameter(f"a split is NAME=MODEL:SHARE,MODEL:SHARE, not {text!r}", param_hint="--split")
+    return name, {arm: share(part) for arm, _, part in pairs}
+
+
+def _said(found: Sequence[Subject], out: Path, as_json: bool) -> int:
+    if as_json:
+        models = [{"name": one.name, "inputs": one.inputs, "outputs": one.outputs} for one in found]
+        print(json.dumps({"out": str(out), "models": models}))
+        return OK
+    for one in found:
+        print(printable(f"{one.model.path} is in {out} as {one.name}"))
+    return OK

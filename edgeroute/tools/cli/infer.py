@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeroute.core.words import printable
+from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.tools.cli.exits import FAILED, NO_ANSWER, OK, code_of, line
+from edgeroute.tools.cli.tables import Json, Policy, seconds
+
+if TYPE_CHECKING:
+    from edgeroute.observe.stats import Stats
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.inputs import Item
+    from edgeroute.types import Answer
+
+
+# Summary of `infer`.
+
+FIRST = 10
+"""Maximum number of answers shown individually."""
+
+
+class Tally:
+    """Counts answers, and stores only the first few."""
+
+    def __init__(self) -> None:
+        self.sources: Counter[str] = Counter()
+        self.degraded = self.labelled = self.right = 0
+        self._first: list[str] = []
+        self._latencies: list[float] = []
+
+    @property
+    def answered(self) -> int:
+        """Number of answers."""
+        return len(self._latencies)
+
+    def add(self, item: Item, answer: Answer) -> None:
+        """Counts one answer."""
+        self.sources[answer.source] += 1
+        self.degraded += answer.degraded
+        self._latencies.append(answer.latency_s)
+        if len(self._first) < FIRST:
+            self._first.append(printable(f"{item.name}: {answer.value}  ({answer.reason})"))
+        if item.label is not None:
+            self.labelled += 1
+            self.right += _right(answer, item.label)
+
+    def show(self, stats: Stats, *, failed: int, batch: int) -> None:
+        """Prints the summary. stats: of the router that answered; batch: inputs answered together."""
+        import numpy as np
+
+        from edgeroute.tools.cli.tables import console, pairs
+
+        out, total = console(), self.answered
+        for shown in self._first:
+            out.print(shown, markup=False, soft_wrap=True)
+        if total > FIRST:
+            out.print(f"and {total - FIRST:,} more; --json shows them all")
+        rows = list[tuple[str, object]]()
+        rows.append(("answered", f"{total:,}" + (f", and {failed:,} failed" if failed else "")))
+        for source in ("edge", "cloud"):
+            count = self.sources[source]
+            rows.append((f"by the {source}", f"{count:,}" + (f" ({count / total:.1%})" if total else "")))
+        rows.append(("degraded", f"{self.degraded:,}"))
+        rows.append(("asked the cloud", f"{stats.deferral_rate:.1%} of requests"))
+        if total:
+            p50, p90, p99 = (f"{value * 1000:,.2f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
+            rows.append(("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else "")))
+        rows.append(("bytes", f"{stats.bytes_sent:,} sent, {stats.bytes_received:,} received"))
+        if self.labelled:
+            rows.append(("accuracy", f"{self.right / self.labelled:.2%} of {self.labelled:,} with a label"))
+        pairs(rows)
+
+
+def _right(answer: Answer, label: Any) -> bool:
+    """Whether an answer is correct. A number as label is a class index, whatever the names of the classes."""
+    import numpy as np
+
+    if isinstance(label, int) and isinstance(answer.value, str):
+        outputs = answer.outputs
+        return int(np.argmax(next(iter(outputs.values())) if isinstance(outputs, dict) else outputs)) == label
+    return bool(answer.value == label)
+
+
+def infer(
+    given: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUTS...",
+            help=".npy, .npz, .png and .jpg files, and folders of them; each row of an .npz is an input. "
+            "`-` is stdin: one such file, or a line of JSON for each input.",
+            show_default=False,
+        ),
+    ],
+    *,
+    policy: Policy,
+    mode: Annotated[str | None, typer.Option(help="Instead of the policy's.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Instead of the policy's, as in 300ms.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
+    as_json: Json = False,
+) -> int:
+    """Answers inputs. A failed input does not stop the others."""
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.inputs import files, read
+    from edgeroute.tools.measure.report.progress import bar
+
+    tally, failures = Tally(), list[EdgerouteError]()
+    paths = files(given)
+    with Router.from_policy(policy) as router, bar() as progress:
+        keys = router.engine.snapshot.views.keys
+        task = progress.add_task("answering", total=len(paths))
+
+        def failed(error: EdgerouteError, **about: str) -> None:
+            failures.append(error)
+            progress.print(line(error, as_json=as_json, **about), markup=False, highlight=False, soft_wrap=True)
+
+        def told(note: str) -> None:
+            text = json.dumps({"note": note}) if as_json else printable(note)
+            progress.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        def items() -> Iterator[Item]:
+            total = len(paths)
+            for path in paths:
+                try:
+                    rows = read(path, keys, told)
+                except EdgerouteError as e:  # its message contains the path
+                    failed(e, **({"input": str(path)} if as_json else {}))
+                    progress.advance(task)
+                    continue
+                total += len(rows) - 1
+                progress.update(task, total=total)
+                yield from rows
+
+        for item, answer in _answers(router, items(), batch, {"mode": mode, "deadline": deadline}):
+            progress.advance(task)
+            if isinstance(answer, EdgerouteError):
+                failed(answer, input=item.name)
+                continue
+            tally.add(item, answer)
+            if as_json:
+                print(json.dumps(_plain(item, answer), allow_nan=False), flush=True)
+        stats = router.stats()
+    if not as_json:
+        tally.show(stats, failed=len(failures), batch=batch)
+    if failures and not tally.answered and all(code_of(e) == NO_ANSWER for e in failures):
+        return NO_ANSWER
+    return FAILED if failures else OK
+
+
+def _answers(
+    router: Router, items: Iterator[Item], batch: int, ask: dict[str, Any]
+) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == batch:
+            yield from _group(router, group, ask)
+            group = []
+    yield from _group(router, group, ask)
+
+
+def _group(router: Router, group: list[Item], ask: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
+    if len(group) > 1:
+        try:
+            answers = router.infer_many([item.x for item in group], **ask)
+        except EdgerouteError:  # one invalid input fails the batch: find out which
+            pass
+        else:
+            yield from zip(group, answers, strict=True)
+            return
+    for item in group:
+        try:
+            yield item, router.infer(item.x, **ask)
+        except EdgerouteError as e:  # noqa: PERF203 - one input must not lose the others
+            if isinstance(e, PolicyError | ModelMissing | RuntimeMissing):  # would recur for each input
+                raise
+            yield item, e
+
+
+def _plain(item: Item, answer: Answer) -> dict[str, Any]:
+    value, sure = answer.value, answer.confidence
+    return {
+        "id": answer.id,
+        "input": item.name,
+        "value": value.tolist() if hasattr(value, "tolist") else value,
+        "source": answer.source,
+        "confidence": None if sure is None or sure != sure else float(sure),  # noqa: PLR0124 - NaN is not JSON
+        "degraded": answer.degraded,
+        "reason": answer.reason,
+        "latency_s": round(answer.latency_s, 6),
+    }

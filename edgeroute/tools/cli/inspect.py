@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeroute.tools.cli.exits import FAILED, OK
+from edgeroute.tools.cli.tables import Json, seconds
+
+if TYPE_CHECKING:
+    from edgeroute.tools.cli.inspect_report import Report
+
+
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model file (.onnx, .tflite, .mlpackage, .gguf), or the URL of a model behind the Open Inference Protocol: "
+            "http://HOST/v2/models/NAME.",
+            show_default=False,
+        ),
+    ],
+    *,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Input: .npy, .npz (of several inputs, with their names), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
+            show_default=False,
+        ),
+    ] = None,
+    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Write the card, NAME.json beside the model.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also over a card that is there.")] = False,
+    timeout: Annotated[
+        float, typer.Option(parser=seconds, metavar="TIME", help="For the runs, or the endpoint's replies.", show_default="10s")
+    ] = "10s",  # type: ignore[assignment]  # the parser's
+    key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The environment variable with the endpoint's key.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Says what a model takes and gives, what of it is certain, guessed and open, and writes its card."""
+    report: Report
+    if model.lower().startswith(("http://", "https://")):
+        if write:
+            raise typer.BadParameter(
+                "a card is written beside a model file; an endpoint has [cloud] in the policy", param_hint="--write"
+            )
+        from edgeroute.tools.cli.inspect_url import inspect_url
+
+        report = inspect_url(model, sample, index, timeout, key_env)
+    else:
+        path = Path(model)
+        if write:
+            _check_free(path, force=force)
+        report = _of_file(path, sample, index, timeout)
+        if write and report.card is not None:
+            report.written = str(_write(path, report.card, force=force))
+    if as_json:
+        print(report.as_json())
+    else:
+        report.show()
+    return FAILED if report.shown and all(one.error for one in report.shown) else OK
+
+
+def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
+    if path.suffix.lower() == ".gguf":
+        if sample is not None:
+            raise typer.BadParameter("a language model is asked by `edgeroute infer`", param_hint="--sample")
+        from edgeroute.tools.cli.inspect_file import inspect_gguf
+
+        return inspect_gguf(path)
+    from edgeroute.tools.cli.inspect_file import inspect_file
+
+    return inspect_file(path, sample, index, seconds)
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    from edgeroute.edge.card import card_path
+
+    card = card_path(path)
+    if not force and (card.exists() or card.is_symlink()):
+        raise typer.BadParameter(f"{card} is there already: --force writes over it", param_hint="--write")
+
+
+def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
+    """Writes the card as a whole, once a router has accepted it. -> its path.
+
+    Raises:
+        ModelError: it does not load, or cannot be written.
+    """
+    from edgeroute.edge.card import card_path
+    from edgeroute.edge.runtimes import load
+    from edgeroute.errors import ModelError
+    from edgeroute.router.router import Router
+    from edgeroute.tools.cli.inspect_report import card_text
+
+    target = card_path(path)
+    made = path.with_name(f".{path.stem}.{os.getpid()}.json")
+    try:
+        with made.open("x", encoding="utf-8") as file:
+            file.write(card_text(card))
+        with Router(load(path, card=made), threshold=0.5) as router:
+            found = router.check()
+        if not found.ok:
+            raise ModelError(f"the card was not written, since the model does not run with it: {found.lines[0]}")
+        if force:
+            made.replace(target)
+        else:
+            _put(made, target)
+    except FileExistsError:
+        raise typer.BadParameter(f"{target} is there already: --force writes over it", param_hint="--write") from None
+    except OSError as e:
+        if isinstance(e, ModelError):
+            raise
+        raise ModelError(f"{target} cannot be written: {e.strerror}") from e
+    finally:
+        made.unlink(missing_ok=True)
+    return target
+
+
+def _put(made: Path, target: Path) -> None:
+    """Gives the file its name, unless there is one of that name."""
+    try:
+        target.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with target.open("x"):
+            pass
+        made.replace(target)

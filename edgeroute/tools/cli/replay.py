@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from edgeroute.core.words import printable
+from edgeroute.tools.cli.exits import OK, TOO_FEW, line
+from edgeroute.tools.cli.tables import Json, seconds, share
+
+if TYPE_CHECKING:
+    from edgeroute.tools.replay.logs import Price
+
+
+# `replay --from`: what a certified threshold would save, from a foreign log.
+
+LOG = "A foreign log"
+"""The part of the help with these options."""
+
+
+def _price(text: str) -> Price:
+    """Parses `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion."""
+    from edgeroute.tools.replay.logs import Price
+
+    try:
+        parts = [float(part) for part in str(text).split("/")]
+    except ValueError:
+        parts = []
+    if len(parts) not in {1, 2} or not all(isfinite(part) and part >= 0 for part in parts):
+        raise typer.BadParameter(f"a price is 0.002 (dollars a request) or 0.15/0.60 (a million tokens in/out), not {text!r}")
+    return Price(parts[0]) if len(parts) == 1 else Price(0.0, *parts)
+
+
+def _option(*names: str, show_default: bool | str = False, **more: object) -> object:
+    return typer.Option(*names, show_default=show_default, rich_help_panel=LOG, **more)  # type: ignore[arg-type]
+
+
+MaxLoss = Annotated[
+    float | None,
+    _option(parser=share, metavar="SHARE", help="Accuracy or score that may be lost against the cloud.", show_default="1%"),
+]
+Sure = Annotated[float | None, _option(parser=share, metavar="SHARE", help="How sure the promise is.", show_default="95%")]
+EdgeModel = Annotated[
+    str | None, _option(metavar="NAME", help="The model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
+]
+CloudModel = Annotated[str | None, _option(metavar="NAME", help="Likewise for the cloud. Of two models one is enough.")]
+EdgePrice = Annotated[
+    object,
+    _option(
+        parser=_price,
+        metavar="USD",
+        help="A request (0 on a device), or IN/OUT: a million tokens.",
+        show_default="as the log says",
+    ),
+]
+CloudPrice = Annotated[object, _option(parser=_price, metavar="USD", help="Likewise of the cloud.")]
+Id = Annotated[
+    str | None,
+    _option("--id", metavar="KEY", help="Where in a line the request's ID is, as metadata.job.", show_default="its messages"),
+]
+Score = Annotated[
+    str | None,
+    _option("--score", metavar="KEY", help="Where in a line the answer's score is, 0..1. Without it: agreement with the cloud."),
+]
+Match = Annotated[
+    Literal["text", "exact"] | None,
+    _option(help="Answers agree if alike but for case and spaces, or exactly.", show_default="text"),
+]
+
+
+def given(options: Mapping[str, object], meant: str) -> None:
+    """Rejects options that are for something else.
+
+    Raises:
+        typer.BadParameter: one of these was given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"it is for {meant}", param_hint=name)
+
+
+def saving(
+    files: list[Path],
+    log: str,
+    *,
+    max_loss: float | None,
+    sure: float | None,
+    edge_model: str | None,
+    cloud_model: str | None,
+    edge_price: object,
+    cloud_price: object,
+    id_at: str | None,
+    score_at: str | None,
+    match: Literal["text", "exact"] | None,
+    as_json: bool,
+) -> int:
+    """Prints what a certified threshold would save."""
+    from edgeroute.confidence import NotEnough
+    from edgeroute.tools.replay.logs import Price, Read
+    from edgeroute.tools.replay.saving import saving as run
+
+    prices = [price if isinstance(price, Price) else None for price in (edge_price, cloud_price)]
+    how = Read(edge_model or "", cloud_model or "", prices[0], prices[1], id_at or "", score_at or "", match or "text")
+    try:
+        found = run(files, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how)
+    except NotEnough as e:
+        missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
+        print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
+        return TOO_FEW
+    print(json.dumps(found.as_dict(), allow_nan=False) if as_json else printable(str(found)))
+    return OK
+
+
+def replay(
+    trace: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            help="A trace of a router, with the files it has filled; with --from one or more files of a log; or `-` for stdin.",
+            show_default=False,
+        ),
+    ],
+    *,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", "-p", metavar="FILE", help="The policy that a trace is replayed under.", show_default=False),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.",
+        ),
+    ] = None,
+    server_time: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            show_default=False,
+            help="With a network, what an endpoint needs for an answer. Without it: as its fastest recorded one.",
+        ),
+    ] = None,
+    battery: Annotated[
+        float | None,
+        typer.Option(
+            parser=share, metavar="SHARE", help="What the battery has at the first request, as 20%.", show_default=False
+        ),
+    ] = None,
+    battery_wh: Annotated[float, typer.Option(min=0, help="Watt hours of a full battery.")] = 10.0,
+    idle_watts: Annotated[float, typer.Option(min=0, help="What the device takes whatever it does.")] = 0.0,
+    edge_joules: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default=False,
+            help="What a run of the edge model takes. Without it: as recorded, where the router knew it.",
+        ),
+    ] = None,
+    thermal: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time."),
+    ] = None,
+    keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep the mode that each request was recorded with.")] = False,
+    keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's deadline.")] = False,
+    seed: Annotated[int, typer.Option(help="Of what is left to chance.")] = 0,
+    log: Annotated[
+        Literal["openai-log", "litellm-log", "csv"] | None,
+        typer.Option(
+            "--from",
+            help="What a certified threshold would save, from requests that two models answered.",
+            show_default=False,
+            rich_help_panel=LOG,
+        ),
+    ] = None,
+    max_loss: MaxLoss = None,
+    sure: Sure = None,
+    edge_model: EdgeModel = None,
+    cloud_model: CloudModel = None,
+    edge_price: EdgePrice = None,
+    cloud_price: CloudPrice = None,
+    id_at: Id = None,
+    score_at: Score = None,
+    match: Match = None,
+    as_json: Json = False,
+) -> int:
+    """Replays recorded requests under another policy or network. Runs no model; sends nothing.
+
+    With --from: what could be left to the smaller of two models, with a guarantee, from a foreign log of what both answered.
+    """
+    of_log = {
+        "--max-loss": max_loss, "--sure": sure, "--edge-model": edge_model, "--cloud-model": cloud_model,
+        "--edge-price": edge_price, "--cloud-price": cloud_price, "--id": id_at, "--score": score_at, "--match": match,
+    }  # fmt: skip
+    if log is not None:
+        of_trace = {
+            "--policy": policy, "--network": network, "--server-time": server_time, "--battery": battery, "--thermal": thermal,
+            "--keep-mode": keep_mode or None, "--keep-deadline": keep_deadline or None,
+        }  # fmt: skip
+        given(of_trace, "a trace, not a foreign log")
+        if log == "csv":
+            given({"--id": id_at, "--score": score_at}, "a log of calls: a table has columns of these names")
+        return saving(
+            trace, log, max_loss=max_loss, sure=sure, edge_model=edge_model, cloud_model=cloud_model, edge_price=edge_price,
+            cloud_price=cloud_price, id_at=id_at, score_at=score_at, match=match, as_json=as_json,
+        )  # fmt: skip
+    given(of_log, "a foreign log: --from says of which kind")
+    if policy is None:
+        raise typer.BadParameter("a trace is replayed under one; a foreign log is read with --from", param_hint="--policy")
+    if len(trace) > 1:
+        raise typer.BadParameter("one trace at a time: the files that it has filled are read with it", param_hint="FILE")
+
+    from edgeroute.tools.replay import Battery
+    from edgeroute.tools.replay import replay as run
+
+    with _file(trace[0]) as file:
+        found = run(
+            file, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
+            battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
+            keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
+        )  # fmt: skip
+    print(json.dumps(found.as_dict()) if as_json else printable(str(found)))
+    return OK
+
+
+@contextmanager
+def _file(trace: Path) -> Iterator[Path]:
+    """The trace as a file: stdin is copied to one that only its owner can read."""
+    if str(trace) != "-":
+        yield trace
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "stdin.jsonl"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy

@@ -1,0 +1,237 @@
+"""Quantises a model: static int8 or float16, measured before and after."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeroute.edge.card import Card
+from edgeroute.edge.model_file import first_line
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.runtimes import load
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing, check_number
+from edgeroute.system.imports import imported
+from edgeroute.tools.compress.graph import put, target, workplace, write_card
+from edgeroute.tools.compress.measure import Examples, Layer, Result, answers, compared, labels_of, split, unmeasured
+from edgeroute.tools.compress.onnx import Int8
+
+# Quantises models of other formats than ONNX, where their own tools are installed.
+
+
+def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *, fp16: bool, keep_float: int) -> Result:
+    """As `compress.quantize`: .tflite to static int8 by ai-edge-quantizer, .mlpackage to int8 weights by coremltools."""
+    tool = _TOOLS.get(path.suffix.lower())
+    if tool is None:
+        raise ModelError(f"{path}: expected a model that ends in .onnx, {' or '.join(_TOOLS)}")
+    if fp16 or keep_float:
+        raise PolicyError(f"{path}: --fp16 and --keep-float are for .onnx")
+    if not path.exists():
+        raise ModelMissing(f"there is no model at {path}")
+    card = Card.beside(path)
+    with workplace(out) as folder:
+        made = folder / "made" / out.name
+        made.parent.mkdir()
+        step, notes = tool(path, made, used)
+        if made.is_file():
+            write_card(made, card, step)
+        try:
+            original = load(path)
+            found = answers(original, held_out.inputs)
+            notes += found.check(held_out.labels, labels_of(original))
+            before, after = compared(original, made, found, held_out)
+        except BadInput:
+            raise
+        except EdgerouteError as e:  # as of a Core ML model elsewhere than on macOS
+            before, after = unmeasured(path), unmeasured(made)
+            notes.append(f"it was not run here: {e}")
+        put(made.parent, out)
+    return Result(
+        before, after._replace(path=out), (), out.with_suffix(".json"), len(used.inputs), len(held_out.inputs), tuple(notes)
+    )
+
+
+def _tflite(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:
+    quantizer = _tool("ai_edge_quantizer.quantizer", "ai-edge-quantizer", path)
+    recipe = _tool("ai_edge_quantizer.recipe", "ai-edge-quantizer", path)
+    litert = _tool("ai_edge_litert.interpreter", "ai-edge-litert", path)
+    model: Any = load(path)
+    model.load()  # what it takes is known then, and that it is a model
+    signatures = litert.Interpreter(model_path=str(path)).get_signature_list()
+    if len(signatures) != 1:
+        raise ModelError(f"{path} has {len(signatures)} signatures, and ai-edge-quantizer calibrates by one: convert it anew")
+    ((signature, names),) = signatures.items()
+    feeds = [model.feed([x]) for x in used.inputs]
+    if {*names["inputs"]} != {*feeds[0]}:
+        raise ModelError(f"{path} takes {', '.join(names['inputs'])}, and is given {', '.join(feeds[0])}")
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():  # it reports there, and warns of what it does itself
+            warnings.simplefilter("ignore")
+            made = quantizer.Quantizer(str(path))
+            made.load_quantization_recipe(recipe.static_wi8_ai8())
+            ranges = _widest(made.calibrate({signature: [feed]}, num_threads=1) for feed in feeds)
+            made.quantize(ranges).export_model(str(out), overwrite=True)
+    except OSError:
+        raise
+    except Exception as e:  # it raises whatever comes up
+        raise ModelError(f"{path} cannot be quantised by ai-edge-quantizer: {first_line(e)}") from e
+    return f"static int8, by edgeroute quantize on {len(used.inputs)} examples", []
+
+
+def _widest(found: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The least and the largest value of each tensor in several calibrations.
+
+    The tool itself takes a moving average of them, which cuts off what single inputs have beyond it: in a small model the logits
+    were a third of their size away from the original's, and by the widest ranges a hundredth. ONNX Runtime takes these, too.
+    """
+    wide: dict[str, dict[str, Any]] = {}
+    for one in found:
+        for name, values in one.items():
+            known = wide.setdefault(name, dict(values))
+            for key, pick in (("min", np.minimum), ("max", np.maximum)):
+                if key in values and key in known:
+                    known[key] = pick(known[key], values[key])
+    return wide
+
+
+def _coreml(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:  # noqa: ARG001 - weights take no examples
+    tools = _tool("coremltools", "coremltools", path)
+    optimize = _tool("coremltools.optimize.coreml", "coremltools", path)
+    try:
+        model = tools.models.MLModel(str(path), skip_model_load=True)
+        kind = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
+        config = optimize.OptimizationConfig(global_config=kind)
+        optimize.linear_quantize_weights(model, config=config).save(str(out))
+    except Exception as e:  # it raises whatever comes up
+        raise ModelError(f"{path} cannot be quantised by coremltools: {first_line(e)}") from e
+    return "int8 weights, by edgeroute quantize", ["weights alone are int8, which takes no examples; sums are float"]
+
+
+_TOOLS: dict[str, Callable[[Path, Path, Examples], tuple[str, list[str]]]] = {".tflite": _tflite, ".mlpackage": _coreml}
+
+
+def _tool(module: str, name: str, path: Path) -> Any:
+    try:
+        return imported(module)
+    except ImportError as e:
+        raise RuntimeMissing(f"{path} is quantised by {name}, which cannot be imported ({e}): pip install {name}") from e
+
+
+CALIBRATION = 500
+"""Examples by which ranges are found, at most; half of the data if that is less."""
+TRIED = 64
+"""Of them, those by which the sensitivity of layers is found."""
+
+
+def quantize(
+    path: str | Path,
+    inputs: Sequence[Any],
+    labels: Sequence[Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    fp16: bool = False,
+    keep_float: int = 0,
+    sensitivity: bool = True,
+    last: bool = False,
+    activations: Literal["uint8", "int8"] = "uint8",
+    reduce_range: bool = False,
+    calibration: int = CALIBRATION,
+    overwrite: bool = False,
+) -> Result:
+    """Quantises a float model, and writes the result with its card.
+
+    int8 is static, per channel, with QDQ nodes, as ONNX Runtime, OpenVINO, TensorRT and QNN take it. The last layer stays float:
+    quantised logits would tie confidences. The sensitivity of each layer is the error at the model's outputs while it alone is
+    quantised (Wu et al. 2020, arXiv:2004.09602, section 6).
+
+    Args:
+        path: the model, .onnx; .tflite and .mlpackage where their tools are installed. Its card is taken along.
+        inputs: as callers give them to the model, before the card's preprocessing.
+        labels: what is right for each: names, or numbers of classes.
+        out: the new file; None: beside the model, as NAME.int8.onnx or NAME.fp16.onnx.
+        fp16: float16 in place of int8; inputs and outputs stay as they are.
+        keep_float: so many layers stay float, the most sensitive ones.
+        sensitivity: try each layer by itself; without it there is no `keep_float`.
+        last: quantise the last layer too.
+        activations: "uint8" is by far the fastest on x86; "int8", symmetric, is what TensorRT takes, and good on ARM.
+        reduce_range: weights have 7 bits, for x86 CPUs without VNNI, whose sums of uint8 and int8 saturate.
+        calibration: number of examples by which ranges are found; half of the data at most, the rest measures the result.
+        overwrite: replace files that are there.
+
+    Raises:
+        ModelMissing, ModelError: the model cannot be read, run or quantised.
+        RuntimeMissing: a package is not installed; the message says which.
+        BadInput: the inputs do not fit the model, or are too few.
+        PolicyError: the arguments contradict each other, or the file is there already.
+        StoreError: the disk is full, or may not be written to.
+    """
+    path, word = Path(path), "fp16" if fp16 else "int8"
+    check_number("keep_float", keep_float, whole=True)
+    check_number("calibration", calibration, least=1, whole=True)
+    if activations not in {"uint8", "int8"}:
+        raise PolicyError(f'activations= is "uint8" or "int8", not {activations!r}')
+    if keep_float and (fp16 or not sensitivity):
+        raise PolicyError("keep_float= is about layers of an int8 model, and needs their sensitivity")
+    to = target(path, None if out is None else Path(out), word, overwrite=overwrite)
+    used, held_out = split(Examples([*inputs], None if labels is None else [*labels]), calibration)
+    if path.suffix.lower() != ".onnx":
+        return quantize_other(path, to, used, held_out, fp16=fp16, keep_float=keep_float)
+    model = OnnxModel(path)
+    if model.card.state:
+        raise ModelError(f"{path} keeps a state between its inputs, and examples are single inputs: it is not quantised here")
+    model.load()
+    original = answers(model, held_out.inputs)
+    notes = original.check(held_out.labels, labels_of(model))
+    layers: tuple[Layer, ...] = ()
+    with workplace(to) as folder:
+        made = folder / "made" / to.name
+        made.parent.mkdir()
+        if fp16:
+            from edgeroute.tools.compress.onnx import convert
+
+            convert(path, made)
+        else:
+            int8 = Int8(path, [model.feed([x]) for x in used.inputs], folder, last=last, activations=activations,
+                        reduce_range=reduce_range)  # fmt: skip
+            notes += int8.notes
+            if sensitivity:
+                layers = _sensitivity(int8, model, used.part(range(min(TRIED, len(used.inputs)))))
+            kept = _kept(layers, keep_float)
+            int8.write(made, exclude=kept)
+            layers = tuple(layer._replace(note="stays float") if layer.name in kept else layer for layer in layers)
+        write_card(made, model.card, _step(word, len(used.inputs), keep_float))
+        before, after = compared(model, made, original, held_out)
+        put(made.parent, to)
+    after, card, count = after._replace(path=to), to.with_suffix(".json"), 0 if fp16 else len(used.inputs)
+    return Result(before, after, layers, card, count, len(held_out.inputs), tuple(notes))
+
+
+def _sensitivity(int8: Int8, model: OnnxModel, tried: Examples) -> tuple[Layer, ...]:
+    """Each layer with the error of the model's outputs while it alone is quantised, the worst first."""
+    original, found = answers(model, tried.inputs), []
+    for node, weights in int8.layers():
+        path = int8.alone(node)
+        write_card(path, model.card, "")
+        its = answers(OnnxModel(path), tried.inputs)
+        agreement = its.agreement(original)
+        changed = None if agreement is None else 1 - agreement
+        found.append(Layer(node.name, node.op_type, weights, its.error(original), changed, "int8"))
+    found.sort(key=lambda layer: (-(layer.error or 0), layer.name))
+    return tuple(found)
+
+
+def _kept(layers: Sequence[Layer], count: int) -> list[str]:
+    if count > len(layers):
+        raise PolicyError(f"keep_float={count}: the model has {len(layers)} layers that are quantised")
+    return [layer.name for layer in layers[:count]]
+
+
+def _step(word: str, used: int, kept: int) -> str:
+    if word == "fp16":
+        return "float16, by edgeroute quantize"
+    return f"static int8, by edgeroute quantize on {used} examples" + (f", {kept} layers kept float" if kept else "")

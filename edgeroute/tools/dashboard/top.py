@@ -1,0 +1,219 @@
+"""What the page shows, in a terminal: requests, targets, reasons, routes, guarantees, budgets; a Textual application."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeroute.errors import RuntimeMissing
+
+try:
+    from rich.text import Text
+    from textual.app import App, ComposeResult
+    from textual.binding import Binding, BindingType
+    from textual.containers import Horizontal, Vertical, VerticalScroll
+    from textual.widgets import DataTable, Footer, Header, Sparkline, Static, TabbedContent, TabPane
+except ImportError as e:
+    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[top]'") from e
+
+if TYPE_CHECKING:
+    from edgeroute.tools.dashboard.monitor import Monitor
+
+EVERY_S = 1.0
+"""Between two updates, seconds."""
+WIDE = 90
+"""Columns from which the tables are side by side."""
+NONE = "-"
+
+
+class Top(App[None]):
+    """The application.
+
+    Args:
+        monitor: what is shown; begun and closed here.
+    """
+
+    TITLE = "edgeroute top"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    Screen { overflow: hidden; }
+    #tiles { height: auto; padding: 0 1; }
+    TabbedContent { height: 1fr; }
+    Sparkline { height: 2; margin: 0 1; }
+    DataTable { height: 1fr; overflow-x: hidden; }
+    #tab-routes { height: 1fr; }
+    #sides { height: auto; max-height: 12; } #sides > Vertical { height: auto; width: 1fr; }
+    #legs, #reasons { height: auto; max-height: 8; }
+    .narrow #sides { layout: vertical; }
+    .head { color: $text-muted; padding: 0 1; }
+    .said { padding: 0 1; height: auto; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "End"),
+        Binding("p", "pause", "Pause"),
+        Binding("f", "failures", "Failures only"),
+    ]
+
+    def __init__(self, monitor: Monitor) -> None:
+        super().__init__()
+        self.monitor, self.paused, self.only_odd = monitor, False, False
+        self.sub_title = monitor.title
+
+    def compose(self) -> ComposeResult:
+        """The widgets."""
+        yield Header(show_clock=True)
+        yield Static(id="tiles", markup=False)
+        yield Sparkline([], id="rate")
+        with TabbedContent():
+            with TabPane("Routes", id="tab-routes"):
+                with Horizontal(id="sides"):
+                    with Vertical():
+                        yield Static("targets", classes="head")
+                        yield DataTable(id="legs", cursor_type="none", zebra_stripes=True)
+                    with Vertical():
+                        yield Static("reasons", classes="head")
+                        yield DataTable(id="reasons", cursor_type="none", zebra_stripes=True)
+                yield DataTable(id="routes", cursor_type="row", zebra_stripes=True)
+            with TabPane("Guarantees and budgets", id="tab-state"), VerticalScroll():
+                yield Static(id="state", classes="said", markup=False)
+            with TabPane("Egress", id="tab-egress"):
+                yield DataTable(id="egress", cursor_type="row", zebra_stripes=True)
+            with TabPane("Device and rules", id="tab-device"), VerticalScroll():
+                yield Static(id="device", classes="said", markup=False)
+        yield Footer()
+
+    def on_ready(self) -> None:
+        """Begins to follow, once all widgets are there."""
+        self._table("legs", "target", "breaker", "answers", "p50", "p99", "failed", "not asked")
+        self._table("reasons", "requests", "reason")
+        self._table("routes", "when", "by", "took", "class", "reason")
+        self._table("egress", "to", "class", "attempts", "bytes")
+        self.monitor.start()
+        self.show()
+        self.set_interval(EVERY_S, self.show)
+
+    def on_unmount(self) -> None:
+        """Ends it."""
+        self.monitor.close()
+
+    def on_resize(self) -> None:
+        """One column on a narrow terminal."""
+        self.set_class(self.size.width < WIDE, "narrow")
+
+    def action_pause(self) -> None:
+        """Holds what is shown, or goes on."""
+        self.paused = not self.paused
+        self.sub_title = f"{self.monitor.title} (paused)" if self.paused else self.monitor.title
+        self.show()
+
+    def action_failures(self) -> None:
+        """Shows failures and degraded answers alone, or all routes."""
+        self.only_odd = not self.only_odd
+        self.show(always=True)
+
+    def show(self, *, always: bool = False) -> None:
+        """Shows what is known now. always: also while it is paused."""
+        if (self.paused and not always) or not self.query("#device"):  # it has not begun, or is about to end
+            return
+        seen = self.monitor.view()
+        second = seen["series"]["seconds"]
+        sums = [sum(parts) for parts in zip(*(second[side] for side in ("edge", "cloud", "cache", "none")), strict=True)]
+        self.query_one("#tiles", Static).update("   ".join(tiles(seen, sum(sums[-6:-1]) / 5)))
+        self.query_one("#rate", Sparkline).data = [float(n) for n in sums]
+        self._fill("legs", [
+            (leg["name"], leg["breaker"] or NONE, f"{leg['answers']:,}", seconds(leg["p50_s"]), seconds(leg["p99_s"]),
+             f"{leg['failed']:,}", f"{leg['held']:,}") for leg in seen["legs"]
+        ])  # fmt: skip
+        self._fill("reasons", [(f"{one['count']:,}", one["text"]) for one in seen["reasons"][:6]])
+        self._fill("routes", [
+            (when(one["at"]), one["by"] or "no answer", seconds(one["latency_s"]), one["data_class"] or NONE, one["reason"])
+            for one in seen["odd" if self.only_odd else "recent"]
+        ])  # fmt: skip
+        self._fill("egress", [
+            (one["to"], one["data_class"] or NONE, f"{one['attempts']:,}", f"{one['bytes']:,}")
+            for one in seen["egress"]["totals"]
+        ])  # fmt: skip
+        self.query_one("#state", Static).update("\n".join([seen["error"], *lines_of_state(seen["state"])]).lstrip("\n"))
+        self.query_one("#device", Static).update("\n".join(lines_of_device(seen)))
+
+    def _table(self, name: str, *columns: str) -> None:
+        self.query_one(f"#{name}", DataTable).add_columns(*columns)
+
+    def _fill(self, name: str, rows: list[tuple[str, ...]]) -> None:
+        """Replaces the rows of a table; each cell is text, whatever is in it."""
+        table: DataTable[Text] = self.query_one(f"#{name}", DataTable)
+        at, top = table.cursor_row, table.scroll_y
+        table.clear()
+        for row in rows:
+            table.add_row(*map(Text, row))
+        if rows:
+            table.move_cursor(row=min(at, len(rows) - 1), scroll=False)
+            table.scroll_to(y=top, animate=False)
+
+
+def run(monitor: Monitor) -> None:
+    """Runs it until it is ended."""
+    Top(monitor).run()
+
+
+def tiles(seen: dict[str, Any], rate: float) -> list[str]:
+    """What is most to be known, in short."""
+    found = [
+        f"{seen['requests']:,} requests, {rate:,.1f}/s",
+        f"deferred {percent(seen['deferral_rate'])}",
+        f"median {seconds(seen['p50_s'])}, p99 {seconds(seen['p99_s'])}",
+        f"degraded {seen['degraded']:,}" + ("" if seen["raised"] is None else f", raised {seen['raised']:,}"),
+    ]
+    if seen["lost"]:
+        found.append(f"left out {seen['lost']:,}")
+    return found
+
+
+def lines_of_state(state: dict[str, Any]) -> list[str]:
+    """Guarantees, budgets and the outbox."""
+    lines = [*state.get("notes", ()), *([state["error"]] if "error" in state else [])]
+    for edge in state.get("edges", ()):
+        lines += ["", f"{edge['target']}: threshold {edge['threshold']} ({edge['promise'] or NONE})"]
+        if edge["judged"]:
+            usual = edge.get("usual")
+            lines.append(f"  deferred {percent(edge['deferred'] / edge['judged'])} of {edge['judged']:,}"
+                         + (f", where {percent(usual[0])} to {percent(usual[1])} is usual" if usual else ""))  # fmt: skip
+        if edge["audited"]:
+            lines.append(
+                f"  audited {edge['audited']:,}: {edge['disagreed']:,} differ; evidence {edge['evidence']}, alarm at 10,000"
+            )
+        if edge["alarm"]:
+            lines.append(f"  ALARM: {edge['alarm']['what']}")
+    lines.append("")
+    for name, one in state.get("spent", {}).items():
+        lines.append(f"{name}: {one['spent']:.4g} of {'no limit' if one['limit'] is None else format(one['limit'], 'g')}")
+    box = state.get("outbox")
+    lines += ["", "outbox: " + (", ".join(f"{n:,} {name}".replace("_", " ") for name, n in box.items()) if box else "none")]
+    return lines
+
+
+def lines_of_device(seen: dict[str, Any]) -> list[str]:
+    """Sensors, and rules."""
+    reading = seen["device"]["reading"]
+    lines = [f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}" for name, value in reading.items()]
+    lines.append(f"read by {seen['device']['by']}")
+    lines += ["", "rules:", *(f"  {one['text']} ({'' if one['in_force'] else 'not '}in force)" for one in seen["rules"])]
+    return lines if seen["rules"] else [*lines, "  none in force"]
+
+
+def seconds(value: float | None) -> str:
+    """0.0123 -> 12.3 ms."""
+    return NONE if value is None else f"{value:,.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def percent(share: float | None) -> str:
+    """0.123 -> 12.3 %."""
+    return NONE if share is None else f"{share:.1%}"
+
+
+def when(at: float) -> str:
+    """The time of day."""
+    try:
+        return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return NONE

@@ -1,0 +1,336 @@
+"""Evaluation of a threshold on examples: accuracy, deferral, latency and cost. Shares are 0..1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.confidence.exact import Floats, upper
+from edgeroute.core.policy import Terms
+from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
+from edgeroute.tools.measure.independence import overlap
+
+# Answers of edge and cloud to the same inputs.
+
+Bools = NDArray[np.bool_]
+
+
+class Examples(NamedTuple):
+    """Answers, labels, latency and cost of n inputs, in order."""
+
+    score: Floats
+    """[n], the edge's confidence by the policy's score; NaN: none."""
+    edge: list[Any]
+    """The edge's answers: labels, or class indices if the model has no labels."""
+    cloud: list[Any] | None
+    """The cloud's answers; None: not called."""
+    labels: list[Any] | None
+    """Ground truth, in the same form; None: unknown."""
+    outputs: Floats | None
+    """[n, classes], the edge's raw outputs; None: not rows of equal length."""
+    edge_s: Floats
+    """[n], edge latency, seconds; NaN: not measured."""
+    cloud_s: Floats | None
+    """[n], cloud latency, seconds; NaN: not measured. None: not called."""
+    sent_bytes: int
+    """Total bytes of request bodies to the cloud."""
+    received_bytes: int
+    usd: float
+    """Total cost of the cloud calls by the endpoint's terms, dollars."""
+    groups: list[Any] | None = None
+    """The scene, user or session of each; None: they are independent."""
+
+    @property
+    def edge_correct(self) -> Bools | None:
+        """[n], by the labels; None: no labels."""
+        return None if self.labels is None else _same(self.edge, self.labels)
+
+    @property
+    def cloud_correct(self) -> Bools | None:
+        """[n], by the labels; None: no labels, or no cloud answers."""
+        return None if self.labels is None or self.cloud is None else _same(self.cloud, self.labels)
+
+    @property
+    def agree(self) -> Bools | None:
+        """[n], whether edge and cloud agree; None: no cloud answers."""
+        return None if self.cloud is None else _same(self.edge, self.cloud)
+
+
+def _same(one: list[Any], other: list[Any]) -> Bools:
+    pairs = zip(one, other, strict=True)
+    return np.array([a == b if type(a) in _PLAIN else bool(np.all(a == b)) for a, b in pairs], bool)
+
+
+_PLAIN = (str, int, bool)
+"""Types whose `==` is a bool. Anything else may be an array, and takes ten times as long."""
+
+
+# Proportions with exact confidence intervals, score bins, and expected calibration error.
+
+RISK = 0.05
+"""Probability that a confidence interval misses the truth."""
+
+
+class Share(NamedTuple):
+    """A proportion, `found` of `of`, with its 95 % confidence interval low..high (Clopper and Pearson, 1934)."""
+
+    found: int
+    of: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """0..1; NaN of none."""
+        return self.found / self.of if self.of else float("nan")
+
+
+def share(found: Bools, risk: float = RISK) -> Share:
+    """Proportion of true values; two-sided interval at level 1 - risk."""
+    count, of = int(np.count_nonzero(found)), found.size
+    return Share(count, of, 1 - upper(of - count, of, risk / 2), upper(count, of, risk / 2))
+
+
+class Bin(NamedTuple):
+    """A bin of examples with similar scores."""
+
+    score: float
+    """Mean score."""
+    right: Share
+
+
+def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
+    """Up to `most` equal-mass bins, by ascending score. Tied scores share a bin; NaN is excluded."""
+    known = ~np.isnan(score)
+    score, right = score[known], right[known]
+    order = np.argsort(score, kind="stable")
+    score, right = score[order], right[order]
+    cuts = np.searchsorted(score, score[np.arange(1, most) * score.size // most]) if score.size else np.empty(0, int)
+    parts = np.unique(np.concatenate([[0], cuts, [score.size]]))
+    return [Bin(float(score[i:j].mean()), share(right[i:j])) for i, j in pairwise(parts)]
+
+
+def calibration_error(found: list[Bin]) -> float:
+    """Expected calibration error (ECE): size-weighted mean of abs(score - accuracy) over bins; NaN without bins."""
+    n = sum(one.right.of for one in found)
+    return sum(one.right.of * abs(one.score - one.right.value) for one in found) / n if n else float("nan")
+
+
+Line = tuple[Floats, Floats]
+"""Deferral rate [k], ascending, and accuracy [k]."""
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+class Names(NamedTuple):
+    """Names of what was evaluated. Empty or None: unknown."""
+
+    edge: str = ""
+    """The edge model."""
+    cloud: str = ""
+    """The endpoint."""
+    score: str = ""
+    policy: str = ""
+    """Policy file."""
+    data: str = ""
+    """Examples file."""
+    date: str = ""
+    """Of the measurement, YYYY-MM-DD."""
+    edge_bytes: int | None = None
+    """Size of the model file."""
+
+
+class Class(NamedTuple):
+    """Results of one class. None: unknown."""
+
+    name: str
+    n: int
+    edge: float | None
+    """Accuracy of the edge alone; without labels, here and below: agreement with the cloud."""
+    cloud: float | None
+    cascade: float | None
+    deferral: float
+
+
+class Cost(NamedTuple):
+    """Cost of one input on each side."""
+
+    what: str
+    """seconds, usd or joules."""
+    edge: float | None
+    """None: unknown."""
+    cloud: float
+
+    @property
+    def break_even(self) -> float | None:
+        """Deferral rate below which the cascade costs less than the cloud alone; 0 or less: never.
+
+        The edge is always paid, the cloud only when deferred: 1 - edge / cloud.
+        """
+        return None if self.edge is None or self.cloud <= 0 else 1 - self.edge / self.cloud
+
+    def together(self, deferral: float) -> float | None:
+        """Mean cost of one input of the cascade at this deferral rate."""
+        return None if self.edge is None else self.edge + deferral * self.cloud
+
+
+class Evaluation(NamedTuple):
+    """Examples evaluated with a threshold."""
+
+    examples: Examples
+    threshold: float
+    """Edge answers with at least this score are accepted; inf: every input is deferred."""
+    thresholds: Mapping[str, float] = {}
+    """Predicted class -> its own threshold; empty: one for all."""
+    certificate: Certificate | None = None
+    """Source of the thresholds; None: none."""
+    uncalibrated: str = ""
+    """Why the certificate does not apply to this setup; empty: it applies."""
+    names: Names = Names()
+    terms: Terms = Terms()
+    """Prices of the cloud."""
+    edge_usd: float | None = None
+    """Cost of an input on the edge, dollars; None: unknown."""
+    edge_joules: float | None = None
+    accept_unsure: bool = False
+    """Whether an answer without a score is accepted."""
+    arms: tuple[Mapping[str, Any], ...] = ()
+    """What came of the arms of an A/B comparison so far, in operation; empty: there are none."""
+    cloud_arms: tuple[Mapping[str, Any], ...] = ()
+    """Likewise of the arms of the cloud."""
+
+    @property
+    def n(self) -> int:
+        """Number of examples, at least one."""
+        return len(self.examples.edge)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels. If not, correct means: agrees with the cloud."""
+        return self.examples.labels is not None
+
+    @property
+    def accepted(self) -> Bools:
+        """[n], whether the edge's answer is accepted."""
+        score = self.examples.score
+        least: Any = self.threshold
+        if self.thresholds:
+            least = np.array([self.thresholds.get(str(value), self.threshold) for value in self.examples.edge])
+        return np.where(np.isnan(score), self.accept_unsure, score >= least)
+
+    @property
+    def deferral(self) -> Share:
+        """Deferral rate with its confidence interval."""
+        return share(~self.accepted)
+
+    @property
+    def edge_right(self) -> Bools | None:
+        """[n], correctness of the edge; None: neither labels nor cloud answers."""
+        return self.examples.edge_correct if self.labelled else self.examples.agree
+
+    @property
+    def cloud_right(self) -> Bools | None:
+        """[n], correctness of the cloud; None: no cloud answers."""
+        if self.examples.cloud is None:
+            return None
+        return self.examples.cloud_correct if self.labelled else np.ones(self.n, bool)
+
+    @property
+    def cascade_right(self) -> Bools | None:
+        """[n], of the cascade; None: unknown."""
+        edge, cloud = self.edge_right, self.cloud_right
+        return None if edge is None or cloud is None else np.where(self.accepted, edge, cloud)
+
+    def accuracy(self) -> dict[str, Share]:
+        """Accuracy of edge, cloud, cascade (edge and cloud together) and accepted (edge answers kept); those that are known."""
+        edge, accepted = self.edge_right, self.accepted
+        found = {
+            "edge": edge,
+            "cloud": self.cloud_right,
+            "cascade": self.cascade_right,
+            "accepted": None if edge is None else edge[accepted],
+        }
+        return {name: share(right) for name, right in found.items() if right is not None and right.size}
+
+    def curve(self) -> Line | None:
+        """Accuracy over deferral rate for every global threshold; None: correctness is unknown.
+
+        Without the cloud: accuracy of the answers not deferred (selective accuracy).
+        """
+        edge, cloud, score = self.edge_right, self.cloud_right, self.examples.score
+        if edge is None:
+            return None
+        if cloud is not None:
+            found = deferral_curve(score, edge, cloud)
+            return found.deferred, found.accuracy
+        order = np.argsort(np.where(np.isnan(score), -np.inf, score), kind="stable")
+        rising = score[order]
+        first = np.flatnonzero(np.append(True, (rising[1:] != rising[:-1]) & ~np.isnan(rising[1:])))
+        accepted = self.n - first
+        return first / self.n, edge[order][::-1].cumsum()[accepted - 1] / accepted
+
+    def area(self) -> Area | None:
+        """How well the score ranks, 0 random and 1 an oracle; without the cloud by the edge's errors. None: it is unknown."""
+        edge, cloud = self.edge_right, self.cloud_right
+        return None if edge is None else measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
+
+    @property
+    def seen_before(self) -> float:
+        """About which share of these examples the certificate was calibrated on, 0..1: what holds on them is no evidence."""
+        if self.certificate is None:
+            return 0.0
+        kept, outputs = self.certificate.examples, self.examples.outputs
+        return max(overlap(kept, self.examples.score), 0.0 if outputs is None else overlap(kept, outputs))
+
+    def oracle(self) -> Line | None:
+        """`curve` of an oracle that knows which side is correct and defers the gains first; None: no cloud answers."""
+        edge, cloud = self.edge_right, self.cloud_right
+        if edge is None or cloud is None:
+            return None
+        gained, lost = (np.count_nonzero(cloud & ~edge), np.count_nonzero(edge & ~cloud))
+        best = edge.mean() + gained / self.n
+        return np.array([0, gained, self.n - lost, self.n]) / self.n, np.array([edge.mean(), best, best, cloud.mean()])
+
+    def classes(self) -> list[Class]:
+        """Results per class, by label; without labels, or with per-class thresholds, by predicted class."""
+        labels = self.examples.labels if self.examples.labels is not None and not self.thresholds else self.examples.edge
+        names, at = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
+        counts = np.bincount(at)
+
+        def shares(found: Bools | None) -> list[Any]:
+            return [None] * len(names) if found is None else (np.bincount(at, found) / counts).tolist()
+
+        rights = map(shares, (self.edge_right, self.cloud_right, self.cascade_right))
+        columns = (names.tolist(), counts.tolist(), *rights, shares(~self.accepted))
+        return [Class(*row) for row in zip(*columns, strict=True)]
+
+    def seconds(self) -> dict[str, Floats]:
+        """Latencies per input, sorted: edge, cloud, and cascade (the sum where deferred); those measured.
+
+        The cascade uses only inputs with both measured, accepted or not: else it would be biased towards fast ones.
+        """
+        edge, cloud = self.examples.edge_s, self.examples.cloud_s
+        found = {"edge": edge}
+        if cloud is not None:
+            found |= {"cloud": cloud, "cascade": np.where(self.accepted, edge + 0 * cloud, edge + cloud)}
+        known = {leg: np.sort(times[~np.isnan(times)]) for leg, times in found.items()}
+        return {leg: times for leg, times in known.items() if times.size}
+
+    def latency(self) -> dict[str, tuple[float, ...]]:
+        """Leg -> its latency in seconds at `QUANTILES`."""
+        return {leg: tuple(np.quantile(times, QUANTILES).tolist()) for leg, times in self.seconds().items()}
+
+    def costs(self) -> list[Cost]:
+        """Costs per input: median seconds, mean usd and joules; those where the cloud's is above 0."""
+        if self.examples.cloud is None:
+            return []
+        times, terms = self.latency(), self.terms
+        megabytes = (self.examples.sent_bytes + self.examples.received_bytes) / self.n / 1e6
+        joules = terms.joules_per_call + terms.joules_per_mb * megabytes
+        found = [Cost("seconds", times["edge"][0], times["cloud"][0])] if {"edge", "cloud"} <= set(times) else []
+        found += [Cost("usd", self.edge_usd, self.examples.usd / self.n), Cost("joules", self.edge_joules, joules)]
+        return [cost for cost in found if cost.cloud > 0]

@@ -1,0 +1,303 @@
+"""Fixed-sequence testing of candidate thresholds (risk control); the tests themselves are in exact.py and betting.py.
+
+Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis
+"the guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no
+correction for multiple testing is needed. No candidate is skipped: to pass the first threshold t* that violates the
+guarantee, the sequence would have to reject the null at t* itself, which does not depend on the data; so the total risk is
+that of one test. All thresholds that were passed are certified at once, and none above the first that was tested.
+
+For max_error testing begins at a rank, since few examples prove little; and where a noisy top ends it, it begins again at further
+ranks, each with a part of the risk that is added to what is left of the parts before (the fallback procedure; Wiens, 2003).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import ceil, floor, log
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeroute.confidence.certificate import Kind
+from edgeroute.confidence.exact import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
+from edgeroute.core.policy import INF
+from edgeroute.errors import PolicyError
+
+# Test by betting that a mean loss is below a limit, whatever the losses' sizes (Waudby-Smith and Ramdas, 2024).
+#
+# Units are bet on one after the other, in an order drawn beforehand. With x = (1 + loss) / 2 of each, 0..1, and m the limit
+# likewise, a gambler's wealth is multiplied by 1 - bet (x - m). Each bet depends on earlier units alone, so where the mean is m
+# or more, wealth that began at 1 ever reaches 1 / delta with probability at most delta (Ville's inequality).
+
+MOST = 0.75
+"""Share of the wealth that a bet can lose at most."""
+ORDER_SEED = 0x0BE7_71D6_5EED
+"""Of the order of bets: the same in each calibration, and no seed that examples would be drawn with."""
+
+
+def accept_betting(after: Floats, of: Ints, ends: Ints, n: int, eps: float, delta: float) -> int:
+    """Number of leading blocks that pass the test.
+
+    Args:
+        after: [k], for each example in order of acceptance, the loss of its unit once it is accepted, -1..1.
+        of: [k], the number of its unit, 0..n-1.
+        ends: the last example of each block.
+        n: number of units.
+        eps: the limit of the mean loss.
+        delta: level of the test.
+    """
+    place = np.random.default_rng(ORDER_SEED).permutation(n)[of]
+    wealth = _Wealth(n, (1 + eps) / 2, delta)
+    reached, begin, x = n, 0, (1 + after) / 2
+    for block, end in enumerate((ends + 1).tolist()):
+        changed = place[begin:end]
+        wealth.x[changed] = x[begin:end]  # of a unit that comes twice the last counts
+        if changed.min() <= reached:  # else what decided the block before is as it was
+            reached = wealth.reaches(reached)
+            if reached == n:
+                return block
+        begin = end
+    return len(ends)
+
+
+class _Wealth:
+    """The wealth after each unit.
+
+    Attributes:
+        x: [n], in the order of the bets; .5 is no loss.
+    """
+
+    def __init__(self, n: int, mean: float, delta: float) -> None:
+        self.x = np.full(n, 0.5)
+        self._mean, self._delta, self._cap = mean, delta, MOST / (1 - mean)
+        self._count = np.arange(1, n + 1)
+        self._rate = 2 * log(1 / delta) / n
+
+    def reaches(self, guess: int) -> int:
+        """After which unit it is 1 / delta or more, from 0; n: never. guess: where it probably is."""
+        n = len(self.x)
+        for m in sorted({min(n, guess + guess // 4 + 64), n}):
+            x, count = self.x[:m], self._count[:m]
+            mean = (0.5 + x.cumsum()) / (count + 1)
+            squares = np.square(x - mean).cumsum()
+            variance = (0.25 + np.append(0, squares[:-1])) / count  # of the units before
+            bet = np.minimum(np.sqrt(self._rate / variance), self._cap)
+            with np.errstate(over="ignore", under="ignore"):
+                rich = (1 - bet * (x - self._mean)).cumprod() >= 1 / self._delta
+            if rich.any():
+                return int(rich.argmax())
+        return n
+
+
+# What is drawn independently: examples, or groups of them (scenes, users, sessions) that each count by their mean loss.
+#
+# A loss of any size becomes 0 or 1 by dithering: with U uniform, one for each unit, a loss d > 0 is a harm where U < d, and d < 0
+# a win where U < -d. Harms less wins have the mean of the losses, so the exact tests of harms and wins (exact.py) stay exact.
+
+UNITS_SEED = 0xD17_4E12_5EED
+"""Of the uniform numbers: the same in each calibration, and no seed that examples would be drawn with."""
+
+
+class Units(NamedTuple):
+    """Accepted examples, best score first, and the units that they belong to."""
+
+    n: int
+    """Number of units, those without an accepted example included."""
+    of: Ints
+    """[k], the number of each example's unit."""
+    before: Floats
+    """[k], the mean loss of its unit until the example is accepted, -1..1."""
+    after: Floats
+    """[k], and once it is."""
+
+    def dithered(self) -> tuple[Ints, Ints]:
+        """Cumulative harms and wins, [k] each."""
+        u = np.random.default_rng(UNITS_SEED).random(self.n)[self.of]
+        before, after = ((u < np.abs(loss)) * np.sign(loss) for loss in (self.before, self.after))
+        harms, wins = (((after == sign) * 1 - (before == sign) * 1).cumsum() for sign in (1, -1))
+        return harms, wins
+
+
+def units(loss: Floats, order: Ints, groups: Ints | None) -> Units:
+    """The units of n examples.
+
+    Args:
+        loss: [n], what is lost where the example is accepted, -1..1.
+        order: indices of the accepted examples, best score first.
+        groups: [n], the number of each example's group, from 0 with none missing; None: each is a unit.
+    """
+    d = loss[order]
+    if groups is None:
+        return Units(len(loss), order, np.zeros(len(d)), d)
+    of, sizes = groups[order], np.bincount(groups)
+    d = d / sizes[of]
+    together = np.argsort(of, kind="stable")
+    total = d[together].cumsum()
+    first = np.append(True, of[together][1:] != of[together][:-1])[: len(d)]
+    start = (total - d[together])[first][first.cumsum() - 1]
+    after = np.empty(len(d))
+    after[together] = total - start
+    return Units(len(sizes), of, after - d, after)
+
+
+def one_of_each(groups: Ints) -> Ints:
+    """Indices of one example of each group, drawn by chance: these are independent, and each group counts the same."""
+    shuffled = np.random.default_rng(UNITS_SEED).permutation(len(groups))
+    _, first = np.unique(groups[shuffled], return_index=True)
+    return np.sort(shuffled[first])
+
+
+Bools = NDArray[np.bool_]
+FEW = 1.5
+"""Below n * eps = FEW * log(1 / delta) (4.5 at 95 %) only harms are tested: wins are too rare to help."""
+MANY = 4000
+"""Most examples for the likelihood-ratio test; beyond, the difference test is as powerful and faster."""
+BETTING = 3.3
+"""From n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered."""
+STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
+"""Acceptance rate at which selective error is tested first, or again -> its part of the risk. Fewer examples prove little."""
+
+
+class Step(NamedTuple):
+    """The threshold at which a test sequence stopped, and the test used."""
+
+    threshold: float
+    method: str
+    highest: float = INF
+    """The first threshold of those tested without a gap: higher ones are not certified. inf: all of them are."""
+
+
+def lowest_threshold(
+    kind: Kind,
+    value: float,
+    delta: float | None,
+    scores: Floats,
+    edge: Floats | None,
+    cloud: Floats | None,
+    *,
+    graded: bool = False,
+    groups: Ints | None = None,
+) -> Step:
+    """Tests the thresholds of one class, or of all examples; there are enough of them for the first test.
+
+    Args:
+        kind: what is promised.
+        value: its limit.
+        delta: the risk; None: on average, for max_defer.
+        scores: [n], NaN: deferred.
+        edge: [n], how correct it is, 0..1.
+        cloud: [n], likewise; None: the edge's is agreement with the cloud.
+        graded: whether it is more than 0 or 1.
+        groups: [n], numbers of groups, for max_loss; None: the examples are independent.
+    """
+    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN comes last
+    s = scores[order]
+    ends = np.flatnonzero(np.append(s[1:] != s[:-1], True)[: len(s)])  # the last of each block of equal scores
+    if kind == "max_defer":
+        blocks, method = _by_rank(value, delta, len(scores), s[ends], len(scores) - 1 - ends)
+        threshold = between(s, ends, blocks)
+        return Step(threshold, method, threshold)
+    assert edge is not None
+    assert delta is not None
+    if kind == "max_error":
+        wrong = units(1 - edge, order, None).dithered()[0] if graded else np.cumsum(edge[order] < 1, dtype=np.int64)
+        first, blocks = accept_selective(wrong[ends], ends + 1, len(scores), value, delta)
+        method = "dithered CP-error" if graded else "CP-error"
+        return Step(between(s, ends, blocks), method, between(s, ends, first + 1) if blocks else INF)
+    right = np.ones(len(scores)) if cloud is None else cloud
+    blocks, method = _relative(
+        units(right - edge, order, groups), ends, value, delta, graded or groups is not None, cloud is not None
+    )
+    return Step(between(s, ends, blocks), method)
+
+
+def _relative(found: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
+    """Number of leading blocks that pass the max_loss test, and which. sized: losses are of any size, not only harms and wins."""
+    if sized and found.n * eps >= BETTING * log(1 / delta):
+        return accept_betting(found.after, found.of, ends, found.n, eps, delta), "betting"
+    h, w = (counts[ends] for counts in found.dithered())
+    method = relative_method(found.n, eps, delta, wins=wins)
+    return accept_relative(method, h, w, found.n, eps, delta), f"dithered {method}" if sized else method
+
+
+def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:
+    """The test for max_loss, chosen before any outcome is seen. wins: whether cloud errors are observed."""
+    if not wins or n * eps < FEW * log(1 / delta):
+        return "CP-harm"
+    return "LR-BB" if n <= MANY else "D-BB"
+
+
+def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: float) -> int:
+    """Number of leading blocks that pass the max_loss test. h, w: cumulative harms and wins [blocks]."""
+    if method == "CP-harm":
+        return passed(h <= most(n, eps, delta))
+    if method == "D-BB":
+        limits = d_limits(n, eps, delta, min(n, _rounded(int((h + w).max())))) if len(h) else h
+        return passed(h - w <= limits[h + w])
+    wins = 16
+    while True:  # most sequences stop at few wins, and the table grows with their square
+        limits = lr_limits(n, eps, delta, wins)
+        blocks = passed((w <= wins) & (h <= limits[np.minimum(w, wins)]))
+        if blocks == len(w) or w[blocks] <= wins:
+            return blocks
+        wins *= 2
+
+
+def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -> tuple[int, int]:
+    """The first and the number of leading blocks that pass the max_error test, those above the first not tested; 0: none does.
+
+    wrong, m: cumulative errors and examples [blocks]. The blocks tested first are chosen by rank, not by a fixed score, so the
+    test is exact except for the examples at these ranks.
+    """
+    parts, left = dict[int, float](), 0.0
+    for rate, after in zip(STARTS, [*list(STARTS)[1:], 1.0], strict=True):
+        left += STARTS[rate]
+        begin = max(needed(alpha, delta * left), ceil(rate * n))
+        if begin < after * n or after == 1:  # else so few would prove nothing at this part of the risk
+            block = int(np.searchsorted(m, begin))
+            parts[block] = parts.get(block, 0.0) + left
+            left = 0.0
+    risk, lowest, alive = 0.0, (0, 0), False
+    for begin, end in pairwise([*parts, len(m)]):
+        risk = parts[begin] + (risk if alive else 0.0)
+        first = lowest[0] if alive else begin
+        reach = begin + passed(wrong[begin:end] <= most_of_each(n, alpha, delta * risk)[m[begin:end]])
+        alive = reach == end
+        if reach > begin:
+            lowest = first, reach
+    return lowest
+
+
+def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: Ints) -> tuple[int, str]:
+    """Number of leading blocks to accept for max_defer. below: examples ranked below each block [blocks].
+
+    P(score < the k-th lowest) is Beta(k, n - k + 1), of which the mean is k / (n + 1); NaN is ranked lowest.
+    """
+    rank = floor(value * (n + 1)) if delta is None else most(n, value, delta) + 1
+    blocks = int(np.count_nonzero(below >= rank)) + 1
+    if blocks > len(levels):
+        raise PolicyError(f"no threshold defers at most {value:g}: {below[-1] / n:.1%} of the examples have no score")
+    return blocks, "rank" if delta is None else "Beta"
+
+
+def passed(ok: Bools) -> int:
+    """Number of leading True values."""
+    return len(ok) if ok.all() else int(ok.argmin())
+
+
+def _rounded(count: int) -> int:
+    """Rounds up to a power of two, so that cached tables are shared."""
+    return 1 << count.bit_length()
+
+
+def between(s: Floats, ends: Ints, blocks: int) -> float:
+    """The threshold that accepts so many blocks: mid-gap, so that rounding elsewhere moves no score across."""
+    if not blocks:
+        return INF
+    lowest = float(s[ends[blocks - 1]])
+    if blocks == len(ends):
+        return lowest
+    below = float(s[ends[blocks - 1] + 1])
+    middle = below / 2 + lowest / 2
+    return middle if middle > below else lowest

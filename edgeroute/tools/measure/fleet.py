@@ -1,0 +1,270 @@
+"""A/B comparison over many devices: the arms of all of them, and whether B is worse than A by more than is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, inf
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.exact import Floats, proportion
+from edgeroute.errors import BadInput
+from edgeroute.tools.measure.evaluation import Bools
+
+DRAWS = 4_999
+"""Assignments of devices to arms that are drawn beside the one that was used."""
+RESAMPLES = 2_000
+RISK = 0.05
+"""Probability that an interval of one arm misses the truth."""
+MEASURES = ("failed", "deferred", "differs")
+MARGINS = {"failed": "more_errors", "deferred": "more_deferred", "differs": "more_differs"}
+"""Measure -> the setting that says by how much B may be worse."""
+
+
+class Settings(NamedTuple):
+    """Of an A/B comparison; devices that are compared have equal ones."""
+
+    models: tuple[str, str]
+    share: float
+    salt: str
+    more_errors: float
+    more_deferred: float
+    more_differs: float
+    alpha: float
+
+
+class Device(NamedTuple):
+    """What one device stored of its arms."""
+
+    origin: str
+    """The file or folder that says it."""
+    name: str | None
+    """Its id where each device is in one arm; None: each request is drawn for itself."""
+    settings: Settings
+    arms: Sequence[Mapping[str, Any]]
+    """As `edgeroute status --json` shows them."""
+
+
+class FleetArm(NamedTuple):
+    """One arm over all devices. Shares and times are (value, low, high), with 95 % intervals."""
+
+    arm: str
+    model: str
+    devices: int
+    """Those with a request in it."""
+    requests: int
+    failed: tuple[float, float, float]
+    deferred: tuple[float, float, float]
+    differs: tuple[float, float, float]
+    loss: tuple[float, float, float]
+    mean_s: tuple[float, float, float]
+    p99_s: float | None
+    """Of the median device."""
+    compared: int
+    stopped: str
+    """On how many devices a guardrail stopped it, and the first reason; empty: on none."""
+
+
+class Difference(NamedTuple):
+    """B less A. The low ends of all measures hold together with probability 1 - alpha at least, and so do the high ends."""
+
+    measure: str
+    value: float
+    low: float
+    high: float
+    allowed: float
+
+    @property
+    def verdict(self) -> str:
+        """worse: by more than is allowed; within: by no more than that; open: not known yet."""
+        return "worse" if self.low > self.allowed else "within" if self.high <= self.allowed else "open"
+
+
+class Fleet(NamedTuple):
+    """The comparison."""
+
+    settings: Settings
+    by_device: bool
+    arms: tuple[FleetArm, FleetArm]
+    differences: tuple[Difference, ...]
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """The measures in which B is worse by more than is allowed."""
+        return tuple(one.measure for one in self.differences if one.verdict == "worse")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in JSON types."""
+        differences = [{**one._asdict(), "verdict": one.verdict} for one in self.differences]
+        arms = [arm._asdict() for arm in self.arms]
+        return {"settings": self.settings._asdict(), "by_device": self.by_device, "arms": arms, "differences": differences,
+                "worse": list(self.worse)}  # fmt: skip
+
+
+def settings_of(told: Any) -> Settings | None:
+    """The settings that a router stored with its arms; None: they are none."""
+    try:
+        a, b = told["models"]
+        numbers = [float(told[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return None
+    if not all(0 <= number <= 1 for number in numbers) or not numbers[-1]:
+        return None
+    return Settings((str(a), str(b)), numbers[0], str(told.get("salt", "")), *numbers[1:])
+
+
+def compared(devices: Iterable[Device]) -> Fleet:
+    """Compares the arms of many devices.
+
+    Where each device is in one arm, devices are the unit. The intervals of an arm are by resampling its devices (bootstrap),
+    those of a difference by re-randomisation: which devices got B was drawn, and each other draw shows what would have come
+    of it were B worse by some margin on each device. No interval is narrower than for independent requests (Clopper-Pearson).
+    Where each request was drawn for itself, requests are the unit.
+
+    Raises:
+        BadInput: they are not of one comparison, a device is there twice, or there is none.
+    """
+    found = list(devices)
+    _check(found)
+    settings, by_device = found[0].settings, found[0].name is not None
+    tables = [_table(found, arm) for arm in "ab"]
+    arms = tuple(_arm(found, i, table) for i, table in enumerate(tables))
+    in_b = tables[1]["requests"] > 0
+    both = bool((in_b & (tables[0]["requests"] > 0)).any())
+    alpha = settings.alpha / len(MEASURES)
+    differences = [
+        _difference(name, tables, in_b if by_device and not both else None, getattr(settings, MARGINS[name]), alpha)
+        for name in MEASURES
+    ]
+    return Fleet(settings, by_device, (arms[0], arms[1]), tuple(one for one in differences if one is not None))
+
+
+def _check(devices: Sequence[Device]) -> None:
+    if not devices:
+        raise BadInput("there is no device with an A/B comparison")
+    first, seen = devices[0], dict[str, str]()
+    for one in devices:
+        if one.settings != first.settings or (one.name is None) != (first.name is None):
+            wrong = [key for key, value in one.settings._asdict().items() if value != getattr(first.settings, key)]
+            raise BadInput(f"{one.origin} is of another comparison than {first.origin}: {', '.join(wrong) or 'device'} differs")
+        if one.name is not None and one.name in seen:
+            raise BadInput(f"device {one.name!r} is there twice: {seen[one.name]} and {one.origin}")
+        seen |= {} if one.name is None else {one.name: one.origin}
+
+
+def _table(devices: Sequence[Device], arm: str) -> dict[str, Floats]:
+    """Counts and sums of one arm, [devices] each."""
+    rows = []
+    for device in devices:
+        one = next((one for one in device.arms if one.get("arm") == arm), {})
+        try:
+            requests, compared = (max(0, int(one.get(key) or 0)) for key in ("requests", "compared"))
+            shares = [float((one.get(key) or [0.0])[0]) for key in ("failed", "deferred", "differs", "mean_s")]
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as e:
+            raise BadInput(f"{device.origin}: arm {arm} cannot be read: {e!r}") from e
+        failed, deferred, differs, mean = shares
+        if not all(0 <= share <= 1 for share in shares[:3]) or not 0 <= mean < inf:
+            raise BadInput(f"{device.origin}: arm {arm} has a share that is not 0..1, or no time")
+        rows.append((requests, compared, round(failed * requests), round(deferred * requests), round(differs * compared),
+                     mean * requests))  # fmt: skip
+    columns = np.array(rows, float).T
+    return dict(zip(("requests", "compared", "failed", "deferred", "differs", "seconds"), columns, strict=True))
+
+
+def _of(measure: str) -> str:
+    """What a measure is a share of."""
+    return "compared" if measure == "differs" else "requests"
+
+
+def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> FleetArm:
+    arm, here = "ab"[number], table["requests"] > 0
+    drawn = _resampled({name: column[here] for name, column in table.items()})
+    total = {name: float(column.sum()) for name, column in table.items()}
+    told = [next((one for one in device.arms if one.get("arm") == arm), {}) for device in devices]
+    stopped = [str(one["stopped"]) for one in told if one.get("stopped")]
+    times = sorted(float(one["p99_s"]) for one in told if isinstance(one.get("p99_s"), int | float))
+    parts = {}
+    for name in MEASURES:
+        of = _of(name)
+        parts[name] = _hull(proportion(int(total[name]), int(total[of]), RISK), _ratio(drawn[name], drawn[of]))
+    kept = proportion(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
+    wrong = proportion(int(total["differs"]), int(total["compared"]), RISK / 2)
+    answered = _ratio(drawn["requests"] - drawn["deferred"], drawn["requests"])
+    exact = kept[0] * wrong[0], kept[1] * wrong[1], kept[2] * wrong[2]
+    loss = _hull(exact, answered * _ratio(drawn["differs"], drawn["compared"]))
+    mean = total["seconds"] / max(1.0, total["requests"])
+    return FleetArm(
+        arm, devices[0].settings.models[number], int(here.sum()), int(total["requests"]),
+        parts["failed"], parts["deferred"], parts["differs"], loss,
+        _hull((mean, mean, mean), _ratio(drawn["seconds"], drawn["requests"])),
+        times[(len(times) - 1) // 2] if times else None, int(total["compared"]),
+        f"on {len(stopped):,} of {len(devices):,} devices: {stopped[0]}" if stopped else "",
+    )  # fmt: skip
+
+
+def _resampled(table: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Sums of an arm over devices that are drawn from it with replacement, [RESAMPLES]."""
+    count = len(table["requests"])
+    if count < 2:  # noqa: PLR2004 - one device says nothing of others
+        return {name: np.full(1, column.sum()) for name, column in table.items()}
+    rng, columns = np.random.default_rng(0), np.stack(list(table.values()))
+    sums = [columns[:, rng.integers(0, count, count)].sum(1) for _ in range(RESAMPLES)]
+    return dict(zip(table, np.array(sums).T, strict=True))
+
+
+def _ratio(found: Floats, of: Floats) -> Floats:
+    return np.divide(found, of, out=np.zeros_like(found), where=of > 0)
+
+
+def _hull(exact: tuple[float, float, float], drawn: Floats) -> tuple[float, float, float]:
+    """The value with the wider of two intervals at each end."""
+    value, low, high = exact
+    ends = np.quantile(drawn, [RISK / 2, 1 - RISK / 2])
+    return value, float(min(low, ends[0])), float(max(high, ends[1]))
+
+
+def _difference(
+    name: str, tables: Sequence[Mapping[str, Floats]], in_b: Bools | None, allowed: float, alpha: float
+) -> Difference | None:
+    """B less A; None: one of them has nothing. in_b: which devices are in B; None: the requests were drawn."""
+    of = _of(name)
+    (a, of_a), (b, of_b) = ((int(t[name].sum()), int(t[of].sum())) for t in tables)
+    if not (of_a and of_b):
+        return None
+    share_a, low_a, high_a = proportion(a, of_a, alpha)
+    share_b, low_b, high_b = proportion(b, of_b, alpha)
+    value, low, high = share_b - share_a, low_b - high_a, high_b - low_a
+    if in_b is not None:
+        least, most = _randomised(tables[0][name] + tables[1][name], tables[0][of] + tables[1][of], in_b, alpha)
+        low, high = min(low, least), max(high, most)
+    return Difference(name, value, max(-1.0, low), min(1.0, high), allowed)
+
+
+def _randomised(found: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[float, float]:
+    """Ends of the interval of the difference by re-randomisation (Fisher, 1935), each at level alpha; found, of: [devices].
+
+    If B adds d to each device's share, then found - d * of on B's devices is what A would have given, and any other draw of
+    devices is as likely as the one in use. So d is too small where the difference of hardly any other draw is as large.
+    """
+    took_part = of > 0
+    found, of, in_b = found[took_part], of[took_part], in_b[took_part]
+    rng, here = np.random.default_rng(0), int(in_b.sum())
+    columns = np.stack([found, of, of * in_b])
+    total, lows, highs = columns.sum(1), [-inf], [inf]
+
+    def split(picked: Any) -> tuple[float, float]:
+        b = columns[:, picked].sum(1)
+        a = total - b
+        if not (a[1] and b[1]):
+            return 0.0, 1.0
+        return b[0] / b[1] - a[0] / a[1], b[2] / b[1] - a[2] / a[1]
+
+    value, _ = split(np.flatnonzero(in_b))
+    for _ in range(DRAWS):
+        drawn, part = split(rng.permutation(len(found))[:here])
+        same = part > 1 - 1e-12
+        lows.append(-inf if same else (value - drawn) / (1 - part))
+        highs.append(inf if same else (value - drawn) / (1 - part))
+    skip = ceil(alpha * len(lows)) - 1
+    return float(np.sort(lows)[skip]), float(np.sort(highs)[-1 - skip])

@@ -1,0 +1,210 @@
+"""The report's figures as SVG elements; None where the examples lack the data."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+
+from edgeroute.errors import RuntimeMissing
+from edgeroute.tools.measure.evaluation import Bin, Evaluation, Share
+from edgeroute.tools.measure.report.words import LEGS
+
+# Shared matplotlib style of the figures, and their conversion to inline SVG.
+
+INK = "#010203"
+"""Placeholder for the page's text colour in an SVG."""
+EDGE, CLOUD = "#2f7ed8", "#e8590c"
+"""Distinguishable on white and black, and colour-blind safe; lines also differ in dashes."""
+SIZE = (4.2, 3.2)
+"""Inches; on a phone 340 pixels wide the text is at least 10 pixels."""
+
+
+def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) -> tuple[Any, Any]:
+    """A transparent figure and its axes, with left and bottom spines only; with several rows, an array of axes.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise RuntimeMissing("the figures need matplotlib: pip install 'edgeroute[demo]'") from e
+
+    figure = Figure(figsize=size, layout="constrained")
+    found = figure.subplots(rows, sharex=True)
+    for axes in [found] if rows == 1 else found:
+        axes.grid(color=ink, alpha=0.12)
+        axes.tick_params(colors=ink)
+        axes.xaxis.label.set_color(ink)
+        axes.yaxis.label.set_color(ink)
+        axes.patch.set_alpha(0)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in {"left", "bottom"})
+            spine.set_color(ink)
+    return figure, found
+
+
+def element(figure: Any, name: str) -> str:
+    """The figure as inline SVG in the page's text colour; `name` prefixes its ids to keep them unique."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeroute", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->| xmlns(:xlink)?=\"[^\"]*\"", "", text[text.index("<svg") :], flags=re.DOTALL
+    )
+    used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', text))
+    text = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(r'((?:url\(|href=")#)', rf"\1{name}-", text)
+    return text.replace(INK, "currentColor")
+
+
+HISTOGRAM_BINS = 30
+SHORT = 100
+"""A log axis spanning less than this ratio gets ticks between the powers of ten."""
+MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecolor": CLOUD, "elinewidth": 1.5, "capsize": 3}
+
+
+def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
+    """Accuracy over deferral rate: the score, an oracle and random deferral, and the threshold in use with its intervals."""
+    curve, oracle, accuracy = evaluation.curve(), evaluation.oracle(), evaluation.accuracy()
+    if curve is None:
+        return None
+    figure, axes = frame((SIZE[0], 4.0))
+    if oracle is not None:
+        x, y = oracle
+        axes.plot(x * 100, y * 100, ":", color=INK, linewidth=1.5, label="an oracle")
+    axes.plot(*(100 * values for values in curve), color=EDGE, linewidth=2, label="by the score")
+    if oracle is not None:
+        axes.plot([0, 100], [y[0] * 100, y[-1] * 100], "--", color=INK, alpha=0.6, linewidth=1, label="at random")
+    at = accuracy.get("accepted" if oracle is None else "cascade")
+    if at is not None:
+        deferral = evaluation.deferral
+        axes.errorbar(
+            deferral.value * 100,
+            at.value * 100,
+            xerr=_arms(deferral),
+            yerr=_arms(at),
+            **MARKED,
+            label="threshold in use, with 95 % intervals",
+        )
+    certificate = evaluation.certificate
+    if certificate is not None and not evaluation.uncalibrated:
+        low, high = certificate.deferral_interval
+        axes.axvspan(low * 100, high * 100, color=EDGE, alpha=0.25, linewidth=0, label="deferral that the certificate expects")
+        if certificate.kind == "max_loss" and "cloud" in accuracy:
+            least = (accuracy["cloud"].value - certificate.value) * 100
+            axes.axhline(least, color=CLOUD, linewidth=1, linestyle="-.", label="the least that is promised")
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("deferred, %")
+    axes.set_ylabel("accuracy, %" if evaluation.labelled else "as the cloud says, %")
+    _legend(figure)
+    return element(figure, "curve")
+
+
+def latency(evaluation: Evaluation) -> str | None:
+    """Empirical CDF of latency, for edge, cloud and cascade."""
+    seconds = evaluation.seconds()
+    if not seconds:
+        return None
+    figure, axes = frame()
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    styles = {"cascade": (INK, "-", 5, 0.4), "edge": (EDGE, "-", 1.5, 1), "cloud": (CLOUD, "--", 1.5, 1)}
+    for leg, (color, dashes, width, alpha) in styles.items():
+        times = seconds.get(leg)
+        if times is None:
+            continue
+        share = np.arange(times.size + 1) / times.size * 100
+        axes.plot(
+            np.append(times[:1], times) * 1000,
+            share,
+            dashes,
+            color=color,
+            linewidth=width,
+            alpha=alpha,
+            label=LEGS[leg],
+            drawstyle="steps-post",
+        )
+    least, most = (end(times[i] for times in seconds.values()) for end, i in ((min, 0), (max, -1)))
+    if least > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < SHORT * least else (1,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("milliseconds")
+    axes.set_ylabel("answered by then, %")
+    _legend(figure)
+    return element(figure, "latency")
+
+
+def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
+    """Reliability diagram: share of correct answers over the score, by bin.
+
+    Args:
+        found: the bins.
+        diagonal: whether the score is a probability, so that the diagonal is drawn.
+        right: label of the y axis.
+    """
+    figure, axes = frame()
+    if diagonal:
+        axes.plot([0, 1], [0, 100], "--", color=INK, alpha=0.6, linewidth=1, label="as sure as it is right")
+    axes.errorbar(
+        [one.score for one in found],
+        [one.right.value * 100 for one in found],
+        yerr=np.hstack([_arms(one.right) for one in found]),
+        **(MARKED | {"color": EDGE, "ecolor": EDGE, "marker": "o", "markersize": 4}),
+        label="examples of similar score, with 95 % intervals",
+    )
+    if diagonal:
+        least = min(*(one.score for one in found), *(one.right.low for one in found))
+        axes.set_xlim(least - 0.02, 1.02)
+        axes.set_ylim(least * 100 - 2, 102)
+    axes.set_xlabel("score")
+    axes.set_ylabel(right)
+    _legend(figure)
+    return element(figure, "reliability")
+
+
+def histograms(evaluation: Evaluation) -> str | None:
+    """Histograms of the scores of correct and wrong answers, or of all where correctness is unknown."""
+    score, right = evaluation.examples.score, evaluation.edge_right
+    known = np.isfinite(score)
+    if not known.any():
+        return None
+    low, high = float(score[known].min()), float(score[known].max())
+    apart = 0.5 if high - low < 1e-9 * max(1.0, abs(low), abs(high)) else 0.0  # alike but for rounding: no room for bins
+    edges = np.histogram_bin_edges(score[known], HISTOGRAM_BINS, (low - apart, high + apart))
+    if right is None:
+        groups = [("all", known, EDGE, "")]
+    else:
+        yes, no = ("right", "wrong") if evaluation.labelled else ("as the cloud says", "otherwise")
+        groups = [(yes, known & right, EDGE, ""), (no, known & ~right, CLOUD, "////")]
+    figure, panels = frame(rows=len(groups))
+    from matplotlib.ticker import MaxNLocator
+
+    for axes, (name, rows, color, hatch) in zip(np.atleast_1d(panels), groups, strict=True):
+        counts, _ = np.histogram(score[rows], edges)
+        axes.stairs(
+            counts, edges, fill=True, facecolor=color, edgecolor=INK if hatch else color, hatch=hatch, alpha=0.8, linewidth=0
+        )
+        axes.set_ylabel(name, color=INK)
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        if not evaluation.thresholds and edges[0] <= evaluation.threshold <= edges[-1]:
+            axes.axvline(evaluation.threshold, color=INK, linewidth=1.5, linestyle="--")
+    axes.set_xlabel("score")
+    return element(figure, "histograms")
+
+
+def _arms(share: Share) -> list[list[float]]:
+    """Error bars for matplotlib, percent; clipped at 0 against rounding."""
+    return [[max(0.0, share.value - share.low) * 100], [max(0.0, share.high - share.value) * 100]]
+
+
+def _legend(figure: Any) -> None:
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=INK, fontsize="medium", borderpad=0, labelspacing=0.3)

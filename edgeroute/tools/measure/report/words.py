@@ -1,0 +1,179 @@
+"""Formats numbers, and states in words whether a guarantee held."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.core.policy import INF
+from edgeroute.tools.measure.certified import Verdict
+from edgeroute.tools.measure.curve import Area
+from edgeroute.tools.measure.evaluation import Evaluation, Share
+
+NONE = "not known"
+LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
+SIDES = {**LEGS, "accepted": "edge, where kept"}
+
+
+METHODS = {
+    "CP-harm": "an exact bound (Clopper-Pearson) of how often the edge's answer is kept where only the cloud is right",
+    "LR-BB": "an exact test (likelihood ratio, Berger-Boos) of what the edge's answers lose, less what they gain",
+    "D-BB": "an exact test (difference, Berger-Boos) of what the edge's answers lose, less what they gain",
+    "CP-error": "an exact bound (Clopper-Pearson) of the share of wrong answers among those that the edge gives alone",
+    "betting": "a test by betting (Waudby-Smith and Ramdas) of what the edge's answers lose, less what they gain, of any size",
+    "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
+    "rank": "the score of the example at the promised rank, which holds on average over examples",
+}
+"""What the tests behind certificates do."""
+DITHERED = "dithered "
+"""Before the name of a test: of graded answers made right or wrong by chance."""
+TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
+
+
+def methods(certificate: Certificate) -> str:
+    """How the threshold was found, in words; empty: by a test that is not known here."""
+    names = [name.removeprefix(DITHERED) for name in certificate.method.split(" and ")]
+    said = "; ".join(METHODS[name] for name in dict.fromkeys(names) if name in METHODS)
+    if DITHERED in certificate.method:
+        said += "; a grade counts as right with a chance of its own size, which keeps the test exact (dithering)"
+    if not said:
+        return ""
+    return f"Method {certificate.method}: {said}.{f' {TRIED}' if certificate.sure is not None else ''}"
+
+
+def percent(share: float | None) -> str:
+    """0.1234 -> 12.34 %."""
+    return NONE if share is None or isnan(share) else f"{share * 100:.2f} %"
+
+
+def limit(share: float) -> str:
+    """0.01 -> 1 %: as in the guarantee."""
+    return f"{share * 100:g} %"
+
+
+def interval(share: Share) -> str:
+    """The interval's ends, in percent."""
+    return f"{share.low * 100:.2f} to {share.high * 100:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Milliseconds below one second, else seconds."""
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def size(count: float) -> str:
+    """Bytes, as KB or MB (powers of 1000)."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"  # noqa: PLR2004 - a megabyte
+
+
+def amount(what: str, value: float | None) -> str:
+    """A value with its unit. what: seconds, usd or joules."""
+    if value is None:
+        return NONE
+    return duration(value) if what == "seconds" else f"{value:.4g} {'$' if what == 'usd' else 'J'}"
+
+
+def level(threshold: float) -> str:
+    """A threshold, infinities in words."""
+    if threshold == -INF:
+        return "none: every answer of the edge is accepted"
+    return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
+
+
+def counted(n: int, noun: str) -> str:
+    """1 input, 2,000 inputs."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def counted_classes(n: int) -> str:
+    """1 class, 10 classes."""
+    return "1 class" if n == 1 else f"{n:,} classes"
+
+
+def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
+    """Whether the guarantee held on these inputs: (headline, explanation). found: from `verdicts`."""
+    certificate = evaluation.certificate
+    if certificate is None:
+        return (
+            "No promise.",
+            f"There is no certificate. This is what the threshold does on {counted(evaluation.n, 'input')}, no more.",
+        )
+    if evaluation.uncalibrated:
+        return "The certificate says nothing about what is in use:", f"{evaluation.uncalibrated}."
+    if not found:
+        return _unmeasured(evaluation, certificate)
+    worst = found[0]
+    measured = _measured(certificate, worst)
+    if certificate.thresholds:
+        held = sum(one.held for one in found)
+        measured = f"Measured in {counted_classes(len(found))}, it held in {held}. The worst is {worst.where}: {measured}"
+        broken, all_held = worst.broken, held == len(found)
+    else:
+        measured = measured[0].upper() + measured[1:]
+        broken, all_held = worst.broken, worst.held
+    if all_held:
+        return "It held on these inputs.", f"{measured}."
+    if not broken:
+        return "It did not hold on these inputs, which chance may explain.", f"{measured}. The interval reaches below the limit."
+    said = f"{measured}. The whole interval is above the limit: these inputs are not drawn like the certificate's examples"
+    if certificate.sure is not None:
+        said += f", or it is one of the {limit(1 - certificate.sure)} of certificates that promise too much"
+    return "It did not hold on these inputs, and chance does not explain it.", f"{said}."
+
+
+SEEN = 0.05
+"""Share of examples seen before from which it is told."""
+
+
+def seen_before(evaluation: Evaluation) -> str:
+    """That these are the calibration's own examples; empty: they are not."""
+    share = evaluation.seen_before
+    if share < SEEN:
+        return ""
+    return (
+        f"About {share:.0%} of these examples are those that the certificate was calibrated on: that it holds on them says "
+        "nothing. Evaluate on others."
+    )
+
+
+def ranking(area: Area) -> str:
+    """How well a score ranks, and what to try if it does not."""
+    said = f"{area.value:.2f} ({area.low:.2f} to {area.high:.2f}); 0 is random, 1 an oracle"
+    return f"{said}: no better than chance, try another score, or a learned one" if area.by_chance else said
+
+
+def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
+    """What the verdict comes to, held, broken, open or none, as a class of the page; and a sign for it."""
+    if evaluation.certificate is None:
+        return "none", ""
+    if evaluation.uncalibrated or not found:
+        certificate = evaluation.certificate
+        by_label = certificate.kind == "max_error" and evaluation.labelled and not certificate.metric
+        nothing_wrong = by_label and not evaluation.uncalibrated
+        return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
+    if all(one.held for one in found):
+        return "held", "\N{CHECK MARK}"
+    return ("broken", "\N{BALLOT X}") if found[0].broken else ("open", "?")
+
+
+def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:
+    if certificate.metric:
+        return "Whether it held is not known:", f"it is about {certificate.metric}, and these examples are right or wrong alone."
+    if certificate.kind == "max_error" and evaluation.labelled:
+        return "It held on these inputs.", "The edge gives no answer alone, so none is wrong."
+    missing = "labels" if not (evaluation.labelled or certificate.agreement) else "the cloud's answers"
+    return "Whether it held is not known:", f"it cannot be measured without {missing}."
+
+
+def _measured(certificate: Certificate, found: Verdict) -> str:
+    value, low, high = (f"{round(share * 100, 2) + 0.0:.2f}" for share in (found.measured, found.low, found.high))  # no -0.00
+    within = f"(95 % interval{' for all classes at once' if found.where else ''}: {low} to {high})"
+    inputs = f"{within} of {counted(found.n, 'input')}"
+    most = f"{certificate.value * 100:g} is allowed"
+    if certificate.kind == "max_defer":
+        return f"{value} % {inputs} were deferred, and {most}"
+    if certificate.kind == "max_error":
+        return f"{value} % {within} of {counted(found.n, 'answer')} that the edge gave alone were wrong, and {most}"
+    if certificate.agreement:
+        return f"{value} % {inputs} got another answer than the cloud's, and {most}"
+    return f"the loss against the cloud is {value} percentage points {within} on {counted(found.n, 'input')}, and {most}"

@@ -1,0 +1,523 @@
+"""Reads a trace: the recorded requests, and statistics of each endpoint from all of them."""
+
+from __future__ import annotations
+
+import gc
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from glob import escape
+from numbers import Real
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+from edgeroute.core.explain import VERSION
+from edgeroute.core.policy import INF, MODES, Mode
+from edgeroute.core.rules import Reading
+from edgeroute.core.walk import new
+from edgeroute.core.words import AnyCode, Failure, HeldCode
+from edgeroute.errors import BadInput
+from edgeroute.stores import journal
+
+# Numbers of a record, checked; and counters shared by the recorded and the replayed run.
+
+MOST: Final = 1e300
+"""No number of a record is as large."""
+_PLAIN: Final = frozenset({int, float, type(None)})
+_INFINITE: Final = {"inf": INF, "-inf": -INF}
+"""Infinite confidences as a trace has them."""
+
+
+class Numbers(NamedTuple):
+    """Totals of a run. A request is answered by the edge, the cloud or the cache, or not at all."""
+
+    requests: int
+    edge: int
+    cloud: int
+    cache: int
+    unanswered: int
+    degraded: int
+    """Answered, but not as the policy requires."""
+    queued: int
+    """Of those and of the unanswered: stored in the outbox."""
+    deferred: int
+    """Requests that needed the cloud, whether it was called or held."""
+    calls: int
+    """Requests sent to the cloud; the rows of a batch share one."""
+    held: int
+    """Rejected for a local reason: breaker, limits, consent."""
+    deadline_misses: int
+    """Requests with a target that had not answered at the deadline."""
+    edge_runs: int
+    """Runs of edges that began."""
+    sent_bytes: float
+    """Bodies of calls; likewise received."""
+    received_bytes: float
+    usd: float
+    """Cost of the calls, US dollars."""
+    joules: float
+    """Energy of the device: for calls, by the endpoints' terms; and for runs of the edge, as far as it is known."""
+    p50_s: float | None
+    """Median time of a request, seconds; None: there is none. Likewise the next two."""
+    p90_s: float | None
+    p99_s: float | None
+
+    @property
+    def deferral_rate(self) -> float:
+        """Share of requests that were deferred; 0 without any."""
+        return self.deferred / self.requests if self.requests else 0.0
+
+
+class Tally:
+    """Accumulates `Numbers`."""
+
+    __slots__ = (
+        "cache", "calls", "cloud", "deadline_misses", "deferred", "degraded", "edge", "edge_runs", "held", "joules", "latencies",
+        "queued", "received_bytes", "requests", "run_joules", "sent_bytes", "unanswered", "usd",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.requests = self.edge = self.cloud = self.cache = self.unanswered = self.degraded = self.queued = 0
+        self.deferred = self.calls = self.held = self.deadline_misses = self.edge_runs = 0
+        self.sent_bytes = self.received_bytes = self.usd = self.joules = self.run_joules = 0.0
+        self.latencies = array("d")
+
+    def numbers(self, edge_joules: float | None = None) -> Numbers:
+        """The totals; `edge_joules` is the energy per run of the edge, None: `run_joules` is that of all."""
+        ordered = sorted(self.latencies)
+        quantiles = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None for q in (0.5, 0.9, 0.99)]
+        told = {name: getattr(self, name) for name in self.__slots__ if name not in {"latencies", "run_joules"}}
+        told["joules"] += self.run_joules if edge_joules is None else self.edge_runs * edge_joules
+        return Numbers(**told, p50_s=quantiles[0], p90_s=quantiles[1], p99_s=quantiles[2])
+
+
+def checked(number: Any) -> Any:
+    """The same, which is a finite number or None.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is none that can be reckoned with.
+    """
+    if number.__class__ not in _PLAIN and not isinstance(number, Real):  # the first alone is quick; numpy has numbers too
+        raise TypeError(f"expected a number, found {type(number).__name__}")
+    if number is not None and not -MOST < number < MOST:
+        raise ValueError("expected a number, found one that cannot be reckoned with")
+    return number
+
+
+def confidence(given: Any) -> Any:
+    """A recorded confidence as a number, which may be infinite, or None.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    return _INFINITE[given] if isinstance(given, str) and given in _INFINITE else checked(given)
+
+
+# Classifies failures in traces of version 1, which have only texts.
+
+_KINDS: Final[dict[str, AnyCode]] = {
+    "BadInput": "bad_input",
+    "BadReply": "bad_reply",
+    "TimedOut": "timeout",
+    "TimeoutError": "timeout",
+    "Unreachable": "unreachable",
+}
+_HELD: Final[dict[str, HeldCode]] = {
+    "breaker": "breaker",
+    "asked to wait": "retry_after",
+    "(max_concurrent)": "max_concurrent",
+    "(calls_per_s)": "calls_per_s",
+    "usd_per_day": "usd_per_day",
+    "mb_per_day": "mb_per_day",
+    "joules_per_hour": "joules_per_hour",
+    "calls_per_minute": "calls_per_minute",
+    "egress ledger": "ledger",
+    "consent": "consent",
+    "redaction": "redaction",
+}
+"""Text -> code; the first match counts."""
+_STATUS: Final = re.compile(r"answered (\d{3})")
+
+
+def understood(error: str) -> Failure:
+    """Parses the error type and message as edgeroute wrote them before traces had codes."""
+    kind, _, text = error.partition(": ")
+    if kind == "Refused":
+        status = _STATUS.search(text)
+        return Failure("refused", None if status is None else int(status[1]))
+    if kind == "Held":
+        code: HeldCode = next((code for words, code in _HELD.items() if words in text), "other")
+        return Failure(code, again=" was not asked again: " in error)
+    return Failure(_KINDS.get(kind, ""))
+
+
+ANSWERED: Final = frozenset({"accepted", "below", "kept"})
+ROUNDED_S: Final = 2e-3
+"""A record's `at` is rounded: one that seems to begin this little before the previous one's end began after it."""
+STEP_S: Final = 1e-6
+BEGUN: Final = attrgetter("begun")
+_WELL: Final = Failure()
+NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
+"""Keys of an event whose values are finite numbers."""
+_WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+VERSIONS: Final = (1, 2, VERSION)
+"""Supported versions. The first has no codes, and the second has readings of battery and heat alone, among its facts."""
+
+
+class Seen(NamedTuple):
+    """Recorded result of one leg."""
+
+    what: str
+    """accepted, below or kept: it answered; failed; cancelled, timeout: it was given up after `took_s`."""
+    took_s: float
+    confidence: float | None
+    error: str
+    """Error type and message, for people; empty unless it failed."""
+    away: bool
+    """It is a cloud."""
+    sent_bytes: float = 0.0
+    received_bytes: float = 0.0
+    usd: float = 0.0
+    joules: float = 0.0
+    """Energy; of an edge's run 0 while it was not known."""
+    own: tuple[float, str] | None = None
+    """The threshold of this answer if it is not the same for all, and its label."""
+    failure: Failure = Failure()
+    """The error's code and properties, for rules."""
+
+    @property
+    def held(self) -> bool:
+        """It was not called."""
+        return self.failure.held
+
+
+class Request(NamedTuple):
+    """One record of the trace."""
+
+    id: str
+    begun: float
+    """Seconds after the first one."""
+    latency_s: float
+    mode: Mode | None
+    deadline_s: float
+    data_class: str | None
+    by: str | None
+    """The target that answered; None: the cache."""
+    accepted: bool
+    batch: str
+    """Id shared by the rows of its batch; empty: not in a batch."""
+    legs: Mapping[str, Seen]
+    """Target name -> recorded result."""
+
+
+class Past:
+    """Statistics of one endpoint over a trace.
+
+    Attributes:
+        latencies: of its answers, seconds, sorted.
+        sent_bytes: of a typical request; 0 while unknown.
+        received_bytes: of a typical reply; 0 while unknown.
+        back: the instants of its recoveries, as far as the records show them.
+    """
+
+    def __init__(self) -> None:
+        self.latencies: list[float] = []
+        self.sent_bytes = self.received_bytes = 0.0
+        self.back: list[float] = []
+        self._failures: list[float] = []
+        self._sizes: tuple[list[float], list[float]] = [], []
+        self._news: list[tuple[float, Seen | None]] = []
+        """End of each call, and its failure if it was the endpoint's fault."""
+        self._times: list[float] = []
+
+    def add(self, seen: Seen, at: float) -> None:
+        """Adds the result of a call that ended at that instant."""
+        if seen.what in ANSWERED:
+            self.latencies.append(seen.took_s)
+            self._sizes[0].append(seen.sent_bytes)
+            self._sizes[1].append(seen.received_bytes)
+            self._news.append((at, None))
+        elif seen.what == "failed" and (not seen.held or seen.failure.code in {"breaker", "retry_after"}):
+            self._news.append((at, None if seen.failure.of_the_input else seen))
+            if not seen.held:
+                self._failures.append(seen.took_s)
+
+    def settle(self) -> None:
+        """Finishes the statistics; call once all records are added."""
+        self.latencies.sort()
+        self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
+        self._news.sort(key=lambda one: (one[0], one[1] is not None))
+        self._times = [at for at, _ in self._news]
+        self.back = [at + STEP_S / 10 for (at, failed), (_, after) in zip(self._news, self._news[1:]) if failed and not after]  # noqa: B905 - one shorter, on purpose
+
+    def away(self, at: float) -> Seen | None:
+        """The last call before that instant, if that and the next one failed (an outage); None: the endpoint was up."""
+        i = bisect_right(self._times, at)
+        if not i or self._news[i - 1][1] is None:
+            return None
+        return self._news[i - 1][1] if i == len(self._news) or self._news[i][1] else None
+
+    @property
+    def failure_s(self) -> float:
+        """Typical time to a failure, seconds."""
+        return median(self._failures) if self._failures else 0.0
+
+    def longer(self, than_s: float, share: float) -> float | None:
+        """A recorded latency above `than_s`: the quantile `share` (0..1) of those; None: there is none."""
+        first = bisect_left(self.latencies, than_s) if than_s else 0
+        return self.latencies[first + int(share * (len(self.latencies) - first))] if first < len(self.latencies) else None
+
+
+class Recording(NamedTuple):
+    """A trace that has been read."""
+
+    requests: list[Request]
+    """Sorted by start."""
+    endpoints: Mapping[str, Past]
+    """Endpoint's name -> its recorded calls."""
+    recorded: Tally
+    """Totals of the recorded run."""
+    skipped: int
+    """Incomplete or invalid lines."""
+    untimed: int
+    """Records without a time, which were skipped."""
+    readings: list[tuple[float, Reading]]
+    """Of the device's sensors, with their instants, sorted."""
+
+
+def read(path: str | Path) -> Recording:
+    """Reads a trace, including its rotated files.
+
+    Raises:
+        BadInput: not a trace, an unsupported version, or empty.
+        StoreError: it cannot be opened.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder: expected the file of a trace")
+    if not any(path.parent.glob(f"{escape(path.name)}*")):
+        raise BadInput(f"{path}: there is no such file")
+    reading = journal.read(path, exact=False)
+    with uncollected():
+        trace = collect(reading, str(path), lambda: reading.skipped)
+    return trace._replace(skipped=reading.skipped)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Disables garbage collection: with hundreds of thousands of live requests it would take as long as the work."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipped: Any = int) -> Recording:
+    """`read` for records in memory, as a router passes them to a `trace` function.
+
+    Args:
+        records: sorted by end, oldest first.
+        name: of the trace in messages.
+        skipped: returns the number of invalid lines so far.
+    """
+    reader = _Reader()
+    untimed = number = 0
+    for record in records:
+        number += 1
+        if record.get("version") not in VERSIONS:
+            has = f"version {record['version']!r}" if "version" in record else "none: it is no trace"
+            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version 1 to {VERSION}, found {has}")
+        if "at" not in record:
+            untimed += 1
+            continue
+        try:
+            reader.take(record)
+        except _WRONG as e:
+            why = f"expected a trace's record, found one that is not whole ({e!r})"
+            raise BadInput(f"{name}: line {number + skipped()}: {why}") from e
+    if not reader.found:
+        why = (
+            f"{skipped()} lines that are no record" if skipped() else f"{untimed} records without `at`" if untimed else "nothing"
+        )
+        raise BadInput(f"{name}: expected records of a trace, found {why}")
+    try:
+        return reader.trace()._replace(untimed=untimed)
+    except _WRONG as e:  # numbers that are texts, and the like
+        raise BadInput(f"{name}: expected a trace's records, found some that do not fit together ({e!r})") from e
+
+
+class _Reader:
+    """Processes records one after the other, sorted by end."""
+
+    def __init__(self) -> None:
+        self.found: list[Request] = []
+        self._tally = Tally()
+        self._rows: dict[tuple[str, str], int] = {}
+        """(batch, target) -> number of its rows that called it."""
+        self._first: float | None = None
+        self._readings: list[tuple[float, Reading]] = []
+        self._latest = -INF
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Processes one record."""
+        tally = self._tally
+        identity, latency_s, by = record["id"], record["latency_s"], record["answered_by"]
+        begun = checked(record["at"]) - checked(latency_s)
+        if self._first is None:
+            self._first = begun
+        begun -= self._first
+        batch = identity.rpartition(".")[0] if "." in identity else ""
+        latest = self._latest
+        if latest - ROUNDED_S <= begun < latest + STEP_S and not batch:
+            begun = latest + STEP_S
+        self._sense(record, begun)
+        if begun + latency_s > latest:
+            self._latest = begun + latency_s
+        tally.requests += 1
+        tally.latencies.append(latency_s)
+        if "events" not in record:
+            tally.cache += 1
+            self.found.append(Request(identity, begun, latency_s, None, INF, None, None, True, "", {}))
+            return
+        labels = {leg["leg"]: (leg["side"] == "cloud", leg["label"]) for leg in record["plan"]}
+        legs: dict[str, Seen] = {}
+        started: dict[str, float] = {}
+        decided = set[str]()
+        own = None
+        deferred = late = False
+        for event in record["events"]:
+            for key in NUMBERS & event.keys():
+                checked(event[key])
+            what, name = event["what"], event["leg"]
+            away, label = labels[name]
+            if what == "start":
+                started[name] = event["at_s"]
+                if away:
+                    deferred = True
+                else:
+                    tally.edge_runs += 1
+                continue
+            if what == "limit":
+                own = float(event["threshold"]), label
+                continue
+            if what == "decided":
+                decided.add(name)
+                continue
+            if what == "cancelled" and name in decided and name in legs:  # its confidence is known, and was below its threshold
+                if not away:
+                    whole = max(0.0, event.get("joules") or 0.0)
+                    tally.run_joules += whole - legs[name].joules
+                    legs[name] = legs[name]._replace(joules=whole)
+                continue
+            took_s, error = event["at_s"] - started[name], event.get("error", "")
+            sure = confidence(event.get("confidence"))
+            failure = _WELL if not error else _failure(event) if record["version"] > 1 else understood(error)
+            if away:
+                legs[name] = seen = Seen(
+                    what, took_s, sure, error, True, event.get("sent_bytes", 0),
+                    event.get("received_bytes", 0), event.get("usd", 0.0), event.get("joules", 0.0), own, failure,
+                )  # fmt: skip
+                self._cost(seen, (batch, name))
+            else:
+                joules = max(0.0, event.get("joules") or 0.0)
+                before = legs[name].joules if name in legs else 0.0  # up to the decision within the answer
+                legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, joules, own, failure))
+                if joules and self._alone(batch, name):
+                    tally.run_joules += joules - before
+            late, own = late or what == "timeout", None
+        accepted = record["accepted"] or record.get("reason_code") == "left"  # what was shown by then was what the policy wants
+        deadline_s, data_class = record["deadline_s"], record["data_class"]
+        if record["mode"] not in MODES or not (data_class is None or isinstance(data_class, str)):
+            raise ValueError("its mode or data class is none")
+        checked(deadline_s)
+        if by is None:
+            tally.unanswered += 1
+        else:
+            if labels[by][0]:
+                tally.cloud += 1
+            else:
+                tally.edge += 1
+            tally.degraded += not accepted
+        tally.deferred += deferred
+        tally.deadline_misses += late
+        tally.queued += record.get("note") in {"queued", "being queued"}
+        told = (
+            identity, begun, latency_s, record["mode"], INF if deadline_s is None else deadline_s, data_class, by,
+            accepted, batch, legs,
+        )  # fmt: skip
+        self.found.append(new(Request, told))
+
+    def _sense(self, record: Mapping[str, Any], begun: float) -> None:
+        """Adds the reading that the record has, at its instant; that is after the end of a record that has another one."""
+        found = record.get("reading") or record.get("facts") or {}
+        known = {name: found[name] for name in Reading._fields if found.get(name) is not None}
+        if not known:
+            return
+        age_s, one = checked(found.get("age_s", 0.0)), Reading(**{name: checked(value) for name, value in known.items()})
+        at, last = begun - age_s, self._readings[-1] if self._readings else (-INF, None)
+        if one != last[1]:
+            at = max(at, self._latest)
+            self._readings.append((at if age_s < 0 else min(at, begun), one))
+        elif at > last[0] + ROUNDED_S:
+            self._readings.append((at, one))
+
+    def _cost(self, seen: Seen, key: tuple[str, str]) -> None:
+        """Adds up the cost of a call; of a batch once, though the record of each row has it."""
+        if seen.held:
+            self._tally.held += 1
+            return
+        if not self._alone(*key):
+            return
+        self._tally.calls += 1
+        self._tally.sent_bytes += seen.sent_bytes
+        self._tally.received_bytes += seen.received_bytes
+        self._tally.usd += seen.usd
+        self._tally.joules += seen.joules
+
+    def _alone(self, batch: str, name: str) -> bool:
+        """Whether what a leg took is to be added up: of a batch, whose rows share it, with the first row."""
+        if not batch:
+            return True
+        self._rows[batch, name] = self._rows.get((batch, name), 0) + 1
+        return self._rows[batch, name] == 1
+
+    def trace(self) -> Recording:
+        """The finished recording."""
+        requests = self.found
+        if self._rows:
+            requests = [_shared(request, self._rows) if request.batch else request for request in requests]
+        requests.sort(key=BEGUN)
+        if origin := requests[0].begun:  # the first to end was not the first to begin
+            requests = [request._replace(begun=request.begun - origin) for request in requests]
+        readings = sorted(((at - origin, one) for at, one in self._readings), key=itemgetter(0))
+        endpoints: dict[str, Past] = {}
+        for request in requests:
+            for leg, seen in request.legs.items():
+                if seen.away:
+                    endpoints.setdefault(leg, Past()).add(seen, request.begun + request.latency_s)
+        for past in endpoints.values():
+            past.settle()
+        return Recording(requests, endpoints, self._tally, 0, 0, readings)
+
+
+def _failure(event: Mapping[str, Any]) -> Failure:
+    return Failure(event.get("code", ""), event.get("status"), event.get("again", False))
+
+
+def _shared(request: Request, rows: Mapping[tuple[str, str], int]) -> Request:
+    """Splits the bytes and cost of a batch evenly among its rows: each row's record has the total."""
+    legs = {}
+    for name, seen in request.legs.items():
+        n = rows.get((request.batch, name), 1)
+        legs[name] = seen._replace(
+            sent_bytes=seen.sent_bytes / n, received_bytes=seen.received_bytes / n, usd=seen.usd / n, joules=seen.joules / n
+        )
+    return request._replace(legs=legs)

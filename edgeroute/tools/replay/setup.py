@@ -1,0 +1,109 @@
+"""Setup of a replay: the deciding parts of a policy, without anything that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+from edgeroute.core.policy import Policy, Target, Terms
+from edgeroute.core.spending import Limits
+from edgeroute.edge.members import member
+from edgeroute.errors import ModelMissing
+from edgeroute.router.build import Snapshot, build
+
+if TYPE_CHECKING:
+    from edgeroute.policy.targets import Edge
+
+
+KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry"})
+"""Policy keys about storage and background work, which replay ignores."""
+
+
+class Port(NamedTuple):
+    """How an endpoint is called."""
+
+    terms: Terms = Terms()
+    retries: int = 0
+    patience_s: float = 10.0
+    """Timeout of a request with its retries, seconds."""
+    health: bool = True
+    """It has a health check; without one the next request is the probe."""
+    one_by_one: bool = False
+    """Each row of a batch is a call of its own."""
+
+
+class Setup(NamedTuple):
+    """A policy prepared for replay."""
+
+    policy: Policy
+    """The rules to replay under."""
+    targets: tuple[Target, ...]
+    """Edges and clouds, in order."""
+    ports: Mapping[str, Port]
+    """By name of the cloud."""
+    limits: Limits = Limits()
+    """Spending limits; by default there are none."""
+    metered: bool = False
+    """Whether the link is metered: then nothing is hedged."""
+    cached: bool = True
+    """Whether there is a cache."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Setup:
+        """From a policy file. Opens no model and no connection; a missing model is assumed to exist.
+
+        Raises:
+            PolicyError: one message with all problems.
+        """
+        from edgeroute import policy
+        from edgeroute.policy.targets import grouped
+
+        path = Path(path)
+        given = policy.load(path)
+        bare: dict[str, Any] = dict.fromkeys(KEPT & {*type(given).model_fields})
+        told = given.model_copy(update={**bare, "edge": []}).arguments(path.parent)
+        for name in KEPT:
+            told.pop(name, None)
+        limits, metered = told.pop("limits"), told.pop("metered")
+        edges = [_edge(section, path.parent) for section in given.edge]
+        told |= {"edge": grouped(edges, given.edge), "uncalibrated": "tell"}
+        snapshot = build(**told, guard=_unguarded)
+        return cls.of(snapshot, limits or Limits(), metered=metered, cached=given.cache is not None)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
+        """From a live snapshot."""
+        ports = {}
+        for runner in snapshot.clouds:
+            address = getattr(getattr(runner, "endpoint", None), "address", None)
+            ports[runner.name] = Port(
+                runner.terms, getattr(address, "retries", 0), runner.patience_s, runner.health is not None, runner.calls(2) > 1
+            )
+        return cls(snapshot.policy, snapshot.targets, ports, limits or Limits(), metered, cached)
+
+
+class _Absent:
+    """Placeholder for a model that is not on this machine."""
+
+    labels, kind = None, "logits"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, inputs: list[Any], cancel: Any = None) -> NoReturn:  # noqa: ARG002 - required by the protocol
+        raise ModelMissing(f"{self.name} is not on this machine")
+
+
+def _edge(section: Edge, folder: Path) -> Any:
+    """The model, not loaded; or a placeholder."""
+    try:
+        model = section.make(folder)
+    except ModelMissing:  # also the card that the policy names
+        return _Absent(Path(section.path).stem)
+    path = member(model, "path")
+    return model if path is None or Path(path).exists() else _Absent(model.name)
+
+
+def _unguarded(runner: Any) -> Any:
+    """No guard: replay never calls a cloud."""

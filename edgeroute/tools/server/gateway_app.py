@@ -1,0 +1,209 @@
+"""The ASGI application of `edgeroute gateway`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from time import time
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from edgeroute.errors import EdgerouteError, PolicyError, check_number
+from edgeroute.router.aio import AsyncRouter
+from edgeroute.system.process import json_dumps, plain
+from edgeroute.tools.server.bodies import Bodies
+from edgeroute.tools.server.completions import Completion, Routing, event_of, headers_of
+from edgeroute.tools.server.faults import HANDLERS, fault_of
+from edgeroute.tools.server.gateway_requests import Asked, asked, missing, parsed
+from edgeroute.tools.server.gateway_tensors import Tensors
+from edgeroute.tools.server.guard import Calls, Guard, Options, checked, options, plain_body, unless_left
+from edgeroute.tools.server.protocol import reply
+
+# `/v1/...`: OpenAI's API.
+
+log = logging.getLogger("edgeroute")
+BURST = 4
+"""Pieces that are sent before others have their turn, if so many are there: among them what notices that the client has left."""
+EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
+"""Headers of a stream; the last one is for proxies that would gather it."""
+
+
+class Completions:
+    """POST of a chat, or of a text to be continued: plain ASGI, so that a client that leaves ends its route."""
+
+    def __init__(self, routing: Routing, calls: Calls, names: Collection[str], *, chat: bool) -> None:
+        self.routing, self.calls, self.names, self.chat = routing, calls, names, chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the request, asks the router, and replies."""
+        headers = dict(scope["headers"])
+        plain_body(headers)
+        wanted = options(scope["headers"], self.routing.rules)
+        with self.calls.bodies.one() as held:
+            body = await held.read(headers.get(b"content-length", b""), receive)
+            if body is None:
+                return
+            found = asked(await self.calls.parse(body, parsed), chat=self.chat, names=self.names)
+            del body
+            with self.calls.place():
+                answered = self._stream if found.stream else self._whole
+                await unless_left(answered(found, wanted, send), receive)
+
+    async def _whole(self, found: Asked, wanted: Options, send: Send) -> None:
+        answer = await self.routing.infer(found.x, wanted)
+        body = json_dumps(Completion(found).whole(answer), plain)
+        told = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(answer)}
+        await send(_head(told))
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, found: Asked, wanted: Options, send: Send) -> None:
+        """The first piece is waited for before the head is sent: until then an error has its own status."""
+        made, begun, sent = Completion(found), False, 0
+        try:
+            async with self.routing.stream(found.x, wanted) as stream:
+                async for piece in self.routing.pieces(stream):
+                    if not begun:
+                        begun = True
+                        await send(_head({**EVENTS, **self.routing.source(stream)}))
+                        await send(_part(made.begin()))
+                    if part := made.piece(piece):
+                        await send(_part(part))
+                        sent += 1
+                        if not sent % BURST:
+                            await asyncio.sleep(0)
+                assert stream.answer is not None, "a stream that ends has one"
+                for part in made.end(stream.answer):
+                    await send(_part(part))
+        except Exception as e:
+            if not begun:
+                raise
+            if not isinstance(e, EdgerouteError):
+                log.exception("a stream failed")
+            await send(_part(event_of(fault_of(e).openai())))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _head(headers: dict[str, str]) -> dict[str, Any]:
+    raw = [(name.encode("ascii"), text.encode("ascii")) for name, text in headers.items()]
+    return {"type": "http.response.start", "status": 200, "headers": raw}
+
+
+def _part(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+class Models:
+    """GET of the models: the router, by its names."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names, self._about = names, partial(_model, created=int(time()))
+
+    async def all(self, _: Request) -> Response:
+        """The list."""
+        return reply({"object": "list", "data": [self._about(name) for name in self.names]})
+
+    async def one(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        if name not in self.names:
+            raise missing(name, self.names)
+        return reply(self._about(name))
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "edgeroute"}
+
+
+# ASGI application: its routes.
+
+NAME = "edgeroute"
+
+
+def app(
+    router: AsyncRouter[Any],
+    *,
+    names: Iterable[str] = (),
+    token: str | None = None,
+    hosts: Iterable[str] = (),
+    max_concurrent: int = 64,
+    max_body_bytes: int = 32 << 20,
+    max_json_bytes: int = 16 << 20,
+    max_bodies_bytes: int = 128 << 20,
+    body_timeout_s: float = 30.0,
+    metrics: bool = False,
+) -> Starlette:
+    """Makes the application that serves a router, which it closes at its end.
+
+    Args:
+        router: one for asyncio.
+        names: of it as a model, beside `edgeroute`.
+        token: what clients send as `Authorization: Bearer TOKEN`; None: there is none.
+        hosts: names in the header `Host`, beside `localhost` and addresses.
+        max_concurrent: requests in progress; a further one gets 429.
+        max_body_bytes: of a request; a larger one gets 413.
+        max_json_bytes: of the JSON of a request with tensors; more gets 413.
+        max_bodies_bytes: of all requests in progress; one that exceeds it gets 503 and Retry-After.
+        body_timeout_s: within which a request's body must have come; later it gets 408.
+        metrics: whether there is `/metrics`, for Prometheus; who may ask is as for the other paths.
+
+    Raises:
+        PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1.
+    """
+    limits = {
+        "max_concurrent": max_concurrent, "max_body_bytes": max_body_bytes, "max_json_bytes": max_json_bytes,
+        "max_bodies_bytes": max_bodies_bytes,
+    }  # fmt: skip
+    for what, value in limits.items():
+        check_number(what, value, least=1, whole=True)
+    check_number("body_timeout_s", body_timeout_s, above=True)
+    called = tuple(dict.fromkeys((NAME, *names)))
+    for name in called:
+        if not name or not name.isprintable() or {*"/?#%"} & {*name}:
+            raise PolicyError(f"{name!r} cannot be a model's name: it is empty, or has what a path cannot have")
+    if token is not None:
+        checked(token)
+    calls = Calls(Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_concurrent)
+    routing, models = Routing(router), Models(called)
+    tensors = Tensors(routing, calls, called, max_json_bytes)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            calls.close()
+            await router.close()
+
+    routes = [
+        Route("/v1/chat/completions", Completions(routing, calls, called, chat=True), methods=["POST"]),
+        Route("/v1/completions", Completions(routing, calls, called, chat=False), methods=["POST"]),
+        Route("/v1/models", models.all),
+        Route("/v1/models/{name}", models.one),
+        Route("/v2", tensors.server),
+        Route("/v2/health/live", tensors.live),
+        Route("/v2/health/ready", tensors.ready),
+    ]
+    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes += [
+            Route(f"{base}/infer", tensors, methods=["POST"]),
+            Route(base, tensors.model),
+            Route(f"{base}/ready", tensors.model_ready),
+        ]
+    if metrics:
+        from edgeroute.tools.server.metrics import Metrics
+
+        routes.append(Route("/metrics", Metrics(router).page))
+    guard = Middleware(Guard, hosts=tuple(hosts), token=token)
+    application = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
+    application.router.redirect_slashes = False
+    application.state.calls = calls
+    return application

@@ -1,0 +1,201 @@
+"""Runs an ASGI application on uvicorn: limits of time and number for its connections, signals, and the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgeroute.errors import PolicyError
+from edgeroute.system.process import renew_after_fork
+from edgeroute.tools.server.notify import Notify
+
+HEAD_S = 10.0
+"""Within which a request's head must have come, from the connection's beginning or the head's first byte, seconds."""
+HEAD_BYTES = 1 << 16
+"""Bytes of a head; a longer one is refused."""
+TAKEN_S = 30.0
+"""Within which a client must take what is written, once that waits for it, seconds."""
+MOST_CONNECTIONS = 500
+"""Connections at a time; further ones are told to come again. Fewer than the files that a process may have open."""
+KEEP_ALIVE_S = 75
+"""For which a connection is kept without a request, seconds: a router may call rarely, and a new one costs it round trips."""
+GRACE_S = 5
+"""For which requests in progress may go on at the end, seconds."""
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+Beat = Callable[[Notify], Coroutine[Any, Any, None]]
+"""Tells the service manager that the application is ready, and from then on that it is alive."""
+
+
+class Connection(H11Protocol):
+    """One connection. uvicorn waits for ever for a head that does not end, and for a client that does not read."""
+
+    _head: asyncio.TimerHandle | None = None
+    _taken: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Begins with the time for its first head."""
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.write(_BUSY)
+            transport.close()
+        else:
+            self._head = self.loop.call_later(HEAD_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Ends the time once a head has come, or begins it with the first byte of the next."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is written to."""
+        super().pause_writing()
+        self._taken = self.loop.call_later(TAKEN_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if self._taken is not None:
+            self._taken.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the times."""
+        for timer in (self._head, self._taken):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+
+def run(
+    application: Any,
+    host: str,
+    port: int,
+    beat: Beat,
+    on_ready: Callable[[str], object] | None,
+    stops: Callable[[Callable[[], object]], object] | None = None,
+) -> int:
+    """Runs it until SIGTERM or SIGINT, then finishes requests in progress, for at most `GRACE_S` -> that signal; 0 in a thread.
+
+    Args:
+        application: ASGI.
+        host: to listen on.
+        port: 0 selects a free one.
+        beat: runs beside it, if there is a service manager.
+        on_ready: called with the URL, once it is listening.
+        stops: called before, with a function that ends it as a signal does, from any thread.
+
+    Raises:
+        PolicyError: it cannot listen there.
+    """
+    config = uvicorn.Config(
+        application,
+        http=Connection,  # on h11, the parser whose limits and refusals are tested, whatever else is installed
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    with _listen(host, port) as listener, _signals() as heard:
+        at = listener.getsockname()
+        given_back = InChild(listener)
+        url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
+        server = _Server(config, on_ready, url, heard, beat)
+        if stops is not None:
+            stops(server.stop)
+        server.run([listener])
+        del given_back
+    return heard[0] if heard else 0
+
+
+class InChild:
+    """A port that is closed in the child of a fork, where nobody serves it: else it would stay taken while the child lives."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The parent's stays open. `close` would do nothing while an event loop uses the socket, as uvloop's marks it."""
+        with suppress(OSError):
+            if (descriptor := self._listener.detach()) >= 0:
+                os.close(descriptor)
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str, heard: list[int], beat: Beat
+    ) -> None:
+        super().__init__(config)
+        self._on_ready, self._url, self._heard, self._beat = on_ready, url, heard, beat
+        self._notify = Notify()
+        self._watch: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Ends it soon."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._heard:  # before uvicorn listened to signals
+            self.should_exit = True
+        elif self.started:
+            if self._notify:
+                self._watch = asyncio.create_task(self._beat(self._notify))
+            if self._on_ready is not None:
+                self._on_ready(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        with self._notify:  # which says that it stops
+            pass
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
+    listener: socket.socket | None = None
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if os.name == "posix":  # elsewhere it would share the port with another server
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as e:
+        if listener is not None:
+            listener.close()
+        raise PolicyError(f"cannot listen on {host}:{port}: {e}; choose another host or port, 0 for a free one") from e
+    return listener
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects signals that come before uvicorn listens, and those that it raises again at its end, which would end more."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    before = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield heard
+    finally:
+        for sig, was in before.items():
+            signal.signal(sig, was)

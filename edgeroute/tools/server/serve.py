@@ -1,0 +1,99 @@
+"""Runs the application on uvicorn."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgeroute.edge.runtimes import load
+from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.types import EdgeModel
+
+try:
+    from edgeroute.tools.server.host import run as host_run
+    from edgeroute.tools.server.model import watch
+    from edgeroute.tools.server.serve_app import app
+except ImportError as e:
+    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
+
+
+def serve(
+    models: Sequence[str | Path | EdgeModel],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    threads: int = 1,
+    max_batch: int = 32,
+    queue: int = 256,
+    max_body_bytes: int = 64 << 20,
+    max_json_bytes: int = 16 << 20,
+    max_bodies_bytes: int = 256 << 20,
+    body_timeout_s: float = 30.0,
+    metrics: bool = False,
+    logs: bool = False,
+    on_ready: Callable[[str], object] | None = None,
+) -> int:
+    """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
+
+    Returns the number of that signal; 0 in a thread, which hears of none. A service manager, such as systemd, is told when it is
+    ready, that it is alive while its models answer, and that it stops.
+
+    Args:
+        models: paths of model files, each with its card beside it if there is one; `module:name` of a model or a function in
+            Python; or models.
+        host: to listen on; the default accepts only this machine. There is no authentication.
+        port: 0 selects a free one.
+        threads: per run of a model file.
+        max_batch: rows of several requests merged into one run.
+        queue: requests that may wait for one model.
+        max_body_bytes: of a request.
+        max_json_bytes: of the JSON in it.
+        max_bodies_bytes: of all requests in progress.
+        body_timeout_s: within which a request's body must have come.
+        metrics: whether there is `/metrics`, for Prometheus.
+        logs: whether each inference is logged, to `edgeroute.requests`, with its client's id of it.
+        on_ready: called with the URL, once it is listening.
+
+    Raises:
+        PolicyError: it cannot listen there, there is no such module or name, or as `app`.
+        ModelError: a model cannot be loaded.
+    """
+    application = app(
+        [named(model, threads) for model in models],
+        max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
+        max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s, metrics=metrics, logs=logs,
+    )  # fmt: skip
+    return host_run(application, host, port, partial(watch, application.state.served.values()), on_ready)
+
+
+def named(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
+    """The model at a path, or by its name in Python, `module:name`.
+
+    Raises:
+        PolicyError: there is none.
+        ModelError: it cannot be made.
+    """
+    if not isinstance(model, str | Path):
+        return load(model)
+    found = _NAMED.fullmatch(str(model))
+    if found is None:
+        return load(model, **({} if threads == 1 else {"threads": threads}))
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        thing: Any = importlib.import_module(found[1])
+        for part in found[2].split("."):
+            thing = getattr(thing, part)
+    except (ImportError, AttributeError) as e:
+        raise PolicyError(f"{model} is no model in Python: {e}") from e
+    finally:
+        sys.path.pop(0)
+    return load(thing)
+
+
+_NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
+"""A letter and a colon are a drive, and no module."""

@@ -1,0 +1,609 @@
+"""Audits: compares a sample of the edge's answers with the cloud's, in the background, and raises drift alarms."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from math import log1p
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from edgeroute.confidence.certificate import BoundCertificate, digest
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.policy import INF, Target
+from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
+from edgeroute.core.words import Failure, typed
+from edgeroute.errors import StoreError
+from edgeroute.observe.stats import AuditStats, ShadowStats
+from edgeroute.system import process
+from edgeroute.system.process import contained, renew_after_fork
+from edgeroute.trials.drift import Audit, DriftMonitor, check_audit
+from edgeroute.trials.shadow import UNHEARD, Background, Job, ShadowRun, Tally
+
+if TYPE_CHECKING:
+    from edgeroute.observe.stats import Counts
+    from edgeroute.stores.journal import Journal
+    from edgeroute.stores.keyvalue import KeyValueStore
+    from edgeroute.types import Spent
+
+__all__ = ["Audit", "AuditStats", "Auditor"]
+
+
+# Sampling: which requests are audited, and which a drift alarm counts; drawn when a request arrives, before it has an answer.
+
+FULL, FULL_OF_RUNS = 8, 32
+"""`Sampler`'s `full`: for audits that call the cloud, and for those that only run an edge model."""
+CALM = 10_000
+"""Number of requests, without any audit waiting at the end, after which they are drawn twice as often again."""
+
+
+class Drawn(NamedTuple):
+    """What is done with a request once it has ended. Its answer, and the side that gives it, had no part in it."""
+
+    probability: float
+    """With which it was drawn for an audit; 0: it was not."""
+    counted: bool
+    """Whether its audit is counted by the alarm: it is far enough from the last one that was."""
+    rate: bool
+    """Whether its deferral is counted by the alarm of deferral rates."""
+
+
+class Sampler:
+    """Draws requests at their arrival: for audits each with the same probability, for the deferral rate at random distances.
+
+    While audits cannot keep up, the share is halved. The probability then depends on earlier requests, and never on the drawn
+    one: weighted by its inverse, the audits represent all requests.
+
+    Args:
+        share: of the requests that are audited, 0..1.
+        scene: requests that a drift alarm counts are at least so far apart, 1 or more.
+        waiting: number of audits that wait to be made.
+        allowed: whether an audit may be made now.
+        due: number of requests until the next that is counted for the deferral rate, from an earlier run; None: not known.
+        full: number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, ...
+    """
+
+    def __init__(
+        self,
+        share: float,
+        scene: int,
+        waiting: Callable[[], int],
+        allowed: Callable[[], bool],
+        due: int | None = None,
+        full: int = FULL,
+    ) -> None:
+        self._full = full
+        self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
+        self._halvings = self._changed = self._counts_from = self._seen = 0
+        self._audit = self._gap()
+        first = random.randint(1, 3 * scene) if due is None else due  # noqa: S311 - a sample, not a secret
+        self._rate = min(max(1, first), 3 * scene)
+        self._step = self._left = min(self._audit, self._rate)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._lock = threading.RLock()
+
+    def arrives(self) -> Drawn | None:
+        """What is done with the request that arrives now, once it has ended; None: nothing, as for most."""
+        left = self._left = self._left - 1  # without a lock: of a race that loses one, it is only later by one
+        return None if left > 0 else self._draw()
+
+    def remaining(self) -> int:
+        """Number of requests until the next that is counted for the deferral rate, for the next run."""
+        with self._lock:
+            return max(1, self._rate - (self._seen + int(self._step - self._left)))
+
+    def _draw(self) -> Drawn | None:
+        with self._lock:
+            if self._left > 0:  # another thread's was drawn in its place
+                return None
+            number = self._seen = self._seen + int(self._step - self._left)
+            rate, probability, counted = number >= self._rate, 0.0, False
+            if rate:
+                self._rate = number + self._scene + int(random.random() * (2 * self._scene + 1))  # noqa: S311
+            if number >= self._audit:
+                self._audit = number + self._gap()
+                probability = self._probability(number)
+                counted = probability > 0 and number >= self._counts_from
+                if counted:
+                    self._counts_from = number + self._scene
+            self._step = self._left = min(self._audit, self._rate) - number
+        if probability and not self._allowed():
+            probability, counted = 0.0, False
+        return Drawn(probability, counted, rate) if rate or probability else None
+
+    def _gap(self) -> float:
+        """Number of requests until the next that may be audited (geometric): each is drawn independently."""
+        share = self._share
+        if share <= 0:
+            return INF
+        return 1 if share >= 1 else 1 + int(log1p(-random.random()) / log1p(-share))  # noqa: S311
+
+    def _probability(self, number: int) -> float:
+        """The probability with which this request is audited, if it is drawn; else 0."""
+        waiting = self._waiting()
+        if waiting // self._full > self._halvings:
+            self._halvings, self._changed = waiting // self._full, number
+        elif waiting == 0 and self._halvings and number - self._changed >= CALM:
+            self._halvings, self._changed = self._halvings - 1, number
+        kept = 0.5**self._halvings
+        return self._share * kept if kept == 1 or random.random() < kept else 0.0  # noqa: S311
+
+
+# What is compared in audits: an edge's answer with the cloud's, and what that takes.
+
+NEVER = frozenset({"consent", "redaction", "view"})
+"""Why a cloud was not asked: it never will be for this input."""
+
+
+class Audited(Protocol):
+    """A finished request."""
+
+    @property
+    def id(self) -> str:
+        """As in its answer."""
+
+    @property
+    def inputs(self) -> Any:
+        """The caller's."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it had."""
+
+    @property
+    def snapshot(self) -> Any:
+        """The policy that it had, with its `backends` and `candidate`."""
+
+
+class Asks(Protocol):
+    """Calls the cloud, and runs models, for an audit."""
+
+    def allowed(self) -> bool:
+        """Whether a request may be drawn: a low-priority call may be made now, or none is needed."""
+
+    def room(self, request: Audited, leg: int) -> bool:
+        """Whether such a call may be made now, and that leg's endpoint has capacity for it."""
+
+    def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Callable[[], Event]:
+        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+
+    def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
+        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
+
+
+class Bound(NamedTuple):
+    """What comparisons are about."""
+
+    backends: Any
+    """The models and endpoints of the policy in force, as in each of its snapshots."""
+    prints: Mapping[str, str]
+    """Edge model name -> digest of its fingerprints."""
+    others: Sequence[Any] = ()
+    """The backends of arms beside it."""
+
+    def of(self, backends: Any) -> bool:
+        """Whether a request with these backends is one of them."""
+        return backends is self.backends or any(backends is one for one in self.others)
+
+
+class Comparison(NamedTuple):
+    """An edge's answer that is to be compared with the cloud's."""
+
+    leg: Leg
+    prediction: Prediction | None
+    """None: its run failed."""
+    how: str
+    """`shadow`: the edge's answer was accepted, or would be; `deferred`: it was not."""
+    more: Mapping[str, Any] = {}
+    """More for the line of the log, of a shadow run."""
+
+
+class Pending(NamedTuple):
+    """An audit of which something is still to be done."""
+
+    request: Audited
+    drawn: Drawn
+    bound: Bound
+    cloud: Prediction | None
+    """The cloud's answer; None: it is to be asked for."""
+    ask: Callable[[], Event] | None
+    edges: Sequence[Comparison]
+    """Those that wait for the cloud's answer."""
+    rehearse: Callable[[], list[ShadowRun]] | None
+    more: Mapping[str, Any]
+
+
+NOTHING = Bound(None, {})
+"""Of a router that is not made yet, or closed."""
+
+
+def seen(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, Any]:
+    """What is recorded beside a shadow run: what the cloud's answer took and cost, if it is known of this request alone."""
+    more: dict[str, Any] = {UNHEARD: True}
+    if cloud in costs:
+        started = {leg: at for kind, leg, at, _ in outcome.log if kind == "start"}
+        ended = next((at for kind, leg, at, _ in outcome.log if kind == "accepted" and leg == cloud), None)
+        if ended is not None:
+            more["cloud_s"] = round(ended - started[cloud], 6)
+        spent = costs[cloud]
+        more |= {"usd": spent.usd, "bytes": spent.sent_bytes + spent.received_bytes}
+    return more
+
+
+def of_run(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded of a shadow run beside its answer. `more`: as `seen` returns it."""
+    failed = {"error": run.error} if run.error else {}
+    return {**more, "edge_s": round(run.took_s, 6), **failed}
+
+
+def failed(outcome: Outcome, cloud: int) -> bool:
+    """Whether that leg was asked and failed. Not if there was no room for it, or no time, which an audit waits for."""
+    for kind, leg, _, detail in outcome.log:
+        if kind == "failed" and leg == cloud:
+            failure = Failure.of(detail)
+            return failure.code in NEVER or not (failure.held or failure.code == "timeout")
+    return False
+
+
+MOST_WAITING = 64
+"""Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too."""
+UNTIL_NEXT = "audit-next"
+"""Name of the stored number of requests until the next that is counted for the deferral rate."""
+UNLABELLED_MOST = 10_000
+"""Number of audited answers that wait for a label; the oldest is given up for another."""
+log = logging.getLogger("edgeroute")
+_NONE: Any = object()
+
+
+class _Unlabelled(NamedTuple):
+    """An audited answer of an edge for which a label may be reported."""
+
+    leg: Leg
+    edge: Any
+    cloud: Any
+    counted: bool
+
+
+class Auditor:
+    """Compares a sample of a router's answers with the cloud's, in the background.
+
+    Args:
+        audit: the settings.
+        counts: counters; they have the number of answers that were compared with a threshold.
+        submit: runs a job in a thread, if one is available.
+        asks: calls the cloud for an audit.
+        changed: called when thresholds or labels may have changed.
+        alarm: called with an edge model's name and the alarm's text.
+        journal: receives a line per comparison; None: none is written.
+        store: state that outlives the process; None: there is none.
+        compared: called with an edge model's name, and `agrees=`, for each of its answers that was compared.
+
+    Attributes:
+        sampler: draws requests.
+        arrives: draws a request that arrives now; what it returns, unless that is None, `ended` takes once it has ended.
+
+    Raises:
+        PolicyError: the settings are invalid.
+    """
+
+    def __init__(
+        self,
+        audit: Audit,
+        counts: Counts,
+        *,
+        submit: Callable[[Callable[[], object]], bool],
+        asks: Asks,
+        changed: Callable[[], None],
+        alarm: Callable[[str, str], object],
+        journal: Journal | None,
+        store: KeyValueStore | None,
+        compared: Callable[..., object] | None = None,
+    ) -> None:
+        self._counts, self._asks = counts, asks
+        self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
+        self._watches: dict[str, DriftMonitor] = {}
+        self._tallies: dict[str, tuple[Any, Tally]] = {}
+        """Edge model name -> what its runs depend on, and their sums."""
+        self._bound = NOTHING
+        self._unlabelled: dict[str, _Unlabelled] = {}
+        self._early: dict[str, Any] = {}
+        """Ids of audits that wait or are under way -> the label that was reported meanwhile, or `_NONE`."""
+        self._said: set[str] = set()
+        self._used = False
+        self._jobs = Background(submit)
+        self._set(audit, FULL)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._lock = threading.RLock()
+
+    @property
+    def busy(self) -> int:
+        """Number of audits that are under way, or wait."""
+        return self._jobs.busy
+
+    def adopt(
+        self,
+        targets: Sequence[Target],
+        certificates: Sequence[BoundCertificate | None],
+        prints: Mapping[str, Mapping[str, str]],
+        backends: Any = (),
+        audit: Audit | None = None,
+        full: int = FULL,
+        others: Sequence[Any] = (),
+    ) -> None:
+        """Monitors the thresholds of these targets; the statistics of an unchanged certificate are retained.
+
+        Args:
+            targets: of the policy.
+            certificates: of each target, if its threshold comes from one.
+            prints: by edge model name: fingerprints of everything that its answers and the cloud's depend on.
+            backends: of the policy.
+            audit: new settings; None: those in force.
+            full: as for `Sampler`.
+            others: further policies' backends, of arms, whose requests are audited, too.
+
+        Raises:
+            PolicyError: the settings are invalid.
+        """
+        if audit is not None and (audit, full) != (self.audit, self._full):
+            self._set(audit, full)
+        watches, tallies = {}, {}
+        bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
+        thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
+        for name, made in bound.prints.items():
+            of, had = (made, thresholds.get(name)), self._tallies.get(name)
+            tallies[name] = had if had is not None and had[0] == of else (of, Tally())
+        for target, promise in zip(targets, certificates, strict=True):
+            if target.side != "edge" or target.threshold is None:
+                continue
+            watch, known = DriftMonitor(promise, self.audit), self._watches.get(target.name)
+            dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
+            if isinstance(dumped, dict):
+                watch.load(dumped)
+            watch.since(*self._counts.judged(target.name))
+            watches[target.name] = watch
+        with self._lock:
+            self._watches, self._tallies, self._bound = watches, tallies, bound
+
+    def _set(self, audit: Audit, full: int) -> None:
+        """Puts settings in force."""
+        check_audit(audit)
+        self.audit, self._full = audit, full
+        due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
+        due = due if type(due) is int else None
+        allowed = partial(_allowed, self._asks)
+        self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, allowed, due, full)
+        self._remained = self.sampler.remaining()
+        self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
+
+    def watch(self, name: str) -> DriftMonitor | None:
+        """The drift monitor of that edge model."""
+        return self._watches.get(name)
+
+    def stats(self) -> tuple[AuditStats, ...]:
+        """Statistics so far, for each edge model with a threshold."""
+        with self._lock:
+            return tuple(watch.stats(name) for name, watch in self._watches.items())
+
+    def shadows(self) -> tuple[ShadowStats, ...]:
+        """What following them would change, of each edge model that has run in shadow."""
+        with self._lock:
+            return tuple(tally.stats(name) for name, (_, tally) in self._tallies.items() if tally.count)
+
+    def ended(
+        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
+    ) -> None:
+        """Audits or counts a request that was drawn when it arrived.
+
+        Args:
+            drawn: as it was drawn.
+            request: itself.
+            outcome: of its walk.
+            costs: by leg, as far as they are known.
+            unlike: clouds' legs that were asked otherwise than certificates have it: their answers are not compared.
+        """
+        self._used = True
+        try:
+            if drawn.rate:
+                self._count(request, outcome)
+            if drawn.probability:
+                self._take(drawn, request, outcome, costs, unlike)
+        except Exception as e:
+            what = typed(e)
+            log.exception("an audit failed: %s; the answer is not touched by it", what)
+
+    def report(self, identity: str, truth: Any) -> bool:
+        """Records the right value for an audited answer of an edge. Returns whether it is one."""
+        with self._lock:
+            if self._early.get(identity) is _NONE:
+                self._early[identity] = truth  # taken once the cloud has answered
+                return True
+            one = self._unlabelled.pop(identity, None)
+        if one is None:
+            return False
+        agrees = self.audit.agrees or same
+        edge, cloud = (float(contained(agrees, value, truth)) for value in (one.edge, one.cloud))
+        with self._lock:
+            watch = self._watches.get(one.leg.name)
+            counted = watch is not None and one.counted and one.leg.threshold == watch.threshold
+            news = watch is not None and watch.reported(edge=edge, cloud=cloud, counted=counted)
+            if news and watch is not None:
+                self._report(one.leg.name, watch)
+                self._note()
+        if news:
+            self._changed()
+        return True
+
+    def observe(self) -> None:
+        """Updates the monitors from the counters."""
+        with self._lock:
+            for name, watch in self._watches.items():
+                watch.counted(*self._counts.judged(name))
+            self._note()
+        self._used = True
+        self._jobs.start()
+
+    def drain(self, timeout_s: float) -> None:
+        """Waits for the audits that can be made now: without it, a program that ends soon would log deferred answers alone."""
+        self._jobs.drain(timeout_s)
+
+    def close(self) -> None:
+        """Stores the state for later runs, unless there were no requests; a router that only measures leaves it as it was."""
+        with self._lock:
+            self._bound, remaining = NOTHING, self.sampler.remaining()
+            if self._used:
+                self._note()
+            if self._kept is not None and (self._used or remaining != self._remained):
+                self._kept.put(UNTIL_NEXT, remaining)
+        if self._journal is not None:
+            self._journal.close()
+
+    def _count(self, request: Audited, outcome: Outcome) -> None:
+        """Counts, for the deferral rate of each edge that judged it, whether its answer was below the threshold."""
+        news = False
+        legs = request.plan.legs
+        marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
+        for leg, below in [*((one.leg, True) for one in request.plan.unsure), *marks]:
+            with self._lock:
+                watch = self._watches.get(leg.name)
+                if watch is not None and watch.sampled(leg.threshold, below=below):
+                    self._report(leg.name, watch)
+                    self._note()
+                    news = True
+        if news:
+            self._changed()
+
+    def _take(
+        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
+    ) -> None:
+        """Compares each edge's answer with that of the cloud, which has answered the request, or is asked in the background.
+
+        It is not, for either side, where asking it has failed or would fail.
+        """
+        bound, legs, unheard = self._bound, request.plan.legs, request.plan.unheard
+        edges = [Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
+        if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
+            edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
+        cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
+        runs = bool(unheard) or request.snapshot.candidate is not None
+        if cloud is None or not (edges or runs) or not bound.of(request.snapshot.backends):
+            return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
+        answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
+        if answer is not None and edges:
+            self._compare(request.id, drawn, bound, edges, answer)
+        known = answer is not None or not failed(outcome, cloud)
+        rehearses = known and runs and self._jobs.waiting < MOST_WAITING
+        if rehearses or (known and answer is None and edges):
+            # bound now: the caller may go on to write the next frame into the same array
+            ask = None if answer is not None else self._asks.prepare(request, cloud, edges[-1].prediction if edges else None)
+            rehearse = self._asks.rehearse(request) if rehearses else None
+            pending = [] if answer is not None else edges
+            if self.audit.labelled and pending and pending[-1].how == "shadow":
+                self._early[request.id] = _NONE
+            one = Pending(request, drawn, bound, answer, ask, pending, rehearse, seen(outcome, cloud, costs))
+            self._jobs.put(Job(partial(self._finish, one), lambda: answer is not None or self._asks.room(request, cloud)))
+        self._jobs.start()
+
+    def _finish(self, one: Pending) -> None:
+        """Calls the cloud if that has not answered, runs what runs in shadow, and compares."""
+        answer, identity = one.cloud, one.request.id
+        try:
+            if one.ask is not None:
+                event = one.ask()
+                if type(event) is not Done:
+                    return
+                answer = event.answer
+            assert answer is not None, "it was known, or asked for"
+            self._compare(identity, one.drawn, one.bound, one.edges, answer)
+        finally:
+            with self._lock:
+                truth = self._early.pop(identity, _NONE)
+        if truth is not _NONE:
+            self.report(identity, truth)
+        if one.rehearse is None or one.bound is not self._bound:  # then the models may be closed
+            return
+        runs = one.rehearse()
+        if one.bound is self._bound:
+            edges = [Comparison(r.leg, r.prediction, "shadow" if r.accepted else "deferred", of_run(r, one.more)) for r in runs]
+            self._compare(one.request.id, one.drawn, one.bound, edges, answer)
+
+    def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
+        news = False
+        for leg, edge, how, more in edges:
+            agrees = edge is not None and bool(contained(self.audit.agrees or same, edge.value, cloud.value))
+            confidence = None if edge is None else edge.confidence
+            known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
+            # before it is counted: who reads the count finds the line
+            line = {
+                "at": round(process.now(), 3), "id": identity, "target": leg.name,
+                "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
+                "agrees": agrees, "audited": how, "probability": drawn.probability,
+                "fingerprints": bound.prints.get(leg.name, ""), **more,
+            }  # fmt: skip
+            self._journalled(line)
+            with self._lock:
+                if bound is not self._bound:
+                    continue
+                if more:
+                    self._tallies[leg.name][1].add(line, accepted=how == "shadow")
+                watch = self._watches.get(leg.name)
+                if how == "deferred" or watch is None:
+                    continue
+                if self.audit.labelled and edge is not None and not more:
+                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted)
+                    if len(self._unlabelled) > UNLABELLED_MOST:
+                        del self._unlabelled[next(iter(self._unlabelled))]
+                if self._compared is not None and not more:
+                    self._compared(leg.name, agrees=agrees)
+                counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
+                if watch.compared(confidence if known else None, agrees=agrees, counted=counted):
+                    self._report(leg.name, watch)
+                    self._note()
+                    news = True
+        if news:
+            self._changed()
+
+    def _journalled(self, line: Mapping[str, Any]) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.append(line)
+        except StoreError as e:
+            if (what := str(e)) not in self._said:
+                self._said.add(what)
+                log.warning("an audit could not be noted: %s", what)
+
+    def _note(self) -> None:
+        if self._kept is not None:
+            for name, watch in self._watches.items():
+                self._kept.put(f"audit:{name}", watch.dump())
+
+    def _report(self, name: str, watch: DriftMonitor) -> None:
+        said = "" if watch.alarm is None else watch.alarm.what
+        log.warning("%s: %s; %s; calibrate again", name, said, watch.reaction)
+        self._alarm(name, said)
+
+
+def _allowed(asks: Asks) -> bool:
+    try:
+        return asks.allowed()
+    except Exception:
+        log.exception("an audit failed; no answer is touched by it")
+        return False
+
+
+def same(edge: Any, cloud: Any) -> bool:
+    """Whether two values are equal; for arrays: all elements, and the shapes."""
+    if getattr(edge, "shape", ()) != getattr(cloud, "shape", ()):
+        return False
+    equal = edge == cloud
+    return bool(equal.all()) if hasattr(equal, "all") else bool(equal)

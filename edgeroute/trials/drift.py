@@ -1,0 +1,318 @@
+"""Drift monitor: tests one edge model's guarantee by audits and deferral rates, and derives the effective threshold."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import gmtime, strftime
+from typing import Any, NamedTuple
+
+from edgeroute.confidence.certificate import BoundCertificate, effective_target
+from edgeroute.core.policy import INF, OnAlarm, Target
+from edgeroute.core.sequential import Drift
+from edgeroute.errors import PolicyError
+from edgeroute.observe.stats import AuditStats
+from edgeroute.system import process
+
+SHOWN = 50
+"""Number of audits that an alarm reports."""
+RECENT = 256
+"""Number of stored confidences of audited accepted answers: an alarm raises the threshold to their median."""
+
+
+class Audit(NamedTuple):
+    """What is audited, and what an alarm does."""
+
+    share: float = 0.005
+    """Share of all requests, 0..1. For those that the edge answers, the cloud is called in the background, if the data class, the
+    limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are monitored."""
+    on_alarm: OnAlarm = "tell"
+    """When more answers differ from the cloud's than should: `tell`: report it in the log, the reasons and `stats`; `raise`: also
+    defer half of what was accepted, at each alarm; `defer`: also defer everything. An alarm of the deferral rate only tells, and
+    so does any alarm of a certificate for `max_defer`, whose promise more deferrals would break."""
+    agrees: Callable[[Any, Any], float] | None = None
+    """`f(edge's value, cloud's value)`: whether they agree; None: equality. With labels also `f(a value, the right one)`, which
+    may be a number from 0 to 1 where answers are graded."""
+    scene: int = 30
+    """Number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count requests
+    that are at least so far apart. 1: the inputs are independent."""
+    labelled: bool = False
+    """Whether the right values of audited answers are reported (`router.report`): then alarms test the loss of accuracy, or the
+    error rate, that the certificate promises, and not how often the answers differ."""
+
+
+class Alarm(NamedTuple):
+    """A guarantee that is no longer trusted."""
+
+    at: float
+    """Seconds since 1970."""
+    what: str
+    action: OnAlarm
+
+
+class DriftMonitor:
+    """Drift monitor of one edge model with a threshold. Not synchronised: threads that share it need a lock.
+
+    Args:
+        promise: the certificate of its threshold; None: a plain number, for which there are no alarms.
+        audit: the settings.
+
+    Attributes:
+        at_least: lower bound of the threshold, raised by alarms; -inf: as certified.
+    """
+
+    def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
+        self.promise, self._audit = promise, audit
+        self.audited = self.disagreed = self.labelled = 0
+        self.alarm: Alarm | None = None
+        self.limit: float | None = None
+        self._stands: Target | None = None
+        self.at_least = -INF
+        self._accepted: deque[float] = deque(maxlen=RECENT)
+        self._wrong: deque[bool] = deque(maxlen=SHOWN)
+        self._right: deque[tuple[float, float]] = deque(maxlen=SHOWN)
+        self._seen = (0, 0)
+        self._totals = (0, 0)
+        self._audits: Drift | None = None
+        """Of the loss if there are labels, else of the share that differs."""
+        self._more: Drift | None = None
+        self._fewer: Drift | None = None
+        if promise is not None:
+            low, high = promise.certificate.deferral_interval
+            self.limit = loss_limit(promise) if audit.labelled else limit(promise)
+            self._audits = self._new()
+            self._more = Drift(high) if 0 < high < 1 else None
+            self._fewer = Drift(1 - low) if 0 < low < 1 else None
+
+    def target(self, target: Target) -> Target:
+        """The target with its effective threshold."""
+        self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
+        return self._stands
+
+    @property
+    def threshold(self) -> float | None:
+        """The effective threshold; None: not known yet."""
+        return None if self._stands is None else self._stands.threshold
+
+    def compared(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
+        """Records the comparison of an accepted answer with the cloud's. Returns whether it causes an alarm.
+
+        Args:
+            confidence: of the edge; None: there is none.
+            agrees: whether the cloud says the same.
+            counted: whether the alarm counts it; False: it may depend on the last one.
+        """
+        self.audited += 1
+        self.disagreed += not agrees
+        self._wrong.append(not agrees)
+        if confidence is not None:
+            self._accepted.append(float(confidence))
+        if self._audit.labelled or not self._tested(float(not agrees), counted=counted):
+            return False
+        self._alarmed(
+            f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
+            f"and at most {self.limit:.2%} should"
+        )
+        return True
+
+    def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
+        """Records how right an audited answer of the edge was, 0..1, and the cloud's. Returns as `compared`.
+
+        Raises:
+            ValueError: one is NaN or outside 0..1.
+        """
+        if not (0 <= edge <= 1 and 0 <= cloud <= 1):
+            raise ValueError(f"how right an answer is, is a number from 0 to 1, not {edge} or {cloud}")
+        if not self._audit.labelled or self.promise is None:
+            return False
+        self.labelled += 1
+        self._right.append((edge, cloud))
+        errors = self.promise.certificate.kind == "max_error"
+        if not self._tested(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
+            return False
+        of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
+        said = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
+        most = (
+            f"at most {self.limit:.2%} may be wrong"
+            if errors
+            else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
+        )
+        self._alarmed(f"{said}, {'and ' if errors else ''}{most}")
+        return True
+
+    def _tested(self, x: float, *, counted: bool) -> bool:
+        """Adds a value to the test of the audits. Returns whether that causes its alarm."""
+        drift = self._audits
+        if drift is None or not counted or drift.alarmed:
+            return False
+        drift.add(x)
+        return drift.alarmed
+
+    def _new(self) -> Drift | None:
+        """A new test of the audits. A loss of -1 to 1 is tested as half of it and a half."""
+        if self.limit is None or self.promise is None:
+            return None
+        halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
+        return Drift((1 + self.limit) / 2 if halved else self.limit)
+
+    def since(self, judged: int, below: int) -> None:
+        """Sets the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
+        self._seen = judged, below
+
+    def counted(self, judged: int, below: int) -> None:
+        """Records the totals of answers compared with the threshold and of those below it."""
+        self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
+        self._seen = judged, below
+
+    def sampled(self, threshold: float | None, *, below: bool) -> bool:
+        """Records whether an answer of the sample for the deferral rate was below the threshold. Returns as `compared`."""
+        if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
+            return False  # not the certified threshold, to which the certified rate does not apply
+        for drift, one, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
+            if drift is None or drift.alarmed:
+                continue
+            drift.add(float(one))
+            if drift.alarmed and self.alarm is None:
+                rate = drift.ones / drift.count
+                share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
+                self._told(
+                    f"{what} inputs than usual are deferred, {share:.1%} of a sample of {drift.count:,}, where it was "
+                    f"{'at most' if what == 'more' else 'at least'} {usual:.1%}",
+                    "tell",
+                )
+                return True
+        return False
+
+    @property
+    def reaction(self) -> str:
+        """What the alarm changed, in words."""
+        if self.alarm is None or self.alarm.action == "tell":
+            return "nothing else was changed (it only tells)"
+        return f"{'all' if self.at_least == INF else 'half of what was accepted'} is deferred from now on"
+
+    def stats(self, name: str) -> AuditStats:
+        """Statistics so far."""
+        evidence = 0.0 if self._audits is None else self._audits.evidence
+        said = "" if self.alarm is None else self.alarm.what
+        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said, self.labelled)
+
+    def _alarmed(self, what: str) -> None:
+        """Records an alarm of the audits, and reacts to it."""
+        defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
+        action = "tell" if defers else self._audit.on_alarm
+        self._told(what, action)
+        if action == "defer":
+            self.at_least = INF
+        elif action == "raise":
+            self.at_least = self._raised()
+            self._accepted.clear()
+            self._audits = self._new()
+
+    def _raised(self) -> float:
+        """The next lower bound of the threshold: half of what was accepted is below; inf, if it is not known where half is.
+
+        Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an
+        alarm even there, nothing is accepted.
+        """
+        higher = [c for c in self._accepted if c > self.at_least]
+        half = median(higher) if len(higher) > 1 else INF
+        highest = highest_certified(self.promise)
+        return half if half <= highest else highest if self.at_least < highest else INF
+
+    def _told(self, what: str, action: OnAlarm) -> None:
+        now = process.now()
+        self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
+
+    @property
+    def _name(self) -> str:
+        """Of the test of the audits, in a dump."""
+        return "loss" if self._audit.labelled else "disagreement"
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-serialisable state for later runs."""
+        drifts = {self._name: self._audits, "deferral_up": self._more, "deferral_down": self._fewer}
+        return {
+            "certificate": None if self.promise is None else self.promise.certificate.checksum,
+            "date": None if self.promise is None else self.promise.certificate.date,
+            "label": "" if self._stands is None else self._stands.label,
+            "threshold": None if self._stands is None else str(self._stands.threshold),
+            "deferral_interval": None if self.promise is None else self.promise.certificate.deferral_interval,
+            "audited": self.audited,
+            "disagreed": self.disagreed,
+            "labelled": self.labelled,
+            "limit": self.limit,
+            "alarm": None if self.alarm is None else self.alarm._asdict(),
+            "raised": None if self.at_least == -INF else str(self.at_least),
+            "accepted": list(self._accepted),
+            "drift": {name: drift.dump() for name, drift in drifts.items() if drift is not None},
+            "judged": self._totals[0],
+            "deferred": self._totals[1],
+        }
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Restores the state of an earlier run if it had the same certificate. Unreadable parts are skipped."""
+        if self.promise is None or dumped.get("certificate") != self.promise.certificate.checksum:
+            return
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            self.audited, self.disagreed = int(dumped["audited"]), int(dumped["disagreed"])
+            self._accepted.extend(map(float, dumped["accepted"]))
+            self._totals = int(dumped["judged"]), int(dumped["deferred"])
+            self.labelled = int(dumped.get("labelled", 0))
+            alarm = dumped["alarm"]
+            self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
+            self.at_least = -INF if dumped["raised"] is None else float(dumped["raised"])
+        self._audits, self._more, self._fewer = (
+            drift and _drift(dumped, name, drift.level)
+            for name, drift in ((self._name, self._audits), ("deferral_up", self._more), ("deferral_down", self._fewer))
+        )
+
+
+def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
+    try:
+        return Drift.load(dumped["drift"][name], level)
+    except (KeyError, TypeError, ValueError):
+        return Drift(level)
+
+
+def highest_certified(promise: BoundCertificate | None) -> float:
+    """The highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
+    highest = None if promise is None else getattr(promise.certificate, "highest", None)
+    return INF if highest is None else float(highest)
+
+
+def loss_limit(promise: BoundCertificate) -> float | None:
+    """The loss, or the error rate, that a certificate allows for each accepted answer; None: it promises neither."""
+    certificate = promise.certificate
+    if certificate.kind == "max_defer" or not 0 <= certificate.deferral_rate < 1:
+        return None
+    most = certificate.value if certificate.kind == "max_error" else certificate.value / (1 - certificate.deferral_rate)
+    return most if most < 1 else None
+
+
+def limit(promise: BoundCertificate) -> float | None:
+    """Upper limit of the share of accepted answers that differ from the cloud's: from calibration, or the guarantee if larger.
+
+    With labels, some of the answers that differ are correct ones of the edge, so that share alone does not measure the loss; but
+    more of it than in calibration shows a change. None: calibration did not measure it.
+    """
+    certificate = promise.certificate
+    seen = certificate.disagreement
+    if seen is None or not 0 <= certificate.deferral_rate < 1:
+        return None
+    allowed = certificate.value / (1 - certificate.deferral_rate) if certificate.kind == "max_loss" else 0.0
+    most = max(seen, allowed)
+    return most if 0 < most < 1 else None
+
+
+def check_audit(audit: Audit) -> None:
+    """Raises PolicyError if these settings are invalid."""
+    if not 0 <= audit.share <= 1:
+        raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
+    if type(audit.scene) is not int or audit.scene < 1:
+        raise PolicyError(f"audit: scene is a number of requests, 1 or more, not {audit.scene!r}")
+    if type(audit.labelled) is not bool:
+        raise PolicyError(f"audit: labelled is True or False, not {audit.labelled!r}")
+    if audit.on_alarm not in {"tell", "raise", "defer"}:
+        raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")
