@@ -197,6 +197,20 @@ def black_hole(address):
         yield listener.getsockname()[1]
 
 
+@contextlib.contextmanager
+def both_addresses():
+    """A port of which 127.0.0.2 is a black hole, and a listener at it on 127.0.0.1."""
+    while True:
+        with black_hole("127.0.0.2") as port, socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:  # another program has it there
+                continue
+            listener.listen()
+            yield port, listener
+            return
+
+
 def in_thread(run):
     """Runs it in a thread -> (the thread, a list that gets what it returns or raises)."""
     came = []
@@ -430,9 +444,7 @@ def test_a_connect_that_never_completes_keeps_the_time(ask, address):
 def test_the_next_address_is_tried_beside_one_that_does_not_answer(ask, names):
     """A name often has an address that leads nowhere from here."""
     names.known["cloud.test"] = ["127.0.0.2", "127.0.0.1"]
-    with black_hole("127.0.0.2") as port, socket.socket() as listener:
-        listener.bind(("127.0.0.1", port))
-        listener.listen()
+    with both_addresses() as (port, listener):
         served, _ = in_thread(lambda: answer(listener))
         assert ask(f"http://cloud.test:{port}") == b"hello"
         served.join(LONG)

@@ -10,6 +10,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from time import monotonic
 
 import pytest
@@ -215,6 +216,54 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     assert caplog.text.count(f"is {routes.NOT_QUEUED}: the router is closed") == 20 - sum(begun)
     assert on_disk(box) == set()
+
+
+class Counted:
+    """A lock that counts how often it was asked for."""
+
+    def __init__(self, lock):
+        self.lock, self.asked = lock, 0
+
+    def acquire(self, *args, **kwargs):
+        """Waits for the lock."""
+        self.asked += 1
+        return self.lock.acquire(*args, **kwargs)
+
+    def release(self):
+        """Gives the lock back."""
+        self.lock.release()
+
+    __enter__ = acquire
+
+    def __exit__(self, *_):
+        self.release()
+
+
+def test_closing_a_file_that_another_process_locks_ends_all_who_wait(tmp_path, monkeypatch):
+    """Also those who wait for the one that waits for the lock: none begins to wait anew."""
+    locks, lock = [], threading.RLock
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeroute.stores.sqlite.threading.RLock", lambda: locks.append(Counted(lock())) or locks[-1])
+        made = Database(tmp_path / "x.db", "CREATE TABLE x (y)", durable=False, busy_s=1e9)
+    with made.transaction():
+        pass
+    failed = SimpleQueue()
+
+    def write():
+        try:
+            with made.transaction():
+                pass
+        except StoreError:
+            failed.put(True)
+
+    with contextlib.closing(sqlite3.connect(made.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        before = sum(each.asked for each in locks)
+        for _ in range(10):
+            threading.Thread(target=write, daemon=True).start()
+        until(lambda: sum(each.asked for each in locks) == before + 10)
+        made.close()
+        assert all(failed.get(timeout=LONG) for _ in range(10))
 
 
 KILLED = """

@@ -60,8 +60,8 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._lock = threading.RLock()
-        self._closing = False
-        """Nobody waits for another process's lock."""
+        self._closes = self._begun_after = 0
+        """How often `close` has ended what waits for another process, and how often when the transaction under way was begun."""
         self._reader: sqlite3.Connection | None = None
         self._read_file: tuple[int, int] | None = None
         self._reads = threading.RLock()
@@ -96,7 +96,8 @@ class Database:
         """Abandons the parent's connection unclosed; the child opens its own."""
         _parents.extend((self._connection, self._reader))
         self._opened.clear()
-        self._connection, self._lock, self._closing = None, threading.RLock(), False
+        self._connection, self._lock = None, threading.RLock()
+        self._closes = self._begun_after = 0
         self._reader, self._reads = None, threading.RLock()
 
     @contextlib.contextmanager
@@ -106,7 +107,9 @@ class Database:
         Raises:
             StoreError: the disk is full, read-only or broken. A corrupt file has been quarantined; the next call starts anew.
         """
+        closes = self._closes
         with self._lock:
+            self._begun_after = closes
             try:
                 connection = self._open()
                 if connection.in_transaction:  # of this thread, since it holds the lock
@@ -245,7 +248,7 @@ class Database:
             try:
                 return run(statement)
             except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
-                if "locked" not in str(e) or self._closing or monotonic() >= until:
+                if "locked" not in str(e) or self._closes != self._begun_after or monotonic() >= until:
                     raise
                 sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
@@ -283,10 +286,9 @@ class Database:
         with self._reads:
             self._drop_reader()  # first: the last connection tidies up, if it may write
         if not self._lock.acquire(timeout=CLOSE_S):
-            self._closing = True
+            self._closes += 1  # whoever waits by now, for the lock or for the file, fails
             self._lock.acquire()
         try:
-            self._closing = False
             self._drop()
         finally:
             self._lock.release()
