@@ -77,9 +77,9 @@ test-servers: $(VENV)/test.installed
 test-android: .android/made
 	TEST_INDEX=1 .android/bin/pytest -q -n 2 --dist loadfile -m "matrix or not matrix" $(ANDROID_TESTS)
 
-## test-arm64        tests the core, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
+## test-arm64        tests the core, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static); ARM64_TESTS=tests/core: the core
 test-arm64: $(VENV)/bin/python
-	PYTHON=$(BIN)/python tests/arm64.sh
+	PYTHON=$(BIN)/python tests/arm64.sh $(ARM64_TESTS)
 
 ## campaign          ten thousand random fault schedules (about ten minutes)
 campaign: $(VENV)/test.installed
