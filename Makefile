@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. PYTHON=python3.12 picks another interpreter.
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE  # tests start many Pythons, each of which would compile the package
 VENV ?= .venv
 BIN = $(VENV)/bin
 
@@ -120,6 +121,7 @@ $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/test.installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[all]' --group test
+	$(BIN)/pytest --collect-only -q >/dev/null  # compiles the tests once, and not in each worker
 	touch $@
 
 $(VENV)/bench.installed: $(VENV)/demo.installed
