@@ -18,7 +18,7 @@ from edgeroute.policy.explain import explain
 from edgeroute.policy.keys import Settings
 from edgeroute.policy.problems import Wrong, beside
 from edgeroute.policy.schema import reference, schema
-from edgeroute.policy.singles import of_policy
+from edgeroute.policy.singles import paths_from
 from edgeroute.policy.sources import Environment, File, read
 
 __all__ = ["Settings", "load", "reference", "schema"]
@@ -36,7 +36,7 @@ def load(path: str | Path, given: Collection[str] = ()) -> Settings:
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     data = read(Path(path))
-    with of_policy(Path(path).parent), beside(given):
+    with paths_from(Path(path).parent), beside(given):
         environment = Environment(Settings, data)
         problems = environment.problems
         try:
