@@ -19,7 +19,7 @@ from edgeroute.policy.keys import Settings
 from edgeroute.policy.problems import Wrong, beside
 from edgeroute.policy.schema import reference, schema
 from edgeroute.policy.singles import paths_from
-from edgeroute.policy.sources import Environment, File, read
+from edgeroute.policy.sources import Environment, File, read_policy
 
 __all__ = ["Settings", "load", "reference", "schema"]
 
@@ -35,7 +35,7 @@ def load(path: str | Path, given: Collection[str] = ()) -> Settings:
         PolicyError: one message, with a line per problem.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
-    data = read(Path(path))
+    data = read_policy(Path(path))
     with paths_from(Path(path).parent), beside(given):
         environment = Environment(Settings, data)
         problems = environment.problems
