@@ -66,7 +66,7 @@ def read_policy(path: Path) -> dict[str, Any]:
 
 
 class File(PydanticBaseSettingsSource):
-    """Settings source for the result of `read`."""
+    """Settings source for the result of `read_policy`."""
 
     def __init__(self, settings_cls: type[BaseSettings], data: Mapping[str, Any]) -> None:
         super().__init__(settings_cls)
