@@ -24,7 +24,7 @@ import edgeroute
 from edgeroute import BadInput, DeadlineExceeded, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.exits import code_of, line
-from edgeroute.tools.cli.inputs import files, read, recorded
+from edgeroute.tools.cli.inputs import files, read_inputs, recorded
 from edgeroute.tools.cli.tables import seconds, share
 from edgeroute.tools.server.serve_app import app as served
 
@@ -184,9 +184,9 @@ def test_files_below_a_folder_are_found_in_order(tmp_path):
 
 def test_reading_arrays(tmp_path, inputs):
     np.save(tmp_path / "one.npy", np.arange(4))
-    (one,) = read(tmp_path / "one.npy")
+    (one,) = read_inputs(tmp_path / "one.npy")
     assert (one.name, one.x.tolist(), one.label) == (str(tmp_path / "one.npy"), [0, 1, 2, 3], None)
-    rows = read(inputs)
+    rows = read_inputs(inputs)
     assert [row.name for row in rows] == [f"{inputs}[{i}]" for i in range(3)]
     assert [row.label for row in rows] == [0, 2, 2]
     assert rows[1].x.tolist() == [0, UNSURE, 0, 0]
@@ -194,7 +194,7 @@ def test_reading_arrays(tmp_path, inputs):
 
 def test_the_first_array_where_none_is_called_images(tmp_path):
     np.savez(tmp_path / "x.npz", labels=["p", "q"], first=[[1.0], [2.0]], second=[[3.0]])
-    assert [(row.x.tolist(), row.label) for row in read(tmp_path / "x.npz")] == [([1.0], "p"), ([2.0], "q")]
+    assert [(row.x.tolist(), row.label) for row in read_inputs(tmp_path / "x.npz")] == [([1.0], "p"), ([2.0], "q")]
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_the_first_array_where_none_is_called_images(tmp_path):
 )
 def test_reading_images(tmp_path, mode, shape):
     Image.new(mode, (3, 2)).save(tmp_path / "x.png")
-    (item,) = read(tmp_path / "x.png")
+    (item,) = read_inputs(tmp_path / "x.png")
     assert (item.x.shape, item.x.dtype) == (shape, np.uint8)
 
 
 def test_images_without_pillow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(RuntimeMissing, match="pip install pillow"):
-        read(tmp_path / "x.png")
+        read_inputs(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.png"])
@@ -217,7 +217,7 @@ def test_images_without_pillow(tmp_path, monkeypatch):
 def test_files_that_are_broken(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=f"{name} cannot be read"):
-        read(tmp_path / name)
+        read_inputs(tmp_path / name)
 
 
 def header(text):
@@ -260,7 +260,7 @@ def test_whatever_a_parser_raises_is_the_files_fault(tmp_path, name, content, wh
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(BadInput, match=why) as told:
-        read(path)
+        read_inputs(path)
     assert len(str(told.value).splitlines()) == 1
     assert str(told.value).startswith(f"{path} cannot be read: ")
     if b"edge_logits" in content:
@@ -273,13 +273,13 @@ def test_an_array_under_the_name_of_an_archive(tmp_path):
     with (tmp_path / "x.npz").open("wb") as file:
         np.save(file, np.arange(3))
     assert recorded(tmp_path / "x.npz") is None
-    assert [item.x.tolist() for item in read(tmp_path / "x.npz")] == [[0, 1, 2]]
+    assert [item.x.tolist() for item in read_inputs(tmp_path / "x.npz")] == [[0, 1, 2]]
 
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(BadInput, match="cannot be read"):
-        read(tmp_path / "x.npy")
+        read_inputs(tmp_path / "x.npy")
 
 
 def test_what_is_no_input(tmp_path):
@@ -297,7 +297,7 @@ def test_what_is_no_input(tmp_path):
         tmp_path / "number.npz": "cannot be read",
     }.items():
         with pytest.raises(BadInput, match=why):
-            read(path)
+            read_inputs(path)
 
 
 # ------------------------------------------------------------------------------------------------- commands

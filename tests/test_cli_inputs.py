@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgeroute import BadInput
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.inputs import read, recorded
+from edgeroute.tools.cli.inputs import read_inputs, recorded
 
 ROWS = np.eye(3, 4, dtype=np.float32)
 JPEGS = np.array([b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"])
@@ -37,7 +37,7 @@ def test_which_arrays_are_used(tmp_path, arrays, used, labels, note):
     """`images` or X, `labels` or y; else the first. Any other is told."""
     path, notes = tmp_path / "x.npz", []
     np.savez(path, **arrays)
-    items = read(path, note=notes.append)
+    items = read_inputs(path, note=notes.append)
     assert np.array_equal([item.x for item in items], used)
     assert [item.label for item in items] == labels
     assert notes == ([] if note is None else [f"{path}: {note}"])
@@ -80,14 +80,14 @@ def test_rows_of_several_arrays(tmp_path):
     """With views that name keys each input has a row of every array, so that a cloud without a view has the rest, too."""
     path, notes = tmp_path / "x.npz", []
     np.savez(path, image=ROWS, jpeg=JPEGS, lang=["de", "en", "fr"], y=[0, 1, 2], scale=2.0, few=ROWS[:2])
-    items = read(path, ["image", "jpeg"], notes.append)
+    items = read_inputs(path, ["image", "jpeg"], notes.append)
     assert [item.label for item in items] == [0, 1, 2]
     assert items[1].x.keys() == {"image", "jpeg", "lang"}
     assert items[1].x["image"].tolist() == ROWS[1].tolist()
     assert (items[1].x["jpeg"], items[1].x["lang"]) == (b"\xff\xd8two", "en")
     assert {type(items[1].x[name]) for name in ("jpeg", "lang")} == {bytes, str}
     assert notes == [f"{path}: the arrays 'scale', 'few' are not used: inputs are in 'image', 'jpeg'"]
-    assert read(path, ["y"])[2].x["y"] == 2, "a key may have any name"
+    assert read_inputs(path, ["y"])[2].x["y"] == 2, "a key may have any name"
 
 
 def test_a_file_that_lacks_what_the_views_take(tmp_path):
@@ -95,13 +95,13 @@ def test_a_file_that_lacks_what_the_views_take(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, images=ROWS, jpeg=JPEGS)
     with pytest.raises(BadInput, match="the policy's views take 'image' of an input, and its arrays are 'images', 'jpeg'"):
-        read(path, ["image", "jpeg"])
+        read_inputs(path, ["image", "jpeg"])
     np.savez(path, image=ROWS, jpeg=JPEGS[:2])
     with pytest.raises(BadInput, match="it holds 3 rows of 'image' and 2 of 'jpeg'"):
-        read(path, ["image", "jpeg"])
+        read_inputs(path, ["image", "jpeg"])
     np.save(tmp_path / "x.npy", ROWS[0])
     with pytest.raises(BadInput, match=r"one array, and the policy's views take 'image' of an input: give an \.npz file with"):
-        read(tmp_path / "x.npy", ["image"])
+        read_inputs(tmp_path / "x.npy", ["image"])
 
 
 @pytest.mark.parametrize(("suffix", "keys"), [("png", ["image", "png", "bytes"]), ("jpg", ["pixels", "jpeg", "file"])])
@@ -109,7 +109,7 @@ def test_an_image_has_pixels_and_content(tmp_path, suffix, keys):
     """A key that names a format, or bytes, means the file; any other its pixels."""
     path = tmp_path / f"x.{suffix}"
     Image.new("RGB", (3, 2)).save(path)
-    (item,) = read(path, keys)
+    (item,) = read_inputs(path, keys)
     assert item.x[keys[0]].shape == (2, 3, 3)
     assert item.x[keys[1]] == item.x[keys[2]] == path.read_bytes()
     assert list(item.x) == keys
@@ -119,7 +119,7 @@ def test_an_image_of_another_format_than_the_view_names(tmp_path):
     """It would be sent as what it is not."""
     Image.new("L", (3, 2)).save(tmp_path / "x.png")
     with pytest.raises(BadInput, match=r"x\.png is a PNG file, and the policy's views take 'jpeg' of an input"):
-        read(tmp_path / "x.png", ["image", "jpeg"])
+        read_inputs(tmp_path / "x.png", ["image", "jpeg"])
 
 
 @pytest.mark.parametrize("command", [["infer"], ["evaluate", "-d"]])

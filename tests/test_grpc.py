@@ -31,7 +31,7 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.cloud import grpc_channels
-from edgeroute.cloud.grpc import CONTENTS, made
+from edgeroute.cloud.grpc import CONTENTS, message_classes
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.http.messages import Address, Call
 from edgeroute.testing import CannedServer, Relay, http_reply
@@ -56,7 +56,7 @@ class Server(grpc.GenericRpcHandler):
         self.version, self.error, self.raw, self.hold, self.datatype = "1", None, True, False, datatype
         self.answer = None
         self.arrived, self.over, self.seen = threading.Event(), threading.Event(), []
-        self.messages = made()
+        self.messages = message_classes()
         self._server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 10_000)])
         self._server.add_generic_rpc_handlers((self,))
         bind = self._server.add_insecure_port if credentials is None else lambda a: self._server.add_secure_port(a, credentials)

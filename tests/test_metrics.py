@@ -51,7 +51,7 @@ from edgeroute.record import tally
 from edgeroute.record.prometheus import of_router
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
-from edgeroute.tools.server.gateway import made
+from edgeroute.tools.server.gateway import router_of
 
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families as parsed  # noqa: E402 - where it is there
@@ -440,7 +440,7 @@ def test_a_policy_asks_for_it(tmp_path, fashion):
 )
 def test_the_gateway_keeps_the_policys_own(tmp_path, fashion, telemetry, named):
     """`--metrics` adds the instrument only where the file has none; the file's has the router's name."""
-    router = made(policy(tmp_path, fashion, telemetry), metrics=True)
+    router = router_of(policy(tmp_path, fashion, telemetry), metrics=True)
     found = of_router(router)
     asyncio.run(router.close())
     assert found.router == named

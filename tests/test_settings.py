@@ -896,7 +896,7 @@ def test_what_a_yaml_merge_brings_may_be_overridden(tmp_path):
     text = "x: &a {path: a.onnx}\ny: {in: &b {<<: *a, path: b.onnx}}\nz: {<<: *b, path: c.onnx}\n"
     path = tmp_path / "m.yaml"
     path.write_text(text)
-    assert sources.read(path)["z"] == {"path": "c.onnx"}
+    assert sources.read_policy(path)["z"] == {"path": "c.onnx"}
 
 
 def test_a_variable_in_json_has_no_key_twice(problems, monkeypatch):

@@ -106,7 +106,7 @@ def test_a_policy_file_that_is_wrong_is_not_the_versions_fault(publisher, device
 
 def test_canaries_of_which_some_may_be_wrong(publisher, device):
     """And numbers that are close are right."""
-    from edgeroute.catalog.update import read, same
+    from edgeroute.catalog.update import read_canaries, same
 
     np.savez(publisher.home / "c.npz", inputs=np.eye(4, dtype=np.float32)[:3], answers=["c", "a", "a"], most_wrong=1)
     publisher.publish("1.1", SECOND, canaries=publisher.home / "c.npz")
@@ -117,7 +117,7 @@ def test_canaries_of_which_some_may_be_wrong(publisher, device):
     assert not same("1.0", 1.0)
     assert same(3, "3")
     np.savez(publisher.home / "c.npz", **{"input:a": np.zeros((2, 3)), "input:b": np.ones(2), "answers": [0.5, 0.5]})
-    found = read(publisher.home / "c.npz")
+    found = read_canaries(publisher.home / "c.npz")
     assert {name: value.shape for name, value in found.inputs[0].items()} == {"a": (3,), "b": ()}
 
 

@@ -142,7 +142,7 @@ class Entry(NamedTuple):
         return {key: value for key, value in data.items() if value}
 
 
-def read(data: Any) -> Entry:
+def read_entry(data: Any) -> Entry:
     """An entry from its JSON.
 
     Raises:
@@ -209,7 +209,7 @@ def entries(text: bytes) -> tuple[Entry, ...]:
         raise CatalogError(f"the catalog has the format {ascii(found)[:20]}, and this edgeroute reads {FORMAT}: update edgeroute")
     if len(data["models"]) > MOST_ENTRIES:
         raise CatalogError(f"the catalog has more than {MOST_ENTRIES:,} entries")
-    found = tuple(map(read, data["models"]))
+    found = tuple(map(read_entry, data["models"]))
     seen = set[tuple[str, str]]()
     for entry in found:
         key = entry.name, entry.version.casefold()

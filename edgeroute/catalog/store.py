@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.catalog.entry import Entry, checked_name, checked_version, read
+from edgeroute.catalog.entry import Entry, checked_name, checked_version, read_entry
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
@@ -119,7 +119,7 @@ class Store:
         """
         path = self.version(name, version) / ENTRY
         try:
-            return read(json.loads(path.read_text(encoding="utf-8")))
+            return read_entry(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as e:
             raise ModelMissing(f"{name} {version} is not in {self.folder}: edgeroute models pull {name}") from e
         except (OSError, ValueError) as e:

@@ -322,7 +322,7 @@ def same(value: Any, right: Any) -> bool:
     return bool(a.shape == b.shape and (a.astype(str) == b.astype(str)).all())
 
 
-def read(path: Path) -> Canaries:
+def read_canaries(path: Path) -> Canaries:
     """Reads them from an .npz file.
 
     It has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...], and `most_wrong` where not all must agree.

@@ -55,7 +55,7 @@ _RAW = bytes([7 << 3 | 2])
 """The tag of `Request.raw`."""
 
 
-def made() -> dict[str, Any]:
+def message_classes() -> dict[str, Any]:
     """The classes of the messages, by name."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -152,7 +152,7 @@ class OpenInferenceGrpc(ServedModel):
 
     @cached_property
     def _messages(self) -> dict[str, Any]:
-        return made()
+        return message_classes()
 
     def channels(self) -> tuple[Any, Any]:
         """What carries its calls, in threads and on an event loop."""

@@ -18,8 +18,8 @@ from edgeroute.policy.explain import explain
 from edgeroute.policy.keys import Settings
 from edgeroute.policy.problems import Wrong, beside
 from edgeroute.policy.schema import reference, schema
-from edgeroute.policy.singles import of_policy
-from edgeroute.policy.sources import Environment, File, read
+from edgeroute.policy.singles import paths_from
+from edgeroute.policy.sources import Environment, File, read_policy
 
 __all__ = ["Settings", "load", "reference", "schema"]
 
@@ -35,8 +35,8 @@ def load(path: str | Path, given: Collection[str] = ()) -> Settings:
         PolicyError: one message, with a line per problem.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
-    data = read(Path(path))
-    with of_policy(Path(path).parent), beside(given):
+    data = read_policy(Path(path))
+    with paths_from(Path(path).parent), beside(given):
         environment = Environment(Settings, data)
         problems = environment.problems
         try:

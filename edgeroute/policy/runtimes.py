@@ -21,7 +21,7 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_address, load, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.problems import found
-from edgeroute.policy.singles import at, of_policy, policy_folder
+from edgeroute.policy.singles import at, paths_from, policy_folder
 from edgeroute.policy.targets import GROUP, VARIANT, Edge, Target, cards, loaded_score
 from edgeroute.policy.values import ModelPath, Text
 
@@ -201,7 +201,7 @@ def for_file(section: Target, path: str, folder: Path) -> Target:
         PolicyError: one of them has a value that this runtime does not take.
         ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered`.
     """
-    with of_policy(folder):
+    with paths_from(folder):
         made = registered(path) or Edge
     aliases = {field.alias or name: name for name, field in made.model_fields.items()}
     if type(section) is made:

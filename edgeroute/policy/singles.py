@@ -41,7 +41,7 @@ _folder = ContextVar("folder", default=Path())
 
 
 @contextmanager
-def of_policy(folder: Path) -> Iterator[None]:
+def paths_from(folder: Path) -> Iterator[None]:
     """Paths in the policy that is validated meanwhile start from that folder."""
     token = _folder.set(folder)
     try:

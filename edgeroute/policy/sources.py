@@ -36,7 +36,7 @@ MOST_QUOTED = 60
 _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_policy(path: Path) -> dict[str, Any]:
     """Parses the file without validating it; a key whose value is null counts as unset.
 
     Raises:
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class File(PydanticBaseSettingsSource):
-    """Settings source for the result of `read`."""
+    """Settings source for the result of `read_policy`."""
 
     def __init__(self, settings_cls: type[BaseSettings], data: Mapping[str, Any]) -> None:
         super().__init__(settings_cls)

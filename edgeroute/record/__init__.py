@@ -1,1 +1,1 @@
-"""Recording of requests: traces, instruments, audits, drift alarms, checkpoints."""
+"""Records of requests: traces, counts, metrics, spans and logs, by instruments; and a checkpoint for the next run."""

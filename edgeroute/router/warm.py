@@ -109,7 +109,7 @@ def _rehearse(backend: EdgeBackend, release: Release) -> None:
     from edgeroute.catalog import update
 
     try:
-        found = None if release.canaries is None else update.read(release.canaries)
+        found = None if release.canaries is None else update.read_canaries(release.canaries)
         warmed(backend.name, backend, [] if found is None else found.inputs[:1])
         wrong = [] if found is None else found.wrong(lambda x: value(backend, x))
     except Exception as e:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.catalog.download import FILES
-from edgeroute.catalog.entry import Entry, dumped, entries, read
+from edgeroute.catalog.entry import Entry, dumped, entries, read_entry
 from edgeroute.catalog.source import INDEX, METADATA, TARGETS
 from edgeroute.catalog.store import replace
 from edgeroute.edge.card import sha256_of
@@ -99,7 +99,7 @@ def publish(
             more[key] = file.name if file.name not in sources else f"{key}{file.suffix}"
             sources[more[key]] = file
     listed = [{"path": path, "size": at.stat().st_size, "sha256": sha256_of(at)} for path, at in sources.items()]
-    entry = read({
+    entry = read_entry({
         "name": name, "version": version, "model": files[0].name, "files": listed, "requires": requires, "notes": notes, **more,
     })  # fmt: skip
     signers = _signers(keys)

@@ -184,9 +184,9 @@ def _sure(text: str, kind: Kind) -> float | None:
 
 def _thresholds(policy: Path, edge: int) -> str:
     """Thresholds to calibrate with: of the edge models before this one those of the policy, and 0 of the others."""
-    from edgeroute.policy.sources import read
+    from edgeroute.policy.sources import read_policy
 
-    data = read(policy) if edge else {}
+    data = read_policy(policy) if edge else {}
     edges, given = data.get("edge", []), data.get("threshold")
     count = len(edges) if isinstance(edges, list) else 1
     if edge >= count:

@@ -39,13 +39,13 @@ def decide(
 ) -> int:
     """Explains which route an input would take. Runs the edge model; sends nothing."""
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.inputs import read
+    from edgeroute.tools.cli.inputs import read_inputs
 
     def told(note: str) -> None:
         print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
 
     with Router.from_policy(policy) as router:
-        items = read(given, router.engine.snapshot.views.keys, told)
+        items = read_inputs(given, router.engine.snapshot.views.keys, told)
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
         found = router.decide(items[index].x)

@@ -45,7 +45,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     """
     from edgeroute.edge.members import member
     from edgeroute.edge.runtimes import load
-    from edgeroute.tools.cli.inputs import files, read
+    from edgeroute.tools.cli.inputs import files, read_inputs
 
     loaded = load(model)
     if (load_it := member(loaded, "load")) is not None:
@@ -55,7 +55,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     constant = {one.name for one in given if one.value is not None} | {one.input for one in getattr(card, "state", ())}
     names = [spec.name for spec in member(loaded, "inputs") if spec.name not in constant]
     notes = list[str]()
-    items = [item for path in files(paths) for item in read(path, names if len(names) > 1 else (), notes.append)]
+    items = [item for path in files(paths) for item in read_inputs(path, names if len(names) > 1 else (), notes.append)]
     for note in notes:
         print(note, file=sys.stderr)
     labels = [item.label for item in items]

@@ -105,7 +105,7 @@ class OfFiles:
     def state(self) -> dict[str, Any]:
         """As `edgeroute status --json` prints it, with what the policy says."""
         from edgeroute.tools.cli.status import gathered
-        from edgeroute.tools.dashboard.window import of_policy
+        from edgeroute.tools.dashboard.window import policy_summary
 
         found: dict[str, Any] = {"notes": [*self._notes]}
         try:
@@ -116,7 +116,7 @@ class OfFiles:
             of = Opened(notes=(str(e),))
             found["notes"].append(str(e))
         if of.snapshot is not None:
-            found["policy"] = {**of_policy(of.snapshot), **self._given}
+            found["policy"] = {**policy_summary(of.snapshot), **self._given}
         if self._folder is None:
             return found
         try:

@@ -54,13 +54,13 @@ def given(paths: Sequence[Path], every: int, router: Router) -> Given:
     """
     import numpy as np
 
-    from edgeroute.tools.cli.inputs import Item, Recorded, files, read, recorded
+    from edgeroute.tools.cli.inputs import Item, Recorded, files, read_inputs, recorded
 
     known, items, notes = list[Recorded](), list[Item](), list[str]()
     for path in files(paths):
         found = recorded(path, notes.append)
         if found is None:
-            items += read(path, router.engine.snapshot.views.keys, notes.append)
+            items += read_inputs(path, router.engine.snapshot.views.keys, notes.append)
         else:
             known.append(found)
     if known and items:

@@ -109,7 +109,7 @@ def infer(
 ) -> int:
     """Answers inputs. A failed input does not stop the others."""
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.inputs import files, read
+    from edgeroute.tools.cli.inputs import files, read_inputs
     from edgeroute.tools.measure.report.progress import bar
 
     tally, failures = Tally(), list[EdgerouteError]()
@@ -130,7 +130,7 @@ def infer(
             total = len(paths)
             for path in paths:
                 try:
-                    rows = read(path, keys, told)
+                    rows = read_inputs(path, keys, told)
                 except EdgerouteError as e:  # its message contains the path
                     failed(e, **({"input": str(path)} if as_json else {}))
                     progress.advance(task)

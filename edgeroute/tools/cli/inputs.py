@@ -62,7 +62,7 @@ class Recorded(NamedTuple):
     groups: list[int | str] | None = None
 
 
-def read(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
+def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
     """Reads inputs: a .npy file or an image is one; of an .npz file each row of `images` or `X`, or else of its first array.
 
     `-` is stdin, with one of these formats, or JSON: each line is an input, where a list of numbers is an array. Of a .jsonl

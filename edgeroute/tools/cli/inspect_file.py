@@ -24,7 +24,7 @@ from edgeroute.edge.tensors import say
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import special
 from edgeroute.tools.cli.exits import LEFT
-from edgeroute.tools.cli.inputs import IMAGES, STDIN, by_name, read
+from edgeroute.tools.cli.inputs import IMAGES, STDIN, by_name, read_inputs
 from edgeroute.tools.cli.inspect_report import Report, Shown
 from edgeroute.tools.inspect.guess import LABELS, batch_of, card, named_classes, outputs
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
@@ -223,7 +223,7 @@ def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
     if len(specs) > 1 and (arrays := by_name(path, [spec.name for spec in specs])):
         wanted = {spec.name: len(spec.shape) for spec in specs}
         return Sample(path, {name: _row(a, wanted[name], index) for name, a in arrays.items()}, None)
-    items = read(path)
+    items = read_inputs(path)
     if index >= len(items):
         raise BadInput(f"{path} has {len(items)} inputs: there is none of the number {index}")
     picture = path != STDIN and path.suffix.lower() in IMAGES and path.stat().st_size <= MOST_PICTURE

@@ -17,7 +17,7 @@ from edgeroute.errors import BadInput, CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
 from edgeroute.router.router import Router
 from edgeroute.system.quoting import quoted_names
-from edgeroute.tools.cli.inputs import by_name, read
+from edgeroute.tools.cli.inputs import by_name, read_inputs
 from edgeroute.tools.cli.inspect_report import Report, Shown
 from edgeroute.tools.inspect.guess import KIND, NAME, outputs
 from edgeroute.tools.inspect.guess_inputs import Finding, describe
@@ -118,7 +118,7 @@ def _fitting(path: Path, specs: Sequence[TensorSpec], index: int) -> Any:
     if arrays:
         x: Any = arrays
     else:
-        items = read(path)
+        items = read_inputs(path)
         if index >= len(items):
             raise BadInput(f"{path} has {len(items)} inputs: there is none of the number {index}")
         x = items[index].x

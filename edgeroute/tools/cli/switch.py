@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
-from edgeroute.policy.sources import read
+from edgeroute.policy.sources import read_policy
 from edgeroute.system import process
 from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.examples import plain
@@ -36,7 +36,7 @@ def switched(path: Path, threshold: str) -> str | None:
         return None
     text = path.read_text(encoding="utf-8-sig")
     made = rewrite(text, threshold)
-    if _plain(path, made) != _wanted(read(path), threshold):
+    if _plain(path, made) != _wanted(read_policy(path), threshold):
         raise PolicyError(f"{path} cannot be rewritten as it is written: {by_hand(threshold)}")
     return made
 

@@ -17,7 +17,7 @@ from edgeroute.record.trace import Trace
 from edgeroute.system import process
 from edgeroute.system.process import renew_after_fork
 from edgeroute.tools.dashboard.monitor import Monitor, Told
-from edgeroute.tools.dashboard.window import of_policy
+from edgeroute.tools.dashboard.window import policy_summary
 from edgeroute.tools.replay.setup import Setup
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def state(engine: Engine) -> dict[str, Any]:
         "breakers": {leg.name: leg.breaker for leg in found.legs if leg.breaker},
         "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in found.legs if leg.call_s},
         "joules": dict(found.joules),
-        "policy": of_policy(snapshot),
+        "policy": policy_summary(snapshot),
         "in_force": [f"{rule}: {rule.then}" for rule in engine.observer.facts.rules],
         "notes": [],
     }

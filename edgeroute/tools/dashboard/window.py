@@ -390,7 +390,7 @@ class Window:
 # What a policy says, for people: mode, limits of time, data classes, rules and targets.
 
 
-def of_policy(snapshot: Snapshot) -> dict[str, Any]:
+def policy_summary(snapshot: Snapshot) -> dict[str, Any]:
     """The policy in force."""
     policy, egress = snapshot.policy, snapshot.policy.rules
     return {

@@ -1,4 +1,4 @@
-"""Fixed-sequence testing of candidate thresholds (risk control); the tests themselves are in exact.py and betting.py.
+"""Fixed-sequence testing of candidate thresholds (risk control); the tests themselves are in exact.py and below.
 
 Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis
 "the guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no

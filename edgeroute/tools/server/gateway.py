@@ -72,7 +72,7 @@ def gateway(
     router: Any = policy
     called = [*names]
     if isinstance(policy, str | Path):
-        router = made(policy, metrics=metrics, instruments=instruments)
+        router = router_of(policy, metrics=metrics, instruments=instruments)
         stem = Path(policy).stem
         called += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
     try:
@@ -87,7 +87,7 @@ def gateway(
             asyncio.run(router.close())
 
 
-def made(policy: str | Path, *, metrics: bool = False, instruments: Sequence[Instrument] = ()) -> AsyncRouter[Any]:
+def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequence[Instrument] = ()) -> AsyncRouter[Any]:
     """The router of a policy file, which is read again when it changes.
 
     Args:

@@ -228,7 +228,7 @@ class Served:
         return {"name": self.name, "version": VERSION, **counts}
 
 
-def find(served: Mapping[str, Served], scope: Scope) -> Served:
+def find_model(served: Mapping[str, Served], scope: Scope) -> Served:
     """The model that a path names.
 
     Raises:

@@ -26,7 +26,7 @@ from edgeroute.tools.server import protocol
 from edgeroute.tools.server.batching import Tensors
 from edgeroute.tools.server.bodies import Bodies, Body, OneLength
 from edgeroute.tools.server.guard import is_loopback, is_named, of_a_page
-from edgeroute.tools.server.model import Served, find
+from edgeroute.tools.server.model import Served, find_model
 from edgeroute.tools.server.protocol import FAULTS, reply
 from edgeroute.types import EdgeModel
 
@@ -52,7 +52,7 @@ class Infer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the request, queues it, and sends the reply."""
-        model = find(self.served, scope)
+        model = find_model(self.served, scope)
         headers = dict(scope["headers"])
         with self.bodies.one() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
@@ -308,10 +308,10 @@ class _Pages:
         return reply({"ready": True})
 
     async def model(self, request: Request) -> Response:
-        return reply(find(self.served, request.scope).described(request.path_params["name"]))
+        return reply(find_model(self.served, request.scope).described(request.path_params["name"]))
 
     async def model_ready(self, request: Request) -> Response:
-        return reply({"name": find(self.served, request.scope).name, "ready": True})
+        return reply({"name": find_model(self.served, request.scope).name, "ready": True})
 
     async def stats(self, request: Request) -> Response:
-        return reply({"model_stats": [find(self.served, request.scope).stats()]})
+        return reply({"model_stats": [find_model(self.served, request.scope).stats()]})
