@@ -197,6 +197,8 @@ def crashes(*, requests: int = size(10_000, 20), kills: int = size(20, 1)) -> st
                 "-m",
                 "pytest",
                 "-q",
+                "-m",
+                "slow",
                 "-p",
                 "no:cacheprovider",
                 f"--basetemp={folder}/run",

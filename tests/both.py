@@ -347,6 +347,7 @@ def interrupted(function, at):
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return local
 
+    before = sys.gettrace()  # coverage's
     sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it as tracing begins
     sys.settrace(trace)
     try:
@@ -355,7 +356,7 @@ def interrupted(function, at):
     except Stop:
         over = False
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     # broken off as an `except` begins, the interpreter takes that exception for handled ever after
     ctypes.pythonapi.PyErr_SetExcInfo(None, None, None)
     return over

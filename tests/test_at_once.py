@@ -282,11 +282,12 @@ def between(run, at, other):
         return local
 
     sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it as tracing begins
+    before = sys.gettrace()
     sys.settrace(trace)
     try:
         found = run()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return found, did
 
 

@@ -368,7 +368,7 @@ def test_odd_arrays_are_encoded_as_what_they_show():
 def test_grpc_sends_the_same_files():
     """Over gRPC they are raw BYTES, each with its length before it; parameters are not sent."""
     pytest.importorskip("grpc")
-    messages = pytest.importorskip("edgeroute.cloud.grpc").made()
+    messages = pytest.importorskip("edgeroute.cloud.grpc").message_classes()
     cloud = OpenInferenceGrpc("http://127.0.0.1:9/v2/models/m", codec="png")
     cloud.recall({"inputs": [["x", "uint8", [-1, 5, 7, 3], "UINT8"]]})
     x = RNG.integers(0, 255, (5, 7, 3), np.uint8)
