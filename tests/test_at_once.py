@@ -291,6 +291,7 @@ def between(run, at, other):
     return found, did
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there the trace of this test sees one opcode alone")
 @pytest.mark.parametrize("do", ["get", "rows", "flush", "forget"])
 def test_a_store_that_is_closed_while_it_is_asked(tmp_path, monkeypatch, do):
     """Between its look whether there is a file, and its use of it."""
