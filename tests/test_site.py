@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
 import shutil
+import sys
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
