@@ -53,10 +53,6 @@ REFUSED = [
     ({"first_token": "1s"}, "write first_token=1 "),
     ({"certificate_max_age": "90d"}, "write certificate_max_age=7776000 "),
     ({"score": 42}, "score= takes a name"),
-    ({"timeout": 2}, "there is no argument timeout=: write deadline=2"),
-    ({"url": "http://127.0.0.1:1"}, "write cloud="),
-    ({"treshold": 0.5}, 'there is no argument treshold=: did you mean "threshold"?'),
-    ({"offlin": "edge"}, 'did you mean "offline"?'),
     ({"edge": 42}, "edge= takes a path, a model or a callable, not int"),
     ({"edge": [unsure, 42]}, "edge= takes a path, a model or a callable, not int"),
     ({"edge": Forest()}, "edge= takes no Forest as it is: write edge=CallableModel("),
@@ -80,7 +76,7 @@ def test_a_wrong_argument_is_refused_with_what_to_write(router, given, said):
 
 def test_an_argument_that_is_not_there_is_a_type_error():
     """As it is for any function of Python."""
-    with pytest.raises(TypeError, match="there is no argument timeout="):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
         Router(unsure, sure, threshold=0.5, timeout=2)
 
 
@@ -114,9 +110,6 @@ def asked(kind, of, call, **options):
 
 WHO = [(kind, of) for kind in (Router, AsyncRouter) for of in ("router", "session")]
 REFUSED_IN_A_CALL = [
-    ({"timeout": 2}, "there is no argument timeout= of {}: write deadline=2, say: seconds from this call"),
-    ({"deadlin": 2}, 'there is no argument deadlin= of {}: did you mean "deadline"?'),
-    ({"threshold": 0.5}, "there is no argument threshold= of {}: it is the router's, as in {kind}(threshold=...)"),
     (
         {"deadline": "2s"},
         'deadline= takes seconds, a number of more than 0, not a str: write deadline=2 ("2s" is for policy files)',
@@ -138,15 +131,13 @@ def test_a_wrong_argument_of_a_call(kind, of, options, said):
     """Is refused with what to write, by every way of asking, and the next call is answered."""
     for call in ("infer", "refine", "stream", "infer_many", *(["decide"] if of == "router" else [])):
         error = asked(kind, of, call, **options)
-        assert str(error) == said.format(call, kind=kind.__name__)
-        assert isinstance(error, TypeError) == ("there is no argument" in said)
+        assert str(error) == said
 
 
 @pytest.mark.parametrize(("kind", "of"), WHO)
 def test_a_wrong_first_token_of_a_stream(kind, of):
-    """As its deadline; a call that is no stream is told whose it is."""
+    """As its deadline."""
     assert "first_token= takes seconds" in str(asked(kind, of, "stream", first_token="1s"))
-    assert "no argument first_token= of infer: it is the router's" in str(asked(kind, of, "infer", first_token=1))
 
 
 def test_seconds_of_numpy():
@@ -167,7 +158,7 @@ def test_an_argument_that_is_not_there_is_refused_before_the_first_piece():
     with Router(unsure, sure, threshold=0.5) as router:
         for target in (router, router.session()):
             for call in (target.refine, target.stream):
-                with pytest.raises(TypeError, match="there is no argument timeout="):
+                with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
                     call(1, timeout=2)
 
 

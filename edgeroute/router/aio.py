@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
@@ -18,7 +18,6 @@ from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, 
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
-from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.conversation import AsyncConversation
 from edgeroute.router.drivers import Deferrable, Send, Stop
@@ -96,10 +95,7 @@ class AsyncRouter(AsyncLive, Generic[V]):
         views: Mapping[str, View] | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
-        **unknown: NoReturn,
     ) -> None:
-        if unknown:
-            check_unknown(AsyncRouter, unknown)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._inside = InsideLegs()
         self.engine = assemble(
@@ -118,11 +114,8 @@ class AsyncRouter(AsyncLive, Generic[V]):
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
-        **unknown: NoReturn,
     ) -> Answer[V]:
         """As `Router.infer`. Cancelling it cancels all running legs."""
-        if unknown:
-            check_unknown(AsyncRouter.infer, unknown, AsyncRouter)
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -154,11 +147,8 @@ class AsyncRouter(AsyncLive, Generic[V]):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> AsyncGenerator[Answer[V], None]:
         """As `Router.refine`."""
-        if unknown:
-            check_unknown(AsyncRouter.refine, unknown, AsyncRouter)
         request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
         async with aclosing(self._shown(request)) as answers:
             async for shown in answers:
@@ -184,11 +174,8 @@ class AsyncRouter(AsyncLive, Generic[V]):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> list[Answer[V]]:
         """As `Router.infer_many`."""
-        if unknown:
-            check_unknown(AsyncRouter.infer_many, unknown, AsyncRouter)
         if not length(batch):
             return []
         results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
@@ -209,11 +196,8 @@ class AsyncRouter(AsyncLive, Generic[V]):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Decision:
         """As `Router.decide`."""
-        if unknown:
-            check_unknown(AsyncRouter.decide, unknown, AsyncRouter)
         request = self.engine.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
         steps = decide(request.plan, legs, self.engine.audited)

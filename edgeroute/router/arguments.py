@@ -6,14 +6,13 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
-from inspect import signature
 from math import isnan
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.policy import INF
 from edgeroute.edge.runtimes import each
-from edgeroute.errors import PolicyError, check_number, nearest
+from edgeroute.errors import PolicyError, check_number
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
 from edgeroute.types import StopToken
@@ -51,21 +50,6 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "saver": ("edgeroute.core.policy", "Saver"),
 }
 """Argument -> module and name of its class, imported only if it is given."""
-MEANT = {
-    "timeout": "deadline=2, say: seconds from call to answer; one endpoint alone: OpenInference(url, timeout_s=2)",
-    "model": 'edge="model.onnx", or a model object, or a function',
-    "models": 'edge=["small.onnx", "large.onnx"], the smallest first',
-    "url": 'cloud="http://HOST/v2/models/NAME"',
-    "endpoint": 'cloud="http://HOST/v2/models/NAME", or OpenInference(...)',
-    "api_key": 'cloud=OpenInference(url, api_key=Secret(env="NAME"))',
-    "labels": "edge=OnnxModel(path, labels=[...]), or the labels in the model's card",
-    "providers": "edge=OnnxModel(path, providers=[...])",
-    "confidence": "threshold=0.85, say",
-    "policy": 'Router.from_policy("policy.toml")',
-}
-"""What is often tried as an argument -> what to write instead."""
-MEANT_IN_A_CALL = {"timeout": "deadline=2, say: seconds from this call"}
-"""Likewise, in a call."""
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 EVENTS = [name for name in vars(Instrument) if not name.startswith("_")]
 
@@ -178,36 +162,6 @@ def _check_target(side: str, value: Any) -> None:
             "or export it to ONNX"
         )
     raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={one}")
-
-
-class UnknownArgument(PolicyError, TypeError):
-    """There is no argument of that name; also a TypeError, as Python's own would be."""
-
-
-def check_unknown(function: Callable[..., object], unknown: Mapping[str, object], router: type | None = None) -> None:
-    """Refuses arguments that a function does not have.
-
-    Args:
-        function: a router's class, or a method of it or of its session.
-        unknown: the arguments.
-        router: of a method: the router's class, whose arguments are often given to a call.
-
-    Raises:
-        UnknownArgument: with what to write, or the nearest name.
-    """
-    of, meant = ("", MEANT) if router is None else (f" of {function.__name__}", MEANT_IN_A_CALL)
-    for name in unknown:
-        said = f"there is no argument {name}={of}: "
-        if name in meant:
-            raise UnknownArgument(f"{said}write {meant[name]}")
-        if router is not None and name in signature(router).parameters:
-            raise UnknownArgument(f"{said}it is the router's, as in {router.__name__}({name}=...)")
-        known = [
-            one
-            for one, about in signature(function).parameters.items()
-            if about.kind == about.KEYWORD_ONLY or (about.kind == about.POSITIONAL_OR_KEYWORD and router is None)
-        ]
-        raise UnknownArgument(f"{said}{nearest(name, known)}")
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:

@@ -9,13 +9,12 @@ from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic, sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
-from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.conversation import Conversation
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
@@ -128,10 +127,7 @@ class Router(Live, Generic[V]):
         views: Mapping[str, View] | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
-        **unknown: NoReturn,
     ) -> None:
-        if unknown:
-            check_unknown(Router, unknown)
         self.engine = assemble(
             lambda engine, steps: engine.cloud_threads.submit(lambda: _whole(pump(steps, engine))),  # they may hang on a cloud
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
@@ -149,7 +145,6 @@ class Router(Live, Generic[V]):
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
-        **unknown: NoReturn,
     ) -> Answer[V]:
         """Answers one input: an array without batch axis, name -> array, or whatever the callables take.
 
@@ -159,16 +154,13 @@ class Router(Live, Generic[V]):
             deadline: seconds from now; overrides the policy's.
             data_class: the kind of data; egress rules decide whether it may leave.
             importance: if it is queued and the outbox is full, the least important entry is dropped first.
-            unknown: there are no others; what is often tried is told with what to write.
 
         Raises:
             BadInput: the edge model cannot take it, or it can be read only once: an iterator, an open file.
             NoAnswer: no leg answered, or the cloud was needed and did not, and the policy's offline rule is "raise".
             CloudError, ModelError: in its place if one leg alone was asked and failed, its own error, or what a function raised.
-            PolicyError: an argument is invalid, or there is none of that name (which is a TypeError as well).
+            PolicyError: an argument is invalid.
         """
-        if unknown:
-            check_unknown(Router.infer, unknown, Router)
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -188,7 +180,6 @@ class Router(Live, Generic[V]):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Generator[Answer[V], None, None]:
         """Yields the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
 
@@ -200,8 +191,6 @@ class Router(Live, Generic[V]):
             BadInput: the edge model cannot take it.
             NoAnswer, CloudError, ModelError, PolicyError: as `infer`.
         """
-        if unknown:
-            check_unknown(Router.refine, unknown, Router)
         return self._refined(x, mode, deadline, data_class)
 
     def _refined(
@@ -228,7 +217,6 @@ class Router(Live, Generic[V]):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> list[Answer[V]]:
         """Answers several inputs, in order.
 
@@ -240,8 +228,6 @@ class Router(Live, Generic[V]):
                 recorded all the same.
             PolicyError: as `infer`.
         """
-        if unknown:
-            check_unknown(Router.infer_many, unknown, Router)
         if not length(batch):
             return []
         engine = self.engine
@@ -262,7 +248,6 @@ class Router(Live, Generic[V]):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Decision:
         """Explains the route that this input would take. Runs the edge; sends nothing.
 
@@ -270,8 +255,6 @@ class Router(Live, Generic[V]):
             BadInput: the edge model cannot take it.
             PolicyError: as `infer`.
         """
-        if unknown:
-            check_unknown(Router.decide, unknown, Router)
         return self.engine.decide(x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:

@@ -6,12 +6,11 @@ import os
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.core.policy import Mode
 from edgeroute.edge.backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed
-from edgeroute.router.arguments import check_unknown
 from edgeroute.router.stages import Shown
 from edgeroute.router.streams import AsyncStream, Stream, last
 from edgeroute.system.process import renew_after_fork
@@ -129,7 +128,6 @@ class Session:
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
-        **unknown: NoReturn,
     ) -> Answer:
         """As `Router.infer`, for the next input of the stream.
 
@@ -137,8 +135,6 @@ class Session:
             BadInput: as there, or another call of this session is under way.
             Closed: the session or the router was closed.
         """
-        if unknown:
-            check_unknown(Session.infer, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return self._router.infer(x, mode=mode, deadline=deadline, data_class=data_class, importance=importance)
 
@@ -149,11 +145,8 @@ class Session:
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> list[Answer]:
         """As `Router.infer_many`, for the next inputs of the stream: a model with a state runs them one after the other."""
-        if unknown:
-            check_unknown(Session.infer_many, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return self._router.infer_many(batch, mode=mode, deadline=deadline, data_class=data_class)
 
@@ -164,11 +157,8 @@ class Session:
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Generator[Answer, None, None]:
         """As `Router.refine`, for the next input. Closed early, it leaves the state as it was."""
-        if unknown:
-            check_unknown(Session.refine, unknown, type(self._router))
         return self._refined(self._router.refine(x, mode=mode, deadline=deadline, data_class=data_class))
 
     def _refined(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
@@ -185,11 +175,8 @@ class Session:
         first_token: float | None = None,
         restart: bool = False,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Stream:
         """As `Router.stream`, for the next input. Left early, it leaves the state as it was."""
-        if unknown:
-            check_unknown(Session.stream, unknown, type(self._router))
         return Stream(
             self._pieces(
                 self._router.stream(
@@ -236,11 +223,8 @@ class AsyncSession:
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
-        **unknown: NoReturn,
     ) -> Answer:
         """As `Session.infer`. Cancelling it leaves the state as it was."""
-        if unknown:
-            check_unknown(AsyncSession.infer, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return await self._router.infer(x, mode=mode, deadline=deadline, data_class=data_class, importance=importance)
 
@@ -251,11 +235,8 @@ class AsyncSession:
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> list[Answer]:
         """As `Session.infer_many`."""
-        if unknown:
-            check_unknown(AsyncSession.infer_many, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return await self._router.infer_many(batch, mode=mode, deadline=deadline, data_class=data_class)
 
@@ -266,11 +247,8 @@ class AsyncSession:
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> AsyncGenerator[Answer, None]:
         """As `Session.refine`."""
-        if unknown:
-            check_unknown(AsyncSession.refine, unknown, type(self._router))
         with self._states.turn() as turn:
             async with aclosing(self._router.refine(x, mode=mode, deadline=deadline, data_class=data_class)) as answers:
                 while (answer := await _anext(turn, answers)) is not _END:
@@ -285,11 +263,8 @@ class AsyncSession:
         first_token: float | None = None,
         restart: bool = False,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> AsyncStream:
         """As `Session.stream`."""
-        if unknown:
-            check_unknown(AsyncSession.stream, unknown, type(self._router))
         return AsyncStream(
             self._pieces(
                 self._router.stream(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Mode
-from edgeroute.router.arguments import check_unknown
 from edgeroute.router.base import AsyncWarming, Warming
 from edgeroute.router.request import Request, Shows
 from edgeroute.router.stages import Result, Shown, Steps, answer_of
@@ -302,7 +301,6 @@ class Streaming(Measuring):
         first_token: float | None = None,
         restart: bool = False,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Stream:
         """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
 
@@ -322,13 +320,10 @@ class Streaming(Measuring):
             first_token: seconds within which a target has to begin, or the next is called; overrides the policy's.
             restart: the answer may begin anew.
             data_class: the kind of data.
-            unknown: as `infer`.
 
         Raises:
             PolicyError: as `infer`; of what is wrong with a value, in the `for`.
         """
-        if unknown:
-            check_unknown(Streaming.stream, unknown, type(self))
         return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
     def _pieces(
@@ -367,11 +362,8 @@ class AsyncStreaming(AsyncMeasuring):
         first_token: float | None = None,
         restart: bool = False,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> AsyncStream:
         """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
-        if unknown:
-            check_unknown(AsyncStreaming.stream, unknown, type(self))
         return AsyncStream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
     async def _pieces(

@@ -11,12 +11,11 @@ from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
 from edgeroute.core.policy import INF, Mode
 from edgeroute.errors import Closed
-from edgeroute.router.arguments import check_unknown
 from edgeroute.router.live.audio import (
     WAITING,
     AudioFlow,
@@ -298,11 +297,8 @@ class AsyncLive(AsyncStreaming):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> AsyncFrames:
         """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
-        if unknown:
-            check_unknown(AsyncLive.frames, unknown, type(self))
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
         ).checked()
@@ -332,14 +328,11 @@ class AsyncLive(AsyncStreaming):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> AsyncAudio:
         """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
 
         Of an async iterable `vad` and `on_barge_in` are called on the event loop.
         """
-        if unknown:
-            check_unknown(AsyncLive.audio, unknown, type(self))
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
             deadline, data_class,

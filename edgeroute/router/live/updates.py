@@ -9,12 +9,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 from edgeroute.core.policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
-from edgeroute.router.arguments import check_unknown
 from edgeroute.router.live.audio import WAITING, AudioFlow, AudioSettings, AudioStats, BargeIn, Segment, Utterance, Vad, segments
 from edgeroute.router.live.frames import Drop, FrameFlow, FrameSettings, FrameStats, FrameUpdate, Signature
 from edgeroute.router.live.source import Call, DirectCall, Mailbox, PolledCall, fill, items, kind_of
@@ -214,7 +213,6 @@ class Live(Streaming):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Frames:
         """Answers the frames of a live source: each time the newest, by the edge, and by the cloud while others are answered.
 
@@ -245,13 +243,10 @@ class Live(Streaming):
             mode: overrides the policy's.
             deadline: seconds for a frame; overrides the policy's.
             data_class: the kind of data.
-            unknown: as `infer`.
 
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
-        if unknown:
-            check_unknown(Live.frames, unknown, type(self))
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
         ).checked()
@@ -281,7 +276,6 @@ class Live(Streaming):
         mode: Mode | None = None,
         deadline: float | None = None,
         data_class: str | None = None,
-        **unknown: NoReturn,
     ) -> Audio:
         """Answers speech: yields an `Utterance` for each of its segments with the edge's answer, and then with the cloud's.
 
@@ -312,13 +306,10 @@ class Live(Streaming):
             mode: overrides the policy's.
             deadline: seconds for a segment, from when it is taken; overrides the policy's.
             data_class: the kind of data.
-            unknown: as `infer`.
 
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
-        if unknown:
-            check_unknown(Live.audio, unknown, type(self))
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
             deadline, data_class,
