@@ -44,28 +44,30 @@ class EdgerouteError(Coded, Exception):
 
 
 class PolicyError(EdgerouteError, ValueError):
-    """The policy, or an equivalent argument, is invalid."""
+    """Invalid policy file, or an invalid argument of the same meaning."""
 
     key = ""
-    """Of a policy file, where a value in it cannot be used with the others; empty: the message has it, or there is none."""
+    """Key of the policy file whose value contradicts another one; empty if the message has it, or there is no such key."""
 
 
 class BadInput(EdgerouteError, ValueError):
-    """The caller's input does not fit the model."""
+    """Input that does not fit the model: its shape, its dtype or a NaN. The fault is the caller's."""
 
     code = "bad_input"
 
 
 class ModelError(EdgerouteError):
-    """The edge model cannot be used."""
+    """Edge model that cannot be used: a corrupt file, another sha256, an unavailable execution provider."""
 
 
 class Unfit(ModelError):
-    """The edge model cannot take this input, and another may: it is deferred, and that is no fault of the model.
+    """Input that this edge model cannot take, and another model may: the request is deferred, and the model counts as healthy.
 
     Args:
         message: for people.
-        code: context, longer than the model's; or unsupported, as tools and images are by a model of text.
+        code: "context" if the input is longer than the model's context; "unsupported" if its kind is, as tools and images are for
+            a
+            model of text.
     """
 
     def __init__(self, message: str = "", *, code: Literal["context", "unsupported"] = "unsupported") -> None:
@@ -73,46 +75,49 @@ class Unfit(ModelError):
         self.code = code
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _again, (type(self), self.args, self.__dict__)
+        """Pickle with the attributes: Python's own way would lose them."""
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
 class ModelMissing(ModelError, FileNotFoundError):
-    """There is no model file at the path."""
+    """Path without a model file."""
 
 
 class RuntimeMissing(ModelError, ImportError):
-    """A required runtime is not installed."""
+    """Required runtime that is not installed."""
 
 
 class CloudError(EdgerouteError):
-    """An endpoint call failed."""
+    """Failed call of an endpoint."""
 
     retriable = False
+    """True if an equal call may succeed a little later."""
     held = False
-    """Nothing was sent: no evidence about the endpoint."""
+    """True if nothing was sent, which is no evidence about the endpoint."""
     retry_after_s: float | None = None
-    """Seconds that the endpoint asks to wait before the next call (`Retry-After`); None: it gave no such number."""
+    """Seconds that the endpoint asks to wait before the next call (`Retry-After`); None if it sent no such number."""
     stale = False
-    """On a kept-alive connection, which the server may just have closed: worth one immediate retry."""
+    """True if the call failed on a kept-alive connection that the server may just have closed: worth one immediate retry."""
     partial: Prediction | None = None
-    """What of an answer in pieces had arrived."""
+    """Beginning of an answer in pieces that had arrived before the failure; None if nothing had."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(clean(message))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Python's own way would call the class with the message alone."""
-        return _again, (type(self), self.args, self.__dict__)
+        """Pickle with the attributes: Python's own way would call the class with the message alone."""
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[EdgerouteError], args: tuple[object, ...], state: dict[str, object]) -> EdgerouteError:
+def _unpickle(kind: type[EdgerouteError], args: tuple[object, ...], state: dict[str, object]) -> EdgerouteError:
+    """Return an exception of this class with these attributes, without calling its `__init__`."""
     self = kind.__new__(kind, *args)
     self.__dict__.update(state)
     return self
 
 
 class Unreachable(CloudError):
-    """No connection could be made, or it broke before the reply was complete."""
+    """Connection that could not be made, or broke before the reply was complete."""
 
     code = "unreachable"
     retriable = True
@@ -126,7 +131,11 @@ class TimedOut(CloudError, TimeoutError):
 
 
 class Refused(CloudError):
-    """The endpoint replied with an HTTP status other than success."""
+    """Reply with an HTTP status other than success.
+
+    Attributes:
+        status: the HTTP status.
+    """
 
     code = "refused"
 
@@ -138,19 +147,19 @@ class Refused(CloudError):
 
 
 class BadReply(CloudError):
-    """The reply violates the protocol."""
+    """Reply that violates the protocol."""
 
     code = "bad_reply"
 
 
 class Held(CloudError):
-    """The endpoint was not called, for a local reason.
+    """Call that was not made, for a local reason such as an open breaker, a limit or a missing consent.
 
     Args:
         message: for people.
         code: the reason, for programs.
-        again: a retry that was not made; the first attempt was.
-        wait_s: how long it is so at least, as far as is known, seconds; 0: it is not known.
+        again: True if only a retry was not made; the first attempt was.
+        wait_s: how long the reason lasts at least, seconds; 0 if this is not known.
     """
 
     code: ErrorCode | HeldCode = "held"
@@ -165,10 +174,10 @@ class Held(CloudError):
 
 
 class NoAnswer(EdgerouteError):
-    """No leg of the route gave an answer.
+    """Request that no leg of its route answered.
 
     Attributes:
-        errors: leg name -> the exception that ended it.
+        errors: leg name -> the exception that ended the leg.
     """
 
     def __init__(self, message: str, errors: Mapping[str, BaseException] | None = None) -> None:
@@ -177,31 +186,31 @@ class NoAnswer(EdgerouteError):
 
 
 class DeadlineExceeded(NoAnswer, TimeoutError):
-    """The deadline passed before any leg had an answer."""
+    """Deadline that passed before any leg had an answer."""
 
 
 class MayNotLeave(NoAnswer):
-    """The data class may not leave the device, and the mode allows no target on it."""
+    """Request whose data class may not leave the device, in a mode that allows no target on the device."""
 
 
 class CatalogError(EdgerouteError):
-    """A catalog of models cannot be trusted, or lacks what was asked for; the active model stays."""
+    """Catalog of models that cannot be trusted, or lacks the requested model. The active model stays in use."""
 
 
 class CatalogAway(CatalogError):
-    """A catalog cannot be reached, or is too slow; the active model stays."""
+    """Catalog that cannot be reached, or is too slow. The active model stays in use."""
 
 
 class StoreError(EdgerouteError, OSError):
-    """Stored state could not be read or written."""
+    """Stored state that could not be read or written."""
 
 
 class Closed(EdgerouteError, RuntimeError):
-    """The router was closed."""
+    """Call of a router that was closed before."""
 
 
 def nearest(word: object, valid: Iterable[str]) -> str:
-    """Formats the hint after an invalid word: the closest valid one, or else all of them."""
+    """Return a hint after an invalid word: `did you mean "..."?` with the most similar valid word, or a list of all of them."""
     from difflib import get_close_matches
 
     text, words = str(word), list(valid)
@@ -219,19 +228,19 @@ def check_number(
     whole: bool = False,
     infinite: bool = False,
 ) -> None:
-    """Checks a numeric argument; numbers are Python's and numpy's, without truths.
+    """Raise PolicyError unless an argument is a number in its range. Python's and numpy's numbers count, booleans do not.
 
     Args:
         name: of the argument.
-        value: as it was given.
-        least: what it is at least.
-        most: what it is at most.
-        above: it is more than `least`.
-        whole: it is an integer.
-        infinite: infinity is one, too.
+        value: the argument.
+        least: smallest value.
+        most: largest value; None: no limit.
+        above: `least` itself is not allowed.
+        whole: the value must be an integer.
+        infinite: infinity is allowed; NaN never is.
 
     Raises:
-        PolicyError: with the name, and what is expected.
+        PolicyError: says the name of the argument and the range.
     """
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     try:
@@ -242,5 +251,5 @@ def check_number(
     if not good or not (isfinite(real) or infinite):
         kind = f"{least:g} to {most:g}" if most is not None else f"of more than {least:g}" if above else f"{least:g} or more"
         comma = "" if above and most is None else ","
-        found = value if isinstance(value, bool) or number else f"a {type(value).__name__}"
-        raise PolicyError(f"{name}= takes a {'whole ' if whole else ''}number{comma} {kind}, not {found}")
+        given = value if isinstance(value, bool) or number else f"a {type(value).__name__}"
+        raise PolicyError(f"{name}= takes a {'whole ' if whole else ''}number{comma} {kind}, not {given}")

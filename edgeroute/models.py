@@ -1,4 +1,4 @@
-"""Models that come with edgeroute, by name."""
+"""Models that come with edgeroute, by name, with data to try them on."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAMES = ("fashion",)
+"""Names of the functions below, each of which returns a pair of models."""
 
 
 class Pair(NamedTuple):
-    """A small model, a large one, and data to try them on."""
+    """Files of a small model, a large one, and data to try them on."""
 
     edge: Path
     """The small model, for `Router(edge=...)`."""
     cloud: Path
-    """The large one; `edgeroute serve` serves it."""
+    """The large model, which `edgeroute serve` serves."""
     sample: Path
-    """An .npz file of inputs that neither model was trained on: `images`, `labels`."""
+    """An .npz file of inputs that neither model was trained on: arrays `images` and `labels`."""
     validation: Path
-    """An .npz file of both models' outputs on other inputs: `edge_logits`, `cloud_logits`, `labels`."""
+    """An .npz file of both models' outputs on other inputs: arrays `edge_logits`, `cloud_logits` and `labels`."""
 
     @property
     def coreml(self) -> Path:
-        """The small model as a package for Core ML."""
+        """The small model as an .mlpackage for Core ML."""
         return self.edge.with_name("edge.mlpackage")
 
     @property
     def images(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The sample's inputs; read anew each time."""
+        """The sample's inputs, read from the file on each access: uint8 of shape (1000, 28, 28)."""
         return self._sample("images")
 
     @property
     def labels(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The sample's classes, as indices; read anew each time."""
+        """The sample's classes, read from the file on each access: class indices of shape (1000,)."""
         return self._sample("labels")
 
     def _sample(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return one array of the sample file, read anew."""
         import numpy as np
 
-        with np.load(self.sample) as found:
-            return found[name]  # type: ignore[no-any-return]
+        with np.load(self.sample) as arrays:
+            return arrays[name]  # type: ignore[no-any-return]
 
 
 def fashion() -> Pair:
-    """Clothing in 28x28 grey pixels, uint8, ten classes; 1,000 images.
+    """Return the files of two classifiers of clothing: 28x28 grey pixels, uint8, ten classes, with 1,000 images.
 
     Raises:
         ModelMissing: this installation has no models.

@@ -1,4 +1,4 @@
-"""Public types: answers, tensor specifications, cancellation, and the model and endpoint protocols."""
+"""Public types: answers, tensor specifications, cancellation tokens, and the interfaces of models, backends and endpoints."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ __all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "Recorded"
 
 log = logging.getLogger("edgeroute")
 Source = Literal["edge", "cloud", "cache", "stale"]
+"""Origin of an answer; stale: an expired cache entry."""
 
 
 class TensorSpec(NamedTuple):
-    """Name, dtype and shape of a model's input or output."""
+    """Name, dtype and shape of one input or output of a model."""
 
     name: str
     dtype: str
-    """numpy dtype name: float32, uint8, ..."""
+    """numpy dtype name, such as float32 or uint8."""
     shape: tuple[int, ...]
-    """-1 for a dynamic axis."""
+    """Sizes of the axes, the batch axis included; -1 for a dynamic axis."""
 
 
 class StopToken:
-    """Cancellation token of a leg, passed to the model. Calling it requests a stop; the run may complete all the same.
+    """Cancellation token that is passed to a model's run. Calling the token requests a stop; the run may complete all the same.
 
-    `on_ask(f)` registers a function called once on the request, from the requesting thread, or at once if it came before.
+    `on_ask(f)` registers a function that is called once at the request, in the requesting thread, or at once if the request came
+    before.
     """
 
     __slots__ = ("_asked", "_event", "_hook", "_lock")
@@ -56,22 +58,22 @@ class StopToken:
         self._hook: Callable[[], object] | None = None
 
     def __call__(self) -> None:
-        """Requests the stop."""
+        """Request a stop: wake waiting threads, and call the registered function, whose exceptions are logged."""
         with self._lock:
             self._asked = True
             hook = self._hook
             if self._event is not None:
                 self._event.set()
         if hook is not None:
-            _quietly(hook)
+            _call_hook(hook)
 
     @property
     def asked(self) -> bool:
-        """Whether a stop was requested."""
+        """True if a stop was requested."""
         return self._asked
 
     def wait(self, seconds: float) -> bool:
-        """Waits up to `seconds` for a stop request -> whether there was one."""
+        """Block up to `seconds` until a stop is requested. Return True if it was."""
         with self._lock:
             if self._asked:
                 return True
@@ -79,16 +81,19 @@ class StopToken:
         return event.wait(seconds)
 
     def on_ask(self, hook: Callable[[], object] | None) -> None:
-        """Sets the function that a stop request calls; None: none."""
+        """Register the function that a stop request calls, in place of any earlier one; None removes it.
+
+        If a stop was requested already, the function is called at once. Its exceptions are logged.
+        """
         with self._lock:
             self._hook = hook
             asked = self._asked
         if asked and hook is not None:
-            _quietly(hook)
+            _call_hook(hook)
 
 
-def _quietly(hook: Callable[[], object]) -> None:
-    """Calls it, where an answer may be there already: what it raises is logged."""
+def _call_hook(hook: Callable[[], object]) -> None:
+    """Call a function of a stop request, and log what it raises, as an answer may exist already; KeyboardInterrupt passes."""
     try:
         hook()
     except KeyboardInterrupt:
@@ -102,117 +107,135 @@ Cancel = StopToken
 
 
 class EdgeModel(Protocol):
-    """Interface of an edge model (structural): `name` and `run`.
+    """Structural interface of an edge model: `name` and `run`.
 
-    Every other member that edgeroute reads of a model is one of `edgeroute.EdgeMembers`, and optional. A model is thread-safe,
+    Every other member of a model that edgeroute reads is one of `edgeroute.EdgeMembers`, and optional. A model is thread-safe,
     unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are `run_one` and
-    `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and a run is stopped by cancelling it.
+    `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling the coroutine.
     """
 
     @property
     def name(self) -> str:
-        """Its name in answers, traces and messages."""
+        """Name of the model in answers, traces and messages."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
-        """Runs a batch -> outputs, an array (or name -> array) whose first axis is that of the inputs, or a list of predictions.
+        """Run the model on a batch, and return its outputs.
 
         Args:
-            inputs: one or more, each without the batch axis. They are the caller's: never written to.
-            cancel: a stop is requested by it; the run may then raise anything but `BadInput`, or go on to its end.
+            inputs: one or more, each without the batch axis. They are the caller's: never write to them.
+            cancel: requests a stop; the run may then raise anything but `BadInput`, or go on to its end.
+
+        Returns:
+            An array, or a mapping of names to arrays, whose first axis is that of the inputs; or a list of predictions.
 
         Raises:
-            BadInput: an input does not fit the model: nothing is sent. `except ValueError` catches it, too: let it pass first.
+            BadInput: an input does not fit the model; it is not sent to the cloud either. BadInput is a ValueError: an
+                `except ValueError` has to let it pass.
         """
 
 
 class Backend(Protocol):
-    """One target, ready to run: a model on the device, or an endpoint in the cloud."""
+    """One target of a route, wrapped for running: a model on the device, or an endpoint in the cloud."""
 
     name: str
     side: Side
     stopping: set[object]
-    """Runs that were told to stop and have not."""
+    """Runs that were cancelled and have not ended."""
     max_abandoned: int
-    """How many of those make the target busy."""
+    """Number of runs in `stopping` at which the target counts as busy."""
     failures: Failures
-    """Logs what its function raises."""
+    """Rate-limited log of exceptions of the target's function."""
 
     @property
     def abandoned(self) -> int:
-        """How many runs were told to stop and have not."""
+        """Number of runs that were cancelled and have not ended."""
 
     @property
     def where(self) -> str:
-        """What answers: a file, an address, a function."""
+        """Location of the target: a file, an address, a function."""
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received so far, bodies alone."""
+        """(bytes sent, bytes received) so far, without headers."""
 
     def ready(self, until: float) -> None:
-        """Raises what stands in the way of running, if anything. Sends no user data."""
+        """Prepare the target, and raise whatever prevents it from running. Sends no user data.
+
+        Args:
+            until: monotonic instant of the time limit.
+        """
 
     def describe(self) -> str:
-        """What there is to know of a target that is ready."""
+        """Return a description of a target that is ready, for people."""
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """What its answers depend on, in short; `of` takes the fingerprint of a file or a callable."""
+        """Return a short text that changes when the target's outputs may: of its file, settings, runtime.
+
+        Args:
+            of: returns the fingerprint of a file or a callable.
+        """
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """All that decides its answer to an input, for cache keys; `of` as in `fingerprint`."""
+        """Return a text of all that decides the target's answer to an input, for cache keys.
+
+        Args:
+            of: returns the fingerprint of a file or a callable.
+        """
 
     def close(self) -> None:
-        """Lets go of what it holds; a later run takes it up again."""
+        """Release the target's resources, such as a loaded model or connections; a later run acquires them again."""
 
 
 class Endpoint(Protocol):
-    """Interface of a cloud endpoint; for HTTP see `edgeroute.cloud.endpoint.HttpEndpoint`."""
+    """Structural interface of a cloud endpoint; for HTTP see `edgeroute.cloud.endpoint.HttpEndpoint`."""
 
     name: str
     labels: tuple[Any, ...] | None
+    """Labels of the classes, by index; None: the endpoint has none."""
     kind: str | None
+    """Kind of its outputs, such as "logits" or "answers"; None: not stated."""
 
 
 class Spent(NamedTuple):
-    """What one exchange with an endpoint has cost so far."""
+    """Bytes, money and energy that one exchange with an endpoint has cost so far."""
 
     sent_bytes: int
     received_bytes: int
     usd: float
     joules: float
     codec: str = ""
-    """Which rung of a ladder of codecs the inputs were sent by; empty: there is no ladder."""
+    """Rung of the ladder of codecs by which the inputs were sent; empty: there is no ladder."""
     edge: bool | None = None
-    """Whether the edge's answers went along, to all inputs; None: the endpoint takes none."""
+    """True if the edge's answers to all inputs were sent along; None: the endpoint takes none."""
 
-    def told(self) -> dict[str, Any]:
-        """As traces have it."""
+    def as_trace(self) -> dict[str, Any]:
+        """Return the fields as a trace has them, without `codec` and `edge` where they are not known."""
         left_out = {name for name, known in (("codec", self.codec), ("edge", self.edge is not None)) if not known}
         return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
 class Recorded(Protocol):
-    """An earlier answer, as the cache has it."""
+    """Earlier answer, as the cache stores it."""
 
     @property
     def value(self) -> Any:
-        """The answer."""
+        """The answer: a label, or whatever the target returned."""
 
     @property
     def confidence(self) -> float | None:
-        """By the policy's score; None: there was none."""
+        """Confidence by the policy's score; None: there was none."""
 
     @property
     def outputs(self) -> Any:
-        """The raw outputs."""
+        """Raw outputs, without the batch axis."""
 
     @property
     def leg(self) -> str:
-        """The name of the target that gave it."""
+        """Name of the target that gave the answer."""
 
 
-class _Told(NamedTuple):
-    """What an answer that was copied or pickled says of its route, instead of the plan and the log."""
+class _Route(NamedTuple):
+    """Reason and trace of an answer that was copied or pickled, in place of the plan and the log."""
 
     reason: str
     trace: dict[str, Any]
@@ -220,18 +243,18 @@ class _Told(NamedTuple):
 
 
 class Answer(Generic[V]):
-    """The router's answer to one request; `Answer[str]` in annotations, if the values are texts.
+    """Answer of the router to one request; `Answer[str]` in annotations, if the values are texts.
 
-    It can be copied and pickled, and is a mapping of JSON values: `dict(answer)` is `answer.as_dict()`.
+    An answer can be copied and pickled, and is a mapping of JSON values: `dict(answer)` is `answer.as_dict()`.
 
     Attributes:
-        value: the label, or whatever the model or endpoint returns.
+        value: the label, or whatever the model or endpoint returned.
         source: "edge", "cloud", "cache", or "stale" for an expired cache entry.
         leg: name of the target that answered.
-        confidence: by the policy's score, higher is more confident; None: none.
+        confidence: by the policy's score, higher is more confident; None: the target gave none.
         outputs: the raw outputs, without the batch axis.
-        degraded: a fallback: the best answer available, not the one the policy requires.
-        final: no better answer will follow. False: provisional: `refine` continues, or the outbox has the request.
+        degraded: True for a fallback: the best answer available, not one that the policy accepts.
+        final: True if no better answer will follow. False: `refine` continues, or the outbox has the request.
         latency_s: from the call to the answer, seconds.
         id: the request's id in traces, the egress ledger and the outbox, and its idempotency key at endpoints.
     """
@@ -241,13 +264,13 @@ class Answer(Generic[V]):
         "confidence", "degraded", "final", "id", "latency_s", "leg", "outputs", "source", "value",
     )  # fmt: skip
     __iter__ = None
-    """Not a sequence: `value, confidence = answer` fails."""
+    """No iteration, so that `value, confidence = answer` fails."""
     value: V
 
     def __init__(self, plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, Spent] | None = None) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
-        self._plan: Plan | _Told | None = plan
+        self._plan: Plan | _Route | None = plan
         self._outcome: Outcome | None = outcome
         self.id, self._costs = identity, costs
         self.value, sure, self.outputs = prediction  # type: ignore[misc]
@@ -259,8 +282,16 @@ class Answer(Generic[V]):
         self._note = ""
 
     @classmethod
-    def recalled(cls, entry: Recorded, source: Source, note: str, identity: str, latency_s: float) -> Answer[V]:
-        """An answer that was given before."""
+    def from_entry(cls, entry: Recorded, source: Source, note: str, identity: str, latency_s: float) -> Answer[V]:
+        """Return a new answer from a stored one, such as a cache entry.
+
+        Args:
+            entry: the stored answer.
+            source: "cache", "stale", or the entry's own source for a copy.
+            note: its reason.
+            identity: id of the request that gets the answer.
+            latency_s: from the call to the answer, seconds.
+        """
         self = cls.__new__(cls)
         self._plan = self._outcome = self._costs = None
         self.id = identity
@@ -268,40 +299,43 @@ class Answer(Generic[V]):
         self.source, self.degraded, self.final, self.latency_s, self._note = source, False, True, latency_s, note
         return self
 
-    def noted(self, note: str, *, final: bool) -> Answer[V]:
-        """This answer with a note appended to its reason, and its `final` flag set."""
+    def add_note(self, note: str, *, final: bool) -> Answer[V]:
+        """Set the note that follows the reason, and the `final` flag, in place; return this answer."""
         self._note, self.final = note, final
         return self
 
     @property
     def reason(self) -> str:
-        """Why this answer was given, in one line."""
+        """Reason why this answer was given, in one line, such as `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
         plan, outcome, note = self._plan, self._outcome, self._note
-        if type(plan) is _Told:
-            told = plan.reason
+        if type(plan) is _Route:
+            text = plan.reason
         elif type(plan) is Plan and outcome is not None:
-            told = explain.reason(plan, outcome)
+            text = explain.reason(plan, outcome)
         else:
             return note
-        return f"{told}; {note}" if told and note else told or note
+        return f"{text}; {note}" if text and note else text or note
 
     @property
     def reason_code(self) -> str:
-        """The reason as one of the few words of `edgeroute.core.explain.CODES`, for counting."""
+        """Reason as one of the few words of `edgeroute.core.explain.CODES`, for counting."""
         plan, outcome = self._plan, self._outcome
         if type(plan) is Plan and outcome is not None:
             return reason_code(plan, outcome)
-        return plan.code if type(plan) is _Told else "stale" if self.source == "stale" else "cached"
+        return plan.code if type(plan) is _Route else "stale" if self.source == "stale" else "cached"
 
     @property
     def took(self) -> tuple[Took, ...]:
-        """Times of the targets that answered; none of an answer of the cache, or one that was copied or pickled."""
+        """Times of the targets that answered; empty for an answer from the cache, and for one that was copied or pickled."""
         plan, outcome = self._plan, self._outcome
         return took(plan, outcome) if type(plan) is Plan and outcome is not None else ()
 
     @property
     def truncated(self) -> str:
-        """Why a language model's text has no end: by its `finish_reason`, as "length"; "cut": the connection. Empty: it has."""
+        """Why a language model's text is incomplete: its `finish_reason`, such as "length", or "cut" for a broken connection.
+
+        Empty if the text is complete.
+        """
         outcome = self._outcome
         if outcome is not None and explain.broken(outcome):
             return "cut"
@@ -309,48 +343,52 @@ class Answer(Generic[V]):
 
     @property
     def edge_sent(self) -> bool | None:
-        """Whether the cloud that gave it was sent the edge's answer (`send_edge`); None: it takes none, or this is not known."""
+        """True if the cloud that gave this answer was sent the edge's answer (`send_edge`), False if not.
+
+        None: the endpoint takes none, or this is not known.
+        """
         outcome, costs = self._outcome, self._costs
         spent = None if outcome is None or outcome.leg is None else (costs or {}).get(outcome.leg)
         return None if spent is None else spent.edge
 
-    def light(self) -> Answer[Any]:
-        """A copy that keeps what `trace` needs alone: no value, no outputs, no exception with its traceback."""
+    def without_values(self) -> Answer[Any]:
+        """Return a copy that has only what `trace` needs: no value, no outputs, no exception with its traceback."""
         plan, outcome, costs = self._plan, self._outcome, self._costs
         if outcome is not None:
             if "failed" in [mark[0] for mark in outcome.log]:
-                plan, outcome, costs = _Told("", dict(self.trace)), None, None
+                plan, outcome, costs = _Route("", dict(self.trace)), None, None
             else:
                 leg, _, accepted, log, begun, ended, _ = outcome
                 outcome = new(type(outcome), (leg, None, accepted, log, begun, ended, {}))
-        made: Answer[Any] = Answer.recalled(self, self.source, self._note, self.id, self.latency_s)
-        made.value = made.outputs = None
-        return made._routed(plan, outcome, costs)
+        copy: Answer[Any] = Answer.from_entry(self, self.source, self._note, self.id, self.latency_s)
+        copy.value = copy.outputs = None
+        return copy._set_route(plan, outcome, costs)
 
-    def _routed(self, plan: Plan | _Told | None, outcome: Outcome | None, costs: Mapping[int, Spent] | None) -> Answer[V]:
+    def _set_route(self, plan: Plan | _Route | None, outcome: Outcome | None, costs: Mapping[int, Spent] | None) -> Answer[V]:
+        """Set the route, in place, from which `reason` and `trace` are computed; return this answer."""
         self._plan, self._outcome, self._costs = plan, outcome, costs
         return self
 
     @property
     def trace(self) -> Mapping[str, Any]:
-        """Every step with its time, bytes and cost, JSON-serialisable."""
+        """Every step with its time, bytes and cost, in JSON types; computed on each access."""
         plan, outcome = self._plan, self._outcome
-        if type(plan) is _Told:
-            told = dict(plan.trace)
+        if type(plan) is _Route:
+            trace = dict(plan.trace)
         elif type(plan) is Plan and outcome is not None:
-            costs = {leg: cost.told() for leg, cost in (self._costs or {}).items()}
-            told = explain.trace(plan, outcome, self.id, costs) | {"reason_code": reason_code(plan, outcome)}
+            costs = {leg: cost.as_trace() for leg, cost in (self._costs or {}).items()}
+            trace = explain.trace(plan, outcome, self.id, costs) | {"reason_code": reason_code(plan, outcome)}
         else:
             return {
                 "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,
                 "reason_code": self.reason_code, "latency_s": round(self.latency_s, 6),
             }  # fmt: skip
         if self._note:
-            told["note"] = self._note
-        return told
+            trace["note"] = self._note
+        return trace
 
     def as_dict(self, *, outputs: bool = False) -> dict[str, Any]:
-        """The answer in JSON types: numpy values as Python's, NaN as None, what JSON lacks as text.
+        """Return the answer in JSON types: numpy values as Python's, NaN as None, objects that JSON lacks as text.
 
         Args:
             outputs: with the raw outputs.
@@ -359,25 +397,29 @@ class Answer(Generic[V]):
         return {name: plain(getattr(self, name)) for name in names}
 
     def keys(self) -> Iterable[str]:
-        """The keys of `as_dict()`."""
+        """Return the keys of `as_dict()`."""
         return _FIELDS
 
     def __getitem__(self, name: str) -> Any:
-        """The value of `as_dict()` under a key."""
+        """Return the value of `as_dict()` under a key.
+
+        Raises:
+            KeyError: there is no such key.
+        """
         if name not in _FIELDS:
             raise KeyError(name)
         return plain(getattr(self, name))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> dict[str, Any]:
-        """How pydantic writes it, so that FastAPI's endpoints may return answers: as `as_dict()` has it."""
+        """Return pydantic's schema, which writes an answer as `as_dict()`, so that FastAPI's endpoints may return answers."""
         written = {"type": "function-plain", "function": Answer.as_dict, "return_schema": {"type": "dict"}}
         return {"type": "is-instance", "cls": cls, "serialization": written}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The route as `reason` and `trace`: a plan refers to more than another process can have."""
+        """Pickle the fields with the reason and the trace in place of the plan, which refers to objects of this process."""
         fields = {name: getattr(self, name) for name in (*_FIELDS, "outputs") if name != "reason"}
-        return _told_again, (type(self), fields, _Told(self.reason, dict(self.trace), self.reason_code))
+        return _unpickle, (type(self), fields, _Route(self.reason, dict(self.trace), self.reason_code))
 
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", {self.confidence:.2f}"
@@ -386,11 +428,13 @@ class Answer(Generic[V]):
 
 
 _FIELDS = ("id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s")
+"""Keys of `Answer.as_dict()`."""
 
 
-def _told_again(kind: type[Answer[V]], fields: Mapping[str, Any], told: Plan | _Told | None) -> Answer[V]:
+def _unpickle(kind: type[Answer[V]], fields: Mapping[str, Any], route: Plan | _Route | None) -> Answer[V]:
+    """Return an answer of this class with these fields and this route, without calling `__init__`."""
     self = kind.__new__(kind)
-    self._plan, self._outcome, self._costs, self._note = told, None, None, ""
+    self._plan, self._outcome, self._costs, self._note = route, None, None, ""
     for name, value in fields.items():
         setattr(self, name, value)
     return self

@@ -64,7 +64,7 @@ def test_an_answer_of_the_cache_can_be_copied():
     with Router(lambda x: (x, 0.9), threshold=0.5, cache=Cache()) as router:
         first, second = router.infer(1), router.infer(1)
     assert second.source == "cache"
-    for answer in (first, second, first.noted("a note", final=False)):
+    for answer in (first, second, first.add_note("a note", final=False)):
         assert same(answer, pickle.loads(pickle.dumps(answer)))
     assert routes.note(pickle.loads(pickle.dumps(first))) == "a note"
 

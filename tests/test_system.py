@@ -54,7 +54,7 @@ def test_what_was_written_is_read(value):
 @pytest.mark.parametrize("exact", [True, False])
 def test_pythons_own_words_are_no_json(word, exact):
     """A text is taken or refused whichever library is installed."""
-    with pytest.raises(ValueError, match=r"no number there|line 1 column"):
+    with pytest.raises(ValueError, match=r"is not JSON|line 1 column"):
         json_loads(f'{{"a": {word}}}'.encode(), exact=exact)
 
 

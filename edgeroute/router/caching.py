@@ -197,7 +197,7 @@ class Caching:
         self._note("cached")
         entry = kept.given()
         note = f"shared with {leader}: {entry.reason}"
-        return Answer.recalled(entry, "cache", note, request.id, monotonic() - request.begun)
+        return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)
 
     def store(self, request: Request, answer: Answer) -> None:
         """Stores an answer that was accepted."""
@@ -221,7 +221,9 @@ class Caching:
             return
         now = monotonic()
         outcome = Outcome(event.leg, event.answer, True, (Mark("start", event.leg, request.until),), now, now)
-        self.store(request, Answer(request.plan, outcome, request.id).noted("it came after its request's deadline", final=True))
+        self.store(
+            request, Answer(request.plan, outcome, request.id).add_note("it came after its request's deadline", final=True)
+        )
 
     def stale(self, request: Request) -> Answer | None:
         """The stale entry for a request that has no accepted answer; None: there is none."""
@@ -245,6 +247,6 @@ def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
 
 def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
     age_s = max(0.0, process.now() - entry.at)
-    return Answer.recalled(
+    return Answer.from_entry(
         entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun
     )

@@ -195,7 +195,7 @@ def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
     answer = Answer(plan, outcome, walked.request.id, walked.costs)
     if walked.shown is not None and not note:
         return _compared(answer, walked.shown)
-    return answer.noted(note, final=final)
+    return answer.add_note(note, final=final)
 
 
 def _compared(answer: Answer, shown: Answer) -> Answer:
@@ -205,7 +205,7 @@ def _compared(answer: Answer, shown: Answer) -> Answer:
             agrees = contained(lambda: bool(answer.value == shown.value))
         except Exception:  # noqa: BLE001
             return answer
-        answer.noted(AGREES if agrees else CORRECTS, final=True)
+        answer.add_note(AGREES if agrees else CORRECTS, final=True)
     return answer
 
 

@@ -142,7 +142,7 @@ def _shown(
 def provisional(request: Request, emit: Emit) -> Answer:
     """The edge's provisional answer."""
     outcome = Outcome(emit.leg, emit.prediction, True, emit.log, request.begun, request.begun)
-    answer = Answer(request.plan, outcome, request.id).noted("provisional", final=False)
+    answer = Answer(request.plan, outcome, request.id).add_note("provisional", final=False)
     answer.latency_s = emit.log[-1][2] - request.begun
     return answer
 

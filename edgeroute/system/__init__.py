@@ -1,1 +1,1 @@
-"""The operating system and Python: time of day, forks, threads, logs, imports on first use, copies."""
+"""Helpers around the operating system and Python: wall clock, forks, thread pool, log, imports on first use, copies of inputs."""

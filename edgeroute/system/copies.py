@@ -1,4 +1,4 @@
-"""Copies of inputs, for what goes on after their call."""
+"""Copies of the caller's inputs, for work that goes on after the call has returned."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def own_copy(x: Any) -> Any:
-    """The input as a copy that its owner cannot change any more.
+    """Return a copy of an input, which the caller cannot change later.
 
-    Arrays, buffers and what else has `dtype` (tables: `dtypes`) and `copy`, `clone` (tensors) or Pillow's `copy` are copied, and
-    containers with what is in them. Any other object is taken as it is.
+    Copied are: arrays and whatever else has `dtype` (tables: `dtypes`) and `copy`; tensors, by `clone`; Pillow's images; buffers
+    and ctypes objects; and mappings, tuples and lists, each with its items. Any other object is returned as the same object.
     """
     kind = type(x)
     if kind in _IMMUTABLE:
         return x
     if isinstance(x, Mapping):
         parts = {name: own_copy(part) for name, part in x.items()}
-        return parts if kind is dict else _rebuilt(x, parts)
+        return parts if kind is dict else _rebuild(x, parts)
     if isinstance(x, tuple):
         items = [own_copy(part) for part in x]
         return kind(*items) if hasattr(x, "_fields") else tuple(items)
@@ -27,7 +27,7 @@ def own_copy(x: Any) -> Any:
     if isinstance(x, bytearray | array):
         return x[:]
     if isinstance(x, memoryview):
-        return _copied_view(x)
+        return _copy_view(x)
     if hasattr(kind, "from_buffer_copy"):  # ctypes' own
         return kind.from_buffer_copy(x)
     copy = getattr(x, "clone", None) or getattr(x, "copy", None)
@@ -36,8 +36,8 @@ def own_copy(x: Any) -> Any:
     return x
 
 
-def _copied_view(x: memoryview) -> memoryview:
-    """With its format and shape: without them it is another input."""
+def _copy_view(x: memoryview) -> memoryview:
+    """Return a memoryview of copied bytes with the format and shape of `x`, from which models read the dtype and the axes."""
     try:
         whole: Any = memoryview(bytearray(x.tobytes()))
         return whole.cast(x.format, x.shape)  # type: ignore[no-any-return]
@@ -48,7 +48,8 @@ def _copied_view(x: memoryview) -> memoryview:
         return memoryview(copied)
 
 
-def _rebuilt(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
+def _rebuild(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
+    """Return a mapping of the type of `x` with these items, or a dict where that type cannot be made from a dict."""
     try:
         return type(x)(parts)  # type: ignore[call-arg]  # as mappings are made; if not, a dict has the same in it
     except Exception:  # noqa: BLE001
@@ -56,3 +57,4 @@ def _rebuilt(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
 
 
 _IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types whose values are returned uncopied."""

@@ -1,4 +1,4 @@
-"""Imports on first use: of other packages, of what comes with this one, and of its programs."""
+"""Imports on first use, safe for forks and Ctrl-C; access to the programs and the folders that come with edgeroute."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from types import ModuleType
 from edgeroute.errors import ModelMissing
 from edgeroute.system.process import log
 
-# Imports on first use: a fork waits for them, and Ctrl-C leaves none half done.
+# Imports on first use.
 
 
 class _NoFork:
-    """`lock` is held during late imports and native calls of a leg: a fork waits for it.
+    """Lock that is held during late imports and native calls of a leg, and that a fork waits for.
 
-    Otherwise a child could wait for ever for a module that a thread of its parent was importing, or for a native lock that such a
-    thread held: nobody renews those. It is used by itself, `with no_fork.lock`: in a method written in Python, Ctrl-C could come
-    after it was acquired.
+    Without it a child could wait for ever for a module that a thread of its parent was importing, or for a native lock that such
+    a thread held, as nobody in the child releases those. Callers use `with no_fork.lock` and no method of this class: in a method
+    written in Python, Ctrl-C could come just after the lock was acquired.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
     def before_fork(self) -> None:
-        """Acquires the lock, with a timeout, so that a hanging holder does not block the fork."""
+        """Acquire the lock, waiting at most 10 s, so that a holder that hangs does not prevent the fork."""
         self.lock.acquire(timeout=10.0)
 
     def in_parent(self) -> None:
-        """Releases the lock."""
+        """Release the lock in the parent."""
         with contextlib.suppress(RuntimeError):  # the timeout had passed
             self.lock.release()
 
     def in_child(self) -> None:
-        """Releases the lock."""
+        """Release the lock in the child, or replace it by a new one where a thread of the parent still holds it."""
         try:
             self.lock.release()
         except RuntimeError:
@@ -45,24 +45,28 @@ class _NoFork:
 
 
 no_fork = _NoFork()
+"""The lock of this process."""
 
 if hasattr(os, "register_at_fork"):
     # registered last is called first before a fork: `logging`, which `system` imports, takes its lock then, and imports need it
     os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
 
 _loaded: set[str] = set()
+"""Names of modules that `imported` has imported."""
 _threads: dict[str, threading.Thread] = {}
+"""Module name -> the thread that imports it for the main thread."""
 
 
 def imported(name: str) -> ModuleType:
-    """Imports a module, and those that it imports, as a whole: an interrupted import leaves some of them for ever unusable.
+    """Import a module and return it, so that no signal leaves it, or a module that it imports, half imported.
 
-    In the main thread, where Ctrl-C and what other signal handlers raise come up, it waits for a thread that imports; a handler
-    may ask meanwhile, and waits for the same. Not within an import or a native call of this thread, which that thread may need
-    to end first: there it is imported here.
+    A module whose import was interrupted stays unusable. Ctrl-C and other signals come up in the main thread alone, so there the
+    import runs in a thread of its own, and the main thread waits for it. A signal handler may call this meanwhile, and waits for
+    the same thread. Within an import or a native call of the current thread, the import runs in the current thread: the other
+    thread might wait for this one.
 
     Raises:
-        ImportError: there is none, or it cannot be imported.
+        ImportError: the module does not exist, or cannot be imported.
     """
     if name in _loaded and (module := sys.modules.get(name)) is not None:
         return module
@@ -80,11 +84,16 @@ def imported(name: str) -> ModuleType:
 
 
 def tool(name: str) -> ModuleType:
-    """Imports a program of `edgeroute.tools` by its name there. Nothing outside that folder imports one otherwise."""
+    """Import `edgeroute.tools.<name>` and return the module. Nothing else outside that folder imports a program.
+
+    Raises:
+        ImportError: there is no program of that name, or a package that it needs is not installed.
+    """
     return import_module(f"edgeroute.tools.{name}")
 
 
 def _import_whole(name: str) -> ModuleType:
+    """Import a module while holding the lock that forks wait for, and record its name."""
     with no_fork.lock:
         module = import_module(name)
     _loaded.add(name)
@@ -92,6 +101,7 @@ def _import_whole(name: str) -> ModuleType:
 
 
 def _import(name: str) -> None:
+    """Import a module in a thread of its own. An exception is only logged: `imported` raises it again in the calling thread."""
     try:
         _import_whole(name)
     except BaseException:  # noqa: BLE001 - raised again where it was asked for
@@ -99,7 +109,7 @@ def _import(name: str) -> None:
 
 
 def _importing() -> bool:
-    """Whether this thread is in the middle of an import."""
+    """Return True if the current thread is in the middle of an import."""
     frame = sys._getframe()  # noqa: SLF001 - `inspect` has no other either
     while frame.f_back is not None:
         frame = frame.f_back
@@ -108,29 +118,33 @@ def _importing() -> bool:
     return False
 
 
-# Finds what comes with the package beside its code: models and documentation.
+# Folders that come with the package beside its code: models and documentation.
 
 HOMES = (Path(__file__).parents[1], Path(__file__).parents[2])
-"""In a built package it lies inside, in a source tree beside it."""
+"""Where to look for those folders: inside the package, as a wheel has them, and beside the package, as a source tree has them."""
 
 
 def folder(*parts: str, has: str) -> Path:
-    """The folder of that name that has such a file.
+    """Return the path of a folder that comes with edgeroute, such as `models/fashion`.
+
+    Args:
+        parts: the parts of its path.
+        has: name of a file that the folder must contain.
 
     Raises:
-        ModelMissing: there is none.
+        ModelMissing: neither place has such a folder with that file.
     """
     for home in HOMES:
-        found = home.joinpath(*parts)
-        if (found / has).exists():
-            return found
+        path = home.joinpath(*parts)
+        if (path / has).exists():
+            return path
     raise ModelMissing(f"{'/'.join(parts)} did not come with this edgeroute: install its wheel, or a clone with `pip install -e`")
 
 
 def pages() -> Path:
-    """The folder with the documentation.
+    """Return the path of the folder with the documentation.
 
     Raises:
-        ModelMissing: this installation has none.
+        ModelMissing: this installation has no documentation.
     """
     return folder("docs", has="quickstart.md")

@@ -1,4 +1,4 @@
-"""The log: it is sanitised, and failures of functions of the application are in it with their tracebacks, and not each time."""
+"""The `edgeroute` log: a filter that sanitises records, and a rate-limited log of exceptions in functions of the application."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from edgeroute.core.words import FOREIGN, OWN, Coded, named, printable, told
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"
+"""Of the log line of `Failures`; tests and users look for it."""
 
 
 class _CleanLog(logging.Filter):
-    """Sanitises the log of all of edgeroute: arguments become printable text on one line, and tracebacks are indented.
+    """Log filter that makes the arguments printable text on one line, and indents tracebacks.
 
-    So no text of a server or a foreign exception can start a line of the log, or send escapes to a terminal.
+    So no text of a server or of a foreign exception can start a line of the log, or send escapes to a terminal.
     """
 
     _format = logging.Formatter().formatException
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Replace the arguments and the traceback of the record by printable text, in place. Every record passes."""
         if isinstance(record.args, tuple):
             record.args = tuple(arg if isinstance(arg, int | float) else _argument(arg) for arg in record.args)
         if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
@@ -30,6 +32,7 @@ class _CleanLog(logging.Filter):
 
 
 def _argument(arg: object) -> str:
+    """Return the argument as printable text, cut to the length for foreign text if it is an exception."""
     return told(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
 
 
@@ -38,7 +41,7 @@ log.addFilter(_CLEAN)
 
 
 def _contain(logger: logging.Logger) -> None:
-    """Prints what the application's handlers and filters raise, as `logging` does, so that the call that logs goes on."""
+    """Replace `logger.handle`, so that exceptions of the application's handlers and filters are printed and not raised."""
     handle = logger.handle
 
     def contained(record: logging.LogRecord) -> None:
@@ -57,7 +60,12 @@ for _name in ("edgeroute", "edgeroute.requests"):
 
 
 def quietly(close: Callable[[], object], when: str) -> None:
-    """Closes it; what that raises, which may be of any kind, is logged."""
+    """Call `close()`; whatever it raises, except KeyboardInterrupt, is logged and not raised.
+
+    Args:
+        close: the function.
+        when: start of the log line, such as the name of the object that is being closed.
+    """
     try:
         close()
     except KeyboardInterrupt:
@@ -67,18 +75,25 @@ def quietly(close: Callable[[], object], when: str) -> None:
 
 
 class Failures:
-    """Logs what functions of the application raise, with the traceback: once a minute at most, for each instance."""
+    """Log of exceptions in functions of the application, with traceback, at most once in `EVERY_S` seconds for each instance."""
 
     EVERY_S = 60.0
+    """Least time between two log lines, seconds."""
 
     def __init__(self) -> None:
         self.due = 0.0
-        """Monotonic instant from which the next one is logged."""
+        """Monotonic instant from which the next exception is logged."""
 
     def log(self, what: str, error: BaseException, *, own: bool = False) -> None:
-        """Logs it, unless it is no failure, such as a cancellation, or edgeroute's own, whose text says it all to who gets it.
+        """Log an exception of a function with its traceback, unless the last log line is less than a minute old.
 
-        own: it is logged all the same, as nobody gets it.
+        Not logged: cancellations and other BaseExceptions but SystemExit, and, without `own`, errors of edgeroute itself,
+        whose text reaches the caller.
+
+        Args:
+            what: name of the function, for the log line.
+            error: the exception.
+            own: logs errors of edgeroute as well, as no caller gets this one.
         """
         now = time.monotonic()
         if now < self.due or (isinstance(error, Coded) and not own) or not isinstance(error, Exception | SystemExit):

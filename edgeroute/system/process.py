@@ -1,4 +1,4 @@
-"""Operating system: time of day, forks, what runs and was left; JSON by the fastest library installed; values as short text."""
+"""Process-wide helpers: wall clock, JSON, actions after a fork, calls of application functions, tasks and time limits, files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 LINUX = sys.platform == "linux"
-"""Whether the device's sensors and the network's changes can be read: elsewhere they are not."""
+"""True on Linux, the only system where the kernel reports changes of the network and most of the device's sensors."""
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
@@ -48,7 +48,7 @@ _OFFSET = time.time() - _elapsed()
 
 
 def now() -> float:
-    """Seconds since 1970: the wall clock when the process began, plus the time elapsed since.
+    """Return seconds since 1970: the wall clock at the start of the process, plus the time elapsed since, sleep included.
 
     Setting the clock while the process runs, by hand or by NTP, therefore ends no spending window and no time to live.
     """
@@ -56,9 +56,9 @@ def now() -> float:
 
 
 def clock() -> tuple[str, float]:
-    """(id of this boot of the system, the instant at which it began by the clock of this process): compares clocks of processes.
+    """Return (id of this boot of the system, wall time of the boot by this process's clock, seconds since 1970).
 
-    The id is empty where the system has none.
+    Two processes of one boot compare their clocks by it. The id is empty where the system has none (all but Linux).
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -68,7 +68,7 @@ def clock() -> tuple[str, float]:
 
 
 def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays: bool = False) -> bytes:
-    """Encodes compact JSON, with either library: NaN and infinities become null.
+    """Return `data` as compact JSON in UTF-8, with NaN and infinities as null. Uses orjson if it is installed.
 
     Args:
         data: may contain integers of more than 64 bits and unpaired surrogates.
@@ -76,7 +76,7 @@ def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays
         arrays: writes flat numpy arrays as lists if the library can; otherwise they go to `default`.
 
     Raises:
-        TypeError: a value has a type that JSON lacks.
+        TypeError: a value has a type that JSON lacks, and there is no `default` for it.
     """
     if orjson is not None:
         try:
@@ -90,10 +90,10 @@ def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays
 
 
 def json_loads(text: bytes | memoryview, *, exact: bool = False) -> Any:
-    """Decodes a JSON text in UTF-8.
+    """Return the value that a JSON text in UTF-8 stands for. Uses orjson if it is installed.
 
     Args:
-        text: Python's extensions NaN and Infinity are rejected, with either library.
+        text: NaN and Infinity, which are Python's extensions, are rejected with either library.
         exact: preserves integers of more than 64 bits and unpaired surrogates; may take twice as long.
 
     Raises:
@@ -106,14 +106,18 @@ def json_loads(text: bytes | memoryview, *, exact: bool = False) -> Any:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number there")
+    """Raise ValueError for NaN and Infinity, which Python's decoder would accept."""
+    raise ValueError(f"{word} is not JSON")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 
 def plain(value: Any) -> Any:
-    """Converts a value to JSON types: numpy's to Python's, NaN and infinities to None, anything unknown to text."""
+    """Return a copy of a value in JSON types.
+
+    numpy's values become Python's, NaN and infinities None, a mapping's keys and objects of other types text.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -127,18 +131,22 @@ def plain(value: Any) -> Any:
 
 
 class _Forkable(Protocol):
+    """Object that takes part in `renew_after_fork`."""
+
     def after_fork(self) -> None: ...
 
 
 _known: WeakSet[_Forkable] = WeakSet()
+"""Objects that are called in a forked child."""
 
 
 def renew_after_fork(thing: _Forkable) -> None:
-    """Registers `thing.after_fork()` to be called in every forked child."""
+    """Register an object, so that its `after_fork()` is called in every forked child. The reference is weak."""
     _known.add(thing)
 
 
 def _in_child() -> None:
+    """Call `after_fork` of all registered objects, and raise the first exception only after all were called."""
     wrong: list[Exception] = []
     for thing in list(_known):
         try:
@@ -155,7 +163,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def alive(things: WeakSet[T]) -> list[T]:
-    """Those that are in it now. Python's own iteration fails where another thread adds one meanwhile."""
+    """Return the objects of a WeakSet as a list, also while other threads add to it, which makes plain iteration fail."""
     while True:
         try:
             return list(things)
@@ -164,9 +172,10 @@ def alive(things: WeakSet[T]) -> list[T]:
 
 
 class Shared(Generic[K, T]):
-    """Objects by key, while somebody holds them. Threads that make one at once share the first.
+    """Objects by key that live while somebody refers to them, so that users of the same key share one object.
 
-    The `setdefault` of a `WeakValueDictionary` may return each its own.
+    The registry refers to them weakly. `setdefault` of a plain `WeakValueDictionary` may return a different object to each of two
+    threads.
     """
 
     def __init__(self) -> None:
@@ -175,28 +184,28 @@ class Shared(Generic[K, T]):
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock that no thread of the parent holds."""
+        """Replace the lock in a forked child, as a thread of the parent may have held it."""
         self._lock = threading.RLock()
 
     def get(self, key: K) -> T | None:
-        """The object; None: nobody holds one."""
+        """Return the object of the key; None: there is none, or nobody refers to it any more."""
         return self._held.get(key)
 
-    def first(self, key: K, made: T) -> T:
-        """The object, which is the given one if nobody holds another."""
+    def first(self, key: K, candidate: T) -> T:
+        """Return the key's object, after storing the candidate if there was none. All threads get the same object."""
         with self._lock:
-            return self._held.setdefault(key, made)
+            return self._held.setdefault(key, candidate)
 
-    def put(self, key: K, made: T) -> None:
-        """Replaces it."""
-        self._held[key] = made
+    def put(self, key: K, thing: T) -> None:
+        """Store an object for the key in place of any other."""
+        self._held[key] = thing
 
 
 class AbandonedRuns:
-    """Counts abandoned runs of a target: told to stop, but still running. Lock-free: adding and discarding are atomic.
+    """Set of a target's abandoned runs, which were cancelled and are still running. Lock-free: adding and discarding are atomic.
 
     Args:
-        most: the number at which the target counts as busy.
+        most: number of abandoned runs at which the target counts as busy.
     """
 
     def __init__(self, most: int) -> None:
@@ -206,29 +215,31 @@ class AbandonedRuns:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A child has none of its parent's runs."""
+        """Forget the runs in a forked child, which has none of its parent's threads."""
         self.stopping = set()
 
     @property
     def abandoned(self) -> int:
-        """The number of abandoned runs now."""
+        """Number of abandoned runs now."""
         return len(self.stopping)
 
 
 pooled = threading.local()
-"""Has `thread` in the threads of a `ThreadPool`."""
+"""Thread-local flag: has the attribute `thread` in the threads of a `ThreadPool`, and nowhere else."""
 
 
 class NoException(RuntimeError):
-    """A function of the application raised what no `except Exception` catches, such as SystemExit."""
+    """Stands for an exception of an application's function that no `except Exception` catches, such as SystemExit."""
 
 
 def contained(function: Callable[..., T], *arguments: object) -> T:
-    """Calls a function of the application. What it raises is an `Exception`; but Ctrl-C (KeyboardInterrupt) passes.
+    """Call a function of the application and return its result; anything it raises comes out as an `Exception`.
+
+    KeyboardInterrupt (Ctrl-C) passes unchanged, except in a pool's thread, where there is no Ctrl-C.
 
     Raises:
-        NoException: in place of SystemExit, GeneratorExit and the like; in a pool's thread, where there is no Ctrl-C, also of
-            KeyboardInterrupt.
+        NoException: the function raised SystemExit, GeneratorExit or the like, or KeyboardInterrupt in a pool's thread.
+        Exception: the function's own.
     """
     try:
         return function(*arguments)
@@ -237,13 +248,13 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt) and not hasattr(pooled, "thread"):
             raise
-        raise NoException(f"{typed(e)}{f': {said}' if (said := told(e)) else ''}") from e
+        raise NoException(f"{typed(e)}{f': {text}' if (text := told(e)) else ''}") from e
 
 
 def cancelled(error: BaseException) -> bool:
-    """Whether it is the cancellation of the task that runs here, and not what a function of the application raised itself.
+    """Return True if `error` cancels the running asyncio task; False for a CancelledError that an application's function raised.
 
-    Before Python 3.11, which does not tell, a `CancelledError` always counts as the task's.
+    Before Python 3.11, which does not distinguish them, every `CancelledError` counts as the task's.
     """
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or not isinstance(error, asyncio.CancelledError):
@@ -253,10 +264,12 @@ def cancelled(error: BaseException) -> bool:
 
 
 async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
-    """Awaits the steps for that long. Cancelling it cancels them, also just as they end (`asyncio.wait_for` before 3.12 may not).
+    """Await a coroutine for at most `left_s` seconds, and return its result; at the limit it is cancelled.
+
+    Cancelling the caller cancels the coroutine, too, even just as it ends (`asyncio.wait_for` before Python 3.12 may not).
 
     Raises:
-        TimeoutError: they are not over by then (`asyncio.TimeoutError`, which is another before Python 3.11).
+        TimeoutError: the time is over (`asyncio.TimeoutError`, which is another class before Python 3.11).
     """
     import asyncio  # costs a quarter of the time that `import edgeroute` takes
 
@@ -279,14 +292,19 @@ async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
 
 
 def begin_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """Has a coroutine run as a task of that loop, from any thread; where the loop has ended, none is made."""
+    """Start a coroutine as a task of an event loop, from any thread, without waiting. If the loop is closed, nothing is started.
+
+    The task's exception is dropped.
+    """
 
     def begin() -> None:
+        """Create the task, in the loop's thread."""
         task = loop.create_task(steps())
         _begun.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(forget)
 
-    def ended(task: asyncio.Task[object]) -> None:
+    def forget(task: asyncio.Task[object]) -> None:
+        """Forget the task, and retrieve its exception."""
         _begun.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not warn
@@ -296,16 +314,16 @@ def begin_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine[Any,
 
 
 _begun: set[asyncio.Task[object]] = set()
-"""Tasks that nobody waits for: an event loop refers to them weakly."""
+"""Tasks that nobody waits for; they are referred to from here, as an event loop refers to them weakly."""
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a file as UTF-8, replacing it atomically, a link's target too. What is no file, a device or a pipe, is written to.
+    """Write a text as UTF-8 to a file, replacing the old file atomically; its permissions stay.
 
-    The permissions of a file that was there stay.
+    A symbolic link's target is replaced, and the link stays. A device or a pipe is written to directly.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
@@ -319,7 +337,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 class _Short(Repr):
-    """Formats a value on few characters: arrays and tensors as dtype and shape."""
+    """Formatter that writes a value in few characters: arrays and tensors as dtype and shape, long bytes as their beginning."""
 
     def repr_instance(self, x: Any, level: int) -> str:
         dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
@@ -331,45 +349,51 @@ class _Short(Repr):
 
 
 short = _Short()
-"""Formats values for people."""
+"""Shared formatter: `short.repr(value)` is at most about 60 characters of a text or of a foreign object."""
 short.maxstring = short.maxother = 60
 
 
-# Files: whether they have changed, and those in a folder.
+# Files: stamps to detect changes, and listings of folders.
 
 
 def file_stamp(path: Path) -> tuple[Any, ...] | None:
-    """(modification time in ns, size) of a file, or of all files in a folder, to detect changes; None: it cannot be read."""
+    """Return a value that differs after a file, or any file in a folder, has changed; None: it cannot be read.
+
+    Of a file: (modification time in ns, size in bytes). Of a folder: (path, stamp) of each file in it, at any depth.
+    """
     try:
         if path.is_dir():
             return tuple((file.as_posix(), file_stamp(file)) for file in files_in(path))
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All files in a folder, at any depth, in one order. Links are followed, but not to a folder that they are in.
+    """Yield all files in a folder, at any depth, in a fixed order.
+
+    Symbolic links to folders are followed, except to a folder that was visited already.
 
     Raises:
-        OSError: a folder in it cannot be read.
+        OSError: the folder, or one in it, cannot be read.
     """
     seen = set[tuple[int, int]]()
 
     def failed(error: OSError) -> None:
+        """Raise the error, which `os.walk` would pass over."""
         raise error
 
-    for at, folders, files in os.walk(folder, onerror=failed, followlinks=True):
-        found = Path(at).stat()
-        if (found.st_dev, found.st_ino) in seen:
+    for root, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((found.st_dev, found.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (Path(at) / name for name in sorted(files))
+        yield from (Path(root) / name for name in sorted(files))
 
 
 def special(path: Path) -> bool:
-    """Whether this is a pipe, socket or device, which would be waited for, or read without an end."""
+    """Return True if the path is a pipe, socket or device: reading it may block, or never end."""
     return path.exists() and not path.is_file() and not path.is_dir()

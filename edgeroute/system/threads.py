@@ -1,4 +1,4 @@
-"""Pool of daemon threads, in which nothing waits for what waits for it."""
+"""Pool of daemon threads in which a job never waits behind another one."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from edgeroute.system.process import alive, pooled, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 Job = Callable[[], object]
+"""Function without arguments; its result is ignored."""
 MOST_WAITING = 10_000
-"""Most jobs that wait for a thread of a pool."""
+"""Most jobs of a pool that may wait for a thread."""
 EXIT_S = 5.0
-"""How long Python's exit waits for jobs that may be in native code, seconds: a thread that comes back from there later aborts the
-process (up to Python 3.13)."""
+"""How long Python's exit waits for jobs that may be in native code, seconds.
+
+A thread that comes back from native code after that aborts the process (up to Python 3.13).
+"""
 _native: WeakSet[ThreadPool] = WeakSet()
+"""Pools whose jobs run native code."""
 
 
 def _nothing() -> None:
-    """A job that makes a thread look for those that wait."""
+    """Job without effect, which only makes an idle thread look at the queue."""
 
 
 class ThreadPool:
-    """Daemon threads up to a limit.
+    """Pool of daemon threads, up to a limit, which are started as needed and end when idle.
 
-    A job goes to an idle thread, or to a new one. `submit` never queues it behind another, so no job can wait for one that
-    waits for it: if no thread is available, it returns False; `submit_later` queues what nobody waits for. No lock is taken, so a
-    signal handler may submit, and an exception raised by one costs no thread for good. An executor's threads would be joined at
-    exit; these are not.
+    A job goes to an idle thread, or to a new one. `submit` never queues a job behind another, so no job can wait for a job that
+    waits for it: if no thread is available, it returns False. `submit_later` queues jobs that nobody waits for. No lock is taken,
+    so a signal handler may submit, and an exception raised by a signal handler does not lose a thread. Unlike an executor's,
+    these threads are not joined at exit.
 
     Args:
         name: of the threads.
         most: maximum number of threads.
         idle_s: seconds without a job after which a thread ends.
-        native: whether its jobs run native code, such as models: Python's exit waits for them, up to `EXIT_S`.
+        native: the jobs run native code, such as models: Python's exit waits for them, up to `EXIT_S`.
     """
 
     def __init__(self, name: str, most: int, idle_s: float = 60.0, *, native: bool = False) -> None:
@@ -53,28 +57,28 @@ class ThreadPool:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts empty: a child has none of its parent's threads."""
+        """Forget all threads and waiting jobs: a forked child has none of its parent's threads."""
         self._idle: dict[SimpleQueue[Job | None], None] = {}
         """Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic."""
         self._threads: set[threading.Thread] = set()
         self._waiting: deque[Job] = deque()
 
     def __len__(self) -> int:
-        """The number of threads."""
+        """Number of threads."""
         return len(self._threads)
 
     @property
     def idle(self) -> int:
-        """The number of idle threads."""
+        """Number of idle threads."""
         return len(self._idle)
 
     @property
     def waiting(self) -> int:
-        """The number of jobs that wait for a thread."""
+        """Number of jobs that wait for a thread."""
         return len(self._waiting)
 
     def submit(self, job: Job) -> bool:
-        """Runs the job in a thread at once. Returns False if it does not run: no thread is idle, and no other can be started."""
+        """Run the job in a thread at once; return False, and do not run it, if no thread is idle and no other can be started."""
         if self._closed:
             return False
         try:
@@ -85,7 +89,10 @@ class ThreadPool:
         return True
 
     def submit_later(self, job: Job) -> bool:
-        """Runs the job as soon as a thread is free. Returns False if there is no thread at all, or `MOST_WAITING` jobs wait."""
+        """Run the job as soon as a thread is free, or return False and drop it.
+
+        It is dropped if the pool is closed, has no thread at all, or `MOST_WAITING` jobs wait.
+        """
         if self.submit(job):
             return True
         if self._closed or not self._threads or len(self._waiting) >= MOST_WAITING:
@@ -96,6 +103,7 @@ class ThreadPool:
         return True
 
     def _start(self, job: Job) -> bool:
+        """Start a thread with this first job; return False if the limit is reached or the system has no more threads."""
         threads = self._threads
         if len(threads) >= self._most:
             for thread in [t for t in threads.copy() if not t.is_alive()]:  # a thread whose start was interrupted
@@ -114,6 +122,10 @@ class ThreadPool:
         return True
 
     def _work(self, box: SimpleQueue[Job | None]) -> None:
+        """Run the mailbox's jobs, then waiting ones, in a loop, until the pool closes or `idle_s` seconds pass without a job.
+
+        Exceptions of jobs are logged.
+        """
         idle, missed = self._idle, 0
         pooled.thread = True
         try:
@@ -144,13 +156,18 @@ class ThreadPool:
             self._threads.discard(threading.current_thread())
 
     def _next(self) -> Job:
+        """Take the next waiting job from the queue; a job without effect if another thread has taken it."""
         try:
             return self._waiting.popleft()
         except IndexError:  # another thread was faster
             return _nothing
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Ends the threads, a busy one after its job and those that wait. Waits for idle ones, up to `wait_s` seconds in all."""
+        """End the threads: idle ones at once, a busy one after its job and the waiting ones. Later jobs are refused.
+
+        Args:
+            wait_s: longest wait for the threads to end, seconds in all.
+        """
         self._closed = True
         threads = list(self._threads)
         with contextlib.suppress(KeyError):
@@ -164,6 +181,7 @@ class ThreadPool:
 
 
 def _await_native() -> None:
+    """Close the pools with native jobs at Python's exit, and wait for their threads up to `EXIT_S` seconds in all."""
     until = time.monotonic() + EXIT_S
     with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait
         for pool in alive(_native):

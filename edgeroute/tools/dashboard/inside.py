@@ -50,7 +50,7 @@ class Ended:
             self._raised += 1
             return
         self._came += 1  # a race of threads may lose one, and then one less is said to be lost
-        self._fresh.append((process.now(), ended._replace(inputs=None, answer=answer.light())))
+        self._fresh.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """The records of the answers that came since."""
