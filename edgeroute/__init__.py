@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.confidence.input_score import InputScore
     from edgeroute.confidence.prefix import Prefix
-    from edgeroute.core.policy import Saver
     from edgeroute.core.rules import Reading, Rule
     from edgeroute.core.spending import Limits
     from edgeroute.core.stream import Piece, Restart
@@ -101,7 +100,6 @@ _HOMES = {
     "DeviceSensors": "observe.sensors",
     "Reading": "core.rules",
     "Rule": "core.rules",
-    "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
     "InputScore": "confidence.input_score",
@@ -219,7 +217,6 @@ __all__ = [
     "Router",
     "Rule",
     "RuntimeMissing",
-    "Saver",
     "Secret",
     "Semantic",
     "Stats",

@@ -280,24 +280,24 @@ def a_corrupt_file():
     assert Path("corrupt.db.corrupt-1").exists()
 
 
-def saver():
+def battery():
     import logging
 
-    from edgeroute import Reading, Router, Saver
+    from edgeroute import Reading, Router, Rule
 
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("edgeroute").addHandler(handler)
     try:
-        with Router(unsure, lambda _: ("b", 0.9), threshold=0.8, saver=Saver("only_edge", battery_below=0.2)) as router:
+        with Router(unsure, lambda _: ("b", 0.9), threshold=0.8, rules=[Rule("battery", "only_edge", 0.2)]) as router:
             assert router.infer(1).value == "b"
             lines = router.check().lines
     finally:
         logging.getLogger("edgeroute").removeHandler(handler)
     assert any("rule of battery: " in text and "never applies" in text for text in said), said
     assert any("rule of battery: " in text and "never applies" in text for text in lines), lines
-    own = {"sensors": lambda: Reading(0.1, None), "saver": Saver("only_edge", battery_below=0.2)}
+    own = {"sensors": lambda: Reading(0.1, None), "rules": [Rule("battery", "only_edge", 0.2)]}
     with Router(unsure, lambda _: ("b", 0.9), threshold=0.8, **own) as router:
         assert router.infer(1).value == "a"
         assert not any("never applies" in text for text in router.check().lines)
@@ -393,7 +393,7 @@ def serve():
 
 FEATURES = (
     imports, infer, deadline, asyncio_, a_cloud_over_http, journal, one_process_delivers, state, outbox, breaker, cache, a_corrupt_file,
-    saver, policy, calibrate, commands, serve,
+    battery, policy, calibrate, commands, serve,
 )  # fmt: skip
 
 

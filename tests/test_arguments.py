@@ -19,12 +19,11 @@ from edgeroute import (
     PlainJson,
     PolicyError,
     Router,
-    Saver,
     Semantic,
     Trace,
 )
 
-KINDS = {"audit": Audit, "cache": Cache, "egress": Egress, "limits": Limits, "outbox": Outbox, "saver": Saver}
+KINDS = {"audit": Audit, "cache": Cache, "egress": Egress, "limits": Limits, "outbox": Outbox}
 WRONG = [
     *((name, value) for name in KINDS for value in (True, 1, {"a": 1}, object())),
     *KINDS.items(),  # the class, and not one of it
@@ -66,7 +65,7 @@ def test_arguments_of_the_right_types(tmp_path):
     given = {"audit": Audit(), "cache": Cache(), "egress": Egress(), "limits": Limits(), "outbox": Outbox(tmp_path / "o.db")}
     for trace in (print, "trace.jsonl", tmp_path / "trace.jsonl", Trace(print)):
         more = {"trace": trace, "instruments": (Half(),), "metered": bool, "sensors": None, "state": str(tmp_path / "state")}
-        with Router(unsure, sure, threshold=0.5, saver=Saver(), **given, **more):
+        with Router(unsure, sure, threshold=0.5, **given, **more):
             pass
 
 
@@ -108,11 +107,6 @@ def audited(share):
     Router(unsure, sure, threshold=0.5, audit=Audit(share)).close()
 
 
-def saving(**options):
-    """A router that saves its battery."""
-    Router(unsure, sure, threshold=0.5, saver=Saver(**options)).close()
-
-
 PRICES = ("usd_per_call", "usd_per_mb", "joules_per_call", "joules_per_mb")
 NONE = (NAN, -1, True, "5", HUGE, -HUGE)
 """No number is any of these; an unset one is left out and is not None."""
@@ -125,8 +119,6 @@ NUMBERS = [
     (address, "max_reply_bytes", (*NONE, None, 0, 0.5, INF), (1, 1 << 20)),
     *((limited, name, (*NONE, None), (0, 0.5, INF)) for name in Limits._fields),
     (audited, "share", (*NONE, None, 1.5, INF), (0, 0.5, 1)),
-    (saving, "battery_below", (*NONE, None, 1.5, INF), (0, 0.5, 1)),
-    (saving, "hotter_than_c", (NAN, True, "5", HUGE, None), (-20, 45.5, INF)),
     *((Cache, name, (*NONE, None, 0.5, INF), (0, 1 << 20)) for name in ("max_bytes", "disk_max_bytes")),
     *(
         (Cache, name, (*NONE, None), (0, 0.5, INF))

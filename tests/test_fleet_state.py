@@ -60,7 +60,7 @@ def by_hand(of, scenario, charge, around, first_s, until):
     celsius, state, seconds, switches, rules = (
         around + of.c_per_w * of.idle_w,
         (),
-        dict.fromkeys(of.policy.all_rules(), 0.0),
+        dict.fromkeys(of.policy.device_rules, 0.0),
         0,
         (),
     )
@@ -80,7 +80,7 @@ def by_hand(of, scenario, charge, around, first_s, until):
         if due > until:
             return charge, celsius, seconds, switches
         if charge > 0:
-            state = step(of.policy.all_rules(), state, Reading(charge, celsius, mains=False), at)
+            state = step(of.policy.device_rules, state, Reading(charge, celsius, mains=False), at)
             switches += len({*in_force(state)} ^ {*rules})
             rules = in_force(state)
         else:

@@ -28,7 +28,7 @@ from edgeroute import (
     PlainJson,
     PolicyError,
     Router,
-    Saver,
+    Rule,
     Unreachable,
 )
 from edgeroute.router.build import build
@@ -355,7 +355,7 @@ def test_a_model_that_cannot_be_closed_after_its_last_run(gate):
 @pytest.mark.parametrize("told", [None, {"battery": 1}, ("low", None), (0.1, 20.0)], ids=repr)
 def test_sensors_that_tell_something_else(make, told):
     """What cannot be read costs no answer; a plain pair of numbers is as good as a `Reading`."""
-    router = make(unsure, sure, saver=Saver("only_edge", battery_below=0.2), sensors=lambda: told)
+    router = make(unsure, sure, rules=[Rule("battery", "only_edge", 0.2)], sensors=lambda: told)
     assert router.infer("x").source == ("edge" if told == (0.1, 20.0) else "cloud")
     router.engine.observer.read()
     assert router.infer("x").source == ("edge" if told == (0.1, 20.0) else "cloud")

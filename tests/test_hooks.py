@@ -21,7 +21,7 @@ from edgeroute import (
     PlainJson,
     RequestLog,
     Router,
-    Saver,
+    Rule,
     Semantic,
     StopToken,
 )
@@ -58,7 +58,7 @@ def policies(hook, server, tmp_path):
         "metered": (unsure, away, {"metered": hook, "hedge_after": 0.001, "deadline": LONG}),
         "consent": (unsure, away, {"egress": Egress(consent=hook)}),
         "redact": (unsure, away, {"egress": Egress(redact=hook)}),
-        "sensors": (sure, None, {"saver": Saver("only_edge", battery_below=0.2), "sensors": hook}),
+        "sensors": (sure, None, {"rules": [Rule("battery", "only_edge", 0.2)], "sensors": hook}),
         "score": (lambda x: np.array([0.1, 0.9]), away, {"score": hook}),
         "score of answers": (unsure, away, {"score": hook}),
         "trace": (unsure, away, {"trace": hook}),
@@ -287,7 +287,7 @@ def test_ctrl_c_gets_through_metered_and_sensors():
     with Router(unsure, away, threshold=0.5, hedge_after=60.0, metered=hook) as router, pytest.raises(KeyboardInterrupt):
         router.infer("x")
     with pytest.raises(KeyboardInterrupt):
-        Router(sure, None, saver=Saver("only_edge", battery_below=0.2), sensors=hook)
+        Router(sure, None, rules=[Rule("battery", "only_edge", 0.2)], sensors=hook)
 
 
 @pytest.mark.parametrize("given", ["high", [0.5, 0.5], object(), 1j])

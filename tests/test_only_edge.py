@@ -1,4 +1,4 @@
-"""Mode only_edge, of the policy or of the saver: nothing leaves by itself either. What waits goes on waiting, and goes later."""
+"""Mode only_edge, of the policy or of a rule: nothing leaves by itself either. What waits goes on waiting, and goes later."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from live import until
 from netns import Namespace, needs_namespaces
 
 import edgeroute
-from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Saver
+from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Rule
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
 from edgeroute.router.audit_calls import Asks
@@ -22,7 +22,7 @@ from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer
 
 LOW, HIGH = Reading(0.1), Reading(0.9)
-SAVER = Saver("only_edge", battery_below=0.5)
+LOW_RULE = [Rule("battery", "only_edge", 0.5)]
 
 
 class Sends:
@@ -97,8 +97,8 @@ def box(make, server, replies, tmp_path):
     "policy",
     [
         {"mode": "only_edge"},
-        {"saver": SAVER, "sensors": lambda: LOW},
-        {"saver": SAVER, "mode": "only_edge", "sensors": lambda: HIGH},
+        {"rules": LOW_RULE, "sensors": lambda: LOW},
+        {"rules": LOW_RULE, "mode": "only_edge", "sensors": lambda: HIGH},
     ],
 )
 def test_the_outbox_waits(make, box, sends, policy, server):
@@ -123,7 +123,7 @@ def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch, s
     monkeypatch.setattr("edgeroute.observe.observer.READS_S", 0.0)
     reading = [LOW]
     outbox = box()
-    router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, saver=SAVER, sensors=lambda: reading[0])
+    router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, rules=LOW_RULE, sensors=lambda: reading[0])
     late = threading.Semaphore(0)
     router.on_late(lambda _: late.release())
     sends.wait(sends.count() + 6)
@@ -134,7 +134,7 @@ def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch, s
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": SAVER}])
+@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"rules": LOW_RULE}])
 def test_probes_wait_for_another_mode(make, policy, monkeypatch):
     """The link comes up while a breaker is open: nobody is probed."""
     monkeypatch.setattr(admission, "FIRST_S", 1e6)  # no probe is due by time, however slow the machine
@@ -148,7 +148,7 @@ def test_probes_wait_for_another_mode(make, policy, monkeypatch):
         assert guard.state == "open"
         assert router.infer(1).source == "edge"
         assert server.connections == 0
-        if "saver" not in policy:
+        if "rules" not in policy:
             return
         reading[0] = HIGH
         router.engine.observer.read()
@@ -168,7 +168,7 @@ def test_audits_wait_for_another_mode(make, monkeypatch):
                 router.engine.observer.read()
 
     with CannedServer(GOOD) as server:
-        options = {"saver": SAVER, "sensors": lambda: reading[0], "audit": Audit(share=1.0), "instruments": [Falling()]}
+        options = {"rules": LOW_RULE, "sensors": lambda: reading[0], "audit": Audit(share=1.0), "instruments": [Falling()]}
         router = make(sure, PlainJson(server.url), **options)
         assert router.infer("before").source == "edge"
         server.wait_for(lambda: server.requests)
@@ -183,7 +183,7 @@ def test_a_stale_answer_is_not_renewed(make):
     reading = [HIGH]
     with CannedServer(GOOD) as server:
         cache = Cache(ttl_s=0.0, stale_while_revalidate_s=1000.0)
-        router = make(unsure, PlainJson(server.url), saver=SAVER, sensors=lambda: reading[0], cache=cache)
+        router = make(unsure, PlainJson(server.url), rules=LOW_RULE, sensors=lambda: reading[0], cache=cache)
         assert router.infer(1, mode="prefer_edge").source == "cloud"
         reading[0] = LOW
         router.engine.observer.read()
@@ -193,7 +193,7 @@ def test_a_stale_answer_is_not_renewed(make):
         assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": SAVER, "sensors": lambda: LOW}])
+@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"rules": LOW_RULE, "sensors": lambda: LOW}])
 def test_check_pings_nobody(make, policy):
     """It says so, and all else that it says stands."""
     with CannedServer(GOOD) as server:
@@ -216,7 +216,7 @@ def test_a_rule_holds_what_waits(make, box, sends, server):
 
 HELD = """
 import asyncio, json, sys, threading
-from edgeroute import AsyncRouter, Audit, Outbox, PlainJson, Router, Saver
+from edgeroute import AsyncRouter, Audit, Outbox, PlainJson, Router, Rule
 from edgeroute import Reading
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
@@ -232,8 +232,8 @@ def send(queue, entry):
         tried.release()
 
 OfflineQueue.send = send
-if "saver" in policy:
-    policy |= {"saver": Saver("only_edge", battery_below=0.5), "sensors": lambda: Reading(0.1)}
+if "rules" in policy:
+    policy |= {"rules": [Rule("battery", "only_edge", 0.5)], "sensors": lambda: Reading(0.1)}
 arguments = dict(
     edge=lambda x: ("edge", 0.9 if x % 2 else 0.1), cloud=PlainJson(url, retries=0), threshold=0.8, offline="queue",
     state=folder, outbox=Outbox(folder + "/outbox.db", spread_s=0.0), audit=Audit(share=1.0), **policy,
@@ -267,7 +267,7 @@ else:
 @pytest.mark.slow
 @needs_namespaces
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
-@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": True}], ids=["policy", "battery"])
+@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"rules": True}], ids=["policy", "battery"])
 def test_not_one_packet(kind, policy, tmp_path):
     """Entries wait, a breaker is open, the link comes up, every answer is to be audited, `check` is asked: nothing leaves."""
     with Namespace() as ns:
@@ -285,7 +285,7 @@ def test_not_one_packet(kind, policy, tmp_path):
         assert ns.packets() == before
 
 
-def test_a_saver_needs_an_edge():
+def test_such_a_rule_needs_an_edge():
     """Nobody can be kept at home without one."""
     with pytest.raises(PolicyError, match="only_edge"):
-        Threads(cloud=lambda x: x, saver=SAVER)
+        Threads(cloud=lambda x: x, rules=LOW_RULE)

@@ -28,7 +28,7 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + '[egress]\nnever_leaves = ["a"]\n', "egress.never_leaves", 'did you mean "never_leave"?'),
     (T + E + C + "[audit]\nshares = 1\n", "audit.shares", 'did you mean "share"?'),
     (T + E + C + '[cache]\nttl_s = "1h"\n', "cache.ttl_s", 'did you mean "ttl"?'),
-    (T + E + C + '[saver]\nbattery = "20%"\n', "saver.battery", 'did you mean "battery_below"?'),
+    (T + E + C + '[saver]\nbattery_below = "20%"\n', "saver", 'a [[rule]] of = "battery"'),
     # a key in the wrong place
     (T + E + C + 'mode = "only_edge"\n', "cloud.mode", "at the top of the file"),
     (T + E + C + 'share = "1%"\n', "cloud.share", "belongs in [audit]"),
@@ -45,7 +45,7 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + 'max_reply = "1 megabyte"\n', "cloud.max_reply", 'did you mean "1MB"?'),
     (T + E + C + '[cache]\nmax_size = "16M"\n', "cache.max_size", 'did you mean "16MB"?'),
     (T + E + C + "[audit]\nshare = 5\n", "audit.share", 'did you mean "5%"?'),
-    (T + E + C + "[saver]\nbattery_below = 20\n", "saver.battery_below", 'did you mean "20%"?'),
+    (T + E + C + '[[rule]]\nof = "battery"\nthen = "only_edge"\nenter = 20\n', "rule.enter", 'did you mean "20%"?'),
     ('hedge_after = "p100"\n' + T + E + C, "hedge_after", '"p10" to "p99"'),
     # numbers
     ("threshold = 80\n" + E + C, "threshold", "0.8"),
@@ -96,7 +96,6 @@ TOML = [  # text, key, what it says beside it
     (T + E + C + "[trace]\nsample = 1\n", "trace.file", "so is state"),
     (T + E + C + '[egress]\nnever_leave = ["a"]\nmay_leave = ["a"]\n', "egress.may_leave", "in never_leave too"),
     (T + E + C + '[egress]\nunknown_class = "deny"\n', "egress", "never_leave, may_leave or default_class"),
-    (T + E + C + '[saver]\nmode = "only_edge"\n', "saver", "battery_below, hotter_than or both"),
     # what cannot be parsed
     (T + T + E + C, "threshold", "is there twice (at line 2, "),
     (T + E + 'path = "b.onnx"\n' + C, "path", "is there twice (at line 4, "),

@@ -29,7 +29,7 @@ from edgeroute import (
     PolicyError,
     Refused,
     Router,
-    Saver,
+    Rule,
     Trace,
     Unreachable,
 )
@@ -514,15 +514,15 @@ def test_a_battery_that_runs_out():
 
 
 def test_a_policy_that_saves():
-    """Below its share of battery, or above its temperature, the saver's mode holds; without readings it does not."""
+    """Below its share of battery, or above its temperature, the rule's mode holds; without readings it does not."""
     records, _, setup = asked([(0.1, None)] * 100)
     trace = collect(spread(records, 7.0))
-    saving = but(setup, saver=Saver(battery_below=0.5))
+    saving = but(setup, device_rules=(Rule("battery", "only_edge", 0.5),))
     drained = replay(trace, saving, battery=Battery(1.0, wh=2000 / 3600, idle_w=2.5))
     assert (drained.unserved, drained.replayed.edge) == (0, 100 - drained.replayed.cloud)
     assert drained.replayed.cloud == 52  # by then they took 104 J, and the rest 910 J
     assert replay(trace, saving).replayed.cloud == 100
-    hot = but(setup, saver=Saver(hotter_than_c=70.0))
+    hot = but(setup, device_rules=(Rule("heat", "only_edge", 70.0),))
     assert replay(trace, hot, thermal="hot").replayed.cloud == 18
     assert replay(trace, hot, thermal="warm").replayed.cloud == 100
     seldom = but(hot, sensors_every_s=45.0)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from both import LONG, unsure
 
-from edgeroute import DeviceSensors, Reading, Router, Saver
+from edgeroute import DeviceSensors, Reading, Router, Rule
 from edgeroute.observe import sensors as system
 from edgeroute.observe.device.power import Battery
 from edgeroute.observe.sensors import SAMPLER, Sampler, period_s
 from edgeroute.router import assemble
 from edgeroute.router.reload import replace
 
-SAVER = Saver("only_edge", battery_below=0.2)
+LOW_RULE = [Rule("battery", "only_edge", 0.2)]
 FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)
 
 
@@ -54,7 +54,7 @@ class Device:
 
 
 def make(device, **policy):
-    return Router(unsure, cloud, **{"threshold": 0.5, "saver": SAVER, "sensors": device, **policy})
+    return Router(unsure, cloud, **{"threshold": 0.5, "rules": LOW_RULE, "sensors": device, **policy})
 
 
 def ours():
@@ -88,19 +88,19 @@ def test_the_first_request_after_an_idle_hour_decides_by_what_is_now():
 def test_sensors_that_no_policy_uses_are_not_read():
     """There is no thread for them either; a reload changes it, in both directions, without a request."""
     device = Device(LOW)
-    with make(device, saver=None) as router:
+    with make(device, rules=None) as router:
         assert router.infer(1).source == "cloud"
         assert (device.reads, ours()) == (0, [])
         engine, old = router.engine, router.engine.snapshot
 
-        def use(saver):
-            policy = old.policy._replace(saver=saver)
+        def use(rules):
+            policy = old.policy._replace(device_rules=tuple(rules))
             replace(engine, lambda snapshot: snapshot._replace(policy=policy, plans={}), engine.spending.limits, metered=False)
 
-        use(SAVER)
+        use(LOW_RULE)
         device.again()
         assert router.infer(1).source == "edge"
-        use(None)
+        use([])
         wait_for(lambda: "edgeroute-sampler" not in ours())
     assert len(SAMPLER) == 0
 
@@ -305,7 +305,7 @@ def test_the_period_of_a_policy(tmp_path):
 
     device, policy = Device(), tmp_path / "policy.toml"
     device.every_s = 1.0
-    text = 'sensors_every = "60s"\nthreshold = 0.5\n[saver]\nbattery_below = "20%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    text = 'sensors_every = "60s"\nthreshold = 0.5\n[[rule]]\nof = "battery"\nenter = "20%"\nthen = "only_edge"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
     policy.write_text(text)
     with Router.from_policy(policy, edge=unsure, cloud=cloud, sensors=device) as router:
         assert router.engine.observer.reads_at > time.monotonic() + 30

@@ -35,7 +35,6 @@ from edgeroute import (
     PolicyError,
     Router,
     RuntimeMissing,
-    Saver,
     Trace,
 )
 from edgeroute import policy as settings
@@ -131,7 +130,7 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
     assert {k: v for k, v in given.items() if k not in {"edge", "cloud"}} == {
         "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "first_token": 0.15, "score": "margin", "no_confidence": "accept",
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
-        "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "saver": None, "rules": None, "uncalibrated": "error",
+        "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "rules": None, "uncalibrated": "error",
         "certificate_max_age": 7776000.0,
         "views": None, "candidate": None, "ab": None, "sensors_every": 5.0,
     }  # fmt: skip
@@ -332,7 +331,6 @@ def test_the_defaults_are_those_of_the_classes():
         (singles.Audit, Audit, {}),
         (singles.Cache, Cache, {}),
         (singles.Outbox, Outbox, {}),
-        (singles.Saver, Saver, {}),
         (singles.Trace, Trace, {}),
     ):
         theirs = {**address, **inspect.signature(made).parameters}
@@ -605,7 +603,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, saver, rule, trace, telemetry"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -651,7 +649,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, saver, rule, trace, telemetry"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),

@@ -219,7 +219,7 @@ def test_a_share_and_a_call_that_names_its_mode(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ what is refused
 def test_what_is_refused(tmp_path):
-    """A call cannot have the mode, nor a saver; both sides are needed; an edge that is awaited would need the loop."""
+    """A call cannot have the mode, nor a rule; both sides are needed; an edge that is awaited would need the loop."""
     with Router(edge, cloud, threshold=0.5) as router, pytest.raises(PolicyError, match="a call has no mode 'shadow': it is for"):
         router.infer(0.9, mode="shadow")
 
@@ -236,7 +236,10 @@ def test_what_is_refused(tmp_path):
         ('mode = "shadow"\n[edge]\npath = "edge.onnx"', r'mode: "shadow" needs a \[cloud\] section'),
         ('mode = "shadow"\n[cloud]\nurl = "http://127.0.0.1:9"', r'mode: "shadow" needs an \[edge\] section'),
         ('mode = "shadoe"\n[cloud]\nurl = "http://127.0.0.1:9"', 'did you mean "shadow"'),
-        ('[saver]\nmode = "shadow"\nbattery_below = "5%"\n[cloud]\nurl = "http://127.0.0.1:9"', "saver.mode: found"),
+        (
+            '[[rule]]\nof = "battery"\nthen = "shadow"\nenter = "5%"\n[cloud]\nurl = "http://127.0.0.1:9"',
+            "rule.then: found",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(PolicyError, match=words):

@@ -470,7 +470,7 @@ def stays_home(policy: Policy, facts: Facts) -> str:
 
 def _applying(policy: Policy, facts: Facts, mode: Mode | None) -> Applying:
     """The rules in force that apply to a call with that mode of its own, if any."""
-    return applying([rule for rule in policy.all_rules() if rule in facts.rules], mode)
+    return applying([rule for rule in policy.device_rules if rule in facts.rules], mode)
 
 
 def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:

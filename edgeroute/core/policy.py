@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.egress import Rules
-from edgeroute.core.rules import Rule, RuleMode
+from edgeroute.core.rules import Rule
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
@@ -51,23 +51,6 @@ class Target(NamedTuple):
     """The group of variants of which it is one; empty: none. One member of a group is in a plan."""
 
 
-class Saver(NamedTuple):
-    """Another mode for a low battery or a hot device; which mode saves energy depends on the device."""
-
-    mode: RuleMode = "only_edge"
-    """The mode while it is in force."""
-    battery_below: float = 0.0
-    """Battery charge, 0..1, below which the saver is in force while not charging."""
-    hotter_than_c: float = INF
-    """Degrees Celsius above which the saver is in force."""
-
-    def rules(self) -> tuple[Rule, ...]:
-        """The same as rules, which end where those do by default."""
-        low = Rule("battery", self.mode, self.battery_below)
-        hot = Rule("heat", self.mode, self.hotter_than_c)
-        return (*((low,) if self.battery_below > 0 else ()), *((hot,) if self.hotter_than_c < INF else ()))
-
-
 class Policy(NamedTuple):
     """Routing rules. Durations are in seconds."""
 
@@ -86,15 +69,10 @@ class Policy(NamedTuple):
     """Order of several clouds: as listed, or the one with the lowest latency first."""
     rules: Rules = Rules()
     """The egress rules."""
-    saver: Saver | None = None
     device_rules: tuple[Rule, ...] = ()
     """Rules on the device's state; the first one in force that changes the mode counts."""
     sensors_every_s: float | None = None
     """Time between two readings of the device's sensors; None: as the sensors say."""
-
-    def all_rules(self) -> tuple[Rule, ...]:
-        """The rules on the device's state, the saver's last."""
-        return self.device_rules if self.saver is None else (*self.device_rules, *self.saver.rules())
 
 
 class Terms(NamedTuple):

@@ -178,7 +178,7 @@ class Observer:
     @property
     def wanted(self) -> bool:
         """Whether the sensors are read at all."""
-        return self._records or self.limited or bool(self._policy.all_rules())
+        return self._records or self.limited or bool(self._policy.device_rules)
 
     @property
     def limited(self) -> bool:
@@ -205,7 +205,7 @@ class Observer:
         variants = [t.name for t in targets if t.group]
         if variants:
             facts = facts._replace(took_s=self._paces.known(counts.took_s(variants, MOST), monotonic()))
-        frugal = any(rule.then == "cheapest_energy" for rule in policy.all_rules())
+        frugal = any(rule.then == "cheapest_energy" for rule in policy.device_rules)
         if frugal or self.limited:
             joules = steady(self.facts.joules, self.energy.joules(backends))
             facts = facts._replace(joules=joules, unsure=unsure(counts, self._edges) if frugal else None)
@@ -276,7 +276,7 @@ class Observer:
         """Steps the rules by the last reading. Returns whether others are in force now."""
         with self._lock:
             now_s = monotonic() if self.read_at is None else self.read_at
-            self._state = step(self._policy.all_rules(), self._state, self.reading, now_s)
+            self._state = step(self._policy.device_rules, self._state, self.reading, now_s)
             rules = in_force(self._state)
             changed = rules != self.facts.rules
             if changed:

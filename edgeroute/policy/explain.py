@@ -14,6 +14,11 @@ from edgeroute.policy.problems import Key, Problem, found, sort
 from edgeroute.policy.singles import Section
 from edgeroute.policy.targets import CLOUDS, Cloud
 
+REPLACED = {
+    "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
+}
+"""Section of an earlier policy -> what replaces it."""
+
 
 def explain(error: ValidationError) -> list[Problem]:
     """One problem per error; none quotes what may be a secret."""
@@ -61,6 +66,8 @@ def _meant(word: str, model: type[Section | Settings]) -> str:
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:
                 return f'only a cloud with protocol = "{protocol}" has it'
+    if model is Settings and word in REPLACED:
+        return REPLACED[word]
     if word in SECTIONS:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:

@@ -28,7 +28,6 @@ from edgeroute.policy.singles import (
     Limits,
     Outbox,
     Rule,
-    Saver,
     Section,
     Telemetry,
     Trace,
@@ -50,7 +49,6 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "audit": (Audit,),
     "cache": (Cache,),
     "outbox": (Outbox,),
-    "saver": (Saver,),
     "rule": (Rule,),
     "trace": (Trace,),
     "telemetry": (Telemetry,),
@@ -161,9 +159,6 @@ class Settings(BaseSettings):
         description='Requests that the cloud did not answer wait in `outbox.db` in the `state` folder; `offline = "queue"` puts '
         "them there, and needs this section only for other values than these.",
     )
-    saver: Saver | None = Field(
-        None, description="Another mode while the battery is low or the device is hot: two rules in short (rules.md)."
-    )
     rule: Annotated[list[Rule], IN_ORDER] = Field(
         [],
         description="What changes while the device is short of battery, memory or power, hot or busy; several as `[[rule]]`. Of "
@@ -234,7 +229,6 @@ class Settings(BaseSettings):
             "egress": rules.make(consent, redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
-            "saver": self.saver.make() if self.saver else None,
             "rules": [rule.make() for rule in self.rule] or None,
             "views": {
                 (side, i): section.view

@@ -60,7 +60,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    parts = (_sides, _times, _folder, _classes, _saver, _candidate, _arm, _cloud_arms, _telemetry)
+    parts = (_sides, _times, _folder, _classes, _candidate, _arm, _cloud_arms, _telemetry)
     return [problem for part in parts for problem in part(data)]
 
 
@@ -129,13 +129,6 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
     never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
     for name in [name for name in may if isinstance(name, str) and name in never]:
         yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
-
-
-def _saver(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """A saver that would never apply."""
-    saver = data.get("saver")
-    if isinstance(saver, dict) and "battery_below" not in saver and "hotter_than" not in saver:
-        yield Problem(("saver",), "expected battery_below, hotter_than or both: without them it never applies")
 
 
 def _candidate(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Sections that occur once: limits, egress, arms, audit, cache, outbox, saver, trace, telemetry."""
+"""Sections that occur once: limits, egress, arms, audit, cache, outbox, trace, telemetry."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pydantic import (
 )
 
 from edgeroute.cloud import guard
-from edgeroute.core import policy, rules, spending
+from edgeroute.core import rules, spending
 from edgeroute.core.egress import Unknown
-from edgeroute.core.policy import INF, OnAlarm
-from edgeroute.core.rules import OF, Of, RuleMode, Then
+from edgeroute.core.policy import OnAlarm
+from edgeroute.core.rules import OF, Of, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.units import SHARE, Delay, Duration, Share, Size, expected, share, text
 from edgeroute.policy.values import Amount, AnyTexts, Count, Flag, ModelPath, Rate, Shares, Text, Texts, not_only_cloud, refused
@@ -267,25 +267,6 @@ class Outbox(Section):
             rate_per_s=self.rate,
             spread_s=self.spread,
         )
-
-
-class Saver(Section):
-    """Another mode for when the device runs short of energy, or hot."""
-
-    mode: Annotated[RuleMode, BeforeValidator(not_only_cloud)] = Field(
-        "only_edge", description="The mode then, in place of the policy's; a call's own mode goes before it."
-    )
-    battery_below: Share | None = Field(
-        None, description="The share of a full battery below which it holds, while the device is not charged. Without it: never."
-    )
-    hotter_than: Amount | None = Field(
-        None, description="Degrees Celsius of the hottest part of the device above which it holds. Without it: never."
-    )
-
-    def make(self) -> policy.Saver:
-        """Makes the saver rule."""
-        hot = INF if self.hotter_than is None else self.hotter_than
-        return policy.Saver(self.mode, self.battery_below or 0.0, hot)
 
 
 class Trace(Section):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
@@ -85,7 +85,6 @@ class AsyncRouter(AsyncLive, Generic[V]):
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
         ab: AB | None = None,
-        saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
         sensors_every: float | None = None,
@@ -102,7 +101,7 @@ class AsyncRouter(AsyncLive, Generic[V]):
             partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode, views=views,
             deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence, ab=ab,
             offline=offline, order=order, egress=egress, limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every,
+            candidate=candidate, rules=rules, sensors=sensors, sensors_every=sensors_every,
             uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
         )  # fmt: skip
 

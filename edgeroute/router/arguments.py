@@ -10,7 +10,6 @@ from math import isnan
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from edgeroute.core.policy import INF
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.record.instruments import Instrument
@@ -47,7 +46,6 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "egress": ("edgeroute.cloud.guard", "Egress"),
     "limits": ("edgeroute.core.spending", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
-    "saver": ("edgeroute.core.policy", "Saver"),
 }
 """Argument -> module and name of its class, imported only if it is given."""
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -106,14 +104,11 @@ def check_types(given: Mapping[str, Any]) -> None:
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
     """Checks the numbers in plain data, which cannot refuse them itself."""
-    limits, audit, saver = (given.get(name) for name in ("limits", "audit", "saver"))
+    limits, audit = given.get("limits"), given.get("audit")
     for name, value in ({} if limits is None else limits._asdict()).items():
         check_number(f"limits: {name}", value, infinite=True)
     if audit is not None:
         check_number("audit: share", audit.share, most=1)
-    if saver is not None:
-        check_number("saver: battery_below", saver.battery_below, most=1)
-        check_number("saver: hotter_than_c", saver.hotter_than_c, least=-INF, infinite=True)
 
 
 def check_seconds(name: str, value: Any, *, least: bool = False) -> None:

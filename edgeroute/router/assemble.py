@@ -116,7 +116,7 @@ def assemble(
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
     observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
-    if engine.snapshot.policy.all_rules() or observer.limited:
+    if engine.snapshot.policy.device_rules or observer.limited:
         _first_reading(engine, sensors)
         for line in [*observer.lacking(()), *(observer.budget() if observer.reading.power_w is None else ())]:
             log.warning("%s", line)

@@ -35,7 +35,7 @@ from edgeroute.core.policy import (
     Target,
     Uncalibrated,
 )
-from edgeroute.core.rules import NO_ONLY_CLOUD, RULE_MODES, Rule, problem
+from edgeroute.core.rules import Rule, problem
 from edgeroute.core.words import UNIDENTIFIED
 from edgeroute.edge.backend import EdgeBackend, ScoredBeforehand, edge_backend, keeps_state
 from edgeroute.edge.members import member, stamps
@@ -162,10 +162,9 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
         raise PolicyError(f"sensors_every= takes seconds, from {LEAST_S:g} to {MOST_S:g}, not {every_s:g}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
-    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, RULE_MODES)] if policy.saver else [])):
-        if mode not in valid:
-            raise PolicyError(NO_ONLY_CLOUD if mode == "only_cloud" else f"there is no mode {mode!r}: {nearest(mode, valid)}")
-        _check_sides(mode, f"mode {mode!r}", edges, clouds)
+    if policy.mode not in POLICY_MODES:
+        raise PolicyError(f"there is no mode {policy.mode!r}: {nearest(policy.mode, POLICY_MODES)}")
+    _check_sides(policy.mode, f"mode {policy.mode!r}", edges, clouds)
     for i, rule in enumerate(policy.device_rules):
         if text := problem(rule):
             raise PolicyError(f"rules: {text}")
@@ -418,7 +417,7 @@ def build(
         views["edge", 0] = own_view
     made = build(
         candidate, cloud, score=score, egress=egress, views=views, guard=guard, awaits=awaits,
-        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow", "saver": None}, rules=(),
+        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow"}, rules=(),
     )  # fmt: skip
     if made.clouds != snapshot.clouds:
         raise PolicyError(

@@ -90,7 +90,7 @@ class Sensing:
     def _free_or_load(self, snapshot: Snapshot) -> None:
         edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
         rules = self._observer.facts.rules
-        if any(rule.then == "unload" for rule in snapshot.policy.all_rules() if rule in rules):
+        if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
             for backend in edges:
                 quietly(backend.unload, "freeing an edge model")
         elif freed := [backend for backend in edges if backend.unloaded and not backend.loading]:
@@ -427,7 +427,7 @@ class Engine:
             read: reads the sensors first if that is due: an idle device has no requests that would do it.
         """
         policy, observer = self.snapshot.policy, self.observer
-        if read and policy.all_rules() and monotonic() >= observer.reads_at:
+        if read and policy.device_rules and monotonic() >= observer.reads_at:
             self.read_sensors()
         return stays_home(policy, observer.facts)
 

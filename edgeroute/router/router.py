@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.assemble import assemble
@@ -81,7 +81,6 @@ class Router(Live, Generic[V]):
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-        saver: a `Saver`: another mode while the battery is low or the device is hot.
         rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
         sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
         sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
@@ -117,7 +116,6 @@ class Router(Live, Generic[V]):
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
         ab: AB | None = None,
-        saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
         sensors_every: float | None = None,
@@ -133,7 +131,7 @@ class Router(Live, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
-            saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
+            rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
             certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 
-from edgeroute import Prediction, Rule, Saver
+from edgeroute import Prediction, Rule
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Facts, Plan, plan, stays_home
 from edgeroute.core.policy import INF, Policy, Target
@@ -17,6 +17,7 @@ from edgeroute.core.walk import Done, Emit, Mark, left, walk
 from edgeroute.router.drivers import blocking, tasks, virtual
 
 HOT = Rule("heat", "only_edge", enter=80)
+LOW, SPARING = Rule("battery", "only_edge", 0.5), Rule("battery", "prefer_edge", 0.5)
 EDGE, A, B = Target("edge", "edge", 0.85), Target("a", "cloud"), Target("b", "cloud")
 
 
@@ -150,15 +151,15 @@ def test_drivers_leave_what_is_late_to_run_on(kind, keep):
     [
         (Policy(), Facts(), ""),
         (Policy("only_edge"), Facts(), "only_edge"),
-        (Policy(saver=Saver("only_edge", 0.5)), Facts(), ""),
-        (Policy(saver=Saver("only_edge", 0.5)), Facts(rules=Saver("only_edge", 0.5).rules()), "only_edge, battery below 50%"),
-        (Policy(saver=Saver("only_edge", 0.4)), Facts(rules=Saver("only_edge", 0.5).rules()), ""),
+        (Policy(device_rules=(LOW,)), Facts(), ""),
+        (Policy(device_rules=(LOW,)), Facts(rules=(LOW,)), "only_edge, battery below 50%"),
+        (Policy(device_rules=(LOW._replace(enter=0.4),)), Facts(rules=(LOW,)), ""),
         (Policy(device_rules=(HOT,)), Facts(rules=(HOT,)), "only_edge, heat above 80 C"),
-        (Policy("only_edge", saver=Saver("prefer_edge", 0.5)), Facts(rules=Saver("prefer_edge", 0.5).rules()), ""),
+        (Policy("only_edge", device_rules=(SPARING,)), Facts(rules=(SPARING,)), ""),
     ],
 )
 def test_what_keeps_all_at_home(policy, facts, why):
-    """The mode for calls that name none, of the policy or of the saver; the plan of such a call says the same."""
+    """The mode for calls that name none, of the policy or of a rule; the plan of such a call says the same."""
     assert stays_home(policy, facts) == why
     made = plan(policy, (EDGE, A), facts)
     assert isinstance(made, Plan)

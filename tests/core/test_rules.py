@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeroute import Prediction, Reading, Rule, Saver
+from edgeroute import Prediction, Reading, Rule
 from edgeroute.core import explain
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
@@ -173,14 +173,6 @@ def test_rules_that_are_none(rule, says):
 def test_rules_that_are_some(rule):
     """With the band that they have by default."""
     assert problem(rule) == ""
-
-
-def test_a_saver_is_two_rules_in_short():
-    """Of the battery, of heat, or of both; with the bands of those."""
-    assert Saver("only_edge", 0.2, 80).rules() == (LOW, Rule("heat", "only_edge", 80))
-    assert Saver("only_edge").rules() == ()
-    assert Policy(saver=Saver("only_edge", 0.2), device_rules=(HOT,)).all_rules() == (HOT, LOW)
-    assert course(Saver(battery_below=1.0).rules()[0], 1.0, 0.9, 1.0) == [False, True, False]
 
 
 # ------------------------------------------------------------------------------------------------------------- the plans

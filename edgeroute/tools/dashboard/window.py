@@ -399,7 +399,7 @@ def policy_summary(snapshot: Snapshot) -> dict[str, Any]:
         "hedge_after": None if policy.hedge_after == INF else policy.hedge_after,
         "never_leave": sorted(egress.never_leave), "may_leave": sorted(egress.may_leave), "unknown_class": egress.unknown_class,
         "default_class": egress.default_class,
-        "rules": [f"{rule}: {rule.then}" for rule in policy.all_rules()],
+        "rules": [f"{rule}: {rule.then}" for rule in policy.device_rules],
         "targets": [
             {"name": t.name, "side": t.side, "threshold": finite(t.threshold), "label": t.label} for t in snapshot.targets
         ],

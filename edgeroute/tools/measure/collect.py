@@ -87,7 +87,7 @@ class Aside:
         backends, specs = list(snapshot.backends), list(snapshot.specs)
         kind, name, given, _, *more = specs[self.number]
         backends[self.number], specs[self.number] = self.runner, (kind, name, given, self.score, *more)
-        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None, device_rules=())
+        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, device_rules=())
         targets = tuple(target._replace(group="") for target in snapshot.targets)  # each can be run, also if it is not picked
         self._targets, self.before = snapshot.targets, before(snapshot.targets, self.number)
         self.snapshot = snapshot._replace(policy=policy, targets=targets, backends=tuple(backends), specs=tuple(specs), plans={})

@@ -163,7 +163,7 @@ _COUNTS = (
 
 def goes_by_energy(setup: Setup) -> bool:
     """Whether the policy has a rule or a limit that goes by what calls take."""
-    frugal = any(rule.then == "cheapest_energy" for rule in setup.policy.all_rules())
+    frugal = any(rule.then == "cheapest_energy" for rule in setup.policy.device_rules)
     return frugal or setup.limits.joules_per_hour < INF
 
 

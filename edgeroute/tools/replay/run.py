@@ -67,7 +67,7 @@ NOTES: Final = (
     "a stream and a refinement are replayed as plain requests; audits, and thresholds that they would change, are not replayed",
     "a call fails with all its retries at once; a hold that an endpoint asks for (Retry-After) is not in a trace",
     "consent is given and redaction works where the trace does not say otherwise",
-    "rules and a saver go by the trace's readings, known at its requests alone; by battery and heat as they are simulated",
+    "rules go by the trace's readings, known at its requests alone; by battery and heat as they are simulated",
     "with an empty battery nothing is served",
 )
 
@@ -148,7 +148,7 @@ class _Run:
         self.course = () if thermal is None else THERMAL[thermal]
         self.script = Script(self.gates, self.spending, self.course, random)
         self.counts, self.facts, self.tally = Counts(), Facts(), Tally()
-        self.rules, self.state, self.reading = setup.policy.all_rules(), NONE_YET, Reading()
+        self.rules, self.state, self.reading = setup.policy.device_rules, NONE_YET, Reading()
         self.coming = trace.readings[::-1]
         self.reads_at = INF if battery is None and not self.course else -INF
         self.joules = joules(trace, setup, edge_joules) if goes_by_energy(setup) else {}

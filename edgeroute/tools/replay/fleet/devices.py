@@ -162,7 +162,7 @@ class Course:
     """
 
     def __init__(self, scenario: Scenario, device: Device) -> None:
-        self._of, self._device, self._rules = scenario, device, device.policy.all_rules()
+        self._of, self._device, self._rules = scenario, device, device.policy.device_rules
         kinds = min(KINDS, scenario.devices)
         random = np.random.default_rng([scenario.seed, 1])  # of its own: the fleet's numbers do not depend on it
         around = 2 * random.random((3, kinds)) - 1
