@@ -18,6 +18,7 @@ import pytest
 import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
+from edgeroute.router.aio import Loop
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
@@ -270,8 +271,7 @@ class Due:
         self._conditions, self._over = {}, threading.Event()
         for name in ("begin", "begin_stream"):
             patch.setattr(LegExecutor, name, self._watched(getattr(LegExecutor, name)))
-        begin = AsyncRouter._begin  # private: a leg begins there that is awaited, and no public name is that near to it
-        patch.setattr(AsyncRouter, "_begin", self._watched(begin))  # private: likewise
+        patch.setattr(Loop, "begin", self._watched(Loop.begin))
         keeps = LegExecutor.keeps_time  # one that runs in its caller's thread hears of no event
         patch.setattr(
             LegExecutor, "keeps_time", lambda legs, start: legs.plan.deadline_s not in self._conditions and keeps(legs, start)

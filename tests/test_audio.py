@@ -124,7 +124,6 @@ def test_what_is_no_audio_is_refused(make, chunk):
         {"max_segment": 0.05},
         {"window": 0},
         {"drop": "all"},
-        {"every": 1},
         *({name: math.inf} for name in ("max_segment", "hangover", "min_speech", "lead")),
         {"on_barge_in": 3},
         {"barge_in": "x"},

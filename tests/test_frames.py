@@ -211,7 +211,6 @@ def test_what_is_no_source_is_refused(make, source):
         {"stale": "1s"},
         {"label": 3},
         {"signature": "x"},
-        {"fps": 30},
     ],
 )
 def test_wrong_arguments_are_refused_at_once(make, wrong):

@@ -4,50 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Sequence
 from contextlib import aclosing
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Uncalibrated
-from edgeroute.core.spending import Limits
+from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
-from edgeroute.router.assemble import assemble
+from edgeroute.router.base import BaseRouter, Spawn
+from edgeroute.router.build import edges_of
 from edgeroute.router.conversation import AsyncConversation
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.live.tasks import AsyncLive
 from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
-from edgeroute.router.request import Request, length
+from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.streams import End
+from edgeroute.router.streams import AsyncStream, End, last, whole
+from edgeroute.router.warm import Warmed, Warming, viewed, warmed, warmed_async
+from edgeroute.system.imports import tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.guard import Egress
-    from edgeroute.confidence.certificate import Certificate
-    from edgeroute.core.rules import Rule
-    from edgeroute.observe.sensors import Sensors
-    from edgeroute.record.instruments import Instrument
-    from edgeroute.record.trace import Trace
-    from edgeroute.router.arguments import Cloud, Edge
-    from edgeroute.router.views import View
-    from edgeroute.stores.cache import Cache
-    from edgeroute.stores.outbox import Outbox
-    from edgeroute.trials.drift import Audit
-    from edgeroute.trials.settings import AB
+    from edgeroute.router.live.audio import Vad
+    from edgeroute.router.live.frames import Drop, Signature
+    from edgeroute.router.live.tasks import AsyncAudio, AsyncFrames
+    from edgeroute.tools.measure.report.progress import Progress
+    from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
 
 T = TypeVar("T")
 QUICK_S = 0.001
@@ -57,185 +50,19 @@ CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
 
-class AsyncRouter(AsyncLive, Generic[V]):
-    """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
+class Loop:
+    """The event loop's side of a router: pumps, the tasks of legs, and threads for what may block.
 
-    The arguments are those of `Router`.
+    Args:
+        engine: of the router.
     """
 
-    def __init__(
-        self,
-        edge: Edge[V] | Sequence[Edge[V]] | None = None,
-        cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
-        *,
-        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
-        mode: PolicyMode = "prefer_edge",
-        deadline: float | None = None,
-        hedge_after: float | str | None = None,
-        first_token: float | None = None,
-        score: str | Score = "msp",
-        no_confidence: NoConfidence = "defer",
-        offline: Offline = "edge",
-        order: CloudOrder = "listed",
-        egress: Egress | None = None,
-        limits: Limits | None = None,
-        metered: bool | Callable[[], bool] = False,
-        cache: Cache | None = None,
-        outbox: Outbox | None = None,
-        audit: Audit | None = None,
-        candidate: Edge[V] | None = None,
-        ab: AB | None = None,
-        rules: Sequence[Rule] | None = None,
-        sensors: Sensors | None = None,
-        sensors_every: float | None = None,
-        uncalibrated: Uncalibrated = "tell",
-        certificate_max_age: float | None = None,
-        state: str | Path | None = None,
-        views: Mapping[str, View] | None = None,
-        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
-        instruments: Sequence[Instrument] = (),
-    ) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self._tasks: set[asyncio.Task[Any]] = set()
         self._inside = InsideLegs()
-        self.engine = assemble(
-            partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode, views=views,
-            deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence, ab=ab,
-            offline=offline, order=order, egress=egress, limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, rules=rules, sensors=sensors, sensors_every=sensors_every,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
-        )  # fmt: skip
 
-    async def infer(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-        importance: float = 0.0,
-    ) -> Answer[V]:
-        """As `Router.infer`. Cancelling it cancels all running legs."""
-        engine = self.engine
-        request = engine.request(x, mode, deadline, data_class, importance)
-        if engine.plain:
-            result = await self._plain(request)
-            if engine.tell is not None:
-                engine.tell(request, result)
-        else:
-            (result,) = await self._pump(engine.steps([request]))
-        return answer_of(result)
-
-    async def _plain(self, request: Request) -> Result:
-        """`infer` without optional stages: walk and record directly."""
-        engine = self.engine
-        backend: Any = request.snapshot.backends[request.plan.legs[0].target]
-        drawn = None if engine.auditor is None else engine.auditor.arrives()
-        first = run_first(request) if _quick(request.plan, backend) else None
-        if type(first) is Outcome:
-            engine.record(request, first, None, drawn)
-            return Answer(request.plan, first, request.id)
-        known: Any = first
-        legs = engine.legs([request], known)
-        begin = partial(self._begin, legs, False, known)
-        return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs, drawn)
-
-    async def refine(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> AsyncGenerator[Answer[V], None]:
-        """As `Router.refine`."""
-        request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
-        async with aclosing(self._shown(request)) as answers:
-            async for shown in answers:
-                yield shown if isinstance(shown, Answer) else answer_of(shown[0])
-
-    async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Yields what the caller is shown, and finally an `End` with the results."""
-        mail: asyncio.Queue[Any] = asyncio.Queue()
-        task = asyncio.ensure_future(self._pump(self.engine.steps([request]), mail.put_nowait))
-        task.add_done_callback(lambda _: mail.put_nowait(_END))
-        try:
-            while (shown := await mail.get()) is not _END:
-                yield shown
-            yield End(await task)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def infer_many(
-        self,
-        batch: Sequence[Any],
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> list[Answer[V]]:
-        """As `Router.infer_many`."""
-        if not length(batch):
-            return []
-        results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
-        return [answer_of(result) for result in results]
-
-    def conversation(self, system: str | None = None) -> AsyncConversation:
-        """As `Router.conversation`."""
-        return AsyncConversation(self, system)
-
-    def session(self) -> AsyncSession:
-        """As `Router.session`, for `async with`."""
-        return AsyncSession(self)
-
-    async def decide(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> Decision:
-        """As `Router.decide`."""
-        request = self.engine.request(x, mode, deadline, data_class)
-        legs, event = self.engine.legs([request]), None
-        steps = decide(request.plan, legs, self.engine.audited)
-        try:
-            while True:
-                start = steps.send(event)
-                backend: Any = legs.backend(start)
-                if backend.alone_async:
-                    event = await legs.run_async(start, None, backend, self._in_thread)
-                else:
-                    event = await self._in_thread(partial(legs.run, start))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-    async def check(self, *, timeout: float = 5.0) -> Check:
-        """As `Router.check`."""
-        return await self._in_thread(partial(self.engine.check, timeout))
-
-    async def close(self) -> None:
-        """Ends threads, tasks and connections, also if it is cancelled. Calls under way end with what they have; never raises.
-
-        A coroutine that goes on though it was cancelled is waited for up to a second, as threads are.
-        """
-        self.engine.closed = True  # no leg begins any more
-        loop = asyncio.get_running_loop()
-        tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
-        for task in tasks:
-            task.cancel()
-        ends: set[asyncio.Future[Any]] = {*tasks, *self._inside.close(loop)}
-        try:
-            if ends:
-                await asyncio.wait(ends, timeout=CLOSE_S)
-            for backend in self.engine.snapshot.backends:
-                if hasattr(backend, "aclose"):
-                    await backend.aclose()
-        finally:
-            await self._in_thread(self._close)
-
-    async def _pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
+    async def pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
         """Executes the steps of a call on the event loop; `show` is called with what the caller is shown."""
         value: Any = None
         move: Callable[[Any], Step] = steps.send
@@ -252,17 +79,15 @@ class AsyncRouter(AsyncLive, Generic[V]):
     async def _take(self, step: Step, show: Callable[[Any], object] | None) -> Any:
         if type(step) is Walk:
             to = None if step.show is None or show is None else partial(_show, step.show, show)
-            return await drive(step.walk, partial(self._begin, step.legs, step.streams, None), to)
+            return await drive(step.walk, partial(self.begin, step.legs, step.streams, None), to)
         if type(step) is Join:
             return await step.flight.wait_async(step.timeout_s)
         if type(step) is Pause:
             return await asyncio.sleep(step.seconds)
         assert type(step) is Block, "there is no other step"
-        return await self._in_thread(*step)
+        return await self.in_thread(*step)
 
-    def _begin(
-        self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send
-    ) -> Stop | Event | Deferrable:
+    def begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event | Deferrable:
         """Starts a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
         if first is not None and start.leg == 0:
             return first
@@ -310,17 +135,31 @@ class AsyncRouter(AsyncLive, Generic[V]):
                     backend.stopping.add(task)
                 task.cancel()
 
-        task = self._task(leg)
+        task = self.task(leg)
         task.add_done_callback(ended)
         return stop
 
-    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task, which `end` cancels."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
+    async def end(self) -> None:
+        """Cancel the tasks and legs on this loop, and wait for them up to a second; close the backends that are awaited."""
+        loop = asyncio.get_running_loop()
+        tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
+        for task in tasks:
+            task.cancel()
+        ends: set[asyncio.Future[Any]] = {*tasks, *self._inside.close(loop)}
+        if ends:
+            await asyncio.wait(ends, timeout=CLOSE_S)
+        for backend in self.engine.snapshot.backends:
+            if hasattr(backend, "aclose"):
+                await backend.aclose()
+
+    async def in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
         """The result of `call` in a thread; `late` if there is none by the instant `until`.
 
         Called here if it is needed, and there is no thread for it, or too much waits for one.
@@ -332,6 +171,294 @@ class AsyncRouter(AsyncLive, Generic[V]):
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
         return done.result() if done.done() else late
 
+
+class AsyncRouter(BaseRouter[V]):
+    """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
+
+    The arguments are those of `Router`.
+    """
+
+    _awaits = True
+
+    def _spawner(self) -> Spawn:
+        return partial(_spawn, weakref.ref(self))
+
+    @cached_property
+    def _loop(self) -> Loop:
+        return Loop(self.engine)
+
+    async def infer(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        importance: float = 0.0,
+    ) -> Answer[V]:
+        """As `Router.infer`. Cancelling it cancels all running legs."""
+        engine = self.engine
+        request = engine.request(x, mode, deadline, data_class, importance)
+        if engine.plain:
+            result = await _plain(self._loop, request)
+            if engine.tell is not None:
+                engine.tell(request, result)
+        else:
+            (result,) = await self._loop.pump(engine.steps([request]))
+        return answer_of(result)
+
+    async def refine(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> AsyncGenerator[Answer[V], None]:
+        """As `Router.refine`."""
+        request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
+        async with aclosing(self._shown(request)) as answers:
+            async for shown in answers:
+                yield shown if isinstance(shown, Answer) else answer_of(shown[0])
+
+    async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
+        """Yields what the caller is shown, and finally an `End` with the results."""
+        mail: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.ensure_future(self._loop.pump(self.engine.steps([request]), mail.put_nowait))
+        task.add_done_callback(lambda _: mail.put_nowait(_END))
+        try:
+            while (shown := await mail.get()) is not _END:
+                yield shown
+            yield End(await task)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def infer_many(
+        self,
+        batch: Sequence[Any],
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> list[Answer[V]]:
+        """As `Router.infer_many`."""
+        if not length(batch):
+            return []
+        results = await self._loop.pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
+        return [answer_of(result) for result in results]
+
+    def stream(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        first_token: float | None = None,
+        restart: bool = False,
+        data_class: str | None = None,
+    ) -> AsyncStream:
+        """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
+        return AsyncStream(self._pieces(x, mode, deadline, first_token, restart, data_class))
+
+    async def _pieces(
+        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
+    ) -> AsyncGenerator[Any, None]:
+        shows: Shows = "restarts" if restart else "pieces"
+        request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
+        spoken = False
+        async with aclosing(self._shown(request)) as pieces:
+            async for shown in pieces:
+                if not isinstance(shown, End):
+                    spoken = True
+                    yield shown
+                    continue
+                answer = answer_of(shown[0])
+                if not spoken:  # from the cache, or in place of the cloud's
+                    yield whole(answer)
+                yield last(answer)
+
+    def frames(
+        self,
+        source: Any,
+        *,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        every: float | None = None,
+        stale: float | None = 1.0,
+        hold: int = 3,
+        margin: float | None = 0.2,
+        scene: float | None = 0.03,
+        refresh: float | None = 30.0,
+        signature: Signature | None = None,
+        label: Callable[[Any], Hashable] | None = None,
+        busy: float = 1.0,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> AsyncFrames:
+        """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
+        from edgeroute.router.live.frames import FrameSettings
+        from edgeroute.router.live.tasks import frames_of
+
+        settings = FrameSettings(
+            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
+        ).checked()
+        return self._watched(frames_of(self, source, settings))
+
+    def audio(
+        self,
+        chunks: Any,
+        *,
+        rate: int = 16_000,
+        vad: Vad | None = None,
+        window: int | None = None,
+        on: float = 0.5,
+        off: float = 0.35,
+        min_speech: float = 0.1,
+        hangover: float = 0.5,
+        lead: float = 0.2,
+        max_segment: float = 15.0,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        barge_in: bool | None = None,
+        on_barge_in: Callable[[float], object] | None = None,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> AsyncAudio:
+        """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
+
+        Of an async iterable `vad` and `on_barge_in` are called on the event loop.
+        """
+        from edgeroute.router.live.audio import AudioSettings
+        from edgeroute.router.live.tasks import audio_of
+
+        settings = AudioSettings(
+            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
+            deadline, data_class,
+        ).checked()  # fmt: skip
+        return self._watched(audio_of(self, chunks, settings))
+
+    def conversation(self, system: str | None = None) -> AsyncConversation:
+        """As `Router.conversation`."""
+        return AsyncConversation(self, system)
+
+    def session(self) -> AsyncSession:
+        """As `Router.session`, for `async with`."""
+        return AsyncSession(self)
+
+    async def decide(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> Decision:
+        """As `Router.decide`."""
+        request = self.engine.request(x, mode, deadline, data_class)
+        legs, event = self.engine.legs([request]), None
+        steps = decide(request.plan, legs, self.engine.audited)
+        try:
+            while True:
+                start = steps.send(event)
+                backend: Any = legs.backend(start)
+                if backend.alone_async:
+                    event = await legs.run_async(start, None, backend, self._loop.in_thread)
+                else:
+                    event = await self._loop.in_thread(partial(legs.run, start))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def check(self, *, timeout: float = 5.0) -> Check:
+        """As `Router.check`."""
+        return await self._loop.in_thread(partial(self.engine.check, timeout))
+
+    async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
+        """As `Router.warm`; models that are async are awaited, others run in a thread."""
+        found, models = list[Warmed](), edges_of(self.engine.snapshot)
+        for i, (name, backend) in enumerate(models):
+            if progress is not None:
+                progress(i, len(models), name)
+            if backend.run_async is not None:
+                found.append(await warmed_async(name, backend, viewed(self.engine.snapshot, samples, backend)))
+            else:
+                call = partial(warmed, name, backend, viewed(self.engine.snapshot, samples, backend))
+                found.append(await in_edge_thread(self.engine.edge_threads, call))
+        if progress is not None:
+            progress(len(models), len(models), "")
+        return found
+
+    async def calibrate(
+        self,
+        X: Any,  # noqa: N803 - as in scikit-learn
+        y: Any = None,
+        *,
+        max_loss: float | None = None,
+        max_error: float | None = None,
+        max_defer: float | None = None,
+        sure: float | None = 0.95,
+        per_class: bool = False,
+        groups: Any = None,
+        score: str | Score | None = None,
+        ood: bool = False,
+        edge: int = 0,
+        data_class: str | None = None,
+        batch: int = 32,
+        every: int = 1,
+        progress: Progress = None,
+    ) -> CalibrationResult:
+        """As `Router.calibrate`, beside other tasks. Cancelling it ends it; `progress` is called on the event loop."""
+        steps = tool("measure.steps")
+
+        want = steps.wanted(
+            max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
+        )
+        return await self._loop.pump(
+            steps.calibration(
+                self.engine, X, y, want,
+                edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, policy=self._policy_name,
+                groups=groups,
+            )
+        )  # fmt: skip
+
+    async def evaluate(
+        self,
+        X: Any,  # noqa: N803 - as in scikit-learn
+        y: Any = None,
+        *,
+        ask_cloud: bool = True,
+        edge: int = 0,
+        data_class: str | None = None,
+        batch: int = 1,
+        every: int = 1,
+        edge_usd: float | None = None,
+        edge_joules: float | None = None,
+        progress: Progress = None,
+    ) -> EvaluationResult:
+        """As `Router.evaluate`, beside other tasks. Cancelling it ends it."""
+        steps = tool("measure.steps")
+
+        return await self._loop.pump(
+            steps.evaluation(
+                self.engine, X, y,
+                ask_cloud=ask_cloud, edge=edge, data_class=data_class, batch=batch, every=every, edge_usd=edge_usd,
+                edge_joules=edge_joules, progress=progress, policy=self._policy_name,
+            )
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Ends threads, tasks and connections, also if it is cancelled. Calls under way end with what they have; never raises.
+
+        A coroutine that goes on though it was cancelled is waited for up to a second, as threads are.
+        """
+        self.engine.closed = True  # no leg begins any more
+        try:
+            await self._loop.end()
+        finally:
+            await self._loop.in_thread(self._close)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -339,12 +466,27 @@ class AsyncRouter(AsyncLive, Generic[V]):
         await self.close()
 
 
+async def _plain(loop: Loop, request: Request) -> Result:
+    """`infer` without optional stages: walk and record directly."""
+    engine = loop.engine
+    backend: Any = request.snapshot.backends[request.plan.legs[0].target]
+    drawn = None if engine.auditor is None else engine.auditor.arrives()
+    first = run_first(request) if _quick(request.plan, backend) else None
+    if type(first) is Outcome:
+        engine.record(request, first, None, drawn)
+        return Answer(request.plan, first, request.id)
+    known: Any = first
+    legs = engine.legs([request], known)
+    begin = partial(loop.begin, legs, False, known)
+    return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs, drawn)
+
+
 def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
     """Executes steps in the background, unless the router was dropped: its parts do not keep it alive."""
     owner = router()
     if owner is None:
         return False
-    owner._task(owner._pump(steps))  # noqa: SLF001 - its own module's
+    owner._loop.task(owner._loop.pump(steps))  # noqa: SLF001 - its own module's
     return True
 
 

@@ -1,4 +1,4 @@
-"""Base of both routers: the methods that need no pump."""
+"""Base of both routers: the constructor, and the methods that need no pump."""
 
 from __future__ import annotations
 
@@ -8,37 +8,150 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from weakref import WeakSet
 
-from edgeroute.edge.backend import EdgeBackend
+from edgeroute.confidence.scores import Score
+from edgeroute.core.policy import CloudOrder, NoConfidence, Offline, PolicyMode, Uncalibrated
+from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats, Status
-from edgeroute.router.build import Snapshot, edges_of, fingerprints
+from edgeroute.router.assemble import assemble
+from edgeroute.router.build import edges_of, fingerprints
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.reload import PolicyFile, replace
-from edgeroute.router.warm import Warmed, warmed
+from edgeroute.router.stages import Steps
+from edgeroute.system.process import alive
+from edgeroute.types import V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgeroute.cloud.guard import Egress
+    from edgeroute.confidence.certificate import Certificate
+    from edgeroute.core.rules import Rule
+    from edgeroute.observe.sensors import Sensors
+    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.trace import Trace
+    from edgeroute.router.arguments import Cloud, Edge
+    from edgeroute.router.views import View
+    from edgeroute.stores.cache import Cache
+    from edgeroute.stores.outbox import Outbox
+    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.settings import AB
+
 log = logging.getLogger("edgeroute")
 Late = TypeVar("Late", bound=Callable[..., object])
+W = TypeVar("W")
+Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]
+"""Executes steps in the background; returns False if the router cannot."""
 
 
-class EngineOwner:
-    """Owns an engine, and the policy file that it was made from.
+class BaseRouter(Generic[V]):
+    """What both routers share: the constructor, the policy file, reports, and the end.
 
     Attributes:
         engine: the router's parts.
     """
 
     engine: Engine
+    _awaits: bool
     _file: PolicyFile | None = None
+    _live: WeakSet[Any] | None = None
+
+    def __init__(
+        self,
+        edge: Edge[V] | Sequence[Edge[V]] | None = None,
+        cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
+        *,
+        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+        mode: PolicyMode = "prefer_edge",
+        deadline: float | None = None,
+        hedge_after: float | str | None = None,
+        first_token: float | None = None,
+        score: str | Score = "msp",
+        no_confidence: NoConfidence = "defer",
+        offline: Offline = "edge",
+        order: CloudOrder = "listed",
+        egress: Egress | None = None,
+        limits: Limits | None = None,
+        metered: bool | Callable[[], bool] = False,
+        cache: Cache | None = None,
+        outbox: Outbox | None = None,
+        audit: Audit | None = None,
+        candidate: Edge[V] | None = None,
+        ab: AB | None = None,
+        rules: Sequence[Rule] | None = None,
+        sensors: Sensors | None = None,
+        sensors_every: float | None = None,
+        uncalibrated: Uncalibrated = "tell",
+        certificate_max_age: float | None = None,
+        state: str | Path | None = None,
+        views: Mapping[str, View] | None = None,
+        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
+        instruments: Sequence[Instrument] = (),
+    ) -> None:
+        """Make a router; nothing is loaded and nothing is sent yet.
+
+        Args:
+            edge: a path (its suffix selects the runtime), an `EdgeModel`, or any callable `f(x) -> (value, confidence)` or
+                logits; several as a list, the smallest first.
+            cloud: the URL of a model (`.../v2/models/NAME`), an endpoint (`OpenInference`, `PlainJson`), any callable, a
+                list of them in order of trying, or None: then nothing can leave.
+            threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
+                `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
+            mode: prefer_edge, only_edge, prefer_cloud or only_cloud; or shadow: as only_cloud, and of the audited requests
+                (without `audit=`: of all) it is recorded what the edge would have answered.
+            deadline: seconds over all legs; at the deadline the best available answer is returned.
+            hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
+                than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
+                metered link, while an endpoint is down, or once half of a limit is spent.
+            first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
+            score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
+            no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
+            offline: if the cloud was needed and did not answer: "edge" returns the edge's answer, marked degraded; "queue" does
+                too, and sends the request later; "stale" returns a stale cache entry; "raise" raises NoAnswer.
+            order: of several clouds: as "listed", or the "fastest" so far first.
+            egress: an `Egress`: which data classes may leave, consent, redaction.
+            limits: a `Limits`: maximum spending per day, hour and minute.
+            metered: whether the link is metered (bytes cost money), or a function that returns it.
+            audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
+            candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
+            ab: an `AB`: another edge model for a share of the requests or devices.
+            uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
+                reports it in reasons and `check`; "error" rejects such a router.
+            certificate_max_age: seconds; None: no limit.
+            cache: a `Cache` of answers.
+            outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
+            rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
+            sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
+            sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
+            state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
+            views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function
+                of it.
+            instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
+            trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
+
+        Raises:
+            PolicyError: the arguments are invalid together.
+            ModelMissing: there is no file at the edge's path.
+        """
+        self.engine = assemble(
+            self._spawner(), awaits=self._awaits,
+            edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
+            first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
+            rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
+            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
+        )  # fmt: skip
+
+    def _spawner(self) -> Spawn:
+        """Return the function that executes steps in the background."""
+        raise NotImplementedError
 
     @classmethod
     def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
@@ -184,7 +297,15 @@ class EngineOwner:
         return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
+        for one in [] if self._live is None else alive(self._live):
+            one.router_closed()
         _close(self.engine, self._file)
+
+    def _watched(self, updates: W) -> W:
+        """Return the iterator, which ends when the router is closed."""
+        found: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
+        found.add(updates)
+        return updates
 
     def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """Closes a router that was dropped without `close`, in the background, and says so.
@@ -235,81 +356,3 @@ def _start(job: Callable[[], object]) -> None:
         threading.Thread(target=job, name="edgeroute-close", daemon=True).start()
     except RuntimeError:
         job()
-
-
-# `warm` of both routers: models are loaded, and run once, before the first request needs them.
-
-Progress = Callable[[int, int, str], object]
-"""Called with the number of models that are done, the number of all, and the name of the one that comes next."""
-
-
-class Warming(EngineOwner):
-    """`warm` of `Router`."""
-
-    def warm(self, samples: Sequence[Any] = (), *, progress: Progress | None = None) -> list[Warmed]:
-        """Loads each model on the device and runs it twice, so that the first request does not wait for that.
-
-        Nothing is sent, and nothing is counted.
-
-        Args:
-            samples: inputs as of `infer`; empty: zeros in the shape that a model says it takes.
-            progress: called as `progress(done, of, name)` before each model, and once at the end with an empty name.
-
-        Raises:
-            ModelError: a model cannot be loaded, or does not run on a sample.
-            BadInput: a sample is no input of a model.
-        """
-        snapshot, found = self.engine.snapshot, list[Warmed]()
-        models = edges_of(snapshot)
-        for i, (name, backend) in enumerate(models):
-            if progress is not None:
-                progress(i, len(models), name)
-            found.append(warmed(name, backend, _viewed(snapshot, samples, backend)))
-        if progress is not None:
-            progress(len(models), len(models), "")
-        return found
-
-
-class AsyncWarming(EngineOwner):
-    """`warm` of `AsyncRouter`."""
-
-    async def warm(self, samples: Sequence[Any] = (), *, progress: Progress | None = None) -> list[Warmed]:
-        """As `Router.warm`; models that are async are awaited, others run in a thread."""
-        from edgeroute.router.off_loop import in_edge_thread
-
-        found, models = list[Warmed](), edges_of(self.engine.snapshot)
-        for i, (name, backend) in enumerate(models):
-            if progress is not None:
-                progress(i, len(models), name)
-            if backend.run_async is not None:
-                found.append(await _awaited(name, backend, _viewed(self.engine.snapshot, samples, backend)))
-            else:
-                call = partial(warmed, name, backend, _viewed(self.engine.snapshot, samples, backend))
-                found.append(await in_edge_thread(self.engine.edge_threads, call))
-        if progress is not None:
-            progress(len(models), len(models), "")
-        return found
-
-
-def _viewed(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
-    """What that model takes of each sample."""
-    for one in (snapshot, snapshot.candidate, snapshot.other):
-        if one is not None and backend in one.backends:
-            i = one.backends.index(backend)
-            return [one.views.of(one.targets[i], i, x) for x in samples]
-    return samples
-
-
-async def _awaited(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
-    begun = monotonic()
-    load = member(backend.model, "load")
-    if load is not None:
-        load()
-    loaded = monotonic()
-    if not samples or backend.run_async is None:
-        return Warmed(name, loaded - begun, None, None)
-    for x in samples:
-        await backend.run_async([x], many=False)
-    first = monotonic()
-    await backend.run_async([samples[0]], many=False)
-    return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)

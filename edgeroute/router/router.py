@@ -2,138 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic, sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Uncalibrated
-from edgeroute.core.spending import Limits
+from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
-from edgeroute.router.assemble import assemble
+from edgeroute.router.base import BaseRouter, Spawn
+from edgeroute.router.build import edges_of
 from edgeroute.router.conversation import Conversation
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor, run_first
-from edgeroute.router.live.updates import Live
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import Request, length
+from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.session import Session
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.streams import Stream, whole
+from edgeroute.router.warm import Warmed, Warming, viewed, warmed
+from edgeroute.system.imports import tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.guard import Egress
-    from edgeroute.confidence.certificate import Certificate
-    from edgeroute.core.rules import Rule
-    from edgeroute.observe.sensors import Sensors
-    from edgeroute.record.instruments import Instrument
-    from edgeroute.record.trace import Trace
-    from edgeroute.router.arguments import Cloud, Edge
-    from edgeroute.router.views import View
-    from edgeroute.stores.cache import Cache
-    from edgeroute.stores.outbox import Outbox
-    from edgeroute.trials.drift import Audit
-    from edgeroute.trials.settings import AB
+    from edgeroute.router.live.audio import Vad
+    from edgeroute.router.live.frames import Drop, Signature
+    from edgeroute.router.live.updates import Audio, Frames
+    from edgeroute.tools.measure.report.progress import Progress
+    from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
 
 T = TypeVar("T")
 
 
-class Router(Live, Generic[V]):
+class Router(BaseRouter[V]):
     """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
-
-    Args:
-        edge: a path (its suffix selects the runtime), an `EdgeModel`, or any callable `f(x) -> (value, confidence)` or
-            logits; several as a list, the smallest first.
-        cloud: the URL of a model (`.../v2/models/NAME`), an endpoint (`OpenInference`, `PlainJson`), any callable, a
-            list of them in order of trying, or None: then nothing can leave.
-        threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
-            `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
-        mode: prefer_edge, only_edge, prefer_cloud or only_cloud; or shadow: as only_cloud, and of the audited requests (without
-            `audit=`: of all) it is recorded what the edge would have answered.
-        deadline: seconds over all legs; at the deadline the best available answer is returned.
-        hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
-            than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
-            metered link, while an endpoint is down, or once half of a limit is spent.
-        first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
-        score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
-        no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
-        offline: if the cloud was needed and did not answer: "edge" returns the edge's answer, marked degraded; "queue" does
-            too, and sends the request later; "stale" returns a stale cache entry; "raise" raises NoAnswer.
-        order: of several clouds: as "listed", or the "fastest" so far first.
-        egress: an `Egress`: which data classes may leave, consent, redaction.
-        limits: a `Limits`: maximum spending per day, hour and minute.
-        metered: whether the link is metered (bytes cost money), or a function that returns it.
-        audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
-        candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
-        ab: an `AB`: another edge model for a share of the requests or devices.
-        uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
-            reports it in reasons and `check`; "error" rejects such a router.
-        certificate_max_age: seconds; None: no limit.
-        cache: a `Cache` of answers.
-        outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-        rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
-        sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
-        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
-        state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
-        views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
-        instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
-        trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
-
-    Raises:
-        PolicyError: the arguments are invalid together.
-        ModelMissing: there is no file at the edge's path.
     """
 
-    def __init__(
-        self,
-        edge: Edge[V] | Sequence[Edge[V]] | None = None,
-        cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
-        *,
-        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
-        mode: PolicyMode = "prefer_edge",
-        deadline: float | None = None,
-        hedge_after: float | str | None = None,
-        first_token: float | None = None,
-        score: str | Score = "msp",
-        no_confidence: NoConfidence = "defer",
-        offline: Offline = "edge",
-        order: CloudOrder = "listed",
-        egress: Egress | None = None,
-        limits: Limits | None = None,
-        metered: bool | Callable[[], bool] = False,
-        cache: Cache | None = None,
-        outbox: Outbox | None = None,
-        audit: Audit | None = None,
-        candidate: Edge[V] | None = None,
-        ab: AB | None = None,
-        rules: Sequence[Rule] | None = None,
-        sensors: Sensors | None = None,
-        sensors_every: float | None = None,
-        uncalibrated: Uncalibrated = "tell",
-        certificate_max_age: float | None = None,
-        state: str | Path | None = None,
-        views: Mapping[str, View] | None = None,
-        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
-        instruments: Sequence[Instrument] = (),
-    ) -> None:
-        self.engine = assemble(
-            lambda engine, steps: engine.cloud_threads.submit(lambda: _whole(pump(steps, engine))),  # they may hang on a cloud
-            edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
-            first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
-            rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
-            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
-        )  # fmt: skip
+    _awaits = False
+
+    def _spawner(self) -> Spawn:
+        return lambda engine, steps: engine.cloud_threads.submit(lambda: _whole(pump(steps, engine)))  # they may hang on a cloud
 
     def infer(
         self,
@@ -205,9 +121,6 @@ class Router(Live, Generic[V]):
         (result,) = yield from pump(engine.steps([request]), engine, ring)
         yield answer_of(result)
 
-    def _shown(self, request: Request) -> Generator[Any, None, list[Result]]:
-        return pump(self.engine.steps([request]), self.engine)
-
     def infer_many(
         self,
         batch: Sequence[Any],
@@ -230,6 +143,182 @@ class Router(Live, Generic[V]):
             return []
         engine = self.engine
         return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
+
+    def stream(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        first_token: float | None = None,
+        restart: bool = False,
+        data_class: str | None = None,
+    ) -> Stream:
+        """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
+
+        A callable that is a generator function yields pieces, and returns its confidence, if it has one, or yields `Piece`s with
+        the log-probabilities of their tokens; language models do so. Any other target gives one piece. A target with a threshold
+        is judged once: by the first tokens, if its score is a `Prefix` (`decide_after`), or by its whole answer. It is shown from
+        then on; any other is shown as it comes. By `hedge_after` the next target begins meanwhile, and is held back until then.
+
+        Once a piece was shown, no other target continues, and the others are cancelled: if the current one fails, the answer is
+        degraded. With `restart` an edge is shown at once, and a target may follow that begins anew: then the stream yields a
+        `Restart`, and what was shown before is void.
+
+        Args:
+            x: the input.
+            mode: overrides the policy's.
+            deadline: seconds from now; overrides the policy's.
+            first_token: seconds within which a target has to begin, or the next is called; overrides the policy's.
+            restart: the answer may begin anew.
+            data_class: the kind of data.
+
+        Raises:
+            PolicyError: as `infer`; of what is wrong with a value, in the `for`.
+        """
+        return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
+
+    def _pieces(
+        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
+    ) -> Generator[Any, None, Answer]:
+        shows: Shows = "restarts" if restart else "pieces"
+        request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
+        spoken, pieces = False, pump(self.engine.steps([request]), self.engine)
+        try:
+            while True:
+                piece = next(pieces)
+                spoken = True
+                yield piece
+        except StopIteration as end:
+            answer = answer_of(end.value[0])
+        finally:
+            pieces.close()
+        if not spoken:  # from the cache, or in place of the cloud's
+            yield whole(answer)
+        return answer
+
+    def frames(
+        self,
+        source: Any,
+        *,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        every: float | None = None,
+        stale: float | None = 1.0,
+        hold: int = 3,
+        margin: float | None = 0.2,
+        scene: float | None = 0.03,
+        refresh: float | None = 30.0,
+        signature: Signature | None = None,
+        label: Callable[[Any], Hashable] | None = None,
+        busy: float = 1.0,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> Frames:
+        """Answers the frames of a live source: each time the newest, by the edge, and by the cloud while others are answered.
+
+        Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them another one
+        later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
+        queued: what the source gives while a frame is being answered, or before the program asks for the next update, is replaced
+        by what it gives next.
+
+        Args:
+            source: an iterable of frames, an object with `read() -> (ok, frame)` (`cv2.VideoCapture`), or a function that gives
+                the newest frame (None or the same object again: there is none; StopIteration: the end). It is read in one
+                thread. Each frame is an object of its own, which is not written to later.
+            max_in_flight: frames that the cloud is asked about at once; meanwhile others are answered by the edge alone.
+            drop: "oldest": a newer frame replaces one that was not taken; "never": the source waits (a recording).
+            every: seconds between two frames that are taken, at least; None: as quickly as the edge answers.
+            stale: seconds from a frame on within which its refinement is of use; a call that takes longer is cancelled. None:
+                no limit. A refinement is also dropped after a newer one, and after the scene.
+            hold: another label is shown once it has come for so many frames in a row; 1: at once (no hysteresis).
+            margin: or once its confidence exceeds that of the one shown by so much; None: that changes nothing. The cloud's is
+                shown at once.
+            scene: the largest mean difference of two frames' signatures within a scene. In a scene the cloud is asked once, and
+                its answer is that of the frames that follow. None: no scenes.
+            refresh: seconds after which the cloud is asked about a scene again; None: never.
+            signature: a function of a frame that returns some numbers; None: the brightness of an 8 by 8 grid, 0..1, of integers,
+                or of floats that are 0..1 or 0..255 (those with one above 8); NaN and infinities count as 0.
+            label: a function of an answer's value that returns what hysteresis compares; None: the value, if it is hashable.
+            busy: the share of time that the edge may run, more than 0 up to 1: it rests in proportion to its measured latency.
+            mode: overrides the policy's.
+            deadline: seconds for a frame; overrides the policy's.
+            data_class: the kind of data.
+
+        Raises:
+            PolicyError, BadInput: an argument, or the source, is invalid.
+        """
+        from edgeroute.router.live.frames import FrameSettings
+        from edgeroute.router.live.updates import frames_of
+
+        settings = FrameSettings(
+            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
+        ).checked()
+        return self._watched(frames_of(self, source, settings))
+
+    def audio(
+        self,
+        chunks: Any,
+        *,
+        rate: int = 16_000,
+        vad: Vad | None = None,
+        window: int | None = None,
+        on: float = 0.5,
+        off: float = 0.35,
+        min_speech: float = 0.1,
+        hangover: float = 0.5,
+        lead: float = 0.2,
+        max_segment: float = 15.0,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        barge_in: bool | None = None,
+        on_barge_in: Callable[[float], object] | None = None,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> Audio:
+        """Answers speech: yields an `Utterance` for each of its segments with the edge's answer, and then with the cloud's.
+
+        The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
+        ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an
+        answer is being consumed (the program has not asked for the next item) or spoken (`Audio.speaking`), or while the cloud is
+        being asked about an earlier segment: what was pending is cancelled, and the provisional answers stand.
+
+        Args:
+            chunks: an iterable of chunks: float32 from -1 to 1 or int16, [samples] or [samples, channels] (which are mixed), or
+                bytes of int16. It is read in one thread.
+            rate: samples a second.
+            vad: the probability (0..1) of speech in a window, float32 [window]; called in the order of the windows. None: by
+                loudness above the noise.
+            window: samples of a window; None: 32 ms.
+            on: speech begins with windows of at least this probability,
+            off: and ends with windows below this one.
+            min_speech: seconds of speech with which a segment begins.
+            hangover: seconds without speech with which it ends.
+            lead: seconds before it that are part of its audio.
+            max_segment: seconds of a segment; a longer one is cut, and goes on as the next.
+            max_in_flight: segments that the cloud is asked about at once.
+            drop: "oldest" (a live source): where more than four segments wait, one is dropped, and while the cloud is being asked
+                about as many as may be, the edge alone answers; "never" (a recording): the source waits.
+            barge_in: whether new speech cancels what is pending; None: of a live source it does.
+            on_barge_in: called at once, with the position of the speech in seconds, in the thread that reads the source: to stop
+                speaking.
+            mode: overrides the policy's.
+            deadline: seconds for a segment, from when it is taken; overrides the policy's.
+            data_class: the kind of data.
+
+        Raises:
+            PolicyError, BadInput: an argument, or the source, is invalid.
+        """
+        from edgeroute.router.live.audio import AudioSettings
+        from edgeroute.router.live.updates import audio_of
+
+        settings = AudioSettings(
+            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
+            deadline, data_class,
+        ).checked()  # fmt: skip
+        return self._watched(audio_of(self, chunks, settings))
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A conversation that keeps its messages: `talk.infer("Hello")`. Once a turn may not leave, all later ones stay."""
@@ -263,7 +352,143 @@ class Router(Live, Generic[V]):
         """
         return self.engine.check(timeout)
 
-    def _executed(self, steps: Steps[T]) -> T:
+    def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
+        """Loads each model on the device and runs it twice, so that the first request does not wait for that.
+
+        Nothing is sent, and nothing is counted.
+
+        Args:
+            samples: inputs as of `infer`; empty: zeros in the shape that a model says it takes.
+            progress: called as `progress(done, of, name)` before each model, and once at the end with an empty name.
+
+        Raises:
+            ModelError: a model cannot be loaded, or does not run on a sample.
+            BadInput: a sample is no input of a model.
+        """
+        snapshot, found = self.engine.snapshot, list[Warmed]()
+        models = edges_of(snapshot)
+        for i, (name, backend) in enumerate(models):
+            if progress is not None:
+                progress(i, len(models), name)
+            found.append(warmed(name, backend, viewed(snapshot, samples, backend)))
+        if progress is not None:
+            progress(len(models), len(models), "")
+        return found
+
+    def calibrate(
+        self,
+        X: Any,  # noqa: N803 - as in scikit-learn
+        y: Any = None,
+        *,
+        max_loss: float | None = None,
+        max_error: float | None = None,
+        max_defer: float | None = None,
+        sure: float | None = 0.95,
+        per_class: bool = False,
+        groups: Any = None,
+        score: str | Score | None = None,
+        ood: bool = False,
+        edge: int = 0,
+        data_class: str | None = None,
+        batch: int = 32,
+        every: int = 1,
+        progress: Progress = None,
+    ) -> CalibrationResult:
+        """Finds the lowest threshold with a guarantee, on examples that are drawn like future inputs and independent.
+
+        Exactly one of `max_loss`, `max_error` and `max_defer` says what is guaranteed. Nothing of the router changes: the result
+        has the certificate, and the score that it is for. The edge runs every example, and for `max_loss` the cloud is asked
+        about each, whatever threshold and mode. Egress rules, consent, limits and ledger hold; half of an endpoint's rate is left
+        to other calls. Cache, outbox, audits, deadline and hedges take no part. In `stats()` examples count as bytes and cost.
+
+        Args:
+            X: the inputs: an array [n, ...], a sequence of them, or a mapping from name to the rows of one of several inputs.
+            y: what is right for each, as the edge answers, or as class indices. Without it `max_loss` guarantees agreement with
+                the cloud, and `max_defer` needs it only to fit a score.
+            max_loss: accuracy of edge and cloud together below that of the cloud alone, at most; 0..1.
+            max_error: share of wrong answers among those that the edge gives alone, at most.
+            max_defer: share of inputs that are deferred, at most.
+            sure: probability that the guarantee holds, over draws of examples; None, for `max_defer`: it holds on average.
+            per_class: a threshold for each class that the edge predicts, each with the guarantee, all at once.
+            groups: the scene, user or session of each example, [n], where those of one are not independent. Groups are then what
+                is drawn, and each counts the same.
+            score: another than the one in use: a name or a function; "learned" fits one to the examples, "auto" averages
+                its ranks and those of msp, by how much there was to learn from. None: the one in use.
+            ood: a fitted score also looks at how foreign an input is.
+            edge: index of the edge model, from 0.
+            data_class: of the inputs.
+            batch: inputs in one request to the cloud.
+            every: take each N-th example alone: the frames of a film are too alike to count each.
+            progress: a function of (done, total), which may raise to stop; True: a bar, or lines where there is no terminal;
+                False: nothing; None: a bar in a terminal or a notebook.
+
+        Raises:
+            NotEnough: too few examples for the guarantee; it says how many are missing.
+            BadInput: X or y is not what it should be, or an input does not fit the edge model.
+            PolicyError: what is asked for contradicts itself or this router.
+            MayNotLeave: the data class forbids asking the cloud.
+            NoAnswer: the cloud did not answer more than one in a hundred.
+            Closed: the router is closed.
+        """
+        steps = tool("measure.steps")
+
+        want = steps.wanted(
+            max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
+        )
+        return self._run(  # type: ignore[no-any-return]
+            steps.calibration(
+                self.engine, X, y, want,
+                edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, policy=self._policy_name,
+                groups=groups,
+            )
+        )  # fmt: skip
+
+    def evaluate(
+        self,
+        X: Any,  # noqa: N803 - as in scikit-learn
+        y: Any = None,
+        *,
+        ask_cloud: bool = True,
+        edge: int = 0,
+        data_class: str | None = None,
+        batch: int = 1,
+        every: int = 1,
+        edge_usd: float | None = None,
+        edge_joules: float | None = None,
+        progress: Progress = None,
+    ) -> EvaluationResult:
+        """Evaluates the threshold in use on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
+
+        Edge and cloud are called for every example, as by `calibrate`, whatever the threshold. Use other examples than for the
+        calibration. Without labels, right means: as the cloud says.
+
+        Args:
+            X: as for `calibrate`.
+            y: as for `calibrate`.
+            ask_cloud: False: the edge runs alone, and nothing leaves the device.
+            edge: index of the edge model, from 0.
+            data_class: of the inputs.
+            batch: inputs in one request to the cloud; with more than one its latency is not measured.
+            every: take each N-th example alone.
+            edge_usd: what a run of the edge costs, in dollars, for the break-even; None: not known.
+            edge_joules: likewise, of energy.
+            progress: as for `calibrate`.
+
+        Raises:
+            PolicyError: there is no threshold, or an argument is invalid.
+            BadInput, MayNotLeave, NoAnswer, Closed: as by `calibrate`.
+        """
+        steps = tool("measure.steps")
+
+        return self._run(  # type: ignore[no-any-return]
+            steps.evaluation(
+                self.engine, X, y,
+                ask_cloud=ask_cloud, edge=edge, data_class=data_class, batch=batch, every=every, edge_usd=edge_usd,
+                edge_joules=edge_joules, progress=progress, policy=self._policy_name,
+            )
+        )  # fmt: skip
+
+    def _run(self, steps: Steps[T]) -> T:
         return _whole(pump(steps, self.engine))
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,8 @@ from edgeroute.system.logs import quietly
 if TYPE_CHECKING:
     from edgeroute.catalog.installed import Release
 
+Warming = Callable[[int, int, str], object]
+"""Called with the number of models that are done, the number of all, and the name of the one that comes next."""
 CHECK_S = 60.0
 """How long a run on zeros may take, seconds."""
 
@@ -123,3 +125,28 @@ def _check_certificate(made: Snapshot, i: int, release: Release) -> None:
     broken = None if promise is None or release.certificate is None else promise.broken()
     if broken is not None:
         raise ModelError(f"the certificate of {release} does not hold here: {broken}")
+
+
+def viewed(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
+    """What that model takes of each sample."""
+    for one in (snapshot, snapshot.candidate, snapshot.other):
+        if one is not None and backend in one.backends:
+            i = one.backends.index(backend)
+            return [one.views.of(one.targets[i], i, x) for x in samples]
+    return samples
+
+
+async def warmed_async(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
+    """Load one model that is awaited, and run it on the samples."""
+    begun = monotonic()
+    load = member(backend.model, "load")
+    if load is not None:
+        load()
+    loaded = monotonic()
+    if not samples or backend.run_async is None:
+        return Warmed(name, loaded - begun, None, None)
+    for x in samples:
+        await backend.run_async([x], many=False)
+    first = monotonic()
+    await backend.run_async([samples[0]], many=False)
+    return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)

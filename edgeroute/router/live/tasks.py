@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Hashable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakSet
 
 from edgeroute.core.policy import INF, Mode
 from edgeroute.errors import Closed
@@ -25,14 +24,12 @@ from edgeroute.router.live.audio import (
     Listener,
     Segment,
     Utterance,
-    Vad,
     segments,
 )
-from edgeroute.router.live.frames import Drop, FrameFlow, FrameSettings, FrameStats, FrameUpdate, Signature
+from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.source import Call, Kind, Mailbox, items, kind_of
 from edgeroute.router.live.updates import CLOSE_S, ROUTER_CLOSED, Consumed, Flow
-from edgeroute.router.streams import AsyncStreaming
-from edgeroute.system.process import alive, limited
+from edgeroute.system.process import limited
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -245,11 +242,6 @@ class AsyncUpdates(Consumed, Generic[U]):
                 task.get_loop().call_soon_threadsafe(task.cancel)
 
 
-# `frames` and `audio` of `AsyncRouter`.
-
-A = TypeVar("A", bound=AsyncUpdates[Any])
-
-
 class AsyncFrames(AsyncUpdates[FrameUpdate]):
     """`Frames` of an `AsyncRouter`."""
 
@@ -274,86 +266,26 @@ class AsyncAudio(AsyncUpdates[Utterance | BargeIn]):
         return self._flow.speaking()
 
 
-class AsyncLive(AsyncStreaming):
-    """`frames` and `audio` of `AsyncRouter`."""
+def frames_of(router: Any, source: Any, settings: FrameSettings) -> AsyncFrames:
+    """Return the iterator of `AsyncRouter.frames`."""
+    kind, bell, tasks = kind_of(source, "frames", awaits=True), Bell(), set[asyncio.Task[None]]()
+    mailbox: Mailbox[Any] = Mailbox(1, settings.drop == "oldest", bell.ring, _space(kind))
+    flow = FrameFlow(
+        router.engine, partial(_begin_async, router, bell.ring, tasks, settings.mode, settings.data_class), mailbox, settings
+    )
+    found = source if kind == "async" else items(source, kind, mailbox.stopped)
+    return AsyncFrames(flow, mailbox, bell, tasks, found, "edgeroute-frames")
 
-    _live: WeakSet[AsyncUpdates[Any]] | None = None
 
-    def frames(
-        self,
-        source: Any,
-        *,
-        max_in_flight: int = 2,
-        drop: Drop = "oldest",
-        every: float | None = None,
-        stale: float | None = 1.0,
-        hold: int = 3,
-        margin: float | None = 0.2,
-        scene: float | None = 0.03,
-        refresh: float | None = 30.0,
-        signature: Signature | None = None,
-        label: Callable[[Any], Hashable] | None = None,
-        busy: float = 1.0,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> AsyncFrames:
-        """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
-        settings = FrameSettings(
-            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
-        ).checked()
-        kind, bell, tasks = kind_of(source, "frames", awaits=True), Bell(), set[asyncio.Task[None]]()
-        mailbox: Mailbox[Any] = Mailbox(1, drop == "oldest", bell.ring, _space(kind))
-        flow = FrameFlow(self.engine, partial(_begin_async, self, bell.ring, tasks, mode, data_class), mailbox, settings)
-        found = source if kind == "async" else items(source, kind, mailbox.stopped)
-        return self._watched(AsyncFrames(flow, mailbox, bell, tasks, found, "edgeroute-frames"))
-
-    def audio(
-        self,
-        chunks: Any,
-        *,
-        rate: int = 16_000,
-        vad: Vad | None = None,
-        window: int | None = None,
-        on: float = 0.5,
-        off: float = 0.35,
-        min_speech: float = 0.1,
-        hangover: float = 0.5,
-        lead: float = 0.2,
-        max_segment: float = 15.0,
-        max_in_flight: int = 2,
-        drop: Drop = "oldest",
-        barge_in: bool | None = None,
-        on_barge_in: Callable[[float], object] | None = None,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> AsyncAudio:
-        """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
-
-        Of an async iterable `vad` and `on_barge_in` are called on the event loop.
-        """
-        settings = AudioSettings(
-            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
-            deadline, data_class,
-        ).checked()  # fmt: skip
-        kind, bell, tasks = kind_of(chunks, "chunks", awaits=True, calls=False), Bell(), set[asyncio.Task[None]]()
-        mailbox: Mailbox[Segment] = Mailbox(WAITING, drop == "oldest", bell.ring, _space(kind))
-        flow = AudioFlow(partial(_begin_async, self, bell.ring, tasks, mode, data_class), mailbox, settings)
-        found: Any = segments_async(chunks, flow.listener)
-        if kind != "async":
-            found = segments(chunks, kind, flow.listener, mailbox.stopped)
-        return self._watched(AsyncAudio(flow, mailbox, bell, tasks, found, "edgeroute-audio"))
-
-    def _watched(self, updates: A) -> A:
-        found: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
-        found.add(updates)
-        return updates
-
-    def _close(self) -> None:
-        for one in [] if self._live is None else alive(self._live):
-            one.router_closed()
-        super()._close()
+def audio_of(router: Any, chunks: Any, settings: AudioSettings) -> AsyncAudio:
+    """Return the iterator of `AsyncRouter.audio`."""
+    kind, bell, tasks = kind_of(chunks, "chunks", awaits=True, calls=False), Bell(), set[asyncio.Task[None]]()
+    mailbox: Mailbox[Segment] = Mailbox(WAITING, settings.drop == "oldest", bell.ring, _space(kind))
+    flow = AudioFlow(partial(_begin_async, router, bell.ring, tasks, settings.mode, settings.data_class), mailbox, settings)
+    found: Any = segments_async(chunks, flow.listener)
+    if kind != "async":
+        found = segments(chunks, kind, flow.listener, mailbox.stopped)
+    return AsyncAudio(flow, mailbox, bell, tasks, found, "edgeroute-audio")
 
 
 def _space(kind: Kind) -> threading.Event | asyncio.Event:

@@ -23,7 +23,7 @@ from edgeroute.tools.replay.setup import Setup
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from edgeroute.router.base import EngineOwner
+    from edgeroute.router.base import BaseRouter
     from edgeroute.router.engine import Engine
 
 MOST = 20_000
@@ -107,7 +107,7 @@ class Dashboard(Instrument):
             self._ended.add(ended)
 
     def serve(
-        self, router: EngineOwner, *, host: str = "127.0.0.1", port: int = 0, metrics: bool = False,
+        self, router: BaseRouter, *, host: str = "127.0.0.1", port: int = 0, metrics: bool = False,
         routes: Iterable[BaseRoute] = (), **more: Any,
     ) -> str:  # fmt: skip
         """Serves the page in a thread -> its URL, with the token in it. Once for a router.
@@ -168,7 +168,7 @@ class Dashboard(Instrument):
             self._thread.join(START_S)
 
 
-def _metrics(router: EngineOwner) -> BaseRoute:
+def _metrics(router: BaseRouter) -> BaseRoute:
     from starlette.routing import Route
 
     from edgeroute.tools.server.metrics import Metrics
@@ -176,7 +176,7 @@ def _metrics(router: EngineOwner) -> BaseRoute:
     return Route("/metrics", Metrics(router).page)
 
 
-def of_router(router: EngineOwner) -> Told:
+def of_router(router: BaseRouter) -> Told:
     """What is known of a router in this process."""
     engine = router.engine
     return Told(partial(state, engine), partial(_setup, engine), partial(_certificates, engine), engine.state)
