@@ -1244,7 +1244,7 @@ def test_a_transaction_that_an_error_has_ended_takes_no_more(outbox):
             tx.execute("CREATE TABLE mine (n)")
 
     answered(outbox, "a")
-    with pytest.raises(StoreError, match="undone"):
+    with pytest.raises(StoreError, match="rolled back"):
         called_by_hand(outbox, f).step()
     assert ids(outbox, "answered") == ["a"]
     assert rows(outbox, "SELECT name FROM sqlite_master WHERE name = 'mine'") == []

@@ -29,8 +29,8 @@ from edgeroute import (
 from edgeroute.confidence import calibrate
 from edgeroute.router.request import Request
 from edgeroute.stores.cache import Entry, digest
-from edgeroute.stores.mixed import framed, pack, unpack
 from edgeroute.stores.outbox import decode_input, encode_input
+from edgeroute.stores.serialisation import join_parts, pack, unpack
 from edgeroute.system.process import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
@@ -686,8 +686,8 @@ def test_damage_is_found():
         with pytest.raises(ValueError, match=r"."):
             unpack(whole[:cut])
     for other in (
-        whole + framed([b"more"]), framed([b'["b"]']), framed([b"[]"]), framed([b'["q"]']), framed([b'[["l"]]']), framed([b'["a"]', b"no array"]),
-        framed([b"[" * 100_000]), (1 << 62).to_bytes(8, "big") + b"x", framed([b'[{"a":1}]']),
+        whole + join_parts([b"more"]), join_parts([b'["b"]']), join_parts([b"[]"]), join_parts([b'["q"]']), join_parts([b'[["l"]]']), join_parts([b'["a"]', b"no array"]),
+        join_parts([b"[" * 100_000]), (1 << 62).to_bytes(8, "big") + b"x", join_parts([b'[{"a":1}]']),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"."):
             unpack(other)

@@ -1,1 +1,1 @@
-"""Storage that outlives a request: answer cache, outbox, journals and key-value state, with their locks and SQLite."""
+"""Storage on disk or between requests: answer cache, outbox, journals and key-value state, with their locks and SQLite."""

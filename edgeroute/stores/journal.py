@@ -1,4 +1,4 @@
-"""Append-only JSON Lines journal with size-based rotation, shared by threads and processes (egress ledger, trace, audit log)."""
+"""Append-only JSON Lines journal, rotated by size and shared by processes (egress ledger, trace, audit log); process lock."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any, BinaryIO
 from edgeroute.errors import StoreError
 from edgeroute.system.process import json_dumps, json_loads, plain, renew_after_fork
 
-# Lock of one process on a file: `flock`, and on Windows, which has none, the one of `filelock`.
+# A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
 
 AGAIN_S = 0.005
-"""Time between two attempts, seconds."""
+"""Seconds between two attempts to take a lock."""
 
 if sys.platform == "win32":
     from filelock import FileLock, Timeout
 
     class ProcessLock:
-        """One process has it at a time; the system releases it when that process ends, killed or not.
+        """Lock that one process has at a time; the system releases it when that process ends, killed or not.
 
         Args:
-            path: lock file; it is made, and its folder too.
+            path: path of the lock file; it is created, with its folder.
         """
 
         def __init__(self, path: Path) -> None:
@@ -37,14 +37,14 @@ if sys.platform == "win32":
 
         @property
         def held(self) -> bool:
-            """Whether this process has it."""
+            """Return True while this process has the lock."""
             return self._lock.is_locked
 
         def take(self, wait_s: float = 0.0) -> bool:
-            """Takes it, unless another process has it for that many seconds. Returns whether this process has it.
+            """Take the lock, waiting up to `wait_s` seconds for another process. Return True if this process has it.
 
             Raises:
-                OSError: the file cannot be opened or locked.
+                OSError: the lock file cannot be opened or locked.
             """
             if self._lock.is_locked:
                 return True
@@ -56,17 +56,17 @@ if sys.platform == "win32":
             return True
 
         def leave(self) -> None:
-            """Releases it, if held."""
+            """Release the lock, if held."""
             self._lock.release()
 
 else:
     import fcntl
 
     class ProcessLock:
-        """One process has it at a time; the kernel releases it when that process ends, `kill -9` included.
+        """Lock that one process has at a time; the kernel releases it when that process ends, `kill -9` included.
 
         Args:
-            path: lock file; it is made, and its folder too.
+            path: path of the lock file; it is created, with its folder.
         """
 
         def __init__(self, path: Path) -> None:
@@ -75,14 +75,14 @@ else:
 
         @property
         def held(self) -> bool:
-            """Whether this process has it."""
+            """Return True while this process has the lock."""
             return self._fd is not None
 
         def take(self, wait_s: float = 0.0) -> bool:
-            """Takes it, unless another process has it for that many seconds. Returns whether this process has it.
+            """Take the lock, waiting up to `wait_s` seconds for another process. Return True if this process has it.
 
             Raises:
-                OSError: the file cannot be opened or locked.
+                OSError: the lock file cannot be opened or locked.
             """
             if self._fd is not None:
                 return True
@@ -101,13 +101,13 @@ else:
             return True
 
         def leave(self) -> None:
-            """Closes the descriptor, if held: in a forked child the lock stays with the parent."""
+            """Release the lock by closing its descriptor, if held: in a forked child the lock stays with the parent."""
             fd, self._fd = self._fd, None
             if fd is not None:
                 os.close(fd)
 
     def locked(fd: int) -> bool:
-        """Locks an open file without waiting. Returns whether it could: no other has it."""
+        """Lock an open file without waiting. Return False if another process has the lock."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -116,28 +116,30 @@ else:
 
 
 WAIT_S = 5.0
-"""How long a line waits for another process's, where they take turns, seconds."""
+"""How long an append waits for another process's, seconds; only on Windows, where appends take turns."""
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would write CR LF
 
 
 class Journal:
-    """Appends records to one file, opened at the first line; when full it is rotated to `path.1`, that one to `path.2`, ...
+    """Append-only file of JSON records; a full file is rotated to `path.1`, that one to `path.2`, and so on.
 
-    An appended line survives the end of the process. There is no fsync: a power cut may lose the last lines.
+    The file is opened at the first record. An appended line survives the end of the process. There is no fsync: a power cut may
+    lose the last lines.
 
     On Windows, where O_APPEND is not atomic and an open file cannot be renamed, processes take turns: each holds a lock while it
     opens the file, appends and closes it.
 
     Args:
-        path: of the file; its folder is created. Mode 0600: readable by its owner only.
-        max_bytes: of a file, unless a single line is longer. While one process rotates, others may still append to the full file.
+        path: path of the file; its folder is created. Mode 0600: readable by its owner only.
+        max_bytes: maximum size of a file, unless a single line is longer. While one process rotates, others may still append to
+            the full file.
         keep: number of rotated files retained, 1 or more; older ones are deleted.
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4) -> None:
         self.path = Path(path)
         self._text = str(path)
-        """A str for the stat at each append: a Path would take a quarter of the append's time."""
+        """`path` as a str for the stat at each append: a Path would take a quarter of the append's time."""
         self._max_bytes, self._keep = max_bytes, keep
         self._fd: int | None = None
         self._file = (0, 0)
@@ -146,11 +148,13 @@ class Journal:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Keeps the inherited descriptor: O_APPEND needs no position of its own. Only the lock is replaced."""
+        """Replace the lock. The inherited descriptor stays in use: O_APPEND needs no position of its own."""
         self._lock = threading.RLock()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Appends a line with one write, so that lines of several processes never interleave. NaN and infinities become null.
+        """Append a record as a line, with one write, so that lines of processes never interleave; rotate full files first.
+
+        NaN and infinities become null.
 
         Raises:
             StoreError: the disk is full, read-only or broken; the line was not written completely. The next call tries again.
@@ -167,19 +171,21 @@ class Journal:
                 raise StoreError(f"{self.path}: {e.strerror or e}") from e
 
     def close(self) -> None:
-        """Closes the file; the next line opens it again."""
+        """Close the file; the next record opens it again."""
         with self._lock:
             self._drop()
 
     def _append(self, line: bytes) -> None:
+        """Write one line, after a line break if the last line of the file has none."""
         fd, size = self._current(len(line))
-        if size and _byte(fd, size - 1) != b"\n":
+        if size and _byte_at(fd, size - 1) != b"\n":
             # the last line was truncated: start a new one; or it is just being written: then this adds an empty line
             line = b"\n" + line
         if os.write(fd, line) < len(line):
             raise OSError(errno.ENOSPC, "no room for a whole line")
 
     def _append_in_turn(self, line: bytes, turn: ProcessLock) -> None:
+        """Write one line under the lock of all processes, and close the file (Windows)."""
         if not turn.take(WAIT_S):
             raise OSError(errno.EBUSY, f"another process has held its lock for {WAIT_S:g} s")
         try:
@@ -189,29 +195,30 @@ class Journal:
             turn.leave()
 
     def _current(self, more: int) -> tuple[int, int]:
-        """The descriptor for a line of so many bytes, and the file's size; reopens after another process has rotated."""
+        """Return the descriptor and size of the file that has room for `more` bytes; reopen or rotate it if needed."""
         try:
-            found = os.stat(self._text)  # noqa: PTH116 - see there
+            stat = os.stat(self._text)  # noqa: PTH116 - see there
         except FileNotFoundError:
-            found = None
-        if self._fd is None or found is None or _which(found) != self._file:
-            found = self._open()
-        if found.st_size and found.st_size + more > self._max_bytes:
+            stat = None
+        if self._fd is None or stat is None or _file_identity(stat) != self._file:
+            stat = self._open()
+        if stat.st_size and stat.st_size + more > self._max_bytes:
             self._rotate()
-            found = self._open()
+            stat = self._open()
         assert self._fd is not None
-        return self._fd, found.st_size
+        return self._fd, stat.st_size
 
     def _open(self) -> os.stat_result:
+        """Open the file, creating it and its folder, and return its stat."""
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
         fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
         self._drop()
-        self._fd, found = fd, os.fstat(fd)
-        self._file = _which(found)
-        return found
+        self._fd, stat = fd, os.fstat(fd)
+        self._file = _file_identity(stat)
+        return stat
 
     def _rotate(self) -> None:
-        """Rotates the files, unless another process is rotating or has just done so; never blocks."""
+        """Rotate the files, unless another process is rotating or has just done so; never blocks."""
         if sys.platform == "win32":  # this process has its turn; but somebody who reads the file prevents its renaming
             self._drop()
             with contextlib.suppress(PermissionError, FileNotFoundError):
@@ -220,18 +227,20 @@ class Journal:
             with contextlib.suppress(FileNotFoundError):
                 full = os.open(self.path, os.O_RDWR)  # a new one: a forked child would share the lock of `_fd`
                 try:
-                    if locked(full) and _which(self.path.stat()) == _which(os.fstat(full)) == self._file:
+                    if locked(full) and _file_identity(self.path.stat()) == _file_identity(os.fstat(full)) == self._file:
                         self._renumber()
                 finally:
                     os.close(full)
 
     def _renumber(self) -> None:
+        """Rename each file to the next number; the oldest is overwritten."""
         for n in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 _numbered(self.path, n).replace(_numbered(self.path, n + 1))
         self.path.replace(_numbered(self.path, 1))
 
     def _drop(self) -> None:
+        """Close the descriptor, if open."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with contextlib.suppress(OSError):
@@ -239,10 +248,10 @@ class Journal:
 
 
 class Reading:
-    """Iterates over a journal's records, oldest file first, while other processes may append or rotate; none is read twice.
+    """Iterable over a journal's records, oldest file first, while other processes may append or rotate. No record is read twice.
 
     Attributes:
-        skipped: incomplete lines so far, truncated by a power cut or a full disk.
+        skipped: number of incomplete lines so far, truncated by a power cut or a full disk.
     """
 
     def __init__(self, path: str | Path, since: float | None, parse: Callable[[bytes], Any]) -> None:
@@ -250,10 +259,10 @@ class Reading:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Reads from the start.
+        """Yield the records from the start, without those before `since`.
 
         Raises:
-            StoreError: a file cannot be opened. If there is none, there are no records.
+            StoreError: a file cannot be opened. If there is no file, there are no records.
         """
         self.skipped = 0
         with contextlib.ExitStack() as stack:
@@ -262,11 +271,11 @@ class Reading:
                     record = _record(line, self._parse)
                     if record is None:
                         self.skipped += not line.isspace()
-                    elif self._since is None or not _earlier(record.get("at"), self._since):
+                    elif self._since is None or not _is_before(record.get("at"), self._since):
                         yield record
 
     def _open(self, stack: contextlib.ExitStack) -> list[BinaryIO]:
-        """All files, oldest first."""
+        """Open all files of the journal, and return them oldest first."""
         files, seen = list[BinaryIO](), set[tuple[int, int]]()
         try:
             there = [p.name for p in self._path.parent.iterdir()] if self._path.parent.is_dir() else []
@@ -280,7 +289,7 @@ class Reading:
             for path in [self._path, *(_numbered(self._path, n) for n in sorted(numbers))]:
                 with contextlib.suppress(FileNotFoundError):
                     file = stack.enter_context(path.open("rb"))
-                    if (which := _which(os.fstat(file.fileno()))) not in seen:
+                    if (which := _file_identity(os.fstat(file.fileno()))) not in seen:
                         seen.add(which)
                         files.insert(0, file)
         except OSError as e:
@@ -289,36 +298,41 @@ class Reading:
 
 
 def read(path: str | Path, *, since: float | None = None, exact: bool = True) -> Reading:
-    """Reads a journal, rotated files included.
+    """Return an iterable over a journal's records, rotated files included.
 
     Args:
-        path: as given to `Journal`.
+        path: path given to `Journal`.
         since: Unix time, seconds; records with an earlier `at` are skipped.
-        exact: integers beyond 64 bits stay integers; False may be twice as fast.
+        exact: if True, integers beyond 64 bits stay integers; False may be twice as fast.
     """
     return Reading(path, since, partial(json_loads, exact=exact))
 
 
-def _byte(fd: int, at: int) -> bytes:
+def _byte_at(fd: int, offset: int) -> bytes:
+    """Return the byte of an open file at an offset."""
     if sys.platform != "win32":
-        return os.pread(fd, 1, at)
-    os.lseek(fd, at, os.SEEK_SET)  # nobody else uses this descriptor
+        return os.pread(fd, 1, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # nobody else uses this descriptor
     return os.read(fd, 1)
 
 
-def _which(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _file_identity(stat: os.stat_result) -> tuple[int, int]:
+    """Return device and inode of a file."""
+    return stat.st_dev, stat.st_ino
 
 
 def _numbered(path: Path, n: int) -> Path:
+    """Return the path of the n-th rotated file."""
     return path.with_name(f"{path.name}.{n}")
 
 
-def _earlier(at: Any, since: float) -> bool:
-    return isinstance(at, int | float) and at < since
+def _is_before(time_s: Any, since: float) -> bool:
+    """Return True if a record's time is a number before `since`."""
+    return isinstance(time_s, int | float) and time_s < since
 
 
 def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:
+    """Parse a line; return None unless it is a JSON object."""
     try:
         record = parse(line)
     except (ValueError, RecursionError):
@@ -327,6 +341,7 @@ def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None
 
 
 def _dumps(record: Mapping[str, Any]) -> bytes:
+    """Return a record as JSON; values and keys that JSON does not have become plain ones."""
     try:
         return json_dumps(record, plain)
     except TypeError:  # a key that is no text

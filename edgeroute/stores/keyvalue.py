@@ -1,4 +1,4 @@
-"""Persistent key-value store for small JSON values, with write-behind to SQLite."""
+"""Key-value store for small JSON values, kept in memory and written to a SQLite file about a second later (write-behind)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeroute.system.process import now, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 DELAY_S = 1.0
-"""Write-behind delay, seconds; values put within it are lost if the process is killed."""
+"""Write-behind delay, seconds. Values put within it are lost if the process is killed."""
 _SCHEMA = "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL) WITHOUT ROWID"
 _MATCH = "substr(name, 1, ?) = ?"
 
@@ -26,47 +26,48 @@ _MATCH = "substr(name, 1, ?) = ?"
 class KeyValueStore:
     """JSON values by name, in a file shared by processes. The last writer of a name wins.
 
-    Disk errors are never raised: each distinct error is logged once, and values stay in memory meanwhile. A value that is damaged
-    is dropped with a warning.
+    Disk errors are never raised, except by `rows`: each distinct error is logged once, and values stay in memory meanwhile. A
+    damaged value is deleted with a warning.
 
     Args:
-        path: of the file; None: in memory only.
+        path: path of the file; None: values are in memory only.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._database = None if path is None else Database(path, _SCHEMA, durable=True, lenient=True)
         self._fresh: dict[str, tuple[str, float]] = {}
-        """name -> JSON and time put; not yet written to the file."""
-        self._said: set[str] = set()
+        """name -> JSON and Unix time of the put, of values not yet written to the file."""
+        self._logged: set[str] = set()
         self._closed = False
         self._users: WeakSet[object] = WeakSet()
         self._renew()
         renew_after_fork(self)
 
     def _renew(self) -> None:
+        """Create the locks, and forget the writer thread."""
         self._lock, self._closing = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
-        """Drops unwritten values: the parent writes them."""
+        """Reset the child's locks and thread, and drop unwritten values: the parent writes them."""
         self._renew()
         if self._database is not None:
             self._fresh = {}
 
     @classmethod
     def shared(cls, path: Path, user: object) -> KeyValueStore:
-        """The store of this file that all of this process share; it is `user`'s until `leave`."""
+        """Return the process-wide store of this file, created at the first call, and register `user` with it until `leave`."""
         key = os.path.realpath(path)
         with _shared.lock:
-            found = _shared.stores.get(key)
-            if found is None:
-                found = _shared.stores[key] = cls(path)
-            found._users.add(user)
-        return found
+            store = _shared.stores.get(key)
+            if store is None:
+                store = _shared.stores[key] = cls(path)
+            store._users.add(user)
+        return store
 
     def leave(self, user: object) -> None:
-        """Writes pending values, and closes the file if no other uses it."""
+        """Unregister `user` and write pending values; close the file if no other user is registered."""
         with _shared.lock:
             self._users.discard(user)
             last = not self._users
@@ -78,7 +79,7 @@ class KeyValueStore:
             self.flush()
 
     def get(self, name: str) -> Any | None:
-        """The value, or None if there is none or it cannot be read."""
+        """Return the value of a name; None if there is none or it cannot be read. A damaged value is deleted."""
         with self._lock:
             fresh = self._fresh.get(name)
         if fresh is not None:
@@ -87,25 +88,25 @@ class KeyValueStore:
         return next(self._parsed((name, text) for (text,) in rows), None)
 
     def others(self, prefix: str, mine: str) -> list[Any]:
-        """The values of all names that begin with `prefix`, except `mine`."""
+        """Return the values of all names that begin with `prefix`, except `mine`. Damaged values are deleted."""
         with self._lock:
             fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
-        found = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
-        return list(self._parsed((name, text) for name, text in (found | fresh).items() if name != mine))
+        stored = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
+        return list(self._parsed((name, text) for name, text in (stored | fresh).items() if name != mine))
 
     def drop(self, name: str, why: object) -> None:
-        """Deletes a damaged value, with a warning."""
-        log.warning("what %r has in %s is damaged, and dropped: %s", name, self.path, why)
+        """Delete a damaged value from memory and file, and log a warning with the reason."""
+        log.warning("the value of %r in %s is damaged, and was deleted: %s", name, self.path, why)
         with self._lock:
             self._fresh.pop(name, None)
         with contextlib.suppress(UnicodeEncodeError):  # the name is damaged, too
             self._rows("DELETE FROM kept WHERE name = ?", (name,))
 
     def rows(self, prefix: str) -> list[tuple[str, str, float]]:
-        """(name, JSON, time put) of all names in the file that begin with `prefix`, the newest first.
+        """Return (name, JSON, Unix time of the put) of all names in the file that begin with `prefix`, newest first.
 
         Raises:
-            StoreError: they cannot be read.
+            StoreError: the file cannot be read.
         """
         database = self._database  # `close` may come at any time
         if database is None:
@@ -117,7 +118,7 @@ class KeyValueStore:
             ).fetchall()
 
     def put(self, name: str, value: Any) -> None:
-        """Stores a snapshot of the value; it is written to the file about a second later."""
+        """Store a snapshot of the value in memory; a thread writes it to the file about a second later."""
         text = json.dumps(value, separators=(",", ":"))
         with self._lock:
             self._fresh[name] = text, now()
@@ -130,7 +131,7 @@ class KeyValueStore:
                     self._thread = thread
 
     def forget(self, prefix: str, older_than_s: float) -> None:
-        """Deletes names that begin with `prefix` and were last put more than `older_than_s` seconds ago."""
+        """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file."""
         before = now() - older_than_s
         with self._lock:
             for name in [n for n, (_, updated) in self._fresh.items() if n.startswith(prefix) and updated < before]:
@@ -138,7 +139,7 @@ class KeyValueStore:
         self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
 
     def flush(self) -> bool:
-        """Writes pending values to the file -> whether all were written."""
+        """Write pending values to the file now. Return True if all were written."""
         database = self._database
         if database is None or not self._fresh:
             return database is not None
@@ -148,7 +149,7 @@ class KeyValueStore:
                     batch = dict(self._fresh)
                 connection.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", [(n, *v) for n, v in batch.items()])
         except StoreError as e:
-            self._say(e)
+            self._log_once(e)
             return False
         with self._lock:
             for name, written in batch.items():
@@ -157,7 +158,7 @@ class KeyValueStore:
         return True
 
     def close(self) -> None:
-        """Writes pending values and closes the file; later values stay in memory."""
+        """Write pending values and close the file; later values stay in memory."""
         with self._lock:
             self._closed, thread = True, self._thread
         self._closing.set()
@@ -169,7 +170,7 @@ class KeyValueStore:
             database.close()
 
     def _write(self) -> None:
-        """Ends when nothing is pending or a write fails; the next put starts it again."""
+        """Flush every `DELAY_S` seconds (writer thread) until nothing is pending or a write fails; the next put restarts it."""
         while True:
             self._closing.wait(DELAY_S)
             well = self.flush()
@@ -179,6 +180,7 @@ class KeyValueStore:
                     return
 
     def _parsed(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+        """Yield the values of (name, JSON) pairs; delete those that cannot be parsed."""
         for name, text in texts:
             try:
                 value = json.loads(text.encode())  # fails for text that is not valid UTF-8
@@ -188,6 +190,7 @@ class KeyValueStore:
                 yield value
 
     def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        """Run a statement and return its rows; none if the store is in memory or the disk fails, which is logged once."""
         database = self._database
         if database is None:
             return []
@@ -195,17 +198,18 @@ class KeyValueStore:
             with database.transaction() as connection:
                 return connection.execute(statement, values).fetchall()
         except StoreError as e:
-            self._say(e)
+            self._log_once(e)
             return []
 
-    def _say(self, error: StoreError) -> None:
-        if (what := str(error)) not in self._said:
-            self._said.add(what)
-            log.warning("what should survive a restart may not: %s", what)
+    def _log_once(self, error: StoreError) -> None:
+        """Log a disk error, unless the same was logged before."""
+        if (text := str(error)) not in self._logged:
+            self._logged.add(text)
+            log.warning("state that should survive a restart cannot be written or read: %s", text)
 
 
 class _Shared:
-    """The stores of `KeyValueStore.shared` by their real path."""
+    """Registry of the stores of `KeyValueStore.shared`, by real path."""
 
     def __init__(self) -> None:
         self.stores: WeakValueDictionary[str, KeyValueStore] = WeakValueDictionary()
@@ -213,7 +217,7 @@ class _Shared:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock that no thread of the parent holds."""
+        """Replace the lock by one that no thread of the parent holds."""
         self.lock = threading.RLock()
 
 

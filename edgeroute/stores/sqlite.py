@@ -1,4 +1,4 @@
-"""SQLite file shared by threads and processes: fork-safe, and a corrupt file is quarantined and replaced."""
+"""SQLite file shared by threads and processes: one transaction at a time, safe to fork, a corrupt file renamed and replaced."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from edgeroute.system.process import alive, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
+"""Default of how long a transaction waits for another process's, seconds."""
 CLOSE_S = 1.0
-"""How long `close` waits for transactions before those that wait for another process fail, seconds."""
+"""How long `close` waits for running transactions before it makes those that wait for another process fail, seconds."""
 READS_S = 0.005
-"""How long a read waits for another of this process, seconds."""
+"""How long a read waits for another read of this process, seconds."""
 CHECKPOINT_PAGES = 256
 """WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks."""
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
@@ -31,16 +32,16 @@ _parents: list[sqlite3.Connection | None] = []
 
 
 class Database:
-    """One file, opened at the first transaction.
+    """One SQLite file, opened or created at the first transaction.
 
     Args:
-        path: of the file; its folder is created. Mode 0600.
+        path: path of the file; its folder is created. Mode 0600.
         schema: idempotent statements (CREATE TABLE IF NOT EXISTS ...).
-        version: of the schema (`user_version`); a file with another is refused.
+        version: schema version (`user_version`); a file of another version is refused.
         busy_s: how long to wait for another process's transaction, seconds.
-        durable: whether a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
-        latest: the latest table or index of the schema: a file without it is brought up to date. None: all files have all.
-        lenient: text that is not valid UTF-8 is read as lone surrogates; otherwise reading it is an error.
+        durable: if True, a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
+        latest: name of the newest table or index of the schema; a file without it gets the schema again. None: never again.
+        lenient: if True, text that is not valid UTF-8 is read as lone surrogates; if False, reading it is an error.
     """
 
     def __init__(
@@ -56,26 +57,26 @@ class Database:
     ) -> None:
         self.path, self._busy_s, self._latest, self._lenient = path, busy_s, latest, lenient
         self._version, self._durable = version, durable
-        self._made = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
+        self._create_script = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._lock = threading.RLock()
         self._closes = self._begun_after = 0
-        """How often `close` has ended what waits for another process, and how often when the transaction under way was begun."""
+        """How often `close` has made waiting transactions fail, and that number when the current transaction began."""
         self._reader: sqlite3.Connection | None = None
         self._read_file: tuple[int, int] | None = None
         self._reads = threading.RLock()
         self._opened: set[sqlite3.Connection] = set()
-        """Connections to close; held by the finaliser, too, so that what is dropped without `close` leaves none open."""
+        """Connections to close. The finaliser holds this set too, so that an object dropped without `close` leaves none open."""
         finalize(self, _close_each, self._opened).atexit = False
         renew_after_fork(self)
         _databases.add(self)
 
     def before_fork(self) -> bool:
-        """Takes the lock and closes the connection: SQLite tracks the process's file locks in memory, and a child inherits none.
+        """Take both locks and close the connections. Return True if the locks were taken.
 
-        With inherited lock state a child waited for ever for a transaction of the parent, or wrote to a file about to be removed.
-        -> whether the locks were taken.
+        A child then inherits no lock of SQLite's, which tracks the process's file locks in memory. With inherited lock state a
+        child waited for ever for a transaction of the parent, or wrote to a file about to be removed.
         """
         if not self._lock.acquire(timeout=BUSY_S):
             return False
@@ -88,12 +89,12 @@ class Database:
         return True
 
     def after_fork_in_parent(self) -> None:
-        """Releases the locks taken before the fork."""
+        """Release the locks that `before_fork` took."""
         self._reads.release()
         self._lock.release()
 
     def after_fork(self) -> None:
-        """Abandons the parent's connection unclosed; the child opens its own."""
+        """Reset the child: new locks, no connections. The parent's connections stay open and are never used."""
         _parents.extend((self._connection, self._reader))
         self._opened.clear()
         self._connection, self._lock = None, threading.RLock()
@@ -102,10 +103,13 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Runs the `with` block atomically (BEGIN IMMEDIATE). One at a time across processes; nested calls join the outer one.
+        """Run the `with` block in a transaction (BEGIN IMMEDIATE), and commit; an exception rolls back.
+
+        One transaction runs at a time, across threads and processes: entering blocks up to `busy_s` for other processes. A nested
+        call joins the outer transaction.
 
         Raises:
-            StoreError: the disk is full, read-only or broken. A corrupt file has been quarantined; the next call starts anew.
+            StoreError: the disk is full, read-only or broken. A corrupt file has been renamed; the next call creates a new one.
         """
         closes = self._closes
         with self._lock:
@@ -115,7 +119,7 @@ class Database:
                 if connection.in_transaction:  # of this thread, since it holds the lock
                     yield connection
                     return
-                self._patiently(connection.execute, "BEGIN IMMEDIATE")
+                self._retry(connection.execute, "BEGIN IMMEDIATE")
                 try:
                     yield connection
                 except BaseException:
@@ -124,19 +128,19 @@ class Database:
                     raise
                 connection.execute("COMMIT")
             except (sqlite3.Error, UnicodeDecodeError) as e:  # the second: SQLite quotes a damaged schema in its message
-                raise self._failed(e) from e
+                raise self._translate(e) from e
             except StoreError:
                 raise
             except OSError as e:
                 raise StoreError(f"{self.path}: {e.strerror or e}") from e
 
     def read(self, statement: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
-        """The rows of a query, on a read-only connection of its own; none where a lock would have to be waited for.
+        """Return the rows of a query, on a read-only connection; no rows if a lock would have to be waited for.
 
-        Neither a transaction of another thread or process nor a writer that waits for one holds it up.
+        Transactions of other threads and processes do not delay the call.
 
         Raises:
-            StoreError: the file cannot be read. A corrupt one has been quarantined.
+            StoreError: the file cannot be read. A corrupt one has been renamed.
         """
         if not self._reads.acquire(timeout=READS_S):  # another read takes long: the disk does
             return []
@@ -150,7 +154,7 @@ class Database:
             if not self._lock.acquire(blocking=False):  # a writer sees the same, soon
                 raise StoreError(f"{self.path}: {e}") from e
             try:
-                raise self._failed(e, self._read_file) from e
+                raise self._translate(e, self._read_file) from e
             finally:
                 self._lock.release()
         except OSError as e:
@@ -159,12 +163,12 @@ class Database:
             self._reads.release()
 
     def _open_reader(self) -> sqlite3.Connection | None:
-        """The connection for reading; None: there is no file, or a writer has yet to make what is in it."""
-        found = _which(self.path)
-        if self._reader is not None and found != self._read_file:
+        """Return the read-only connection, opened again if the file was replaced; None if there is no file or no schema yet."""
+        current = _file_identity(self.path)
+        if self._reader is not None and current != self._read_file:
             self._drop_reader()  # the file was quarantined, or deleted
-        if self._reader is None and found is not None:
-            address, self._read_file = f"{self.path.absolute().as_uri()}?mode=ro", found
+        if self._reader is None and current is not None:
+            address, self._read_file = f"{self.path.absolute().as_uri()}?mode=ro", current
             connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
             try:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -180,6 +184,7 @@ class Database:
         return self._reader
 
     def _drop_reader(self) -> None:
+        """Close the read-only connection, if open."""
         if self._reader is not None:
             self._opened.discard(self._reader)
             with contextlib.suppress(sqlite3.Error):
@@ -187,62 +192,67 @@ class Database:
             self._reader = None
 
     def _check(self, version: int) -> None:
-        """Refuses a file of another version; 0: nothing was made in it yet."""
+        """Raise StoreError for a file of another schema version; 0 is a file without a schema."""
         if version not in {0, self._version}:
             raise StoreError(f"{self.path} is of version {version}, and this edgeroute knows version {self._version}")
 
     def _open(self) -> sqlite3.Connection:
-        if self._connection is not None and not self._connection.in_transaction and _which(self.path) != self._file:
+        """Return the connection; open it if needed, create the file, set the pragmas and run the schema."""
+        if self._connection is not None and not self._connection.in_transaction and _file_identity(self.path) != self._file:
             self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
-            self._file = _which(self.path)
+            self._file = _file_identity(self.path)
             if self._file is None:
                 self._create()
             elif not self.path.stat().st_size:
-                raise sqlite3.DatabaseError("a file of length 0 is not a database that was made here")
+                raise sqlite3.DatabaseError("a file of length 0 is not a database")
             connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
-                self._patiently(connection.execute, "PRAGMA journal_mode=WAL")
+                self._retry(connection.execute, "PRAGMA journal_mode=WAL")
                 connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
                 connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten; some builds do not by default
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
-                (found,) = self._patiently(connection.execute, "PRAGMA user_version").fetchone()
-                self._check(found)
+                (version,) = self._retry(connection.execute, "PRAGMA user_version").fetchone()
+                self._check(version)
                 if self._lenient:
                     connection.text_factory = _decode
-                if not found or (self._latest is not None and not self._has(connection, self._latest)):
-                    self._patiently(connection.executescript, self._made)
+                if not version or (self._latest is not None and not self._has(connection, self._latest)):
+                    self._retry(connection.executescript, self._create_script)
             except BaseException:
                 connection.close()
                 raise
             self._opened.add(connection)
-            self._connection, self._file = connection, _which(self.path)
+            self._connection, self._file = connection, _file_identity(self.path)
         return self._connection
 
     def _create(self) -> None:
-        """Makes the file under another name, and gives it its own when it is complete: one that is empty has lost what it had."""
+        """Create the file with its schema under a temporary name, then link it to its path.
+
+        An empty file at the path thus is a damaged one.
+        """
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
-        made = self.path.with_name(f"{self.path.name}.new-{os.urandom(6).hex()}")
-        os.close(os.open(made, os.O_CREAT | os.O_EXCL, 0o600))  # it may hold user inputs: for its owner only
+        temporary = self.path.with_name(f"{self.path.name}.new-{os.urandom(6).hex()}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))  # it may hold user inputs: for its owner only
         try:
-            with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as connection:
+            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
-                connection.executescript(self._made)
+                connection.executescript(self._create_script)
             try:
-                os.link(made, self.path)
+                os.link(temporary, self.path)
             except FileExistsError:  # another thread or process was faster
                 pass
             except OSError:  # a file system without hard links
                 with contextlib.suppress(FileExistsError):  # on Windows, if another was faster
-                    made.rename(self.path)
+                    temporary.rename(self.path)
         finally:
-            made.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def _has(self, connection: sqlite3.Connection, name: str) -> bool:
-        return self._patiently(connection.execute, f"SELECT 1 FROM sqlite_master WHERE name = '{name}'").fetchone() is not None  # noqa: S608 - a constant
+        """Return True if the schema has a table or index of this name."""
+        return self._retry(connection.execute, f"SELECT 1 FROM sqlite_master WHERE name = '{name}'").fetchone() is not None  # noqa: S608 - a constant
 
-    def _patiently(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
-        """Runs a statement, retrying while the file is locked. SQLite's own busy handler backs off for too long and starves."""
+    def _retry(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
+        """Run a statement, retrying up to `busy_s` while the file is locked: SQLite's own busy handler backs off too long."""
         until = monotonic() + self._busy_s
         while True:
             try:
@@ -252,19 +262,19 @@ class Database:
                     raise
                 sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
-    def _failed(self, error: sqlite3.Error | UnicodeDecodeError, file: tuple[int, int] | None = None) -> StoreError:
-        """Translates to StoreError; a corrupt file is renamed, so that its contents are kept and later calls succeed."""
+    def _translate(self, error: sqlite3.Error | UnicodeDecodeError, file: tuple[int, int] | None = None) -> StoreError:
+        """Close the connection, rename the file if it is corrupt, and return the StoreError to raise."""
         self._drop()
-        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == (file or self._file):
-            aside = self._set_aside()
+        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _file_identity(self.path) == (file or self._file):
+            aside = self._quarantine()
             if aside is None:
-                return StoreError(f"{self.path} is corrupt, and cannot be set aside while others have it open: {error}")
+                return StoreError(f"{self.path} is corrupt, and cannot be renamed while others have it open: {error}")
             log.error("%s was corrupt (%s); it is kept as %s, and a new one is begun", self.path, error, aside)
             return StoreError(f"{self.path} was corrupt, and is kept as {aside.name}: {error}")
         return StoreError(f"{self.path}: {error}")
 
-    def _set_aside(self) -> Path | None:
-        """The file's new name; None: it cannot be renamed, as on Windows while somebody has it open."""
+    def _quarantine(self) -> Path | None:
+        """Rename the corrupt file to `path.corrupt-N`, and return that path; None if it cannot be renamed (Windows)."""
         if self._reads.acquire(timeout=READS_S):
             self._drop_reader()
             self._reads.release()
@@ -275,6 +285,7 @@ class Database:
         return aside if aside.exists() else None
 
     def _drop(self) -> None:
+        """Close the connection, if open."""
         if self._connection is not None:
             self._opened.discard(self._connection)
             with contextlib.suppress(sqlite3.Error):
@@ -282,7 +293,7 @@ class Database:
             self._connection = None
 
     def close(self) -> None:
-        """Closes the file; the next transaction opens it again. One that waits for another process fails after `CLOSE_S`."""
+        """Close the file; the next transaction opens it again. Those waiting for another process fail after `CLOSE_S`."""
         with self._reads:
             self._drop_reader()  # first: the last connection tidies up, if it may write
         if not self._lock.acquire(timeout=CLOSE_S):
@@ -295,26 +306,28 @@ class Database:
 
 
 def _close_each(connections: Iterable[sqlite3.Connection]) -> None:
+    """Close connections, ignoring errors."""
     for connection in connections:
         with contextlib.suppress(sqlite3.Error):
             connection.close()
 
 
-def _which(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file now at this path."""
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of the file now at this path; None if there is none."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return stat.st_dev, stat.st_ino
 
 
 def _decode(text: bytes) -> str:
+    """Decode UTF-8; invalid bytes become lone surrogates."""
     return text.decode(errors="surrogateescape")
 
 
 def _guess(error: sqlite3.Error | UnicodeDecodeError) -> str:
-    """SQLite's error name from the message: Python 3.10 has no `sqlite_errorname`, and a damaged schema may give none."""
+    """Return SQLite's error name by the message: Python 3.10 has no `sqlite_errorname`, and a damaged schema may give none."""
     text = str(error)
     known = "malformed" in text or "not a database" in text or isinstance(error, UnicodeDecodeError)
     return "SQLITE_CORRUPT" if known else ""
@@ -325,10 +338,12 @@ _forking = threading.local()
 
 
 def _before_fork() -> None:
+    """Lock all databases of the process, just before it forks."""
     _forking.held = [database for database in alive(_databases) if database.before_fork()]
 
 
 def _in_parent() -> None:
+    """Unlock, in the parent, the databases that were locked before the fork."""
     for database in _forking.__dict__.pop("held", ()):
         database.after_fork_in_parent()
 

@@ -1,4 +1,4 @@
-"""Answer cache: exact (memory, disk) and semantic, with stale-while-revalidate, negative caching and singleflight."""
+"""Answer cache: exact (memory and disk) and semantic, with stale-while-revalidate, negative caching and singleflight."""
 
 from edgeroute.stores.cache.entry import Entry
 from edgeroute.stores.cache.key import digest, fingerprint

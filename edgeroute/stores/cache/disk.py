@@ -1,4 +1,4 @@
-"""Second cache tier: entries in a SQLite file shared by processes, written behind."""
+"""Disk tier of the answer cache: entries in a SQLite file shared by processes, written by a thread (write-behind)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache.entry import CachedEntry, Entry
-from edgeroute.stores.mixed import pack, unpack
+from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite import Database
 from edgeroute.system.process import renew_after_fork
 from edgeroute.system.threads import ThreadPool
@@ -38,123 +38,131 @@ _FAULTS = (StoreError, UnicodeDecodeError)
 WAITING_BYTES = 4 << 20
 """Write-behind buffer limit; beyond it, new entries stay in memory only."""
 MIXED_PARTS = 4
-"""Parts of the JSON of an entry whose value and outputs are elsewhere."""
+"""Length of the JSON list of an entry whose value and outputs are in the binary column."""
 TOGETHER = 64
-"""Entries per transaction."""
+"""Maximum entries written in one transaction."""
 BUSY_MS = 100
-"""How long to wait for another process's lock before going on without the disk."""
+"""How long a write waits for another process's lock before the entries are dropped, milliseconds."""
 PAUSES_S = (0.001, 0.01, 0.1)
 """Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting."""
 REST_S = 30.0
-"""After the second consecutive failure the disk is not used for so long."""
+"""How long the disk is not used after the second consecutive failure, seconds."""
 
 
 class _Row(NamedTuple):
+    """Columns of a row that hold an entry."""
+
     entry: str
     outputs: bytes | None
 
 
-class _Resting:
-    """Back-off for the disk: one failure is retried at once (a corrupt file was replaced), later ones after `REST_S`."""
+class _BackOff:
+    """Back-off of disk reads or writes: one failure is retried at once (a corrupt file was replaced), more after `REST_S`."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._failures, self._until, self._said = what, 0, 0.0, ""
+        self._what, self._failures, self._until, self._logged_text = what, 0, 0.0, ""
 
     @property
     def now(self) -> bool:
+        """Return True while the disk is not to be used."""
         return self._failures > 1 and monotonic() < self._until
 
     def succeeded(self) -> None:
+        """Reset the number of failures."""
         self._failures = 0
 
     def failed(self, error: Exception) -> None:
+        """Count a failure, and log it unless the last one had the same text."""
         self._failures, self._until = self._failures + 1, monotonic() + REST_S
-        if str(error) != self._said:
-            self._said = str(error)
+        if str(error) != self._logged_text:
+            self._logged_text = str(error)
             log.warning("the cache cannot %s its disk, and goes on in memory: %s", self._what, error)
 
 
 def _writer() -> ThreadPool:
+    """Return a pool of one thread for writes."""
     return ThreadPool("edgeroute-cache", 1, idle_s=5.0)
 
 
 class Disk:
-    """Writes in batches from its own thread: a put does no I/O in the caller; a crash loses entries not yet written.
+    """Cache entries in a SQLite file. A put does no I/O in the caller; a crash loses entries not yet written.
 
     Args:
-        path: of the SQLite file.
-        max_bytes: of that file, without SQLite's WAL of usually up to 4 MB; the oldest entries are evicted.
+        path: path of the SQLite file.
+        max_bytes: maximum size of that file, without SQLite's WAL of usually up to 4 MB; the oldest entries are evicted.
         keep_s: entries older than this are deleted, seconds.
-        clock: Unix time, seconds.
+        clock: returns the Unix time, seconds.
     """
 
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
         self._database = Database(path, SCHEMA, durable=False, busy_s=BUSY_MS / 1000)
         self._max_bytes, self._keep_s, self._clock = max_bytes, keep_s, clock
         self._writer = _writer()
-        self._reading, self._writing = _Resting("read from"), _Resting("write to")
+        self._reads, self._writes = _BackOff("read from"), _BackOff("write to")
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Drops pending entries: the parent writes them."""
+        """Reset the child's locks, and drop pending entries: the parent writes them."""
         self._lock, self._turn = threading.RLock(), threading.RLock()  # a signal handler may ask in the middle
         self._waiting: deque[tuple[bytes, CachedEntry]] = deque()
         self._waiting_bytes, self._begun = 0, False
 
     def get(self, key: bytes) -> Entry | None:
-        """The entry, of any age; None also where the disk fails, a lock is in the way, or the entry's checksum does not match."""
-        if self._reading.now:
+        """Return the entry of any age; None also if the disk fails, a lock is in the way, or the checksum does not match."""
+        if self._reads.now:
             return None
         try:
             rows: list[Any] = self._database.read(_FIND, (key,))
         except _FAULTS as e:
-            self._reading.failed(e)
+            self._reads.failed(e)
             return None
-        self._reading.succeeded()
+        self._reads.succeeded()
         if not rows or rows[0][1] != _crc(key, rows[0][0], *rows[0][2:]):
             return None
-        at, _, *packed = rows[0]
-        return _unpacked(at, *packed)
+        stored_s, _, *packed = rows[0]
+        return _unpack_entry(stored_s, *packed)
 
     def late(self) -> None:
-        """Notes that a reader did not wait for it any longer."""
-        self._reading.failed(TimeoutError("it takes too long"))
+        """Count a read that its caller stopped waiting for as a failure of the disk."""
+        self._reads.failed(TimeoutError("it takes too long"))
 
-    def put(self, key: bytes, kept: CachedEntry) -> None:
-        """Queues the entry for writing, replacing an earlier one of the key."""
+    def put(self, key: bytes, cached: CachedEntry) -> None:
+        """Queue an entry for writing by the thread, replacing an earlier one of the key; a full queue drops it."""
         with self._lock:
             if self._waiting_bytes > WAITING_BYTES:
                 return
-            self._waiting.append((key, kept))
-            self._waiting_bytes += kept.bytes
-            begun, self._begun = self._begun, True
-        if not begun and not self._writer.submit(self.flush):
+            self._waiting.append((key, cached))
+            self._waiting_bytes += cached.bytes
+            scheduled, self._begun = self._begun, True
+        if not scheduled and not self._writer.submit(self.flush):
             self._begun = False  # no thread is to be had: the next put tries again, and close writes what waits
 
     def flush(self) -> None:
-        """Writes pending entries, in the caller's thread."""
+        """Write pending entries in the caller's thread; drop them while the disk rests."""
         with self._turn:
             while batch := self._next():
-                if not self._writing.now:
+                if not self._writes.now:
                     self._store(batch)
 
     def close(self) -> None:
-        """Writes pending entries and closes the file; a later call opens it again."""
+        """Write pending entries and close the file; a later call opens it again."""
         self.flush()
         self._writer.close()
         self._writer = _writer()
         self._database.close()
 
     def _next(self) -> list[tuple[bytes, CachedEntry]]:
+        """Take the next entries to write from the queue."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
-            self._waiting_bytes -= sum(kept.bytes for _, kept in batch)
+            self._waiting_bytes -= sum(cached.bytes for _, cached in batch)
             self._begun = bool(batch)
             return batch
 
     def _store(self, batch: list[tuple[bytes, CachedEntry]]) -> None:
-        rows = [(key, float(kept.entry.at), _packed(kept.entry)) for key, kept in batch]
+        """Write entries, with retries after `PAUSES_S`; a last failure drops them."""
+        rows = [(key, float(cached.entry.at), _pack_entry(cached.entry)) for key, cached in batch]
         for pause_s in PAUSES_S:
             try:
                 self._insert(rows)
@@ -162,20 +170,23 @@ class Disk:
                 fault: Exception = e
                 sleep(pause_s)
             else:
-                self._writing.succeeded()
+                self._writes.succeeded()
                 return
-        self._writing.failed(fault)
+        self._writes.failed(fault)
 
     def _insert(self, rows: list[tuple[bytes, float, _Row | None]]) -> None:
+        """Write entries in one transaction; delete expired ones before."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
-            for key, at, row in rows:
+            for key, stored_s, row in rows:
                 connection.execute("DELETE FROM answers WHERE key = ?", (key,))
                 if row is not None and self._make_room(connection, len(row.entry) + len(row.outputs or b"")):
-                    connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, at, _crc(key, at, *row), *row))
+                    connection.execute(
+                        "INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, stored_s, _crc(key, stored_s, *row), *row)
+                    )
 
     def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
-        """Evicts the oldest entries until `size` more bytes fit -> whether they do."""
+        """Delete the oldest entries until `size` more bytes fit in the file. Return True if they do."""
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         needed, count = size + 4 * page, 1  # the row and its two places in indices may each begin a page
         if needed > self._max_bytes:
@@ -190,26 +201,28 @@ class Disk:
             count *= 2
 
 
-def _crc(key: bytes, at: float, entry: str, outputs: bytes | None) -> int:
-    """Checksum of a row: SQLite detects a broken structure, but not a value changed by worn-out flash."""
-    return crc32(outputs or b"", crc32(f"{at!r} {entry}".encode(), crc32(key)))
+def _crc(key: bytes, stored_s: float, entry: str, outputs: bytes | None) -> int:
+    """Return a checksum of a row: SQLite detects a broken structure, but not a value changed by worn-out flash."""
+    return crc32(outputs or b"", crc32(f"{stored_s!r} {entry}".encode(), crc32(key)))
 
 
-def _packed(entry: Entry) -> _Row | None:
-    """Serialises to JSON and .npy, and what is nested or has bytes in it as `mixed`; None: it would not be restored unchanged."""
-    return _plain(entry) or _mixed(entry)
+def _pack_entry(entry: Entry) -> _Row | None:
+    """Return an entry's columns, plain or mixed; None if the entry would not be restored unchanged."""
+    return _pack_plain(entry) or _pack_mixed(entry)
 
 
-def _mixed(entry: Entry) -> _Row | None:
+def _pack_mixed(entry: Entry) -> _Row | None:
+    """Return an entry's columns, with value and outputs packed as nested values; None if that is impossible."""
     value, confidence, outputs, *rest, _ = entry
     try:
         packed, text = pack([value, outputs]), json.dumps([None if confidence is None else float(confidence), *rest])
-    except Exception:  # noqa: BLE001 - likewise
+    except Exception:  # noqa: BLE001 - serialising a user's value may raise anything
         return None
     return None if packed is None else _Row(text, packed)
 
 
-def _plain(entry: Entry) -> _Row | None:
+def _pack_plain(entry: Entry) -> _Row | None:
+    """Return an entry's columns as JSON and .npy; None if it would not be restored unchanged."""
     value, confidence, outputs, *rest, _ = entry
     names: Any = None
     arrays: list[Any] = []
@@ -231,17 +244,18 @@ def _plain(entry: Entry) -> _Row | None:
     return _Row(text, file.getvalue() if arrays else None)
 
 
-def _unpacked(at: float, entry: str, blob: bytes | None) -> Entry:
-    found = json.loads(entry)
-    if len(found) == MIXED_PARTS:
-        confidence, leg, side, reason = found
+def _unpack_entry(stored_s: float, entry: str, blob: bytes | None) -> Entry:
+    """Return the entry that a row holds."""
+    fields = json.loads(entry)
+    if len(fields) == MIXED_PARTS:
+        confidence, leg, side, reason = fields
         value, outputs = unpack(blob or b"")
-        return Entry(value, confidence, outputs, leg, side, reason, at)
-    value, outputs, names, kind, confidence, leg, side, reason = found
+        return Entry(value, confidence, outputs, leg, side, reason, stored_s)
+    value, outputs, names, kind, confidence, leg, side, reason = fields
     if kind == "tuple":
         outputs = tuple(outputs)
     if blob is not None:
         file = io.BytesIO(blob)
         arrays = [np.load(file, allow_pickle=False) for _ in names or [""]]
         outputs = dict(zip(names, arrays, strict=True)) if names else arrays[0]
-    return Entry(value, confidence, outputs, leg, side, reason, at)
+    return Entry(value, confidence, outputs, leg, side, reason, stored_s)

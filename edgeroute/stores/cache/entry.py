@@ -1,4 +1,4 @@
-"""Cache entries: private copies, isolated from later mutation by the caller."""
+"""Cache entries: private copies, which later mutation by the caller does not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OVERHEAD_BYTES = 500
-"""Memory per entry besides its contents: key, tuples, numbers, and slots in the store's tables."""
+"""Estimated memory of an entry besides its contents: key, tuples, numbers, and slots in the store's tables."""
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _ELSEWHERE = (type, ModuleType, FunctionType)
 """Types that an object refers to but does not own."""
@@ -27,25 +27,25 @@ class Entry(NamedTuple):
     side: str
     reason: str
     at: float
-    """When it was given, Unix time, seconds."""
+    """Time of the answer, Unix time, seconds."""
 
 
 class CachedEntry(NamedTuple):
-    """An entry with its size, as held by the store."""
+    """Entry with its size in memory, bytes."""
 
     entry: Entry
     bytes: int
     fixed: bool
-    """Immutable, so callers may share one object."""
+    """True if the entry is immutable, so that callers may share one object."""
 
     def given(self) -> Entry:
-        """The entry for one caller: arrays are read-only, mutable values are copied."""
+        """Return the entry for one caller: arrays are read-only, mutable values are copied."""
         entry = self.entry
         return entry if self.fixed else entry._replace(value=deepcopy(entry.value), outputs=deepcopy(entry.outputs))
 
 
 def keep(entry: Entry) -> CachedEntry | None:
-    """A private copy of the entry; None: it cannot be copied."""
+    """Return a private deep copy of the entry with its size; None if it cannot be copied."""
     try:
         outputs, size, fixed = _copy(entry.outputs)
         if entry.value is entry.outputs:
@@ -59,23 +59,23 @@ def keep(entry: Entry) -> CachedEntry | None:
 
 
 def _copy(x: Any) -> tuple[Any, int, bool]:
-    """-> the copy, its size in bytes, whether it is immutable."""
+    """Return a copy, its size in bytes, and True if it is immutable."""
     kind = type(x)
     if kind in _ATOMS:
         return x, getsizeof(x), True
     if kind is np.ndarray and not x.dtype.hasobject:
-        own = x.copy()  # also of a row: a view would keep the whole batch alive
-        own.flags.writeable = False
-        return own, getsizeof(own), True
+        copied = x.copy()  # also of a row: a view would keep the whole batch alive
+        copied.flags.writeable = False
+        return copied, getsizeof(copied), True
     if kind is tuple:
-        items = [_copy(item) for item in x]
-        return tuple(i[0] for i in items), getsizeof(x) + sum(i[1] for i in items), all(i[2] for i in items)
-    own = deepcopy(x)
-    return own, _size(own), False
+        copies = [_copy(item) for item in x]
+        return tuple(i[0] for i in copies), getsizeof(x) + sum(i[1] for i in copies), all(i[2] for i in copies)
+    copied = deepcopy(x)
+    return copied, _size(copied), False
 
 
 def _size(x: Any) -> int:
-    """Size in bytes of an object and all it owns."""
+    """Return the size in bytes of an object and everything that it refers to."""
     total, seen, rest = 0, set[int](), [x]
     while rest:
         x = rest.pop()

@@ -1,4 +1,4 @@
-"""Cache key of an input: SHA-256 over an injective encoding."""
+"""Cache keys of inputs, by SHA-256 over an injective encoding; fingerprints of models, functions and files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ARRAYS = frozenset({np.ndarray, np.memmap})  # other subclasses may hold more t
 
 
 def digest(prefix: bytes, x: Any) -> bytes | None:
-    """SHA-256 (32 bytes) of the prefix and the input; None: the input's type has no injective encoding.
+    """Return SHA-256 (32 bytes) of the prefix and the input; None if the input's type has no injective encoding.
 
     Supported: numpy arrays and scalars without Python objects, str, bytes, None, bool, int, float, and lists, tuples and
     dicts (with str keys, in any order) of these. Equal numbers of different types differ, as do 0.0 and -0.0. The input may
@@ -39,7 +39,7 @@ def digest(prefix: bytes, x: Any) -> bytes | None:
 
 
 def encoded(prefix: bytes, x: Any) -> list[Any]:
-    """The encoding as buffers; large ones are views of the input.
+    """Return the encoding of prefix and input as buffers; large ones are views of the input.
 
     Raises:
         TypeError: the input is of an unsupported type.
@@ -50,7 +50,7 @@ def encoded(prefix: bytes, x: Any) -> list[Any]:
 
 
 def _add(x: Any, parts: list[Any]) -> None:
-    """Appends a type tag, then a length or end mark where the tag does not fix the length."""
+    """Append the encoding of a value to `parts`: a type tag, then a length or end mark where the tag does not fix the length."""
     kind = type(x)
     if kind in _ARRAYS:
         _add_array(b"a", x, parts)
@@ -85,6 +85,7 @@ def _add(x: Any, parts: list[Any]) -> None:
 
 
 def _add_array(tag: bytes, x: Any, parts: list[Any]) -> None:
+    """Append the encoding of an array to `parts`: tag, dtype, shape and data."""
     dtype = x.dtype
     kind = _dtype(dtype)
     flat = x.ravel()  # a view, unless the array is not contiguous
@@ -95,6 +96,7 @@ def _add_array(tag: bytes, x: Any, parts: list[Any]) -> None:
 
 @lru_cache(maxsize=256)  # formatting a dtype takes longer than hashing a small image
 def _dtype(dtype: np.dtype[Any]) -> bytes:
+    """Return the encoding of a dtype. Raise TypeError if it holds Python objects."""
     if dtype.hasobject:
         raise TypeError
     text = f"{dtype.str} {dtype!r}".encode()  # `str` alone does not distinguish bfloat16 from any two bytes
@@ -112,14 +114,14 @@ class _UnknownError(Exception):
 
 
 def fingerprint(thing: object) -> str:
-    """A text that identifies a model, stable across processes where possible.
+    """Return a text that identifies a model, stable across processes where possible. Reads files.
 
-    A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes; of a folder, of the names
-    and contents of all files in it. A function: its code and what that refers to: functions likewise; constants, those of modules
-    and classes too; modules, classes and builtin functions by name else. A function with an attribute `version`, a text: its
-    name and that. Anything else, and a function that refers to anything else (a model object, a list), gets a new unique text
-    **at every call**, which begins with `UNIDENTIFIED`: call once and store the result. Cache entries for it then hit only
-    within this process, and never match those of another.
+    A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes; for a folder, of the names
+    and contents of all files in it. A function: SHA-256 of its code and of everything that the code refers to: functions by their
+    code too; constants by value, also those of modules and classes; modules, classes and builtin functions by name. A function
+    with a text attribute `version`: its name and version. Anything else, and a function that refers to anything else (a model
+    object, a list), gets a new unique text **at every call**, which begins with `UNIDENTIFIED`: call once and store the result.
+    Cache entries for it then hit only within this process, and never match those of another.
 
     Raises:
         OSError: the file cannot be read.
@@ -129,26 +131,29 @@ def fingerprint(thing: object) -> str:
         return _folder(path) if path.is_dir() else _file(path)
     if isinstance(thing, FunctionType):
         try:
-            said = digest(b"", _function(thing, set()))
+            identity = digest(b"", _function(thing, set()))
         except _UnknownError:
-            said = None
-        if said is not None:
-            return f"{thing.__module__}.{thing.__qualname__} {said.hex()}"
+            identity = None
+        if identity is not None:
+            return f"{thing.__module__}.{thing.__qualname__} {identity.hex()}"
     return f"{UNIDENTIFIED}{getattr(thing, '__qualname__', type(thing).__qualname__)} {uuid4().hex}"
 
 
 def _file(path: Path) -> str:
-    found = path.stat()
-    return _content(path, found.st_mtime_ns, found.st_size)
+    """Return the hash of a file's content."""
+    stat = path.stat()
+    return _content(path, stat.st_mtime_ns, stat.st_size)
 
 
 def _folder(folder: Path) -> str:
-    said = [f"{file.relative_to(folder).as_posix()} {_file(file)}" for file in files_in(folder)]
-    return sha256("\n".join(["folder", *said]).encode("utf-8", "surrogatepass")).hexdigest()
+    """Return a hash of the names and contents of all files in a folder."""
+    hashes = [f"{file.relative_to(folder).as_posix()} {_file(file)}" for file in files_in(folder)]
+    return sha256("\n".join(["folder", *hashes]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @lru_cache(maxsize=64)
 def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - they are the cache's key
+    """Read a file and return the SHA-256 of its content, hex; cached by path, mtime and size."""
     h = sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -157,11 +162,16 @@ def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - the
 
 
 def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
-    said: list[Any] = [f.__module__, f.__qualname__]
+    """Return a nested list that identifies a function by name, code, and the values that it refers to.
+
+    Raises:
+        _UnknownError: it refers to an object without a stable identity.
+    """
+    identity: list[Any] = [f.__module__, f.__qualname__]
     if isinstance(version := f.__dict__.get("version"), str):
-        return [*said, "version", version]
+        return [*identity, "version", version]
     if f in seen:  # it calls itself
-        return said
+        return identity
     seen.add(f)
     try:
         cells = [cell.cell_contents for cell in f.__closure__ or ()]
@@ -171,22 +181,27 @@ def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
     names = sorted(name for name in used if name in f.__globals__)
     keywords = f.__kwdefaults__ or {}
     values = [*cells, *(f.__defaults__ or ()), *keywords.values(), *(f.__globals__[name] for name in names)]
-    return [*said, _code(f.__code__), [*keywords], names, [_value(v, seen) for v in values], *_constants_of(values, used)]
+    return [*identity, _code(f.__code__), [*keywords], names, [_value(v, seen) for v in values], *_constants_of(values, used)]
 
 
 def _constants_of(values: list[Any], used: set[str]) -> list[Any]:
-    """The constants that it takes from modules and classes, as in `settings.LIMIT`; none: nothing."""
-    found = [
+    """Return the constants that the function takes from modules and classes, as in `settings.LIMIT`; empty if none."""
+    constants = [
         [owner.__name__, name, _constant(constant)]
         for owner in values
         if isinstance(owner, ModuleType | type)
         for name in sorted(used)
         if type(constant := getattr_static(owner, name, object)) in _SIMPLE
     ]
-    return [found] if found else []
+    return [constants] if constants else []
 
 
 def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
+    """Return a nested list that identifies a value to which a function refers.
+
+    Raises:
+        _UnknownError: the value has no stable identity.
+    """
     if isinstance(v, FunctionType):
         return _function(v, seen)
     if isinstance(v, ModuleType):
@@ -201,17 +216,18 @@ def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Names of globals it may use, and of attributes, which share `co_names` with them."""
+    """Return the names of globals that the code may use, and of attributes, which share `co_names` with them."""
     return {*code.co_names}.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def _code(code: CodeType) -> list[Any]:
+    """Return a nested list that identifies a code object by instructions, names and constants."""
     ranges = getattr(code, "co_exceptiontable", b"")  # from Python 3.11 on, what a `try` covers is beside the code
     return [code.co_code, ranges, [*code.co_names], [_constant(c) for c in code.co_consts]]
 
 
 def _constant(c: Any) -> list[Any]:
-    """A stable form: without the address in a code object's repr, or the per-process order of a set."""
+    """Return a stable form of a constant: without the address in a code object's repr, or the per-process order of a set."""
     if isinstance(c, CodeType):
         return _code(c)
     if isinstance(c, tuple):

@@ -1,4 +1,4 @@
-"""Semantic cache: finds the answer to a similar text by cosine similarity of embeddings."""
+"""Semantic cache: answer to a similar text, by cosine similarity of embeddings."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from edgeroute.system.process import contained, now, renew_after_fork
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
 EMBEDDED = 64
-"""Embeddings cached between a miss and the `add` that follows it."""
+"""Number of embeddings kept between a miss and the `add` that follows it."""
 
 
 class Semantic:
-    """The latest `max_entries` texts of all prefixes, in memory. Text inputs only; an error in `embed` is logged as a miss.
+    """Answers to the latest `max_entries` texts of all prefixes, in memory, found by similarity.
+
+    Text inputs only. An error in `embed` is logged, and counts as a miss.
 
     Args:
-        embed: text -> vector [d]; need not be normalised.
-        threshold: minimum cosine similarity, up to 1, for a hit.
+        embed: function from a text to its vector [d]; need not be normalised.
+        threshold: minimum cosine similarity for a hit, -1..1.
         max_entries: capacity; the oldest text is replaced first.
         ttl_s: how long an answer is fresh, seconds; a `Cache` sets its own.
-        clock: Unix time, seconds; a `Cache` sets its own.
+        clock: returns the Unix time, seconds; a `Cache` sets its own.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Semantic:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts empty: another thread of the parent may have been in the middle of a change."""
+        """Drop all entries and replace the lock: a thread of the parent may have been in the middle of a change."""
         self._lock = threading.RLock()
         self._vectors: Vector | None = None
         self._owners = np.zeros(self._max_entries, np.int64)
@@ -62,7 +64,7 @@ class Semantic:
         self._embedded: LRUCache[str, Vector] = LRUCache(EMBEDDED)
 
     def find(self, prefix: bytes, text: str) -> tuple[Entry, float] | None:
-        """The fresh answer to the most similar text with the same prefix, and the similarity; None: none reaches `threshold`.
+        """Return the fresh answer to the most similar text of this prefix, and the similarity; None if none reaches `threshold`.
 
         Raises:
             BadInput: the embedding's length differs from the first one's; raised once, then the semantic cache is off.
@@ -70,32 +72,32 @@ class Semantic:
         vector = self._unit(text)
         if vector is None:
             return None
-        at = self.clock()
+        now_s = self.clock()
         with self._lock:
             count = len(self._kept)
             if self._vectors is None or not count:
                 return None
-            when = np.minimum(self._at[:count], at, out=self._at[:count])  # a time in the future: the clock was set back
-            mine = (self._owners[:count] == hash(prefix)) & (at - when < self.ttl_s)
+            when = np.minimum(self._at[:count], now_s, out=self._at[:count])  # a time in the future: the clock was set back
+            mine = (self._owners[:count] == hash(prefix)) & (now_s - when < self.ttl_s)
             similar = np.where(mine, self._vectors[:count] @ vector, -np.inf)
             best = int(similar.argmax())
             similarity = min(1.0, float(similar[best]))
-            prefix_of_best, _, kept = self._kept[best]
-        return (kept.given(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
+            prefix_of_best, _, cached = self._kept[best]
+        return (cached.given(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
 
     def embedded(self, text: str) -> bool:
-        """Whether the text's embedding is at hand, from a `find` not long ago, so that `add` takes no time."""
+        """Return True if the text's embedding is still cached from a recent `find`, so that `add` calls no model."""
         with self._lock:
             return text in self._embedded
 
     def add(self, prefix: bytes, text: str, entry: Entry) -> None:
-        """Stores a copy of the entry for this text, replacing an earlier one.
+        """Store a copy of the entry for this text, replacing an earlier one, or else the oldest when full.
 
         Raises:
-            BadInput: as `find`.
+            BadInput: see `find`.
         """
-        vector, kept = self._unit(text), keep(entry)
-        if vector is None or kept is None:
+        vector, cached = self._unit(text), keep(entry)
+        if vector is None or cached is None:
             return
         with self._lock:
             if self._vectors is None:
@@ -109,10 +111,10 @@ class Semantic:
                 if row < len(self._kept):
                     del self._rows[self._kept[row][:2]]
             self._vectors[row], self._owners[row], self._at[row] = vector, hash(prefix), min(entry.at, self.clock())
-            self._kept[row : row + 1] = [(prefix, text, kept)]
+            self._kept[row : row + 1] = [(prefix, text, cached)]
 
     def _unit(self, text: str) -> Vector | None:
-        """The text's normalised embedding; None: there is none."""
+        """Return the text's normalised embedding, cached or computed by `embed`; None if there is none."""
         if self._off or type(text) is not str:
             return None
         with self._lock:
@@ -122,7 +124,7 @@ class Semantic:
         try:
             raw = np.asarray(contained(self._embed, text), np.float64)
         except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
-            log.warning("the text is not looked for by meaning, since embed raised %s: %s", typed(e), e)
+            log.warning("the semantic cache was skipped, since embed raised %s: %s", typed(e), e)
             return None
         with self._lock:
             if self._off:

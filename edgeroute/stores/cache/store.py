@@ -1,4 +1,4 @@
-"""Answer cache: LRU in memory with an optional disk tier, stale-while-revalidate, stale-if-error and negative caching."""
+"""Answer cache: LRU in memory, optional disk tier, stale-while-revalidate, stale-if-error, negative caching, singleflight."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ class CacheStats(NamedTuple):
     """Counters of the cache since it was created."""
 
     hits: int
-    """Fresh entries served from memory."""
+    """Fresh entries returned from memory."""
     disk_hits: int
-    """Fresh entries served from disk."""
+    """Fresh entries returned from disk."""
     misses: int
+    """Look-ups without an entry that could be used."""
     stale: int
-    """Expired entries served by `lookup`."""
+    """Expired entries returned by `lookup`."""
     stored: int
+    """Entries put."""
     evicted: int
     """Entries evicted from memory."""
     bytes: int
@@ -42,22 +44,22 @@ class CacheStats(NamedTuple):
 class Cache:
     """Answers by key. Thread-safe; a forked child starts with an empty memory and the same disk file.
 
-    An entry's age counts from its `at`. A time in the future (the clock was set back) counts from the first lookup.
+    The age of an entry counts from its `at`. A time in the future (the clock was set back) counts from the first lookup.
 
     Args:
-        max_bytes: of memory, contents and overhead.
+        max_bytes: maximum size in memory, contents and overhead.
         ttl_s: how long an entry is fresh, seconds.
-        stale_while_revalidate_s: how long after `ttl_s` it may be served while it is revalidated.
-        stale_if_offline_s: how long after `ttl_s` it may be served if the cloud is unavailable.
-        negative_ttl_s: how long a refusal is cached.
-        disk: file of the disk tier; None: memory only.
-        disk_max_bytes: of that file.
+        stale_while_revalidate_s: how long after `ttl_s` an entry may be returned while it is refreshed, seconds.
+        stale_if_offline_s: how long after `ttl_s` an entry may be returned if the cloud is unavailable, seconds.
+        negative_ttl_s: how long a refusal is cached, seconds.
+        disk: path of the disk tier's file; None: memory only.
+        disk_max_bytes: maximum size of that file.
         never: data classes that are not cached.
-        semantic: semantic cache for text inputs; it takes this cache's `ttl_s` and `clock`.
-        clock: Unix time, seconds.
+        semantic: semantic cache for text inputs; this cache sets its `ttl_s` and `clock`.
+        clock: returns the Unix time, seconds.
 
     Raises:
-        PolicyError: a size or a time that cannot be.
+        PolicyError: a size or a time is not valid.
     """
 
     def __init__(
@@ -94,103 +96,111 @@ class Cache:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts empty: another thread of the parent may have been in the middle of a change."""
+        """Empty the memory and replace the lock: a thread of the parent may have been in the middle of a change."""
         self._lock = threading.RLock()
         self._recent: LRUCache[bytes, CachedEntry] = LRUCache(self._max_bytes, getsizeof=_bytes)
         self._refusals: LRUCache[bytes, tuple[str, int, float]] = LRUCache(REFUSALS)
         self._hits = self._disk_hits = self._misses = self._stale = self._stored = self._evicted = 0
 
     def get(self, key: bytes) -> Entry | None:
-        """The entry if it is fresh, else None. Its arrays are read-only."""
+        """Return the entry if it is fresh, else None; counts a hit or a miss. Arrays are read-only, mutable values are copies."""
         return self._find(key, False, None)[0]
 
     def lookup(self, key: bytes, fetched: Mapping[bytes, Entry] | None = None) -> tuple[Entry | None, State | None]:
-        """The entry and its state: fresh, revalidate (serve and refresh), or stale (serve only if the cloud is unavailable).
+        """Return the entry and its state: fresh, revalidate (usable, but to be refreshed), or stale (for failures of the cloud).
 
-        fetched: what `fetch` has found on the disk, which is not asked then.
+        An entry beyond all limits is deleted from memory, and (None, None) is returned.
+
+        Args:
+            key: key of the answer.
+            fetched: result of `fetch`, used in place of the disk; None: the disk is read.
         """
         return self._find(key, True, fetched)
 
     def missing(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Those that the disk may have and memory has not, or not fresh."""
+        """Return the keys of which memory has no fresh entry, for `fetch`; none without a disk."""
         if self._disk is None:
             return []
-        at = self._clock()
+        now_s = self._clock()
         with self._lock:
-            return [key for key in keys if (seen := self._recent.get(key)) is None or not 0 <= at - seen.entry.at < self._ttl_s]
+            return [
+                key for key in keys if (seen := self._recent.get(key)) is None or not 0 <= now_s - seen.entry.at < self._ttl_s
+            ]
 
     def fetch(self, keys: Iterable[bytes]) -> dict[bytes, Entry]:
-        """What the disk has of these, for `lookup`. It never waits for a lock, but takes the time of the disk."""
+        """Read the entries of these keys from disk, for `lookup`. Waits for the disk, but never for a lock."""
         return {} if self._disk is None else {key: entry for key in keys if (entry := self._disk.get(key)) is not None}
 
     def late(self) -> None:
-        """Notes that a `fetch` has taken too long: after two the disk is left alone for a while."""
+        """Report that a `fetch` took too long: after two reports the disk is not used for a while."""
         if self._disk is not None:
             self._disk.late()
 
     def put(self, key: bytes, entry: Entry, data_class: str | None = None) -> None:
-        """Stores a copy in memory, and queues it for the disk.
+        """Store a copy of the entry in memory, and queue it for the disk.
 
-        Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. On disk only what
-        is restored unchanged: JSON values, with outputs that are arrays or JSON values.
+        Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. The disk takes only
+        values
+        that are restored unchanged: JSON values, with outputs that are arrays or JSON values.
         """
-        kept = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
-        if kept is not None:
+        cached = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
+        if cached is not None:
             with self._lock:
-                self._insert(key, kept)
+                self._insert(key, cached)
                 self._stored += 1
             if self._disk is not None:
-                self._disk.put(key, kept)
+                self._disk.put(key, cached)
 
     def refuse(self, key: bytes, text: str, status: int) -> None:
-        """Caches that the endpoint refused this input, with its message and HTTP status."""
+        """Cache that the endpoint refused this input, with its message and HTTP status."""
         with self._lock:
             self._refusals[key] = text, status, self._clock()
 
     def refused(self, key: bytes) -> tuple[str, int] | None:
-        """Message and status of a refusal within the last `negative_ttl_s`, else None."""
-        at = self._clock()
+        """Return message and status of a refusal within the last `negative_ttl_s`, else None."""
+        now_s = self._clock()
         with self._lock:
             text, status, since = self._refusals.get(key, ("", 0, -float("inf")))
-        return (text, status) if 0 <= at - since < self._negative_ttl_s else None
+        return (text, status) if 0 <= now_s - since < self._negative_ttl_s else None
 
     def stats(self) -> CacheStats:
-        """The counters so far."""
+        """Return the counters so far."""
         with self._lock:
             counts = self._hits, self._disk_hits, self._misses, self._stale, self._stored, self._evicted
             return CacheStats(*counts, int(self._recent.currsize))
 
     def flush(self) -> None:
-        """Writes pending entries to disk now; usually they are written behind, within moments."""
+        """Write pending entries to disk now; usually a thread writes them within moments."""
         if self._disk is not None:
             self._disk.flush()
 
     def close(self) -> None:
-        """Writes pending entries to disk and closes it; a later call opens it again."""
+        """Write pending entries to disk and close it; a later call opens it again."""
         if self._disk is not None:
             self._disk.close()
 
     def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
-        at = self._clock()
+        """Return entry and state by memory, then by disk; update memory and counters. `late`: expired entries may be returned."""
+        now_s = self._clock()
         with self._lock:
             seen = self._recent.get(key)
-            if fresh := seen is not None and 0 <= at - seen.entry.at < self._ttl_s:
+            if fresh := seen is not None and 0 <= now_s - seen.entry.at < self._ttl_s:
                 self._hits += 1
         if seen is not None and fresh:
             return seen.given(), "fresh"
-        kept = self._newer(key, seen, fetched)
-        if kept is not None and kept.entry.at > at:
-            kept = kept._replace(entry=kept.entry._replace(at=at))
+        cached = self._newer(key, seen, fetched)
+        if cached is not None and cached.entry.at > now_s:
+            cached = cached._replace(entry=cached.entry._replace(at=now_s))
             if self._disk is not None:
-                self._disk.put(key, kept)  # else it would be fresh again each time it is read from there
-        state = None if kept is None else self._state(at - kept.entry.at)
+                self._disk.put(key, cached)  # else it would be fresh again each time it is read from there
+        state = None if cached is None else self._state(now_s - cached.entry.at)
         with self._lock:
             if self._recent.get(key) is seen:  # no newer entry was put meanwhile
-                if kept is None or state is None:
+                if cached is None or state is None:
                     self._recent.pop(key, None)
-                elif kept is not seen:
-                    self._insert(key, kept)
-            if kept is None or state is None or (state != "fresh" and not late):
+                elif cached is not seen:
+                    self._insert(key, cached)
+            if cached is None or state is None or (state != "fresh" and not late):
                 self._misses += 1
                 return None, None
             if state != "fresh":
@@ -199,38 +209,41 @@ class Cache:
                 self._hits += 1
             else:
                 self._disk_hits += 1
-        return kept.given(), state
+        return cached.given(), state
 
     def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
-        """The disk's entry if it is newer (another process may have refreshed it), else `seen`."""
+        """Return the disk's entry if it is newer (another process may have refreshed it), else `seen`."""
         entry = (self.fetch([key]) if fetched is None else fetched).get(key)
         return keep(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 
     def _state(self, age_s: float) -> State | None:
+        """Return the state of an entry of this age; None if it is too old for any use."""
         if age_s < self._ttl_s:
             return "fresh"
         if age_s < self._renewing_s:
             return "revalidate"
         return "stale" if age_s < self._offline_s else None
 
-    def _insert(self, key: bytes, kept: CachedEntry) -> None:
+    def _insert(self, key: bytes, cached: CachedEntry) -> None:
+        """Put an entry into memory, count evictions, and skip one that alone exceeds `max_bytes`. The caller holds the lock."""
         recent = self._recent
         recent.pop(key, None)
-        if kept.bytes <= self._max_bytes:
+        if cached.bytes <= self._max_bytes:
             before = len(recent)
-            recent[key] = kept
+            recent[key] = cached
             self._evicted += before + 1 - len(recent)
 
 
-def _bytes(kept: CachedEntry) -> int:
-    return kept.bytes
+def _bytes(cached: CachedEntry) -> int:
+    """Return the size of an entry for the LRU."""
+    return cached.bytes
 
 
-# Singleflight: of equal concurrent requests one (the leader) runs, and the others (followers) wait for its result.
+# Singleflight: one of several equal concurrent requests (the leader) runs, and the others (followers) wait for its result.
 
 
 class _Shared:
-    """State shared by the leader and followers of one flight."""
+    """State shared by the leader and the followers of one flight."""
 
     __slots__ = ("future", "held", "thread")
 
@@ -249,21 +262,22 @@ class Flight:
 
     @property
     def held(self) -> bool:
-        """Whether the leader goes on only as somebody reads what it shows."""
+        """Return True if the leader's answer is a stream that goes on only while its caller reads."""
         return self._shared.held
 
     def done(self, make: Callable[[], Any]) -> None:
-        """Passes the result to all followers; `make` makes it, only if there are any. A no-op as `failed` is."""
+        """End the flight, and pass `make()` to all followers; `make` is not called if there are none. A no-op for followers."""
         self._end(make)
 
     def failed(self) -> None:
-        """Releases all followers without a result. A no-op for a follower, or once the flight has ended."""
+        """End the flight, and release all followers without a result. A no-op for a follower, or once the flight has ended."""
         self._end(None)
 
     def wait(self, timeout_s: float) -> Any:
-        """Blocks a follower for the leader's result, up to `timeout_s` seconds; None: it failed or timed out.
+        """Block a follower for the leader's result, up to `timeout_s` seconds. Return None if the leader failed or time ran out.
 
-        A leader of the same thread is below this on the stack, in a generator or under a signal handler: it is not waited for.
+        A leader of the same thread is lower on this stack, in a generator or under a signal handler: the call returns None at
+        once.
         """
         future = self._shared.future
         assert future is not None, "the leader has nobody to wait for"
@@ -275,13 +289,14 @@ class Flight:
             return None
 
     async def wait_async(self, timeout_s: float) -> Any:
-        """`wait` on an event loop. Cancelling it affects this follower only."""
+        """Await the leader's result, as `wait` does. Cancelling affects this follower only."""
         assert self._shared.future is not None, "the leader has nobody to wait for"
-        own = asyncio.wrap_future(self._shared.future)
-        await asyncio.wait([own], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
-        return own.result() if own.done() else None
+        result = asyncio.wrap_future(self._shared.future)
+        await asyncio.wait([result], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
+        return result.result() if result.done() else None
 
     def _end(self, make: Callable[[], Any] | None) -> None:
+        """End the flight, if this is its leader."""
         if self.leads:
             self._flights.end(self._key, self._shared, make)
 
@@ -290,14 +305,14 @@ class Flight:
 
 
 class Flights:
-    """The flights in progress, by key. An ended one is removed, however it ended."""
+    """The flights in progress, by key. A flight is removed when it ends, however it ended."""
 
     def __init__(self) -> None:
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts empty: a child does not have the threads that lead the parent's flights."""
+        """Drop all flights: a child does not have the threads that lead the parent's."""
         self._lock = threading.RLock()  # an abandoned leader may be collected, and so ended, during a `join`
         self._open: dict[bytes, _Shared] = {}
 
@@ -306,12 +321,12 @@ class Flights:
 
     @property
     def followed(self) -> int:
-        """How many of them have followers."""
+        """Number of flights that have followers."""
         with self._lock:
             return sum(shared.future is not None for shared in self._open.values())
 
     def join(self, key: bytes, *, held: bool = False) -> Flight:
-        """Starts a flight as its leader, or follows the one in progress. held: see `Flight.held`."""
+        """Start a flight and return its leader's part, or follow the one in progress. `held`: see `Flight.held`."""
         with self._lock:
             shared = self._open.get(key)
             if shared is None:
@@ -325,7 +340,7 @@ class Flights:
             return Flight(self, key, shared, False)
 
     def end(self, key: bytes, shared: _Shared, make: Callable[[], Any] | None) -> None:
-        """Ends this flight, if it is still in progress: with what `make` makes, or without a result."""
+        """Remove this flight if it is still in progress, and release its followers with the result of `make()`, or with None."""
         with self._lock:
             if self._open.get(key) is not shared:
                 return

@@ -1,4 +1,4 @@
-"""Outbox (store-and-forward): unsent requests on disk, delivered later, with late answers passed to callbacks."""
+"""Outbox (store-and-forward): unsent requests on disk, delivered later; late answers go to the app's callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivers queued requests of the outbox when their endpoint is available, with retries, jitter and a rate limit."""
+"""Delivery of the outbox's requests when their endpoint is available, with retries, jitter and a rate limit; its thread."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from edgeroute.stores.outbox.tables import Heads, Lane, Turns
 from edgeroute.system.process import renew_after_fork
 from edgeroute.system.threads import ThreadPool
 
-# Background thread with leader election: it works while its process holds a lock, which one process has at a time.
+# Background thread with leader election: only the process that holds a lock file does the work.
 
 log = logging.getLogger("edgeroute")
 
 
 class Loop:
-    """Calls `step()` repeatedly, after as many seconds as the last call returned, or at once when nudged.
+    """Thread that calls `step()` after as many seconds as the last call returned, or at once when nudged.
+
+    Only one process at a time, the holder of the lock, calls its step.
 
     Args:
-        name: of the thread.
-        place: lock file. The system releases the lock when the process ends, `kill -9` included.
-        step: returns seconds until the next call; exceptions are logged.
+        name: name of the thread.
+        place: path of the lock file. The system releases the lock when the process ends, `kill -9` included.
+        step: function that returns the seconds until the next call; its exceptions are logged.
         poll_s: maximum seconds between calls, to notice other processes' writes and to take over the lock.
-        busy: whether the lock must still be held after `close()`.
+        busy: returns True while the lock must still be held after `close()`.
     """
 
     def __init__(
@@ -47,24 +49,24 @@ class Loop:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Closes the inherited descriptor: the lock stays with the parent."""
+        """Reset the child: no thread, and no lock, which stays with the parent."""
         self.lock.leave()
         self._changed = threading.Condition()
-        self._nudged, self._said = False, ""
+        self._nudged, self._logged = False, ""
         self._thread: threading.Thread | None = None
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Return True once `close` was called."""
         return self._closed
 
     def start(self) -> None:
-        """Starts the thread, if not started."""
+        """Start the thread, unless it runs."""
         self._begun = True
         self.nudge()
 
     def nudge(self) -> None:
-        """Runs the next step at once. In a forked child, starts the thread there."""
+        """Run the next step at once. Start the thread if there is none, as in a forked child."""
         with self._changed:
             self._nudged = True
             self._changed.notify_all()
@@ -75,7 +77,7 @@ class Loop:
                     self._thread = thread
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Ends the thread after the current step, once not busy; waits up to `wait_s` seconds."""
+        """End the thread after the current step, once not busy; wait for that up to `wait_s` seconds."""
         with self._changed:
             self._closed, thread = True, self._thread
             self._changed.notify_all()
@@ -83,6 +85,7 @@ class Loop:
             thread.join(wait_s)
 
     def _run(self) -> None:
+        """Take the lock and call `step` until closed; then release the lock, once not busy."""
         pause = 0.0
         while True:
             with self._changed:
@@ -94,50 +97,51 @@ class Loop:
             try:
                 if self.lock.take():
                     pause = min(pause, self._step())
-                self._said = ""
+                self._logged = ""
             except Exception as e:
-                if (said := str(e)) != self._said:  # log a lasting error, such as a full disk, once
-                    self._said = said
-                    log.warning("the outbox waits: %s", said, exc_info=not isinstance(e, OSError))
+                if (text := str(e)) != self._logged:  # log a lasting error, such as a full disk, once
+                    self._logged = text
+                    log.warning("the outbox waits: %s", text, exc_info=not isinstance(e, OSError))
         with self._changed:
             self._changed.wait_for(lambda: not self._busy())
         self.lock.leave()
 
 
 MOST_S = 60.0
-"""Maximum back-off after a failure, unless `spread_s` or the endpoint's Retry-After is longer ..."""
+"""Maximum back-off after a failure, unless `spread_s` or the endpoint's Retry-After is longer, seconds."""
 ASKED_MOST_S = 3600.0
-"""... which is honoured up to this."""
+"""Longest Retry-After that is honoured, seconds."""
 HURRY_S = 1.0
-"""Minimum interval between two `wake()` that cut waits short, seconds."""
+"""Minimum seconds between two `wake()` that cut waits short."""
 MOST_PAUSED = 10_000
-"""Lanes that are paused at a time."""
+"""Maximum lanes that are paused at a time."""
 Send: TypeAlias = Callable[[Waiting], Answering]
-_OURS = (StoreError, Closed, MemoryError)
-"""Errors that are not about the request."""
+_NOT_ABOUT_REQUEST = (StoreError, Closed, MemoryError)
+"""Errors that are not about the request, which then stays waiting."""
 
 
 def longest(attempts: int, spread_s: float = 0.0) -> float:
-    """Upper end of the back-off after so many failures, seconds: 1, doubled each time up to `MOST_S`, or `spread_s` if longer."""
+    """Return the upper end of the back-off after so many failures, seconds: doubled from 1 to `MOST_S`, or `spread_s`."""
     return max(min(MOST_S, 2.0 ** min(attempts - 1, 30)), spread_s)
 
 
 def backoff(attempts: int, spread_s: float = 0.0) -> float:
-    """Back-off after so many failures, seconds, with full jitter: devices that lost the same link do not return at once."""
+    """Draw a back-off after so many failures, seconds: full jitter, so that devices do not return at once."""
     return random.uniform(0, longest(attempts, spread_s))  # noqa: S311 - a jitter, not a secret
 
 
 class Delivery:
-    """Delivers from one process at a time, the holder of the lock `path.deliver`; others poll to take over.
+    """Sends the requests of an outbox, in the one process that holds the lock `path.deliver`; others poll to take over.
 
     A request whose answer could not be stored before a crash is sent again with the same id (at-least-once delivery).
 
     Args:
-        outbox: to deliver from.
-        send: sends one request. A CloudError with `held` leaves it waiting without counting an attempt; a `retriable` one
-            counts and backs off; both for at least `retry_after_s`. Any other exception makes the entry dead.
-        ordered: deliver the requests of a target one at a time, in the order of puts. A waiting one blocks those behind it
-            (head-of-line); a dead one does not.
+        outbox: the outbox to deliver from.
+        send: sends one request, and returns the answer. A CloudError with `held` leaves the request waiting without counting an
+            attempt; a `retriable` one counts and backs off; both for at least `retry_after_s`. Any other exception makes the
+            entry dead.
+        ordered: if True, deliver the requests of a target one at a time, in the order of puts. A waiting one blocks those behind
+            it (head-of-line); a dead one does not.
         parallel: maximum concurrent requests.
         rate_per_s: maximum requests started per second.
         poll_s: seconds between polls when idle, and before a held request is retried.
@@ -159,79 +163,85 @@ class Delivery:
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".deliver")
-        self.loop = Loop("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._flying))
+        self.loop = Loop("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._in_flight))
         outbox.listen(self.loop.nudge)
 
     def after_fork(self) -> None:
-        """Resets delivery state: requests in flight are the parent's."""
-        self._flying: set[str] = set()
+        """Reset the delivery state: requests in flight are the parent's."""
+        self._in_flight: set[str] = set()
         self._began: frozenset[str] = frozenset()
-        """Those in flight when the current scan began. What came of any other is stored and its lane paused before the scan reads
-        either: a request that ends during a scan would look as if it were due."""
+        """Ids in flight when the current scan began.
+
+        The outcome of any other request is stored, and its lane paused, before the scan reads either: a request that ends during
+        a scan would look as if it were due.
+        """
         self._paused: dict[Lane, tuple[float, Listed]] = {}
-        """Lane -> paused until (monotonic), and the entry that was held last."""
+        """Lane -> time until which it is paused (monotonic), and the entry that was held last."""
         self._turns, self._soon_s = Turns(), inf
         self._hurry: dict[str, int] | None = None
-        """Target -> the last entry whose wait was cut short; None: those at the start of each target are due for it."""
+        """Target -> last entry whose wait was cut short; None: the cut has yet to begin at each target."""
         self._through = 0
-        """The last entry that there was when waits were to be cut short."""
+        """Last entry in the outbox when waits were to be cut short."""
         self._starts = True
-        """Whether they are cut short for the start: what is put from now on waits for its own time."""
+        """True if waits are cut short for the start: entries put from now on wait for their own time."""
         self._outbox.first_put = None
         self._since: float | None = None
-        """When the oldest waiting entry was queued, as of the last scan."""
+        """Time when the oldest waiting entry was queued, as of the last scan."""
         self._next = self._hurried = -inf
         self.hurry_at = -inf
-        """When to cut waits short; initially at once: the reason an earlier process waited for may have passed."""
+        """When to cut waits short (monotonic); initially at once: the reason for an earlier process's waits may be over."""
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Starts delivering."""
+        """Start the delivering thread."""
         self.loop.start()
 
     def wake(self, *, now: bool = False) -> None:
-        """Cuts short the waits of entries that failed. Not needed after a put.
+        """Make entries due that wait because an attempt failed. Not needed after a put.
 
         Args:
-            now: this device was offline: retry at once. Else the cloud was down, for other devices too: retry after a random
-                part of the oldest entry's spread.
+            now: True: this device was offline, so retry at once. False: the cloud was down, for other devices too, so retry after
+                a random part of the oldest entry's spread.
         """
-        at = monotonic()
-        self.hurry_at = at if now else min(self.hurry_at, at + self._outbox.part_s(self._since))
+        now_s = monotonic()
+        self.hurry_at = now_s if now else min(self.hurry_at, now_s + self._outbox.part_s(self._since))
         self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Starts no more requests; waits for those in flight, up to `wait_s` seconds. Slower ones end by themselves."""
+        """Start no more requests, and wait up to `wait_s` seconds for those in flight. Slower ones end by themselves."""
         self._stop.set()
         self.loop.close(wait_s)
         self._workers.close(wait_s)
 
     def step(self) -> float:
-        """Starts one request, if one is due; called by the loop. Returns the seconds until the next may be due."""
-        at = monotonic()
-        if at >= max(self.hurry_at, self._hurried + HURRY_S):
+        """Send one request in a worker thread, if one is due; run by the loop. Return the seconds until the next may be due."""
+        now_s = monotonic()
+        if now_s >= max(self.hurry_at, self._hurried + HURRY_S):
             self._starts = self.hurry_at == -inf
-            self.hurry_at, self._hurried, self._paused, self._hurry = inf, at, {}, None
-        if len(self._flying) >= self._parallel:
+            self.hurry_at, self._hurried, self._paused, self._hurry = inf, now_s, {}, None
+        if len(self._in_flight) >= self._parallel:
             return inf  # a finished request nudges
-        if at < self._next:
-            return self._next - at
-        self._began = frozenset(self._flying)
+        if now_s < self._next:
+            return self._next - now_s
+        self._began = frozenset(self._in_flight)
         chosen = self._outbox.pick(self._choose)
         if chosen is None:
-            return min(self._soon_s, max(self.hurry_at, self._hurried + HURRY_S) - at)
+            return min(self._soon_s, max(self.hurry_at, self._hurried + HURRY_S) - now_s)
         waiting = self._outbox.waiting(chosen.id)
         if waiting is None:
             return 0.0  # it is damaged, or too old, or somebody was faster
-        self._next = max(self._next, at) + self._spacing_s
-        self._flying.add(chosen.id)
+        self._next = max(self._next, now_s) + self._spacing_s
+        self._in_flight.add(chosen.id)
         if not self._workers.submit(lambda: self._deliver(chosen, waiting)):
-            self._flying.discard(chosen.id)
+            self._in_flight.discard(chosen.id)
             return self._poll_s
         return 0.0
 
     def _choose(self, heads: Heads) -> Listed | None:
-        """An entry that is due. Entries held last time come after others of the same target and data class."""
+        """Return an entry that is due, or None; store in `_soon_s` the seconds until one may be due.
+
+        Entries held last time come after others of the same lane. Waits that were to be cut short are cut.
+        """
         targets = heads.targets("waiting")
         oldest = [row for target in targets if (row := heads.oldest(target, "waiting")) is not None]
         self._since = min(oldest).queued_at if oldest else None
@@ -242,18 +252,18 @@ class Delivery:
             for target in targets:
                 self._cut_waits(heads, target)
         if self._ordered:
-            found, self._soon_s = self._first_in_order(heads, targets)
+            row_or_none, self._soon_s = self._first_in_order(heads, targets)
         else:
-            found, self._soon_s = self._turns.first(heads, "waiting", partial(self._of_lane, heads))
-        if found is None:
+            row_or_none, self._soon_s = self._turns.first(heads, "waiting", partial(self._of_lane, heads))
+        if row_or_none is None:
             heads.check_states()
-        return found
+        return row_or_none
 
     def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
-        """The entry of this lane to send, or the seconds until there may be one."""
+        """Return the entry of this lane to send, or the seconds until there may be one."""
         until, last = self._paused.get(lane, (-inf, None))
-        if until > (at := monotonic()):
-            return until - at
+        if until > (now_s := monotonic()):
+            return until - now_s
         now, most = self._outbox.clock(), len(self._began) + 1
         for after in (None,) if last is None else ((last.ready_at, last.seq), None):
             row = next((row for row in heads.ready("waiting", lane, most, after) if row.id not in self._began), None)
@@ -265,8 +275,8 @@ class Delivery:
         return 0.0 if self._cut_waits(heads, lane.target) else row.ready_at - now
 
     def _first_in_order(self, heads: Heads, targets: Iterable[str]) -> tuple[Listed | None, float]:
-        """The first of the targets' oldest entries that is due, or the seconds until there may be one."""
-        found, soon_s = list[Listed](), inf
+        """Return the first due entry of the targets' oldest ones, or None, and the seconds until one may be due."""
+        due, soon_s = list[Listed](), inf
         for target in targets:
             row = heads.oldest(target, "waiting")
             if row is None or row.id in self._began:
@@ -274,13 +284,13 @@ class Delivery:
             until, _ = self._paused.get(Lane(row.target, row.data_class), (-inf, None))
             wait_s = max(row.ready_at - self._outbox.clock(), until - monotonic())
             if wait_s <= 0:
-                found.append(row)
+                due.append(row)
             else:
                 soon_s = min(soon_s, 0.0 if until < monotonic() and self._cut_waits(heads, target) else wait_s)
-        return min(found, default=None), soon_s
+        return min(due, default=None), soon_s
 
     def _cut_waits(self, heads: Heads, target: str) -> bool:
-        """Makes due the next of a target's entries that wait because an attempt failed -> False: that is done."""
+        """Make the next entries of a target due that wait because an attempt failed. Return False if all are done."""
         assert self._hurry is not None, "it has begun"
         after = self._hurry.get(target, 0)
         if after >= self._through:
@@ -289,40 +299,41 @@ class Delivery:
         return True
 
     def _deliver(self, row: Listed, waiting: Waiting) -> None:
+        """Send a request, and store the outcome: the answer, a failure to retry, a dead letter, or a pause of the lane."""
         name = row.id
         try:
             answer = self._send(waiting)
-            self._keep(lambda: self._outbox.answer(name, answer, attempts=1))
+            self._store_outcome(lambda: self._outbox.answer(name, answer, attempts=1))
         except BaseException as e:  # noqa: BLE001 - any failure is recorded with its entry, SystemExit of a function too
             failure = named(e)
-            if isinstance(e, _OURS) or getattr(e, "held", False) or not threading.main_thread().is_alive():
+            if isinstance(e, _NOT_ABOUT_REQUEST) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
                 self._pause(Lane(row.target, row.data_class), pause_s, row)
             elif isinstance(e, CloudError) and e.retriable:
                 spread_s = self._outbox.spread_for(row.queued_at)
                 wait_s = max(backoff(row.attempts + 1, spread_s), min(e.retry_after_s or 0.0, ASKED_MOST_S))
-                self._keep(lambda: self._outbox.failed(name, failure, self._outbox.clock() + wait_s))
+                self._store_outcome(lambda: self._outbox.failed(name, failure, self._outbox.clock() + wait_s))
             else:
                 log.warning("%s cannot be delivered to %s: %s", name, row.target, failure)
-                self._keep(lambda: self._outbox.bury(name, failure))
+                self._store_outcome(lambda: self._outbox.bury(name, failure))
         finally:
-            self._flying.discard(name)
+            self._in_flight.discard(name)
             self.loop.nudge()
 
     def _pause(self, lane: Lane, pause_s: float, row: Listed) -> None:
-        """Sends nothing of this lane for a while."""
+        """Pause a lane for `pause_s` seconds."""
         if len(self._paused) >= MOST_PAUSED:
             self._paused = {name: (until, last) for name, (until, last) in self._paused.items() if until > monotonic()}
         if len(self._paused) < MOST_PAUSED or lane in self._paused:
             self._paused[lane] = monotonic() + pause_s, row
 
-    def _keep(self, write: Callable[[], object]) -> None:
-        """Stores the outcome, retrying while the disk fails; meanwhile its slot is not reused."""
+    def _store_outcome(self, write: Callable[[], object]) -> None:
+        """Store an outcome, retrying while the disk fails; meanwhile the request's slot is not reused."""
         while True:
             try:
                 write()
             except StoreError as e:  # noqa: PERF203 - the loop is there for it
-                log.warning("what came of a delivery cannot be kept yet: %s", e)
+                log.warning("the outcome of a delivery cannot be stored yet: %s", e)
                 if self._stop.wait(self._poll_s):
                     return
             else:

@@ -1,4 +1,4 @@
-"""Data types of the outbox: requests, results of a put, listings and late answers."""
+"""Data types of the outbox: queued requests, results of a put, list items and late answers."""
 
 from __future__ import annotations
 
@@ -10,52 +10,51 @@ State: TypeAlias = Literal["waiting", "answered", "dead"]
 
 
 class Waiting(NamedTuple):
-    """A queued request. All times are Unix time, seconds."""
+    """Queued request. All times are Unix time, seconds."""
 
     id: str
-    """The idempotency key; unique in the outbox."""
+    """Idempotency key; unique in the outbox."""
     target: str
-    """The endpoint's name."""
+    """Name of the endpoint."""
     kind: Literal["call", "input"]
     """call: an encoded HTTP request. input: a model input, encoded for the endpoint when it is sent."""
     body: bytes
-    """Of the call; or the input as encoded by `encode_input`."""
+    """Body of the call; or the input as encoded by `encode_input`."""
     method: str = ""
     path: str = ""
     headers: Sequence[tuple[str, str]] = ()
-    """Of a call, never secrets: credentials are added when it is sent. Of an input: its Content-Type."""
+    """Headers of a call, never secrets: credentials are added when it is sent. For an input: its Content-Type."""
     data_class: str | None = None
     rule: str = ""
-    """The egress rule that permitted it."""
+    """Egress rule that permitted the request."""
     importance: float = 0.0
     provisional: Any = None
-    """The provisional answer that the app was given, JSON-serialisable."""
+    """Provisional answer that the app got, JSON-serialisable."""
     ready_at: float | None = None
-    """Not sent before this time; None: now."""
+    """The request is not sent before this time; None: now."""
     queued_at: float | None = None
-    """None: now."""
+    """Time of the put; None: now."""
     attempts: int = 0
-    """Failed attempts so far."""
+    """Number of failed attempts so far."""
     error: str = ""
-    """Why the live request failed: the entry then waits a random part of `spread_s`, unless `ready_at` is given.
-    Empty: nothing failed yet."""
+    """Error of the live request: the entry then waits a random part of `spread_s`, unless `ready_at` is given."""
     origin: str = ""
-    """Protocol and address of the endpoint, or the function, that it may be sent to. Empty: an entry of an earlier version."""
+    """Protocol and address of the endpoint, or the function, that may get the request. Empty: an entry of an older version."""
 
 
 class Put(NamedTuple):
     """Result of a put."""
 
     stored: bool
-    """The request is in the outbox, or was and is done."""
+    """True if the request is in the outbox, or was and is done."""
     dropped: tuple[str, ...] = ()
-    """Ids of entries dropped to make room for it."""
+    """Ids of entries deleted to make room for the request."""
     reason: str = ""
-    """Why it was not stored."""
+    """Reason why the request was not stored; empty if it was."""
 
 
 class Listed(NamedTuple):
-    """An entry without its contents."""
+    """Entry without its contents, as listed."""
 
     seq: int
     """Sequence number, in the order of puts."""
@@ -70,13 +69,13 @@ class Listed(NamedTuple):
     ready_at: float
     attempts: int
     bytes: int
-    """Its size as counted towards `max_bytes`."""
+    """Size as counted towards `max_bytes`."""
     error: str
     """Error of the last attempt."""
 
 
 class Answering(Protocol):
-    """An endpoint's answer, as `Prediction` and `Answer`."""
+    """Answer of an endpoint, such as `Prediction` and `Answer`."""
 
     @property
     def value(self) -> Any: ...  # noqa: D102 - as in Prediction
@@ -87,23 +86,23 @@ class Answering(Protocol):
 
 
 class Late(NamedTuple):
-    """An answer that arrived after the caller was given a provisional one."""
+    """Answer that arrived after the caller had got a provisional one."""
 
     id: str
-    """The request's id: lets a callback that may be called twice detect duplicates."""
+    """Id of the request, by which a callback that may be called twice detects duplicates."""
     value: Any
-    """As JSON represents it."""
+    """Value in JSON types."""
     confidence: float | None
-    """Of the late answer; None: there is none."""
+    """Confidence of the late answer; None: there is none."""
     outputs: Any
-    """An array, name -> array, or JSON; None where it could not be stored."""
+    """Array, name -> array, or JSON value; None if the outputs could not be stored."""
     provisional: Any
-    """The answer that the caller was given, {"value": ..., "confidence": ...}; None: none, or the request was not queued."""
+    """Answer that the caller got at once, {"value": ..., "confidence": ...}; None: none, or the request was not queued."""
     data_class: str | None
-    """That of the request; None: it had none."""
+    """Data class of the request; None: it had none."""
     target: str
-    """The endpoint that answered."""
+    """Name of the endpoint that answered."""
     queued_at: float
-    """When the request was stored, or else when its deadline passed; Unix time, seconds."""
+    """Time when the request was stored, or else when its deadline passed; Unix time, seconds."""
     answered_at: float
-    """When the late answer came, Unix time, seconds."""
+    """Time of the late answer, Unix time, seconds."""

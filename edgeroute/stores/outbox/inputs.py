@@ -8,22 +8,22 @@ import zipfile
 from typing import Any
 
 from edgeroute.errors import BadInput
-from edgeroute.stores.mixed import is_array, loaded, npy, pack, unpack
+from edgeroute.stores.serialisation import from_npy, is_array, pack, to_npy, unpack
 
 NPY, NPZ, RAW, JSON = "application/x-npy", "application/x-npz", "application/octet-stream", "application/json"
 MIXED = "application/x-edgeroute-mixed"
-"""Of `edgeroute.stores.mixed`: nested, with arrays and bytes in it."""
+"""Content type of `edgeroute.stores.serialisation`: nested values with arrays and bytes in them."""
 
 
 def encode_input(x: Any) -> tuple[str, bytes] | None:
-    """Content type and bytes of an input; None: it cannot be stored.
+    """Return content type and bytes of an input; None if it cannot be stored.
 
     Arrays, bytes, JSON values, and lists and mappings of these are restored unchanged; but tuples in a JSON value become lists.
     """
     if isinstance(x, bytes):
         return RAW, x
     if is_array(x):
-        return NPY, npy(x)
+        return NPY, to_npy(x)
     try:
         if isinstance(x, dict) and x and all(isinstance(name, str) and "\0" not in name and is_array(a) for name, a in x.items()):
             return NPZ, _npz(x)
@@ -36,29 +36,30 @@ def encode_input(x: Any) -> tuple[str, bytes] | None:
 
 
 def decode_input(content_type: str, body: bytes) -> Any:
-    """Inverse of `encode_input`.
+    """Return the input that `encode_input` encoded.
 
     Raises:
-        BadInput: unknown content type.
-        ValueError: malformed bytes.
+        BadInput: the content type is unknown.
+        ValueError: the bytes are malformed.
     """
     if content_type == NPY:
-        return loaded(body)
+        return from_npy(body)
     if content_type == NPZ:
         with zipfile.ZipFile(io.BytesIO(body)) as z:
             if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > len(body) for member in z.infolist()):
-                raise ValueError("an array in it is compressed, or longer than the whole")
-            return {name[: -len(".npy")]: loaded(z.read(name)) for name in z.namelist()}
+                raise ValueError("an array in the .npz file is compressed, or longer than the whole file")
+            return {name[: -len(".npy")]: from_npy(z.read(name)) for name in z.namelist()}
     if content_type == RAW:
         return body
     if content_type == JSON:
         return json.loads(body)
     if content_type == MIXED:
         return unpack(body)
-    raise BadInput(f"an input is not stored as {content_type!r}")
+    raise BadInput(f"unknown content type of a stored input: {content_type!r}")
 
 
 def _is_json(x: Any) -> bool:
+    """Return True if a value consists of JSON types; tuples count as lists."""
     if isinstance(x, dict):
         return all(isinstance(name, str) and _is_json(part) for name, part in x.items())
     if isinstance(x, list | tuple):
@@ -67,9 +68,9 @@ def _is_json(x: Any) -> bool:
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:
-    """Like `numpy.savez`, but for any name (it refuses "file"), and with reproducible bytes."""
+    """Return arrays as an .npz file, like `numpy.savez`, but with any names (it refuses "file") and reproducible bytes."""
     to = io.BytesIO()
     with zipfile.ZipFile(to, "w") as z:
         for name, x in arrays.items():
-            z.writestr(zipfile.ZipInfo(f"{name}.npy"), npy(x))
+            z.writestr(zipfile.ZipInfo(f"{name}.npy"), to_npy(x))
     return to.getvalue()

@@ -1,4 +1,4 @@
-"""Passes late answers to the app's callback."""
+"""Delivery of late answers to the app's callback, by a thread of one process."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from edgeroute.stores.outbox.tables import Heads, Lane, Turns
 from edgeroute.system.process import renew_after_fork
 
 MOST_FAILURES = 10_000
+"""Maximum ids whose failures are counted."""
 log = logging.getLogger("edgeroute")
 
 
 class _CallbackError(Exception):
-    """The callback raised (as opposed to the store)."""
+    """The callback raised, and not the store."""
 
 
 class Callbacks:
     """Calls the app's function with each late answer, in the one process that holds the lock `path.callback`.
 
     Args:
-        outbox: that holds the answers.
-        ordered: deliver the answers of a target in the order of its requests, each only after all earlier ones are handed
-            over or dead. Otherwise an answer whose callback fails does not block others.
+        outbox: the outbox that holds the answers.
+        ordered: if True, deliver the answers of a target in the order of its requests, each only after all earlier ones are
+            delivered or dead. If False, an answer whose callback fails does not block others.
         poll_s: seconds between polls for other processes' answers.
     """
 
     def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
         self._outbox, self._ordered = outbox, ordered
         self._f: tuple[Callable[..., object], bool] | None = None
-        """The callback, and whether it takes a transaction: together, as another may be registered at any time."""
+        """The callback, and True if it takes a transaction; in one attribute, since `register` may come at any time."""
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".callback")
@@ -45,23 +46,23 @@ class Callbacks:
         outbox.listen(self.loop.nudge)
 
     def after_fork(self) -> None:
-        """Resets failure state: it was the parent's."""
+        """Reset the failure state, which was the parent's."""
         self._failures: dict[str, int] = {}
         """id -> number of failures, of the latest `MOST_FAILURES` that have failed."""
         self._called: set[str] = set()
-        """Ids whose callback returned, but which are not yet marked as handed over."""
+        """Ids whose callback returned, but whose call is not recorded yet."""
         self._turns, self._soon_s = Turns(), inf
 
     def register(self, f: Callable[..., object]) -> None:
-        """Registers the callback for late answers, replacing an earlier one.
+        """Register the callback for late answers, replacing an earlier one, and start the thread that calls it.
 
-        `f(late)` is called at least once: again if the process was killed before the call was recorded, or if it raised.
-        `f(late, tx)`, chosen if the second parameter is required or is named tx, takes effect exactly once as far as it writes
-        with `tx.execute(sql, values)`: those writes and the record of the call are one transaction. It should be brief, since
-        other writers of the file wait for it. An exception rolls it back.
+        `f(late)` is called at least once: again if the process was killed before the call was recorded, or if it raised. `f(late,
+        tx)`, chosen if the second parameter is required or is named tx, takes effect exactly once as far as it writes with
+        `tx.execute(sql, values)`: those writes and the record of the call are one transaction. It should be brief, since other
+        writers of the file wait for it. An exception rolls it back.
 
         Raises:
-            PolicyError: wrong signature, or a coroutine function: it is called from a thread without an event loop.
+            PolicyError: wrong signature, or a coroutine function: the callback is called from a thread without an event loop.
         """
         if inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None)):  # noqa: B004 - what a call would run
             raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
@@ -69,15 +70,18 @@ class Callbacks:
         self.loop.start()
 
     def wake(self) -> None:
-        """Polls now. Not needed after a put by this process."""
+        """Poll now. Not needed after a put by this process."""
         self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Stops calling; waits for a call in progress, up to `wait_s` seconds."""
+        """Stop calling the callback, and wait up to `wait_s` seconds for a call in progress."""
         self.loop.close(wait_s)
 
     def step(self) -> float:
-        """Hands over one answer, if there is one; called by the loop. Returns the seconds until the next may be due."""
+        """Call the callback with one answer, if one is due; run by the loop. Return the seconds until the next may be due.
+
+        A failed call is logged, and repeated after a back-off.
+        """
         row = self._outbox.pick(self._choose)
         if row is None:
             return self._soon_s
@@ -101,9 +105,10 @@ class Callbacks:
         return 0.0
 
     def _choose(self, heads: Heads) -> Listed | None:
+        """Return the answer to deliver next, or None; store in `_soon_s` the seconds until one may be due."""
         if not self._ordered:
-            found, self._soon_s = self._turns.first(heads, "answered", partial(self._of_lane, heads))
-            return found
+            row_or_none, self._soon_s = self._turns.first(heads, "answered", partial(self._of_lane, heads))
+            return row_or_none
         self._soon_s, due = inf, list[Listed]()
         for target in heads.targets("answered"):
             row = heads.oldest(target, "answered", "waiting")
@@ -115,7 +120,7 @@ class Callbacks:
         return min(due, default=None)
 
     def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
-        """The answer of this lane to hand over, or the seconds until there may be one."""
+        """Return the due answer of this lane, or the seconds until there may be one."""
         row = next(iter(heads.ready("answered", lane, 1)), None)
         if row is None:
             return inf
@@ -124,7 +129,7 @@ class Callbacks:
         return row if wait_s <= 0 else wait_s
 
     def _call(self, f: Callable[..., object], name: str) -> None:
-        """Calls, then records the call. If recording fails, only that is retried."""
+        """Call the callback, then record the call. If recording fails, only that is retried."""
         if name not in self._called:
             late = self._outbox.late(name)
             if late is not None:
@@ -134,33 +139,40 @@ class Callbacks:
         self._called.discard(name)
 
     def _call_within(self, f: Callable[..., object], late: Late, connection: sqlite3.Connection) -> None:
+        """Call the callback with a transaction handle. Raise StoreError if the transaction was rolled back meanwhile."""
         tx = Tx(connection)
         try:
             self._run(f, late, tx)
         finally:
             tx.end()
         if not connection.in_transaction:
-            raise StoreError("an error in the callback's transaction has undone it")
+            raise StoreError("an error in the callback has rolled back its transaction")
 
     def _run(self, f: Callable[..., object], *args: object) -> None:
+        """Call the callback; wrap any exception in _CallbackError."""
         try:
             result = f(*args)
             if inspect.iscoroutine(result):
                 result.close()
-                raise PolicyError("it returned a coroutine, and nothing runs that here")  # noqa: TRY301 - like any other failure
+                raise PolicyError("the callback returned a coroutine, which nothing awaits here")  # noqa: TRY301 - like any other failure
         except BaseException as e:
             raise _CallbackError from e
 
 
 def _takes_tx(f: Callable[..., object]) -> bool:
+    """Return True if the callback takes a transaction as second argument.
+
+    Raises:
+        PolicyError: the callback takes neither one argument nor two.
+    """
     try:
         parameters = list(inspect.signature(f).parameters.values())
     except ValueError:
         return False  # a builtin without a signature
     places = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
     needed = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-    wants = len(places) > 1 and (places[1].default is places[1].empty or places[1].name == "tx")
+    takes = len(places) > 1 and (places[1].default is places[1].empty or places[1].name == "tx")
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if (not places and not takes_any) or set(map(id, needed)) - set(map(id, places[: 1 + wants])):
+    if (not places and not takes_any) or set(map(id, needed)) - set(map(id, places[: 1 + takes])):
         raise PolicyError("a callback for late answers takes one argument, the late answer, or two, that and a transaction")
-    return wants
+    return takes

@@ -1,4 +1,4 @@
-"""Reads the outbox's rows: strictly where an entry is used, leniently where it is only listed."""
+"""Parsing of the outbox's rows: strict where an entry is used, lenient where it is only listed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from edgeroute.stores.outbox.entries import Late, Listed, State, Waiting
 from edgeroute.stores.outbox.inputs import decode_input
 
 LISTED = ", ".join(Listed._fields)
+"""Columns of `Listed`."""
 WAITING = ", ".join(Waiting._fields[:-1]) + ", CASE WHEN outbox_origins.seq IS NULL THEN '' ELSE origin END"
+"""Columns of `Waiting`."""
 LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
+"""Columns of a late answer, as `late` reads them."""
 FAR_S = 1e11
-"""No timestamp is further from 1970 than this, seconds."""
+"""Largest distance of a timestamp from 1970, seconds; one beyond is damaged."""
 MOST_BYTES = 1 << 40
-"""No entry is larger."""
+"""Largest size of an entry, bytes; one beyond is damaged."""
 _METHOD, _PATH = re.compile(r"[A-Za-z]*"), re.compile(r"(/[^\0-\x20\x7f]*)?")
 _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0-\x08\x0a-\x1f\x7f]*")
 
 
 class Damaged(ValueError):
-    """A row is not as it was written; the message says what is wrong with it.
+    """A row differs from what was written; the message says how.
 
     Args:
         why: the message.
-        seq: the row's sequence number; 0: the caller knows it.
+        seq: sequence number of the row; 0: the caller knows it.
     """
 
     def __init__(self, why: str, seq: int = 0) -> None:
@@ -35,10 +38,10 @@ class Damaged(ValueError):
 
 
 def sound(row: Sequence[Any]) -> Listed:
-    """An entry, by what it is found and chosen.
+    """Return the entry in a row of `LISTED`, after checking the columns by which entries are found and chosen.
 
     Raises:
-        Damaged: that is not as it was written.
+        Damaged: one of these columns is damaged.
     """
     entry = Listed(*row)
     try:
@@ -54,7 +57,7 @@ def sound(row: Sequence[Any]) -> Listed:
 
 
 def listed(row: Sequence[Any]) -> Listed:
-    """An entry as far as it can be read, with what has the wrong type replaced."""
+    """Return the entry in a row of `LISTED` as far as it can be read; values of a wrong type are replaced by neutral ones."""
     seq, name, state, target, kind, data_class, rule, importance, queued_at, ready_at, attempts, size, error = row
     return Listed(
         seq, _text(name), _text(state), _text(target), _text(kind), None if data_class is None else _text(data_class),
@@ -64,10 +67,10 @@ def listed(row: Sequence[Any]) -> Listed:
 
 
 def waiting(row: Sequence[Any]) -> Waiting:
-    """The request in a row of `WAITING`.
+    """Return the request in a row of `WAITING`, after checking all columns.
 
     Raises:
-        Damaged: it cannot be sent as it was put.
+        Damaged: the request cannot be sent as it was put.
     """
     entry = Waiting(*row)
     _check(entry, "id target kind rule method path error origin", str)
@@ -78,7 +81,7 @@ def waiting(row: Sequence[Any]) -> Waiting:
     _check_class(entry.data_class)
     _check_one_of(entry.kind, ("call", "input"), "kind")
     if not (_METHOD.fullmatch(entry.method) and _PATH.fullmatch(entry.path)):
-        raise Damaged(f"it cannot be sent to {entry.method!r} {entry.path!r}")
+        raise Damaged(f"its method and path cannot be sent: {entry.method!r} {entry.path!r}")
     headers = _json(entry.headers, "headers")
     if not (isinstance(headers, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in headers)):  # noqa: PLR2004 - name and value
         raise Damaged("its headers are no list of names and values")
@@ -93,10 +96,10 @@ def waiting(row: Sequence[Any]) -> Waiting:
 
 
 def late(row: Sequence[Any]) -> Late:
-    """The late answer in a row of `LATE`.
+    """Return the late answer in a row of `LATE`, after checking all columns.
 
     Raises:
-        Damaged: it cannot be given back as it was.
+        Damaged: the answer cannot be restored.
     """
     name, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since = row
     _check_class(data_class)
@@ -107,19 +110,20 @@ def late(row: Sequence[Any]) -> Late:
         raise Damaged(f"its confidence is {confidence!r}")
     if not (_is_instant(queued_at) and _is_instant(since)):
         raise Damaged(f"its times are {queued_at!r} and {since!r}")
-    found = None
+    decoded = None
     if outputs_type is not None:
         try:
-            found = decode_input(outputs_type, outputs)
+            decoded = decode_input(outputs_type, outputs)
         except MemoryError:  # of this device, now: the size was checked
             raise
         except Exception as e:
             raise Damaged(f"its outputs cannot be read: {e!r}") from e
-    told, earlier = _json(value, "value"), _json(provisional, "provisional")
-    return Late(name, told, confidence, found, earlier, data_class, target, queued_at, since)
+    answer, provisional_answer = _json(value, "value"), _json(provisional, "provisional")
+    return Late(name, answer, confidence, decoded, provisional_answer, data_class, target, queued_at, since)
 
 
 def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
+    """Raise Damaged unless the named fields are of exactly this type, and texts are valid."""
     for name in names.split():
         value = getattr(entry, name)
         if type(value) is not kind:
@@ -129,27 +133,32 @@ def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
 
 
 def _check_one_of(value: str, known: Sequence[str], what: str) -> None:
+    """Raise Damaged unless the value is a known one."""
     if value not in known:
         raise Damaged(f"its {what} is {value!r}")
 
 
 def _check_class(data_class: object) -> None:
+    """Raise Damaged unless the data class is None or a valid text."""
     if not (data_class is None or (isinstance(data_class, str) and is_whole(data_class))):
         raise Damaged(f"its data class is {data_class!r}")
 
 
 def _check_size(size: int) -> None:
+    """Raise Damaged for a size that is negative or too large."""
     if size != size_of(size):
         raise Damaged(f"its bytes are {size}")
 
 
 def _check_times(entry: Waiting | Listed, names: str) -> None:
+    """Raise Damaged unless the named fields are plausible timestamps."""
     for name in names.split():
         if not _is_instant(value := getattr(entry, name)):
             raise Damaged(f"its {name} is {value!r}")
 
 
 def _json(text: object, what: str) -> Any:
+    """Return the value of a JSON column. Raise Damaged if it cannot be parsed."""
     try:
         if isinstance(text, str) and is_whole(text):
             return json.loads(text)
@@ -159,27 +168,31 @@ def _json(text: object, what: str) -> Any:
 
 
 def is_whole(text: str) -> bool:
-    """Whether it was valid UTF-8: bytes that are not are read as lone surrogates, which are never written."""
+    """Return True if a text was valid UTF-8; invalid bytes are read as lone surrogates, which are never written."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _is_instant(value: object) -> bool:
+    """Return True for a plausible timestamp."""
     return isinstance(value, float) and -FAR_S < value < FAR_S
 
 
 def size_of(value: object) -> int:
-    """The size of an entry; 0 if it is damaged."""
+    """Return the size of an entry, bytes; 0 if it is damaged."""
     return value if isinstance(value, int) and 0 <= value <= MOST_BYTES else 0
 
 
 def _text(value: object) -> Any:
+    """Return a value as valid text."""
     text = value if isinstance(value, str) else "" if value is None else str(value)
     return text if is_whole(text) else text.encode(errors="replace").decode()
 
 
 def _number(value: object) -> float:
+    """Return a timestamp; 0 if it is damaged."""
     return value if isinstance(value, float) and -FAR_S < value < FAR_S else 0.0
 
 
 def _count(value: object) -> int:
+    """Return a number of attempts; 0 if it is damaged."""
     return value if isinstance(value, int) and value >= 0 else 0

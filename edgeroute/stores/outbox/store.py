@@ -1,4 +1,4 @@
-"""The outbox on disk: a SQLite queue of requests, late answers, dead letters and counts. No threads, no network."""
+"""The outbox on disk: a SQLite queue of requests, late answers, dead letters and counters. No threads, no network."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from edgeroute.stores.outbox.tables import (
 from edgeroute.stores.sqlite import Database
 from edgeroute.system.process import now, plain, renew_after_fork
 
-# Group commit: entries that several threads store at the same time share one transaction, and so one wait for the disk.
+# Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 
 MOST = 256
-"""Entries in one transaction."""
+"""Maximum entries in one transaction."""
 Write: TypeAlias = Callable[[Sequence[Waiting]], Sequence[Put]]
 Refuse: TypeAlias = Callable[[], str]
-"""Says why entries are not stored any more; empty: they are."""
+"""Returns why entries are not stored any more; empty: they are stored."""
 
 
-class _Ticket:
-    """One entry, and what became of it."""
+class _PendingEntry:
+    """One entry to store, and its result."""
 
     __slots__ = ("refuse", "result", "waiting")
 
@@ -55,7 +55,7 @@ class _Ticket:
 
 
 class GroupCommit:
-    """Stores entries. A thread that has its turn stores what all others have brought by then, and its own.
+    """Stores entries of concurrent callers together: one thread stores its own and those of all threads that wait.
 
     Args:
         write: stores entries in one transaction; all or none.
@@ -67,37 +67,38 @@ class GroupCommit:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A child has none of its parent's threads."""
-        self._brought: dict[_Ticket, None] = {}
-        """In order of arrival."""
+        """Drop the entries of the parent's threads, and replace the lock."""
+        self._pending: dict[_PendingEntry, None] = {}
+        """Entries to store, in order of arrival."""
         self._turn = threading.RLock()
-        """Reentrant for a signal handler that stores an entry, too."""
+        """Lock for the transaction; reentrant for a signal handler that stores an entry too."""
 
     def __len__(self) -> int:
-        """Number of entries that wait for their transaction."""
-        return len(self._brought)
+        """Return the number of entries that wait for their transaction."""
+        return len(self._pending)
 
     def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
-        """Stores entries durably -> for each what became of it, or why it could not be stored.
+        """Store entries durably; blocks until they are stored. Return for each its result, or the error.
 
         Args:
-            entries: to store.
-            refuse: asked before the transaction.
+            entries: the requests.
+            refuse: called before the transaction; see `Refuse`.
         """
-        tickets = [_Ticket(entry, refuse) for entry in entries]
+        tickets = [_PendingEntry(entry, refuse) for entry in entries]
         try:
-            self._brought.update(dict.fromkeys(tickets))
+            self._pending.update(dict.fromkeys(tickets))
             while _unfinished(tickets):
                 with self._turn:
                     if _unfinished(tickets):  # nobody did it meanwhile
-                        self._store(list(islice(self._brought.copy(), MOST)))
+                        self._store(list(islice(self._pending.copy(), MOST)))
         finally:
             for ticket in tickets:
-                self._brought.pop(ticket, None)
+                self._pending.pop(ticket, None)
         return [_result(ticket) for ticket in tickets]
 
-    def _store(self, brought: Sequence[_Ticket]) -> None:
-        tickets = list[_Ticket]()
+    def _store(self, brought: Sequence[_PendingEntry]) -> None:
+        """Store entries in one transaction, and set their results; after an error that one entry causes, one by one."""
+        tickets = list[_PendingEntry]()
         for ticket in brought:
             if why := ticket.refuse():
                 self._end(ticket, Closed(why))
@@ -116,39 +117,43 @@ class GroupCommit:
         for ticket, result in zip(tickets, results, strict=True):
             self._end(ticket, result)
 
-    def _end(self, ticket: _Ticket, result: Put | Exception) -> None:
+    def _end(self, ticket: _PendingEntry, result: Put | Exception) -> None:
+        """Set an entry's result, and remove it from those to store."""
         ticket.result = result
-        self._brought.pop(ticket, None)
+        self._pending.pop(ticket, None)
 
 
-def _unfinished(tickets: Sequence[_Ticket]) -> bool:
+def _unfinished(tickets: Sequence[_PendingEntry]) -> bool:
+    """Return True if an entry has no result yet."""
     return any(ticket.result is None for ticket in tickets)
 
 
-def _result(ticket: _Ticket) -> Put | Exception:
+def _result(ticket: _PendingEntry) -> Put | Exception:
+    """Return an entry's result."""
     assert ticket.result is not None, "it was stored, or was not"
     return ticket.result
 
 
-# Lists, counts and exports the entries of an outbox, as far as each can be read.
+# Lists, counts and exports of an outbox's entries, as far as each can be read.
 
 COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
+"""Names of the counters."""
 PAGE = 1000
-"""Entries that a list reads at a time."""
+"""Entries that `pages` reads at a time."""
 
 
 class Listing:
-    """What an outbox has: changes nothing but what is too old."""
+    """Queries about the entries of an outbox. Each call also deletes expired entries."""
 
     def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         raise NotImplementedError
 
     def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
-        """The entries, in the order of puts.
+        """Return the entries, in the order of puts.
 
         Args:
-            state: those in this state alone.
-            latest: at most so many, the latest.
+            state: only entries in this state; None: all.
+            latest: maximum number of entries, the latest; None: all.
         """
         of = "" if state is None else "INDEXED BY outbox_order WHERE state = :state"
         which = f"SELECT seq FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most"  # noqa: S608 - a constant
@@ -160,7 +165,7 @@ class Listing:
             return [listed(row) for row in rows]
 
     def pages(self, state: State | None = None) -> Iterator[Listed]:
-        """`list` for any number of entries: only so many are read at a time, and writers wait for no more."""
+        """Yield the entries, as `list` returns them, `PAGE` per transaction, so that memory and writers' waits are bounded."""
         seq, of = -1, "" if state is None else "AND state = :state"
         while True:
             with self._transaction() as c:
@@ -175,25 +180,25 @@ class Listing:
             seq = page[-1].seq
 
     def size(self, state: State | None = None) -> int:
-        """How many entries there are, in this state or in any."""
+        """Return the number of entries in this state, or in any."""
         of = "" if state is None else "WHERE state = :state"
         with self._transaction() as c:
             (n,) = c.execute(f"SELECT count(*) FROM outbox_entries {of}", {"state": state}).fetchone()  # noqa: S608 - a constant
         return int(n)
 
     def states(self, names: Iterable[str]) -> dict[str, State]:
-        """The states of the entries with these ids."""
+        """Return id -> state of the entries with these ids."""
         with self._transaction() as c:
-            found = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
-            return dict(row for row in found if row is not None)
+            rows = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
+            return dict(row for row in rows if row is not None)
 
     def counts(self) -> dict[str, int]:
-        """Counters since the file was created (`COUNTED`), and current: `waiting` entries and total `bytes`."""
+        """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`."""
         with self._transaction() as c:
             return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Every entry with all its contents, ready for JSON; bytes are base64."""
+        """Yield every entry with all its contents, ready for JSON; bytes are base64."""
         seq = -1
         while True:
             with self._transaction() as c:
@@ -206,29 +211,29 @@ class Listing:
                 row = cursor.fetchone()
                 if row is None:
                     return
-            told = dict(zip((column[0] for column in cursor.description), row, strict=True))
-            seq = told["seq"]
+            record = dict(zip((column[0] for column in cursor.description), row, strict=True))
+            seq = record["seq"]
             for name in ("body", "outputs"):
-                told[name] = base64.b64encode(told[name]).decode() if isinstance(told[name], bytes) else told[name]
+                record[name] = base64.b64encode(record[name]).decode() if isinstance(record[name], bytes) else record[name]
             for name in ("headers", "provisional", "value"):
                 with contextlib.suppress(TypeError, ValueError, RecursionError):  # damaged: as it is
-                    told[name] = json.loads(told[name])
-            yield {name: base64.b64encode(v).decode() if isinstance(v, bytes) else v for name, v in told.items()}
+                    record[name] = json.loads(record[name])
+            yield {name: base64.b64encode(v).decode() if isinstance(v, bytes) else v for name, v in record.items()}
 
 
-# Retry spreading: how long queued requests are randomised over, so that devices that lost a cloud do not return at once.
+# Retry spreading: queued requests wait a random time, so that devices that lost a cloud do not return at once.
 
 TIMES = 4.0
-"""Requests are spread over this multiple of their age: after a longer outage more devices have a backlog ..."""
+"""Requests are spread over this multiple of their age: after a longer outage more devices have a backlog."""
 LONGEST_S = 3600.0
-"""... but over at most this (or `spread_s`, if that is longer)."""
+"""Maximum spread, unless `spread_s` is longer, seconds."""
 
 
 def spread_for(spread_s: float, age_s: float) -> float:
-    """Upper end of the uniformly random wait, seconds.
+    """Return the upper end of the uniformly random wait of a request, seconds.
 
     Args:
-        spread_s: its minimum; 0: no spreading.
+        spread_s: minimum of that end; 0: no spreading.
         age_s: seconds since the request was queued.
     """
     return min(max(LONGEST_S, spread_s), max(spread_s, TIMES * age_s)) if spread_s else 0.0
@@ -249,24 +254,24 @@ T = TypeVar("T")
 class Outbox(Listing):
     """Durable queue in one file, shared by threads and processes. Entries survive `kill -9` and a power cut.
 
-    Every method raises StoreError if the disk is full, read-only or broken. A corrupt file has then been quarantined, and the
-    next call starts a new one.
+    Every method raises StoreError if the disk is full, read-only or broken. A corrupt file has then been renamed, and the next
+    call starts a new one. Every method first deletes expired entries.
 
     Args:
-        path: of the file; its folder is created. `path.deliver` and `path.callback` beside it are lock files.
-        max_bytes: of all entries, their contents and `ROW_BYTES` each.
+        path: path of the file; its folder is created. `path.deliver` and `path.callback` beside it are lock files.
+        max_bytes: maximum size of all entries, their contents and `ROW_BYTES` each.
         ttl_s: time to live, seconds: of a waiting entry, of an answer without a callback, and of a dead letter.
-        drop: eviction when full. oldest: oldest first. least_important: least important first, of those the oldest, but none
-            more important than the new one. newest: the new one is rejected. Answers not handed over yet are evicted last.
+        drop: eviction when full. oldest: oldest first. least_important: least important first, of those the oldest, but none more
+            important than the new one. newest: the new one is rejected. Answers not delivered yet are evicted last.
         ordered: for a router: requests to an endpoint go one at a time, in order; see `Delivery`.
         parallel: for a router: maximum concurrent requests.
         rate_per_s: for a router: maximum requests started per second.
         spread_s: after a failure of the cloud, entries are sent after a random part of so many seconds, more for old entries
             (`edgeroute.stores.outbox.store`), so that many devices do not return at once. 0: no spreading.
-        clock: Unix time, seconds.
+        clock: returns the Unix time, seconds.
 
     Raises:
-        PolicyError: unknown `drop`.
+        PolicyError: `drop` is unknown, or a number is out of range.
     """
 
     def __init__(
@@ -294,12 +299,12 @@ class Outbox(Listing):
         self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)
         self._group = GroupCommit(self._write)
         self._plausible = -1
-        """A total size up to which the count is believed, bytes."""
+        """Total size up to which the stored count is trusted, bytes."""
         self._owner = 0
-        """The thread that is in a transaction."""
+        """Id of the thread that is in a transaction."""
         self._listeners: list[Callable[[], object]] = []
         self.first_put: int | None = None
-        """Sequence number of the first entry put since this was None: delivery sets it to None when it is made."""
+        """Sequence number of the first entry put since this was None; a new `Delivery` sets it to None."""
         self.report_damaged: Callable[[str], object] = lambda _: None
         """Called with the id of each entry that became a dead letter because its row is damaged."""
 
@@ -309,44 +314,46 @@ class Outbox(Listing):
         return len(self._group)
 
     def listen(self, f: Callable[[], object]) -> None:
-        """Registers a function called when this process adds something to deliver or to hand over."""
+        """Register a function to call when this process adds something to deliver or to pass to the callback."""
         self._listeners.append(f)
 
     def spread_for(self, since: float | None) -> float:
-        """Spread in seconds for an entry queued at `since`; None: queued now."""
+        """Return the spread of an entry queued at `since`, seconds; None: queued now."""
         return spread_for(self.spread_s, 0.0 if since is None else max(0.0, self.clock() - since))
 
     def part_s(self, since: float | None = None) -> float:
-        """A uniformly random part of `spread_for(since)`, seconds."""
+        """Draw a uniformly random part of `spread_for(since)`, seconds."""
         return random.uniform(0, self.spread_for(since))  # noqa: S311 - a jitter, not a secret
 
     def put(self, waiting: Waiting) -> Put:
-        """Stores a request durably. It will be delivered unless it is dropped, which is counted."""
+        """Store a request durably; it will be delivered unless it is evicted, which is counted. See `Put` for the result."""
         (put,) = self.put_all([waiting])
         if isinstance(put, Exception):
             raise put
         return put
 
     def put_all(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
-        """Stores requests durably, with as few waits for the disk as possible -> for each its result, or why it is not stored.
+        """Store requests durably, with as few waits for the disk as possible. Return for each its result, or the error.
 
         Args:
             entries: the requests.
-            refuse: asked before the transaction why they are not to be stored any more; empty: they are.
+            refuse: called before the transaction; returns why they are not to be stored any more; empty: they are.
         """
         if self._owner == threading.get_ident():  # within an effect of `settle`: all or none
             return list(self._write(entries))
         return self._group.put(entries, refuse)
 
     def _write(self, entries: Sequence[Waiting]) -> list[Put]:
-        at = self.clock()
-        with self._transaction(at) as c:
-            puts = [self._insert(c, at, entry) for entry in entries]
-        self._tell()
+        """Store requests in one transaction, evicting others if needed, and notify the listeners."""
+        now_s = self.clock()
+        with self._transaction(now_s) as c:
+            puts = [self._insert(c, now_s, entry) for entry in entries]
+        self._notify()
         return puts
 
-    def _insert(self, c: sqlite3.Connection, at: float, waiting: Waiting) -> Put:
-        queued_at = at if waiting.queued_at is None else waiting.queued_at
+    def _insert(self, c: sqlite3.Connection, now_s: float, waiting: Waiting) -> Put:
+        """Store one request, evicting others if needed. A known id is not stored again."""
+        queued_at = now_s if waiting.queued_at is None else waiting.queued_at
         soon_at = queued_at + self.part_s() if waiting.error else queued_at
         ready_at = soon_at if waiting.ready_at is None else waiting.ready_at
         headers, provisional = json.dumps(waiting.headers), json.dumps(plain(waiting.provisional))
@@ -382,7 +389,7 @@ class Outbox(Listing):
         return Put(stored=True, dropped=tuple(name for _, name in gone))
 
     def _total(self, c: sqlite3.Connection, more: int) -> int:
-        """The size of all entries. Before anything is refused or evicted for it, a count that may be damaged is made anew."""
+        """Return the size of all entries; a suspicious count is recounted before something is refused or evicted for it."""
         total = total_bytes(c)
         if total + more > self.max_bytes and total > self._plausible:
             total = recount(c)
@@ -390,12 +397,15 @@ class Outbox(Listing):
         return total
 
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
-        """Stores the answer to the request with this id, for the callback -> False: already answered, or gone.
+        """Store the answer to the request with this id, for the callback, and notify the listeners.
 
         Args:
-            name: the id.
+            name: id of the request.
             answer: its value is stored as JSON, its outputs if they can be serialised.
-            attempts: added to the entry's attempts.
+            attempts: number added to the entry's attempts.
+
+        Returns:
+            False if the request is already answered, or gone.
         """
         value = json.dumps(plain(answer.value))
         outputs = (None if answer.outputs is None else encode_input(answer.outputs)) or (None, b"")
@@ -415,60 +425,60 @@ class Outbox(Listing):
             c.execute("DELETE FROM outbox_bodies WHERE seq = ?", row[:1])
             c.execute("INSERT INTO outbox_answers VALUES (?, ?, ?, ?, ?)", (row[0], value, confidence, *outputs))
             add_count(c, "delivered")
-        self._tell()
+        self._notify()
         return True
 
     def failed(self, name: str, error: str, ready_at: float) -> None:
-        """Records a failed attempt; the next is not before `ready_at` (Unix time)."""
+        """Record a failed attempt of a waiting request; the next is not before `ready_at` (Unix time)."""
         self._change("attempts = attempts + 1, error = ?, ready_at = ?", (_text(error), ready_at), name)
 
     def postpone(self, name: str, ready_at: float) -> None:
-        """The callback for this answer is not due before `ready_at` (Unix time)."""
+        """Delay the callback for this answer until `ready_at` (Unix time)."""
         with self._transaction() as c:
             c.execute("UPDATE outbox_entries SET ready_at = ? WHERE id = ? AND state = 'answered'", (ready_at, name))
 
     def bury(self, name: str, error: str) -> None:
-        """Makes a waiting entry a dead letter."""
+        """Make a waiting entry a dead letter."""
         change = "state = 'dead', attempts = attempts + 1, error = ?, since = ?"
         self._change(change, (_text(error), self.clock()), name, count="dead")
 
     def ready(self, name: str, error: str = "") -> None:
-        """Makes a request due now, or after a random part of `spread_s` if the attempt it waited for ended with an error."""
+        """Make a waiting request due now, or after a random part of `spread_s` if `error` is given, and notify the listeners."""
         self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
-        self._tell()
+        self._notify()
 
     def withdraw(self, name: str) -> bool:
-        """Removes a request whose answer came in time -> False: it is answered, so the callback will be called, or it is gone."""
+        """Delete a request whose answer came in time. Return False if it is gone, or answered: then the callback comes."""
         with self._transaction() as c:
             there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
             add_count(c, "withdrawn", there)
         return there > 0
 
     def retry(self, names: Collection[str] | None = None) -> int:
-        """Requeues dead letters with a new time to live -> how many.
+        """Requeue dead letters with a new time to live, and return their number.
 
         Args:
-            names: their ids; None: all dead ones.
+            names: ids of dead letters; None: all dead letters.
         """
-        at, n = self.clock(), 0
+        now_s, n = self.clock(), 0
         statement = "UPDATE outbox_entries SET state = 'waiting', since = :at, ready_at = :at WHERE state = 'dead'"
-        with self._transaction(at) as c:
+        with self._transaction(now_s) as c:
             if names is None:
-                n = c.execute(statement, {"at": at}).rowcount
+                n = c.execute(statement, {"at": now_s}).rowcount
             for name in names or ():
-                n += c.execute(f"{statement} AND id = :id", {"at": at, "id": name}).rowcount
-        self._tell()
+                n += c.execute(f"{statement} AND id = :id", {"at": now_s, "id": name}).rowcount
+        self._notify()
         return n
 
     def drop(self, names: Iterable[str]) -> int:
-        """Deletes the entries with these ids, in any state -> how many there were."""
+        """Delete the entries with these ids, in any state, and return their number."""
         with self._transaction() as c:
             n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
             add_count(c, "dropped_by_hand", n)
         return n
 
     def pick(self, choose: Callable[[Heads], Listed | None]) -> Listed | None:
-        """The entry that `choose` finds. Entries that it cannot read are made dead letters, and it is called again."""
+        """Return the entry that `choose` returns. Entries that it cannot read become dead letters, and it is called again."""
         while True:
             with self._transaction() as c:
                 try:
@@ -477,7 +487,7 @@ class Outbox(Listing):
                     self._bury(c, e.seq, e)
 
     def waiting(self, name: str) -> Waiting | None:
-        """The request with this id if it is waiting, else None; a damaged one is made a dead letter."""
+        """Return the request with this id if it is waiting, else None; a damaged one becomes a dead letter."""
         return self._read(
             f"SELECT outbox_entries.seq, {WAITING} FROM outbox_entries"  # noqa: S608 - a constant
             " LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_origins USING (seq)"
@@ -487,7 +497,7 @@ class Outbox(Listing):
         )
 
     def late(self, name: str) -> Late | None:
-        """The answer to the request with this id if its callback is still due, else None; a damaged one is made a dead letter."""
+        """Return the answer to this request if its callback is due, else None; a damaged one becomes a dead letter."""
         return self._read(
             f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
             " WHERE id = ? AND state = 'answered' AND since >= ?",
@@ -496,9 +506,10 @@ class Outbox(Listing):
         )
 
     def _read(self, statement: str, name: str, read: Callable[[Sequence[Any]], T]) -> T | None:
+        """Return the row of this id, parsed by `read`; None if it is gone or expired. A damaged one becomes a dead letter."""
         with self._transaction() as c:
-            at = self.clock()
-            row = c.execute(statement, (name, at - self.ttl_s if at >= TRUSTED_S else -inf)).fetchone()
+            now_s = self.clock()
+            row = c.execute(statement, (name, now_s - self.ttl_s if now_s >= TRUSTED_S else -inf)).fetchone()
             if row is None:
                 return None
             try:
@@ -508,12 +519,13 @@ class Outbox(Listing):
                 return None
 
     def _bury(self, c: sqlite3.Connection, seq: int, why: Damaged) -> None:
+        """Make a damaged entry a dead letter, log it, and report its id."""
         name = bury(c, seq, _text(str(why)), self.clock())
         log.error("%s: entry %s is damaged, and a dead letter now: %s", self.path, name, why)
         self.report_damaged(name)
 
     def settle(self, name: str, effect: Callable[[Late, sqlite3.Connection], object] | None = None) -> bool:
-        """Marks an answer as handed over, in one transaction with `effect` -> False: it was already.
+        """Delete an answer as delivered, in one transaction with `effect`. Return False if that was done already.
 
         An exception from `effect` rolls back both.
         """
@@ -530,38 +542,40 @@ class Outbox(Listing):
         return True
 
     def close(self) -> None:
-        """Closes the file; the next call opens it again. Calls that wait long for another process fail."""
+        """Close the file; the next call opens it again. Calls that wait long for another process fail."""
         self._database.close()
 
     @contextlib.contextmanager
-    def _transaction(self, at: float | None = None) -> Iterator[sqlite3.Connection]:
-        """A transaction that first deletes expired entries."""
+    def _transaction(self, now_s: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Open a transaction that first deletes expired entries."""
         with self._database.transaction() as c:
             outer, self._owner = self._owner, threading.get_ident()
             try:
-                tidy(c, self.clock() if at is None else at, self.ttl_s)
+                tidy(c, self.clock() if now_s is None else now_s, self.ttl_s)
                 yield c
             finally:
                 self._owner = outer
 
     def _change(self, change: str, values: tuple[Any, ...], name: str, *, count: str | None = None) -> None:
+        """Set columns of the waiting entry with this id, and add to the counter `count` if there is one."""
         with self._transaction() as c:
             statement = f"UPDATE outbox_entries SET {change} WHERE id = ? AND state = 'waiting'"  # noqa: S608 - constants
             n = c.execute(statement, (*values, name)).rowcount
             if count is not None:
                 add_count(c, count, n)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
+        """Call the listeners."""
         for f in self._listeners:
             f()
 
 
 def _text(error: str) -> str:
-    """The error truncated, and without lone surrogates, which cannot be stored."""
+    """Return an error truncated, and without lone surrogates, which cannot be stored."""
     return error[:MOST_TEXT].encode(errors="replace").decode()
 
 
-# The transaction handle of a callback: it may use its own tables, but not the outbox's, and cannot commit or roll back.
+# Transaction handle of a callback: for tables of the app, not the outbox's; it cannot commit or roll back.
 
 Values: TypeAlias = Sequence[Any] | Mapping[str, Any]
 _CONTROL = {
@@ -570,17 +584,17 @@ _CONTROL = {
 
 
 class Tx:
-    """Writes to the outbox's file that commit atomically with the record of the callback. Valid until it returns."""
+    """Transaction handle: its writes commit together with the record of the callback. Valid until the callback returns."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection: sqlite3.Connection | None = connection
         self._refused = False
 
     def execute(self, sql: str, values: Values = ()) -> list[Any]:
-        """Runs a statement -> its rows.
+        """Run a statement and return its rows.
 
         Raises:
-            PolicyError: it would begin or end a transaction, open another file, or change the outbox itself.
+            PolicyError: the statement would begin or end a transaction, open another file, or change the outbox itself.
             StoreError: the transaction is over, because the callback has returned or an error ended it.
             sqlite3.Error: the statement failed.
         """
@@ -588,14 +602,15 @@ class Tx:
         return rows
 
     def executemany(self, sql: str, values: Iterable[Values]) -> None:
-        """Runs a statement once for each of the values; raises as `execute` does."""
+        """Run a statement once for each item of `values`; raises as `execute` does."""
         self._run(lambda c: c.executemany(sql, values))
 
     def end(self) -> None:
-        """Invalidates the handle."""
+        """Invalidate the handle."""
         self._connection = None
 
     def _run(self, work: Any) -> Any:
+        """Run `work` on the connection, with statements forbidden that would control the transaction or change the outbox."""
         c = self._connection
         if c is None or not c.in_transaction:  # some errors, such as a full disk, roll everything back
             raise StoreError("the transaction is over: what is written now would not be part of it")
@@ -610,13 +625,17 @@ class Tx:
         finally:
             c.set_authorizer(_allow)  # before 3.11, None would forbid everything
 
-    def _authorize(self, action: int, one: str | None, two: str | None, _database: str | None, _trigger: str | None) -> int:
-        ours = action != sqlite3.SQLITE_READ and any(n is not None and n.lower().startswith("outbox_") for n in (one, two))
-        if action in _CONTROL or ours:
+    def _authorize(self, action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
+        """Decide for SQLite if a statement may do this; remember a refusal."""
+        is_outbox = action != sqlite3.SQLITE_READ and any(
+            n is not None and n.lower().startswith("outbox_") for n in (first, second)
+        )
+        if action in _CONTROL or is_outbox:
             self._refused = True
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
 
 def _allow(*_: object) -> int:
+    """Allow everything: SQLite's default authorizer."""
     return sqlite3.SQLITE_OK

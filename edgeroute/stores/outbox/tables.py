@@ -12,40 +12,40 @@ from typing import NamedTuple, TypeAlias
 from edgeroute.stores.outbox.entries import Listed, State
 from edgeroute.stores.outbox.rows import LISTED, MOST_BYTES, Damaged, is_whole, listed, size_of, sound
 
-# Queries that find the next entry of an outbox in a time that does not depend on how many there are.
+# Queries by index that find the next entry of an outbox; their time does not depend on the number of entries.
 
 MOST_LANES = 100
-"""Lanes that are looked at in one step; if there are more, the next step goes on."""
+"""Number of lanes examined in one step; the next step continues with the rest."""
 SLICE = 200
-"""Entries that one `hurry` looks at."""
+"""Number of entries that one `hurry` examines."""
 
 
 class Lane(NamedTuple):
-    """Entries of one target and data class: what holds one of them mostly holds all."""
+    """Target and data class: entries that share both are mostly delayed together."""
 
     target: str
     data_class: str | None
 
 
 class Heads:
-    """Reads an outbox by its indexes, within a transaction. Each method raises Damaged at a row that it cannot read."""
+    """Queries on an outbox by its indexes, in a transaction. Each method raises Damaged at a row that it cannot read."""
 
     def __init__(self, c: sqlite3.Connection) -> None:
         self._c = c
 
     def targets(self, *states: State) -> list[str]:
-        """The targets with entries in one of these states."""
-        found = set[str]()
+        """Return the targets that have entries in one of these states, sorted."""
+        names = set[str]()
         for state in states:
             select = "SELECT min(target), NULL, seq FROM outbox_entries WHERE state = ?"
             row = self._lane(select, state)
             while row is not None:
-                found.add(row.target)
+                names.add(row.target)
                 row = self._lane(f"{select} AND target > ?", state, row.target)
-        return sorted(found)
+        return sorted(names)
 
     def lanes(self, state: State, after: Lane | None = None) -> Iterator[Lane]:
-        """The lanes with entries in this state, those after the given one."""
+        """Yield the lanes that have entries in this state, in order, those after the given one."""
         select = "SELECT target, data_class, seq FROM outbox_entries WHERE state = ?"
         by = "ORDER BY target, data_class LIMIT 1"
         while True:
@@ -61,29 +61,29 @@ class Heads:
             yield (after := lane)
 
     def ready(self, state: State, lane: Lane, n: int, after: tuple[float, int] | None = None) -> list[Listed]:
-        """The `n` entries of a lane that are due first, of those after this time and sequence number."""
+        """Return up to `n` entries of a lane by due time, only those after the given due time and sequence number."""
         select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? AND data_class IS ?"  # noqa: S608 - a constant
         if after is None:
             return self._listed(f"{select} ORDER BY ready_at, seq LIMIT ?", state, *lane, n)
-        at, seq = after
-        found = self._listed(f"{select} AND ready_at = ? AND seq > ? ORDER BY seq LIMIT ?", state, *lane, at, seq, n)
+        due_s, seq = after
+        same_time = self._listed(f"{select} AND ready_at = ? AND seq > ? ORDER BY seq LIMIT ?", state, *lane, due_s, seq, n)
         more = f"{select} AND ready_at > ? ORDER BY ready_at, seq LIMIT ?"
-        return found + self._listed(more, state, *lane, at, n - len(found))
+        return same_time + self._listed(more, state, *lane, due_s, n - len(same_time))
 
     def check(self, state: State, lane: Lane) -> None:
-        """Reads the entry of a lane that is due last: if a time is no number, or too large a one, it is found there."""
+        """Raise Damaged if the entry of a lane with the latest due time is unreadable: a bad time sorts last."""
         by = "ORDER BY ready_at DESC, seq DESC LIMIT 1"
         where = f"state = ? AND target = ? AND data_class IS ? {by}"
         self._listed(f"SELECT {LISTED} FROM outbox_entries WHERE {where}", state, *lane)  # noqa: S608 - a constant
 
     def oldest(self, target: str, *states: State) -> Listed | None:
-        """The entry of a target, in one of these states, that was put first."""
+        """Return the entry of a target, in one of these states, that was put first; None if there is none."""
         select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? ORDER BY seq LIMIT 1"  # noqa: S608 - a constant
-        found = [row for state in states for row in self._listed(select, state, target)]
-        return min(found, default=None)
+        rows = [row for state in states for row in self._listed(select, state, target)]
+        return min(rows, default=None)
 
     def check_states(self) -> None:
-        """Reads entries in a state that there is not, or without a target, which nothing else would find."""
+        """Raise Damaged for an entry with an unknown state or without a target, which no other query would find."""
         none = ["state = 'waiting' AND target IS NULL", "state = 'answered' AND target IS NULL", "state IS NULL"]
         bounds = ["", "answered", "dead", "waiting", None]
         none += [f"state > '{a}'" + ("" if b is None else f" AND state < '{b}'") for a, b in pairwise(bounds)]
@@ -91,11 +91,15 @@ class Heads:
             self._listed(f"SELECT {LISTED} FROM outbox_entries WHERE {where} LIMIT 1")  # noqa: S608 - constants
 
     def newest(self) -> int:
-        """The last sequence number; 0: there are no entries."""
+        """Return the last sequence number; 0 if there are no entries."""
         return self._c.execute("SELECT max(seq) FROM outbox_entries").fetchone()[0] or 0
 
     def hurry(self, target: str, at: float, after: int, through: int) -> int:
-        """Makes due those of a target's next waiting entries whose attempt failed -> after which to go on; `through`: none."""
+        """Make the next `SLICE` waiting entries of a target due at `at` if an attempt of theirs failed.
+
+        Returns:
+            The sequence number to continue after; `through` if all entries up to that were examined.
+        """
         rows = self._c.execute(
             "SELECT seq, error != '' AND ready_at > ? FROM outbox_entries"
             " WHERE state = 'waiting' AND target = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
@@ -106,6 +110,7 @@ class Heads:
         return rows[-1][0] if len(rows) == SLICE else through
 
     def _lane(self, statement: str, *values: object) -> Lane | None:
+        """Return the lane in the first row of a query; None if there is no row."""
         row = self._c.execute(statement, values).fetchone()
         if row is None or row[0] is None:
             return None
@@ -115,49 +120,50 @@ class Heads:
         return Lane(*row[:2])
 
     def _listed(self, statement: str, *values: object) -> list[Listed]:
+        """Return the entries of a query, checked."""
         return [sound(row) for row in self._c.execute(statement, values)]
 
 
 Look: TypeAlias = Callable[[Lane], "Listed | float"]
-"""Returns the entry of a lane to take, or the seconds until there may be one."""
+"""Function from a lane to the entry to take, or to the seconds until the lane may have one."""
 
 
 class Turns:
-    """Looks at the lanes of a state in turn, at most `MOST_LANES` at a time."""
+    """Round-robin over the lanes of a state, at most `MOST_LANES` in one step."""
 
     def __init__(self) -> None:
         self._after: Lane | None = None
         self._whole, self._soon_s = True, inf
 
     def first(self, heads: Heads, state: State, look: Look) -> tuple[Listed | None, float]:
-        """The entry that is due first of those found, or the seconds until there may be one."""
-        begun = self._after is None
+        """Return the entry of the next lanes that is due first, or None and the seconds until an entry may be due."""
+        starts = self._after is None
         lanes = list(islice(heads.lanes(state, self._after), MOST_LANES + 1))
-        if begun:
+        if starts:
             self._whole, self._soon_s = True, inf
         more = len(lanes) > MOST_LANES
         self._after = lanes[MOST_LANES - 1] if more else None
-        found = [look(lane) for lane in lanes[:MOST_LANES]]
-        rows = [one for one in found if isinstance(one, Listed)]
+        results = [look(lane) for lane in lanes[:MOST_LANES]]
+        rows = [result for result in results if isinstance(result, Listed)]
         if rows:
             self._whole = False
             return min(rows, key=lambda row: (row.ready_at, row.seq)), 0.0
-        self._soon_s = min([self._soon_s, *(one for one in found if isinstance(one, float))])
+        self._soon_s = min([self._soon_s, *(result for result in results if isinstance(result, float))])
         return None, 0.0 if more or not self._whole else self._soon_s
 
 
 TRUSTED_S = 1_577_836_800.0
-"""2020-01-01. An earlier clock was never set: it expires nothing, and its timestamps are replaced once the clock is set."""
+"""2020-01-01, Unix time. An earlier clock was never set: no entry expires by it, and its timestamps are replaced later."""
 
 MOST_TIDIED = 500
-"""Entries whose time is replaced, and that are deleted, in one transaction."""
+"""Maximum entries whose time is replaced, and maximum entries deleted, in one transaction."""
 LATEST = "outbox_origins"
-"""What files of earlier versions lack."""
+"""Newest table of the schema, which files of earlier versions lack."""
 _SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {MOST_BYTES}"
 
 
-def _counted(new: str, old: str) -> str:
-    """The statement that replaces a size in the total; below 0 that is to be counted anew, since something is damaged."""
+def _total_update(new: str, old: str) -> str:
+    """Return the SQL that updates the total when an entry's size changes; a damaged size sets it to -1, for a recount."""
     sound = f"typeof(n) = 'integer' AND n >= 0 AND {_SOUND.format(new)} AND {_SOUND.format(old)}"
     return f"UPDATE outbox_counts SET n = CASE WHEN {sound} THEN n + {new} - {old} ELSE -1 END WHERE name = 'bytes'"  # noqa: S608 - constants
 
@@ -185,13 +191,13 @@ DROP TRIGGER IF EXISTS outbox_in;
 DROP TRIGGER IF EXISTS outbox_changed;
 DROP TRIGGER IF EXISTS outbox_out;
 CREATE TRIGGER outbox_in AFTER INSERT ON outbox_entries BEGIN
-    {_counted("new.bytes", "0")};
+    {_total_update("new.bytes", "0")};
 END;
 CREATE TRIGGER outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
-    {_counted("new.bytes", "old.bytes")};
+    {_total_update("new.bytes", "old.bytes")};
 END;
 CREATE TRIGGER outbox_out AFTER DELETE ON outbox_entries BEGIN
-    {_counted("0", "old.bytes")};
+    {_total_update("0", "old.bytes")};
     DELETE FROM outbox_bodies WHERE seq = old.seq;
     DELETE FROM outbox_answers WHERE seq = old.seq;
     DELETE FROM outbox_origins WHERE seq = old.seq;
@@ -200,7 +206,7 @@ END
 
 
 def tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
-    """Replaces timestamps of a wrong clock (before 2020, or in the future), and deletes expired entries."""
+    """Replace timestamps of a wrong clock (before 2020, or in the future), and delete expired entries."""
     if at < TRUSTED_S:
         return
     c.execute(
@@ -216,7 +222,7 @@ def tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
 
 
 def bury(c: sqlite3.Connection, seq: int, why: str, at: float) -> str:
-    """Makes a damaged entry a dead letter that can be listed -> its id."""
+    """Turn a damaged entry into a dead letter with readable columns, and return its id, a new one if the old was damaged."""
     (row,) = c.execute(f"SELECT {LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
     e = listed(row)
     name = e.id if e.id == row[1] and e.id else f"damaged-{seq}"
@@ -234,7 +240,7 @@ def bury(c: sqlite3.Connection, seq: int, why: str, at: float) -> str:
 
 
 def recount(c: sqlite3.Connection) -> int:
-    """Adds up the sizes of all entries -> their sum, bytes."""
+    """Add up the sizes of all entries, store the total, and return it, bytes."""
     sizes = f"SELECT coalesce(sum(bytes), 0) FROM outbox_entries WHERE {_SOUND.format('bytes')}"  # noqa: S608 - a constant
     (total,) = c.execute(sizes).fetchone()
     c.execute("INSERT OR REPLACE INTO outbox_counts VALUES ('bytes', ?)", (total,))
@@ -242,19 +248,19 @@ def recount(c: sqlite3.Connection) -> int:
 
 
 def total_bytes(c: sqlite3.Connection) -> int:
-    """The size of all entries, bytes."""
+    """Return the stored size of all entries, bytes; counted again if damaged."""
     row = c.execute("SELECT n FROM outbox_counts WHERE name = 'bytes'").fetchone()
     return row[0] if row is not None and isinstance(row[0], int) and row[0] >= 0 else recount(c)
 
 
 def counts(c: sqlite3.Connection) -> dict[str, int]:
-    """The counters, by name."""
-    found = {name: n for name, n in c.execute("SELECT name, n FROM outbox_counts") if isinstance(n, int)}
-    return {**found, "bytes": total_bytes(c)}
+    """Return the counters, by name."""
+    numbers = {name: n for name, n in c.execute("SELECT name, n FROM outbox_counts") if isinstance(n, int)}
+    return {**numbers, "bytes": total_bytes(c)}
 
 
 def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
-    """Adds to one of the counts."""
+    """Add `n` to the counter of this name."""
     if n:
         known = "CASE WHEN typeof(n) = 'integer' THEN n ELSE 0 END"  # else damaged
         added = f"INSERT INTO outbox_counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = {known} + excluded.n"  # noqa: S608 - a constant
@@ -262,7 +268,7 @@ def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
 
 
 def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str) -> Sequence[tuple[int, str]] | None:
-    """(seq, id) of the entries to evict to free `over` bytes; None: the new entry is rejected."""
+    """Return (seq, id) of the entries to delete to free `over` bytes; None to reject the new entry. Deletes nothing."""
     gone = list[tuple[int, str]]()
     if over <= 0:
         return gone
@@ -279,7 +285,10 @@ def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str)
 
 
 def _dispensable(c: sqlite3.Connection, state: State, most: float | None) -> Iterator[tuple[float, int, str, int]]:
-    """Entries in this state, the first to evict first: by age, or if `most` is given those no more important, the least first."""
+    """Yield (importance, seq, id, bytes) of entries in this state, those to evict first first.
+
+    Without `most` the order is by age. With `most`: only entries that are no more important, the least important first.
+    """
     if most is not None:
         by = "SELECT importance, seq, id, bytes FROM outbox_entries WHERE state = ? AND importance <= ? ORDER BY importance, seq"
         yield from c.execute(by, (state, most))
