@@ -14,7 +14,7 @@ from figures import Figure, size
 
 from edgeroute import DeviceSensors, Router, Rule
 from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Files, Told
+from edgeroute.observe.device.files import Files, Measurement
 from edgeroute.observe.device.gpu import Gpu
 from edgeroute.observe.device.links import Links
 from edgeroute.observe.device.load import Load, Memory
@@ -41,7 +41,7 @@ def cpu_us(function: Callable[[], object], times: int = size(300, 2)) -> float:
 def sources(root: str | Path) -> dict[str, float]:
     """Processor time of each source of a reading, and of looking for all of them, microseconds."""
     files, commands = Files(root), Commands(None)
-    none = Told(None, "")
+    none = Measurement(None, "")
     battery, gpu, links, memory = Battery(files), Gpu(files), Links(files, commands), Memory(files)
     power, thermal, throttling = Power(files, commands), Thermal(files), Throttling(files, commands)
     parts = (battery, gpu, links, memory, power, thermal, throttling)

@@ -956,7 +956,7 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
         wakes = []
         delivery.wake = lambda *, now: wakes.append(now)
         for clock[0] in (29.0, 31.0):
-            router.engine.queue.delivery.wake(now=router.engine.health.own())
+            router.engine.queue.delivery.wake(now=router.engine.health.outage_was_local())
         assert wakes == [True, False]
         router.close()
         router.link_up()

@@ -20,7 +20,7 @@ from edgeroute.observe.device import files
 from edgeroute.observe.device.android import Android
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.load import Load
-from edgeroute.observe.device.others import Others, battery_of, throttled_of
+from edgeroute.observe.device.others import Others, parse_pmset_battery, parse_pmset_throttling
 from edgeroute.observe.device.power import Battery
 from edgeroute.observe.device.windows import MemoryStatus, PowerStatus, Windows
 from edgeroute.observe.sensors import read
@@ -88,11 +88,11 @@ def test_what_a_device_tells(name, tmp_path):
     found = settled(sensors)
     for field, value in KNOWN[name]._asdict().items():
         assert getattr(found, field) == (value if value is None else pytest.approx(value, abs=1e-6)), field
-    told = sensors.told()
+    told = sensors.details()
     assert {field: one.value for field, one in told.items()} == found._asdict()
     for field, one in told.items():
-        assert one.by, field
-        assert "\n" not in one.by
+        assert one.source, field
+        assert "\n" not in one.source
     assert all(type(value) in {bool, float, type(None)} for value in found)
 
 
@@ -239,7 +239,7 @@ def test_energy_of_the_processor_is_a_difference(tmp_path, monkeypatch):
     assert after(1.0, 5e9 + 7e6) == pytest.approx(7.0)
     (tmp_path / rapl).unlink()
     assert after(0, "") is None
-    assert "no value" in sensors.told()["power_w"].by
+    assert "no value" in sensors.details()["power_w"].source
 
 
 def test_energy_that_only_root_may_read_is_unknown_and_says_so(tmp_path, monkeypatch):
@@ -255,7 +255,7 @@ def test_energy_that_only_root_may_read_is_unknown_and_says_so(tmp_path, monkeyp
     monkeypatch.setattr(os, "open", denied)
     sensors = device(tmp_path)
     assert sensors().power_w is None
-    assert sensors.told()["power_w"].by == "/sys/class/powercap/intel-rapl:0/energy_uj may be read by root alone"
+    assert sensors.details()["power_w"].source == "/sys/class/powercap/intel-rapl:0/energy_uj may be read by root alone"
 
 
 def test_thermal_events_of_the_cores(tmp_path):
@@ -277,7 +277,7 @@ def test_throttling_of_a_pi(bits, now, tmp_path):
     plant(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": bits})
     sensors = device(tmp_path)
     assert sensors().throttled is now
-    said = sensors.told()["throttled"].by
+    said = sensors.details()["throttled"].source
     assert ("since the boot: under-voltage, throttled" in said) == bits.startswith("5000")
 
 
@@ -287,7 +287,7 @@ def test_a_frequency_limit_is_a_hint_and_no_reading(tmp_path):
     plant(tmp_path, {f"{folder}/cpuinfo_max_freq": "2000000", f"{folder}/scaling_max_freq": "1500000"})
     sensors = device(tmp_path)
     assert sensors().throttled is None
-    assert "cpu0 is limited to 75% of its frequency" in sensors.told()["throttled"].by
+    assert "cpu0 is limited to 75% of its frequency" in sensors.details()["throttled"].source
 
 
 # ------------------------------------------------------------------------------------------- power, GPU, heat, memory
@@ -300,7 +300,7 @@ def test_rails_without_a_whole_are_added(tmp_path):
             plant(tmp_path, {f"{path}/in{n}_label": rail, f"{path}/in{n}_input": "5000", f"{path}/curr{n}_input": "1000"})
     sensors = device(tmp_path)
     assert sensors().power_w == pytest.approx(15.0)
-    assert sensors.told()["power_w"].by == "the sum of the rails VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0"
+    assert sensors.details()["power_w"].source == "the sum of the rails VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_heat_by_sensors_where_there_are_no_zones(tmp_path):
     plant(tmp_path, {"sys/class/hwmon/hwmon3/name": "k10temp", "sys/class/hwmon/hwmon3/temp1_input": "71250"})
     sensors = device(tmp_path)
     assert sensors().temperature_c == 71.25
-    assert sensors.told()["temperature_c"].by == "the hottest sensor, k10temp"
+    assert sensors.details()["temperature_c"].source == "the hottest sensor, k10temp"
     plant(tmp_path, {f"sys/class/thermal/thermal_zone{i}/temp": text for i, text in enumerate(("-273200", "41000", "off"))})
     assert device(tmp_path)().temperature_c == 41.0
 
@@ -341,7 +341,7 @@ def test_the_tightest_limit_of_a_control_group_counts(tmp_path):
     })  # fmt: skip
     sensors = device(tmp_path)
     assert sensors().memory_available == pytest.approx(0.4)
-    assert sensors.told()["memory_available"].by == "the control group's limit, /sys/fs/cgroup/a/memory.max"
+    assert sensors.details()["memory_available"].source == "the control group's limit, /sys/fs/cgroup/a/memory.max"
     plant(tmp_path, {"sys/fs/cgroup/a/memory.current": "1500"})
     assert sensors().memory_available == 0.0
     plant(tmp_path, {"proc/self/cgroup": "0::/../../etc"})
@@ -435,7 +435,7 @@ def test_a_driver_that_hangs_holds_up_no_other_thread(tmp_path, monkeypatch):
     try:
         assert began.wait(LONG)
         assert sensors() is last
-        assert sensors.told()["battery"].value == 0.42
+        assert sensors.details()["battery"].value == 0.42
     finally:
         gate.set()
         thread.join(LONG)
@@ -547,8 +547,8 @@ def test_a_tree_that_lies(how, name, tmp_path):
             HOSTILE[how](root / path)
         for _ in range(2):
             plausible(in_time(sensors))
-        for one in sensors.told().values():
-            assert one.by
+        for one in sensors.details().values():
+            assert one.source
 
 
 def test_a_root_that_is_not_there_or_is_no_folder(tmp_path):
@@ -609,7 +609,7 @@ def test_psutil_where_there_is_no_sysfs():
 def test_psutil_that_is_missing_or_fails(monkeypatch):
     """Nothing is known then, and the line says what to do."""
     monkeypatch.setattr("edgeroute.observe.device.others.imported", lambda _: __import__("no_such_module"))
-    assert Others(Commands(None)).read(0.0)["cpu"].by == "pip install edgeroute[sensors] (psutil) tells it"
+    assert Others(Commands(None)).read(0.0)["cpu"].source == "pip install edgeroute[sensors] (psutil) reads it"
 
     class Broken:
         def sensors_battery(self):
@@ -620,22 +620,22 @@ def test_psutil_that_is_missing_or_fails(monkeypatch):
 
     monkeypatch.setattr("edgeroute.observe.device.others.imported", lambda _: Broken())
     told = Others(Commands(None)).read(0.0)
-    assert (told["battery"].value, told["mains"].value, told["cpu"].by) == (0.5, None, "psutil failed: OSError")
+    assert (told["battery"].value, told["mains"].value, told["cpu"].source) == (0.5, None, "psutil failed: OSError")
 
 
 def test_what_macos_prints():
     """Of `pmset -g batt` and `pmset -g therm`."""
     text = "Now drawing from '{}'\n -InternalBattery-0 (id=1234)\t{}%; discharging; 3:21 remaining present: true\n"
-    told = battery_of(text.format("Battery Power", 83))
+    told = parse_pmset_battery(text.format("Battery Power", 83))
     assert (told["battery"].value, told["mains"].value) == (0.83, False)
-    told = battery_of(text.format("AC Power", 100))
+    told = parse_pmset_battery(text.format("AC Power", 100))
     assert (told["battery"].value, told["mains"].value) == (1.0, True)
-    told = battery_of("Now drawing from 'AC Power'\n")
+    told = parse_pmset_battery("Now drawing from 'AC Power'\n")
     assert (told["battery"].value, told["mains"].value) == (None, True)
-    assert battery_of(None)["battery"].by == "pmset has not answered yet"
-    assert throttled_of("CPU_Speed_Limit \t= 60\n")["throttled"].value is True
-    assert throttled_of("CPU_Speed_Limit \t= 100\n")["throttled"].value is False
-    assert throttled_of("Note: No thermal warning level has been recorded\n")["throttled"].value is None
+    assert parse_pmset_battery(None)["battery"].source == "pmset has not answered yet"
+    assert parse_pmset_throttling("CPU_Speed_Limit \t= 60\n")["throttled"].value is True
+    assert parse_pmset_throttling("CPU_Speed_Limit \t= 100\n")["throttled"].value is False
+    assert parse_pmset_throttling("Note: No thermal warning level has been recorded\n")["throttled"].value is None
 
 
 def at(given, kind):
@@ -688,7 +688,7 @@ def test_androids_battery(monkeypatch):
     """By Chaquopy's Java, or by Termux."""
     commands = Commands(lambda *_: '{"percentage": 41, "plugged": "UNPLUGGED", "status": "DISCHARGING", "temperature": 28.1}')
     android = Android(commands)
-    assert android.read(0.0)["battery"].by == "termux-battery-status has not answered yet"
+    assert android.read(0.0)["battery"].source == "termux-battery-status has not answered yet"
     commands.wait(LONG)
     told = android.read(1.0)
     assert (told["battery"].value, told["mains"].value) == (0.41, False)
@@ -713,7 +713,7 @@ def test_androids_battery(monkeypatch):
     told = android.read(2.0)
     assert (told["battery"].value, told["mains"].value) == (0.73, True)
     Manager.percent = -(2**31)  # it does not know
-    assert android.read(3.0)["battery"].by == "termux-battery-status"
+    assert android.read(3.0)["battery"].source == "termux-battery-status"
 
 
 def test_differences_of_many_threads(tmp_path):

@@ -1,1 +1,1 @@
-"""What is observed: latencies and counts, sensors, the network, the health of endpoints."""
+"""Observation of the router's surroundings: latencies and counts, the device's sensors, the network, the health of endpoints."""

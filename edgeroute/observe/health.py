@@ -1,4 +1,4 @@
-"""Endpoint health: starts probes of failed endpoints, at once when the network comes back."""
+"""Endpoint health: follows the endpoints' breakers, starts their probes, and probes at once when the network comes back."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 NEWS_S = 30.0
-"""An endpoint that is back within so many seconds after the device's link came up was away because of the link."""
+"""Seconds after this device's link came up within which an endpoint's recovery counts as caused by the link."""
 
 
 class EndpointHealth:
-    """Receives the guards' events: breaker opened or closed, probe due.
+    """Receiver of the guards' events (breaker opened, probe due, breaker closed), which starts probes and the network monitor.
 
     Args:
-        submit: runs a probe in a thread, if one is available.
+        submit: runs a probe in a thread; returns False if no thread is available.
         guards: returns the current guards.
-        back: called when an endpoint has answered again.
-        loaded: called when the load of an endpoint has changed what is kept on the edge.
-        changed: called with the name and state of a breaker that has changed; None: no callback.
-        stays_home: whether nothing may leave the device by itself now.
+        back: called when an endpoint has answered again, or the network came up.
+        changed: called with the name and the state of a breaker that has changed; None: no callback.
+        loaded: called when the load that an endpoint reports changes the share of requests that the edge answers.
+        stays_home: returns a true value while nothing may leave the device by itself.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class EndpointHealth:
         self._submit, self._guards, self._back, self._changed = submit, guards, back, changed
         self._closed = False
         self._linked_at = -inf
-        """When this device's link last came up, as far as observed."""
+        """Monotonic instant at which this device's link last came up, as far as observed."""
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The child starts its own network monitor when it needs one."""
+        """Forget the parent's network monitor in a forked child, which starts a new one when needed."""
         self._lock = threading.RLock()
         self._watch: NetworkMonitor | None = None
 
     def opened(self, guard: Guard) -> None:
-        """Reports an open breaker, and starts the network monitor."""
+        """Log and report that a breaker opened, and start the network monitor if none runs."""
         log.info("%s is not asked for a while: %s", guard.name, guard.why())
         if self._changed is not None:
             self._changed(guard.name, "open")
@@ -72,28 +72,37 @@ class EndpointHealth:
             self._watch.start()  # within the lock: `close` ends what was started
 
     def probe(self, guard: Guard) -> None:
-        """Sends a probe in the background; without a free thread it counts as failed, and the next one is due later."""
+        """Report a half-open breaker and probe its endpoint in the background.
+
+        Without a free thread, the probe counts as failed.
+        """
         if self._changed is not None:
             self._changed(guard.name, "half-open")
         if not self._closed and not self._submit(guard.check_health):
             guard.probe_failed()
 
     def closed(self, guard: Guard) -> None:
-        """Reports a closed breaker, and resumes what waited for the endpoint."""
+        """Log and report that a breaker closed, and call `back`, which resumes the work that waited for the endpoint."""
         log.info("%s is asked again", guard.name)
         if self._changed is not None:
             self._changed(guard.name, "closed")
         self._back()
 
     def loaded(self, _: Guard) -> None:
-        """Has plans made again; a failure of that is not one of the call whose reply it came with."""
+        """Call the `loaded` callback, so that plans are made again.
+
+        Its exception is logged, and does not reach the call whose reply reported the load.
+        """
         try:
             self._loaded()
         except Exception:
             log.exception("the load that an endpoint reports could not be taken in")
 
     def link_up(self) -> None:
-        """The network came up: makes probes due at once, unless nothing leaves the device by itself."""
+        """Record that the network came up, make the probes of all open breakers due at once, and call `back`.
+
+        While nothing may leave the device by itself, only the instant is recorded.
+        """
         self._linked_at = monotonic()
         if self._stays_home():
             return
@@ -101,12 +110,12 @@ class EndpointHealth:
             guard.link_up()
         self._back()
 
-    def own(self) -> bool:
-        """Whether the outage that just ended was the device's own."""
+    def outage_was_local(self) -> bool:
+        """Return True if this device's link came up within the last `NEWS_S` seconds, so that the outage was the device's."""
         return monotonic() < self._linked_at + NEWS_S
 
     def close(self) -> None:
-        """Ends the network monitor."""
+        """End the network monitor; later events start none."""
         with self._lock:
             self._closed, watch, self._watch = True, self._watch, None
         if watch is not None:

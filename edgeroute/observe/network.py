@@ -1,4 +1,4 @@
-"""Network monitor: notified by the Linux kernel (rtnetlink) when a link, address or route comes up. No polling, no traffic."""
+"""Network monitor: calls back when the Linux kernel (rtnetlink) reports a link, address or route that comes up. Sends nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgeroute.system.process import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 QUIET_S = 0.05
-"""Debounce: changes come in bursts; one call after so long without another ..."""
+"""Debounce, as changes come in bursts: the callback is called after so many seconds without another change ..."""
 MOST_S = 1.0
-"""... and at the latest so long after the first."""
+"""... and at the latest so many seconds after the first change."""
 
 # rtnetlink constants, which Python does not define
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
@@ -31,16 +31,16 @@ _SCOPE_LINK, _UNICAST, _TABLE_LOCAL = 253, 1, 255
 
 
 class NetworkMonitor:
-    """Calls `on_up()` from its own thread when a link, an address or a route comes up; not for those already up.
+    """Thread that calls `on_up()` when a link, an address or a route comes up; not for those already up at the start.
 
     A carrier (cable plugged in, Wi-Fi associated) counts at once; its address then causes another call, and so may a renewed
     address. Loopback, link-local addresses and anything going down are ignored.
 
     Args:
-        on_up: exceptions are logged.
+        on_up: called in the monitor's thread; its exceptions are logged.
 
     Attributes:
-        works: whether changes are received: only after `start()`, and never without rtnetlink (other systems than Linux, some
+        works: True while changes are received: only after `start()`, and never without rtnetlink (other systems than Linux, some
             sandboxes) or without a thread.
     """
 
@@ -51,7 +51,7 @@ class NetworkMonitor:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Closes inherited sockets: the thread is the parent's; a child starts its own."""
+        """Close the inherited sockets in a forked child, which lacks the thread; `start()` may be called there."""
         for inherited in self._sockets:
             inherited.close()
         self.works, self._sockets = False, ()
@@ -59,7 +59,10 @@ class NetworkMonitor:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts listening, if not started."""
+        """Start the thread, unless it runs.
+
+        Without rtnetlink, free file descriptors or threads, nothing starts and `works` stays False.
+        """
         with self._lock:
             if self.works or (netlink := listen()) is None:
                 return
@@ -78,7 +81,7 @@ class NetworkMonitor:
                 self.works, self._sockets, self._thread = True, (stop, stopped, netlink), thread
 
     def close(self) -> None:
-        """Stops the thread, waiting for a running `on_up()`; `start()` may be called again."""
+        """Stop the thread, waiting for a running `on_up()`; `start()` may be called again."""
         with self._lock:
             if self._thread is None:
                 return
@@ -91,7 +94,10 @@ class NetworkMonitor:
 
 
 def listen() -> socket.socket | None:
-    """Opens a netlink socket that is subscribed to changes, with a dump of all current links requested; None: unavailable."""
+    """Open a netlink socket that receives changes of links, addresses and routes, and request a dump of all current links.
+
+    None: the system has no netlink, or it is not allowed.
+    """
     if sys.platform != "linux":
         return None
     try:
@@ -108,6 +114,10 @@ def listen() -> socket.socket | None:
 
 
 def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], None]) -> None:
+    """Call `on_up` after each burst of changes that `netlink` receives, in a loop, until the peer of `stopped` is closed.
+
+    Closes both sockets at the end.
+    """
     if sys.platform != "linux":  # it has no netlink
         return
     with netlink, stopped:
@@ -120,11 +130,11 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
             ready = poll.poll(None if due == inf else max(0.0, due - monotonic()) * 1000)
             if any(fd == stopped.fileno() for fd, _ in ready):
                 return
-            at = monotonic()
+            now = monotonic()
             if ready and comes_up(netlink, me, up):
-                first = min(first, at)
-                due = min(at + QUIET_S, first + MOST_S)
-            if at >= due:
+                first = min(first, now)
+                due = min(now + QUIET_S, first + MOST_S)
+            if now >= due:
                 first = due = inf
                 try:
                     on_up()
@@ -133,29 +143,32 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
 
 
 def comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:
-    """Reads one message batch. Returns whether something came up. `up`: indices of links that are up, updated here.
+    """Read one batch of messages from the socket. Return True if a link, address or route came up.
 
-    Messages addressed to this socket's port, `me`, are the initial dump and do not count.
+    Args:
+        netlink: the socket, which has data to read.
+        me: the socket's port; messages addressed to it are the initial dump, and do not count.
+        up: indices of the links that are up, updated in place.
     """
     try:
         data = netlink.recv(1 << 16)
     except OSError as e:
         return e.errno == errno.ENOBUFS  # the receive buffer overflowed: a change may have been lost
-    came, at = False, 0
-    while at + _HEADER.size <= len(data):
-        size, kind, _, _, port = _HEADER.unpack_from(data, at)
-        body = at + _HEADER.size
+    came_up, offset = False, 0
+    while offset + _HEADER.size <= len(data):
+        size, kind, _, _, port = _HEADER.unpack_from(data, offset)
+        body = offset + _HEADER.size
         if kind in {_NEW_LINK, _DEL_LINK}:
             family, _, index, flags, _ = _LINK.unpack_from(data, body)
             if family == socket.AF_UNSPEC:  # other families: bridge port events
                 if kind == _NEW_LINK and flags & _LOWER_UP and not flags & _LOOPBACK:
-                    came |= index not in up and port != me
+                    came_up |= index not in up and port != me
                     up.add(index)
                 else:
                     up.discard(index)
         elif kind == _NEW_ADDRESS:
-            came |= data[body + 3] < _SCOPE_LINK
+            came_up |= data[body + 3] < _SCOPE_LINK
         elif kind == _NEW_ROUTE:
-            came |= data[body + 7] == _UNICAST and data[body + 4] != _TABLE_LOCAL
-        at += max(size + 3 & ~3, _HEADER.size)
-    return came
+            came_up |= data[body + 7] == _UNICAST and data[body + 4] != _TABLE_LOCAL
+        offset += max(size + 3 & ~3, _HEADER.size)
+    return came_up

@@ -1,4 +1,4 @@
-"""Gathers the facts for planning: latencies, busy targets, spending, rules in force. Runs off the path of most calls."""
+"""Facts for planning of one router (latencies, busy targets, spending, device rules in force), updated in the background."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from edgeroute.observe.stats import ALONE, Counts
 from edgeroute.system.process import LINUX, contained, now, renew_after_fork
 from edgeroute.types import Backend
 
-# Energy of a call of each target: of edges fitted from the device's power, of clouds by their prices.
+# Energy of a call of each target: edges' fitted from the device's power, clouds' from their prices.
 
 LONGEST_S = 120.0
-"""Readings that are further apart are not used: the power of an instant says little of so long a time."""
+"""Longest time between two readings of the power from which energy is computed, seconds."""
 
 
 class Energy:
-    """What calls take, as far as known.
+    """Estimate of the energy that one call of each target takes.
 
     Args:
         counts: has the time that edges were busy.
@@ -40,13 +40,19 @@ class Energy:
 
     @property
     def extra_w(self) -> float | None:
-        """Power that a run of an edge takes beside what the device takes anyway, watts; None: not known."""
+        """Power that a run of an edge takes beyond the idle power of the device, watts; None: not known."""
         return self._fit.extra_w
 
     def note(self, power_w: float | None, edges: Iterable[str], now_s: float) -> float:
-        """Takes a reading of the device's power into account, at a monotonic instant; None: it is unknown.
+        """Add a reading of the device's power to the fit, and return the energy of the edges' runs since the last reading.
 
-        Returns the joules that the edges' runs have taken since the last reading; 0 while not known.
+        Args:
+            power_w: power of the device, watts; None: unknown.
+            edges: names of the edge models.
+            now_s: monotonic instant of the reading.
+
+        Returns:
+            Joules; 0 while the power of a run is not known.
         """
         busy_s = sum(seconds for _, seconds in self._counts.busy(edges).values())
         last, self._last = self._last, (now_s, busy_s)
@@ -58,96 +64,102 @@ class Energy:
         return ran_s * (self.extra_w or 0.0)
 
     def joules(self, backends: Sequence[Backend]) -> Mapping[str, float]:
-        """Target -> energy of a call, joules; one of which it is not known is missing."""
+        """Return target name -> energy of one call, joules; targets whose energy is not known are missing."""
         busy, extra_w = self._counts.busy(b.name for b in backends), self.extra_w
-        found: dict[str, float] = {}
+        joules: dict[str, float] = {}
         for backend in backends:
             calls, seconds = busy.get(backend.name, (0, 0.0))
             if backend.side == "edge":
                 if extra_w is not None and calls:
-                    found[backend.name] = extra_w * seconds / calls
+                    joules[backend.name] = extra_w * seconds / calls
                 continue
             terms: Any = backend.terms  # type: ignore[attr-defined]  # a cloud has prices
             if terms.joules_per_call or (terms.joules_per_mb and calls):
-                found[backend.name] = terms.joules_per_call + terms.joules_per_mb * sum(backend.traffic) / 1e6 / max(1, calls)
-        return found
+                joules[backend.name] = terms.joules_per_call + terms.joules_per_mb * sum(backend.traffic) / 1e6 / max(1, calls)
+        return joules
 
-    def told(self, backends: Sequence[Backend]) -> dict[str, Any]:
-        """The fields of `Stats` about energy: what calls take, and the break-even of the first edge and cloud."""
+    def stats_fields(self, backends: Sequence[Backend]) -> dict[str, Any]:
+        """Return the fields of `Stats` about energy: `joules`, and the `break_even` of the first edge and the first cloud."""
         joules = self.joules(backends)
         first = [next((joules.get(b.name) for b in backends if b.side == side), None) for side in ("edge", "cloud")]
         edge, cloud = first
         return {"joules": joules, "break_even": None if edge is None or cloud is None else break_even(edge, cloud)}
 
 
-def unsure(counts: Counts, edges: Sequence[str]) -> float | None:
-    """Share of the first edge's answers that are below its threshold, in steps of a twentieth; None: not known."""
+def unsure_share(counts: Counts, edges: Sequence[str]) -> float | None:
+    """Return the share of the first edge's answers below its threshold, rounded to a twentieth; None: too few answers."""
     judged, below = counts.judged(edges[0]) if edges else (0, 0)
     return round(20 * below / judged) / 20 if judged >= ENOUGH_RUNS else None
 
 
 def steady(old: Mapping[str, float], new: Mapping[str, float], share: float = 0.1) -> Mapping[str, float]:
-    """The new values, or the old ones if none has changed by more than this share: plans are made from them."""
+    """Return `old` itself if no value of `new` differs from it by more than this share, else `new`.
+
+    Plans are made anew whenever the facts change, so small changes are held back.
+    """
     near = old.keys() == new.keys() and all(abs(new[name] - value) <= share * value for name, value in old.items())
     return old if near else new
 
 
-# Times that the variants of an edge model take, as far as they count now.
+# Times that the variants of an edge model take, as far as they are recent.
 
 AGAIN_S = 60.0
-"""A variant that has not run for so long is tried again: what it took then says little."""
+"""Pause after which a variant's earlier times no longer count, seconds, so that the variant is tried again."""
 
 
 class Paces:
-    """Which variants' latencies are known well enough to pick by them: those of enough runs since the last long pause."""
+    """Filter for the latencies of an edge model's variants: passes those of enough runs since the variant's last long pause."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, int, float]] = {}
-        """Name -> runs in all, runs before the last long pause, and the instant of the last one."""
+        """Variant -> runs in all, runs before its last long pause, and the monotonic instant of its last run."""
 
     def known(self, took_s: Iterable[tuple[str, int, float]], now_s: float) -> Mapping[str, float]:
-        """Of each variant its time, if it counts now.
+        """Return variant -> its time, seconds, for variants with enough runs since their last long pause.
+
+        Remembers the numbers of runs.
 
         Args:
             took_s: name, number of runs in all, and the time that most of them take, seconds.
             now_s: monotonic.
         """
-        found = {}
+        known = {}
         for name, count, seconds in took_s:
             runs, before, at_s = self._seen.get(name, (count, 0, now_s))
             if now_s - at_s > AGAIN_S:
                 before = runs
             self._seen[name] = (count, before, now_s if count != runs else at_s)
             if count - before >= ENOUGH_RUNS:
-                found[name] = seconds
-        return found
+                known[name] = seconds
+        return known
 
 
-OWN = "give the router `sensors=`, a function that returns a Reading"
+ADVICE = "give the router `sensors=`, a function that returns a Reading"
+"""Advice where this system lacks a sensor."""
 EASES_S = 1.0
-"""Time after which it is looked whether the load of a cloud has eased, seconds."""
+"""Time between two checks whether the load of a cloud has eased, seconds."""
 READS_S = 10.0
-"""Time between two readings of the device's sensors, seconds, where they say no other."""
+"""Time between two readings of the device's sensors, seconds, unless the policy or the sensors set another."""
 log = logging.getLogger("edgeroute")
 
 
 class Observer:
-    """Holds the current facts of one router.
+    """Current facts of one router, its device rules, and the reading that they go by.
 
     Args:
         counts: has latencies and deferral rates.
         spending: has the amounts spent.
-        metered: whether the link is metered (bytes cost money), or a function that returns it.
-        sensors: reads the device's sensors; None: the standard Linux ones.
-        records: whether readings are recorded, so that they are wanted without a rule as well.
+        metered: True if the link is metered (bytes cost money), or a function that returns it.
+        sensors: reads the device's sensors; None: those of this system.
+        records: readings are recorded, so the sensors are read even if no rule uses them.
 
     Attributes:
-        energy: what calls take.
-        facts: the current ones; replaced by a new object when they change.
-        reading: the last one.
-        read_at: its instant; None: there is none yet.
-        eases_at: instant from which the load of the clouds is to be looked at again; inf: nothing goes by it.
-        reads_at: instant from which the sensors are due; inf: they are not used, or are being read.
+        energy: energy of a call of each target.
+        facts: the current facts; replaced by a new object when they change.
+        reading: the last reading.
+        read_at: monotonic instant of the last reading; None: there is none yet.
+        eases_at: monotonic instant from which the load of the clouds is checked again; inf: nothing depends on it.
+        reads_at: monotonic instant from which the sensors are due; inf: they are not used, or are being read.
     """
 
     def __init__(
@@ -171,28 +183,28 @@ class Observer:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A new lock for the child, whose first request has the sensors read."""
+        """Replace the lock in a forked child, and make the sensors due at its first request."""
         self._lock = threading.RLock()  # reentrant: a signal handler may call in between
         self.reads_at = -INF if self.wanted else INF
 
     @property
     def wanted(self) -> bool:
-        """Whether the sensors are read at all."""
+        """True if the sensors are to be read: for rules, an energy limit or records."""
         return self._records or self.limited or bool(self._policy.device_rules)
 
     @property
     def limited(self) -> bool:
-        """Whether a limit counts the energy of edges' runs."""
+        """True if a limit counts the energy of edges' runs."""
         return bool(self._edges) and self._spending.limits.joules_per_hour < INF
 
     def use(self, policy: Policy, targets: Sequence[Target]) -> None:
-        """Goes by the rules of another policy; those that it has in common with the last one stay as they are."""
+        """Switch to the rules of another policy, and make the sensors due. Rules that both policies have keep their state."""
         self._policy, self._edges = policy, [t.name for t in targets if t.side == "edge"]
         self._step()
         self.reads_at = -INF if self.wanted else INF
 
     def observe(self, policy: Policy, targets: Sequence[Target], backends: Sequence[Backend]) -> bool:
-        """Updates the facts, except the sensors. Returns whether they changed."""
+        """Recompute the facts and replace `facts` if they changed; the sensors are not read. Return True if the facts changed."""
         counts = self._counts
         busy = frozenset(b.name for b in backends if b.abandoned >= b.max_abandoned)
         edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in targets if t.side == "edge"), default=0.0)
@@ -208,20 +220,23 @@ class Observer:
         frugal = any(rule.then == "cheapest_energy" for rule in policy.device_rules)
         if frugal or self.limited:
             joules = steady(self.facts.joules, self.energy.joules(backends))
-            facts = facts._replace(joules=joules, unsure=unsure(counts, self._edges) if frugal else None)
+            facts = facts._replace(joules=joules, unsure=unsure_share(counts, self._edges) if frugal else None)
         if self.limited:
             edge_j = self._spending.edge_j = next((facts.joules[name] for name in self._edges if name in facts.joules), 0.0)
             left_j = self._spending.limits.joules_per_hour - self._spending.spent().joules
             facts = facts._replace(energy_spent=left_j < edge_j)
-        facts = self._relieved(facts, policy, *zip(*proper, strict=True)) if proper else facts
+        facts = self._with_kept_share(facts, policy, *zip(*proper, strict=True)) if proper else facts
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
         with self._lock:
             facts = facts._replace(rules=in_force(self._state), loading=loading)
             changed, self.facts = facts != self.facts, facts
         return changed
 
-    def _relieved(self, facts: Facts, policy: Policy, targets: tuple[Target, ...], backends: Sequence[Backend]) -> Facts:
-        """The facts with what is kept on the edge as the cloud that is asked first is loaded."""
+    def _with_kept_share(self, facts: Facts, policy: Policy, targets: tuple[Target, ...], backends: Sequence[Backend]) -> Facts:
+        """Return the facts with the share of requests that the edge answers because the cloud that is asked first is loaded.
+
+        Sets the instant of the next check. Unchanged while no such cloud is loaded.
+        """
         clouds = arranged(policy, targets, facts, [i for i, t in enumerate(targets) if t.side == "cloud"])
         guards: list[Any] = [getattr(backends[i], "guard", None) for i in clouds if targets[i].name not in facts.busy]
         asked = next((guard for guard in guards if guard is not None and guard.state == "closed"), None)
@@ -233,14 +248,22 @@ class Observer:
         return facts._replace(kept=share, slack=self._counts.slacks(self._edges, share))
 
     def outdated(self, outcome: Outcome, backends: Sequence[Backend]) -> bool:
-        """Whether a backend has become busy, or free again, as far as a request that ended so is a reason to look."""
+        """Return True if a backend has become busy or free again, so that `observe` is due.
+
+        Args:
+            outcome: a request that has just ended; one that an edge answered alone is no reason to look.
+            backends: those of the route.
+        """
         busy = self.facts.busy
         if not busy and len(outcome.log) <= ALONE:  # most: no leg was given up
             return False
         return any((backend.abandoned >= backend.max_abandoned) != (backend.name in busy) for backend in backends)
 
     def read(self) -> bool:
-        """Reads the sensors, and steps the rules. Returns whether the facts changed."""
+        """Read the sensors, book the edges' energy, and step the device rules. Return True if the facts changed.
+
+        Sensors that fail are logged, and the last reading stays.
+        """
         self.reads_at = INF  # until they have been read, however long that takes
         try:
             reading = Reading(*map(_value, contained(self._sensors)))
@@ -252,28 +275,33 @@ class Observer:
         return self._step()
 
     def _plausible(self, reading: Reading) -> Reading:
-        """The reading without what is no share, such as per cent, by which a rule would never apply."""
+        """Return the reading with shares outside of 0..1, such as percentages, as unknown. Logs a warning the first time."""
         wrong = {name: value for name in SHARES if (value := getattr(reading, name)) is not None and not 0 <= value <= 1}
         if not wrong:
             return reading
         if not self._implausible:
             self._implausible = True
-            told = ", ".join(f"{name} is {value:g}" for name, value in wrong.items())
-            log.warning("the sensors say that %s: these are shares from 0 to 1, so they count as unknown", told)
+            text = ", ".join(f"{name} is {value:g}" for name, value in wrong.items())
+            log.warning("the sensors say that %s: these are shares from 0 to 1, so they count as unknown", text)
         return reading._replace(**dict.fromkeys(wrong))
 
     def book(self, power_w: float | None, now_s: float) -> None:
-        """Books the energy of the edges' runs since it was last booked, with a reading of the power; None: there is none."""
+        """Add the energy of the edges' runs since the last booking to the spending.
+
+        Args:
+            power_w: power of the device now, watts; None: unknown.
+            now_s: monotonic.
+        """
         if used_j := self.energy.note(power_w, self._edges, now_s):
             self._spending.add(Cost(joules=used_j), now())
 
-    def due_again(self) -> None:
-        """The sensors are due in a while."""
+    def schedule_read(self) -> None:
+        """Set the instant of the next reading of the sensors."""
         period = self._policy.sensors_every_s or period_s(self._sensors, READS_S)
         self.reads_at = monotonic() + period if self.wanted else INF
 
     def _step(self) -> bool:
-        """Steps the rules by the last reading. Returns whether others are in force now."""
+        """Step the device rules by the last reading, and update the facts. Return True if other rules are in force now."""
         with self._lock:
             now_s = monotonic() if self.read_at is None else self.read_at
             self._state = step(self._policy.device_rules, self._state, self.reading, now_s)
@@ -284,7 +312,7 @@ class Observer:
         return changed
 
     def rules(self) -> list[str]:
-        """The rules, one line each: what they do, until when, and whether they are in force."""
+        """Return the device rules, one line each, for people: condition, end, effect, and a note if in force."""
         lines = []
         for rule, on, _ in self._state:
             until = "" if rule.enter is None else f" until {amount(rule.of, rule.ends)}"
@@ -292,7 +320,7 @@ class Observer:
         return lines
 
     def budget(self) -> list[str]:
-        """What `joules_per_hour` counts, in one line; none without that limit."""
+        """Return a line that says which energy `joules_per_hour` counts and how much is spent; no line without that limit."""
         if not self.limited:
             return []
         limit, spent, extra_w = self._spending.limits.joules_per_hour, self._spending.spent().joules, self.energy.extra_w
@@ -305,9 +333,12 @@ class Observer:
         return [f"joules_per_hour counts {what}; {spent:.4g} of {limit:g} J are spent"]
 
     def lacking(self, backends: Sequence[Backend]) -> list[str]:
-        """What the policy uses and this system does not have, one line each."""
+        """Return one line for each sensor that a rule needs and this system lacks.
+
+        Another line follows on a system that does not report when the network is back.
+        """
         unknown = dict.fromkeys(rule.of for rule, on, _ in self._state if not on and value_of(rule, self.reading) is None)
-        lines = [f"rule of {of}: {sys.platform} gives no reading of it here, so it never applies: {OWN}" for of in unknown]
+        lines = [f"rule of {of}: {sys.platform} gives no reading of it here, so it never applies: {ADVICE}" for of in unknown]
         if any(backend.side == "cloud" for backend in backends) and not LINUX:
             lines.append(
                 f"{sys.platform} does not tell when the network is back: an endpoint that was away is probed by time alone"
@@ -315,7 +346,11 @@ class Observer:
         return lines
 
     def no_hedge(self, backends: Sequence[Backend]) -> str:
-        """Why hedges and audits are forbidden now; empty: they are allowed. An endpoint on trial is not among the backends."""
+        """Return the reason why hedges and audits are forbidden now; empty: they are allowed.
+
+        Args:
+            backends: those of the route, without an endpoint on trial.
+        """
         if self._is_metered():
             return "the link is metered"
         if self._spending.scarce():
@@ -329,7 +364,10 @@ class Observer:
         return f"{', '.join(full)} is loaded" if full else ""
 
     def _is_metered(self) -> bool:
-        """Whether the link is metered; it counts as metered if the function raises."""
+        """Return True if the link is metered.
+
+        If the function raises, the link counts as metered, and the first exception is logged.
+        """
         if not callable(self.metered):
             return self.metered
         try:
@@ -342,9 +380,9 @@ class Observer:
 
 
 def _value(value: Any) -> Any:
-    """A reading's value, of a type that has an order.
+    """Return a sensor's value as None, a bool or a float.
 
     Raises:
-        TypeError, ValueError: it is no number.
+        TypeError, ValueError: not a number.
     """
     return value if value is None or isinstance(value, bool) else float(value)

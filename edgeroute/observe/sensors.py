@@ -1,4 +1,4 @@
-"""Device sensors: battery, heat, load, memory, power and network, from what this system has."""
+"""Device sensors (battery, heat, load, memory, power, network) as one `Reading`, and the thread that reads them when due."""
 
 from __future__ import annotations
 
@@ -20,34 +20,38 @@ from edgeroute.system.threads import ThreadPool
 if TYPE_CHECKING:
     from edgeroute.observe.device.android import Android
     from edgeroute.observe.device.commands import Run
-    from edgeroute.observe.device.files import Told
+    from edgeroute.observe.device.files import Measurement
     from edgeroute.observe.device.others import Others
 
 Sensors = Callable[[], Reading]
+"""Function that reads the sensors."""
 
 FIND_S = 60.0
-"""Time after which sensors are looked for again: a battery, a dock or a driver may come later."""
+"""Time after which the files of sensors are searched again, seconds: a battery, a dock or a driver may come later."""
 LEAST_S, MOST_S = 1.0, 60.0
-"""Least and most time between two readings."""
+"""Least and most time between two readings, seconds."""
 EVERY_S = 10.0
+"""Usual time between two readings, seconds."""
 PATIENCE_S = 1.0
-"""Longest wait for a reading of another thread; then the last one is returned."""
+"""Longest wait for another thread that reads, seconds; after it the last reading is returned."""
 FRESH_S = 0.5
-"""A reading younger than this is returned again: routers that are made together share one."""
+"""Age up to which a reading is returned again, seconds: routers that are made together share one."""
 KERNELS = frozenset({"linux", "android"})
-"""Systems with sysfs and procfs."""
+"""Values of `sys.platform` with sysfs and procfs."""
 
 
 class DeviceSensors:
-    """Reads this device's sensors; an instance may be given to a router as `sensors=`. Never raises, waits for nothing.
+    """Sensors of this device; an instance may be given to a router as `sensors=`.
 
-    Thread-safe. What is a difference (load, energy, thermal events) counts from the reading before.
+    Calling it returns a `Reading`, and never raises.
+
+    Thread-safe. Values that are differences (load, energy, thermal events) count from the reading before.
 
     Args:
-        root: of sysfs and procfs; a container may have its host's elsewhere.
-        run: runs a program with arguments and returns its output, in a thread of its own; None: those of the system if root
+        root: directory that holds `sys` and `proc`; a container may have its host's elsewhere.
+        run: runs a program with arguments and returns its output, in a thread of its own; None: programs of the system if root
             is "/", otherwise none.
-        every_s: seconds between two readings of a router that has them, 1 to 60.
+        every_s: seconds between two readings of a router that has these sensors, 1 to 60.
         fresh_s: seconds for which a reading is returned again.
 
     Raises:
@@ -69,122 +73,131 @@ class DeviceSensors:
         from edgeroute.observe.device.power import Battery, Power
         from edgeroute.observe.device.thermal import Thermal, Throttling
 
-        own = os.fspath(root) == "/"
+        this_device = os.fspath(root) == "/"
         files = Files(root)
-        self.commands = commands.Commands(commands.run if own and run is None else run)
+        self.commands = commands.Commands(commands.run if this_device and run is None else run)
         self._fresh_s, self._read_at, self._find_at = fresh_s, -inf, -inf
         self._others: Others | None = None
         self._android: Android | None = None
-        if own and sys.platform not in KERNELS:
+        if this_device and sys.platform not in KERNELS:
             from edgeroute.observe.device.others import Others
 
             self._others = Others(self.commands)
-        elif own and (sys.platform == "android" or "ANDROID_ROOT" in os.environ):  # before Python 3.13 it is linux
+        elif this_device and (sys.platform == "android" or "ANDROID_ROOT" in os.environ):  # before Python 3.13 it is linux
             from edgeroute.observe.device.android import Android
 
             self._android = Android(self.commands)
         self._battery, self._gpu, self._load = Battery(files), Gpu(files), Load(files)
         self._links, self._memory, self._power = Links(files, self.commands), Memory(files), Power(files, self.commands)
         self._thermal, self._throttling = Thermal(files), Throttling(files, self.commands)
-        self._told: dict[str, Told] = {}
+        self._details: dict[str, Measurement] = {}
         self._reading = Reading()
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A new lock for the child."""
+        """Replace the lock in a forked child."""
         self._lock = threading.RLock()  # reentrant: a signal handler may call the router
 
     def __call__(self) -> Reading:
-        """One reading, in some tenths of a millisecond; what is not known is None."""
+        """Read the sensors, in some tenths of a millisecond, or return the last reading if it is fresh.
+
+        Unknown values are None.
+        """
         lock = self._lock
         if not lock.acquire(timeout=PATIENCE_S):  # a driver hangs in another thread's reading
             return self._reading
         try:
             now = monotonic()
             if now >= self._read_at + self._fresh_s:
-                self._told = self._sources(now) if self._others is None else self._others.read(now)
-                self._reading = Reading(**{name: told.value for name, told in self._told.items()})
+                self._details = self._read_all(now) if self._others is None else self._others.read(now)
+                self._reading = Reading(**{name: field.value for name, field in self._details.items()})
                 self._read_at = now
             return self._reading
         finally:
             lock.release()
 
-    def told(self) -> Mapping[str, Told]:
-        """Of the last reading, for each of its fields: the value, and where it is from or why it is not known."""
-        from edgeroute.observe.device.files import Told
+    def details(self) -> Mapping[str, Measurement]:
+        """Return for each field of the last reading its value with its source, or None with the reason why it is unknown.
 
-        told = self._told
-        return {name: told.get(name, Told(None, "this system does not tell it")) for name in Reading._fields}
+        Reads nothing.
+        """
+        from edgeroute.observe.device.files import Measurement
 
-    def _sources(self, now: float) -> dict[str, Told]:
+        fields = self._details
+        return {name: fields.get(name, Measurement(None, "this system does not report it")) for name in Reading._fields}
+
+    def _read_all(self, now: float) -> dict[str, Measurement]:
+        """Read all sensors of sysfs and procfs, after searching for their files if that is due; return field -> measurement."""
         if now >= self._find_at:
             self._find_at = now + FIND_S
             for part in (self._battery, self._gpu, self._links, self._memory, self._power, self._thermal, self._throttling):
                 part.find()
-        told = self._battery.read()
-        if self._android is not None and told["battery"].value is None:
-            told.update(self._android.read(now))
-        told.update(self._power.read(now, told["power_w"]))
+        fields = self._battery.read()
+        if self._android is not None and fields["battery"].value is None:
+            fields.update(self._android.read(now))
+        fields.update(self._power.read(now, fields["power_w"]))
         for read in (self._gpu.read, self._load.read, self._memory.read, self._thermal.read):
-            told.update(read())
-        told.update(self._throttling.read(now))
-        told.update(self._links.read(now))
-        return told
+            fields.update(read())
+        fields.update(self._throttling.read(now))
+        fields.update(self._links.read(now))
+        return fields
 
 
 _system: dict[str, DeviceSensors] = {}
+"""Has the process's sensors under "sensors" once they are used."""
 
 
 def system_sensors() -> DeviceSensors:
-    """The sensors of this device, one object for all routers of the process."""
-    found = _system.get("sensors")
-    return _system.setdefault("sensors", DeviceSensors()) if found is None else found  # atomic
+    """Return the sensors of this device, one object for all routers of the process, made at the first call."""
+    sensors = _system.get("sensors")
+    return _system.setdefault("sensors", DeviceSensors()) if sensors is None else sensors  # atomic
 
 
 def period_s(sensors: Sensors, usual_s: float) -> float:
-    """Time between two readings of these sensors, seconds: their attribute `every_s`, 1 to 60, if they have one."""
+    """Return the seconds between two readings of these sensors: their attribute `every_s`, cut to 1..60, or else `usual_s`."""
     every_s = getattr(sensors, "every_s", None)
     return min(MOST_S, max(LEAST_S, every_s)) if isinstance(every_s, int | float) else usual_s
 
 
 def read() -> Reading:
-    """Reads the sensors of this device. Takes some tenths of a millisecond; never raises."""
+    """Read the sensors of this device. Takes some tenths of a millisecond; never raises."""
     return system_sensors()()
 
 
-# Sampler: has the sensors of all routers of the process read in the background, by age, also while no request comes.
+# Sampler: reads the sensors of all routers of the process in the background when they are due, also while no request comes.
 
 MOST = 8
-"""Threads in which sensors are read: functions of the application may hang."""
+"""Most threads in which sensors are read: functions of the application may hang."""
 AGAIN_S = 1.0
-"""Time after which a reading is tried again for which there was no thread; and after which a sampler without work ends."""
+"""Seconds until a reading is tried again for which there was no thread; also until a sampler without work ends."""
 
 
 class Due(Protocol):
-    """What of an observer is used."""
+    """Part of an observer that the sampler uses."""
 
     reads_at: float
-    """Instant from which the sensors are due; inf: they are not used, or are being read."""
+    """Monotonic instant from which the sensors are due; inf: they are not used, or are being read."""
 
 
 class Router(Protocol):
-    """The parts of a router."""
+    """Part of a router that the sampler uses."""
 
     closed: bool
 
     @property
     def observer(self) -> Due:
-        """Has the instant of the next reading."""
+        """Observer, which has the instant of the next reading."""
 
     def read_sensors(self) -> None:
-        """Reads the sensors and sets that instant."""
+        """Read the sensors, and set the instant of the next reading."""
 
 
 class Sampler:
-    """One thread for all routers whose policy uses sensors, and few in which they are read; without such a router there is none.
+    """Thread that starts the readings of all routers whose policy uses sensors, and a few threads that read.
 
-    It refers to the routers weakly. The device's own sensors are read once for all that are due together.
+    The thread ends when no router uses sensors. Routers are referred to weakly. The device's sensors are read once for all
+    routers that are due together.
     """
 
     def __init__(self) -> None:
@@ -192,27 +205,33 @@ class Sampler:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts empty: in a child, a router's first request has its sensors read, and so starts the thread."""
+        """Forget all routers and threads in a forked child, where a router's first request starts the reading again."""
         self._lock = threading.RLock()  # reentrant: a signal handler may make or close a router
         self._routers: WeakSet[Router] = WeakSet()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._next = inf
-        """Instant at which the thread looks again; inf while it does."""
+        """Monotonic instant at which the thread looks again; inf while it does."""
         self._threads = ThreadPool("edgeroute-sensors", MOST)
 
     def __len__(self) -> int:
-        """The number of routers whose sensors it has read."""
+        """Number of routers whose sensors are read."""
         return len(self._routers)
 
     def read(self, router: Router) -> None:
-        """Has the sensors of one router read soon, without waiting. Takes no lock."""
+        """Start a reading of a router's sensors in another thread, without waiting. Takes no lock.
+
+        Without a free thread, the reading is due again in `AGAIN_S` seconds.
+        """
         router.observer.reads_at = inf  # until they have been read
         if not self._threads.submit_later(router.read_sensors):
             router.observer.reads_at = monotonic() + AGAIN_S
 
     def add(self, router: Router) -> None:
-        """From now on its sensors are read when they are due, unless they are not used, or it is closed."""
+        """Read a router's sensors from now on whenever they are due; starts the thread.
+
+        Ignores a router that is closed or uses none.
+        """
         with self._lock:
             if router.closed or router.observer.reads_at == inf:
                 return
@@ -228,7 +247,7 @@ class Sampler:
                     self._thread = None
 
     def remove(self, router: Router) -> None:
-        """Reads nothing for it any more, and ends with the last one."""
+        """Stop reading a router's sensors. With the last router, end the threads, waiting for at most about a second."""
         with self._lock:
             self._routers.discard(router)
             if self._routers or (self._thread is None and not len(self._threads)):
@@ -241,7 +260,7 @@ class Sampler:
             thread.join(AGAIN_S)
 
     def _run(self, wake: threading.Event) -> None:
-        """The thread: reads what is due, until nothing is used any more."""
+        """Start the readings that are due, in a loop, until no router uses sensors."""
         idle = False
         while True:
             due = self._round()
@@ -257,7 +276,7 @@ class Sampler:
             wake.clear()
 
     def _round(self) -> float:
-        """Reads what is due now. Returns the instant at which something is due next."""
+        """Start the readings that are due now. Return the monotonic instant at which the next one is due; inf: none."""
         with self._lock:
             self._next = inf
             routers = list(self._routers)
@@ -268,3 +287,4 @@ class Sampler:
 
 
 SAMPLER = Sampler()
+"""The sampler of this process."""

@@ -1,4 +1,4 @@
-"""Counters and statistics, per leg and in total."""
+"""Statistics of a router: the public tuples of figures, per target and in total, and the thread-safe counters behind them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ __all__ = ["ArmStats", "CloudArmStats", "Counts", "Part", "Stats"]
 
 
 class Part(NamedTuple):
-    """A number with its 95 % interval."""
+    """Estimate with its 95 % interval."""
 
     share: float
+    """The estimate: a share 0..1, or a mean in the unit of its field."""
     low: float
     high: float
 
@@ -34,158 +35,170 @@ class ArmStats(NamedTuple):
     """Statistics of one arm of an A/B comparison."""
 
     arm: str
-    """a or b."""
+    """Letter of the arm, a or b."""
     model: str
-    """Its edge model's name."""
+    """Name of the arm's edge model."""
     requests: int
     """Requests of the arm that have ended."""
     failed: Part
-    """Share of them on which its edge model failed."""
+    """Share of those requests on which the edge model failed."""
     deferred: Part
-    """Share of them for which the cloud was called."""
+    """Share of those requests for which the cloud was called."""
     mean_s: Part
     """Mean time of a request, seconds."""
     p50_s: float | None
-    """Median time of a request, seconds; None: not known. Likewise the next."""
+    """Median time of a request, seconds; None: not known."""
     p99_s: float | None
+    """99th percentile, seconds; None: not known."""
     compared: int
     """Answers of the edge model that audits compared with the cloud's."""
     differs: Part
-    """Share of these that differ."""
+    """Share of the compared answers that differ."""
     loss: Part
-    """Share of all requests that were answered by the edge, and otherwise than by the cloud; by audits."""
+    """Share of all requests that the edge answered otherwise than the cloud would have, estimated by audits."""
     stopped: str
-    """Why a guardrail stopped the arm; empty: it did not."""
+    """Reason why a guardrail stopped the arm; empty: none did."""
 
 
 class CloudArmStats(NamedTuple):
-    """Statistics of one arm of the cloud."""
+    """Statistics of one arm of the cloud: one of several endpoints that share the requests or are compared in shadow."""
 
     arm: str
-    """The endpoint's name."""
+    """Name of the endpoint."""
     share: float
-    """Of the requests, as it is in the settings; 0..1."""
+    """Share of the requests that the settings give to the arm, 0..1."""
     calls: int
-    """Requests of the arm for which it was asked."""
+    """Requests of the arm for which the endpoint was called."""
     failed: Part
-    """Share of them that it did not answer; those that were cancelled as nobody waited any more are left out of both."""
+    """Share of the calls that the endpoint did not answer.
+
+    Calls cancelled because nobody waited any more are left out of both.
+    """
     compared: int
-    """Its answers to inputs that the edge had answered, too."""
+    """Answers to inputs that the edge had answered, too."""
     differs: Part
-    """Share of these that differ from the edge's."""
+    """Share of the compared answers that differ from the edge's."""
     shadowed: int
     """Answers in shadow that were compared with those of the first endpoint, to the same inputs."""
     shadow_differs: Part
-    """Share of these that differ."""
+    """Share of the answers in shadow that differ."""
     shadow_failed: int
-    """Calls in shadow that it did not answer; those that a limit held back, or whose input it refused, are left out."""
+    """Calls in shadow without an answer; those that a limit held back, or whose input the endpoint refused, are left out."""
     usd: Part
     """Mean cost of a request, US dollars."""
     mean_s: Part
     """Mean time of an answer, seconds."""
     p50_s: float | None
-    """Median time of an answer, seconds; None: not known. Likewise the next."""
+    """Median time of an answer, seconds; None: not known."""
     p99_s: float | None
+    """99th percentile, seconds; None: not known."""
     stopped: str
-    """Why a guardrail stopped the arm; empty: it did not."""
+    """Reason why a guardrail stopped the arm; empty: none did."""
 
 
 RECENT = 128
-"""Deferred answers of a leg of which it is kept how far they were below their thresholds."""
+"""Number of a target's latest deferred answers whose distance from their threshold is stored."""
 TOGETHER = 64
-"""Batch size of counting; an answer that was not simply accepted triggers it at once."""
+"""Requests that are counted together; an answer that was not simply accepted triggers counting at once."""
 
 ALONE = 2
-"""Number of marks of a request with a single leg, whose answer was accepted."""
+"""Number of marks in the log of a request whose only leg's answer was accepted."""
 
 
 class LegStats(NamedTuple):
     """Statistics of one target. Latencies in seconds, None before the first; bytes of bodies, retries included."""
 
     name: str
-    """As in answers and traces."""
+    """Name of the target in answers and traces."""
     side: str
-    """edge or cloud."""
+    """Side of the target: edge or cloud."""
     started: int
     """Runs or calls that began."""
     answered: int
-    """Those with an answer, accepted or not."""
+    """Runs or calls with an answer, accepted or not."""
     accepted: int
-    """Those whose answer was accepted."""
+    """Runs or calls whose answer was accepted."""
     failed: int
-    """Those that failed; edges that cannot take an input (`Unfit`) are not counted."""
+    """Runs or calls that failed; inputs that an edge cannot take (`Unfit`) are not counted."""
     cancelled: int
-    """Those that were stopped, or had not answered at the deadline."""
+    """Runs or calls that were stopped, or had not answered at the deadline."""
     p50_s: float | None
-    """Median time of an answer to a single input, where recent ones count more. Likewise the next two."""
+    """Median time of an answer to a single input, seconds; recent answers count more."""
     p90_s: float | None
+    """90th percentile of that time, seconds."""
     p99_s: float | None
+    """99th percentile of that time, seconds."""
     bytes_sent: int
+    """Bytes of the request bodies, retries included."""
     bytes_received: int
+    """Bytes of the reply bodies, retries included."""
     breaker: str
-    """Breaker state: closed, open or half-open; empty for an edge."""
+    """State of the endpoint's circuit breaker: closed, open or half-open; empty for an edge."""
     held: int
-    """Calls rejected for a local reason: breaker, limits, consent."""
+    """Calls that were not made, for a local reason: breaker, limits, consent."""
     call_s: float | None = None
-    """Of an endpoint: time of a call but for its bytes, as real calls have it, with the endpoint's work."""
+    """Time of an endpoint's call without the transfer of its bytes, with the endpoint's work, fitted from real calls; seconds."""
     bytes_per_s: float | None = None
-    """Bandwidth to it, as real calls have it; None: an edge, too few calls, or sizes that do not explain what they take."""
+    """Bandwidth to an endpoint, fitted from real calls; None: an edge, too few calls, or times that do not depend on the size."""
 
 
 class AuditStats(NamedTuple):
     """Audit statistics of one edge model, since its certificate was first used with this `state`."""
 
     target: str
-    """The edge model."""
+    """Name of the edge model."""
     audited: int
-    """Accepted answers compared with the cloud's."""
+    """Accepted answers that were compared with the cloud's."""
     disagreed: int
-    """Those that differ."""
+    """Compared answers that differ."""
     limit: float | None
     """Share that the certificate allows to differ; with labels the loss, or error rate, of accepted answers. None: not stated."""
     evidence: float
-    """Evidence against that; 10,000 is an alarm, which takes as many counted audits on average, or more, without a change."""
+    """Evidence against that limit.
+
+    10,000 is an alarm; without a change, an alarm takes as many counted audits on average, or more.
+    """
     alarm: str
-    """The alarm's text; empty: none."""
+    """Text of the alarm; empty: none."""
     labelled: int = 0
-    """Those for which the right value was reported."""
+    """Audited answers for which the right value was reported."""
 
 
 class ShadowStats(NamedTuple):
-    """What following an edge model that runs in shadow would change. Intervals are at 95 %."""
+    """Forecast, from an edge model's runs in shadow, of the effect of using its answers. Intervals are at 95 %."""
 
     target: str
-    """The edge model."""
+    """Name of the edge model."""
     compared: int
-    """Number of requests on which it ran beside the cloud: a sample of those that would reach it."""
+    """Requests on which the model ran beside the cloud: a sample of those that would reach it."""
     failed: int
-    """Those on which its run failed."""
+    """Compared requests on which the model's run failed."""
     answers: float
-    """Share of them, 0..1, that it would answer."""
+    """Share of the compared requests, 0..1, that the model would answer."""
     answers_low: float
     answers_high: float
     differs: float
-    """Share of these answers that differ from the cloud's."""
+    """Share of those answers that differ from the cloud's."""
     differs_low: float
     differs_high: float
     saved_calls: float
-    """Of 1,000 requests, those for which the cloud would not be called."""
+    """Requests, of 1,000, for which the cloud would not be called."""
     saved_usd: float
-    """What these cost, by the endpoint's prices."""
+    """Cost of those calls, by the endpoint's prices, US dollars."""
     saved_mb: float
-    """Their bodies in both directions, millions of bytes."""
+    """Bodies of those calls in both directions, millions of bytes."""
     edge_p50_s: float | None
     edge_p99_s: float | None
     cloud_p50_s: float | None
-    """Of the same requests; None: not known."""
+    """Median time of the cloud on the same requests, seconds; None: not known."""
     cloud_p99_s: float | None
 
 
 class Stats(NamedTuple):
-    """Statistics of the router."""
+    """Statistics of the router since its start."""
 
     requests: int
-    """Those that have ended, without those answered by the cache; each row of a batch is one."""
+    """Requests that have ended, without those answered by the cache; each row of a batch is one."""
     deferred: int
     """Requests for which the cloud was called."""
     degraded: int
@@ -193,7 +206,7 @@ class Stats(NamedTuple):
     unanswered: int
     """Requests that ended in an error."""
     deferral_rate: float
-    """deferred / requests; 0 before the first."""
+    """`deferred / requests`; 0 before the first request."""
     cached: int
     """Answers served from the cache."""
     queued: int
@@ -201,30 +214,31 @@ class Stats(NamedTuple):
     late: int
     """Cloud replies that arrived after their request's deadline."""
     bytes_sent: int
-    """Of the bodies of all endpoints, retries included; likewise received."""
+    """Bytes of the request bodies of all endpoints, retries included."""
     bytes_received: int
+    """Bytes of the reply bodies of all endpoints, retries included."""
     usd_today: float
-    """Cost of calls over the last 24 hours, by the endpoints' prices."""
+    """Cost of calls over the last 24 hours, by the endpoints' prices, US dollars."""
     legs: tuple[LegStats, ...]
-    """Per edge model and endpoint."""
+    """Figures per edge model and endpoint."""
     audits: tuple[AuditStats, ...]
-    """Per edge model with a threshold, if there is an `Audit`."""
+    """Figures per edge model with a threshold, if there is an `Audit`."""
     shadows: tuple[ShadowStats, ...] = ()
-    """Per edge model that has run in shadow."""
+    """Figures per edge model that has run in shadow."""
     arms: tuple[ArmStats, ...] = ()
-    """A and B, if there is an `AB`."""
+    """Figures of A and B, if there is an `AB`."""
     cloud_arms: tuple[CloudArmStats, ...] = ()
-    """Of the cloud, if it is a `CloudArms`."""
+    """Figures of the cloud's arms, if the cloud is a `CloudArms`."""
     joules: Mapping[str, float] = {}
-    """Target -> energy of a call, as far as known: of an edge fitted from the device's power, of a cloud by its prices."""
+    """Target -> energy of a call, joules, as far as known: an edge's fitted from the device's power, a cloud's by its prices."""
     spared: int = 0
-    """Answers of the edge that were below its own threshold, and were accepted since the cloud was loaded."""
+    """Answers of the edge below its own threshold that were accepted because the cloud was loaded."""
     break_even: float | None = None
-    """The share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
+    """Share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
 
 
 class Seen(NamedTuple):
-    """State of a target that the counters lack."""
+    """State of a target that its backend knows and the counters lack; the fields are those of `LegStats`."""
 
     name: str
     side: str
@@ -237,6 +251,8 @@ class Seen(NamedTuple):
 
 
 class _Leg:
+    """Counters of one target."""
+
     __slots__ = (
         "accepted",
         "answered",
@@ -259,8 +275,15 @@ class _Leg:
         self.latency = Latency()
         self.deficits: deque[float] = deque(maxlen=RECENT)
 
-    def short(self, leg: Leg, confidence: float | None, limit: float | None, *, accepted: bool) -> bool:
-        """Notes how far an answer was below its own threshold; returns whether it was accepted all the same."""
+    def note_deficit(self, leg: Leg, confidence: float | None, limit: float | None, *, accepted: bool) -> bool:
+        """Store how far an answer was below its own threshold. Return True if the answer was below and accepted all the same.
+
+        Args:
+            leg: the leg, whose threshold may have been lowered.
+            confidence: of the answer; None: it has none.
+            limit: the threshold that counted, lowered; None: none.
+            accepted: whether the answer was accepted.
+        """
         if limit is None or confidence is None:
             return False
         deficit = limit + leg.lowered - confidence
@@ -269,15 +292,15 @@ class _Leg:
         self.deficits.append(deficit)
         return accepted
 
-    def took(self, seconds: float) -> None:
-        """Adds the time of an answer."""
+    def add_time(self, seconds: float) -> None:
+        """Add the time of an answer, seconds, to the latencies and the busy time."""
         self.latency.add(seconds)
         self.runs += 1
         self.busy_s += seconds
 
 
 class Counts:
-    """The thread-safe counters behind `Stats`."""
+    """Thread-safe counters behind `Stats`."""
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
@@ -286,17 +309,23 @@ class Counts:
         """Requests counted since `record` last returned True."""
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
+        """Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch."""
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A new lock for the child."""
+        """Replace the lock in a forked child."""
         self._lock = threading.RLock()  # reentrant: a signal handler may call in between
 
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
-        """Records a finished request; counting is batched. Returns whether a batch has just been counted.
+        """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.
 
-        Latencies of a batch are left out: they are not those of one input.
+        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted.
+
+        Args:
+            plan: the request's plan.
+            outcome: how the request ended.
+            batch: True for a row of a batch, whose latency is left out: it is not that of one input.
         """
         fresh, log = self._fresh, outcome.log
         if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
@@ -311,6 +340,7 @@ class Counts:
         return True
 
     def _add_up(self) -> None:
+        """Count the stored outcomes and drop them. The caller holds the lock."""
         known = self._legs
         self._added += len(self._fresh)
         while True:
@@ -326,16 +356,16 @@ class Counts:
                 leg.accepted += 1
                 leg.judged += judged(legs[answered_by])
                 if (only := legs[answered_by]).lowered:
-                    self.spared += leg.short(only, ended.detail, only.threshold, accepted=True)
+                    self.spared += leg.note_deficit(only, ended.detail, only.threshold, accepted=True)
                 if not batch:
-                    leg.took(ended.at - started.at)
+                    leg.add_time(ended.at - started.at)
                 continue
             deferred, early, limits = False, set[int](), dict[int, float]()
-            for kind, i, at, detail in log:
+            for kind, i, at_s, detail in log:
                 leg = known[legs[i].name]
                 if kind == "start":
                     leg.started += 1
-                    leg.since = at
+                    leg.since = at_s
                     deferred = deferred or legs[i].permit is not None
                 elif kind == "failed":
                     leg.failed += (detail if isinstance(detail, str) else getattr(detail, "code", "")) not in UNFIT
@@ -354,72 +384,72 @@ class Counts:
                         leg.judged += 1
                         leg.below += kind == "below"
                         limit = limits.get(i, legs[i].threshold)
-                        self.spared += leg.short(legs[i], detail, limit, accepted=kind == "accepted")
+                        self.spared += leg.note_deficit(legs[i], detail, limit, accepted=kind == "accepted")
                     if whole and not batch:
-                        leg.took(at - leg.since)
+                        leg.add_time(at_s - leg.since)
             self.deferred += deferred
             self.unanswered += answered_by is None and not accepted
             self.degraded += answered_by is not None and not accepted
 
-    def unsure(self, edges: Iterable[Unsure]) -> None:
-        """Counts edges that were below their thresholds before they ran."""
+    def count_unsure(self, edges: Iterable[Unsure]) -> None:
+        """Count edges that were skipped because their confidence, known before the run, was below their thresholds."""
         with self._lock:
             for planned, confidence in edges:
                 leg = self._legs[planned.name]
                 leg.judged += 1
                 leg.below += 1
-                leg.short(planned, confidence, planned.threshold, accepted=False)
+                leg.note_deficit(planned, confidence, planned.threshold, accepted=False)
 
     def note(self, what: str) -> None:
-        """Counts one of `cached`, `queued` and `late`."""
+        """Add one to the counter of this name: `cached`, `queued` or `late`."""
         with self._lock:
             setattr(self, what, getattr(self, what) + 1)
 
     def quantile(self, name: str, q: float) -> float | None:
-        """Latency quantile of one leg, seconds."""
+        """Return a latency quantile of one target, seconds; None: the target has not answered."""
         with self._lock:
             self._add_up()
             leg = self._legs.get(name)
             return None if leg is None else leg.latency.quantile(q)
 
     def reserves(self, names: Iterable[str]) -> dict[str, float]:
-        """Time to leave each of these edges before a deadline, seconds; inf: unknown."""
+        """Return edge -> time to reserve for its run before a deadline, seconds; inf: too few runs. Unused edges are missing."""
         with self._lock:
             self._add_up()
             return {name: reserve_s(leg.latency) for name in names if (leg := self._legs.get(name)) is not None}
 
     def took_s(self, names: Iterable[str], q: float) -> list[tuple[str, int, float]]:
-        """Of each of these legs that has run: its name, the number of its latencies, and a quantile of them, seconds."""
+        """Return (name, number of latencies, their quantile `q` in seconds) of each of these targets that has answered."""
         with self._lock:
             self._add_up()
             known = [(name, self._legs[name].latency) for name in names if name in self._legs]
             return [(name, latency.count, s) for name, latency in known if (s := latency.quantile(q)) is not None]
 
-    def measured(self, name: str, seconds: float) -> None:
-        """Counts the latency of a leg that was told to stop and ran to its end all the same."""
+    def add_latency(self, name: str, seconds: float) -> None:
+        """Add the latency of a run that was cancelled and went on to its end."""
         with self._lock:
-            self._legs[name].took(seconds)
+            self._legs[name].add_time(seconds)
 
     def busy(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
-        """Of each of these legs that has run: its answers of single inputs, and the seconds that they took together."""
+        """Return target -> (answers to single inputs, seconds that these took together); unused targets are missing."""
         with self._lock:
             self._add_up()
             return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
 
     def slacks(self, names: Iterable[str], share: float) -> dict[str, float]:
-        """How far each of these edges' thresholds are to be lowered, that this share of its deferrals is kept."""
+        """Return edge -> how far its thresholds have to be lowered, so that this share of its deferrals is accepted."""
         with self._lock:
             self._add_up()
             return {name: slack(leg.deficits, share) for name in names if (leg := self._legs.get(name)) is not None}
 
     def latencies(self) -> dict[str, Latency]:
-        """A copy of each leg's latency sketch."""
+        """Return target -> a copy of its latency sketch."""
         with self._lock:
             self._add_up()
             return {name: leg.latency.copy() for name, leg in self._legs.items()}
 
-    def remember(self, name: str, latency: Latency) -> None:
-        """Restores a leg's latencies from an earlier run."""
+    def restore_latency(self, name: str, latency: Latency) -> None:
+        """Replace a target's latency sketch by one of an earlier process."""
         with self._lock:
             self._legs[name].latency = latency
 
@@ -429,7 +459,7 @@ class Counts:
         return self.deferred / max(1, self.requests)
 
     def judged(self, name: str) -> tuple[int, int]:
-        """(answers of an edge compared with its threshold, those of them below it)."""
+        """Return (answers of an edge that were compared with its threshold, answers below the threshold)."""
         with self._lock:
             self._add_up()
             leg = self._legs.get(name)
@@ -442,7 +472,14 @@ class Counts:
         audits: tuple[AuditStats, ...] = (),
         shadows: tuple[ShadowStats, ...] = (),
     ) -> Stats:
-        """The current statistics."""
+        """Return the current statistics.
+
+        Args:
+            targets: state of the targets that the counters lack.
+            usd_today: cost of the last 24 hours, US dollars.
+            audits: figures of the audits.
+            shadows: figures of the runs in shadow.
+        """
         with self._lock:
             self._add_up()
             legs = []
@@ -459,24 +496,24 @@ class Counts:
             )  # fmt: skip
 
 
-# Status: the state of a router now, as metrics and dashboards show it.
+# Status: the state of a router, as metrics and dashboards show it.
 
 
 class Status(NamedTuple):
-    """State of a router. It has no inputs, no answers and no secrets in it."""
+    """State of a router, for metrics and dashboards. Contains no inputs, answers or secrets."""
 
     stats: Stats
-    """As `Router.stats` returns them."""
+    """Statistics as `Router.stats` returns them."""
     limits: Limits
-    """The most that may be spent, each over its own window; inf: no limit."""
+    """Limits of the spending, each over its own window; inf: no limit."""
     spent: Cost
-    """What is spent, over the same windows."""
+    """Spending so far, over the same windows."""
     outbox: Mapping[str, int] | None = None
-    """State of its requests -> how many of them are on disk; None: there is no outbox, or its file cannot be read."""
+    """State of requests in the outbox -> how many are on disk; None: there is no outbox, or its file cannot be read."""
     reading: Reading | None = None
-    """The last reading of the device's sensors; None: they are not read, or have not been."""
+    """Last reading of the device's sensors; None: they are not read, or have not been."""
     reading_age_s: float = 0.0
-    """Time since that reading, seconds; 0 without one."""
+    """Age of that reading, seconds; 0 without one."""
     rules: tuple[str, ...] = ()
-    """The rules on the device's state that are in force."""
+    """Device rules in force."""
     closed: bool = False

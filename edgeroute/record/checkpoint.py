@@ -49,7 +49,7 @@ class Checkpoint:
             latencies = {}
         for name, dumped in latencies.items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._counts.remember(name, Latency.load(dumped))
+                self._counts.restore_latency(name, Latency.load(dumped))
         links = store.get("link")
         for backend in clouds:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # there is none yet, or another version's

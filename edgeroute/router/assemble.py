@@ -96,7 +96,7 @@ def assemble(
     engine.health = EndpointHealth(
         engine.cloud_threads.submit,
         lambda: (b.guard for b in engine.snapshot.clouds),
-        lambda: None if engine.queue is None else engine.queue.delivery.wake(now=engine.health.own()),
+        lambda: None if engine.queue is None else engine.queue.delivery.wake(now=engine.health.outage_was_local()),
         engine.instruments.breaker_changed if sinks else None,
         loaded=engine.observe,
         stays_home=lambda: engine.stays_home(read=True),

@@ -85,7 +85,7 @@ class Sensing:
                 self._observe()
             self._free_or_load(self._snapshot())
         finally:
-            self._observer.due_again()
+            self._observer.schedule_read()
 
     def _free_or_load(self, snapshot: Snapshot) -> None:
         edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
@@ -356,7 +356,7 @@ class Engine:
         """The executor of these requests' legs. first: the event of a first leg that has run already."""
         late = self.late.take if self.late.wanted else None
         cache = None if self.caching is None else self.caching.cache
-        made = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.measured)
+        made = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.add_latency)
         if made.edge is not None:
             made.edge.ended(first)
         return made
@@ -377,7 +377,7 @@ class Engine:
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
         if request.plan.unsure:
-            self.counts.unsure(request.plan.unsure)
+            self.counts.count_unsure(request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
@@ -463,7 +463,7 @@ class Engine:
         arms = () if self.arms is None else self.arms.stats()
         found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
         trials = () if self.trials is None else self.trials.stats()
-        return found._replace(arms=arms, cloud_arms=trials, **self.observer.energy.told(self.snapshot.backends))
+        return found._replace(arms=arms, cloud_arms=trials, **self.observer.energy.stats_fields(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""

@@ -1,1 +1,1 @@
-"""What a device tells of itself, one concern a file: battery, load, memory, heat, throttling, GPU, power, network."""
+"""Readers of a device's sensors, one subject a file: battery and power, load and memory, heat and throttling, GPU, network."""

@@ -1,4 +1,4 @@
-"""Outputs of programs that tell what no file does. They run in a thread of their own: a reading takes what there is."""
+"""Outputs of system programs, which run in threads of their own: a reading takes the last output and never waits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from edgeroute.system.process import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 TIMEOUT_S = 2.0
-"""A program that takes longer is ended, and what it tells is not known."""
+"""Longest run of a program, seconds; then it is killed, and its output is empty."""
 Run = Callable[..., str]
+"""Function that runs a program with arguments and returns its output."""
 
 
 class Commands:
-    """The last output of each program.
+    """Cache of the last output of each program, refreshed in the background.
 
     Args:
-        run: runs a program with arguments and returns its output; raises OSError or ValueError if it fails. None: there is none.
+        run: runs a program with arguments and returns its output; raises OSError or ValueError if it fails. None: programs are
+            never run.
     """
 
     def __init__(self, run: Run | None) -> None:
@@ -31,11 +33,20 @@ class Commands:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The threads are the parent's."""
+        """Forget the running programs in a forked child, which lacks their threads."""
         self._under_way: dict[tuple[str, ...], threading.Thread] = {}
 
     def output(self, *command: str, every_s: float, now: float) -> str | None:
-        """Its last output, at most about `every_s` seconds old; empty: it failed; None: it has not ended for the first time."""
+        """Return the last output of a program without waiting, and start the program in the background if `every_s` has passed.
+
+        Args:
+            command: name of the program and its arguments.
+            every_s: minimum time between two runs, seconds.
+            now: monotonic.
+
+        Returns:
+            The output; empty: the program failed; None: it has not ended for the first time.
+        """
         if self._run is None:
             return ""
         last = self._outputs.get(command)
@@ -50,11 +61,12 @@ class Commands:
         return last
 
     def wait(self, timeout: float) -> None:
-        """Waits for the programs that are under way, each for at most `timeout` seconds."""
+        """Wait for the programs that are running, each for at most `timeout` seconds."""
         for thread in list(self._under_way.values()):
             thread.join(timeout)
 
     def _refresh(self, command: tuple[str, ...]) -> None:
+        """Run a program and store its output, empty if it fails."""
         output = ""
         try:
             assert self._run is not None
@@ -67,10 +79,10 @@ class Commands:
 
 
 def run(*command: str) -> str:
-    """Runs a program of the system, for at most 2 s, and returns its output.
+    """Run a program of the system with LC_ALL=C, for at most 2 s, and return the beginning of its output.
 
     Raises:
-        OSError: there is none, or it failed.
+        OSError: the program does not exist, or it failed.
     """
     import shutil
     import subprocess
@@ -79,10 +91,10 @@ def run(*command: str) -> str:
     if path is None:
         raise FileNotFoundError(f"there is no program {command[0]}")
     try:
-        ended = subprocess.run(  # noqa: S603 - the programs are constants of this package
+        process = subprocess.run(  # noqa: S603 - the programs are constants of this package
             [path, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             timeout=TIMEOUT_S, check=True, env={**os.environ, "LC_ALL": "C"},
         )  # fmt: skip
     except subprocess.SubprocessError as e:
         raise OSError(str(e)) from e
-    return ended.stdout[:65536].decode("ascii", "replace")
+    return process.stdout[:65536].decode("ascii", "replace")

@@ -1,4 +1,4 @@
-"""Bounded reads of sysfs and procfs below a root: nothing waits, and a value that makes no sense is none."""
+"""Reads of the kernel's files in sysfs and procfs that are bounded in size and never wait."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TEXT = 4096
-"""Most bytes read of a file: one page, which is all that a file of sysfs can hold."""
+"""Most bytes read of a file: one page, the most that a file of sysfs can hold."""
 ENTRIES = 1024
-"""Most entries of a folder that are looked at."""
+"""Most entries of a folder that are read."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+"""Flags that keep `open` from waiting for a pipe's writer."""
 
 
-class Told(NamedTuple):
-    """A value of a reading and where it is from; or why it is not known, with None as the value."""
+class Measurement(NamedTuple):
+    """One field of a reading: its value and source; or None and the reason why it is unknown."""
 
     value: Any
-    by: str
+    source: str
 
 
 class Files:
-    """Files of the kernel below `root`, by paths relative to it."""
+    """Reader of files of the kernel below the directory `root`; paths are relative to it."""
 
     def __init__(self, root: str | Path) -> None:
         self._root = os.fspath(root)
 
     def text(self, path: str, most: int = TEXT) -> str:
-        """The beginning of a file, stripped. A pipe without a writer is an empty file: opening it does not wait.
+        """Return the first `most` bytes of a file as text, stripped. A pipe without a writer counts as an empty file.
 
         Raises:
-            OSError: it cannot be read: there is none, it is a folder, or only root may read it.
+            OSError: the file cannot be read: it does not exist, is a folder, or only root may read it.
         """
         try:
             fd = os.open(os.path.join(self._root, path), _FLAGS)  # noqa: PTH118 - a Path costs as much as the read
@@ -50,7 +51,7 @@ class Files:
         return b"".join(pieces).decode("ascii", "replace").strip("\0 \t\r\n")
 
     def number(self, path: str) -> float | None:
-        """The number that a file consists of; None: it cannot be read, or is no finite number."""
+        """Return the number in a file; None: it cannot be read, or its text is no finite number."""
         try:
             value = float(self.text(path))
         except (OSError, ValueError):
@@ -58,14 +59,14 @@ class Files:
         return value if isfinite(value) else None
 
     def word(self, path: str) -> str:
-        """What a file consists of; empty: it cannot be read."""
+        """Return the text of a file; empty: it cannot be read."""
         try:
             return self.text(path)
         except OSError:
             return ""
 
     def why(self, path: str) -> str:
-        """Why no value could be read from a file."""
+        """Return the reason why a file has no valid value, for people. Reads the file again."""
         try:
             self.text(path)
         except PermissionError:
@@ -77,7 +78,7 @@ class Files:
         return f"/{path} has no value that makes sense"
 
     def names(self, folder: str) -> list[str]:
-        """The sorted names in a folder; empty: there is none."""
+        """Return the sorted names in a folder; empty: it cannot be read."""
         try:
             with os.scandir(os.path.join(self._root, folder)) as entries:  # noqa: PTH118 - likewise
                 return sorted(entry.name for entry in islice(entries, ENTRIES))
@@ -85,10 +86,11 @@ class Files:
             return []
 
     def match(self, pattern: str) -> list[str]:
-        """The paths that match a pattern with `*` in any of its parts, sorted."""
+        """Return the sorted paths that match a pattern, in which `*` may stand in any part."""
         return list(self._match("", pattern.split("/")))
 
     def _match(self, folder: str, parts: list[str]) -> Iterator[str]:
+        """Yield the paths below `folder` that match the remaining parts of a pattern."""
         if not parts:
             yield folder
             return

@@ -1,69 +1,73 @@
-"""Network: whether there is a route, by the kernel's tables, and whether the link is metered, by NetworkManager."""
+"""Network state: whether the kernel's tables have a route, and whether NetworkManager calls the link metered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Files, Told
+from edgeroute.observe.device.files import Files, Measurement
 
 MOST = 65536
 """Most bytes of a routing table that are read."""
 UP, REJECT = 0x1, 0x200
 METERED_S = 30.0
-"""Minimum time between two questions to NetworkManager."""
+"""Minimum time between two queries to NetworkManager, seconds."""
 BUS = (
     "busctl", "--system", "--auto-start=no", "--timeout=1", "get-property", "org.freedesktop.NetworkManager",
     "/org/freedesktop/NetworkManager", "org.freedesktop.NetworkManager", "Metered",
 )  # fmt: skip
+"""Command that queries NetworkManager."""
 STATES = {"1": True, "2": False, "3": True, "4": False}
-"""NMMetered: yes, no, and each as a guess; 0 is unknown."""
+"""Values of NMMetered: yes, no, and each as a guess; 0 is unknown."""
 LINK_LOCAL = 0xFEA9
-"""169.254, in the order of the network."""
+"""169.254, in network byte order."""
 
 
 class Links:
-    """Routes and whether bytes cost money."""
+    """Reader of the routes, and of whether bytes cost money."""
 
     def __init__(self, files: Files, commands: Commands) -> None:
         self._files, self._commands = files, commands
 
     def find(self) -> None:
-        """Looks for NetworkManager, which has a folder while it runs."""
+        """Look for NetworkManager, which has a folder while it runs."""
         self._manager = bool(self._files.match("run/NetworkManager"))
 
-    def read(self, now: float) -> dict[str, Told]:
-        """Whether there is a route to anywhere, and whether the link is metered."""
+    def read(self, now: float) -> dict[str, Measurement]:
+        """Return `network`, True if there is a route away from this device, and `metered`, True if the link is metered."""
         return {"network": self._network(), "metered": self._metered(now)}
 
-    def _network(self) -> Told:
+    def _network(self) -> Measurement:
+        """Return True as a value if an interface with a carrier has a route away from this device."""
         tables = [(self._table(name), of) for name, of in (("route", _routes), ("ipv6_route", _routes6))]
         if all(text is None for text, _ in tables):
-            return Told(None, self._files.why("proc/net/route"))
+            return Measurement(None, self._files.why("proc/net/route"))
         for text, routes in tables:
             for interface in routes(text or ""):
-                if self._files.number(f"sys/class/net/{interface}/carrier") != 0:  # one that does not tell counts
-                    return Told(value=True, by=f"a route by {interface}")
-        return Told(value=False, by="no route leads away from this device")
+                if self._files.number(f"sys/class/net/{interface}/carrier") != 0:  # an interface without this file counts
+                    return Measurement(value=True, source=f"a route by {interface}")
+        return Measurement(value=False, source="no route leads away from this device")
 
     def _table(self, name: str) -> str | None:
+        """Return the text of a routing table; None: it cannot be read."""
         try:
             return self._files.text(f"proc/net/{name}", MOST)
         except OSError:
             return None
 
-    def _metered(self, now: float) -> Told:
+    def _metered(self, now: float) -> Measurement:
+        """Return NetworkManager's state of the link, from the last output of `busctl`, which runs in the background."""
         if not self._manager:
-            return Told(None, "NetworkManager does not run here")
+            return Measurement(None, "NetworkManager does not run here")
         output = self._commands.output(*BUS, every_s=METERED_S, now=now)
         if output is None:
-            return Told(None, "NetworkManager has not answered yet")
+            return Measurement(None, "NetworkManager has not answered yet")
         state = STATES.get(output.partition("u ")[2].strip())
-        return Told(state, "NetworkManager" if state is not None else "NetworkManager does not know, or busctl failed")
+        return Measurement(state, "NetworkManager" if state is not None else "NetworkManager does not know, or busctl failed")
 
 
 def _routes(text: str) -> Iterator[str]:
-    """Interfaces with a route of IPv4 that leads away: not loopback, not link-local."""
+    """Yield the interfaces of a table of IPv4 that have a route away from this device: neither loopback nor link-local."""
     for line in text.splitlines()[1:]:
         try:
             interface, destination, _, bits, *_ = line.split()
@@ -77,7 +81,7 @@ def _routes(text: str) -> Iterator[str]:
 
 
 def _routes6(text: str) -> Iterator[str]:
-    """The same of IPv6: neither link-local nor multicast."""
+    """Yield the interfaces of a table of IPv6 that have a route away from this device: neither link-local nor multicast."""
     for line in text.splitlines():
         try:
             destination, *_, bits, interface = line.split()

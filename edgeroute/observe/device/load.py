@@ -1,48 +1,52 @@
-"""Load and memory of a device."""
+"""Load and memory of a device running Linux, with the kernel's pressure figures (PSI)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeroute.observe.device.files import Files, Told
+from edgeroute.observe.device.files import Files, Measurement
 
 # CPU load, from differences of /proc/stat, and CPU and memory pressure (PSI).
 
 STAT = "proc/stat"
 TICKS = 5
-"""Least time of all cores together between two counts, in ticks of 10 ms: of less, the share would be noise."""
+"""Least time of all cores together between two counts, in ticks of 10 ms; below it, the share would be noise."""
 
 
 class Load:
-    """Share of all cores' time that was used since the last reading."""
+    """Reader of the share of all cores' time that was used since the last reading."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self._counted: tuple[float, float] | None = None
         self._share: float | None = None
 
-    def read(self) -> dict[str, Told]:
-        """Load and pressure."""
+    def read(self) -> dict[str, Measurement]:
+        """Return `cpu`, the load since the last reading, and `cpu_pressure`, both 0..1."""
         return {"cpu": self._load(), "cpu_pressure": pressure(self._files, "cpu")}
 
-    def _load(self) -> Told:
+    def _load(self) -> Measurement:
+        """Return the load since the last counts, and store the new counts; unknown at the first reading."""
         counted, before = _count(self._files.word(STAT)), self._counted
         if counted is None:
             self._counted = self._share = None
-            return Told(None, self._files.why(STAT))
+            return Measurement(None, self._files.why(STAT))
         if before is None or counted[1] < before[1]:  # the counters began again: a container was moved
             self._counted, self._share = counted, None
-            return Told(None, "it is a difference: known from the second reading on")
+            return Measurement(None, "it is a difference: known from the second reading on")
         if counted[1] - before[1] >= TICKS:
             self._counted = counted
             self._share = min(1.0, max(0.0, (counted[0] - before[0]) / (counted[1] - before[1])))
         if self._share is None:
-            return Told(None, "it is a difference: the first reading is too recent")
-        return Told(self._share, f"/{STAT}: all cores of the machine, since the last reading")
+            return Measurement(None, "it is a difference: the first reading is too recent")
+        return Measurement(self._share, f"/{STAT}: all cores of the machine, since the last reading")
 
 
 def _count(text: str) -> tuple[float, float] | None:
-    """(ticks used, all ticks) of all cores together; time that another virtual machine took (steal) is used."""
+    """Return (ticks used, all ticks) of all cores together from the text of /proc/stat; None: it is invalid.
+
+    Time that another virtual machine took (steal) counts as used.
+    """
     first = text.partition("\n")[0].split()
     try:
         ticks = [int(word) for word in first[1:9]]  # guests' time, which follows, is in the users' already
@@ -53,58 +57,67 @@ def _count(text: str) -> tuple[float, float] | None:
     return None if first[0] != "cpu" or min(ticks) < 0 else (used, whole)
 
 
-def pressure(files: Files, of: str) -> Told:
-    """Share of the last 10 s in which a task waited for `of`: cpu or memory."""
+def pressure(files: Files, of: str) -> Measurement:
+    """Return the share of the last 10 s in which a task waited for a resource.
+
+    Args:
+        files: the kernel's files.
+        of: the resource, cpu or memory.
+    """
     path = f"proc/pressure/{of}"
     for line in files.word(path).splitlines():
-        if line.startswith("some ") and (found := line.partition("avg10=")[2].split()):
+        if line.startswith("some ") and (words := line.partition("avg10=")[2].split()):
             try:
-                share = float(found[0]) / 100
+                share = float(words[0]) / 100
             except ValueError:
                 break
             if 0 <= share <= 1:
-                return Told(share, f"/{path} (some, avg10)")
-    return Told(None, f"{files.why(path)}: the kernel has no PSI, or it is off (psi=1 at its start turns it on)")
+                return Measurement(share, f"/{path} (some, avg10)")
+    return Measurement(None, f"{files.why(path)}: the kernel has no PSI, or it is off (psi=1 at its start turns it on)")
 
 
-# Memory that can be had: of the machine, or of this process's control group where that is less.
+# Available memory: of the machine, or of this process's control group where that is less.
 
 MEMINFO = "proc/meminfo"
 CGROUP = "sys/fs/cgroup"
 
 
 class Memory:
-    """Share of memory that can be had without swapping."""
+    """Reader of the share of memory that is available without swapping."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self._group = ""
 
     def find(self) -> None:
-        """Looks for the control group of this process: /proc/self/cgroup has a line `0::/path` for version 2."""
+        """Look up the control group of this process: /proc/self/cgroup has a line `0::/path` for version 2."""
         lines = self._files.word("proc/self/cgroup").splitlines()
         group = next((line[3:].strip("/") for line in lines if line.startswith("0::/")), "")
         self._group = f"{CGROUP}/{group}" if group and ".." not in group.split("/") else CGROUP
 
-    def read(self) -> dict[str, Told]:
-        """Memory that is available, and pressure."""
+    def read(self) -> dict[str, Measurement]:
+        """Return `memory_available` and `memory_pressure`, both 0..1."""
         return {"memory_available": self._available(), "memory_pressure": pressure(self._files, "memory")}
 
-    def _available(self) -> Told:
+    def _available(self) -> Measurement:
+        """Return the available share of the machine's memory, or of a control group's limit if that is less."""
         values = _table(self._files.word(MEMINFO), ":")
         total, available = values.get("MemTotal", 0.0), values.get("MemAvailable")
         if available is None and "MemFree" in values:  # before Linux 3.14
             available = values["MemFree"] + values.get("Buffers", 0.0) + values.get("Cached", 0.0)
-        told = Told(None, self._files.why(MEMINFO))
+        lowest = Measurement(None, self._files.why(MEMINFO))
         if total > 0 and available is not None and 0 <= available <= total:
-            told = Told(available / total, f"/{MEMINFO}")
+            lowest = Measurement(available / total, f"/{MEMINFO}")
         for share, path in self._limits():
-            if told.value is None or share < told.value:
-                told = Told(share, f"the control group's limit, /{path}")
-        return told
+            if lowest.value is None or share < lowest.value:
+                lowest = Measurement(share, f"the control group's limit, /{path}")
+        return lowest
 
     def _limits(self) -> Iterator[tuple[float, str]]:
-        """Share that is left of each limit that applies. Cached files count as available: the kernel drops them first."""
+        """Yield (share that is free, path) of each memory limit of this process's control group and those above it.
+
+        Cached files count as free, as the kernel drops them first.
+        """
         group = self._group
         while group.startswith(CGROUP):
             limit = self._files.number(f"{group}/memory.max")
@@ -117,7 +130,12 @@ class Memory:
 
 
 def _table(text: str, between: str) -> dict[str, float]:
-    """Lines of a name and a number, without its unit."""
+    """Return name -> number of lines such as `MemTotal:  1024 kB`, without the unit.
+
+    Args:
+        text: the lines.
+        between: the separator after the name.
+    """
     values = {}
     for line in text.splitlines():
         name, _, rest = line.partition(between)

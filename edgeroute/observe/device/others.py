@@ -1,4 +1,4 @@
-"""Sensors of macOS and Windows: by psutil where it is installed, otherwise what the system tells without it."""
+"""Sensors of macOS and Windows: by psutil if it is installed, otherwise by pmset and kernel32."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import sys
 from typing import Any
 
 from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Told
+from edgeroute.observe.device.files import Measurement
 from edgeroute.system.imports import imported
 
 PMSET_S = 10.0
-"""Minimum time between two runs of macOS's `pmset`."""
+"""Minimum time between two runs of macOS's `pmset`, seconds."""
 FULL = 100
-MISSING = "pip install edgeroute[sensors] (psutil) tells it"
+MISSING = "pip install edgeroute[sensors] (psutil) reads it"
+"""Reason why a field is unknown, with the advice."""
 
 
 class Others:
-    """Battery, load and memory where there is no sysfs."""
+    """Reader of battery, load and memory on systems without sysfs."""
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
@@ -29,9 +30,12 @@ class Others:
         self._psutil: Any = None
         self._tried = self._counting = False
 
-    def read(self, now: float) -> dict[str, Told]:
-        """All that is known."""
-        told = dict.fromkeys(("battery", "mains", "cpu", "memory_available"), Told(None, MISSING))
+    def read(self, now: float) -> dict[str, Measurement]:
+        """Return the fields that this system has.
+
+        Imports psutil at the first call, and starts `pmset` in the background on macOS.
+        """
+        fields = dict.fromkeys(("battery", "mains", "cpu", "memory_available"), Measurement(None, MISSING))
         if not self._tried:
             self._tried = True
             try:
@@ -39,45 +43,53 @@ class Others:
             except Exception:  # noqa: BLE001 - there is none, or it does not work here
                 self._psutil = None
         if self._psutil is not None:
-            told.update(self._by_psutil())
+            fields.update(self._by_psutil())
         elif self._windows is not None:
-            told.update(self._windows.read())
+            fields.update(self._windows.read())
         elif sys.platform == "darwin":
-            told.update(battery_of(self._commands.output("pmset", "-g", "batt", every_s=PMSET_S, now=now)))
+            fields.update(parse_pmset_battery(self._commands.output("pmset", "-g", "batt", every_s=PMSET_S, now=now)))
         if sys.platform == "darwin":
-            told.update(throttled_of(self._commands.output("pmset", "-g", "therm", every_s=PMSET_S, now=now)))
-        return told
+            fields.update(parse_pmset_throttling(self._commands.output("pmset", "-g", "therm", every_s=PMSET_S, now=now)))
+        return fields
 
-    def _by_psutil(self) -> dict[str, Told]:
-        told, psutil = dict[str, Told](), self._psutil
+    def _by_psutil(self) -> dict[str, Measurement]:
+        """Return battery, mains, cpu and memory by psutil; fields that fail have the error as the reason."""
+        fields, psutil = dict[str, Measurement](), self._psutil
         try:
             battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-            none = Told(None, "there is no battery")
-            told["battery"] = none if battery is None else Told(min(1.0, battery.percent / 100), "psutil")
-            told["mains"] = none if battery is None else Told(battery.power_plugged, "psutil")
+            none = Measurement(None, "there is no battery")
+            fields["battery"] = none if battery is None else Measurement(min(1.0, battery.percent / 100), "psutil")
+            fields["mains"] = none if battery is None else Measurement(battery.power_plugged, "psutil")
             share = psutil.cpu_percent(None) / 100
             first, self._counting = not self._counting, True
-            told["cpu"] = Told(None, "it is a difference: known from the second reading on") if first else Told(share, "psutil")
+            fields["cpu"] = (
+                Measurement(None, "it is a difference: known from the second reading on")
+                if first
+                else Measurement(share, "psutil")
+            )
             memory = psutil.virtual_memory()
-            told["memory_available"] = Told(memory.available / memory.total, "psutil")
+            fields["memory_available"] = Measurement(memory.available / memory.total, "psutil")
         except Exception as e:  # noqa: BLE001 - its errors are the system's, of many kinds
-            why = Told(None, f"psutil failed: {type(e).__name__}")
-            return {**dict.fromkeys(("battery", "mains", "cpu", "memory_available"), why), **told}
-        return told
+            why = Measurement(None, f"psutil failed: {type(e).__name__}")
+            return {**dict.fromkeys(("battery", "mains", "cpu", "memory_available"), why), **fields}
+        return fields
 
 
-def battery_of(output: str | None) -> dict[str, Told]:
-    """Charge and external power from the output of `pmset -g batt`."""
-    found = re.search(r"(\d{1,3})%", output or "")
+def parse_pmset_battery(output: str | None) -> dict[str, Measurement]:
+    """Return `battery` (charge, 0..1) and `mains` from the output of `pmset -g batt`; None: there is no output yet."""
+    percent = re.search(r"(\d{1,3})%", output or "")
     source = re.search(r"drawing from '(AC|Battery|UPS) Power'", output or "")
-    why = "pmset has not answered yet" if output is None else "pmset tells of no battery"
-    charge = Told(min(100, int(found[1])) / 100, "pmset") if found else Told(None, why)
-    return {"battery": charge, "mains": Told(source[1] == "AC", "pmset") if source else Told(None, why)}
+    why = "pmset has not answered yet" if output is None else "pmset reports no battery"
+    charge = Measurement(min(100, int(percent[1])) / 100, "pmset") if percent else Measurement(None, why)
+    return {"battery": charge, "mains": Measurement(source[1] == "AC", "pmset") if source else Measurement(None, why)}
 
 
-def throttled_of(output: str | None) -> dict[str, Told]:
-    """Whether macOS limits the processor's speed, from the output of `pmset -g therm`; on Apple silicon it does not tell."""
-    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", output or "")
-    if not found:
-        return {"throttled": Told(None, "pmset does not tell it on this machine")}
-    return {"throttled": Told(int(found[1]) < FULL, f"pmset: speed limit {found[1]} %")}
+def parse_pmset_throttling(output: str | None) -> dict[str, Measurement]:
+    """Return `throttled` from the output of `pmset -g therm`: True if macOS limits the processor's speed.
+
+    Apple silicon has no limit there.
+    """
+    limit = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", output or "")
+    if not limit:
+        return {"throttled": Measurement(None, "pmset does not report it on this machine")}
+    return {"throttled": Measurement(int(limit[1]) < FULL, f"pmset: speed limit {limit[1]} %")}

@@ -1,4 +1,4 @@
-"""Power that a device draws, and its battery."""
+"""Power that a device draws, in watts, and its batteries."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import re
 from math import isfinite
 
 from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Files, Told
+from edgeroute.observe.device.files import Files, Measurement
 
-# Power: the device's where it is measured, or that of its processor. Watts.
+# Power of the whole device where it is measured, otherwise of its processor, in watts.
 
 WHOLE = ("VDD_IN", "POM_5V_IN", "VIN", "5V_IN")
-"""Rails of Jetson's boards through which all of a module's power comes."""
+"""Rails of Jetson's boards through which all power of a module comes."""
 WITHIN = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
-"""A rail of an AGX Orin that is fed by another one, whose power has it already."""
+"""Rail of an AGX Orin -> the rail that feeds it, whose power includes it already."""
 PI5 = re.compile(r"Raspberry Pi (5|500|Compute Module 5)\b")
-"""Models with a power controller that measures."""
+"""Raspberry Pi models whose power controller measures."""
 RAPL = "sys/class/powercap"
+"""Folder of the energy counters of Intel's and AMD's processors."""
 PACKAGE = re.compile(r"intel-rapl:\d+|intel-rapl-mmio:\d+")
+"""Names of counters of a whole processor package."""
 OLD_S = 600.0
-"""Longest time between two readings of a counter: after more, it may have wrapped around more than once."""
+"""Longest time between two readings of a counter, seconds: after more, it may have wrapped around more than once."""
 PMIC_S = 10.0
-"""Minimum time between two runs of `vcgencmd`."""
+"""Minimum time between two runs of `vcgencmd`, seconds."""
 _PMIC = re.compile(r"^\s*(\w+)_([AV])\s.*?=\s*(-?[\d.]+)([AV])\s*$", re.MULTILINE)
 
 
 class Power:
-    """Power of the device, by the first of these that tells: Jetson's rails, the battery, the Pi 5's rails, RAPL."""
+    """Reader of the device's power, by the first available source: Jetson's rails, the battery, the Pi 5's rails, RAPL."""
 
     def __init__(self, files: Files, commands: Commands) -> None:
         self._files, self._commands = files, commands
@@ -34,7 +36,7 @@ class Power:
         self._at = 0.0
 
     def find(self) -> None:
-        """Looks for what measures."""
+        """Search for the files of rails and counters, and for the model of a Raspberry Pi."""
         files = self._files
         self._rails: list[tuple[str, int, str]] = []
         for path in files.match("sys/class/hwmon/hwmon*"):
@@ -47,14 +49,19 @@ class Power:
             domains = [name for name in domains if name.startswith("intel-rapl:")]  # the same packages by another interface
         self._domains = [f"{RAPL}/{name}" for name in domains if files.word(f"{RAPL}/{name}/name").startswith("package")]
 
-    def read(self, now: float, battery: Told) -> dict[str, Told]:
-        """The power now, or, of counters, on average since the last reading. battery: what is drawn from it."""
-        by_rapl = self._by_rapl(now)  # in any case: the next difference begins here
-        found = self._by_rails() or (battery if battery.value is not None else None) or self._by_pmic(now) or by_rapl
-        return {"power_w": found or Told(None, f"nothing that this system has measures it; {battery.by}")}
+    def read(self, now: float, battery: Measurement) -> dict[str, Measurement]:
+        """Return `power_w`: the power now, or, for counters, the average since the last reading.
 
-    def _by_rails(self) -> Told | None:
-        """By Jetson's INA3221: the rail that all power comes through, or the sum of the rails where there is none."""
+        Args:
+            now: monotonic.
+            battery: power drawn from the battery, or the reason why it is unknown.
+        """
+        by_rapl = self._by_rapl(now)  # in any case: the next difference begins here
+        power = self._by_rails() or (battery if battery.value is not None else None) or self._by_pmic(now) or by_rapl
+        return {"power_w": power or Measurement(None, f"nothing that this system has measures it; {battery.source}")}
+
+    def _by_rails(self) -> Measurement | None:
+        """Return the power by Jetson's INA3221: of the rail that feeds the whole module, or else the sum of the rails."""
         watts = {}
         for path, n, label in self._rails:
             volts, amperes = self._files.number(f"{path}/in{n}_input"), self._files.number(f"{path}/curr{n}_input")
@@ -62,66 +69,73 @@ class Power:
                 watts[label] = volts * amperes / 1e6
         for label in WHOLE:
             if label in watts:
-                return Told(watts[label], f"the rail {label}: the whole module")
+                return Measurement(watts[label], f"the rail {label}: the whole module")
         watts = {label: power for label, power in watts.items() if WITHIN.get(label) not in watts}
-        return Told(sum(watts.values()), f"the sum of the rails {', '.join(watts)}") if watts else None
+        return Measurement(sum(watts.values()), f"the sum of the rails {', '.join(watts)}") if watts else None
 
-    def _by_pmic(self, now: float) -> Told | None:
-        """By the Pi 5's power controller: the sum of current times voltage of its rails; its losses and USB are not in it."""
+    def _by_pmic(self, now: float) -> Measurement | None:
+        """Return the power by the Pi 5's power controller: the sum over its rails of current times voltage.
+
+        Losses and USB devices are not included.
+        """
         if not self._pi5:
             return None
         output = self._commands.output("vcgencmd", "pmic_read_adc", every_s=PMIC_S, now=now) or ""
-        found: dict[str, dict[str, float]] = {"A": {}, "V": {}}
+        readings: dict[str, dict[str, float]] = {"A": {}, "V": {}}
         for rail, kind, number, unit in _PMIC.findall(output):
             if kind == unit:
                 try:
-                    found[kind][rail] = float(number)
+                    readings[kind][rail] = float(number)
                 except ValueError:
                     continue
-        pairs = [found["A"][rail] * found["V"][rail] for rail in found["A"] if rail in found["V"]]
+        pairs = [readings["A"][rail] * readings["V"][rail] for rail in readings["A"] if rail in readings["V"]]
         watts = sum(pairs)
         if not pairs or not isfinite(watts) or watts <= 0:
             return None
-        return Told(watts, f"the sum of {len(pairs)} rails (vcgencmd pmic_read_adc), without losses and what USB draws")
+        return Measurement(watts, f"the sum of {len(pairs)} rails (vcgencmd pmic_read_adc), without losses and what USB draws")
 
-    def _by_rapl(self, now: float) -> Told | None:
-        """By Intel's and AMD's counters of energy (RAPL): the processor packages, on average since the last reading."""
+    def _by_rapl(self, now: float) -> Measurement | None:
+        """Return the average power of the processor packages since the last reading, by Intel's and AMD's energy counters (RAPL).
+
+        Stores the counters. None: there are none.
+        """
         if not self._domains:
             return None
-        before, at, joules = self._energy, self._at, 0.0
+        before, read_at, joules = self._energy, self._at, 0.0
         self._energy = {d: e for d in self._domains if (e := self._files.number(f"{d}/energy_uj")) is not None and e >= 0}
         self._at = now
         if not self._energy:
-            return Told(None, self._files.why(f"{self._domains[0]}/energy_uj"))
-        if before.keys() != self._energy.keys() or not 0 < now - at <= OLD_S:
-            return Told(None, "the processor's energy is a difference: known from the second reading on")
+            return Measurement(None, self._files.why(f"{self._domains[0]}/energy_uj"))
+        if before.keys() != self._energy.keys() or not 0 < now - read_at <= OLD_S:
+            return Measurement(None, "the processor's energy is a difference: known from the second reading on")
         for domain, energy in self._energy.items():
             used = energy - before[domain]
             if used < 0:  # the counter has wrapped around
                 used += self._files.number(f"{domain}/max_energy_range_uj") or 0.0
             if used < 0:
-                return Told(None, f"/{domain}/energy_uj went back")
+                return Measurement(None, f"/{domain}/energy_uj went back")
             joules += used / 1e6
-        return Told(joules / (now - at), "the processor packages alone (RAPL), on average since the last reading")
+        return Measurement(joules / (now - read_at), "the processor packages alone (RAPL), on average since the last reading")
 
 
 # Battery and external power, from /sys/class/power_supply.
 
 SUPPLIES = "sys/class/power_supply"
+"""Folder of batteries and external supplies."""
 FED = frozenset({"Charging", "Full", "Not charging"})
-"""States of a battery that something else feeds."""
+"""States of a battery that an external supply feeds."""
 MOST = 1.1
-"""Largest charge that is believed: a gauge may be a little over what it takes for full."""
+"""Largest charge that is accepted: a gauge may show a little more than full."""
 
 
 class Battery:
-    """The device's own batteries: those of a mouse or of headphones have the scope Device."""
+    """Reader of the device's own batteries and supplies, without those of a mouse or of headphones (scope Device)."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
     def find(self) -> None:
-        """Looks for supplies: a laptop's second battery and a dock come and go."""
+        """Search for batteries and supplies: a laptop's second battery and a dock come and go."""
         self._batteries: list[str] = []
         self._external: list[str] = []
         for name in self._files.names(SUPPLIES):
@@ -131,8 +145,8 @@ class Battery:
                 continue
             (self._batteries if kind in {"Battery", "UPS"} else self._external).append(path)
 
-    def read(self) -> dict[str, Told]:
-        """Charge, external power, and power drawn from the battery."""
+    def read(self) -> dict[str, Measurement]:
+        """Return `battery` (charge, 0..1), `mains`, and `power_w` drawn from the battery, in watts."""
         files, states, weighted, drawn = self._files, list[str](), list[tuple[float, float | None]](), list[float]()
         for path in self._batteries:
             if files.number(f"{path}/present") == 0:
@@ -145,13 +159,13 @@ class Battery:
             if state == "Discharging" and (power := self._drawn(path)) is not None:
                 drawn.append(power)
         return {
-            "battery": _together(weighted, len(states)),
+            "battery": _total_charge(weighted, len(states)),
             "mains": self._mains(states),
             "power_w": _power(drawn, states),
         }
 
     def _charge(self, path: str) -> float | None:
-        """State of charge of one battery, 0..1."""
+        """Return the charge of one battery, 0..1; None: the battery does not report it."""
         share = self._files.number(f"{path}/capacity")
         if share is not None:
             charge = share / 100
@@ -166,41 +180,45 @@ class Battery:
         return min(charge, 1.0) if 0 <= charge <= MOST else None
 
     def _drawn(self, path: str) -> float | None:
-        """Power that is drawn from one battery, watts. Some drivers have a negative sign while it discharges."""
+        """Return the power drawn from one battery, watts. Some drivers have a negative sign while the battery discharges."""
         power = self._files.number(f"{path}/power_now")
         if power is not None:
             return abs(power) / 1e6
         current, voltage = self._files.number(f"{path}/current_now"), self._files.number(f"{path}/voltage_now")
         return None if current is None or voltage is None else abs(current * voltage) / 1e12
 
-    def _mains(self, states: list[str]) -> Told:
-        """A battery that discharges is being used up, whatever is plugged in: a weak charger does not keep it."""
+    def _mains(self, states: list[str]) -> Measurement:
+        """Return True as a value if the device is on external power.
+
+        A battery that discharges counts as no external power, even with a charger, which is then too weak.
+        """
         if "Discharging" in states:
-            return Told(value=False, by="the battery's status")
+            return Measurement(value=False, source="the battery's status")
         if FED.intersection(states):
-            return Told(value=True, by="the battery's status")
+            return Measurement(value=True, source="the battery's status")
         online = [self._files.number(f"{path}/online") for path in self._external]
         if any(online):
-            return Told(value=True, by="a power supply that is online")
+            return Measurement(value=True, source="a power supply that is online")
         if 0 in online:
-            return Told(value=False, by="all power supplies are offline")
-        return Told(None, f"there is no power supply in /{SUPPLIES} that tells")
+            return Measurement(value=False, source="all power supplies are offline")
+        return Measurement(None, f"there is no power supply in /{SUPPLIES} that reports its state")
 
 
-def _together(weighted: list[tuple[float, float | None]], batteries: int) -> Told:
-    """The charge of all batteries, each weighted by what it holds when it is full, where all of them tell."""
+def _total_charge(weighted: list[tuple[float, float | None]], batteries: int) -> Measurement:
+    """Return the charge of all batteries, each weighted by its full energy if all of them report that."""
     if not weighted:
-        why = "no battery tells its charge" if batteries else f"there is no battery in /{SUPPLIES}"
-        return Told(None, why)
+        why = "no battery reports its charge" if batteries else f"there is no battery in /{SUPPLIES}"
+        return Measurement(None, why)
     full = [most for _, most in weighted if most is not None and most > 0]
     weights = full if len(full) == len(weighted) else [1.0] * len(weighted)
     charge = sum(share * weight for (share, _), weight in zip(weighted, weights, strict=True)) / sum(weights)
-    return Told(charge, f"{len(weighted)} {'battery' if len(weighted) == 1 else 'batteries'}")
+    return Measurement(charge, f"{len(weighted)} {'battery' if len(weighted) == 1 else 'batteries'}")
 
 
-def _power(drawn: list[float], states: list[str]) -> Told:
+def _power(drawn: list[float], states: list[str]) -> Measurement:
+    """Return the sum of the power drawn from batteries as a value, or the reason why it is unknown."""
     if "Discharging" not in states:
-        return Told(None, "no battery is being discharged")
+        return Measurement(None, "no battery is being discharged")
     if sum(drawn) <= 0:
-        return Told(None, "the battery does not tell what is drawn from it")
-    return Told(sum(drawn), "what is drawn from the battery: the whole device")
+        return Measurement(None, "the battery does not report the power drawn from it")
+    return Measurement(sum(drawn), "what is drawn from the battery: the whole device")

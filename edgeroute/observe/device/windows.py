@@ -7,13 +7,13 @@ import ctypes
 import sys
 from typing import Any
 
-from edgeroute.observe.device.files import Told
+from edgeroute.observe.device.files import Measurement
 
 FULL, UNKNOWN, NO_BATTERY = 100, 255, 128
 
 
 class PowerStatus(ctypes.Structure):
-    """SYSTEM_POWER_STATUS."""
+    """Windows structure SYSTEM_POWER_STATUS."""
 
     _fields_ = (
         ("line", ctypes.c_ubyte), ("flag", ctypes.c_ubyte), ("percent", ctypes.c_ubyte), ("saver", ctypes.c_ubyte),
@@ -22,7 +22,7 @@ class PowerStatus(ctypes.Structure):
 
 
 class MemoryStatus(ctypes.Structure):
-    """MEMORYSTATUSEX."""
+    """Windows structure MEMORYSTATUSEX."""
 
     _fields_ = (
         ("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("total", ctypes.c_uint64), ("available", ctypes.c_uint64),
@@ -32,7 +32,7 @@ class MemoryStatus(ctypes.Structure):
 
 
 class Windows:
-    """What Windows tells without another package.
+    """Reader of battery, load and memory by Windows alone, without another package.
 
     Args:
         kernel32: its functions; None: the system's.
@@ -44,38 +44,41 @@ class Windows:
         self._kernel = kernel32
         self._counted: tuple[int, int] | None = None
 
-    def read(self) -> dict[str, Told]:
-        """Charge, external power, load and memory."""
-        told = dict[str, Told]()
+    def read(self) -> dict[str, Measurement]:
+        """Return the fields that Windows has; functions that fail are left out."""
+        fields = dict[str, Measurement]()
         for part in (self._power, self._memory, self._load):
             with contextlib.suppress(OSError, AttributeError):  # an old or a cut-down Windows
-                told.update(part())
-        return told
+                fields.update(part())
+        return fields
 
-    def _power(self) -> dict[str, Told]:
+    def _power(self) -> dict[str, Measurement]:
+        """Return `battery` (charge, 0..1) and `mains`."""
         status = PowerStatus()
         if not self._kernel.GetSystemPowerStatus(ctypes.byref(status)):
             return {}
         by = "GetSystemPowerStatus"
         none = status.percent > FULL or status.flag == UNKNOWN or status.flag & NO_BATTERY
         return {
-            "battery": Told(None, "there is no battery") if none else Told(status.percent / FULL, by),
-            "mains": Told(bool(status.line), by) if status.line in {0, 1} else Told(None, f"{by} does not know"),
+            "battery": Measurement(None, "there is no battery") if none else Measurement(status.percent / FULL, by),
+            "mains": Measurement(bool(status.line), by) if status.line in {0, 1} else Measurement(None, f"{by} does not know"),
         }
 
-    def _memory(self) -> dict[str, Told]:
+    def _memory(self) -> dict[str, Measurement]:
+        """Return `memory_available`, 0..1."""
         status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
         if not self._kernel.GlobalMemoryStatusEx(ctypes.byref(status)) or not status.total:
             return {}
-        return {"memory_available": Told(status.available / status.total, "GlobalMemoryStatusEx")}
+        return {"memory_available": Measurement(status.available / status.total, "GlobalMemoryStatusEx")}
 
-    def _load(self) -> dict[str, Told]:
+    def _load(self) -> dict[str, Measurement]:
+        """Return `cpu`: the load since the last call, 0..1, and store the new counts; unknown at the first call."""
         times = [ctypes.c_uint64() for _ in range(3)]  # FILETIMEs: idle; kernel, with idle in it; user
-        if not self._kernel.GetSystemTimes(*(ctypes.byref(one) for one in times)):
+        if not self._kernel.GetSystemTimes(*(ctypes.byref(time) for time in times)):
             return {}
-        idle, kernel, user = (one.value for one in times)
+        idle, kernel, user = (time.value for time in times)
         before, self._counted = self._counted, (idle, kernel + user)
         if before is None or kernel + user <= before[1]:
-            return {"cpu": Told(None, "it is a difference: known from the second reading on")}
+            return {"cpu": Measurement(None, "it is a difference: known from the second reading on")}
         share = 1 - (idle - before[0]) / (kernel + user - before[1])
-        return {"cpu": Told(min(1.0, max(0.0, share)), "GetSystemTimes")}
+        return {"cpu": Measurement(min(1.0, max(0.0, share)), "GetSystemTimes")}

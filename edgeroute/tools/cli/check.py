@@ -124,7 +124,7 @@ def sensors(
     device.commands.wait(TIMEOUT_S)
     sleep(BETWEEN_S)
     device()
-    told = device.told()
+    told = device.details()
     if as_json:
         print(json.dumps({name: {"value": value, "by": by} for name, (value, by) in told.items()}, allow_nan=False))
         return OK

@@ -16,7 +16,7 @@ from edgeroute.core.spending import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.core.words import Failure
 from edgeroute.errors import PolicyError, nearest
-from edgeroute.observe.observer import READS_S, unsure
+from edgeroute.observe.observer import READS_S, unsure_share
 from edgeroute.observe.stats import Counts
 from edgeroute.router.drivers import virtual
 from edgeroute.tools.replay.gate import NETWORKS, SERVER_S, Gate, Link
@@ -309,7 +309,7 @@ class _Run:
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         if self.joules:
-            facts = facts._replace(joules=was.joules, unsure=unsure(counts, edges), energy_spent=was.energy_spent)
+            facts = facts._replace(joules=was.joules, unsure=unsure_share(counts, edges), energy_spent=was.energy_spent)
         self._know(facts._replace(rules=was.rules))
 
     def _sense(self, now: float) -> None:
@@ -336,7 +336,7 @@ class _Run:
             if kind in {"cancelled", "timeout"} and made.legs[i].permit is None and not request.batch:
                 seen = request.legs.get(made.legs[i].name)
                 if seen is not None and seen.what in ANSWERED:
-                    self.counts.measured(made.legs[i].name, seen.took_s)
+                    self.counts.add_latency(made.legs[i].name, seen.took_s)
 
     def _know(self, facts: Facts) -> None:
         if facts != self.facts:
