@@ -21,8 +21,8 @@ from edgeroute import AsyncRouter, BadInput, Closed, Egress, NoAnswer, PlainJson
 from edgeroute.router.live import source as mailboxes
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, signature_of
 from edgeroute.router.live.source import Mailbox
-from edgeroute.router.live.tasks import Bell
-from edgeroute.router.live.updates import begin_call
+from edgeroute.router.live.tasks import AsyncBell
+from edgeroute.router.live.updates import Bell
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 ALL = {"drop": "never", "scene": None, "hold": 1}
@@ -167,7 +167,7 @@ def test_an_async_source():
 
 def test_a_quick_source_does_not_fill_the_loop():
     """While the loop is at something else, one call of it waits, however many frames come."""
-    waiting, bell = [], Bell()
+    waiting, bell = [], AsyncBell()
     bell.loop = SimpleNamespace(call_soon_threadsafe=waiting.append)
     for _ in range(3):
         bell.ring()
@@ -799,11 +799,11 @@ def test_an_hour_of_frames_holds_memory_flat(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(mailboxes, "monotonic", lambda: now[0])
     pictures = [picture(brightness, 8, 8) for brightness in (0, 80, 160, 240)]
-    bell = threading.Event()
+    bell = Bell()
     with Router(lambda _: ("edge", 0.1), lambda _: ("cloud", 0.9), threshold=0.5) as router:
-        box = Mailbox(1, True, bell.set, threading.Event())
+        box = Mailbox(1, True, bell.ring, threading.Event())
         settings = FrameSettings(signature=lambda frame: (frame[0, 0, 0] / 255,), stale=60.0).checked()
-        flow = FrameFlow(router.engine, partial(begin_call, router, bell.set, None, None), box, settings)
+        flow = FrameFlow(router.engine, partial(bell.begin, router, None, None), box, settings)
         held, updates, finals = [], 0, 0
         for number in range(108_000):
             now[0] = number / 30

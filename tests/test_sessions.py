@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from contextvars import copy_context
 
 import numpy as np
 import onnx
@@ -14,8 +15,8 @@ import tiny
 from both import LONG, Tasks, Threads
 from onnx import TensorProto, helper
 
-from edgeroute import BadInput, Cache, Closed, Ensemble, ModelError, NoAnswer, OnnxModel, StopToken
-from edgeroute.router.session import States, current
+from edgeroute import BadInput, Cache, Closed, Ensemble, ModelError, NoAnswer, OnnxModel, Router, StopToken
+from edgeroute.edge.backend import TURN, Turn
 from edgeroute.tools.server.serve_app import app
 
 ROUTERS = pytest.mark.parametrize("make", [Threads, Tasks])
@@ -283,12 +284,13 @@ def test_a_run_that_ends_though_it_was_told_to_stop_changes_nothing(vad):
         def asked(self):
             return True
 
-    model, states = OnnxModel(vad), States()
-    with states.turn() as turn, current(turn):
-        model.run_one(chunk(8), Asked())
-        assert not turn.states
-        model.run_one(chunk(8), StopToken())
-        assert list(turn.states) == [model]
+    model, turn = OnnxModel(vad), Turn({})
+    context = copy_context()
+    context.run(TURN.set, turn)
+    context.run(model.run_one, chunk(8), Asked())
+    assert not turn.states
+    context.run(model.run_one, chunk(8), StopToken())
+    assert list(turn.states) == [model]
 
 
 def test_a_cancelled_call_leaves_the_state(vad):
@@ -463,14 +465,21 @@ def test_a_reload_keeps_the_state_of_a_model_that_stays(routers, vad, tmp_path):
 
 def test_a_child_goes_on_with_a_copy():
     """Of the states; the calls of its parent are not its own."""
-    states = States()
-    with states.turn() as turn:
-        turn.states["model"] = 1
-        states.after_fork()
-        with states.turn():
-            pass
-    with states.turn() as turn:
-        assert turn.states == {"model": 1}
+    kept = []
+
+    def model(x):
+        turn = TURN.get()
+        kept.append(dict(turn.states))
+        turn.states["model"] = x
+        if x == 1:
+            session.after_fork()
+            session.infer(0)
+        return "a", 0.9
+
+    with Router(model) as router, router.session() as session:
+        session.infer(1)
+        session.infer(2)
+    assert kept == [{}, {}, {"model": 1}]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.streams import AsyncStream, End, last, whole
+from edgeroute.router.streams import AsyncStream, End, Last, whole
 from edgeroute.router.warm import Warmed, Warming, viewed, warmed, warmed_async
 from edgeroute.system.imports import tool
 from edgeroute.types import Answer, V
@@ -276,7 +276,7 @@ class AsyncRouter(BaseRouter[V]):
                 answer = answer_of(shown[0])
                 if not spoken:  # from the cache, or in place of the cloud's
                     yield whole(answer)
-                yield last(answer)
+                yield Last(answer)
 
     def frames(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 from edgeroute.core.egress import Denied, permit
 from edgeroute.errors import BadInput, MayNotLeave
 from edgeroute.router.stages import Shown
-from edgeroute.router.streams import AsyncStream, Stream, last
+from edgeroute.router.streams import AsyncStream, Last, Stream
 from edgeroute.types import Answer
 
 
@@ -99,4 +99,4 @@ class AsyncConversation(History):
             async for piece in stream:
                 yield Shown(stream.leg or "", piece)
         assert stream.answer is not None, "it has ended"
-        yield last(self._answered(messages, stream.answer))
+        yield Last(self._answered(messages, stream.answer))

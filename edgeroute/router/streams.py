@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.router.stages import Result, Shown
 from edgeroute.types import Answer
@@ -56,7 +56,7 @@ class AsyncStream:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for shown in self._pieces:
-            if isinstance(shown, _Last):
+            if type(shown) is Last:
                 self.answer = shown.answer
             else:
                 self.leg = shown.source
@@ -69,22 +69,16 @@ class AsyncStream:
         await self._pieces.aclose()
 
 
-class _Last:
-    """The last item of an asynchronous generator, which cannot return a value."""
+class Last(NamedTuple):
+    """End of an `AsyncStream`'s pieces: an asynchronous generator cannot return a value."""
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
-
-
-def last(answer: Answer) -> Any:
-    """The end of an `AsyncStream`."""
-    return _Last(answer)
+    answer: Answer
 
 
 class End(list[Result]):
-    """The results of a finished call."""
+    """Results of a finished call, as the last item of an asynchronous generator."""
 
 
 def whole(answer: Answer) -> Shown:
-    """An answer of which no piece was shown, in one."""
+    """Return an answer of which no piece was shown as one piece."""
     return Shown(answer.source if answer.source in {"cache", "stale"} else answer.leg, answer.value)

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -270,7 +270,7 @@ def _level_db(window: NDArray[Any]) -> float:
 
 
 def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Event) -> Iterator[Segment]:
-    """The segments of chunks, until it is stopped. Where the source fails, what was heard of a segment comes before its error."""
+    """Yield the segments of chunks, until it is stopped. What was heard of a segment comes before an error of the source."""
     try:
         for chunk in items(chunks, kind, stopped):
             yield from listener.hear(chunk)
@@ -280,6 +280,23 @@ def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Eve
         yield from listener.finish()
         raise
     yield from listener.finish()
+
+
+async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> AsyncIterator[Segment]:
+    """Yield the segments of asynchronous chunks, as `segments`."""
+    import asyncio  # not for a router of threads
+
+    try:
+        async for chunk in chunks:
+            for segment in listener.hear(chunk):
+                yield segment
+            await asyncio.sleep(0)  # a source that never waits would keep the loop
+    except Exception:
+        for segment in listener.finish():
+            yield segment
+        raise
+    for segment in listener.finish():
+        yield segment
 
 
 log = logging.getLogger("edgeroute")

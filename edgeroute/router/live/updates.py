@@ -1,21 +1,31 @@
-"""Iterator over what comes of a live source, for threads. A flow, which asyncio's (tasks.py) shares, decides what comes next."""
+"""Iterators over what comes of a live source. Those for asyncio are in tasks.py."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from edgeroute.core.policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
-from edgeroute.router.live.audio import WAITING, AudioFlow, AudioSettings, AudioStats, BargeIn, Segment, Utterance, segments
+from edgeroute.router.live.audio import (
+    WAITING,
+    AudioFlow,
+    AudioSettings,
+    AudioStats,
+    BargeIn,
+    Segment,
+    Utterance,
+    segments,
+    segments_async,
+)
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
-from edgeroute.router.live.source import Call, DirectCall, Mailbox, PolledCall, fill, items, kind_of
+from edgeroute.router.live.source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
 from edgeroute.system.logs import quietly
 
 if TYPE_CHECKING:
@@ -32,23 +42,46 @@ class Flow(Protocol[U]):
     """Decides what comes next."""
 
     def step(self, now: float) -> U | float | None:
-        """The next item at this instant, or the instant until which to wait; None: there is none any more."""
+        """Return the next item at this instant, or the instant until which to wait; None: there is none any more."""
 
     def close(self) -> None:
-        """Cancels what is in progress."""
+        """Cancel what is in progress."""
 
 
-class Consumed:
-    """State that both kinds of iterators have.
+class Bell:
+    """Event that wakes the thread at an iterator, and what else differs between threads and asyncio."""
+
+    awaits = False
+    """Whether a source may be asynchronous."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.ring = self.event.set
+
+    def space(self, kind: Kind) -> Any:  # noqa: ARG002 - asyncio's depends on it
+        """Return the event that the reader of a source of this kind waits for."""
+        return threading.Event()
+
+    def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
+        """Begin a call of a router; alone: of its edge."""
+        if alone:
+            return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
+        return PolledCall(router._refined(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
+
+
+class Consumed(Generic[U]):
+    """Base of both iterators.
 
     Args:
+        flow: decides what comes next.
         mailbox: what the source gave.
-        found: what is read into it.
+        bell: rung as there is something to look at.
+        found: what is read into the mailbox.
         name: of the thread that reads it.
     """
 
-    def __init__(self, mailbox: Mailbox[Any], found: Any, name: str) -> None:
-        self._mailbox, self._found, self._name = mailbox, found, name
+    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: Any, found: Any, name: str) -> None:
+        self._flow, self._mailbox, self._bell, self._found, self._name = flow, mailbox, bell, found, name
         self._closed = self._router_closed = False
         self._reader: threading.Thread | None = None
         self._busy: dict[None, object] = {}
@@ -59,7 +92,7 @@ class Consumed:
         self._reader, self._found = reader, None
 
     def router_closed(self) -> None:
-        """Ends it, as the router was closed: who waits for the next item gets `Closed`. From any thread."""
+        """End the iteration as the router was closed: who waits for the next item gets `Closed`. From any thread."""
         self._router_closed = True
         self._mailbox.close()
         self._mailbox.ring()
@@ -74,23 +107,37 @@ class Consumed:
         finally:
             self._busy.clear()
 
+    def _look(self) -> tuple[U] | float | None:
+        """Take the flow's next step. Return the next item, the seconds to wait for it, or None after the last."""
+        self._bell.event.clear()  # before it is looked for what rings it: what comes from here on is not missed
+        if self._closed:
+            return None
+        if self._router_closed:
+            raise Closed(ROUTER_CLOSED)
+        now = monotonic()
+        step = self._flow.step(now)
+        if isinstance(step, float):
+            return step - now
+        return None if step is None else (step,)
 
-class Updates(Consumed, Generic[U]):
+    def _end(self, stop: Exception) -> NoReturn:
+        """Raise what the source has raised, or else `stop`."""
+        error, self._mailbox.error = self._mailbox.error, None
+        raise error or stop
+
+
+class Updates(Consumed[U]):
     """An iterator over what comes of a live source, for a `with` and a `for`. One thread at a time.
 
     Leaving the `with`, or `close`, cancels the calls that are in progress, and ends the thread that reads the source as soon as
     that has given what it is at. The source itself is the program's to close.
     """
 
-    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: threading.Event, found: Iterable[Any], name: str) -> None:
-        super().__init__(mailbox, found, name)
-        self._flow, self._bell = flow, bell
-
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> U:
-        """The next item.
+        """Return the next item.
 
         Raises:
             BadInput, NoAnswer: of one input; the iteration may go on with the next one.
@@ -99,35 +146,22 @@ class Updates(Consumed, Generic[U]):
         """
         with self._alone():
             try:
-                found = self._next()
+                item = self._next()
             except Closed:
                 self._shut()
                 raise
-            if found is None:
+            if item is None:
                 self._shut()
-                error, self._mailbox.error = self._mailbox.error, None
-                if error is not None:
-                    raise error
-                raise StopIteration
-            return found[0]
+                self._end(StopIteration())
+            return item[0]
 
     def _next(self) -> tuple[U] | None:
         if self._reader is None and not self._closed:
             self._read_in_thread()
-        while True:
-            self._bell.clear()  # before it is looked for what rings it: what comes from here on is not missed
-            if self._closed:
-                return None
-            if self._router_closed:
-                raise Closed(ROUTER_CLOSED)
-            now = monotonic()
-            step = self._flow.step(now)
-            if step is None:
-                return None
-            if not isinstance(step, float):
-                return (step,)
-            if (left_s := step - now) > 0:
-                self._bell.wait(None if left_s == INF else min(left_s, threading.TIMEOUT_MAX))
+        while isinstance(look := self._look(), float):
+            if look > 0:
+                self._bell.event.wait(None if look == INF else min(look, threading.TIMEOUT_MAX))
+        return look
 
     def _shut(self) -> None:
         self._closed = True
@@ -135,10 +169,10 @@ class Updates(Consumed, Generic[U]):
         self._flow.close()
 
     def close(self) -> None:
-        """Ends it. From another thread than the one that is in the `for`, this ends the `for`."""
+        """End the iteration. From another thread than the one that is in the `for`, this ends the `for`."""
         self._closed = True
         self._mailbox.close()
-        self._bell.set()
+        self._bell.ring()
         with contextlib.suppress(BadInput), self._alone():  # else the thread at it closes what is in progress
             self._flow.close()
         reader = self._reader
@@ -152,64 +186,73 @@ class Updates(Consumed, Generic[U]):
         self.close()
 
     def __del__(self) -> None:
-        """Ends what an iterator that was dropped has in progress."""
+        """End what an iterator that was dropped has in progress."""
         if self.__dict__.get("_flow") is not None:
             self._mailbox.close()
             quietly(self._flow.close, "dropping an iterator over a live source")
 
 
-class Frames(Updates[FrameUpdate]):
-    """Iterator over the updates of a source's frames: `with router.frames(camera) as frames: for update in frames: ...`."""
+class FramesBase:
+    """Statistics of an iterator over frames."""
 
-    _flow: FrameFlow
+    _flow: Any
 
     def stats(self) -> FrameStats:
-        """Statistics of the frames so far."""
-        return self._flow.stats()
+        """Return statistics of the frames so far."""
+        return self._flow.stats()  # type: ignore[no-any-return]
 
 
-class Audio(Updates[Utterance | BargeIn]):
-    """Iterator over the answers to a source's speech: `with router.audio(chunks) as audio: for heard in audio: ...`."""
+class AudioBase:
+    """Statistics and barge-in of an iterator over speech."""
 
-    _flow: AudioFlow
+    _flow: Any
 
     def stats(self) -> AudioStats:
-        """Statistics of the audio so far."""
-        return self._flow.stats()
+        """Return statistics of the audio so far."""
+        return self._flow.stats()  # type: ignore[no-any-return]
 
     def speaking(self) -> AbstractContextManager[None]:
-        """A `with` for while an answer is spoken elsewhere than in the body of the `for`: new speech cancels what is pending."""
-        return self._flow.speaking()
+        """Mark an answer as being spoken, in a `with` outside the body of the `for`: new speech cancels what is pending."""
+        return self._flow.speaking()  # type: ignore[no-any-return]
+
+
+class Frames(FramesBase, Updates[FrameUpdate]):
+    """Iterator over the updates of a source's frames: `with router.frames(camera) as frames: for update in frames: ...`."""
+
+
+class Audio(AudioBase, Updates[Utterance | BargeIn]):
+    """Iterator over the answers to a source's speech: `with router.audio(chunks) as audio: for heard in audio: ...`."""
+
+
+T = TypeVar("T")
+
+
+def live_frames(router: Any, source: Any, settings: FrameSettings, make: Callable[..., T], bell: Any) -> T:
+    """Return an iterator over the frames of a source, made by `make`."""
+    kind = kind_of(source, "frames", awaits=bell.awaits)
+    mailbox: Mailbox[Any] = Mailbox(1, settings.drop == "oldest", bell.ring, bell.space(kind))
+    begin = partial(bell.begin, router, settings.mode, settings.data_class)
+    flow = FrameFlow(router.engine, begin, mailbox, settings)
+    found = source if kind == "async" else items(source, kind, mailbox.stopped)
+    return make(flow, mailbox, bell, found, "edgeroute-frames")
+
+
+def live_audio(router: Any, chunks: Any, settings: AudioSettings, make: Callable[..., T], bell: Any) -> T:
+    """Return an iterator over the speech of a source, made by `make`."""
+    kind = kind_of(chunks, "chunks", awaits=bell.awaits, calls=False)
+    mailbox: Mailbox[Segment] = Mailbox(WAITING, settings.drop == "oldest", bell.ring, bell.space(kind))
+    flow = AudioFlow(partial(bell.begin, router, settings.mode, settings.data_class), mailbox, settings)
+    found: Any = segments_async(chunks, flow.listener)
+    if kind != "async":
+        found = segments(chunks, kind, flow.listener, mailbox.stopped)
+    return make(flow, mailbox, bell, found, "edgeroute-audio")
 
 
 def frames_of(router: Any, source: Any, settings: FrameSettings) -> Frames:
     """Return the iterator of `Router.frames`."""
-    kind, bell = kind_of(source, "frames", awaits=False), threading.Event()
-    mailbox: Mailbox[Any] = Mailbox(1, settings.drop == "oldest", bell.set, threading.Event())
-    begin = partial(begin_call, router, bell.set, settings.mode, settings.data_class)
-    flow = FrameFlow(router.engine, begin, mailbox, settings)
-    return Frames(flow, mailbox, bell, items(source, kind, mailbox.stopped), "edgeroute-frames")
+    return live_frames(router, source, settings, Frames, Bell())
 
 
 def audio_of(router: Any, chunks: Any, settings: AudioSettings) -> Audio:
     """Return the iterator of `Router.audio`."""
-    kind, bell = kind_of(chunks, "chunks", awaits=False, calls=False), threading.Event()
-    mailbox: Mailbox[Segment] = Mailbox(WAITING, settings.drop == "oldest", bell.set, threading.Event())
-    flow = AudioFlow(partial(begin_call, router, bell.set, settings.mode, settings.data_class), mailbox, settings)
-    found = segments(chunks, kind, flow.listener, mailbox.stopped)
-    return Audio(flow, mailbox, bell, found, "edgeroute-audio")
-
-
-def begin_call(
-    router: Any,
-    ring: Callable[[], object],
-    mode: Mode | None,
-    data_class: str | None,
-    x: Any,
-    alone: bool,
-    deadline: float | None,
-) -> Call:
-    """Begins a call of a `Router`; alone: of its edge."""
-    if alone:
-        return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
-    return PolledCall(router._refined(x, mode, deadline, data_class, ring))  # noqa: SLF001 - a part of it
+    return live_audio(router, chunks, settings, Audio, Bell())
