@@ -905,28 +905,26 @@ TestDisk = DiskMachine.TestCase
 
 
 FORK = """
-import os, signal, sys, threading
+import gc, os, signal, sys, threading
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
 from edgeroute.stores import sqlite
 from edgeroute.system.process import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
-locks, own = [], threading.RLock
-def noted():
-    locks.append(own())
-    return locks[-1]
-threading.RLock, sqlite.BUSY_S = noted, 0.1  # how long a fork waits for the lock of a file
+sqlite.BUSY_S = 0.1  # how long a fork waits for the lock of a file
 semantic = Semantic(lambda text: np.ones(3))
 cache, flights = Cache(disk=Path(sys.argv[1]), semantic=semantic), Flights()
 cache.put(b"parent", entry("parent")); semantic.add(b"", "text", entry("parent"))
 cache.close()
 leader, follower = flights.join(b"k"), flights.join(b"k")
-threading.RLock, start = own, threading.Thread.start
+start = threading.Thread.start
 def none(_): raise RuntimeError("can't start new thread")
 threading.Thread.start = none  # so that it waits to be written
 cache.put(b"waits", entry("waits"))
 threading.Thread.start = start
+things = [t for t in gc.get_objects() if type(t).__module__.startswith("edgeroute.stores") and hasattr(t, "__dict__")]
+locks = [v for t in things for v in vars(t).values() if isinstance(v, type(threading.RLock()))]
 assert len(locks) >= 6, len(locks)
 held, release = threading.Event(), threading.Event()
 def hold():  # another thread has every lock at the moment of the fork, and something waits to be written

@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from math import inf, isfinite, nan
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute.system import process
+from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.process import file_stamp, json_dumps, json_loads, limited, plain, replace_file
 
 values = st.recursive(
@@ -168,11 +172,53 @@ def test_steps_have_ended_once_their_limit_is_over():
     asyncio.run(main())
 
 
+class Held(ForkSafe):
+    """Has what belongs to one process, and what does not."""
+
+    dropped: ClassVar[list[object]] = []
+    lock = per_process(threading.RLock)
+    calls: list[int] = per_process(list, dropped.append)
+    count = initially(0)
+    twice = per_process_of(lambda self: 2 * self.given)
+
+    def __init__(self, given):
+        self.given = given
+
+
+def test_a_child_makes_what_belongs_to_a_process_anew():
+    """It is made at its first use, deleted in a child, and what disposes of it is called with it; the rest is inherited."""
+    Held.dropped.clear()
+    held, untouched = Held(3), Held(4)
+    lock = held.lock
+    held.calls.append(1)
+    held.count += 1
+    held.twice += 1
+    for thing in held, untouched:
+        thing.after_fork()
+    assert Held.dropped == [[1]]
+    assert held.lock is not lock
+    assert (held.calls, held.count, held.twice, held.given) == ([], 0, 6, 3)
+    assert (untouched.calls, untouched.count, untouched.given) == ([], 0, 4)
+
+
+def test_threads_that_come_at_once_share_what_is_made():
+    """Nobody holds another lock than the others."""
+    held, gate = Held(1), threading.Barrier(8)
+
+    def use():
+        gate.wait(30)
+        return held.lock
+
+    with ThreadPoolExecutor(8) as pool:
+        locks = {id(future.result(30)) for future in [pool.submit(use) for _ in range(8)]}
+    assert len(locks) == 1
+
+
 FORK = """
 import os
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe
 
-class Thing:
+class Thing(ForkSafe):
     def __init__(self, error=None):
         self.error, self.renewed = error, False
 
@@ -182,8 +228,6 @@ class Thing:
             raise self.error
 
 things = [Thing(), ERRORS, Thing()]
-for thing in things:
-    renew_after_fork(thing)
 child = os.fork()
 if not child:
     os._exit(0 if all(thing.renewed for thing in things) else 1)

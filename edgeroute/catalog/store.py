@@ -24,7 +24,7 @@ from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.journal import ProcessLock
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 
 SUFFIX = ACTIVE
 ENTRY = "entry.json"
@@ -32,17 +32,13 @@ TURN_S = 10.0
 """How long a change of what is active waits for another one, seconds."""
 
 
-class _Turn:
+class _Turn(ForkSafe):
     """The turn of one thread of all processes."""
+
+    _thread = per_process(threading.Lock)
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._lock = folder, ProcessLock(folder / name)
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        self._lock.leave()  # it stays with the parent, whose thread may have it
-        self._thread = threading.Lock()
 
     @contextmanager
     def taken(self, wait_s: float) -> Iterator[None]:

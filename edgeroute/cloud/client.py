@@ -16,8 +16,8 @@ from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import OURS, Address, Call, Reply
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.imports import imported
-from edgeroute.system.process import renew_after_fork
 from edgeroute.types import StopToken
 
 # What carries an endpoint's calls: connections of its own, an httpx client, or what the endpoint brings.
@@ -102,8 +102,10 @@ class _NotGiven:
 ABSENT = (404, 405, 501)
 
 
-class HttpClient:
+class HttpClient(ForkSafe):
     """Client of one endpoint, for threads and asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
 
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
@@ -113,12 +115,6 @@ class HttpClient:
         self._model = str(getattr(endpoint, "model", ""))
         self.keeps_time: bool = getattr(self.channels, "keeps_time", False)
         """Whether a call in threads ends by its instant, whatever the server does."""
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call the router
 
     def run(
         self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None

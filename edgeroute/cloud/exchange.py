@@ -23,7 +23,8 @@ from edgeroute.core.walk import new
 from edgeroute.core.words import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.system import process
-from edgeroute.system.process import json_loads, renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import json_loads
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -132,16 +133,10 @@ class Turn:
         self.rejection: Rejection | None = None
 
 
-class _WaitingThreads:
+class _WaitingThreads(ForkSafe):
     """The turns that threads of this process wait for: endpoints share their threads."""
 
-    def __init__(self) -> None:
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A child has none."""
-        self.turns: set[Turn] = set()
+    turns: set[Turn] = per_process(set)
 
 
 _threads = _WaitingThreads()

@@ -23,7 +23,8 @@ import grpc.aio
 from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
-from edgeroute.system.process import begin_on, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import begin_on
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1
@@ -55,7 +56,7 @@ EARLY_S = 0.05
 """By how much gRPC's time limit may come too early."""
 
 
-class Channels:
+class Channels(ForkSafe):
     """A channel to one address, for threads. Calls share its connection; cancelling one affects no other.
 
     Args:
@@ -63,19 +64,14 @@ class Channels:
         longest: bytes of a reply, at most.
     """
 
+    _channel: grpc.Channel | None = initially(None)  # a child does not close its parent's: that would need the parent's threads
+    _calls: dict[str, Any] = per_process(dict)
+    _first: dict[str, grpc.Channel] = per_process(dict)
+
     def __init__(self, address: Address, longest: int) -> None:
         self._address, self._longest = address, min(longest, LONGEST)
         self._replies = _Replies(address, self._longest)
-        self._channel: grpc.Channel | None = None
-        self._calls: dict[str, Any] = {}
         self._closed = False
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Drops the parent's channel, and does not close it: that would need the parent's threads."""
-        self._channel, self._calls = None, {}
-        self._first: dict[str, grpc.Channel] = {}
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Sends the call and returns the reply, by the instant `until`.
@@ -126,20 +122,16 @@ class Channels:
             self._channel.close()
 
 
-class AsyncChannels:
+class AsyncChannels(ForkSafe):
     """A channel to one address, for one event loop at a time."""
+
+    _channel: grpc.aio.Channel | None = initially(None)
+    _calls: dict[str, Any] = per_process(dict)
+    _loop: asyncio.AbstractEventLoop | None = initially(None)
 
     def __init__(self, address: Address, longest: int) -> None:
         self._address, self._longest = address, min(longest, LONGEST)
         self._replies = _Replies(address, self._longest)
-        self._channel: grpc.aio.Channel | None = None
-        self._calls: dict[str, Any] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """As `Channels`; the loop is the parent's as well."""
-        self._channel, self._loop, self._calls = None, None, {}
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Channels.send`; cancelling the task cancels the call."""

@@ -17,7 +17,8 @@ from edgeroute.core.policy import INF, Terms
 from edgeroute.core.words import Crowded, ErrorCode, HeldCode, Rejection, typed
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.copies import own_copy
-from edgeroute.system.process import contained, renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process, per_process_of
+from edgeroute.system.process import contained
 
 if TYPE_CHECKING:
     from edgeroute.stores.journal import Journal
@@ -43,7 +44,7 @@ class Watcher(Protocol):
         """The endpoint reports another load, as far as anything is decided by it."""
 
 
-class Guard:
+class Guard(ForkSafe):
     """Circuit breaker, rate limit and spending for one endpoint: an `Admission` with lock and clock.
 
     The lock is reentrant: a signal handler that calls the router may run while it is held.
@@ -64,7 +65,8 @@ class Guard:
         watcher: receives events.
     """
 
-    lock: AbstractContextManager[Any]
+    lock: AbstractContextManager[Any] = per_process(threading.RLock)
+    turns = per_process_of(lambda self: Turns(self.rules, self.lock))
 
     def __init__(
         self,
@@ -81,14 +83,11 @@ class Guard:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
         self.rules = Admission(terms, spending, careful=True)
-        self.after_fork()
-        renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A new lock for the child, which has no call in progress."""
-        self.lock = threading.RLock()
+        """A child has no call in progress."""
+        super().after_fork()
         self.rules.under_way.clear()
-        self.turns = Turns(self.rules, self.lock)
 
     def enter(
         self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None

@@ -18,7 +18,7 @@ from edgeroute.core.spending import Cost, Limits, Spending, up_against
 from edgeroute.core.words import HeldCode, Rejection
 from edgeroute.errors import StoreError
 from edgeroute.system import process
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 
 if TYPE_CHECKING:
     from edgeroute.stores.keyvalue import KeyValueStore
@@ -223,28 +223,26 @@ class SharedSpending:
         return self._account.scarce(self._limits)
 
 
-class _Account:
+class _Account(ForkSafe):
     """What is booked by all that share a state file, with its record. `Spending.limits` are the strictest of all of them."""
+
+    lock, _writing = per_process(threading.RLock), per_process(threading.RLock)
+    _name = per_process(lambda: PREFIX + os.urandom(6).hex())
+    """Of the record; a child has one of its own."""
+    _version, _written = initially(0), initially(0)
+    """Of the record: the latest, and the latest that is in the file."""
 
     def __init__(self, spending: Spending, store: KeyValueStore | None) -> None:
         self._spending, self.store = spending, store
         self.stored = store is not None
         self._earlier = None if store is None else EarlierSpending(spending, store)
         self._shares: WeakSet[SharedSpending] = WeakSet()
-        self._renew()
-        renew_after_fork(self)
-
-    def _renew(self) -> None:
-        self.lock, self._writing = threading.RLock(), threading.RLock()
-        self._name = PREFIX + os.urandom(6).hex()
-        self._version = self._written = 0
-        """Of the record: the latest, and the latest that is in the file."""
 
     def after_fork(self) -> None:
-        """New locks and a record of its own for the child; what is booked so far is in its parent's."""
+        """What is booked so far is in the parent's record."""
         if self._earlier is not None:
             self._earlier.known.add(self._name)
-        self._renew()
+        super().after_fork()
         self._spending.inherited()
 
     def join(self, share: SharedSpending) -> None:
@@ -320,18 +318,14 @@ class _Account:
             return self._spending.scarce(process.now(), limits)
 
 
-class _Accounts:
+class _Accounts(ForkSafe):
     """The accounts of all stores in use."""
+
+    _lock = per_process(threading.RLock)
 
     def __init__(self) -> None:
         self._by_store: WeakValueDictionary[int, _Account] = WeakValueDictionary()
         """By the store's id: an account holds its store, so while it lives no other has that."""
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A lock that no thread of the parent holds."""
-        self._lock = threading.RLock()
 
     def of(self, spending: Spending, store: KeyValueStore) -> _Account:
         """The store's account; a new one has this spending."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -73,12 +74,7 @@ class JavaOnnxModel(ModelFile):
             path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
         )
         self.threads = threads
-        self._forked = False
-
-    def after_fork(self) -> None:
-        """No Java runs in a child: its threads are not there."""
-        super().after_fork()
-        self._forked = True
+        self._pid = os.getpid()  # no Java runs in a child: its threads are not there
 
     @property
     def files(self) -> list[Path]:
@@ -91,7 +87,7 @@ class JavaOnnxModel(ModelFile):
         return {"runtime": "onnxruntime-java", "providers": ["CPUExecutionProvider"], "output": self.output}
 
     def _open(self) -> _Session:
-        if self._forked:
+        if os.getpid() != self._pid:
             raise ModelError(
                 f"{self.path}: this process was forked after its parent had begun Java, and cannot use it: spawn it instead"
             )

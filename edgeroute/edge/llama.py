@@ -24,8 +24,8 @@ from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.imports import imported
-from edgeroute.system.process import renew_after_fork
 from edgeroute.text.reply import Gathered, answer, failure
 from edgeroute.text.request import Chat, checked_score
 from edgeroute.types import StopToken
@@ -184,7 +184,7 @@ NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_trigge
 """Keys that llama.cpp's server sets for itself by the template, and trusts."""
 
 
-class LlamaModel:
+class LlamaModel(ForkSafe):
     """A language model in a .gguf file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
 
     It answers a text, messages (`[{"role": "user", "content": ...}]`), or a request in OpenAI's JSON (`{"messages": ..., "tools":
@@ -218,6 +218,9 @@ class LlamaModel:
     Raises:
         PolicyError: a value is none, or contradicts another.
     """
+
+    _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
+    _engine: Engine | None = initially(None, lambda engine: engine and engine.set_aside())
 
     closes_after_runs = True
     """A run holds what it began with."""
@@ -278,16 +281,6 @@ class LlamaModel:
             self.path, context or 0, slots, threads, -1 if gpu_layers is None else gpu_layers, batch, chat_template, verbose
         )
         self._runtime, self._expected = runtime, sha256 or self.card.sha256
-        self._lock = threading.RLock()  # a signal handler may run the model while it loads
-        self._engine: Engine | None = None
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """The parent's model has native threads that the child lacks: it is set aside, unused and never freed."""
-        self._lock = threading.RLock()
-        if self._engine is not None:
-            self._engine.set_aside()
-            self._engine = None
 
     @property
     def files(self) -> list[Path]:

@@ -19,8 +19,9 @@ import numpy as np
 
 from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.imports import imported, no_fork
-from edgeroute.system.process import alive, renew_after_fork
+from edgeroute.system.process import alive
 from edgeroute.text.reply import TOO_LONG, Gathered
 
 Heard = Callable[[Mapping[str, Any]], bool]
@@ -69,19 +70,15 @@ class Engine(Protocol):
         """Keeps it for ever, unused: in a forked child, whose native threads are missing."""
 
 
-class _Leaving:
+class _Leaving(ForkSafe):
     """Generations under way, which the interpreter's end waits for: native code that outlives it crashes the process."""
 
-    def __init__(self) -> None:
-        self.after_fork()
-        renew_after_fork(self)
-        atexit.register(self.stop)
+    now, _count = initially(False), initially(0)
+    engines: WeakSet[XLlama] = per_process(WeakSet)
+    _ended = per_process(threading.Condition)
 
-    def after_fork(self) -> None:
-        """A child has none."""
-        self.now = False
-        self.engines: WeakSet[XLlama] = WeakSet()
-        self._count, self._ended = 0, threading.Condition()
+    def __init__(self) -> None:
+        atexit.register(self.stop)
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:

@@ -19,13 +19,13 @@ from edgeroute.edge.inputs import Inputs, unsaid
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
 
 SET_ASIDE: list[Any] = []
 
 
-class ModelFile(ABC):
+class ModelFile(ForkSafe, ABC):
     """A model file with its card, loaded at the first run. A runtime opens it and executes tensors; the rest is here.
 
     Args:
@@ -38,6 +38,9 @@ class ModelFile(ABC):
         score: for this model, in place of the router's; None: the card's, if it names one.
         none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
     """
+
+    _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
+    _session: Any = initially(None, SET_ASIDE.append)
 
     closes_after_runs = True
     """A run holds the session that it began with: closing frees it after the last."""
@@ -68,18 +71,8 @@ class ModelFile(ABC):
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._expected = sha256 or self.card.sha256
-        self._lock = threading.RLock()  # a signal handler may run the model while it loads
-        self._session: Any = None
         self._names: list[str] = []
         self._plan = Inputs(Card(), (), ())
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """The parent's session has threads that the child lacks: it is set aside, unused and never freed."""
-        self._lock = threading.RLock()
-        if self._session is not None:
-            SET_ASIDE.append(self._session)
-            self._session = None
 
     @property
     def files(self) -> list[Path]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.members import member, named
 from edgeroute.errors import ModelError
-from edgeroute.system.process import Shared, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import Shared
 from edgeroute.types import EdgeModel, StopToken
 
 if TYPE_CHECKING:
@@ -21,27 +22,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 
 
-class Runs:
+class Runs(ForkSafe):
     """The runs of one model, of all routers that have it.
 
     Args:
         model: its `parallel` says how many may go at a time; its `close` is called after the last one.
     """
 
+    _free = per_process(threading.Condition)  # on a lock that its owner may take again: a signal handler may run the model
+    _count, _closing = initially(0), initially(False)
+    _freeing = initially(False)
+    """Whether it is being closed: until it is, no run begins."""
+    _threads: Counter[int] = per_process(Counter)
+    _tasks: deque[asyncio.Future[None]] = per_process(deque)
+
     def __init__(self, model: EdgeModel) -> None:
         self._model, self._close = model, member(model, "close")
         self._most: float = member(model, "parallel") or inf
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A child has none of its parent's runs."""
-        self._free = threading.Condition()  # on a lock that its owner may take again: a signal handler may run the model
-        self._count, self._closing = 0, False
-        self._freeing = False
-        """Whether it is being closed: until it is, no run begins."""
-        self._threads: Counter[int] = Counter()
-        self._tasks: deque[asyncio.Future[None]] = deque()
 
     def counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, of an input and a stop token, counted."""

@@ -19,7 +19,8 @@ from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.http.reading import Malformed, Reading
 from edgeroute.http.resolver import RESOLVER, SocketAddress
 from edgeroute.http.wire import KEEP_S, RECORD, Line, Steps, Wire
-from edgeroute.system.process import limited, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import limited
 
 # Sockets of one connection for asyncio.
 
@@ -200,25 +201,19 @@ FREE_READS = 4
 """Reads of a reply without a pause for the event loop's other tasks."""
 
 
-class AsyncConnections:
+class AsyncConnections(ForkSafe):
     """Keep-alive connections to one address, for one event loop at a time.
 
     Each call has a connection to itself, as in threads: cancelling it closes that connection, and affects no other.
     """
 
+    _idle: list[_Connection] = per_process(list)
+    _all: weakref.WeakSet[_Connection] = per_process(weakref.WeakSet, lambda parents: _abandon(list(parents)))
+    _loop: asyncio.AbstractEventLoop | None = initially(None)
+
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
-        self._idle: list[_Connection] = []
-        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """As `Connections`; the loop is the parent's as well."""
-        self._idle, self._loop = [], None
-        for channel in list(self._all):
-            channel.sockets.abandon()
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Connections.send`; cancelling the task cancels the call."""
@@ -286,6 +281,11 @@ class AsyncConnections:
                 self._loop.call_soon_threadsafe(self._close_idle)
         else:
             self._close_idle()
+
+
+def _abandon(connections: list[_Connection]) -> None:
+    for connection in connections:
+        connection.sockets.abandon()
 
 
 class AsyncResponse:

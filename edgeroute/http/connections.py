@@ -24,7 +24,7 @@ from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.http.reading import Malformed, Reading
 from edgeroute.http.resolver import RESOLVER, SocketAddress
 from edgeroute.http.wire import KEEP_S, RECORD, Line, Steps, Wire
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process, per_process_of
 from edgeroute.types import StopToken
 
 # Sockets of one connection: opened within the time limit, shut down from another thread, always closed.
@@ -223,29 +223,23 @@ def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
 T = TypeVar("T")
 
 
-class Connections:
+class Connections(ForkSafe):
     """Keep-alive connections to one address, for threads.
 
     Each call has a connection to itself: it can be cancelled, by shutting its socket down, without affecting others. There is
     no lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
+    _all: weakref.WeakSet[_Connection] = per_process(weakref.WeakSet, lambda parents: _close_all([*parents]))
+    """A child closes its parent's connections: closing its copies sends nothing, and leaves the parent's open."""
+    _idle: list[_Connection] = per_process_of(lambda self: _closed_at_end(self), list.clear)  # noqa: PLW0108 - it is defined below
+
     keeps_time = True
     """`send` ends by its instant, whatever the server does."""
 
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
-        self._idle: list[_Connection] = []
-        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._closed = False
-        weakref.finalize(self, _close_all, self._idle)  # a router that is dropped unclosed leaks no socket
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Drops the parent's connections: closing the child's copies sends nothing, and leaves the parent's open."""
-        self._idle.clear()
-        for channel in list(self._all):
-            channel.close()
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Sends the call and returns the reply, by the instant `until`.
@@ -310,6 +304,13 @@ class Connections:
         """Closes idle connections now, and those in use when they become idle."""
         self._closed = True
         _close_all(self._idle)
+
+
+def _closed_at_end(connections: Connections) -> list[_Connection]:
+    """Return a list whose connections are closed as these are dropped: a router that is dropped unclosed leaks no socket."""
+    idle: list[_Connection] = []
+    weakref.finalize(connections, _close_all, idle)
+    return idle
 
 
 def _close_all(idle: list[_Connection]) -> None:

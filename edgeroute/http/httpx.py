@@ -20,8 +20,9 @@ from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, RuntimeMissing, TimedOut, Unreachable
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.http.wire import context_for, is_tls
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.imports import imported
-from edgeroute.system.process import begin_on, limited, renew_after_fork
+from edgeroute.system.process import begin_on, limited
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
@@ -29,23 +30,20 @@ MOST_KEPT = 10
 """After so many in a row that were closed it is a fault of the server: it does not answer."""
 
 
-class Carrier:
-    """What the carriers for threads and asyncio share: requests, the rules for replies, the errors."""
+class Carrier(ForkSafe):
+    """Base of the carriers for threads and asyncio: requests, the rules for replies, the errors."""
+
+    own: Any = initially(None)
+    """A client of ours, in place of one that the application gave."""
+    _first: dict[str, Any] = per_process(dict)
+    _using: set[object] = per_process(set)
+    """Calls that are under way with it."""
 
     def __init__(self, address: Address, client: Any) -> None:
         self.address, self.given = address, client
         self._met = False
         self._kept = 0
         """About how many connections may have been kept: so many may be found closed."""
-        renew_after_fork(self)
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """A client of ours is the parent's; a given one is the application's."""
-        self.own: Any = None
-        self._first: dict[str, Any] = {}
-        self._using: set[object] = set()
-        """Calls that are under way with it."""
 
     def made(self, kind: str) -> Any:
         """A client of ours: by the environment's proxies, without redirects."""

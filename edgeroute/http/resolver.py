@@ -16,7 +16,7 @@ from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 
 MOST = 16
 """Maximum concurrent look-ups in this process; beyond it, one of another name fails at once."""
@@ -98,18 +98,12 @@ class Lookup:
             self._wakes.remove(wake)
 
 
-class Resolver:
+class Resolver(ForkSafe):
     """Starts look-ups, or joins those in progress."""
 
-    def __init__(self) -> None:
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Starts empty: a child has none of its parent's threads."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call the router
-        self._running: list[Lookup] = []
-        self._found: dict[tuple[str, int], tuple[float, list[SocketAddress]]] = {}
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
+    _running: list[Lookup] = per_process(list)
+    _found: dict[tuple[str, int], tuple[float, list[SocketAddress]]] = per_process(dict)
 
     def find(self, host: str, port: int) -> Lookup:
         """The look-up of a name, to wait for; that of a numeric address is done at once.

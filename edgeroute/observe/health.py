@@ -9,7 +9,8 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from edgeroute.system.process import LINUX, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import LINUX
 
 if TYPE_CHECKING:
     from edgeroute.cloud.guard import Guard
@@ -20,7 +21,7 @@ NEWS_S = 30.0
 """Seconds after this device's link came up within which an endpoint's recovery counts as caused by the link."""
 
 
-class EndpointHealth:
+class EndpointHealth(ForkSafe):
     """Receiver of the guards' events (breaker opened, probe due, breaker closed), which starts probes and the network monitor.
 
     Args:
@@ -31,6 +32,9 @@ class EndpointHealth:
         loaded: called when the load that an endpoint reports changes the share of requests that the edge answers.
         stays_home: returns a true value while nothing may leave the device by itself.
     """
+
+    _lock = per_process(threading.RLock)
+    _watch: NetworkMonitor | None = initially(None)
 
     def __init__(
         self,
@@ -48,13 +52,6 @@ class EndpointHealth:
         self._closed = False
         self._linked_at = -inf
         """Monotonic instant at which this device's link last came up, as far as observed."""
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Forget the parent's network monitor in a forked child, which starts a new one when needed."""
-        self._lock = threading.RLock()
-        self._watch: NetworkMonitor | None = None
 
     def opened(self, guard: Guard) -> None:
         """Log and report that a breaker opened, and start the network monitor if none runs."""

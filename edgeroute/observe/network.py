@@ -13,7 +13,7 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 
 log = logging.getLogger("edgeroute")
 QUIET_S = 0.05
@@ -30,7 +30,7 @@ _LOOPBACK, _LOWER_UP = 0x8, 0x10000
 _SCOPE_LINK, _UNICAST, _TABLE_LOCAL = 253, 1, 255
 
 
-class NetworkMonitor:
+class NetworkMonitor(ForkSafe):
     """Thread that calls `on_up()` when a link, an address or a route comes up; not for those already up at the start.
 
     A carrier (cable plugged in, Wi-Fi associated) counts at once; its address then causes another call, and so may a renewed
@@ -44,19 +44,14 @@ class NetworkMonitor:
             sandboxes) or without a thread.
     """
 
+    works = initially(False)
+    _lock = per_process(threading.Lock)
+    _thread: threading.Thread | None = initially(None)
+    _sockets: tuple[socket.socket, ...] = initially((), lambda inherited: _close(*inherited))
+
     def __init__(self, on_up: Callable[[], None]) -> None:
         self._on_up = on_up
         self._sockets: tuple[socket.socket, ...] = ()
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Close the inherited sockets in a forked child, which lacks the thread; `start()` may be called there."""
-        for inherited in self._sockets:
-            inherited.close()
-        self.works, self._sockets = False, ()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread, unless it runs.
@@ -91,6 +86,11 @@ class NetworkMonitor:
                 stop.shutdown(socket.SHUT_RDWR)  # close() alone does not wake the thread while a forked child holds the socket
         if thread is not threading.current_thread():
             thread.join()
+
+
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        one.close()
 
 
 def listen() -> socket.socket | None:

@@ -18,7 +18,8 @@ from edgeroute.core.spending import Cost
 from edgeroute.core.walk import Outcome
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import ALONE, Counts
-from edgeroute.system.process import LINUX, contained, now, renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process, per_process_of
+from edgeroute.system.process import LINUX, contained, now
 from edgeroute.types import Backend
 
 # Energy of a call of each target: edges' fitted from the device's power, clouds' from their prices.
@@ -143,7 +144,7 @@ READS_S = 10.0
 log = logging.getLogger("edgeroute")
 
 
-class Observer:
+class Observer(ForkSafe):
     """Current facts of one router, its device rules, and the reading that they go by.
 
     Args:
@@ -162,6 +163,9 @@ class Observer:
         reads_at: monotonic instant from which the sensors are due; inf: they are not used, or are being read.
     """
 
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+    reads_at: float = per_process_of(lambda self: -INF if self.wanted else INF)
+
     def __init__(
         self,
         counts: Counts,
@@ -179,13 +183,6 @@ class Observer:
         self.facts, self.reading = Facts(), Reading()
         self.read_at: float | None = None
         self.reads_at = self.eases_at = INF
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child, and make the sensors due at its first request."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
-        self.reads_at = -INF if self.wanted else INF
 
     @property
     def wanted(self) -> bool:

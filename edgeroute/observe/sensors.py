@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from edgeroute.core.rules import Reading
 from edgeroute.errors import PolicyError
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.threads import ThreadPool
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ KERNELS = frozenset({"linux", "android"})
 """Values of `sys.platform` with sysfs and procfs."""
 
 
-class DeviceSensors:
+class DeviceSensors(ForkSafe):
     """Sensors of this device; an instance may be given to a router as `sensors=`.
 
     Calling it returns a `Reading`, and never raises.
@@ -57,6 +57,8 @@ class DeviceSensors:
     Raises:
         PolicyError: `every_s` is out of its range.
     """
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
 
     def __init__(
         self, root: str | Path = "/", *, run: Run | None = None, every_s: float = EVERY_S, fresh_s: float = FRESH_S
@@ -92,12 +94,6 @@ class DeviceSensors:
         self._thermal, self._throttling = Thermal(files), Throttling(files, self.commands)
         self._details: dict[str, Measurement] = {}
         self._reading = Reading()
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call the router
 
     def __call__(self) -> Reading:
         """Read the sensors, in some tenths of a millisecond, or return the last reading if it is fresh.
@@ -193,26 +189,21 @@ class Router(Protocol):
         """Read the sensors, and set the instant of the next reading."""
 
 
-class Sampler:
+class Sampler(ForkSafe):
     """Thread that starts the readings of all routers whose policy uses sensors, and a few threads that read.
 
     The thread ends when no router uses sensors. Routers are referred to weakly. The device's sensors are read once for all
     routers that are due together.
     """
 
-    def __init__(self) -> None:
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Forget all routers and threads in a forked child, where a router's first request starts the reading again."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may make or close a router
-        self._routers: WeakSet[Router] = WeakSet()
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._next = inf
-        """Monotonic instant at which the thread looks again; inf while it does."""
-        self._threads = ThreadPool("edgeroute-sensors", MOST)
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may make or close a router
+    _routers: WeakSet[Router] = per_process(WeakSet)
+    """Empty in a forked child, where a router's first request starts the reading again."""
+    _thread: threading.Thread | None = initially(None)
+    _wake = per_process(threading.Event)
+    _next = initially(inf)
+    """Monotonic instant at which the thread looks again; inf while it does."""
+    _threads = per_process(lambda: ThreadPool("edgeroute-sensors", MOST))
 
     def __len__(self) -> int:
         """Number of routers whose sensors are read."""

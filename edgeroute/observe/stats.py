@@ -14,7 +14,7 @@ from edgeroute.core.rules import Reading
 from edgeroute.core.spending import Cost, Limits
 from edgeroute.core.walk import Left, Mark, Outcome, judged
 from edgeroute.core.words import UNFIT
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 
 __all__ = ["ArmStats", "CloudArmStats", "Counts", "Part", "Stats"]
 
@@ -299,8 +299,10 @@ class _Leg:
         self.busy_s += seconds
 
 
-class Counts:
+class Counts(ForkSafe):
     """Thread-safe counters behind `Stats`."""
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
@@ -310,12 +312,6 @@ class Counts:
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
         """Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch."""
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
 
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
         """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.

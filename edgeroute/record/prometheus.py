@@ -12,7 +12,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.stats import Stats, Status
 from edgeroute.record.instruments import Instruments
 from edgeroute.record.tally import Histogram, Tallied, Tally
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 
 __all__ = ["Exposition", "Prometheus", "metrics"]
 
@@ -304,17 +304,13 @@ def _encodable(name: Any) -> bool:
     return isinstance(name, str)
 
 
-class _Collector:
+class _Collector(ForkSafe):
     """Has the metrics of all routers of one registry made at each scrape: none is made at a call."""
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
 
     def __init__(self) -> None:
         self._members: WeakSet[Prometheus] = WeakSet()
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
 
     def join(self, member: Prometheus) -> None:
         """From now on it is scraped, until it is closed or gone."""

@@ -15,7 +15,7 @@ from edgeroute.core.walk import new
 from edgeroute.core.words import Failure
 from edgeroute.observe.stats import Status
 from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histograms' buckets, seconds."""
@@ -79,11 +79,13 @@ class Tallied(NamedTuple):
     """What became of requests for the outbox -> how many; `alarm`: alarms of drift."""
 
 
-class Tally(Instrument):
+class Tally(ForkSafe, Instrument):
     """Counts what a router does. Takes some microseconds of a call, no lock on its way, and bounded memory.
 
     Of inputs, values and texts it takes nothing.
     """
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
 
     def __init__(self) -> None:
         self._new = deque[tuple[Kind, float, tuple[Took, ...]]](maxlen=WAITING)
@@ -101,12 +103,6 @@ class Tally(Instrument):
         self._events: Counter[str] = Counter()
         self.status: Callable[[], Status | None] = _unknown
         """Returns the router's status; None: there is none now."""
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
 
     def opened(self, status: Callable[[], Status | None]) -> None:
         """Takes the router's status from there."""

@@ -34,8 +34,8 @@ from edgeroute.router.plans import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.stages import Proceed, Result, Steps, walked
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.logs import quietly
-from edgeroute.system.process import renew_after_fork
 from edgeroute.system.threads import ThreadPool
 from edgeroute.types import Answer
 
@@ -201,7 +201,7 @@ MOST_PLANS = 1000
 """Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
 
 
-class Engine:
+class Engine(ForkSafe):
     """The parts of one router, and the handling of a request before and after its walk. Made by `assemble`.
 
     Attributes:
@@ -233,6 +233,10 @@ class Engine:
     steps: Proceed
     auditing: Callable[[Snapshot, Audit | None], None]
     rebuild: Callable[..., Snapshot]
+    name = per_process(
+        lambda: os.urandom(6).hex()
+    )  # a child's requests have other ids: to an endpoint an id is the idempotency key
+    refreshing, replacing = per_process(threading.RLock), per_process(threading.RLock)
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
@@ -254,18 +258,11 @@ class Engine:
         """Reports a request's end to the instruments; None: there are none."""
         self.audited = 0.0
         """Share of requests audited, 0..1."""
-        self.name, self.numbers = os.urandom(6).hex(), count(1)
-        self.refreshing, self.replacing = threading.RLock(), threading.RLock()
+        self.numbers = count(1)
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
         self.served = ""
         """What the clouds' servers had said of their models at the last one."""
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """New ids for the child's requests: to an endpoint an id is the idempotency key."""
-        self.name = os.urandom(6).hex()
-        self.refreshing, self.replacing = threading.RLock(), threading.RLock()
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,

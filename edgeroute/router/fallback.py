@@ -19,7 +19,8 @@ from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
 from edgeroute.router.stages import Block, Result, Steps
 from edgeroute.system import process
-from edgeroute.system.process import contained, renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import contained
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
     return error
 
 
-class LateReplies:
+class LateReplies(ForkSafe):
     """Handles cloud replies after the deadline: for the cache, the outbox and `on_late` functions.
 
     Args:
@@ -240,17 +241,13 @@ class LateReplies:
         note: counts `late`.
     """
 
+    _storing = per_process(threading.RLock)
+    """Held while a reply is stored, so that none is after `close`, which would open the files again."""
+
     def __init__(self, parts: Parts, submit: Submit, note: Callable[[str, str], object]) -> None:
         self._parts, self._submit, self._note = parts, submit, note
         self._functions: list[Callable[[Late], object]] = []
         self._closed = False
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._storing = threading.RLock()
-        """Held while a reply is stored, so that none is after `close`, which would open the files again."""
 
     @property
     def wanted(self) -> bool:

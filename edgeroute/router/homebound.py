@@ -18,7 +18,8 @@ from unicodedata import normalize
 from edgeroute.core.egress import Denied, Rules, permit
 from edgeroute.core.policy import Mode
 from edgeroute.stores.journal import ProcessLock
-from edgeroute.system.process import now, renew_after_fork, replace_file
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import now, replace_file
 
 # Conversations as inputs: their turns, and the digests by which a later call with the same turns is recognised.
 
@@ -154,7 +155,7 @@ _LINE = re.compile(r"([0-9a-f]{32}) ([0-9]{1,6})")
 _KEY = re.compile(r"key ([0-9a-f]{64})\n")
 
 
-class Digests:
+class Digests(ForkSafe):
     """Digests of 16 bytes under a key of its own, shared by processes through the file: lines of `DIGEST DAY` after the key's.
 
     A file that cannot be read makes `blind` say so: nothing is known then of what was remembered. One that cannot be written is
@@ -163,6 +164,8 @@ class Digests:
     Args:
         path: of the file; None: in memory only.
     """
+
+    _lock = per_process(threading.RLock)
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -173,13 +176,7 @@ class Digests:
         """Those that are remembered here, and not in the file."""
         self._told = False
         self.blind = ""
-        self.after_fork()
-        renew_after_fork(self)
         self._refresh()
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.RLock()
 
     def digest(self, text: bytes) -> bytes:
         """The digest, 16 bytes."""

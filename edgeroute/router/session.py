@@ -12,7 +12,7 @@ from edgeroute.edge.backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.stages import Shown
 from edgeroute.router.streams import AsyncStream, Last, Stream
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -21,24 +21,20 @@ if TYPE_CHECKING:
 _END: Any = object()
 
 
-class States:
+class States(ForkSafe):
     """States of one stream between its calls, one for each model. Base of both sessions.
 
     Args:
         router: answers the calls.
     """
 
+    _running: dict[None, Turn] = per_process(dict)
+
     def __init__(self, router: Any) -> None:
         self._router = router
         self._states: dict[object, Any] = {}
         self._id = os.urandom(8).hex()
         self._closed = False
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Forgets the parent's call under way, and keeps a copy of the states."""
-        self._running: dict[None, Turn] = {}
 
     def reset(self) -> None:
         """Drops the states: the next call begins anew, as after a gap in the stream."""

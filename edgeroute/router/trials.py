@@ -19,7 +19,8 @@ from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.edge.backend import TURN
 from edgeroute.observe.stats import ArmStats, CloudArmStats, Part
-from edgeroute.system.process import contained, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import contained
 from edgeroute.trials.audit import same
 from edgeroute.trials.settings import AB, B, CloudArms
 from edgeroute.types import Spent
@@ -43,7 +44,7 @@ EDGE_WORDS = {
 }
 
 
-class Arms:
+class Arms(ForkSafe):
     """The arms of a router, and what came of them.
 
     Args:
@@ -56,6 +57,8 @@ class Arms:
         stopped: why no request gets B any more; empty: some do.
     """
 
+    _lock = per_process(threading.Lock)
+
     def __init__(
         self, ab: AB, models: tuple[str, str], alarm: Callable[[str, str], object], dumped: Mapping[str, Any] | None = None
     ) -> None:
@@ -67,8 +70,6 @@ class Arms:
         self._below = int(ab.share * 2**64)
         self._fixed = None if ab.device is None else self._is_b(ab.device)
         self._failed = False
-        self.after_fork()
-        renew_after_fork(self)
         if isinstance(dumped, Mapping) and dumped.get("of") == self._of():
             try:
                 self._load(dumped)
@@ -105,10 +106,6 @@ class Arms:
         for name, test in self._tests.items():
             test.load(dumped["tests"][name])
         self._tallies, self.stopped = (a, b), str(dumped["stopped"])
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.Lock()
 
     def _is_b(self, key: object) -> bool:
         digest = sha256(f"{self.ab.salt}\0{key}".encode("utf-8", "surrogatepass")).digest()
@@ -363,7 +360,7 @@ class Calls(Protocol):
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
 
 
-class Trials:
+class Trials(ForkSafe):
     """The arms of a router's cloud, and what came of them.
 
     Args:
@@ -374,6 +371,9 @@ class Trials:
         identities: of the endpoints, in order: what came of another one that had its name is not counted for it.
         dumped: what came of them in earlier runs, if it was of these settings.
     """
+
+    _lock = per_process(threading.Lock)
+    _shadows = initially(0)
 
     def __init__(
         self,
@@ -396,17 +396,11 @@ class Trials:
         """Arm -> why it gets no request any more."""
         self._failed = self._incomparable = False
         self._fixed = None if arms.device is None else self._at(arms.device)
-        self.after_fork()
-        renew_after_fork(self)
         if isinstance(dumped, Mapping) and dumped.get("of") == self._of():
             try:
                 self._load(dumped)
             except (KeyError, TypeError, ValueError) as e:
                 log.warning("what came of the cloud's arms before cannot be read, and begins anew: %r", e)
-
-    def after_fork(self) -> None:
-        """A new lock for the child, which has no call in shadow."""
-        self._lock, self._shadows = threading.Lock(), 0
 
     def _of(self) -> list[Any]:
         """What the sums are about; equal after it was read from JSON."""

@@ -14,7 +14,8 @@ from time import monotonic, sleep
 from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
-from edgeroute.system.process import json_dumps, json_loads, plain, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import json_dumps, json_loads, plain
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
 
@@ -62,16 +63,17 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    class ProcessLock:
+    class ProcessLock(ForkSafe):
         """Lock that one process has at a time; the kernel releases it when that process ends, `kill -9` included.
 
         Args:
             path: path of the lock file; it is created, with its folder.
         """
 
+        _fd: int | None = initially(None, lambda fd: None if fd is None else os.close(fd))
+
         def __init__(self, path: Path) -> None:
             self.path = path
-            self._fd: int | None = None
 
         @property
         def held(self) -> bool:
@@ -120,7 +122,7 @@ WAIT_S = 5.0
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would write CR LF
 
 
-class Journal:
+class Journal(ForkSafe):
     """Append-only file of JSON records; a full file is rotated to `path.1`, that one to `path.2`, and so on.
 
     The file is opened at the first record. An appended line survives the end of the process. There is no fsync: a power cut may
@@ -136,6 +138,8 @@ class Journal:
         keep: number of rotated files retained, 1 or more; older ones are deleted.
     """
 
+    _lock = per_process(threading.RLock)
+
     def __init__(self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4) -> None:
         self.path = Path(path)
         self._text = str(path)
@@ -144,12 +148,6 @@ class Journal:
         self._fd: int | None = None
         self._file = (0, 0)
         self._turn = ProcessLock(self.path.with_name(self.path.name + ".lock")) if sys.platform == "win32" else None
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock. The inherited descriptor stays in use: O_APPEND needs no position of its own."""
-        self._lock = threading.RLock()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record as a line, with one write, so that lines of processes never interleave; rotate full files first.

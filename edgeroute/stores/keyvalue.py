@@ -14,7 +14,8 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.sqlite import Database
-from edgeroute.system.process import now, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import now
 
 log = logging.getLogger("edgeroute")
 DELAY_S = 1.0
@@ -23,7 +24,7 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NO
 _MATCH = "substr(name, 1, ?) = ?"
 
 
-class KeyValueStore:
+class KeyValueStore(ForkSafe):
     """JSON values by name, in a file shared by processes. The last writer of a name wins.
 
     Disk errors are never raised, except by `rows`: each distinct error is logged once, and values stay in memory meanwhile. A
@@ -33,6 +34,9 @@ class KeyValueStore:
         path: path of the file; None: values are in memory only.
     """
 
+    _lock, _closing = per_process(threading.RLock), per_process(threading.Event)
+    _thread: threading.Thread | None = initially(None)
+
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._database = None if path is None else Database(path, _SCHEMA, durable=True, lenient=True)
@@ -41,17 +45,10 @@ class KeyValueStore:
         self._logged: set[str] = set()
         self._closed = False
         self._users: WeakSet[object] = WeakSet()
-        self._renew()
-        renew_after_fork(self)
-
-    def _renew(self) -> None:
-        """Create the locks, and forget the writer thread."""
-        self._lock, self._closing = threading.RLock(), threading.Event()
-        self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
-        """Reset the child's locks and thread, and drop unwritten values: the parent writes them."""
-        self._renew()
+        """Drop unwritten values too: the parent writes them."""
+        super().after_fork()
         if self._database is not None:
             self._fresh = {}
 
@@ -208,17 +205,13 @@ class KeyValueStore:
             log.warning("state that should survive a restart cannot be written or read: %s", text)
 
 
-class _Shared:
+class _Shared(ForkSafe):
     """Registry of the stores of `KeyValueStore.shared`, by real path."""
+
+    lock = per_process(threading.RLock)
 
     def __init__(self) -> None:
         self.stores: WeakValueDictionary[str, KeyValueStore] = WeakValueDictionary()
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock by one that no thread of the parent holds."""
-        self.lock = threading.RLock()
 
 
 _shared = _Shared()

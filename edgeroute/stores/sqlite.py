@@ -15,7 +15,8 @@ from time import monotonic, sleep
 from weakref import WeakSet, finalize
 
 from edgeroute.errors import StoreError
-from edgeroute.system.process import alive, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.process import alive
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
@@ -31,7 +32,7 @@ _parents: list[sqlite3.Connection | None] = []
 """Connections inherited through fork, kept referenced: SQLite forbids a child even to close them."""
 
 
-class Database:
+class Database(ForkSafe):
     """One SQLite file, opened or created at the first transaction.
 
     Args:
@@ -43,6 +44,14 @@ class Database:
         latest: name of the newest table or index of the schema; a file without it gets the schema again. None: never again.
         lenient: if True, text that is not valid UTF-8 is read as lone surrogates; if False, reading it is an error.
     """
+
+    _lock, _reads = per_process(threading.RLock), per_process(threading.RLock)
+    _connection: sqlite3.Connection | None = initially(None, _parents.append)
+    _reader: sqlite3.Connection | None = initially(None, _parents.append)
+    _closes, _begun_after = initially(0), initially(0)
+    """How often `close` has made waiting transactions fail, and that number when the current transaction began."""
+    _opened: set[sqlite3.Connection] = per_process_of(lambda self: _closed_at_end(self), set.clear)  # noqa: PLW0108 - defined below
+    """Connections to close. A finaliser holds this set too, so that an object dropped without `close` leaves none open."""
 
     def __init__(
         self,
@@ -58,18 +67,8 @@ class Database:
         self.path, self._busy_s, self._latest, self._lenient = path, busy_s, latest, lenient
         self._version, self._durable = version, durable
         self._create_script = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
-        self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._lock = threading.RLock()
-        self._closes = self._begun_after = 0
-        """How often `close` has made waiting transactions fail, and that number when the current transaction began."""
-        self._reader: sqlite3.Connection | None = None
         self._read_file: tuple[int, int] | None = None
-        self._reads = threading.RLock()
-        self._opened: set[sqlite3.Connection] = set()
-        """Connections to close. The finaliser holds this set too, so that an object dropped without `close` leaves none open."""
-        finalize(self, _close_each, self._opened).atexit = False
-        renew_after_fork(self)
         _databases.add(self)
 
     def before_fork(self) -> bool:
@@ -92,14 +91,6 @@ class Database:
         """Release the locks that `before_fork` took."""
         self._reads.release()
         self._lock.release()
-
-    def after_fork(self) -> None:
-        """Reset the child: new locks, no connections. The parent's connections stay open and are never used."""
-        _parents.extend((self._connection, self._reader))
-        self._opened.clear()
-        self._connection, self._lock = None, threading.RLock()
-        self._closes = self._begun_after = 0
-        self._reader, self._reads = None, threading.RLock()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -303,6 +294,13 @@ class Database:
             self._drop()
         finally:
             self._lock.release()
+
+
+def _closed_at_end(database: Database) -> set[sqlite3.Connection]:
+    """Return a set whose connections are closed as the database is dropped."""
+    opened: set[sqlite3.Connection] = set()
+    finalize(database, _close_each, opened).atexit = False
+    return opened
 
 
 def _close_each(connections: Iterable[sqlite3.Connection]) -> None:

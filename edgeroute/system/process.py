@@ -13,10 +13,11 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from math import inf, isfinite
 from pathlib import Path
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.words import told, typed
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.logs import Failures
 
 if TYPE_CHECKING:
@@ -130,38 +131,6 @@ def plain(value: Any) -> Any:
     return str(value) if type(listed) is type(value) else plain(listed)
 
 
-class _Forkable(Protocol):
-    """Object that takes part in `renew_after_fork`."""
-
-    def after_fork(self) -> None: ...
-
-
-_known: WeakSet[_Forkable] = WeakSet()
-"""Objects that are called in a forked child."""
-
-
-def renew_after_fork(thing: _Forkable) -> None:
-    """Register an object, so that its `after_fork()` is called in every forked child. The reference is weak."""
-    _known.add(thing)
-
-
-def _in_child() -> None:
-    """Call `after_fork` of all registered objects, and raise the first exception only after all were called."""
-    wrong: list[Exception] = []
-    for thing in list(_known):
-        try:
-            thing.after_fork()
-        except Exception as e:  # noqa: BLE001, PERF203 - whatever it is, the others are renewed first
-            if not isinstance(e, AttributeError):  # else half constructed, by a thread that the child lacks: nobody will use it
-                wrong.append(e)
-    if wrong:
-        raise wrong[0]  # Python prints it, and the child goes on
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
 def alive(things: WeakSet[T]) -> list[T]:
     """Return the objects of a WeakSet as a list, also while other threads add to it, which makes plain iteration fail."""
     while True:
@@ -171,21 +140,17 @@ def alive(things: WeakSet[T]) -> list[T]:
             continue
 
 
-class Shared(Generic[K, T]):
+class Shared(ForkSafe, Generic[K, T]):
     """Objects by key that live while somebody refers to them, so that users of the same key share one object.
 
     The registry refers to them weakly. `setdefault` of a plain `WeakValueDictionary` may return a different object to each of two
     threads.
     """
 
+    _lock = per_process(threading.RLock)
+
     def __init__(self) -> None:
         self._held: WeakValueDictionary[K, T] = WeakValueDictionary()
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child, as a thread of the parent may have held it."""
-        self._lock = threading.RLock()
 
     def get(self, key: K) -> T | None:
         """Return the object of the key; None: there is none, or nobody refers to it any more."""
@@ -201,22 +166,18 @@ class Shared(Generic[K, T]):
         self._held[key] = thing
 
 
-class AbandonedRuns:
+class AbandonedRuns(ForkSafe):
     """Set of a target's abandoned runs, which were cancelled and are still running. Lock-free: adding and discarding are atomic.
 
     Args:
         most: number of abandoned runs at which the target counts as busy.
     """
 
+    stopping: set[object] = per_process(set)
+
     def __init__(self, most: int) -> None:
-        self.stopping: set[object] = set()
         self.max_abandoned = most
         self.failures = Failures()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Forget the runs in a forked child, which has none of its parent's threads."""
-        self.stopping = set()
 
     @property
     def abandoned(self) -> int:

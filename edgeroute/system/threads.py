@@ -13,7 +13,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
-from edgeroute.system.process import alive, pooled, renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import alive, pooled
 
 log = logging.getLogger("edgeroute")
 Job = Callable[[], object]
@@ -33,7 +34,7 @@ def _nothing() -> None:
     """Job without effect, which only makes an idle thread look at the queue."""
 
 
-class ThreadPool:
+class ThreadPool(ForkSafe):
     """Pool of daemon threads, up to a limit, which are started as needed and end when idle.
 
     A job goes to an idle thread, or to a new one. `submit` never queues a job behind another, so no job can wait for a job that
@@ -48,20 +49,16 @@ class ThreadPool:
         native: the jobs run native code, such as models: Python's exit waits for them, up to `EXIT_S`.
     """
 
+    _idle: dict[SimpleQueue[Job | None], None] = per_process(dict)
+    """Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic."""
+    _threads: set[threading.Thread] = per_process(set)
+    _waiting: deque[Job] = per_process(deque)
+
     def __init__(self, name: str, most: int, idle_s: float = 60.0, *, native: bool = False) -> None:
         self._name, self._most, self._idle_s = name, most, idle_s
         if native:
             _native.add(self)
         self._closed = False
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Forget all threads and waiting jobs: a forked child has none of its parent's threads."""
-        self._idle: dict[SimpleQueue[Job | None], None] = {}
-        """Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic."""
-        self._threads: set[threading.Thread] = set()
-        self._waiting: deque[Job] = deque()
 
     def __len__(self) -> int:
         """Number of threads."""

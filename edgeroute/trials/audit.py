@@ -18,7 +18,8 @@ from edgeroute.core.words import Failure, typed
 from edgeroute.errors import StoreError
 from edgeroute.observe.stats import AuditStats, ShadowStats
 from edgeroute.system import process
-from edgeroute.system.process import contained, renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import contained
 from edgeroute.trials.drift import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -50,7 +51,7 @@ class Drawn(NamedTuple):
     """Whether its deferral is counted by the alarm of deferral rates."""
 
 
-class Sampler:
+class Sampler(ForkSafe):
     """Draws requests at their arrival: for audits each with the same probability, for the deferral rate at random distances.
 
     While audits cannot keep up, the share is halved. The probability then depends on earlier requests, and never on the drawn
@@ -64,6 +65,8 @@ class Sampler:
         due: number of requests until the next that is counted for the deferral rate, from an earlier run; None: not known.
         full: number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, ...
     """
+
+    _lock = per_process(threading.RLock)
 
     def __init__(
         self,
@@ -81,12 +84,6 @@ class Sampler:
         first = random.randint(1, 3 * scene) if due is None else due  # noqa: S311 - a sample, not a secret
         self._rate = min(max(1, first), 3 * scene)
         self._step = self._left = min(self._audit, self._rate)
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.RLock()
 
     def arrives(self) -> Drawn | None:
         """What is done with the request that arrives now, once it has ended; None: nothing, as for most."""
@@ -270,7 +267,7 @@ class _Unlabelled(NamedTuple):
     counted: bool
 
 
-class Auditor:
+class Auditor(ForkSafe):
     """Compares a sample of a router's answers with the cloud's, in the background.
 
     Args:
@@ -291,6 +288,8 @@ class Auditor:
     Raises:
         PolicyError: the settings are invalid.
     """
+
+    _lock = per_process(threading.RLock)
 
     def __init__(
         self,
@@ -318,12 +317,6 @@ class Auditor:
         self._used = False
         self._jobs = Background(submit)
         self._set(audit, FULL)
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.RLock()
 
     @property
     def busy(self) -> int:

@@ -15,7 +15,7 @@ from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction
 from edgeroute.observe.stats import ShadowStats
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 
 UNHEARD = "unheard"
 """Key of the lines of the audit log about shadow runs."""
@@ -125,25 +125,22 @@ class Job(NamedTuple):
     """Whether it may begin now; until then it waits, and those after it too."""
 
 
-class Background:
+class Background(ForkSafe):
     """Jobs that wait for their turn, each for one of the threads that `submit` has.
 
     Args:
         submit: runs a job in a thread, if one is available.
     """
 
+    _idle = per_process(threading.Condition)  # on a lock that its owner may take again
+    _running, _held_up = initially(0), initially(False)
+    _looks = initially(0)
+    """How often somebody has looked for what may be begun."""
+    _queue: deque[Job] = per_process(deque)
+    """Jobs that wait; those of a parent stay with it."""
+
     def __init__(self, submit: Callable[[Callable[[], object]], bool]) -> None:
         self._submit = submit
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A new lock for the child, which has no job in progress: those that wait are its parent's."""
-        self._lock, self._running, self._held_up = threading.RLock(), 0, False
-        self._idle = threading.Condition(self._lock)
-        self._looks = 0
-        """How often somebody has looked for what may be begun."""
-        self._queue: deque[Job] = deque()
 
     @property
     def waiting(self) -> int:
@@ -161,10 +158,10 @@ class Background:
 
     def start(self) -> None:
         """Starts as many of the jobs that wait as may be begun now."""
-        with self._lock:
+        with self._idle:
             self._looks += 1
         while self._queue:
-            with self._lock:
+            with self._idle:
                 if not self._queue or self._running >= TOGETHER:
                     return
                 one, looks = self._queue.popleft(), self._looks
@@ -173,7 +170,7 @@ class Background:
             try:
                 started = one.room() and self._submit(lambda one=one: self._run(one))  # type: ignore[misc]
             finally:
-                with self._lock:
+                with self._idle:
                     self._held_up = not started
                     if not started:
                         self._running -= 1
@@ -188,7 +185,7 @@ class Background:
         except Exception:
             log.exception("an audit failed; no answer is touched by it")
         finally:
-            with self._lock:
+            with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
         self.start()
@@ -196,6 +193,6 @@ class Background:
     def drain(self, timeout_s: float) -> None:
         """Waits for the jobs that can be begun now."""
         until = monotonic() + timeout_s
-        with self._lock:
+        with self._idle:
             while (self._running or (self._queue and not self._held_up)) and self._idle.wait(until - monotonic()):
                 pass

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from math import inf
 
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, per_process
 
 log = logging.getLogger("edgeroute")
 TIMEOUT_S = 2.0
@@ -17,7 +17,7 @@ Run = Callable[..., str]
 """Function that runs a program with arguments and returns its output."""
 
 
-class Commands:
+class Commands(ForkSafe):
     """Cache of the last output of each program, refreshed in the background.
 
     Args:
@@ -25,16 +25,12 @@ class Commands:
             never run.
     """
 
+    _under_way: dict[tuple[str, ...], threading.Thread] = per_process(dict)
+
     def __init__(self, run: Run | None) -> None:
         self._run = run
         self._outputs: dict[tuple[str, ...], str] = {}
         self._due: dict[tuple[str, ...], float] = {}
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Forget the running programs in a forked child, which lacks their threads."""
-        self._under_way: dict[tuple[str, ...], threading.Thread] = {}
 
     def output(self, *command: str, every_s: float, now: float) -> str | None:
         """Return the last output of a program without waiting, and start the program in the background if `every_s` has passed.

@@ -20,7 +20,7 @@ from edgeroute.errors import StoreError
 from edgeroute.stores.cache.entry import CachedEntry, Entry
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite import Database
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.threads import ThreadPool
 
 log = logging.getLogger("edgeroute")
@@ -84,7 +84,7 @@ def _writer() -> ThreadPool:
     return ThreadPool("edgeroute-cache", 1, idle_s=5.0)
 
 
-class Disk:
+class Disk(ForkSafe):
     """Cache entries in a SQLite file. A put does no I/O in the caller; a crash loses entries not yet written.
 
     Args:
@@ -94,19 +94,16 @@ class Disk:
         clock: returns the Unix time, seconds.
     """
 
+    _lock, _turn = per_process(threading.RLock), per_process(threading.RLock)  # a signal handler may ask in the middle
+    _waiting: deque[tuple[bytes, CachedEntry]] = per_process(deque)
+    """Entries to write; a child writes none of its parent's."""
+    _waiting_bytes, _begun = initially(0), initially(False)
+
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
         self._database = Database(path, SCHEMA, durable=False, busy_s=BUSY_MS / 1000)
         self._max_bytes, self._keep_s, self._clock = max_bytes, keep_s, clock
         self._writer = _writer()
         self._reads, self._writes = _BackOff("read from"), _BackOff("write to")
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Reset the child's locks, and drop pending entries: the parent writes them."""
-        self._lock, self._turn = threading.RLock(), threading.RLock()  # a signal handler may ask in the middle
-        self._waiting: deque[tuple[bytes, CachedEntry]] = deque()
-        self._waiting_bytes, self._begun = 0, False
 
     def get(self, key: bytes) -> Entry | None:
         """Return the entry of any age; None also if the disk fails, a lock is in the way, or the checksum does not match."""

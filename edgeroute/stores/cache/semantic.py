@@ -13,7 +13,8 @@ from cachetools import LRUCache
 from edgeroute.core.words import typed
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
-from edgeroute.system.process import contained, now, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.process import contained, now
 
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
@@ -21,7 +22,7 @@ EMBEDDED = 64
 """Number of embeddings kept between a miss and the `add` that follows it."""
 
 
-class Semantic:
+class Semantic(ForkSafe):
     """Answers to the latest `max_entries` texts of all prefixes, in memory, found by similarity.
 
     Text inputs only. An error in `embed` is logged, and counts as a miss.
@@ -33,6 +34,16 @@ class Semantic:
         ttl_s: how long an answer is fresh, seconds; a `Cache` sets its own.
         clock: returns the Unix time, seconds; a `Cache` sets its own.
     """
+
+    _lock = per_process(threading.RLock)
+    _vectors: Vector | None = initially(None)
+    """Empty in a child, as all of these: another thread of the parent may have been in the middle of a change."""
+    _owners: Any = per_process_of(lambda self: np.zeros(self._max_entries, np.int64))
+    _at: Any = per_process_of(lambda self: np.full(self._max_entries, -np.inf))
+    _kept: list[tuple[bytes, str, CachedEntry]] = per_process(list)
+    _rows: dict[tuple[bytes, str], int] = per_process(dict)
+    _next = initially(0)
+    _embedded: LRUCache[str, Vector] = per_process(lambda: LRUCache(EMBEDDED))
 
     def __init__(
         self,
@@ -49,19 +60,6 @@ class Semantic:
         self.threshold, self.ttl_s, self.clock = threshold, ttl_s, clock
         self._embed, self._max_entries = embed, max_entries
         self._off, self._length = False, 0
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Drop all entries and replace the lock: a thread of the parent may have been in the middle of a change."""
-        self._lock = threading.RLock()
-        self._vectors: Vector | None = None
-        self._owners = np.zeros(self._max_entries, np.int64)
-        self._at = np.full(self._max_entries, -np.inf)
-        self._kept: list[tuple[bytes, str, CachedEntry]] = []
-        self._rows: dict[tuple[bytes, str], int] = {}
-        self._next = 0
-        self._embedded: LRUCache[str, Vector] = LRUCache(EMBEDDED)
 
     def find(self, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         """Return the fresh answer to the most similar text of this prefix, and the similarity; None if none reaches `threshold`.

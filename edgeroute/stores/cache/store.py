@@ -15,7 +15,8 @@ from edgeroute.errors import check_number
 from edgeroute.stores.cache.disk import Disk
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
 from edgeroute.stores.cache.semantic import Semantic
-from edgeroute.system.process import now, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.process import now
 
 State = Literal["fresh", "revalidate", "stale"]
 REFUSALS = 4096
@@ -41,7 +42,7 @@ class CacheStats(NamedTuple):
     """Current size in memory."""
 
 
-class Cache:
+class Cache(ForkSafe):
     """Answers by key. Thread-safe; a forked child starts with an empty memory and the same disk file.
 
     The age of an entry counts from its `at`. A time in the future (the clock was set back) counts from the first lookup.
@@ -61,6 +62,13 @@ class Cache:
     Raises:
         PolicyError: a size or a time is not valid.
     """
+
+    _lock = per_process(threading.RLock)
+    _recent: LRUCache[bytes, CachedEntry] = per_process_of(lambda self: LRUCache(self._max_bytes, getsizeof=_bytes))
+    """Empty in a child: another thread of the parent may have been in the middle of a change."""
+    _refusals: LRUCache[bytes, tuple[str, int, float]] = per_process(lambda: LRUCache(REFUSALS))
+    _hits, _disk_hits, _misses = initially(0), initially(0), initially(0)
+    _stale, _stored, _evicted = initially(0), initially(0), initially(0)
 
     def __init__(
         self,
@@ -92,15 +100,6 @@ class Cache:
         self._disk = None if disk is None else Disk(Path(disk), disk_max_bytes, keep_s, clock)
         if semantic is not None:
             semantic.ttl_s, semantic.clock = ttl_s, clock
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Empty the memory and replace the lock: a thread of the parent may have been in the middle of a change."""
-        self._lock = threading.RLock()
-        self._recent: LRUCache[bytes, CachedEntry] = LRUCache(self._max_bytes, getsizeof=_bytes)
-        self._refusals: LRUCache[bytes, tuple[str, int, float]] = LRUCache(REFUSALS)
-        self._hits = self._disk_hits = self._misses = self._stale = self._stored = self._evicted = 0
 
     def get(self, key: bytes) -> Entry | None:
         """Return the entry if it is fresh, else None; counts a hit or a miss. Arrays are read-only, mutable values are copies."""
@@ -304,17 +303,12 @@ class Flight:
         self._end(None)
 
 
-class Flights:
+class Flights(ForkSafe):
     """The flights in progress, by key. A flight is removed when it ends, however it ended."""
 
-    def __init__(self) -> None:
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Drop all flights: a child does not have the threads that lead the parent's."""
-        self._lock = threading.RLock()  # an abandoned leader may be collected, and so ended, during a `join`
-        self._open: dict[bytes, _Shared] = {}
+    _lock = per_process(threading.RLock)  # an abandoned leader may be collected, and so ended, during a `join`
+    _open: dict[bytes, _Shared] = per_process(dict)
+    """Empty in a forked child, which does not have the threads that lead the parent's flights."""
 
     def __len__(self) -> int:
         return len(self._open)

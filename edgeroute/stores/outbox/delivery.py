@@ -19,7 +19,7 @@ from edgeroute.stores.journal import ProcessLock
 from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
 from edgeroute.stores.outbox.store import Outbox
 from edgeroute.stores.outbox.tables import Heads, Lane, Turns
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.threads import ThreadPool
 
 # Background thread with leader election: only the process that holds a lock file does the work.
@@ -27,7 +27,7 @@ from edgeroute.system.threads import ThreadPool
 log = logging.getLogger("edgeroute")
 
 
-class Loop:
+class Loop(ForkSafe):
     """Thread that calls `step()` after as many seconds as the last call returned, or at once when nudged.
 
     Only one process at a time, the holder of the lock, calls its step.
@@ -40,20 +40,15 @@ class Loop:
         busy: returns True while the lock must still be held after `close()`.
     """
 
+    _changed = per_process(threading.Condition)
+    _nudged, _logged = initially(False), initially("")
+    _thread: threading.Thread | None = initially(None)
+
     def __init__(
         self, name: str, place: Path, step: Callable[[], float], *, poll_s: float, busy: Callable[[], bool] = lambda: False
     ) -> None:
         self._name, self.lock, self._step, self.poll_s, self._busy = name, ProcessLock(place), step, poll_s, busy
         self._begun = self._closed = False
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Reset the child: no thread, and no lock, which stays with the parent."""
-        self.lock.leave()
-        self._changed = threading.Condition()
-        self._nudged, self._logged = False, ""
-        self._thread: threading.Thread | None = None
 
     @property
     def closed(self) -> bool:
@@ -130,7 +125,7 @@ def backoff(attempts: int, spread_s: float = 0.0) -> float:
     return random.uniform(0, longest(attempts, spread_s))  # noqa: S311 - a jitter, not a secret
 
 
-class Delivery:
+class Delivery(ForkSafe):
     """Sends the requests of an outbox, in the one process that holds the lock `path.deliver`; others poll to take over.
 
     A request whose answer could not be stored before a crash is sent again with the same id (at-least-once delivery).
@@ -147,6 +142,29 @@ class Delivery:
         poll_s: seconds between polls when idle, and before a held request is retried.
     """
 
+    _in_flight: set[str] = per_process(set)
+    _began: frozenset[str] = initially(frozenset())
+    """Ids in flight when the current scan began.
+
+    The outcome of any other request is stored, and its lane paused, before the scan reads either: a request that ends during a
+    scan would look as if it were due.
+    """
+    _paused: dict[Lane, tuple[float, Listed]] = per_process(dict)
+    """Lane -> time until which it is paused (monotonic), and the entry that was held last."""
+    _turns, _soon_s = per_process(Turns), initially(inf)
+    _hurry: dict[str, int] | None = initially(None)
+    """Target -> last entry whose wait was cut short; None: the cut has yet to begin at each target."""
+    _through = initially(0)
+    """Last entry in the outbox when waits were to be cut short."""
+    _starts = initially(True)
+    """True if waits are cut short for the start: entries put from now on wait for their own time."""
+    _since: float | None = initially(None)
+    """Time when the oldest waiting entry was queued, as of the last scan."""
+    _next, _hurried = initially(-inf), initially(-inf)
+    hurry_at = initially(-inf)
+    """When to cut waits short (monotonic); initially at once: the reason for an earlier process's waits may be over."""
+    _stop = per_process(threading.Event)
+
     def __init__(
         self,
         outbox: Outbox,
@@ -160,37 +178,10 @@ class Delivery:
         self._outbox, self._send, self._ordered, self._parallel = outbox, send, ordered, parallel
         self._spacing_s, self._poll_s = 1.0 / rate_per_s, poll_s
         self._workers = ThreadPool("edgeroute-delivery", parallel)
-        self.after_fork()
-        renew_after_fork(self)
+        outbox.first_put = None
         place = outbox.path.with_name(outbox.path.name + ".deliver")
         self.loop = Loop("edgeroute-outbox", place, self.step, poll_s=poll_s, busy=lambda: bool(self._in_flight))
         outbox.listen(self.loop.nudge)
-
-    def after_fork(self) -> None:
-        """Reset the delivery state: requests in flight are the parent's."""
-        self._in_flight: set[str] = set()
-        self._began: frozenset[str] = frozenset()
-        """Ids in flight when the current scan began.
-
-        The outcome of any other request is stored, and its lane paused, before the scan reads either: a request that ends during
-        a scan would look as if it were due.
-        """
-        self._paused: dict[Lane, tuple[float, Listed]] = {}
-        """Lane -> time until which it is paused (monotonic), and the entry that was held last."""
-        self._turns, self._soon_s = Turns(), inf
-        self._hurry: dict[str, int] | None = None
-        """Target -> last entry whose wait was cut short; None: the cut has yet to begin at each target."""
-        self._through = 0
-        """Last entry in the outbox when waits were to be cut short."""
-        self._starts = True
-        """True if waits are cut short for the start: entries put from now on wait for their own time."""
-        self._outbox.first_put = None
-        self._since: float | None = None
-        """Time when the oldest waiting entry was queued, as of the last scan."""
-        self._next = self._hurried = -inf
-        self.hurry_at = -inf
-        """When to cut waits short (monotonic); initially at once: the reason for an earlier process's waits may be over."""
-        self._stop = threading.Event()
 
     def start(self) -> None:
         """Start the delivering thread."""

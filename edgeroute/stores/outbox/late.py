@@ -14,7 +14,7 @@ from edgeroute.stores.outbox.delivery import Loop, backoff
 from edgeroute.stores.outbox.entries import Late, Listed
 from edgeroute.stores.outbox.store import Outbox, Tx
 from edgeroute.stores.outbox.tables import Heads, Lane, Turns
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 
 MOST_FAILURES = 10_000
 """Maximum ids whose failures are counted."""
@@ -25,7 +25,7 @@ class _CallbackError(Exception):
     """The callback raised, and not the store."""
 
 
-class Callbacks:
+class Callbacks(ForkSafe):
     """Calls the app's function with each late answer, in the one process that holds the lock `path.callback`.
 
     Args:
@@ -35,23 +35,19 @@ class Callbacks:
         poll_s: seconds between polls for other processes' answers.
     """
 
+    _failures: dict[str, int] = per_process(dict)
+    """id -> number of failures, of the latest `MOST_FAILURES` that have failed."""
+    _called: set[str] = per_process(set)
+    """Ids whose callback returned, but whose call is not recorded yet."""
+    _turns, _soon_s = per_process(Turns), initially(inf)
+
     def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
         self._outbox, self._ordered = outbox, ordered
         self._f: tuple[Callable[..., object], bool] | None = None
         """The callback, and True if it takes a transaction; in one attribute, since `register` may come at any time."""
-        self.after_fork()
-        renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".callback")
         self.loop = Loop("edgeroute-late", place, self.step, poll_s=poll_s)
         outbox.listen(self.loop.nudge)
-
-    def after_fork(self) -> None:
-        """Reset the failure state, which was the parent's."""
-        self._failures: dict[str, int] = {}
-        """id -> number of failures, of the latest `MOST_FAILURES` that have failed."""
-        self._called: set[str] = set()
-        """Ids whose callback returned, but whose call is not recorded yet."""
-        self._turns, self._soon_s = Turns(), inf
 
     def register(self, f: Callable[..., object]) -> None:
         """Register the callback for late answers, replacing an earlier one, and start the thread that calls it.

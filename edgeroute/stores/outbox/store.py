@@ -33,7 +33,8 @@ from edgeroute.stores.outbox.tables import (
     total_bytes,
 )
 from edgeroute.stores.sqlite import Database
-from edgeroute.system.process import now, plain, renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import now, plain
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 
@@ -54,24 +55,20 @@ class _PendingEntry:
         self.result: Put | Exception | None = None
 
 
-class GroupCommit:
+class GroupCommit(ForkSafe):
     """Stores entries of concurrent callers together: one thread stores its own and those of all threads that wait.
 
     Args:
         write: stores entries in one transaction; all or none.
     """
 
+    _pending: dict[_PendingEntry, None] = per_process(dict)
+    """Entries to store, in order of arrival."""
+    _turn = per_process(threading.RLock)
+    """Lock for the transaction; reentrant for a signal handler that stores an entry too."""
+
     def __init__(self, write: Write) -> None:
         self._write = write
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Drop the entries of the parent's threads, and replace the lock."""
-        self._pending: dict[_PendingEntry, None] = {}
-        """Entries to store, in order of arrival."""
-        self._turn = threading.RLock()
-        """Lock for the transaction; reentrant for a signal handler that stores an entry too."""
 
     def __len__(self) -> int:
         """Return the number of entries that wait for their transaction."""
@@ -142,7 +139,7 @@ PAGE = 1000
 """Entries that `pages` reads at a time."""
 
 
-class Listing:
+class Listing(ForkSafe):
     """Queries about the entries of an outbox. Each call also deletes expired entries."""
 
     def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
@@ -273,6 +270,9 @@ class Outbox(Listing):
     Raises:
         PolicyError: `drop` is unknown, or a number is out of range.
     """
+
+    first_put: int | None = initially(None)
+    """Sequence number of the first entry put since this was None: a delivery sets it to None as it is made."""
 
     def __init__(
         self,

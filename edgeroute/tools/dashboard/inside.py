@@ -15,7 +15,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import process
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.tools.dashboard.monitor import Monitor, Told
 from edgeroute.tools.dashboard.window import policy_summary
 from edgeroute.tools.replay.setup import Setup
@@ -79,7 +79,7 @@ class Ended:
         self._fresh.clear()
 
 
-class Dashboard(Instrument):
+class Dashboard(ForkSafe, Instrument):
     """Shows a router of this process on a local page, until the router is closed.
 
     ```
@@ -89,17 +89,11 @@ class Dashboard(Instrument):
     ```
     """
 
-    def __init__(self) -> None:
-        self._ended = Ended()
-        self._monitor: Monitor | None = None
-        self._stop: Callable[[], object] | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """The child has no page."""
-        self._ended, self._monitor, self._stop, self._thread, self._closed = Ended(), None, None, None, False
+    _ended = per_process(Ended)  # a forked child has no page
+    _monitor: Monitor | None = initially(None)
+    _stop: Callable[[], object] | None = initially(None)
+    _thread: threading.Thread | None = initially(None)
+    _closed = initially(False)
 
     def request_ended(self, ended: RequestEnded) -> None:
         """Adds the answer, if the page is served."""

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
-from edgeroute.system.process import renew_after_fork
+from edgeroute.system.forks import ForkSafe
 from edgeroute.tools.server.notify import Notify
 
 HEAD_S = 10.0
@@ -125,12 +125,11 @@ def run(
     return heard[0] if heard else 0
 
 
-class InChild:
+class InChild(ForkSafe):
     """A port that is closed in the child of a fork, where nobody serves it: else it would stay taken while the child lives."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        renew_after_fork(self)
 
     def after_fork(self) -> None:
         """The parent's stays open. `close` would do nothing while an event loop uses the socket, as uvloop's marks it."""
