@@ -278,21 +278,31 @@ class Demo:
         ]  # fmt: skip
 
     async def edit(self, _: Any) -> None:
-        """The policy as text, to be changed."""
+        """Shows the policy as text in a dialog, from which another one can be put in force."""
         text = ft.TextField(value=self.app.policy, multiline=True, min_lines=12, max_lines=20, text_size=12, width=WIDEST)
         wrong = ft.Text("", color=ft.Colors.ERROR, size=13)
+        last: str | None = text.value
+
+        def changed(_: Any) -> None:
+            button.disabled = text.value == last
+            self.page.update()
 
         async def save(_: Any) -> None:
+            nonlocal last
+            tried = text.value
             try:
-                await asyncio.to_thread(setattr, self.app, "policy", text.value)
+                await asyncio.to_thread(setattr, self.app, "policy", tried)
             except (EdgerouteError, OSError) as e:
+                last = tried if isinstance(e, EdgerouteError) else None  # a full disk may have room the next time
                 wrong.value = str(e).replace(f"{self.app.file}: ", "")
-                self.page.update()
+                changed(None)
             else:
                 self.page.pop_dialog()
                 self.show_choices()
                 await self.answer(self.picture)
 
+        text.on_change = changed
+        button = ft.FilledButton("Put in force", on_click=save, disabled=True)  # until the text is another than that last tried
         self.page.show_dialog(
             ft.AlertDialog(
                 title="Policy",
@@ -300,7 +310,7 @@ class Demo:
                 scrollable=True,
                 actions=[
                     ft.TextButton("Cancel", on_click=lambda _: self.page.pop_dialog()),
-                    ft.FilledButton("Put in force", on_click=save),
+                    button,
                 ],
                 inset_padding=12,
             )
