@@ -7,18 +7,18 @@ import contextlib
 import socket
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut
-from edgeroute.http.connections import STAGGER_S, Poll, Sockets, refused, send_some
+from edgeroute.http.connections import STAGGER_S, Connection, Poll, ResponseHead, Sockets, refused, send_some
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.http.reading import Malformed, Reading
 from edgeroute.http.resolver import RESOLVER, SocketAddress
-from edgeroute.http.wire import KEEP_S, RECORD, Line, Steps, Wire
+from edgeroute.http.wire import RECORD, Line, Steps, Wire
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import limited
 
@@ -32,16 +32,18 @@ class AsyncSockets(Sockets):
         super().__init__(origin)
         self.loop = loop
         self.doing = "answer"
+        self.until = INF
+        """The instant by which the next step must be done."""
         self._read: socket.socket | None = None
         """The socket that has a reader."""
         self._most = 0
         self._waiting: asyncio.Future[bytes | None] | None = None
-        self._until = self._rings_at = INF
-        """The instant by which what is waited for must come, and that of the alarm, which may be sooner."""
+        self._rings_at = INF
+        """The instant of the alarm, which may be sooner than `until`."""
         self._alarm: asyncio.TimerHandle | None = None
 
-    async def receive(self, sock: socket.socket, most: int, until: float) -> bytes | None:
-        """Up to so many bytes, once there are some; None: not by that instant.
+    async def receive(self, sock: socket.socket, most: int) -> bytes | None:
+        """Return up to so many bytes, once there are some; None: not by the instant `until`.
 
         The reader stays for the next time, also while the connection is idle: to add and to remove it takes 25 calls of Python
         and two of the system. So does the alarm: one that rings while there is still time is set again.
@@ -49,14 +51,14 @@ class AsyncSockets(Sockets):
         Raises:
             NotImplementedError: the loop has no readers.
         """
-        self._most, self._until = most, until
+        self._most = most
         found = self._waiting = self.loop.create_future()
         try:
             if self._read is not sock:
                 self.loop.add_reader(sock, self._readable, sock)
                 self._read = sock
-            if until < self._rings_at:
-                self._set_alarm(until)
+            if self.until < self._rings_at:
+                self._set_alarm(self.until)
             came: bytes | None = await found
         finally:
             self._waiting = None
@@ -77,10 +79,10 @@ class AsyncSockets(Sockets):
         found = self._waiting
         if found is None or found.done():
             return
-        if monotonic() >= self._until:
+        if monotonic() >= self.until:
             found.set_result(None)
         else:
-            self._set_alarm(self._until)
+            self._set_alarm(self.until)
 
     def _readable(self, sock: socket.socket) -> None:
         found = self._waiting
@@ -220,10 +222,9 @@ class AsyncConnections(ForkSafe):
         channel = self._take(until)
         kept = False
         try:
-            reading = self._wire.reading(call)
-            await channel.begin(call, reading, until)
+            reading = await channel.begin(call, until)
             while not reading.ended:
-                await channel.more(reading, until)
+                await channel.more(reading)
             kept = self._done(channel, reading)
             return new(Reply, (reading.status, reading.headers, reading.take()))
         finally:
@@ -236,9 +237,8 @@ class AsyncConnections(ForkSafe):
         channel = self._take(until)
         kept = False
         try:
-            reading = self._wire.reading(call)
-            await channel.begin(call, reading, until)
-            yield AsyncResponse(channel, reading, until)
+            reading = await channel.begin(call, until)
+            yield AsyncResponse(channel, reading)
             kept = self._done(channel, reading)
         finally:
             if not kept:
@@ -253,7 +253,7 @@ class AsyncConnections(ForkSafe):
             self._loop, self._idle = loop, []
         if self._idle:
             return self._idle.pop()
-        channel = _Connection(self._wire, loop)
+        channel = _Connection(self._wire, AsyncSockets(self._wire.address.origin, loop))
         self._all.add(channel)
         return channel
 
@@ -288,21 +288,10 @@ def _abandon(connections: list[_Connection]) -> None:
         connection.sockets.abandon()
 
 
-class AsyncResponse:
-    """As `Response`, for `async for`.
+class AsyncResponse(ResponseHead):
+    """As `Response`, for `async for`."""
 
-    Attributes:
-        status: of HTTP.
-        headers: names are lower case.
-        until: the instant by which the next piece must come; to be set anew for each, if it is a limit between pieces.
-    """
-
-    __slots__ = ("_channel", "_reading", "headers", "status", "until")
-
-    def __init__(self, channel: _Connection, reading: Reading, until: float) -> None:
-        self._channel, self._reading, self.until = channel, reading, until
-        self.status: int = reading.status
-        self.headers: Mapping[str, str] = reading.headers
+    __slots__ = ()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """As of `Response`."""
@@ -313,24 +302,18 @@ class AsyncResponse:
             elif reading.ended:
                 return
             else:
-                await channel.more(reading, self.until)
+                await channel.more(reading)
 
 
-class _Connection:
-    """One connection, opened at its first call, and again when the server has closed it."""
+class _Connection(Connection):
+    """Connection for one event loop."""
 
-    def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
-        self._wire, self.sockets = wire, AsyncSockets(wire.address.origin, loop)
-        self._line: Line | None = None
-        self._sock: socket.socket | None = None
-        self._poll: Poll | None = None
-        self._idle_since = 0.0
-        self._until = INF
-        self._reads = 0
+    sockets: AsyncSockets
+    _reads = 0
 
     def _left_s(self) -> float:
         """Seconds left for the next step."""
-        left_s = self._until - monotonic()
+        left_s = self.sockets.until - monotonic()
         if left_s <= 0:
             raise self._late()
         return left_s
@@ -353,13 +336,10 @@ class _Connection:
     def _late(self) -> TimedOut:
         return TimedOut(f"{self._wire.address.origin} did not {self.sockets.doing} in time")
 
-    async def begin(self, call: Call, reading: Reading, until: float) -> None:
-        """Sends a call, and reads until its reply's head has come, by that instant."""
-        line, self._reads, failed = self._line, 0, None
-        self._until = until
-        if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
-            self.close()
-            self._line = line = Line(self._wire)
+    async def begin(self, call: Call, until: float) -> Reading:
+        """Send a call, and read until its reply's head has come, by that instant."""
+        self._reads, self.sockets.until = 0, until
+        line, reading = self._usable_line(), self._wire.reading(call)
         try:
             if not line.opened:
                 await self._open(line)
@@ -367,9 +347,8 @@ class _Connection:
         except CloudError:
             raise
         except (OSError, Malformed) as e:
-            failed = self._failed(e, reading)
-        if failed is not None:
-            raise failed
+            raise self._failed(e, reading) from e
+        return reading
 
     async def _open(self, line: Line) -> None:
         sockets = self.sockets
@@ -379,35 +358,15 @@ class _Connection:
         await self._pump(line.open())
         sockets.doing = "answer"
 
-    async def more(self, reading: Reading, until: float) -> None:
-        """Reads on in the body, by that instant."""
-        failed, self._until = None, until
+    async def more(self, reading: Reading) -> None:
+        """Read on in the body."""
         assert self._line is not None
         try:
             await self._pump(self._line.more(reading))
         except CloudError:
             raise
         except (OSError, Malformed) as e:
-            failed = self._failed(e, reading)
-        if failed is not None:
-            raise failed
-
-    def _failed(self, e: Exception, reading: Reading) -> CloudError:
-        line = self._line
-        assert line is not None
-        error = self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
-        error.__cause__ = e
-        return error
-
-    def clean(self, reading: Reading) -> bool:
-        """Whether it may be used again, after this reply."""
-        self._idle_since = monotonic()
-        return self._line is not None and self._line.clean(reading)
-
-    def close(self) -> None:
-        """Closes its sockets. It can be used again."""
-        self._line = self._sock = self._poll = None
-        self.sockets.close()
+            raise self._failed(e, reading) from e
 
     async def _pump(self, steps: Steps[T]) -> T:
         """Sends and receives what the steps ask for."""
@@ -433,14 +392,14 @@ class _Connection:
         if self._reads > FREE_READS:
             await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
         if self._reads > 1:  # the first time nothing has come yet
-            if monotonic() >= self._until:  # of one that never stops sending
+            if monotonic() >= sockets.until:  # of one that never stops sending
                 raise self._late()
             try:  # `suppress` would take four calls
                 return sock.recv(most)
             except BlockingIOError:
                 pass
         try:
-            came = await sockets.receive(sock, most, self._until)
+            came = await sockets.receive(sock, most)
         except NotImplementedError:  # Windows' own loop
             came = await self._in_time(sockets.loop.sock_recv(sock, most))
         if came is None:

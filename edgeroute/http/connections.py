@@ -220,6 +220,70 @@ def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
     return sock.send(parts[0])
 
 
+class Connection:
+    """Base of a connection, opened at its first call, and again when the server has closed it.
+
+    Args:
+        wire: of the address.
+        sockets: its own.
+    """
+
+    def __init__(self, wire: Wire, sockets: Any) -> None:
+        self._wire, self.sockets = wire, sockets
+        self._line: Line | None = None
+        self._sock: socket.socket | None = None
+        self._poll: Poll | None = None
+        self._idle_since = 0.0
+
+    def _usable_line(self) -> Line:
+        """Return the line if the server keeps it open, or close it and make a new one."""
+        line = self._line
+        if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
+            self.close()
+            self._line = line = Line(self._wire)
+        return line
+
+    def _failed(self, e: Exception, reading: Reading) -> CloudError:
+        line = self._line
+        assert line is not None
+        return self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
+
+    def clean(self, reading: Reading) -> bool:
+        """Return True if the connection may be used again after this reply."""
+        self._idle_since = monotonic()
+        return self._line is not None and self._line.clean(reading)
+
+    def close(self) -> None:
+        """Close the sockets. The connection can be used again."""
+        self._line = self._sock = self._poll = None
+        self.sockets.close()
+
+
+class ResponseHead:
+    """Reply whose head has come; its body is read piece by piece.
+
+    Attributes:
+        status: of HTTP.
+        headers: names are lower case.
+    """
+
+    __slots__ = ("_channel", "_reading", "headers", "status")
+
+    def __init__(self, channel: Any, reading: Reading) -> None:
+        self._channel, self._reading = channel, reading
+        self.status: int = reading.status
+        self.headers: Mapping[str, str] = reading.headers
+
+    @property
+    def until(self) -> float:
+        """The instant by which the next piece must come; to be set anew for each, if it is a limit between pieces."""
+        return self._channel.sockets.until  # type: ignore[no-any-return]
+
+    @until.setter
+    def until(self, until: float) -> None:
+        self._channel.sockets.until = until
+
+
 T = TypeVar("T")
 
 
@@ -285,7 +349,7 @@ class Connections(ForkSafe):
         try:
             return self._idle.pop()
         except IndexError:
-            channel = _Connection(self._wire)
+            channel = _Connection(self._wire, BlockingSockets(self._wire.address.origin))
             self._all.add(channel)
             return channel
 
@@ -319,32 +383,13 @@ def _close_all(idle: list[_Connection]) -> None:
             idle.pop().close()
 
 
-class Response:
-    """A reply whose head has come.
+class Response(ResponseHead):
+    """Reply whose head has come, for `for`."""
 
-    Attributes:
-        status: of HTTP.
-        headers: names are lower case.
-    """
-
-    __slots__ = ("_channel", "_reading", "headers", "status")
-
-    def __init__(self, channel: _Connection, reading: Reading) -> None:
-        self._channel, self._reading = channel, reading
-        self.status: int = reading.status
-        self.headers: Mapping[str, str] = reading.headers
-
-    @property
-    def until(self) -> float:
-        """The instant by which the next piece must come; to be set anew for each, if it is a limit between pieces."""
-        return self._channel.sockets.until
-
-    @until.setter
-    def until(self, until: float) -> None:
-        self._channel.sockets.until = until
+    __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The body as it comes, no more than `Call.max_reply` bytes; of an error that is longer, a part.
+        """Yield the body as it comes, no more than `Call.max_reply` bytes; of an error that is longer, a part.
 
         Raises:
             CloudError: the next piece is not there in time, the connection breaks, or a success is too long.
@@ -359,25 +404,17 @@ class Response:
                 self._channel.more(reading)
 
 
-class _Connection:
-    """One connection, opened at its first call, and again when the server has closed it."""
+class _Connection(Connection):
+    """Connection for threads."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire, self.sockets = wire, BlockingSockets(wire.address.origin)
-        self._line: Line | None = None
-        self._sock: socket.socket | None = None
-        self._poll: Poll | None = None
-        self._idle_since = 0.0
+    sockets: BlockingSockets
 
     def begin(self, call: Call, until: float, cancel: StopToken | None) -> Reading:
-        """Sends a call, and reads until its reply's head has come."""
-        if until <= (now := monotonic()):
+        """Send a call, and read until its reply's head has come."""
+        if until <= monotonic():
             raise self._wire.not_asked()
         self.sockets.begin(until, cancel)
-        line, reading = self._line, self._wire.reading(call)
-        if line is None or self._poll is None or now - self._idle_since > KEEP_S or self._poll.readable():
-            line = self._renewed()
-        failed: CloudError
+        line, reading = self._usable_line(), self._wire.reading(call)
         try:
             if not line.opened:
                 self._sock = sock = self.sockets.connect(*line.there)
@@ -387,47 +424,18 @@ class _Connection:
         except CloudError:
             raise
         except (OSError, Malformed) as e:
-            failed = self._failed(e, reading)
-        else:
-            return reading
-        raise failed
-
-    def _renewed(self) -> Line:
-        self.sockets.close()
-        self._sock = self._poll = None
-        self._line = line = Line(self._wire)
-        return line
+            raise self._failed(e, reading) from e
+        return reading
 
     def more(self, reading: Reading) -> None:
-        """Reads on in the body."""
-        failed: CloudError
+        """Read on in the body."""
         assert self._line is not None
         try:
             self._pump(self._line.more(reading), "finish its answer", "finish its answer")
         except CloudError:
             raise
         except (OSError, Malformed) as e:
-            failed = self._failed(e, reading)
-        else:
-            return
-        raise failed
-
-    def _failed(self, e: Exception, reading: Reading) -> CloudError:
-        line = self._line
-        assert line is not None
-        error = self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
-        error.__cause__ = e
-        return error
-
-    def clean(self, reading: Reading) -> bool:
-        """Whether it may be used again, after this reply."""
-        self._idle_since = monotonic()
-        return self._line is not None and self._line.clean(reading)
-
-    def close(self) -> None:
-        """Closes its sockets. It can be used again."""
-        self._line = self._sock = self._poll = None
-        self.sockets.close()
+            raise self._failed(e, reading) from e
 
     def _pump(self, steps: Steps[T], sending: str, receiving: str) -> T:
         """Sends and receives what the steps ask for. The strings say what the server is to do meanwhile."""

@@ -77,10 +77,9 @@ class Carrier(ForkSafe):
             return None
         return onward
 
-    def body(self, call: Call, response: Any) -> Body:
-        """What counts its body."""
+    def met(self) -> None:
+        """Note that a reply has come, on a connection that may be kept."""
         self._met, self._kept = True, min(self._kept + 1, MOST_KEPT)
-        return Body(self.address, call, response)
 
     def late(self, doing: str = "finish its answer") -> TimedOut:
         """The error for an endpoint that did not do this in time."""
@@ -113,14 +112,22 @@ class Carrier(ForkSafe):
         return error
 
 
-class Body:
-    """What has come of a reply's body, within its bounds.
+class Received:
+    """Reply whose head has come, and what has come of its body, within its bounds.
+
+    Attributes:
+        status: of HTTP.
+        headers: names are lower case.
+        until: the instant by which the next piece must come.
 
     Raises:
         BadReply: a content encoding, or a success that says it is longer.
     """
 
-    def __init__(self, address: Address, call: Call, response: Any) -> None:
+    def __init__(self, carrier: Any, call: Call, response: Any, until: float) -> None:
+        carrier.met()
+        self._carrier, self._response, self.until = carrier, response, until
+        address: Address = carrier.address
         self._origin = address.origin
         self._limit = address.max_reply_bytes if call.max_reply is None else call.max_reply
         self._size = 0
@@ -136,7 +143,7 @@ class Body:
         """Whether the rest is left unread: of an error that is too long."""
 
     def add(self, piece: bytes) -> bool:
-        """Counts a piece. Returns whether to pass it on.
+        """Count a piece. Return whether to pass it on.
 
         Raises:
             BadReply: a success is too long.
@@ -216,38 +223,32 @@ class HttpxConnections(Carrier):
                 own.close()
 
 
-class HttpxResponse:
+class HttpxResponse(Received):
     """As `Response`."""
 
     def __init__(self, carrier: Carrier, call: Call, response: Any, until: float, cancel: StopToken | None) -> None:
-        self._carrier, self._response, self._cancel = carrier, response, cancel
-        self._body = body = carrier.body(call, response)
-        self.status, self.headers, self.until = body.status, body.headers, until
-
-    @property
-    def unread(self) -> bool:
-        """Whether the rest of the body was left unread."""
-        return self._body.unread
+        super().__init__(carrier, call, response, until)
+        self._cancel = cancel
 
     def __iter__(self) -> Iterator[bytes]:
         """As of `Response`."""
-        response, body = self._response, self._body
+        response = self._response
         pieces = iter([response.content]) if response.is_stream_consumed else response.iter_raw()  # a mock's may be there
-        while not body.unread:
+        while not self.unread:
             failed = None
             try:
                 piece = next(pieces, None)
             except Exception as e:  # noqa: BLE001 - as above
                 failed = self._carrier.error(e)
             if self._cancel is not None and self._cancel.asked:
-                failed = Unreachable(f"{self._carrier.address.origin}: its answer is not needed any more")
+                failed = Unreachable(f"{self._origin}: its answer is not needed any more")
             if failed is not None:
                 raise failed
             if piece is None:
                 return
             if monotonic() > self.until:
                 raise self._carrier.late()
-            if body.add(piece):
+            if self.add(piece):
                 yield piece
 
 
@@ -338,34 +339,24 @@ class AsyncHttpxConnections(Carrier):
             begin_on(loop, own.aclose)
 
 
-class AsyncHttpxResponse:
+class AsyncHttpxResponse(Received):
     """As `AsyncResponse`."""
-
-    def __init__(self, carrier: AsyncHttpxConnections, call: Call, response: Any, until: float) -> None:
-        self._carrier, self._response = carrier, response
-        self._body = body = carrier.body(call, response)
-        self.status, self.headers, self.until = body.status, body.headers, until
-
-    @property
-    def unread(self) -> bool:
-        """Whether the rest of the body was left unread."""
-        return self._body.unread
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """As of `AsyncResponse`."""
-        response, body = self._response, self._body
+        response = self._response
         if response.is_stream_consumed:  # a mock's may be there
-            if body.add(response.content):
+            if self.add(response.content):
                 yield response.content
             return
         pieces = response.aiter_raw()
-        while not body.unread:
+        while not self.unread:
             piece = await self._carrier.carried(self.until, _next(pieces))
             if piece is None:
                 return
-            if body.add(piece):
+            if self.add(piece):
                 yield piece
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(pieces, None)
+    return await anext(pieces, None)  # a coroutine, as `anext` gives another awaitable
