@@ -39,14 +39,17 @@ def test_the_navigation_has_each_page_once():
     assert Counter(nav()) == Counter([*PAGES, *API])
 
 
-def test_the_readme_names_pages_that_there_are():
-    """Words `like this` in parentheses, and those in the line of pages to read on, are pages."""
+def test_the_readme_has_the_tabs_of_the_site():
+    """Each of its rows of pages is a tab, and each page that it links to is there."""
+    yaml = pytest.importorskip("yaml")
     text = (ROOT / "README.md").read_text()
-    named = set()
-    for part in re.findall(r"\(((?:`[a-z-]+`(?:, )?)+)\)|^(Read on: [^.]*)", text, re.MULTILINE):
-        named |= set(re.findall(r"`([a-z-]+)`", "".join(part)))
-    assert len(named) >= 20
-    assert {f"{name}.md" for name in named} <= PAGES
+    rows = re.findall(r"^\| \*\*(\w[\w ]*)\*\* \| (.*) \|$", text.split("## Documentation")[1], re.MULTILINE)
+    assert [name for name, _ in rows] == [
+        name for entry in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name in entry
+    ]
+    linked = re.findall(r"\]\(docs/([a-z-]+\.md)\)", text)
+    assert len(linked) >= 20
+    assert {*linked} <= PAGES
 
 
 @pytest.mark.parametrize("module", ["edgeroute", "edgeroute.testing", "edgeroute.confidence", "edgeroute.catalog", "edgeroute.tools.compress",
@@ -79,14 +82,22 @@ def test_the_page_of_commands_is_what_they_are():
 
 
 def test_the_house_is_drawn_from_the_design(monkeypatch):
-    """docs/figures/house.svg has the rooms of docs/design.md, each above what it imports; `python website/draw.py house` draws it."""
+    """docs/figures/house.svg has the rooms of docs/design.md, each above what it imports; `python website/draw.py NAME` draws a picture."""
     monkeypatch.syspath_prepend(str(ROOT / "website"))
     draw = importlib.import_module("draw")
-    for name in ("house", "request"):
-        assert (ROOT / "docs" / "figures" / f"{name}.svg").read_text(encoding="utf-8") == str(getattr(draw, name)()), name
+    for name, drawn in draw.STILL.items():
+        assert (ROOT / "docs" / "figures" / f"{name}.svg").read_text(encoding="utf-8") == str(drawn()), name
     monkeypatch.setattr(draw, "FLOORS", draw.FLOORS[::-1])
     with pytest.raises(ValueError, match="not down"):
         draw.house()
+
+
+def test_each_picture_is_on_a_page():
+    """Each file of docs/figures is shown by a page, with words for who does not see it; there are 16 at least."""
+    texts = "\n".join((ROOT / "docs" / page).read_text() for page in PAGES)
+    shown = set(re.findall(r"!\[[^\]]{20,}\]\(figures/([\w.-]+)\)", texts))
+    assert shown == {file.name for file in (ROOT / "docs" / "figures").iterdir()}
+    assert len(shown) >= 16
 
 
 def test_links_of_a_page_lead_somewhere_in_a_wheel():

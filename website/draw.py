@@ -1,22 +1,18 @@
-"""Draws three pictures of docs/figures: `python website/draw.py`.
+"""Draws pictures of docs/figures: `python website/draw.py [NAME ...]`.
 
-The house is drawn from docs/design.md, the demo from a run of it. They have paper of their own, so that they can be read on a
-dark page, and are narrow enough for a phone.
+The house is drawn from docs/design.md, the demo from a run of it, others from pictures.py.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 
-ROOT = Path(__file__).resolve().parent.parent
+import pictures
+from sheet import ANSWER, AWAY, CLOUD, DEVICE, EDGE, GOOD, PAPER, PLAIN, ROOT, SOFT, Sheet
+
 FIGURES = ROOT / "docs" / "figures"
-INK, SOFT, PAPER = "#1b1b1f", "#5c6370", "#fcfcfd"
-DEVICE, AWAY, ANSWER, PLAIN = "#dbe9fb", "#fde6d3", "#dcf2e1", "#eceef1"
-EDGE, CLOUD, GOOD = "#1f5fb0", "#c04f06", "#1e7a37"
 
 FLOORS = (
     ("programs", PLAIN, ("tools", "testing")),
@@ -31,61 +27,6 @@ FLOORS = (
 """Of the house, from the top: what a floor is for, its colour, its rooms."""
 UNSEEN = {"__init__", "__main__"}
 """Rooms that are single files of names."""
-
-
-class Sheet:
-    """A drawing that grows by its elements."""
-
-    def __init__(self, width: int, height: int, title: str) -> None:
-        self.width, self.height = width, height
-        self._parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"',
-            'role="img" font-family="system-ui, sans-serif" font-size="15">',
-            f"<title>{escape(title)}</title>",
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">',
-            f'<path d="M0 0 8 4 0 8z" fill="{SOFT}"/></marker></defs>',
-            f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
-        ]
-
-    def box(self, x: float, y: float, w: float, h: float, fill: str, *lines: str, line: str = SOFT, dashed: bool = False) -> None:
-        """A box with lines of text in its middle, the first one bold."""
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self._parts.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="6" fill="{fill}" stroke="{line}"{dash}/>')
-        for i, text in enumerate(lines):
-            at = y + h / 2 + 5 + 19 * (i - (len(lines) - 1) / 2)
-            self.text(x + w / 2, at, text, middle=True, bold=i == 0 and len(lines) > 1, size=15 if i == 0 else 13)
-
-    def text(
-        self, x: float, y: float, text: str, *, middle: bool = False, bold: bool = False, size: int = 15, ink: str = INK
-    ) -> None:
-        """A line of text from there, or around there."""
-        anchor = ' text-anchor="middle"' if middle else ""
-        weight = ' font-weight="600"' if bold else ""
-        self._parts.append(f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{ink}"{anchor}{weight}>{escape(text)}</text>')
-
-    def upward(self, x: float, y: float, text: str) -> None:
-        """A line of small text that goes up from there."""
-        at = f'transform="translate({x:g} {y:g}) rotate(-90)"'
-        self._parts.append(f'<text {at} font-size="13" fill="{SOFT}">{escape(text)}</text>')
-
-    def arrow(self, *points: tuple[float, float], ink: str = SOFT, dashed: bool = False) -> None:
-        """A line through these points, with a tip."""
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        path = " ".join(f"{x:g} {y:g}" for x, y in points)
-        self._parts.append(f'<path d="M{path}" fill="none" stroke="{ink}" stroke-width="1.6"{dash} marker-end="url(#tip)"/>')
-
-    def line(self, points: list[tuple[float, float]], ink: str, *, width: float = 2, dashed: bool = False) -> None:
-        """A line through these points."""
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        path = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        self._parts.append(f'<path d="M{path}" fill="none" stroke="{ink}" stroke-width="{width}"{dash}/>')
-
-    def dot(self, x: float, y: float, ink: str) -> None:
-        """A point."""
-        self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ink}"/>')
-
-    def __str__(self) -> str:
-        return "\n".join([*self._parts, "</svg>", ""])
 
 
 def request() -> Sheet:
@@ -213,9 +154,17 @@ def demo(found: Demo) -> Sheet:
     return sheet
 
 
+STILL = {
+    "request": request, "house": house, "modes": pictures.modes, "deadline": pictures.deadline, "refine": pictures.refine,
+    "breaker": pictures.breaker, "gate": pictures.gate, "outbox": pictures.outbox, "text-stream": pictures.text_stream,
+    "trials": pictures.trials, "confidence": pictures.confidence,
+}  # fmt: skip
+"""Name -> a picture that is the same in each run."""
+
+
 def main(names: list[str]) -> None:
     """Writes the pictures of these names, or all."""
-    drawings = {"request": request, "house": house, "demo": lambda: demo(measured())}
+    drawings = {**STILL, "demo": lambda: demo(measured())}
     for name in names or drawings:
         (FIGURES / f"{name}.svg").write_text(str(drawings[name]()), encoding="utf-8")
 

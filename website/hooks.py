@@ -34,7 +34,8 @@ def on_config(config: MkDocsConfig) -> None:
     folders = list(_folders(EXAMPLES))
     for place in [*folders]:
         folders += _folders(f"{place}/README.md") if (ROOT / place / "README.md").is_file() else ()
-    section = next(entry["Examples"] for entry in config.nav if "Examples" in entry)
+    start = next(entry["Start"] for entry in config.nav if "Start" in entry)
+    section = next(entry["Examples"] for entry in start if "Examples" in entry)
     section.extend(_uri(place) for place in dict.fromkeys(folders))
 
 

@@ -1,0 +1,262 @@
+"""Pictures that explain one thing each, for docs/figures: `python website/draw.py NAME`."""
+
+from __future__ import annotations
+
+import numpy as np
+from sheet import ANSWER, AWAY, CLOUD, DEVICE, EDGE, GOOD, INK, PLAIN, ROOT, SOFT, Sheet
+
+GRID = "#d5d9df"
+
+
+def modes() -> Sheet:
+    """The four modes: who is asked, in which order, and what is in reserve."""
+    sheet = Sheet(520, 330, "The four modes: prefer_edge, only_edge, prefer_cloud and only_cloud")
+    rows = (
+        ("prefer_edge", ("edge", "the edge", "sure: final"), ("cloud", "the cloud", "if not sure"), "the edge's stands"),
+        ("only_edge", ("edge", "the edge", "always final"), None, "nothing is sent"),
+        ("prefer_cloud", ("cloud", "the cloud", "if it answers"), ("edge", "the edge", "in reserve"), "the edge's stands"),
+        ("only_cloud", ("cloud", "the cloud", "always"), None, "an error"),
+    )
+    sheet.text(150, 24, "asked first", size=13, ink=SOFT)
+    sheet.text(285, 24, "then", size=13, ink=SOFT)
+    sheet.text(396, 24, "if the cloud fails", size=13, ink=SOFT)
+    for i, (name, first, then, last) in enumerate(rows):
+        y = 36 + 72 * i
+        sheet.text(14, y + 34, name, bold=True)
+        for x, box in ((128, first), (262, then)):
+            if box:
+                side, *lines = box
+                sheet.box(x, y, 116, 56, DEVICE if side == "edge" else AWAY, *lines, line=EDGE if side == "edge" else CLOUD)
+        if then:
+            sheet.arrow((244, y + 28), (262, y + 28))
+        sheet.text(396, y + 34, last, size=13)
+    return sheet
+
+
+def deadline() -> Sheet:
+    """Two requests on a time line: one whose cloud is retried, one whose cloud is started early as a hedge."""
+    sheet = Sheet(520, 400, "A deadline over edge, retries and reply; and the same with a hedge")
+    left, right = 76, 470
+
+    def x(ms: float) -> float:
+        return left + ms / 200 * (right - left)
+
+    def lane(y: float, name: str) -> None:
+        sheet.text(14, y + 19, name, size=13, ink=SOFT)
+
+    def bar(y: float, begin: float, end: float, fill: str, text: str, line: str) -> None:
+        sheet.box(x(begin), y, x(end) - x(begin), 28, fill, line=line)
+        sheet.text((x(begin) + x(end)) / 2, y + 19, text, middle=True, size=13)
+
+    sheet.text(14, 26, "A retry", bold=True)
+    lane(42, "edge")
+    bar(42, 0, 40, DEVICE, "not sure", EDGE)
+    lane(82, "cloud")
+    bar(82, 40, 74, AWAY, "503", CLOUD)
+    sheet.text((x(74) + x(100)) / 2, 101, "pause", middle=True, size=13, ink=SOFT)
+    bar(82, 100, 168, AWAY, "retry: answered", CLOUD)
+    sheet.arrow((x(168), 96), (x(168), 138))
+    sheet.text(x(168), 154, "the answer", middle=True, size=13, ink=GOOD)
+    sheet.text(14, 206, "A hedge", bold=True)
+    lane(222, "edge")
+    bar(222, 0, 96, DEVICE, "slow today, and then sure", EDGE)
+    lane(262, "cloud")
+    bar(262, 60, 96, AWAY, "hedge", CLOUD)
+    sheet.text(x(98), 281, "cancelled", size=13, ink=SOFT)
+    sheet.arrow((x(96), 236), (x(104), 236), (x(104), 312))
+    sheet.text(x(104) - 8, 328, "the first accepted answer", size=13, ink=GOOD)
+    sheet.arrow((x(60), 312), (x(60), 292))
+    sheet.text(x(60) + 12, 328, "hedge_after", size=13, ink=SOFT, end=True)
+    for top, bottom in ((36, 160), (216, 340)):
+        sheet.line([(x(200), top), (x(200), bottom)], CLOUD, width=2)
+    sheet.text(506, 26, "deadline", size=13, ink=CLOUD, end=True)
+    sheet.arrow((left, 362), (506, 362))
+    for ms in (0, 50, 100, 150, 200):
+        sheet.text(x(ms), 382, f"{ms} ms", middle=True, size=13, ink=SOFT)
+    return sheet
+
+
+def refine() -> Sheet:
+    """The answers that `refine` yields."""
+    sheet = Sheet(520, 330, "refine yields a provisional answer at once, and a final one later")
+    sheet.box(14, 130, 96, 58, DEVICE, "the edge", "answers", line=EDGE)
+    sheet.arrow((110, 145), (134, 60), (152, 60))
+    sheet.text(60, 92, "sure", size=13, ink=SOFT)
+    sheet.box(152, 32, 354, 56, ANSWER, "one answer, final", "nothing was sent", line=GOOD)
+    sheet.arrow((110, 172), (134, 196), (152, 196))
+    sheet.text(44, 216, "not sure", size=13, ink=SOFT)
+    sheet.box(152, 160, 140, 72, PLAIN, "provisional", "shown at once;", "the cloud works", dashed=True)
+    for y, lines in (
+        (108, ("confirmed", "the cloud says the same")),
+        (176, ("replaced", "by the cloud's answer")),
+        (244, ("stands, degraded", "away, late or held")),
+    ):
+        sheet.arrow((292, 196), (310, 196), (310, y + 28), (328, y + 28))
+        sheet.box(328, y, 178, 56, ANSWER, *lines, line=GOOD, dashed=lines[0].startswith("stands"))
+    sheet.text(417, 320, "final", middle=True, size=13, ink=GOOD)
+    return sheet
+
+
+def breaker() -> Sheet:
+    """The states of a circuit breaker."""
+    sheet = Sheet(520, 360, "The states of the circuit breaker of one endpoint")
+    sheet.box(14, 30, 170, 60, ANSWER, "closed", "requests are sent", line=GOOD)
+    sheet.box(336, 30, 170, 60, AWAY, "open", "nothing is sent", line=CLOUD)
+    sheet.box(336, 250, 170, 60, PLAIN, "half-open", "one probe, no user data")
+    sheet.box(14, 250, 170, 60, ANSWER, "closed on trial", "requests are sent", line=GOOD, dashed=True)
+    sheet.arrow((184, 50), (336, 50))
+    sheet.text(260, 42, "three faults in a row", middle=True, size=13, ink=SOFT)
+    sheet.arrow((400, 90), (400, 250))
+    sheet.text(392, 200, "5 s to 5 min later, or", size=13, ink=SOFT, end=True)
+    sheet.text(392, 218, "the network is back", size=13, ink=SOFT, end=True)
+    sheet.arrow((460, 250), (460, 90))
+    sheet.text(466, 150, "it", size=13, ink=SOFT)
+    sheet.text(466, 166, "fails", size=13, ink=SOFT)
+    sheet.arrow((336, 280), (184, 280))
+    sheet.text(260, 300, "the probe succeeds", middle=True, size=13, ink=SOFT)
+    sheet.arrow((60, 250), (60, 90))
+    sheet.text(68, 150, "a request", size=13, ink=SOFT)
+    sheet.text(68, 168, "succeeds", size=13, ink=SOFT)
+    sheet.arrow((150, 250), (200, 214), (336, 84))
+    sheet.text(196, 176, "one fault", size=13, ink=SOFT)
+    sheet.text(260, 344, "Each time it opens anew, it stays open for twice as long.", middle=True, size=13, ink=SOFT)
+    return sheet
+
+
+def gate() -> Sheet:
+    """The checks that an input passes before its first byte leaves, in order, and what stops it."""
+    sheet = Sheet(520, 520, "The gate: what an input passes before it leaves the device, in order")
+    steps = (
+        ("mode and rules", "only_edge: no leg that could send"),
+        ("data class", "no permit: no leg that could send"),
+        ("view", "it fails: nothing is sent"),
+        ("consent", "anything but True: nothing is sent"),
+        ("redaction", "it fails: nothing is sent"),
+        ("breaker, rates, turns", "held: the edge's answer stands"),
+        ("limits", "spent, or not known: held"),
+        ("ledger", "a line on disk, or nothing is sent"),
+    )
+    sheet.text(120, 24, "an input that is to be deferred", middle=True)
+    for i, (name, stop) in enumerate(steps):
+        y = 44 + 54 * i
+        sheet.arrow((120, y - 14), (120, y))
+        sheet.box(14, y, 212, 38, DEVICE if i < len(steps) - 1 else ANSWER, name, line=EDGE if i < len(steps) - 1 else GOOD)
+        sheet.arrow((226, y + 19), (258, y + 19), dashed=True)
+        sheet.text(266, y + 24, stop, size=13)
+    sheet.arrow((120, 460), (120, 474))
+    sheet.box(14, 474, 212, 34, AWAY, "the first byte leaves", line=CLOUD)
+    sheet.text(266, 496, "again for each attempt: limits, ledger", size=13, ink=SOFT)
+    return sheet
+
+
+def outbox() -> Sheet:
+    """The states of an entry of the outbox."""
+    sheet = Sheet(520, 380, "The states of an entry of the outbox")
+    sheet.box(14, 20, 206, 58, DEVICE, "the edge's answer", "final = False, queued", line=EDGE)
+    sheet.arrow((117, 78), (117, 120))
+    sheet.text(125, 104, "on disk", size=13, ink=SOFT)
+    sheet.box(14, 120, 206, 58, PLAIN, "waiting", "sent when the cloud is back")
+    sheet.arrow((220, 134), (244, 134), (244, 100), (184, 100), (184, 120), dashed=True)
+    sheet.text(252, 104, "away again, held, late:", size=13, ink=SOFT)
+    sheet.text(252, 122, "wait longer, at random", size=13, ink=SOFT)
+    sheet.arrow((117, 178), (117, 220))
+    sheet.text(125, 204, "the cloud answers", size=13, ink=SOFT)
+    sheet.box(14, 220, 206, 58, ANSWER, "answered", "on_late is still due", line=GOOD)
+    sheet.arrow((117, 278), (117, 320))
+    sheet.text(125, 304, "on_late returns", size=13, ink=SOFT)
+    sheet.box(14, 320, 206, 44, ANSWER, "deleted; its id is kept", line=GOOD)
+    sheet.arrow((220, 160), (320, 160), (320, 196))
+    sheet.text(256, 178, "refused", size=13, ink=SOFT)
+    sheet.box(300, 196, 206, 76, AWAY, "dead letter", "404, a bad reply, a class", "that may no longer leave", line=CLOUD)
+    sheet.arrow((480, 196), (480, 152), (228, 152))
+    sheet.text(406, 146, "outbox retry", size=13, ink=SOFT)
+    sheet.arrow((403, 272), (403, 320))
+    sheet.text(395, 300, "ttl over, or dropped", size=13, ink=SOFT, end=True)
+    sheet.box(300, 320, 206, 44, PLAIN, "counted by cause")
+    return sheet
+
+
+def text_stream() -> Sheet:
+    """A stream that is decided once, by its first tokens."""
+    sheet = Sheet(520, 310, "A stream is decided by its first tokens")
+    sheet.text(14, 28, "sure", bold=True)
+    sheet.text(14, 140, "not sure", bold=True)
+    for y in (40, 152):
+        for i in range(4):
+            sheet.box(90 + 26 * i, y, 22, 28, DEVICE, line=EDGE, dashed=True)
+        sheet.text(90, y + 46, "held back", size=13, ink=SOFT)
+        sheet.line([(196, y - 14), (196, y + 56)], INK, width=1.6, dashed=True)
+    sheet.text(196, 20, "decide_after = 4 tokens", middle=True, size=13, ink=SOFT)
+    for i in range(11):
+        sheet.box(204 + 26 * i, 40, 22, 28, DEVICE, line=EDGE)
+    sheet.text(204, 86, "all of it is shown, at once, and as it comes", size=13, ink=GOOD)
+    for i in range(3):
+        sheet.box(204 + 26 * i, 152, 22, 28, DEVICE, line=EDGE, dashed=True)
+    sheet.text(290, 171, "stopped at the cloud's first piece", size=13, ink=SOFT)
+    sheet.arrow((196, 208), (196, 240), (282, 240))
+    sheet.text(204, 232, "the cloud", size=13, ink=SOFT)
+    for i in range(8):
+        sheet.box(282 + 26 * i, 226, 22, 28, AWAY, line=CLOUD)
+    sheet.text(282, 272, "shown as it comes", size=13, ink=GOOD)
+    sheet.text(14, 298, "If the cloud fails or is late, the local answer goes on, degraded.", size=13, ink=SOFT)
+    return sheet
+
+
+def trials() -> Sheet:
+    """From shadow to a candidate to a model in force, and back."""
+    sheet = Sheet(520, 430, "From shadow to a candidate to a model in force, and back")
+    steps = (
+        (AWAY, CLOUD, "shadow", "the cloud answers everything;", "the edge runs, unseen, and is compared"),
+        (DEVICE, EDGE, "in force", "a certificate from the comparisons;", "the edge answers what it is sure of"),
+        (PLAIN, SOFT, "a candidate beside it", "a new model runs in audits, unseen", ""),
+        (DEVICE, EDGE, "switched", "recertify: its certificate holds,", "the policy is rewritten"),
+    )
+    for i, (fill, line, *lines) in enumerate(steps):
+        y = 16 + 104 * i
+        sheet.box(14, y, 300, 72, fill, *filter(None, lines), line=line)
+    for i, text in enumerate(("calibrate --audited", "a new model", "enough audits")):
+        sheet.arrow((164, 88 + 104 * i), (164, 120 + 104 * i))
+        sheet.text(174, 109 + 104 * i, text, size=13, ink=SOFT)
+    sheet.arrow((314, 364), (420, 364), (420, 156), (314, 156), ink=CLOUD)
+    sheet.text(412, 262, "an alarm:", size=13, ink=CLOUD, end=True)
+    sheet.text(412, 280, "rolled back", size=13, ink=CLOUD, end=True)
+    sheet.text(506, 40, "callers see the cloud", size=13, ink=SOFT, end=True)
+    sheet.text(506, 58, "alone", size=13, ink=SOFT, end=True)
+    return sheet
+
+
+def confidence() -> Sheet:
+    """How sure the shipped edge is of right and of wrong answers, from models/fashion/validation.npz."""
+    from edgeroute.confidence import msp
+
+    with np.load(ROOT / "models" / "fashion" / "validation.npz") as seen:
+        edge, labels = seen["edge_logits"], seen["labels"]
+    score, right = msp(edge), edge.argmax(1) == labels
+    sheet = Sheet(520, 300, "Confidences of right and wrong answers of the shipped edge, and a threshold")
+    left, bottom, w, h = 56, 240, 440, 190
+    edges = np.linspace(0.3, 1, 15)
+    counts = [np.histogram(score[rows], edges)[0] for rows in (right, ~right)]
+    top = 3.7
+
+    def y(count: float) -> float:
+        return round(bottom - float(np.log10(max(count, 1))) / top * h, 1)
+
+    for power in range(4):
+        sheet.line([(left, y(10**power)), (left + w, y(10**power))], GRID, width=1)
+        sheet.text(left - 8, y(10**power) + 5, f"{10**power:,}", size=13, ink=SOFT, end=True)
+    step = w / len(counts[0])
+    for i, (good, bad) in enumerate(zip(*counts, strict=True)):
+        for count, shift, fill, line in ((good, 3, ANSWER, GOOD), (bad, step / 2, AWAY, CLOUD)):
+            if count:
+                x = round(left + i * step + shift, 1)
+                sheet.box(x, y(count), round(step / 2 - 3, 1), round(bottom - y(count), 1), fill, line=line)
+    for value in (0.3, 0.5, 0.7, 0.9, 1.0):
+        sheet.text(left + (value - 0.3) / 0.7 * w, bottom + 20, f"{value:.1f}", middle=True, size=13, ink=SOFT)
+    cut = left + (0.64 - 0.3) / 0.7 * w
+    sheet.line([(cut, 36), (cut, bottom)], INK, width=2, dashed=True)
+    sheet.text(cut, 28, "threshold 0.64", middle=True, bold=True)
+    sheet.text(cut - 12, 56, "deferred", size=13, ink=SOFT, end=True)
+    sheet.text(cut + 12, 56, "accepted", size=13, ink=SOFT)
+    caption = f"confidence (msp) of {len(score):,} images; green: right, orange: wrong"
+    sheet.text(left + w / 2, bottom + 44, caption, middle=True, size=13, ink=SOFT)
+    return sheet
