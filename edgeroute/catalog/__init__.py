@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgeroute.catalog.installed import ModelStatus
     from edgeroute.catalog.update import Step, Updater
 
-_HOMES = {
+_MODULE_OF = {
     "Catalog": "catalog", "Entry": "entry", "ModelStatus": "installed", "Progress": "download",
     **dict.fromkeys(("Step", "Updater"), "update"),
 }  # fmt: skip
@@ -21,8 +21,8 @@ __all__ = ["Catalog", "Entry", "ModelStatus", "Progress", "Step", "Updater"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the modules lazily: a router needs few of them."""
-    if name not in _HOMES:
+    """Import the module of a public name at its first use: a router needs few of them."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'edgeroute.catalog' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"edgeroute.catalog.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"edgeroute.catalog.{_MODULE_OF[name]}"), name)
     return value

@@ -1,4 +1,4 @@
-"""Catalog: the models of a device, and where their updates come from."""
+"""Catalog: the models of a device, and the place from which their updates are downloaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgeroute.catalog.download import Progress, download
 from edgeroute.catalog.entry import Entry, entries
 from edgeroute.catalog.installed import KNOWN, Installed
-from edgeroute.catalog.source import Source, refreshed, source_of
+from edgeroute.catalog.source import Source, download_index, source_of
 from edgeroute.catalog.store import loads, replace, stored
 from edgeroute.errors import PolicyError
 
@@ -24,20 +24,20 @@ ROOT = "root.json"
 
 
 class Catalog(Installed):
-    """The models of a device, and where their updates come from. Used in a `with`, it closes its connections.
+    """Models of a device, with a catalog from which they are updated. A `with` closes its connections at the end.
 
-    What is downloaded is verified before it is used: signatures, expiry and order of the list (by TUF), size and hash of each
-    file. Whatever fails, the active models stay.
+    Downloads are verified before they are used: signatures, expiry and order of the list (by TUF), size and hash of each file.
+    Whatever fails, the active models stay.
 
     Args:
-        store: the folder of the device's models; made if it is not there.
-        source: the catalog: a folder, or an address that begins with https://; None: that of the last time.
-        root: path of the root.json that the publisher gave, which says whose signatures count; None: that of the last time.
-        verify: authorities for HTTPS: True for the usual ones, or the path of a file.
-        patience_s: how long nothing, or next to nothing, may come from the catalog, in seconds.
+        store: folder of the device's models; created if missing.
+        source: the catalog: a folder, or an address that begins with https://; None: the one of the last `refresh`.
+        root: path of the publisher's root.json, which says whose signatures count; None: the one of the last `refresh`.
+        verify: certificate authorities for HTTPS: True for the usual ones, or the path of a file.
+        patience_s: maximum time without data from the catalog, or with next to none, seconds.
 
     Raises:
-        PolicyError: the source is no catalog's address.
+        PolicyError: the source is not a valid address.
     """
 
     def __init__(
@@ -51,39 +51,40 @@ class Catalog(Installed):
     ) -> None:
         super().__init__(Path(store))
         self._source = None if source is None else source_of(source, verify=verify, patience_s=patience_s)
-        self._given, self._verify, self._patience_s, self._root = source, verify, patience_s, root
+        self._source_argument, self._verify, self._patience_s, self._root = source, verify, patience_s, root
 
     def refresh(self) -> tuple[Entry, ...]:
-        """Reads the list of models from the catalog, verifies and stores it.
+        """Download the list of models, verify and store it, and return its entries. Also stores source and root for next time.
 
         Raises:
-            CatalogAway: it cannot be reached; the list of the last time is still there (`entries`).
-            CatalogError: it cannot be trusted.
-            PolicyError: it is not known where the catalog is, or whose signatures count.
-            StoreError: the list cannot be stored.
+            CatalogAway: the catalog cannot be reached; the list of the last time is still there (`entries`).
+            CatalogError: the catalog cannot be trusted.
+            PolicyError: source or root is neither given nor stored.
+            StoreError: the list cannot be stored, or another process or thread downloads.
         """
         with self.store.downloading():
             return self._refresh()
 
     def _refresh(self) -> tuple[Entry, ...]:
+        """Refresh, for a caller that has the turn to download."""
         source, root = self.source(), self._trusted()
-        text = refreshed(source, self.store.folder / "metadata", root)
-        found = entries(text)
+        text = download_index(source, self.store.folder / "metadata", root)
+        listed = entries(text)
         with stored(self.store.folder):
             replace(self.store.folder / KNOWN, text)
             if self._root is not None:
                 replace(self.store.folder / ROOT, root)
-            if self._given is not None:
-                where = self._given if "://" in str(self._given) else Path(self._given).absolute()
+            if self._source_argument is not None:
+                where = self._source_argument if "://" in str(self._source_argument) else Path(self._source_argument).absolute()
                 verify = self._verify if isinstance(self._verify, bool) else str(Path(self._verify).absolute())
                 replace(self.store.folder / SOURCE, json.dumps({"source": str(where), "verify": verify}).encode())
-        return found
+        return listed
 
     def source(self) -> Source:
-        """Where the catalog is.
+        """Return the source, the given one or that of the last `refresh`.
 
         Raises:
-            PolicyError: nobody has said so yet.
+            PolicyError: there is neither.
         """
         if self._source is None:
             known = loads(self.store.folder / SOURCE)
@@ -95,6 +96,11 @@ class Catalog(Installed):
         return self._source
 
     def _trusted(self) -> bytes:
+        """Read the root metadata to trust.
+
+        Raises:
+            PolicyError: the file cannot be read.
+        """
         path = self.store.folder / ROOT if self._root is None else Path(self._root)
         try:
             return path.read_bytes()
@@ -104,15 +110,16 @@ class Catalog(Installed):
             ) from e
 
     def pull(self, name: str, version: str | None = None, *, progress: Callable[[Progress], object] | None = None) -> Entry:
-        """Reads the catalog, and downloads a version if it is not here. It is not in use before `activate`.
+        """Download the list of models, and then a version if it is not here, and return its entry. Activates nothing.
 
         Args:
-            name: of the model.
-            version: None: the newest that this edgeroute can run.
-            progress: called with a `Progress` after each block; what it raises ends the download.
+            name: name of the model.
+            version: version to download; None: the newest that this edgeroute can run.
+            progress: called with a `Progress` after each block; an exception from it ends the download.
 
         Raises:
-            CatalogAway, CatalogError, PolicyError, StoreError: as `refresh`; a file is not what was signed; the disk is full.
+            CatalogAway, CatalogError, PolicyError, StoreError: see `refresh`; a file differs from what was signed; the disk is
+                full.
         """
         with self.store.downloading():
             self._refresh()
@@ -122,7 +129,7 @@ class Catalog(Installed):
         return entry
 
     def _tidy(self) -> None:
-        """Removes what was downloaded in part of files that the catalog has no more."""
+        """Delete partial downloads of files that are no longer in the catalog."""
         wanted = {file.sha256 for entry in self.entries() for file in entry.files}
         for part in (self.store.folder / "parts").glob("*"):
             if part.name.partition(".")[0] not in wanted:
@@ -130,13 +137,13 @@ class Catalog(Installed):
                     part.unlink()
 
     def download(self, entry: Entry, *, progress: Callable[[Progress], object] | None = None) -> None:
-        """Downloads a version of the list that was read last, as `pull`."""
+        """Download a version from the list that was read last; see `pull`."""
         with self.store.downloading():
             download(self.source(), self.store, entry, progress)
             self._tidy()
 
     def close(self) -> None:
-        """Closes connections."""
+        """Close connections."""
         if self._source is not None:
             self._source.close()
 

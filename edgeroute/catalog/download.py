@@ -1,4 +1,4 @@
-"""Downloads of files: resumed, bounded by the stated size, and verified before they are used."""
+"""Downloads of a version's files: resumed, bounded by the stated size, and verified before they are used."""
 
 from __future__ import annotations
 
@@ -23,36 +23,38 @@ FILES = "files"
 SPARE = 1 << 20
 """Bytes that are left free on the disk."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a full disk."""
 ATTEMPTS = 3
+"""Attempts for one file, each resuming the one before."""
 
 
 class Progress(NamedTuple):
-    """How far a download is."""
+    """Progress of a download."""
 
     name: str
     version: str
     path: str
-    """The file that is being read."""
+    """File that is being downloaded."""
     done: int
-    """Bytes of all files that are here."""
+    """Bytes of all files that are on the device."""
     total: int
     """Bytes of all files."""
 
 
 def download(source: Source, store: Store, entry: Entry, progress: Callable[[Progress], object] | None = None) -> Path:
-    """Gets a version into the store, if it is not there. -> its folder.
+    """Download a version into the store, if it is not there or damaged, and return its folder.
 
-    What was downloaded in part is kept for the next time, unless the disk is full: then it is removed.
+    A partial download stays for the next time, unless the disk is full: then it is deleted.
 
     Args:
-        source: where the catalog is.
-        store: of this device, which this process may write.
-        entry: of the version, from a catalog that was verified.
-        progress: called after each block; what it raises ends the download.
+        source: the catalog.
+        store: models of this device; this process has the turn to download.
+        entry: entry of the version, from a verified catalog.
+        progress: called after each block; an exception from it ends the download.
 
     Raises:
         CatalogAway: the catalog cannot be reached, or broke off.
-        CatalogError: a file is not what the entry says.
+        CatalogError: a file differs from its entry.
         StoreError: the disk is full, or cannot be written.
     """
     folder = store.version(entry.name, entry.version)
@@ -71,18 +73,19 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
     done = entry.size - sum(file.size for file in wanted)
     for file in wanted:
 
-        def told(here: int, file: FileEntry = file, done: int = done) -> None:
+        def report(here: int, file: FileEntry = file, done: int = done) -> None:
             if progress is not None:
                 progress(Progress(entry.name, entry.version, file.path, done + here, entry.size))
 
-        _fetch(source, entry, file, parts / file.sha256, told)
+        _fetch(source, entry, file, parts / file.sha256, report)
         done += file.size
     with stored(folder):
-        _put(entry, wanted, folder, parts)
+        _install(entry, wanted, folder, parts)
     return folder
 
 
 def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEntry]) -> None:
+    """Raise StoreError if the disk has no room for the wanted files."""
     here = sum((parts / file.sha256).stat().st_size for file in wanted if (parts / file.sha256).exists())
     needed, free = sum(file.size for file in wanted) - here + SPARE, shutil.disk_usage(folder).free
     if free < needed:
@@ -92,20 +95,20 @@ def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEn
         )
 
 
-def _fetch(source: Source, entry: Entry, file: FileEntry, part: Path, told: Callable[[int], object]) -> None:
-    """Gets one file whole and verified to `part`."""
+def _fetch(source: Source, entry: Entry, file: FileEntry, part: Path, report: Callable[[int], object]) -> None:
+    """Download one file to `part`, whole and verified, with up to `ATTEMPTS` resumed attempts."""
     left = ATTEMPTS
     while left:
         left -= 1
         with _on_disk(entry, part), suppress(*([CatalogAway] if left else [])):
-            if _fetched(source, entry, file, part, told):
+            if _resume(source, entry, file, part, report):
                 return
     raise CatalogAway(f"{source.where}: {file.path} of {entry.name} {entry.version} breaks off: try again, it goes on from there")
 
 
 @contextmanager
 def _on_disk(entry: Entry, part: Path) -> Iterator[None]:
-    """Raises StoreError for what the disk does not take; what is there of a file is removed from a full one."""
+    """Translate OSError to StoreError; on a full disk delete the partial files of this version."""
     try:
         yield
     except StoreError:
@@ -118,11 +121,11 @@ def _on_disk(entry: Entry, part: Path) -> Iterator[None]:
         raise StoreError(f"{part} cannot be written: {e.strerror or e}") from e
 
 
-def _fetched(source: Source, entry: Entry, file: FileEntry, part: Path, told: Callable[[int], object]) -> bool:
-    """Goes on with one file. Returns whether it is whole, and verified.
+def _resume(source: Source, entry: Entry, file: FileEntry, part: Path, report: Callable[[int], object]) -> bool:
+    """Download one file, from where it broke off. Return True if it is whole and verified, False if it broke off again.
 
     Raises:
-        CatalogError: it is whole, and another one.
+        CatalogError: the whole file has another size or hash; it is deleted.
     """
     tag = part.with_name(part.name + ".tag")
     begin = part.stat().st_size if part.exists() else 0
@@ -134,7 +137,7 @@ def _fetched(source: Source, entry: Entry, file: FileEntry, part: Path, told: Ca
             with part.open("r+b" if part.exists() else "wb") as out:
                 out.seek(piece.begin)
                 out.truncate()
-                _copied(piece.blocks, out, piece.begin, file, told)
+                _copy_blocks(piece.blocks, out, piece.begin, file, report)
                 out.flush()
                 os.fsync(out.fileno())
     size = part.stat().st_size
@@ -145,21 +148,23 @@ def _fetched(source: Source, entry: Entry, file: FileEntry, part: Path, told: Ca
         raise CatalogError(
             f"{file.path} of {entry.name} {entry.version} is not what was signed: {source.where} sends another size or hash"
         )
-    told(file.size)
+    report(file.size)
     return True
 
 
-def _copied(blocks: Iterable[bytes], out: IO[bytes], at: int, file: FileEntry, told: Callable[[int], object]) -> None:
+def _copy_blocks(blocks: Iterable[bytes], out: IO[bytes], end: int, file: FileEntry, report: Callable[[int], object]) -> None:
+    """Write blocks to a file, at most one byte more than its size, and report the progress."""
     for block in blocks:
-        at += len(block)
-        if at > file.size:
-            out.write(block[: len(block) - (at - file.size) + 1])  # one byte more than it may have: it is refused, not resumed
+        end += len(block)
+        if end > file.size:
+            out.write(block[: len(block) - (end - file.size) + 1])  # one byte more than it may have: it is refused, not resumed
             return
         out.write(block)
-        told(at)
+        report(end)
 
 
 def _hash(path: Path) -> str:
+    """Return SHA-256 of a file, hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -168,13 +173,17 @@ def _hash(path: Path) -> str:
 
 
 def _drop(part: Path) -> None:
+    """Delete a partial file and its tag."""
     for path in (part, part.with_name(part.name + ".tag")):
         with suppress(OSError):
             path.unlink(missing_ok=True)
 
 
-def _put(entry: Entry, wanted: Sequence[FileEntry], folder: Path, parts: Path) -> None:
-    """Moves the files to their folder, which has another name until it is whole; damaged ones are replaced one by one."""
+def _install(entry: Entry, wanted: Sequence[FileEntry], folder: Path, parts: Path) -> None:
+    """Move the downloaded files to the version's folder.
+
+    A new version's folder has a temporary name until it is whole; damaged files of an existing one are replaced one by one.
+    """
     whole = len(wanted) < len(entry.files) or (folder / ENTRY).exists()
     new = folder if whole else folder.parent / f".{folder.name}.new"
     if not whole:

@@ -1,4 +1,4 @@
-"""Entries of a catalog: one version of one model each, as data, read from JSON that is not trusted."""
+"""Entries of a catalog, one for each version of a model: reading and checking of untrusted JSON."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from typing import Any, NamedTuple
 
 from edgeroute.errors import CatalogError
 
-# Names that a catalog may have for models, versions and files: safe on every file system that edgeroute runs on.
+# Names of models, versions and files that are safe on every file system that edgeroute runs on.
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}")
 LONGEST = 200
-"""Characters of a file's path: Windows takes 260 with the folder."""
+"""Maximum characters of a file's path: Windows takes 260 with the folder."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 
 def checked_name(name: object) -> str:
-    """A model's name.
+    """Return the name if it is a valid model name.
 
     Raises:
-        CatalogError: it is none.
+        CatalogError: it is not.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or _RESERVED.fullmatch(name):
-        raise CatalogError(f"{_said(name)} is no name of a model: it has small letters, digits, - and _, and 64 at most")
+        raise CatalogError(f"{_quoted(name)} is no name of a model: it has small letters, digits, - and _, and 64 at most")
     return name
 
 
 def checked_version(version: object) -> str:
-    """A version of a model.
+    """Return the version if it is a valid one.
 
     Raises:
-        CatalogError: it is none.
+        CatalogError: it is not.
     """
     fits = isinstance(version, str) and VERSION.fullmatch(version)
     if not fits or not isinstance(version, str) or version.endswith(".") or _RESERVED.fullmatch(version):
-        raise CatalogError(f"{_said(version)} is no version: it has letters, digits, and . _ + -, and 64 at most")
+        raise CatalogError(f"{_quoted(version)} is no version: it has letters, digits, and . _ + -, and 64 at most")
     return version
 
 
 def checked_path(path: object) -> str:
-    """The path of a file inside the folder of a version, with / between its parts.
+    """Return the path if it is a valid relative path inside a version's folder, with / between its parts.
 
     Raises:
-        CatalogError: it leads out of the folder, or is no path on some system.
+        CatalogError: it leads out of the folder, or is not valid on some system.
     """
     if not isinstance(path, str) or not path or len(path) > LONGEST:
-        raise CatalogError(f"{_said(path)} is no path of a file: it has 1 to {LONGEST} characters")
+        raise CatalogError(f"{_quoted(path)} is no path of a file: it has 1 to {LONGEST} characters")
     if path.casefold() == "entry.json":
         raise CatalogError(f"{path} is the name of the file that the device has beside them")
     for part in path.split("/"):
         if part in {"", ".", ".."}:
-            raise CatalogError(f"{_said(path)}: a path in a catalog is relative, and stays in the folder of its version")
+            raise CatalogError(f"{_quoted(path)}: a path in a catalog is relative, and stays in the folder of its version")
         if _FORBIDDEN.search(part) or part[-1] in ". " or _RESERVED.fullmatch(part) or not part.isprintable():
-            raise CatalogError(f"{_said(path)}: {_said(part)} is no name of a file on every system")
+            raise CatalogError(f"{_quoted(path)}: {_quoted(part)} is no name of a file on every system")
     return path
 
 
 def check_distinct(paths: Iterable[str]) -> None:
-    """Checks that files differ in more than capitals or the form of accents, and that none is a folder of another.
+    """Check that no two paths differ only in capitals or the form of accents, and that none is a folder of another.
 
     Raises:
         CatalogError: two would be one file on some system.
@@ -72,28 +72,30 @@ def check_distinct(paths: Iterable[str]) -> None:
     for path in paths:
         same = _folded(path)
         if same in files:
-            raise CatalogError(f"{_said(files[same])} and {_said(path)} are one file where capitals do not count")
+            raise CatalogError(f"{_quoted(files[same])} and {_quoted(path)} are one file where capitals do not count")
         files[same] = path
         parts = same.split("/")
         folders |= {"/".join(parts[:i]): path for i in range(1, len(parts))}
     for folder, path in folders.items():
         if folder in files:
-            raise CatalogError(f"{_said(files[folder])} is a file, and a folder of {_said(path)}")
+            raise CatalogError(f"{_quoted(files[folder])} is a file, and a folder of {_quoted(path)}")
 
 
 def _folded(path: str) -> str:
+    """Return a path in the form in which paths of one file are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
-def _said(value: object) -> str:
+def _quoted(value: object) -> str:
+    """Return an untrusted value for a message: ASCII, truncated."""
     return ascii(value)[:80]
 
 
 FORMAT = 1
 MOST_ENTRIES, MOST_FILES = 10_000, 1_000
-"""Entries of a catalog, and files of an entry."""
+"""Maximum entries of a catalog, and files of an entry."""
 MOST_BYTES = 1 << 40
-"""Size of a file."""
+"""Maximum size of a file."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NUMBERS = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}")
 
@@ -102,10 +104,11 @@ class FileEntry(NamedTuple):
     """One file of a version."""
 
     path: str
-    """Inside the folder of the version, with / between its parts."""
+    """Path inside the folder of the version, with / between its parts."""
     size: int
-    """Bytes."""
+    """Size, bytes."""
     sha256: str
+    """SHA-256 of the content, hex."""
 
 
 class Entry(NamedTuple):
@@ -114,39 +117,39 @@ class Entry(NamedTuple):
     name: str
     version: str
     model: str
-    """Path of the model's file, or folder; its suffix picks the runtime. The card is beside it, as everywhere."""
+    """Path of the model's file, or folder; its suffix selects the runtime. The card is beside it, as everywhere."""
     files: tuple[FileEntry, ...]
-    """All files of the version, with the model's."""
+    """All files of the version, the model's among them."""
     certificate: str = ""
     """Path of the certificate among the files; empty: it has none."""
     canaries: str = ""
-    """Path of the canary inputs with their answers among the files, likewise."""
+    """Path of the canary inputs with their answers among the files; empty: it has none."""
     requires: str = ""
-    """Lowest version of edgeroute that can run it; empty: any."""
+    """Lowest version of edgeroute that can run the model; empty: any."""
     notes: str = ""
-    """For people."""
+    """Text for people."""
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Size of all files, bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def runtime(self) -> str:
-        """The suffix of the model's file."""
+        """Suffix of the model's file, which selects the runtime."""
         return "." + self.model.rpartition("/")[2].partition(".")[2]
 
     def json(self) -> dict[str, Any]:
-        """The entry in JSON types, as a catalog has it."""
+        """Return the entry in JSON types, without empty fields."""
         data = {**self._asdict(), "files": [file._asdict() for file in self.files]}
         return {key: value for key, value in data.items() if value}
 
 
 def read_entry(data: Any) -> Entry:
-    """An entry from its JSON.
+    """Return the entry in JSON types as an Entry, after checking every field.
 
     Raises:
-        CatalogError: it is none.
+        CatalogError: a field is missing or not valid.
     """
     if not isinstance(data, Mapping):
         raise CatalogError("an entry of the catalog is no object")
@@ -158,6 +161,7 @@ def read_entry(data: Any) -> Entry:
 
 
 def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
+    """Return an entry whose name and version are checked, after checking the other fields."""
     listed = data.get("files")
     if not isinstance(listed, list) or not 0 < len(listed) <= MOST_FILES:
         raise CatalogError(f"files is a list of 1 to {MOST_FILES} files")
@@ -177,6 +181,7 @@ def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
 
 
 def _file(data: Any) -> FileEntry:
+    """Return a file of an entry, after checking its fields."""
     if not isinstance(data, Mapping):
         raise CatalogError("one of its files is no object")
     path, size, sha256 = checked_path(data.get("path")), data.get("size"), data.get("sha256")
@@ -188,6 +193,7 @@ def _file(data: Any) -> FileEntry:
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
+    """Return a text field of an entry; empty if missing."""
     value = data.get(key, "")
     if not isinstance(value, str) or len(value) > 10_000:  # noqa: PLR2004 - a text for people
         raise CatalogError(f"{key} is a text")
@@ -195,42 +201,44 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 
 def entries(text: bytes) -> tuple[Entry, ...]:
-    """The entries of a catalog, in the order of their publication.
+    """Parse the text of a catalog, and return its entries in order of publication.
 
     Raises:
-        CatalogError: it is no catalog, or two entries have one name and version.
+        CatalogError: it is not a catalog, or two entries have the same name and version.
     """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise CatalogError(f"the catalog is not JSON: {e}") from e
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("models"), list):
-        found = data.get("format") if isinstance(data, dict) else None
-        raise CatalogError(f"the catalog has the format {ascii(found)[:20]}, and this edgeroute reads {FORMAT}: update edgeroute")
+        version = data.get("format") if isinstance(data, dict) else None
+        raise CatalogError(
+            f"the catalog has the format {ascii(version)[:20]}, and this edgeroute reads {FORMAT}: update edgeroute"
+        )
     if len(data["models"]) > MOST_ENTRIES:
         raise CatalogError(f"the catalog has more than {MOST_ENTRIES:,} entries")
-    found = tuple(map(read_entry, data["models"]))
+    listed = tuple(map(read_entry, data["models"]))
     seen = set[tuple[str, str]]()
-    for entry in found:
+    for entry in listed:
         key = entry.name, entry.version.casefold()
         if key in seen:
             raise CatalogError(f"{entry.name} {entry.version} is there twice")
         seen.add(key)
-    return found
+    return listed
 
 
-def dumped(found: tuple[Entry, ...]) -> bytes:
-    """The text of a catalog with these entries."""
-    return json.dumps({"format": FORMAT, "models": [entry.json() for entry in found]}, indent=1).encode()
+def catalog_json(listed: tuple[Entry, ...]) -> bytes:
+    """Return the text of a catalog with these entries."""
+    return json.dumps({"format": FORMAT, "models": [entry.json() for entry in listed]}, indent=1).encode()
 
 
 def own_version() -> str:
-    """The version of this edgeroute."""
+    """Return the version of this edgeroute."""
     return str(sys.modules["edgeroute"].__version__)  # the package, which has been imported before this module
 
 
 def fits(requires: str, version: str) -> bool:
-    """Whether this version of edgeroute is the required one, or a later one; development versions count as the release."""
-    wanted, own = (tuple(map(int, match[0].split("."))) if (match := _NUMBERS.match(v)) else () for v in (requires, version))
-    length = max(len(wanted), len(own))
-    return own + (0,) * (length - len(own)) >= wanted + (0,) * (length - len(wanted))
+    """Return True if `version` of edgeroute is the required one or later; development versions count as the release."""
+    wanted, present = (tuple(map(int, match[0].split("."))) if (match := _NUMBERS.match(v)) else () for v in (requires, version))
+    length = max(len(wanted), len(present))
+    return present + (0,) * (length - len(present)) >= wanted + (0,) * (length - len(wanted))

@@ -1,4 +1,4 @@
-"""The models that a device has: verified, activated, rolled back, pinned."""
+"""Models that a device has: verification, activation, rollback, pinning; and the path by which a router loads them."""
 
 from __future__ import annotations
 
@@ -15,119 +15,123 @@ from edgeroute.errors import CatalogError, ModelMissing, PolicyError
 from edgeroute.types import EdgeModel
 
 KNOWN = "catalog.json"
+"""Name of the file with the list that was read last."""
 
 
 class ModelStatus(NamedTuple):
-    """One model of a device."""
+    """State of one model of a device."""
 
     name: str
     active: str
-    """The version in use; empty: none."""
+    """Version in use; empty: none."""
     previous: str
-    """The one before."""
+    """Version in use before; empty: none."""
     pinned: bool
-    """Whether updates leave the active version as it is."""
+    """True if updates do not change the active version."""
     here: tuple[str, ...]
-    """The versions that are on the device."""
+    """Versions that are on the device."""
     newest: str
-    """The last one published that this edgeroute can run, as far as is known; empty: none."""
+    """Last published version that this edgeroute can run, by the list that was read last; empty: none."""
     refused: tuple[tuple[str, str], ...]
     """Versions that updates do not try again, with the reasons."""
     problems: tuple[str, ...]
-    """What is wrong with the active version."""
+    """Problems of the active version, in words; empty: none."""
 
 
 class Installed:
-    """The models that are on a device. Asks no catalog.
+    """Models that are on a device. Reads no catalog.
 
     Args:
-        store: the folder of the models.
+        store: folder of the models.
     """
 
     def __init__(self, store: Path) -> None:
         self.store = Store(store)
 
     def entries(self, name: str | None = None) -> tuple[Entry, ...]:
-        """What was read from the catalog last, in the order of publication; of one model, or of all."""
+        """Return the list that was read from the catalog last, in order of publication. Empty if there is none, or damaged."""
         try:
-            found = entries((self.store.folder / KNOWN).read_bytes())
+            listed = entries((self.store.folder / KNOWN).read_bytes())
         except (OSError, CatalogError):  # there is none yet, or it was damaged: it is read again with the next download
             return ()
-        return tuple(entry for entry in found if name is None or entry.name == name)
+        return tuple(entry for entry in listed if name is None or entry.name == name)
 
     def entry(self, name: str, version: str | None = None) -> Entry:
-        """The newest version of a model that this edgeroute can run, or the one asked for.
+        """Return the entry of a version; without `version` the newest that this edgeroute can run.
 
         Raises:
-            CatalogError: there is none.
+            CatalogError: there is none, or it needs a newer edgeroute.
         """
-        found = self.entries(name)
-        if not found:
+        versions = self.entries(name)
+        if not versions:
             known = sorted({entry.name for entry in self.entries()})
             raise CatalogError(f"the catalog has no model {name!r}: it has {', '.join(known) or 'none'}")
         if version is None:
-            usable = [entry for entry in found if fits(entry.requires, own_version())]
+            usable = [entry for entry in versions if fits(entry.requires, own_version())]
             if not usable:
-                raise CatalogError(f"{name} needs edgeroute {found[-1].requires}, and this is {own_version()}: update edgeroute")
+                raise CatalogError(
+                    f"{name} needs edgeroute {versions[-1].requires}, and this is {own_version()}: update edgeroute"
+                )
             return usable[-1]
-        for entry in found:
+        for entry in versions:
             if entry.version == version:
                 if not fits(entry.requires, own_version()):
                     raise CatalogError(
                         f"{name} {version} needs edgeroute {entry.requires}, and this is {own_version()}: update it"
                     )
                 return entry
-        raise CatalogError(f"the catalog has no {name} {version}: it has {', '.join(entry.version for entry in found)}")
+        raise CatalogError(f"the catalog has no {name} {version}: it has {', '.join(entry.version for entry in versions)}")
 
     def verify(self, name: str, version: str | None = None) -> Entry:
-        """Compares the files of a version that is here with what was signed, by size and hash.
+        """Compare the files of a version on this device with the signed size and hash, and return its entry.
 
         Args:
-            name: of the model.
+            name: name of the model.
             version: None: the active one.
 
         Raises:
-            ModelMissing: it is not here.
+            ModelMissing: the version is not on the device.
             CatalogError: a file is damaged.
         """
         return self._verified(name, version or self.active(name).version)
 
     def _verified(self, name: str, version: str) -> Entry:
+        """Return the entry of a version, after checking its files. Raises as `verify` does."""
         entry = self.store.entry(name, version)
         if (entry.name, entry.version) != (name, version):
             raise CatalogError(f"{name} {version}: its entry is another one's, of {entry.name} {entry.version}")
         wrong = self.store.problems(entry)
         if wrong:
-            told = "; ".join(f"{path} {why}" for path, why in wrong.items())
-            raise CatalogError(f"{name} {version}: {told}: edgeroute models pull {name} --version {version} gets it again")
+            problems = "; ".join(f"{path} {why}" for path, why in wrong.items())
+            raise CatalogError(f"{name} {version}: {problems}: edgeroute models pull {name} --version {version} gets it again")
         return entry
 
     def active(self, name: str) -> Pointer:
-        """Which version is active.
+        """Return which version is active, with the state of its update.
 
         Raises:
-            ModelMissing: none is.
+            ModelMissing: no version is active.
         """
-        found = self.store.pointer(name)
-        if found is None:
+        active = self.store.pointer(name)
+        if active is None:
             raise ModelMissing(f"{self.store.folder}: no version of {name} is active: edgeroute models activate {name}")
-        return found
+        return active
 
     def path(self, name: str, version: str | None = None) -> Path:
-        """What a router takes as the model's path: the file that names the active version, or a path for that version."""
+        """Return the path to give to a router: the file that names the active version, or a path that stands for this version."""
         file = self.store.pointer_file(name)
         return file if version is None else file.with_name(f"{name}@{checked_version(version)}{file.suffix}")
 
     def activate(self, name: str, version: str | None = None, *, trial: int = 0) -> Pointer:
-        """Puts a version in use that is here, once its files are verified: for routers that are made or reloaded from now on.
+        """Verify a version on this device and make it the active one, for routers that are created or reloaded from now on.
 
         Args:
-            name: of the model.
+            name: name of the model.
             version: None: the newest that is published and here.
-            trial: as of `mark`.
+            trial: number of starts on trial, see `mark`; 0: confirmed.
 
         Raises:
-            ModelMissing: it is not here.
+            ModelMissing: the version is not on the device.
             CatalogError: a file is damaged.
             StoreError: the change cannot be written; the old version stays active.
         """
@@ -135,13 +139,15 @@ class Installed:
             return self._activate(name, version or self._newest_here(name), trial)
 
     def _newest_here(self, name: str) -> str:
+        """Return the version on this device that was published last. Raise ModelMissing if there is none."""
         here = self.store.versions(name)
-        found = [entry.version for entry in self.entries(name) if entry.version in here] or here
-        if not found:
+        versions = [entry.version for entry in self.entries(name) if entry.version in here] or here
+        if not versions:
             raise ModelMissing(f"{self.store.folder}: there is no version of {name}: edgeroute models pull {name}")
-        return found[-1]
+        return versions[-1]
 
     def _activate(self, name: str, version: str, trial: int = 0) -> Pointer:
+        """Verify and activate a version, for a caller that has the turn; no change if it is active already."""
         entry = self._verified(name, version)
         if not fits(entry.requires, own_version()):
             raise CatalogError(f"{name} {version} needs edgeroute {entry.requires}, and this is {own_version()}: update it")
@@ -151,19 +157,19 @@ class Installed:
         if old.version == version:
             return old
         refused = tuple((v, why) for v, why in old.refused if v != version)
-        made = Pointer(version, old.version, old.pinned, refused, trial)
-        self.store.point(name, made)
-        return made
+        new = Pointer(version, old.version, old.pinned, refused, trial)
+        self.store.point(name, new)
+        return new
 
     def rollback(self, name: str, *, why: str = "") -> Pointer:
-        """Puts the version before in use again. The one that was in use is not activated by updates any more.
+        """Verify the previous version and make it active again. Updates will not activate the version that was in use any more.
 
         Args:
-            name: of the model.
-            why: shown by `status`.
+            name: name of the model.
+            why: reason shown by `status`.
 
         Raises:
-            ModelMissing: there is no version before, or it is not here any more.
+            ModelMissing: there is no previous version, or it is not here any more.
             CatalogError: a file of it is damaged.
             StoreError: the change cannot be written.
         """
@@ -172,38 +178,38 @@ class Installed:
             if not old.previous:
                 raise ModelMissing(f"{self.store.folder}: there was no version of {name} before {old.version}")
             self._verified(name, old.previous)
-            made = Pointer(old.previous, "", old.pinned, _refused(old, old.version, why or "rolled back by hand"))
-            self.store.point(name, made)
-        return made
+            new = Pointer(old.previous, "", old.pinned, _refused_with(old, old.version, why or "rolled back by hand"))
+            self.store.point(name, new)
+        return new
 
     def refuse(self, name: str, version: str, why: str) -> None:
-        """Remembers that updates are not to try this version again."""
+        """Record that updates are not to try this version again, with the reason."""
         with self.store.pointing():
             old = self.active(name)
-            self.store.point(name, old._replace(refused=_refused(old, version, why), tried=""))
+            self.store.point(name, old._replace(refused=_refused_with(old, version, why), tried=""))
 
     def mark(self, name: str, **changes: Any) -> None:
-        """Notes of an update how far it is: fields of `Pointer`, other than its versions."""
+        """Set fields of the stored `Pointer`, other than its versions: the progress of an update."""
         with self.store.pointing():
             self.store.point(name, self.active(name)._replace(**changes))
 
     def pin(self, name: str, version: str | None = None, *, pinned: bool = True) -> Pointer:
-        """Keeps updates from changing the active version, which is this one from now on; or lets them again.
+        """Keep updates from changing the active version (`pinned=False`: let them again); activate `version` first, if given.
 
         Raises:
-            ModelMissing, CatalogError, StoreError: as `activate`.
+            ModelMissing, CatalogError, StoreError: see `activate`.
         """
         with self.store.pointing():
-            made = (self._activate(name, version) if version else self.active(name))._replace(pinned=pinned)
-            self.store.point(name, made)
-        return made
+            new = (self._activate(name, version) if version else self.active(name))._replace(pinned=pinned)
+            self.store.point(name, new)
+        return new
 
     def remove(self, name: str, version: str) -> None:
-        """Deletes a version that is not active from the device.
+        """Delete a version that is not active from the device.
 
         Raises:
-            PolicyError: it is active.
-            ModelMissing: it is not here.
+            PolicyError: the version is active.
+            ModelMissing: the version is not on the device.
         """
         with self.store.downloading(), self.store.pointing():
             now = self.store.pointer(name)
@@ -214,7 +220,7 @@ class Installed:
             self.store.remove(name, version)
 
     def prune(self, name: str) -> list[str]:
-        """Deletes the versions that are neither active nor the one before. -> those."""
+        """Delete the versions that are neither active nor the previous one, and return them."""
         with self.store.downloading(), self.store.pointing():
             now = self.active(name)
             gone = [version for version in self.store.versions(name) if version not in {now.version, now.previous}]
@@ -223,13 +229,14 @@ class Installed:
         return gone
 
     def status(self) -> tuple[ModelStatus, ...]:
-        """The models of this device, as far as is known without asking the catalog."""
+        """Return the state of each model of this device, without reading the catalog. Verifies the active versions' files."""
         published = self.entries()  # once: it may have thousands
         usable = {entry.name: entry.version for entry in published if fits(entry.requires, own_version())}  # the last of each
         known = {entry.name for entry in published}
         return tuple(self._status(name, usable.get(name, "")) for name in sorted({*self.store.names(), *known}))
 
     def _status(self, name: str, newest: str) -> ModelStatus:
+        """Return the state of one model, after verifying its files."""
         problems, now = list[str](), None
         try:
             now = self.store.pointer(name)
@@ -237,41 +244,42 @@ class Installed:
                 self._verified(name, now.version)
         except (CatalogError, ModelMissing) as e:
             problems.append(str(e))
-        found = now or Pointer("")
+        active = now or Pointer("")
         return ModelStatus(
             name,
-            found.version,
-            found.previous,
-            found.pinned,
+            active.version,
+            active.previous,
+            active.pinned,
             tuple(self.store.versions(name)),
             newest,
-            found.refused,
+            active.refused,
             tuple(problems),
         )
 
 
-def _refused(old: Pointer, version: str, why: str) -> tuple[tuple[str, str], ...]:
+def _refused_with(old: Pointer, version: str, why: str) -> tuple[tuple[str, str], ...]:
+    """Return the refused versions with one more; the latest 20."""
     return (*((v, w) for v, w in old.refused if v != version), (version, why))[-20:]
 
 
-# The active version of a model, as a router takes it: `STORE/NAME.active` in the place of a model's file.
+# Loading of the active version by a router, which has `STORE/NAME.active` in place of a model's file.
 
 _trying: ContextVar[tuple[Path, str] | None] = ContextVar("trying", default=None)
 
 
 class Release(NamedTuple):
-    """Which version of a catalog a model is."""
+    """Version of a catalog that a loaded model is."""
 
     pointer: Path
-    """The file that names the active one."""
+    """File that names the active version."""
     name: str
     version: str
     certificate: Path | None
-    """Of its threshold; None: it has none."""
+    """Path of its threshold's certificate; None: it has none."""
     canaries: Path | None
-    """Inputs with their right answers, likewise."""
+    """Path of its inputs with right answers; None: it has none."""
     trial: bool = False
-    """Whether it is tried before it is activated: then its certificate has to hold."""
+    """True if the version is tried before it is activated: then its certificate has to hold."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -279,8 +287,8 @@ class Release(NamedTuple):
 
 @contextmanager
 def trying(path: Path, version: str) -> Iterator[None]:
-    """In this thread, or task, that version is taken in place of the active one: to try it before it is activated."""
-    token = _trying.set((located(path), version))
+    """Load this version in place of the active one within the `with` block, in this thread or task only."""
+    token = _trying.set((resolved_folder(path), version))
     try:
         yield
     finally:
@@ -288,36 +296,36 @@ def trying(path: Path, version: str) -> Iterator[None]:
 
 
 def version_of(path: str | Path) -> str:
-    """The version that such a path stands for now.
+    """Return the version that such a path stands for now: one in its name, the one on trial, or the active one.
 
     Raises:
-        ModelMissing: none is active.
-        CatalogError, StoreError: what is there is damaged, or cannot be read.
+        ModelMissing: no version is active.
+        CatalogError, StoreError: the file that names it is damaged, or cannot be read.
     """
     path = Path(path)
     fixed = path.name.removesuffix(SUFFIX).partition("@")[2]
     if fixed:
         return fixed
     trial = _trying.get()
-    if trial is not None and trial[0] == located(path):
+    if trial is not None and trial[0] == resolved_folder(path):
         return trial[1]
-    found = pointer(path)
-    if found is None:
+    active = pointer(path)
+    if active is None:
         name = path.name.removesuffix(SUFFIX)
         raise ModelMissing(f"no version of {name} is active in {path.parent}: edgeroute models activate {name}")
-    return found.version
+    return active.version
 
 
-def located(path: Path) -> Path:
-    """The path without links but for the last part: equal for two of one file, as a policy's are."""
+def resolved_folder(path: Path) -> Path:
+    """Return the path with links resolved except for its last part: equal for two paths of one file."""
     return path.parent.resolve() / path.name
 
 
 def model_file(path: str | Path) -> Path:
-    """The model's own file, or folder, of the version that such a path stands for now.
+    """Return the path of the model's own file, or folder, in the version that such a path stands for now.
 
     Raises:
-        ModelMissing, CatalogError, StoreError: as `version_of`; or its files are gone.
+        ModelMissing, CatalogError, StoreError: see `version_of`; or its files are gone.
     """
     store, name = Store(Path(path).parent), _name(path)
     version = version_of(path)
@@ -325,19 +333,20 @@ def model_file(path: str | Path) -> Path:
 
 
 def _name(path: str | Path) -> str:
+    """Return the model's name in such a path."""
     return Path(path).name.removesuffix(SUFFIX).partition("@")[0]
 
 
 def active_model(path: str | Path, **options: Any) -> EdgeModel:
-    """The model of the version that is active now, with its `release`.
+    """Load the version that is active now, and return the model with its `release`.
 
     Args:
-        path: of the file that names it, `NAME.active`; `NAME@VERSION.active` is that version, active or not.
-        options: of its runtime's class, as for the model's file.
+        path: path of the file that names it, `NAME.active`; `NAME@VERSION.active` is that version, active or not.
+        options: options of its runtime's class, as for the model's file.
 
     Raises:
         ModelMissing: no version is active, or its files are gone.
-        CatalogError: what is there is damaged.
+        CatalogError: the entry or the file that names the version is damaged.
         PolicyError, RuntimeMissing: as for the model's file.
     """
     path = Path(path)
@@ -348,7 +357,7 @@ def active_model(path: str | Path, **options: Any) -> EdgeModel:
     release = Release(
         path, name, version,
         folder / entry.certificate if entry.certificate else None, folder / entry.canaries if entry.canaries else None,
-        trial is not None and trial[0] == located(path),
+        trial is not None and trial[0] == resolved_folder(path),
     )  # fmt: skip
     try:
         model.release = release  # type: ignore[attr-defined]

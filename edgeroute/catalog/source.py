@@ -1,4 +1,4 @@
-"""Where a catalog is: a folder, or an HTTPS address."""
+"""Reading of a catalog from a folder or an HTTPS address, and verification of its list of models by TUF."""
 
 from __future__ import annotations
 
@@ -22,43 +22,46 @@ if TYPE_CHECKING:
     import httpx
 
 BLOCK = 1 << 16
+"""Bytes read at a time."""
 SLOWEST = 500
-"""Bytes a second, on average over the patience, below which a catalog counts as away."""
+"""Bytes a second, on average over the patience, below which a catalog counts as unavailable."""
 CONNECT_S = 10.0
+"""Maximum time to connect, seconds."""
 MOST_REDIRECTS = 3
 
 
 class Missing(CatalogError):
-    """There is no such file in the catalog."""
+    """The catalog has no such file."""
 
 
 class Piece(NamedTuple):
-    """A file of a catalog, being read."""
+    """File of a catalog that is being read, from some byte on."""
 
     begin: int
-    """Where it begins: as asked for, or 0 if the catalog gives it from the start only, or another one by now."""
+    """Offset of the first byte: the requested one, or 0 if the catalog cannot resume, or has other content by now."""
     tag: str
-    """Tells this content from another, in the catalog's own words; empty: it has none."""
+    """Strong ETag of the content; empty: the catalog has none."""
     blocks: Iterator[bytes]
+    """Bytes of the file, from `begin` on."""
 
 
 class Source(Protocol):
-    """Where a catalog is."""
+    """Place from which a catalog is read."""
 
     where: str
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
-        """Reads a file from a byte on, if it is still the content of that tag, or else from its start.
+        """Open a file at a byte offset, if its content still has that tag, or else at its start; closes it on exit.
 
         Raises:
-            Missing: there is none.
-            CatalogAway: it cannot be reached, breaks off, or is too slow.
-            CatalogError: what it answers is none.
+            Missing: the catalog has no such file.
+            CatalogAway: the catalog cannot be reached, breaks off, or is too slow.
+            CatalogError: the reply is not that of a catalog.
         """
 
     def close(self) -> None:
-        """Closes connections. It may be used again."""
+        """Close connections. A later `open` connects again."""
 
 
 class Folder:
@@ -69,7 +72,7 @@ class Folder:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:  # noqa: ARG002 - the size and hash tell
-        """Reads a file from a byte on. See `Source`."""
+        """Open a file at a byte offset. See `Source.open`."""
         if not self.path.is_dir():
             raise CatalogAway(f"{self.where}: there is no such folder now")
         try:
@@ -83,6 +86,7 @@ class Folder:
             yield Piece(begin, "", self._blocks(file, path))
 
     def _blocks(self, file: Any, path: str) -> Iterator[bytes]:
+        """Yield the rest of a file. Raise CatalogAway if it cannot be read."""
         try:
             while block := file.read(BLOCK):
                 yield block
@@ -90,24 +94,30 @@ class Folder:
             raise CatalogAway(f"{self.where}: {path} cannot be read: {e.strerror}") from e
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 class Web:
-    """A catalog at an HTTPS address.
+    """Catalog at an HTTPS address.
 
     Args:
-        url: of the folder; http:// only for this device itself.
-        verify: authorities: True for the system's, or the path of a file.
-        patience_s: how long nothing, or next to nothing, may come.
+        url: address of the folder; http:// only for this device itself.
+        verify: certificate authorities: True for the system's, or the path of a file.
+        patience_s: maximum time without data, or with next to none, seconds.
     """
 
     def __init__(self, url: str, *, verify: bool | str | Path = True, patience_s: float = 30.0) -> None:
         self.where = url
-        self._url, self._verify, self._patience_s = _checked(url), verify, patience_s
+        self._url, self._verify, self._patience_s = _checked_address(url), verify, patience_s
         self._client: httpx.Client | None = None
 
-    def _opened(self) -> httpx.Client:
+    def _http_client(self) -> httpx.Client:
+        """Return the HTTP client, created at the first call.
+
+        Raises:
+            RuntimeMissing: httpx is not installed.
+            PolicyError: `verify` is False, or its file has no authorities.
+        """
         if (client := self._client) is None:
             try:
                 web = imported("httpx")
@@ -129,23 +139,26 @@ class Web:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
-        """Reads a file, by a range request if a part is there already. See `Source`."""
-        client, web = self._opened(), imported("httpx")
+        """Request a file, or the rest of it from `begin` on; follow redirects on the same server. See `Source.open`."""
+        client, web = self._http_client(), imported("httpx")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
         url = self._url + quote(path)
-        with self._translated(path, web):
+        with self._errors_translated(path, web):
             for _ in range(MOST_REDIRECTS + 1):
-                with self._answered(client, url, ask) as reply:
+                with self._send(client, url, ask) as reply:
                     if reply.is_redirect:
-                        url = self._moved(url, reply.headers.get("location", ""))
+                        url = self._redirect_target(url, reply.headers.get("location", ""))
                         continue
                     yield self._piece(reply, path, begin if ask else 0)
                     return
             raise CatalogError(f"{self.where} redirects {path} more than {MOST_REDIRECTS} times")
 
     @contextmanager
-    def _answered(self, client: httpx.Client, url: str, ask: dict[str, str]) -> Iterator[httpx.Response]:
-        """The reply once its head is there, within the patience: a timeout of httpx begins anew with each byte."""
+    def _send(self, client: httpx.Client, url: str, ask: dict[str, str]) -> Iterator[httpx.Response]:
+        """Send a request, and yield the reply once its head is there. A timer closes the client after the patience.
+
+        A timeout of httpx begins anew with each byte, so it does not limit the head as a whole.
+        """
         timer = threading.Timer(self._patience_s + CONNECT_S, self.close)
         timer.daemon = True
         timer.start()
@@ -156,8 +169,8 @@ class Web:
         finally:
             timer.cancel()
 
-    def _moved(self, url: str, location: str) -> str:
-        """Where a redirect leads: on the same server, or it is refused."""
+    def _redirect_target(self, url: str, location: str) -> str:
+        """Return the address to which a redirect leads. Raise CatalogError if it is on another server."""
         to = urljoin(url, location)
         if urlsplit(to)[:2] != urlsplit(url)[:2]:
             raise CatalogError(
@@ -166,6 +179,7 @@ class Web:
         return to
 
     def _piece(self, reply: httpx.Response, path: str, begin: int) -> Piece:
+        """Return the file that a reply brings. Raise for statuses and headers that do not fit the request."""
         status = reply.status_code
         if status == 416:  # noqa: PLR2004 - range not satisfiable: what is here is more than there is
             return Piece(0, "", iter(()))
@@ -185,6 +199,7 @@ class Web:
         return Piece(begin if status == 206 else 0, tag, self._blocks(reply, path))  # noqa: PLR2004 - as above
 
     def _blocks(self, reply: httpx.Response, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a reply. Raise CatalogAway if they come too slowly."""
         since, got = monotonic(), 0
         for block in reply.iter_raw():
             yield block
@@ -195,8 +210,8 @@ class Web:
                 since, got = monotonic(), 0
 
     @contextmanager
-    def _translated(self, path: str, web: Any) -> Iterator[None]:
-        """Translates what httpx raises."""
+    def _errors_translated(self, path: str, web: Any) -> Iterator[None]:
+        """Translate exceptions of httpx to CatalogAway."""
         try:
             yield
         except web.TimeoutException as e:
@@ -209,7 +224,7 @@ class Web:
             raise CatalogAway(f"{self.where} does not answer within {self._patience_s + CONNECT_S:g} s") from e
 
     def close(self) -> None:
-        """Closes connections. It may be used again."""
+        """Close connections. A later `open` connects again."""
         client, self._client = self._client, None
         if client is not None:
             with suppress(Exception):
@@ -217,10 +232,10 @@ class Web:
 
 
 def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s: float = 30.0) -> Source:
-    """The source at an address, or in a folder.
+    """Return the source for an address or a folder.
 
     Raises:
-        PolicyError: it is neither.
+        PolicyError: the address is not valid or not safe.
     """
     text = str(where)
     if "://" in text:
@@ -228,23 +243,24 @@ def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s
     return Folder(Path(where))
 
 
-def _checked(url: str) -> str:
-    """The address with a slash at its end.
+def _checked_address(url: str) -> str:
+    """Return the address with a slash at its end.
 
     Raises:
-        PolicyError: it is not one, or is not safe.
+        PolicyError: it is not an address, or is not safe.
     """
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment:
         raise PolicyError("the catalog's address has a user, password, query or fragment, which would be logged: leave it out")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise PolicyError(f"a catalog is a folder or an address that begins with https://, not {url!r}")
-    if parts.scheme == "http" and not _own(parts.hostname):
+    if parts.scheme == "http" and not _is_this_device(parts.hostname):
         raise PolicyError(f"{url}: a catalog is read over https://; http:// is for this device itself")
     return url.rstrip("/") + "/"
 
 
-def _own(host: str) -> bool:
+def _is_this_device(host: str) -> bool:
+    """Return True if a host is this device itself."""
     if host == "localhost":
         return True
     try:
@@ -253,27 +269,27 @@ def _own(host: str) -> bool:
         return False
 
 
-# Trust in a catalog: the client of The Update Framework (TUF) on a source of ours.
+# Verification of a catalog: the client of The Update Framework (TUF), reading from a `Source`.
 
 METADATA, TARGETS, INDEX = "metadata", "targets", "catalog.json"
 """Folders of a catalog, and the file that TUF signs: the list of models, with the hash of each of their files."""
 MOST_INDEX = 8 << 20
-"""Bytes of that list."""
+"""Maximum size of that list, bytes."""
 HERE = "catalog:/"
-"""Base of the addresses that TUF asks its fetcher for."""
+"""Base of the addresses that TUF requests from its fetcher."""
 
 
-def refreshed(source: Source, folder: Path, root: bytes) -> bytes:
-    """The list of models that the catalog has now, verified: signatures, expiry, versions that only rise, length and hash.
+def download_index(source: Source, folder: Path, root: bytes) -> bytes:
+    """Download the list of models and return its bytes, verified: signatures, expiry, rising versions, length and hash.
 
     Args:
-        source: where the catalog is.
-        folder: for the metadata seen last, by which older ones are refused.
-        root: the metadata of the root role that this device trusts; later ones are signed by it.
+        source: the catalog.
+        folder: folder for the metadata seen last, by which older ones are refused; created and updated.
+        root: the root metadata that this device trusts; later ones are signed by it.
 
     Raises:
-        CatalogAway: it cannot be reached.
-        CatalogError: it cannot be trusted.
+        CatalogAway: the catalog cannot be reached.
+        CatalogError: the catalog cannot be trusted.
         RuntimeMissing: tuf is not installed.
         StoreError: the metadata cannot be stored.
     """
@@ -287,14 +303,14 @@ def refreshed(source: Source, folder: Path, root: bytes) -> bytes:
         fetcher = _fetcher(client, problems)(source)
         updater = _updater(client)(str(folder), f"{HERE}{METADATA}/", fetcher=fetcher, bootstrap=root)
         updater.refresh()
-        found = updater.get_targetinfo(INDEX)
-        if found is None:
+        target = updater.get_targetinfo(INDEX)
+        if target is None:
             raise CatalogError(f"{source.where}: its metadata does not list {INDEX}")
-        if found.length > MOST_INDEX:
-            raise CatalogError(f"{source.where}: {INDEX} has {found.length:,} bytes, and may have {MOST_INDEX:,}")
-        digest = next(iter(found.hashes.values()))
-        text: bytes = fetcher.download_bytes(f"{HERE}{TARGETS}/{digest}.{INDEX}", found.length)
-        found.verify_length_and_hashes(text)
+        if target.length > MOST_INDEX:
+            raise CatalogError(f"{source.where}: {INDEX} has {target.length:,} bytes, and may have {MOST_INDEX:,}")
+        digest = next(iter(target.hashes.values()))
+        text: bytes = fetcher.download_bytes(f"{HERE}{TARGETS}/{digest}.{INDEX}", target.length)
+        target.verify_length_and_hashes(text)
     except problems.DownloadError as e:
         cause: Any = e
         while cause is not None and not isinstance(cause, CatalogError):
@@ -302,7 +318,7 @@ def refreshed(source: Source, folder: Path, root: bytes) -> bytes:
         if isinstance(cause, CatalogError):
             raise (CatalogAway if isinstance(cause, CatalogAway) else CatalogError)(str(cause)) from e
         if isinstance(e, problems.DownloadLengthMismatchError):
-            raise CatalogError(f"{source.where}: a file of it is longer than its metadata says") from e
+            raise CatalogError(f"{source.where}: one of its files is longer than its metadata says") from e
         raise CatalogAway(f"{source.where} is no catalog, or cannot be read: {e}") from e
     except problems.RepositoryError as e:
         raise CatalogError(f"{source.where} is not trusted: {_why(e, problems)}") from e
@@ -312,7 +328,7 @@ def refreshed(source: Source, folder: Path, root: bytes) -> bytes:
 
 
 def _why(error: Exception, problems: Any) -> str:
-    """What is wrong with its metadata, and what to do."""
+    """Return in words what is wrong with a catalog's metadata, and what to do."""
     if isinstance(error, problems.ExpiredMetadataError):
         return f"it has expired ({error}): its publisher runs `edgeroute models sign` again, or this device's clock is wrong"
     if isinstance(error, problems.UnsignedMetadataError):
@@ -323,17 +339,17 @@ def _why(error: Exception, problems: Any) -> str:
 
 
 def _updater(client: Any) -> Any:
-    """The client of TUF without its link to the newest root metadata: FAT, as on SD cards, has no links."""
+    """Return TUF's Updater without its link to the newest root metadata: FAT, as on SD cards, has no links."""
 
     class Updater(client.Updater):  # type: ignore[misc]  # imported late
         def _update_root_symlink(self) -> None:
-            """Nobody reads it: the root is given each time, and what followed it is in root_history."""
+            """Create no link: nobody reads it, since the root is passed each time, and later ones are in root_history."""
 
     return Updater
 
 
 def _fetcher(client: Any, problems: Any) -> Callable[[Source], Any]:
-    """The class that TUF reads files by."""
+    """Return a class through which TUF reads files from a `Source`."""
 
     class Fetcher(client.FetcherInterface):  # type: ignore[misc]  # imported late
         def __init__(self, source: Source) -> None:

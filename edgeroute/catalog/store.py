@@ -1,11 +1,11 @@
-"""The models of a device: versions in folders of their own, and for each model a small file that names the active one.
+"""Folder of a device's models: each version in its own folder, and for each model a file that names the active version.
 
-STORE/NAME.active                 {"version": ..., "previous": ...}: replaced as a whole, so that it is the old or the new one
-STORE/versions/NAME/VERSION/      the files, and entry.json, which is there once all of them are
+STORE/NAME.active                 {"version": ..., "previous": ...}: replaced atomically
+STORE/versions/NAME/VERSION/      the files, and entry.json, which is written last
 STORE/parts/SHA256                files that are being downloaded
-STORE/metadata/                   TUF's, by which an older catalog is refused
-STORE/catalog.json                the list that was verified last
-STORE/lock, STORE/active.lock     one downloads at a time, and one changes what is active
+STORE/metadata/                   TUF's metadata, by which an older catalog is refused
+STORE/catalog.json                the list of models that was verified last
+STORE/lock, STORE/active.lock     locks: to download, and to change the active versions
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from edgeroute.system.forks import ForkSafe, per_process
 SUFFIX = ACTIVE
 ENTRY = "entry.json"
 TURN_S = 10.0
-"""How long a change of what is active waits for another one, seconds."""
+"""How long a change of the active version waits for another change, seconds."""
 
 
-class _Turn(ForkSafe):
-    """The turn of one thread of all processes."""
+class _Lock(ForkSafe):
+    """Lock that one thread of all processes has at a time."""
 
     _thread = per_process(threading.Lock)
 
@@ -41,7 +41,12 @@ class _Turn(ForkSafe):
         self._folder, self._lock = folder, ProcessLock(folder / name)
 
     @contextmanager
-    def taken(self, wait_s: float) -> Iterator[None]:
+    def held(self, wait_s: float) -> Iterator[None]:
+        """Hold the lock within the `with` block, waiting up to `wait_s` seconds.
+
+        Raises:
+            StoreError: another thread or process has the lock, or the folder cannot be written.
+        """
         thread = self._thread
         if not thread.acquire(timeout=wait_s):
             raise StoreError(f"{self._folder}: another thread is updating these models")
@@ -56,61 +61,61 @@ class _Turn(ForkSafe):
 
 
 class Pointer(NamedTuple):
-    """Which version of a model is active."""
+    """Which version of a model is active, and the state of its update: the content of `NAME.active`."""
 
     version: str
     previous: str = ""
-    """The one before, for a rollback; empty: there is none."""
+    """Version in use before, for a rollback; empty: there is none."""
     pinned: bool = False
-    """Whether updates leave it alone."""
+    """True if updates do not change the active version."""
     refused: tuple[tuple[str, str], ...] = ()
     """Versions that updates do not try again, each with the reason."""
     trial: int = 0
-    """How often the process was started with it on trial; 0: it is confirmed."""
+    """Number of process starts with the version on trial; 0: it is confirmed."""
     tried: str = ""
-    """A version that is being tried before it is activated."""
+    """Version that is being tried before it is activated; empty: none."""
 
 
 class Store:
-    """The models of a device.
+    """Folder of a device's models.
 
     Args:
-        folder: made if it is not there.
+        folder: path; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._downloads, self._pointers = _Turn(folder, "lock"), _Turn(folder, "active.lock")
+        self._downloads, self._pointers = _Lock(folder, "lock"), _Lock(folder, "active.lock")
 
     def downloading(self) -> AbstractContextManager[None]:
-        """The turn to read the catalog and download, of all processes and threads.
+        """Return a context manager that holds the lock to download, of all processes and threads.
 
         Raises:
-            StoreError: another one has it, or the folder cannot be written.
+            StoreError: another process or thread has the lock, or the folder cannot be written.
         """
-        return self._downloads.taken(0.0)
+        return self._downloads.held(0.0)
 
     def pointing(self) -> AbstractContextManager[None]:
-        """The turn to change which versions are active, likewise; a rollback does not wait for a download.
+        """Return a context manager that holds the lock to change active versions; a rollback does not wait for a download.
 
         Raises:
-            StoreError: another one has it for 10 seconds, or the folder cannot be written.
+            StoreError: another process or thread has the lock for 10 seconds, or the folder cannot be written.
         """
-        return self._pointers.taken(TURN_S)
+        return self._pointers.held(TURN_S)
 
     def version(self, name: str, version: str) -> Path:
-        """The folder of a version, whether it is there or not."""
+        """Return the path of a version's folder, which may not exist."""
         return self.folder / "versions" / checked_name(name) / checked_version(version)
 
     def pointer_file(self, name: str) -> Path:
-        """The file that names the active version: what a router takes as the model's path."""
+        """Return the path of the file that names the active version: the model's path for a router."""
         return self.folder / f"{checked_name(name)}{SUFFIX}"
 
     def entry(self, name: str, version: str) -> Entry:
-        """What is known of a version that is here.
+        """Return the entry of a version on this device.
 
         Raises:
-            ModelMissing: it is not.
+            ModelMissing: the version is not on the device.
             CatalogError: its entry cannot be read.
         """
         path = self.version(name, version) / ENTRY
@@ -122,47 +127,47 @@ class Store:
             raise CatalogError(f"{path} cannot be read: {e}") from e
 
     def versions(self, name: str) -> list[str]:
-        """The versions that are here, whole."""
+        """Return the complete versions of a model on this device, sorted."""
         with suppress(OSError):
-            found = self.version(name, "0").parent.glob(f"*/{ENTRY}")
-            return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))
+            entries = self.version(name, "0").parent.glob(f"*/{ENTRY}")
+            return sorted(path.parent.name for path in entries if not path.parent.name.startswith("."))
         return []
 
     def names(self) -> list[str]:
-        """The models of which there is a version, or an active one."""
-        found = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")}
-        return sorted(found | {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()})
+        """Return the models that have a version or an active version here, sorted."""
+        names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")}
+        return sorted(names | {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()})
 
     def pointer(self, name: str) -> Pointer | None:
-        """Which version is active; None: none."""
+        """Return which version is active; None: none."""
         return pointer(self.pointer_file(name))
 
-    def point(self, name: str, made: Pointer) -> None:
-        """Replaces the file that names the active version: whatever happens meanwhile, it is the old one or the new one.
+    def point(self, name: str, new: Pointer) -> None:
+        """Replace the file that names the active version, atomically.
 
         Raises:
-            StoreError: it cannot be written; the old one stays.
+            StoreError: the file cannot be written; the old one stays.
         """
-        data = {key: value for key, value in made._asdict().items() if value}
+        data = {key: value for key, value in new._asdict().items() if value}
         with stored(self.folder):
-            replace(self.pointer_file(name), json.dumps({**data, "refused": dict(made.refused)}).encode())
+            replace(self.pointer_file(name), json.dumps({**data, "refused": dict(new.refused)}).encode())
 
     def problems(self, entry: Entry) -> dict[str, str]:
-        """Files of a version that is here -> what is wrong with them; those that are whole are left out."""
-        folder, found = self.version(entry.name, entry.version), dict[str, str]()
+        """Check the files of a version by size and hash. Return path -> problem of each file that is missing or damaged."""
+        folder, problems = self.version(entry.name, entry.version), dict[str, str]()
         for file in entry.files:
             path = folder / file.path
             try:
                 if path.is_symlink() or not path.is_file():
-                    found[file.path] = "is missing"
+                    problems[file.path] = "is missing"
                 elif path.stat().st_size != file.size or sha256_of(path) != file.sha256:
-                    found[file.path] = "is not what was published: its hash differs"
+                    problems[file.path] = "is not what was published: its hash differs"
             except (OSError, ModelError) as e:
-                found[file.path] = f"cannot be read: {e}"
-        return found
+                problems[file.path] = f"cannot be read: {e}"
+        return problems
 
     def remove(self, name: str, version: str) -> None:
-        """Deletes a version: its entry first, so that what is left of it is no version."""
+        """Delete a version: its entry first, so that a partly deleted folder is no version."""
         folder = self.version(name, version)
         with stored(folder):
             (folder / ENTRY).unlink(missing_ok=True)
@@ -170,11 +175,11 @@ class Store:
 
 
 def pointer(path: Path) -> Pointer | None:
-    """What a file that names the active version says; None: there is none.
+    """Return the content of a file that names the active version; None if there is no file.
 
     Raises:
-        CatalogError: it is damaged.
-        StoreError: it cannot be read.
+        CatalogError: the file is damaged.
+        StoreError: the file cannot be read.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -194,10 +199,10 @@ def pointer(path: Path) -> Pointer | None:
 
 @contextmanager
 def stored(path: Path) -> Iterator[None]:
-    """Raises StoreError for what a disk does not take: it is full, or may not be written.
+    """Translate an OSError in the `with` block to StoreError.
 
     Raises:
-        StoreError: likewise.
+        StoreError: the disk is full, or cannot be written.
     """
     try:
         yield
@@ -208,10 +213,10 @@ def stored(path: Path) -> Iterator[None]:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Replaces a file by one that is on the disk already, so that a power cut leaves one of the two.
+    """Replace a file atomically: a power cut leaves the old content or the new.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: it cannot be written; the old file stays.
     """
     new = path.with_name(path.name + ".new")
     try:
@@ -228,7 +233,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def synced(folder: Path) -> None:
-    """Writes a folder's names to the disk, where a system can."""
+    """Flush the names in a folder to the disk (fsync), where the system can."""
     with suppress(OSError):  # Windows opens no folder
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -238,10 +243,10 @@ def synced(folder: Path) -> None:
 
 
 def loads(path: Path) -> Any:
-    """JSON of a file; None: there is none.
+    """Return the JSON of a file; None if there is no file.
 
     Raises:
-        CatalogError: it is no JSON.
+        CatalogError: it is not JSON, or cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

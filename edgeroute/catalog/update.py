@@ -1,4 +1,4 @@
-"""Updates of a router's model: pulled, tried, activated, and rolled back by themselves."""
+"""Automatic updates of a router's model: download, canary inputs, trial, rollback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.download import Progress
-from edgeroute.catalog.installed import located, trying
+from edgeroute.catalog.installed import resolved_folder, trying
 from edgeroute.catalog.store import Pointer
 from edgeroute.edge.members import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
@@ -26,56 +26,56 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
-"""Interval of looking at a version on trial, seconds."""
+"""Interval of checks of a version on trial, seconds."""
 MOST_STARTS = 3
-"""Starts of the process with a version on trial, after which it counts as what ended the earlier ones."""
+"""Process starts with a version on trial after which that version is rolled back, as the cause of the crashes."""
 Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confirmed"]
 
 
 class Step(NamedTuple):
-    """What an update did."""
+    """Result of one step of an update."""
 
     did: Did
     """on_trial: still to be confirmed; refused: the version failed before it was activated."""
     text: str
-    """In words."""
+    """Result in words."""
     version: str = ""
-    """The one that it is about."""
+    """Version that the step was about."""
 
 
 class Reloads(Protocol):
-    """What an update needs of a router."""
+    """Router, as far as an update needs it."""
 
     @property
     def engine(self) -> Any:
-        """Its parts."""
+        """Parts of the router."""
 
     def reload(self) -> None:
-        """Looks for the active version again."""
+        """Load the active version again."""
 
     def stats(self) -> Any:
-        """Its statistics."""
+        """Return the router's statistics."""
 
 
 class Updater:
-    """Keeps one model of a router up to date. Used in a `with`, it looks by itself, in a thread.
+    """Keeps one model of a router up to date. In a `with` block, a thread checks the catalog at an interval.
 
-    A new version is downloaded, loaded, warmed up, and tried on its canary inputs beside the one in use; only then it is
+    A new version is downloaded, loaded, warmed up, and tried on its canary inputs beside the active one; only then it is
     activated. For its first runs it is on trial: it is rolled back when too many of them fail, when an audit alarms, or when the
     process ends with it again and again. A version that failed is not tried again.
 
     Args:
-        catalog: of this device.
-        name: of the model; the router has `catalog.path(name)` as its edge, and a version is active.
+        catalog: catalog of this device.
+        name: name of the model; the router has `catalog.path(name)` as its edge, and a version is active.
         router: a `Router` or an `AsyncRouter`.
-        every_s: seconds between two looks at the catalog.
+        every_s: seconds between two checks of the catalog.
         trial_runs: runs after which a version is confirmed.
         max_errors: share of them that may fail, beyond that of the version before.
-        progress: of downloads, called as by `Catalog.pull`.
-        on_step: called with each `Step` that did something, from the thread.
+        progress: called during downloads, see `Catalog.pull`.
+        on_step: called from the thread with each `Step` that changed something.
 
     Raises:
-        PolicyError: the router has no such model, or a number is none.
+        PolicyError: the router has no such model, or a number is not valid.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Updater:
         self._thread: threading.Thread | None = None
         self._turn = threading.Lock()
         self._index()
-        self._base = self._counted()
+        self._base = self._run_counts()
         self._usual = 0.0
         lock = ProcessLock(catalog.store.folder / f"{name}.trial.lock")
         self._leave = finalize(self, lock.leave)
@@ -110,21 +110,21 @@ class Updater:
             log.warning("%s: how often the process ended with it is not known: %s", name, e)
 
     def _index(self) -> int:
-        """Which of the router's targets it is."""
-        pointer = located(self.catalog.path(self.name))
+        """Return the index of the model among the router's targets. Raise PolicyError if the router does not have it."""
+        pointer = resolved_folder(self.catalog.path(self.name))
         for i, backend in enumerate(self.router.engine.snapshot.backends):
             release = member(backend.model, "release") if backend.side == "edge" else None
-            if release is not None and located(release.pointer) == pointer:
+            if release is not None and resolved_folder(release.pointer) == pointer:
                 return i
         raise PolicyError(f"the router has no {self.name} of this catalog: give it {self.catalog.path(self.name)} as its edge")
 
-    def _counted(self) -> tuple[int, int]:
-        """Runs of the model so far, and those that failed."""
+    def _run_counts(self) -> tuple[int, int]:
+        """Return the number of runs of the model so far, and of those that failed."""
         leg = self.router.stats().legs[self._index()]
         return leg.started, leg.failed
 
     def _begin(self) -> None:
-        """What an earlier run of the process left: a version that was being tried, or is on trial."""
+        """Handle a version that an earlier process was trying or had on trial when it ended: refuse it, or count the start."""
         now = self.catalog.active(self.name)
         if now.tried and now.tried != now.version:
             self.catalog.refuse(self.name, now.tried, "the process ended while it was tried")
@@ -135,16 +135,17 @@ class Updater:
             self.catalog.mark(self.name, trial=now.trial + 1)
 
     def step(self) -> Step:
-        """Looks at the catalog once, and updates the router if there is a new version.
+        """Check the catalog once; download, try and activate a newer version. Return what was done.
 
         Raises:
-            CatalogAway, CatalogError, StoreError: the catalog cannot be reached or trusted, or the disk is full; what is in
-                use stays.
+            CatalogAway, CatalogError, StoreError: the catalog cannot be reached or trusted, or the disk is full; the active
+                version stays.
         """
         with self._turn:
-            return self._told(self._step())
+            return self._report(self._step())
 
     def _step(self) -> Step:
+        """Do what `step` does, without reporting it."""
         now = self.catalog.active(self.name)
         if now.pinned:
             return Step("nothing", f"{self.name} is pinned to {now.version}", now.version)
@@ -159,7 +160,7 @@ class Updater:
             return Step("nothing", f"{self.name} {entry.version} is not tried again: {why}", entry.version)
         self.catalog.download(entry, progress=self._downloaded)
         self.catalog.mark(self.name, tried=entry.version)
-        before = self._counted()
+        before = self._run_counts()
         try:
             with trying(self.catalog.path(self.name), entry.version):
                 self.router.reload()
@@ -172,17 +173,18 @@ class Updater:
         except EdgerouteError:
             self.router.reload()  # the version before, which is still the active one
             raise
-        self._usual, self._base = before[1] / max(1, before[0]), self._counted()
+        self._usual, self._base = before[1] / max(1, before[0]), self._run_counts()
         return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
 
     def _downloaded(self, progress: Progress) -> None:
+        """Pass on the progress of a download; raise CatalogAway to stop it once this updater is closed."""
         if self._stop.is_set():
             raise CatalogAway(f"the download of {self.name} goes on another time: this updater was closed")
         if self._progress is not None:
             self._progress(progress)
 
     def _check_reloads(self) -> None:
-        """Raises what fails without the new version as well, such as a policy file: it is not this version's fault."""
+        """Reload the router without the new version. Raise if that fails too: then the version is not at fault."""
         try:
             self.router.reload()
         except EdgerouteError:
@@ -190,22 +192,23 @@ class Updater:
             raise
 
     def look(self) -> Step:
-        """Looks at a version on trial once: it is confirmed after enough runs, or rolled back. Also follows what others activate.
+        """Check a version on trial once: confirm it after enough runs, or roll it back. Reload if others activated a version.
 
         Raises:
-            CatalogError, StoreError: what is active cannot be read or written.
+            CatalogError, StoreError: the active version cannot be read or written.
         """
         with self._turn:
-            return self._told(self._look())
+            return self._report(self._look())
 
     def _look(self) -> Step:
+        """Do what `look` does, without reporting it."""
         now = self.catalog.active(self.name)
         if member(self.router.engine.snapshot.backends[self._index()].model, "release").version != now.version:
             self.router.reload()
             return Step("updated", f"{self.name} {now.version} was activated by somebody else", now.version)
         if not now.trial:
             return Step("nothing", f"{self.name} {now.version} is not on trial", now.version)
-        started, failed = (a - b for a, b in zip(self._counted(), self._base, strict=True))
+        started, failed = (a - b for a, b in zip(self._run_counts(), self._base, strict=True))
         if failed > (self._most + self._usual) * self._runs:
             return self._roll_back(now, f"{failed} of its first {started} runs failed")
         target = self.router.engine.snapshot.targets[self._index()].name
@@ -220,16 +223,18 @@ class Updater:
         return Step("confirmed", f"{self.name} {now.version} is confirmed: {failed} of {started} runs failed", now.version)
 
     def _roll_back(self, now: Pointer, why: str) -> Step:
+        """Roll back to the previous version and reload; confirm the present one if there is no previous one to use."""
         try:
-            made = self.catalog.rollback(self.name, why=why)
+            pointer = self.catalog.rollback(self.name, why=why)
         except (CatalogError, ModelMissing) as e:  # damaged, or removed: this one is better than none
             self.catalog.mark(self.name, trial=0)
             log.warning("%s %s stays, although %s: %s", self.name, now.version, why, e)
             return Step("nothing", f"{self.name} {now.version} stays, although {why}: {e}", now.version)
         self.router.reload()
-        return Step("rolled_back", f"{self.name} is back at {made.version}: {why}", now.version)
+        return Step("rolled_back", f"{self.name} is back at {pointer.version}: {why}", now.version)
 
-    def _told(self, step: Step) -> Step:
+    def _report(self, step: Step) -> Step:
+        """Log a step that changed something, and pass it to `on_step`."""
         if step.did in {"updated", "refused", "rolled_back", "confirmed"}:
             (log.info if step.did in {"updated", "confirmed"} else log.warning)("%s", step.text)
             if self._on_step is not None:
@@ -237,24 +242,25 @@ class Updater:
         return step
 
     def start(self) -> None:
-        """Looks by itself from now on, in a thread; at once, and then at the interval."""
+        """Start a thread that checks the catalog now and at the interval, and versions on trial every second."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, name=f"edgeroute-update-{self.name}", daemon=True)
             self._thread.start()
 
     def _loop(self) -> None:
+        """Check repeatedly, in the thread, until closed."""
         left = 0.0
         while True:
-            self._quietly(self.look)
+            self._run_logged(self.look)
             if left <= 0:
-                self._quietly(self.step)
+                self._run_logged(self.step)
                 left = self._every_s
             if self._stop.wait(LOOKS_S):
                 return
             left -= LOOKS_S
 
-    def _quietly(self, look: Callable[[], Step]) -> None:
-        """Logs what goes wrong: whatever that is, the active model answers."""
+    def _run_logged(self, look: Callable[[], Step]) -> None:
+        """Run a check, and log its exceptions: whatever fails, the active model answers."""
         try:
             look()
         except EdgerouteError as e:
@@ -263,7 +269,7 @@ class Updater:
             log.exception("%s was not updated", self.name)
 
     def close(self) -> None:
-        """Stops looking; a download that is under way is stopped, and goes on from there another time."""
+        """Stop checking. A download in progress is stopped, and resumed another time."""
         self._stop.set()
         self.catalog.close()
         thread, self._thread = self._thread, None
@@ -280,35 +286,35 @@ class Updater:
         self.close()
 
 
-# Canary inputs: a few inputs with their right answers, on which a new version is tried before it is put in use.
+# Canary inputs: a few inputs with their right answers, on which a new version is tried before it is activated.
 
 CLOSE = 1e-3
 """Relative and absolute difference of numbers that count as equal: devices sum in another order."""
 NAMED = "input:"
-"""Before the name of an input in a file, of a model with several."""
+"""Prefix of an input's name in a file, for a model with several inputs."""
 
 
 class Canaries(NamedTuple):
     """Inputs with their right answers."""
 
     inputs: Sequence[Any]
-    """Each as a router takes it."""
+    """Inputs, each as a router takes it."""
     answers: Sequence[Any]
     most_wrong: int
-    """So many may be answered otherwise."""
+    """Number of wrong answers that is allowed."""
 
     def wrong(self, answer: Callable[[Any], Any]) -> list[str]:
-        """What a function of an input answers otherwise, a text each; empty: no more than may be."""
-        found = []
+        """Answer each input by a function, and return a text for each wrong answer; empty if no more are wrong than allowed."""
+        texts = []
         for i, (x, right) in enumerate(zip(self.inputs, self.answers, strict=True)):
             value = answer(x)
             if not same(value, right):
-                found.append(f"canary input {i}: {value!s:.60}, and {right!s:.60} is right")
-        return found if len(found) > self.most_wrong else []
+                texts.append(f"canary input {i}: {value!s:.60}, and {right!s:.60} is right")
+        return texts if len(texts) > self.most_wrong else []
 
 
 def same(value: Any, right: Any) -> bool:
-    """Whether an answer is the right one: equal as text, or close as numbers."""
+    """Return True if an answer is the right one: equal as text, or close as numbers."""
     try:
         a, b = np.asarray(value), np.asarray(right)
         if np.issubdtype(b.dtype, np.inexact):
@@ -323,12 +329,13 @@ def same(value: Any, right: Any) -> bool:
 
 
 def read_canaries(path: Path) -> Canaries:
-    """Reads them from an .npz file.
+    """Read canary inputs from an .npz file.
 
-    It has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...], and `most_wrong` where not all must agree.
+    The file has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...], and `most_wrong` unless all must be
+    right.
 
     Raises:
-        CatalogError: it is no such file.
+        CatalogError: the file cannot be read, or lacks one of these.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
@@ -337,21 +344,22 @@ def read_canaries(path: Path) -> Canaries:
         answers = arrays["answers"]
         inputs = _rows(named, len(answers)) if named else list(arrays["inputs"])
         if len(inputs) != len(answers) or not inputs:
-            raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers")  # noqa: TRY301 - told below, as the rest
+            raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers")  # noqa: TRY301 - translated below, like the others
         return Canaries(inputs, list(answers), int(arrays.get("most_wrong", 0)))
     except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
         raise CatalogError(f"{path} has no canary inputs with answers: {e}") from e
 
 
 def _rows(named: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Return the inputs of a model with several, a mapping for each example."""
     return [{name: value[i] for name, value in named.items()} for i in range(n)]
 
 
-def written(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
-    """Writes inputs with what a function answers: for a publisher, who has looked at the answers.
+def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
+    """Write inputs, with the answers that a function gives, to an .npz file: for a publisher, who has checked the answers.
 
     Raises:
-        CatalogError: the answers are none that a file can have.
+        CatalogError: the answers are neither labels nor numbers.
     """
     answers = np.array([answer(x) for x in inputs])
     if answers.dtype.hasobject:

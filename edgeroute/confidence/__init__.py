@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeroute.tools.measure.fitting import auto, fit, fit_text
     from edgeroute.tools.measure.independence import overlap, sketch
 
-_HOMES = {
+_MODULE_OF = {
     **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
     "text_features": "features",
     "InputScore": "input_score",
@@ -28,7 +28,7 @@ _HOMES = {
     "Prefix": "prefix",
     "prompt_features": "learned",
 }
-_TOOLS = {
+_TOOL_OF = {
     **dict.fromkeys(("Area", "measured_area"), "measure.curve"),
     **dict.fromkeys(("calibrate", "crossfit"), "measure.calibration"),
     "deferral_curve": "measure.curve",
@@ -67,11 +67,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the calibration modules lazily: a router does not need them."""
-    if name in _TOOLS:
-        module = tool(_TOOLS[name])
-    elif name in _HOMES:
-        module = import_module(f"edgeroute.confidence.{_HOMES[name]}")
+    """Import the module of a public name at its first use: a router needs no calibration."""
+    if name in _TOOL_OF:
+        module = tool(_TOOL_OF[name])
+    elif name in _MODULE_OF:
+        module = import_module(f"edgeroute.confidence.{_MODULE_OF[name]}")
     else:
         raise AttributeError(f"module 'edgeroute.confidence' has no attribute {name!r}")
     value = globals()[name] = getattr(module, name)

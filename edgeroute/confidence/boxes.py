@@ -1,4 +1,4 @@
-"""Reads a detector's outputs: boxes, scores and classes, and one confidence for all of them.
+"""Reading of a detector's outputs: boxes, scores and classes, and one confidence for the whole picture.
 
 A box counts as found if its score is at least `FOUND`. Each box is a decision, found or not, that is as certain as its score,
 or as one minus it. The confidence of the whole is that of the least certain decision, so .5 to 1.
@@ -22,19 +22,19 @@ from edgeroute.errors import PolicyError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FOUND: Final = 0.5
-"""Score from which a box counts."""
+"""Minimum score of a box that counts."""
 RULES: Final = ("defer", "accept", "score")
-"""What `none_found` can be."""
+"""Values of `none_found`."""
 _SIDES = 4
 _COLUMNS = 6
-"""Of a detector that gives one array: x1, y1, x2, y2, score, class."""
+"""Columns of a detector that gives one array: x1, y1, x2, y2, score, class."""
 
 
 def checked_rule(rule: str) -> str:
-    """The rule itself.
+    """Return the rule if it is one of `RULES`.
 
     Raises:
-        PolicyError: there is no such rule.
+        PolicyError: it is not.
     """
     if rule not in RULES:
         raise PolicyError(f"there is no none_found {rule!r}: {nearest(str(rule), RULES)}")
@@ -42,64 +42,65 @@ def checked_rule(rule: str) -> str:
 
 
 def are_boxes(outputs: Mapping[Any, Any]) -> bool:
-    """Whether these are a detector's outputs for one picture: by name, boxes with four sides each beside scores."""
+    """Return True for a detector's outputs for one picture: by name, boxes with four sides each beside scores."""
     names = _names(outputs)
     shape: tuple[int, ...] = () if names is None else getattr(outputs[names[0]], "shape", ())
     return len(shape) == 2 and shape[1] == _SIDES  # noqa: PLR2004 - boxes and sides
 
 
 def have_boxes(outputs: Mapping[Any, Any]) -> bool:
-    """The same of what a function returned, which may have a batch axis of 1, or be squeezed to the four sides of one box."""
+    """Return True as `are_boxes` does, also for a batch axis of 1, or boxes squeezed to the four sides of one box."""
     names = _names(outputs)
     shape: tuple[int, ...] = () if names is None else getattr(outputs[names[0]], "shape", ())
     return shape == (_SIDES,) or are_boxes(outputs) or (len(shape) == 3 and shape[0] == 1 and shape[2] == _SIDES)  # noqa: PLR2004
 
 
 def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
-    """Whether these are a detector's outputs for one picture that have no batch axis."""
+    """Return True for a detector's outputs for one picture that have no batch axis."""
     return kind in {None, "boxes"} and type(outputs) is not np.ndarray and isinstance(outputs, Mapping) and are_boxes(outputs)
 
 
 def read_boxes(
     row: Any, labels: Sequence[Any] | None, none_found: str, wrong: Callable[[str], Exception]
 ) -> tuple[list[dict[str, Any]], float]:
-    """The boxes found, best first, and the confidence of the whole.
+    """Return the boxes found, best first, and the confidence of the whole picture.
 
     Args:
-        row: for one picture: a mapping with an output of boxes [n, 4], one of scores [n] and one of classes [n], found by their
-            names (`box`; `score` or `conf`; `class` or `label`), and perhaps their number (`num`); or one array [n, 6] with x1,
-            y1, x2, y2, score and class in each row.
+        row: outputs for one picture: a mapping with an output of boxes [n, 4], one of scores [n] and one of classes [n], found by
+            their names (`box`; `score` or `conf`; `class` or `label`), and perhaps their number (`num`); or one array [n, 6] with
+            x1, y1, x2, y2, score and class in each row.
         labels: class -> name; None: the class.
         none_found: one of `RULES`.
-        wrong: makes the error for outputs that are none of this.
+        wrong: makes the exception to raise for outputs of another form.
 
     Returns:
         For each box its `label`, `score` and `box` (four numbers, as the model gives them); and the confidence, 0..1.
     """
     parts = None
     with suppress(TypeError, ValueError, IndexError, OverflowError):  # none is chained: its text may quote the output
-        parts = _parts(row, wrong)
+        parts = _arrays(row, wrong)
     if parts is None or any(part.dtype.kind not in "fiub" for part in parts):
         raise wrong("gives no arrays of numbers for boxes, scores and classes")
     boxes, scores, classes = parts
     if len(scores) and not ((scores >= 0) & (scores <= 1)).all():
         raise wrong("gives scores of boxes that are not from 0 to 1: boxes need the model's own scores after the sigmoid")
-    found = [
-        {"label": _name(c, labels, wrong), "score": float(s), "box": [float(v) for v in box]}
+    detections = [
+        {"label": _label_of(c, labels, wrong), "score": float(s), "box": [float(v) for v in box]}
         for box, s, c in zip(boxes, scores, classes, strict=True)
         if s >= FOUND
     ]
-    found.sort(key=lambda one: -one["score"])
-    if found or none_found == "score":
-        return found, float(np.maximum(scores, 1 - scores).min()) if len(scores) else 1.0
+    detections.sort(key=lambda detection: -detection["score"])
+    if detections or none_found == "score":
+        return detections, float(np.maximum(scores, 1 - scores).min()) if len(scores) else 1.0
     return [], 0.0 if none_found == "defer" else 1.0
 
 
-def _parts(row: Any, wrong: Callable[[str], Exception]) -> tuple[Array, Array, Array]:
+def _arrays(row: Any, wrong: Callable[[str], Exception]) -> tuple[Array, Array, Array]:
+    """Return boxes [n, 4], scores [n] and classes [n] of a detector's outputs. Raise `wrong` for other outputs."""
     if isinstance(row, Mapping):
         names = _names(row)
         if names is None and len(row) == 1:
-            return _parts(next(iter(row.values())), wrong)
+            return _arrays(next(iter(row.values())), wrong)
         if names is None:
             raise wrong(f"has outputs {', '.join(map(str, row))}: boxes need one named box, one score, and one class or label")
         boxes, scores = np.asarray(row[names[0]]), np.asarray(row[names[1]]).reshape(-1)
@@ -127,7 +128,7 @@ def _parts(row: Any, wrong: Callable[[str], Exception]) -> tuple[Array, Array, A
 
 
 def _names(outputs: Mapping[Any, Any]) -> tuple[Any, Any, Any] | None:
-    """The names of boxes, scores and classes (None: none); None: no boxes or no scores."""
+    """Return the names of the outputs for boxes, scores and classes (None: no classes); None if boxes or scores are missing."""
 
     def named(*parts: str) -> Any:
         return next((name for name in outputs if any(part in str(name).lower() for part in parts)), None)
@@ -136,7 +137,8 @@ def _names(outputs: Mapping[Any, Any]) -> tuple[Any, Any, Any] | None:
     return None if boxes is None or scores is None or boxes == scores else (boxes, scores, named("class", "label"))
 
 
-def _name(given: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Exception]) -> Any:
+def _label_of(given: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Exception]) -> Any:
+    """Return the label of a box's class. Raise `wrong` if there is none."""
     plain = given.item() if hasattr(given, "item") else given
     if isinstance(plain, float) and plain.is_integer():
         plain = int(plain)

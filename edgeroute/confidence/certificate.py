@@ -1,4 +1,4 @@
-"""Certificate: a calibrated threshold, its guarantee, and what it is bound to; a JSON file with a checksum."""
+"""Certificate: a calibrated threshold, its guarantee, and the models and score it is bound to; a JSON file with a checksum."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from edgeroute.system.process import now, replace_file
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 VERSION = 2
+"""Version of the file's format."""
 BOUND_TO = {
     "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
     "earlier": "edge models before it", "served": "model on the server",
 }  # fmt: skip
-"""What a certificate can be bound to -> its name in messages."""
+"""Things that a certificate can be bound to -> name in messages."""
 _VERSION = {
     "edge": 'CallableModel(f, version="1")', "cloud": 'Function(f, version="1")',
     "score": 'f.version = "1"', "codec": 'f.version = "1"', "earlier": 'CallableModel(f, version="1")',
 }  # fmt: skip
-"""How each is given a version, for one that cannot be identified otherwise."""
+"""Thing -> how to give it a version, for one that cannot be identified otherwise."""
 
 
 class NotEnough(PolicyError):
@@ -40,7 +41,7 @@ class NotEnough(PolicyError):
 
     Attributes:
         needed: minimum number of examples.
-        missing: how many are missing.
+        missing: number of examples that are missing.
     """
 
     def __init__(self, message: str, *, needed: int, missing: int) -> None:
@@ -49,64 +50,70 @@ class NotEnough(PolicyError):
 
 
 class Certificate(NamedTuple):
-    """A threshold and its statistical guarantee. An edge answer is accepted if its score is at least the threshold.
+    """Threshold with its statistical guarantee. An edge answer is accepted if its score is at least the threshold.
 
     An answer without a score (NaN) has to be deferred, or the guarantee does not hold.
     """
 
     kind: Kind
-    """The controlled quantity: accuracy loss against the cloud, error rate among accepted answers, or deferral rate."""
+    """Controlled quantity: accuracy loss against the cloud, error rate among accepted answers, or deferral rate."""
     value: float
-    """Its guaranteed upper limit, 0..1."""
+    """Guaranteed upper limit of that quantity, 0..1."""
     sure: float | None
-    """Confidence level of the guarantee over calibrations; None: it holds on average over them."""
+    """Confidence level of the guarantee over calibrations, 0..1; None: it holds on average over them."""
     method: str
-    """The test used: CP-harm, LR-BB, D-BB, CP-error, each perhaps dithered, betting, Beta or rank."""
+    """Test used: CP-harm, LR-BB, D-BB, CP-error, each perhaps dithered, betting, Beta or rank."""
     agreement: bool
-    """Calibrated without labels: correct meant "agrees with the cloud"."""
+    """True if calibrated without labels: correct then means "agrees with the cloud"."""
     n: int
     """Number of examples."""
     date: str
-    """Of the calibration, YYYY-MM-DD (UTC)."""
+    """Date of the calibration, YYYY-MM-DD (UTC)."""
     threshold: float
-    """inf: every input is deferred. With per-class thresholds: for classes without one."""
+    """Minimum score of an accepted answer; inf: every input is deferred. With per-class thresholds: for classes without one."""
     thresholds: Mapping[str, float]
     """Predicted class (its `str()`) -> its threshold; empty: one threshold for all."""
     deferral_rate: float
-    """On the examples, 0..1."""
+    """Deferral rate on the examples, 0..1."""
     deferral_interval: tuple[float, float]
-    """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None) for itself, and not jointly with the
-    guarantee. Uniform over thresholds, so that it holds though the threshold was chosen on the same examples."""
-    accuracy: Mapping[str, float]
-    """On the examples, of: edge, cloud, cascade (edge and cloud together), accepted (the edge's own answers); those known.
+    """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None).
 
-    The threshold was chosen on the same examples, so the last two are optimistic; the guarantee is about new inputs.
+    Not jointly with the guarantee. Uniform over thresholds, so that it holds though the threshold was chosen on the same
+    examples.
+    """
+    accuracy: Mapping[str, float]
+    """Name -> accuracy on the examples, 0..1: edge, cloud, cascade (edge and cloud together), accepted (accepted edge answers).
+
+    Only those that are known. The threshold was chosen on the same examples, so the last two are optimistic; the guarantee is
+    about new inputs.
     """
     unscored: float
-    """Share of the examples without a score, which are deferred."""
+    """Share of the examples without a score, which are deferred, 0..1."""
     score: str
-    """Name of the confidence score that the threshold is for."""
+    """Name of the confidence score that the threshold applies to."""
     parameters: Mapping[str, Any]
-    """Of the score, JSON-serialisable."""
+    """Parameters of the score, JSON-serialisable."""
     fingerprints: Mapping[str, str]
-    """Keys of `BOUND_TO` -> fingerprint; not all need be there."""
+    """Keys of `BOUND_TO` -> fingerprint; keys may be missing."""
     disagreement: float | None = None
-    """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's, as of one fixed beforehand; this
-    threshold was chosen on the same examples, so it is a limit for alarms and no guarantee. None: unknown."""
+    """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's, for a fixed threshold.
+
+    This threshold was chosen on the same examples, so the bound is a limit for alarms and no guarantee. None: unknown.
+    """
     metric: str = ""
-    """What measures how correct an answer is, 0..1; empty: it is right or wrong."""
+    """Name of the metric of an answer's correctness, 0..1; empty: answers are right or wrong."""
     groups: int | None = None
-    """Number of groups that were drawn independently, each of which counts the same; None: the examples were."""
+    """Number of groups that were drawn independently, each counted the same; None: the examples were drawn independently."""
     highest: float | None = None
-    """The highest threshold that is certified, in each class; None: any higher one is. Beyond it the guarantee may not hold."""
+    """Highest certified threshold, in each class; None: no limit. Beyond it the guarantee may not hold."""
     area: tuple[float, float, float] | None = None
     """Normalised area under the score's deferral curve, 0 random and 1 an oracle, and its 95 % interval; None: unknown."""
     examples: str = ""
-    """A sketch of the examples, which tells them from others (`edgeroute.confidence.sketch`)."""
+    """Sketch of the examples, by which overlap with others is found (`edgeroute.confidence.sketch`)."""
 
     @property
     def label(self) -> str:
-        """The guarantee in short, as quoted in an answer's reason."""
+        """Short form of the guarantee, as quoted in an answer's reason."""
         what = {"max_loss": "loss", "max_error": "error", "max_defer": "deferral"}[self.kind]
         most = _percent(self.value)
         if self.metric and self.kind != "max_defer":
@@ -116,8 +123,8 @@ class Certificate(NamedTuple):
 
     @property
     def guarantee(self) -> str:
-        """The guarantee in one sentence."""
-        text = self._promise
+        """Guarantee in one sentence."""
+        text = self._main_clause
         if self.thresholds:
             text += ", in each class that the edge predicts, all at once"
         if self.threshold == INF and all(t == INF for t in self.thresholds.values()):
@@ -133,7 +140,8 @@ class Certificate(NamedTuple):
         return f"{odds}, on {like}{deferred}: {text}."
 
     @property
-    def _promise(self) -> str:
+    def _main_clause(self) -> str:
+        """Main clause of the guarantee."""
         share = _percent(self.value)
         if self.kind == "max_defer":
             return f"at most {share} of the inputs are deferred to the cloud"
@@ -153,14 +161,14 @@ class Certificate(NamedTuple):
         return f"the accuracy of the cascade is at most {points} below that of the cloud alone"
 
     def raised(self, at_least: float, label: str = "") -> float:
-        """The threshold of a class, or of all, raised to at least this as far as it is certified. inf: everything is deferred."""
-        own = self.thresholds.get(label, self.threshold)
+        """Return the threshold of a class, or of all, raised to `at_least`, but not above `highest`. inf: defer everything."""
+        threshold = self.thresholds.get(label, self.threshold)
         if at_least == INF or self.highest is None:
-            return max(own, at_least)
-        return max(own, min(at_least, self.highest))
+            return max(threshold, at_least)
+        return max(threshold, min(at_least, self.highest))
 
     def threshold_for(self, label: object) -> float:
-        """The threshold for an edge answer with this label."""
+        """Return the threshold for an edge answer with this label."""
         return self.thresholds.get(str(label), self.threshold)
 
     def matches(
@@ -174,7 +182,7 @@ class Certificate(NamedTuple):
         served: str | None = None,
         max_age_days: float = INF,
     ) -> str | None:
-        """Why this certificate does not apply to the setup in use, in words; None: it applies.
+        """Compare the certificate with the setup in use. Return in words why it does not apply; None if it applies.
 
         Args:
             edge: fingerprint of the edge model in use; None, here and below: not compared.
@@ -182,25 +190,25 @@ class Certificate(NamedTuple):
             score: fingerprint of the score.
             codec: fingerprint of the payload codec.
             earlier: fingerprint of the edge models before it and their thresholds; empty: there are none.
-            served: what the servers of the cloud say of their models; what one has not said, then or now, is not compared.
-            max_age_days: maximum age of the calibration.
+            served: models that the cloud's servers report; a server that reported none, then or now, is not compared.
+            max_age_days: maximum age of the calibration, days.
         """
-        differ = [] if served is None else _served(self.fingerprints.get("served", ""), served)
+        differ = [] if served is None else _served_differs(self.fingerprints.get("served", ""), served)
         for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec, "earlier": earlier}.items():
-            made = self.fingerprints.get(name, "" if name == "earlier" else None)
-            if used is None or used == made:
+            calibrated = self.fingerprints.get(name, "" if name == "earlier" else None)
+            if used is None or used == calibrated:
                 continue
             what = BOUND_TO[name]
             if UNIDENTIFIED in used:
                 differ.append(f"the {what} cannot be identified: give version=, as in {_VERSION[name]}")
             elif name == "earlier":
-                differ.append(_reaches(made or "", used))
-            elif made is None:
+                differ.append(_inputs_differ(calibrated or "", used))
+            elif calibrated is None:
                 differ.append(f"it does not say for which {what} it was made")
-            elif UNIDENTIFIED in made:
+            elif UNIDENTIFIED in calibrated:
                 differ.append(f"the {what} that it was made for could not be identified: calibrate again")
             else:
-                then, here = _parted(made, used)
+                then, here = _differing_parts(calibrated, used)
                 differ.append(f"it was made for {what} {then}, and this is {here}")
         age = (datetime.fromtimestamp(now(), timezone.utc).date() - day.fromisoformat(self.date)).days
         if age > max_age_days:
@@ -209,23 +217,24 @@ class Certificate(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of its contents, hex: identifies the certificate."""
+        """SHA-256 of the contents, hex: identifies the certificate."""
         return checksum_of(self._data())
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes it as JSON, replacing an existing file atomically.
+        """Write the certificate as JSON, replacing an existing file atomically.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         replace_file(Path(path), json.dumps(self.as_dict(), indent=2) + "\n")
 
     def as_dict(self) -> dict[str, Any]:
-        """It in JSON types, as in its file."""
+        """Return the certificate in JSON types, as in its file."""
         data = self._data()
         return data | {"checksum": checksum_of(data)}
 
     def _data(self) -> dict[str, Any]:
+        """Return the file's contents without the checksum."""
         return {
             "version": VERSION,
             **self._asdict(),
@@ -238,7 +247,7 @@ class Certificate(NamedTuple):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Certificate:
-        """Reads a certificate file. The checksum detects edits and damage; it is not a signature.
+        """Read a certificate file. The checksum detects edits and damage; it is not a signature.
 
         Raises:
             PolicyError: the file is missing, unreadable, of another version, or was modified.
@@ -273,86 +282,89 @@ class Certificate(NamedTuple):
 
 
 def checksum_of(data: Mapping[str, Any]) -> str:
-    """Hashes what a certificate's file holds besides the checksum (SHA-256 of its JSON)."""
+    """Return SHA-256, hex, of a certificate file's contents without the checksum, as JSON."""
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _reaches(made: str, used: str) -> str:
-    """Why the inputs that reach an edge model are not those of the certificate."""
-    if not made:
+def _inputs_differ(calibrated: str, used: str) -> str:
+    """Return why the inputs that reach an edge model differ from those of the certificate."""
+    if not calibrated:
         return "it was made for all inputs, and only those that the edge models before it defer reach this one"
     if not used:
         return "it was made for what the edge models before it defer, and there are none"
     return "the edge models before it, or their thresholds, are not those that it was made for"
 
 
-def _served(made: str, used: str) -> list[str]:
-    """How what servers say of their models differs from what they said when the certificate was made."""
-    then, here = made.split(" "), used.split(" ")
+def _served_differs(calibrated: str, used: str) -> list[str]:
+    """Compare the models that servers report with those at the calibration; return the difference in words, or nothing."""
+    then, here = calibrated.split(" "), used.split(" ")
     if len(then) != len(here):  # other clouds, of which `cloud` tells; or an older certificate, which does not say
         return []
-    differ = [pair for pair in zip(then, here, strict=True) if pair[0] != pair[1] and not any(one.endswith(":?") for one in pair)]
+    differ = [
+        pair for pair in zip(then, here, strict=True) if pair[0] != pair[1] and not any(word.endswith(":?") for word in pair)
+    ]
     if not differ:
         return []
     versions = [(a.partition(":")[2], b.partition(":")[2]) for a, b in differ if a.startswith("version:")]
-    said = " and ".join(f"version {b}, and not {a}" for a, b in versions) or "another name, platform, inputs or outputs"
-    return [f"the server has another model than it was made for: {said}"]
+    difference = " and ".join(f"version {b}, and not {a}" for a, b in versions) or "another name, platform, inputs or outputs"
+    return [f"the server has another model than it was made for: {difference}"]
 
 
 def _percent(share: float) -> str:
+    """Return a share as text in per cent."""
     return f"{share * 100:g} %"
 
 
-def _parted(made: str, used: str) -> tuple[str, str]:
-    """Where two fingerprints differ, of each the words that the other has not at the same place, shortened to their ends."""
-    words = [text.split(" ") for text in (made, used)]
+def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:
+    """Return the parts in which two fingerprints differ, words shortened to their ends."""
+    words = [text.split(" ") for text in (calibrated, used)]
     for end in (0, -1):
         while min(map(len, words)) > 1 and words[0][end] == words[1][end]:
             for part in words:
                 part.pop(end)
-    then, here = (" ".join(map(_end, part)) for part in words)
-    return (then, here) if then != here else (made, used)
+    then, here = (" ".join(map(_shortened, part)) for part in words)
+    return (then, here) if then != here else (calibrated, used)
 
 
-def _end(word: str) -> str:
-    """A word of a fingerprint shortened to its end."""
+def _shortened(word: str) -> str:
+    """Return a word of a fingerprint shortened to its end."""
     return word if len(word) <= 16 else f"...{word[-12:]}"  # noqa: PLR2004 - short enough to read
 
 
-# A certificate bound to the models, score and codec in use, and the threshold and label that follow from it.
+# A certificate with the models, score and codec in use, and the threshold and label in force.
 
 
 class BoundCertificate(NamedTuple):
-    """A certificate, and what it is used with."""
+    """Certificate with the fingerprints of the setup in use."""
 
     certificate: Certificate
     used: Mapping[str, str]
-    """Fingerprints of the edge model, cloud, score and codec in use, by the names of `BOUND_TO`."""
+    """Fingerprints of the edge model, cloud, score and codec in use, by the keys of `BOUND_TO`."""
     max_age_days: float
+    """Maximum age of the calibration, days."""
     served: Callable[[], str] | None = None
-    """What the cloud's servers say of their models by now; None: as in `used`."""
+    """Returns the models that the cloud's servers report now; None: as in `used`."""
 
     def broken(self) -> str | None:
-        """Why the certificate is not valid for this setup or at this time, in words; None: it is valid."""
+        """Return in words why the certificate is not valid for this setup or at this time; None if it is valid."""
         used = self.used if self.served is None else {**self.used, "served": self.served()}
         return self.certificate.matches(**used, max_age_days=self.max_age_days)
 
 
 def digest(used: Mapping[str, str]) -> str:
-    """One hash over several fingerprints but `served`, which is not known at every start: 32 hex digits of SHA-256."""
-    own = {name: one for name, one in used.items() if name != "served"}
-    return sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
+    """Return one hash of the fingerprints, 32 hex digits of SHA-256; without `served`, which is not known at every start."""
+    fingerprints = {name: fingerprint for name, fingerprint in used.items() if name != "served"}
+    return sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def effective_target(target: Target, promise: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:
-    """The target with the threshold and label currently in force.
+    """Return the target with the threshold and label currently in force.
 
     Args:
-        target: with any threshold and label.
-        promise: the certificate that the threshold comes from; None: a plain number, left unchanged.
+        target: target with any threshold and label.
+        promise: certificate that the threshold comes from; None: a plain number, left unchanged.
         alarm: why a drift alarm invalidates the certificate; empty: no alarm.
-        at_least: lower bound of the threshold, and of every per-class threshold, as far as the certificate goes: it raises none
-            above the highest that is certified. inf: everything is deferred.
+        at_least: lower bound of all thresholds, which raises none above the highest that is certified. inf: defer everything.
     """
     if promise is None:
         return target
@@ -364,19 +376,19 @@ def effective_target(target: Target, promise: BoundCertificate | None, alarm: st
     )
 
 
-# The deferral rate of a threshold: its confidence interval, and what the best possible score would defer.
+# The deferral rate of a threshold: its confidence interval, and the rate of the best possible score.
 
 _SUPREMUM = 0.8885
-"""At least the mean of the largest deviation of an empirical distribution from the true one, times the root of n."""
+"""Bound of the mean of the largest deviation of an empirical distribution from the true one, times the root of n."""
 
 
 def spread(n: int, delta: float, *, classes: int = 1, grouped: bool = False) -> float:
-    """By how much the deferral rate of n units may differ from that of all inputs, at any threshold, with risk delta.
+    """Return by how much the deferral rate of n units may differ from that of all inputs, at any threshold, with risk delta.
 
     Uniform over thresholds, since the threshold is chosen on the same units. For one threshold it is Massart's bound (1990). For
-    means of groups its tail is at most e times as large, since the mean of a group is that of one example of it drawn by
-    chance, over draws (Jensen's inequality; Pinelis, 1999). With a threshold for each class the shares of the classes are
-    estimated too: McDiarmid's bound about the mean of the largest deviation.
+    means of groups its tail is at most e times as large, since the mean of a group is that of one example of it drawn by chance,
+    over draws (Jensen's inequality; Pinelis, 1999). With a threshold for each class the shares of the classes are estimated too:
+    McDiarmid's bound about the mean of the largest deviation.
     """
     if classes == 1:
         return sqrt(log((2 * e if grouped else 2) / delta) / (2 * n))
@@ -384,9 +396,9 @@ def spread(n: int, delta: float, *, classes: int = 1, grouped: bool = False) -> 
 
 
 def least_deferral(kind: Kind, value: float, edge: Floats, cloud: Floats) -> float:
-    """The share of these examples that an oracle defers to stay within the limit: those first where deferring gains most.
+    """Return the share of examples that an oracle defers to stay within the limit: first those where deferring gains most.
 
-    edge, cloud: [n], how correct each is, 0..1.
+    edge, cloud: [n], correctness of each answer, 0..1.
     """
     if kind == "max_error":
         wrong = np.sort(1 - edge)[::-1]

@@ -1,4 +1,4 @@
-"""Exact binomial tests as critical values: the largest counts in n examples that reject "guarantee violated" at level `delta`.
+"""Exact binomial tests: critical counts in n examples that reject the hypothesis "guarantee violated" at level `delta`.
 
 A limit of -1 means that no count rejects. Limits do not depend on the data, so they are cached. The tests of harms minus wins
 follow Berger and Boos (1994): the nuisance parameter q = P(harm) + P(win) is below its upper confidence bound except with
@@ -26,12 +26,12 @@ WIDE = 8
 
 
 def needed(rate: float, delta: float) -> int:
-    """The smallest n at which zero events in n reject a rate of `rate` at level `delta`: ceil(log delta / log(1 - rate))."""
+    """Return the smallest n at which zero events in n reject a rate at level `delta`: ceil(log delta / log(1 - rate))."""
     return ceil(log(delta) / log1p(-rate))
 
 
 def most(n: int, rate: float, delta: float) -> int:
-    """The largest k with P(Bin(n, rate) <= k) <= delta."""
+    """Return the largest k with P(Bin(n, rate) <= k) <= delta; -1 if there is none."""
     spread = WIDE * sqrt(n * rate * (1 - rate)) + WIDE
     low, high = max(0, int(n * rate - spread)), min(n, int(n * rate + spread))
     k = np.arange(low, high + 1)
@@ -41,7 +41,7 @@ def most(n: int, rate: float, delta: float) -> int:
 
 
 def upper(k: int, m: int, delta: float) -> float:
-    """Upper 1 - delta confidence bound of a proportion, k of m (Clopper and Pearson, 1934)."""
+    """Return the upper 1 - delta confidence bound of a proportion, k of m (Clopper and Pearson, 1934)."""
     if k >= m:
         return 1.0
     low, high = k / m, 1.0
@@ -56,7 +56,7 @@ LARGEST = 50_000
 
 
 def proportion(count: int, of: int, risk: float) -> tuple[float, float, float]:
-    """A share, and its two-sided interval at level 1 - risk (Clopper and Pearson, 1934); of nothing 0, 0 and 1."""
+    """Return a share, and its two-sided interval at level 1 - risk (Clopper and Pearson, 1934); (0, 0, 1) if `of` is 0."""
     if not of:
         return 0.0, 0.0, 1.0
     n = min(of, LARGEST)
@@ -66,7 +66,7 @@ def proportion(count: int, of: int, risk: float) -> tuple[float, float, float]:
 
 @lru_cache(maxsize=32)
 def most_of_each(n: int, rate: float, delta: float) -> Ints:
-    """[n + 1]: for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta."""
+    """Return [n + 1]: for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta, read-only."""
     limits = np.empty(n + 1, np.int64)
     k, below, here, above = -1, 0.0, 0.0, 1.0  # P(Bin <= k), P(Bin = k), P(Bin = k + 1), at m
     for m in range(n + 1):
@@ -77,12 +77,12 @@ def most_of_each(n: int, rate: float, delta: float) -> Ints:
         below -= rate * here
         here *= (1 - rate) * (m + 1) / (m + 1 - k)
         above *= (1 - rate) * (m + 1) / (m - k)
-    return _kept(limits)
+    return _read_only(limits)
 
 
 @lru_cache(maxsize=64)
 def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
-    """[wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB)."""
+    """Return [wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB), read-only."""
     gamma = delta * GAMMA
     grid = list(nuisance_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
     top = grid[-1][0]
@@ -92,7 +92,7 @@ def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
     # outcomes with more harms never reject; those with far fewer always do, and have negligible probability under the null
     far = n * eps - spread
     w, h = np.nonzero((h - w < n * eps) & (h - w > far) & (h + w <= n))
-    order = np.argsort(-_ratio(n, eps, h, w), kind="stable")  # from the strongest evidence against the null
+    order = np.argsort(-_log_likelihood_ratio(n, eps, h, w), kind="stable")  # from the strongest evidence against the null
     w, h = w[order], h[order]
     events, known = h + w, log_factorials(n)
     ways = known[n] - known[h] - known[w] - known[n - events]
@@ -102,19 +102,19 @@ def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
         near = np.flatnonzero(np.abs(events[:rank] - n * q) < WIDE * sqrt(n * q) + WIDE)
         harm, win = log((q + eps) / 2) - rest, log(max((q - eps) / 2, 1e-300)) - rest
         chances = np.exp(ways[near] + h[near] * harm + w[near] * win + n * rest)
-        found = int(np.searchsorted(np.cumsum(chances), delta - gamma, "right"))
-        rank = int(near[found]) if found < len(near) else rank
+        reject = int(np.searchsorted(np.cumsum(chances), delta - gamma, "right"))
+        rank = int(near[reject]) if reject < len(near) else rank
         ranks.append(rank)
     asked = np.flatnonzero(w <= wins)
     bound = np.searchsorted([reach for _, reach in grid], events[asked])
     passes = asked[asked < np.array(ranks)[bound]]
     limits = np.maximum(np.floor(far + np.arange(wins + 1)).astype(np.int64), -1)
     np.maximum.at(limits, w[passes], h[passes])
-    return _kept(limits)
+    return _read_only(limits)
 
 
-def _ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
-    """Log-likelihood ratio: unrestricted maximum minus the maximum under P(harm) - P(win) = eps."""
+def _log_likelihood_ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
+    """Return the log-likelihood ratio: unrestricted maximum minus the maximum under P(harm) - P(win) = eps. h, w: [k]."""
     b = (h + w) * (1 + eps) + 2 * eps * (n - w)
     harm = (b + np.sqrt(np.maximum(b * b - 8 * n * h * eps * (1 + eps), 0))) / (4 * n)
     win = np.maximum(harm - eps, 0)
@@ -124,12 +124,13 @@ def _ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
 
 
 def _xlogy(x: Ints, y: Floats) -> Floats:
+    """Return x log y, and 0 where x is 0."""
     return np.where(x == 0, 0.0, x * np.log(np.where(x == 0, 1.0, np.maximum(y, 1e-300))))
 
 
 @lru_cache(maxsize=64)
 def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
-    """[events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB)."""
+    """Return [events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB), read-only."""
     gamma = delta * GAMMA
     reaches, limits = [], []
     for q, reach in nuisance_grid(n, eps, gamma, events):
@@ -144,14 +145,14 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
         reaches.append(reach)
         limits.append(low - 1 + int(np.searchsorted(np.cumsum(chances), delta - gamma, "right")))
     bound = np.searchsorted(reaches, np.arange(events + 1))
-    return _kept(np.minimum.accumulate(np.array(limits))[bound])
+    return _read_only(np.minimum.accumulate(np.array(limits))[bound])
 
 
 def nuisance_grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
-    """Yields a grid of the nuisance parameter q from eps up, and for each the largest count with a confidence bound below it.
+    """Yield values of the nuisance parameter q from eps up, each with the largest count whose confidence bound is below it.
 
-    The last is the first to reach `events`. Steps are a quarter of a standard deviation of the count, or 8 % if that is more;
-    a bound between two is rounded up, which makes limits stricter. As the maximum is over the grid alone, some limits are looser
+    The last is the first to reach `events`. Steps are a quarter of a standard deviation of the count, or 8 % if that is more; a
+    bound between two is rounded up, which makes limits stricter. As the maximum is over the grid alone, some limits are looser
     than by a grid four times as fine: 8 of 1,125 of LR-BB that were compared, and 495 of 36,900 of D-BB. The chance of rejecting,
     the largest over 300 and more values of q, stayed below delta in each of 12 settings (.025 to .048 of .05): gamma leaves room.
     """
@@ -168,10 +169,11 @@ def nuisance_grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tup
 
 @lru_cache(maxsize=8)
 def log_factorials(n: int) -> Floats:
-    """Logarithms of 0! to n!."""
-    return _kept(np.array([lgamma(i + 1) for i in range(n + 1)]))
+    """Return the logarithms of 0! to n!, [n + 1], read-only."""
+    return _read_only(np.array([lgamma(i + 1) for i in range(n + 1)]))
 
 
-def _kept(array: NDArray[Any]) -> NDArray[Any]:
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Make an array read-only, since caches share it, and return it."""
     array.flags.writeable = False
     return array

@@ -29,9 +29,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FLOOR = -80.0
 """Lower bound of z and of log-probabilities, -inf included."""
 PER_CLASS = 128
+"""Maximum number of classes that get features of their own."""
 LOGITS = ("logit msp", "closeness", "entropy", "log p2", "height", "norm")
+"""Names of the features of logits, apart from those for each class."""
 FOREIGN = ("energy", "distance")
+"""Names of the out-of-distribution features."""
 TEXT = ("log quantile 0.1", "log quantile 0.25", "log quantile 0.5", "mean", "min", "first", "log length")
+"""Names of the features of a text."""
 SHRINKAGE = 0.1
 """Shrinkage of the covariance towards a scaled identity, so that it can be inverted."""
 
@@ -45,24 +49,29 @@ class Foreign(NamedTuple):
     """[classes that had examples, C], whitened."""
 
     def distance(self, u: Array) -> Array:
-        """u: [n, C] -> [n], standard deviations from the nearest mean."""
-        at = u @ self.whiten
-        return np.sqrt(np.stack([np.square(at - mean).sum(1) for mean in self.means]).min(0))  # type: ignore[no-any-return]
+        """Return the distances to the nearest mean, [n], standard deviations. u: [n, C]."""
+        whitened = u @ self.whiten
+        return np.sqrt(np.stack([np.square(whitened - mean).sum(1) for mean in self.means]).min(0))  # type: ignore[no-any-return]
 
     def distance_of(self, u: list[float]) -> float:
-        """The same for one row."""
+        """Return the distance of one row u, [C], to the nearest mean."""
         gap = self.means - np.array(u) @ self.whiten
         return sqrt(np.einsum("ij,ij->i", gap, gap).min())
 
     @classmethod
     def fit(cls, logits: Array, right: Array) -> Foreign:
-        """logits: [n, C], finite or -inf; right: [n], bool: only these are used, with their predictions as class labels."""
+        """Estimate means and covariance from logits of correctly answered examples; predictions serve as class labels.
+
+        Args:
+            logits: [n, C], finite or -inf.
+            right: [n], bool: rows to use; all, if none is right.
+        """
         z, u = _centred(logits)
         predicted, keep = z.argmax(1), right if right.any() else np.ones(len(z), bool)
         u, predicted = u[keep], predicted[keep]
-        seen, at = np.unique(predicted, return_inverse=True)
+        seen, class_index = np.unique(predicted, return_inverse=True)
         means = np.stack([u[predicted == k].mean(0) for k in seen])
-        spread = u - means[at]
+        spread = u - means[class_index]
         covariance = spread.T @ spread / len(u)
         size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
         values, vectors = np.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance)))
@@ -71,7 +80,7 @@ class Foreign(NamedTuple):
 
 
 def names(classes: int, foreign: bool) -> list[str]:
-    """Column names of `of_logits`; with no classes, those of `text_features`."""
+    """Return the column names of `of_logits`; without classes, those of `text_features`."""
     if not classes:
         return list(TEXT)
     each = range(classes if classes <= PER_CLASS else 0)
@@ -79,13 +88,14 @@ def names(classes: int, foreign: bool) -> list[str]:
 
 
 def _centred(logits: Array) -> tuple[Array, Array]:
+    """Return z and u of the logits, see above."""
     x = np.asarray(logits, np.float64)
     z = np.maximum(x - x.max(1, keepdims=True), FLOOR)
     return z, z - z.mean(1, keepdims=True)
 
 
 def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
-    """logits: [n, C] -> [n, features]; a row with NaN, or with inf, has NaN."""
+    """Return the features of logits [n, C], [n, features]; a row with NaN, or with inf, has NaN."""
     with np.errstate(invalid="ignore"):
         z, u = _centred(logits)
         rows, classes = np.arange(len(z)), z.shape[1]
@@ -107,7 +117,7 @@ def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
 
 
 def of_row(x: list[float], foreign: Foreign | None = None) -> tuple[list[float], int]:
-    """One row [C] in plain Python, C <= 128 -> the features without the one-hot ones, and the predicted class."""
+    """Return the features of one row [C] without the one-hot ones, and the predicted class. In plain Python, for C <= 128."""
     top = max(x)
     k = x.index(top)
     z = [FLOOR if v - top < FLOOR else v - top for v in x]  # noqa: FURB136 - max() would be a call for each class
@@ -131,7 +141,7 @@ def of_row(x: list[float], foreign: Foreign | None = None) -> tuple[list[float],
 
 
 def text_features(token_logprobs: Sequence[float]) -> list[float]:
-    """token_logprobs: natural logarithms, in order -> the `TEXT` features; all NaN if there are no tokens or any is NaN."""
+    """Return the `TEXT` features of token log-probabilities, in order; all NaN if there are no tokens or any is NaN."""
     given = token_logprobs.tolist() if isinstance(token_logprobs, np.ndarray) else list(token_logprobs)
     if not given or any(v != v for v in given):  # noqa: PLR0124 - NaN, without a call for each token
         return [nan] * len(TEXT)
@@ -142,8 +152,8 @@ def text_features(token_logprobs: Sequence[float]) -> list[float]:
 
 
 def _quantile(ordered: list[float], q: float) -> float:
-    """Linear interpolation, as numpy's default."""
-    at = q * (len(ordered) - 1)
-    i = int(at)
+    """Return a quantile by linear interpolation, like numpy's default."""
+    place = q * (len(ordered) - 1)
+    i = int(place)
     low, high = ordered[i], ordered[min(i + 1, len(ordered) - 1)]
-    return low + (high - low) * (at - i)
+    return low + (high - low) * (place - i)

@@ -1,4 +1,4 @@
-"""What forms the outputs of models have: probabilities, labels, tokens, confidences, and how they are told apart."""
+"""Recognition of the forms that outputs of models have: probabilities, labels, tokens, confidences."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from edgeroute.confidence.scores import NAN, SHORT, Array, Unscored, quantile, q
 TINY: Final = -745.0
 """Logarithm of the smallest float."""
 SLACK: Final = 1e-6
-"""By how much a confidence may be outside 0..1: rounding."""
+"""Tolerance of a confidence out_of_range 0..1, for rounding."""
 SUM_SLACK: Final = 1e-3
-"""By how much the sum of probabilities may differ from 1."""
+"""Tolerance of the sum of probabilities."""
 
 
 def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
-    """A confidence that a model or function gave, as a number -> (the number or None, what is wrong with it or nothing).
+    """Return a confidence that a model or function gave, as a number or None, and in words what is wrong with it, or "".
 
     Args:
         given: a number of any type; None; or the log-probabilities of a text's tokens, all 0 or less.
-        bounded: whether it is from 0 to 1.
+        bounded: True if a confidence has to be from 0 to 1.
     """
     if given is None:
         return None, ""
@@ -44,12 +44,12 @@ def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
 
 
 def _total(given: list[Any]) -> float:
-    """Of a list of floats; NaN: it has something else."""
-    return sum(given) if all(type(one) is float for one in given) else NAN
+    """Return the sum of a list of floats; NaN if it has anything else."""
+    return sum(given) if all(type(number) is float for number in given) else NAN
 
 
-def mistaken(name: str) -> str:
-    """What to write where a model gives probabilities and they are read as logits."""
+def probabilities_warning(name: str) -> str:
+    """Return the warning for a model whose probabilities are read as logits, with the setting to write."""
     return (
         f"{name} gives probabilities (numbers from 0 that sum to 1), and they are read as logits: the confidences are "
         'wrong. Write kind = "probabilities" in [edge] or [cloud] of the policy, "kind": "probabilities" in the output of '
@@ -58,23 +58,23 @@ def mistaken(name: str) -> str:
 
 
 def looks_like_probabilities(z: list[Any]) -> bool:
-    """Whether these numbers are from 0 to 1 and sum to 1, which those of logits practically never do; not 0 and 1 alone."""
+    """Return True if numbers are from 0 to 1 and sum to 1, which logits practically never do; False for 0 and 1 alone."""
     return sum_to_one(z) and any(0 < v < 1 for v in z)
 
 
 def sum_to_one(z: list[Any]) -> bool:
-    """Whether these numbers are from 0 to 1 and sum to 1."""
+    """Return True if numbers are from 0 to 1 and sum to 1."""
     return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
 
 
-def outside(kind: str | None, low: float, high: float, numbers: Any) -> Unscored | None:
-    """Why numbers cannot be of this kind, so that they give no confidence; None: they can.
+def out_of_range(kind: str | None, low: float, high: float, numbers: Any) -> Unscored | None:
+    """Return an `Unscored` with the reason if numbers cannot be of this kind; None if they can.
 
     Args:
-        kind: of the outputs.
-        low: the least of the numbers.
-        high: the greatest.
-        numbers: integers may be quantised probabilities, of any scale.
+        kind: kind of the outputs.
+        low: least of the numbers.
+        high: greatest of the numbers.
+        numbers: the numbers; integers may be quantised probabilities, of any scale.
     """
     if kind == "probabilities" and (low < 0 or (high > 1 + SUM_SLACK and as_array(numbers).dtype.kind == "f")):
         return Unscored(f"outputs of {low:g} to {high:g}, and kind is probabilities, which are from 0 to 1")
@@ -84,7 +84,7 @@ def outside(kind: str | None, low: float, high: float, numbers: Any) -> Unscored
 
 
 def binary(x: float, kind: str | None) -> list[float]:
-    """Logits of two classes for the only output of a binary classifier, which is about the second."""
+    """Return logits of two classes for the only output of a binary classifier, which is about the second class."""
     if kind == "logits":
         return [0.0, x]
     p = exp(min(x, 0.0)) if kind == "logprobs" else x
@@ -92,7 +92,7 @@ def binary(x: float, kind: str | None) -> list[float]:
 
 
 def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
-    """The output that is one label, and the one with a number for each class; None: there are none."""
+    """Return the output that is one label, and the one with a number for each class; None if either is missing."""
     parts = [_without_batch(v) for v in row.values()]
     label = next((v for v in parts if _is_label(v)), None)
     p = next((v for v in parts if is_by_class(v) or _is_row(v)), None)
@@ -100,7 +100,7 @@ def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
 
 
 def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
-    """The tokens of a text, and their log-probabilities; None: there are none."""
+    """Return the tokens of a text, and their log-probabilities; None if either is missing."""
     arrays = [as_array(v) for v in row.values()]
     tokens = next((a for a in arrays if a.ndim == 1 and a.dtype.kind in "iuUS"), None)
     logprobs = next((a for a in arrays if a.ndim == 1 and a.dtype.kind == "f"), None)
@@ -108,7 +108,7 @@ def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
 
 
 def _without_batch(value: Any) -> Any:
-    """Probabilities without a batch axis of 1, as `predict_proba` gives it: of an array, or a list of one mapping."""
+    """Return probabilities without a batch axis of 1, as `predict_proba` gives it: of an array, or a list of one mapping."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         return value[0]
     array = as_array(value)
@@ -116,27 +116,29 @@ def _without_batch(value: Any) -> Any:
 
 
 def _is_label(value: Any) -> bool:
+    """Return True if a value is one integer, bool or text."""
     array = as_array(value)
     return array.size == 1 and array.dtype.kind in "biuUS"
 
 
 def is_by_class(value: Any) -> bool:
-    """Whether this is a mapping from class to a float."""
+    """Return True for a mapping from class to a float."""
     return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())
 
 
 def _is_row(value: Any) -> bool:
+    """Return True for a row of floats."""
     array = as_array(value)
     return array.ndim == 1 and array.size > 0 and array.dtype.kind == "f"
 
 
 def several(row: Any) -> bool:
-    """Whether these are several outputs."""
+    """Return True for several outputs."""
     return isinstance(row, Mapping | tuple | list)
 
 
 def as_array(value: Any) -> Array:
-    """The value as an array; what has no form of one is a single object. Arrays of objects that are all text are text."""
+    """Return the value as an array; without an array form, as a single object. An array of str objects becomes one of text."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # ragged, or something that refuses
@@ -148,7 +150,7 @@ def as_array(value: Any) -> Array:
 
 
 def number_of(value: Any) -> float | None:
-    """What is one number: a number, or something of no dimensions that becomes one; None: it is not."""
+    """Return a value that is one number, or becomes one, as a float; None if it is not."""
     if isinstance(value, str | bytes | bytearray) or getattr(value, "ndim", 0) != 0:
         return None
     try:
@@ -158,19 +160,19 @@ def number_of(value: Any) -> float | None:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of numpy's as Python's; an array of one element as that, another as a list."""
+    """Return numpy's scalar or array of one element as Python's scalar, another array as a list, anything else unchanged."""
     if isinstance(value, np.ndarray):
         return value.reshape(-1)[0].item() if value.size == 1 else value.tolist()
     return value.item() if isinstance(value, np.generic) else value
 
 
 def percent(number: float) -> str:
-    """The hint for a number that is meant in per cent; empty: it is not."""
+    """Return a hint for a number that is meant in per cent; empty if it is not."""
     return f" ({number:g} % is {number / 100:g})" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
 
 
 def form_of(value: Any) -> str:
-    """What a value is, without quoting it."""
+    """Return a description of a value's type and shape, without its content."""
     if isinstance(value, Mapping):
         return f"a mapping of {len(value)}"
     shape = getattr(value, "shape", None)

@@ -1,4 +1,4 @@
-"""Score of an input alone: decided before the model on the device runs."""
+"""Score of an input alone, by which the router decides before the model on the device runs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from edgeroute.system.process import contained
 
 
 class InputScore:
-    """Confidence that the edge's answer will do, from the input alone: below the threshold others are asked before it runs.
+    """Confidence from the input alone that the edge's answer will do: below the threshold the cloud is asked first.
 
     `calibrate` and `evaluate` use it as any other score. The edge then stands by for failures of the others, as in prefer_cloud.
 
     Args:
-        function: of the input, or of what `features` makes of it -> the confidence, higher is surer; such as a `Learned` that was
-            fitted to a table. It is called before each request, in the caller's thread or on the event loop, so it is quick.
-        features: of a text, such as `prompt_features`: then the input is a text, messages, or a request, whose text it is given.
-        name: in certificates and reasons.
+        function: function of the input, or of the result of `features`, to the confidence: higher is surer. Such as a `Learned`
+            fitted to a table. It is called before each request, in the caller's thread or on the event loop, so it has to be
+            quick.
+        features: function of a text, such as `prompt_features`: then the input is a text, messages, or a request.
+        name: name in certificates and reasons.
 
     Raises:
-        PolicyError: one of the two is no function.
+        PolicyError: `function` or `features` is not callable.
     """
 
     def __init__(
@@ -36,30 +37,34 @@ class InputScore:
         self._failures = Failures()
 
     def of_input(self, x: Any) -> float:
-        """The confidence for an input; without a number, or if the function fails, there is none, which says why."""
+        """Return the confidence for an input; an `Unscored` (NaN) with the reason if a function fails, which is logged."""
         try:
-            given = x if self.features is None else contained(self.features, text_of(x))
-            return float(contained(self.function, given))
+            value = x if self.features is None else contained(self.features, text_of(x))
+            return float(contained(self.function, value))
         except Exception as e:  # noqa: BLE001 - there is an answer all the same
             self._failures.log("the score of the input", e)
             return Unscored(f"the score of the input failed: {named(e)}")
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """What it is, for certificates and caches; `of` takes the fingerprint of a function."""
-        parts = [getattr(one, "fingerprint", None) or of(one) for one in (self.function, self.features) if one is not None]
+        """Return a text that identifies the score, for certificates and caches; `of` returns the fingerprint of a function."""
+        parts = [
+            getattr(function, "fingerprint", None) or of(function)
+            for function in (self.function, self.features)
+            if function is not None
+        ]
         unknown = f"{UNIDENTIFIED} " if any(UNIDENTIFIED in part for part in parts) else ""
         return f"{unknown}input {' of '.join(parts)}"
 
     def __call__(self, outputs: Any) -> float:  # noqa: ARG002 - as scores are called
-        """Of outputs it says nothing."""
+        """Raise PolicyError: this score needs the input, not the outputs."""
         raise PolicyError("a score of the input has no confidence for outputs")
 
 
 def text_of(x: Any) -> str:
-    """The text of an input: itself; or that of its messages, one a line.
+    """Return the text of an input: itself, or the texts of its messages, joined by line breaks.
 
     Raises:
-        TypeError: it has none.
+        TypeError: the input has no text.
     """
     if isinstance(x, str):
         return x
@@ -67,14 +72,15 @@ def text_of(x: Any) -> str:
         x = x.get("messages", x.get("prompt"))
         if isinstance(x, str):
             return x
-    if not isinstance(x, list | tuple) or not all(isinstance(one, Mapping) for one in x):
+    if not isinstance(x, list | tuple) or not all(isinstance(message, Mapping) for message in x):
         raise TypeError(f"the input is a {type(x).__name__}, and no text, messages or request")
-    parts = [part for one in x for part in _parts(one.get("content"))]
+    parts = [part for message in x for part in _parts(message.get("content"))]
     return "\n".join(parts)
 
 
 def _parts(content: Any) -> list[str]:
+    """Return the texts of a message's content."""
     if isinstance(content, str):
         return [content]
-    found = content if isinstance(content, list | tuple) else ()
-    return [str(part["text"]) for part in found if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    parts = content if isinstance(content, list | tuple) else ()
+    return [str(part["text"]) for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]

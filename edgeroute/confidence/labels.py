@@ -1,4 +1,4 @@
-"""Labels: the names of a model's classes, and which of them a model means."""
+"""Labels: the names of a model's classes, and the label that a model's output means."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from edgeroute.errors import BadReply, PolicyError
 
 
 def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
-    """Labels in any container that has an order, numpy's too, as a tuple of plain values; None and an empty one: there are none.
+    """Return labels in any ordered container as a tuple of plain values; None for None and for an empty container.
 
     Raises:
-        PolicyError: it has no order, as a set, or no items, or these are lists themselves.
+        PolicyError: the container has no order, as a set, or no items, or its items are lists themselves.
     """
     if labels is None:
         return None
     unordered = isinstance(labels, AbstractSet) and not isinstance(labels, KeysView)
-    found: list[Any] | None = None
+    names: list[Any] | None = None
     if not unordered and not isinstance(labels, str | bytes | Mapping):
         with suppress(TypeError):  # it has no items
-            found = [plain(label) for label in labels]
-    if found is None or any(isinstance(name, list | dict | set) for name in found):
+            names = [plain(label) for label in labels]
+    if names is None or any(isinstance(name, list | dict | set) for name in names):
         raise PolicyError(f"labels= takes a list with a name for each class, in order, not {form_of(labels)}")
-    return tuple(found) or None
+    return tuple(names) or None
 
 
 class Labels:
-    """The names of classes, in order.
+    """Names of classes, in order.
 
     Args:
-        labels: as for `label_names`.
-        name: of the model, in messages.
+        labels: see `label_names`.
+        name: name of the model, in messages.
     """
 
     def __init__(self, labels: Iterable[Any] | None, name: str) -> None:
         self.labels, self._name = label_names(labels), name
 
     def at(self, index: int, classes: int) -> Any:
-        """The label of class number `index` of so many; without labels the number.
+        """Return the label of class number `index` of so many; without labels the number.
 
         Raises:
-            BadReply: there are not so many labels.
+            BadReply: the number of labels differs from `classes`.
         """
         labels = self.labels
         if labels is None:
@@ -56,16 +56,16 @@ class Labels:
         return labels[index]
 
     def same(self, value: Any) -> Any:
-        """The label that is the same as text, as "9" is 9; the value itself if there is none."""
+        """Return the label that is the same as text, as "9" is 9; the value itself if there is none."""
         if self.labels is None or not isinstance(value, str | int) or value in self.labels:
             return value
         return next((label for label in self.labels if str(label) == str(value)), value)
 
     def named(self, value: Any) -> Any:
-        """The label that a model means with this: the same, the same as text, or the one with this number.
+        """Return the label that a model means by a value: an equal one, one equal as text, or the one with this number.
 
         Raises:
-            BadReply: it is none of them.
+            BadReply: the value is none of them.
         """
         labels = self.labels
         if labels is None or (label := self.same(value)) in labels:
@@ -75,7 +75,10 @@ class Labels:
         raise BadReply(f"{self._name} gives a label that is none of its {len(labels)}")
 
     def meant(self, value: Any) -> Any:
-        """The same of an answer's value, perhaps an array of one label, as `predict` gives it; other values are no labels."""
+        """Return the label that an answer's value means, which may be an array of one label, as `predict` gives it.
+
+        A value that is neither text nor integer is returned unchanged.
+        """
         if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
             value = value.reshape(-1)[0].item()
         return self.named(value) if isinstance(value, str | int) else value

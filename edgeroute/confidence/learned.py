@@ -26,14 +26,14 @@ from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError, StoreError
 from edgeroute.system.process import replace_file
 
-# Two scores as one: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
+# Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
 
 BEYOND = 1e-3
-"""Part of a rank that tells values apart where the examples had none between: beyond the lowest and the highest, above all."""
+"""Part of a rank that separates values where the examples had none between: beyond the lowest and the highest, above all."""
 
 
 class Ranks:
-    """A score's ranks, 0..1, by its quantiles; strictly increasing."""
+    """Map from a score to its rank among the examples, 0..1, by quantiles; strictly increasing."""
 
     def __init__(self, knots: list[float]) -> None:
         self._knots = [float(v) for v in knots]
@@ -43,29 +43,29 @@ class Ranks:
         self._middle, self._scale = self._knots[self._last // 2], max(self._knots[-1] - self._knots[0], 1e-9)
 
     def one(self, value: float) -> float:
-        """The rank of a value."""
+        """Return the rank of a value."""
         knots, i = self._knots, bisect_right(self._knots, value) - 1
         if i < 0 or i >= self._last:
-            at = 0.0 if i < 0 else 1.0
+            rank = 0.0 if i < 0 else 1.0
         else:
-            at = (i + (value - knots[i]) / (knots[i + 1] - knots[i])) / self._last
+            rank = (i + (value - knots[i]) / (knots[i + 1] - knots[i])) / self._last
         off = (value - self._middle) / self._scale
-        return at * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + abs(off)))
+        return rank * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + abs(off)))
 
     def many(self, values: Array) -> Array:
-        """Those of several, [n] -> [n]."""
+        """Return the ranks of values, [n] -> [n]."""
         knots = np.array(self._knots)
         i = np.searchsorted(knots, values, "right") - 1
         inside = (i >= 0) & (i < self._last)
         j = np.clip(i, 0, self._last - 1)
         gap = np.where(inside, knots[j + 1] - knots[j], 1)
-        at = np.where(inside, (j + (values - knots[j]) / gap) / self._last, np.where(i < 0, 0.0, 1.0))
+        ranks = np.where(inside, (j + (values - knots[j]) / gap) / self._last, np.where(i < 0, 0.0, 1.0))
         off = (values - self._middle) / self._scale
-        return at * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + np.abs(off)))  # type: ignore[no-any-return]
+        return ranks * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + np.abs(off)))  # type: ignore[no-any-return]
 
 
 class Blend:
-    """The average of two ranks.
+    """Weighted average of the ranks of two scores.
 
     Args:
         data: `weight` of the fit, 0..1, and the quantiles of `base` and `fit`.
@@ -78,28 +78,28 @@ class Blend:
         self._base, self._fit = Ranks(data["base"]), Ranks(data["fit"])
 
     def one(self, base: float, fit: float) -> float:
-        """Of one input, 0..1; NaN if either is."""
+        """Return the blended score of one input, 0..1; NaN if either score is NaN."""
         if base != base or fit != fit:  # noqa: PLR0124 - NaN
             return float("nan")
         return self._base.one(base) * (1 - self._weight) + self._fit.one(fit) * self._weight
 
     def many(self, base: Array, fit: Array) -> Array:
-        """Of several, [n] -> [n]."""
+        """Return the blended scores of inputs, [n] -> [n]."""
         return self._base.many(base) * (1 - self._weight) + self._fit.many(fit) * self._weight
 
 
-# Logistic regression with a ridge, by iteratively reweighted least squares (IRLS).
+# Ridge logistic regression, by iteratively reweighted least squares (IRLS).
 
 
 def irls(x: Array, y: Array, penalty: Array) -> Array:
-    """Fits a logistic regression by Newton's method; a step that lowers the objective is halved until it does not.
+    """Fit a logistic regression by Newton's method, and return the weights, [k].
+
+    A step that lowers the objective is halved until it does not.
 
     Args:
         x: [n, k], its first column ones.
         y: [n], 0 or 1.
         penalty: [k], above 0: half of it times the square of its weight is taken off the log-likelihood.
-
-    Returns: the weights, [k].
     """
 
     def height(w: Array) -> float:
@@ -123,53 +123,53 @@ def irls(x: Array, y: Array, penalty: Array) -> Array:
 
 
 def log_odds(y: Array) -> float:
-    """The log odds of the share of ones in y: [n], 0 or 1; finite where all are alike."""
+    """Return the log odds of the share of ones in y: [n], 0 or 1; finite where all are alike."""
     return float(np.log((y.sum() + 0.5) / (y.size - y.sum() + 0.5)))
 
 
 def with_constant(x: Array) -> Array:
-    """x: [n, k] -> [n, 1 + k], with a first column of ones for the intercept."""
+    """Return x: [n, k] with a first column of ones for the intercept, [n, 1 + k]."""
     return np.concatenate([np.ones((len(x), 1)), x], 1)
 
 
 def expit(x: Array) -> Array:
-    """The logistic function of each element."""
+    """Return the logistic function of each element."""
     return 0.5 + 0.5 * np.tanh(x / 2)
 
 
 def sigmoid(x: float) -> float:
-    """The logistic function of one number, without numpy."""
+    """Return the logistic function of one number, without numpy."""
     return 0.0 if x < -700 else 1 / (1 + exp(-x))  # noqa: PLR2004 - where exp would overflow
 
 
-# Features of one's own for a learned score: tables with names, and those of a prompt, before anything is generated.
+# Features that the caller gives a learned score: named tables; and features of a prompt, before anything is generated.
 #
 # A table is a mapping from name to numbers [n] or [n, d] (an embedding), or a list with a mapping from name to number, or to a
-# row of numbers, for each example. One input's features are such a mapping.
+# row of numbers, for each example. The features of one input are such a mapping.
 
 LARGEST = 1e100
-"""Of a feature, either sign."""
+"""Largest absolute value of a feature."""
 BUCKETS = 64
-"""Buckets of words and pairs of words, by their hashes."""
+"""Number of buckets for words and pairs of words, by their hashes."""
 
 
 def is_table(given: Any) -> bool:
-    """Whether these are features with names, rather than logits."""
+    """Return True for features with names, rather than logits."""
     return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
 
 
 def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
-    """A table as its names, the number of columns of each, and all columns [n, k]; that of the base score first.
+    """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first.
 
     Raises:
-        PolicyError: it is no table, its columns differ in length, or there is no column of the base score.
+        PolicyError: it is not a table, its columns differ in length, or it has no column of the base score.
     """
     names = list(given if isinstance(given, Mapping) else given[0])
     if base is not None and base not in names:
         raise PolicyError(f"there is no feature {base!r}: there are {', '.join(map(str, names))}")
     names.sort(key=lambda name: name != base)
     try:
-        rows = given if isinstance(given, Mapping) else {name: [one[name] for one in given] for name in names}
+        rows = given if isinstance(given, Mapping) else {name: [example[name] for example in given] for name in names}
         columns = [np.asarray(rows[name], np.float64) for name in names]
     except (KeyError, OverflowError, TypeError, ValueError) as e:
         raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e
@@ -189,12 +189,12 @@ def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]
 
 
 def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[float]:
-    """One input's features in the order of the fit.
+    """Return one input's features as numbers, in the order of the fit.
 
     Raises:
-        BadReply: one is missing, or is not as many numbers as in the fit.
+        BadReply: a feature is missing, or has another number of columns than in the fit.
     """
-    found = list[float]()
+    row = list[float]()
     for name, width in zip(names, widths, strict=True):
         try:
             value = features[name]
@@ -203,22 +203,22 @@ def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[f
             raise BadReply(f"the score needs a feature {name!r} that it was fitted to: {type(e).__name__}") from e
         if len(numbers) != width:
             raise BadReply(f"the feature {name!r} has {len(numbers)} numbers, and the score was fitted to {width}")
-        found += numbers
-    return found
+        row += numbers
+    return row
 
 
 def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
-    """Features of a prompt, known before anything is generated: a few microseconds for each word, the same in each process.
+    """Return features of a prompt, known before anything is generated: microseconds per word, the same in each process.
 
     Args:
         text: the prompt.
-        buckets: into how many counts words, and pairs of neighbouring words, are hashed; 0: none.
+        buckets: number of counts into which words, and pairs of neighbouring words, are hashed; 0: none.
 
     Returns:
         Name -> number: sizes and counts as logarithms of one plus them, and shares of characters.
 
     Raises:
-        PolicyError: it is no text, or `buckets` is no whole number from 0.
+        PolicyError: `text` is not a text, or `buckets` is negative or no whole number.
     """
     if not isinstance(text, str):
         raise PolicyError(f"a prompt is a text, not a {type(text).__name__}")
@@ -230,7 +230,7 @@ def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
     def share(test: Callable[[str], bool]) -> float:
         return sum(map(test, text)) / size
 
-    found = {
+    features = {
         "characters": log1p(len(text)),
         "words": log1p(len(words)),
         "lines": log1p(text.count("\n")),
@@ -250,23 +250,25 @@ def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
     if buckets:
         for part in (*words, *(f"{a} {b}" for a, b in pairwise(words))):
             counts[crc32(part.encode("utf-8", "surrogatepass")) % buckets] += 1
-    return found | {f"bucket {i}": log1p(count) for i, count in enumerate(counts)}
+    return features | {f"bucket {i}": log1p(count) for i, count in enumerate(counts)}
 
 
 VERSION = 1
 
 
 class Learned:
-    """A fitted score: outputs of one input -> how sure to leave it to the edge. What `fit`, `fit_text` and `auto` return.
+    """Fitted score: a function of one input's outputs, higher where the edge should answer.
 
-    `name` is `learned` (0..1) or the fallback score: `msp`, `quantile`, or `base` of a table; `chosen_because` has the reason.
-    Outputs with NaN score NaN, and features with inf too. Calibrate its threshold on examples that it was not fitted to.
+    `fit`, `fit_text` and `auto` return it. `name` is `learned` (0..1) or the fallback score: `msp`, `quantile`, or `base` of a
+    table; `chosen_because` has the reason. Outputs with NaN score NaN, and features with inf too. Calibrate its threshold on
+    examples that it was not fitted to.
 
     Args:
-        data: as `save` writes it.
+        data: contents of a file that `save` wrote.
 
     Attributes:
-        of_logits: takes logits: of a model that gives probabilities, their logarithms. Else what the model gives.
+        of_logits: True if the score takes logits: for a model that gives probabilities, their logarithms. False: it takes the
+            model's outputs as they are.
 
     Raises:
         ModelError: the data is broken, or of another version.
@@ -284,7 +286,7 @@ class Learned:
         self.data = dict(data)
 
     def _read(self, data: Mapping[str, Any]) -> None:
-        """Validates and unpacks the weights: whole for `many`; for one row the one-hot part apart, with the constant in it."""
+        """Validate and unpack the weights: whole for `many`; for one row, the one-hot part apart, with the constant added."""
         if type(self.classes) is not int or self.classes < 0 or self.classes == 1:
             raise ValueError(f"{self.classes!r} classes")
         self._table = None if "columns" not in data else (list(data["columns"]), [int(width) for width in data["widths"]])
@@ -319,7 +321,9 @@ class Learned:
         )
 
     def __call__(self, outputs: Any) -> float:
-        """outputs: logits [classes]; or, alone or in `(value, these)`, a text's token log-probabilities or a mapping of features.
+        """Return the score of one input.
+
+        outputs: logits [classes]; or, alone or in `(value, these)`, a text's token log-probabilities or a mapping of features.
 
         Raises:
             BadReply: the number of classes differs from that of the fit, or a feature is missing.
@@ -339,12 +343,14 @@ class Learned:
         return self._weigh(*of_row(row, self._foreign)) if self._fitted else ROWS["msp"](row, max(row))
 
     def _weigh(self, vector: list[float], predicted: int) -> float:
+        """Return the score for features and the predicted class, by both regressions."""
         harm = self._harm_of[predicted] + sum(map(mul, self._harm, vector))
         win = self._win_of[predicted] + sum(map(mul, self._win, vector))
         better = sigmoid(win) - sigmoid(harm)
         return 0.5 + 0.5 * better if self._blend is None else self._blend.one(vector[0], better)
 
     def _of_features(self, features: Any) -> float:
+        """Return the score of one input's named features."""
         assert self._table is not None
         row = row_of(features, *self._table)
         if not self._fitted:
@@ -354,7 +360,9 @@ class Learned:
         return self._weigh(row if self._base is not None else [0.0, *row], 0)
 
     def many(self, outputs: Any) -> Array:
-        """outputs: logits [n, classes], n texts' token log-probabilities, or a table as it was fitted to -> [n].
+        """Return the scores of inputs, [n].
+
+        outputs: logits [n, classes], n texts' token log-probabilities, or a table like the one of the fit.
 
         Raises:
             BadReply: the number of classes differs from that of the fit, or a feature is missing.
@@ -366,9 +374,9 @@ class Learned:
                 if missing:
                     raise BadReply(f"the score needs a feature {missing[0]!r} that it was fitted to")
                 outputs = [dict(zip(names_, row, strict=True)) for row in zip(*(outputs[name] for name in names_), strict=True)]
-            return np.array([self._of_features(one) for one in outputs], np.float64)
+            return np.array([self._of_features(example) for example in outputs], np.float64)
         if self._text:
-            return np.array([self(one) for one in outputs], np.float64)
+            return np.array([self(example) for example in outputs], np.float64)
         logits = np.asarray(outputs, np.float64)
         if logits.shape != (len(logits), self.classes):
             raise BadReply(f"outputs {list(logits.shape)}, and the score was fitted to [n, {self.classes}]")
@@ -382,11 +390,11 @@ class Learned:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what `save` writes, hex."""
+        """SHA-256 of the file that `save` writes, hex."""
         return hashlib.sha256(_json(self.data).encode()).hexdigest()
 
     def save(self, path: Path | str) -> None:
-        """Writes JSON atomically.
+        """Write the score as JSON, replacing an existing file atomically.
 
         Raises:
             StoreError: the file cannot be written.
@@ -398,7 +406,7 @@ class Learned:
 
     @classmethod
     def load(cls, path: Path | str) -> Learned:
-        """Reads what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             ModelMissing: there is no such file.
@@ -417,9 +425,10 @@ class Learned:
 
 
 def fallback(classes: int) -> str:
-    """The name of the score that is used where nothing is learned; no classes: of texts."""
+    """Return the name of the score that is used if nothing is learned: for classes, or for texts (0 classes)."""
     return "msp" if classes else "quantile"
 
 
 def _json(data: Mapping[str, Any]) -> str:
+    """Return data as compact JSON with sorted keys."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Score of a text by its first tokens: the decision is made before the answer is whole."""
+"""Score of a text by its first tokens, so that the router decides before the answer is complete."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgeroute.system.process import contained
 
 Rule = Literal["quantile", "mean", "min", "first"]
 RULES: Final[tuple[Rule, ...]] = ("quantile", "mean", "min", "first")
-"""How a confidence is taken from log-probabilities of tokens: the exponential of their 10 % quantile, mean, least, or first."""
+"""Rules from log-probabilities of tokens to a confidence: exponential of their 10 % quantile, mean, least, or first."""
 
 
 class Prefix:
-    """Confidence from the log-probabilities of an answer's first tokens; of all of them where there are fewer.
+    """Confidence from the log-probabilities of an answer's first tokens; of all of them if there are fewer.
 
     A stream is decided as soon as these tokens are there. `infer`, `calibrate` and `evaluate` take the same tokens of the whole
-    answer, so that a threshold is for one score. It is in the fingerprint that certificates are bound to, with `tokens` and `of`.
+    answer, so that a threshold is for one score. `tokens` and `of` are in the fingerprint that certificates are bound to.
 
     Args:
-        tokens: how many.
-        of: one of `RULES`; or a function of these log-probabilities, a list of natural logarithms, as `fit_text` returns one.
+        tokens: number of tokens.
+        of: one of `RULES`; or a function of these log-probabilities, a list of natural logarithms, such as `fit_text` returns.
 
     Raises:
         PolicyError: an argument is invalid.
@@ -40,34 +40,40 @@ class Prefix:
         self.name = f"{rule} of the first {self.tokens} tokens"
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """What it is, for certificates and caches; `of` takes the fingerprint of a function."""
+        """Return a text that identifies the score, for certificates and caches; `of` returns the fingerprint of a function."""
         rule = self.of if isinstance(self.of, str) else getattr(self.of, "fingerprint", None) or of(self.of)
         return rule if UNIDENTIFIED in rule else f"prefix {self.tokens} {rule}"
 
     def __call__(self, outputs: Any) -> float:
-        """outputs: a completion in OpenAI's JSON, `(text, log-probabilities)`, or log-probabilities.
+        """Return the confidence of a whole answer.
+
+        outputs: a completion in OpenAI's JSON, `(text, log-probabilities)`, or log-probabilities.
 
         Raises:
-            BadReply: it has none.
+            BadReply: the answer has no log-probabilities.
         """
         if not (logprobs := token_logprobs(outputs)):
             raise BadReply("the answer has no log-probabilities of its tokens")
         return self.score(logprobs)
 
     def score(self, logprobs: Sequence[float]) -> float:
-        """logprobs: natural logarithms, in order, of one token or more; those after the first are not looked at.
+        """Return the confidence by log-probabilities, in order, of one token or more; only the first `tokens` count.
 
         Raises:
-            ValueError: one is no number, NaN, or above 0.
+            ValueError: a log-probability is no number, NaN, or above 0.
         """
         first = _numbers(logprobs[: self.tokens])
         if impossible(first):
             raise ValueError(IMPOSSIBLE)
-        first = [min(one, 0.0) for one in first]
+        first = [min(logprob, 0.0) for logprob in first]
         return of_tokens(first, self.of) if isinstance(self.of, str) else float(self.of(first))
 
     def watch(self) -> Callable[[Any], float | None]:
-        """A function of the pieces of one answer, in order -> the score, with the piece that brings its last token; else None."""
+        """Return a function to call with each piece of one answer, in order.
+
+        The function returns the score with the piece that brings the last of the `tokens`, and None for any other piece, or if
+        the score fails.
+        """
         seen: list[float] = []
 
         def add(piece: Any) -> float | None:
@@ -91,51 +97,52 @@ IMPOSSIBLE: Final = "log-probabilities of its tokens above 0, or NaN"
 
 
 def impossible(logprobs: Iterable[float]) -> bool:
-    """Whether one is NaN, or above 0 by more than rounding: then there is no confidence."""
-    return not all(one <= SUM_SLACK for one in logprobs)
+    """Return True if a log-probability is NaN, or above 0 by more than rounding: then there is no confidence."""
+    return not all(logprob <= SUM_SLACK for logprob in logprobs)
 
 
 def of_tokens(logprobs: Sequence[float], rule: str) -> float:
-    """A confidence by one of `RULES`, 0..1. logprobs: of one token or more, none above 0."""
+    """Return a confidence by one of `RULES`, 0..1. logprobs: log-probabilities of one token or more, none above 0."""
     if rule == "quantile":
         return quantile(logprobs)  # type: ignore[arg-type]  # a sequence is an array
     return exp({"mean": sum(logprobs) / len(logprobs), "min": min(logprobs)}.get(rule, logprobs[0]))
 
 
 def token_logprobs(outputs: Any) -> list[float]:
-    """The log-probabilities of an answer's tokens without the end's, which streams do not have; empty: there are none."""
+    """Return the log-probabilities of an answer's tokens, without the end token's, which streams lack; [] without any."""
     if isinstance(outputs, Mapping):
         try:
             choice = outputs["choices"][0]
         except (LookupError, TypeError):
             return []
-        return _numbers(one["logprob"] for one in token_entries(choice.get("logprobs")) if one.get("token") != "")
-    found = outputs[1] if type(outputs) is tuple and len(outputs) == 2 else outputs  # noqa: PLR2004 - a pair
-    if isinstance(found, str | bytes) or not hasattr(found, "__iter__"):
+        return _numbers(entry["logprob"] for entry in token_entries(choice.get("logprobs")) if entry.get("token") != "")
+    logprobs = outputs[1] if type(outputs) is tuple and len(outputs) == 2 else outputs  # noqa: PLR2004 - a pair
+    if isinstance(logprobs, str | bytes) or not hasattr(logprobs, "__iter__"):
         return []
-    return _numbers(found)
+    return _numbers(logprobs)
 
 
-def _numbers(found: Iterable[Any]) -> list[float]:
-    """Log-probabilities as numbers.
+def _numbers(values: Iterable[Any]) -> list[float]:
+    """Return log-probabilities as floats.
 
     Raises:
-        ValueError: one is none. Python's own error would quote it, and it may be what the model said.
+        ValueError: one is no number. Python's own error would quote it, which may be the model's text.
     """
     try:
-        return [_number(one) for one in found]
+        return [_number(value) for value in values]
     except (TypeError, ValueError):
         raise ValueError("the answer has log-probabilities of its tokens that are no numbers") from None
 
 
-def _number(one: Any) -> float:
-    if isinstance(one, str | bytes):  # of which float() makes numbers
+def _number(value: Any) -> float:
+    """Return a number as a float. Raise TypeError for a text, of which float() would make one."""
+    if isinstance(value, str | bytes):  # of which float() makes numbers
         raise TypeError
-    return float(one)
+    return float(value)
 
 
 def token_entries(logprobs: Any) -> list[Any]:
-    """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
+    """Return a mapping with `logprob` for each token, from either form of log-probabilities in OpenAI's JSON."""
     if type(logprobs) is not dict and not isinstance(logprobs, Mapping):
         return []
     if "token_logprobs" in logprobs:  # of a completion

@@ -1,12 +1,12 @@
-"""Decodes a model's raw outputs to predictions: value, confidence, outputs.
+"""Decoding of a model's raw outputs to predictions: value, confidence, outputs.
 
-What the outputs are is their kind:
+The kind of the outputs says what they are:
 
     logits                a number for each class, before the softmax; one number: a binary classifier's, before the sigmoid
-    probabilities         after it; a mapping from class to probability too
+    probabilities         a number for each class, after the softmax or sigmoid; or a mapping from class to probability
     logprobs              natural logarithms of the probabilities; or, beside an output of tokens, one for each token of a text
-    label+probabilities   the class itself and its probabilities, as scikit-learn's models give them
-    value                 a number or an array, as a regression gives them: there is no confidence but by a score of one's own
+    label+probabilities   the class and the probabilities of all classes, as scikit-learn's models give them
+    value                 a number or an array, as a regression gives them: no confidence, except by a custom score
     boxes                 a detector's boxes, scores and classes (`edgeroute.confidence.boxes`)
     answers               (value, confidence), or (text, log-probabilities of its tokens), or a `Prediction` with the outputs too
 
@@ -33,9 +33,9 @@ from edgeroute.confidence.forms import (
     is_by_class,
     label_and_probabilities,
     looks_like_probabilities,
-    mistaken,
-    outside,
+    out_of_range,
     plain,
+    probabilities_warning,
     several,
     sum_to_one,
     tokens_and_logprobs,
@@ -50,18 +50,18 @@ from edgeroute.system.process import contained
 
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")
-"""What the outputs of a model can be."""
+"""Kinds of model outputs."""
 CLASSES: Final = ("logits", "probabilities", "logprobs")
 """Kinds with a number for each class."""
 LIMITED: Final = ("probabilities", "logprobs")
-"""Those of them that are within limits."""
+"""Kinds whose numbers have limits."""
 
 
 def checked_kind(kind: str | None) -> str | None:
-    """The kind itself.
+    """Return the kind if it is one of `KINDS`, or None.
 
     Raises:
-        PolicyError: there is no such kind.
+        PolicyError: it is neither.
     """
     if kind is not None and kind not in KINDS:
         raise PolicyError(f"there is no kind of outputs {kind!r}: {nearest(kind, KINDS)}")
@@ -69,7 +69,7 @@ def checked_kind(kind: str | None) -> str | None:
 
 
 def bounded(score: str | Score) -> bool:
-    """Whether confidences by this score are from 0 to 1."""
+    """Return True if confidences by this score are from 0 to 1."""
     return isinstance(score, str) and score != "energy"
 
 
@@ -79,16 +79,16 @@ class Reader:
     Args:
         score: a name from `SCORES`, or any `f(outputs of one input) -> float`.
         labels: class index -> value; None: the value is the index, or the label that the model gives.
-        kind: of the outputs, one of `KINDS`; None: by their form, see above.
-        name: of the model or function, in messages.
-        none_found: what it means that a detector finds nothing: see `edgeroute.confidence.boxes`.
+        kind: kind of the outputs, one of `KINDS`; None: by their form, see above.
+        name: name of the model or function, in messages.
+        none_found: confidence of a picture in which a detector finds nothing: see `edgeroute.confidence.boxes`.
 
     Raises:
         PolicyError: unknown score, kind or rule, or the score cannot be computed from that kind.
     """
 
     wrong: type[EdgerouteError] = ModelError
-    """Raised for outputs that cannot be an answer: of a model on the device."""
+    """Class of the exception for outputs that cannot be an answer: a fault of the model on the device."""
 
     def __init__(
         self,
@@ -113,17 +113,21 @@ class Reader:
         self.failures = Failures()
         self._bounded = bounded(score)
         self._logits = kind in {"probabilities", "label+probabilities"} and getattr(score, "of_logits", False)
-        """Whether the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
+        """True if the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
         self._special = {"label+probabilities": self._labelled, "value": self._value, "boxes": self._boxes}.get(kind or "")
         self._seen = kind not in {None, "logits"}
-        """Whether outputs have been seen, which may be probabilities taken for logits."""
+        """True once outputs have been checked for probabilities that are taken for logits."""
         fast = kind in {None, "logits"} and isinstance(score, str) and self.labels is not None
         self._fast = len(self.labels or ()) if fast and 1 < len(self.labels or ()) <= SMALL else 0
         self._simple = 0
-        """So many classes make the usual case, once outputs have been seen."""
+        """Number of classes of the usual case, known once outputs have been seen; 0: there is no usual case."""
 
     def one(self, outputs: Any) -> Prediction:
-        """outputs: for one input, with its batch axis of length 1."""
+        """Return the prediction for outputs of one input, with their batch axis of length 1.
+
+        Raises:
+            BadReply: the number of outputs differs from 1.
+        """
         if self._simple and type(outputs) is np.ndarray and outputs.shape == (1, self._simple):  # the usual case
             row = outputs[0]
             z = row.tolist()
@@ -132,11 +136,11 @@ class Reader:
                 return new(Prediction, (self.labels[z.index(top)], sure, row))  # type: ignore[index]
         if boxes_without_batch(self.kind, outputs):
             return self._read(outputs)
-        _counted(outputs, 1)
+        _check_count(outputs, 1)
         return self._read(_row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
-        """outputs: for `count` inputs along the first axis.
+        """Return the predictions for outputs of `count` inputs along the first axis.
 
         Raises:
             BadReply: the number of outputs differs.
@@ -145,25 +149,26 @@ class Reader:
             return list(map(self._read, outputs))
         if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
-        _counted(outputs, count)
+        _check_count(outputs, count)
         return [self._read(_row(outputs, i)) for i in range(count)]
 
     def answer(self, result: Any) -> Prediction:
-        """result: what a callable returned for one input."""
+        """Return the prediction for what a callable returned for one input."""
         return self._read(result)
 
     def _read(self, row: Any) -> Prediction:
+        """Return the prediction for one input's outputs, without batch axis."""
         if self._special is not None:
             return self._special(row)
         if type(row) is tuple:
             return self._pair(row)
         if type(row) is Prediction:
-            value, sure, told = row
-            return self._pair((value, sure), told)
+            value, sure, outputs = row
+            return self._pair((value, sure), outputs)
         first = row
         if type(row) is not np.ndarray and isinstance(row, Mapping):  # the first saves a call of `abc`
-            if (told := self._mapping(row)) is not None:
-                return told
+            if (outputs := self._mapping(row)) is not None:
+                return outputs
             first = next(iter(row.values()), None)
         z = first.tolist() if isinstance(first, np.ndarray) else first
         if not isinstance(z, list) or not 0 < len(z) <= SMALL or type(z[0]) is not float:
@@ -173,13 +178,13 @@ class Reader:
         return self._classes(row, z, first)
 
     def _classes(self, row: Any, z: list[float], first: Any) -> Prediction:
-        """A number for each class, or the only one."""
+        """Return the prediction for a number for each class, or for the only one."""
         kind = self.kind
         if not self._seen:
-            self._look(z, first)
+            self._check_first(z, first)
         if len(z) == 1 and kind not in CLASSES:
-            return self._single(row, z[0])
-        if kind in LIMITED and self._custom is None and (wrong := outside(kind, min(z), max(z), first)) is not None:
+            return self._regression(row, z[0])
+        if kind in LIMITED and self._custom is None and (wrong := out_of_range(kind, min(z), max(z), first)) is not None:
             best = z.index(max(z)) if len(z) > 1 else int(z[0] > 0.5)  # noqa: PLR2004 - the second of two classes
             return Prediction(self._names.at(best, max(len(z), 2)), wrong, row)
         if len(z) == 1:
@@ -187,19 +192,19 @@ class Reader:
         elif kind == "probabilities":
             z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
         top = max(z)
-        sure = self._row(z, top) if self._custom is None else self._scored(z if self._logits else row)
+        sure = self._row(z, top) if self._custom is None else self._custom_score(z if self._logits else row)
         value = self._names.at(z.index(top), len(z))
-        return Prediction(value, sure, row) if sure == sure else _without(value, sure, row, first)  # noqa: PLR0124 - NaN
+        return Prediction(value, sure, row) if sure == sure else _unscored_prediction(value, sure, row, first)  # noqa: PLR0124 - NaN
 
-    def _look(self, z: list[float], first: Any) -> None:
-        """Looks at the first outputs: probabilities that are taken for logits are told once."""
+    def _check_first(self, z: list[float], first: Any) -> None:
+        """Check the first outputs: log one warning if they look like probabilities that are taken for logits."""
         self._seen = True
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
         if looks_like_probabilities(z):
-            logger.warning("%s", mistaken(self.name))
+            logger.warning("%s", probabilities_warning(self.name))
 
     def mistakes(self, outputs: Any) -> bool:
-        """Whether these outputs, with a batch axis of 1, are probabilities that would be read as logits."""
+        """Return True if outputs with a batch axis of 1 are probabilities that would be read as logits."""
         first = next(iter(outputs.values()), None) if isinstance(outputs, Mapping) else outputs
         if self.kind is None and isinstance(outputs, Mapping) and self._mapping(_row(outputs, 0)) is not None:
             return False
@@ -207,48 +212,48 @@ class Reader:
         return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
 
     def _large(self, row: Any, first: Any) -> Prediction:
-        """Outputs that are not a short row of floats."""
+        """Return the prediction for outputs that are not a short row of floats."""
         array = as_array(first)
         if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis
             array = array[0]
         if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
-            return self._given(row, first, array)
+            return self._label(row, first, array)
         if not array.size and self.labels is not None:
             raise BadReply(f"0 outputs, but {len(self.labels)} labels: these outputs are not this model's")
         if array.ndim == 0 and array.dtype.kind == "f":
-            return self._single(row, float(array)) if self.kind not in CLASSES else self._classes(row, [float(array)], first)
+            return self._regression(row, float(array)) if self.kind not in CLASSES else self._classes(row, [float(array)], first)
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is the raw output, and only a custom score applies
-            return Prediction(row, self._scored(row) if self._custom is not None else None, row)
+            return Prediction(row, self._custom_score(row) if self._custom is not None else None, row)
         if len(array) <= SMALL:
             return self._classes(row, [float(v) for v in array.tolist()], first)
         if not self._seen:
-            self._look([float(v) for v in array.tolist()], first)
+            self._check_first([float(v) for v in array.tolist()], first)
         if self._custom is not None and not self._logits:
-            confidence = self._scored(row)
-        elif self._custom is None and (wrong := outside(self.kind, array.min(), array.max(), array)) is not None:
+            confidence = self._custom_score(row)
+        elif self._custom is None and (wrong := out_of_range(self.kind, array.min(), array.max(), array)) is not None:
             confidence = wrong
         else:
             with np.errstate(all="ignore"):
                 z = np.log(array) if self.kind == "probabilities" else array
-                confidence = float(self._array(z)) if self._custom is None else self._scored(z)
+                confidence = float(self._array(z)) if self._custom is None else self._custom_score(z)
         value = self._names.at(int(array.argmax()), array.size)
         if confidence != confidence:  # noqa: PLR0124 - NaN
-            return _without(value, confidence, row, array)
+            return _unscored_prediction(value, confidence, row, array)
         return Prediction(value, confidence, row)
 
-    def _single(self, row: Any, value: float) -> Prediction:
-        """One float: a regression's value."""
+    def _regression(self, row: Any, value: float) -> Prediction:
+        """Return the prediction for one float: a regression's value."""
         if self.labels is not None:
             raise self.wrong(
                 f"{self.name} gives one number, and there are {len(self.labels)} labels. If it is a binary classifier write "
                 'kind = "probabilities" (after the sigmoid) or "logits" (before it), and two labels; if it is a value, no labels'
             )
-        return Prediction(value, self._scored(row) if self._custom is not None else None, row)
+        return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
 
-    def _given(self, row: Any, first: Any, array: Array) -> Prediction:
-        """Integers, truths and texts: labels, which are never taken for scores."""
-        sure = self._scored(row) if self._custom is not None else None
+    def _label(self, row: Any, first: Any, array: Array) -> Prediction:
+        """Return the prediction for integers, bools and texts: labels, which are never taken for scores."""
+        sure = self._custom_score(row) if self._custom is not None else None
         if array.size != 1:
             if self.labels is not None and array.dtype.kind in "biu" and self._custom is None:
                 raise self.wrong(
@@ -261,16 +266,16 @@ class Reader:
         return Prediction(self._names.named(array.reshape(-1)[0].item()), sure, row)
 
     def _value(self, row: Any) -> Prediction:
-        """A regression's value: a float if it is one number, else the array."""
+        """Return the prediction for a regression: a float if it is one number, else the array."""
         first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
         if type(first) is tuple:
             return self._pair(first)
         array = as_array(first)
         value = array.reshape(-1)[0].item() if array.size == 1 and array.dtype.kind in "fiub" else first
-        return Prediction(value, self._scored(row) if self._custom is not None else None, row)
+        return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
 
     def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
-        """Outputs with names, where the names or the forms tell what they are; None: the first is read."""
+        """Return the prediction for named outputs whose names or forms tell their kind; None to read the first output."""
         if self.kind is None and have_boxes(row):
             return self._boxes(row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
@@ -279,9 +284,11 @@ class Reader:
             return self._by_class(row, row)
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            sure = self._scored(row) if self._custom is not None else None
+            sure = self._custom_score(row) if self._custom is not None else None
             if self._custom is None:
-                sure = outside("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
+                sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(
+                    logprobs
+                )
             return Prediction(plain(value), sure, row)
         if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
@@ -290,7 +297,7 @@ class Reader:
         return None
 
     def _labelled(self, row: Any) -> Prediction:
-        """A label and the probabilities of all classes; the label counts."""
+        """Return the prediction for a label and the probabilities of all classes; the label is the value."""
         parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
         if parts is None:
             raise self.wrong(
@@ -298,31 +305,33 @@ class Reader:
                 "Name the output that is read (output), or write another kind"
             )
         label, p = parts
-        read = self._by_class(p, row) if isinstance(p, Mapping) else self._probable(as_array(p), row)
+        read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(as_array(p), row)
         return Prediction(self._names.named(plain(label)), read.confidence, row)
 
-    def _probable(self, p: Array, row: Any) -> Prediction:
-        wrong = outside("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
+    def _from_probabilities(self, p: Array, row: Any) -> Prediction:
+        """Return the prediction for probabilities [classes], with the class number as value."""
+        wrong = out_of_range("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
         if wrong is not None:
             return Prediction(int(p.argmax()), wrong, row)
         z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
         if len(z) == 1:
             z = binary(float(p[0]), "probabilities")
-        sure = self._row(z, max(z)) if self._custom is None else self._scored(z if self._logits else row)
+        sure = self._row(z, max(z)) if self._custom is None else self._custom_score(z if self._logits else row)
         return Prediction(z.index(max(z)), sure, row)
 
     def _by_class(self, p: Mapping[Any, Any], row: Any) -> Prediction:
-        """A mapping from class to probability."""
+        """Return the prediction for a mapping from class to probability."""
         names = list(p)
-        read = self._probable(np.array([float(v) for v in p.values()]), row)
+        read = self._from_probabilities(np.array([float(v) for v in p.values()]), row)
         return Prediction(self._names.named(plain(names[read.value])), read.confidence, row)
 
     def _boxes(self, row: Any) -> Prediction:
-        found, sure = read_boxes(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
-        return Prediction(found, self._scored(row) if self._custom is not None else sure, row)
+        """Return the prediction for a detector's outputs."""
+        detections, sure = read_boxes(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
+        return Prediction(detections, self._custom_score(row) if self._custom is not None else sure, row)
 
-    def _pair(self, row: tuple[Any, ...], told: Any = None) -> Prediction:
-        """A value and its confidence; `told`: the outputs that they were read from, where it is not the pair itself."""
+    def _pair(self, row: tuple[Any, ...], outputs: Any = None) -> Prediction:
+        """Return the prediction for (value, confidence), read from `outputs`; None: from the pair itself."""
         if len(row) != 2:  # noqa: PLR2004 - a pair
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
         value, sure = row
@@ -330,21 +339,22 @@ class Reader:
             value = value.item()
         if self.labels is not None:
             value = self._names.meant(value)
-        outputs = row if told is None else told
+        outputs = row if outputs is None else outputs
         if self._custom is not None:
-            return Prediction(value, self._scored(outputs), outputs)
+            return Prediction(value, self._custom_score(outputs), outputs)
         if isinstance(sure, Unscored) or (type(sure) is float and 0.0 <= sure <= 1.0):
             return Prediction(value, sure, outputs)
         return Prediction(value, self._given_confidence(sure), outputs)
 
     def _given_confidence(self, given: Any) -> float | None:
+        """Return a confidence that the model gave, checked; raise `wrong` if it is not one."""
         sure, wrong = confidence(given, bounded=self._bounded)
         if wrong:
             raise self.wrong(f"{self.name} gives {wrong}")
         return sure
 
-    def _scored(self, outputs: Any) -> float | None:
-        """The custom score. Where it fails there is no confidence, but there is an answer all the same."""
+    def _custom_score(self, outputs: Any) -> float | None:
+        """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same."""
         assert self._custom is not None
         try:
             sure = contained(self._custom, outputs)
@@ -354,33 +364,35 @@ class Reader:
             return Unscored(f"the score failed: {named(e)}")
 
 
-def _without(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:
-    """The prediction of a classifier whose confidence is NaN: outputs that say nothing have no class either."""
+def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:
+    """Return the prediction of a classifier whose confidence is NaN: without a value if its numbers are not finite."""
     if isinstance(sure, Unscored) or np.isfinite(as_array(numbers)).all():
         return Prediction(value, sure, row)
     return Prediction(None, Unscored("its outputs hold NaN or infinity, or are all minus infinity"), row)
 
 
 def _row(outputs: Any, i: int) -> Any:
+    """Return the outputs of input number i."""
     if type(outputs) is dict:
         return {name: array[i] for name, array in outputs.items()}
     return outputs[i]
 
 
 def _length(outputs: Any) -> int:
+    """Return the length of the first axis."""
     return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)
 
 
-def _counted(outputs: Any, count: int) -> None:
-    """Refuses outputs whose first axis does not count the inputs: a row of them would be no input's."""
+def _check_count(outputs: Any, count: int) -> None:
+    """Raise BadReply for outputs whose first axis does not count the inputs: a row of them would belong to no input."""
     try:
         length = _length(outputs)
         if length == count:
             return
-        found = f"{length} outputs"
+        description = f"{length} outputs"
     except TypeError:  # an array that has no axes
-        found = "an output without axes"
+        description = "an output without axes"
     raise BadReply(
-        f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
+        f"{count} inputs gave {description}: where another axis than the first counts the inputs, or none, the model's card "
         'says so, as in "output": {"batch": "none"}'
     )

@@ -24,44 +24,48 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
 NAN = float("nan")
 SMALL = 64
-"""Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
+"""Maximum classes for which a row is scored in plain Python, several times faster than with numpy calls."""
 SHORT = 1_000
-"""Likewise tokens of a text; sorting them takes longer than numpy's selection from then on."""
+"""Maximum tokens of a text for which that holds; sorting more takes longer than numpy's selection."""
 
 
 def _softmax(logits: Array) -> Array:
+    """Return the softmax over the last axis."""
     z = np.asarray(logits, np.float64)
     p = np.exp(z - z.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def msp(logits: Array) -> Array:
-    """logits: [..., classes] -> [...], 1/classes..1."""
+    """Return the maximum softmax probability. logits: [..., classes] -> [...], 1/classes..1."""
     return _softmax(logits).max(-1)  # type: ignore[no-any-return]
 
 
 def margin(logits: Array) -> Array:
-    """logits: [..., classes] -> [...], 0..1."""
+    """Return the difference of the two largest probabilities. logits: [..., classes] -> [...], 0..1."""
     top = np.sort(_softmax(logits), -1)
     return top[..., -1] - top[..., -2]  # type: ignore[no-any-return]
 
 
 def entropy(logits: Array) -> Array:
-    """logits: [..., classes] -> [...], 0..1."""
+    """Return one minus the normalised entropy. logits: [..., classes] -> [...], 0..1."""
     p = _softmax(logits)
     terms = np.where(p == 0, 0.0, p * np.log(np.where(p == 0, 1.0, p)))
     return 1 + terms.sum(-1) / np.log(p.shape[-1])  # type: ignore[no-any-return]
 
 
 def energy(logits: Array) -> Array:
-    """logits: [..., classes] -> [...], unbounded."""
+    """Return log sum exp of the logits. logits: [..., classes] -> [...], unbounded."""
     z = np.asarray(logits, np.float64)
     top = z.max(-1)
     return top + np.log(np.exp(z - top[..., None]).sum(-1))  # type: ignore[no-any-return]
 
 
 def quantile(logprobs: Array, q: float = 0.1) -> float:
-    """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or mean would favour short texts."""
+    """Return the exponential of a quantile of token log-probabilities, 0..1; NaN for no tokens.
+
+    A sum or mean would favour short texts. logprobs: [tokens], natural logarithms.
+    """
     values = np.asarray(logprobs, np.float64)
     if values.ndim == 1 and 0 < values.size <= SHORT and isfinite(sum(row := values.tolist())) and max(row) <= 1:
         return quantile_row(row, q)
@@ -70,7 +74,7 @@ def quantile(logprobs: Array, q: float = 0.1) -> float:
 
 
 def quantile_row(values: list[float], q: float = 0.1) -> float:
-    """The same of finite values up to 1, one or more, as numpy interpolates; several times faster for a short text."""
+    """Return `quantile` of finite values up to 1, one or more, in plain Python: several times faster for a short text."""
     values = sorted(values)
     place = q * (len(values) - 1)
     i = int(place)
@@ -79,12 +83,12 @@ def quantile_row(values: list[float], q: float = 0.1) -> float:
 
 
 def agreement(logits: Array, *, votes: bool = False) -> Array:
-    """How far several edge models agree, 0..1; NaN if any logit is. Logits: [models, ..., classes] -> [...].
+    """Return how far several edge models agree, 0..1; NaN if any logit is. logits: [models, ..., classes] -> [...].
 
     Args:
-        logits: of at least one model.
-        votes: one minus the entropy of the predicted classes, as a share of the most it can be: ties are many, since it
-            looks at nothing else. Else the largest of the models' mean softmax, which falls with disagreement and with doubt.
+        logits: logits of at least one model.
+        votes: True: one minus the entropy of the predicted classes, as a share of its maximum; ties are many, since nothing else
+            counts. False: the largest of the models' mean softmax, which falls with disagreement and with doubt.
     """
     z = np.asarray(logits, np.float64)
     with np.errstate(invalid="ignore"):
@@ -98,15 +102,18 @@ def agreement(logits: Array, *, votes: bool = False) -> Array:
 
 
 def _msp_row(z: list[float], top: float) -> float:
+    """Return `msp` of one row, given its largest value."""
     return 1.0 / sum([exp(v - top) for v in z])
 
 
 def _margin_row(z: list[float], top: float) -> float:
+    """Return `margin` of one row, given its largest value."""
     second = sorted(z)[-2]
     return (1.0 - exp(second - top)) / sum([exp(v - top) for v in z])
 
 
 def _entropy_row(z: list[float], top: float) -> float:
+    """Return `entropy` of one row, given its largest value."""
     weights = [exp(v - top) for v in z]
     total = sum(weights)
     # H = log total - sum w (z - top) / total
@@ -115,6 +122,7 @@ def _entropy_row(z: list[float], top: float) -> float:
 
 
 def _energy_row(z: list[float], top: float) -> float:
+    """Return `energy` of one row, given its largest value."""
     return top + log(sum([exp(v - top) for v in z]))
 
 
@@ -124,22 +132,24 @@ ROWS: dict[str, Callable[[list[float], float], float]] = {
     "entropy": _entropy_row,
     "energy": _energy_row,
 }
-"""One row [classes], as a list, and its largest value -> the score."""
+"""Name -> function from one row [classes], as a list, and its largest value to the score."""
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
+"""Name -> function from logits [..., classes] to scores [...]."""
 SCORES = (*ROWS, "quantile")
+"""Names of the scores."""
 
 
-# A missing confidence that says why it is missing.
+# Missing confidence with a reason.
 
 
 class Unscored(float):
-    """No confidence (NaN), and why."""
+    """Missing confidence: NaN with the reason, `why`."""
 
     __slots__ = ("why",)
     why: str
 
     def __new__(cls, why: str) -> Self:
-        """A NaN with a reason."""
+        """Create a NaN with a reason."""
         self = super().__new__(cls, "nan")
         self.why = why
         return self

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgeroute.confidence.forms import mistaken
+from edgeroute.confidence.forms import probabilities_warning
 from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.reader import Reader
 from edgeroute.confidence.scores import Score, Unscored
@@ -193,7 +193,7 @@ class EdgeBackend(AbandonedRuns):
         if outputs is None:
             return
         if self.reader.kind in {None, "logits"} and self.reader.mistakes(outputs):
-            raise ModelError(mistaken(self.model.name))
+            raise ModelError(probabilities_warning(self.model.name))
         if card is None or card.batch_first:
             self._check_read(outputs)
 

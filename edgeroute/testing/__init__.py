@@ -1,4 +1,4 @@
-"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, the contracts of models and endpoints.
+"""Test helpers: scripted models and clouds, a server with canned replies, a faulty relay, contracts of models and endpoints.
 
 Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """

@@ -1,4 +1,4 @@
-"""A model under test: the checks of the contract of edge models, each yielding what is wrong."""
+"""Checks of the contract of edge models, on one model under test."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from edgeroute.system.copies import own_copy
 from edgeroute.testing.running import Ask, Hangs, Running, Token
 from edgeroute.types import EdgeModel, StopToken
 
-# Answers and inputs of a model under test: compared, spoilt, and in words.
+# Comparison, damage and description of a model's answers and inputs.
 
 
-def said(error: BaseException) -> str:
-    """An exception in a message."""
+def error_text(error: BaseException) -> str:
+    """Return an exception in words."""
     text = str(error).strip().splitlines()
     return type(error).__name__ + (f" ({text[0][:200]})" if text else "")
 
 
 def shown(answer: Prediction) -> str:
-    """An answer in a message."""
+    """Return an answer in words."""
     sure = "" if answer.confidence is None else f" at {answer.confidence:.4g}"
     return f"{short(answer.value)}{sure}"
 
 
 def short(x: Any) -> str:
-    """A value in a message."""
+    """Return a value in words, shortened."""
     if isinstance(x, np.ndarray):
         return f"an array {list(x.shape)} {x.dtype}"
     text = repr(x)
@@ -53,26 +53,26 @@ def short(x: Any) -> str:
 
 
 def equal(a: Any, b: Any, rtol: float) -> bool:
-    """Whether two values are the same within the tolerance; NaN is itself."""
+    """Return True if two values are the same within the tolerance; NaN equals itself."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(equal(a[key], b[key], rtol) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(equal(x, y, rtol) for x, y in zip(a, b, strict=True))
     if not (numbers(a) and numbers(b)):
         return bool(np.all(a == b))
-    one, two = np.asarray(a), np.asarray(b)
-    if one.shape != two.shape:
+    first, second = np.asarray(a), np.asarray(b)
+    if first.shape != second.shape:
         return False
-    return bool(np.allclose(one, two, rtol=rtol, atol=rtol / 100, equal_nan=True))
+    return bool(np.allclose(first, second, rtol=rtol, atol=rtol / 100, equal_nan=True))
 
 
 def numbers(x: Any) -> bool:
-    """Whether it is a number, or an array of some."""
+    """Return True for a number, or an array of numbers."""
     return isinstance(x, int | float | np.number | np.ndarray) and np.asarray(x).dtype.kind in "fiub"
 
 
 def swallowed(error: BaseException) -> bool:
-    """Whether a `BadInput` led to another exception."""
+    """Return True if a `BadInput` led to another exception."""
     seen = set[int]()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -84,16 +84,16 @@ def swallowed(error: BaseException) -> bool:
 
 
 def bad_of(sample: Any) -> list[Any]:
-    """What follows from a sample to be no input: another rank, and text for numbers."""
+    """Return inputs derived from a sample that are not valid: of another rank, and text for numbers."""
     if isinstance(sample, Mapping):
-        return [{}, *({**sample, name: one} for name, part in sample.items() for one in bad_of(part))]
+        return [{}, *({**sample, name: bad} for name, part in sample.items() for bad in bad_of(part))]
     if not isinstance(sample, np.ndarray) or sample.dtype.kind not in "fiub":
         return []
     return [np.zeros((2, 3, *sample.shape), sample.dtype), np.full(sample.shape, "text")]
 
 
 def with_nan(sample: Any) -> Any:
-    """The sample with NaN for its first number; None: it has no place for it."""
+    """Return the sample with NaN for its first number, changed in place; None if it has no float."""
     if isinstance(sample, Mapping):
         for name, part in sample.items():
             if (spoilt := with_nan(part)) is not None:
@@ -108,7 +108,7 @@ def with_nan(sample: Any) -> Any:
 
 
 def whole_of(pipe: int) -> str:
-    """The text that comes through a pipe, to its end."""
+    """Return the text that comes through a pipe, to its end."""
     parts = []
     while part := os.read(pipe, 4096):
         parts.append(part)
@@ -116,20 +116,20 @@ def whole_of(pipe: int) -> str:
 
 
 ROUNDS = 20
-"""How often two threads run their samples beside each other."""
+"""Runs of each of two threads beside each other."""
 ANEW = "make threads, locks and sessions anew there"
 CLOUD = "the router takes that for the model's fault, and sends the input to the cloud"
 LET_IT = "let it pass, as by `except BadInput: raise` before `except ValueError`, which catches it too"
 
 
 class Checks(Running):
-    """The checks of one model, on samples that it takes.
+    """Checks of one model on samples that it takes; each method yields a text for each problem.
 
     Args:
         model: the model.
         samples: two or more inputs.
         rtol: relative tolerance between answers to one input.
-        timeout_s: after so many seconds a run hangs.
+        timeout_s: seconds after which a run counts as hanging.
 
     Raises:
         PolicyError: the model's members contradict the protocol.
@@ -141,15 +141,15 @@ class Checks(Running):
         self._samples = list(samples)
         self.truth: list[Prediction] = []
         self.strict = not _calls(model)
-        """Whether it knows what it takes; a plain function may raise whatever it likes."""
+        """True if the model itself decides what it takes; a plain function may raise whatever it likes."""
 
     @property
     def samples(self) -> list[Any]:
-        """Copies: a model that writes to one spoils one check alone."""
+        """Copies of the samples: a model that writes to one spoils one check alone."""
         return [own_copy(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
-        """Its members have the types and files that `EdgeMembers` documents."""
+        """Check the types and files of the members that `EdgeMembers` documents."""
         for name, wanted in (("run", "(inputs, cancel)"), ("run_one", "(x, cancel)"), ("stream", "(x, cancel)")):
             method = self.model.run if name == "run" else member(self.model, name)  # type: ignore[arg-type]  # two of them
             try:
@@ -174,7 +174,7 @@ class Checks(Running):
             self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
 
     def runs(self) -> Iterator[str]:
-        """It answers each sample, and the same one alike."""
+        """Check that each sample gets an answer, the same each time."""
         self.truth = [self.ask([x])[0] for x in self.samples]
         for i, x in enumerate(self.samples):
             (again,) = self.ask([x])
@@ -183,45 +183,45 @@ class Checks(Running):
                 return
 
     def batch(self) -> Iterator[str]:
-        """A batch of 0, 1 and n."""
+        """Check batches of 0, 1 and n."""
         try:
-            if found := self.ask([]):
-                yield f"it has {len(found)} outputs for an empty batch: give none, or raise BadInput"
+            if answers := self.ask([]):
+                yield f"it has {len(answers)} outputs for an empty batch: give none, or raise BadInput"
         except BadInput:
             pass
         except Exception as e:  # noqa: BLE001 - whatever a model raises
-            yield f"it raised {said(e)} for an empty batch: give no outputs, or raise BadInput"
+            yield f"it raised {error_text(e)} for an empty batch: give no outputs, or raise BadInput"
         order = [*range(len(self.truth)), 0]
         for rows in (order, order[::-1]):
             samples = self.samples
             try:
-                found = self.ask([own_copy(samples[i]) for i in rows])
+                answers = self.ask([own_copy(samples[i]) for i in rows])
             except Exception as e:  # noqa: BLE001 - likewise
-                yield f"it raised {said(e)} for a batch of {len(rows)} samples, each of which it takes alone"
+                yield f"it raised {error_text(e)} for a batch of {len(rows)} samples, each of which it takes alone"
                 return
-            for i, answer in zip(rows, found, strict=True):
+            for i, answer in zip(rows, answers, strict=True):
                 if not self._same(answer, self.truth[i]):
                     alone = shown(self.truth[i])
                     yield f"alone sample {i} gets {alone}, and in a batch of {len(rows)} {shown(answer)}: rows are separate"
                     return
 
     def ways(self) -> Iterator[str]:
-        """`run_one` and `stream` answer as `run` does."""
+        """Check that `run_one` and `stream` answer as `run` does."""
         for i, x in enumerate(self.samples):
-            (found,) = self.ask([x], many=False)
-            if not self._same(found, self.truth[i]):
-                yield f"run gives {shown(self.truth[i])} for sample {i}, and run_one {shown(found)}: they answer alike"
+            (answer,) = self.ask([x], many=False)
+            if not self._same(answer, self.truth[i]):
+                yield f"run gives {shown(self.truth[i])} for sample {i}, and run_one {shown(answer)}: they answer alike"
                 break
         if member(self.model, "stream") is None:
             return
         for i, x in enumerate(self.samples):
-            pieces, found = self.streamed(x)
-            if not self._same(found, self.truth[i]) or not equal(whole(pieces), self.truth[i].value, self.rtol):
-                yield f"run gives {shown(self.truth[i])} for sample {i}, and stream {shown(found)} in {pieces!r}: make them alike"
+            pieces, reply = self.streamed(x)
+            if not self._same(reply, self.truth[i]) or not equal(whole(pieces), self.truth[i].value, self.rtol):
+                yield f"run gives {shown(self.truth[i])} for sample {i}, and stream {shown(reply)} in {pieces!r}: make them alike"
                 break
 
     def unwritten(self) -> Iterator[str]:
-        """Inputs are the caller's."""
+        """Check that inputs are not written to."""
         mine, before = self.samples, self.samples
         for many in (True, False):
             for x in mine:
@@ -233,7 +233,7 @@ class Checks(Running):
                 break
 
     def refuses(self, bad: Sequence[Any]) -> Iterator[str]:
-        """What it cannot take stays `BadInput`, by each way and in a batch."""
+        """Check that input that the model cannot take raises `BadInput`, by each way and in a batch."""
         derived = [(x, False) for x in bad_of(self._samples[0])]
         for x, must in [*((x, True) for x in bad), *derived]:
             for many, rows in ((True, [x]), (False, [x]), (True, [*self.samples, x])):
@@ -242,21 +242,22 @@ class Checks(Running):
                     break
 
     def _refused(self, rows: list[Any], *, many: bool, must: bool, what: str) -> str:
+        """Return the problem with how the model takes a bad input; empty if there is none. `must`: it has to raise `BadInput`."""
         way = "run_one" if not many else "run" if len(rows) == 1 else "a batch with others"
         try:
-            found = self.ask(rows, many=many)
+            answers = self.ask(rows, many=many)
         except BadInput:
             return ""
         except Hangs:
             raise
         except Exception as e:  # noqa: BLE001 - whatever a model raises
             if swallowed(e):
-                return f"for {what} BadInput became {said(e)} ({way}), and {CLOUD}: {LET_IT}"
-            return f"it raised {said(e)} for {what} ({way}), and {CLOUD}: raise BadInput" if must or self.strict else ""
-        return f"it answered {what} with {shown(found[-1])} ({way}): raise BadInput for what it cannot take" if must else ""
+                return f"for {what} BadInput became {error_text(e)} ({way}), and {CLOUD}: {LET_IT}"
+            return f"it raised {error_text(e)} for {what} ({way}), and {CLOUD}: raise BadInput" if must or self.strict else ""
+        return f"it answered {what} with {shown(answers[-1])} ({way}): raise BadInput for what it cannot take" if must else ""
 
     def nan(self, *, missing: bool) -> Iterator[str]:
-        """NaN is refused, or it is seen in the confidence."""
+        """Check that NaN is refused, or shows in the confidence, and leaves other rows alone."""
         x = with_nan(own_copy(self._samples[0]))
         if x is None:
             return
@@ -264,8 +265,8 @@ class Checks(Running):
             yield problem
             return
         with suppress(Exception):
-            (found,) = self.ask([own_copy(x)])
-            sure = found.confidence
+            (answer,) = self.ask([own_copy(x)])
+            sure = answer.confidence
             if self.strict and not missing and sure is not None and not math.isnan(sure):
                 yield f"an input with NaN is answered with the confidence {sure:.2f}: raise BadInput, or let NaN come through"
         with suppress(Exception):
@@ -274,7 +275,7 @@ class Checks(Running):
                 yield f"NaN in one row of a batch makes {shown(beside)} of another row's {shown(self.truth[0])}"
 
     def threads(self) -> Iterator[str]:
-        """Two runs at once, in threads or as tasks, do not mix."""
+        """Check that two runs at once, in threads or as tasks, do not mix."""
         samples, interval = self.samples[:2], sys.getswitchinterval()
         ready, wrong = threading.Barrier(2), list[str]()
 
@@ -300,19 +301,19 @@ class Checks(Running):
                 begun = [self.task(both())]
             else:
                 begun = [self.thread(partial(work, i), "edge-contract-both") for i in range(2)]
-            for one in begun:
-                self.wait(one, "one of two runs at once")
+            for run in begun:
+                self.wait(run, "one of two runs at once")
         except Hangs:
             raise
         except Exception as e:  # noqa: BLE001 - whatever a model raises
-            wrong.append(f"it raised {said(e)}")
+            wrong.append(f"it raised {error_text(e)}")
         finally:
             sys.setswitchinterval(interval)
         if wrong:
             yield f"with two runs at once {wrong[0]}: keep a run's state in the run, or set parallel = 1"
 
     def cancel(self) -> Iterator[str]:
-        """A run that is told to stop ends, and the next is right."""
+        """Check that a run that is asked to stop ends, and that the next is right."""
         for many in (True, False):
             for early in (True, False):
                 stopped, stop = self._run(self.samples[0], many=many, early=early)
@@ -323,47 +324,49 @@ class Checks(Running):
                     return
 
     def deadline(self) -> Iterator[str]:
-        """A run that is left behind at its deadline does not disturb the next, which begins beside it."""
+        """Check that a run left behind at its deadline does not disturb the next, which begins beside it."""
         for _ in range(3):
             left, stop = self._run(self.samples[0])
             beside, _ = self._run(self.samples[1])
             stop()
             try:
-                (found,) = self.wait(beside, "a run beside one that was stopped at its deadline")
+                (answer,) = self.wait(beside, "a run beside one that was stopped at its deadline")
             except Hangs:
                 raise
             except Exception as e:  # noqa: BLE001 - whatever a model raises
-                yield f"a run beside one that was stopped at its deadline raised {said(e)}: a stop is for one run alone"
+                yield f"a run beside one that was stopped at its deadline raised {error_text(e)}: a stop is for one run alone"
                 return
-            if not self._same(found, self.truth[1]):
-                yield f"beside a run stopped at its deadline sample 1 got {shown(found)}, and alone {shown(self.truth[1])}"
+            if not self._same(answer, self.truth[1]):
+                yield f"beside a run stopped at its deadline sample 1 got {shown(answer)}, and alone {shown(self.truth[1])}"
                 return
             yield from self._ended(left)
 
     def _ended(self, stopped: Future[list[Prediction]]) -> Iterator[str]:
+        """Check how a run ended that was asked to stop."""
         try:
-            (found,) = self.wait(stopped, "a run that was told to stop")
+            (answer,) = self.wait(stopped, "a run that was told to stop")
         except BadInput as e:
-            yield f"a run that was told to stop raised {said(e)}, the caller's fault: raise another error, such as ModelError"
+            yield f"a run that was told to stop raised {error_text(e)}, the caller's fault: raise another error, as ModelError"
         except Hangs:
             raise
         except BaseException:  # noqa: BLE001, S110 - it may fail in any other way, also by its task's cancellation
             pass
         else:
-            if not self._same(found, self.truth[0]):
-                yield f"a run told to stop gave {shown(found)}, not {shown(self.truth[0])}: raise an error instead"
+            if not self._same(answer, self.truth[0]):
+                yield f"a run told to stop gave {shown(answer)}, not {shown(self.truth[0])}: raise an error instead"
 
     def _next_right(self) -> str:
+        """Return the problem with the next run; empty if its answer is right."""
         try:
-            (found,) = self.ask([self.samples[1]], StopToken())
+            (answer,) = self.ask([self.samples[1]], StopToken())
         except Hangs:
             raise
         except Exception as e:  # noqa: BLE001 - whatever a model raises
-            return f"the next one raised {said(e)}"
-        return "" if self._same(found, self.truth[1]) else f"the next one gave {shown(found)}, not {shown(self.truth[1])}"
+            return f"the next one raised {error_text(e)}"
+        return "" if self._same(answer, self.truth[1]) else f"the next one gave {shown(answer)}, not {shown(self.truth[1])}"
 
     def fork(self) -> Iterator[str]:
-        """A child answers, and so does its parent afterwards."""
+        """Check that a forked child answers, and its parent afterwards."""
         if sys.platform == "win32":  # it has no fork
             return
         read, write = os.pipe()
@@ -377,62 +380,62 @@ class Checks(Running):
             if not select.select([read], [], [], self.timeout_s)[0]:
                 os.kill(child, signal.SIGKILL)
                 yield f"a run in a forked child does not end within {self.timeout_s:g} s: {ANEW}"
-            told = whole_of(read)
+            child_problem = whole_of(read)
         finally:
             os.close(read)
             _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
             yield f"a run in a forked child ended it by signal {os.WTERMSIG(status)}: {ANEW}"
-        if told:
-            yield f"in a forked child {told}: {ANEW}"
+        if child_problem:
+            yield f"in a forked child {child_problem}: {ANEW}"
         if problem := self._next_right():
             yield f"after a fork, in the parent, {problem}"
 
     def _child(self, write: int) -> None:
-        """In the child: writes what is wrong, and ends it."""
-        told = ""
+        """Run a sample in the child, write the problem to the pipe, and exit the process."""
+        problem = ""
         try:
             if not self.awaited:
-                (found,) = self.here([self.samples[0]], None, many=True)
+                (answer,) = self.here([self.samples[0]], None, many=True)
             else:
-                (found,) = asyncio.new_event_loop().run_until_complete(self.backend_async([self.samples[0]], many=True))
-            if not self._same(found, self.truth[0]):
-                told = f"sample 0 gets {shown(found)}, not {shown(self.truth[0])}"
+                (answer,) = asyncio.new_event_loop().run_until_complete(self.backend_async([self.samples[0]], many=True))
+            if not self._same(answer, self.truth[0]):
+                problem = f"sample 0 gets {shown(answer)}, not {shown(self.truth[0])}"
         except BaseException as e:  # noqa: BLE001 - the child does nothing else
-            told = f"it raised {said(e)}"
+            problem = f"it raised {error_text(e)}"
         finally:
-            os.write(write, told.encode()[:4000])
+            os.write(write, problem.encode()[:4000])
             os._exit(0)
 
     def close(self) -> Iterator[str]:
-        """It is closed during a run, twice, and runs again."""
-        own: Callable[[], object] | None = member(self.model, "close")
-        if own is None:
+        """Check that the model can be closed during a run, twice, and runs again."""
+        close_method: Callable[[], object] | None = member(self.model, "close")
+        if close_method is None:
             return
         under_way, _ = self._run(self.samples[0])
-        for close, how in ((self.backend.close, "during a run"), (own, "again"), (own, "once more")):
+        for close, how in ((self.backend.close, "during a run"), (close_method, "again"), (close_method, "once more")):
             try:
                 self.wait(self.thread(close), "close")
             except Hangs:
                 raise
             except Exception as e:  # noqa: BLE001 - whatever a model raises
-                yield f"close, called {how}, raised {said(e)}: it does nothing where there is nothing to free"
+                yield f"close, called {how}, raised {error_text(e)}: it does nothing where there is nothing to free"
                 return
             if close == self.backend.close:
                 try:
-                    (found,) = self.wait(under_way, "a run during which it was closed")
+                    (answer,) = self.wait(under_way, "a run during which it was closed")
                 except Hangs:
                     raise
                 except Exception as e:  # noqa: BLE001 - likewise
-                    yield f"a run during a close raised {said(e)}: closes_after_runs is for runs that keep what they need"
+                    yield f"a run during a close raised {error_text(e)}: closes_after_runs is for runs that keep what they need"
                     return
-                if not self._same(found, self.truth[0]):
-                    yield f"a run during which it was closed gave {shown(found)}, not {shown(self.truth[0])}"
+                if not self._same(answer, self.truth[0]):
+                    yield f"a run during which it was closed gave {shown(answer)}, not {shown(self.truth[0])}"
         if problem := self._next_right():
             yield f"after it was closed {problem}: a later run loads it again"
 
     def _run(self, x: Any, *, many: bool = True, early: bool = False) -> tuple[Future[list[Prediction]], Ask]:
-        """A run that can be stopped, and what stops it; early: it was told to before it begins."""
+        """Start a run that can be stopped. Return its future, and a function that stops it. `early`: stopped before it begins."""
         token = Token()
         if early:
             token()
@@ -443,11 +446,12 @@ class Checks(Running):
         return run, stop
 
     def _same(self, a: Prediction, b: Prediction) -> bool:
+        """Return True if two predictions have the same value and confidence within the tolerance."""
         return equal(a.value, b.value, self.rtol) and equal(a.confidence, b.confidence, self.rtol)
 
 
-def kept(subject: Checks) -> Iterator[str]:
-    """Outputs are the answer's: later runs write to others."""
+def outputs_stay(subject: Checks) -> Iterator[str]:
+    """Check that later runs do not change the outputs of an earlier one."""
     for many, way in ((True, "run"), (False, "run_one")):
         (answer,) = subject.ask([subject.samples[0]], many=many)
         was = own_copy(answer.outputs)
@@ -459,7 +463,7 @@ def kept(subject: Checks) -> Iterator[str]:
 
 
 def _calls(model: EdgeModel) -> bool:
-    """Whether it calls plain functions, which decide themselves what they take."""
+    """Return True if the model calls plain functions, which decide themselves what they take."""
     if isinstance(model, Ensemble):
         return any(map(_calls, model.models))
     return isinstance(model, CallableModel)

@@ -1,4 +1,4 @@
-"""The contract of edge models, as a suite that the author of a runtime runs on a model of it."""
+"""Contract of edge models: a suite of checks that the author of a runtime runs on one of its models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import EdgerouteError
-from edgeroute.testing.checks import Checks, kept, said
+from edgeroute.testing.checks import Checks, error_text, outputs_stay
 from edgeroute.testing.running import Hangs
 from edgeroute.types import EdgeModel
 
@@ -18,7 +18,7 @@ class ContractBroken(AssertionError):
     """A model or an endpoint breaks its contract.
 
     Attributes:
-        problems: (the name of the check, what is wrong and what to do), in the order of the checks.
+        problems: (name of the check, what is wrong and what to do), in the order of the checks.
     """
 
     def __init__(self, name: str, problems: Sequence[tuple[str, str]], what: str = "edge models") -> None:
@@ -37,23 +37,23 @@ def edge_contract(
     fork: bool = True,
     timeout_s: float = 60.0,
 ) -> None:
-    """Checks that a model keeps the contract of edge models (docs/runtimes.md). The model is closed at the end.
+    """Check that a model keeps the contract of edge models (docs/runtimes.md). Runs the model many times, and closes it.
 
-    Input that it cannot take stays `BadInput`; NaN is refused, or not answered with confidence; a batch of 0, 1 and n agree, and
+    Input that it cannot take raises `BadInput`; NaN is refused, or not answered with confidence; a batch of 0, 1 and n agree, and
     with `run_one` and `stream`; inputs are not written to; two threads at once; a forked child; closing, twice, and a run after
     it; a run that is cancelled, or left behind at a deadline, ends, and those after it and beside it are right.
 
     Args:
         model: a model, a callable, or the path of a model file.
         samples: two or more inputs that differ, each without the batch axis.
-        bad: inputs that it cannot take, besides those that follow from the samples: of another rank, and text for numbers.
+        bad: inputs that the model cannot take, besides those that follow from the samples: of another rank, and text for numbers.
         rtol: relative tolerance between answers to one input.
-        nan_is_missing: the model takes NaN for a missing value, as some tree models do: it may answer with confidence.
-        fork: whether to check a forked child, where the system can fork.
-        timeout_s: after so many seconds a run hangs.
+        nan_is_missing: True if the model takes NaN for a missing value, as some tree models do: it may answer with confidence.
+        fork: True to check a forked child, where the system can fork.
+        timeout_s: seconds after which a run counts as hanging.
 
     Raises:
-        ContractBroken: an AssertionError that lists all that is wrong, and what to do.
+        ContractBroken: an AssertionError that lists all problems, and what to do.
         ValueError: fewer than two samples.
     """
     if len(samples) < 2:  # noqa: PLR2004 - to tell one from another
@@ -69,7 +69,7 @@ def edge_contract(
         ("batch", subject.batch),
         ("run_one and stream", subject.ways),
         ("inputs", subject.unwritten),
-        ("outputs", lambda: kept(subject)),
+        ("outputs", lambda: outputs_stay(subject)),
         ("bad input", lambda: subject.refuses(bad)),
         ("NaN", lambda: subject.nan(missing=nan_is_missing)),
         ("threads", subject.threads),
@@ -87,7 +87,7 @@ def edge_contract(
                 problems.append((name, str(e)))
                 break  # it would hang in the others
             except Exception as e:  # noqa: BLE001 - whatever a model raises
-                problems.append((name, f"it raised {said(e)} for samples that it takes"))
+                problems.append((name, f"it raised {error_text(e)} for samples that it takes"))
             if name == "run" and problems:
                 break  # nothing can be compared
     finally:

@@ -14,7 +14,7 @@ An exception in place of a pair is raised."""
 
 
 class FakeCloud:
-    """A scripted cloud, or edge: a callable of one input. Its attributes may be read from any thread.
+    """Scripted cloud, or edge: a callable of one input. Its attributes may be read from any thread.
 
     Args:
         answers: see `Answers`.
@@ -30,7 +30,7 @@ class FakeCloud:
         self._answers, self._gate, self._lock = answers, gate, threading.Lock()
 
     def __call__(self, x: Any) -> Any:
-        """The next answer."""
+        """Count the input, wait for the gate, and return the next scripted answer, or raise it if it is an exception."""
         with self._lock:
             run, self.runs = self.runs, self.runs + 1
         self.begun.set()
@@ -44,12 +44,12 @@ class FakeCloud:
 
 
 class FakeModel(FakeCloud):
-    """A scripted `EdgeModel`. Like most models it cannot be stopped; it records that a stop was requested.
+    """Scripted `EdgeModel`. Like most models it cannot be stopped; it records that a stop was requested.
 
     Args:
         answers: see `Answers`.
         gate: if given, each run waits for this event before it answers.
-        name: of the model, where there are several.
+        name: name of the model.
 
     Attributes:
         runs: number of inputs received.
@@ -65,7 +65,7 @@ class FakeModel(FakeCloud):
         self.name, self.cancelled = name, threading.Event()
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
-        """One answer per input."""
+        """Return one scripted answer per input."""
         if cancel is not None:
             cancel.on_ask(self.cancelled.set)
         return [self(x) for x in inputs]

@@ -1,4 +1,4 @@
-"""A TCP server on 127.0.0.1 with an event loop and thread of its own: the base of the others."""
+"""TCP server on 127.0.0.1 with an event loop and thread of its own: base of the test servers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TURNS = 5
-"""Turns of an event loop after which a connection that was accepted has its task, and one that was ended is closed."""
+"""Turns of an event loop after which an accepted connection has its task, and an ended one is closed."""
 
 
 class Listener(ABC):
-    """A TCP server on a free port of 127.0.0.1, with its own event loop and thread, started on construction."""
+    """TCP server on a free port of 127.0.0.1, with its own event loop and thread, started on construction."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self.port = self.connections = 0
@@ -37,16 +37,17 @@ class Listener(ABC):
 
     @property
     def url(self) -> str:
-        """http://127.0.0.1:PORT, or https."""
+        """Address of the server: http://127.0.0.1:PORT, or https."""
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Closes all connections, the listener and the thread."""
+        """Close all connections, the listener and the thread."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join()
 
     async def _main(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+        """Listen until closed, then end all connections; runs in the thread."""
         try:
             await self._listen()
         except BaseException as e:
@@ -54,22 +55,24 @@ class Listener(ABC):
             raise
         ready.set_result(asyncio.get_running_loop())
         await self._ended.wait()
-        await self._deafen()
+        await self._close_port()
         await self._end_connections()
 
     async def _end_connections(self) -> None:
+        """Cancel the tasks of all connections, and wait for them."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self) -> None:
+        """Open the port, the same as before if there was one."""
         if self._server is None:
             self._server = await asyncio.start_server(self._begin, "127.0.0.1", self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
 
-    async def _deafen(self) -> None:
-        """Closes the port once all that was accepted has a task: asyncio would leave open what it makes of it after that."""
+    async def _close_port(self) -> None:
+        """Close the port once every accepted connection has a task: asyncio would leave open those that it sets up later."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -80,7 +83,7 @@ class Listener(ABC):
         server.close()
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A connection was accepted: a task of its own has it, and however that ends, even before it begins, closes it."""
+        """Start a task for an accepted connection; its end, even before it begins, closes the connection."""
         task = asyncio.ensure_future(self._accept(reader, writer))
         self._tasks.add(task)
         self.connections += 1
@@ -94,16 +97,17 @@ class Listener(ABC):
         task.add_done_callback(ended)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Handle one connection; ignore errors that mean its end."""
         # else the peer has gone, or this server closes: the connection ends
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             await self._serve(reader, writer)
 
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handles one connection until it ends."""
+        """Handle one connection until it ends."""
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the loop from another thread -> its result."""
+        """Run a coroutine on the loop from another thread, wait for it, and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def __enter__(self) -> Self:
@@ -114,13 +118,13 @@ class Listener(ABC):
 
 
 async def turns() -> None:
-    """Waits until the event loop has done what is due with connections that have just begun or ended."""
+    """Wait until the event loop has handled connections that have just begun or ended."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
 
 
 async def finish(writer: asyncio.StreamWriter) -> None:
-    """Flushes and closes a connection (FIN)."""
+    """Flush and close a connection (FIN)."""
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""A TCP relay with link faults: delay, throttling, truncation, resets, black hole, refusal."""
+"""TCP relay with link faults: delay, throttling, truncation, resets, black hole, refusal."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from time import monotonic
 from edgeroute.testing.listener import Listener, finish, turns
 
 PIECE = 1 << 16
+"""Maximum bytes read at a time."""
 _AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-"""`struct linger`: do not linger."""
+"""`struct linger` that makes a close a reset."""
 QUEUE = 256
 """Pieces in transit per direction of a relay before the sender is blocked."""
 
 
 class Relay(Listener):
-    """A TCP relay to a server with injected link faults. Faults are attributes, set at any time.
+    """TCP relay to a server, with injected link faults. Faults are attributes, set at any time.
 
     Args:
-        host: of the server.
-        port: of the server.
+        host: address of the server.
+        port: port of the server.
 
     Attributes:
         delay_s: one-way latency, seconds. Bandwidth is not affected; a new connection takes one round trip more.
@@ -49,7 +50,7 @@ class Relay(Listener):
 
     @property
     def refuse(self) -> bool:
-        """Whether the port is closed."""
+        """Return True if the port is closed; set it to close or reopen the port."""
         return self._server is None
 
     @refuse.setter
@@ -63,7 +64,7 @@ class Relay(Listener):
         self._do(switch())
 
     def cut(self) -> None:
-        """Ends the connections that there are, as a link does that goes down; with `refuse` before it none is made after it."""
+        """End all present connections, as a link does that goes down; with `refuse` before it, no new one begins."""
 
         async def end() -> None:
             await turns()
@@ -73,6 +74,7 @@ class Relay(Listener):
         self._do(end())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Connect to the server, and forward both directions until one ends."""
         connected = monotonic() + 2 * self.delay_s
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._to)
@@ -92,7 +94,7 @@ class Relay(Listener):
             await asyncio.gather(*ways, return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float, *, down: bool) -> None:
-        """One direction, pipelined: reading continues while earlier data is delayed."""
+        """Forward one direction, pipelined: reading continues while earlier data is delayed."""
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
         writer.transport.set_write_buffer_limits(0)  # drained means sent
 
@@ -123,9 +125,12 @@ class Relay(Listener):
             taking.cancel()
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, clear: float, *, down: bool) -> float:
-        """Forwards the data that the faults let through, on a line that is clear from `clear` on -> when it is again.
+        """Forward the data that the faults let through. Return when the line is free again (monotonic).
 
-        By the clock: a sleep that ends late delays nothing after it.
+        `clear` is when the line is free at the earliest. Times go by the clock: a sleep that ends late delays nothing after it.
+
+        Raises:
+            ConnectionAbortedError: the connection was truncated or reset.
         """
         reset_after, throttle = self.reset_after, self.throttle  # read once: another thread may change them at any time
         ends = [n for n in (self.truncate_after, reset_after) if down and n is not None]
@@ -152,7 +157,7 @@ class Relay(Listener):
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Closes a connection with a reset (RST)."""
+    """Close a connection with a reset (RST)."""
     with contextlib.suppress(OSError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Runs a model under test as a router does: in threads, or as tasks of an event loop; a run that hangs is an error."""
+"""Runs of a model under test, in threads or as tasks of an event loop; a run that hangs is an error."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from edgeroute.edge.backend import EdgeBackend
 from edgeroute.types import EdgeModel, StopToken
 
 Ask = Callable[[], object]
-"""Asks a run to stop."""
+"""Function that asks a run to stop."""
 
 
 class Hangs(Exception):
-    """A run does not end."""
+    """A run does not end in time."""
 
 
 class Token(StopToken):
-    """A stop token that tells whether a model listens to it."""
+    """Stop token that records that a model listens to it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.taken = threading.Event()
 
     def on_ask(self, hook: Callable[[], object] | None) -> None:
-        """Sets the function that a stop request calls."""
+        """Set the function that a stop request calls, and record that in `taken`."""
         super().on_ask(hook)
         self.taken.set()
 
 
 class Running:
-    """The runs of one model.
+    """Runs of one model, on the paths that a router uses.
 
     Args:
         model: the model.
-        timeout_s: after so many seconds a run hangs.
+        timeout_s: seconds after which a run counts as hanging.
 
     Attributes:
-        awaited: whether they are tasks.
+        awaited: True if runs are tasks.
 
     Raises:
         PolicyError: the model's members contradict the protocol.
@@ -59,32 +59,32 @@ class Running:
             self._thread.start()
 
     def ask(self, inputs: list[Any], cancel: StopToken | None = None, *, many: bool = True) -> list[Prediction]:
-        """The answers to a batch, or, if not `many`, to the only input by `run_one`.
+        """Run a batch, or its only input by `run_one` if not `many`; wait, and return the predictions.
 
         Raises:
-            Hangs: it did not end in time; or what the model raises.
+            Hangs: the run did not end in time; or any error of the model.
         """
-        found: list[Prediction] = self.wait(self.begin(inputs, cancel, many=many)[0], "a run")
-        return found
+        answers: list[Prediction] = self.wait(self.begin(inputs, cancel, many=many)[0], "a run")
+        return answers
 
     def begin(self, inputs: list[Any], cancel: StopToken | None, *, many: bool) -> tuple[Future[list[Prediction]], Ask]:
-        """A run under way, and what stops it: its token, or the cancellation of its task."""
+        """Start a run. Return its future, and a function that stops it: its token, or the cancellation of its task."""
         if self._loop is not None:
             task = self.task(self.backend_async(inputs, many=many))
             return task, task.cancel
         return self.thread(lambda: self.here(inputs, cancel, many=many)), cancel or (lambda: None)
 
     def here(self, inputs: list[Any], cancel: StopToken | None, *, many: bool) -> list[Prediction]:
-        """A run in this thread."""
+        """Run in this thread, and return the predictions."""
         return self.backend.run(inputs, cancel) if many else [self.backend.run_one(inputs[0], cancel)]
 
     async def backend_async(self, inputs: list[Any], *, many: bool) -> list[Prediction]:
-        """A run in this task."""
+        """Run in this task, and return the predictions."""
         assert self.backend.run_async is not None, "it is asked of a model that is awaited"
         return await self.backend.run_async(inputs, many)
 
     def streamed(self, x: Any) -> tuple[list[Any], Prediction]:
-        """The pieces of an answer, and the whole."""
+        """Return the pieces of a streamed answer, and the whole prediction."""
         pieces: list[Any] = []
         if self._loop is not None:
             return pieces, self.wait(self.task(self.backend.stream_async(x, pieces.append)), "a stream")
@@ -100,7 +100,7 @@ class Running:
         return pieces, self.wait(self.thread(pull), "a stream")
 
     def thread(self, call: Callable[[], Any], name: str = "edge-contract-run") -> Future[Any]:
-        """Its result, from a thread of its own."""
+        """Call a function in a new thread. Return the future of its result."""
         done: Future[Any] = Future()
 
         def work() -> None:
@@ -113,15 +113,15 @@ class Running:
         return done
 
     def task(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Its result, from a task."""
+        """Start a coroutine on the loop. Return the future of its result."""
         assert self._loop is not None, "as above"
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def wait(self, done: Future[Any], what: str) -> Any:
-        """The result.
+        """Return the result of a future.
 
         Raises:
-            Hangs: it did not come in time.
+            Hangs: the result did not come in time.
         """
         try:
             return done.result(self.timeout_s)
@@ -131,7 +131,7 @@ class Running:
             raise Hangs(f"{what} does not end within {self.timeout_s:g} s") from e
 
     def end(self) -> None:
-        """Closes the model and ends the loop."""
+        """Close the model and end the loop."""
         with suppress(Exception):  # what it raises was said by a check
             self.backend.close()
         if self._loop is not None:

@@ -1,4 +1,4 @@
-"""An HTTP server with a canned reply, valid or not."""
+"""HTTP server with canned replies, valid or not; replies of a language model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any, TypeAlias
 from edgeroute.testing.listener import Listener, finish
 
 Parts: TypeAlias = "bytes | Iterable[bytes | None] | None"
+"""Bytes of a reply, in one piece or several; None among them: the server stalls."""
 
 
 class CannedServer(Listener):
-    """An HTTP server that answers every request with exactly these bytes.
+    """HTTP server that answers every request with exactly these bytes.
 
     Args:
-        reply: status line, headers and body, as from `http_reply`, or a function of the request that returns them; None:
-            never answers. In parts, a list of bytes: each is sent by itself, and None among them is where it stalls. From a
-            function the parts may have no end. It runs on the event loop, so it must not block; an OSError that it raises
-            closes the connection.
-        close: close the connection after each reply, or keep it alive.
+        reply: status line, headers and body, as from `http_reply`, or a function of the request that returns them; None: never
+            answers. In parts, a list of bytes: each is sent by itself, and at None among them the server stalls. From a function
+            the parts may have no end. It runs on the event loop, so it must not block; an OSError that it raises closes the
+            connection.
+        close: True: close the connection after each reply; False: keep it alive.
         tls: serve https with this context.
 
     Attributes:
-        reply: as given; may be replaced at any time, for the requests from then on.
+        reply: as passed; may be replaced at any time, for the requests from then on.
         requests: received requests, head and body.
         connections: number of connections accepted (after the TLS handshake).
         hung_up: number of connections closed by the client.
@@ -44,24 +45,25 @@ class CannedServer(Listener):
         super().__init__(tls)
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-        """Blocks until `condition()`, over this server's attributes, is true.
+        """Block until `condition()`, over this server's attributes, is true.
 
         Raises:
-            TimeoutError: not within `timeout_s` seconds.
+            TimeoutError: it is not true within `timeout_s` seconds.
         """
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
                 raise TimeoutError(f"after {timeout_s} s: {len(self.requests)} requests, {self.hung_up} connections hung up")
 
     def shut(self) -> None:
-        """Holds replies back: requests are received, and wait until `open`."""
+        """Hold replies back: requests are received, and wait until `open`."""
         self._loop.call_soon_threadsafe(self._gate.clear)
 
     def open(self) -> None:
-        """Sends the replies that `shut` has held back, and those from now on."""
+        """Send the replies that `shut` has held back, and those from now on."""
         self._loop.call_soon_threadsafe(self._gate.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read requests and send replies until the connection ends."""
         while True:
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -88,6 +90,7 @@ class CannedServer(Listener):
                 return
 
     def _note(self, *requests: bytes, hung_up: int = 0) -> None:
+        """Record requests and hang-ups, and wake `wait_for`."""
         with self._changed:
             self.requests += requests
             self.hung_up += hung_up
@@ -97,13 +100,14 @@ class CannedServer(Listener):
 def http_reply(
     body: bytes = b"", *, status: int = 200, headers: Sequence[tuple[str, str]] = (), length: int | None = None
 ) -> bytes:
-    """Builds an HTTP reply as bytes. `length`: the Content-Length header; None: the body's length."""
-    said = [("Content-Length", str(len(body) if length is None else length)), *headers]
-    head = "".join(f"{name}: {value}\r\n" for name, value in said)
+    """Return an HTTP reply as bytes. `length`: the Content-Length header; None: the body's length."""
+    lines = [("Content-Length", str(len(body) if length is None else length)), *headers]
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines)
     return f"HTTP/1.1 {status} -\r\n{head}\r\n".encode("latin-1") + body
 
 
 def _length(head: bytes) -> int:
+    """Return the Content-Length of a request's head; 0 without one."""
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
@@ -111,7 +115,7 @@ def _length(head: bytes) -> int:
     return 0
 
 
-# Canned answers of a language model, as servers with OpenAI's API send them: server-sent events.
+# Canned answers of a language model, as server-sent events in the form of OpenAI's API.
 
 DONE = b"data: [DONE]\n\n"
 
@@ -124,35 +128,36 @@ def chat_events(
     usage: tuple[int, int] | None = None,
     model: str = "canned",
 ) -> list[dict[str, Any]]:
-    """The chunks of a chat completion in these pieces.
+    """Return the chunks of a chat completion with these pieces of text.
 
     Args:
-        pieces: of the text.
-        logprobs: of the pieces, each taken for a token; None: the server does not give them.
+        pieces: pieces of the text.
+        logprobs: log-probability of each piece, taken for a token; None: the server does not give them.
         finish: the `finish_reason`, in a chunk of its own; None: the answer breaks off.
-        usage: tokens of the prompt and of the answer, in a last chunk; None: none are counted.
-        model: its name in the chunks.
+        usage: tokens of the prompt and of the answer, in a last chunk; None: no counts.
+        model: name of the model in the chunks.
     """
     about = {"id": "chatcmpl-canned", "object": "chat.completion.chunk", "created": 0, "model": model}
-    found = [{**about, "choices": [_choice({"role": "assistant", "content": ""})]}]
+    chunks = [{**about, "choices": [_choice({"role": "assistant", "content": ""})]}]
     for i, piece in enumerate(pieces):
         choice = _choice({"content": piece})
         if logprobs is not None:
             choice["logprobs"] = {"content": [{"token": piece, "logprob": logprobs[i]}]}
-        found.append({**about, "choices": [choice]})
+        chunks.append({**about, "choices": [choice]})
     if finish is not None:
-        found.append({**about, "choices": [{**_choice({}), "finish_reason": finish}]})
+        chunks.append({**about, "choices": [{**_choice({}), "finish_reason": finish}]})
     if usage is not None:
         counts = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
-        found.append({**about, "choices": [], "usage": counts})
-    return found
+        chunks.append({**about, "choices": [], "usage": counts})
+    return chunks
 
 
 def _choice(delta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a choice of a chunk with this delta."""
     return {"index": 0, "delta": dict(delta), "finish_reason": None}
 
 
 def sse_reply(events: Iterable[Mapping[str, Any] | bytes], *, done: bool = True) -> bytes:
-    """An HTTP reply with these events, as JSON or as they are, for a `CannedServer`. done: with `[DONE]` after them."""
-    body = b"".join(b"data: %s\n\n" % (one if isinstance(one, bytes) else json.dumps(one).encode()) for one in events)
+    """Return an HTTP reply with these events, mappings as JSON or bytes as they are. `done`: append `[DONE]`."""
+    body = b"".join(b"data: %s\n\n" % (event if isinstance(event, bytes) else json.dumps(event).encode()) for event in events)
     return http_reply(body + (DONE if done else b""), headers=[("Content-Type", "text/event-stream")])

@@ -1,4 +1,4 @@
-"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence from its tokens, and errors."""
+"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence by its tokens, and errors."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
 from edgeroute.system.quoting import quote
 
-# Server-sent events (WHATWG HTML, 9.2), as the answers of language models come.
+# Server-sent events (WHATWG HTML, 9.2), in which the answers of language models come.
 
 DATA, ERROR, EVENT = b"data", b"error", b"event"
 FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
-"""What a stream of events begins with."""
+"""Beginnings of a line of an event stream."""
 
 
 class Events:
-    """Parses server-sent events from bytes as they arrive, cut anywhere: lines end with LF, CR or CRLF.
+    """Parser of server-sent events from bytes as they arrive, cut anywhere: lines end with LF, CR or CRLF.
 
-    `feed` and `end` return the data of the events that are complete. What has no `data` is left out: comments, which servers
-    send to keep a connection open, and other fields. A line that is JSON itself, or `error: {...}`, is data too: llama-server
-    had such errors. The data of an event by the name of `error` become `{"error": ...}`.
+    `feed` and `end` return the data of the events that are complete. Anything without `data` is left out: comments, which servers
+    send to keep a connection open, and other fields. A line that is JSON itself, or `error: {...}`, is data too: llama-server had
+    such errors. The data of an event by the name of `error` become `{"error": ...}`.
     """
 
     __slots__ = ("_begun", "_cr", "_data", "_failed", "_parts")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        """Of the last line, which has not ended."""
+        """Parts of the last line, which is incomplete."""
         self._data: list[bytes] = []
-        """Lines of data of the last event, which has not ended."""
+        """Lines of data of the last event, which is incomplete."""
         self._cr = self._begun = False
         self._failed = False
-        """Whether the last event, which has not ended, is an error by its name."""
+        """True if the last event, which is incomplete, is an error by its name."""
 
     def feed(self, part: bytes) -> list[bytes]:
-        """The data of the events that end in this part."""
+        """Parse more bytes. Return the data of the events that end in them."""
         if self._cr or b"\r" in part:
             part = self._lf(part)
         first, *lines = part.split(b"\n")
         self._parts.append(first)
         if not lines:
             return []
-        found: list[bytes] = []
-        self._line(b"".join(self._parts) if len(self._parts) > 1 else first, found)
+        complete: list[bytes] = []
+        self._line(b"".join(self._parts) if len(self._parts) > 1 else first, complete)
         self._parts = [lines.pop()]
         for line in lines:
-            self._line(line, found)
-        return found
+            self._line(line, complete)
+        return complete
 
     def _lf(self, part: bytes) -> bytes:
-        """The part with LF at the end of each line. A CR at its end may be the first half of a CRLF."""
+        """Return the bytes with LF at the end of each line. A CR at their end may be the first half of a CRLF."""
         if not part:
             return part
         if self._cr:
@@ -67,19 +67,20 @@ class Events:
         self._cr = part.endswith(b"\r")
         return part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _line(self, line: bytes, found: list[bytes]) -> None:
+    def _line(self, line: bytes, complete: list[bytes]) -> None:
+        """Parse one line; append the data of an event that it completes to `complete`."""
         if not self._begun:
             self._begun = True
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line:
             if self._data:
                 data = b"\n".join(self._data) if len(self._data) > 1 else self._data[0]
-                found.append(_as_error(data) if self._failed else data)
+                complete.append(_as_error(data) if self._failed else data)
                 self._data = []
             self._failed = False
             return
         if line.startswith(b"{"):
-            found.append(line)
+            complete.append(line)
             return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -88,24 +89,24 @@ class Events:
         elif name == EVENT:
             self._failed = value == ERROR
         elif name == ERROR and value.startswith(b"{"):
-            found.append(value)
+            complete.append(value)
 
     def end(self) -> list[bytes]:
-        """The data of what came last, once nothing more comes: some servers end without an empty line."""
-        found: list[bytes] = []
-        self._line(b"".join(self._parts), found)
-        self._line(b"", found)
+        """Return the data of the last event, after the last bytes: some servers end without an empty line."""
+        complete: list[bytes] = []
+        self._line(b"".join(self._parts), complete)
+        self._line(b"", complete)
         self._parts = []
-        return found
+        return complete
 
 
 def _as_error(data: bytes) -> bytes:
-    """The JSON of an error with these data, which are JSON, or a text."""
+    """Return the JSON of an error with these data, which are JSON, or a text."""
     return b'{"error": %s}' % (data if data.startswith(b"{") else json.dumps(data.decode(errors="replace")).encode())
 
 
 def is_piece(body: bytes) -> bool:
-    """Whether a body begins with a line that is one piece of an answer, in JSON: more of them follow."""
+    """Return True if a body begins with a JSON line that is one piece of an answer: more of them follow."""
     line, ended, _ = body.lstrip().partition(b"\n")
     try:
         choice = json.loads(line if ended else b"")["choices"][0]
@@ -115,68 +116,72 @@ def is_piece(body: bytes) -> bool:
 
 
 def events(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The data of the events in a body that comes in parts."""
+    """Yield the data of the events in a body that comes in parts."""
     parser = Events()
     for part in parts:
         yield from parser.feed(part)
     yield from parser.end()
 
 
-# Calls of tools that come in pieces, put together: not all servers number them as OpenAI does.
+# Joining of tool calls that come in pieces: not all servers number them as OpenAI does.
 
 
 class ToolCalls:
-    """The calls of one answer.
+    """Tool calls of one answer, joined from their pieces.
 
-    A part belongs to the last call with its index. A new call begins with another id than that one's; with a name, where there
-    is no index; and with another name, or whole arguments once more, after that one has its arguments: Gemini's endpoint and
-    others give each call the index 0, and not all of them ids.
+    A part belongs to the last call with its index. A new call begins with another id than that one's; with a name, where there is
+    no index; and with another name, or whole arguments once more, after that one has its arguments: Gemini's endpoint and others
+    give each call the index 0, and not all of them ids.
     """
 
     def __init__(self) -> None:
         self._calls: list[tuple[int, dict[str, Any]]] = []
-        """Each with its index, as they began."""
+        """(index, call) in the order in which they began."""
         self._function: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self._calls or self._function)
 
     def add(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Adds parts of calls, as a delta has them in `tool_calls`."""
+        """Add parts of calls, the `tool_calls` of a delta."""
         for part in parts:
-            call = self._begun(part)
+            call = self._call_of(part)
             call.update({key: part[key] for key in ("id", "type") if part.get(key)})
             _join(call["function"], part.get("function") or {})
 
     def add_function(self, part: Mapping[str, Any]) -> None:
-        """Adds a part of the one call that OpenAI's API had before it had tools, as a delta has it in `function_call`."""
+        """Add a part of the one call that OpenAI's API had before it had tools, the `function_call` of a delta."""
         self._function = self._function or {"name": "", "arguments": ""}
         _join(self._function, part)
 
     def message(self) -> dict[str, Any]:
-        """What a message has of them."""
-        calls = [call for _, call in sorted(self._calls, key=lambda one: one[0])]
+        """Return the keys of a message for the calls so far."""
+        calls = [call for _, call in sorted(self._calls, key=lambda pair: pair[0])]
         return {**({"tool_calls": calls} if calls else {}), **({"function_call": self._function} if self._function else {})}
 
-    def _begun(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        """The call that a part belongs to."""
-        given, own, function = part.get("index"), part.get("id"), part.get("function") or {}
+    def _call_of(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the call that a part belongs to; begin a new one if needed."""
+        given, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
         last = self._calls[-1][0] if self._calls else 0
         index = last if given is None else int(given)
-        if given is None and own:
-            call = next((call for _, call in self._calls if call.get("id") == own), None)
+        if given is None and call_id:
+            call = next((call for _, call in self._calls if call.get("id") == call_id), None)
         else:
             call = next((call for i, call in reversed(self._calls) if i == index), None)
-        if call is None or (not own and given is None and function.get("name")) or _is_another(call, own, function):
+        if (
+            call is None
+            or (not call_id and given is None and function.get("name"))
+            or _begins_another_call(call, call_id, function)
+        ):
             call = {"type": "function", "function": {"name": "", "arguments": ""}}
             self._calls.append((index, call))
         return call
 
 
-def _is_another(call: Mapping[str, Any], own: Any, function: Mapping[str, Any]) -> bool:
-    """Whether a part with this id and function begins another call than the one with its index."""
-    if own and call.get("id"):
-        return bool(own != call["id"])
+def _begins_another_call(call: Mapping[str, Any], call_id: Any, function: Mapping[str, Any]) -> bool:
+    """Return True if a part with this id and function begins another call than the one with its index."""
+    if call_id and call.get("id"):
+        return bool(call_id != call["id"])
     if not function.get("name") or not (arguments := call["function"]["arguments"]):
         return False
     return function["name"] != call["function"]["name"] or (
@@ -185,6 +190,7 @@ def _is_another(call: Mapping[str, Any], own: Any, function: Mapping[str, Any]) 
 
 
 def _is_whole(arguments: str) -> bool:
+    """Return True if arguments are a complete JSON object."""
     try:
         return isinstance(json.loads(arguments), dict)
     except (RecursionError, ValueError):
@@ -192,13 +198,14 @@ def _is_whole(arguments: str) -> bool:
 
 
 def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Adds a part to the name and the arguments of a function. Some servers repeat the name with each part."""
+    """Append a part to the name and the arguments of a function, in place. Some servers repeat the name with each part."""
     for key, value in part.items():
         if key != "name" or value != function["name"]:
             function[key] = function.get(key, "") + (value or "")
 
 
 QUANTILE: Final = 0.1
+"""Quantile of the rule `quantile`."""
 TOO_LONG: Final = "exceed_context_size_error"
 LONG: Final = frozenset({TOO_LONG, "context_length_exceeded"})
 """Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
@@ -206,13 +213,13 @@ _PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
 LACKS: Final = re.compile(
     rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
 )
-"""Messages of servers whose model cannot take what a request has."""
-_LOOKED_AT: Final = 1_000
-"""Characters of a message, in which these are looked for."""
+"""Messages of servers whose model cannot take a part of the request."""
+_SEARCHED: Final = 1_000
+"""Characters of a message that are searched for these."""
 _KEYS: Final = (
     "grammar", "response_format", "tools", "tool_choice", "stop", "temperature", "top_p", "top_k", "max_tokens", "seed"
 )  # fmt: skip
-"""Keys of a request that are named where a message has them, whatever else it says."""
+"""Keys of a request that are named if a message has them, whatever else it says."""
 _ALIASES: Final = {"response_format": "schema"}
 UNQUOTED: Final = "its reason may repeat the request, and is not quoted"
 
@@ -220,63 +227,63 @@ UNQUOTED: Final = "its reason may repeat the request, and is not quoted"
 SIGNS: Final = (
     "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
 )  # fmt: skip
-"""Keys of a delta by which an answer comes; others, such as `role`, say nothing new."""
+"""Keys of a delta that bring part of an answer; others, such as `role`, bring nothing new."""
 
 BESIDES: Final = ("tool_calls", "function_call", "audio", "images")
 """Keys of a message that is an answer without a text."""
 
 
 class Gathered:
-    """A reply that comes in pieces, put together as the one that would have come whole.
+    """Reply that comes in pieces, joined to the one that would have come whole.
 
     Args:
-        eager: log-probabilities of tokens that are no text come at once, with an empty piece; else with the next one.
+        eager: True: log-probabilities of tokens without text come at once, with an empty piece; False: with the next piece.
     """
 
     def __init__(self, *, eager: bool = False) -> None:
         self._eager = eager
-        self._untold: list[float] = []
+        self._pending_logprobs: list[float] = []
         self._text: list[str] = []
         self._calls = ToolCalls()
-        self._about: dict[str, Any] = {}
-        self._counted: Any = None
-        self._ended: str | None = None
-        self._thought: list[str] = []
+        self._envelope: dict[str, Any] = {}
+        self._last_usage: Any = None
+        self._finish_reason: str | None = None
+        self._thoughts: list[str] = []
         self._refusal: list[str] = []
         self._chat = True
         self.logprobs: list[Any] = []
-        """For each token that has come a mapping with its `logprob`."""
+        """A mapping with `logprob` for each token that has come."""
         self.error: Mapping[str, Any] | None = None
-        """What went wrong there, as it says."""
+        """Error that the server reported; None: none."""
         self.progress = False
-        """Whether what was added last brought anything: text, thoughts, calls of tools, tokens, its end, or their counts."""
+        """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
-        """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
+        """Add a piece. Return its text with the log-probabilities of its tokens; None if it has neither, or is an error."""
         if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return None
         choices, usage = chunk.get("choices"), chunk.get("usage")
-        self.progress = bool(usage) and usage != self._counted
-        self._counted = usage or self._counted
+        self.progress = bool(usage) and usage != self._last_usage
+        self._last_usage = usage or self._last_usage
         ended = choices[0].get("finish_reason") if choices else None
-        if ended or not choices or not self._about:  # those between say nothing new
-            self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
+        if ended or not choices or not self._envelope:  # those between say nothing new
+            self._envelope.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
             return None
         choice = choices[0]
         if is_error(ended):
             self.error, ended = _error({"error": choice.get("error") or {"type": ended}}), None
-        self.progress |= bool(ended and not self._ended)
-        self._ended = ended or self._ended
+        self.progress |= bool(ended and not self._finish_reason)
+        self._finish_reason = ended or self._finish_reason
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = token_entries(logprobs)
             self.progress |= bool(tokens)
             self.logprobs += tokens
-            for one in tokens:
-                known = one.get("logprob") if type(one) is dict and one.get("token") != "" else None
+            for token in tokens:
+                known = token.get("logprob") if type(token) is dict and token.get("token") != "" else None
                 if isinstance(known, int | float):
-                    self._untold.append(known)
+                    self._pending_logprobs.append(known)
         if "text" in choice:
             self._chat = False
             text = choice["text"]
@@ -284,9 +291,9 @@ class Gathered:
             delta = choice.get("delta")
             delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
             text = _text(delta.get("content"))
-            self.progress |= any(_brings(delta[key]) for key in SIGNS if key in delta)
+            self.progress |= any(_has_content(delta[key]) for key in SIGNS if key in delta)
             if isinstance(thought := delta.get("reasoning_content"), str):
-                self._thought.append(thought)
+                self._thoughts.append(thought)
             if isinstance(refusal := delta.get("refusal"), str):
                 self._refusal.append(refusal)
             if calls := delta.get("tool_calls"):
@@ -294,53 +301,61 @@ class Gathered:
             if function := delta.get("function_call"):
                 self._calls.add_function(function)
         self.progress |= bool(text)
-        if not text and not (self._eager and self._untold):
+        if not text and not (self._eager and self._pending_logprobs):
             return None
         if text:
             self._text.append(str(text))
-        piece = Piece(str(text or ""), self._untold)
-        self._untold.clear()
+        piece = Piece(str(text or ""), self._pending_logprobs)
+        self._pending_logprobs.clear()
         return piece
 
     @property
     def usage(self) -> Any:
-        """The tokens that were counted, if it says so."""
-        return self._about.get("usage")
+        """Token counts that the server reported; None: none."""
+        return self._envelope.get("usage")
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of an answer has come."""
-        return not (self._text or self._thought or self._refusal or self._calls)
+        """Return True if no part of an answer has come."""
+        return not (self._text or self._thoughts or self._refusal or self._calls)
 
     @property
     def ended(self) -> bool:
-        """Whether the reply is whole."""
-        return self._ended is not None
+        """Return True if the reply is complete."""
+        return self._finish_reason is not None
 
     def end(self) -> None:
-        """It is whole, as is known from elsewhere."""
-        self._ended = self._ended or "stop"
+        """Mark the reply as complete, as is known from elsewhere."""
+        self._finish_reason = self._finish_reason or "stop"
 
     def reply(self) -> dict[str, Any]:
-        """All of it."""
+        """Return the reply so far, as one that came whole."""
         text, logprobs = "".join(self._text), {"content": self.logprobs} if self.logprobs else None
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self._thought:
-            message["reasoning_content"] = "".join(self._thought)
+        if self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
         if refusal := "".join(self._refusal):
             message["refusal"] = refusal
         message |= self._calls.message()
         what = {"message": message} if self._chat else {"text": text}
-        choice = {"index": 0, "finish_reason": self._ended, **what, **({"logprobs": logprobs} if logprobs else {})}
-        about = {key: value for key, value in self._about.items() if key not in {"object", "prompt_progress"}}
+        choice = {"index": 0, "finish_reason": self._finish_reason, **what, **({"logprobs": logprobs} if logprobs else {})}
+        about = {key: value for key, value in self._envelope.items() if key not in {"object", "prompt_progress"}}
         return {**about, "object": "chat.completion" if self._chat else "text_completion", "choices": [choice]}
 
 
 def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
-    """The text of a reply, its confidence, and the reply itself. The text of a refusal is that of the reply that has no other.
+    """Return the prediction of a whole reply: its text, the confidence by its tokens, and the reply.
+
+    The text of a refusal is the text of a reply that has no other.
+
+    Args:
+        reply: the reply.
+        rule: one of `RULES`.
+        where: name of the model or server, in messages.
+        wrong: class of the exception.
 
     Raises:
-        ModelError: it is no completion; or `wrong`, another class.
+        ModelError: the reply is not a completion; or `wrong`, another class.
     """
     try:
         choice = reply["choices"][0]
@@ -361,20 +376,20 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
 
 
 def is_silent(text: str, reply: Mapping[str, Any]) -> bool:
-    """Whether a reply with this text says nothing: white space alone, and no call of a tool, sound or image either."""
+    """Return True if a reply with this text is empty: white space alone, and no tool call, sound or image."""
     message = reply["choices"][0].get("message")
     return not text.strip() and not (isinstance(message, Mapping) and any(message.get(key) for key in BESIDES))
 
 
 class RunningConfidence:
-    """The confidence of an answer that is still coming, by one of the rules; `value`: None before its first token."""
+    """Confidence of an answer that is still coming, by one of `RULES`."""
 
     def __init__(self, rule: str) -> None:
         self._rule, self._sum, self._sorted, self._first = rule, 0.0, list[float](), 0.0
         self._impossible = False
 
     def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
-        """Adds tokens, as `Gathered.logprobs` has them."""
+        """Add tokens, mappings such as those in `Gathered.logprobs`."""
         for token in tokens:
             if token.get("token") != "":
                 logprob = float(token["logprob"])
@@ -386,30 +401,30 @@ class RunningConfidence:
 
     @property
     def value(self) -> float | None:
-        """0..1, what the whole answer would have if it ended here; None: nothing yet, or no confidence."""
+        """Confidence that the answer would have if it ended now, 0..1; None: before its first token, or no confidence."""
         known = self._sorted
         if not known or self._impossible:
             return None
         if self._rule != "quantile":
             return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
-        at = QUANTILE * (len(known) - 1)
-        low = known[int(at)]
-        high = known[min(int(at) + 1, len(known) - 1)]
-        return exp(low if high == low else low + (at - int(at)) * (high - low))
+        place = QUANTILE * (len(known) - 1)
+        low = known[int(place)]
+        high = known[min(int(place) + 1, len(known) - 1)]
+        return exp(low if high == low else low + (place - int(place)) * (high - low))
 
 
 def _confidence(logprobs: list[float], rule: str) -> Any:
-    """By the rule; the log-probabilities themselves for the quantile, which a reader takes of them."""
+    """Return the confidence by the rule; for `quantile` the log-probabilities, of which a reader takes the quantile."""
     if not logprobs:
         return Unscored("no log-probabilities of its tokens")
     if impossible(logprobs):
         return Unscored(IMPOSSIBLE)
-    known = [min(one, 0.0) for one in logprobs]
+    known = [min(logprob, 0.0) for logprob in logprobs]
     return known if rule == "quantile" else of_tokens(known, rule)
 
 
-def _brings(part: Any) -> bool:
-    """Whether a value of a delta has anything in it: a text, or a list or mapping with more than numbers and types."""
+def _has_content(part: Any) -> bool:
+    """Return True if a value of a delta has content: a text, or a list or mapping with more than numbers and types."""
     parts = [part]
     while parts:
         part = parts.pop()
@@ -423,7 +438,7 @@ def _brings(part: Any) -> bool:
 
 
 def _text(content: Any) -> Any:
-    """The text of a message's content, which may be a list of parts; of other parts, such as thoughts, nothing."""
+    """Return the text of a message's content, which may be a list of parts; other parts, such as thoughts, are left out."""
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
@@ -431,11 +446,12 @@ def _text(content: Any) -> Any:
 
 
 def is_error(finish_reason: Any) -> bool:
-    """Whether this is the `finish_reason` of an answer within which the server failed."""
+    """Return True for the `finish_reason` of an answer within which the server failed."""
     return isinstance(finish_reason, str) and finish_reason.lower() == "error"
 
 
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the error in a reply as a mapping."""
     error = reply.get("error") or reply
     if isinstance(error, Mapping) and error.get("error"):  # of an event that is an error, and says so itself
         error = error["error"]
@@ -451,37 +467,37 @@ def failure(
     secrets: Sequence[str] = (),
     more: str = "",
 ) -> ModelError | BadInput:
-    """The exception for what a runtime says went wrong.
+    """Return the exception for an error that a runtime reports.
 
     Args:
-        error: as OpenAI's JSON has it.
-        where: the model, in the message.
-        own: whether the caller wrote the request, and not only its text.
-        sent: the request, of which nothing is quoted; None: there is nothing of a user in what was asked.
+        error: the error in OpenAI's JSON.
+        where: name of the model, for the message.
+        own: True if the caller wrote the request, and not only its text.
+        sent: the request, of which nothing is quoted; None: the request has nothing of a user in it.
         secrets: keys that are not quoted either.
-        more: what is known besides, at the end of the message.
+        more: text for the end of the message.
     """
-    told = str(error.get("message") or "")
-    said = clean(told, FOREIGN) if sent is None else _quoted(told, sent, secrets)
+    text = str(error.get("message") or "")
+    reason = clean(text, FOREIGN) if sent is None else _quoted(text, sent, secrets)
     if error.get("type") in LONG or error.get("code") in LONG:
         tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
         known = isinstance(tokens, int) and isinstance(most, int)
-        said = f"the prompt has {tokens} tokens, and its context {most}" if known else "the prompt is longer than its context"
-        return Unfit(f"{where} cannot take it: {said}: a larger context= takes more memory{more}", code="context")
-    if own and (lacks := LACKS.search(told[:_LOOKED_AT])):
+        reason = f"the prompt has {tokens} tokens, and its context {most}" if known else "the prompt is longer than its context"
+        return Unfit(f"{where} cannot take it: {reason}: a larger context= takes more memory{more}", code="context")
+    if own and (lacks := LACKS.search(text[:_SEARCHED])):
         part = (lacks[1] or lacks[4]).lower()
         return Unfit(f"{where} cannot take it: the server or model does not support what is in the request ({part}){more}")
-    if not said:
-        named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in told] if own else []
+    if not reason:
+        named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in text] if own else []
         kind = _quoted(error.get("type"), sent or {}, secrets)
-        said = f"it is about {', '.join(named)}" if named else kind or (UNQUOTED if told else "it does not say what")
+        reason = f"it is about {', '.join(named)}" if named else kind or (UNQUOTED if text else "it does not say what")
     if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
-        return BadInput(f"{where} does not take the request: {said}{more}")
-    return ModelError(f"{where} gave no answer: {said}{more}")
+        return BadInput(f"{where} does not take the request: {reason}{more}")
+    return ModelError(f"{where} gave no answer: {reason}{more}")
 
 
-def _quoted(said: Any, sent: Mapping[str, Any], secrets: Sequence[str]) -> str:
-    """What of a text may be quoted, whole or not at all."""
-    if not said:
+def _quoted(text: Any, sent: Mapping[str, Any], secrets: Sequence[str]) -> str:
+    """Return a text for quotation, whole, or "" if it may repeat the request or a secret."""
+    if not text:
         return ""
-    return quote(json.dumps({"message": str(said)}).encode(), json.dumps(sent, default=str).encode(), secrets)
+    return quote(json.dumps({"message": str(text)}).encode(), json.dumps(sent, default=str).encode(), secrets)

@@ -1,4 +1,4 @@
-"""Requests for texts in OpenAI's JSON: from a text, messages, or a request that the caller wrote."""
+"""Requests to language models in OpenAI's JSON: from a text, messages, or a request that the caller wrote."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import BadInput, PolicyError, Unfit, check_number
 
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")
-"""Keys of a request that the caller does not set."""
+"""Keys of a request that edgeroute sets; the caller's are ignored."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+"""Roles of a message."""
 
 
 class Chat:
-    """How inputs become requests, and replies answers.
+    """Settings of a language model, by which inputs become requests.
 
     Args:
-        chat: a text is what a user says, and the model's chat template is applied; or, if false, a text to be continued.
-        system: what the model is told first, unless the messages begin with that themselves.
-        max_tokens: of an answer, at most; None: as many as the server allows.
+        chat: True: a text is a user's message, and the model's chat template is applied; False: it is a text to continue.
+        system: first message, from the system, unless the messages begin with one; None: no such message.
+        max_tokens: maximum tokens of an answer; None: as many as the server allows.
         temperature: 0: the most probable token each time; None: the server's.
-        seed: of what is drawn at a higher temperature; None: the server's.
+        seed: seed for a higher temperature; None: the server's.
         stop: texts at which an answer ends.
-        grammar: that an answer follows, in llama.cpp's GBNF.
-        response_format: likewise, as OpenAI has it: `{"type": "json_schema", "json_schema": {"schema": {...}}}`.
+        grammar: grammar that an answer follows, in llama.cpp's GBNF.
+        response_format: schema that an answer follows, in OpenAI's form: `{"type": "json_schema", "json_schema": {"schema":
+            {...}}}`.
         confidence: one of `RULES`.
         request: further keys of each request, such as top_p, as the runtime takes them.
-        texts_only: whether images and other parts of a message are refused, as a text model on the device does.
+        texts_only: if True, refuse images and other parts of a message, as a text model on the device does.
 
     Raises:
-        PolicyError: a value is none.
+        PolicyError: a value is not valid.
     """
 
     def __init__(
@@ -83,17 +85,18 @@ class Chat:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that answers depend on."""
+        """All settings that answers depend on."""
         return {"chat": self.is_chat, "system": self.system, "confidence": self.rule, **self.options}
 
     def request(self, x: Any) -> tuple[dict[str, Any], bool]:
-        """The request for an input, and whether it is a chat.
+        """Return the request for an input, and True if it is a chat. Copies what it changes.
 
         Args:
-            x: a text; messages; or a request, a mapping with `messages` or `prompt`, whose keys go before the settings.
+            x: a text; messages; or a request, a mapping with `messages` or `prompt`, whose keys override the settings.
 
         Raises:
-            BadInput: it is none of these, is empty, or cannot be written as JSON in UTF-8.
+            BadInput: the input is none of these, is empty, or cannot be written as JSON in UTF-8.
+            Unfit: a message has parts that a text model cannot take.
         """
         if isinstance(x, np.ndarray) and not x.ndim and x.dtype.kind == "U":
             x = x.item()
@@ -101,55 +104,62 @@ class Chat:
             _check_text(x)
             if not self.is_chat:
                 return {**self.options, "prompt": str(x)}, False
-            return {**self.options, "messages": self._told([{"role": "user", "content": str(x)}])}, True
+            return {**self.options, "messages": self._with_system([{"role": "user", "content": str(x)}])}, True
         if isinstance(x, Mapping):
-            return self._whole(x)
+            return self._from_request(x)
         if isinstance(x, list | tuple):
-            return {**self.options, "messages": self._told(_messages(x, self._texts_only))}, True
+            return {**self.options, "messages": self._with_system(_messages(x, self._texts_only))}, True
         raise BadInput(
             f'expected a prompt, which is text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}'
         )
 
-    def _whole(self, x: Mapping[Any, Any]) -> tuple[dict[str, Any], bool]:
-        """A request that the caller wrote."""
-        own = {key: value for key, value in x.items() if key not in OURS}
-        if not all(isinstance(key, str) for key in own):
+    def _from_request(self, x: Mapping[Any, Any]) -> tuple[dict[str, Any], bool]:
+        """Return the request for one that the caller wrote, with the settings as defaults."""
+        keys = {key: value for key, value in x.items() if key not in OURS}
+        if not all(isinstance(key, str) for key in keys):
             raise BadInput("the keys of a request are texts")
-        made = {**self.options, **own}
-        if "grammar" in own or "response_format" in own:
-            made = {key: value for key, value in made.items() if key in own or key not in {"grammar", "response_format"}}
-        if "messages" in own:
-            made["messages"] = self._told(_messages(own["messages"], self._texts_only))
-            _check_json(own)
-            return made, True
-        prompt = own.get("prompt")
+        request = {**self.options, **keys}
+        if "grammar" in keys or "response_format" in keys:
+            request = {key: value for key, value in request.items() if key in keys or key not in {"grammar", "response_format"}}
+        if "messages" in keys:
+            request["messages"] = self._with_system(_messages(keys["messages"], self._texts_only))
+            _check_json(keys)
+            return request, True
+        prompt = keys.get("prompt")
         if not isinstance(prompt, str):
             raise BadInput("a request has messages, a list, or a prompt, which is one text")
         _check_text(prompt)
-        _check_json(own)
-        return made, False
+        _check_json(keys)
+        return request, False
 
-    def _told(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with the system's before them, unless there is one."""
+    def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages after the system's, unless they begin with one."""
         if self.system is None or messages[0]["role"] in {"system", "developer"}:
             return messages
         return [{"role": "system", "content": self.system}, *messages]
 
 
 def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
+    """Return copies of the messages, after checking them.
+
+    Raises:
+        BadInput: they are not messages.
+        Unfit: a message has parts that a text model cannot take.
+    """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not given:
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
-    for i, one in enumerate(given):
-        if not isinstance(one, Mapping):
-            raise BadInput(f'message {i} is {_kind(one)}, not {{"role": ..., "content": ...}}')
-        if not isinstance(role := one.get("role"), str) or role not in ROLES:
+    for i, message in enumerate(given):
+        if not isinstance(message, Mapping):
+            raise BadInput(f'message {i} is {_kind(message)}, not {{"role": ..., "content": ...}}')
+        if not isinstance(role := message.get("role"), str) or role not in ROLES:
             raise BadInput(f"message {i} has no role of {', '.join(ROLES)}")
-        _check_content(i, one, texts_only)
+        _check_content(i, message, texts_only)
     _check_json(given)
-    return [dict(one) for one in given]
+    return [dict(message) for message in given]
 
 
 def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None:
+    """Raise BadInput or Unfit for a message whose content cannot be taken."""
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and isinstance(calls, list | tuple) and calls:
         return
@@ -167,6 +177,7 @@ def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None
 
 
 def _check_text(x: str) -> None:
+    """Raise BadInput for an empty text, or one that UTF-8 cannot hold."""
     if not x:
         raise BadInput("an empty prompt: there is nothing to answer")
     try:
@@ -178,7 +189,7 @@ def _check_text(x: str) -> None:
 
 
 def _check_json(x: Any) -> None:
-    """Refuses what JSON in UTF-8 has no place for."""
+    """Raise BadInput for a value that JSON in UTF-8 cannot hold."""
     try:
         json.dumps(x, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -188,11 +199,12 @@ def _check_json(x: Any) -> None:
 
 
 def _kind(x: Any) -> str:
+    """Return a description of a value's type, without its content."""
     return "None" if x is None else f"an array {list(x.shape)}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
 
 
 def checked_score(score: Any, decide_after: int | None, rule: Rule) -> Any:
-    """The score of a language model: the one that was given, or that of its first tokens; None: `rule` of all of them.
+    """Return the score of a language model: `score`, or a `Prefix` of `decide_after` tokens; None: `rule` over all tokens.
 
     Raises:
         PolicyError: both are given.

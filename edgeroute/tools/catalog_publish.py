@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.catalog.download import FILES
-from edgeroute.catalog.entry import Entry, dumped, entries, read_entry
+from edgeroute.catalog.entry import Entry, catalog_json, entries, read_entry
 from edgeroute.catalog.source import INDEX, METADATA, TARGETS
 from edgeroute.catalog.store import replace
 from edgeroute.edge.card import sha256_of
@@ -110,7 +110,7 @@ def publish(
         for path, at in sources.items():
             (to / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(at, to / path)
-        _sign(catalog, dumped((*known, entry)), signers, days)
+        _sign(catalog, catalog_json((*known, entry)), signers, days)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
     return entry
@@ -139,7 +139,7 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
         raise BadInput(f"{catalog} has no {' '.join(min(gone))}")
     left = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
     try:
-        _sign(catalog, dumped(left), _signers(keys), days)
+        _sign(catalog, catalog_json(left), _signers(keys), days)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
     return left
@@ -224,7 +224,7 @@ def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
         raise PolicyError(f"{keys / ROOT_KEY} is missing: new keys are signed by it")
     try:
         _write_root(catalog / METADATA, signers, root.signed.version + 1, [old["root"]])
-        _sign(catalog, dumped(_known(catalog)), signers, LISTS_DAYS)
+        _sign(catalog, catalog_json(_known(catalog)), signers, LISTS_DAYS)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
 

@@ -305,7 +305,7 @@ def _recorded(model: Path, inputs: Path, to: Path) -> Path:
     """Runs the model on the inputs, and writes both."""
     import numpy as np
 
-    from edgeroute.catalog.update import NAMED, written
+    from edgeroute.catalog.update import NAMED, write_canaries
     from edgeroute.router.router import Router
 
     try:
@@ -318,5 +318,5 @@ def _recorded(model: Path, inputs: Path, to: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadInput(f"{inputs} has no inputs: an .npz file with `inputs`, or `input:NAME` for each of several ({e})") from e
     with Router(model) as router:
-        written(to, rows, lambda x: router.infer(x).value)
+        write_canaries(to, rows, lambda x: router.infer(x).value)
     return to
