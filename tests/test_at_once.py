@@ -82,7 +82,7 @@ def test_no_run_begins_while_a_model_is_closed(when):
 
     model = Closes()
     runs = runs_of(model)
-    run = runs.counted(model.run)
+    run = runs.count_runs(model.run)
     late = threading.Thread(target=run, args=(["late"], token))
     if when == "at once":
         runs.close()

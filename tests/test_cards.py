@@ -421,7 +421,7 @@ def test_a_picture_of_another_kind_of_numbers(tmp_path, wanted, given):
     picture = np.ones((4, 5, 3))
     assert model.run_one(picture.astype(wanted)).tolist() == [[1, 1, 1]]
     for way in (model.run_one, lambda x: model.run([x, x])):
-        with pytest.raises(BadInput, match=rf"x: expected {wanted}, got {given}; convert it, so that its scale is yours to say"):
+        with pytest.raises(BadInput, match=rf"x: expected {wanted}, got {given}; convert it, since only you know its scale"):
             way(picture.astype(given))
 
 

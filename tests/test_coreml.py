@@ -282,7 +282,7 @@ def test_several_outputs_and_one_of_them(core_ml, tmp_path):
     found = CoreMLModel(path).run([x, x * 2])
     assert {name: rows.shape for name, rows in found.items()} == {"doubled": (2, 4), "share": (2, 4)}
     assert CoreMLModel(path, output="doubled").run_one(x).tolist() == [[2, 0, 0, 0]]
-    with pytest.raises(ModelError, match="has no output 'halved', which is to be read: it has doubled, share"):
+    with pytest.raises(ModelError, match="has no output 'halved', which the policy or the card names: it has doubled, share"):
         CoreMLModel(path, output="halved").load()
 
 

@@ -121,7 +121,7 @@ def test_quantised_inputs_and_outputs(make, dtype):
     for run in (model.run_one, lambda x: model.run([X, x]), lambda x: model.run_feed({"x": x[None]})):
         with pytest.raises(BadInput, match="NaN"):
             run(np.array([np.nan, 1, 2, 3], np.float32))
-    with pytest.raises(BadInput, match="is no array"):
+    with pytest.raises(BadInput, match="cannot be read as an array"):
         model.run_one([[1.0], [1.0, 2.0]])
 
 
@@ -181,7 +181,7 @@ def test_several_inputs_and_outputs_by_name(make):
         model.run_one({"a": [1.0, 2.0]})
     with pytest.raises(ModelError, match="there is no input 'b'"):
         model.run_feed({"a": np.zeros((1, 2), np.float32)})
-    with pytest.raises(ModelError, match="has no output 'sum', which is to be read: it has total, difference"):
+    with pytest.raises(ModelError, match="has no output 'sum', which the policy or the card names: it has total, difference"):
         make(models.two_inputs, output="sum").load()
     plain = make(models.two_inputs, named=False, name="plain")
     assert plain.run_one({"serving_a:0": [1.0, 2.0], "serving_b:0": [3.0, 5.0]})["Partitioned:0"].tolist() == [[4, 7]]

@@ -495,7 +495,7 @@ def test_the_session_is_let_go_of_in_a_child(model):
     """What a forked child does first: the parent's session is set aside, never freed, and a run loads anew."""
     first = model.load()
     model.after_fork()
-    assert model_file.SET_ASIDE[-1] is first
+    assert model_file.UNFREED_SESSIONS[-1] is first
     assert model.run([X]).shape == (1, 3)
     model.after_fork()
     model.after_fork()  # of a child that never ran: nothing to set aside

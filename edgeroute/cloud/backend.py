@@ -21,7 +21,7 @@ from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.core.words import Failure
-from edgeroute.edge.members import versioned
+from edgeroute.edge.members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.terms import checked_terms
 from edgeroute.system.process import AbandonedRuns, cancelled
@@ -375,7 +375,7 @@ class FunctionBackend(AbandonedRuns):
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of the function's code, or its version."""
-        return versioned(self.function, self.version, of)
+        return callable_fingerprint(self.function, self.version, of)
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """As `fingerprint`, with the labels of logits."""

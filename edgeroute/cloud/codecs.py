@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeroute.cloud.datatypes import NAMES
 from edgeroute.edge.picture import check_installed
-from edgeroute.edge.tensors import Array, say
+from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import imported
 
@@ -82,7 +82,7 @@ class PictureCodec:
         channels = x.shape[2] if x.ndim == 3 else 0  # noqa: PLR2004 - height, width, channels
         if x.dtype != np.uint8 or x.ndim not in (2, 3) or channels not in MODES or 0 in x.shape:
             raise BadInput(
-                f"{self.kind} takes pictures, uint8 [height, width] or [height, width, 1, 3 or 4], and not {say(x.shape)} "
+                f"{self.kind} takes pictures, uint8 [height, width] or [height, width, 1, 3 or 4], and not {shape_text(x.shape)} "
                 f"{x.dtype}: convert it, its scale is yours to say"
             )
         if self.kind == "jpeg" and channels == 4:  # noqa: PLR2004 - with transparency
@@ -93,7 +93,7 @@ class PictureCodec:
         try:
             image.save(out, self.kind.upper(), **({} if self.quality is None else {"quality": self.quality}))
         except Exception as e:  # Pillow's encoders raise what they find
-            raise BadInput(f"a picture of {say(x.shape)} cannot be written as {self.kind}: {e}") from e
+            raise BadInput(f"a picture of {shape_text(x.shape)} cannot be written as {self.kind}: {e}") from e
         return Coded(out.getvalue(), self._parameters)
 
     def _simple(self, x: Array, channels: int) -> bytes:
@@ -104,7 +104,7 @@ class PictureCodec:
                 x, quality=self.quality, colorspace=space, colorsubsampling="Gray" if grey else "420", fastdct=False
             )  # as Pillow does it
         except ValueError as e:
-            raise BadInput(f"a picture of {say(x.shape)} cannot be written as jpeg: {e}") from e
+            raise BadInput(f"a picture of {shape_text(x.shape)} cannot be written as jpeg: {e}") from e
         return found
 
 
@@ -212,7 +212,7 @@ class FlacCodec:
         if not fits or x.ndim not in (1, 2) or x.size == 0 or (x.ndim == 2 and x.shape[1] > 8):  # noqa: PLR2004 - the format's
             raise BadInput(
                 'codec "flac" takes floats from -1 to 1 or int16, [samples] or [samples, up to 8 channels], and not '
-                f"{say(x.shape)} {x.dtype}"
+                f"{shape_text(x.shape)} {x.dtype}"
             )
         if x.dtype.kind == "f":
             if not (np.abs(x) <= 1).all():  # false for NaN too

@@ -12,9 +12,9 @@ from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.datatypes import blank, stacked
 from edgeroute.core.estimates import Ceiling
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.picture import Picture, shaped
+from edgeroute.edge.picture import Picture, picture_for
 from edgeroute.edge.preprocess import Preprocess
-from edgeroute.edge.tensors import Array, say
+from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.process import json_dumps, plain
 from edgeroute.types import TensorSpec
@@ -319,10 +319,10 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
         )
     if spec.dtype == "object":
         return None, "HWC"
-    found = shaped(spec, resize=True)
+    found = picture_for(spec, resize=True)
     if found is None:
         raise BadInput(
-            f'codec "{codec.name}" sends pictures, and the model takes {say(spec.shape)}: give the endpoint a card= that says '
+            f'codec "{codec.name}" sends pictures, and the model takes {shape_text(spec.shape)}: give a card= that says '
             "where the channels are, or leave the codec out"
         )
     return found
@@ -344,10 +344,10 @@ def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
     elif not isinstance(x, np.ndarray):
         x = _ANY(x)
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
-        what = f"{say(x.shape)} {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+        what = f"{shape_text(x.shape)} {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
         raise BadInput(f"expected a picture, uint8, or the file of one, and not {what}: convert it, its scale is yours to say")
     if picture is not None and (x.ndim == 2) != (picture.channels == 0):  # noqa: PLR2004 - grey
-        raise BadInput(f"expected a picture of {picture.channels or 1} channels, got {say(x.shape)}")
+        raise BadInput(f"expected a picture of {picture.channels or 1} channels, got {shape_text(x.shape)}")
     return x
 
 

@@ -1,4 +1,4 @@
-"""Adapter: a Python function as an edge model."""
+"""Adapter that makes an edge model of a Python function."""
 
 from __future__ import annotations
 
@@ -21,25 +21,30 @@ from edgeroute.types import StopToken, TensorSpec
 
 
 class CallableModel:
-    """`f(x)` for one input, returning `(value, confidence)`, a `Prediction`, or logits, an array [classes].
+    """Edge model that calls `f(x)` for each input.
 
-    A generator function yields its value in pieces and returns the confidence. A coroutine function, an asynchronous generator
-    function, and an object whose `__call__` is one of them are awaited, by `AsyncRouter` alone.
+    The function returns `(value, confidence)`, a `Prediction`, or logits, an array [classes]. A generator function yields its
+    value in pieces and returns the confidence. A coroutine function, an asynchronous generator function, and an object whose
+    `__call__` is one of them are awaited, by `AsyncRouter` alone.
 
     Args:
         function: must be thread-safe, unless `parallel` is 1: concurrent requests call it concurrently.
-        name: in answers; None: the function's own.
+        name: in answers; None: the function's name.
         labels: class index -> value; None: the value is the index.
-        kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
+        kind: kind of what it returns, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
         score: for this function, in place of the router's.
-        none_found: of a detector, see `edgeroute.confidence.boxes`; None: "defer".
-        version: changed by you whenever its answers change, for certificates and the cache on disk. None: the function's code and
-            constants tell; a function that uses an object, as a model, cannot be identified by them.
-        parallel: how many calls may go at a time; None: any number.
-        inputs: what it takes, with the batch axis, for `edgeroute serve`.
-        outputs: what it gives, likewise.
-        takes_edge: it is `f(x, edge)`: behind `edgeroute serve` it is given the edge's answer to x, as a client with `send_edge`
-            sends it, a mapping with `value` and `confidence`; None: there is none (docs/payloads.md).
+        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: "defer".
+        version: text that you change whenever its answers change, for certificates and the cache on disk. None: the function's
+            code
+            and constants identify it; a function that uses an object, such as a model, cannot be identified by them.
+        parallel: most calls at a time; None: any number.
+        inputs: specifications of its inputs, with the batch axis, for `edgeroute serve`.
+        outputs: specifications of its outputs, with the batch axis, for `edgeroute serve`.
+        takes_edge: the function is `f(x, edge)`: behind `edgeroute serve` it gets the edge's answer to x, as a client with
+            `send_edge` sends it, a mapping with `value` and `confidence`; None: there is none (docs/payloads.md).
+
+    Raises:
+        PolicyError: `takes_edge` with a function that is not a plain one, or an unknown kind or rule.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class CallableModel:
                 raise PolicyError(
                     f"takes_edge is for a plain function: make {getattr(function, '__name__', 'it')} a def that returns"
                 )
-            function = partial(_alone, function)
+            function = partial(_call_without_edge, function)
         self.function = function
         self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
@@ -74,23 +79,28 @@ class CallableModel:
         self.settings: Mapping[str, Any] = {"function": self._given}
         self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
         call = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a generator function
-        self._speaks = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
-        if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(call) or self._speaks:
+        self._yields_async = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
+        if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(call) or self._yields_async:
             self.stream = lambda x, cancel: function(x)  # noqa: ARG005 - it cannot be stopped
         if awaited(function):
             self.run = self._run_async  # type: ignore[method-assign]
-            if self._speaks:
+            if self._yields_async:
                 self.stream = self._stream_async
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
-        """Calls the function once per input. -> a list of its results."""
-        return [self._told(self.function(x)) for x in inputs]
+        """Call the function once per input; return a list of its results."""
+        return [self._result(self.function(x)) for x in inputs]
 
     def _run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
-        """As `run`, with the edge's answer to each input."""
-        return [self._told(self._given(x, edge)) for x, edge in zip(inputs, edges, strict=True)]
+        """Call the function once per input, with the edge's answer to each; return a list of its results."""
+        return [self._result(self._given(x, edge)) for x, edge in zip(inputs, edges, strict=True)]
 
-    def _told(self, result: Any) -> Any:
+    def _result(self, result: Any) -> Any:
+        """Return a result of the function as `(value, confidence)` or array; the pieces of a generator are joined.
+
+        Raises:
+            PolicyError: the function returned a coroutine or an asynchronous generator.
+        """
         kind = type(result)
         if kind is tuple:
             return result
@@ -103,28 +113,32 @@ class CallableModel:
         return joined(result)
 
     async def _run_async(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - its task is
-        """Awaits the function once per input, one after the other."""
-        if self._speaks:
-            return [await gathered(self._stream_async(x)) for x in inputs]
+        """Await the function once per input, one after the other; return a list of its results."""
+        if self._yields_async:
+            return [await gather(self._stream_async(x)) for x in inputs]
         results = [await self.function(x) for x in inputs]
         return [result[:2] if type(result) is Prediction else result for result in results]
 
     async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
+        """Yield the function's pieces for one input."""
         async with aclosing(self.function(x)) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-def _alone(function: Callable[[Any, Any], Any], x: Any) -> Any:
-    """A function that takes an edge's answer, where there is none."""
+def _call_without_edge(function: Callable[[Any, Any], Any], x: Any) -> Any:
+    """Call a function that takes an edge's answer without one."""
     return function(x, None)
 
 
 _AWAITED = (CoroutineType, AsyncGeneratorType)
+"""Types of results that only `AsyncRouter` can await."""
 
 
-async def gathered(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:
-    """An asynchronous generator's pieces joined, and the confidence of the `Prediction` that it may end with.
+async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:
+    """Await all pieces of an asynchronous generator, close it, and return (joined pieces, confidence).
+
+    A `Prediction` among the pieces stands for both; without one, the confidence is the pieces' log-probabilities.
 
     Args:
         stream: the generator.

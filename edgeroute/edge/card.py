@@ -1,4 +1,4 @@
-"""Model card: what goes into a model and what comes out, read from the JSON file beside it."""
+"""Model card: the format of the JSON file beside a model that describes its inputs and outputs, and the reader of such files."""
 
 from __future__ import annotations
 
@@ -24,24 +24,35 @@ from edgeroute.types import TensorSpec
 __all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "sha256_of", "stack"]
 
 
-# Format of model cards: its keys and their JSON Schema, and what is wrong with a card.
+# Format of model cards: the keys, their JSON Schema, and the check of a card.
 
 Schema = Mapping[str, Any]
 DTYPES = (
     "float32", "float16", "float64", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
+"""dtypes of tensors."""
 LAYOUTS = ("HW", "HWC", "CHW")
+"""Orders of a picture's axes: height, width, channels."""
 FILTERS = ("bilinear", "nearest", "box", "hamming", "bicubic", "lanczos")
+"""Interpolations of Pillow."""
 LARGEST = 2**31 - 1
-"""The largest size of an axis."""
+"""Largest size of an axis."""
 
 
 def _key(about: str, title: str, kind: str | None = None, **more: Any) -> dict[str, Any]:
-    """A key; `title` is what a value of it is called in messages and in the table."""
+    """Return the schema of a key.
+
+    Args:
+        about: its meaning, for readers.
+        title: name of its values in messages and in the table.
+        kind: type by JSON Schema; None: not by type alone.
+        more: further keywords of JSON Schema.
+    """
     return {**({} if kind is None else {"type": kind}), **more, "title": title, "description": about}
 
 
 def _table(keys: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the schema of an object with these keys and no others."""
     return {"type": "object", "properties": keys, "required": list(required), "additionalProperties": False, "title": "an object"}
 
 
@@ -56,10 +67,12 @@ _AXIS = '0, 1, ... or "none"'
 
 
 def _several(one: Schema) -> list[Schema]:
+    """Return the alternatives "one value" and "a list of them"."""
     return [one, {"type": "array", "items": one, "minItems": 1}]
 
 
 def _any(about: str) -> dict[str, Any]:
+    """Return the schema of a key with any value."""
     return _key(about, "anything")
 
 
@@ -148,7 +161,7 @@ CARD = _table(
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a card, draft 2020-12."""
+    """Return the JSON Schema of a card, draft 2020-12."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **CARD,
@@ -158,7 +171,7 @@ def schema() -> dict[str, Any]:
 
 
 def tables() -> str:
-    """The keys with types and meanings, as Markdown: the tables of docs/cards.md."""
+    """Return the keys with types and meanings, as Markdown: the tables of docs/cards.md."""
     parts = []
     for title, table in (
         ("At the top", CARD), ("`input`, and each of `inputs`", INPUT), ("`preprocess`", PREPROCESS),
@@ -167,17 +180,23 @@ def tables() -> str:
         rows = [f"### {title}\n", "| Key | Type | Meaning |", "|---|---|---|"]
         for key, value in table["properties"].items():
             needed = "; required" if key in table["required"] else ""
-            kind = ", ".join(f"`{one}`" for one in value["enum"]) if "enum" in value else value["title"]
+            kind = ", ".join(f"`{choice}`" for choice in value["enum"]) if "enum" in value else value["title"]
             rows.append(f"| `{key}` | {kind}{needed} | {value['description']} |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
-def problems(value: Any, rule: Schema = CARD, at: str = "") -> Iterator[str]:
-    """What is wrong with a value, by its schema, in words; `at` is its place."""
-    expected = f"{at or 'the card'}: expected {rule.get('title', 'another value')}, found {_found(value)}"
+def problems(value: Any, rule: Schema = CARD, place: str = "") -> Iterator[str]:
+    """Yield the problems of a value by its schema, in words.
+
+    Args:
+        value: the value.
+        rule: its schema.
+        place: path of the value in the card, for messages.
+    """
+    expected = f"{place or 'the card'}: expected {rule.get('title', 'another value')}, found {_as_text(value)}"
     if "anyOf" in rule:
-        if all(any(True for _ in problems(value, one, at)) for one in rule["anyOf"]):
+        if all(any(True for _ in problems(value, part, place)) for part in rule["anyOf"]):
             yield expected
     elif "const" in rule:
         if value != rule["const"]:
@@ -186,32 +205,33 @@ def problems(value: Any, rule: Schema = CARD, at: str = "") -> Iterator[str]:
         yield expected
     elif "enum" in rule:
         if value not in rule["enum"]:
-            yield f"{at}: found {_found(value)}: {nearest(value, rule['enum'])}"
+            yield f"{place}: found {_as_text(value)}: {nearest(value, rule['enum'])}"
     elif isinstance(value, dict):
         keys = rule["properties"]
         for key in value:
             if key not in keys:
-                yield f"{_join(at, clean(key, 60))}: there is no such key: {nearest(key, keys)}"
-        yield from (f"{_join(at, key)}: is missing" for key in rule["required"] if key not in value)
+                yield f"{_join(place, clean(key, 60))}: there is no such key: {nearest(key, keys)}"
+        yield from (f"{_join(place, key)}: is missing" for key in rule["required"] if key not in value)
         for key in value.keys() & keys.keys():
-            yield from problems(value[key], keys[key], _join(at, key))
+            yield from problems(value[key], keys[key], _join(place, key))
     elif isinstance(value, list) and "items" in rule:
         if not rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", LARGEST):
             yield expected
-        for i, one in enumerate(value):
-            yield from problems(one, {"title": "another value", **rule["items"]}, f"{at}[{i}]")
+        for i, part in enumerate(value):
+            yield from problems(part, {"title": "another value", **rule["items"]}, f"{place}[{i}]")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         least, above = rule.get("minimum", -float("inf")), rule.get("exclusiveMinimum", -float("inf"))
         if not (least <= value <= rule.get("maximum", float("inf")) and value > above):
             yield expected
 
 
-def _join(at: str, key: str) -> str:
-    return f"{at}.{key}" if at else key
+def _join(place: str, key: str) -> str:
+    """Return the path of a key in an object."""
+    return f"{place}.{key}" if place else key
 
 
 def _is(value: Any, kinds: str | list[str]) -> bool:
-    """Whether JSON Schema counts the value as one of these types."""
+    """Return True if JSON Schema counts the value as one of these types."""
     if isinstance(kinds, list):
         return any(_is(value, kind) for kind in kinds)
     if kinds in {"number", "integer"}:
@@ -224,51 +244,61 @@ def _is(value: Any, kinds: str | list[str]) -> bool:
 _TYPES: Mapping[str, type] = {"string": str, "object": dict, "array": list, "boolean": bool}
 
 
-def _found(value: Any) -> str:
+def _as_text(value: Any) -> str:
+    """Return a value as a short text for messages."""
     if isinstance(value, dict):
         return "an object"
     return clean(json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | int | float | list) else repr(value), 60)
 
 
 MOST = 5
-"""Problems of a card that are told at once."""
+"""Most problems of a card in one message."""
 
 
 class CardInput(NamedTuple):
-    """What a card says of one input of the model."""
+    """Description of one input of the model, by its card."""
 
     name: str
+    """Name of the model's tensor."""
     dtype: str | None
-    """None: as the file says, as for the shape."""
+    """dtype of the tensor; None: as in the file."""
     shape: tuple[int, ...] | None
+    """Shape of the tensor, with its batch axis; None: as in the file."""
     batch: int | None
-    """The axis that counts the inputs; None: there is none."""
-    told: bool
-    """Whether the card says so."""
+    """Axis that counts the inputs; None: there is none."""
+    batch_given: bool
+    """True if the card states `batch`; otherwise it is a default."""
     value: Any
-    """A constant; None: the caller gives the input."""
+    """Constant value of the tensor; None: the caller gives the input."""
     preprocess: Preprocess | None
+    """Preprocessing of the caller's input; None: there is none."""
 
 
 class CardState(NamedTuple):
-    """An output that is fed back as an input."""
+    """Output that is fed back as an input."""
 
     input: str
+    """Name of the input that takes the state."""
     output: str
+    """Name of the output that returns the next state."""
     shape: tuple[int, ...] | None
-    """Of the first one; None: as the file says."""
+    """Shape of the first state; None: as in the file."""
     value: float
-    """Of which the first one consists."""
+    """Number that fills the first state."""
 
 
 class Card:
-    """The card in `NAME.json` beside `NAME.onnx`, or in `NAME.onnx.json`; every key is optional (docs/cards.md).
+    """Model card, from `NAME.json` beside `NAME.onnx`, or from `NAME.onnx.json`; every key is optional (docs/cards.md).
+
+    Args:
+        data: the card's JSON; None: an empty card.
+        path: of its file.
 
     Attributes:
-        inputs: those that it describes; a model may have further ones.
-        preprocess: of its only input, if it has any.
+        inputs: inputs that the card describes; a model may have further ones.
+        preprocess: of the only described input; None: it has none, or there are several.
         state: outputs that are fed back.
-        batch: the axis of each output that counts the inputs; None: there is none; -1: it does not say.
+        batch: axis of each output that counts the inputs; None: there is none; -1: the card does not state it.
 
     Raises:
         ModelError: the data is not a model card.
@@ -277,7 +307,7 @@ class Card:
     def __init__(self, data: dict[str, Any] | None = None, *, path: Path | None = None) -> None:
         self.path = path
         try:
-            data = {} if data is None else _given(data)
+            data = {} if data is None else _without_nulls(data)
             _check(data)
             self.name = str(data.get("name", ""))
             self.description = str(data.get("description", ""))
@@ -290,22 +320,26 @@ class Card:
             self.sha256: str | None = data.get("sha256")
             self.batch: int | None = _axis(output, -1)
             self.inputs = _inputs(data)
-            self.state = tuple(_state(one) for one in data.get("state", ()))
+            self.state = tuple(_state(part) for part in data.get("state", ()))
             _check_names(self.inputs, self.state)
             self.preprocess = self.inputs[0].preprocess if len(self.inputs) == 1 else None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
-            told = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
-            raise ModelError(f"{path or 'the card'} is not a model card: {told}") from e
+            text = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
+            raise ModelError(f"{path or 'the card'} is not a model card: {text}") from e
 
     @classmethod
     def beside(cls, model: Path) -> Card:
-        """The card of a model file; an empty card if there is none."""
+        """Read and return the card of a model file; an empty card if there is none.
+
+        Raises:
+            ModelError: the file beside the model is not a model card.
+        """
         path = card_path(model)
         return cls.read(path) if path.exists() else cls()
 
     @classmethod
     def read(cls, path: Path) -> Card:
-        """Reads a card file.
+        """Read and return a card file.
 
         Raises:
             ModelMissing: there is no such file.
@@ -322,78 +356,101 @@ class Card:
         return cls(data, path=path)
 
     def of(self, name: str) -> CardInput | None:
-        """What it says of that input; None: nothing."""
-        return next((one for one in self.inputs if one.name == name), None)
+        """Return the card's description of the input of this name; None: there is none."""
+        return next((described for described in self.inputs if described.name == name), None)
 
     @property
     def batch_first(self) -> bool:
-        """Whether the first axis of every tensor counts the inputs, as far as it says."""
-        return self.batch in (-1, 0) and all(one.batch == 0 for one in self.inputs if one.value is None)
+        """True if the first axis of every tensor counts the inputs, as far as the card states it."""
+        return self.batch in (-1, 0) and all(described.batch == 0 for described in self.inputs if described.value is None)
 
 
 def card_path(model: Path) -> Path:
-    """Where a model's card is: `NAME.SUFFIX.json` beside it, for a model in several formats, if that is there, or `NAME.json`."""
-    own = model.with_name(f"{model.name}.json")
-    return own if own.exists() else model.with_suffix(".json")
+    """Return the path of a model's card: `NAME.SUFFIX.json` beside the model if that exists, else `NAME.json`.
+
+    The former serves a model in several formats.
+    """
+    specific = model.with_name(f"{model.name}.json")
+    return specific if specific.exists() else model.with_suffix(".json")
 
 
 def _check(data: Any) -> None:
+    """Raise ValueError with the first problems of the data by the schema."""
     if wrong := list(islice(problems(data), MOST)):
         raise ValueError("; ".join(wrong))
 
 
-def _given(data: Any) -> Any:
-    """The data without keys whose value is null."""
+def _without_nulls(data: Any) -> Any:
+    """Return the data without keys whose value is null."""
     if isinstance(data, dict):
-        return {key: _given(value) for key, value in data.items() if value is not None}
-    return [_given(value) if isinstance(value, dict) else value for value in data] if isinstance(data, list) else data
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    return [_without_nulls(value) if isinstance(value, dict) else value for value in data] if isinstance(data, list) else data
 
 
 def _labels(above: list[Any] | None, of_output: list[Any] | None) -> tuple[str, ...] | None:
+    """Return the labels, from the top of the card or from its output.
+
+    Raises:
+        ValueError: both have labels, and they differ.
+    """
     if above and of_output and above != of_output:
         raise ValueError("labels: there are others in output: write them once")
     return tuple(map(str, above or of_output or ())) or None
 
 
 def _inputs(data: dict[str, Any]) -> tuple[CardInput, ...]:
-    several, one, above = data.get("inputs"), data.get("input"), data.get("preprocess")
+    """Return the inputs from `inputs`, or from `input` and `preprocess`.
+
+    Raises:
+        ValueError: keys contradict each other.
+    """
+    several, single, above = data.get("inputs"), data.get("input"), data.get("preprocess")
     if several is not None:
-        if one is not None or above is not None:
+        if single is not None or above is not None:
             raise ValueError("inputs: with it there is no input, and preprocess stands in each of inputs")
         return tuple(_input(each, f"inputs[{i}]") for i, each in enumerate(several))
     if above is not None:
-        if one is None:
+        if single is None:
             raise ValueError("preprocess: it needs input, with the name, dtype and shape of the model's tensor")
-        if "preprocess" in one:
+        if "preprocess" in single:
             raise ValueError("preprocess: it is in input as well")
-        one = {**one, "preprocess": above}
-    return () if one is None else (_input(one, "input"),)
+        single = {**single, "preprocess": above}
+    return () if single is None else (_input(single, "input"),)
 
 
-def _input(data: dict[str, Any], at: str) -> CardInput:
+def _input(data: dict[str, Any], place: str) -> CardInput:
+    """Return one input from its part of the card.
+
+    Raises:
+        ValueError: keys contradict each other.
+    """
     name, dtype, preprocess = data["name"], data.get("dtype"), data.get("preprocess")
     shape = tuple(map(int, data["shape"])) if "shape" in data else None
     batch = _axis(data, None if shape == () else 0)
     if shape is not None and batch is not None and batch >= len(shape):
-        raise ValueError(f"{at}.batch: there is no axis {batch} in {list(shape)}")
+        raise ValueError(f"{place}.batch: there is no axis {batch} in {list(shape)}")
     if preprocess is None:
         if "layout" in data and shape is not None:
-            _check_layout(data["layout"], shape, batch, at)
+            _check_layout(data["layout"], shape, batch, place)
         return CardInput(name, dtype, shape, batch, "batch" in data, data.get("value"), None)
     if "value" in data:
-        raise ValueError(f"{at}: a constant, value, has no preprocess")
+        raise ValueError(f"{place}: a constant, value, has no preprocess")
     if dtype is None or shape is None:
-        raise ValueError(f"{at}: preprocess needs dtype and shape of the model's tensor beside it")
-    made = _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
-    return CardInput(name, dtype, shape, batch, "batch" in data, None, made)
+        raise ValueError(f"{place}: preprocess needs dtype and shape of the model's tensor beside it")
+    prepared = _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
+    return CardInput(name, dtype, shape, batch, "batch" in data, None, prepared)
 
 
-def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, at: str) -> None:
+def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, place: str) -> None:
+    """Raise ValueError if a layout has another number of axes than the shape without its batch axis."""
     if len(layout) != len(shape) - (batch is not None):
-        raise ValueError(f"{at}.layout: {layout} has {len(layout)} axes, and {list(shape)} without its batch axis another number")
+        raise ValueError(
+            f"{place}.layout: {layout} has {len(layout)} axes, and {list(shape)} without its batch axis another number"
+        )
 
 
 def _preprocess(gives: TensorSpec, layout: str | None, batch: int | None, data: dict[str, Any]) -> Preprocess:
+    """Return the preprocessing to a tensor, from its part of the card."""
     accepts = TensorSpec(gives.name, data["dtype"], (-1, *map(int, data["shape"])))
     layouts = Layouts(data.get("layout"), layout)
     return Preprocess(
@@ -403,7 +460,11 @@ def _preprocess(gives: TensorSpec, layout: str | None, batch: int | None, data: 
 
 
 def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> Picture | None:
-    """Where what the caller gives is a picture, that may be decoded, resized or cropped."""
+    """Return the settings for the caller's pictures, which may be decoded, resized or cropped; None: the input is no picture.
+
+    Raises:
+        ValueError: resize or crop does not fit the shape.
+    """
     shape = accepts.shape[1:]
     layout = layout or ("HW" if len(shape) == 2 else None)  # noqa: PLR2004 - height and width
     resize, crop = data.get("resize"), data.get("crop")
@@ -431,23 +492,28 @@ def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> P
 
 
 def _state(data: dict[str, Any]) -> CardState:
+    """Return one state from its part of the card."""
     shape = tuple(map(int, data["shape"])) if "shape" in data else None
     return CardState(data["input"], data["output"], shape, float(data.get("value", 0)))
 
 
 def _axis(data: dict[str, Any], default: int | None) -> int | None:
+    """Return the batch axis from a part of the card, or the default."""
     batch = data.get("batch", default)
     return None if batch is None or batch == "none" else int(batch)
 
 
 def _check_names(inputs: tuple[CardInput, ...], state: tuple[CardState, ...]) -> None:
-    names = [one.name for one in inputs] + [one.input for one in state]
+    """Raise ValueError if a name occurs twice among inputs and states."""
+    names = [part.name for part in inputs] + [part.input for part in state]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"inputs and state: {', '.join(twice)} is there twice")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex; of a folder, that of what `sha256sum` prints of its files, by their paths in it, sorted by bytes.
+    """Return the SHA-256 of a file or a folder, hex. Reads all of it.
+
+    For a folder, it is the hash of the output of `sha256sum` for its files, by their paths in it, sorted by bytes.
 
     Raises:
         ModelMissing: there is no such file.
@@ -467,6 +533,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, hex."""
     digest = hashlib.sha256()
     with file.open("rb") as data:
         while block := data.read(1 << 20):

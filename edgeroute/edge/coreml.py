@@ -18,7 +18,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.picture import check_installed
-from edgeroute.edge.tensors import say
+from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import imported, no_fork
 from edgeroute.types import StopToken, TensorSpec
@@ -172,12 +172,12 @@ class CoreMLModel(ModelFile):
         session, prepare = self._session or self.load(), self._one
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)
-        return self._named(self._execute(session, self._names, {self.inputs[0].name: prepare(x)}, cancel))
+        return self._by_name(self._execute(session, self._names, {self.inputs[0].name: prepare(x)}, cancel))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:  # noqa: ARG002 - Core ML cannot be stopped
         for name, flexible in self._flexible.items():
             if not flexible.fits(feed[name].shape):
-                raise BadInput(f"{name}: it takes {flexible.sizes}, got {say(feed[name].shape)}")
+                raise BadInput(f"{name}: it takes {flexible.sizes}, got {shape_text(feed[name].shape)}")
         if self._convert:
             feed = {name: self._convert[name](tensor) if name in self._convert else tensor for name, tensor in feed.items()}
         try:
@@ -185,7 +185,7 @@ class CoreMLModel(ModelFile):
                 out = session.predict(feed)
             return [_plain(out[name]) for name in names]
         except Exception as e:  # Core ML's errors derive from Exception alone
-            raise self._failed(e) from e
+            raise self._run_error(e) from e
 
 
 class _Session(NamedTuple):
@@ -298,7 +298,7 @@ def _flexible(
 ) -> _Input:
     if listed:
         most = 1 if len({shape[0] for shape in listed if shape}) > 1 else None
-        return _Input(spec, {*listed}.__contains__, " or ".join(map(say, listed)), most, convert)
+        return _Input(spec, {*listed}.__contains__, " or ".join(map(shape_text, listed)), most, convert)
     if not ranges:
         return _Input(spec, _any, "", None, convert)
 

@@ -1,4 +1,4 @@
-"""Ensemble of edge models, with their agreement as the confidence."""
+"""Ensemble of edge models, whose agreement is the confidence."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from edgeroute.types import EdgeModel, StopToken
 
 
 class Ensemble:
-    """Runs each model and predicts the class with the largest mean softmax probability.
+    """Edge model that runs several models, and predicts the class with the largest mean softmax probability.
 
     Independently trained models make different errors, so their agreement separates right from wrong answers even where each
     model is overconfident (deep ensembles: Lakshminarayanan et al., 2017).
 
     Args:
-        models: two or more classifiers with the same classes: paths, models or callables, giving logits or probabilities.
-        votes: use the predicted classes only: confidence is one minus the normalised entropy of the votes. Else it is the
-            largest mean softmax probability.
+        models: two or more classifiers with the same classes: paths, models or callables, returning logits or probabilities.
+        votes: count the predicted classes only: the confidence is one minus the normalised entropy of the votes. Otherwise it is
+            the largest mean softmax probability.
         name: in answers.
-        version: as for `CallableModel`, for all its models together; None: each model tells its own.
+        version: as for `CallableModel`, for all its models together; None: each model is identified by itself.
 
     Raises:
-        PolicyError: fewer than two models, differing labels, or outputs that are neither logits nor probabilities.
+        PolicyError: fewer than two models, differing labels, an `async def` model, or outputs that are neither logits nor
+            probabilities.
     """
 
     kind = "answers"
@@ -52,7 +53,7 @@ class Ensemble:
         self._runs = [runs_of(model) for model in self.models]
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
-        """(value, confidence) for each input.
+        """Run all models on the inputs, one model after the other; return (value, confidence) for each input.
 
         Raises:
             BadReply: the models' outputs differ in shape, or are not [n, classes].
@@ -72,20 +73,24 @@ class Ensemble:
         return [(int(i) if self.labels is None else self.labels[i], float(c)) for i, c in zip(best, sure, strict=True)]
 
     def load(self) -> None:
-        """Loads all models."""
+        """Load all models."""
         for model in self.models:
             if (load_it := member(model, "load")) is not None:
                 load_it()
 
     def close(self) -> None:
-        """Closes all models."""
+        """Close all models, each after its last run."""
         for model, runs in zip(self.models, self._runs, strict=True):
             if (close := member(model, "close")) is not None:
                 (close if runs is None else runs.close)()
 
 
 def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """The outputs as logits [n, classes]; logarithms of probabilities."""
+    """Return the outputs as logits [n, classes]: of probabilities their logarithms.
+
+    Raises:
+        BadReply: they are not [n, classes].
+    """
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")

@@ -1,4 +1,4 @@
-"""Inputs of a model: which the caller gives, which are constants, and which are a state."""
+"""Inputs of a model by its card: those that the caller gives, constants, and states."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import Any
 import numpy as np
 
 from edgeroute.edge.card import Card, CardInput, CardState
-from edgeroute.edge.tensors import Array, MakePrepare, Plain, Prepare, say
+from edgeroute.edge.tensors import Array, MakePrepare, Plain, Prepare, shape_text
 from edgeroute.errors import BadInput, nearest
 from edgeroute.types import TensorSpec
 
 FLOATS = {"float16", "float32", "float64", "object"}
+"""dtypes that any number fits into."""
 
 
 class Inputs:
-    """How a model's inputs are filled, by its card and its file.
+    """Plan of a model's inputs, from its card and its file: makes the tensors of the caller's inputs.
 
     Args:
         card: of the model.
         inputs: of the file.
         outputs: of the file.
-        plain: how an input without preprocessing is prepared.
+        plain: makes the preparation of an input without preprocessing.
 
     Attributes:
         given: the inputs that the caller gives.
-        constants: name -> tensor of the others but the state.
-        state: name -> the first state.
-        kept: names of the outputs that are the next state, in the order of `state`.
+        constants: name -> tensor of the inputs with a constant value.
+        state: name -> first state.
+        state_outputs: names of the outputs that are the next state, in the order of `state`.
         outputs: the other outputs.
-        size: so many inputs go into one run; None: any number.
-        batch: the axis of each output that counts the inputs; None: there is none.
-        one: makes the tensor of one input that the caller gives, where that is the model's only one; None: it is not.
+        size: number of the caller's inputs in one run; None: any number.
+        batch: axis of each output that counts the inputs; None: there is none.
+        one: makes the tensor of one input of the caller, if the model has no other input; None: it has.
 
     Raises:
         ValueError: the card describes another file.
@@ -41,30 +42,32 @@ class Inputs:
     def __init__(
         self, card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], plain: MakePrepare = Plain
     ) -> None:
-        inputs = [_shaped(spec, card.of(spec.name)) for spec in inputs]
+        inputs = [_with_card_shape(spec, card.of(spec.name)) for spec in inputs]
         specs = {spec.name: spec for spec in inputs}
         self.constants: dict[str, Array] = {}
-        self.state = {one.input: _first(one, specs, {spec.name: spec for spec in outputs}) for one in card.state}
-        self.kept = [one.output for one in card.state]
-        self.outputs = tuple(spec for spec in outputs if spec.name not in self.kept)
+        self.state = {one.input: _first_state(one, specs, {spec.name: spec for spec in outputs}) for one in card.state}
+        self.state_outputs = [one.output for one in card.state]
+        self.outputs = tuple(spec for spec in outputs if spec.name not in self.state_outputs)
         self._prepare: dict[str, Prepare] = {}
         axes: list[tuple[int | None, int]] = []
         given: list[TensorSpec] = []
-        for described in card.inputs:
-            _check(described, specs)
+        for entry in card.inputs:
+            _check(entry, specs)
         for spec in inputs:
-            told = card.of(spec.name)
+            card_input = card.of(spec.name)
             if spec.name in self.state:
                 continue
-            if told is not None and told.value is not None:
-                self.constants[spec.name] = constant(told.value, spec)
+            if card_input is not None and card_input.value is not None:
+                self.constants[spec.name] = constant(card_input.value, spec)
                 continue
-            batch = None if not spec.shape else 0 if told is None else told.batch
+            batch = None if not spec.shape else 0 if card_input is None else card_input.batch
             if batch is not None and batch >= len(spec.shape):
                 raise ValueError(f"the card's batch of {spec.name}: there is no axis {batch} in {list(spec.shape)}")
             given.append(spec)
             axes.append((batch, 1 if batch is None else spec.shape[batch]))
-            self._prepare[spec.name] = told.preprocess if told is not None and told.preprocess is not None else plain(spec, batch)
+            self._prepare[spec.name] = (
+                card_input.preprocess if card_input is not None and card_input.preprocess is not None else plain(spec, batch)
+            )
         self.given = tuple(given)
         sizes = {size for _, size in axes if size != -1}
         self.size = 1 if self.state or len(sizes) > 1 else sizes.pop() if sizes else None
@@ -75,63 +78,71 @@ class Inputs:
         self.one = self._prepare[given[0].name].one if alone else None
 
     def feed(self, inputs: list[Any], name: str) -> dict[str, Array]:
-        """The tensors for these inputs, which the caller gives; `name` is the model's.
+        """Return name -> tensor for n inputs of the caller.
+
+        Args:
+            inputs: n arrays, or mappings of name to array, without the batch axis.
+            name: the model's, for messages.
 
         Raises:
             BadInput: they do not fit.
         """
         if len(self.given) == 1:
             ((only, prepare),) = self._prepare.items()
-            return {only: prepare([_named(x, only) for x in inputs] if inputs and isinstance(inputs[0], dict) else inputs)}
+            return {only: prepare([_value_of(x, only) for x in inputs] if inputs and isinstance(inputs[0], dict) else inputs)}
         if not all(isinstance(x, dict) for x in inputs):
             raise BadInput(f"{name} has {len(self.given)} inputs: pass a mapping with {[s.name for s in self.given]}")
-        return {only: prepare([_named(x, only) for x in inputs]) for only, prepare in self._prepare.items()}
+        return {only: prepare([_value_of(x, only) for x in inputs]) for only, prepare in self._prepare.items()}
 
     def rows(self, output: Array) -> Array:
-        """An output with the axis that counts the inputs in front."""
+        """Return an output with the axis that counts the inputs in front."""
         if self.batch is None:
             return np.asarray(output)[None]
         return np.moveaxis(output, self.batch, 0) if self.batch else output
 
 
-def _shaped(spec: TensorSpec, told: CardInput | None) -> TensorSpec:
-    """An input of which the file does not know how many axes it has, which looks like a number, as the card says."""
-    return spec if spec.shape or told is None or not told.shape else spec._replace(shape=told.shape)
+def _with_card_shape(spec: TensorSpec, entry: CardInput | None) -> TensorSpec:
+    """Return an input's specification with the card's shape, if the file does not know how many axes the input has."""
+    return spec if spec.shape or entry is None or not entry.shape else spec._replace(shape=entry.shape)
 
 
-def unsaid(card: Card, inputs: Sequence[TensorSpec]) -> str:
-    """What the card is to say of an input whose first axis may be another than the one that counts the inputs; empty: nothing.
+def batch_axis_problem(card: Card, inputs: Sequence[TensorSpec]) -> str:
+    """Return an error text if the card has to state which axis of an input counts the inputs; empty: the axis is clear.
 
-    An axis of any size behind one of a fixed size counts them, or the first does, so many at a time, or none. A row of the
-    wrong one runs as well, and gives an answer to another question.
+    With an axis of any size behind a first axis of a fixed size, either may count them. A run with the wrong one would succeed,
+    and answer another question.
     """
     for spec in inputs:
-        told = card.of(spec.name)
-        if len(spec.shape) > 1 and spec.shape[0] > 1 and -1 in spec.shape and (told is None or not told.told):
+        entry = card.of(spec.name)
+        if len(spec.shape) > 1 and spec.shape[0] > 1 and -1 in spec.shape and (entry is None or not entry.batch_given):
             return (
-                f"the input {spec.name} is {say(spec.shape)}: its first axis counts the inputs, {spec.shape[0]} at a time, or "
-                'another one does, or none. Write which into its card: "input": '
+                f"the input {spec.name} is {shape_text(spec.shape)}: its first axis counts the inputs, "
+                f'{spec.shape[0]} at a time, or another one does, or none. Write which into its card: "input": '
                 f'{{"name": "{spec.name}", "batch": {spec.shape.index(-1)}}}, or "batch": "none"'
             )
     return ""
 
 
-def _check(told: CardInput, specs: Mapping[str, TensorSpec]) -> None:
-    """Compares what a card says of an input with the file."""
-    spec = specs.get(told.name)
+def _check(entry: CardInput, specs: Mapping[str, TensorSpec]) -> None:
+    """Compare the card's description of an input with the file.
+
+    Raises:
+        ValueError: the file has no such input, or one of another dtype or shape.
+    """
+    spec = specs.get(entry.name)
     if spec is None:
-        raise ValueError(f"its card describes the input {told.name!r}, the file has {list(specs)}: {nearest(told.name, specs)}")
-    if told.dtype not in (None, spec.dtype):
-        raise ValueError(f"its card describes the input {told.name!r} as {told.dtype}, the file has {spec.dtype}")
-    shape = told.shape
+        raise ValueError(f"its card describes the input {entry.name!r}, the file has {list(specs)}: {nearest(entry.name, specs)}")
+    if entry.dtype not in (None, spec.dtype):
+        raise ValueError(f"its card describes the input {entry.name!r} as {entry.dtype}, the file has {spec.dtype}")
+    shape = entry.shape
     if shape is not None and (
         len(shape) != len(spec.shape) or any(a != b and -1 not in (a, b) for a, b in zip(shape, spec.shape, strict=True))
     ):
-        raise ValueError(f"its card describes the input {told.name!r} as {list(shape)}, the file has {list(spec.shape)}")
+        raise ValueError(f"its card describes the input {entry.name!r} as {list(shape)}, the file has {list(spec.shape)}")
 
 
 def constant(value: Any, spec: TensorSpec) -> Array:
-    """The tensor of a constant.
+    """Return the tensor of a constant, a number or nested lists, in the input's dtype and shape.
 
     Raises:
         ValueError: it does not fit the input.
@@ -139,39 +150,50 @@ def constant(value: Any, spec: TensorSpec) -> Array:
     wrong = f"the card's value of {spec.name} is no {spec.dtype} {list(spec.shape)}"
     try:
         array = np.asarray(value)
-        made = array.astype(spec.dtype)
+        tensor = array.astype(spec.dtype)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(wrong) from None
     numbers = array.dtype.kind in "biuf"
-    if numbers == (spec.dtype == "object") or not (spec.dtype in FLOATS or (made == array).all()):
+    if numbers == (spec.dtype == "object") or not (spec.dtype in FLOATS or (tensor == array).all()):
         raise ValueError(wrong)
-    if not made.ndim and -1 not in spec.shape:
-        return np.full(spec.shape, made)
-    if made.ndim != len(spec.shape) or any(b not in (-1, a) for a, b in zip(made.shape, spec.shape, strict=True)):
-        raise ValueError(f"{wrong}, but {list(made.shape)}")
-    return made
+    if not tensor.ndim and -1 not in spec.shape:
+        return np.full(spec.shape, tensor)
+    if tensor.ndim != len(spec.shape) or any(b not in (-1, a) for a, b in zip(tensor.shape, spec.shape, strict=True)):
+        raise ValueError(f"{wrong}, but {list(tensor.shape)}")
+    return tensor
 
 
-def _first(one: CardState, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> Array:
-    """The first state."""
-    for kind, name, there in (("input", one.input, inputs), ("output", one.output, outputs)):
-        if name not in there:
-            raise ValueError(f"its card's state names the {kind} {name!r}, the file has {list(there)}: {nearest(name, there)}")
-    spec = inputs[one.input]
-    if outputs[one.output].dtype != spec.dtype or spec.dtype == "object":
-        raise ValueError(f"its card's state: {one.output} is {outputs[one.output].dtype}, and {one.input} takes {spec.dtype}")
-    if one.shape is None:
+def _first_state(state: CardState, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> Array:
+    """Return the tensor of a state before the first call.
+
+    Raises:
+        ValueError: the card's state does not fit the file.
+    """
+    for kind, name, known in (("input", state.input, inputs), ("output", state.output, outputs)):
+        if name not in known:
+            raise ValueError(f"its card's state names the {kind} {name!r}, the file has {list(known)}: {nearest(name, known)}")
+    spec = inputs[state.input]
+    if outputs[state.output].dtype != spec.dtype or spec.dtype == "object":
+        raise ValueError(
+            f"its card's state: {state.output} is {outputs[state.output].dtype}, and {state.input} takes {spec.dtype}"
+        )
+    if state.shape is None:
         if spec.shape.count(-1) > 1:
-            raise ValueError(f'its card\'s state: {one.input} is {list(spec.shape)} in the file: write its first "shape"')
+            raise ValueError(f'its card\'s state: {state.input} is {list(spec.shape)} in the file: write its first "shape"')
         shape = tuple(1 if size == -1 else size for size in spec.shape)
-    elif len(one.shape) != len(spec.shape) or any(b not in (-1, a) for a, b in zip(one.shape, spec.shape, strict=True)):
-        raise ValueError(f"its card's state: the shape of {one.input} is {list(one.shape)}, the file has {list(spec.shape)}")
+    elif len(state.shape) != len(spec.shape) or any(b not in (-1, a) for a, b in zip(state.shape, spec.shape, strict=True)):
+        raise ValueError(f"its card's state: the shape of {state.input} is {list(state.shape)}, the file has {list(spec.shape)}")
     else:
-        shape = one.shape
-    return np.full(shape, one.value, spec.dtype)
+        shape = state.shape
+    return np.full(shape, state.value, spec.dtype)
 
 
-def _named(x: Any, name: str) -> Any:
+def _value_of(x: Any, name: str) -> Any:
+    """Return an input's value from the caller's mapping.
+
+    Raises:
+        BadInput: it is missing.
+    """
     try:
         return x[name]
     except (KeyError, IndexError, TypeError) as e:

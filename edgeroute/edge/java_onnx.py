@@ -134,7 +134,7 @@ class JavaOnnxModel(ModelFile):
             with _LOCK:
                 return session.run(names, feed, cancel)  # type: ignore[no-any-return]
         except Exception as e:  # as above
-            raise self._failed(e) from e
+            raise self._run_error(e) from e
         finally:
             session.bridge.release()
 

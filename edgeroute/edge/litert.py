@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.backend import TURN, turn_of
+from edgeroute.edge.backend import TURN, current_turn
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.tensors import Plain, Prepare
@@ -466,12 +466,12 @@ class LiteRTModel(ModelFile):
             session.idle.append(worker)
             return read.real(out) if read.scale else out
         except (RuntimeError, ValueError, MemoryError) as e:
-            raise self._failed(e) from e
+            raise self._run_error(e) from e
 
     def _execute(self, session: Interpreters, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
         if cancel is not None and cancel.asked:
             raise ModelError(f"{self.name} was stopped before it began")
-        turn = turn_of(self.name) if self.stateful else TURN.get() if session.resets else None
+        turn = current_turn(self.name) if self.stateful else TURN.get() if session.resets else None
         try:
             tensors = session.tensors(feed)
         except KeyError as e:
@@ -486,7 +486,7 @@ class LiteRTModel(ModelFile):
             self._advance(worker, step)
             out = worker.run(names, tensors)
         except (RuntimeError, ValueError, MemoryError) as e:
-            raise self._failed(e) from e
+            raise self._run_error(e) from e
         if cancel is None or not cancel.asked:
             turn.states[self._stream] = _Place(worker, step + 1)
         return out

@@ -1,4 +1,7 @@
-"""The members of edge models, and how they are read: no other place asks whether a model has one."""
+"""Members of edge models: their documentation, defaults and checks, and the model's fingerprint.
+
+No other file looks for members.
+"""
 
 from __future__ import annotations
 
@@ -20,114 +23,131 @@ from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
 class EdgeMembers(EdgeModel, Protocol):
-    """All members of an edge model that edgeroute reads. One that a model lacks, or that is None, has the default named here."""
+    """All members of an edge model that edgeroute reads.
+
+    A member that a model lacks, or that is None, has the default named here.
+    """
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
-        """Class index -> value. Default: the value is the index, or the label that the model gives."""
+        """Class index -> value. Default: the value is the index, or the label that the model returns."""
 
     @property
     def kind(self) -> str | None:
-        """What the outputs are, one of `edgeroute.confidence.KINDS`. Default: read by their form."""
+        """Kind of the outputs, one of `edgeroute.confidence.KINDS`. Default: recognised by their form."""
 
     @property
     def output(self) -> str | None:
-        """The output that is read. Default: all of them."""
+        """Name of the output that is read. Default: all of them."""
 
     @property
     def score(self) -> Any:
-        """The score for this model. Default: the router's."""
+        """Confidence score for this model. Default: the router's."""
 
     @property
     def none_found(self) -> str:
-        """Of a detector: see `edgeroute.confidence.boxes`. Default: defer."""
+        """Rule for a detector that finds nothing: see `edgeroute.confidence.boxes`. Default: defer."""
 
     @property
     def path(self) -> str | PathLike[str] | None:
-        """The model's file or folder; there is no router without it. Default: it has none."""
+        """File or folder of the model; a router whose model lacks its file cannot be made. Default: the model has none."""
 
     @property
     def files(self) -> Sequence[str | PathLike[str]]:
-        """Further files or folders that its outputs depend on, such as its card. For fingerprints and `reload`. Default: none."""
+        """Further files or folders that the outputs depend on, such as the card. For fingerprints and `reload`. Default: none."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What else its outputs depend on: providers, precision, plain functions, models that it calls. For fingerprints.
+        """Everything else that the outputs depend on: providers, precision, plain functions, models that it calls.
 
-        Values are plain data, functions and edge models. Read once the model is to be identified: it may be loaded for that.
-        Default: nothing else.
+        For fingerprints.
+
+        Values are plain data, functions and edge models. Reading this may load the model. Default: nothing else.
         """
 
     @property
     def version(self) -> str | None:
-        """Changed by its author whenever its outputs change. For fingerprints; default: `path`, `files` and `settings` tell all.
+        """Text that the model's author changes whenever its outputs change. For fingerprints.
 
-        It is in place of functions and objects among the settings, which have no identity across processes.
+        It stands for functions and objects among the settings, which have no identity across processes. Default: `path`, `files`
+        and `settings` identify the model.
         """
 
     @property
     def release(self) -> Any:
-        """Which version of a catalog it is; set by `edgeroute.catalog`, and nothing that a runtime has. Default: none."""
+        """Version of a catalog, for models from a catalog: set by `edgeroute.catalog`, never by a runtime. Default: none."""
 
     @property
     def card(self) -> Any:
-        """The model's card (`edgeroute.edge.card.Card`). Default: none."""
+        """Model card (`edgeroute.edge.card.Card`). Default: none."""
 
     @property
     def inputs(self) -> Sequence[TensorSpec]:
-        """What it takes, once it is loaded, with the batch axis. For `edgeroute serve`. Default: unknown."""
+        """Specifications of the inputs, with the batch axis, once the model is loaded. For `edgeroute serve`.
+
+        Default: unknown.
+        """
 
     @property
     def outputs(self) -> Sequence[TensorSpec]:
-        """What it gives, likewise. Default: unknown."""
+        """Specifications of the outputs, with the batch axis, once the model is loaded. Default: unknown."""
 
     @property
     def parallel(self) -> int | None:
-        """How many of its runs may go at a time; a further one waits for its turn. Default: any number."""
+        """Most runs at a time; a further run waits for its turn. Default: any number."""
 
     @property
     def closes_after_runs(self) -> bool:
-        """Whether `close` may be called during runs, which keep what they need. Default: it is called after the last run."""
+        """True if `close` may be called during runs, which hold what they need. Default: `close` is called after the last run."""
 
     @property
     def downgraded(self) -> str | None:
-        """How it runs otherwise than it was asked to, once it is loaded; `check` shows it. Default: it runs as asked."""
+        """How the model runs otherwise than requested, once it is loaded; `check` shows it. Default: it runs as requested."""
 
     @property
     def stateful(self) -> bool:
-        """Whether it keeps a state from one input to the next, and so runs in a session only. Default: as its card says."""
+        """True if the model keeps a state from one input to the next, and so runs in a session only.
+
+        Default: as its card states.
+        """
 
     @property
     def placement(self) -> str | None:
-        """Which parts of it run on which hardware, once it is loaded; `check` shows it. Default: it is not said."""
+        """Text that states which parts of the model run on which hardware, once it is loaded; `check` shows it.
+
+        Default: unknown.
+        """
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:
-        """`run([x], cancel)`, by a shorter way: its cost is part of each call's. Default: `run`."""
+        """Return `run([x], cancel)` by a faster way: its cost is part of each call's. Default: `run`."""
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[Any, None, Any] | AsyncGenerator[Any, None]:
-        """The answer to one input in pieces. Default: one piece, from `run_one`.
+        """Yield the answer to one input in pieces. Default: one piece, from `run_one`.
 
         A generator returns the confidence, the log-probabilities of the answer's tokens, or a `Prediction` of the whole; an
-        asynchronous one may yield that as its last.
+        asynchronous generator may yield that as its last item.
         """
 
     def run_feed(self, feed: dict[str, Any]) -> Any:
-        """Runs tensors as in `inputs`, by name, with the batch axis: for `edgeroute serve`. Default: `run` on the rows.
+        """Run tensors by name, as in `inputs`, with the batch axis: for `edgeroute serve`. Default: `run` on the rows.
 
-        A second parameter of it is given the stop token, or None, as that of `run` is.
+        If the method has a second parameter, that is the stop token, or None, as for `run`.
         """
 
     def run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
-        """As `run`, with the edge's answer to each input, as clients with `send_edge` send it; None: there is none.
+        """Run as `run` does, with the edge's answer to each input, as clients with `send_edge` send it; None: a client sent none.
 
-        For `edgeroute serve`, in place of `run`. Default: answers that come are ignored.
+        `edgeroute serve` calls it in place of `run`. Default: answers that come are ignored.
         """
 
     def load(self) -> Any:
-        """Loads the model, if it is not loaded; `run` does so by itself. A plain function, called from any thread."""
+        """Load the model, unless it is loaded; `run` does so by itself. A plain function, called from any thread."""
 
     def close(self) -> Any:
-        """Frees the model; a later run loads it again, and a second call does nothing. A plain function, likewise."""
+        """Free the model; a later run loads it again, and a second call does nothing.
+
+        A plain function, called from any thread.
+        """
 
 
 Name: TypeAlias = Literal[
@@ -135,6 +155,7 @@ Name: TypeAlias = Literal[
     "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one", "score", "settings",
     "stateful", "stream", "version",
 ]  # fmt: skip
+"""Names of the optional members."""
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
     "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
@@ -143,16 +164,20 @@ DEFAULTS: Mapping[Name, Any] = {
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
 _METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")
+"""Optional members that are methods."""
 
 
 def member(model: EdgeModel, name: Name) -> Any:
-    """An optional member of a model; its default if the model lacks it or has None."""
-    found = getattr(model, name, None)
-    return DEFAULTS[name] if found is None else found
+    """Return an optional member of a model, or its default if the model lacks it or has None."""
+    value = getattr(model, name, None)
+    return DEFAULTS[name] if value is None else value
 
 
 def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
-    """Its `run_feed` as a function of tensors and a stop token, which it is given if it takes one; None: it has none."""
+    """Return the model's `run_feed` as a function of tensors and a stop token; None: the model has none.
+
+    The token is passed on only if `run_feed` takes one.
+    """
     run: Callable[..., Any] | None = member(model, "run_feed")
     if run is None:
         return None
@@ -164,24 +189,24 @@ def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], An
 
 
 def is_model(thing: object) -> bool:
-    """Whether it has a `run` to be called, and is no class."""
+    """Return True if an object has a `run` to be called, and is no class."""
     return callable(getattr(thing, "run", None)) and not isinstance(thing, type)
 
 
 def files(model: EdgeModel) -> list[Path]:
-    """The files and folders that its outputs depend on: the model's first."""
+    """Return the files and folders that the model's outputs depend on, the model's own first."""
     further = member(model, "files")
     listed = [further] if isinstance(further, str | Path) else [*further]  # a single one is meant as one
     return [Path(path) for path in (member(model, "path"), *listed) if path is not None]
 
 
 def stamps(model: EdgeModel) -> tuple[Any, ...]:
-    """Those files with their times and sizes: once this is another, the model on disk may be another one than was loaded."""
+    """Return (path, stamp) of each of those files and folders, to detect that a model on disk has changed since it was loaded."""
     return tuple((path.absolute(), file_stamp(path)) for path in files(model))
 
 
 def awaited(function: Any) -> bool:
-    """Whether calling it gives a coroutine or an asynchronous generator: it is an `async def`, or its `__call__` is."""
+    """Return True if a call returns a coroutine or an asynchronous generator."""
     while isinstance(function, partial):
         function = function.func
     called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a coroutine function
@@ -189,30 +214,30 @@ def awaited(function: Any) -> bool:
 
 
 def is_awaited(model: EdgeModel) -> bool:
-    """Whether its runs are awaited.
+    """Return True if the model's runs are awaited.
 
     Raises:
-        PolicyError: some are and some are not, or `load` or `close` would be.
+        PolicyError: some runs are `async def` and some are not, or `load`, `close` or another method is.
     """
     runs = {"run": model.run, "run_one": member(model, "run_one"), "stream": member(model, "stream")}
-    said = {name: awaited(run) for name, run in runs.items() if run is not None}
-    if len({*said.values()}) > 1:
-        asynchronous, plain = ([name for name, is_one in said.items() if is_one is wanted] for wanted in (True, False))
+    is_async = {name: awaited(run) for name, run in runs.items() if run is not None}
+    if len({*is_async.values()}) > 1:
+        asynchronous, plain = ([name for name, is_one in is_async.items() if is_one is wanted] for wanted in (True, False))
         raise PolicyError(
-            f"{named(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
+            f"{model_text(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
             f" {' and '.join(plain)} {'is' if len(plain) == 1 else 'are'} not: make all of them async def, or none"
         )
     for name in ("load", "close", "run_escalated", "run_feed"):
         if awaited(member(model, name)):
-            raise PolicyError(f"{named(model)}: {name} is async def, and is called from threads: make it a plain def")
-    return said["run"]
+            raise PolicyError(f"{model_text(model)}: {name} is async def, and is called from threads: make it a plain def")
+    return is_async["run"]
 
 
-def checked(model: EdgeModel) -> None:
-    """Checks what can be wrong with a model before its first run.
+def check_model(model: EdgeModel) -> None:
+    """Check a model's name, and the types of its methods, `parallel` and `version`, before its first run.
 
     Raises:
-        PolicyError: a member has the wrong type; the message says which.
+        PolicyError: a member has the wrong type; the message names it.
     """
     name = getattr(model, "name", None)
     if not isinstance(name, str) or not name:
@@ -221,7 +246,7 @@ def checked(model: EdgeModel) -> None:
             " or an object with a name and run(inputs, cancel)"
         )
     for method in _METHODS:
-        if not callable(member(model, method) or checked):
+        if not callable(member(model, method) or check_model):
             raise PolicyError(f"{name}: {method} is a {type(member(model, method)).__name__}, and no method")
     if (parallel := member(model, "parallel")) is not None:
         check_number(f"{name}: parallel", parallel, least=1, whole=True)
@@ -229,58 +254,58 @@ def checked(model: EdgeModel) -> None:
         raise PolicyError(f'{name}: version is text, as in version="{version}", and not a {type(version).__name__}')
 
 
-def named(model: EdgeModel) -> str:
-    """The model, in a message."""
+def model_text(model: EdgeModel) -> str:
+    """Return the model's name for a message, as in `the edge 'tiny'`."""
     return f"the edge {model.name!r}"
 
 
 # Fingerprint of an edge model: all that its outputs depend on, in one text.
 
 Of = Callable[[Any], str]
-"""The fingerprint of a file, a folder or a callable."""
+"""Function that returns the fingerprint of a file, a folder or a callable."""
 
 
-def fingerprint(model: EdgeModel, of: Of, say: Of | None = None) -> str:
-    """Fingerprint of its class, files, settings, labels and kind of outputs, the same in each process.
+def fingerprint(model: EdgeModel, of: Of, of_callable: Of | None = None) -> str:
+    """Return a fingerprint of a model's class, files, settings, labels and kind of outputs, the same in each process.
 
-    A `version` stands for what its author knows and edgeroute cannot: of functions and objects in its settings it takes the
-    names alone. Where neither a version nor anything else tells what the model is, or a setting has no identity, the text begins
-    with `UNIDENTIFIED`, and is another one each time.
+    Functions and objects in the settings count by their fingerprints, or, beside a `version`, by their names alone. Without a
+    version and anything else that identifies the model, or with a setting that has no identity, the text begins with
+    `UNIDENTIFIED`, and differs each time.
 
     Args:
         model: the model.
-        of: of a file, a folder or a callable.
-        say: of a callable in the settings; None: `of`.
+        of: returns the fingerprint of a file, a folder or a callable.
+        of_callable: returns that of a callable in the settings; None: `of`, or with a version the name.
 
     Raises:
         OSError: a file cannot be read.
-        PolicyError: its settings are no mapping.
+        PolicyError: the settings are no mapping.
     """
     settings, version = member(model, "settings"), member(model, "version")
     if not isinstance(settings, Mapping):
-        raise PolicyError(f"{named(model)}: settings is a mapping of names to values, and not a {type(settings).__name__}")
+        raise PolicyError(f"{model_text(model)}: settings is a mapping of names to values, and not a {type(settings).__name__}")
     paths = files(model)
-    say = say or (of if version is None else _name)
+    of_callable = of_callable or (of if version is None else _name)
     if version is None and not paths and not settings:
-        return say(model)
+        return of_callable(model)
     kind = type(model)
     parts = [
         f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
         *map(of, paths),
         _text("version", version),
-        _said(settings, of, say),
+        _value_text(settings, of, of_callable),
         repr((member(model, "labels"), member(model, "kind"), member(model, "output"), member(model, "none_found"))),
     ]
-    return _digested(parts) or of(model)
+    return _digest(parts) or of(model)
 
 
-def versioned(function: Any, version: str | None, of: Of) -> str:
-    """The fingerprint of a callable; with a version that, and its name."""
-    return of(function) if version is None else _digested([_name(function), _text("version", version)])
+def callable_fingerprint(function: Any, version: str | None, of: Of) -> str:
+    """Return the fingerprint of a callable: by its version and name if it has a version, else by `of`."""
+    return of(function) if version is None else _digest([_name(function), _text("version", version)])
 
 
-def _digested(parts: list[str]) -> str:
-    """One text of several: the first, and a hash over all of them; empty if one of them has no identity."""
+def _digest(parts: list[str]) -> str:
+    """Return the first part and a hash over all parts; empty if a part has no identity."""
     if any(UNIDENTIFIED in part for part in parts):
         return ""
     h = sha256()
@@ -291,17 +316,19 @@ def _digested(parts: list[str]) -> str:
 
 
 def _name(thing: Any) -> str:
+    """Return the module and the qualified name of an object, or of its class."""
     kind = type(thing)
     module = getattr(thing, "__module__", None) or kind.__module__
     return f"{module}.{getattr(thing, '__qualname__', kind.__qualname__)}"
 
 
 def _text(tag: str, value: object) -> str:
+    """Return a tagged `repr` of a value."""
     return f"{tag} {value!r}"
 
 
-def _said(value: Any, of: Of, say: Of) -> str:
-    """A value of the settings in a form that is the same in each process."""
+def _value_text(value: Any, of: Of, of_callable: Of) -> str:
+    """Return a value of the settings as a text that is the same in each process."""
     if isinstance(value, Enum):
         return _text(type(value).__qualname__, value.name)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
@@ -311,9 +338,11 @@ def _said(value: Any, of: Of, say: Of) -> str:
     if isinstance(value, np.generic | np.ndarray) and not value.dtype.hasobject:
         return _text("array", (value.dtype.str, value.shape, sha256(value.tobytes()).hexdigest()))
     if isinstance(value, Mapping):
-        return _text("mapping", sorted((_said(k, of, say), _said(v, of, say)) for k, v in value.items()))
+        return _text(
+            "mapping", sorted((_value_text(k, of, of_callable), _value_text(v, of, of_callable)) for k, v in value.items())
+        )
     if isinstance(value, list | tuple):
-        return _text("list", [_said(one, of, say) for one in value])
+        return _text("list", [_value_text(item, of, of_callable) for item in value])
     if isinstance(value, set | frozenset):
-        return _text("set", sorted(_said(one, of, say) for one in value))
-    return fingerprint(value, of, say) if is_model(value) else say(value)
+        return _text("set", sorted(_value_text(item, of, of_callable) for item in value))
+    return fingerprint(value, of, of_callable) if is_model(value) else of_callable(value)

@@ -1,4 +1,4 @@
-"""Base of the runtimes: a model file with its card, and runs of it, whatever executes them."""
+"""Base of the runtimes: a model file with its card, which is loaded at the first run, and runs of it on the caller's inputs."""
 
 from __future__ import annotations
 
@@ -13,39 +13,42 @@ import numpy as np
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.backend import turn_of
+from edgeroute.edge.backend import current_turn
 from edgeroute.edge.card import Array, Card, sha256_of
-from edgeroute.edge.inputs import Inputs, unsaid
+from edgeroute.edge.inputs import Inputs, batch_axis_problem
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.types import StopToken, TensorSpec
 
-SET_ASIDE: list[Any] = []
+UNFREED_SESSIONS: list[Any] = []
+"""Sessions of the parent of a forked process, which are never freed."""
 
 
 class ModelFile(ForkSafe, ABC):
-    """A model file with its card, loaded at the first run. A runtime opens it and executes tensors; the rest is here.
+    """Model file with its card, loaded at the first run.
+
+    A runtime is a subclass that opens the file and executes tensors; the base class checks, prepares and batches.
 
     Args:
         path: the model file.
-        sha256: of the file; None: what the card says, unchecked where it says nothing.
-        card: path of the card, where it is not beside the model.
+        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
+        card: path of the card, if it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
-        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
     """
 
     _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
-    _session: Any = initially(None, SET_ASIDE.append)
+    _session: Any = initially(None, UNFREED_SESSIONS.append)
 
     closes_after_runs = True
-    """A run holds the session that it began with: closing frees it after the last."""
+    """True, as each run holds its session: closing during a run frees it after the last run."""
     folders = False
-    """Whether a model may be a folder."""
+    """True if the model may be a folder."""
 
     def __init__(
         self,
@@ -76,16 +79,16 @@ class ModelFile(ForkSafe, ABC):
 
     @property
     def files(self) -> list[Path]:
-        """The card."""
+        """The card's path, if there is a card."""
         return [] if self.card.path is None else [self.card.path]
 
     def load(self) -> Any:
-        """Reads, checks and compiles the model, once. -> the runtime's own object for it.
+        """Read, check and compile the model, unless it is loaded; return the runtime's session.
 
         Raises:
             ModelMissing: there is no such file.
             RuntimeMissing: the runtime is not installed.
-            ModelError: the file is corrupt, is not the one its card or the policy names, or cannot run as asked.
+            ModelError: the file is corrupt, is not the one that its card or the policy names, or cannot run as requested.
         """
         with self._lock:
             if self._session is None:
@@ -93,6 +96,7 @@ class ModelFile(ForkSafe, ABC):
             return self._session
 
     def _load(self) -> Any:
+        """Check the file's SHA-256 and open it. The caller holds the lock."""
         if not self.folders and self.path.is_dir():
             raise ModelError(f"{self.path} cannot be read: it is a folder")
         self.fingerprint = sha256_of(self.path)
@@ -105,19 +109,29 @@ class ModelFile(ForkSafe, ABC):
 
     @abstractmethod
     def _open(self) -> Any:
-        """Opens the file in the runtime, and calls `_describe`. -> the runtime's object."""
+        """Open the file in the runtime, call `_describe`, and return the runtime's session."""
 
     @abstractmethod
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
-        """Runs all tensors of the model. -> the outputs of these names.
+        """Run all tensors of the model, by name; return the outputs of these names, in order.
 
         Raises:
-            ModelError: it failed.
+            ModelError: the run failed.
         """
 
     def _describe(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], plain: MakePrepare = Plain) -> None:
-        """Takes what the file's tensors are, and compares the card with them; `plain` prepares those without preprocessing."""
-        if any(one.preprocess is not None and one.preprocess.fits_pictures for one in self.card.inputs):
+        """Store the file's inputs and outputs, after comparing the card with them.
+
+        Args:
+            inputs: of the file.
+            outputs: of the file.
+            plain: makes the preparation of an input without preprocessing.
+
+        Raises:
+            ModelError: the card describes another file.
+            RuntimeMissing: the card needs Pillow, which is not installed.
+        """
+        if any(spec.preprocess is not None and spec.preprocess.fits_pictures for spec in self.card.inputs):
             check_installed()
         try:
             self._plan = Inputs(self.card, inputs, outputs, plain)
@@ -126,69 +140,101 @@ class ModelFile(ForkSafe, ABC):
         self.inputs, self.outputs = self._plan.given, self._plan.outputs
         names = [spec.name for spec in self.outputs]
         if self.output and self.output not in names:
-            raise ModelError(f"{self.path} has no output {self.output!r}, which is to be read: it has {', '.join(names)}")
+            raise ModelError(
+                f"{self.path} has no output {self.output!r}, which the policy or the card names: it has {', '.join(names)}"
+            )
         self._names = [self.output] if self.output else names
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""
+        """Run the model; return its output [n, ...], or name -> output if there are several.
+
+        A model with a fixed batch size runs several times; the last group is filled up with copies of its last input.
+
+        Args:
+            inputs: n arrays (or mappings of name to array) without the batch axis.
+            cancel: requests a stop.
+
+        Raises:
+            BadInput: an input does not fit.
+            ModelError: the model cannot be loaded, or the run failed.
+        """
         if self._session is None:
             self.load()  # what it takes is known only then
         size = self._plan.size
         if size is None or (size == 1 and len(inputs) < 2) or not inputs:  # noqa: PLR2004 - one by itself
-            return self._named(self._rows(inputs, cancel))
-        parts = [self._group(inputs, at, size, cancel) for at in range(0, len(inputs), size)]
-        return self._named([_joined(rows) for rows in zip(*parts, strict=True)])
+            return self._by_name(self._rows(inputs, cancel))
+        parts = [self._group(inputs, start, size, cancel) for start in range(0, len(inputs), size)]
+        return self._by_name([_concatenate(rows) for rows in zip(*parts, strict=True)])
 
-    def _group(self, inputs: list[Any], at: int, size: int, cancel: StopToken | None) -> list[Array]:
-        """The outputs of so many of the inputs, for a model that takes no other number; what is missing is the last one again."""
-        group = inputs[at : at + size]
+    def _group(self, inputs: list[Any], start: int, size: int, cancel: StopToken | None) -> list[Array]:
+        """Return the outputs for `size` of the inputs, from `start` on, for a model that takes no other number.
+
+        Missing inputs are replaced by copies of the last one, whose outputs are cut off.
+
+        Raises:
+            BadInput: one of these inputs does not fit; the message has its number.
+        """
+        group = inputs[start : start + size]
         try:
             return [rows[: len(group)] for rows in self._rows(group + group[-1:] * (size - len(group)), cancel)]
         except BadInput as e:
             if size > 1:
                 axis = f'its batch axis is fixed at {size}; if that is no batch axis, its card says so: "batch": "none"'
                 raise BadInput(f"{e}; {axis}") from None
-            raise BadInput(f"input {at} of the batch: {e}") from None
+            raise BadInput(f"input {start} of the batch: {e}") from None
 
     def feed(self, inputs: list[Any]) -> dict[str, Array]:
-        """The model's tensors for these inputs, after the card's preprocessing, without constants and state."""
-        if text := unsaid(self.card, self.inputs):
+        """Return the model's tensors for these inputs, after the card's preprocessing, without constants and state.
+
+        Raises:
+            BadInput: the inputs do not fit.
+            ModelError: the card has to state which axis counts the inputs.
+        """
+        if text := batch_axis_problem(self.card, self.inputs):
             raise ModelError(f"{self.path}: {text}")
         return self._plan.feed(inputs, self.name)
 
     def run_feed(self, feed: dict[str, Array], cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Runs tensors that are already the model's; the card's constants are added."""
-        return self._named(self._call(feed, cancel))
+        """Run tensors that are the model's own already, by name, with the card's constants added; return as `run`."""
+        return self._by_name(self._call(feed, cancel))
 
     def _rows(self, inputs: list[Any], cancel: StopToken | None) -> list[Array]:
-        """The outputs for these inputs, the axis that counts them in front."""
+        """Run the model once on these inputs; return its outputs, each with the axis that counts the inputs in front."""
         return [self._plan.rows(output) for output in self._call(self.feed(inputs), cancel)]
 
     def _call(self, feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
-        """The outputs of one run of the session. A state is the session's of the router, which gets the next one."""
+        """Run the session once on tensors, with constants and state added, and return the outputs without the state.
+
+        The next state is stored in the turn of the router's session, unless a stop was requested.
+
+        Raises:
+            BadInput: the model has a state, and the call belongs to no session.
+        """
         session = self._session or self.load()
         plan = self._plan
         if plan.constants:
             feed = {**feed, **plan.constants}
         if not plan.state:
             return self._execute(session, self._names, feed, cancel)
-        turn = turn_of(self.name)
+        turn = current_turn(self.name)
         feed = {**feed, **turn.states.get(self, plan.state)}
-        out = self._execute(session, [*self._names, *plan.kept], feed, cancel)
+        out = self._execute(session, [*self._names, *plan.state_outputs], feed, cancel)
         if cancel is None or not cancel.asked:
-            turn.states[self] = dict(zip(plan.state, out[-len(plan.kept) :], strict=True))
-        return out[: -len(plan.kept)]
+            turn.states[self] = dict(zip(plan.state, out[-len(plan.state_outputs) :], strict=True))
+        return out[: -len(plan.state_outputs)]
 
-    def _named(self, out: list[Array]) -> Array | dict[str, Array]:
+    def _by_name(self, out: list[Array]) -> Array | dict[str, Array]:
+        """Return the only output, or name -> output if there are several."""
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
-    def _failed(self, error: Exception) -> ModelError:
+    def _run_error(self, error: Exception) -> ModelError:
+        """Return a ModelError for a failed run, with the first line of the runtime's error."""
         return ModelError(f"{self.name} failed to run: {first_line(error)}")
 
     def close(self) -> None:
-        """Frees the model, once the runs that are under way have ended; a later run loads it again.
+        """Free the model after the last run that is in progress; a later run loads it again.
 
-        Each run holds the session by a reference of its own, and the last one to let go of it frees it: nothing else may.
+        Each run refers to the session itself, and the last reference frees it.
         """
         with self._lock:
             self._session = None
@@ -197,17 +243,17 @@ class ModelFile(ForkSafe, ABC):
         return f"{type(self).__name__}({str(self.path)!r})"
 
 
-def _joined(parts: tuple[Any, ...]) -> Any:
-    """Outputs of several runs as those of one; some are lists."""
+def _concatenate(parts: tuple[Any, ...]) -> Any:
+    """Return the outputs of several runs as one output; arrays are concatenated, and so are lists."""
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
 _NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate", "out of memory")
-"""What native runtimes say of it, in small letters."""
+"""Words of native runtimes' errors that mean a lack of memory, in small letters."""
 
 
 def first_line(error: BaseException) -> str:
-    """What it says, in one line; of a lack of memory that it is one."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    short = isinstance(error, MemoryError) or any(word in said.lower() for word in _NO_MEMORY)
-    return f"there is too little memory for it on this device ({said})" if short else said
+    """Return an error's first line, marked as a lack of memory if its text is one."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    short = isinstance(error, MemoryError) or any(word in line.lower() for word in _NO_MEMORY)
+    return f"there is too little memory for it on this device ({line})" if short else line

@@ -293,7 +293,7 @@ class OnnxModel(ModelFile):
         try:  # the usual case, by the short way
             out = session.run(self._names, {self._input: tensor})
         except Exception as e:  # onnxruntime's errors derive from Exception alone
-            raise self._failed(e) from e
+            raise self._run_error(e) from e
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
@@ -304,7 +304,7 @@ class OnnxModel(ModelFile):
             cancel.on_ask(lambda: setattr(options, "terminate", True))
             return session.run(names, feed, options)  # type: ignore[no-any-return]
         except Exception as e:  # onnxruntime's errors derive from Exception alone
-            raise self._failed(e) from e
+            raise self._run_error(e) from e
 
 
 def runtime() -> Any:

@@ -1,4 +1,4 @@
-"""Pictures by Pillow: decoded from JPEG, PNG or WebP, resized and cropped as a card says."""
+"""Pictures, by Pillow: decoded from JPEG, PNG or WebP, turned upright, resized and cropped as a card says."""
 
 from __future__ import annotations
 
@@ -8,50 +8,66 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.edge.tensors import Array, say
+from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.system.imports import imported
 from edgeroute.types import TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+"""Formats that are decoded, by Pillow's names."""
 MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
-"""Channels -> Pillow's mode; 0: an array without an axis for them."""
+"""Number of channels -> Pillow's mode; 0: an array without an axis of channels."""
 DEEP = ("I", "F")
-"""Beginnings of modes of more than 8 bits a channel, which Pillow would clip."""
+"""Beginnings of modes of more than 8 bits a channel, whose values Pillow would clip."""
 MOST_PIXELS = 1 << 26
-"""Of a picture that is decoded, or was resized."""
+"""Most pixels of a picture that is decoded, or was resized."""
 MOST_SCANS = 100
-"""Of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten."""
+"""Most scans of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten."""
 MOST_SEGMENTS = 10_000
-"""Of a JPEG, its scans among them."""
+"""Most segments of a JPEG, its scans included."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""The beginning of a segment that says its length, or of the end; within a scan bytes of 255 are followed by others."""
+"""Beginning of a segment that states its length, or of the end; within a scan, bytes of 255 are followed by others."""
 _SCAN, _END = 0xDA, 0xD9
 
 
 class Picture(NamedTuple):
-    """What a card says of the caller's picture."""
+    """Settings for the caller's pictures: the size, channels and fitting that a card states.
+
+    Calling it decodes and fits a picture.
+    """
 
     name: str
-    """Of the model's input, for messages."""
+    """Name of the model's input, for messages."""
     height: int
-    """-1: any, as for the width."""
+    """Height, pixels; -1: any."""
     width: int
+    """Width, pixels; -1: any."""
     channels: int
-    """0: the array has no axis for them."""
+    """Number of channels; 0: the array has no axis of channels."""
     resize: int | tuple[int, int] | None = None
-    """Length of the shorter side, or height and width; None: other sizes are refused."""
+    """Length of the shorter side, or (height, width); None: pictures of other sizes are refused."""
     crop: tuple[int, int] | None = None
+    """(height, width) that is cut out of the middle after resizing; None: nothing is."""
     filter: str = "bilinear"
+    """Name of Pillow's interpolation."""
     most: int = MOST_PIXELS
-    """Pixels of a picture that is decoded."""
+    """Most pixels of a picture that is decoded."""
 
     def __call__(self, x: Any) -> Any:
-        """The picture as uint8 of its size, [height, width(, channels)]; an array that is none is returned as it is."""
+        """Return the picture as uint8 [height, width(, channels)], decoded, resized and cropped as needed.
+
+        Args:
+            x: the bytes of a JPEG, PNG or WebP, a Pillow image, or an array of pixels; anything else is returned as the same
+                object.
+
+        Raises:
+            BadInput: it cannot be decoded, is too large, or has another size and the card does not resize.
+            RuntimeMissing: Pillow is needed, and is not installed.
+        """
         if isinstance(x, bytes | bytearray | memoryview):
-            return self._array(self._fitted(self._decoded(bytes(x))))
+            return self._array(self._fit(self._decode(bytes(x))))
         if hasattr(x, "getpixel"):  # a Pillow image
-            return self._array(self._fitted(self._upright(x, "this image")))
+            return self._array(self._fit(self._turn_upright(x, "this image")))
         if not isinstance(x, np.ndarray):
             return x
         array: Array = x
@@ -65,22 +81,26 @@ class Picture(NamedTuple):
         if self.resize is None and self.crop is None:
             raise self._other_size(array.shape[0], array.shape[1])
         if 0 in array.shape:
-            raise BadInput(f"{self.name}: the picture is empty, {say(array.shape)}")
-        return self._array(
-            self._fitted(_pillow().fromarray(np.ascontiguousarray(array[..., 0] if self.channels == 1 else array)))
-        )
+            raise BadInput(f"{self.name}: the picture is empty, {shape_text(array.shape)}")
+        return self._array(self._fit(_pillow().fromarray(np.ascontiguousarray(array[..., 0] if self.channels == 1 else array))))
 
     def _fits(self, height: int, width: int) -> bool:
+        """Return True if this is the size that the model takes."""
         return self.height in (-1, height) and self.width in (-1, width)
 
     def _other_size(self, height: int, width: int) -> BadInput:
+        """Return a BadInput for a picture of another size."""
         return BadInput(
-            f"{self.name}: expected a picture {say((self.height, self.width))}, got {say((height, width))}; the card can have "
-            'others fitted, with "resize" or "crop" in preprocess'
+            f"{self.name}: expected a picture {shape_text((self.height, self.width))}, got {shape_text((height, width))}; "
+            'the card can have others fitted, with "resize" or "crop" in preprocess'
         )
 
-    def _decoded(self, data: bytes) -> Any:
-        """The picture in a file, the right way up."""
+    def _decode(self, data: bytes) -> Any:
+        """Return the upright Pillow image of a file's bytes.
+
+        Raises:
+            BadInput: it cannot be read, is too large, or takes too long.
+        """
         what, pillow = f"these {len(data)} bytes", _pillow()
         if data[:2] == b"\xff\xd8" and _scans(data) > MOST_SCANS:
             raise BadInput(f"{self.name}: a JPEG of more than {MOST_SCANS} scans, which takes too long")
@@ -91,40 +111,54 @@ class Picture(NamedTuple):
                 raise BadInput(f"{self.name}: a picture of more than {MOST_PIXELS} pixels is too large") from e
             raise self._unreadable(what) from e
         if image.width * image.height > self.most:
-            raise BadInput(f"{self.name}: a picture of {say((image.height, image.width))} is too large")
-        return self._upright(image, what)
+            raise BadInput(f"{self.name}: a picture of {shape_text((image.height, image.width))} is too large")
+        return self._turn_upright(image, what)
 
-    def _upright(self, image: Any, what: str) -> Any:
-        """The image decoded, and turned as its file says: a camera's is often on its side."""
-        deep = _deep(image)  # known only until it is decoded
+    def _turn_upright(self, image: Any, what: str) -> Any:
+        """Decode an image, and return it turned as its file's orientation says: a camera's picture is often on its side.
+
+        Raises:
+            BadInput: it cannot be read, or has more than 8 bits a channel.
+        """
+        deep = _deep_mode(image)  # readable only before it is decoded
         try:
             upright = imported("PIL.ImageOps").exif_transpose(image)
         except Exception as e:  # likewise
             raise self._unreadable(what) from e
         if deep:
             raise BadInput(
-                f"{self.name}: a picture of more than 8 bits a channel ({deep}): convert it, its scale is yours to say"
+                f"{self.name}: a picture of more than 8 bits a channel ({deep}): convert it to 8 bits, as only you know its scale"
             )
         return upright
 
     def _unreadable(self, what: str) -> BadInput:
+        """Return a BadInput for data that are no picture."""
         return BadInput(f"{self.name}: {what} are no picture that can be read ({', '.join(FORMATS)})")
 
-    def _fitted(self, image: Any) -> Any:
-        """The image in the mode and size that are wanted."""
+    def _fit(self, image: Any) -> Any:
+        """Return the image converted, resized and cropped to the mode and size that the model takes.
+
+        Raises:
+            BadInput: it has another size even so.
+        """
         mode = MODES[self.channels]
         image = image if image.mode == mode else image.convert(mode)
         if self._fits(image.height, image.width):
             return image
         if self.resize is not None:
-            image = self._resized(image, self.resize)
+            image = self._resize(image, self.resize)
         if self.crop is not None:
-            image = self._cropped(image, *self.crop)
+            image = self._crop(image, *self.crop)
         if not self._fits(image.height, image.width):
             raise self._other_size(image.height, image.width)
         return image
 
-    def _resized(self, image: Any, to: int | tuple[int, int]) -> Any:
+    def _resize(self, image: Any, to: int | tuple[int, int]) -> Any:
+        """Return the image resized to (height, width), or in proportion to a length of its shorter side.
+
+        Raises:
+            BadInput: the result would be too large.
+        """
         width, height = image.size
         if isinstance(to, tuple):
             height, width = to
@@ -133,41 +167,52 @@ class Picture(NamedTuple):
         else:
             width, height = max(1, to * width // height), to
         if width * height > MOST_PIXELS:
-            sizes = f"{say((image.height, image.width))} would be resized to {say((height, width))}"
+            sizes = f"{shape_text((image.height, image.width))} would be resized to {shape_text((height, width))}"
             raise BadInput(f"{self.name}: a picture of {sizes}, which is too large")
         return image.resize((width, height), getattr(_pillow().Resampling, self.filter.upper()))
 
-    def _cropped(self, image: Any, height: int, width: int) -> Any:
+    def _crop(self, image: Any, height: int, width: int) -> Any:
+        """Return the middle of the image, of this height and width.
+
+        Raises:
+            BadInput: the image is smaller.
+        """
         if image.height < height or image.width < width:
             raise BadInput(
-                f"{self.name}: {say((height, width))} cannot be cut out of a picture of {say((image.height, image.width))}"
+                f"{self.name}: {shape_text((height, width))} cannot be cut out of "
+                f"a picture of {shape_text((image.height, image.width))}"
             )
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
 
     def _array(self, image: Any) -> Array:
+        """Return the image as uint8 [height, width(, channels)]."""
         array: Array = np.asarray(image)
         return array[..., None] if self.channels == 1 and array.ndim == 2 else array  # noqa: PLR2004 - grey
 
 
 def _scans(data: bytes) -> float:
-    """Scans of a JPEG, as far as more than `MOST_SCANS` are told apart; what follows its end is none of it."""
-    at = scans = 0
+    """Return the number of scans of a JPEG, up to one more than `MOST_SCANS`; inf: it has too many segments."""
+    position = scans = 0
     for _ in range(MOST_SEGMENTS):
-        found = _MARKER.search(data, at)
-        if found is None or data[found.end() - 1] == _END:
+        marker = _MARKER.search(data, position)
+        if marker is None or data[marker.end() - 1] == _END:
             return scans
-        scans += data[found.end() - 1] == _SCAN
+        scans += data[marker.end() - 1] == _SCAN
         if scans > MOST_SCANS:
             return scans
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return float("inf")
 
 
-def shaped(spec: TensorSpec, *, resize: bool) -> tuple[Picture, str] | None:
-    """The picture that a tensor [n, ...] of this shape is of, where no card says it, and its layout: HW, HWC or CHW.
+def picture_for(spec: TensorSpec, *, resize: bool) -> tuple[Picture, str] | None:
+    """Return (settings, layout HW, HWC or CHW) of the pictures for a tensor [n, ...] of this shape, where no card states them.
 
-    None: its shape is none of a picture, or leaves open where the channels are. `resize`: pictures of other sizes are fitted.
+    None: the shape is none of a picture, or its axis of channels is ambiguous.
+
+    Args:
+        spec: of the tensor.
+        resize: True if pictures of other sizes are resized.
     """
     row = spec.shape[1:]
     if len(row) == 2:  # noqa: PLR2004 - height and width
@@ -181,8 +226,11 @@ def shaped(spec: TensorSpec, *, resize: bool) -> tuple[Picture, str] | None:
     return Picture(spec.name, height, width, channels, to), layout
 
 
-def _deep(image: Any) -> str:
-    """How an image that is not decoded yet has more than 8 bits a channel, which Pillow clips or scales; empty: it has not."""
+def _deep_mode(image: Any) -> str:
+    """Return the mode of an image that has more than 8 bits a channel, which Pillow would clip or scale; empty: it has 8.
+
+    The image must not be decoded yet.
+    """
     if image.mode.startswith(DEEP):
         return str(image.mode)
     raw = [str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in getattr(image, "tile", ()) if tile[3]]
@@ -190,6 +238,11 @@ def _deep(image: Any) -> str:
 
 
 def _pillow() -> Any:
+    """Import and return `PIL.Image`.
+
+    Raises:
+        RuntimeMissing: Pillow is not installed.
+    """
     try:
         return imported("PIL.Image")
     except ImportError as e:

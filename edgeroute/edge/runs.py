@@ -1,4 +1,4 @@
-"""Runs of an edge model: counted, so that it is not closed under one, and so that no more go at a time than it takes."""
+"""Runs of an edge model, counted across routers, so that it is not closed during a run and runs no more at a time than it can."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.edge.members import member, named
+from edgeroute.edge.members import member, model_text
 from edgeroute.errors import ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import Shared
@@ -23,16 +23,16 @@ log = logging.getLogger("edgeroute")
 
 
 class Runs(ForkSafe):
-    """The runs of one model, of all routers that have it.
+    """Counter of the runs of one model, shared by all routers that have it.
 
     Args:
-        model: its `parallel` says how many may go at a time; its `close` is called after the last one.
+        model: its `parallel` limits the runs at a time; its `close` is called after the last run.
     """
 
     _free = per_process(threading.Condition)  # on a lock that its owner may take again: a signal handler may run the model
     _count, _closing = initially(0), initially(False)
     _freeing = initially(False)
-    """Whether it is being closed: until it is, no run begins."""
+    """True while the model is being closed: until that has ended, no run begins."""
     _threads: Counter[int] = per_process(Counter)
     _tasks: deque[asyncio.Future[None]] = per_process(deque)
 
@@ -40,8 +40,8 @@ class Runs(ForkSafe):
         self._model, self._close = model, member(model, "close")
         self._most: float = member(model, "parallel") or inf
 
-    def counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, of an input and a stop token, counted."""
+    def count_runs(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that waits for a turn, calls `run(x, cancel)`, and ends the turn."""
 
         def counting(x: Any, cancel: StopToken | None = None) -> Any:
             self._enter(cancel)
@@ -54,7 +54,12 @@ class Runs(ForkSafe):
 
     @contextmanager
     def one(self, cancel: StopToken | None) -> Iterator[None]:
-        """A run, to its end."""
+        """Count one run for the time of the block, after waiting for a turn.
+
+        Raises:
+            ModelError: a stop was requested before the turn came, or this thread runs the model already and it takes no more
+                runs.
+        """
         self._enter(cancel)
         me = threading.get_ident()
         try:
@@ -64,10 +69,10 @@ class Runs(ForkSafe):
 
     @asynccontextmanager
     async def one_async(self) -> AsyncIterator[None]:
-        """A run on an event loop."""
+        """Count one run on an event loop for the time of the block, after awaiting a turn."""
         import asyncio
 
-        while not self._entered():
+        while not self._try_enter():
             turn = asyncio.get_running_loop().create_future()
             self._tasks.append(turn)
             try:
@@ -81,15 +86,22 @@ class Runs(ForkSafe):
             self._leave()
 
     def _is_free(self) -> bool:
+        """Return True if a run may begin now. The caller holds the lock, or looks again."""
         return self._count < self._most and not self._freeing
 
-    def _entered(self) -> bool:
+    def _try_enter(self) -> bool:
+        """Count a run if one may begin now; return True if so."""
         with self._free:
             free = self._is_free()
             self._count += free
         return free
 
     def _enter(self, cancel: StopToken | None) -> None:
+        """Wait for a turn, and count a run of this thread.
+
+        Raises:
+            ModelError: as `one`.
+        """
         me = threading.get_ident()
         with self._free:
             if not self._is_free():
@@ -98,23 +110,29 @@ class Runs(ForkSafe):
             self._threads[me] += 1
 
     def _wait(self, me: int, cancel: StopToken | None) -> None:
-        """Waits for a turn, which a stop request ends."""
+        """Block until a run may begin, or a stop is requested.
+
+        Raises:
+            ModelError: as `one`.
+        """
         if self._threads[me]:  # as in a signal handler: what it waits for would wait for it
-            raise ModelError(f"{named(self._model)} runs in this thread already, and takes {self._most:g} at a time")
+            raise ModelError(f"{model_text(self._model)} runs in this thread already, and takes {self._most:g} at a time")
         if cancel is not None:
             cancel.on_ask(self._wake)
         while not self._is_free() and not (cancel is not None and cancel.asked):
             self._free.wait()
         if cancel is not None and cancel.asked:
-            raise ModelError(f"{named(self._model)} was stopped before its turn came")
+            raise ModelError(f"{model_text(self._model)} was stopped before its turn came")
         if cancel is not None:
             cancel.on_ask(None)
 
     def _wake(self) -> None:
+        """Wake the waiting threads, so that they look for a stop request."""
         with self._free:
             self._free.notify_all()
 
     def _leave(self, thread: int | None = None) -> None:
+        """End a run, wake those that wait for a turn, and close the model if that was asked for and this was the last run."""
         with self._free:
             self._count -= 1
             if thread is not None:
@@ -131,7 +149,7 @@ class Runs(ForkSafe):
             self._close_last()
 
     def _close_last(self) -> None:
-        """Closes it in the thread of a run that has ended well, or with an error of its own: that is what counts there."""
+        """Close the model in the thread of the last run, whose result counts there: an error of closing is logged only."""
         try:
             self._close_now()
         except KeyboardInterrupt:
@@ -140,10 +158,12 @@ class Runs(ForkSafe):
             log.exception("a model could not be closed")
 
     def _begin_freeing(self) -> None:
+        """Note that the model is being closed, and by which thread. The caller holds the lock."""
         self._freeing = True
-        self._threads[threading.get_ident()] += 1  # a signal handler that runs it meanwhile is told, and does not wait for itself
+        self._threads[threading.get_ident()] += 1  # so a signal handler's run raises, and does not wait
 
     def _close_now(self) -> None:
+        """Call the model's `close`, and let the waiting runs begin, which load it again."""
         try:
             self._close()
         finally:
@@ -156,7 +176,7 @@ class Runs(ForkSafe):
                 _wake_task(turn)
 
     def close(self) -> None:
-        """Closes it now, or after the last run that is under way."""
+        """Close the model now, or after the last run that is in progress."""
         if self._close is None:
             return
         with self._free:
@@ -171,19 +191,21 @@ class Runs(ForkSafe):
 
 
 _shared: Shared[int, Runs] = Shared()
+"""id of a model -> its runs."""
 
 
 def runs_of(model: EdgeModel) -> Runs | None:
-    """The model's runs, the same wherever it is used; None: they need not be counted."""
+    """Return the model's runs, the same object wherever the model is used; None: they need not be counted."""
     if member(model, "parallel") is None and (member(model, "close") is None or member(model, "closes_after_runs")):
         return None
     return _shared.first(id(model), Runs(model))  # not by `==`, as two models may be equal
 
 
 def _wake_task(turn: asyncio.Future[None]) -> None:
-    """Lets a task look again whether it is its turn; from any thread."""
+    """Make a waiting task look again for its turn; callable from any thread."""
 
     def done() -> None:
+        """Resolve the future, in the thread of its loop."""
         if not turn.done():
             turn.set_result(None)
 

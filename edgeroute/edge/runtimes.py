@@ -1,4 +1,4 @@
-"""Runtimes: which class runs a model file, by its suffix. Imported when a model needs it."""
+"""Runtimes: the class that runs a model file, by its suffix; and `load`, which makes an edge model of the `edge=` argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from edgeroute.edge.callable import CallableModel
-from edgeroute.edge.members import checked, is_model
+from edgeroute.edge.members import check_model, is_model
 from edgeroute.errors import EdgerouteError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import imported
 from edgeroute.types import EdgeModel
@@ -25,26 +25,29 @@ BUILT_IN = {
     ".tflite": "edgeroute.edge.litert:LiteRTModel",
     "http:": "edgeroute.edge.local_server:LocalServer",
 }
-"""Suffix -> `module:Class`; of a server on this device the scheme of its address stands for it."""
+"""Suffix, or `http:` for a server on this device, -> `module:Class`."""
 SCHEMES = ("http:", "https:", "unix:")
+"""Beginnings of addresses of servers."""
 ACTIVE = ".active"
-"""Suffix of the pointer to a catalog's active model, whose own suffix picks the runtime."""
+"""Suffix of the pointer file to a catalog's active model, whose own suffix picks the runtime."""
 GROUP = "edgeroute.runtimes"
-"""Group of the entry points by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
+"""Entry-point group by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
 _registered: dict[str, str] = {}
+"""Suffix -> target, as `register` was called."""
 
 
 def register(suffix: str, target: str) -> None:
-    """Registers the class that runs model files with this suffix, in place of any other.
+    """Register the class that runs model files with this suffix, in place of any other, for this process.
 
-    It is imported when such a file is to be run, and called with the path; in a policy `[edge]` then has the keyword arguments
-    of its `__init__` as keys. An installed package need not call this: it has an entry point in the group `edgeroute.runtimes`.
+    The class is imported when such a file is to be run, and called with the path; in a policy, `[edge]` then has the keyword
+    arguments of its `__init__` as keys. An installed package need not call this: it has an entry point in the group
+    `edgeroute.runtimes`.
 
     Args:
-        suffix: as in ".tflite"; capitals do not count.
-        target: as in "package.module:Class"; the class follows the protocol `EdgeModel`.
+        suffix: such as ".tflite"; capitals do not count.
+        target: such as "package.module:Class"; the class follows the protocol `EdgeModel`.
 
     Raises:
         PolicyError: one of them cannot be a suffix or a target.
@@ -58,7 +61,7 @@ def register(suffix: str, target: str) -> None:
 
 @contextmanager
 def fresh_runtimes() -> Iterator[None]:
-    """Begins with no registered runtime; at the end of the block what it registered is forgotten. Packages are looked for anew.
+    """Remove all registered runtimes for the time of a block, and restore them after it. Entry points are searched anew.
 
     For tests: `edgeroute.testing` has it.
     """
@@ -74,51 +77,54 @@ def fresh_runtimes() -> Iterator[None]:
 
 
 def suffixes() -> list[str]:
-    """All suffixes that have a runtime, those of installed packages too."""
+    """Return all suffixes that have a runtime, sorted, those of installed packages too."""
     known = {*BUILT_IN, *_registered, *_installed()} - {ACTIVE}
     return sorted(suffix for suffix in known if suffix.startswith("."))
 
 
 def is_address(edge: object) -> bool:
-    """Whether this is the address of a server, and no path."""
+    """Return True if this is the address of a server, and no path."""
     return isinstance(edge, str) and edge.lower().startswith(SCHEMES)
 
 
 def suffix_of(path: str | PathLike[str]) -> str | None:
-    """The suffix by which the path has a runtime, the longest one; None: it has none."""
+    """Return the suffix by which the path has a runtime, the longest that fits; None: it has none.
+
+    Built-in and registered suffixes go before those of installed packages. An address returns `http:`.
+    """
     if is_address(path):
         return SCHEMES[0]
     name = PurePath(fspath(path)).name.lower()
     built_in = {suffix for suffix in BUILT_IN if suffix.startswith(".")}
     for known in ({*built_in, *_registered}, _installed):
-        found = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]
-        if found:
-            return max(found, key=len)
+        matches = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]
+        if matches:
+            return max(matches, key=len)
     return None
 
 
 def target_of(suffix: str) -> str:
-    """Where the class for a suffix is, `module:Class`.
+    """Return the class for a suffix as text, `module:Class`.
 
     Raises:
         PolicyError: there is none, or two installed packages have one.
     """
-    own = _registered.get(suffix) or BUILT_IN.get(suffix)
-    if own is not None:
-        return own
-    found = _installed().get(suffix, ())
-    if len(found) > 1:
+    target = _registered.get(suffix) or BUILT_IN.get(suffix)
+    if target is not None:
+        return target
+    targets = _installed().get(suffix, ())
+    if len(targets) > 1:
         raise PolicyError(
-            f"{len(found)} installed packages have a runtime for {suffix}, {' and '.join(found)}: choose one by"
-            f' edgeroute.register("{suffix}", "{found[0]}")'
+            f"{len(targets)} installed packages have a runtime for {suffix}, {' and '.join(targets)}: choose one by"
+            f' edgeroute.register("{suffix}", "{targets[0]}")'
         )
-    if not found:
+    if not targets:
         raise PolicyError(f"there is no runtime for {suffix}: {nearest(suffix, suffixes())}")
-    return found[0]
+    return targets[0]
 
 
 def class_of(suffix: str) -> Any:
-    """The class for a suffix, imported.
+    """Import and return the class for a suffix.
 
     Raises:
         PolicyError: as `target_of`, or the module has no such class.
@@ -127,35 +133,39 @@ def class_of(suffix: str) -> Any:
     target = target_of(suffix)
     module, _, path = target.partition(":")
     try:
-        found: Any = imported(module)
+        value: Any = imported(module)
     except ImportError as e:
         raise RuntimeMissing(f"the runtime for {suffix}, {target}, cannot be imported: {e}") from e
     for name in path.split("."):
-        found = getattr(found, name, None)
-    if not callable(found):
+        value = getattr(value, name, None)
+    if not callable(value):
         raise PolicyError(f"the runtime for {suffix} is registered as {target}, and {module} has no class {path}")
-    return found
+    return value
 
 
 @cache
 def _installed() -> dict[str, tuple[str, ...]]:
-    """Suffix -> targets, of the installed packages' entry points; looked for once, when no other runtime fits."""
+    """Return suffix -> targets by the entry points of installed packages; searched once, when no other runtime fits."""
     from importlib.metadata import entry_points
 
-    found: dict[str, tuple[str, ...]] = {}
+    targets: dict[str, tuple[str, ...]] = {}
     for point in entry_points(group=GROUP):
         suffix = f".{point.name.removeprefix('.').lower()}"
         target = f"{point.module}:{point.attr}"
-        if target not in found.get(suffix, ()):
-            found[suffix] = (*found.get(suffix, ()), target)
-    return found
+        if target not in targets.get(suffix, ()):
+            targets[suffix] = (*targets.get(suffix, ()), target)
+    return targets
 
 
-# Resolves the `edge=` argument (a path, a model or a callable) to an edge model.
+# The `edge=` argument (a path, a model or a callable) becomes an edge model.
 
 
 def load(edge: Any, **options: Any) -> EdgeModel:
-    """The model for a path (options are passed to its runtime's class), a callable, or an object that is already a model.
+    """Return the edge model for a path, a callable, or an object that is a model already. The file itself is not read yet.
+
+    Args:
+        edge: the path of a model file, the address of a server on this device, a model, or a function.
+        options: arguments of the runtime's class, for a path.
 
     Raises:
         PolicyError: no runtime for the suffix, a runtime that does not take the options, or an unsupported type.
@@ -168,36 +178,36 @@ def load(edge: Any, **options: Any) -> EdgeModel:
                 f"no runtime for {str(edge)!r}: expected a file that ends in {', '.join(suffixes())}; another one is added by "
                 'edgeroute.register(".suffix", "package.module:Class")'
             )
-        made = class_of(suffix)
+        runtime = class_of(suffix)
         try:
-            model: EdgeModel = made(edge, **options)
+            model: EdgeModel = runtime(edge, **options)
         except EdgerouteError:
             raise
         except (TypeError, ValueError) as e:
-            raise PolicyError(f"the runtime for {suffix}, {made.__name__}, does not take what it is given: {e}") from e
-        checked(model)
+            raise PolicyError(f"the runtime for {suffix}, {runtime.__name__}, does not take what it is given: {e}") from e
+        check_model(model)
         return model
     if isinstance(edge, type) and callable(vars(edge).get("run")):
         raise PolicyError(f"edge= takes a model, and {edge.__name__} is a class: pass {edge.__name__}(...)")
     if is_model(edge):
-        checked(edge)
+        check_model(edge)
         return edge  # type: ignore[no-any-return]
     if callable(edge):
         return CallableModel(edge)
     raise PolicyError(f"edge= takes a path, a model or a callable, not {type(edge).__name__}")
 
 
-# Variants: edge models for the same task, of which one runs at a time.
+# Variants: edge models for the same task, of which each call runs one.
 
 
 class Variants:
-    """A group of edge models for the same task, such as fp32, int8 and a tiny one; of each call one of them takes part.
+    """Group of edge models for the same task, such as fp32, int8 and a tiny one; each call runs one of them.
 
     The first one runs, unless it is too slow for the call's deadline, or a rule with `small_model` is in force: then the last
-    one does. Each has a threshold, a certificate and latencies of its own, and answers name it: `edge int8`.
+    one runs. Each has a threshold, a certificate and latencies of its own, and answers name it: `edge int8`.
 
     Args:
-        models: name -> path, model or callable, the one that is to run normally first and the smallest last.
+        models: name -> path, model or callable; the one for normal conditions first, the smallest last.
 
     Raises:
         PolicyError: there are fewer than two.
@@ -210,5 +220,5 @@ class Variants:
 
 
 def each(given: Any) -> list[Any]:
-    """The members of a group of variants; anything else is alone."""
+    """Return the models of a group of variants as a list, or a list of the only model."""
     return [*given.models.values()] if isinstance(given, Variants) else [given]

@@ -1,4 +1,4 @@
-"""Tensors: arrays of one or several inputs -> one tensor with its batch axis."""
+"""Tensors: the caller's arrays of one or several inputs, checked and stacked to one tensor with a batch axis."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Prepare(Protocol):
-    """How what the caller gives becomes the model's tensor."""
+    """Function that makes a model's tensor from the caller's inputs."""
 
     def one(self, x: Any) -> Array:
-        """The tensor of one input."""
+        """Return the tensor of one input, with its batch axis."""
 
     def __call__(self, inputs: list[Any]) -> Array:
-        """The tensor of several inputs, or of one."""
+        """Return the tensor of several inputs, or of one."""
 
 
 MakePrepare = Callable[[TensorSpec, "int | None"], Prepare]
-"""Of an input and its batch axis."""
+"""Function that returns a `Prepare` for an input and its batch axis."""
 
 
 class Plain:
-    """The caller's array as it is, with a batch axis.
+    """Preparation of an input without preprocessing: the caller's arrays are checked and stacked.
 
     Args:
         spec: of the model's tensor.
-        batch: its batch axis; None: it has none, and takes one input.
+        batch: its batch axis; None: the tensor has none, and takes one input.
     """
 
     def __init__(self, spec: TensorSpec, batch: int | None = 0) -> None:
@@ -42,14 +42,18 @@ class Plain:
         self._usual = (np.dtype(spec.dtype) if usual else None, shape, spec.dtype.startswith("float"))
 
     def one(self, x: Any) -> Array:
-        """The tensor of one input; a fast path for `__call__`."""
+        """Return the tensor of one input, by a fast path if its dtype and shape are exactly the model's.
+
+        Raises:
+            BadInput: as `stack`.
+        """
         dtype, shape, floats = self._usual
         if type(x) is not np.ndarray or x.dtype is not dtype or x.shape != shape or (floats and not np.isfinite(x).all()):
             return self([x])
         return x[None]
 
     def __call__(self, inputs: list[Any]) -> Array:
-        """The tensor of several inputs.
+        """Return the tensor of several inputs.
 
         Raises:
             BadInput: as `stack`.
@@ -58,17 +62,17 @@ class Plain:
 
 
 def row_shape(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
-    """The tensor's shape without its batch axis."""
+    """Return the tensor's shape without its batch axis."""
     return spec.shape if batch is None else (*spec.shape[:batch], *spec.shape[batch + 1 :])
 
 
 def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Array:
-    """Stacks n arrays (each may have a leading axis of 1) along the batch axis, casting within the same kind.
+    """Return n arrays stacked along the batch axis, each checked and cast to the tensor's dtype within the same kind of numbers.
 
     Args:
-        inputs: without the batch axis.
+        inputs: n arrays without the batch axis, or each with a leading axis of 1.
         spec: of the tensor.
-        batch: which axis of it counts the inputs; None: none does, and there is one input.
+        batch: axis of the tensor that counts the inputs; None: there is none, and n is 1.
 
     Raises:
         BadInput: wrong shape or dtype, NaN or infinity, or an empty batch.
@@ -94,22 +98,25 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
 
 
 def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """Return one input as an array of the tensor's dtype and of this shape, without a leading axis of 1.
+
+    Raises:
+        BadInput: wrong shape or dtype, NaN or infinity, masked values.
+    """
     x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
     if isinstance(x, np.ma.MaskedArray):
         if np.ma.is_masked(x):
-            raise BadInput(
-                f"{spec.name}: a masked array: fill it, as with x.filled(0): what stands for the missing is yours to say"
-            )
+            raise BadInput(f"{spec.name}: a masked array: fill it, as with x.filled(0), since only you know the missing values")
         x = x.data
     if x.ndim == len(shape) + 1 and x.shape[0] == 1:
         x = x[0]
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
-        raise BadInput(f"{spec.name}: expected {say(shape)} {spec.dtype}, got {say(x.shape)} {x.dtype}")
+        raise BadInput(f"{spec.name}: expected {shape_text(shape)} {spec.dtype}, got {shape_text(x.shape)} {x.dtype}")
     before = x
     if x.dtype != spec.dtype:
         if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
-            raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, so that its scale is yours to say")
-        with np.errstate(over="ignore"):  # it is told below
+            raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, since only you know its scale")
+        with np.errstate(over="ignore"):  # an error below reports it
             x = x.astype(spec.dtype)
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         if np.isfinite(before).all():
@@ -121,12 +128,17 @@ def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
 
 
 def _array(given: Any, spec: TensorSpec) -> Array:
+    """Return an input as an array.
+
+    Raises:
+        BadInput: it is none, as lists of different lengths.
+    """
     try:
         return np.asarray(given)
     except ValueError as e:  # lists of different lengths
-        raise BadInput(f"{spec.name}: the input is no array: {e}") from None
+        raise BadInput(f"{spec.name}: the input cannot be read as an array: {e}") from None
 
 
-def say(shape: Sequence[int]) -> str:
-    """A shape in words."""
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as text, such as `[any, 3, 224, 224]`; "any" stands for -1."""
     return "[" + ", ".join("any" if n == -1 else str(n) for n in shape) + "]"

@@ -37,7 +37,7 @@ from edgeroute.core.policy import (
 )
 from edgeroute.core.rules import Rule, problem
 from edgeroute.core.words import UNIDENTIFIED
-from edgeroute.edge.backend import EdgeBackend, ScoredBeforehand, edge_backend, keeps_state
+from edgeroute.edge.backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
 from edgeroute.edge.members import member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
@@ -338,7 +338,7 @@ def build(
         group, variant = groups[i]
         name = f"{group} {variant}" if group else arm or named("edge", model.name, i, len(edges), targets)
         target = Target(name, "edge", group=group)
-        if group and keeps_state(model):
+        if group and has_state(model):
             raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
         if isinstance(limit, float | None):
             target = target._replace(threshold=limit)
@@ -371,7 +371,7 @@ def build(
     scores = [spec[3] for spec in specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
     none = (None,) * len(targets)
-    before = any(isinstance(backend, ScoredBeforehand) for backend in backends)
+    before = any(isinstance(backend, InputScoredBackend) for backend in backends)
     tells = check_send_edge(policy, targets, backends, egress, candidate=candidate is not None)
     snapshot = Snapshot(
         policy,

@@ -8,7 +8,7 @@ from edgeroute.core.explain import before_run
 from edgeroute.core.plan import Facts, Plan, Refusal, plan, without_first
 from edgeroute.core.policy import MODES, POLICY_MODES, Mode
 from edgeroute.core.walk import Prediction, acceptable, judged
-from edgeroute.edge.backend import ScoredBeforehand
+from edgeroute.edge.backend import InputScoredBackend
 from edgeroute.errors import BadInput, MayNotLeave, PolicyError, nearest
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.build import Snapshot
@@ -47,7 +47,7 @@ def beforehand(snapshot: Snapshot, made: Plan, x: Any) -> Plan:
     for _ in made.legs:
         leg = made.legs[0]
         backend = snapshot.backends[leg.target]
-        if not isinstance(backend, ScoredBeforehand) or not judged(leg) or leg.thresholds or snapshot.views.blocks(leg.target):
+        if not isinstance(backend, InputScoredBackend) or not judged(leg) or leg.thresholds or snapshot.views.blocks(leg.target):
             return made
         if all(other.standby for other in made.legs[1:]):
             return made  # nobody else is asked

@@ -10,7 +10,7 @@ from edgeroute.cloud.payloads import Escalated, told
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.core.words import clean, named, typed
-from edgeroute.edge.backend import ScoredBeforehand
+from edgeroute.edge.backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.system.process import contained
 
@@ -220,7 +220,7 @@ def check_send_edge(
         raise PolicyError(f"{what}, and with mode={policy.mode!r} the cloud is asked before there is one: leave one of them out")
     if policy.hedge_after == 0:
         raise PolicyError(f"{what}, and with hedge_after=0 the cloud is asked before there is one: leave one of them out")
-    if any(isinstance(backend, ScoredBeforehand) for _, backend in edges):
+    if any(isinstance(backend, InputScoredBackend) for _, backend in edges):
         raise PolicyError(f"{what}, and by a score of the input (score=) the cloud is asked before there is one: leave one out")
     if egress.redact is not None:
         raise PolicyError(

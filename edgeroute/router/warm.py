@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.words import named
-from edgeroute.edge.backend import EdgeBackend, in_a_turn
+from edgeroute.edge.backend import EdgeBackend, in_new_session
 from edgeroute.edge.members import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.build import Snapshot, edges_of, made_of
@@ -66,7 +66,7 @@ def _warmed(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
         first = monotonic()
         value(backend, samples[0])
         return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)
-    times = backend.on_zeros(CHECK_S)
+    times = backend.time_on_zeros(CHECK_S)
     return Warmed(name, loaded - begun, *(times or (None, None)))
 
 
@@ -77,7 +77,7 @@ def value(backend: EdgeBackend, x: Any) -> Any:
         ModelError: it failed.
     """
     try:
-        return in_a_turn(backend.run_one, x, None).value
+        return in_new_session(backend.run_one, x, None).value
     except EdgerouteError:
         raise
     except Exception as e:

@@ -15,12 +15,12 @@ from edgeroute.confidence.boxes import are_boxes
 from edgeroute.confidence.reader import Reader
 from edgeroute.core.words import named
 from edgeroute.edge import gguf
-from edgeroute.edge.backend import in_a_turn
+from edgeroute.edge.backend import in_new_session
 from edgeroute.edge.card import Card, card_path, sha256_of
 from edgeroute.edge.inputs import Inputs
 from edgeroute.edge.members import feed_of, member
 from edgeroute.edge.runtimes import load
-from edgeroute.edge.tensors import say
+from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import special
 from edgeroute.tools.cli.exits import LEFT
@@ -126,7 +126,7 @@ class Model:
         run = feed_of(self.model)
         if run is None:
             raise ModelError("its runtime runs no tensors by name (run_feed)")
-        out = _within(lambda: in_a_turn(run, dict(feed), stop), left, stop)
+        out = _within(lambda: in_new_session(run, dict(feed), stop), left, stop)
         return out if isinstance(out, dict) else {self.outputs[0].name: out}
 
     def renew(self) -> None:
@@ -341,13 +341,13 @@ class _Inspection:
             plain = {key: value for key, value in told.items() if key != "resize"}
             made.update(_prepared(made, plain))
             found[:] = [one for one in found if one.about != about]
-            what = f"pixels {say(plain['shape'])}, {plain['layout']}, transposed to {guess.layout}"
+            what = f"pixels {shape_text(plain['shape'])}, {plain['layout']}, transposed to {guess.layout}"
             found.append(Finding(about, what, "likely", "the sample is such a picture, and integers are not scaled"))
         if "resize" in told and list(np.shape(self.sample.x if self.sample else ()))[:2] != told["resize"]:
             side = min(told["resize"])
             lines = f'"preprocess": {{..., "resize": {told["resize"]}}}  (stretched, as here)\n'
             lines += f'"preprocess": {{..., "resize": {side}, "crop": {told["resize"]}}}  (cut out of the middle)'
-            why = f"the sample has another size than {say(told['resize'])}, which the model takes"
+            why = f"the sample has another size than {shape_text(told['resize'])}, which the model takes"
             found.append(Finding(f"{about}.resize", "how are pictures fitted?", "open", why, lines))
 
     def _shown(self, ways: Sequence[Way], made: dict[str, Any], old: Card | None) -> list[Shown]:
@@ -413,7 +413,7 @@ class _Inspection:
                 self._keep(raw, self._count(other))
                 more.append(self._count(other))
             self._keep(zeros, count)
-            shapes = ", ".join(f"{quoted(name)} {say(array.shape)}" for name, array in feed.items())
+            shapes = ", ".join(f"{quoted(name)} {shape_text(array.shape)}" for name, array in feed.items())
             several = f"; also with {max(more)} inputs at a time" if more and max(more) > count else ""
             self.notes.append(f"it runs on zeros{' and random numbers' if more else ''}: {shapes}{several}")
             assumed = [one.spec.name for one in self.inputs if one.role == "constant" and one.value is None]

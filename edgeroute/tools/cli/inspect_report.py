@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeroute.confidence.forms import form_of
 from edgeroute.core.words import LOST, clean, printable
-from edgeroute.edge.tensors import say
+from edgeroute.edge.tensors import shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, quoted
 from edgeroute.types import TensorSpec
 
@@ -89,7 +89,7 @@ class Report:
             yield from ("", title)
             for spec, role in tensors[:LINES]:
                 more = "" if role in {"given", "read"} else f", {role}"
-                yield from _wrapped(f"{quoted(spec.name)}  {_dtype(spec)} {say(spec.shape)}{more}", width, 2)
+                yield from _wrapped(f"{quoted(spec.name)}  {_dtype(spec)} {shape_text(spec.shape)}{more}", width, 2)
             if len(tensors) > LINES:
                 yield f"  and {len(tensors) - LINES} more: --json"
         for sure, title in (("certain", "known"), ("likely", "guessed, with good grounds"), ("open", "open: yours to say")):

@@ -17,7 +17,7 @@ import numpy as np
 from edgeroute.cloud.openinference import NAMES
 from edgeroute.core.words import clean
 from edgeroute.edge.card import sha256_of
-from edgeroute.edge.inputs import Inputs, unsaid
+from edgeroute.edge.inputs import Inputs, batch_axis_problem
 from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
 from edgeroute.edge.picture import Picture
 from edgeroute.edge.preprocess import Preprocess
@@ -190,7 +190,7 @@ class Subject:
         if self.model.card.state:
             raise ModelError(f"{path}: it keeps a state between calls, and a server has calls of everybody: it is not exported")
         session = self.model.load()
-        if text := unsaid(self.model.card, self.model.inputs):
+        if text := batch_axis_problem(self.model.card, self.model.inputs):
             raise ModelError(f"{path}: {text}")
         for node in session.get_outputs():
             if not node.type.startswith("tensor(") and self.model.output in (None, node.name):

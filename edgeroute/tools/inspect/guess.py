@@ -19,7 +19,7 @@ from edgeroute.confidence.forms import (
     sum_to_one,
     tokens_and_logprobs,
 )
-from edgeroute.edge.tensors import Array, say
+from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec
 
@@ -196,7 +196,7 @@ def _classes(name: str, arrays: Sequence[Array]) -> list[Finding]:
 
 def _wide(name: str, arrays: Sequence[Array]) -> list[Finding]:
     shape = arrays[0].shape
-    form = f"{quoted(name)} is {say(shape)} for one input"
+    form = f"{quoted(name)} is {shape_text(shape)} for one input"
     if len(shape) == _MATRIX and shape[1] == _COLUMNS and all(_are_columns(array) for array in arrays):
         why = f"{form}: x1, y1, x2, y2, a score from 0 to 1 and a whole class in each row, after non-maximum suppression"
         return [_kind("boxes", "likely", why), _class_names(None)]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.core.words import clean
-from edgeroute.edge.tensors import Array, say
+from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.types import TensorSpec
 
 Sure = Literal["certain", "likely", "open"]
@@ -204,7 +204,7 @@ def _given(spec: TensorSpec) -> InputGuess:
     elif not TOKENS.isdisjoint(words(spec.name)) and not floats:
         says = ("tokens, as they are", "likely", f"integers, and its name is {quoted(spec.name)}: your tokenizer gives them")
     elif len(row) == _PICTURE or (len(row) == _PICTURE - 1 and floats and min(row) >= _LEAST):
-        wide = f"numbers in {len(row)} axes, {say(row)}: it could be a picture, a spectrogram, or a sequence of vectors"
+        wide = f"numbers in {len(row)} axes, {shape_text(row)}: it could be a picture, a spectrogram, or a sequence of vectors"
         says = ("as it is?", "open", f"{wide}, and the file does not say which")
     elif row and row[-1] == -1:
         says = ("none", "likely", "numbers in any quantity, such as samples of sound: they are taken as they are")
@@ -263,7 +263,7 @@ def _picture(spec: TensorSpec, batch: int | None, layout: str, found: list[Findi
     colours = {_GREY: "a grey picture", _COLOURS: "a colour picture", _ALPHA: "a picture with alpha"}
     what = "a grey picture" if layout == "HW" else colours[sizes["C"]]
     where = "" if layout == "HW" else f", and the axis of {sizes['C']} is that of channels"
-    why = f"{spec.dtype} {say(row)}: the sides are {_side(sizes['H'])} and {_side(sizes['W'])}{where}"
+    why = f"{spec.dtype} {shape_text(row)}: the sides are {_side(sizes['H'])} and {_side(sizes['W'])}{where}"
     if layout == "CHW" and sizes["C"] == _GREY:
         why += "; a spectrogram has the same form"
     found = [*found, Finding(f"{about}.layout", f"{what}, {layout}", "likely", why)]

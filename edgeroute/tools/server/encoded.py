@@ -14,9 +14,9 @@ import numpy as np
 from edgeroute.cloud.codecs import unflac, unzstd
 from edgeroute.cloud.datatypes import DTYPES
 from edgeroute.edge.card import Card
-from edgeroute.edge.picture import MOST_PIXELS, shaped
+from edgeroute.edge.picture import MOST_PIXELS, picture_for
 from edgeroute.edge.preprocess import Layouts, Preprocess
-from edgeroute.edge.tensors import Array, row_shape, say
+from edgeroute.edge.tensors import Array, row_shape, shape_text
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
 
@@ -107,7 +107,9 @@ class Decoder:
             raise BadInput(f"{spec.name}: {media[:80]!r} does not say what is compressed: write it as in {example!r}")
         shape = tuple(map(int, found[2].split("x"))) if found[2] else ()
         if DTYPES.get(found[1]) != spec.dtype or not self._fits(shape):
-            raise BadInput(f"{spec.name}: the model takes {say(self._row)} {spec.dtype}, not {found[1]} {say(shape)}")
+            raise BadInput(
+                f"{spec.name}: the model takes {shape_text(self._row)} {spec.dtype}, not {found[1]} {shape_text(shape)}"
+            )
         dtype = np.dtype(spec.dtype)
         if (size := prod(shape) * dtype.itemsize) > MOST_BYTES:
             raise BadInput(f"{spec.name}: a row of {size} bytes is too large: at most {MOST_BYTES}")
@@ -120,11 +122,11 @@ class Decoder:
         """A row of audio."""
         spec = self.spec
         if not self._sounds():
-            raise BadInput(f"{spec.name}: the model takes no audio: {say(self._row)} {spec.dtype}")
+            raise BadInput(f"{spec.name}: the model takes no audio: {shape_text(self._row)} {spec.dtype}")
         found = unflac(data, "int16" if spec.dtype == "int16" else "float32", MOST_BYTES // 8)
         samples = found[:, 0] if len(self._row) == 1 and found.shape[1] == 1 else found
         if not self._fits(samples.shape):
-            raise BadInput(f"{spec.name}: the model takes {say(self._row)} samples, and not {say(samples.shape)}")
+            raise BadInput(f"{spec.name}: the model takes {shape_text(self._row)} samples, and not {shape_text(samples.shape)}")
         whole: Array = samples.astype(spec.dtype, copy=False)
         return whole
 
@@ -146,7 +148,7 @@ def widened(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
 def _pictures(spec: TensorSpec, prepare: Preprocess | None, batch: int | None, *, fixed: bool) -> Preprocess | None:
     """What makes the tensor of pictures; None: nothing says how. `fixed`: all have one size, however large they come."""
     if prepare is None:
-        found = shaped(spec, resize=False) if spec.dtype == "uint8" and batch == 0 else None
+        found = picture_for(spec, resize=False) if spec.dtype == "uint8" and batch == 0 else None
         if found is None:
             return None
         picture, layout = found
