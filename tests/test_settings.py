@@ -43,6 +43,7 @@ from edgeroute.core.policy import INF, Terms
 from edgeroute.edge.runtimes import suffixes
 from edgeroute.http.messages import Address
 from edgeroute.policy import keys, singles, sources, targets, units
+from edgeroute.policy.schema import linked
 from edgeroute.stores.outbox.store import Drop
 
 ROOT = Path(__file__).parents[1]
@@ -1046,7 +1047,8 @@ def test_the_document_has_every_key_under_its_section():
             assert "with the same keys" in text
             continue
         for key, field in ((key, field) for model in models for key, field in model.model_fields.items()):
-            assert re.search(rf"^\| `{key}` \|.*\| {re.escape(field.description)} \|$", text, re.MULTILINE), (section, key)
+            meaning = re.escape(linked(field.description))
+            assert re.search(rf"^\* `{key}` \(.*\): {meaning}$", text, re.MULTILINE), (section, key)
 
 
 def test_the_document_is_what_the_schema_says():

@@ -177,11 +177,14 @@ def tables() -> str:
         ("At the top", CARD), ("`input`, and each of `inputs`", INPUT), ("`preprocess`", PREPROCESS),
         ("Each of `state`", STATE), ("`output`", OUTPUT),
     ):  # fmt: skip
-        rows = [f"### {title}\n", "| Key | Type | Meaning |", "|---|---|---|"]
+        rows = [f"### {title}\n"]
+        free = [key for key, value in table["properties"].items() if value["description"] == "For readers."]
         for key, value in table["properties"].items():
-            needed = "; required" if key in table["required"] else ""
-            kind = ", ".join(f"`{choice}`" for choice in value["enum"]) if "enum" in value else value["title"]
-            rows.append(f"| `{key}` | {kind}{needed} | {value['description']} |")
+            if key not in free:
+                needed = "; required" if key in table["required"] else ""
+                kind = ", ".join(f"`{choice}`" for choice in value["enum"]) if "enum" in value else value["title"]
+                rows.append(f"* `{key}` ({kind}{needed}): {value['description']}")
+        rows += [f"* For readers alone: {', '.join(f'`{key}`' for key in free)}."] if free else []
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 

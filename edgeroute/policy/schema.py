@@ -99,48 +99,57 @@ def sections() -> dict[str, Mapping[str, Any]]:
 
 
 def reference() -> str:
-    """The keys with types, defaults and meanings, as Markdown: the text of docs/policy.md."""
+    """Return the keys with types, defaults and meanings, as Markdown: the text of docs/policy.md."""
     made = schema(built_in=True)
-    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {*SECTIONS})]
+    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _list(made, {*made["properties"]} - {*SECTIONS}, set())]
     for name, models in SECTIONS.items():
+        described = linked(made["properties"][name]["description"])
         if name == "candidate":
-            parts.append(f"### `[{name}]`\n\n{made['properties'][name]['description']}\n")
+            parts.append(f"### `[{name}]`\n\n{described}\n")
             continue
         kinds = [made["$defs"][model.__name__] for model in models]
         common = {key for key, said in kinds[0]["properties"].items() if all(k["properties"].get(key) == said for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
-        parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
+        listed = set[str]()
+        parts += [f"### `[{name}]`\n\n{described}{several}\n", _list(kinds[0], common, listed)]
         if name == "edge":
             runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix not in {".onnx", ACTIVE})
-            parts += [text for runtime in runtimes for text in _for_models(runtime)]
+            parts += [text for runtime in runtimes for text in _for_models(runtime, listed)]
         for kind in kinds if several else ():
             protocol = kind["properties"]["protocol"]["const"]
-            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{kind["description"]}\n']
-            parts += [_table(kind, set(kind["properties"]) - common)]
+            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{linked(kind["description"])}\n']
+            parts += [_list(kind, {*kind["properties"]} - common, listed)]
     return "\n".join(parts)
 
 
-def _for_models(runtime: str) -> list[str]:
-    """The keys of `[edge]` for the model files of a built-in runtime."""
+def linked(text: str) -> str:
+    """Return a description with the pages that it names as links: `(rules.md)` becomes `([rules](rules.md))`."""
+    return re.sub(r"(?<!\])\(([a-z-]+)\.md(#[a-z-]+)?\)", r"([\1](\1.md\2))", text)
+
+
+def _for_models(runtime: str, listed: set[str]) -> list[str]:
+    """Return the keys of `[edge]` for the model files of a built-in runtime."""
     suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
     address = suffixes[0] in SCHEMES
     section = registered(suffixes[0] if address else f"model{suffixes[0]}")
     assert section is not None, "ONNX Runtime has the section Edge"
     made = _runtime(suffixes[0], section)
     what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
-    return [
-        f"### `[edge]` with {what}\n",
-        _table(made, set(made["properties"])),
-    ]
+    return [f"### `[edge]` with {what}\n", _list(made, {*made["properties"]}, listed)]
 
 
-def _table(section: Mapping[str, Any], keys: set[str]) -> str:
-    rows = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+def _list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
+    """Return these keys as a list. One that `listed` has already, word for word, is only named; new ones are added to it."""
+    rows, named = [], []
     for key, value in section["properties"].items():
         if key in keys:
-            default = "required" if key in section.get("required", ()) else _code(value["default"]) if "default" in value else ""
-            rows.append(f"| `{key}` | {_type(value)} | {default} | {value['description']} |")
-    return "\n".join(rows) + "\n"
+            default = "; required" if key in section.get("required", ()) else ""
+            default = f"; default {_code(value['default'])}" if value.get("default") not in (None, "") else default
+            row = f"* `{key}` ({_type(value)}{default}): {linked(value['description'])}"
+            named += [f"`{key}`"] if row in listed else []
+            rows += [] if row in listed else [row]
+    listed |= {*rows}
+    return "\n".join([*rows, *([f"* As above: {', '.join(named)}."] if named else []), ""])
 
 
 def _type(value: Mapping[str, Any]) -> str:
@@ -163,15 +172,17 @@ def _code(value: Any) -> str:
 INTRODUCTION = """\
 # Policy files
 
-A policy says which models there are, which is asked first, and when something may leave the device. Write it as TOML,
-JSON or YAML (`pip install 'edgeroute[yaml]'`); the suffix says which. Relative paths start from the policy's folder.
+A policy says which models there are, which is asked first, and when something may leave the device. Write it as TOML, JSON or
+YAML (`pip install 'edgeroute[yaml]'`); the suffix says which. Relative paths start from the policy's folder.
 
 ```toml
 # policy.toml
 mode = "prefer_edge"
-threshold = 0.85            # at this confidence the edge's answer is final, and nothing is sent
+# at this confidence the edge's answer is final, and nothing is sent
+threshold = 0.85
 deadline = "2s"
-offline = "edge"            # the cloud does not answer: the edge's answer stands, marked degraded
+# the cloud does not answer: the edge's answer stands, marked degraded
+offline = "edge"
 
 [edge]
 path = "models/fashion/edge.int8.onnx"
@@ -179,7 +190,8 @@ threads = 1
 
 [cloud]
 url = "http://127.0.0.1:8080/v2/models/fashion-large"
-api_key = { env = "CLOUD_KEY" }     # an environment variable's name (first: export CLOUD_KEY=...), never the key itself
+# the name of an environment variable (export CLOUD_KEY=...), never the key itself
+api_key = { env = "CLOUD_KEY" }
 headers = { "X-Tenant" = "shop-7" }
 timeout = "2s"
 retries = 1
@@ -187,11 +199,13 @@ max_reply = "4MiB"
 usd_per_call = 0.002
 
 [limits]
-usd_per_day = 5             # from then on nothing is sent that costs money
+# from then on nothing is sent that costs money
+usd_per_day = 5
 
 [egress]
 never_leave = ["medical"]
-may_leave = ["product"]     # what is neither stays on the device too
+# a class in neither list stays on the device, too
+may_leave = ["product"]
 ```
 
 ```python
@@ -203,33 +217,25 @@ with Router.from_policy("policy.toml", watch=True) as router:
     answer = router.infer(image, data_class="product")
 ```
 
-With `watch=True` a change of the file takes effect a second later, but for `state`, `[cache]`, `[outbox]`, `[trace]` and
-`[telemetry]`: they stay as they were when the router was made.
+* **`watch=True`**: a change of the file takes effect a second later, except for `state`, `[cache]`, `[outbox]`, `[trace]` and
+  `[telemetry]`.
+* **Arguments of the program**, as in `Router.from_policy("policy.toml", edge=model)`, replace the file's; the file need not
+  have an edge, cloud or threshold then.
+* **Several models or endpoints** are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked.
+* **Durations** are text with a unit: `"300ms"`, `"2s"`, `"1m"`, `"12h"`, `"7d"`. **Sizes**, too: `"512KB"` (1000 bytes each),
+  `"16MiB"` (1024 times 1024). A bare number is refused.
+* **Secrets** are never in the file: `{ env = "NAME" }` is read when a request is sent, and no message, trace or log shows it.
+* **Environment variables** beat the file: `EDGEROUTE_MODE=only_edge`; with `__` between a section and its key,
+  `EDGEROUTE_CLOUD__URL=...`; of several sections with a number from 0, `EDGEROUTE_CLOUD__1__URL`. Lists and tables are JSON:
+  `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`. `EDGEROUTE_CLOUD__API_KEY` may hold the key itself.
+* **Editors** complete and check the keys with the JSON Schema that `edgeroute schema` prints.
+* More policies, to copy from: [examples/policies](../examples/policies).
 
-What a program gives, `Router.from_policy("policy.toml", edge=model)`, goes before the file's; with an `edge`, `cloud` or
-`threshold` there the file need not have one.
-
-Several models or endpoints are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked. More
-policies, to copy from: [examples/policies](../examples/policies).
-
-**Durations** are text with a unit, `"300ms"`, `"2s"`, `"1m"`, `"12h"`, `"7d"`; **sizes** likewise, `"512KB"` (1000 bytes each) or
-`"16MiB"` (1024 times 1024). A bare number is refused, since it would be read one way and meant another.
-
-**Secrets** are never in the file: `{ env = "NAME" }` names the environment variable that holds one. It is read when a request is
-sent, and no message, trace or log shows it.
-
-**Environment variables** beat the file: `EDGEROUTE_MODE=only_edge`, `EDGEROUTE_THRESHOLD=0.9`, and with `__` between a section
-and its key, `EDGEROUTE_CLOUD__URL=...`, `EDGEROUTE_LIMITS__USD_PER_DAY=2`. Of several sections a number says which, counted from
-0: `EDGEROUTE_CLOUD__1__URL`. Lists and tables are JSON: `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`.
-`EDGEROUTE_CLOUD__API_KEY` may hold the key itself.
-
-**Mistakes** are all told at once, a line each, before anything is loaded or sent:
+All mistakes are reported at once, a line each, before anything is loaded or sent:
 
 ```text
 policy.toml: treshold: there is no such key: did you mean "threshold"?
 policy.toml: deadline: expected a duration such as "300ms", "2s" or "12h", found 300; did you mean "300ms" or "300s"?
 EDGEROUTE_MODE: found "only_egde": did you mean "only_edge"?
 ```
-
-**Editors** complete and check the keys with the JSON Schema that `edgeroute schema` prints.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -15,10 +16,14 @@ from typer.models import ArgumentInfo, OptionInfo
 HEAD = """\
 # Commands
 
-Every command with its arguments and options, as `edgeroute COMMAND -h` lists them. What all have in common (inputs, pipes,
-`--json`, exit codes) is on the page of the [command line](cli.md).
+Each command with its arguments and options, as `edgeroute COMMAND -h` lists them. Inputs, pipes, output and exit codes:
+[command line](cli.md).
+
+Options of several commands, which their lists leave out:
 """
 KINDS = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
+COMMON = 6
+"""An option that is the same in so many commands is described once."""
 
 
 class Parameter(NamedTuple):
@@ -28,6 +33,16 @@ class Parameter(NamedTuple):
     info: ArgumentInfo | OptionInfo
     type: Any
     default: Any
+
+    @property
+    def is_option(self) -> bool:
+        """True of an option, False of an argument."""
+        return isinstance(self.info, OptionInfo)
+
+    @property
+    def long(self) -> str:
+        """The option with its value and without its short name."""
+        return self.shown.replace(", -p", "")
 
     @property
     def shown(self) -> str:
@@ -52,7 +67,7 @@ class Parameter(NamedTuple):
     @property
     def help(self) -> str:
         """Its text, with the default."""
-        text = (self.info.help or "").replace("|", "\\|")
+        text = self.info.help or ""
         default = self.info.show_default if isinstance(self.info.show_default, str) else self.default
         if not self.info.show_default or isinstance(default, bool | NoneType | list | tuple | type):  # `empty` is a type
             return text
@@ -60,25 +75,34 @@ class Parameter(NamedTuple):
 
 
 def reference(app: typer.Typer) -> str:
-    """docs/commands.md: the commands of this app, those of its groups after their groups."""
-    return "\n".join([HEAD, *_sections(app, "edgeroute")])
+    """Return docs/commands.md: the options of several commands, then each command; those of a group follow one another."""
+    commands = {name: (command, [*_parameters(command)]) for name, command in _commands(app, "edgeroute")}
+    counts = Counter(_row(parameter) for _, parameters in commands.values() for parameter in parameters if parameter.is_option)
+    common = [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= COMMON}.values()][::-1]
+    sections = [_section(name, command, parameters, common) for name, (command, parameters) in commands.items()]
+    return "\n".join([HEAD, *common, "", *sections])
 
 
-def _sections(app: typer.Typer, prefix: str) -> Iterator[str]:
+def _commands(app: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any]]]:
     for command in app.registered_commands:
         if command.callback is not None and not command.hidden:
-            yield _section(f"{prefix} {command.name or command.callback.__name__}", command.callback)
+            yield f"{prefix} {command.name or command.callback.__name__}", command.callback
     for group in app.registered_groups:
         if group.typer_instance is not None:
-            yield from _sections(group.typer_instance, f"{prefix} {group.typer_instance.info.name}")
+            yield from _commands(group.typer_instance, f"{prefix} {group.typer_instance.info.name}")
 
 
-def _section(name: str, command: Callable[..., Any]) -> str:
-    parameters = [*_parameters(command)]
-    arguments = [found for found in parameters if isinstance(found.info, ArgumentInfo)]
-    usage = " ".join([name, *(found.shown for found in arguments), *(["[OPTIONS]"] if len(arguments) < len(parameters) else [])])
-    rows = [f"| `{found.shown}` | {found.help} |" for found in parameters]
-    return "\n".join([f"## {name}\n\n{inspect.getdoc(command)}\n\n```text\n{usage}\n```\n\n| | |\n| --- | --- |", *rows, ""])
+def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], common: list[str]) -> str:
+    shared = [f"[{found.long}]" for found in parameters if _row(found) in common]
+    own = [found for found in parameters if _row(found) not in common]
+    arguments = [found.shown for found in parameters if not found.is_option]
+    options = ["[OPTIONS]"] if len(own) > len(arguments) else []
+    usage = " ".join([name, *arguments, *options, *shared])
+    return "\n".join([f"## {name}\n\n`{usage}`\n\n{inspect.getdoc(command)}\n", *map(_row, own), *([""] if own else [])])
+
+
+def _row(parameter: Parameter) -> str:
+    return f"* `{parameter.shown}`: {parameter.help}"
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
