@@ -20,6 +20,7 @@ from edgeroute import (
     Audit,
     Egress,
     InputScore,
+    Options,
     PlainJson,
     Reading,
     Router,
@@ -173,7 +174,7 @@ def shadow() -> str:
 def by_device() -> str:
     """A rule on the charge."""
     rules, sensors = [Rule("battery", "only_edge", enter=0.2)], lambda: Reading(battery=0.15)
-    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, rules=rules, sensors=sensors) as router:
+    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, rules=rules, options=Options(sensors=sensors)) as router:
         answer = router.infer(1)
     return yes(answer.source == "edge" and "battery below 20%" in answer.reason)
 
@@ -183,7 +184,7 @@ def order() -> str:
     """What the policy may say; both are tried."""
     known = get_args(CloudOrder)
     for name in known:
-        Router(lambda _: SURE, [lambda _: "a", lambda _: "b"], threshold=0.5, order=name).close()
+        Router(lambda _: SURE, [lambda _: "a", lambda _: "b"], threshold=0.5, options=Options(order=name)).close()
     return ", ".join(known)
 
 
@@ -214,7 +215,7 @@ def hedged() -> str:
     """The small model hangs."""
     gate = threading.Event()
     try:
-        with Router(FakeModel([SURE], gate=gate), lambda _: "cloud", threshold=0.8, hedge_after=0) as router:
+        with Router(FakeModel([SURE], gate=gate), lambda _: "cloud", threshold=0.8, options=Options(hedge_after=0)) as router:
             return yes(router.infer(1, deadline=LONG_S).source == "cloud")
     finally:
         gate.set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from figures import Figure, size
 
-from edgeroute import DeviceSensors, Router, Rule
+from edgeroute import DeviceSensors, Options, Router, Rule
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.files import Files, Measurement
 from edgeroute.observe.device.gpu import Gpu
@@ -67,7 +67,7 @@ def sources(root: str | Path) -> dict[str, float]:
 def share(every_s: float = 1.0, seconds: float = SECONDS) -> float:
     """Share of a core that a router takes which has no requests and reads this machine's sensors."""
     sensors = DeviceSensors(every_s=every_s)
-    with Router(lambda _: ("edge", 0.9), None, rules=[Rule("battery", "only_edge", 0.2)], sensors=sensors):
+    with Router(lambda _: ("edge", 0.9), None, rules=[Rule("battery", "only_edge", 0.2)], options=Options(sensors=sensors)):
         time.sleep(every_s)
         begun, cpu = time.monotonic(), time.process_time()
         time.sleep(seconds)

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from edgeroute.record.request_log import RequestLog
     from edgeroute.record.trace import Trace
     from edgeroute.router.aio import AsyncRouter
+    from edgeroute.router.arguments import Options
     from edgeroute.router.conversation import AsyncConversation, Conversation
     from edgeroute.router.live.audio import AudioStats, BargeIn, Utterance
     from edgeroute.router.live.frames import FrameStats, FrameUpdate
@@ -80,6 +81,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AB": "trials.settings",
     "AsyncRouter": "router.aio",
+    "Options": "router.arguments",
     "Secret": "http.messages",
     "OpenAIChat": "cloud.openai",
     "OpenInference": "cloud.openinference",
@@ -201,6 +203,7 @@ __all__ = [
     "OpenInference",
     "OpenInferenceGrpc",
     "OpenTelemetry",
+    "Options",
     "Outbox",
     "Piece",
     "PlainJson",

@@ -19,6 +19,7 @@ import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
 from edgeroute.router.aio import Loop
+from edgeroute.router.arguments import with_options
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
@@ -44,6 +45,11 @@ def wait_for(condition, timeout_s=LONG):
     while not condition():
         assert monotonic() < until, "that never was so"
         pause.wait(0.002)
+
+
+def flat(**given):
+    """Arguments of a router, of which those of `Options` are given beside the others."""
+    return with_options(given)
 
 
 class Face:
@@ -74,6 +80,9 @@ class Threads(Face, Router):
     left = frozenset()
     """Tasks that are there after its end."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **flat(**kwargs))
+
     def start(self, *args, **kwargs):
         """A future of the answer."""
         answer = Future()
@@ -96,7 +105,7 @@ class Tasks(Face):
     """
 
     def __init__(self, *args, **kwargs):
-        self._run(lambda: AsyncRouter(*args, **kwargs))
+        self._run(lambda: AsyncRouter(*args, **flat(**kwargs)))
 
     @classmethod
     def from_policy(cls, *args, **kwargs):

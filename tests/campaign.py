@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, process_time, sleep
 
 import numpy as np
+from both import flat
 
 from edgeroute import AsyncRouter, Cache, EdgerouteError, OpenInference, PlainJson, Router
 from edgeroute.testing.listener import Listener, finish
@@ -258,7 +259,7 @@ class Campaign:
         return heard
 
     def _threads(self, edge, clouds, policy, groups, plain, late):
-        with Router(edge, clouds, **policy) as router:
+        with Router(edge, clouds, **flat(**policy)) as router:
             if late is not None:
                 router.on_late(self._heard(late, plain))
 
@@ -288,7 +289,7 @@ class Campaign:
 
     def _asyncio(self, edge, clouds, policy, groups, plain, late):
         async def main():
-            async with AsyncRouter(edge, clouds, **policy) as router:
+            async with AsyncRouter(edge, clouds, **flat(**policy)) as router:
                 if late is not None:
                     router.on_late(self._heard(late, plain))
 

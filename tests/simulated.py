@@ -24,6 +24,8 @@ import time
 import traceback
 from pathlib import Path
 
+from both import flat
+
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
 NAMES = {
     os: "fork forkpty register_at_fork getuid geteuid getgid fchown chown O_NOFOLLOW O_DIRECTORY O_CLOEXEC posix_fallocate pread "
@@ -298,7 +300,7 @@ def battery():
     assert any("rule of battery: " in text and "never applies" in text for text in said), said
     assert any("rule of battery: " in text and "never applies" in text for text in lines), lines
     own = {"sensors": lambda: Reading(0.1, None), "rules": [Rule("battery", "only_edge", 0.2)]}
-    with Router(unsure, lambda _: ("b", 0.9), threshold=0.8, **own) as router:
+    with Router(unsure, lambda _: ("b", 0.9), **flat(threshold=0.8, **own)) as router:
         assert router.infer(1).value == "a"
         assert not any("never applies" in text for text in router.check().lines)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from both import sure, unsure
+from both import flat, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -41,7 +41,7 @@ def test_an_argument_of_a_wrong_type(router, name, value):
     """The message names the argument and what it takes; nothing has begun."""
     threads = set(threading.enumerate())
     with pytest.raises(PolicyError, match=f"^{name}= takes .*, not ") as e:
-        router(unsure, sure, threshold=0.5, **{name: value})
+        router(unsure, sure, **flat(threshold=0.5, **{name: value}))
     assert name not in KINDS or f"{name}={KINDS[name].__name__}(...)" in str(e.value)
     assert not set(threading.enumerate()) - threads
 
@@ -65,7 +65,7 @@ def test_arguments_of_the_right_types(tmp_path):
     given = {"audit": Audit(), "cache": Cache(), "egress": Egress(), "limits": Limits(), "outbox": Outbox(tmp_path / "o.db")}
     for trace in (print, "trace.jsonl", tmp_path / "trace.jsonl", Trace(print)):
         more = {"trace": trace, "instruments": (Half(),), "metered": bool, "sensors": None, "state": str(tmp_path / "state")}
-        with Router(unsure, sure, threshold=0.5, **given, **more):
+        with Router(unsure, sure, **flat(threshold=0.5, **given, **more)):
             pass
 
 

@@ -12,7 +12,18 @@ import pytest
 import routes
 from both import CALLS, LONG, Tasks, Threads, ask, unsure
 
-from edgeroute import AsyncRouter, Cache, CallableModel, DeadlineExceeded, Ensemble, NoAnswer, PolicyError, Prediction, Router
+from edgeroute import (
+    AsyncRouter,
+    Cache,
+    CallableModel,
+    DeadlineExceeded,
+    Ensemble,
+    NoAnswer,
+    Options,
+    PolicyError,
+    Prediction,
+    Router,
+)
 from edgeroute.testing import FakeCloud
 
 
@@ -220,7 +231,7 @@ def test_a_deadline_cancels_it():
             await edge.begun.wait()
             return "cloud"
 
-        async with AsyncRouter(edge, cloud, threshold=0.5, hedge_after=0) as router:
+        async with AsyncRouter(edge, cloud, threshold=0.5, options=Options(hedge_after=0)) as router:
             answer = await router.infer(1, deadline=LONG)
             await until(lambda: edge.ended)
         assert (answer.value, edge.ended) == ("cloud", ["CancelledError"])

@@ -25,8 +25,8 @@ from edgeroute.core.spending import Spending
 from edgeroute.edge.runs import runs_of
 from edgeroute.http.messages import Address, Call
 from edgeroute.observe import network
+from edgeroute.router import base as methods
 from edgeroute.router import reload
-from edgeroute.router.live import updates as methods
 from edgeroute.stores import keyvalue
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox.entries import Waiting

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import routes
-from both import LONG, Tasks, makes
+from both import LONG, Tasks, flat, makes
 
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
@@ -165,7 +165,7 @@ def test_it_is_said_before():
 def test_an_audit_asks_nothing_that_the_policy_does_not_allow(policy, ask):
     """Not for a class that stays, without consent, over a metered link, on a call that stays, or with the half of a limit spent."""
     cloud = FakeCloud(lambda _: "a")
-    with Router(edge, cloud, threshold=0.5, audit=Audit(share=1), **policy) as router:
+    with Router(edge, cloud, **flat(threshold=0.5, audit=Audit(share=1), **policy)) as router:
         if "limits" in policy:
             assert router.infer(0.1).source == "cloud"  # it spends what there is
         before = cloud.runs
@@ -411,7 +411,7 @@ def test_an_alarm_goes_for_what_is_stored_too(certificate):
     """An answer that was accepted by a threshold which is not trusted any more is not given again."""
     answers = [*np.linspace(0.9, 1, 2000)]
     policy = {"audit": Audit(share=1, scene=1, on_alarm="defer"), "cache": Cache()}
-    with Router(edge, wrong, threshold=certificate, **policy) as router:
+    with Router(edge, wrong, **flat(threshold=certificate, **policy)) as router:
         assert router.infer(0.95).source == "edge"
         assert router.infer(0.95).source == "cache"
         for x in answers:
@@ -427,16 +427,16 @@ def test_an_alarm_may_defer_all_and_a_later_run_knows(certificate, tmp_path, cap
     """Until there is another certificate: that begins anew."""
     caplog.set_level(logging.CRITICAL)
     policy = {"audit": Audit(share=1, scene=1, on_alarm="defer"), "state": tmp_path}
-    with Router(edge, wrong, threshold=certificate, **policy) as router:
+    with Router(edge, wrong, **flat(threshold=certificate, **policy)) as router:
         drifted(router)
         assert router.infer(1.0).source == "cloud"
-    with Router(edge, wrong, threshold=certificate, **policy) as router:
+    with Router(edge, wrong, **flat(threshold=certificate, **policy)) as router:
         answer = router.infer(1.0)
         assert answer.source == "cloud"
         assert routes.judged(answer)[:3] == ("below", 1.0, "inf")
         assert routes.label(answer).endswith(router.stats().audits[0].alarm)
         assert routes.uncalibrated(answer)
-    with Router(edge, right, threshold=certificate._replace(n=4001), **policy) as router:
+    with Router(edge, right, **flat(threshold=certificate._replace(n=4001), **policy)) as router:
         assert router.infer(1.0).source == "edge"
         assert not router.stats().audits[0].alarm
 
@@ -460,10 +460,10 @@ def test_after_an_alarm_of_the_deferral_rate_that_of_the_audits_still_acts(certi
     """In a later run, too; and the text is the graver one."""
     caplog.set_level(logging.CRITICAL)
     policy = {"audit": Audit(share=1, scene=1, on_alarm="defer"), "state": tmp_path}
-    with Router(edge, right, threshold=certificate, **policy) as router:
+    with Router(edge, right, **flat(threshold=certificate, **policy)) as router:
         until(lambda: router.infer(1.0) and idle(router) is None and router.stats().audits[0].alarm)
         assert router.infer(1.0).source == "edge"
-    with Router(edge, wrong, threshold=certificate, **policy) as router:
+    with Router(edge, wrong, **flat(threshold=certificate, **policy)) as router:
         until(lambda: router.infer(1.0).source == "cloud" or idle(router))
         assert "differ from the cloud's" in router.stats().audits[0].alarm
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from both import GOOD, LONG, GatedServer, header, sure, unsure
 
-from edgeroute import Cache, CallableModel, Egress, Function, OpenInference, PlainJson, Secret, Semantic
+from edgeroute import Cache, CallableModel, Egress, Function, OpenInference, Options, PlainJson, Secret, Semantic
 from edgeroute.router.keys import MOST
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -250,7 +250,7 @@ def test_answers_without_a_confidence(kind):
     """Those that were accepted as such are not where they have to be deferred."""
     cache, sources = Cache(), []
     for rule in ("accept", "defer", "accept"):
-        with kind(lambda _: ("edge", None), sure, threshold=0.5, cache=cache, no_confidence=rule) as router:
+        with kind(lambda _: ("edge", None), sure, threshold=0.5, cache=cache, options=Options(no_confidence=rule)) as router:
             sources.append(router.infer(1).leg)
     assert sources == ["edge", "cloud", "cloud"]
 

@@ -11,9 +11,9 @@ from math import exp
 
 import pytest
 import routes
-from both import LONG
+from both import LONG, flat
 
-from edgeroute import AsyncRouter, OpenAIChat, Piece, PolicyError, Prediction, Prefix, Restart, Router
+from edgeroute import AsyncRouter, OpenAIChat, Options, Piece, PolicyError, Prediction, Prefix, Restart, Router
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
@@ -84,7 +84,7 @@ def listen(request):
 
     def threads(policy, options, hook):
         heard = []
-        with Router(**policy) as router, router.stream("x", **options) as stream:
+        with Router(**flat(**policy)) as router, router.stream("x", **options) as stream:
             for piece in stream:
                 heard.append((stream.leg, piece))
                 hook(piece)
@@ -92,7 +92,7 @@ def listen(request):
 
     async def main(policy, options, hook):
         heard = []
-        async with AsyncRouter(**policy) as router, router.stream("x", **options) as stream:
+        async with AsyncRouter(**flat(**policy)) as router, router.stream("x", **options) as stream:
             async for piece in stream:
                 heard.append((stream.leg, piece))
                 hook(piece)
@@ -348,7 +348,7 @@ def test_a_certificate_is_for_one_score():
                 assert label.startswith("uncalibrated") == (score is not own), (own, score, label)
                 if score is not own:
                     with pytest.raises(PolicyError, match="promises nothing"):
-                        Router(edge, cloud, threshold=one, score=score, uncalibrated="error")
+                        Router(edge, cloud, threshold=one, score=score, options=Options(uncalibrated="error"))
 
 
 def test_a_prefix_is_what_it_is_said_to_be():

@@ -22,6 +22,7 @@ from edgeroute import (
     CatalogError,
     Closed,
     ModelMissing,
+    Options,
     PolicyError,
     Router,
     StoreError,
@@ -421,9 +422,9 @@ def test_the_certificate_of_a_version_is_its_threshold(publisher):
     with Router(device.path("doors"), cloud, threshold=0.5) as router:
         assert router.infer(X).value == "c"  # a number stays a number
     with pytest.raises(PolicyError, match="promises nothing here"):
-        Router(device.path("doors"), cloud, uncalibrated="error")
+        Router(device.path("doors"), cloud, options=Options(uncalibrated="error"))
     device.activate("doors", "1.0")
-    with Router(device.path("doors"), cloud, uncalibrated="error") as router:
+    with Router(device.path("doors"), cloud, options=Options(uncalibrated="error")) as router:
         device.activate("doors", "1.1")
         with pytest.raises(PolicyError, match="promises nothing here"):
             router.reload()
@@ -462,7 +463,7 @@ def test_warm(tmp_path):
         with pytest.raises(BadInput):
             router.warm([np.zeros(7, np.float32)])
         assert router.warm()[0].load_s < found[0].load_s
-    with Router(lambda x: ("a", 0.9), views={"edge": "n"}) as router:
+    with Router(lambda x: ("a", 0.9), options=Options(views={"edge": "n"})) as router:
         assert "not run: give samples=" in str(router.warm()[0])
         assert router.warm([{"n": 1}])[0].again_s is not None
 
@@ -470,7 +471,7 @@ def test_warm(tmp_path):
         assert x == 1
         return "a", 0.9
 
-    with Router(one, views={"edge": "n"}, ab=AB(one)) as router:
+    with Router(one, ab=AB(one), options=Options(views={"edge": "n"})) as router:
         assert [warmed.name for warmed in router.warm([{"n": 1}])] == ["edge", "edge-b"]
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with Router(tmp_path / "bad.onnx") as router, pytest.raises(Exception, match="cannot load"):
@@ -498,7 +499,7 @@ def test_warm_is_awaited(tmp_path):
             (one,) = await router.warm([1])
             assert one.first_s is not None
             assert (await router.warm())[0].first_s is None
-        async with AsyncRouter(number, views={"edge": "n"}) as router:
+        async with AsyncRouter(number, options=Options(views={"edge": "n"})) as router:
             assert (await router.warm([{"n": 1}]))[0].first_s is not None
         assert told == [(0, 1, "edge"), (1, 1, "")]
 

@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 import routes
+from both import flat
 
-from edgeroute import Audit, Egress, OpenInference, PlainJson, PolicyError, Router
+from edgeroute import Audit, Egress, OpenInference, Options, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.observe.stats import TOGETHER
 
@@ -53,7 +54,7 @@ def test_for_another_model_it_is_uncalibrated(certificate):
         {"edge": edge, "cloud": other},
         {"edge": edge, "cloud": cloud, "score": "margin"},
     ):
-        with Router(**given, threshold=certificate) as router:
+        with Router(**flat(**given, threshold=certificate)) as router:
             answer = router.infer(1.0)
             assert routes.judged(answer)[:3] == ("accepted", 1.0, certificate.threshold)
             assert routes.uncalibrated(answer)
@@ -70,7 +71,7 @@ def test_one_that_is_bound_to_nothing_promises_nothing():
 def test_what_a_certificate_cannot_promise_is_refused(certificate):
     """Answers without a confidence, and what is no certificate."""
     with pytest.raises(PolicyError, match="no_confidence has to be 'defer'"):
-        Router(edge, cloud, threshold=certificate, no_confidence="accept")
+        Router(edge, cloud, threshold=certificate, options=Options(no_confidence="accept"))
     with pytest.raises(PolicyError, match="a threshold is a number or a certificate"):
         Router(edge, cloud, threshold="high")
 
@@ -153,19 +154,19 @@ def test_the_trace_tells_the_threshold_of_the_answer(each):
 
 def test_one_that_does_not_hold_can_be_refused(certificate):
     """So is a plain number; the one that holds is not."""
-    Router(edge, cloud, threshold=certificate, uncalibrated="error").close()
-    Router(edge, threshold=None, mode="only_edge", uncalibrated="error").close()
+    Router(edge, cloud, threshold=certificate, options=Options(uncalibrated="error")).close()
+    Router(edge, threshold=None, mode="only_edge", options=Options(uncalibrated="error")).close()
     for wrong, why in ((0.5, "plain number"), (certificate, "made for cloud model")):
         with pytest.raises(PolicyError, match=rf"the threshold of edge promises nothing here .*{why}"):
-            Router(edge, other, threshold=wrong, uncalibrated="error")
+            Router(edge, other, threshold=wrong, options=Options(uncalibrated="error"))
     with pytest.raises(PolicyError, match="there is no uncalibrated 'maybe'"):
-        Router(edge, cloud, threshold=certificate, uncalibrated="maybe")
+        Router(edge, cloud, threshold=certificate, options=Options(uncalibrated="maybe"))
 
 
 def test_it_ages_while_it_is_used(certificate, monkeypatch):
     """The reason says so a minute later at most, without a restart."""
     day = 86400.0
-    with Router(edge, cloud, threshold=certificate, certificate_max_age=30 * day) as router:
+    with Router(edge, cloud, threshold=certificate, options=Options(certificate_max_age=30 * day)) as router:
         assert routes.label(router.infer(1.0)) == certificate.label
         then = time.time() + 40 * day
         monkeypatch.setattr("edgeroute.confidence.certificate.now", lambda: then)
@@ -223,7 +224,7 @@ def test_a_later_edge_has_a_promise_of_what_reaches_it(first):
     """It is bound to the edge before it and that one's threshold, and says so."""
     second = of_ladder([first, 0.5], 1)
     assert f"the {second.n:,} examples of {second.date}, and that the edge models before it defer:" in second.guarantee
-    with Router([small, larger], cloud, threshold=[first, second], uncalibrated="error") as router:
+    with Router([small, larger], cloud, threshold=[first, second], options=Options(uncalibrated="error")) as router:
         assert labels(router) == ["loss <= 2 %, 95 % sure"] * 2
         assert router.fingerprints(1)["earlier"] == second.fingerprints["earlier"]
 
@@ -244,7 +245,7 @@ def test_a_later_edge_that_other_inputs_reach_is_uncalibrated(first, made):
     with Router([small, larger], cloud, threshold=[given, second]) as router:
         assert labels(router)[1].startswith(f"uncalibrated: {why}")
     with pytest.raises(PolicyError, match=r"the threshold of (small|larger) promises nothing here"):
-        Router([small, larger], cloud, threshold=[given, second], uncalibrated="error")
+        Router([small, larger], cloud, threshold=[given, second], options=Options(uncalibrated="error"))
 
 
 def test_a_later_edge_that_is_first_now_is_uncalibrated(first):

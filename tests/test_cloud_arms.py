@@ -7,6 +7,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+from both import flat
 from commands import cli
 
 from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace, Unreachable
@@ -34,7 +35,7 @@ def arms_of(router):
 
 
 def router_of(arms, **more):
-    return Router(unsure, cloud=arms, threshold=0.8, **more)
+    return Router(unsure, **flat(cloud=arms, threshold=0.8, **more))
 
 
 def test_a_share_of_the_requests_gets_another_endpoint_and_each_arm_is_counted():

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 import routes
+from both import flat
 from commands import cli, started
 from draws import draws
 from hypothesis import given, settings
@@ -80,7 +81,7 @@ def asked(inputs, *, classes=(), endpoint=None, **policy):
     records, answers = [], []
     policy = {"threshold": 0.5, **policy}
     endpoint = Function(cloud, usd_per_call=0.25) if endpoint is None else endpoint
-    with Router(edge, endpoint, trace=records.append, **policy) as router:
+    with Router(edge, endpoint, **flat(trace=records.append, **policy)) as router:
         for i, x in enumerate(inputs):
             with contextlib.suppress(NoAnswer):
                 answers.append(router.infer(x, data_class=classes[i] if classes else None))

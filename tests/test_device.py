@@ -2,10 +2,10 @@
 
 import pytest
 import routes
-from both import makes, sure, unsure
+from both import flat, makes, sure, unsure
 from devices import Device, now_it_reads
 
-from edgeroute import PolicyError, Reading, Router, Rule
+from edgeroute import Options, PolicyError, Reading, Router, Rule
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
@@ -56,7 +56,7 @@ def test_sensors_are_not_read_for_each_request(monkeypatch):
     """In a thousand requests within the period they are read once."""
     monkeypatch.setattr("edgeroute.observe.observer.READS_S", 3600.0)
     device = Device(battery=0.1)
-    with Router(unsure, cloud, threshold=0.5, rules=[LOW], sensors=device) as router:
+    with Router(unsure, cloud, threshold=0.5, rules=[LOW], options=Options(sensors=device)) as router:
         for _ in range(1000):
             assert router.infer(1).source == "edge"
         assert device.reads == 1
@@ -86,7 +86,7 @@ def test_sensors_that_fail_change_nothing(make):
 def test_a_rules_mode_has_to_be_possible(given, says):
     """As the policy's own."""
     with pytest.raises(PolicyError, match=says):
-        Router(**{"edge": sure, "cloud": cloud, "threshold": 0.5, **given})
+        Router(**flat(**{"edge": sure, "cloud": cloud, "threshold": 0.5, **given}))
 
 
 def test_a_policy_file_has_it(tmp_path):

@@ -6,8 +6,9 @@ from time import monotonic
 
 import pytest
 import routes
+from both import flat
 
-from edgeroute import Function, Limits, Reading, Router, Rule
+from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.estimates import ENOUGH_READINGS
 from edgeroute.observe import observer
 from edgeroute.stores.keyvalue import KeyValueStore
@@ -57,7 +58,12 @@ def test_the_edges_energy_is_fitted_and_the_cheaper_side_is_first(price, first, 
     """The joules of a run are its time by 20 W; a cloud's are its price. `stats` has the break-even, `status` the joules."""
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=price)
     with Router(
-        spin, cloud, threshold=0.5, rules=[FRUGAL], sensors=lambda: Reading(power_w=5.0), state=tmp_path / "state"
+        spin,
+        cloud,
+        threshold=0.5,
+        rules=[FRUGAL],
+        state=tmp_path / "state",
+        options=Options(sensors=lambda: Reading(power_w=5.0)),
     ) as router:
         assert any("it is not known what energy a call of edge" in step for step in router.decide(0.9).steps)
         metered(router)
@@ -77,7 +83,7 @@ def test_without_a_sensor_there_is_no_energy():
     """It is left off, and the order stays as it is."""
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
     rule = Rule("load", "cheapest_energy", enter=0.1)
-    with Router(spin, cloud, threshold=0.5, rules=[rule], sensors=lambda: Reading(cpu=0.9)) as router:
+    with Router(spin, cloud, threshold=0.5, rules=[rule], options=Options(sensors=lambda: Reading(cpu=0.9))) as router:
         for _ in range(2 * ENOUGH_READINGS):
             router.infer(0.9)
             router.engine.read_sensors()
@@ -123,10 +129,7 @@ def ran(router):
 
 
 def limited(joules, price, tmp_path=None, **policy):
-    return Router(
-        spin, Function(lambda _: ("cloud", 0.9), joules_per_call=price), threshold=0.5, limits=Limits(joules_per_hour=joules),
-        sensors=once(), state=None if tmp_path is None else tmp_path / "state", **policy,
-    )  # fmt: skip
+    return Router(spin, Function(lambda _: ("cloud", 0.9), joules_per_call=price), **flat(threshold=0.5, limits=Limits(joules_per_hour=joules), sensors=once(), state=None if tmp_path is None else tmp_path / "state", **policy))  # fmt: skip
 
 
 def test_runs_of_the_edge_count_against_the_joule_budget(tmp_path):
@@ -182,7 +185,7 @@ def test_past_the_budget_the_cheaper_cloud_comes_first():
         return "cloud", 0.9
 
     cloud = Function(answered, joules_per_call=1e-6)
-    with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=1e6), sensors=once()) as router:
+    with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=1e6), options=Options(sensors=once())) as router:
         metered(router)
         budget = 5 * router.stats().joules["edge"]  # of runs as long as they take on this machine
         router.engine.spending.limits = Limits(joules_per_hour=budget)
@@ -198,13 +201,13 @@ def test_past_the_budget_the_cheaper_cloud_comes_first():
 def test_without_a_sensor_the_budget_counts_the_cloud_alone(caplog):
     """Said when the router is made, and in `check`; the edge runs on as before."""
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
-    with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=1.5), sensors=Reading) as router:
+    with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=1.5), options=Options(sensors=Reading)) as router:
         assert router.infer(0.1).source == "cloud"
         assert router.infer(0.1).source == "edge"
         assert ran(router) == 1.0
         assert "joules_per_hour counts the cloud's calls alone: " in caplog.text
         assert "tells no power here" in str(router.check())
-    with Router(None, cloud, limits=Limits(joules_per_hour=1.5), sensors=Reading) as router:
+    with Router(None, cloud, limits=Limits(joules_per_hour=1.5), options=Options(sensors=Reading)) as router:
         assert "joules_per_hour counts" not in str(router.check()), "there is no edge"
 
 
@@ -214,7 +217,7 @@ def recorded():
     """A trace of 60 requests, whose runs take 0.02 J or so each; every third is deferred, for 1 J."""
     records = []
     cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
-    with Router(spin, cloud, threshold=0.5, rules=[FRUGAL], sensors=once(), trace=records.append) as router:
+    with Router(spin, cloud, threshold=0.5, rules=[FRUGAL], trace=records.append, options=Options(sensors=once())) as router:
         metered(router)
         before = len(records)
         for i in range(60):

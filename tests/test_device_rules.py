@@ -6,10 +6,10 @@ import threading
 
 import pytest
 import routes
-from both import LONG, Threads, makes, sure, unsure
+from both import LONG, Threads, flat, makes, sure, unsure
 from devices import Device, engine_of, now_it_reads
 
-from edgeroute import PolicyError, Reading, Router, Rule
+from edgeroute import Options, PolicyError, Reading, Router, Rule
 from edgeroute.tools.replay import replay
 from edgeroute.tools.replay.records import collect
 from edgeroute.tools.replay.setup import Setup
@@ -107,7 +107,7 @@ def test_plans_are_kept_while_no_rule_begins_or_ends(make):
 def test_rules_that_cannot_be(given, says):
     """They are refused when the router is made."""
     with pytest.raises(PolicyError, match=says):
-        Router(**{"edge": sure, "cloud": cloud, "threshold": 0.5, **given})
+        Router(**flat(**{"edge": sure, "cloud": cloud, "threshold": 0.5, **given}))
 
 
 @pytest.mark.parametrize("battery", [15, -5, float("inf")])
@@ -115,7 +115,7 @@ def test_a_share_that_is_none_is_not_known(battery, caplog):
     """Per cent, say: 15 would be far above 20 %, and -5 below. It is said, and what else was read counts."""
     rules = [Rule("battery", "only_edge", 0.2), Rule("heat", "only_edge", 80)]
     sensors = lambda: Reading(battery=battery, temperature_c=90)  # noqa: E731 - short
-    with Router(unsure, cloud, threshold=0.5, rules=rules, sensors=sensors) as router:
+    with Router(unsure, cloud, threshold=0.5, rules=rules, options=Options(sensors=sensors)) as router:
         assert routes.rules(router.infer(1)) == [("heat", "only_edge")]
         assert router.engine.observer.reading.battery is None
     assert [record.message for record in caplog.records if "shares from 0 to 1" in record.message] == [
@@ -131,7 +131,9 @@ def test_check_shows_the_rules_and_what_is_not_known():
         Rule("gpu", "prefer_cloud", enter=0.9),
         Rule("throttled", "only_edge"),
     ]
-    with Router(sure, cloud, threshold=0.5, rules=rules, sensors=Device(battery=0.1, temperature_c=50)) as router:
+    with Router(
+        sure, cloud, threshold=0.5, rules=rules, options=Options(sensors=Device(battery=0.1, temperature_c=50))
+    ) as router:
         lines = "\n".join(router.check().lines)
     assert "rule: battery below 20% until 25%: only_edge (in force)" in lines
     assert "rule: heat above 80 C until 60: only_edge\n" in lines
@@ -314,7 +316,7 @@ def test_mistakes_in_a_policy_file(tmp_path, wrong, says):
 def test_other_rules_over_a_trace_with_readings(tmp_path):
     """A trace has the readings of its time, so rules that were not there then can be replayed; by the same step."""
     device, records = Device(temperature_c=50), []
-    with Router(sure, cloud, threshold=0.5, sensors=device, rules=[LOW], trace=records.append) as router:
+    with Router(sure, cloud, threshold=0.5, rules=[LOW], trace=records.append, options=Options(sensors=device)) as router:
         for i in range(40):
             device.says = Reading(battery=0.9, temperature_c=50 + i)
             now_it_reads(router, device)
@@ -333,7 +335,7 @@ def test_other_rules_over_a_trace_with_readings(tmp_path):
 def test_a_replay_of_the_same_rules_changes_nothing(tmp_path):
     """Each request has the rules in force that it had."""
     device, path = Device(battery=0.5), tmp_path / "trace.jsonl"
-    with Router(unsure, cloud, threshold=0.5, sensors=device, rules=[LOW], trace=path) as router:
+    with Router(unsure, cloud, threshold=0.5, rules=[LOW], trace=path, options=Options(sensors=device)) as router:
         for charge in (0.3, 0.21, 0.19, 0.21, 0.24, 0.26, 0.21, 0.1, 0.3):
             device.says = Reading(battery=charge)
             now_it_reads(router, device)

@@ -13,7 +13,7 @@ import tiny
 from both import running
 from onnx import TensorProto, helper
 
-from edgeroute import BadReply, OnnxModel, OpenInference, Router
+from edgeroute import BadReply, OnnxModel, OpenInference, Options, Router
 from edgeroute.tools.server.serve_app import app
 
 HERE = Path(__file__).parent / "exported"
@@ -93,7 +93,7 @@ def test_a_regression(server):
     """One number is a value, and no class; it has no confidence."""
     edge, given = HERE / "sk_regression.onnx", INPUTS[:, :3]
     for mode in ("only_edge", "only_cloud"):
-        router = Router(edge, f"{server}/v2/models/sk_regression", threshold=0.5, no_confidence="accept")
+        router = Router(edge, f"{server}/v2/models/sk_regression", threshold=0.5, options=Options(no_confidence="accept"))
         found = answers(router, given, mode=mode)
         assert [a.value for a in found] == pytest.approx(EXPECTED["sk_regression"]["values"], abs=1e-4)
         assert [type(a.value) for a in found] == [float] * len(given)

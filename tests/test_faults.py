@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import routes
 import trustme
-from both import GOOD, LONG, sure, unsure
+from both import GOOD, LONG, flat, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -31,6 +31,7 @@ from edgeroute import (
     DeadlineExceeded,
     NoAnswer,
     OpenInference,
+    Options,
     PlainJson,
     Router,
     TimedOut,
@@ -541,7 +542,7 @@ def test_a_retry_that_is_not_needed_any_more_is_not_sent(monkeypatch):
     monkeypatch.setattr(Cancel, "wait", waiting)
     with CannedServer(http_reply(status=503, headers=[("Retry-After", str(LONG))])) as server:
         edge = FakeModel([("edge", 0.9)], gate=gate)
-        with Router(edge, PlainJson(server.url, timeout_s=2 * LONG), threshold=0.5, hedge_after=0) as router:
+        with Router(edge, PlainJson(server.url, timeout_s=2 * LONG), threshold=0.5, options=Options(hedge_after=0)) as router:
             assert router.infer(1).source == "edge"
             workers = [t for t in threading.enumerate() if t.name in {"edgeroute-edge", "edgeroute-cloud"}]
         assert workers
@@ -684,7 +685,7 @@ def echo(request):
 @pytest.mark.parametrize("policy", [{}, {"deadline": LONG}])
 def test_fifty_threads_share_a_router(policy):
     """Each gets its own answer, over at most as many connections as there are threads."""
-    with CannedServer(echo) as server, Router(unsure, PlainJson(server.url), threshold=0.5, **policy) as router:
+    with CannedServer(echo) as server, Router(unsure, PlainJson(server.url), **flat(threshold=0.5, **policy)) as router:
         with ThreadPoolExecutor(50) as pool:
             answers = list(pool.map(router.infer, range(200)))
         assert router.stats().deferred == 200

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import routes
+from both import flat
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import Cache, CallableModel, Ensemble, Function, OnnxModel, PolicyError, Router
+from edgeroute import Cache, CallableModel, Ensemble, Function, OnnxModel, Options, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.core.words import UNIDENTIFIED
 from edgeroute.edge.members import fingerprint as of_model
@@ -140,16 +141,16 @@ def test_what_a_certificate_says_without_a_version():
         assert 'CallableModel(f, version="1")' in routes.label(answer)
         assert 'Function(f, version="1")' in routes.label(answer)
     with pytest.raises(PolicyError, match="cannot be identified: give version="):
-        Router(edge, cloud, threshold=made, uncalibrated="error")
+        Router(edge, cloud, threshold=made, options=Options(uncalibrated="error"))
     known = {"edge": CallableModel(holds, version="1"), "cloud": Function(held.predict, version="7")}
-    with Router(**known, threshold=made) as router:
+    with Router(**flat(**known, threshold=made)) as router:
         assert routes.uncalibrated(router.infer(1))
-    with Router(**known, threshold=0.5) as router:
+    with Router(**flat(**known, threshold=0.5)) as router:
         made = certificate(router)
-    with Router(**known, threshold=made, uncalibrated="error") as router:
+    with Router(**flat(**known, threshold=made, uncalibrated="error")) as router:
         assert routes.label(router.infer(1)) == made.label
     for changed in ({"edge": CallableModel(holds, version="2")}, {"cloud": Function(held.predict, version="8")}):
-        with Router(**{**known, **changed}, threshold=made) as router:
+        with Router(**flat(**{**known, **changed}, threshold=made)) as router:
             assert routes.uncalibrated(router.infer(1))
 
 

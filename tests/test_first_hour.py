@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from both import sure, unsure
+from both import flat, sure, unsure
 from commands import cli
 
 import edgeroute
-from edgeroute import AsyncRouter, OnnxModel, OpenInference, PolicyError, Router, models
+from edgeroute import AsyncRouter, OnnxModel, OpenInference, Options, PolicyError, Router, models
 from edgeroute.edge.card import Card
 
 
@@ -69,7 +69,7 @@ REFUSED = [
 def test_a_wrong_argument_is_refused_with_what_to_write(router, given, said):
     """In one line, when the router is made."""
     with pytest.raises(PolicyError) as told:
-        router(**{"edge": unsure, "cloud": sure, "threshold": 0.5, **given})
+        router(**flat(**{"edge": unsure, "cloud": sure, "threshold": 0.5, **given}))
     assert said in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -143,7 +143,7 @@ def test_a_wrong_first_token_of_a_stream(kind, of):
 def test_seconds_of_numpy():
     """Are Python's own from then on: a single-precision instant would be seconds off once a machine has run for long."""
     with Router(
-        unsure, sure, threshold=0.5, deadline=np.float32(20), hedge_after=np.float32(5), first_token=np.int64(3)
+        unsure, sure, threshold=0.5, deadline=np.float32(20), options=Options(hedge_after=np.float32(5), first_token=np.int64(3))
     ) as router:
         policy = router.engine.snapshot.policy
         assert [type(s) for s in (policy.deadline_s, policy.hedge_after, policy.first_token_s)] == [float] * 3

@@ -11,7 +11,7 @@ from gateways import LONG, post, raw, serving
 from lazily import Later, needs
 from test_serve import octets, save, tensor
 
-from edgeroute import AsyncRouter, CallableModel, Egress, TensorSpec
+from edgeroute import AsyncRouter, CallableModel, Egress, Options, TensorSpec
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.runtimes import load
 
@@ -147,7 +147,7 @@ def test_several_inputs_and_values_that_are_no_labels():
             tensor("b", np.array([3, 4], np.int32), data=[3, 4]),
         ]
     }
-    with serving(AsyncRouter(model, threshold=0.5, no_confidence="accept")) as url:
+    with serving(AsyncRouter(model, threshold=0.5, options=Options(no_confidence="accept"))) as url:
         reply = httpx.post(url + INFER, json=body, timeout=LONG).json()
     found = {out["name"]: out["data"] for out in reply["outputs"]}
     assert [json.loads(text) for text in found["label"]] == [{"sum": 5.0}, {"sum": 6.0}]

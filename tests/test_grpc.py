@@ -23,6 +23,7 @@ from edgeroute import (
     BadReply,
     CallableModel,
     OpenInferenceGrpc,
+    Options,
     PolicyError,
     Refused,
     Router,
@@ -208,7 +209,7 @@ def test_a_hedge_that_lost_is_cancelled(server):
         assert server.arrived.wait(LONG)
         return "edge", 0.9
 
-    with Router(edge, endpoint(server, timeout_s=9 * LONG), threshold=0.5, hedge_after=0) as router:
+    with Router(edge, endpoint(server, timeout_s=9 * LONG), threshold=0.5, options=Options(hedge_after=0)) as router:
         assert router.infer(X).source == "edge"
         assert server.over.wait(LONG)
         server.hold = False
@@ -424,7 +425,7 @@ def test_a_certificate_for_another_version_says_so(server, tmp_path):
     def label(router, count=1):
         return routes.label([router.infer(np.full(3, 0.999, "float32")) for _ in range(count)][-1])
 
-    with Router(edge, endpoint(server, kind="value"), threshold=made, uncalibrated="error") as router:
+    with Router(edge, endpoint(server, kind="value"), threshold=made, options=Options(uncalibrated="error")) as router:
         assert label(router) == made.label  # it has not been met
         assert router.check().ok
         assert label(router, 200) == made.label

@@ -14,7 +14,7 @@ from queue import Queue
 import numpy as np
 import pytest
 import routes
-from both import CALLS, DOWN, GOOD, LONG, GatedServer, Threads, ask, header, makes, sure, unsure
+from both import CALLS, DOWN, GOOD, LONG, GatedServer, Threads, ask, flat, header, makes, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -513,7 +513,7 @@ def test_a_router_that_cannot_be_made_leaves_nothing_behind(tmp_path, wrong):
     """Neither a thread that delivers nor a file."""
     box, before = Outbox(tmp_path / "outbox.db"), set(threading.enumerate())
     with pytest.raises(PolicyError):
-        Router(unsure, sure, threshold=0.5, outbox=box, **wrong)
+        Router(unsure, sure, **flat(threshold=0.5, outbox=box, **wrong))
     assert not set(threading.enumerate()) - before
 
 

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import routes
-from both import CALLS, GOOD, LONG, Panic, Tasks, ask, makes, sure, unsure
+from both import CALLS, GOOD, LONG, Panic, Tasks, ask, flat, makes, sure, unsure
 
 from edgeroute import (
     Audit,
@@ -17,6 +17,7 @@ from edgeroute import (
     Egress,
     Instrument,
     NoAnswer,
+    Options,
     Outbox,
     PlainJson,
     RequestLog,
@@ -271,7 +272,7 @@ def test_ctrl_c_gets_through_each_of_them(tmp_path, name, call):
     hook, called = raising(KeyboardInterrupt)
     with CannedServer(GOOD) as server:
         edge, cloud, options = policies(hook, server.url, tmp_path)[name]
-        with Router(edge, cloud, **{"threshold": 0.5, **options}) as router:
+        with Router(edge, cloud, **flat(**{"threshold": 0.5, **options})) as router:
             if call in {"refine", "stream"} and name not in {"trace", "instrument", "embed"}:
                 assert ask(router, call, "x").source == "edge", "their legs have threads, in which there is no Ctrl-C"
             else:
@@ -284,10 +285,13 @@ def test_ctrl_c_gets_through_metered_and_sensors():
     """They are read here as the facts are, and as a router is made."""
     hook, _ = raising(KeyboardInterrupt)
     away = FakeCloud([OSError("away")] * 9)
-    with Router(unsure, away, threshold=0.5, hedge_after=60.0, metered=hook) as router, pytest.raises(KeyboardInterrupt):
+    with (
+        Router(unsure, away, threshold=0.5, options=Options(hedge_after=60.0, metered=hook)) as router,
+        pytest.raises(KeyboardInterrupt),
+    ):
         router.infer("x")
     with pytest.raises(KeyboardInterrupt):
-        Router(sure, None, rules=[Rule("battery", "only_edge", 0.2)], sensors=hook)
+        Router(sure, None, rules=[Rule("battery", "only_edge", 0.2)], options=Options(sensors=hook))
 
 
 @pytest.mark.parametrize("given", ["high", [0.5, 0.5], object(), 1j])

@@ -18,7 +18,7 @@ from commands import cli
 from onnx import TensorProto, helper
 from PIL import Image
 
-from edgeroute import OnnxModel, Router, TensorSpec, register
+from edgeroute import OnnxModel, Options, Router, TensorSpec, register
 from edgeroute.edge.card import Card
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
 from edgeroute.tools.inspect.guess import batch_of, named_classes, outputs
@@ -83,7 +83,7 @@ def test_the_card_of_a_real_model_is_right(name, tmp_path):
     assert shown["value"] == (pytest.approx(first, abs=1e-4) if kind == "value" else first)
     card = Card.read(tmp_path / f"{name}.json")
     assert (card.kind, card.sha256) == (kind, report["sha256"])
-    with Router(path, threshold=0.5, no_confidence="accept") as router:
+    with Router(path, threshold=0.5, options=Options(no_confidence="accept")) as router:
         assert router.check().ok
         answers = [router.infer(x) for x in rows]
     if kind == "value":
@@ -319,7 +319,7 @@ def test_a_model_with_a_state(tmp_path):
     report = look(path, "--sample", tmp_path / "x.npz", "--write")
     assert report["sample"]["answers"] == [{"way": "as it is", "value": 8.0, "confidence": None}]
     assert {"name": "sr", "shape": [], "dtype": "int64", "value": 10} in report["card"]["inputs"]
-    with Router(path, threshold=0.5, no_confidence="accept") as router, router.session() as session:
+    with Router(path, threshold=0.5, options=Options(no_confidence="accept")) as router, router.session() as session:
         assert [session.infer(np.ones(8, np.float32)).value for _ in range(3)] == [8.0, 48.0, 88.0]
 
 

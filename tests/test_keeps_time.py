@@ -9,6 +9,7 @@ from math import inf
 from time import monotonic
 
 import pytest
+from both import flat
 
 from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Prediction, Router
 from edgeroute.core.plan import Facts, Plan, plan
@@ -90,7 +91,7 @@ def test_what_may_not_keep_it_has_a_thread(why, server, tmp_path):
     elif why == "race":
         edge = lambda _: ("edge", 0.1)  # noqa: E731 - an edge is a callable
         given |= {"hedge_after": 0.0, "threshold": 0.8}
-    with Router(edge, cloud, **given) as router:
+    with Router(edge, cloud, **flat(**given)) as router:
         if why == "late":
             router.on_late(lambda *_: None)
         assert threads_of(router) == 1

@@ -11,7 +11,7 @@ import tiny
 from both import running
 from commands import cli
 
-from edgeroute import BadInput, OnnxModel, Router
+from edgeroute import BadInput, OnnxModel, Options, Router
 from edgeroute.confidence import calibrate
 from edgeroute.tools.server.serve_app import app
 
@@ -63,7 +63,7 @@ def test_a_later_edge_is_calibrated_on_what_reaches_it(home):
     assert second.certificate.threshold == pytest.approx(
         calibrate(*judged(LARGER, x[reach], y[reach]), np.ones(reach.sum(), bool), max_loss=0.03).threshold, abs=1e-6
     )
-    with Router(edges, is_right, threshold=[first, second.certificate], uncalibrated="error") as router:
+    with Router(edges, is_right, threshold=[first, second.certificate], options=Options(uncalibrated="error")) as router:
         answers = [router.infer(one) for one in x[:200]]
     assert {answer.source for answer in answers} == {"edge", "cloud"}
     labels = {first.label, second.certificate.label}

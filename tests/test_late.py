@@ -18,7 +18,7 @@ from time import monotonic
 import numpy as np
 import pytest
 import routes
-from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, nothing_left, open_files, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, flat, header, nothing_left, open_files, sure, unsure
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
@@ -170,7 +170,7 @@ def test_a_coroutine_function_that_is_late(box, queue, due):
 
     async def main():
         policy = {"offline": "queue", "outbox": box} if queue else {}
-        async with AsyncRouter(unsure, cloud, threshold=0.5, deadline=due(), **policy) as router:
+        async with AsyncRouter(unsure, cloud, **flat(threshold=0.5, deadline=due(), **policy)) as router:
             told = listen(router)
             answer = await router.infer(1)
             assert answer.degraded

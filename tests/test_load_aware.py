@@ -12,7 +12,7 @@ import routes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, PlainJson, PolicyError, Router, TensorSpec
+from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, Options, PlainJson, PolicyError, Router, TensorSpec
 from edgeroute.cloud.exchange import LONGEST, report_in
 from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.card import Card
@@ -121,7 +121,9 @@ def report_load(router, name, load):
 
 def test_an_endpoint_on_trial_decides_nothing_for_the_others():
     clouds = {"a": Function(lambda x: ("cat", 1.0)), "b": Function(lambda x: ("cat", 1.0))}
-    with Router(unsure(), CloudArms(clouds, shadow={"b": 0.0}), threshold=0.8, hedge_after=30, deadline=60) as router:
+    with Router(
+        unsure(), CloudArms(clouds, shadow={"b": 0.0}), threshold=0.8, deadline=60, options=Options(hedge_after=30)
+    ) as router:
         assert {router.infer(0).source for _ in range(60)} == {"cloud"}
         trial = report_load(router, "b", 2.0)
         assert (router.engine.observer.facts.kept, router.engine.observer.facts.no_hedge) == (0, "")

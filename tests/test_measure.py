@@ -37,6 +37,7 @@ from edgeroute import (
     ModelError,
     NoAnswer,
     OnnxModel,
+    Options,
     Outbox,
     PolicyError,
     Router,
@@ -117,7 +118,9 @@ def test_a_threshold_with_the_guarantee_that_answers_then_quote(kind, model):
     same = {"threshold": 0, "fingerprints": {}, "examples": ""}  # the sketch is of the outputs, where there are any
     assert found.certificate._replace(**same) == wanted._replace(**same)
     assert (found.score, found.why, found.fitted, found.notes) == ("msp", "", None, [])
-    with closing(kind(model, CLOUD, threshold=found.certificate, score=found.score, uncalibrated="error")) as router:
+    with closing(
+        kind(model, CLOUD, threshold=found.certificate, score=found.score, options=Options(uncalibrated="error"))
+    ) as router:
         assert routes.label(router.infer(X[0])) == found.certificate.label
         tested = router.evaluate(*drawn(2000, 1))
     new, labels = drawn(2000, 1)
@@ -190,7 +193,9 @@ def test_scores(model):
     assert own.certificate.threshold == pytest.approx(other.certificate.threshold)
     assert "was fitted: the promise holds if that was to other examples" in own.notes[0]
     for found in (learned, other, own):
-        with Router(model, CLOUD, threshold=found.certificate, score=found.score, uncalibrated="error") as router:
+        with Router(
+            model, CLOUD, threshold=found.certificate, score=found.score, options=Options(uncalibrated="error")
+        ) as router:
             assert routes.label(router.infer(X[0])) == found.certificate.label
     with Router(OnnxModel(model, score="entropy"), CLOUD, threshold=0.5) as router:
         assert router.calibrate(X, Y, max_error=0.1).certificate.score == "entropy"
@@ -209,7 +214,7 @@ def test_a_score_fitted_to_probabilities():
     edge = CallableModel(softmax, kind="probabilities", labels=LABELS, version="1")
     with Router(edge, CLOUD, threshold=0.5) as router:
         found = router.calibrate(X, Y, max_loss=0.05, score="learned")
-    with Router(edge, CLOUD, threshold=found.certificate, score=found.score, uncalibrated="error") as router:
+    with Router(edge, CLOUD, threshold=found.certificate, score=found.score, options=Options(uncalibrated="error")) as router:
         sure = np.array([router.infer(x, mode="only_edge").confidence for x in X])
         tested = router.evaluate(X, Y)
     assert sure == pytest.approx(found.score.many(np.log([softmax(x) for x in X])))
@@ -304,7 +309,7 @@ def test_several_inputs_and_views(tmp_path):
         assert router.evaluate(columns, total.argmax(1)).accuracy["edge"].value == 1
     edge, seen = tiny.linear(tmp_path / "edge.onnx", weights=EDGE), []
     cloud = Function(lambda text: (seen.append(text), (int(text), 1.0))[1], version="1")
-    with Router(edge, cloud, threshold=0.5, views={"edge": "x", "cloud": "text"}) as router:
+    with Router(edge, cloud, threshold=0.5, options=Options(views={"edge": "x", "cloud": "text"})) as router:
         found = router.evaluate({"x": X, "text": [str(i) for i in Y]}, Y, every=100)
     assert found.accuracy["cloud"].value == 1
     assert seen == [str(i) for i in Y[::100]]

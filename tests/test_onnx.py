@@ -16,7 +16,18 @@ import tiny
 from onnx import TensorProto, helper
 from tiny import save
 
-from edgeroute import BadInput, BadReply, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
+from edgeroute import (
+    BadInput,
+    BadReply,
+    ModelError,
+    ModelMissing,
+    OnnxModel,
+    Options,
+    PolicyError,
+    Router,
+    RuntimeMissing,
+    StopToken,
+)
 from edgeroute.edge import model_file
 from edgeroute.edge.runtimes import load
 
@@ -160,7 +171,10 @@ def test_an_output_whose_first_axis_does_not_count_the_inputs(tmp_path, node, sh
         assert not check.ok
         assert wrong in str(check)
     for ask in (Router.infer, lambda router, x: router.infer_many([x])):
-        with Router(path, no_confidence="accept") as router, pytest.raises(BadReply, match=f"{wrong}: .*card says so"):
+        with (
+            Router(path, options=Options(no_confidence="accept")) as router,
+            pytest.raises(BadReply, match=f"{wrong}: .*card says so"),
+        ):
             ask(router, np.array([1, 2, 3, 9], np.float32))
 
 

@@ -16,9 +16,9 @@ from time import monotonic
 
 import pytest
 import routes
-from both import DOWN, LONG, GatedServer, unsure, wait_for
+from both import DOWN, LONG, GatedServer, flat, unsure, wait_for
 
-from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router, StopToken
+from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, Options, PlainJson, Router, StopToken
 from edgeroute.cloud import guard as guards
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS, Admission
@@ -692,7 +692,9 @@ def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path, monkeypatch
     monkeypatch.setattr(StopToken, "wait", waiting)
     edge = FakeModel([("edge", 0.9)], gate=gate)
     with CannedServer(http_reply(status=503, headers=[("Retry-After", "60")])) as server:
-        with Router(edge, PlainJson(server.url, timeout_s=NEVER_S), threshold=0.5, hedge_after=0, state=tmp_path) as router:
+        with Router(
+            edge, PlainJson(server.url, timeout_s=NEVER_S), threshold=0.5, state=tmp_path, options=Options(hedge_after=0)
+        ) as router:
             assert router.infer(DATUM).source == "edge"
             (guard,) = (runner.guard for runner in router.engine.snapshot.clouds)
             wait_for(lambda: not guard.under_way)
@@ -818,7 +820,7 @@ def test_cancelling_at_every_point(case):
     edge, said, policy = CASES[case]
 
     async def main(server):
-        async with AsyncRouter(edge, PlainJson(server.url, retries=1), threshold=0.5, **policy) as router:
+        async with AsyncRouter(edge, PlainJson(server.url, retries=1), **flat(threshold=0.5, **policy)) as router:
             assert await cancel_everywhere(router, DATUM) >= (
                 case != "accepted"
             )  # the edge may be there at once, and a cloud soon

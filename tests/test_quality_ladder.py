@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import routes
-from both import LONG, Link, Tasks, Threads, header, running, unsure
+from both import LONG, Link, Tasks, Threads, flat, header, running, unsure
 
 from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router, TensorSpec
 from edgeroute.cloud.codecs import Coded, codec_of
@@ -180,7 +180,7 @@ def test_stored_calls_are_as_they_were_sent(kind, tmp_path):
             sent = server.requests[-1]
             relay.down()
         down.clear()
-        with Router(unsure, cloud(relay.url, retries=0), **options) as router:
+        with Router(unsure, cloud(relay.url, retries=0), **flat(**options)) as router:
             router.on_late(answers.put)
             relay.up(router)
             answers.get(timeout=LONG)

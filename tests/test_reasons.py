@@ -13,7 +13,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Threads, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Threads, flat, sure, unsure
 
 from edgeroute import (
     Audit,
@@ -283,7 +283,7 @@ def plain(text):
 
 def last(cloud=away, *, edge=unsure, times=1, x=1, data_class=None, **policy):
     """The last of so many answers to the same input."""
-    with Router(edge, cloud, **{"threshold": 0.5, **policy}) as router:
+    with Router(edge, cloud, **flat(**{"threshold": 0.5, **policy})) as router:
         return [router.infer(x, data_class=data_class) for _ in range(times)][-1]
 
 
@@ -671,7 +671,7 @@ def two(x):
 def test_of_a_certificate(change, used, label):
     """What it promises, and why not."""
     made = promised(one, sure)._replace(**change)
-    with Router(**{"edge": one, "cloud": sure, "threshold": made, **used}) as router:
+    with Router(**flat(**{"edge": one, "cloud": sure, "threshold": made, **used})) as router:
         answer = router.infer(1.0)
     told = re.sub(r"(edge model|cloud model|payload codec) .*, and this is .*\)$", r"\1 THAT, and this is THIS)", answer.reason)
     told = re.sub(r"is \d+ days", "is N days", told)

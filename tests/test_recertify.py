@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import routes
 import tiny
-from both import LONG, Tasks, Threads
+from both import LONG, Tasks, Threads, flat
 from commands import cli
 
 from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
@@ -165,7 +165,7 @@ def test_what_a_candidate_cannot_be(home):
         ({"edge": str(home / "old.onnx"), "candidate": edge}, "has other labels than the edge model"),
     ):
         with pytest.raises(PolicyError, match=words):
-            AsyncRouter(**{"cloud": lambda _: "a", "threshold": 0.5, "candidate": edge, **given})
+            AsyncRouter(**flat(**{"cloud": lambda _: "a", "threshold": 0.5, "candidate": edge, **given}))
     path = home / "policy.json"
     base = {"threshold": 0.9, "edge": {"path": "old.onnx"}, "candidate": {"path": "new.onnx"}, "cloud": {"url": NOWHERE}}
     for data, words in (

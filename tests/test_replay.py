@@ -10,7 +10,7 @@ from random import Random
 from time import monotonic
 
 import pytest
-from both import DOWN, GOOD
+from both import DOWN, GOOD, flat
 from commands import cli
 from draws import draws
 from hypothesis import given, settings
@@ -24,6 +24,7 @@ from edgeroute import (
     Function,
     Limits,
     NoAnswer,
+    Options,
     Outbox,
     PlainJson,
     PolicyError,
@@ -63,7 +64,7 @@ def asked(inputs, *, data_classes=(), **policy):
     records, answers = [], []
     policy = {"threshold": 0.5, **policy}
     limits = policy.get("limits")
-    with Router(edge, policy.pop("cloud", Function(cloud, **TERMS)), trace=records.append, **policy) as router:
+    with Router(edge, policy.pop("cloud", Function(cloud, **TERMS)), **flat(trace=records.append, **policy)) as router:
         for i, x in enumerate(inputs):
             try:
                 answer = router.infer(x, data_class=data_classes[i] if data_classes else None)
@@ -316,7 +317,7 @@ def test_a_race():
     """With a hedge of 0 both run: whoever was quicker is so again, and the loser's answer is not made up."""
     gate, records = threading.Event(), []
     done = Function(lambda x: (gate.wait(LONG), ("cloud", 0.9))[1])
-    with Router(edge, done, threshold=0.5, hedge_after=0.0, deadline=LONG, trace=records.append) as router:
+    with Router(edge, done, threshold=0.5, deadline=LONG, trace=records.append, options=Options(hedge_after=0.0)) as router:
         for _ in range(3):
             router.infer((0.9, None))
         gate.set()
@@ -393,7 +394,9 @@ def test_the_edge_did_not_run():
 def test_the_edge_had_not_ended():
     """Nor what it would have said later."""
     gate, records = threading.Event(), []
-    with Router(lambda x: (gate.wait(LONG), x)[1], cloud, mode="prefer_cloud", hedge_after=0.0, trace=records.append) as router:
+    with Router(
+        lambda x: (gate.wait(LONG), x)[1], cloud, mode="prefer_cloud", trace=records.append, options=Options(hedge_after=0.0)
+    ) as router:
         router.infer((0.1, None))
         gate.set()
         setup = Setup.of(router.engine.snapshot)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import routes
 import tiny
+from both import flat
 
 import edgeroute
 from edgeroute import (
@@ -25,6 +26,7 @@ from edgeroute import (
     NoAnswer,
     OnnxModel,
     OpenInference,
+    Options,
     PlainJson,
     PolicyError,
     Router,
@@ -48,11 +50,11 @@ def broken(x):
 
 def both(given, *, x=1, call=None, **options):
     """The same call through both routers; they must agree. -> the answer of the blocking one."""
-    with Router(**given, **options) as router:
+    with Router(**flat(**given, **options)) as router:
         one = router.infer(x, **(call or {}))
 
     async def main():
-        async with AsyncRouter(**given, **options) as router:
+        async with AsyncRouter(**flat(**given, **options)) as router:
             return await router.infer(x, **(call or {}))
 
     other = asyncio.run(main())
@@ -137,9 +139,9 @@ def test_without_a_confidence_the_policy_decides():
     """None and NaN defer by default, and are accepted where the policy says so."""
     for sure in (None, float("nan")):
         given = {"edge": lambda x, sure=sure: ("edge", sure), "cloud": cloud, "threshold": 0.5}
-        with Router(**given) as router:
+        with Router(**flat(**given)) as router:
             assert router.infer(0).value == "cloud"
-        with Router(**given, no_confidence="accept") as router:
+        with Router(**flat(**given, no_confidence="accept")) as router:
             assert routes.judged(router.infer(0))[:2] == ("accepted", None)
 
 
@@ -202,7 +204,7 @@ def test_hedge_asks_the_cloud_while_the_edge_is_at_it():
             stopped.append(cancel.asked)
             return [("edge", 1.0)]
 
-    with Router(edge=Slow(), cloud=cloud, threshold=0.5, hedge_after=0.0) as router:
+    with Router(edge=Slow(), cloud=cloud, threshold=0.5, options=Options(hedge_after=0.0)) as router:
         assert router.infer(0).value == "cloud"
     assert stopped == [True]
 
@@ -237,7 +239,7 @@ def test_an_edge_that_does_not_stop_is_left_alone():
 
 def test_exhausted_may_raise():
     """offline = raise: no answer below the threshold is returned, and the error has each leg's."""
-    with Router(**{**PAIR, "cloud": broken}, offline="raise") as router:
+    with Router(**flat(**{**PAIR, "cloud": broken}, offline="raise")) as router:
         assert router.infer(1).value == "edge"
         with pytest.raises(NoAnswer, match=r"edge 0\.20 < 0\.85") as caught:
             router.infer(-1)
@@ -303,7 +305,7 @@ def test_a_batch_comes_back_in_order():
             return [(f"e{x}", 0.9 if x % 2 else 0.1) for x in inputs]
 
     given = {"edge": Model(), "cloud": lambda x: f"c{x}", "threshold": 0.5}
-    with Router(**given) as router:
+    with Router(**flat(**given)) as router:
         answers = router.infer_many([1, 2, 3, 4])
         assert router.infer_many([]) == []
         assert router.infer_many(np.empty((0, 3))) == []
@@ -315,7 +317,7 @@ def test_a_batch_comes_back_in_order():
     assert (stats.requests, stats.deferred) == (6, 3)
 
     async def main():
-        async with AsyncRouter(**given) as router:
+        async with AsyncRouter(**flat(**given)) as router:
             assert await router.infer_many([]) == []
             return [a.value for a in await router.infer_many([1, 2, 3, 4])]
 
@@ -342,7 +344,7 @@ def test_decide_sends_nothing_and_says_why():
     assert asked == []
 
     async def main():
-        async with AsyncRouter(**PAIR) as router:
+        async with AsyncRouter(**flat(**PAIR)) as router:
             return await router.decide(1), await router.check()
 
     decision, check = asyncio.run(main())
@@ -367,7 +369,7 @@ def test_decide_sends_nothing_and_says_why():
 )
 def test_check_says_what_may_leave(given, line):
     """What may leave, where to, and what is missing."""
-    with Router(**given) as router:
+    with Router(**flat(**given)) as router:
         check = router.check()
     assert check.ok
     assert line in check.lines
@@ -406,7 +408,7 @@ def test_threads_share_a_router():
     """Counts add up and ids stay unique when 50 threads call at once."""
     ids, lock = [], threading.Lock()
 
-    with Router(**PAIR) as router:
+    with Router(**flat(**PAIR)) as router:
 
         def work():
             mine = [router.infer(1 if i % 2 else -1).id for i in range(40)]
@@ -426,7 +428,7 @@ def test_threads_share_a_router():
 def test_trace_function():
     """Each answer's trace goes to the function given; one that fails is logged, and costs no answer."""
     seen = []
-    with Router(**PAIR, trace=seen.append) as router:
+    with Router(**flat(**PAIR, trace=seen.append)) as router:
         router.infer(1)
         router.infer_many([1, -1])
     assert [t["answered_by"] for t in seen] == ["edge", "edge", "cloud"]
@@ -434,7 +436,7 @@ def test_trace_function():
 
 def test_a_failing_trace_function(caplog):
     """The answer is returned all the same."""
-    with Router(**PAIR, trace=broken) as router, caplog.at_level(logging.ERROR, "edgeroute"):
+    with Router(**flat(**PAIR, trace=broken)) as router, caplog.at_level(logging.ERROR, "edgeroute"):
         assert router.infer(1).value == "edge"
     assert "an instrument failed" in caplog.text
 
@@ -468,7 +470,7 @@ def test_a_failing_trace_function(caplog):
 def test_a_policy_that_does_not_fit_is_refused(given, message):
     """When the router is made, with what to do about it; passwords are not repeated."""
     with pytest.raises(PolicyError, match=message) as caught:
-        Router(**given)
+        Router(**flat(**given))
     assert "hunter2" not in str(caught.value)
 
 
@@ -488,7 +490,7 @@ def test_a_call_that_does_not_fit_is_refused(call, message):
 
 def test_a_closed_router_says_so():
     """After close() a call is refused; closing twice is fine."""
-    router = Router(**PAIR)
+    router = Router(**flat(**PAIR))
     router.close()
     router.close()
     with pytest.raises(Closed):
@@ -498,7 +500,7 @@ def test_a_closed_router_says_so():
 def test_no_thread_is_left_behind():
     """close() ends the threads that deadlines needed."""
     before = set(threading.enumerate())
-    with Router(**PAIR, deadline=30) as router:
+    with Router(**flat(**PAIR, deadline=30)) as router:
         router.infer(-1)
         assert set(threading.enumerate()) - before
     assert not set(threading.enumerate()) - before
@@ -506,7 +508,7 @@ def test_no_thread_is_left_behind():
 
 def test_ever_new_deadlines_do_not_pile_up_plans():
     """A caller that passes what is left of its own deadline has a new one each time: plans are kept, but not without end."""
-    with Router(**PAIR) as router:
+    with Router(**flat(**PAIR)) as router:
         for i in range(1100):
             router.infer(1, deadline=30 + i / 1000)
         assert len(router.engine.snapshot.plans) <= 1000

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from both import LONG, unsure
+from both import LONG, flat, unsure
 
 from edgeroute import DeviceSensors, Reading, Router, Rule
 from edgeroute.observe import sensors as system
@@ -54,7 +54,7 @@ class Device:
 
 
 def make(device, **policy):
-    return Router(unsure, cloud, **{"threshold": 0.5, "rules": LOW_RULE, "sensors": device, **policy})
+    return Router(unsure, cloud, **flat(**{"threshold": 0.5, "rules": LOW_RULE, "sensors": device, **policy}))
 
 
 def ours():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import routes
-from both import CALLS, LONG, Link, Tasks, Threads, ask, header, running, unsure
+from both import CALLS, LONG, Link, Tasks, Threads, ask, flat, header, running, unsure
 
 import edgeroute
 from edgeroute import (
@@ -496,7 +496,7 @@ def test_stored_calls_keep_theirs(kind, tmp_path):
             assert routes.queued(router.infer(x(1))) == routes.QUEUED
             relay.down()
         replies[0] = GOOD
-        with Router(lambda _: ("another", 0.0), PlainJson(relay.url, send_edge=True, retries=0), **options) as router:
+        with Router(lambda _: ("another", 0.0), PlainJson(relay.url, send_edge=True, retries=0), **flat(**options)) as router:
             router.on_late(answers.put)
             relay.up(router)
             answers.get(timeout=LONG)

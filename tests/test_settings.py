@@ -30,6 +30,7 @@ from edgeroute import (
     OnnxModel,
     OpenInference,
     OpenInferenceGrpc,
+    Options,
     Outbox,
     PlainJson,
     PolicyError,
@@ -135,15 +136,21 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
         "certificate_max_age": 7776000.0,
         "views": None, "candidate": None, "ab": None, "sensors_every": 5.0,
     }  # fmt: skip
-    assert set(given) == set(inspect.signature(Router).parameters) - {"trace", "sensors", "instruments", "unknown"}
+    assert set(given) == {*inspect.signature(Router).parameters, *Options._fields} - {
+        "trace",
+        "sensors",
+        "instruments",
+        "options",
+    }
 
 
 def test_keys_that_are_not_given_have_the_routers_defaults(policy):
     """A file need not repeat them."""
     given = policy('[edge]\npath = "edge.onnx"')
-    for name, parameter in inspect.signature(Router).parameters.items():
-        if name not in {"edge", "sensors", "trace", "instruments", "unknown"}:
-            assert given[name] == parameter.default, name
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Router).parameters.items()}
+    for name, default in {**defaults, **Options._field_defaults}.items():
+        if name not in {"edge", "sensors", "trace", "instruments", "options"}:
+            assert given[name] == default, name
 
 
 @pytest.mark.parametrize(("written", "meant"), [("90m", 5400.0), ("p10", "p10"), ("p99", "p99"), ("auto", "auto")])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import routes
 import tiny
-from both import LONG, Tasks, Threads, makes, unsure
+from both import LONG, Tasks, Threads, flat, makes, unsure
 from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,7 +230,7 @@ def test_what_is_refused(tmp_path):
         AsyncRouter(awaited, cloud, mode="shadow")
     for sides in ({"edge": edge}, {"cloud": cloud}):
         with pytest.raises(PolicyError, match=r"mode 'shadow' needs (edge|cloud)=, and there is none"):
-            Router(**sides, mode="shadow")
+            Router(**flat(**sides, mode="shadow"))
     path = tmp_path / "policy.toml"
     for text, words in (
         ('mode = "shadow"\n[edge]\npath = "edge.onnx"', r'mode: "shadow" needs a \[cloud\] section'),

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import routes
+from both import flat
 
 from edgeroute import AsyncRouter, Function, Instrument, NoAnswer, Piece, PlainJson, PolicyError, Prefix, Router
 from edgeroute.testing import CannedServer, http_reply
@@ -32,11 +33,11 @@ def listen(request):
     """-> the pieces and the answer."""
 
     def threads(x, policy, options):
-        with Router(**policy) as router, router.stream(x, **options) as stream:
+        with Router(**flat(**policy)) as router, router.stream(x, **options) as stream:
             return list(stream), stream.answer
 
     async def main(x, policy, options):
-        async with AsyncRouter(**policy) as router, router.stream(x, **options) as stream:
+        async with AsyncRouter(**flat(**policy)) as router, router.stream(x, **options) as stream:
             return [piece async for piece in stream], stream.answer
 
     if request.param == "threads":
@@ -206,7 +207,7 @@ def test_a_stream_that_is_left_is_counted_and_traced(kind, x, leg):
     policy = {**targets, "threshold": 0.5, "score": Prefix(1, of="mean"), "trace": traced.append, "instruments": [ends]}
 
     async def main():
-        async with AsyncRouter(**policy) as router:
+        async with AsyncRouter(**flat(**policy)) as router:
             async with router.stream(x) as stream:
                 async for _ in stream:
                     break
@@ -216,7 +217,7 @@ def test_a_stream_that_is_left_is_counted_and_traced(kind, x, leg):
     if kind == "asyncio":
         stream, stats, setup = asyncio.run(main())
     else:
-        with Router(**policy) as router:
+        with Router(**flat(**policy)) as router:
             with router.stream(x) as stream:
                 next(iter(stream))
             left.set()

@@ -10,7 +10,7 @@ from time import monotonic
 
 import pytest
 import routes
-from both import CALLS, LONG, GatedServer, Tasks, ask, makes, sure, unsure
+from both import CALLS, LONG, GatedServer, Tasks, ask, flat, makes, sure, unsure
 from test_threads import until_idle
 
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
@@ -255,12 +255,14 @@ def test_asyncios_own_executor_is_left_alone(tmp_path):
         asyncio.get_running_loop().set_default_executor(NoExecutor())
         policy = {"threshold": 0.5, "deadline": LONG, "state": tmp_path, "offline": "queue", "cache": Cache()}
         egress = Egress(consent=lambda *_: True)
-        async with AsyncRouter(unsure, PlainJson(url.replace("127.0.0.1", "localhost")), egress=egress, **policy) as router:
+        async with AsyncRouter(
+            unsure, PlainJson(url.replace("127.0.0.1", "localhost")), **flat(egress=egress, **policy)
+        ) as router:
             assert (await router.infer(1)).value == "cloud"
             await router.decide(1)
             await router.check()
         policy |= {"state": tmp_path / "other", "cache": Cache()}
-        async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), **policy) as router:
+        async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), **flat(**policy)) as router:
             assert routes.queued(await router.infer(1)) == routes.QUEUED
 
     with GatedServer(GOOD) as server:

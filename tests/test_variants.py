@@ -7,7 +7,7 @@ import routes
 from both import makes
 from devices import Device, now_it_reads
 
-from edgeroute import Ensemble, PolicyError, Reading, Router, Rule, Variants
+from edgeroute import Ensemble, Options, PolicyError, Reading, Router, Rule, Variants
 from edgeroute.policy import load
 from edgeroute.tools.replay import Setup, replay
 
@@ -72,13 +72,13 @@ def test_each_has_a_certificate_of_its_own():
         assert router.evaluate(inputs, labels, edge=1)
     device = Device(cpu=0.95)
     with Router(
-        pair, lambda x: (int(x > 0.5), 1.0), threshold=made, rules=[BUSY], sensors=device, uncalibrated="error"
+        pair, lambda x: (int(x > 0.5), 1.0), threshold=made, rules=[BUSY], options=Options(uncalibrated="error", sensors=device)
     ) as router:
         judged = routes.judged(router.infer(0.99), "edge int8")
         assert judged == ("accepted", pytest.approx(0.97, abs=0.005), made[1].threshold, made[1].label)
         assert [target.threshold for target in router.engine.snapshot.targets[:2]] == [one.threshold for one in made]
     with pytest.raises(PolicyError, match="edge fp32 promises nothing here"):
-        Router(pair, cloud, threshold=made[::-1], uncalibrated="error")
+        Router(pair, cloud, threshold=made[::-1], options=Options(uncalibrated="error"))
 
 
 def test_an_edge_model_after_a_group_has_it_before_it():
@@ -203,7 +203,9 @@ def test_replay_picks_them_as_well(tmp_path):
     device, path = Device(cpu=0.5), tmp_path / "trace.jsonl"
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
-    with Router(Variants(fp32=fp32, int8=int8), cloud, threshold=[0.8, 0.9], rules=[BUSY], sensors=device, trace=path) as router:
+    with Router(
+        Variants(fp32=fp32, int8=int8), cloud, threshold=[0.8, 0.9], rules=[BUSY], trace=path, options=Options(sensors=device)
+    ) as router:
         for load_ in (0.5, 0.95, 0.85, 0.7, 0.95):
             device.says = Reading(cpu=load_)
             now_it_reads(router, device)

@@ -20,6 +20,7 @@ from edgeroute import (
     BadInput,
     Cache,
     Egress,
+    Options,
     Outbox,
     PlainJson,
     PolicyError,
@@ -130,7 +131,7 @@ def test_a_target_may_have_a_view_of_its_own():
     """By its name, which goes before its side."""
     small, large, far = Model("small"), Model("large"), Model("far", 0.9)
     views = {"edge": "image", "large": "meta", "cloud": lambda x: x["jpeg"][:2]}
-    with Router([small, large], far, threshold=0.5, views=views) as router:
+    with Router([small, large], far, threshold=0.5, options=Options(views=views)) as router:
         router.infer(PHOTO)
     assert (small.given[0].tolist(), large.given, far.given) == ([0, 1, 2, 3], [PHOTO["meta"]], [b"\xff\xd8"])
 
@@ -151,7 +152,7 @@ def test_a_target_may_have_a_view_of_its_own():
 def test_views_that_are_none(make, views, why):
     """They are refused when the router is made, with the nearest name."""
     with pytest.raises(PolicyError, match=why):
-        make(unsure, threshold=0.5, views=views)
+        make(unsure, threshold=0.5, options=Options(views=views))
 
 
 def test_a_view_is_a_plain_function():
@@ -169,7 +170,7 @@ def test_a_view_is_a_plain_function():
 
     for view in (later, pieces, Later()):
         with pytest.raises(PolicyError, match="a coroutine or generator function"):
-            Router(unsure, threshold=0.5, views={"edge": view})
+            Router(unsure, threshold=0.5, options=Options(views={"edge": view}))
 
 
 # ------------------------------------------------------------------------------------------------------------- a view that fails
@@ -238,7 +239,7 @@ def test_what_a_view_raises_is_logged(caplog):
     """With the traceback, and its code in the trace, as of any function of the application."""
     for side in ("edge", "cloud"):
         caplog.clear()
-        with Router(Model(), FakeCloud([("cloud", 0.9)]), threshold=0.5, views={side: broken}) as router:
+        with Router(Model(), FakeCloud([("cloud", 0.9)]), threshold=0.5, options=Options(views={side: broken})) as router:
             answers = [router.infer(PHOTO) for _ in range(2)]
         (record,) = caplog.records
         assert record.getMessage() == f"the view for {side} failed: KeyError: 'oops' (said once a minute at most)"
@@ -356,7 +357,7 @@ def test_a_slow_edge_view_is_the_edges_time():
     go = threading.Event()
     with CannedServer(GOOD) as server:
         views = {"edge": lambda x: go.wait(LONG), "cloud": "jpeg"}
-        with Router(sure, PlainJson(server.url, body=BODY), threshold=0.5, hedge_after=0, views=views) as router:
+        with Router(sure, PlainJson(server.url, body=BODY), threshold=0.5, options=Options(hedge_after=0, views=views)) as router:
             try:
                 assert router.infer(PHOTO).source == "cloud"
             finally:
@@ -463,7 +464,7 @@ def test_what_leaves_is_what_the_redaction_returned(make, call):
 def test_what_may_not_leave_has_no_view():
     """Nothing is computed for a leg that the rules leave out."""
     cloud, rules = View(lambda x: x), Egress(never_leave=["medical"], unknown_class="allow")
-    with Router(Model(), FakeCloud([]), threshold=0.5, views={"cloud": cloud}, egress=rules) as router:
+    with Router(Model(), FakeCloud([]), threshold=0.5, egress=rules, options=Options(views={"cloud": cloud})) as router:
         assert router.infer(PHOTO, data_class="medical").source == "edge"
         assert router.decide(PHOTO).sends_to
     assert cloud.threads == []
@@ -485,7 +486,11 @@ def test_an_audit_sends_the_clouds_view():
     with (
         CannedServer(http_reply(b'{"value": "edge", "confidence": 0.9}')) as server,
         Router(
-            Model(confidence=0.9), PlainJson(server.url, body=BODY), threshold=0.5, views=KEYS, audit=Audit(share=1)
+            Model(confidence=0.9),
+            PlainJson(server.url, body=BODY),
+            threshold=0.5,
+            audit=Audit(share=1),
+            options=Options(views=KEYS),
         ) as router,
     ):
         assert router.infer(frame).source == "edge"
@@ -497,7 +502,10 @@ def test_an_audit_sends_the_clouds_view():
 def test_examples_are_answered_through_the_views():
     """Calibration and evaluation run the same models on the same views, and a certificate is bound to them."""
     model = Model(confidence=0.7)
-    with CannedServer(GOOD) as server, Router(model, PlainJson(server.url, body=BODY), threshold=0.5, views=KEYS) as router:
+    with (
+        CannedServer(GOOD) as server,
+        Router(model, PlainJson(server.url, body=BODY), threshold=0.5, options=Options(views=KEYS)) as router,
+    ):
         found = collected(router, [PHOTO] * 3)
         with pytest.raises(BadInput, match="input 0: the input has no 'image'"):
             collected(router, [{"jpeg": b""}])
@@ -510,7 +518,7 @@ def test_a_certificate_is_bound_to_the_views():
     cloud = PlainJson("http://127.0.0.1:9/x")
 
     def prints(views):
-        with Router(sure, cloud, threshold=0.5, views=views) as router:
+        with Router(sure, cloud, threshold=0.5, options=Options(views=views)) as router:
             return router.fingerprints()
 
     plain, keys, other = prints(None), prints(KEYS), prints({**KEYS, "cloud": lambda x: x["jpeg"]})
@@ -519,7 +527,7 @@ def test_a_certificate_is_bound_to_the_views():
     confidence, right = np.linspace(0, 1, 1000), np.arange(1000) > 300
     certificate = calibrate(confidence, right, max_error=0.05, fingerprints=keys)
     for views, holds in ((KEYS, True), ({"cloud": "jpeg"}, False), (None, False)):
-        with Router(sure, cloud, threshold=certificate, views=views) as router:
+        with Router(sure, cloud, threshold=certificate, options=Options(views=views)) as router:
             assert routes.judged(router.infer(PHOTO)).confidence == 0.9
             assert ("uncalibrated" not in router.engine.snapshot.targets[0].label) is holds
 
@@ -557,7 +565,7 @@ def test_views_are_part_of_the_key():
         cloud = PlainJson(server.url)
         for again in range(2):
             for i, views in enumerate([*tries[:4], {"cloud": of("jpeg")}, {"cloud": of("note")}]):
-                with Router(unsure, cloud, threshold=0.5, views=views, cache=cache) as router:
+                with Router(unsure, cloud, threshold=0.5, cache=cache, options=Options(views=views)) as router:
                     router.infer(x)
                 assert len(server.requests) == (len(tries) if again else i + 1)
 
@@ -630,7 +638,12 @@ def test_a_view_that_fails_is_not_queued(tmp_path):
     box = Outbox(tmp_path / "outbox.db")
     for view, queued in ((broken, routes.NOT_QUEUED), ("jpg", "")):
         with Router(
-            Model(), FakeCloud([]), threshold=0.5, views={"cloud": view}, offline="queue", outbox=Outbox(tmp_path / "o.db")
+            Model(),
+            FakeCloud([]),
+            threshold=0.5,
+            offline="queue",
+            outbox=Outbox(tmp_path / "o.db"),
+            options=Options(views={"cloud": view}),
         ) as router:
             assert routes.queued(router.infer(PHOTO)) == queued
     assert box.size("waiting") == 0
@@ -773,7 +786,7 @@ def test_sections_have_views_each(tmp_path):
 
 def test_check_says_what_each_takes():
     """So it is known what may leave."""
-    with Router(sure, FakeCloud([]), threshold=0.5, views={"edge": "image", "cloud": lambda x: x}) as router:
+    with Router(sure, FakeCloud([]), threshold=0.5, options=Options(views={"edge": "image", "cloud": lambda x: x})) as router:
         lines = router.check().lines
     assert {"edge: takes the input's 'image'", "cloud: takes what a function makes of the input"} <= set(lines)
 

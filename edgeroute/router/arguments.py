@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from math import isnan
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from edgeroute.core.policy import CloudOrder, NoConfidence, Uncalibrated
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.record.instruments import Instrument
@@ -19,6 +20,8 @@ from edgeroute.types import StopToken
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import Function
     from edgeroute.edge.runtimes import Variants
+    from edgeroute.observe.sensors import Sensors
+    from edgeroute.router.views import View
     from edgeroute.types import V
 
 
@@ -38,6 +41,59 @@ class Talks(Protocol):
 
 Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
+
+
+class Options(NamedTuple):
+    """Settings of a router that few programs change, as in `Router(..., options=Options(hedge_after="p90"))`.
+
+    Args:
+        hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
+            than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
+            metered link, while an endpoint is down, or once half of a limit is spent.
+        first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
+        uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
+            reports it in reasons and `check`; "error" rejects such a router.
+        certificate_max_age: seconds; None: no limit.
+        no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
+        order: of several clouds: as "listed", or the "fastest" so far first.
+        metered: whether the link is metered (bytes cost money), or a function that returns it.
+        sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
+        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
+        views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
+    """
+
+    hedge_after: float | str | None = None
+    first_token: float | None = None
+    uncalibrated: Uncalibrated = "tell"
+    certificate_max_age: float | None = None
+    no_confidence: NoConfidence = "defer"
+    order: CloudOrder = "listed"
+    metered: bool | Callable[[], bool] = False
+    sensors: Sensors | None = None
+    sensors_every: float | None = None
+    views: Mapping[str, View] | None = None
+
+
+DEFAULTS = Options()
+
+
+def with_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with those that are fields of `Options` as one, `options`."""
+    options = {name: given[name] for name in Options._fields if name in given}
+    rest = {name: value for name, value in given.items() if name not in options}
+    return {**rest, "options": Options(**options)} if options else rest
+
+
+def checked_options(options: Options | None) -> Options:
+    """Return the options, or the defaults.
+
+    Raises:
+        PolicyError: they are something else.
+    """
+    if options is not None and not isinstance(options, Options):
+        raise _wrong("options", "an edgeroute.Options, as in options=Options(...)", options)
+    return options or DEFAULTS
+
 
 CLASSES: Mapping[str, tuple[str, str]] = {
     "ab": ("edgeroute.trials.settings", "AB"),

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import CloudOrder, NoConfidence, Offline, PolicyMode, Uncalibrated
+from edgeroute.core.policy import Offline, PolicyMode
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats, Status
+from edgeroute.router.arguments import Options, checked_options, with_options
 from edgeroute.router.assemble import assemble
 from edgeroute.router.build import edges_of, fingerprints
 from edgeroute.router.engine import Engine, status
@@ -34,11 +35,9 @@ if TYPE_CHECKING:
     from edgeroute.cloud.guard import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.core.rules import Rule
-    from edgeroute.observe.sensors import Sensors
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
-    from edgeroute.router.views import View
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.drift import Audit
@@ -69,31 +68,22 @@ class BaseRouter(Generic[V]):
         cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
         threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+        score: str | Score = "msp",
         mode: PolicyMode = "prefer_edge",
         deadline: float | None = None,
-        hedge_after: float | str | None = None,
-        first_token: float | None = None,
-        score: str | Score = "msp",
-        no_confidence: NoConfidence = "defer",
         offline: Offline = "edge",
-        order: CloudOrder = "listed",
         egress: Egress | None = None,
         limits: Limits | None = None,
-        metered: bool | Callable[[], bool] = False,
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
         ab: AB | None = None,
         rules: Sequence[Rule] | None = None,
-        sensors: Sensors | None = None,
-        sensors_every: float | None = None,
-        uncalibrated: Uncalibrated = "tell",
-        certificate_max_age: float | None = None,
         state: str | Path | None = None,
-        views: Mapping[str, View] | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
+        options: Options | None = None,
     ) -> None:
         """Make a router; nothing is loaded and nothing is sent yet.
 
@@ -104,49 +94,34 @@ class BaseRouter(Generic[V]):
                 list of them in order of trying, or None: then nothing can leave.
             threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
                 `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
+            score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
             mode: prefer_edge, only_edge, prefer_cloud or only_cloud; or shadow: as only_cloud, and of the audited requests
                 (without `audit=`: of all) it is recorded what the edge would have answered.
             deadline: seconds over all legs; at the deadline the best available answer is returned.
-            hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
-                than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
-                metered link, while an endpoint is down, or once half of a limit is spent.
-            first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
-            score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
-            no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
             offline: if the cloud was needed and did not answer: "edge" returns the edge's answer, marked degraded; "queue" does
                 too, and sends the request later; "stale" returns a stale cache entry; "raise" raises NoAnswer.
-            order: of several clouds: as "listed", or the "fastest" so far first.
             egress: an `Egress`: which data classes may leave, consent, redaction.
             limits: a `Limits`: maximum spending per day, hour and minute.
-            metered: whether the link is metered (bytes cost money), or a function that returns it.
             audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
             candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
             ab: an `AB`: another edge model for a share of the requests or devices.
-            uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
-                reports it in reasons and `check`; "error" rejects such a router.
-            certificate_max_age: seconds; None: no limit.
             cache: a `Cache` of answers.
             outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
             rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
-            sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
-            sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
             state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
-            views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function
-                of it.
             instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
             trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
+            options: an `Options`: hedging, views, sensors, and other settings that few programs change.
 
         Raises:
             PolicyError: the arguments are invalid together.
             ModelMissing: there is no file at the edge's path.
         """
         self.engine = assemble(
-            self._spawner(), awaits=self._awaits,
-            edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
-            first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
-            rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
-            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
+            self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
+            deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
+            candidate=candidate, ab=ab, rules=rules, state=state, trace=trace, instruments=instruments,
+            **checked_options(options)._asdict(),
         )  # fmt: skip
 
     def _spawner(self) -> Spawn:
@@ -160,16 +135,19 @@ class BaseRouter(Generic[V]):
         Args:
             path: of the file; relative paths in it start from its folder.
             watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
-            more: further arguments of the router, which override the file's, and `consent` and `redact` for its egress rules.
+            more: further arguments of the router and fields of `Options`, which override the file's, and `consent` and `redact`
+                for its egress rules.
                 With an `edge`, `cloud` or `threshold` here the file need not have one.
                 `instruments` are added to those of the file; of one kind there is only yours. None: there are none.
 
         Raises:
             PolicyError: one message with all problems, and the nearest valid names.
         """
+        if "options" in more:
+            raise PolicyError("a policy file has these settings itself: give fields of Options one by one, as in order='fastest'")
         file = PolicyFile(Path(path), more)
         with file.named():
-            self = cls(**file.arguments())
+            self = cls(**with_options(file.arguments()))
         self._file = file
         if watch:
             file.watch(weakref.WeakMethod(self.reload))

@@ -15,6 +15,7 @@ from edgeroute.edge.card import Card
 from edgeroute.edge.inputs import Inputs
 from edgeroute.errors import BadInput, CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
+from edgeroute.router.arguments import Options
 from edgeroute.router.router import Router
 from edgeroute.system.quoting import quoted_names
 from edgeroute.tools.cli.inputs import by_name, read_inputs
@@ -132,7 +133,7 @@ def _asked(endpoint: Described, x: Any, seconds: float) -> Mapping[str, Any]:
     Raises:
         CloudError: there are none.
     """
-    with Router(None, endpoint, mode="only_cloud", no_confidence="accept") as router:
+    with Router(None, endpoint, mode="only_cloud", options=Options(no_confidence="accept")) as router:
         answer = router.infer(x, deadline=seconds)
     if not isinstance(answer.outputs, Mapping):
         raise CloudError(f"{endpoint.where} gave no outputs by name")
