@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from itertools import count
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NoReturn, Protocol
 
 from edgeroute.cloud.endpoint import HttpEndpoint, Talk, checked
-from edgeroute.cloud.exchange import HEADER, Sending
-from edgeroute.cloud.retries import Exchange, Retries
+from edgeroute.cloud.exchange import HEADER, Exchange, Sending
+from edgeroute.cloud.retries import Retries, Way
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
 from edgeroute.http.aio_connections import AsyncConnections
@@ -18,6 +20,7 @@ from edgeroute.http.connections import Connections
 from edgeroute.http.messages import OURS, Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.imports import imported
+from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
 # What carries an endpoint's calls: connections of its own, an httpx client, or what the endpoint brings.
@@ -99,6 +102,53 @@ class _NotGiven:
         return iter(())
 
 
+class InThread:
+    """Calls in this thread; a stop request ends them."""
+
+    __slots__ = ("_channels", "cancel")
+
+    def __init__(self, channels: Any, cancel: StopToken | None) -> None:
+        self._channels, self.cancel = channels, cancel
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """As of `Way`."""
+        return self._channels.send(call, until, self.cancel)  # type: ignore[no-any-return]
+
+    @asynccontextmanager
+    async def open(self, call: Call, until: float) -> AsyncIterator[Any]:
+        """As of `Way`."""
+        with self._channels.open(call, until, self.cancel) as response:
+            yield response
+
+    body = staticmethod(iter)
+
+    async def read(self, body: Any) -> bytes | None:
+        """As of `Way`."""
+        return next(body, None)
+
+    async def sleep(self, seconds: float) -> None:
+        """As of `Way`."""
+        (sleep if self.cancel is None else self.cancel.wait)(seconds)
+
+
+class OnLoop:
+    """Calls on an event loop; cancelling the task ends them."""
+
+    cancel: StopToken | None = None
+
+    def __init__(self, channels: Any) -> None:
+        self.send, self.sleep = channels.send, asyncio.sleep
+        self.open: Any = getattr(channels, "open", None)
+
+    def body(self, response: Any) -> Any:
+        """As of `Way`."""
+        return response.__aiter__()
+
+    async def read(self, body: Any) -> bytes | None:
+        """As of `Way`."""
+        return await anext(body, None)
+
+
 ABSENT = (404, 405, 501)
 
 
@@ -111,6 +161,7 @@ class HttpClient(ForkSafe):
         self.endpoint = endpoint
         self.sent = self.received = 0
         self.channels, self.channels_async = carriers(endpoint)
+        self.on_loop = OnLoop(self.channels_async)
         self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
         self._model = str(getattr(endpoint, "model", ""))
         self.keeps_time: bool = getattr(self.channels, "keeps_time", False)
@@ -119,20 +170,29 @@ class HttpClient(ForkSafe):
     def run(
         self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
     ) -> Any:
-        """Runs a talk and returns its outputs, by the instant `until` or within the endpoint's own timeout, whichever is sooner.
+        """Run a talk and return its outputs, by the instant `until` or within the endpoint's own timeout, whichever is sooner.
 
         posts: the numbers of its calls, where it is one of several talks of one exchange.
 
         Raises:
             CloudError: the call failed.
         """
+        return settle(self._run(talk, until, exchange, self.in_thread(cancel), posts))
+
+    def run_async(
+        self, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """`run` on an event loop; cancelling the task cancels the call."""
+        return self._run(talk, until, exchange, self.on_loop, posts)
+
+    async def _run(self, talk: Talk, until: float, exchange: Exchange, way: Way, posts: Iterator[int] | None) -> Any:
         until, reply, posts = self.until(until), None, posts or count()
         OURS.set(True)
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
                 try:
-                    reply = self._exchange(call, until, exchange, cancel)
+                    reply = await self._exchange(call, until, exchange, way)
                 except Refused as e:
                     talk.throw(e)  # it may have met another model
                     raise
@@ -145,62 +205,28 @@ class HttpClient(ForkSafe):
             talk.close()
             OURS.set(False)
 
-    async def run_async(self, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
-        """As `run`; cancelling the task cancels the call."""
-        until, reply, posts = self.until(until), None, posts or count()
-        OURS.set(True)
-        try:
-            while True:
-                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
-                try:
-                    reply = await self._exchange_async(call, until, exchange)
-                except Refused as e:
-                    talk.throw(e)  # likewise
-                    raise
-        except StopIteration as end:
-            return end.value
-        except CloudError as e:
-            e.args = (self.endpoint.address.hide(str(e)),)
-            raise
-        finally:
-            talk.close()
-            OURS.set(False)
+    def in_thread(self, cancel: StopToken | None) -> InThread:
+        """Return how calls go in this thread."""
+        return InThread(self.channels, cancel)
 
     def until(self, until: float) -> float:
-        """The instant by which a call ends: that one, or the endpoint's own timeout, whichever is sooner."""
+        """Return the instant by which a call ends: that one, or the endpoint's own timeout, whichever is sooner."""
         return min(until, monotonic() + self.endpoint.address.timeout_s)
 
     def may_send(self, cancel: StopToken | None) -> None:
-        """Raises Held if the answer is not needed any more."""
+        """Raise Held if the answer is not needed any more."""
         if cancel is not None and cancel.asked:
             raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
 
-    def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
-        def once() -> Reply:
-            if cancel is not None:
+    async def _exchange(self, call: Call, until: float, exchange: Exchange, way: Way) -> Reply:
+        async def once() -> Reply:
+            if (cancel := way.cancel) is not None:
                 self.may_send(cancel)
             sent = self.leaving(call, until, exchange)
             try:
-                reply = self.channels.send(sent, until, cancel)
+                reply = await way.send(sent, until)
             except CloudError as e:
                 exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
-                raise
-            return self._taken(call, reply, exchange)
-
-        try:
-            return once()
-        except CloudError as e:
-            if call.probe:
-                return Reply(0, {}, str(e).encode())
-            return self.retries(until, exchange, cancel).again(once, iter([e]))
-
-    async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
-        async def once() -> Reply:
-            sent = self.leaving(call, until, exchange)
-            try:
-                reply = await self.channels_async.send(sent, until)
-            except CloudError as e:
-                exchange.after_attempt(0, e)
                 raise
             return self._taken(call, reply, exchange)
 
@@ -209,17 +235,11 @@ class HttpClient(ForkSafe):
         except CloudError as e:
             if call.probe:
                 return Reply(0, {}, str(e).encode())
-            return await self.retries(until, exchange).again_async(once, iter([e]))
+            return await self.retries(until, exchange, way).again(once, iter([e]))
 
-    def retries(
-        self,
-        until: float,
-        exchange: Exchange,
-        cancel: StopToken | None = None,
-        shown: Callable[[], bool] | None = None,
-    ) -> Retries:
-        """Repeats attempts until that instant. shown: whether something of the answer was shown, so that it is not sent again."""
-        return Retries(self.endpoint.address.retries, until, exchange, cancel, shown)
+    def retries(self, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> Retries:
+        """Return what repeats attempts until that instant. shown: returns True if something of the answer was shown."""
+        return Retries(self.endpoint.address.retries, until, exchange, way, shown)
 
     def leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
         """The call as it is sent, once the exchange has allowed it."""

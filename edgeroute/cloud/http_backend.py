@@ -117,44 +117,44 @@ class HttpBackend(AbandonedRuns):
         return inputs if getattr(self.endpoint, "one_by_one", False) else 1
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Runs all inputs in one talk, or in one each if the protocol has no batches."""
+        """Run all inputs in one talk, or in one each if the protocol has no batches."""
         if self._ladder is not None:
             inputs = self._pack(inputs, exchange)
-        if (speak := self._speak) is not None:
-            rows, posts = Rows(exchange, inputs, until), count()
-            for x in rows:
-                with rows:
-                    said = speeches.hear(self.client, partial(speak, x), rows.until(), exchange, cancel, posts)
-                    rows.append(self.reader.many([said], 1)[0])
-            return rows.found
-        if len(inputs) > 1 and self.calls(2) > 1:
-            rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
-            for x in rows:
-                with rows:
-                    talk = self.endpoint.talk([x])
-                    rows.append(self.reader.many(self.client.run(talk, rows.until(), exchange, cancel, posts), 1)[0])
-            return rows.found
-        client = self._client or self.client
-        return self.reader.many(client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
+        client, rows = self._client or self.client, self._rows(exchange, inputs, until)
+        if rows is None:
+            return self.reader.many(client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
+        posts = count()
+        for x in rows:
+            with rows:
+                if (speak := self._speak) is not None:
+                    said = [speeches.hear(client, partial(speak, x), rows.until(), exchange, cancel, posts)]
+                else:
+                    said = client.run(self.endpoint.talk([x]), rows.until(), exchange, cancel, posts)
+                rows.append(self.reader.many(said, 1)[0])
+        return rows.found
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """As `run`, on the event loop."""
-        if (speak := self._speak) is not None:
-            rows, posts = Rows(exchange, inputs, until), count()
-            for x in rows:
-                with rows:
-                    said = await speeches.speak_async(self.client, partial(speak, x), rows.until(), exchange, posts=posts)
-                    rows.append(self.reader.many([said], 1)[0])
-            return rows.found
+        """`run` on the event loop."""
+        client, rows = self._client or self.client, self._rows(exchange, inputs, until)
+        if rows is None:
+            return self.reader.many(await client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
+        posts = count()
+        for x in rows:
+            with rows:
+                if (speak := self._speak) is not None:
+                    said = [await speeches.speak_async(client, partial(speak, x), rows.until(), exchange, posts=posts)]
+                else:
+                    said = await client.run_async(self.endpoint.talk([x]), rows.until(), exchange, posts)
+                rows.append(self.reader.many(said, 1)[0])
+        return rows.found
+
+    def _rows(self, exchange: Exchange, inputs: list[Any], until: float) -> Rows | None:
+        """Return the rows where each input takes a call of its own; None: one call takes all."""
+        if self._speak is not None:
+            return Rows(exchange, inputs, until)
         if len(inputs) > 1 and self.calls(2) > 1:
-            rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
-            for x in rows:
-                with rows:
-                    talk = self.endpoint.talk([x])
-                    rows.append(self.reader.many(await self.client.run_async(talk, rows.until(), exchange, posts), 1)[0])
-            return rows.found
-        client = self._client or self.client
-        return self.reader.many(await client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
+            return Rows(exchange, inputs, min(until, monotonic() + self.patience_s))
+        return None
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The answer in pieces, where the endpoint speaks in some; else in one."""

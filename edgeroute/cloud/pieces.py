@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from itertools import count
 from time import monotonic
+from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
-from edgeroute.cloud.exchange import HEADER
+from edgeroute.cloud.exchange import HEADER, Exchange
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
+from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.client import HttpClient
-    from edgeroute.cloud.retries import Exchange
+    from edgeroute.cloud.retries import Way
 
 
 # A reply in pieces, as an endpoint reads it: a generator without I/O, so that the same one serves threads and asyncio.
@@ -213,7 +215,7 @@ _LEFT = Unreachable("it was left before its end")
 def speak(
     client: HttpClient, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None
 ) -> Generator[Said, None, Any]:
-    """Runs a speech, yields the pieces of its answer, and returns its outputs. Closing it early closes the connection.
+    """Run a speech, yield the pieces of its answer, and return its outputs. Closing it early closes the connection.
 
     It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in
     all until the instant `until`. It is not sent again once a piece was shown.
@@ -221,20 +223,20 @@ def speak(
     Raises:
         CloudError: it failed; `partial` is what had arrived.
     """
-    by, n = client.until(until), _number(exchange, count())
+    steps = _run(client, client.in_thread(cancel), say, until, exchange, _suspend, count())
     try:
-        again = client.retries(by, exchange, cancel)
-        first, rest = again.call(lambda: _first(_attempt(client, say, by, until, exchange, cancel, n)))
-        try:
-            while type(first) is Said:
-                yield first
-                first = _next(rest)
-        finally:
-            rest.close()
-    except CloudError as e:
-        e.args = (client.endpoint.address.hide(str(e)),)
-        raise
-    return first
+        while True:
+            yield steps.send(None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()
+
+
+@coroutine
+def _suspend(piece: Said) -> Generator[Said, None, None]:
+    """Suspend the coroutine that awaits this, with a piece for `speak` to yield."""
+    yield piece
 
 
 def hear(
@@ -245,130 +247,87 @@ def hear(
     cancel: StopToken | None = None,
     posts: Iterator[int] | None = None,
 ) -> Any:
-    """As `speak`, to its end, where nobody is shown the pieces: so it may be sent again after some have come."""
-    by, n = client.until(until), _number(exchange, posts or count())
-    try:
-        again = client.retries(by, exchange, cancel)
-        return again.call(lambda: _last(_attempt(client, say, by, until, exchange, cancel, n)))
-    except CloudError as e:
-        e.args = (client.endpoint.address.hide(str(e)),)
-        raise
+    """Run a speech to its end, where nobody is shown the pieces: so it may be sent again after some have come."""
+    return settle(_run(client, client.in_thread(cancel), say, until, exchange, None, posts or count()))
 
 
-async def speak_async(
+def speak_async(
     client: HttpClient,
     say: Say,
     until: float,
     exchange: Exchange,
     show: Callable[[Said], object] | None = None,
     posts: Iterator[int] | None = None,
-) -> Any:
-    """As `speak` on an event loop; `show` is called with each piece. None: as `hear`.
+) -> Coroutine[Any, Any, Any]:
+    """`speak` on an event loop; `show` is called with each piece. None: as `hear`. Cancelling the task closes the connection."""
 
-    Cancelling the task closes the connection.
-    """
-    by, n = client.until(until), _number(exchange, posts or count())
+    async def told(piece: Said) -> None:
+        assert show is not None, "it was looked at"
+        show(piece)
+
+    return _run(client, client.on_loop, say, until, exchange, None if show is None else told, posts or count())
+
+
+async def _run(
+    client: HttpClient,
+    way: Way,
+    say: Say,
+    until: float,
+    exchange: Exchange,
+    show: Callable[[Said], Awaitable[None]] | None,
+    posts: Iterator[int],
+) -> Any:
+    """Run the attempts of a speech, show its pieces, and return its outputs."""
+    by, n = client.until(until), next(posts)
+    if n:
+        exchange.next_call()
     shown = False
 
-    def show_it(piece: Said) -> None:
-        nonlocal shown
-        if show is not None:
-            shown = True
-            show(piece)
-
     async def once() -> Any:
-        return await _attempt_async(client, say, by, until, exchange, show_it, n)
+        nonlocal shown
+        speaking = Speaking(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
+        call = _with_key(speaking.begin(), exchange, n)
+        client.may_send(way.cancel)
+        call = client.leaving(call, until, exchange)
+        ended: BaseException | None = _LEFT
+        OURS.set(True)
+        try:
+            async with way.open(call, by) as response:
+                body = way.body(response)
+                exchange.status = response.status
+                if HEADER in response.headers:
+                    exchange.reported(response.headers)
+                step = speaking.opened(Head(response.status, response.headers))
+                while step is not None:
+                    if type(step) is Said:
+                        if show is not None:
+                            shown = True
+                            await show(step)
+                        step = speaking.heard(None)
+                        continue
+                    response.until = speaking.limit(step)
+                    try:
+                        part = await way.read(body)
+                    except CloudError as e:
+                        step = speaking.failed(e, step)
+                        continue
+                    step = speaking.heard(part)
+            ended = speaking.error
+            if ended is not None:
+                raise ended
+        except CloudError as e:
+            ended = e
+            raise
+        finally:
+            OURS.set(False)
+            _spoken(client, speaking, exchange, ended, cut=ended is _LEFT or (way.cancel is not None and way.cancel.asked))
+        return speaking.outputs
 
     try:
-        return await client.retries(by, exchange, shown=lambda: shown).call_async(once)
+        return await client.retries(by, exchange, way, lambda: shown).call(once)
     except CloudError as e:
         e.args = (client.endpoint.address.hide(str(e)),)
         raise
-
-
-def _attempt(
-    client: HttpClient, say: Say, by: float, until: float, exchange: Exchange, cancel: StopToken | None, n: int
-) -> Generator[Said, None, Any]:
-    """One attempt of a speech: yields its pieces, returns its outputs."""
-    speaking = _speaking(client, say, by, until)
-    call = _with_key(speaking.begin(), exchange, n)
-    client.may_send(cancel)
-    call = client.leaving(call, until, exchange)
-    ended: BaseException | None = _LEFT
-    OURS.set(True)
-    try:
-        with client.channels.open(call, by, cancel) as response:
-            body = iter(response)
-            exchange.status = response.status
-            if HEADER in response.headers:
-                exchange.reported(response.headers)
-            step = speaking.opened(Head(response.status, response.headers))
-            while step is not None:
-                if type(step) is Said:
-                    yield step
-                    step = speaking.heard(None)
-                    continue
-                response.until = speaking.limit(step)
-                try:
-                    part = next(body, None)
-                except CloudError as e:
-                    step = speaking.failed(e, step)
-                    continue
-                step = speaking.heard(part)
-        ended = speaking.error
-        if ended is not None:
-            raise ended
-    except CloudError as e:
-        ended = e
-        raise
-    finally:
-        OURS.set(False)
-        _spoken(client, speaking, exchange, ended, cut=ended is _LEFT or (cancel is not None and cancel.asked))
-    return speaking.outputs
-
-
-async def _attempt_async(
-    client: HttpClient, say: Say, by: float, until: float, exchange: Exchange, show: Callable[[Said], object], n: int
-) -> Any:
-    """As `_attempt`."""
-    speaking = _speaking(client, say, by, until)
-    call = _with_key(speaking.begin(), exchange, n)
-    call = client.leaving(call, until, exchange)
-    ended: BaseException | None = _LEFT
-    OURS.set(True)
-    try:
-        async with client.channels_async.open(call, by) as response:
-            body = response.__aiter__()
-            exchange.status = response.status
-            if HEADER in response.headers:
-                exchange.reported(response.headers)
-            step = speaking.opened(Head(response.status, response.headers))
-            while step is not None:
-                if type(step) is Said:
-                    show(step)
-                    step = speaking.heard(None)
-                    continue
-                response.until = speaking.limit(step)
-                try:
-                    part = await _next_async(body)
-                except CloudError as e:
-                    step = speaking.failed(e, step)
-                    continue
-                step = speaking.heard(part)
-        ended = speaking.error
-        if ended is not None:
-            raise ended
-    except CloudError as e:
-        ended = e
-        raise
-    finally:
-        OURS.set(False)
-        _spoken(client, speaking, exchange, ended, cut=ended is _LEFT)
-    return speaking.outputs
-
-
-def _speaking(client: HttpClient, say: Say, by: float, until: float) -> Speaking:
-    return Speaking(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
 
 
 def _spoken(client: HttpClient, speaking: Speaking, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
@@ -378,42 +337,8 @@ def _spoken(client: HttpClient, speaking: Speaking, exchange: Exchange, error: B
     exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())
 
 
-def _number(exchange: Exchange, posts: Iterator[int]) -> int:
-    """The number of the next call of an exchange."""
-    n = next(posts)
-    if n:
-        exchange.next_call()
-    return n
-
-
 def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
     if not exchange.identity:
         return call
     key = f"{exchange.identity}/{n}" if n else exchange.identity
     return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
-
-
-def _next(pieces: Generator[Said, None, Any]) -> Any:
-    """The next piece; or, at the end, the outputs."""
-    try:
-        return next(pieces)
-    except StopIteration as end:
-        return end.value
-
-
-def _first(pieces: Generator[Said, None, Any]) -> tuple[Any, Generator[Said, None, Any]]:
-    return _next(pieces), pieces
-
-
-def _last(pieces: Generator[Said, None, Any]) -> Any:
-    """The outputs alone."""
-    while type(last := _next(pieces)) is Said:
-        pass
-    return last
-
-
-async def _next_async(body: AsyncIterator[bytes]) -> bytes | None:
-    try:
-        return await body.__anext__()
-    except StopAsyncIteration:
-        return None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from time import monotonic, sleep
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from edgeroute.cloud.exchange import Sending
-from edgeroute.core.spending import Tokens
+from edgeroute.cloud.exchange import Exchange
 from edgeroute.errors import CloudError
+from edgeroute.http.messages import Call, Reply
 from edgeroute.types import StopToken
 
 T = TypeVar("T")
@@ -19,37 +20,26 @@ FIRST_S, MOST_S = 0.1, 2.0
 """Upper limits of the back-off, seconds: before the first retry, and before any."""
 
 
-class Exchange(Protocol):
-    """Interface that is called around each attempt; see `edgeroute.cloud.exchange.Exchange`."""
+class Way(Protocol):
+    """How a call goes, in coroutines: those of `InThread` never wait, so that one code serves threads and asyncio."""
 
-    identity: str
-    """Idempotency key: the same for every attempt of one request."""
-    status: int | None
-    """Set to the HTTP status of an attempt's reply, before `after_attempt`."""
+    cancel: StopToken | None
+    """Is asked once the answer is not needed any more; None: the task is cancelled instead."""
 
-    def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
-        """Before `size` bytes are sent, with so many tokens expected. Raises if that is forbidden."""
+    async def send(self, call: Call, until: float) -> Reply:
+        """Send the call and return the reply, as `Channels.send`."""
 
-    @property
-    def followed(self) -> bool:
-        """Whether anybody is told of the beginnings of attempts: without, `headers` need not be called."""
+    def open(self, call: Call, until: float) -> AbstractAsyncContextManager[Any]:
+        """Send the call and give its reply once the head has come, as `Connections.open`."""
 
-    def headers(self, sending: Sending) -> Mapping[str, str]:
-        """Further headers for the attempt that `before_attempt` allowed."""
+    def body(self, response: Any) -> Any:
+        """Return the iterator over the pieces of a reply's body."""
 
-    def after_attempt(
-        self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
-    ) -> None:
-        """After `size` bytes were received, or an error."""
+    async def read(self, body: Any) -> bytes | None:
+        """Return the next piece; None: the end."""
 
-    def reported(self, headers: Mapping[str, str]) -> None:
-        """After a reply with a report of the endpoint's load in its headers."""
-
-    def next_call(self) -> None:
-        """Before the first attempt of another call than the first."""
-
-    def may_retry(self, *, stale: bool = False) -> bool:
-        """Whether another attempt is allowed. stale: it found its keep-alive connection closed, which is no sign of trouble."""
+    async def sleep(self, seconds: float) -> None:
+        """Wait before a repetition; a stop request ends the wait."""
 
 
 class Retries:
@@ -59,66 +49,39 @@ class Retries:
         most: how many repetitions.
         until: the instant by which the last one must begin.
         exchange: whose rules allow it.
-        cancel: once asked, there is none.
-        shown: says whether something of the answer was shown: then there is none.
+        way: waits before each; once its answer is not needed any more, there is none.
+        shown: returns True if something of the answer was shown: then there is none.
     """
 
-    def __init__(
-        self,
-        most: int,
-        until: float,
-        exchange: Exchange,
-        cancel: StopToken | None = None,
-        shown: Callable[[], bool] | None = None,
-    ) -> None:
-        self._most, self._until, self._exchange, self._cancel, self._shown = most, until, exchange, cancel, shown
+    def __init__(self, most: int, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> None:
+        self._most, self._until, self._exchange, self._way, self._shown = most, until, exchange, way, shown
 
-    def call(self, once: Callable[[], T]) -> T:
-        """The result of an attempt, or of one of its repetitions."""
-        try:
-            return once()
-        except CloudError as e:
-            return self.again(once, iter([e]))
-
-    def again(self, once: Callable[[], T], failures: Iterator[CloudError]) -> T:
-        """The result of a repetition, after the first attempt has failed: tenacity is entered with that as its first.
-
-        failures: its error alone, as an iterator, since no frame that the error's traceback holds may hold it.
-        """
-
-        def attempt() -> T:
-            for failure in failures:
-                raise failure
-            return once()
-
-        pause: Any = sleep if self._cancel is None else self._cancel.wait
-        return Retrying(sleep=pause, **self._rules())(attempt)
-
-    async def call_async(self, once: Callable[[], Awaitable[T]]) -> T:
-        """As `call`."""
+    async def call(self, once: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of an attempt, or of one of its repetitions."""
         try:
             return await once()
         except CloudError as e:
-            return await self.again_async(once, iter([e]))
+            return await self.again(once, iter([e]))
 
-    async def again_async(self, once: Callable[[], Awaitable[T]], failures: Iterator[CloudError]) -> T:
-        """As `again`."""
+    async def again(self, once: Callable[[], Awaitable[T]], failures: Iterator[CloudError]) -> T:
+        """Return the result of a repetition, after the first attempt has failed: tenacity is entered with that as its first.
+
+        failures: its error alone, as an iterator, since no frame that the error's traceback holds may hold it.
+        """
 
         async def attempt() -> T:
             for failure in failures:
                 raise failure
             return await once()
 
-        return await AsyncRetrying(**self._rules())(attempt)
-
-    def _rules(self) -> dict[str, Any]:
-        return {"retry": _RETRIABLE, "wait": wait_s, "stop": self._stop, "reraise": True}
+        retrying = AsyncRetrying(sleep=self._way.sleep, retry=_RETRIABLE, wait=wait_s, stop=self._stop, reraise=True)
+        return await retrying(attempt)
 
     def _stop(self, state: RetryCallState) -> bool:
         return (
             state.attempt_number > self._most
             or monotonic() + state.upcoming_sleep >= self._until
-            or (self._cancel is not None and self._cancel.asked)
+            or (self._way.cancel is not None and self._way.cancel.asked)
             or (self._shown is not None and self._shown())
             or not self._exchange.may_retry(stale=_is_stale(state))
         )
@@ -128,7 +91,7 @@ _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retria
 
 
 def wait_s(state: RetryCallState) -> float:
-    """Seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015); 0 if a keep-alive connection was closed."""
+    """Return the seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015); 0 after a stale connection."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, CloudError):
         if error.retry_after_s is not None:
@@ -139,6 +102,6 @@ def wait_s(state: RetryCallState) -> float:
 
 
 def _is_stale(state: RetryCallState) -> bool:
-    """Whether the first attempt found a keep-alive connection closed."""
+    """Return True if the first attempt found a keep-alive connection closed."""
     error = state.outcome.exception() if state.outcome is not None else None
     return state.attempt_number == 1 and isinstance(error, CloudError) and error.stale

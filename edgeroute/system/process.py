@@ -252,6 +252,15 @@ async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
             task.exception()  # retrieved, so that asyncio does not warn
 
 
+def settle(steps: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits, in this thread, and return its result."""
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("it waits")
+
+
 def begin_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Start a coroutine as a task of an event loop, from any thread, without waiting. If the loop is closed, nothing is started.
 
