@@ -57,7 +57,7 @@ class Relay(Listener):
     def refuse(self, refuse: bool) -> None:
         async def switch() -> None:
             if refuse:
-                await self._deafen()
+                await self._close_port()
             else:
                 await self._listen()
 
