@@ -18,7 +18,7 @@ from edgeroute.confidence.labels import Labels, label_names
 from edgeroute.confidence.reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.policy import INF, Side, Terms
-from edgeroute.core.stream import Pieces, joined, single, spoken, whole
+from edgeroute.core.stream import Pieces, join_result, read_pieces, single, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.core.words import Failure
 from edgeroute.edge.members import callable_fingerprint
@@ -287,7 +287,7 @@ class FunctionBackend(AbandonedRuns):
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
-            result = joined(self._returned(self._ask(x)))
+            result = join_result(self._returned(self._ask(x)))
         except BaseException as e:
             exchange.after_attempt(0, e)
             raise
@@ -345,7 +345,7 @@ class FunctionBackend(AbandonedRuns):
         try:
             result = self._returned(self._ask(x))
             if isinstance(result, Generator):
-                prediction = yield from spoken(result, self.reader.answer)
+                prediction = yield from read_pieces(result, self.reader.answer)
             else:
                 prediction = yield from single(self.reader.many([self._answer(result)], 1)[0])
         except BaseException as e:

@@ -11,12 +11,12 @@ from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.walk import new
 from edgeroute.core.words import Crowded, Lasting, Rejection
 
-# Circuit breaker: stops calls to a failing endpoint, and probes whether it has recovered.
+# Circuit breaker: stops calls to a failing endpoint, and probes for its recovery.
 
 State = Literal["closed", "open", "half-open"]
 
 FAULTS: Final = 3
-"""Consecutive faults that open it."""
+"""Number of consecutive faults that open the breaker."""
 FIRST_S, MOST_S = 5.0, 300.0
 """Initial and maximum opening time, seconds; it doubles each time."""
 WELL_S: Final = 60.0
@@ -28,54 +28,54 @@ PROBE_LOST_S: Final = 60.0
 
 
 def allowed(closed: Numbers, held: Numbers, now: Numbers) -> Numbers:
-    """Whether a request may be sent: the breaker is closed, and no hold is in force."""
+    """Return True if a request may be sent: the breaker is closed, and no hold is in force."""
     return closed & (now >= held)
 
 
 def tripped(faults: Numbers) -> Numbers:
-    """Whether this number of consecutive faults opens a closed breaker."""
+    """Return True if this number of consecutive faults opens a closed breaker."""
     return faults >= FAULTS
 
 
 def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
-    """Opening time, seconds: at least half of the nominal time, with jitter."""
+    """Return the opening time, seconds: at least half of the nominal time, with jitter."""
     return nominal_s * (0.5 + 0.5 * jitter)
 
 
 def grown_s(nominal_s: Numbers) -> Numbers:
-    """The next nominal opening time, seconds."""
+    """Return the next nominal opening time, seconds."""
     return least(2 * nominal_s, MOST_S)
 
 
 def due(due_at: Numbers, held: Numbers, now: Numbers) -> Numbers:
-    """Whether to send a probe: it is due, and no hold is in force."""
+    """Return True if a probe is to be sent: it is due, and no hold is in force."""
     return (now >= due_at) & (now >= held)
 
 
 def held_until(held: Numbers, until: Numbers, now: Numbers) -> Numbers:
-    """End of the hold after another request for one: the later of the two, at most `HOLD_MOST_S` from now."""
+    """Return the end of the hold after another request for one: the later of the two, at most `HOLD_MOST_S` from now."""
     return most(held, least(until, now + HOLD_MOST_S))
 
 
 class Breaker:
     """Circuit breaker of one endpoint.
 
-    It opens after `FAULTS` consecutive faults. After the opening time a probe without user data is due, one at a time:
-    half-open. If the probe fails, it opens for longer. If it succeeds, it closes on trial: requests are sent, but the next
-    fault opens it at once, with the longer time, since a probe may be answered by something that does not run the model. Only a
-    request's success resets the faults and the opening time.
+    It opens after `FAULTS` consecutive faults. After the opening time a probe without user data is due, one at a time: half-open.
+    If the probe fails, it opens for longer. If it succeeds, it closes on trial: requests are sent, but the next fault opens it at
+    once, with the longer time, since a probe may be answered by something that does not run the model. Only a request's success
+    resets the faults and the opening time.
 
-    While the endpoint is not known to be well, few requests may be under way (`most`): so an outage costs few of them,
-    however many callers there are.
+    While the endpoint is not known to be well, few requests may be under way (`most`): so an outage costs few of them, however
+    many callers there are.
 
-    Results may be late. While it is open, a fault changes nothing; a success closes it, since the endpoint has answered, and
-    the result of a probe in progress is then ignored.
+    Results may be late. While it is open, a fault changes nothing; a success closes it, since the endpoint has answered, and the
+    result of a probe in progress is then ignored.
 
     Instants are seconds of one monotonic clock; `jitter` is random, 0..1. Not synchronised: threads that share it need a lock.
 
     Attributes:
         state: closed, open or half-open.
-        opened: how many times it has gone from closed to open.
+        opened: number of changes from closed to open.
     """
 
     __slots__ = ("_due", "_faults", "_held", "_next_s", "_well_until", "opened", "state")
@@ -89,24 +89,24 @@ class Breaker:
         self._held = -INF
         """End of the hold: no request before this instant."""
         self._well_until = -INF
-        """Until when its last success counts, unless it fails."""
+        """Instant until which its last success counts, unless it fails."""
 
     @property
     def due(self) -> float:
-        """Instant from which the next probe may be sent, also if one is in progress; inf while it is closed."""
+        """Instant from which the next probe may be sent, also if one is in progress; inf while the breaker is closed."""
         return self._due
 
     @property
     def faults(self) -> int:
-        """Number of faults in a row; those that came while it was open are not counted."""
+        """Number of faults in a row; those that came while the breaker was open are not counted."""
         return self._faults
 
     def allows(self, now: float) -> bool:
-        """Whether a request may be sent."""
+        """Return True if a request may be sent."""
         return bool(allowed(self.state == "closed", self._held, now))
 
     def why(self, now: float) -> Rejection | None:
-        """Why no request may be sent; None: one may."""
+        """Return why no request may be sent; None: one may."""
         if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
             return None
         if self.state == "closed":
@@ -119,11 +119,11 @@ class Breaker:
         return Lasting.of("breaker", text, wait_s)
 
     def most(self, now: float) -> float:
-        """How many requests may be under way: inf if it is known to be well, else as many as faults are left until it opens."""
+        """Return how many requests may be under way: inf at an endpoint known to be well, else the faults left until it opens."""
         return INF if not self._faults and now < self._well_until else max(1, FAULTS - self._faults)
 
     def fault(self, now: float, jitter: float) -> None:
-        """Records a failed request that is the endpoint's fault."""
+        """Record a failed request that is the endpoint's fault; open the breaker after enough of them."""
         if self.state == "closed":
             self._faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
             if tripped(self._faults):
@@ -131,21 +131,21 @@ class Breaker:
                 self._open(now, jitter)
 
     def success(self, now: float) -> None:
-        """Records an answered request, whenever it began. A hold stays in force: the server requested it."""
+        """Record an answered request, whenever it began, and close the breaker. A hold stays: the server requested it."""
         self._faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
         if self.state != "closed":
             self._close()
 
     def probe_due(self, now: float) -> bool:
-        """Whether to send a probe now."""
+        """Return True if a probe is to be sent now."""
         return bool(due(self._due, self._held, now))
 
     def probe_begun(self, now: float) -> None:
-        """Records that a probe was sent."""
+        """Record that a probe was sent."""
         self.state, self._due = "half-open", now + PROBE_LOST_S
 
     def probe_ended(self, now: float, ok: bool, jitter: float) -> None:
-        """Records a probe's result. A no-op unless one is in progress."""
+        """Record a probe's result: close the breaker, or open it for longer. A no-op unless a probe is in progress."""
         if self.state == "half-open":
             if ok:
                 self._close()
@@ -153,41 +153,45 @@ class Breaker:
                 self._open(now, jitter)
 
     def link_up(self, now: float) -> None:
-        """Makes a probe due at once, unless one is in progress: faults from before the network came back mean little."""
+        """Make a probe due at once, unless one is in progress: faults from before the network came back mean little."""
         self._next_s = FIRST_S
         if self.state == "open":
             self._due = now
 
     def hold(self, until: float, now: float) -> None:
-        """Forbids requests before `until`, at most `HOLD_MOST_S` from now; the latest hold counts."""
+        """Forbid requests before `until`, at most `HOLD_MOST_S` from now; the latest hold counts."""
         self._held = held_until(self._held, until, now)
 
     def _open(self, now: float, jitter: float) -> None:
+        """Open the breaker, and double the next opening time."""
         self.state, self._due = "open", now + open_s(self._next_s, jitter)
         self._next_s = grown_s(self._next_s)
 
     def _close(self) -> None:
+        """Close the breaker."""
         self.state, self._due = "closed", INF
 
 
 def _seconds(wait_s: float) -> str:
+    """Return a wait in words."""
     return f"{round(max(wait_s, 0.1), 1):g} s"
 
 
 # Token buckets, which start full: retries per success, and calls per second.
 
 RETRY: Final = 10
+"""Cost of a retry, and the maximum balance (ten retries), in units of successes to avoid rounding."""
 CAP: Final = 100
 """In units of successes, to avoid rounding: cost of a retry, and the maximum (ten retries)."""
 
 
 def affords(left: Numbers) -> Numbers:
-    """Whether a retry is left."""
+    """Return True if a retry is left."""
     return left >= RETRY
 
 
 def earned(left: Numbers) -> Numbers:
-    """The balance after one more success."""
+    """Return the balance after one more success."""
     return least(left + 1, CAP)
 
 
@@ -203,14 +207,14 @@ class RetryBudget:
         self._left = CAP
 
     def take(self) -> bool:
-        """Takes a retry; False: none is left."""
+        """Take a retry from the budget. Return False if none is left."""
         if not affords(self._left):
             return False
         self._left -= RETRY
         return True
 
     def success(self) -> None:
-        """Records a successful attempt."""
+        """Record a successful attempt, which earns a tenth of a retry."""
         if self._left < CAP:
             self._left = earned(self._left)
 
@@ -222,7 +226,7 @@ class Rate:
 
     Args:
         per_s: long-term rate; inf: no limit.
-        burst: calls at once after a pause, at least 1; None: those of one second.
+        burst: number of calls at once after a pause, at least 1; None: those of one second.
     """
 
     __slots__ = ("_at", "_burst", "_left", "_per_s")
@@ -234,7 +238,7 @@ class Rate:
         self._at = 0.0
 
     def take(self, now: float, calls: int = 1) -> bool:
-        """Takes that many calls, or none; False: the limit is reached. An instant before the last one adds nothing."""
+        """Take that many calls, or none. Return False if the limit is reached. An instant before the last one adds nothing."""
         if now > self._at:
             self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now
@@ -244,14 +248,14 @@ class Rate:
         return True
 
     def spare_in(self, now: float, calls: int = 1) -> float:
-        """Seconds until a low-priority request may take that many calls, and half of the burst is there; inf: never so many."""
+        """Return the seconds until a low-priority request may take that many calls and half of the burst is there; inf: never."""
         if self._per_s == INF or calls > self._burst:
             return 0.0 if self._per_s == INF else INF
         left = self._left + max(0.0, now - self._at) * self._per_s
         return max(0.0, max(calls, self._burst / 2) - left) / self._per_s
 
 
-# A limit of concurrent calls that finds itself, from how long they take and which fail: `max_concurrent = "auto"`.
+# Adaptive limit of concurrent calls, by their times and failures: `max_concurrent = "auto"`.
 #
 # Additive increase, multiplicative decrease, as TCP's congestion control (Chiu and Jain, 1989; Jacobson, 1988), with delay as a
 # signal beside loss, as in TCP Vegas (Brakmo and Peterson, 1995) and in Netflix's concurrency-limits (2018):
@@ -262,13 +266,14 @@ class Rate:
 # > a fault: a refusal, a time-out                 limit *= FAULT, once in a time `base`
 # > one round in `ROUNDS`                          limit * PROBE for its time; its median is the new base
 #
-# `base` is what a call takes where none waits. A limit that is used fully hides that, as all of its calls wait; so it is measured
-# with a quarter of them, as in BBR (Cardwell et al., 2016). So the limit settles below `SLOW` times of what is answered at a
-# time, one slow input says nothing, and a link that has become slower for good is the new base. The clock is passed in.
+# `base` is the time of a call that does not wait. A limit that is used fully hides it, as all of its calls wait; so it is
+# measured with a quarter of them, as in BBR (Cardwell et al., 2016). So the limit settles below `SLOW` times the number that is
+# answered at a time, one slow input changes nothing, and a link that has become slower for good is the new base.
 
 FIRST: Final = 8.0
-"""The limit at the start."""
+"""Initial limit."""
 LEAST: Final = 1.0
+"""Minimum and maximum limit."""
 MOST: Final = 64.0
 ROUND: Final = 8
 ROUNDS: Final = 16
@@ -281,11 +286,11 @@ PAUSE_S: Final = 0.1
 
 
 class Concurrency:
-    """The limit of one endpoint. Not synchronised: threads that share it need a lock.
+    """Adaptive limit of concurrent calls of one endpoint. Not synchronised: threads that share it need a lock.
 
     Attributes:
-        limit: calls that may be under way, but while the base is measured.
-        base_s: what a call takes where none waits, seconds; None: not known yet.
+        limit: calls that may be under way, except while the base is measured.
+        base_s: time of a call that does not wait, seconds; None: not known yet.
     """
 
     __slots__ = ("_busiest", "_cut_until", "_probing", "_round", "_rounds", "base_s", "limit")
@@ -300,11 +305,11 @@ class Concurrency:
 
     @property
     def most(self) -> int:
-        """How many calls may be under way."""
+        """Number of calls that may be under way."""
         return max(1, int(self.limit * PROBE if self._probing else self.limit))
 
     def succeeded(self, took_s: float, busy: int) -> None:
-        """Records an answer that took so long, with so many calls under way, itself included."""
+        """Record an answer and its time, with `busy` calls under way, itself included; adapt the limit after each round."""
         if self._probing and busy > self.most:  # it waited with those that are too many by now
             return
         self._round.append(took_s)
@@ -325,7 +330,7 @@ class Concurrency:
         self._probing = self._rounds % ROUNDS == 0
 
     def failed(self, now: float) -> None:
-        """Records a fault at an instant. Those of the same moment count once: they are of one overload."""
+        """Record a fault at an instant, and lower the limit. Faults of the same moment count once: they are of one overload."""
         if now < self._cut_until:
             return
         self.limit = max(LEAST, self.limit * FAULT)
@@ -333,6 +338,7 @@ class Concurrency:
         self._new_round()
 
     def _new_round(self) -> None:
+        """Forget the times of this round."""
         self._round, self._busiest = [], 0
 
 
@@ -340,23 +346,23 @@ MILLION = 1e6
 USUAL: float = 0.9
 """Latency quantile of an endpoint that counts as its usual time."""
 UNSURE = ", and more may be only once it has answered"
-"""Of an endpoint that is not known to be well."""
+"""End of a rejection by an endpoint that is not known to be well."""
 
 
 def price(terms: Terms, tokens: Tokens) -> float:
-    """US dollars for so many tokens."""
+    """Return US dollars for so many tokens."""
     usd = tokens.prompt * terms.usd_per_million_input_tokens + tokens.answer * terms.usd_per_million_output_tokens
     return usd / MILLION
 
 
 def most_under_way(rules: Admission) -> int:
-    """How many calls may be under way: `max_concurrent`, or what it has found itself."""
+    """Return how many calls may be under way: `max_concurrent`, or the adaptive limit."""
     most = rules.terms.max_concurrent
     return rules.adapted.most if rules.adapted is not None else int(most)
 
 
 def behind(rules: Admission, now: float) -> Rejection:
-    """Why a request is not admitted while others wait for a place: as they do, or since they were there before it."""
+    """Return the rejection of a request while earlier ones wait for a place."""
     if (crowded := rules.crowded(now)) is not None:
         return crowded
     if rules.adapted is None and most_under_way(rules) <= rules.breaker.most(now):
@@ -368,17 +374,17 @@ class Spends(Protocol):
     """Spending shared by several endpoints: a `Spending`, or one behind a lock."""
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Books the cost, or returns the limit that forbids it."""
+        """Book the cost, or return the limit that forbids it."""
 
     def add(self, cost: Cost, now: float) -> None:
-        """Books a cost that has been incurred anyway."""
+        """Book a cost that has been incurred anyway."""
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects a reservation to the actual cost."""
+        """Correct a reservation to the actual cost."""
 
 
 class Admission:
-    """Decides whether an endpoint may be called, and updates its breaker and budgets from the results.
+    """Decides if an endpoint may be called, and updates its breaker and budgets from the results.
 
     `now` is seconds of one monotonic clock; `day` is seconds since 1970, used by spending; `jitter` is random, 0..1. Not
     synchronised: threads that share it need a lock, except for `leave`.
@@ -386,13 +392,13 @@ class Admission:
     Args:
         terms: cost and limits of the endpoint.
         spending: shared spending limits.
-        careful: limits the requests under way at an endpoint that is not known to be well.
+        careful: if True, limit the requests under way at an endpoint that is not known to be well.
 
     Attributes:
-        adapted: the limit of calls under way that finds itself; None: it is a number.
-        under_way: the slots of calls in progress.
-        overdue: those among them that were counted as faults, since they are late.
-        load: what its replies report of its load.
+        adapted: adaptive limit of calls under way; None: the limit is a number.
+        under_way: slots of calls in progress.
+        overdue: slots among them that were counted as faults, since they are late.
+        load: load that its replies report.
         link: time of a call and bandwidth, as measured. Nothing is decided by it.
         rate: calls per second.
         rejected: number of requests rejected.
@@ -420,11 +426,11 @@ class Admission:
         return self.breaker.state
 
     def why(self, now: float) -> Rejection | None:
-        """Why no request may be sent now; None: one may."""
+        """Return why no request may be sent now, by the breaker; None: one may."""
         return self.breaker.why(now)
 
     def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
-        """Admits a request of so many calls, which occupies the slot until `leave`; or returns why not."""
+        """Admit a request of so many calls, which occupies the slot until `leave`; or count and return the rejection."""
         rejection = self.breaker.why(now) or self.crowded(now) or (self._limited and self.take(now, calls)) or None
         if rejection is None:
             self.under_way.add(slot)
@@ -433,7 +439,7 @@ class Admission:
         return rejection
 
     def crowded(self, now: float) -> Rejection | None:
-        """Why no further request may be under way now; None: one may. Only the end of another changes that."""
+        """Return why no further request may be under way now; None: one may. Only the end of another changes that."""
         count = len(self.under_way)
         if count >= most_under_way(self):
             text = f"{count} calls are under way (max_concurrent)"
@@ -443,11 +449,11 @@ class Admission:
         return None
 
     def _unsure(self, count: int, now: float) -> bool:
-        """Whether so many calls under way are too many for an endpoint of which it is not known whether it is well."""
+        """Return True if so many calls under way are too many for an endpoint that is not known to be well."""
         return self._careful and count > (most := self.breaker.most(now)) and count - len(self.overdue & self.under_way) > most
 
     def take(self, now: float, calls: int) -> Rejection | None:
-        """Takes so many calls from the rate; or returns why not, and takes none."""
+        """Take so many calls from the rate; or take none, and return the rejection."""
         if self.rate.take(now, calls):
             return None
         most = self.terms.calls_per_s
@@ -455,11 +461,11 @@ class Admission:
         return Rejection("calls_per_s", f"{text} (calls_per_s)")
 
     def leave(self, slot: Hashable) -> None:
-        """Frees the slot when the call has ended. Idempotent, and needs no lock."""
+        """Free the slot when the call has ended. Idempotent, and needs no lock."""
         self.under_way.discard(slot)
 
     def cost(self, mb: float, calls: int = 0) -> Cost:
-        """Cost of `mb` million bytes, and of so many calls: the first attempt of each pays the price per call."""
+        """Return the cost of `mb` million bytes, and of so many calls: the first attempt of each pays the price per call."""
         terms = self.terms
         usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
         if not calls:
@@ -467,14 +473,14 @@ class Admission:
         return new(Cost, (usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls))
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
-        """Books an attempt about to be made, or returns why it may not be made.
+        """Book an attempt about to be made, or return why it may not be made.
 
         Args:
-            cost: of the attempt.
+            cost: cost of the attempt.
             now: monotonic instant, seconds.
             day: the same instant, seconds since 1970.
-            again: a retry; the breaker may have opened since the first attempt.
-            probe: carries no user data, and is made whatever the state of the breaker.
+            again: True for a retry; the breaker may have opened since the first attempt.
+            probe: True for a probe, which carries no user data, and is made whatever the state of the breaker.
         """
         rejection, count = None, len(self.under_way)
         if again and not probe:
@@ -487,13 +493,17 @@ class Admission:
         return rejection
 
     def retry(self) -> bool:
-        """Takes a retry from the budget; False: it is empty. A retry waits out the endpoint's Retry-After itself."""
+        """Take a retry from the budget. Return False if it is empty, or the breaker is not closed.
+
+        A retry waits out the endpoint's Retry-After itself.
+        """
         return self.breaker.state == "closed" and self.budget.take()
 
     def succeeded(self, now: float, took_s: float | None = None, moved: int | None = None) -> bool:
-        """Records a success; with its latency, if it is to be counted, and the bytes of its bodies, if they are known.
+        """Record a success; `took_s`: its latency, if it counts; `moved`: the bytes of its bodies, if known.
 
-        Returns whether the breaker was not closed before.
+        Returns:
+            True if the breaker was not closed before.
         """
         before = self.breaker.state
         self.breaker.success(now)
@@ -507,7 +517,7 @@ class Admission:
         return before != "closed"
 
     def failed(self, now: float, jitter: float) -> bool:
-        """Records a fault. Returns whether it opened the breaker."""
+        """Record a fault. Return True if it opened the breaker."""
         before = self.breaker.opened
         if self.adapted is not None:
             self.adapted.failed(now)
@@ -515,36 +525,39 @@ class Admission:
         return self.breaker.opened > before
 
     def usual_s(self) -> float:
-        """The `USUAL` quantile of latency, seconds; 0 while unknown."""
+        """Return the `USUAL` quantile of latency, seconds; 0 while unknown."""
         return self.usual.quantile(USUAL) or 0.0
 
     def too_late(self, had_s: float) -> bool:
-        """Whether a timeout after `had_s` seconds is the endpoint's fault: not if it had less than its usual time."""
+        """Return True if a timeout after `had_s` seconds is the endpoint's fault: it had at least its usual time."""
         return had_s >= self.usual_s()
 
     def hold(self, wait_s: float, now: float) -> None:
-        """Holds all requests for `wait_s` seconds, as the endpoint requested (Retry-After)."""
+        """Hold all requests for `wait_s` seconds, as the endpoint requested (Retry-After)."""
         self.breaker.hold(now + wait_s, now)
 
     def take_probe(self, now: float) -> bool:
-        """Whether a probe is to be sent now; it then counts as in progress."""
+        """Return True if a probe is to be sent now; it then counts as in progress."""
         due = self.breaker.probe_due(now)
         if due:
             self.breaker.probe_begun(now)
         return due
 
     def probe_ended(self, now: float, jitter: float, *, ok: bool, wait_s: float | None = None) -> None:
-        """Records the result of a probe; `wait_s`: seconds of hold that the endpoint requested."""
+        """Record the result of a probe; `wait_s`: seconds of hold that the endpoint requested."""
         if wait_s:
             self.hold(wait_s, now)
         self.breaker.probe_ended(now, ok, jitter)
 
     def link_up(self, now: float) -> bool:
-        """Makes a probe due at once if the breaker is open, as the network is back. Returns as `take_probe`."""
+        """Make a probe due at once if the breaker is open, as the network is back. Return True as `take_probe` does."""
         self.breaker.link_up(now)
         return self.take_probe(now)
 
     def has_headroom(self, now: float) -> bool:
-        """Whether low-priority calls (audits) may be sent: half of rate and of concurrency is free; it is well, not loaded."""
+        """Return True if low-priority calls (audits) may be sent.
+
+        The endpoint is well and not loaded, and half of its rate and of its concurrency is free.
+        """
         busy = 2 * len(self.under_way) >= most_under_way(self) or self._unsure(2 * len(self.under_way) + 1, now)
         return not busy and self.load.at(now) <= FROM and self.breaker.allows(now) and not self.rate.spare_in(now)

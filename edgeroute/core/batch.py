@@ -1,4 +1,4 @@
-"""Walks a plan with a batch: each row follows the rules for one input, and a leg is started once for all rows that need it."""
+"""Walk of a plan with a batch: each row follows the rules for one input; a leg is started once for all rows that need it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
 
 
 def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> BatchWalk:
-    """Routes `count` inputs together; returns their outcomes in order.
+    """Route `count` inputs together; yields effects as `walk` does, and returns the outcomes in order.
 
     Rows still in progress have all seen the same legs end, each with an answer or a failure of its own, since a row either ends
-    or goes on with the others. So they request the same legs at the same time, and one `Start` with their row numbers serves
-    them all. A leg is cancelled when no remaining row could use it. At the deadline clouds still running are cancelled, or with
+    or goes on with the others. So they request the same legs at the same time, and one `Start` with their row numbers serves them
+    all. A leg is cancelled when no remaining row could use it. At the deadline clouds still running are cancelled, or with
     `keep_late` left running.
     """
     plan = for_rows(plan, count)
     live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
     outcomes: list[Outcome | None] = [None] * count
     asked: dict[int, dict[int, int]] = {}
-    """Leg -> the rows that it was started for, each with its place among them."""
+    """Leg -> rows that it was started for, each with its place among them."""
     events: list[Event | None] = [None]
 
     while True:
@@ -32,10 +32,10 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
         starts: dict[int, list[int]] = {}
         ends: dict[int, Cancel | Leave] = {}
         until = begun
-        for row, one in list(live.items()):
+        for row, row_walk in list(live.items()):
             reply = _for_row(event, row, asked)
             try:
-                while type(effect := one.send(reply)) is not Wait:
+                while type(effect := row_walk.send(reply)) is not Wait:
                     reply = None
                     if type(effect) is Start:
                         starts.setdefault(effect.leg, []).append(row)
@@ -59,7 +59,7 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
 
 
 def for_rows(plan: Plan, count: int) -> Plan:
-    """The plan with a standby started early enough to run `count` inputs: the times that were measured are those of one."""
+    """Return the plan with a standby started early enough to run `count` inputs: measured times are those of one input."""
     deadline_s = plan.deadline_s
     if deadline_s == INF:
         return plan
@@ -71,10 +71,11 @@ def for_rows(plan: Plan, count: int) -> Plan:
 
 
 def of_row(event: Done, position: int) -> Done | Failed:
-    """The event of one row. An exception among the answers is the failure of that row alone."""
+    """Return the event of one row. An exception among the answers is the failure of that row alone."""
     answer = event.answer[position]
     return Failed(event.leg, answer, event.at) if isinstance(answer, BaseException) else Done(event.leg, answer, event.at)
 
 
 def _for_row(event: Event | None, row: int, asked: dict[int, dict[int, int]]) -> Event | None:
+    """Return an event of a batch as one of this row."""
     return of_row(event, asked[event.leg][row]) if type(event) is Done else event

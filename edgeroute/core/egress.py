@@ -1,4 +1,4 @@
-"""Egress rules: which data classes may leave the device. A cloud leg requires a `Permit`, and only these rules make one."""
+"""Egress rules: which data classes may leave the device. A cloud leg requires a `Permit`, which only these rules create."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OURS: Final = object()
 
 
 class Rules(NamedTuple):
-    """Which data classes may leave; a class in both lists stays on the device."""
+    """Data classes that may leave the device; a class in both lists stays."""
 
     never_leave: frozenset[str] = frozenset()
     may_leave: frozenset[str] = frozenset()
@@ -19,22 +19,22 @@ class Rules(NamedTuple):
     default_class: str | None = None
     """Class of a call that names none."""
     declared: bool = False
-    """Whether `may_leave` was declared, though it may be empty: then nothing may leave."""
+    """True if `may_leave` was declared, though it may be empty: then nothing may leave."""
 
     @property
     def any(self) -> bool:
-        """Whether there are any rules of data classes: without, a call that names no class goes where its mode says."""
+        """True if there are rules of data classes; without rules, a call that names no class goes where its mode says."""
         return self.declared or bool(self.never_leave or self.may_leave)
 
     @property
     def nothing(self) -> bool:
-        """Whether nothing may leave, whatever class a call names."""
+        """True if nothing may leave, whatever class a call names."""
         return self.any and not self.may_leave and self.unknown_class == "deny"
 
 
 @final
 class Permit:
-    """Permission for a request of this class to leave, and the rule that grants it. Only `permit` makes one."""
+    """Permission for a request of this class to leave, with the rule that grants it. Only `permit` creates one."""
 
     __slots__ = ("data_class", "rule")
     data_class: Final[str | None]
@@ -42,7 +42,7 @@ class Permit:
 
     def __init__(self, key: object, data_class: str | None, rule: str) -> None:
         if key is not _OURS:
-            raise TypeError("a Permit comes from the egress rules alone")
+            raise TypeError("only the egress rules create a Permit")
         self.data_class, self.rule = data_class, rule
 
     def __repr__(self) -> str:
@@ -50,14 +50,14 @@ class Permit:
 
 
 class Denied(NamedTuple):
-    """The request may not leave: why."""
+    """Reason why the request may not leave."""
 
     data_class: str | None
     why: str
 
 
 def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
-    """Decides whether a request of this class may leave. Unknown classes may not, unless the rules allow it."""
+    """Decide if a request of this class may leave. Unknown classes may not, unless the rules allow it."""
     name = rules.default_class if data_class is None else data_class
     if name is None and not rules.any:
         return Permit(_OURS, None, "no data class is declared")

@@ -1,4 +1,4 @@
-"""Estimates from what was measured: latencies, links, load, energy; and which encoding is sent. The clock is passed in."""
+"""Estimates from measurements: latencies, energy, links, load; and the choice of an encoding. The clock is passed in."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edgeroute.core.policy import INF
 ERROR = 0.02
 """Relative error of a quantile."""
 LOWEST_S, HIGHEST_S = 1e-6, 1e3
+"""Limits to which latencies are clipped."""
 HALF_LIFE = 1_000
 """Half-life of a value, in newer values."""
 
@@ -23,7 +24,7 @@ _GROWTH = 2 ** (1 / HALF_LIFE)
 
 
 class Latency:
-    """Log-spaced buckets with exponential decay (Masson, Rim and Lee, "DDSketch", 2019).
+    """Decaying quantiles of latencies in log-spaced buckets (Masson, Rim and Lee, "DDSketch", 2019).
 
     Not synchronised: threads that share it need a lock.
     """
@@ -37,7 +38,7 @@ class Latency:
         self._weight = 1.0
 
     def add(self, seconds: float) -> None:
-        """Adds one latency. Values outside 1 us .. 1,000 s are clipped."""
+        """Add one latency. Values outside 1 us .. 1,000 s are clipped."""
         i = int(log(seconds) * _SCALE + _SHIFT) if seconds > LOWEST_S else 0
         weight = self._weight
         self._buckets[i if i < _BUCKETS else _BUCKETS - 1] += weight
@@ -50,7 +51,7 @@ class Latency:
             self._weight = _GROWTH
 
     def quantile(self, q: float) -> float | None:
-        """Latency quantile in seconds: the share `q` (0..1) of values does not exceed it; None before the first value."""
+        """Return a quantile in seconds: the share `q` (0..1) of values does not exceed it; None before the first value."""
         if not self.count:
             return None
         goal, seen, last = q * self._total, 0.0, 0
@@ -62,13 +63,13 @@ class Latency:
         return _middle(last)
 
     def longest(self, values: int) -> float | None:
-        """The longest of about the last `values`, seconds; None before the first."""
+        """Return the longest of about the last `values`, seconds; None before the first."""
         least = self._weight / 2 ** (values / HALF_LIFE)
         last = max((i for i, weight in enumerate(self._buckets) if weight >= least), default=None)
         return None if last is None else _middle(last)
 
     def share_above(self, seconds: float) -> float | None:
-        """Share of values (0..1) above `seconds`, with relative error ERROR in `seconds`; None before the first value."""
+        """Return the share of values (0..1) above `seconds`, with relative error ERROR in `seconds`; None without values."""
         if not self.count:
             return None
         if seconds >= HIGHEST_S:
@@ -79,20 +80,20 @@ class Latency:
         return min(1.0, longer / self._total)
 
     def copy(self) -> Latency:
-        """An independent copy."""
+        """Return an independent copy."""
         other = Latency()
         other.count, other._buckets = self.count, self._buckets[:]
         other._total, other._weight = self._total, self._weight
         return other
 
     def dump(self) -> dict[str, object]:
-        """JSON-serialisable state: the number of values, and [seconds, weight]... as of now."""
+        """Return the state in JSON types: the number of values, and [seconds, weight]... as of now."""
         values = [[_middle(i), weight / self._weight] for i, weight in enumerate(self._buckets) if weight]
         return {"count": self.count, "values": values}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> Latency:
-        """Restores a dumped sketch.
+        """Return a sketch restored from a dump.
 
         Raises:
             ValueError: not a dump.
@@ -114,35 +115,36 @@ class Latency:
 
 
 def _middle(bucket: int) -> float:
+    """Return the latency that stands for a bucket, seconds."""
     return exp((bucket - _SHIFT) * _WIDTH) * (1 + ERROR)  # at most ERROR from both ends
 
 
-# Elementwise minimum and maximum, of floats or arrays, so that one rule serves one device and a simulated fleet.
+# Elementwise minimum and maximum of floats or arrays, so that one rule serves one device and a simulated fleet.
 
 Numbers: TypeAlias = Any
-"""A float, or an array of floats; of booleans where a rule decides yes or no."""
+"""A float, or an array of floats; of bools if a rule decides yes or no."""
 
 
 def least(a: Numbers, b: Numbers) -> Numbers:
-    """The minimum; `a` is an array if `b` is."""
+    """Return the elementwise minimum; `a` is an array if `b` is."""
     return a.clip(max=b) if hasattr(a, "clip") else min(a, b)
 
 
 def most(a: Numbers, b: Numbers) -> Numbers:
-    """The maximum; `a` is an array if `b` is."""
+    """Return the elementwise maximum; `a` is an array if `b` is."""
     return a.clip(min=b) if hasattr(a, "clip") else max(a, b)
 
 
-# Energy of an edge's runs, fitted from the device's power and the time that was spent in runs.
+# Energy of an edge's runs, fitted from the device's power and the time spent in runs.
 
 FADING: Final = 0.99
 """Weight of a reading, relative to the next one's: the last hundred or so count."""
 ENOUGH_READINGS: Final = 20
-"""Readings below which nothing is said."""
+"""Minimum number of readings for an estimate."""
 MOST_W: Final = 1e6
 """A reading further from 0 than this, or NaN, is a fault of the sensor: one alone would stay in the sums."""
 CERTAIN: Final = 3.0
-"""The fitted power is told once it is so many standard errors above 0."""
+"""Minimum ratio of the fitted power to its standard error for an estimate."""
 
 
 class PowerFit:
@@ -159,7 +161,7 @@ class PowerFit:
         self._p = 0.0
 
     def add(self, power_w: float, busy: float) -> None:
-        """Adds a reading of the power, watts, and the seconds of runs for each second since the one before."""
+        """Add a reading of the power, watts, and the seconds of runs per second since the reading before."""
         if not -MOST_W < power_w < MOST_W:
             return
         self.readings += 1
@@ -172,7 +174,7 @@ class PowerFit:
 
     @property
     def extra_w(self) -> float | None:
-        """Power that a run takes beside what the device takes anyway, watts; None: not known well enough."""
+        """Power that a run takes beside the device's idle power, watts; None: not known well enough."""
         n = self._weight
         if self.readings < ENOUGH_READINGS:
             return None
@@ -187,43 +189,43 @@ class PowerFit:
 
 
 def break_even(edge_j: float, cloud_j: float) -> float:
-    """The share of deferred requests, 0..1, below which the edge first takes less energy than the cloud alone; 0: never."""
+    """Return the share of deferred requests, 0..1, below which edge first takes less energy than the cloud alone; 0: never."""
     return max(0.0, 1.0 - edge_j / cloud_j) if cloud_j > 0 else 0.0
 
 
-# Quality ladder: which of several encodings of an input is sent, by the time that each is predicted to take.
+# Quality ladder: choice of an input's encoding by the predicted time of each.
 
 LADDER_SHARE = 0.8
-"""Share of the time that is left which a call is predicted to take at most: predictions are of the mean call."""
+"""Share of the remaining time that a call may be predicted to take: predictions are of the mean call."""
 
 
 FEWEST_TRANSFERS, MOST_TRANSFERS = 8, 128
-"""Calls in time after which a better encoding is tried again: at first, and after it was late again and again."""
+"""Calls in time after which a better encoding is tried again: at first, and at most."""
 
 
 def pick(took_s: Sequence[float], left_s: float, best: int = 0) -> int:
-    """The first encoding, best first, whose call is predicted to end in time; the last one, if none is.
+    """Return the number of the first encoding, best first, whose call is predicted to end in time; of the last one, if none is.
 
     Args:
-        took_s: seconds that a call with each takes by prediction; NaN: it is not to be had. Not empty.
+        took_s: predicted seconds of a call with each; NaN: not available. Not empty.
         left_s: seconds until the deadline; -inf: the last one.
-        best: no better one is tried.
+        best: number of the best encoding to consider.
     """
     return next((i for i, one_s in enumerate(took_s) if i >= best and one_s <= LADDER_SHARE * left_s), len(took_s) - 1)
 
 
 def seconds(size: float, call_s: float, bytes_per_s: float) -> float:
-    """Predicted time of a call with so many bytes: `call_s` without any."""
+    """Return the predicted time of a call with `size` bytes: `call_s` is that without any."""
     return call_s + size / bytes_per_s
 
 
 class Ceiling:
-    """The best encoding that is tried, after calls came late against the prediction, as where a link has just become slow.
+    """Best encoding to try, lowered when calls come late against the prediction, as on a link that has just become slow.
 
-    Threads may share it: what is lost by a race is one call's worth.
+    Threads may share it: a race loses one call's worth.
 
     Attributes:
-        best: its number.
+        best: number of that encoding.
     """
 
     __slots__ = ("_in_time", "_need", "best")
@@ -233,7 +235,7 @@ class Ceiling:
         self._need = FEWEST_TRANSFERS
 
     def ended(self, i: int, *, late: bool) -> None:
-        """A call with encoding number `i` was late, or in time."""
+        """Record that a call with encoding number `i` was late, or in time; lower or raise `best`."""
         if late:
             if i >= self.best:
                 self.best, self._need = i + 1, min(2 * self._need, MOST_TRANSFERS)
@@ -246,16 +248,16 @@ class Ceiling:
             self._need = FEWEST_TRANSFERS
 
 
-# Link: an endpoint's time of a call and the bandwidth to it, fitted to real calls.
+# Link: time of a call and bandwidth to an endpoint, fitted to real calls.
 
 LEAST = 8
-"""Calls before a bandwidth is told."""
+"""Minimum number of calls for a bandwidth."""
 SHARE = 0.02
 """Weight of the newest call once there are 50: the estimate follows a link that changes."""
 LEAST_SLOPE = 1e-15
-"""Seconds a byte: what is faster is no link."""
+"""Minimum seconds per byte; anything faster is no link."""
 SURE = 4.0
-"""Least ratio of the fitted slope to its standard error: below it, bytes do not explain what calls take."""
+"""Minimum ratio of the fitted slope to its standard error; below it, bytes do not explain the times."""
 
 
 class Link:
@@ -274,16 +276,16 @@ class Link:
         """Decaying variances and covariance."""
 
     def add(self, size: int, seconds: float) -> None:
-        """Adds a call that succeeded: bytes of its bodies in both directions, and how long it took."""
+        """Add a successful call: bytes of its bodies in both directions, and its time in seconds."""
         self.count += 1
         share = max(1 / self.count, SHARE)
-        off, late = size - self._bytes, seconds - self._seconds
-        self._bytes += share * off
-        self._seconds += share * late
+        size_error, seconds_error = size - self._bytes, seconds - self._seconds
+        self._bytes += share * size_error
+        self._seconds += share * seconds_error
         rest = 1 - share
-        self._bb = rest * (self._bb + share * off * off)
-        self._bs = rest * (self._bs + share * off * late)
-        self._ss = rest * (self._ss + share * late * late)
+        self._bb = rest * (self._bb + share * size_error * size_error)
+        self._bs = rest * (self._bs + share * size_error * seconds_error)
+        self._ss = rest * (self._ss + share * seconds_error * seconds_error)
 
     @property
     def bytes_per_s(self) -> float | None:
@@ -299,16 +301,16 @@ class Link:
 
     @property
     def call_s(self) -> float | None:
-        """Time of a call but for its bytes, with the endpoint's work; without a bandwidth the mean; None: there was no call."""
+        """Time of a call without bytes, with the endpoint's work, seconds; without a bandwidth the mean time; None: no call."""
         if not self.count:
             return None
         speed = self.bytes_per_s
         return self._seconds if speed is None else max(0.0, self._seconds - self._bytes / speed)
 
     def predicted_s(self, size: float) -> float:
-        """Seconds of a call with so many bytes; inf before the first one.
+        """Return the predicted seconds of a call with `size` bytes; inf before the first call.
 
-        Until a bandwidth is known, as if a call's time were all of it its bytes': that is too long rather than too short.
+        Until a bandwidth is known, the whole time of a call is attributed to its bytes: too long rather than too short.
         """
         speed, call_s = self.bytes_per_s, self.call_s
         if call_s is None:
@@ -318,12 +320,12 @@ class Link:
         return self._seconds * max(1.0, size / self._bytes) if self._bytes > 0 else inf
 
     def dump(self) -> list[float]:
-        """JSON-serialisable state."""
+        """Return the state in JSON types."""
         return [self.count, self._bytes, self._seconds, self._bb, self._bs, self._ss]
 
     @classmethod
     def load(cls, dumped: Any) -> Link:
-        """Restores a dumped one.
+        """Return a link restored from a dump.
 
         Raises:
             ValueError: not a dump.
@@ -340,13 +342,13 @@ class Link:
         return link
 
 
-# Load of an endpoint, as its replies report it, and what of the deferrals is kept on the edge for it. The clock is passed in.
+# Load that an endpoint reports in its replies, and the share of deferrals kept on the edge because of it.
 #
 # The share of deferrals that is kept grows in proportion to the load, from `FROM` on:
 #
 # > share = MOST * min(1, max(0, (load - FROM) / SPAN))
 #
-# so the fleet settles where what is left fits, and a tenth is always sent, which brings the next report. The least unsure are
+# so the fleet settles where the rest fits, and a tenth is always sent, which brings the next report. The least unsure are
 # kept: thresholds are lowered by the quantile `share` of how far recent deferred answers were below their own. Of answers that
 # are all equally far none is kept.
 
@@ -356,55 +358,56 @@ SPAN: Final = 0.4
 MOST: Final = 0.9
 """Largest share of the deferrals that is kept."""
 STEP: Final = 0.05
-"""The share is a multiple of this, so that plans are not made again for nothing."""
+"""The share is a multiple of this, so that plans do not change for nothing."""
 HALF_S: Final = 30.0
 """Half-life of a report, seconds."""
 STALE_S: Final = 300.0
-"""Age from which the last report says nothing."""
+"""Age from which the last report counts nothing, seconds."""
 CAP: Final = 4.0
-"""Largest load that is believed."""
+"""Largest load that counts."""
 QUEUE_S: Final = 1.0
-"""A wait of so many seconds in the endpoint's queue counts as much as being fully used."""
+"""Wait in the endpoint's queue that counts as much as full use, seconds."""
 ENOUGH_DEFERRED: Final = 16
-"""Deferred answers before any is kept."""
+"""Minimum number of deferred answers before any is kept."""
 
 
 class Report(NamedTuple):
-    """What an endpoint says of its load."""
+    """Load that an endpoint reports."""
 
     utilization: float
     """Used share of its capacity; above 1: it is overloaded."""
     queue_s: float = 0.0
-    """How long a request waits there, seconds."""
+    """Time that a request waits there, seconds."""
 
     @property
     def load(self) -> float:
-        """Both as one number, 0 to `CAP`; what cannot be counts as nothing."""
+        """Both as one number, 0 to `CAP`; impossible values count as 0."""
         used, waits = (value if isfinite(value) and value > 0 else 0.0 for value in self)
         return min(CAP, used + waits / QUEUE_S)
 
 
 def faded(load: Numbers, age_s: Numbers) -> Numbers:
-    """What is left of a load after so long without a report: halved each `HALF_S`, and 0 from `STALE_S` on."""
+    """Return the rest of a load after `age_s` seconds without a report: halved each `HALF_S`, and 0 from `STALE_S` on."""
     return load * _left(age_s)
 
 
 def averaged(load: Numbers, age_s: Numbers, reported: Numbers) -> Numbers:
-    """The load after a report, so long after the last one. It counts a quarter at least: a burst is not older than its end."""
+    """Return the load after a report, `age_s` seconds after the last. The report weighs at least a quarter, for bursts."""
     return load + (least(reported, CAP) - load) * most(1 - _left(age_s), 0.25)
 
 
 def kept(load: Numbers) -> Numbers:
-    """Share of the deferrals to be kept on the edge at this load: 0 to `MOST`, and never less at a higher load."""
+    """Return the share of the deferrals to keep on the edge at this load: 0 to `MOST`, and never less at a higher load."""
     return (most(least((load - FROM) / SPAN * MOST, MOST), 0.0) / STEP + 1e-9) // 1 * STEP
 
 
 def _left(age_s: Numbers) -> Numbers:
+    """Return the weight of a report of this age."""
     return (age_s < STALE_S) * 0.5 ** (most(age_s, 0.0) / HALF_S)
 
 
 class Load:
-    """An average of reports that weighs them by age, and fades while none come. Not synchronised."""
+    """Average of reported loads that weighs them by age, and fades without reports. Not synchronised."""
 
     __slots__ = ("_at", "_value")
 
@@ -412,9 +415,10 @@ class Load:
         self._value, self._at = 0.0, -INF
 
     def add(self, load: float, now: float) -> bool:
-        """Adds a report's load at an instant; what is not a number of at least 0 is ignored.
+        """Add a reported load at an instant; a value that is no number of at least 0 is ignored.
 
-        Returns whether another share of the deferrals is kept by it.
+        Returns:
+            True if the share of deferrals to keep has changed.
         """
         if not (isfinite(load) and load >= 0):
             return False
@@ -423,22 +427,22 @@ class Load:
         return kept_share(self.at(now)) != before
 
     def at(self, now: float) -> float:
-        """The load at an instant; 0: none was reported, or long ago."""
+        """Return the load at an instant; 0: none was reported, or long ago."""
         return float(faded(self._value, now - self._at))
 
 
 def kept_share(load: float) -> float:
-    """`kept`, of a number that may be none."""
+    """Return `kept` of one load, rounded."""
     return round(float(kept(load)), 2) if load > FROM else 0.0
 
 
 def slack(deficits: Iterable[float], share: float) -> float:
-    """How far thresholds are lowered to keep this share of the deferrals: at most as far as recent ones were below theirs.
+    """Return by how much to lower thresholds to keep this share of the deferrals, at most as far as recent ones were below.
 
     Args:
-        deficits: how far recent deferred answers were below their thresholds, each 0 or more; of a lowered threshold, what was
-            kept for it counts like what was deferred.
-        share: to be kept, 0..1.
+        deficits: how far recent deferred answers were below their thresholds, each 0 or more; with a lowered threshold, answers
+            kept for it count like deferred ones.
+        share: share to keep, 0..1.
     """
     known: Sequence[float] = sorted(value for value in deficits if isfinite(value) and value >= 0)
     if len(known) < ENOUGH_DEFERRED or share <= 0:

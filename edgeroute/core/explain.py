@@ -1,4 +1,4 @@
-"""Explains an answer: `reason`, one line for people, and `trace`, a mapping for programs."""
+"""Explanation of an answer: `reason`, one line for people; `trace`, a mapping, and `reason_code`, a word, for programs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ VERSION = 3
 
 
 def reason(plan: Plan, outcome: Outcome) -> str:
-    """Formats the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
+    """Return the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
     decided = set[int]()
-    parts = [before_run(plan, one.leg, one.confidence) for one in plan.unsure]
-    for kind, i, at, detail in outcome.log:
+    parts = [before_run(plan, edge.leg, edge.confidence) for edge in plan.unsure]
+    for kind, i, instant, detail in outcome.log:
         leg = plan.legs[i]
         if kind == "start":
-            started[i] = at
+            started[i] = instant
         elif kind == "limit":
             limits[i] = detail
         elif kind == "decided":
             decided.add(i)
         elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
-            parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
+            parts.append(answered(plan, leg, detail, instant - started[i], limits.get(i)))
         elif kind == "failed":
             text = named(detail)
             code = getattr(detail, "code", "")
             unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
-            said = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
-            parts.append(text if getattr(detail, "held", False) else said)
+            failure_text = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
+            parts.append(text if getattr(detail, "held", False) else failure_text)
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if type(outcome) is Left:
@@ -53,48 +53,49 @@ def reason(plan: Plan, outcome: Outcome) -> str:
 
 
 CUT = "cut"
+"""Result of `truncated` for a text whose end never came."""
 TRUNCATED = {
     "length": "was cut off at the most tokens that it may have",
     "content_filter": "was cut off by a content filter",
 }
-"""Why a text has no end of its own, by `finish_reason`: these have words for it, others stand for themselves."""
+"""`finish_reason` of a text that was cut off -> the words for it; other reasons stand for themselves."""
 WHOLE = frozenset(
     {"", "stop", "tool_calls", "function_call", "tool_use", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}
 )
-"""Each `finish_reason`, of whatever server, with which a text has come to its own end."""
+"""Values of `finish_reason`, of any server, of a text that came to its own end."""
 KNOWN = frozenset({
     *TRUNCATED, "model_length", "max_tokens", "max_output_tokens", "error", "abort", "aborted", "cancelled", "timeout",
     "network_error", "insufficient_system_resource", "safety", "recitation", "blocklist", "prohibited_content", "spii",
     "language", "repetition", "malformed_function_call", "refusal", "pause_turn",
 })  # fmt: skip
-"""Each with which it has not: others are told as "other", as a server may write anything there, words of the request too."""
+"""Values of `finish_reason` of a text that did not; others become "other", since a server may write the request's words there."""
 
 
 def truncated(outputs: Any) -> str:
-    """Why a text was cut off, if these are the outputs of one: OpenAI's JSON has a `finish_reason`. Empty: it was not.
+    """Return why a text was cut off, if outputs are those of one, in OpenAI's JSON with a `finish_reason`; empty: it was not.
 
-    "cut": its end never came. "other": for a reason that is none of `KNOWN`.
+    "cut": its end never came. "other": for a reason that is not in `KNOWN`.
     """
     choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         return ""
-    said = choices[0].get("finish_reason", "stop")
-    if said is None:
+    finish_reason = choices[0].get("finish_reason", "stop")
+    if finish_reason is None:
         return CUT
-    reason = said.lower() if isinstance(said, str) else ""
+    reason = finish_reason.lower() if isinstance(finish_reason, str) else ""
     if reason in WHOLE:
         return ""
     return reason if reason in KNOWN else "other"
 
 
 def broken(outcome: Outcome) -> bool:
-    """Whether the answer is that of a leg that ended within it."""
+    """Return True if the answer is that of a leg that ended within it."""
     kinds = [mark.kind for mark in outcome.log if mark.leg == outcome.leg]
     return bool(kinds) and kinds[-1] in {"failed", "timeout"}
 
 
 def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
-    """The part of a reason about one leg's answer. threshold: of this answer; None: that of the leg."""
+    """Return the part of a reason about one leg's answer. `threshold`: that of this answer; None: that of the leg."""
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
     sure = f"{confidence:.2f}" if known else "without confidence"
     if why := getattr(confidence, "why", ""):
@@ -119,14 +120,14 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
 
 
 def before_run(plan: Plan, leg: Leg, confidence: float | None) -> str:
-    """The part of a reason about an edge that was judged by the input alone."""
+    """Return the part of a reason about an edge that was judged by the input alone."""
     return answered(plan, leg, confidence, 0.0) + ", before it ran"
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:
-    """The full decision record, ready for `json.dumps`, without inputs.
+    """Return the full decision record, ready for `json.dumps`, without inputs.
 
-    Instants are seconds from the beginning. costs: leg number -> bytes sent and received, and cost.
+    Instants are seconds from the beginning. `costs`: leg number -> bytes sent and received, and cost.
     """
     facts = plan.facts
     return {
@@ -170,7 +171,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 
 
 def _detail(mark: Mark) -> dict[str, object]:
-    """Details of an event: for a failure its text and codes; empty fields are left out."""
+    """Return the details of an event: for a failure its text and codes; empty fields are left out."""
     detail = mark.detail
     if detail is None:
         return {}
@@ -181,29 +182,32 @@ def _detail(mark: Mark) -> dict[str, object]:
 
 
 def finite(value: Any) -> Any:
-    """Makes a number JSON-safe: NaN (no confidence) becomes null, infinities become text."""
+    """Return a number as JSON has it: NaN (no confidence) becomes None, infinities become text."""
     if value is None or value != value:  # noqa: PLR0124 - NaN, without an import
         return None
     return str(value) if value in {INF, -INF} else value
 
 
-# Reason codes: why an answer is what it is, as one of few words. For counting; `explain.reason` is for people.
+# Reason codes: one of few words, for counting; `reason` is for people.
 
 Own = Literal[
     "confident", "first", "stays", "below", "input", "faster", "failed", "deadline", "busy", "left", "cached", "stale", "error",
 ]  # fmt: skip
-"""Of accepted answers: the edge asked first is confident enough, or always accepted; the cloud is asked first; nothing may
-leave; an edge was below its threshold, or would be by the score of the input; a target asked later was faster; one asked before
-failed. Of degraded ones: the deadline came; the cloud is busy with runs that were given up. Of streams: the caller has left. Of
-errors, also: any other."""
+"""Reason codes besides those of errors.
+
+Of accepted answers: the edge asked first is confident enough, or always accepted; the cloud is asked first; nothing may leave; an
+edge was below its threshold, or would be by the score of the input; a target asked later was faster; one asked before failed. Of
+degraded ones: the deadline came; the cloud is busy with runs that were given up. Of streams: the caller has left. Of errors,
+also: any other.
+"""
 ReasonCode = Own | ErrorCode | HeldCode
 CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
 ALONE = 2
-"""Marks of a request with a single leg."""
+"""Number of marks in the log of a request with a single leg."""
 
 
 def reason_code(plan: Plan, outcome: Outcome) -> str:
-    """The reason code of an answer, one of `CODES`; where a target failed or was not asked, the error's own."""
+    """Return the reason code of an answer, one of `CODES`; if a target failed or was not asked, the error's code."""
     log, i = outcome.log, outcome.leg
     if not outcome.accepted or i is None:
         return "left" if type(outcome) is Left else _degraded(plan, log)
@@ -222,7 +226,7 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
 
 
 def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
-    """Why the best answer there is stands: what came of the last target that was asked and did not answer."""
+    """Return the code of the last target that was asked and did not answer, because of which the best answer so far stands."""
     for mark in reversed(log):
         if mark.kind == "timeout":
             return "deadline"
@@ -232,11 +236,12 @@ def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
 
 
 def _failed(mark: Mark) -> str:
+    """Return the code of a failure."""
     return Failure.of(mark.detail).code or "failed"
 
 
 def error_code(error: BaseException | None) -> str:
-    """The code of what was raised in place of an answer, one of `CODES`: of several failures that of the last target."""
+    """Return the code of an exception raised in place of an answer, one of `CODES`; of several failures the last one's."""
     errors = getattr(error, "errors", None)
     if isinstance(error, TimeoutError) and errors is not None:
         return "deadline"
@@ -245,7 +250,7 @@ def error_code(error: BaseException | None) -> str:
 
 
 class Took(NamedTuple):
-    """The time of a target that answered."""
+    """Time of a target that answered."""
 
     leg: str
     side: Side
@@ -253,19 +258,19 @@ class Took(NamedTuple):
 
 
 def took(plan: Plan, outcome: Outcome) -> tuple[Took, ...]:
-    """Times of the targets that answered, whether or not their answers were accepted."""
+    """Return the times of the targets that answered, accepted or not."""
     log, legs = outcome.log, plan.legs
     if outcome.accepted and len(log) == ALONE:  # most
         leg = legs[log[1].leg]
         return (new(Took, (leg.name, "edge" if leg.permit is None else "cloud", log[1].at - log[0].at)),)
     started: dict[int, float] = {}
-    found = []
-    for kind, i, at, _ in log:
+    times = []
+    for kind, i, instant, _ in log:
         if kind == "start":
-            started[i] = at
+            started[i] = instant
         elif kind in ENDS:
-            found.append(Took(legs[i].name, legs[i].side, at - started[i]))
-    return tuple(found)
+            times.append(Took(legs[i].name, legs[i].side, instant - started[i]))
+    return tuple(times)
 
 
 ENDS = frozenset({"accepted", "below", "kept"})

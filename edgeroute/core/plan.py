@@ -10,43 +10,43 @@ from edgeroute.core.estimates import Latency
 from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
 
-# Facts: the current state that planning depends on. Observed elsewhere, passed in.
+# Facts: the current state that planning depends on, observed elsewhere and passed in.
 
 
 class Facts(NamedTuple):
     """State of the device and its targets."""
 
     busy: frozenset[str] = frozenset()
-    """Names of targets occupied by abandoned runs (told to stop, still running)."""
+    """Names of targets occupied by abandoned runs (asked to stop, still running)."""
     edge_s: float = 0.0
-    """Time the edge needs, seconds: 99 % quantile of its measured latency; 0 while unknown."""
+    """99 % quantile of the edge's measured latency, seconds; 0 while unknown."""
     reserves: Mapping[str, float] = {}
-    """Time to leave each edge before a deadline, seconds, by name (`standby.reserve_s`); inf or missing: unknown."""
+    """Name of an edge -> time it needs before a deadline, seconds (`reserve_s`); inf or missing: unknown."""
     no_hedge: str = ""
-    """Why hedges are forbidden; empty: they are allowed."""
+    """Reason why hedges are forbidden; empty: they are allowed."""
     deferral_rate: float = 0.0
     """Share of requests for which the cloud was needed, 0..1."""
     latencies: Mapping[str, Latency] = {}
-    """Latencies measured so far, by target; only if the policy uses them."""
+    """Target -> latencies measured so far; only if the policy uses them."""
     rules: tuple[Rule, ...] = ()
-    """Rules on the device's state that are in force. The readings are no facts: a plan holds until a rule begins or ends."""
+    """Rules on the device's state that are in force. Readings are no facts: a plan is valid until a rule begins or ends."""
     loading: frozenset[str] = frozenset()
     """Names of edges that are being loaded again."""
     kept: float = 0.0
-    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core.load`)."""
+    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`edgeroute.core.estimates`)."""
     slack: Mapping[str, float] = {}
-    """How far the thresholds of each edge are lowered for that, by name; not those of a certificate."""
+    """Name of an edge -> by how much its thresholds are lowered for that; not those of a certificate."""
     took_s: Mapping[str, float] = {}
-    """Time in which nine in ten runs of a variant end, seconds, by name; missing: unknown, or it is no variant."""
+    """Name of a variant -> time in which nine in ten of its runs end, seconds; missing: unknown, or no variant."""
     joules: Mapping[str, float] = {}
-    """Energy of a call, joules, by target, as far as known; only if a rule or a limit goes by it."""
+    """Target -> energy of a call, joules, as far as known; only if a rule or a limit needs it."""
     unsure: float | None = None
-    """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule goes by it."""
+    """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule needs it."""
     energy_spent: bool = False
-    """`joules_per_hour` has no room for another run of the edge, whose energy is known."""
+    """True if `joules_per_hour` has no room for another run of the edge, whose energy is known."""
 
 
-# Computes the hedging delay: when to call the cloud while the edge is still running.
+# Hedging delay: when to call the cloud while the edge is still running.
 
 ENOUGH_LATENCIES: Final = 50
 """Minimum number of latencies of each side."""
@@ -55,17 +55,17 @@ ENOUGH_LATENCIES: Final = 50
 def auto(
     edge: Latency, cloud: Latency, *, deadline_s: float, deferral_rate: float, miss: float = 0.01, either: bool = False
 ) -> float:
-    """The latest start of the cloud, seconds after the edge's, that keeps the deadline with probability 1 - `miss`.
+    """Return the latest start of the cloud, seconds after the edge's, that meets the deadline with probability 1 - `miss`.
 
-    inf: do not hedge, as the deadline is kept anyway, or there is none, or there are too few latencies.
+    inf: do not hedge, since the deadline is met anyway, or there is none, or there are too few latencies.
 
     Args:
         edge: latencies of the edge.
         cloud: latencies of the cloud.
-        deadline_s: from the start; inf: none.
+        deadline_s: deadline, seconds from the start; inf: none.
         deferral_rate: share of inputs that need the cloud, 0..1.
         miss: share of inputs that may miss the deadline, more than 0.
-        either: any edge answer will do, whatever its confidence, so the cloud is needed only if the edge is late.
+        either: True if any edge answer will do, whatever its confidence, so that the cloud is needed only if the edge is late.
     """
     if deadline_s == INF or edge.count < ENOUGH_LATENCIES or cloud.count < ENOUGH_LATENCIES:
         return INF
@@ -79,12 +79,12 @@ def auto(
 
 
 def quantile(edge: Latency, q: float) -> float:
-    """Latency quantile `q` (0..1) of the edge, seconds; inf: too few latencies."""
+    """Return the latency quantile `q` (0..1) of the edge, seconds; inf: too few latencies."""
     usual_s = edge.quantile(q) if edge.count >= ENOUGH_LATENCIES else None
     return INF if usual_s is None else usual_s
 
 
-# Places of targets in the order of trying: where a target goes that is not in memory, or that earlier runs keep busy.
+# Order of trying: places of targets that are not in memory, or that earlier runs keep busy.
 
 
 class Place(NamedTuple):
@@ -93,32 +93,33 @@ class Place(NamedTuple):
     target: int
     """Position in the list of targets."""
     late: bool = False
-    """An edge that is not in memory, behind every cloud, and not at the first sign of trouble: that would load it."""
+    """True for an edge that is not in memory: it comes behind every cloud, and only if they all have failed."""
     spare: bool = False
-    """An edge that earlier runs keep busy: better than no answer."""
+    """True for an edge that earlier runs keep busy: better than no answer."""
     wakes: bool = False
-    """The late one that is loaded while a cloud may still answer, as no other edge would."""
+    """True for the late edge that is loaded while a cloud may still answer, as no other edge would."""
 
 
 class Places(NamedTuple):
-    """All of them, in order, and why that."""
+    """All places in order, with the reasons."""
 
     order: tuple[Place, ...]
     skipped: tuple[str, ...]
     """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
     steps: tuple[str, ...]
+    """Reasons, one line each."""
 
 
-def placed(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> Places:
-    """Moves what is not in memory behind everything else, and leaves out what is busy; busy edges come last of all.
+def place_targets(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> Places:
+    """Return the order with targets that are not in memory behind all others, and busy ones left out; busy edges come last.
 
     Args:
         order: positions of the targets, in the order of the mode.
-        targets: all of them.
-        facts: with those that are busy, and those that are being loaded.
+        targets: all targets.
+        facts: facts with the busy targets, and those that are being loaded.
         unload: the rule by which the edges are freed; None: there is none.
     """
-    late = _late(order, targets, facts, unload)
+    late = _not_in_memory(order, targets, facts, unload)
     if late and not any(targets[i].side == "cloud" for i in order):
         steps = [f"{why}, and asked all the same, as there is no cloud to ask" for why in late.values()]
         late = {}
@@ -139,8 +140,8 @@ def placed(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload
     )
 
 
-def _late(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> dict[int, str]:
-    """The edges that are not in memory -> why; of some use once every cloud has failed."""
+def _not_in_memory(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload: Rule | None) -> dict[int, str]:
+    """Return the edges that are not in memory, with the reason; of some use once every cloud has failed."""
     edges = [i for i in order if targets[i].side == "edge"]
     if unload is not None:
         return {i: f"{unload}: {targets[i].name} is unloaded" for i in edges}
@@ -148,17 +149,17 @@ def _late(order: Sequence[int], targets: Sequence[Target], facts: Facts, unload:
 
 
 def start_by_s(place: Place, *, standby: bool, hedge_s: float, reserve_s: float, deadline_s: float) -> float:
-    """Latest start of an edge that waits behind clouds, seconds; inf: only once they have ended.
+    """Return the latest start of an edge that waits behind clouds, seconds; inf: only once they have ended.
 
-    A standby is left its time before the deadline, and starts at once while that is unknown. One that is not in memory is left
-    half of the deadline, or its time if that is more.
+    A standby gets its time before the deadline, and starts at once while that is unknown. One that is not in memory gets half of
+    the deadline, or its time if that is more.
 
     Args:
-        place: of the edge.
-        standby: whether it is the first standby of its plan.
-        hedge_s: delay of hedges.
-        reserve_s: its time to leave before a deadline; inf: unknown.
-        deadline_s: of the call.
+        place: place of the edge.
+        standby: True if it is the first standby of its plan.
+        hedge_s: delay of hedges, seconds.
+        reserve_s: its time before a deadline, seconds; inf: unknown.
+        deadline_s: deadline of the call, seconds.
     """
     if place.late:
         known_s = reserve_s if reserve_s < INF else 0.0
@@ -166,23 +167,23 @@ def start_by_s(place: Place, *, standby: bool, hedge_s: float, reserve_s: float,
     return min(INF if deadline_s == INF else max(0.0, deadline_s - reserve_s), hedge_s) if standby else INF
 
 
-# Computes how much time a standby edge is left before the deadline.
+# Reserve: time that a standby edge gets before the deadline.
 
 ENOUGH_RUNS: Final = 50
 """Number of runs below which the standby starts at once."""
 MANY: Final = 1_000
-"""Number of runs of which the longest says enough: among so many, what 1 % of all runs take is missing once in 20,000 times."""
+"""Number of runs whose longest suffices: among so many, a run of the longest 1 % is missing once in 20,000 times."""
 RECENT: Final = 5_000
-"""The longest run counts for so many newer ones."""
+"""Number of newer runs for which the longest run counts."""
 TIMES_LONGEST: Final = 2
 TIMES_MEDIAN: Final = 20
-"""Until there are MANY: ten times the median, and twice that for the machine."""
+"""Multiple of the median until there are MANY runs: ten times, and twice that for the machine."""
 LEAST_S: Final = 0.025
-"""For starting a thread on a busy machine, whatever the model takes, seconds."""
+"""Minimum reserve, seconds: for starting a thread on a busy machine, whatever the model takes."""
 
 
 def reserve_s(edge: Latency) -> float:
-    """Time that hardly any run of this edge exceeds, seconds; inf: too few runs are known."""
+    """Return the time that hardly any run of this edge exceeds, seconds; inf: too few runs are known."""
     if edge.count < ENOUGH_RUNS:
         return INF
     longest, median = edge.longest(RECENT), edge.quantile(0.5)
@@ -191,46 +192,48 @@ def reserve_s(edge: Latency) -> float:
     return max(LEAST_S, TIMES_LONGEST * longest, TIMES_MEDIAN * median if edge.count < MANY else 0.0)
 
 
-# Picks one member of each group of variants: edge models for the same task, of which one runs.
+# Choice of one member of each group of variants: edge models for the same task, of which one runs.
 
 MOST: Final = 0.9
-"""A variant meets a deadline in which this share of its runs has ended."""
+"""Share of a variant's runs that has to end within a deadline."""
 
 
-def picked(
+def pick_variants(
     edges: Sequence[int], targets: Sequence[Target], facts: Facts, small: Rule | None, deadline_s: float
 ) -> tuple[list[int], list[str]]:
-    """The edges with one member of each group, and why that, one line each.
+    """Return the edges with one member of each group, and the reasons, one line each.
 
-    The first member that meets the deadline; the last, the smallest, while a rule asks for that. One that earlier runs keep busy,
-    or that is being loaded, is passed over where there is another.
+    The first member that meets the deadline; the last, the smallest, while a rule asks for that. A member that earlier runs keep
+    busy, or that is being loaded, is passed over if there is another.
 
     Args:
         edges: positions among the targets; a group's members are next to each other, the smallest last.
-        targets: all of them.
-        facts: with the times that the members take, `took_s`.
+        targets: all targets.
+        facts: facts with the times of the members, `took_s`.
         small: the rule that asks for the smallest; None: there is none.
         deadline_s: seconds for the call.
     """
-    found, steps = list[int](), list[str]()
+    chosen, steps = list[int](), list[str]()
     groups: dict[str, list[int]] = {}
     for i in edges:
         group = targets[i].group
         if not group:
-            found.append(i)
+            chosen.append(i)
         elif group in groups:
             groups[group].append(i)
         else:
             groups[group] = [i]
-            found.append(i)
+            chosen.append(i)
     for group, members in groups.items():
-        one, why = _pick(members, targets, facts, small, deadline_s)
-        found[found.index(members[0])] = one
-        steps.append(f"of the variants of {group}: {targets[one].name}, {why}")
-    return found, steps
+        member, why = _pick(members, targets, facts, small, deadline_s)
+        chosen[chosen.index(members[0])] = member
+        steps.append(f"of the variants of {group}: {targets[member].name}, {why}")
+    return chosen, steps
 
 
 def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Rule | None, deadline_s: float) -> tuple[int, str]:
+    """Return one member of a group, and the reason."""
+
     def name(i: int) -> str:
         return targets[i].name
 
@@ -262,73 +265,72 @@ class Leg(NamedTuple):
     threshold: float | None
     """Accept from this confidence on; None: accept any answer; inf: accept none."""
     final: bool
-    """The last to call: its answer is accepted whatever its confidence."""
+    """True for the last leg to call: its answer is accepted whatever its confidence."""
     accept_unsure: bool
-    """Whether an answer without a confidence is accepted."""
+    """True if an answer without a confidence is accepted."""
     hedge_after_s: float
     """Hedging delay: start so many seconds after the previous leg, even if that still runs; inf: only once that has ended."""
     standby: bool
-    """Standby for failures: its answer is stored until every other leg has ended, or until the deadline."""
+    """True for a standby for failures: its answer is stored until every other leg has ended, or until the deadline."""
     start_by_s: float
-    """Latest start of a standby, or of an edge that is not in memory, seconds from the beginning; inf: only once every other leg
-    has ended."""
+    """Latest start of a standby, or of an edge not in memory, seconds from the beginning; inf: only after every other leg."""
     label: str
     thresholds: Mapping[str, float]
     """Per-class thresholds: an answer's `str()` -> its threshold."""
     lowered: float = 0.0
-    """How far its thresholds are below its own, as the cloud is loaded."""
+    """By how much its thresholds are below the target's, as the cloud is loaded."""
 
     @property
     def side(self) -> Side:
-        """Where it runs."""
+        """Side on which it runs."""
         return "edge" if self.permit is None else "cloud"
 
 
 class Unsure(NamedTuple):
-    """An edge whose confidence, known from the input alone, is below its threshold."""
+    """Edge whose confidence, known from the input alone, is below its threshold."""
 
     leg: Leg
-    """As it would have been asked."""
+    """The leg as it would have been asked."""
     confidence: float | None
 
 
 class Plan(NamedTuple):
-    """The legs in order of trying, and the deadline."""
+    """Legs in order of trying, with the deadline."""
 
     legs: tuple[Leg, ...]
     deadline_s: float
     offline: Offline
     mode: Mode
     steps: tuple[str, ...]
-    """Why this plan was made, one line each."""
+    """Reasons for this plan, one line each."""
     order: tuple[int, ...]
-    """The legs' numbers: 0, 1, ..."""
+    """Numbers of the legs: 0, 1, ..."""
     sequential: bool
-    """At most one leg runs at a time, and nothing can interrupt it."""
+    """True if at most one leg runs at a time, and nothing can interrupt it."""
     stays: str
-    """Why no leg leaves the device although there is a cloud; empty otherwise."""
+    """Reason why no leg leaves the device although there is a cloud; empty otherwise."""
     data_class: str | None
     facts: Facts
     skipped: tuple[str, ...] = ()
     """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
     unheard: tuple[Leg, ...] = ()
-    """Shadow mode: the edges that would be asked first, in order; for a sample of the requests they run once these have ended."""
+    """Shadow mode: edges that would be asked first, in order; for a sample of the requests they run after these have ended."""
     rules: tuple[Rule, ...] = ()
-    """The rules on the device's state that have shaped this plan."""
+    """Rules on the device's state that have shaped this plan."""
     hedge_s: float = INF
-    """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
+    """Hedging delay, seconds after the beginning; in streams a standby, too, is started then."""
     unsure: tuple[Unsure, ...] = ()
-    """The edges that are not asked first, as the input's own confidence is below their thresholds."""
+    """Edges that are not asked first, as the input's own confidence is below their thresholds."""
     arm: str = ""
-    """The cloud on trial that answers in place of the first; empty: none."""
+    """Cloud on trial that answers in place of the first; empty: none."""
 
 
 class Refusal(NamedTuple):
-    """No plan is possible: why, and what to do."""
+    """No plan is possible: the reason, and what to do."""
 
     reason: str
     denied: bool = False
-    """Because of the data class, not because the policy contradicts itself."""
+    """True if the data class is the reason, not a contradiction in the policy."""
 
 
 def plan(
@@ -342,21 +344,21 @@ def plan(
     why_home: str = "",
     arm: str = "",
 ) -> Plan | Refusal:
-    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call.
+    """Return the plan for one request, or why there is none. `mode` and `deadline_s` (seconds) override the policy's.
 
-    why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
-    arm: the name of the cloud whose arm the request is in; empty: of none that is on trial.
+    `why_home`: reason why nothing of the request may leave, whatever its data class; empty: the egress rules decide. `arm`: name
+    of the cloud on trial whose arm the request is in; empty: none.
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud" and (not t.trial or t.name == arm)]
-    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
+    edges, variants = pick_variants(edges, targets, facts, ruled.then("small_model"), deadline_s)
     firsts = [targets[side[0]].name for side in (edges, clouds) if side]
-    own, cheapest = _cheapest(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
-    mode = "only_cloud" if own == "shadow" else own
+    asked_mode, cheapest = _mode_by_energy(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
+    mode = "only_cloud" if asked_mode == "shadow" else asked_mode
     data_class = policy.rules.default_class if data_class is None else data_class
-    steps = [f"mode {own}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
+    steps = [f"mode {asked_mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     if ruled.mode is not None:
         steps.append(f"{ruled.mode}: this mode instead of {policy.mode}")
     steps += [*cheapest, *ruled.not_applied]
@@ -380,7 +382,7 @@ def plan(
             if verdict.data_class is not None:
                 steps.append(f"data class {verdict.data_class!r} may leave: {verdict.rule}")
 
-    away = [] if allowed is None else arranged(policy, targets, facts, clouds)
+    away = [] if allowed is None else order_clouds(policy, targets, facts, clouds)
     if arm and away:
         away.sort(key=lambda i: targets[i].name != arm)
         steps.append(f"the request is in the arm of {arm}")
@@ -394,12 +396,12 @@ def plan(
         needs = "and there is no edge" if mode != "only_cloud" else "and mode 'only_cloud' asks nothing else"
         return Refusal(f"no answer is possible: {stays}, {needs}", denied=True)
 
-    places, skipped, more = placed(order, targets, facts, ruled.then("unload"))
+    places, skipped, more = place_targets(order, targets, facts, ruled.then("unload"))
     steps += more
     order = [place.target for place in places]
     silent: tuple[Leg, ...] = ()
-    if own == "shadow" and ruled.then("unload") is None:
-        silent = tuple(unheard(i, targets[i], policy) for i in edges)
+    if asked_mode == "shadow" and ruled.then("unload") is None:
+        silent = tuple(shadow_leg(i, targets[i], policy) for i in edges)
         steps.append("of a sample it is recorded what the edge would have answered, afterwards: nothing else changes")
 
     hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
@@ -431,9 +433,9 @@ def plan(
         )
         after = places[position + 1].target if position + 1 < len(places) else None
         if facts.kept and after is not None and targets[after].side == "cloud" and not standby:
-            leg, why = _relieving(leg, target, facts, asks=allowed is not None)
+            leg, why = _with_lowered_thresholds(leg, target, facts, asks=allowed is not None)
             steps += why
-        steps.append(_step(leg, legs[-1] if legs else None))
+        steps.append(_leg_in_words(leg, legs[-1] if legs else None))
         legs.append(leg)
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
@@ -442,26 +444,26 @@ def plan(
     )  # fmt: skip
 
 
-def without_first(made: Plan, confidence: float | None, why: str) -> Plan:
-    """The plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
-    first, *rest = made.legs
+def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan:
+    """Return the plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
+    first, *rest = plan_before.legs
     waits = start_by_s(
-        Place(first.target), standby=True, hedge_s=made.hedge_s, reserve_s=made.facts.reserves.get(first.name, INF),
-        deadline_s=made.deadline_s,
+        Place(first.target), standby=True, hedge_s=plan_before.hedge_s, reserve_s=plan_before.facts.reserves.get(first.name, INF),
+        deadline_s=plan_before.deadline_s,
     )  # fmt: skip
     standby = first._replace(standby=True, final=False, hedge_after_s=INF, start_by_s=waits)
     others = [leg._replace(start_by_s=INF) for leg in rest if leg.standby]  # less capable ones
     asked = [leg for leg in rest if not leg.standby]
     legs = (asked[0]._replace(hedge_after_s=INF), *asked[1:], standby, *others)
-    sequential = made.deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
-    return made._replace(
-        legs=legs, sequential=sequential, steps=(*made.steps, f"{why}, so it is on standby"),
-        unsure=(*made.unsure, Unsure(first, confidence)),
+    sequential = plan_before.deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
+    return plan_before._replace(
+        legs=legs, sequential=sequential, steps=(*plan_before.steps, f"{why}, so it is on standby"),
+        unsure=(*plan_before.unsure, Unsure(first, confidence)),
     )  # fmt: skip
 
 
 def stays_home(policy: Policy, facts: Facts) -> str:
-    """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may."""
+    """Return why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may."""
     ruled = _applying(policy, facts, None)
     if _mode(policy, ruled, None) != "only_edge":
         return ""
@@ -469,40 +471,40 @@ def stays_home(policy: Policy, facts: Facts) -> str:
 
 
 def _applying(policy: Policy, facts: Facts, mode: Mode | None) -> Applying:
-    """The rules in force that apply to a call with that mode of its own, if any."""
+    """Return the rules in force that apply to a call with that mode of its own, if any."""
     return applying([rule for rule in policy.device_rules if rule in facts.rules], mode)
 
 
 def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
-    """The mode of a call: by a rule, its own, or the policy's."""
+    """Return the mode of a call: by a rule, its own, or the policy's."""
     return ruled.mode.then if ruled.mode is not None else mode or policy.mode  # type: ignore[return-value]  # it is a mode
 
 
-def _cheapest(
-    own: PolicyMode, ruled: Applying, sides: Sequence[str], facts: Facts, *, chosen: bool
+def _mode_by_energy(
+    asked_mode: PolicyMode, ruled: Applying, sides: Sequence[str], facts: Facts, *, chosen: bool
 ) -> tuple[PolicyMode, list[str]]:
-    """The mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and why.
+    """Return the mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and the reasons.
 
     The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. Past the limit the
-    dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (chosen), goes before a limit.
-    sides: the names of the first edge and the first cloud, as far as there are.
+    dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (`chosen`), overrides a limit.
+    `sides`: the names of the first edge and the first cloud, as far as there are.
     """
     rule = ruled.then("cheapest_energy")
     spent = facts.energy_spent and not chosen and ruled.mode is None
-    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or len(sides) < 2:  # noqa: PLR2004 - nothing to compare
-        return own, []
+    if not (rule or spent) or asked_mode not in {"prefer_edge", "prefer_cloud"} or len(sides) < 2:  # noqa: PLR2004 - nothing to compare
+        return asked_mode, []
     why = SPENT if spent else str(rule)
     edge, cloud = (facts.joules.get(name) for name in sides)
     if edge is None or cloud is None:
         unknown = " and ".join(name for name in sides if name not in facts.joules)
-        return own, [f"{why}: the order stays as it is, as it is not known what energy a call of {unknown} takes"]
+        return asked_mode, [f"{why}: the order stays as it is, as it is not known what energy a call of {unknown} takes"]
     first = edge if spent else edge + (facts.unsure or 0.0) * cloud
     text = f"{why}: {first:.3g} J a call with {sides[0]} first, {cloud:.3g} J with {sides[1]} first"
     return ("prefer_edge" if first < cloud else "prefer_cloud"), [text]
 
 
-def arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
-    """The clouds in order of trying. One without measured latency comes first, or it would never be measured."""
+def order_clouds(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
+    """Return the clouds in order of trying. One without measured latency comes first, or it would never be measured."""
     if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to reorder
         return clouds
 
@@ -513,10 +515,10 @@ def arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: 
     return sorted(clouds, key=median_s)
 
 
-def _relieving(leg: Leg, target: Target, facts: Facts, *, asks: bool) -> tuple[Leg, list[str]]:
-    """The leg of an edge with its thresholds lowered as far as the cloud's load asks for, and why it is so or not.
+def _with_lowered_thresholds(leg: Leg, target: Target, facts: Facts, *, asks: bool) -> tuple[Leg, list[str]]:
+    """Return an edge's leg with its thresholds lowered as far as the cloud's load demands, and the reasons.
 
-    asks: whether a cloud may be asked at all.
+    `asks`: True if a cloud may be asked at all.
     """
     if not asks or target.side != "edge" or leg.threshold is None:
         return leg, []
@@ -526,13 +528,13 @@ def _relieving(leg: Leg, target: Target, facts: Facts, *, asks: bool) -> tuple[L
     if not lower:
         return leg, []
     why = f"{leg.label}, lowered by {lower:.2g} as the cloud is loaded"
-    own = {name: one - lower for name, one in leg.thresholds.items()}
+    thresholds = {name: threshold - lower for name, threshold in leg.thresholds.items()}
     text = f"the cloud is loaded: {leg.name} keeps the surest {facts.kept:.0%} of what it would defer"
-    return leg._replace(threshold=leg.threshold - lower, thresholds=own, label=why, lowered=lower), [text]
+    return leg._replace(threshold=leg.threshold - lower, thresholds=thresholds, label=why, lowered=lower), [text]
 
 
 def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:
-    """Resolves the policy's `hedge_after` to a delay in seconds."""
+    """Return the policy's `hedge_after` as a delay in seconds."""
     rule = policy.hedge_after
     if not isinstance(rule, str):
         return rule
@@ -547,8 +549,8 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
     return quantile(edge, float(rule[1:]) / 100)
 
 
-def unheard(i: int, target: Target, policy: Policy) -> Leg:
-    """An edge as `prefer_edge` has it; one without a threshold yet accepts nothing."""
+def shadow_leg(i: int, target: Target, policy: Policy) -> Leg:
+    """Return the leg of an edge for shadow mode, as in `prefer_edge`; one without a threshold accepts nothing."""
     known = target.threshold is not None
     return Leg(
         target.name, None, i, target.threshold if known else INF, final=False,
@@ -557,7 +559,8 @@ def unheard(i: int, target: Target, policy: Policy) -> Leg:
     )  # fmt: skip
 
 
-def _step(leg: Leg, before: Leg | None) -> str:
+def _leg_in_words(leg: Leg, before: Leg | None) -> str:
+    """Return when a leg starts and which answer of it is accepted, in words."""
     if before is None:
         when = "first"
     elif leg.hedge_after_s < INF:

@@ -10,7 +10,7 @@ from edgeroute.core.rules import Rule
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
-"""A policy may also have shadow: the cloud answers everything, and of a sample it is recorded what the edge would have."""
+"""Mode of a policy. shadow: the cloud answers everything, and for a sample the edge's answer is recorded."""
 Side = Literal["edge", "cloud"]
 Offline = Literal["edge", "queue", "stale", "raise"]
 NoConfidence = Literal["defer", "accept"]
@@ -26,29 +26,29 @@ NEEDS: Final[Mapping[str, tuple[Side, ...]]] = {
     "only_edge": ("edge",), "prefer_cloud": ("cloud",), "only_cloud": ("cloud",), "shadow": ("edge", "cloud"),
     "cheapest_energy": ("edge", "cloud"), "unload": ("edge",),
 }  # fmt: skip
-"""Mode, or what a rule asks for -> the sides it requires."""
+"""Mode, or effect of a rule -> sides that it requires."""
 HEDGE: Final = "p[1-9][0-9]|auto"
 """Regular expression for a `Hedge` as text."""
 INF: Final = float("inf")
 
 
 class Target(NamedTuple):
-    """A model or endpoint. Targets are listed from the least to the most capable."""
+    """Model or endpoint. Targets are listed from the least to the most capable."""
 
     name: str
     side: Side
     threshold: float | None = None
-    """Confidence from which an answer is accepted; None: every answer is."""
+    """Minimum confidence of an accepted answer; None: every answer is accepted."""
     label: str = "uncalibrated"
     """Origin of the threshold, as quoted in the reason."""
     thresholds: Mapping[str, float] = {}
     """Per-class thresholds: an answer's `str()` -> its threshold; empty: one for all."""
     certified: bool = False
-    """The threshold is a certificate's: it is never lowered."""
+    """True if the threshold is a certificate's: it is never lowered."""
     trial: bool = False
-    """A cloud that only requests of its arm are sent to."""
+    """True for a cloud that gets only the requests of its arm."""
     group: str = ""
-    """The group of variants of which it is one; empty: none. One member of a group is in a plan."""
+    """Name of its group of variants; empty: none. One member of a group is in a plan."""
 
 
 class Policy(NamedTuple):
@@ -57,14 +57,15 @@ class Policy(NamedTuple):
     mode: PolicyMode = "prefer_edge"
     deadline_s: float = INF
     hedge_after: Hedge = INF
-    """Hedge: start the next target so long after the previous one if that has not answered; 0 is a race."""
+    """Hedging delay: start the next target so long after the previous one if that has not answered; 0 is a race."""
     offline: Offline = "edge"
-    """If the cloud was needed and did not answer: the edge's answer; the same, and the request is sent later; a stale cache
-    entry; or NoAnswer."""
+    """Result if the cloud was needed and did not answer. edge: the edge's answer; queue: the same, and the request is sent later;
+    stale: an expired cache entry; raise: NoAnswer.
+    """
     first_token_s: float = INF
-    """In streams: a target without a first piece after so long counts as failed."""
+    """In streams: maximum time to the first piece; a target without one counts as failed."""
     no_confidence: NoConfidence = "defer"
-    """How a missing or NaN confidence is treated."""
+    """Treatment of a missing or NaN confidence."""
     order: CloudOrder = "listed"
     """Order of several clouds: as listed, or the one with the lowest latency first."""
     rules: Rules = Rules()
@@ -72,7 +73,7 @@ class Policy(NamedTuple):
     device_rules: tuple[Rule, ...] = ()
     """Rules on the device's state; the first one in force that changes the mode counts."""
     sensors_every_s: float | None = None
-    """Time between two readings of the device's sensors; None: as the sensors say."""
+    """Time between two readings of the device's sensors; None: the sensors' default."""
 
 
 class Terms(NamedTuple):
@@ -85,7 +86,7 @@ class Terms(NamedTuple):
     """Radio energy on the device: per request, and per million bytes of bodies in both directions."""
     calls_per_s: float = INF
     max_concurrent: int | Literal["auto"] = 64
-    """Calls under way at a time; auto: as `core.concurrency` finds, and a further one is not sent instead of waiting."""
+    """Maximum concurrent calls; auto: a limit that adapts (`Concurrency`), beyond which a call is refused instead of waiting."""
     usd_per_million_input_tokens: float = 0.0
     usd_per_million_output_tokens: float = 0.0
     """Of a language model: for the tokens of a request, and of its answer."""

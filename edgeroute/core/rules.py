@@ -10,58 +10,61 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_ar
 
 
 class Reading(NamedTuple):
-    """One reading; None: unknown. Shares are 0..1."""
+    """One reading of all sensors; None: unknown. Shares are 0..1."""
 
     battery: float | None = None
     """State of charge."""
     temperature_c: float | None = None
-    """Of the hottest thermal zone, degrees Celsius."""
+    """Temperature of the hottest thermal zone, degrees Celsius."""
     mains: bool | None = None
-    """Whether the device is on external power. While it is, the battery need not be spared."""
+    """True if the device is on external power; the battery need not be spared then."""
     cpu: float | None = None
     """Share of all cores' time that was used since the last reading."""
     cpu_pressure: float | None = None
     """Share of the last 10 s in which a task waited for a core (PSI, some)."""
     memory_available: float | None = None
-    """Share of memory that can be had without swapping."""
+    """Share of memory that is available without swapping."""
     memory_pressure: float | None = None
     """Share of the last 10 s in which a task waited for memory (PSI, some)."""
     throttled: bool | None = None
-    """Whether the processor runs slower than it could, for heat or a weak supply."""
+    """True if the processor runs slower than it could, for heat or a weak supply."""
     gpu: float | None = None
     """Share of the GPU's time that was used."""
     power_w: float | None = None
-    """Power that the device, or what of it is measured, draws, watts."""
+    """Power that the device, or its measured part, draws, watts."""
     network: bool | None = None
-    """Whether there is a route to anywhere."""
+    """True if there is a route to anywhere."""
     metered: bool | None = None
-    """Whether the link is metered: bytes cost money."""
+    """True if the link is metered: bytes cost money."""
 
 
 SHARES = ("battery", "cpu", "cpu_pressure", "memory_available", "memory_pressure", "gpu")
-"""Names of those that are shares."""
+"""Fields of a reading that are shares."""
 
 
 Of = Literal["battery", "heat", "memory", "load", "throttled", "gpu", "power"]
 Then = Literal["small_model", "only_edge", "prefer_cloud", "cheapest_energy", "unload", "prefer_edge"]
 RuleMode = Literal["only_edge", "prefer_cloud", "prefer_edge"]
-"""Modes that a rule may ask for. Not only_cloud: a rule would then cost an answer that the edge has, where the cloud does not
-answer or the data may not leave. With prefer_edge a policy that prefers the cloud spares it."""
+"""Modes that a rule may set.
+
+Not only_cloud: a rule would then cost an answer that the edge has, if the cloud does not answer or the data may not leave. With
+prefer_edge, a policy that prefers the cloud spares it.
+"""
 RULE_MODES: Final[tuple[str, ...]] = get_args(RuleMode)
 NO_ONLY_CLOUD: Final = "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"
 BINDING: Final = frozenset({"heat", "memory"})
-"""A call's own mode does not go before rules of these: they protect the device."""
+"""Quantities whose rules override a call's own mode: they protect the device."""
 
 
 class Quantity(NamedTuple):
-    """What rules of one quantity go by."""
+    """Quantity that rules compare with a limit."""
 
     reading: str
     """Field of `Reading`."""
     low: bool
-    """In force below `enter`, and not above it."""
+    """True if a rule is in force below `enter`, not above it."""
     gap: float
-    """Distance of `leave` from `enter`, where it is not given; as a share of it if `relative`."""
+    """Distance of `leave` from `enter` if `leave` is not given; a share of `enter` if `relative`."""
     text: str
     share: bool = False
     relative: bool = False
@@ -76,27 +79,33 @@ OF: Final[Mapping[str, Quantity]] = {
     "gpu": Quantity("gpu", False, 0.1, "GPU load above {}", share=True),
     "power": Quantity("power_w", False, 0.1, "power above {} W", relative=True),
 }
+"""Name of a quantity -> its properties."""
 
 
 class Rule(NamedTuple):
-    """While the device is short of something, or hot, calls go another way."""
+    """Rule that sends calls another way while the device is short of something, or hot."""
 
     of: Of
-    """battery, memory: in force below `enter`; heat, load, gpu, power: above it; throttled: while the processor is."""
+    """Quantity. battery, memory: in force below `enter`; heat, load, gpu, power: above it; throttled: while the processor is."""
     then: Then
-    """A mode in place of the policy's; or small_model: only the smallest edge model; cheapest_energy: the side that takes less
-    energy first; unload: the edge models are freed, and asked after every cloud."""
+    """Effect: a mode in place of the policy's; or one of the following.
+
+    small_model: only the smallest edge model. cheapest_energy: the side that takes less energy first. unload: free the edge
+    models, and ask them after every cloud.
+    """
     enter: float | None = None
-    """Where the rule comes into force: shares 0..1, degrees Celsius, or watts; throttled has none."""
+    """Limit at which the rule comes into force: a share 0..1, degrees Celsius, or watts; throttled has none."""
     leave: float | None = None
-    """Where it ends, on the other side of `enter`. None: 0.05 more for battery and memory; 5 degrees, 0.1 of load or gpu, or a
-    tenth of the power less."""
+    """Limit at which the rule ends, on the other side of `enter`. None: a default distance from `enter`.
+
+    The default is 0.05 more for battery and memory; 5 degrees, 0.1 of load or gpu, or a tenth of the power less.
+    """
     hold_s: float = 0.0
-    """How long a reading has to ask for a change, seconds, before it is made."""
+    """How long readings have to demand a change before it is made, seconds."""
 
     @property
     def ends(self) -> float:
-        """Where it ends."""
+        """Limit at which the rule ends, given or by default."""
         if self.leave is not None or self.enter is None:
             return self.leave or 0.0
         low, gap = OF[self.of].low, OF[self.of].gap * (self.enter if OF[self.of].relative else 1.0)
@@ -105,12 +114,12 @@ class Rule(NamedTuple):
         return round(min(1.0, self.enter + gap) if low else max(0.0, self.enter - gap), 9)  # 0.15, and not a little more
 
     def __str__(self) -> str:
-        """The condition, as in `battery below 20%`."""
+        """Return the condition, e.g. `battery below 20%`."""
         return OF[self.of].text.format("" if self.enter is None else amount(self.of, self.enter))
 
 
 class Standing(NamedTuple):
-    """A rule, whether it is in force, and since when the readings ask for the other."""
+    """State of a rule: in force or not, and since when the readings demand the opposite."""
 
     rule: Rule
     in_force: bool = False
@@ -118,24 +127,25 @@ class Standing(NamedTuple):
 
 
 State: TypeAlias = tuple[Standing, ...]
-"""Of the rules, in the order of the policy."""
+"""States of the rules, in the order of the policy."""
 
 
 def step(rules: Iterable[Rule], state: State, reading: Reading, now_s: float) -> State:
-    """The state after a reading at the instant `now_s`. A rule that was not there before is not in force.
+    """Return the state of the rules after a reading at the instant `now_s`. A rule without a state before is not in force.
 
     A rule whose reading is unknown stays as it is. While the device is on mains, its battery counts as full.
     """
     known = {standing.rule: standing for standing in state}
-    return tuple(_stepped(known.get(rule) or Standing(rule), reading, now_s) for rule in rules)
+    return tuple(_next_state(known.get(rule) or Standing(rule), reading, now_s) for rule in rules)
 
 
 def in_force(state: State) -> tuple[Rule, ...]:
-    """The rules in force, in the order of the policy."""
+    """Return the rules in force, in the order of the policy."""
     return tuple(standing.rule for standing in state if standing.in_force)
 
 
-def _stepped(standing: Standing, reading: Reading, now_s: float) -> Standing:
+def _next_state(standing: Standing, reading: Reading, now_s: float) -> Standing:
+    """Return the state of one rule after a reading."""
     rule, on, since_s = standing
     value = value_of(rule, reading)
     if value is None:
@@ -149,7 +159,7 @@ def _stepped(standing: Standing, reading: Reading, now_s: float) -> Standing:
 
 
 def value_of(rule: Rule, reading: Reading) -> float | None:
-    """What the rule goes by; None: unknown."""
+    """Return the value that the rule compares; None: unknown."""
     if rule.of == "battery" and reading.mains:
         return 1.0
     value: float | None = getattr(reading, OF[rule.of].reading)
@@ -157,49 +167,49 @@ def value_of(rule: Rule, reading: Reading) -> float | None:
 
 
 class Applying(NamedTuple):
-    """What of the rules in force applies to a call."""
+    """Rules in force that apply to a call."""
 
     rules: tuple[Rule, ...]
     mode: Rule | None
-    """The one whose mode the call has; None: no rule changes it."""
+    """Rule that sets the call's mode; None: none does."""
     not_applied: tuple[str, ...]
-    """Those in force that do not apply, and why, one line each."""
+    """Reasons why rules in force do not apply, one line each."""
 
     def then(self, what: Then) -> Rule | None:
-        """The first that asks for this."""
+        """Return the first rule with this effect; None if there is none."""
         return next((rule for rule in self.rules if rule.then == what), None)
 
 
 def applying(rules: Sequence[Rule], mode: str | None) -> Applying:
-    """What of these rules in force applies to a call, whose own mode is `mode`; None: it has none.
+    """Return which of the rules in force apply to a call; `mode`: the call's own, None: it has none.
 
-    A call's own mode goes before all rules but those of `BINDING`; and what a call keeps on the device, no rule sends.
+    A call's own mode overrides all rules but those of `BINDING`; and no rule sends a call that is only_edge.
     """
-    found: list[Rule] = []
+    applied: list[Rule] = []
     by: Rule | None = None
     passed = []
     for rule in rules:
         if mode is not None and rule.of not in BINDING:
             passed.append(f"{rule}: {rule.then} does not apply, as the call has a mode of its own")
         elif rule.then not in RULE_MODES:
-            found.append(rule)
+            applied.append(rule)
         elif mode == "only_edge" and rule.then != mode:
             passed.append(f"{rule}: {rule.then} does not apply, as the call asks for only_edge, and so nothing of it leaves")
         elif by is not None:
             passed.append(f"{rule}: {rule.then} does not apply, as another rule goes before it ({by})")
         else:
             by = rule
-            found.append(rule)
-    return Applying(tuple(found), by, tuple(passed))
+            applied.append(rule)
+    return Applying(tuple(applied), by, tuple(passed))
 
 
 def amount(of: str, value: float) -> str:
-    """A value of that quantity, as texts have it."""
+    """Return a value of a quantity as text."""
     return f"{100 * value:.4g}%" if OF[of].share else f"{value:.4g}"
 
 
 def problem(rule: Rule) -> str:
-    """What is wrong with a rule; empty: nothing."""
+    """Return what is wrong with a rule, in words; empty: nothing."""
     kind = OF.get(rule.of) if isinstance(rule.of, str) else None
     if kind is None:
         return f"of is one of {', '.join(OF)}, not {_shown(rule.of)}"
@@ -221,17 +231,21 @@ def problem(rule: Rule) -> str:
 
 
 def _apart(rule: Rule, sign: str) -> str:
+    """Return the message for a rule whose `leave` is on the wrong side of `enter`."""
     enter, leave = amount(rule.of, rule.enter or 0.0), amount(rule.of, rule.ends)
     return f"a rule of {rule.of} ends at {sign} than it begins at, or it would flicker: leave is {leave}, and enter is {enter}"
 
 
 def _number(value: Any) -> TypeGuard[float]:
+    """Return True for a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _shown(value: Any) -> str:
+    """Return a value in words."""
     return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 
 def _unit(of: str) -> str:
+    """Return the unit of a quantity in words."""
     return "a share from 0 to 1" if OF[of].share else "degrees Celsius" if of == "heat" else "watts"

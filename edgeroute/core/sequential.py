@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any, Final
 
-# Sequential test: detects that a mean exceeds its level, with few false alarms.
+# Sequential test of one mean: detects that it exceeds its level, with few false alarms.
 
 ALARM: Final = 1e4
-"""Average run length to a false alarm, in values: at least this while the mean, given those before, is within its level."""
+"""Average number of values to a false alarm: at least this while the mean, given the values before, is within its level."""
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
 MOST: Final = 1e100
 """Cap of the wealth, far below float overflow."""
@@ -19,8 +19,8 @@ class Drift:
     """E-detector for values 0..1 whose mean, given all before, must not exceed a level (Shin et al., 2022).
 
     At each value a new bet of 1 is made that the mean is higher, and all bets are won or lost by `x - level`. While it is not
-    higher, a bet is worth at most 1 on average. So wealth minus the number of values so far does not rise on average
-    (it is a supermartingale), and when wealth reaches `alarm`, the number of values so far is at least that on average.
+    higher, a bet is worth at most 1 on average. So wealth minus the number of values so far does not rise on average (it is a
+    supermartingale), and when wealth reaches `alarm`, the number of values so far is at least that on average.
 
     Values may depend on each other in any way that keeps each one's mean, given those before, within the level. Frames of one
     scene do not: after one that differs the next one is likely to. Values that are fed here are therefore taken far apart.
@@ -34,8 +34,8 @@ class Drift:
     Attributes:
         level: as passed.
         count: number of values.
-        ones: their sum; for zeros and ones, the number of ones.
-        alarmed: whether the evidence has ever reached `alarm`; never reset by later values.
+        ones: sum of the values; for zeros and ones, the number of ones.
+        alarmed: True once the evidence has reached `alarm`; later values never reset it.
 
     Raises:
         ValueError: `level` or `alarm` is out of range.
@@ -59,7 +59,7 @@ class Drift:
         return sum(self._wealth) / len(_RATES)
 
     def add(self, x: float) -> None:
-        """Adds one value.
+        """Add one value, and update evidence and alarm.
 
         Raises:
             ValueError: it is NaN or outside 0..1. Skipping such values would make the detector blind.
@@ -73,32 +73,32 @@ class Drift:
         self.alarmed = self.alarmed or self.evidence >= self._alarm
 
     def dump(self) -> dict[str, object]:
-        """JSON-serialisable state."""
+        """Return the state in JSON types."""
         return {"level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:]}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any], level: float, *, alarm: float = ALARM) -> Drift:
-        """Restores a dumped detector; a new one if that had another level, as its evidence is about another guarantee.
+        """Return a detector restored from a dump; a new one if the dump has another level, and so another guarantee.
 
         Raises:
             ValueError: not a dump, or `level` or `alarm` is out of range.
         """
         drift = cls(level, alarm=alarm)
         try:
-            made, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
+            level_of_dump, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
             wealth = [had + 0.0 for had in dumped["wealth"]]
-            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth) and 0 < made < 1
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth) and 0 < level_of_dump < 1
             if not (fits and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
                 raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
-        if made == level:
+        if level_of_dump == level:
             drift._wealth, drift.ones, drift.count = wealth, ones, count
             drift.alarmed = alarmed or drift.evidence >= drift._alarm
         return drift
 
 
-# Sequential test of two arms: whether the rate of something bad is higher in B than in A, valid whenever one looks.
+# Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.
 
 _MOST: Final = 1e100
 """Cap of the wealth, far below float overflow."""
@@ -107,10 +107,10 @@ _MOST: Final = 1e100
 class ArmTest:
     """Test by betting that B's mean exceeds A's by no more than a margin (Waudby-Smith and Ramdas, 2024), on values 0..1.
 
-    Values that came since the last bet are averaged in each arm, a and b; once both have some, y = (1 + b - a) / 2 is bet on.
-    If the mean of b is at most that of a plus the margin, that of y is at most m = (1 + margin) / 2. So wealth that began at 1
-    does not grow on average, and ever reaches 1 / alpha with probability alpha at most (Ville's inequality): one may look after
-    each value, and stop when one likes. The arm of a request must not depend on its value, as where a hash draws it.
+    Values that came since the last bet are averaged in each arm, a and b; once both have some, y = (1 + b - a) / 2 is bet on. If
+    the mean of b is at most that of a plus the margin, that of y is at most m = (1 + margin) / 2. So wealth that began at 1 does
+    not grow on average, and ever reaches 1 / alpha with probability alpha at most (Ville's inequality): the test may be read
+    after each value, and stopped at any time. The arm of a request must not depend on its value, as where a hash draws it.
 
     Not synchronised: threads that share it need a lock.
 
@@ -119,7 +119,7 @@ class ArmTest:
         alpha: probability of a false alarm, over all time; more than 0, less than 1.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: `margin` or `alpha` is out of range.
     """
 
     __slots__ = ("_a", "_b", "_limit", "_mean", "_wealth", "alarmed", "pairs")
@@ -134,7 +134,7 @@ class ArmTest:
         self.pairs = 0
         """Number of bets."""
         self.alarmed = False
-        """Whether the wealth has ever reached 1 / alpha."""
+        """True once the wealth has reached 1 / alpha."""
 
     @property
     def p(self) -> float:
@@ -143,14 +143,14 @@ class ArmTest:
         return 1.0 if wealth <= 1 else 1 / wealth
 
     def dump(self) -> dict[str, object]:
-        """JSON-serialisable state."""
+        """Return the state in JSON types."""
         return {"wealth": self._wealth[:], "pairs": self.pairs, "alarmed": self.alarmed}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Goes on from a dump.
+        """Replace the state by that of a dump.
 
         Raises:
-            ValueError: it is none.
+            ValueError: not a dump.
         """
         try:
             wealth, pairs, alarmed = [had + 0.0 for had in dumped["wealth"]], dumped["pairs"], dumped["alarmed"]
@@ -162,7 +162,7 @@ class ArmTest:
         self._wealth, self.pairs, self.alarmed = wealth, pairs, alarmed
 
     def add(self, x: float, *, b: bool) -> None:
-        """Adds a value, 0..1, of arm B or of A."""
+        """Add a value, 0..1, of arm B or of A; bets once both arms have values."""
         arm = self._b if b else self._a
         arm[0] += 1
         arm[1] += x

@@ -1,4 +1,56 @@
-"""Walks a plan whose answers come in pieces; pieces of two legs are never mixed."""
+"""Walk of a plan whose answers come in pieces; pieces of two legs are never mixed.
+
+State of a leg that was started (`LegState`):
+
+      Start
+        |
+        v              first_by has come, an edge: it runs on
+    +---------+-----------------------------------------------+
+    | WAITING |                                               |
+    +---------+---------------------------+                   |
+        |        first_by has come,       |                   |
+        | Delta  a cloud: Cancel          |                   |
+        v                                 v                   v
+    +----------+        Failed        +--------+ Failed  +-------------+
+    | SPEAKING |--------------------->| FAILED |<--------| PASSED OVER |
+    +----------+                      +--------+         +-------------+
+      |  |  |                                               ^   |
+      |  |  |  Delta.confidence below the threshold         |   |
+      |  |  +-----------------------------------------------+   |
+      |  |                                                      |
+      |  | Delta.confidence at least the threshold              |
+      |  v                                                      |
+      | +----------+                                            |
+      | | ACCEPTED |   shown; all other legs: Cancel            |
+      | +----------+                                            |
+      |    |                                                    |
+      |    | Done: end of the walk, accepted                    |
+      |                                                         |
+      | Done                     +-------+                 Done |
+      +------------------------->| ENDED |<---------------------+
+                                 +-------+
+           judged by the whole answer, unless its beginning was below: accepted, shown, end of the walk;
+           or below the threshold, or a standby's: the answer is held
+
+A leg may also end or fail while it is waiting. Pieces of a leg that is not shown are stored.
+
+State of the stream (`StreamState.shown`: the source, the leg whose pieces are emitted):
+
+    +-----------+   nothing runs or is pending, a fatal failure, the deadline
+    | NO SOURCE |-----------------------------------------------------------> end: the best held answer, the part
+    +-----------+                                                                  that an edge gave, or no answer
+        |
+        | a leg is accepted; or has a piece and need not be judged; or is an edge with a piece and the only leg left
+        v
+    +-----------+   Done
+    |  SOURCE   |--------------------> end: its answer
+    |           |   Failed, deadline
+    |           |--------------------> end: the part that was shown, not accepted
+    +-----------+
+      |       ^
+      +-------+   with `restart` only: another leg is accepted, or begins after this one was passed over or has failed:
+                  Emit(Restart), then the pieces of the other leg from the first on
+"""
 
 from __future__ import annotations
 
@@ -29,19 +81,19 @@ from edgeroute.core.walk import (
 )
 from edgeroute.core.words import Coded
 
-__all__ = ["FirstTokenLate", "Piece", "Pieces", "Restart", "joined", "single", "spoken", "walk_stream", "whole"]
+__all__ = ["FirstTokenLate", "Piece", "Pieces", "Restart", "join_result", "read_pieces", "single", "walk_stream", "whole"]
 
 
-# Answers in pieces: how they are joined, and what a piece may say of the tokens that it is made of.
+# Answers in pieces: joining, and the log-probabilities that a piece may bring.
 
 Pieces: TypeAlias = Generator[Any, None, Prediction]
 """Yields the pieces of an answer, and returns the whole."""
 
 
 class Piece(str):
-    """A piece of a text, with the log-probabilities of its tokens: by them a stream is judged before its end (`Prefix`).
+    """Piece of a text, with the log-probabilities of its tokens: by them a stream is judged before its end (`Prefix`).
 
-    An empty one brings tokens that are no text, as those of a model that thinks; it is shown to nobody.
+    An empty piece brings tokens that are no text, as those of a model that thinks; it is shown to nobody.
 
     Attributes:
         logprobs: natural logarithms, one for each token since the piece before.
@@ -51,7 +103,7 @@ class Piece(str):
     logprobs: tuple[float, ...]
 
     def __new__(cls, text: str, logprobs: Iterable[float] = ()) -> Piece:  # noqa: PYI034 - typing has no Self in Python 3.10
-        """A text with log-probabilities."""
+        """Create a text with log-probabilities."""
         self = super().__new__(cls, text)
         self.logprobs = tuple(logprobs)
         return self
@@ -61,12 +113,12 @@ class Piece(str):
 
 
 def whole(pieces: list[object]) -> object:
-    """Joins the pieces: text if all are text, else the list of them."""
+    """Return the pieces joined: text if all are text, else the list of them."""
     return "".join(map(str, pieces)) if all(isinstance(piece, str) for piece in pieces) else pieces
 
 
-def joined(result: Any) -> Any:
-    """Evaluates a callable's result: a generator's pieces joined, with its return value as the confidence; else unchanged."""
+def join_result(result: Any) -> Any:
+    """Return a callable's result; a generator is run to its end: (joined pieces, its return value as the confidence)."""
     if not isinstance(result, Generator):
         return result
     pieces: list[object] = []
@@ -74,19 +126,20 @@ def joined(result: Any) -> Any:
         while True:
             pieces.append(next(result))
     except StopIteration as end:
-        return whole(pieces), _returned(end.value, pieces)
+        return whole(pieces), _confidence_of(end.value, pieces)
 
 
 def single(prediction: Prediction) -> Pieces:
-    """An answer in one piece."""
+    """Yield an answer as one piece."""
     yield prediction.value
     return prediction
 
 
-def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction]) -> Pieces:
-    """Yields a generator's pieces. `read` takes (the whole, its return value): a confidence, or tokens' log-probabilities.
+def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], Prediction]) -> Pieces:
+    """Yield a generator's pieces, and return the prediction that `read` makes of the whole; closes the generator.
 
-    A `Prediction` that it returns is taken as it is.
+    `read` takes (the whole, the generator's return value: a confidence, or tokens' log-probabilities), or the `Prediction` that
+    the generator returned.
     """
     pieces: list[object] = []
     try:
@@ -94,70 +147,83 @@ def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction])
             pieces.append(next(result))
             yield pieces[-1]
     except StopIteration as end:
-        return read(end.value if type(end.value) is Prediction else (whole(pieces), _returned(end.value, pieces)))
+        return read(end.value if type(end.value) is Prediction else (whole(pieces), _confidence_of(end.value, pieces)))
     finally:
         result.close()
 
 
 def logprobs_of(pieces: Iterable[object]) -> list[float] | None:
-    """The log-probabilities that pieces have brought, in order; None: none has any."""
-    found = [one for piece in pieces if type(piece) is Piece for one in piece.logprobs]
-    return found or None
+    """Return the log-probabilities that pieces have brought, in order; None: none has any."""
+    logprobs = [logprob for piece in pieces if type(piece) is Piece for logprob in piece.logprobs]
+    return logprobs or None
 
 
-def _returned(value: Any, pieces: list[object]) -> Any:
-    """What a generator returned as its confidence; without that the log-probabilities of its pieces."""
+def _confidence_of(value: Any, pieces: list[object]) -> Any:
+    """Return a generator's return value, its confidence; without one, the log-probabilities of its pieces."""
     return logprobs_of(pieces) if value is None else value
 
 
-# The legs of a stream that were started: which is waited for, which is due, and which is to be shown.
+# States of a stream and of its legs, as drawn above.
 
 
-class Voice:
-    """A leg that was started.
+class LegState:
+    """State of a leg that was started.
 
     Attributes:
-        first_by: by when it has to begin.
-        last: nobody else was left as it was started: its answer is accepted whatever its confidence.
-        sure: whether it is accepted; None: it is not decided.
-        passed: it is not waited for any more, though it may go on.
-        ended, failed: it has, and without an answer.
-        patient: it is waited for beyond `first_by`, since there is nobody else.
-        answer: if it has one.
-        error: why it failed, if it said so.
+        first_by: instant by which it has to begin.
+        last: True if no other leg was left when it was started: its answer is accepted whatever its confidence.
+        accepted: True or False once it is decided; None: undecided.
+        passed_over: True if it is not waited for any more, though it may go on.
+        ended: True if it has answered, failed or was stopped.
+        failed: True if it ended without an answer.
+        no_time_limit: True if it is waited for beyond `first_by`, since there is no other leg.
+        answer: its whole answer; None: none yet.
+        error: the exception of its failure.
     """
 
-    __slots__ = ("answer", "ended", "error", "failed", "first_by", "last", "passed", "patient", "pieces", "started", "sure")
+    __slots__ = (
+        "accepted",
+        "answer",
+        "ended",
+        "error",
+        "failed",
+        "first_by",
+        "last",
+        "no_time_limit",
+        "passed_over",
+        "pieces",
+        "started",
+    )
 
     def __init__(self, started: float, first_by: float, last: bool) -> None:
         self.started, self.first_by, self.last = started, first_by, last
         self.pieces: list[object] = []
-        self.sure: bool | None = None
-        self.passed = self.ended = self.failed = self.patient = False
+        self.accepted: bool | None = None
+        self.passed_over = self.ended = self.failed = self.no_time_limit = False
         self.answer: Prediction | None = None
         self.error: BaseException | None = None
 
     @property
     def active(self) -> bool:
-        """Whether it is waited for."""
-        return not self.ended and not self.passed
+        """True if the leg is waited for."""
+        return not self.ended and not self.passed_over
 
     @property
-    def spoken(self) -> bool:
-        """Whether anything has come from it that counts."""
+    def has_begun(self) -> bool:
+        """True if a piece or an answer has come from the leg."""
         return bool(self.pieces) or self.answer is not None
 
 
-class Voices:
-    """The legs of a stream that were started, and what follows from how they stand.
+class StreamState:
+    """State of a stream: its legs, the source, and the decisions that follow from them.
 
     Attributes:
-        now: the instant of the last event.
-        voices: those that were started, in this order.
-        pending: those that were not.
-        shown: whose pieces are shown; None: nobody's yet.
-        held: answers that were not accepted.
-        stands: whether an edge's answer that is not accepted may be shown: otherwise the offline rule may replace it.
+        now: instant of the last event.
+        states: leg -> state, of the legs that were started, in this order.
+        pending: legs that were not started.
+        shown: leg whose pieces are shown, the source; None: none yet.
+        held: leg -> its answer that was not accepted.
+        may_degrade: True if an edge's answer that is not accepted may be shown; else the offline rule may replace it.
     """
 
     def __init__(self, plan: Plan, begun: float, first_s: float, restart: bool) -> None:
@@ -165,24 +231,24 @@ class Voices:
         self.first_s, self.restart = first_s, restart
         self.now = begun
         self.pending = [*plan.order]
-        self.voices: dict[int, Voice] = {}
+        self.states: dict[int, LegState] = {}
         self.shown: int | None = None
         self.held: dict[int, Prediction] = {}
-        self.stands = plan.offline in {"edge", "queue"}
+        self.may_degrade = plan.offline in {"edge", "queue"}
 
     def next(self) -> int:
-        """The pending leg that is started next: a standby that is due before others are, or else the first."""
+        """Return the pending leg to start next: a standby that is due before others are, or else the first."""
         first = self.pending[0]
-        if not self.legs[first].standby and self._hedges_standby():
+        if not self.legs[first].standby and self._standby_is_due():
             return next((i for i in self.pending if self.legs[i].standby), first)
         return first
 
-    def _hedges_standby(self) -> bool:
-        """Whether an edge on standby is due, though others are waited for."""
-        return self._standby_at() <= self.now and any(v.active for v in self.voices.values())
+    def _standby_is_due(self) -> bool:
+        """Return True if an edge on standby is due, though others are waited for."""
+        return self._standby_at() <= self.now and any(v.active for v in self.states.values())
 
     def _standby_at(self) -> float:
-        """When a standby is started beside others; inf: once they have ended, for which they leave it its time."""
+        """Return when a standby is started beside others; inf: only once they have ended, which leaves it its time."""
         plan = self.plan
         leg = next((leg for leg in plan.legs if leg.standby), None)
         if leg is None or plan.hedge_s >= plan.deadline_s - min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2):
@@ -190,10 +256,10 @@ class Voices:
         return self.begun + plan.hedge_s
 
     def due(self) -> float:
-        """The instant at which the next leg is started; inf: not as things are."""
+        """Return the instant at which the next leg is started; inf: none is, as things are."""
         if not self.pending or self.fixed():
             return INF
-        if not (active := [v for v in self.voices.values() if v.active]):
+        if not (active := [v for v in self.states.values() if v.active]):
             return self.now
         first = self.pending[0]
         due = INF if self.legs[first].standby else active[-1].started + self.legs[first].hedge_after_s
@@ -202,79 +268,81 @@ class Voices:
         return due
 
     def fixed(self) -> bool:
-        """Whether the source is."""
+        """Return True if the source cannot change any more."""
         if self.shown is None:
-            return any(v.sure for v in self.voices.values() if not v.ended)
-        v = self.voices[self.shown]
-        return not self.restart or (v.active and (v.sure is True or not self.judged(self.shown)))
+            return any(v.accepted for v in self.states.values() if not v.ended)
+        v = self.states[self.shown]
+        return not self.restart or (v.active and (v.accepted is True or not self.judged(self.shown)))
 
     def judged(self, i: int) -> bool:
-        """Whether that leg's answer has to reach a threshold."""
+        """Return True if the leg's answer has to reach a threshold."""
         leg = self.legs[i]
-        return not self.voices[i].last and (leg.standby or not (leg.final or leg.threshold is None))
+        return not self.states[i].last and (leg.standby or not (leg.final or leg.threshold is None))
 
     def until(self) -> float:
-        """When the next thing is to be done, if nothing comes."""
+        """Return the instant at which something is to be done if no event comes."""
         if self.shown is not None and self.fixed():
             return self.deadline
-        waits = [v.first_by for v in self.voices.values() if v.active and not v.spoken and not v.patient]
+        waits = [v.first_by for v in self.states.values() if v.active and not v.has_begun and not v.no_time_limit]
         return min(self.deadline, self.due(), *waits)
 
     def running(self) -> list[int]:
-        """Those that have not ended."""
-        return [i for i, v in self.voices.items() if not v.ended]
+        """Return the legs that have not ended."""
+        return [i for i, v in self.states.items() if not v.ended]
 
     def reserve_s(self, i: int) -> float:
-        """Time to leave a standby after this leg, seconds; half of the deadline where more is needed, or it is unknown.
+        """Return the time that a leg leaves for a standby after it, seconds; half of the deadline at most, and if unknown.
 
-        Likewise to an edge that is not in memory, which has to be loaded.
+        An edge that is not in memory, which has to be loaded, gets half of the deadline.
         """
-        plan, own = self.plan, self.legs[i]
+        plan, this = self.plan, self.legs[i]
         coming = (self.legs[j] for j in self.pending if j > i)
         leg = next((leg for leg in coming if leg.standby or leg.start_by_s < INF), None)
-        if leg is None or own.standby or own.start_by_s < INF or plan.deadline_s == INF or self._standby_at() < INF:
+        if leg is None or this.standby or this.start_by_s < INF or plan.deadline_s == INF or self._standby_at() < INF:
             return 0.0
         if not leg.standby:
             return plan.deadline_s / 2
         return min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2)
 
     def early(self, i: int) -> bool:
-        """Whether that leg may be decided within its answer: its threshold does not depend on what the answer is."""
+        """Return True if the leg may be decided within its answer: its threshold does not depend on the answer."""
         leg = self.legs[i]
         return self.judged(i) and not leg.standby and not leg.thresholds
 
     def others(self, i: int) -> bool:
-        """Whether there is anything else than this leg that an answer may come from."""
-        others = any(j != i and not v.failed and (v.answer or not v.ended) for j, v in self.voices.items())
+        """Return True if an answer may come from any other leg."""
+        others = any(j != i and not v.failed and (v.answer or not v.ended) for j, v in self.states.items())
         return others or (bool(self.pending) and self.now < self.deadline)
 
     def best(self, cut: Iterable[int]) -> int | None:
-        """The leg whose answer stands."""
-        if self.shown is not None and not (self.restart and self.stands and self.held):
+        """Return the leg whose answer is the result if none is accepted; None: no answer. `cut`: legs that the deadline ended."""
+        if self.shown is not None and not (self.restart and self.may_degrade and self.held):
             return self.shown
         if self.held:
             return self.shown if self.shown in self.held else max(self.held, key=lambda i: self.legs[i].target)
-        parts = [i for i in cut if self._stays(i)] or [i for i, v in self.voices.items() if v.failed and self._stays(i)]
-        return parts[0] if parts and self.stands else None
+        parts = [i for i in cut if self._edge_has_begun(i)] or [
+            i for i, v in self.states.items() if v.failed and self._edge_has_begun(i)
+        ]
+        return parts[0] if parts and self.may_degrade else None
 
-    def speakers(self) -> Iterator[int]:
-        """The leg to be shown, if there is one: the first that was yielded counts."""
+    def candidates(self) -> Iterator[int]:
+        """Yield the legs that may be shown now, the best first."""
         undecided = False
-        for i, voice in self.voices.items():
-            if voice.pieces and not (voice.failed or voice.passed or undecided or self.judged(i)):
+        for i, state in self.states.items():
+            if state.pieces and not (state.failed or state.passed_over or undecided or self.judged(i)):
                 yield i
-            undecided = undecided or (voice.active and self.judged(i) and not self.legs[i].standby)
+            undecided = undecided or (state.active and self.judged(i) and not self.legs[i].standby)
         if self.restart and self.shown is None:
-            yield from (i for i, v in self.voices.items() if self._stays(i) and not v.failed)
-        left = [i for i, v in self.voices.items() if not v.failed and not v.ended]
-        if self.stands and not self.pending and len(left) == 1 and not self.held and self._stays(left[0]):
+            yield from (i for i, v in self.states.items() if self._edge_has_begun(i) and not v.failed)
+        left = [i for i, v in self.states.items() if not v.failed and not v.ended]
+        if self.may_degrade and not self.pending and len(left) == 1 and not self.held and self._edge_has_begun(left[0]):
             yield left[0]  # nobody else is left
-        elif self.restart and self.shown is not None and self.voices[self.shown].failed:
-            yield from (i for i, v in self.voices.items() if self._stays(i) and not v.failed)
+        elif self.restart and self.shown is not None and self.states[self.shown].failed:
+            yield from (i for i, v in self.states.items() if self._edge_has_begun(i) and not v.failed)
 
-    def _stays(self, i: int) -> bool:
-        """Whether that leg is an edge that has begun."""
-        return self.legs[i].permit is None and bool(self.voices[i].pieces)
+    def _edge_has_begun(self, i: int) -> bool:
+        """Return True if the leg is an edge that has given a piece."""
+        return self.legs[i].permit is None and bool(self.states[i].pieces)
 
 
 class FirstTokenLate(Coded, TimeoutError):
@@ -285,32 +353,33 @@ class FirstTokenLate(Coded, TimeoutError):
 
 @final
 class Restart(str):
-    """Among the pieces of a stream: what was shown so far is void, and the answer begins anew, from another source, its text."""
+    """Piece of a stream that voids the pieces so far: the answer begins anew, from another source, which is its text."""
 
     __slots__ = ()
 
 
 def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> Walk:
-    """Routes one input along the plan, and emits the pieces of one leg's answer as they come.
+    """Route one input along the plan, and emit the pieces of one leg's answer as they come; see the drawing above.
 
     A leg with a threshold is judged once: by its beginning, with the piece that brings a confidence (`Delta.confidence`), or else
     by its whole answer. Until then its pieces are held back, and so are those of a later leg that was started meanwhile (hedge).
     Once it is accepted they are shown, and further ones as they come. If it is not, the next leg is shown from its first piece
-    on, while the first goes on until then. If nobody else is left, it is shown as it comes.
+    on, while the first goes on until then. If no other leg is left, it is shown as it comes.
 
-    Once a piece was shown the source is fixed, and all other legs are cancelled: if it fails, what was shown is the answer.
-    With `restart` it is not: what an edge says is shown at once, until the next leg, if one is needed, has something; and a leg
-    that breaks off is followed by what an edge has. `Restart` is emitted before the first piece of another leg than so far.
+    Once a piece was shown the source is fixed, and all other legs are cancelled: if it fails, the part that was shown is the
+    answer. With `restart` the source may change: an edge's pieces are shown at once, until the next leg, if one is needed, has a
+    piece; and a leg that breaks off is followed by an edge's answer. `Restart` is emitted before the first piece of another leg
+    than so far.
 
     A fallback answer that was not accepted is emitted, unless the plan's offline rule may replace it. An edge that does not begin
-    in time is not stopped: it is used if nobody else answers.
+    in time is not stopped: its answer is used if no other leg answers.
 
     Args:
         plan: the plan.
-        begun: the instant at which it begins.
-        first_s: a leg without a first piece after so many seconds counts as failed, unless nothing else is left.
-        keep_late: at the deadline, leave a cloud running rather than cancel it.
-        restart: the answer may begin anew.
+        begun: instant at which the walk begins.
+        first_s: time after which a leg without a first piece counts as failed, unless no other is left, seconds.
+        keep_late: True: at the deadline, leave a cloud running rather than cancel it.
+        restart: True: the answer may begin anew.
     """
     return StreamWalk(plan, begun, first_s, keep_late, restart).steps()
 
@@ -319,208 +388,237 @@ _Steps = Generator[Effect, Event | None, None]
 
 
 class StreamWalk:
-    """The walk of `walk_stream`, with the same arguments: what came of it can be told before its end."""
+    """Walk of `walk_stream`, with the same arguments; its state can be read before its end."""
 
     def __init__(self, plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False, restart: bool = False) -> None:
-        self.at, self.keep_late = Voices(plan, begun, first_s, restart), keep_late
+        self.stream, self.keep_late = StreamState(plan, begun, first_s, restart), keep_late
         self.log: list[Mark] = []
         self.outcome: Outcome | None = None
 
     def steps(self) -> Walk:
-        """The walk."""
+        """Yield effects, take events, and return the outcome."""
         while self.outcome is None:
             event = yield from self._start()
             if event is None:
-                if not self.at.running():
+                if not self.stream.running():
                     yield from self._finish()
                     break
-                event = yield Wait(self.at.until())
+                event = yield Wait(self.stream.until())
             assert event is not None, "a driver answers Wait with an event"
-            self.at.now = max(self.at.now, event.at)
-            late = type(event) is Delta and event.at > self.at.deadline  # a reader was slow, and its leg goes on and on
+            self.stream.now = max(self.stream.now, event.at)
+            late = type(event) is Delta and event.at > self.stream.deadline  # a reader was slow, and its leg goes on and on
             if type(event) is Elapsed or late:
-                if self.at.now >= self.at.deadline:
-                    yield from self._deadline()
+                if self.stream.now >= self.stream.deadline:
+                    yield from self._end_at_deadline()
                 else:
-                    yield from self._late()
-                    yield from self._settle()
+                    yield from self._drop_late()
+                    yield from self._choose_source()
             else:
-                yield from self._heard(event)
+                yield from self._on_event(event)
         assert self.outcome is not None, "a walk that has finished has an outcome"
         return self.outcome
 
-    def left(self, at: float) -> Left | None:
-        """The outcome if the caller leaves at that instant, and its driver has stopped all legs; None: none was started."""
+    def left(self, instant: float) -> Left | None:
+        """Return the outcome if the caller leaves at an instant, all legs being stopped; None if none was started."""
         started = [mark.leg for mark in self.log if mark.kind == "start"]
         if not started:
             return None
-        self.log += [Mark("cancelled", i, at) for i in self.at.running() if i in started]
-        i = started[-1] if self.at.shown is None else self.at.shown
-        shown = Prediction(whole(self.at.voices[i].pieces if i == self.at.shown else []), None, None)
-        return Left(i, shown, False, self.log, self.at.begun, at, self.at.held)
+        self.log += [Mark("cancelled", i, instant) for i in self.stream.running() if i in started]
+        i = started[-1] if self.stream.shown is None else self.stream.shown
+        shown = Prediction(whole(self.stream.states[i].pieces if i == self.stream.shown else []), None, None)
+        return Left(i, shown, False, self.log, self.stream.begun, instant, self.stream.held)
 
-    # what is started, and waited for
+    # starting
 
     def _start(self) -> Generator[Effect, Event | None, Event | None]:
-        """Starts what is due. Returns the event of a leg that has ended at once."""
-        while self.at.due() <= self.at.now < self.at.deadline:
-            i = self.at.next()
-            self.at.pending.remove(i)
-            last = not self.at.pending and not self.at.plan.skipped and not any(v.active for v in self.at.voices.values())
-            first_by = max(self.at.now, min(self.at.now + self.at.first_s, self.at.deadline - self.at.reserve_s(i)))
-            self.at.voices[i] = Voice(self.at.now, first_by, last)
+        """Start the legs that are due. Return the event of a leg that has ended at once."""
+        while self.stream.due() <= self.stream.now < self.stream.deadline:
+            i = self.stream.next()
+            self.stream.pending.remove(i)
+            last = (
+                not self.stream.pending
+                and not self.stream.plan.skipped
+                and not any(v.active for v in self.stream.states.values())
+            )
+            first_by = max(
+                self.stream.now, min(self.stream.now + self.stream.first_s, self.stream.deadline - self.stream.reserve_s(i))
+            )
+            self.stream.states[i] = LegState(self.stream.now, first_by, last)
             event = yield Start(i)
-            self.log.append(Mark("start", i, self.at.now))
+            self.log.append(Mark("start", i, self.stream.now))
             if event is not None:
                 return event
         return None
 
-    # what comes
+    # events of legs
 
-    def _heard(self, event: Delta | Done | Failed) -> _Steps:
+    def _on_event(self, event: Delta | Done | Failed) -> _Steps:
+        """Update a leg by its event, and show or end what follows from that."""
         i = event.leg
-        voice = self.at.voices[i]
-        if voice.ended:
+        state = self.stream.states[i]
+        if state.ended:
             return  # it was stopped
         if type(event) is Delta:
             if not (type(event.piece) is Piece and not event.piece):
-                voice.pieces.append(event.piece)
-                if self.at.shown == i:
+                state.pieces.append(event.piece)
+                if self.stream.shown == i:
                     yield from self._emit(i, event.piece)
-            if event.confidence is not None and voice.sure is None and self.at.early(i):
-                yield from self._decide(i, event.confidence)
+            if event.confidence is not None and state.accepted is None and self.stream.early(i):
+                yield from self._decide_early(i, event.confidence)
         elif type(event) is Done:
-            voice.ended, voice.answer = True, event.answer
-            yield from self._answered(i, voice, event.answer)
+            state.ended, state.answer = True, event.answer
+            yield from self._on_answer(i, state, event.answer)
         else:
             assert type(event) is Failed, "there is no other event of a leg"
-            voice.ended, voice.failed, voice.error = True, True, event.error
-            self.log.append(Mark("failed", i, self.at.now, event.error))
-            yield from self._broken(i, voice, fatal=event.fatal)
+            state.ended, state.failed, state.error = True, True, event.error
+            self.log.append(Mark("failed", i, self.stream.now, event.error))
+            yield from self._on_failure(i, state, fatal=event.fatal)
         if self.outcome is None:
-            yield from self._settle()
+            yield from self._choose_source()
 
-    def _decide(self, i: int, confidence: float) -> _Steps:
-        voice = self.at.voices[i]
-        voice.sure = acceptable(self.at.legs[i], Prediction(None, confidence, None))
-        self.log.append(Mark("decided", i, self.at.now, confidence))
-        if voice.sure:
+    def _decide_early(self, i: int, confidence: float) -> _Steps:
+        """Decide a leg by the confidence of its beginning: show it, or pass it over."""
+        state = self.stream.states[i]
+        state.accepted = acceptable(self.stream.legs[i], Prediction(None, confidence, None))
+        self.log.append(Mark("decided", i, self.stream.now, confidence))
+        if state.accepted:
             yield from self._show(i)
         else:
-            voice.passed = True
-            self.log.append(Mark("below", i, self.at.now, confidence))
+            state.passed_over = True
+            self.log.append(Mark("below", i, self.stream.now, confidence))
 
-    def _answered(self, i: int, voice: Voice, answer: Prediction) -> _Steps:
-        leg = self.at.legs[i]
-        if voice.sure is None and leg.thresholds:
-            self.log.append(Mark("limit", i, self.at.now, own_threshold(leg, answer)))
-        if voice.sure is None:
-            voice.sure = voice.last or (not leg.standby and acceptable(leg, answer))
+    def _on_answer(self, i: int, state: LegState, answer: Prediction) -> _Steps:
+        """Judge a whole answer: show it and end the walk, or hold it."""
+        leg = self.stream.legs[i]
+        if state.accepted is None and leg.thresholds:
+            self.log.append(Mark("limit", i, self.stream.now, own_threshold(leg, answer)))
+        if state.accepted is None:
+            state.accepted = state.last or (not leg.standby and acceptable(leg, answer))
             kind = "kept" if leg.standby else "below"
         else:
             kind = "kept"
-        if voice.sure:
-            self.log.append(Mark("accepted", i, self.at.now, answer.confidence))
+        if state.accepted:
+            self.log.append(Mark("accepted", i, self.stream.now, answer.confidence))
             yield from self._show(i)
             self._end(i, answer, accepted=True)
             return
-        self.log.append(Mark(kind, i, self.at.now, answer.confidence))  # type: ignore[arg-type]
-        voice.passed = True
-        self.at.held[i] = answer
-        for j, other in self.at.voices.items():  # whoever was waited for since there was nobody else
-            if other.patient and other.active and not other.spoken:
+        self.log.append(Mark(kind, i, self.stream.now, answer.confidence))  # type: ignore[arg-type]
+        state.passed_over = True
+        self.stream.held[i] = answer
+        for j, other in self.stream.states.items():  # whoever was waited for since there was nobody else
+            if other.no_time_limit and other.active and not other.has_begun:
                 yield from self._give_up(j)
 
-    def _broken(self, i: int, voice: Voice, *, fatal: bool) -> _Steps:
-        if self.at.shown == i:
-            if not self.at.restart or not self.at.others(i):
-                yield from self._cancel(self.at.running())
-                self._end(i, _part(voice.pieces, voice.error), accepted=False)
-        elif fatal and not self.at.held and self.at.shown is None:
-            yield from self._cancel(self.at.running())
-            self.outcome = Outcome(None, None, False, self.log, self.at.begun, self.at.now)
+    def _on_failure(self, i: int, state: LegState, *, fatal: bool) -> _Steps:
+        """End the walk if the source has failed, or the failure is fatal, and no other leg can answer."""
+        if self.stream.shown == i:
+            if not self.stream.restart or not self.stream.others(i):
+                yield from self._cancel(self.stream.running())
+                self._end(i, _partial_answer(state.pieces, state.error), accepted=False)
+        elif fatal and not self.stream.held and self.stream.shown is None:
+            yield from self._cancel(self.stream.running())
+            self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
 
-    # when nothing comes
+    # lateness, and the end
 
-    def _late(self) -> _Steps:
-        """Gives up whoever has not begun in time."""
-        for i, voice in [*self.at.voices.items()]:
-            if not voice.active or voice.spoken or voice.patient or self.at.now < voice.first_by or self.at.shown == i:
+    def _drop_late(self) -> _Steps:
+        """Pass over each leg that has not begun in time, unless no other is left."""
+        for i, state in [*self.stream.states.items()]:
+            if (
+                not state.active
+                or state.has_begun
+                or state.no_time_limit
+                or self.stream.now < state.first_by
+                or self.stream.shown == i
+            ):
                 continue
-            if not self.at.pending and not self.at.held and not any(v.pieces for v in self.at.voices.values() if not v.failed):
-                voice.patient = True  # nothing is won by giving it up
+            if (
+                not self.stream.pending
+                and not self.stream.held
+                and not any(v.pieces for v in self.stream.states.values() if not v.failed)
+            ):
+                state.no_time_limit = True  # nothing is won by giving it up
             else:
                 yield from self._give_up(i)
 
     def _give_up(self, i: int) -> _Steps:
-        voice = self.at.voices[i]
-        late = FirstTokenLate(f"it had not begun to answer after {(self.at.now - voice.started) * 1000:.0f} ms")
-        self.log.append(Mark("failed", i, self.at.now, late))
-        voice.passed = True
-        if self.at.legs[i].permit is not None:
-            voice.ended = voice.failed = True
+        """Pass over a late leg; cancel it if it is a cloud."""
+        state = self.stream.states[i]
+        late = FirstTokenLate(f"it had not begun to answer after {(self.stream.now - state.started) * 1000:.0f} ms")
+        self.log.append(Mark("failed", i, self.stream.now, late))
+        state.passed_over = True
+        if self.stream.legs[i].permit is not None:
+            state.ended = state.failed = True
             yield Cancel(i)
 
-    def _deadline(self) -> _Steps:
-        running = self.at.running()
+    def _end_at_deadline(self) -> _Steps:
+        """Stop all running legs, or leave clouds running, and end the walk."""
+        running = self.stream.running()
         for i in running:
-            yield Leave(i) if self.keep_late and self.at.legs[i].permit is not None else Cancel(i)
-            self.log.append(Mark("timeout", i, self.at.now))
-            self.at.voices[i].ended = True
-        self.at.pending.clear()
+            yield Leave(i) if self.keep_late and self.stream.legs[i].permit is not None else Cancel(i)
+            self.log.append(Mark("timeout", i, self.stream.now))
+            self.stream.states[i].ended = True
+        self.stream.pending.clear()
         yield from self._finish(running)
 
     def _finish(self, cut: Iterable[int] = ()) -> _Steps:
-        """Nothing more comes. `cut`: the legs that the deadline has ended."""
-        i = self.at.best(cut)
+        """End the walk with the best answer; no more events come. `cut`: legs that the deadline ended."""
+        i = self.stream.best(cut)
         if i is None:
-            self.outcome = Outcome(None, None, False, self.log, self.at.begun, self.at.now)
+            self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
             return
-        if i != self.at.shown and (self.at.stands or self.at.shown is not None):
+        if i != self.stream.shown and (self.stream.may_degrade or self.stream.shown is not None):
             yield from self._show(i)
-        self._end(i, self.at.held.get(i) or _part(self.at.voices[i].pieces, self.at.voices[i].error), accepted=False)
+        self._end(
+            i,
+            self.stream.held.get(i) or _partial_answer(self.stream.states[i].pieces, self.stream.states[i].error),
+            accepted=False,
+        )
 
-    # what is shown
+    # showing
 
-    def _settle(self) -> _Steps:
-        """Shows a leg that may be shown now."""
-        if self.at.shown is not None and self.at.fixed():
+    def _choose_source(self) -> _Steps:
+        """Show a leg that may be shown now, unless the source is fixed."""
+        if self.stream.shown is not None and self.stream.fixed():
             return
-        for i in self.at.speakers():
-            if self.at.shown != i:
+        for i in self.stream.candidates():
+            if self.stream.shown != i:
                 yield from self._show(i)
             return
 
     def _show(self, i: int) -> _Steps:
-        """Shows a leg from its first piece on. The others are cancelled, unless the answer may yet begin anew."""
-        voice, before = self.at.voices[i], self.at.shown
-        others = [j for j in self.at.running() if j != i]
-        if self.at.restart and not voice.sure:
-            others = [j for j in others if self.at.legs[j].permit is not None and not self.at.judged(i)]
+        """Show a leg from its first piece on. Cancel the others, unless the answer may begin anew."""
+        state, before = self.stream.states[i], self.stream.shown
+        others = [j for j in self.stream.running() if j != i]
+        if self.stream.restart and not state.accepted:
+            others = [j for j in others if self.stream.legs[j].permit is not None and not self.stream.judged(i)]
         yield from self._cancel(others)
         if before == i:
             return
-        self.at.shown = i
+        self.stream.shown = i
         if before is not None:
-            yield from self._emit(i, Restart(self.at.legs[i].name))
-        for piece in [*voice.pieces]:
+            yield from self._emit(i, Restart(self.stream.legs[i].name))
+        for piece in [*state.pieces]:
             yield from self._emit(i, piece)
 
     def _emit(self, i: int, piece: object) -> _Steps:
+        """Emit a piece, and take over the time that showing it took."""
         shown = yield Emit(i, Prediction(piece, None, None), ())
-        self.at.now = max(self.at.now, shown.at)  # type: ignore[union-attr]  # showing it may have taken time
+        self.stream.now = max(self.stream.now, shown.at)  # type: ignore[union-attr]  # showing it may have taken time
 
     def _cancel(self, legs: Iterable[int]) -> _Steps:
+        """Cancel legs, and log that."""
         for i in [*legs]:
             yield Cancel(i)
-            self.log.append(Mark("cancelled", i, self.at.now))
-            self.at.voices[i].ended = self.at.voices[i].failed = True
+            self.log.append(Mark("cancelled", i, self.stream.now))
+            self.stream.states[i].ended = self.stream.states[i].failed = True
 
     def _end(self, i: int, prediction: Prediction, *, accepted: bool) -> None:
-        self.outcome = Outcome(i, prediction, accepted, self.log, self.at.begun, self.at.now, self.at.held)
+        """Set the outcome."""
+        self.outcome = Outcome(i, prediction, accepted, self.log, self.stream.begun, self.stream.now, self.stream.held)
 
 
-def _part(pieces: list[object], error: BaseException | None = None) -> Prediction:
-    """What of an answer was shown; with the outputs so far, where the error has them."""
+def _partial_answer(pieces: list[object], error: BaseException | None = None) -> Prediction:
+    """Return the part of an answer that was shown; with the outputs so far, if the error has them."""
     partial = getattr(error, "partial", None)
     return Prediction(whole(pieces), None, partial.outputs if type(partial) is Prediction else None)

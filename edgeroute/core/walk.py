@@ -1,4 +1,4 @@
-"""Walks a plan. A generator yields effects; a driver executes them and sends events back.
+"""Walk of a plan: a generator yields effects; a driver executes them and sends events back.
 
     effects, yielded      Start(leg)   Wait(until)   Cancel(leg)   Leave(leg)   Emit(leg, prediction)
     events, sent back     Done   Failed   Elapsed   (and Delta, in streams only)
@@ -6,7 +6,7 @@
 A driver answers `Wait` with the next event, or with `Elapsed` once `until` has come; `Start` with None, or with the
 leg's event if it ran to its end at once; `Emit` with `Elapsed`; `Cancel` and `Leave` with None.
 All instants are seconds of one monotonic clock.
-Starting is separate from waiting, so a race needs no thread here, and acceptance, hedging, deadline and degradation are
+Starting is separate from waiting, so a race needs no thread here; acceptance, hedging, deadline and degradation are
 all in this one function.
 """
 
@@ -21,7 +21,7 @@ from edgeroute.core.policy import INF
 
 @final
 class Start(NamedTuple):
-    """Start this leg. `rows`: for these rows of a batch; None: for a single input."""
+    """Effect: start this leg. `rows`: for these rows of a batch; None: for a single input."""
 
     leg: int
     rows: tuple[int, ...] | None = None
@@ -29,21 +29,21 @@ class Start(NamedTuple):
 
 @final
 class Wait(NamedTuple):
-    """Wait for the next event, or Elapsed at this instant."""
+    """Effect: wait for the next event, or for this instant (`Elapsed`)."""
 
     until: float
 
 
 @final
 class Cancel(NamedTuple):
-    """Stop this leg: its answer is no longer needed."""
+    """Effect: stop this leg, whose answer is no longer needed."""
 
     leg: int
 
 
 @final
 class Leave(NamedTuple):
-    """Stop waiting for this leg, but let it run on: its answer is still of use."""
+    """Effect: stop waiting for this leg, but let it run on, since its answer is still of use."""
 
     leg: int
 
@@ -60,35 +60,36 @@ class Mark(NamedTuple):
     at: float
     detail: Any = None
     """By kind: the confidence of an answer (accepted, below, kept), or of its beginning (decided, which comes before these: the
-    decision was made within the answer, and of one that is below, kept tells that it went on to its end); the exception of a
-    failure (failed); the threshold of this answer, if it depends on the answer (limit, before accepted and below); else None."""
+    decision was made within the answer, and kept of an answer below says that it went on to its end); the exception of a failure
+    (failed); the threshold of this answer, if it depends on the answer (limit, before accepted and below); else None.
+    """
 
 
 class Prediction(NamedTuple):
     """Answer of a leg."""
 
     value: Any
-    """What was decoded from the outputs: a class's label, a text, ..."""
+    """Value decoded from the outputs: a class's label, a text, ..."""
     confidence: float | None
     """0..1 for most scores, higher is more confident; None or NaN: there is none."""
     outputs: Any
-    """The raw outputs that the value was decoded from."""
+    """Raw outputs from which the value was decoded."""
 
 
 @final
 class Delta(NamedTuple):
-    """A piece of the leg's answer; more may follow, then Done or Failed."""
+    """Event: a piece of the leg's answer; more may follow, then Done or Failed."""
 
     leg: int
     piece: Any
     at: float
     confidence: float | None = None
-    """What the answer's confidence is, known with this piece, if that is taken of its beginning alone; else None."""
+    """Confidence of the whole answer, if it is taken of its beginning alone and known with this piece; else None."""
 
 
 @final
 class Done(NamedTuple):
-    """The leg answered; for a batch, `answer` has a prediction, or an exception, for each of the rows it was started with."""
+    """Event: the leg answered; for a batch, `answer` has a prediction, or an exception, for each row it was started with."""
 
     leg: int
     answer: Any
@@ -97,25 +98,25 @@ class Done(NamedTuple):
 
 @final
 class Failed(NamedTuple):
-    """The leg failed."""
+    """Event: the leg failed."""
 
     leg: int
     error: BaseException
     at: float
     fatal: bool = False
-    """The input itself is invalid: no other leg is tried."""
+    """True if the input itself is invalid: no other leg is tried."""
 
 
 @final
 class Elapsed(NamedTuple):
-    """The instant waited for has come."""
+    """Event: the instant waited for has come."""
 
     at: float
 
 
 @final
 class Emit(NamedTuple):
-    """Show this answer now; a better one may follow."""
+    """Effect: show this answer now; a better one may follow."""
 
     leg: int
     prediction: Prediction
@@ -130,7 +131,7 @@ class Outcome(NamedTuple):
     """Result of a route."""
 
     leg: int | None
-    """The leg that gave the answer; None: there is no answer."""
+    """Leg that gave the answer; None: there is no answer."""
     prediction: Prediction | None
     accepted: bool
     """False: the best available answer, not the one the policy requires."""
@@ -142,7 +143,7 @@ class Outcome(NamedTuple):
 
 
 class Left(Outcome):
-    """Result where the caller has left before the end: what was shown by then, of the leg shown, or else was started last."""
+    """Result if the caller leaves before the end: the answer shown by then, of the leg shown, or else of the one started last."""
 
     __slots__ = ()
 
@@ -152,11 +153,11 @@ Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
 STARTS = tuple(Start(i) for i in range(16))
 FOREVER = Wait(INF)
 new = tuple.__new__
-"""Builds a NamedTuple from its fields without a Python-level call: for objects that every request makes."""
+"""Build a NamedTuple from its fields without a Python-level call: for objects that every request makes."""
 
 
 def acceptable(leg: Leg, prediction: Prediction) -> bool:
-    """Whether an answer is accepted; at exactly the threshold it is."""
+    """Return True if an answer is accepted; at exactly the threshold it is."""
     threshold = leg.threshold
     if leg.final or threshold is None:
         return True
@@ -169,28 +170,30 @@ def acceptable(leg: Leg, prediction: Prediction) -> bool:
 
 
 def judged(leg: Leg) -> bool:
-    """Whether an edge's answer is compared with a threshold, with another leg to call if it fails."""
+    """Return True if an edge's answer is compared with a threshold, with another leg to call if it fails."""
     return leg.permit is None and leg.threshold is not None and not leg.final and not leg.standby
 
 
 def own_threshold(leg: Leg, prediction: Prediction) -> float:
-    """The threshold for this answer."""
+    """Return the threshold for this answer."""
     assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
     return leg.thresholds.get(str(prediction.value), leg.threshold)
 
 
-def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outcome | None:
-    """The outcome of `walk` if the first leg's answer at the instant `at` already ends it; None: it does not.
+def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outcome | None:
+    """Return the outcome of `walk` if the first leg's answer at the instant `at` ends it; None if it does not.
 
     For sequential plans that begin on the device: the fast path of most calls, without a generator.
     """
     leg, confidence = plan.legs[0], prediction.confidence
-    own, threshold = leg.thresholds, leg.threshold
-    clear = not own and confidence is not None and threshold is not None and confidence >= threshold != INF  # most: saves a call
+    thresholds, threshold = leg.thresholds, leg.threshold
+    clear = (
+        not thresholds and confidence is not None and threshold is not None and confidence >= threshold != INF
+    )  # most: saves a call
     if leg.standby or not (clear or acceptable(leg, prediction)):
         return None
     log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, at, confidence))]
-    if own:
+    if thresholds:
         log.insert(1, Mark("limit", 0, at, own_threshold(leg, prediction)))
     return new(Outcome, (0, prediction, True, log, begun, at, _NONE))
 
@@ -198,35 +201,35 @@ def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outc
 _NONE: Mapping[int, Prediction] = {}
 
 
-def left(log: list[Mark], emitted: Sequence[Emit], begun: float, at: float) -> Left | None:
-    """The outcome of `walk` if its caller leaves at that instant, and its driver has stopped all legs; None: none was started.
+def left(log: list[Mark], emitted: Sequence[Emit], begun: float, instant: float) -> Left | None:
+    """Return the outcome of `walk` if its caller leaves at an instant, all legs being stopped; None if none was started.
 
     Args:
-        log: of the walk.
-        emitted: what it has emitted; the last one counts.
-        begun: the instant at which it began.
-        at: the instant.
+        log: log of the walk; marks of the stopped legs are appended.
+        emitted: answers that it has emitted; the last one counts.
+        begun: instant at which it began.
+        instant: instant at which the caller leaves.
     """
     started = [mark.leg for mark in log if mark.kind == "start"]
     if not started:
         return None
     ended = {mark.leg for mark in log if mark.kind not in {"start", "limit"}}
-    log += [Mark("cancelled", i, at) for i in started if i not in ended]
+    log += [Mark("cancelled", i, instant) for i in started if i not in ended]
     if not emitted:
-        return Left(started[-1], Prediction(None, None, None), False, log, begun, at)
+        return Left(started[-1], Prediction(None, None, None), False, log, begun, instant)
     i, prediction, _ = emitted[-1]
-    return Left(i, prediction, False, log, begun, at, {i: prediction})
+    return Left(i, prediction, False, log, begun, instant, {i: prediction})
 
 
 def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False, log: list[Mark] | None = None) -> Walk:
-    """Routes one input along the plan, beginning at the instant `begun`.
+    """Route one input along the plan, beginning at the instant `begun`; yields effects, and returns the outcome.
 
     Args:
         plan: the plan.
-        begun: the instant at which it begins.
-        provisional: emit each answer that is the best so far but not final.
-        keep_late: at the deadline, let running clouds go on, rather than cancel them.
-        log: where the route's log is written; None: where nobody reads it before the end.
+        begun: instant at which it begins.
+        provisional: True: emit each answer that is the best so far but not final.
+        keep_late: True: at the deadline, let running clouds go on, rather than cancel them.
+        log: list to which the route's log is appended; None: nobody reads it before the end.
     """
     legs, deadline = _at_once(plan) if provisional else plan.legs, begun + plan.deadline_s
     pending = [*plan.order]
@@ -299,7 +302,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
 
 
 def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
-    """The leg and what had arrived of its answer, where one broke off; the last, if several did."""
+    """Return the leg whose answer broke off, and the part that had arrived; the last, if several did."""
     for mark in reversed(log):
         part = getattr(mark.detail, "partial", None) if mark.kind == "failed" else None
         if type(part) is Prediction:
@@ -308,10 +311,7 @@ def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
 
 
 def _at_once(plan: Plan) -> tuple[Leg, ...]:
-    """The legs, with the first standby started at the beginning: its answer is wanted as a provisional one.
-
-    Not one that is not in memory.
-    """
+    """Return the legs, with the first standby in memory started at the beginning, for a provisional answer."""
     freed = any(rule.then == "unload" for rule in plan.rules)
     ready = (i for i, leg in enumerate(plan.legs) if leg.standby and not freed and leg.name not in plan.facts.loading)
     first = next(ready, None)
@@ -321,7 +321,7 @@ def _at_once(plan: Plan) -> tuple[Leg, ...]:
 def _next(
     legs: tuple[Leg, ...], pending: list[int], running: list[int], held: dict[int, Prediction], begun: float, started: float
 ) -> tuple[int, float]:
-    """The pending leg that starts next, and its start; `begun`: it may start at once."""
+    """Return the pending leg that starts next, and its start; `begun`: it may start at once."""
     first = pending[0]
     if not running and not (held and legs[first].standby):
         return first, begun
@@ -330,11 +330,12 @@ def _next(
     choices = [(begun + legs[i].start_by_s, i) for i in pending if legs[i].standby or legs[i].start_by_s < INF]
     if not legs[first].standby:
         choices.append((started + legs[first].hedge_after_s, first))
-    at, i = min(choices)
-    return i, at
+    start, i = min(choices)
+    return i, start
 
 
 def _cancel(running: list[int], now: float, log: list[Mark]) -> Generator[Effect, Event | None, None]:
+    """Cancel all running legs, and log that."""
     for i in running:
         yield Cancel(i)
         log.append(Mark("cancelled", i, now))

@@ -18,7 +18,7 @@ from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.reader import Reader
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.policy import Side
-from edgeroute.core.stream import Pieces, single, spoken
+from edgeroute.core.stream import Pieces, read_pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gather
 from edgeroute.edge.ensemble import Ensemble
@@ -148,9 +148,9 @@ class EdgeBackend(AbandonedRuns):
     def _stream_counted(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
         """Yield the pieces of a model's stream as one counted run, and return the prediction."""
         if self._runs is None:
-            return (yield from spoken(pieces, self.reader.answer))
+            return (yield from read_pieces(pieces, self.reader.answer))
         with self._runs.one(cancel):
-            return (yield from spoken(pieces, self.reader.answer))
+            return (yield from read_pieces(pieces, self.reader.answer))
 
     async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
         """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`."""

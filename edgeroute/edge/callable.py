@@ -13,7 +13,7 @@ from edgeroute.confidence.boxes import checked_rule
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.core.stream import joined, logprobs_of, whole
+from edgeroute.core.stream import join_result, logprobs_of, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.members import awaited
 from edgeroute.errors import PolicyError
@@ -110,7 +110,7 @@ class CallableModel:
             if kind is CoroutineType:
                 result.close()  # or Python would warn that it was never awaited
             raise PolicyError(f"{self.name} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
-        return joined(result)
+        return join_result(result)
 
     async def _run_async(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - its task is
         """Await the function once per input, one after the other; return a list of its results."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.estimates import FROM, PowerFit, break_even, kept_share
-from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, arranged
+from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.rules import SHARES, Reading, State, amount, in_force, step, value_of
 from edgeroute.core.spending import Cost
@@ -234,7 +234,7 @@ class Observer(ForkSafe):
 
         Sets the instant of the next check. Unchanged while no such cloud is loaded.
         """
-        clouds = arranged(policy, targets, facts, [i for i, t in enumerate(targets) if t.side == "cloud"])
+        clouds = order_clouds(policy, targets, facts, [i for i, t in enumerate(targets) if t.side == "cloud"])
         guards: list[Any] = [getattr(backends[i], "guard", None) for i in clouds if targets[i].name not in facts.busy]
         asked = next((guard for guard in guards if guard is not None and guard.state == "closed"), None)
         now = monotonic()

@@ -7,7 +7,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.plan import Leg, unheard
+from edgeroute.core.plan import Leg, shadow_leg
 from edgeroute.core.policy import INF, PolicyMode
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
 from edgeroute.router.build import CANDIDATE, Snapshot, fingerprints
@@ -67,7 +67,7 @@ class Asks:
         own, candidate = request._replace(inputs=contained(own_copy, request.inputs)), request.snapshot.candidate
         parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
         if candidate is not None:
-            leg = unheard(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)
+            leg = shadow_leg(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)
             parts.append(self._alone(own._replace(snapshot=candidate), (leg,)))
         return lambda: [run for legs in parts for run in _rehearsed(legs)]
 

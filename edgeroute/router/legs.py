@@ -14,7 +14,7 @@ from edgeroute.core.batch import of_row
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
 from edgeroute.core.stream import Pieces
-from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
+from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.inputs import CallInputs
@@ -548,5 +548,5 @@ def run_first(request: Request) -> Outcome | Event | None:
     except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
         return failed(0, backend, e)
     now = monotonic()
-    outcome = settled(plan, request.begun, prediction, now)
+    outcome = first_leg_outcome(plan, request.begun, prediction, now)
     return new(Done, (0, prediction, now)) if outcome is None else outcome

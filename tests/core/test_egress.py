@@ -48,7 +48,7 @@ def test_rules(rules, name, leaves, why):
 
 def test_nobody_else_makes_a_permit():
     """A permit cannot be made but by the rules."""
-    with pytest.raises(TypeError, match="rules alone"):
+    with pytest.raises(TypeError, match="only the egress rules"):
         Permit(None, "medical", "because I say so")
     assert repr(permit(RULES, "public")) == "<Permit for 'public' by \"may_leave has 'public'\">"
 

@@ -10,7 +10,7 @@ from edgeroute import Prediction
 from edgeroute.core.batch import for_rows, walk_many
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
-from edgeroute.core.walk import Done, Failed, acceptable, settled, walk
+from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, walk
 from edgeroute.router.drivers import blocking, virtual
 
 BEGUN = 100.0
@@ -191,7 +191,7 @@ def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, 
             raise Deferred
         return Done(0, prediction, BEGUN + 1)
 
-    short = settled(made, BEGUN, prediction, BEGUN + 1)
+    short = first_leg_outcome(made, BEGUN, prediction, BEGUN + 1)
     try:
         whole = blocking.drive_inline(walk(made, BEGUN), first)
     except Deferred:
