@@ -71,6 +71,16 @@ def graded():
     Path("graded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def extended():
+    """The packages of docs/extend.md, as they are once they are installed: one is in CONTRIBUTING."""
+    (own,) = [text for _, text in snippets(ROOT / "CONTRIBUTING.md") if text.startswith("# sentiment.py")]
+    Path("sentiment.py").write_text(own.replace('name="cloud", **address', 'name="cloud", field="text", **address'))
+    Path("slow-1.0.dist-info").mkdir()
+    Path("slow-1.0.dist-info", "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
+    points = [text for _, text in snippets(ROOT / "docs" / "extend.md") if text.startswith("[project.entry-points")]
+    Path("slow-1.0.dist-info", "entry_points.txt").write_text(points[0].replace("project.entry-points.", "").replace('"', ""))
+
+
 def gateway(monkeypatch, request):
     """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
     from gateways import serving
@@ -116,6 +126,8 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
         gateway(monkeypatch, request)
     if page.name == "text.md":
         graded()
+    if page.name == "extend.md":
+        extended()
     for language, text in snippets(page):
         code = desk(text).replace("https://api.example.com/v1", f"{hosted.url}/v1")
         if language == "python":

@@ -140,6 +140,7 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
         "trace",
         "sensors",
         "instruments",
+        "parts",
         "options",
     }
 
@@ -149,7 +150,7 @@ def test_keys_that_are_not_given_have_the_routers_defaults(policy):
     given = policy('[edge]\npath = "edge.onnx"')
     defaults = {name: parameter.default for name, parameter in inspect.signature(Router).parameters.items()}
     for name, default in {**defaults, **Options._field_defaults}.items():
-        if name not in {"edge", "sensors", "trace", "instruments", "options"}:
+        if name not in {"edge", "sensors", "trace", "instruments", "parts", "options"}:
             assert given[name] == default, name
 
 
@@ -611,7 +612,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -657,7 +658,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),
@@ -1013,8 +1014,8 @@ def test_the_schema_describes_every_key_and_allows_no_other():
     schema = settings.schema()
     json.dumps(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    for section in (schema, *schema["$defs"].values()):
-        assert section["additionalProperties"] is False
+    for name, section in (("", schema), *schema["$defs"].items()):
+        assert section["additionalProperties"] is (name == "InstalledCloud")  # whose further keys are its own
         assert section["title"]
         for key, value in section["properties"].items():
             assert value["description"].endswith("."), key

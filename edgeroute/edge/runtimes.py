@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from os import PathLike, fspath
 from pathlib import PurePath
 from typing import Any
 
 from edgeroute.edge.callable import CallableModel
 from edgeroute.edge.members import check_model, is_model
-from edgeroute.errors import EdgerouteError, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.imports import imported
+from edgeroute.errors import EdgerouteError, PolicyError, nearest
+from edgeroute.system.plugins import attribute, installed
 from edgeroute.types import EdgeModel
 
 BUILT_IN = {
@@ -67,13 +66,13 @@ def fresh_runtimes() -> Iterator[None]:
     """
     before = dict(_registered)
     _registered.clear()
-    _installed.cache_clear()
+    installed.cache_clear()
     try:
         yield
     finally:
         _registered.clear()
         _registered.update(before)
-        _installed.cache_clear()
+        installed.cache_clear()
 
 
 def suffixes() -> list[str]:
@@ -130,31 +129,16 @@ def class_of(suffix: str) -> Any:
         PolicyError: as `target_of`, or the module has no such class.
         RuntimeMissing: the module, or one that it imports, is not installed.
     """
-    target = target_of(suffix)
-    module, _, path = target.partition(":")
-    try:
-        value: Any = imported(module)
-    except ImportError as e:
-        raise RuntimeMissing(f"the runtime for {suffix}, {target}, cannot be imported: {e}") from e
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    if not callable(value):
-        raise PolicyError(f"the runtime for {suffix} is registered as {target}, and {module} has no class {path}")
-    return value
+    return attribute(target_of(suffix), f"the runtime for {suffix}")
 
 
-@cache
 def _installed() -> dict[str, tuple[str, ...]]:
     """Return suffix -> targets by the entry points of installed packages; searched once, when no other runtime fits."""
-    from importlib.metadata import entry_points
-
-    targets: dict[str, tuple[str, ...]] = {}
-    for point in entry_points(group=GROUP):
-        suffix = f".{point.name.removeprefix('.').lower()}"
-        target = f"{point.module}:{point.attr}"
-        if target not in targets.get(suffix, ()):
-            targets[suffix] = (*targets.get(suffix, ()), target)
-    return targets
+    found: dict[str, tuple[str, ...]] = {}
+    for name, targets in installed(GROUP).items():
+        suffix = f".{name.removeprefix('.').lower()}"
+        found[suffix] = (*found.get(suffix, ()), *targets)
+    return found
 
 
 # The `edge=` argument (a path, a model or a callable) becomes an edge model.

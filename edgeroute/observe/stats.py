@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgeroute.core.estimates import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
@@ -233,6 +233,8 @@ class Stats(NamedTuple):
     """Target -> energy of a call, joules, as far as known: an edge's fitted from the device's power, a cloud's by its prices."""
     spared: int = 0
     """Answers of the edge below its own threshold that were accepted because the cloud was loaded."""
+    parts: Mapping[str, Mapping[str, Any]] = {}
+    """Part -> its figures, of the parts that have some (`edgeroute.router.parts`)."""
     break_even: float | None = None
     """Share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
 

@@ -12,7 +12,8 @@ from edgeroute.errors import nearest
 from edgeroute.policy.keys import SECTIONS, Settings
 from edgeroute.policy.problems import Key, Problem, found, sort
 from edgeroute.policy.singles import Section
-from edgeroute.policy.targets import CLOUDS, Cloud
+from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, InstalledCloud
+from edgeroute.system.plugins import installed
 
 REPLACED = {
     "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
@@ -32,7 +33,8 @@ def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Proble
     if kind == "missing":
         return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
     if kind == "union_tag_invalid":
-        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], CLOUDS)}")
+        protocols = [*CLOUDS, *installed(PROTOCOLS)]
+        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], protocols)}")
     if kind == "literal_error":
         words = re.findall(r"'(\w+)'", said["expected"])
         if isinstance(value, bool):  # in YAML `off`, too, is one
@@ -56,7 +58,7 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
     if len(loc) == 1 or not models:
         return loc, Settings
     if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its index, then the protocol, which is no key
-        return loc[:2] + loc[3:], CLOUDS[str(loc[2])]
+        return loc[:2] + loc[3:], CLOUDS.get(str(loc[2]), InstalledCloud)
     return loc, models[0]
 
 

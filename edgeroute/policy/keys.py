@@ -36,6 +36,7 @@ from edgeroute.policy.singles import (
 from edgeroute.policy.targets import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.policy.units import Duration, Period
 from edgeroute.policy.values import Flag, Hedge, Score, Text, Thresholds
+from edgeroute.system.plugins import plugged
 from edgeroute.system.process import Shared, file_stamp
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
@@ -133,7 +134,9 @@ class Settings(BaseSettings):
         "a guardrail stops it (models.md).",
     )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
-        [], description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device."
+        [],
+        description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device. An "
+        "installed package may add a `protocol` (extend.md).",
     )
     cloud_arms: CloudArms | None = Field(
         None,
@@ -169,6 +172,9 @@ class Settings(BaseSettings):
     )
     telemetry: Telemetry | None = Field(
         None, description="Metrics, spans and log records of requests (observe.md). Without this section: none."
+    )
+    parts: dict[str, dict[str, Any]] = Field(
+        {}, description="Parts that installed packages bring, each a section `[parts.NAME]` with the part's own keys (extend.md)."
     )
 
     @classmethod
@@ -217,7 +223,7 @@ class Settings(BaseSettings):
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
         return {
-            **self.model_dump(exclude={*SECTIONS}),
+            **self.model_dump(exclude={*SECTIONS, "parts"}),
             "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
@@ -244,6 +250,7 @@ class Settings(BaseSettings):
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
             **({"instruments": self.telemetry.make()} if self.telemetry else {}),
+            **({"parts": [_part(name, keys) for name, keys in self.parts.items()]} if self.parts else {}),
         }
 
     def _clouds(self, clouds: list[Any]) -> Any:
@@ -271,6 +278,16 @@ def _named(key: str) -> Iterator[None]:
         yield
     except EdgerouteError as e:
         raise type(e)(f"{key}: {e}") from e
+
+
+def _part(name: str, keys: dict[str, Any]) -> Any:
+    """Return the part that an installed package makes of its keys."""
+    with _named(f"parts.{name}"):
+        return plugged(PARTS, name, **keys)
+
+
+PARTS = "edgeroute.parts"
+"""Group of the entry points by which an installed package adds parts: `name = "module:Class"`."""
 
 
 def _certified(threshold: Any, folder: Path) -> Any:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from edgeroute.cloud.body import Body, BodyType
 from edgeroute.cloud.grpc import OpenInferenceGrpc
@@ -53,6 +53,7 @@ from edgeroute.policy.values import (
     checked_body,
     refused,
 )
+from edgeroute.system.plugins import installed, plugged
 
 VARIANT = (
     "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one, and the same `group`, are "
@@ -331,6 +332,28 @@ class OpenAICloud(Cloud):
         return OpenAIChat(self.url, **options, stop=self.stop or (), between_s=self.between, **self.address(folder))
 
 
+class InstalledCloud(Cloud):
+    """An endpoint whose protocol an installed package brings: further keys are arguments of its factory ([extend](extend.md))."""
+
+    model_config = ConfigDict(extra="allow")
+    protocol: Text = Field(
+        description="The name of an entry point in the group `edgeroute.protocols`.",
+        json_schema_extra=lambda made: made.update({"not": {"enum": [*CLOUDS]}}),
+    )
+
+    def make(self, folder: Path) -> Any:
+        """Call the factory with the URL, the name, the further keys and the arguments of `Address`; return the endpoint."""
+        given = self.model_dump(include={"labels", "kind"}, exclude_none=True)
+        made = plugged(
+            PROTOCOLS, self.protocol, self.url, name=self.name, **given, **(self.model_extra or {}), **self.address(folder)
+        )
+        if not hasattr(made, "talk"):
+            raise PolicyError(f"the entry point {self.protocol} of {PROTOCOLS} made no endpoint, but a {type(made).__name__}")
+        return made
+
+
+PROTOCOLS = "edgeroute.protocols"
+"""Group of the entry points by which an installed package adds protocols: `name = "module:Class"`."""
 CLOUDS: dict[str, type[Cloud]] = {
     "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud, "openai": OpenAICloud,
 }  # fmt: skip
@@ -338,14 +361,16 @@ CLOUDS: dict[str, type[Cloud]] = {
 
 
 def _protocol(section: Any) -> str:
-    return str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
+    name = str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
+    return name if name in CLOUDS or name not in installed(PROTOCOLS) else PROTOCOLS
 
 
 AnyCloud = Annotated[
     Annotated[OpenInferenceCloud, Tag("openinference")]
     | Annotated[OpenInferenceGrpcCloud, Tag("openinference-grpc")]
     | Annotated[JsonCloud, Tag("json")]
-    | Annotated[OpenAICloud, Tag("openai")],
+    | Annotated[OpenAICloud, Tag("openai")]
+    | Annotated[InstalledCloud, Tag(PROTOCOLS)],
     Discriminator(_protocol),
 ]
 

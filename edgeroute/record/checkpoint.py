@@ -12,6 +12,7 @@ from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.estimates import Latency, Link
 from edgeroute.observe.stats import Counts
 from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.system.process import plain
 from edgeroute.trials.settings import STORED_AB
 from edgeroute.trials.settings import STORED_ARMS as CLOUD_ARMS
 
@@ -34,6 +35,8 @@ class Checkpoint:
         """What came of the arms of an A/B comparison."""
         self.trials: Callable[[], Mapping[str, Any] | None] = lambda: None
         """What came of the arms of the cloud."""
+        self.dumps: dict[str, Callable[[], Any]] = {}
+        """Name -> what returns the state of a part; None: there is nothing to store."""
         self.joules: Callable[[], Mapping[str, float]] = dict
         """What a call of each target takes, as far as known."""
         self._due = 0.0
@@ -76,6 +79,9 @@ class Checkpoint:
             self.store.put(CLOUD_ARMS, trials)
         if joules := self.joules():
             self.store.put("energy", dict(joules))
+        for name, dump in self.dumps.items():
+            if (state := dump()) is not None:
+                self.store.put(name, plain(state))
         self.spending.keep()
         clouds = list(clouds)
         self.store.put("link", {backend.name: backend.guard.rules.link.dump() for backend in clouds})

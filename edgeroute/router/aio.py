@@ -201,8 +201,8 @@ class AsyncRouter(BaseRouter[V]):
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
             result = await _plain(self._loop, request)
-            if engine.tell is not None:
-                engine.tell(request, result)
+            for ended in engine.ended:
+                ended(request, result)
         else:
             (result,) = await self._loop.pump(engine.steps([request]))
         return answer_of(result)

@@ -23,7 +23,8 @@ from edgeroute.router.audit_calls import Asks, auditing
 from edgeroute.router.build import build
 from edgeroute.router.engine import Engine, Sensing, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
-from edgeroute.router.stages import Answered, Stage, Steps, compose
+from edgeroute.router.parts import Followed, Instrumented, InstrumentedFromStart, Part, Parts
+from edgeroute.router.stages import Steps, compose
 from edgeroute.router.trials import Arms
 from edgeroute.system.process import log
 from edgeroute.system.threads import ThreadPool
@@ -59,6 +60,7 @@ def assemble(
     state: str | Path | None = None,
     trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
     instruments: Sequence[Instrument] = (),
+    parts: Sequence[Part] = (),
     **policy: Any,
 ) -> Engine:
     """Constructs the parts of a router. `Router` documents the arguments; `policy` has those that `snapshot.build` takes.
@@ -112,8 +114,10 @@ def assemble(
         engine.checkpoint.trials = lambda: None if engine.trials is None else engine.trials.dump()
         engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
-    _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
+    _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
     RULES[engine.snapshot.policy.offline].check(engine)
+    for check in engine.parts.methods("check"):
+        check(engine.snapshot)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
     observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
     if engine.snapshot.policy.device_rules or observer.limited:
@@ -123,13 +127,18 @@ def assemble(
     if engine.checkpoint is not None:
         engine.checkpoint.joules = lambda: observer.energy.joules(engine.snapshot.backends)
         engine.checkpoint.recall(engine.snapshot.clouds)
+        engine.checkpoint.dumps |= {f"part:{name}": dump for name, dump in engine.parts.named("dump").items()}
+        for name, load in engine.parts.named("load").items():
+            if (state := engine.checkpoint.store.get(f"part:{name}")) is not None:
+                load(state)
     engine.auditing = partial(auditing, engine)
     engine.auditing(engine.snapshot, audit)
     engine.refresh_thresholds()
     SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
         engine.queue.start()
-    engine.instruments.opened(status_of(engine))
+    for opened in engine.parts.methods("opened"):
+        opened(status_of(engine))
     return engine
 
 
@@ -197,6 +206,7 @@ def _stages(
     outbox: Outbox | None,
     spawn: Callable[[Engine, Steps[None]], bool],
     sinks: Sequence[Instrument],
+    parts: Sequence[Part],
 ) -> None:
     def note(what: str, identity: str) -> None:
         if what in {"queued", "late"}:
@@ -204,11 +214,11 @@ def _stages(
         if sinks:
             engine.instruments.outbox_changed(identity, what)
 
-    stages: list[Stage] = []
+    own: list[Part] = []
     if sinks:
-        answered = Answered(engine.instruments, engine.observer)
-        engine.tell = answered.tell
-        stages.append(answered)
+        kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
+        own.append(kind(engine.instruments, engine.observer))
+    own += parts
     if cache is not None:
         from edgeroute.router.caching import Caching
 
@@ -218,15 +228,17 @@ def _stages(
             again=engine.again,
             spawn=lambda steps: spawn(engine, steps),
         )
-        stages.append(engine.caching)
+        own.append(engine.caching)
     if outbox is not None:
         from edgeroute.router.offline_queue import OfflineQueue
 
         engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
     engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
     engine.fallback = Fallback(engine)
-    engine.plain = cache is None and outbox is None and not engine.snapshot.views and not engine.instruments.follow_requests
-    engine.steps = compose(stages, engine.walk)
+    engine.parts = made = Parts(own)
+    engine.ended, engine.changed, arounds = map(made.methods, ("ended", "changed", "around"))
+    engine.plain = outbox is None and not engine.snapshot.views and not arounds and not made.methods("began")
+    engine.steps = compose([Followed(made).around, *arounds], engine.walk)
 
 
 def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:

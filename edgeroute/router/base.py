@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
+    from edgeroute.router.parts import Part
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.drift import Audit
@@ -83,6 +84,7 @@ class BaseRouter(Generic[V]):
         state: str | Path | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
+        parts: Sequence[Part] = (),
         options: Options | None = None,
     ) -> None:
         """Make a router; nothing is loaded and nothing is sent yet.
@@ -111,6 +113,7 @@ class BaseRouter(Generic[V]):
             state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
             instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
             trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
+            parts: further parts, the outermost first (`edgeroute.router.parts.Part`).
             options: an `Options`: hedging, views, sensors, and other settings that few programs change.
 
         Raises:
@@ -120,7 +123,7 @@ class BaseRouter(Generic[V]):
         self.engine = assemble(
             self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
             deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, ab=ab, rules=rules, state=state, trace=trace, instruments=instruments,
+            candidate=candidate, ab=ab, rules=rules, state=state, trace=trace, instruments=instruments, parts=parts,
             **checked_options(options)._asdict(),
         )  # fmt: skip
 

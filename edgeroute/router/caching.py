@@ -14,6 +14,7 @@ from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.keys import accepted
+from edgeroute.router.parts import Part
 from edgeroute.router.request import Request
 from edgeroute.router.stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
@@ -29,7 +30,7 @@ HELD_S = 1.0
 """An equal request that shows something goes on as its reader does, who may never: it is waited for no longer than this."""
 
 
-class Caching:
+class Caching(Part):
     """The cache as a stage.
 
     Args:
@@ -49,6 +50,7 @@ class Caching:
     ) -> None:
         self.cache, self.flights = cache, Flights()
         self._note, self._again, self._spawn = note, again, spawn
+        self.close = cache.close  # type: ignore[method-assign]
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
         """Serves cached answers; the leaders among the other requests go on, and followers wait for an equal request.

@@ -30,6 +30,7 @@ from edgeroute.router.fallback import Fallback, LateReplies
 from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
+from edgeroute.router.parts import Method, Parts
 from edgeroute.router.plans import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
@@ -110,8 +111,8 @@ class Sensing:
 # After a walk: arms and audits compare it, its costs are stored, failures logged; and which thresholds are in force.
 
 
-class Parts(Protocol):
-    """What of a router's parts is used."""
+class Owned(Protocol):
+    """What of a router is used."""
 
     checkpoint: Checkpoint | None
     spending: SharedSpending
@@ -121,14 +122,14 @@ class Parts(Protocol):
     auditor: Auditor | None
 
 
-def settle(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+def settle(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
     """Checkpoints what a request's calls have cost, and logs what failed."""
     if legs.exchanges and parts.checkpoint is not None:
         parts.spending.keep()
     log_failures(request, outcome)
 
 
-def compare(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
+def compare(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
     """Counts what came of a request for the arms of the edge and of the cloud, and for the audits, if it was drawn for one."""
     if parts.arms is not None and parts.snapshot.other is not None:  # else B was promoted
         parts.arms.ended(request.plan, outcome, monotonic() - request.begun)
@@ -142,7 +143,7 @@ def compare(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor 
         parts.auditor.ended(drawn, request, outcome, costs, unlike(legs))
 
 
-def compare_batch(parts: Parts, walks: Sequence[Walked]) -> None:
+def compare_batch(parts: Owned, walks: Sequence[Walked]) -> None:
     """Counts what came of a batch for the arms of the cloud, once all of its rows are recorded: they are one call."""
     if parts.trials is not None and walks and walks[0].request.batch:
         parts.trials.ended(*((one.request, one.outcome, {}) for one in walks))
@@ -213,6 +214,7 @@ class Engine(ForkSafe):
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         auditing: puts settings of audits in force under a policy.
         rebuild: makes the policy again from the arguments of the router, some of them changed, and the policy in force.
+        parts: parts that take part in calls.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
         refreshing: held while the snapshot is exchanged. replacing: while another policy is made, which may take long.
@@ -230,6 +232,7 @@ class Engine(ForkSafe):
     local_threads: ThreadPool
     late: LateReplies
     fallback: Fallback
+    parts: Parts
     steps: Proceed
     auditing: Callable[[Snapshot, Audit | None], None]
     rebuild: Callable[..., Snapshot]
@@ -254,8 +257,10 @@ class Engine(ForkSafe):
         """Whether the router awaits edges that are async."""
         self.plain = True
         """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
-        self.tell: Callable[[Request, Result], None] | None = None
-        """Reports a request's end to the instruments; None: there are none."""
+        self.ended: tuple[Method, ...] = ()
+        """Parts' methods for a request's end."""
+        self.changed: tuple[Method, ...] = ()
+        """Parts' methods for facts that were looked at again."""
         self.audited = 0.0
         """Share of requests audited, 0..1."""
         self.numbers = count(1)
@@ -390,8 +395,8 @@ class Engine(ForkSafe):
         if self.counts.record(request.plan, outcome):
             self.observe()
         settle(self, request, outcome, legs)
-        if self.tell is not None:
-            self.tell(request, Answer(request.plan, outcome, request.id, legs.costs()))
+        for ended in self.ended:
+            ended(request, Answer(request.plan, outcome, request.id, legs.costs()))
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor, drawn: Drawn | None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
@@ -414,6 +419,8 @@ class Engine(ForkSafe):
             self.auditor.observe()
         if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
             self.refresh_thresholds()
+        for changed in self.changed:
+            changed(snapshot)
         if self.checkpoint is not None:
             self.checkpoint.note(snapshot.clouds)
 
@@ -460,7 +467,10 @@ class Engine(ForkSafe):
         arms = () if self.arms is None else self.arms.stats()
         found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
         trials = () if self.trials is None else self.trials.stats()
-        return found._replace(arms=arms, cloud_arms=trials, **self.observer.energy.stats_fields(self.snapshot.backends))
+        figures = {name: stats() or {} for name, stats in self.parts.named("stats").items()}
+        return found._replace(
+            arms=arms, cloud_arms=trials, parts=figures, **self.observer.energy.stats_fields(self.snapshot.backends)
+        )
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
@@ -491,8 +501,7 @@ class Engine(ForkSafe):
         parts.append(lambda: self.observer.book(None, monotonic()))
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
-        parts += [] if self.caching is None else [self.caching.cache.close]
-        for close in (*parts, self.instruments.close):
+        for close in (*parts, *reversed(self.parts.methods("close"))):
             quietly(close, "closing a router")
 
 

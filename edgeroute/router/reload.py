@@ -52,6 +52,8 @@ def replace(
         old = engine.snapshot
         made = build(old)
         RULES[made.policy.offline].check(engine)
+        for check in engine.parts.methods("check"):
+            check(made)
         rehearsed(made, old)
         with engine.refreshing:
             engine.auditing(made, audit)
@@ -80,7 +82,7 @@ def replace(
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
 """Interval of checking a watched file, seconds."""
-STAYS = ("cache", "instruments", "outbox", "sensors", "state", "trace")
+STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
 

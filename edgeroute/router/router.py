@@ -79,8 +79,8 @@ class Router(BaseRouter[V]):
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
             result = _plain(engine, request)
-            if engine.tell is not None:
-                engine.tell(request, result)
+            for ended in engine.ended:
+                ended(request, result)
         else:
             (result,) = _whole(pump(engine.steps([request]), engine))
         if type(result) is Answer:

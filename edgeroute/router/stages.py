@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from edgeroute.core.batch import walk_many
 from edgeroute.core.stream import StreamWalk
-from edgeroute.core.walk import Emit, Left, Mark, Outcome, left, new, walk
-from edgeroute.record.instruments import Instruments, RequestBegan, RequestEnded
+from edgeroute.core.walk import Emit, Left, Mark, Outcome, left, walk
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from edgeroute.observe.observer import Observer
     from edgeroute.stores.cache import Flight
 
 T = TypeVar("T")
@@ -76,11 +74,8 @@ class Shown(NamedTuple):
     piece: Any
 
 
-class Stage(Protocol):
-    """A stage around the walk of each request."""
-
-    def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Results of these requests, in order; `proceed` runs everything inside this stage."""
+Stage: TypeAlias = Callable[[Sequence[Request], Proceed], Steps[list[Result]]]
+"""Stage around the walk of each request: returns the results in order; its `proceed` runs everything inside it."""
 
 
 def answer_of(result: Result) -> Answer:
@@ -91,9 +86,9 @@ def answer_of(result: Result) -> Answer:
 
 
 def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
-    """Composes stages, the outermost first, around the innermost step."""
+    """Compose stages, the outermost first, around the innermost step."""
     for stage in reversed(stages):
-        inner = partial(stage.around, proceed=inner)
+        inner = partial(stage, proceed=inner)
     return inner
 
 
@@ -145,37 +140,3 @@ def provisional(request: Request, emit: Emit) -> Answer:
     answer = Answer(request.plan, outcome, request.id).add_note("provisional", final=False)
     answer.latency_s = emit.log[-1][2] - request.begun
     return answer
-
-
-class Answered:
-    """The outermost stage: reports each request's end to the instruments."""
-
-    def __init__(self, instruments: Instruments, observer: Observer) -> None:
-        self._instruments, self._observer = instruments, observer
-
-    def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Runs the inner stages and reports each result."""
-        results = yield from self._followed(requests, proceed) if self._instruments.follow_requests else proceed(requests)
-        for request, result in zip(requests, results, strict=True):
-            self.tell(request, result)
-        return results
-
-    def _followed(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Reports their beginning as well, and that they will not end."""
-        for request in requests:
-            self._instruments.request_began(RequestBegan(request.id, request.batch, request.begun))
-        try:
-            return (yield from proceed(requests))
-        except BaseException:
-            for request in requests:
-                self._instruments.request_left(request.id)
-            raise
-
-    def tell(self, request: Request, result: Result) -> None:
-        """Reports one request's end."""
-        answer, error = (result, None) if isinstance(result, Answer) else (None, result)
-        observer = self._observer
-        read: tuple[Any, ...] = (None, 0.0, None)
-        if (read_at := observer.read_at) is not None:
-            read = observer.reading, request.begun - read_at, observer.energy.extra_w
-        self._instruments.request_ended(new(RequestEnded, (request.id, request.inputs, answer, error, *read, request.batch)))
