@@ -157,7 +157,7 @@ def demo(found: Demo) -> Sheet:
 STILL = {
     "request": request, "house": house, "modes": pictures.modes, "deadline": pictures.deadline, "refine": pictures.refine,
     "breaker": pictures.breaker, "gate": pictures.gate, "outbox": pictures.outbox, "text-stream": pictures.text_stream,
-    "trials": pictures.trials, "confidence": pictures.confidence,
+    "trials": pictures.trials, "confidence": pictures.confidence, "ladder": pictures.ladder,
 }  # fmt: skip
 """Name -> a picture that is the same in each run."""
 

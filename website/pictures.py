@@ -260,3 +260,23 @@ def confidence() -> Sheet:
     caption = f"confidence (msp) of {len(score):,} images; green: right, orange: wrong"
     sheet.text(left + w / 2, bottom + 44, caption, middle=True, size=13, ink=SOFT)
     return sheet
+
+
+def ladder() -> Sheet:
+    """Which of three codecs is sent, by the time that is left."""
+    sheet = Sheet(520, 300, "A ladder of codecs: the best one that is predicted to arrive in time is sent")
+    codecs = {"png": 190, "jpeg:95": 110, "jpeg:50": 60}
+    left, scale = 116, 1.2
+    sheet.text(left, 24, "predicted time of the call; dashed: 80 % of the time left", size=13, ink=SOFT)
+    for i, (time_ms, sent, why) in enumerate(
+        ((300, "png", "sent"), (150, "jpeg:95", "sent"), (50, "jpeg:50", "sent: the floor"))
+    ):
+        y, limit = 40 + 84 * i, left + 0.8 * time_ms * scale
+        sheet.text(14, y + 38, f"{time_ms} ms left", bold=True)
+        for j, (codec, call_ms) in enumerate(codecs.items()):
+            chosen, top = codec == sent, y + 22 * j
+            sheet.box(left, top, call_ms * scale, 18, ANSWER if chosen else PLAIN, line=GOOD if chosen else SOFT)
+            label = f"{codec}, {why}" if chosen else codec
+            sheet.text(left + call_ms * scale + 8, top + 14, label, size=13, ink=GOOD if chosen else SOFT)
+        sheet.line([(limit, y - 6), (limit, y + 68)], CLOUD, width=1.6, dashed=True)
+    return sheet
