@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from figures import MODELS, size
 
-from edgeroute import FrameStats, OnnxModel, PlainJson, Router
+from edgeroute import OnnxModel, PlainJson, Router
+from edgeroute.router.live.frames import FrameStats
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 RATES, RUN_S, RTT_S = size((5, 15, 30), (30,)), size(6.0, 0.5), 0.08

@@ -109,9 +109,10 @@ Cancel = StopToken
 class EdgeModel(Protocol):
     """Structural interface of an edge model: `name` and `run`.
 
-    Every other member of a model that edgeroute reads is one of `edgeroute.EdgeMembers`, and optional. A model is thread-safe,
-    unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are `run_one` and
-    `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling the coroutine.
+    Every other member of a model that edgeroute reads is one of `edgeroute.edge.members.EdgeMembers`, and optional. A model
+    is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are
+    `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling
+    the coroutine.
     """
 
     @property

@@ -47,7 +47,6 @@ from edgeroute import (
     PolicyError,
     Router,
     StoreError,
-    TensorSpec,
 )
 from edgeroute.cloud.backend import ReplyReader
 from edgeroute.confidence import calibrate, fit
@@ -63,6 +62,7 @@ from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import records
 from edgeroute.tools.server import protocol
+from edgeroute.types import TensorSpec
 
 reading.h11 = h11  # where there is httptools it is not imported
 MEMORY = 100 << 20

@@ -427,9 +427,9 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
     from catalogs import Publisher
     from catalogs import Web as Server
 
-    from edgeroute import CatalogAway
     from edgeroute.catalog import Updater
     from edgeroute.catalog.source import Web
+    from edgeroute.errors import CatalogAway
 
     httpx = pytest.importorskip("httpx")
     publisher = Publisher(tmp_path)

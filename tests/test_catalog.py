@@ -18,7 +18,6 @@ from edgeroute import (
     AB,
     AsyncRouter,
     BadInput,
-    CatalogAway,
     CatalogError,
     Closed,
     ModelMissing,
@@ -31,6 +30,7 @@ from edgeroute import (
 from edgeroute.catalog import Catalog, installed
 from edgeroute.catalog.entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
+from edgeroute.errors import CatalogAway
 from edgeroute.tools.catalog_publish import keygen, rotate, sign
 
 X = np.array([1, 0, 0, 0], np.float32)

@@ -12,8 +12,9 @@ pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 pytest.importorskip("httpx")
 
-from edgeroute import CatalogAway, CatalogError, PolicyError, Router
+from edgeroute import CatalogError, PolicyError, Router
 from edgeroute.catalog import Catalog
+from edgeroute.errors import CatalogAway
 from edgeroute.tools.catalog_publish import sign
 
 X = np.array([1, 0, 0, 0], np.float32)

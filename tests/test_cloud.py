@@ -16,19 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from tenacity import RetryCallState, Retrying
 
-from edgeroute import (
-    BadInput,
-    BadReply,
-    OpenInference,
-    PlainJson,
-    PolicyError,
-    Refused,
-    Router,
-    Secret,
-    TensorSpec,
-    TimedOut,
-    Unreachable,
-)
+from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
 from edgeroute.cloud.client import HttpClient
 from edgeroute.cloud.endpoint import checked, loads, looks_like
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
@@ -36,6 +24,7 @@ from edgeroute.cloud.retries import FIRST_S, MOST_S, wait_s
 from edgeroute.http.messages import Address, Reply, bare
 from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeModel, http_reply
+from edgeroute.types import TensorSpec
 
 CANARY = "sk-canary-0123456789"
 URL = "http://cloud.test/v2/models/m"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from both import LONG
 
-from edgeroute import BadInput, CallableModel, Ensemble, ModelError, OnnxModel, Prediction, TensorSpec
+from edgeroute import BadInput, CallableModel, Ensemble, ModelError, OnnxModel, Prediction
 from edgeroute.testing import ContractBroken, edge_contract
+from edgeroute.types import TensorSpec
 
 A, B = np.array([0.1, 0.9]), np.array([0.8, 0.3])
 """Two samples."""

@@ -41,7 +41,6 @@ from edgeroute import (
     NoAnswer,
     PolicyError,
     Reading,
-    RequestEnded,
     Router,
     Rule,
     Unreachable,
@@ -49,6 +48,7 @@ from edgeroute import (
 from edgeroute.confidence.certificate import BoundCertificate, Certificate
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
+from edgeroute.record.instruments import RequestEnded
 from edgeroute.stores.journal import Journal
 from edgeroute.tools.cli.dashboard import watched
 from edgeroute.tools.dashboard import monitor as monitors

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
 
-from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unfit, Unreachable
+from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unreachable
 from edgeroute.core.explain import CODES
+from edgeroute.errors import Unfit
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
 
 pytest.importorskip("prometheus_client")

@@ -11,9 +11,10 @@ from gateways import LONG, post, raw, serving
 from lazily import Later, needs
 from test_serve import octets, save, tensor
 
-from edgeroute import AsyncRouter, CallableModel, Egress, Options, TensorSpec
+from edgeroute import AsyncRouter, CallableModel, Egress, Options
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.runtimes import load
+from edgeroute.types import TensorSpec
 
 needs("tritonclient", "geventhttpclient")
 triton = Later("tritonclient.http")

@@ -18,12 +18,13 @@ from commands import cli
 from onnx import TensorProto, helper
 from PIL import Image
 
-from edgeroute import OnnxModel, Options, Router, TensorSpec, register
+from edgeroute import OnnxModel, Options, Router, register
 from edgeroute.edge.card import Card
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
 from edgeroute.tools.inspect.guess import batch_of, named_classes, outputs
 from edgeroute.tools.inspect.guess_inputs import describe, pairs
 from edgeroute.tools.server.serve_app import app as served
+from edgeroute.types import TensorSpec
 
 HERE = Path(__file__).parent / "exported"
 EXPECTED = json.loads((HERE / "expected.json").read_text())

@@ -28,7 +28,6 @@ from edgeroute import (
     Router,
     RuntimeMissing,
     StopToken,
-    TensorSpec,
 )
 from edgeroute import policy as policies
 from edgeroute.edge import litert, model_file
@@ -36,6 +35,7 @@ from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import load
 from edgeroute.edge.tflite_format import contents
 from edgeroute.testing import edge_contract
+from edgeroute.types import TensorSpec
 
 models = pytest.importorskip(
     "tflite_models", reason="LiteRT, with whose schema the models are written, is not installed", exc_type=ImportError

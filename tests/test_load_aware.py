@@ -12,7 +12,7 @@ import routes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, Options, PlainJson, PolicyError, Router, TensorSpec
+from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, Options, PlainJson, PolicyError, Router
 from edgeroute.cloud.exchange import LONGEST, report_in
 from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.card import Card
@@ -20,6 +20,7 @@ from edgeroute.router.audit_calls import Asks
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.tools.server import batching
 from edgeroute.tools.server.batching import Batcher, Full, Meter
+from edgeroute.types import TensorSpec
 
 
 def report(text):

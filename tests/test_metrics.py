@@ -20,15 +20,10 @@ from gateways import serving
 from live import until
 
 from edgeroute import (
-    ArmStats,
     AsyncRouter,
-    AttemptEnded,
-    AuditStats,
     BadInput,
     Cache,
-    CloudArmStats,
     Egress,
-    LegStats,
     Limits,
     NoAnswer,
     Outbox,
@@ -36,7 +31,6 @@ from edgeroute import (
     PolicyError,
     Reading,
     Refused,
-    RequestEnded,
     Router,
     Rule,
     RuntimeMissing,
@@ -46,8 +40,9 @@ from edgeroute import (
 )
 from edgeroute.core.explain import CODES, Took
 from edgeroute.core.spending import Cost, Tokens
-from edgeroute.observe.stats import Part
+from edgeroute.observe.stats import ArmStats, AuditStats, CloudArmStats, LegStats, Part
 from edgeroute.record import tally
+from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud

@@ -34,13 +34,13 @@ from edgeroute import (
     PolicyError,
     Router,
     RuntimeMissing,
-    TensorSpec,
 )
 from edgeroute.cloud.codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
 from edgeroute.tools.server.encoded import Decoder
 from edgeroute.tools.server.serve_app import app
+from edgeroute.types import TensorSpec
 
 PIL = pytest.importorskip("PIL.Image")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])

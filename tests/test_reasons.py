@@ -39,7 +39,6 @@ from edgeroute import (
     Semantic,
     StoreError,
     TimedOut,
-    Unfit,
     Unreachable,
 )
 from edgeroute.cloud import exchange
@@ -50,6 +49,7 @@ from edgeroute.core.plan import Facts, Plan, plan, without_first
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.stream import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
+from edgeroute.errors import Unfit
 from edgeroute.router.drivers import virtual
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.journal import Journal

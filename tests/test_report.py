@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lazily import Later
 from pages import Closed
 
-from edgeroute import EvaluationResult, RuntimeMissing
+from edgeroute import RuntimeMissing
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import Terms
@@ -25,6 +25,7 @@ from edgeroute.tools.measure.certified import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.page import EVALUATION, STYLE, page
+from edgeroute.tools.measure.report.results import EvaluationResult
 from edgeroute.tools.measure.report.words import duration, level, methods, size, verdict
 
 stats = Later("scipy.stats")

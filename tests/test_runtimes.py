@@ -13,25 +13,16 @@ import pytest
 from both import LONG
 
 import edgeroute
-from edgeroute import (
-    CallableModel,
-    EdgeMembers,
-    ModelError,
-    OnnxModel,
-    PolicyError,
-    Router,
-    RuntimeMissing,
-    StopToken,
-    TensorSpec,
-)
+from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute import policy as settings
 from edgeroute.edge import members, runtimes
-from edgeroute.edge.members import DEFAULTS
+from edgeroute.edge.members import DEFAULTS, EdgeMembers
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
 from edgeroute.tools.server.serve import named
 from edgeroute.tools.server.serve_app import app
+from edgeroute.types import TensorSpec
 
 SOURCE = '''
 """A runtime of the tests."""
@@ -634,7 +625,7 @@ def test_a_model_in_python_by_its_name(lookup, tmp_path, monkeypatch):
     from test_serve import running
 
     (tmp_path / "mine.py").write_text(
-        "from edgeroute import CallableModel, TensorSpec\n"
+        "from edgeroute import CallableModel\nfrom edgeroute.types import TensorSpec\n"
         "def double(x):\n    return x * 2\n"
         "model = CallableModel(double, inputs=[TensorSpec('x', 'float32', (-1, 1))])\n"
     )

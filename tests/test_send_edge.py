@@ -34,7 +34,6 @@ from edgeroute import (
     PolicyError,
     Prediction,
     Router,
-    TensorSpec,
     Variants,
 )
 from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
@@ -43,6 +42,7 @@ from edgeroute.router.views import EdgeAnswers
 from edgeroute.system.imports import folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app
+from edgeroute.types import TensorSpec
 
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeroute import BadInput, ModelError, OnnxModel, PolicyError, TensorSpec
+from edgeroute import BadInput, ModelError, OnnxModel, PolicyError
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.card import Card
 from edgeroute.system import process as system
@@ -31,6 +31,7 @@ from edgeroute.tools.server import protocol
 from edgeroute.tools.server.batching import Batcher
 from edgeroute.tools.server.serve import serve
 from edgeroute.tools.server.serve_app import app
+from edgeroute.types import TensorSpec
 
 WEIGHTS = np.arange(1, 4, dtype=np.float32)
 INFER = "/v2/models/scale/infer"

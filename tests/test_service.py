@@ -22,7 +22,8 @@ LONG = 60
 HANGS = """
 import os, socket, threading
 import numpy as np
-from edgeroute import CallableModel, TensorSpec
+from edgeroute import CallableModel
+from edgeroute.types import TensorSpec
 
 def run(x):
     if os.path.exists({flag!r}):

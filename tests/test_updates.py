@@ -20,9 +20,10 @@ from test_recertify import until
 pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 
-from edgeroute import AsyncRouter, Audit, CatalogAway, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.store import Pointer
+from edgeroute.errors import CatalogAway
 from edgeroute.tools.catalog_publish import publish
 
 X = np.array([1, 0, 0, 0], np.float32)

@@ -15,7 +15,8 @@ import numpy as np
 from bands import bands
 from machine import INNER, KINDS, LSB, OUTER, RATE, WINDOW
 
-from edgeroute import CallableModel, TensorSpec
+from edgeroute import CallableModel
+from edgeroute.types import TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WEIGHTS = Path(__file__).parent / "models" / "diagnosis.npz"

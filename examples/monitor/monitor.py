@@ -14,7 +14,8 @@ import numpy as np
 from alarms import Alarm, Alarms
 from bands import bands
 
-from edgeroute import Answer, CloudError, Late, NoAnswer, Router
+from edgeroute import Answer, CloudError, NoAnswer, Router
+from edgeroute.stores.outbox import Late
 
 Array = np.ndarray[Any, np.dtype[Any]]
 POLICY = Path(__file__).parent / "policy.toml"

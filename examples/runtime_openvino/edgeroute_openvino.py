@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute import BadInput, ModelError, ModelMissing, RuntimeMissing, StopToken, TensorSpec
+from edgeroute import BadInput, ModelError, ModelMissing, RuntimeMissing, StopToken
+from edgeroute.types import TensorSpec
 
 PARENTS: list[Any] = []
 """Models of the parent of a forked process: their threads are not here, so they are neither used nor freed."""

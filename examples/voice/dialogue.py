@@ -10,7 +10,8 @@ from commands import OTHER
 from skills import COMMANDS, commanded, done
 from sound import Samples
 
-from edgeroute import Answer, Conversation, EdgerouteError, Router
+from edgeroute import Answer, EdgerouteError, Router
+from edgeroute.router.conversation import Conversation
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -35,7 +35,8 @@ from wyoming.intent import Intent, NotRecognized, Recognize
 from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler
 
-from edgeroute import BadInput, Conversation, NoAnswer, PolicyError
+from edgeroute import BadInput, NoAnswer, PolicyError
+from edgeroute.router.conversation import Conversation
 
 log = logging.getLogger("voice")
 MOST_S = 30.0

@@ -31,7 +31,7 @@ LARGE = {
 """Classes with more methods, each with the reason."""
 LOOK_UP = "edgeroute.system.imports"
 """Its function `tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
-TYPED = {"edgeroute", "edgeroute.confidence", "edgeroute.router.aio", "edgeroute.router.router"}
+TYPED = {"edgeroute.confidence", "edgeroute.router.aio", "edgeroute.router.router"}
 """Modules that name what the look-up returns for type checkers, where nothing is imported at run time."""
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unfit, Unreachable
+from edgeroute import BadInput, DeadlineExceeded, Held, NoAnswer, Prediction, Refused, Unreachable
 from edgeroute.core.egress import Rules
 from edgeroute.core.explain import CODES, Took, error_code, reason_code, took
 from edgeroute.core.plan import Facts, Plan, Unsure, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Mark, Outcome
+from edgeroute.errors import Unfit
 
 PAIR = (Target("edge", "edge", 0.85), Target("cloud", "cloud"))
 START = (("start", 0, 0.0), ("start", 1, 0.25))

@@ -1,0 +1,70 @@
+# ruff: noqa: I001 - two names in a line
+# The public names for type checkers: those of `_HOMES` in `__init__.py`, where they are imported at their first use.
+
+from edgeroute.cloud.backend import Function as Function
+from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
+from edgeroute.cloud.guard import Egress as Egress
+from edgeroute.cloud.json_api import PlainJson as PlainJson
+from edgeroute.cloud.openai import OpenAIChat as OpenAIChat
+from edgeroute.cloud.openinference import OpenInference as OpenInference
+from edgeroute.confidence.input_score import InputScore as InputScore
+from edgeroute.confidence.prefix import Prefix as Prefix
+from edgeroute.core.rules import Reading as Reading, Rule as Rule
+from edgeroute.core.spending import Limits as Limits
+from edgeroute.core.stream import Piece as Piece, Restart as Restart
+from edgeroute.edge.callable import CallableModel as CallableModel
+from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
+from edgeroute.edge.ensemble import Ensemble as Ensemble
+from edgeroute.edge.litert import LiteRTModel as LiteRTModel
+from edgeroute.edge.llama import LlamaModel as LlamaModel
+from edgeroute.edge.local_server import LocalServer as LocalServer
+from edgeroute.edge.onnx import OnnxModel as OnnxModel
+from edgeroute.edge.runtimes import Variants as Variants, register as register
+from edgeroute.errors import (
+    BadInput as BadInput,
+    BadReply as BadReply,
+    CatalogError as CatalogError,
+    Closed as Closed,
+    CloudError as CloudError,
+    DeadlineExceeded as DeadlineExceeded,
+    EdgerouteError as EdgerouteError,
+    Held as Held,
+    MayNotLeave as MayNotLeave,
+    ModelError as ModelError,
+    ModelMissing as ModelMissing,
+    NoAnswer as NoAnswer,
+    PolicyError as PolicyError,
+    Refused as Refused,
+    RuntimeMissing as RuntimeMissing,
+    StoreError as StoreError,
+    TimedOut as TimedOut,
+    Unreachable as Unreachable,
+)
+from edgeroute.http.messages import Secret as Secret
+from edgeroute.observe.sensors import DeviceSensors as DeviceSensors
+from edgeroute.observe.stats import Stats as Stats, Status as Status
+from edgeroute.record.instruments import Instrument as Instrument
+from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
+from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as metrics
+from edgeroute.record.request_log import RequestLog as RequestLog
+from edgeroute.record.trace import Trace as Trace
+from edgeroute.router.aio import AsyncRouter as AsyncRouter
+from edgeroute.router.arguments import Options as Options
+from edgeroute.router.live.audio import BargeIn as BargeIn, Utterance as Utterance
+from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
+from edgeroute.router.router import Router as Router
+from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Stream
+from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
+from edgeroute.stores.outbox import Outbox as Outbox
+from edgeroute.trials.drift import Audit as Audit
+from edgeroute.trials.settings import AB as AB, CloudArms as CloudArms
+from edgeroute.types import (
+    Answer as Answer,
+    Cancel as Cancel,
+    EdgeModel as EdgeModel,
+    Prediction as Prediction,
+    StopToken as StopToken,
+)
+from edgeroute import models as models
+
+__version__: str
