@@ -33,7 +33,7 @@ from edgeroute import policy as policies
 from edgeroute.edge import litert, model_file
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import load
-from edgeroute.edge.tflite_format import contents
+from edgeroute.edge.tflite_format import read_contents
 from edgeroute.testing import edge_contract
 from edgeroute.types import TensorSpec
 
@@ -559,7 +559,7 @@ def test_a_truncated_model(make):
     data = model.path.read_bytes()
     for size in range(len(data)):
         with pytest.raises(ValueError, match="it is truncated or damaged" if size >= 8 else "no .tflite file"):
-            contents(data[:size])
+            read_contents(data[:size])
     model.path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match=r"cannot load .*model\.tflite: it is truncated or damaged"):
         model.load()
@@ -643,7 +643,7 @@ def test_parts_that_are_read_again_and_again(what):
     """A small file whose offsets all lead to one large part is refused, before time and memory grow with their product."""
     data = models.repeated(**what)
     with pytest.raises(ValueError, match="damaged"):
-        contents(data)
+        read_contents(data)
 
 
 def test_a_model_without_inputs(make):

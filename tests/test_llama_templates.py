@@ -87,7 +87,7 @@ def test_what_cannot_be_harmful_is_not_tried(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_which_are_harmless(template, harmless):
-    assert llama.harmless(template) is harmless
+    assert llama.is_harmless(template) is harmless
 
 
 def test_a_model_that_does_not_load_is_no_matter_of_its_template(tmp_path):

@@ -16,8 +16,8 @@ import tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import ModelError, OnnxModel, PolicyError, Router, models
-from edgeroute.edge.onnx import opened
-from edgeroute.edge.providers import CPU, KINDS, Provider, parsed, schema
+from edgeroute.edge.onnx import open_session
+from edgeroute.edge.providers import CPU, KINDS, Provider, parse_providers, schema
 from edgeroute.testing import edge_contract
 
 ort = pytest.importorskip("onnxruntime")
@@ -75,7 +75,7 @@ def from_text(path: Path, *nodes) -> Path:
 )
 def test_names(given, names):
     """A name, a table or a pair, one or several; ONNX Runtime's own names too, and those of providers that edgeroute has not."""
-    assert [one.name for one in parsed(given)] == names
+    assert [one.name for one in parse_providers(given)] == names
 
 
 def test_a_model_takes_what_another_one_has(model):
@@ -87,7 +87,7 @@ def test_a_model_takes_what_another_one_has(model):
 @pytest.mark.parametrize("given", [None, 3, 1.5, object])
 def test_providers_that_are_no_list(model, given):
     with pytest.raises(PolicyError, match=r'providers are a list of names, as in \["cpu"\], not'):
-        parsed(given)
+        parse_providers(given)
     with pytest.raises(PolicyError, match=r"^providers: "):
         OnnxModel(model, providers=given)
 
@@ -126,7 +126,7 @@ def test_what_is_no_provider(model, given, message):
 
 # --------------------------------------------------------------------------------------------------------------- options
 def asked(*given):
-    return dict(one.native(1) for one in parsed(given))
+    return dict(one.native(1) for one in parse_providers(given))
 
 
 def test_options_are_those_of_onnx_runtime(tmp_path):
@@ -154,19 +154,19 @@ def test_options_are_those_of_onnx_runtime(tmp_path):
 
 def test_threads_are_the_models_unless_the_provider_has_its_own():
     """Providers with threads of their own get the model's number, which onnxruntime does not tell them."""
-    assert parsed("xnnpack")[0].native(3)[1] == {"intra_op_num_threads": "3"}
-    assert parsed(("xnnpack", {"threads": 2}))[0].native(3)[1] == {"intra_op_num_threads": "2"}
-    assert parsed(("openvino", {"options": {"num_of_threads": 4}}))[0].native(3)[1] == {"num_of_threads": "4"}
-    assert parsed("OpenVINOExecutionProvider")[0].native(3)[1] == {"num_of_threads": "3"}
+    assert parse_providers("xnnpack")[0].native(3)[1] == {"intra_op_num_threads": "3"}
+    assert parse_providers(("xnnpack", {"threads": 2}))[0].native(3)[1] == {"intra_op_num_threads": "2"}
+    assert parse_providers(("openvino", {"options": {"num_of_threads": 4}}))[0].native(3)[1] == {"num_of_threads": "4"}
+    assert parse_providers("OpenVINOExecutionProvider")[0].native(3)[1] == {"num_of_threads": "3"}
 
 
 def test_options_by_their_own_names():
     """In `options` under a short name; directly under a full name. They are passed on, and count."""
-    one = parsed(("tensorrt", {"fp16": True, "options": {"trt_max_workspace_size": 2**30, "trt_dla_enable": True}}))[0]
+    one = parse_providers(("tensorrt", {"fp16": True, "options": {"trt_max_workspace_size": 2**30, "trt_dla_enable": True}}))[0]
     assert one.options == {"trt_fp16_enable": "1", "trt_max_workspace_size": str(2**30), "trt_dla_enable": "1"}
-    two = parsed(("TensorrtExecutionProvider", one.options))[0]
+    two = parse_providers(("TensorrtExecutionProvider", one.options))[0]
     assert two.options == one.options
-    assert two.counted == one.options
+    assert two.output_options == one.options
 
 
 def test_what_changes_outputs_is_in_the_fingerprint(model):
@@ -210,7 +210,7 @@ def test_a_policy_has_tables(tmp_path, model):
 
 # ----------------------------------------------------------------------------------- what a session is opened with: a fake
 class Fake:
-    """No onnxruntime, but what `opened` calls of it: it records what it is asked for, and can refuse or leave out providers."""
+    """No onnxruntime, but what `open_session` calls of it: it records what it is asked for, and can refuse or leave out providers."""
 
     def __init__(self, *there, refuses=(), leaves_out=(), nodes=None):
         self.there, self.refuses, self.leaves_out, self.nodes, self.asked = [*there], refuses, leaves_out, nodes, []
@@ -238,24 +238,26 @@ class Fake:
 
 
 TRT, CUDA = "TensorrtExecutionProvider", "CUDAExecutionProvider"
-JETSON = parsed([("tensorrt", {"fp16": True}), "cuda", "cpu"])
+JETSON = parse_providers([("tensorrt", {"fp16": True}), "cuda", "cpu"])
 
 
 def test_the_engine_cache_is_made_and_passed(tmp_path):
     """With its parents; one that cannot be made is said."""
     ort = Fake(TRT, CPU, nodes={TRT: 3})
-    providers = parsed([("tensorrt", {"engine_cache": tmp_path / "a" / "b"})])
-    opened(ort, Path("m"), providers, threads=1, strict=True)
+    providers = parse_providers([("tensorrt", {"engine_cache": tmp_path / "a" / "b"})])
+    open_session(ort, Path("m"), providers, threads=1, strict=True)
     assert (tmp_path / "a" / "b").is_dir()
     assert ort.asked == [[(TRT, {"trt_engine_cache_path": str(tmp_path / "a" / "b"), "trt_engine_cache_enable": "1"})]]
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match=r"the folder for what a provider compiles, .*file.x, cannot be made"):
-        opened(ort, Path("m"), parsed([("tensorrt", {"engine_cache": tmp_path / "file" / "x"})]), threads=1, strict=False)
+        open_session(
+            ort, Path("m"), parse_providers([("tensorrt", {"engine_cache": tmp_path / "file" / "x"})]), threads=1, strict=False
+        )
 
 
 def test_as_asked():
     """The first takes nodes, whatever the others take: no downgrade."""
-    made = opened(Fake(TRT, CUDA, CPU, nodes={TRT: 5, CPU: 2}), Path("m"), JETSON, threads=1, strict=True)
+    made = open_session(Fake(TRT, CUDA, CPU, nodes={TRT: 5, CPU: 2}), Path("m"), JETSON, threads=1, strict=True)
     assert made.downgraded is None
     assert made.placement() == f"5 of 7 nodes on {TRT}, 2 on {CPU} (Op2)"
 
@@ -278,9 +280,9 @@ def test_as_asked():
 def test_downgrades(fake, text, used):
     """Not in the build, not loaded, without a node, or unable to run the model: an error, or recorded with what is left."""
     with pytest.raises(ModelError) as e:
-        opened(fake, Path("m"), JETSON, threads=1, strict=True)
+        open_session(fake, Path("m"), JETSON, threads=1, strict=True)
     assert "\n" not in str(e.value)
-    made = opened(fake, Path("m"), JETSON, threads=1, strict=False)
+    made = open_session(fake, Path("m"), JETSON, threads=1, strict=False)
     assert text in made.downgraded
     assert [one.name for one in made.used(JETSON)] == used
 
@@ -288,12 +290,12 @@ def test_downgrades(fake, text, used):
 def test_a_model_that_nothing_can_load():
     """With a downgrade allowed too: the error is that of the CPU."""
     with pytest.raises(ModelError, match=r"cannot load m: cannot$"):
-        opened(Fake(TRT, CPU, refuses=[TRT, CPU]), Path("m"), parsed(["tensorrt", "cpu"]), threads=1, strict=False)
+        open_session(Fake(TRT, CPU, refuses=[TRT, CPU]), Path("m"), parse_providers(["tensorrt", "cpu"]), threads=1, strict=False)
 
 
 def test_an_onnxruntime_that_does_not_say_where_nodes_run():
     """Before 1.24: what is loaded counts, and `check` says that the rest is not known."""
-    made = opened(Fake(TRT, CUDA, CPU), Path("m"), JETSON, threads=1, strict=True)
+    made = open_session(Fake(TRT, CUDA, CPU), Path("m"), JETSON, threads=1, strict=True)
     assert made.downgraded is None
     assert "from 1.24 on" in made.placement()
     assert made.used(JETSON) == [*JETSON]

@@ -66,9 +66,9 @@ _BATCH = [{"type": "integer", "minimum": 0, "maximum": 31}, {"const": "none"}]
 _AXIS = '0, 1, ... or "none"'
 
 
-def _several(one: Schema) -> list[Schema]:
+def _several(single: Schema) -> list[Schema]:
     """Return the alternatives "one value" and "a list of them"."""
-    return [one, {"type": "array", "items": one, "minItems": 1}]
+    return [single, {"type": "array", "items": single, "minItems": 1}]
 
 
 def _any(about: str) -> dict[str, Any]:

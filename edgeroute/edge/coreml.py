@@ -1,4 +1,4 @@
-"""Core ML models, by coremltools. They are read everywhere and run on macOS."""
+"""Core ML models, by coremltools: described on every system, and run on macOS."""
 
 from __future__ import annotations
 
@@ -29,46 +29,50 @@ _UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu_and_gpu": "CPU_AND_GPU", "cpu_an
 _DTYPES = {"FLOAT16": "float16", "FLOAT32": "float32", "DOUBLE": "float64", "INT32": "int32", "INT8": "int8"}
 _NUMBERS = {"doubleType": "float64", "int64Type": "int64"}
 _PICTURES = {"GRAYSCALE": ("uint8", ()), "RGB": ("uint8", (3,)), "BGR": ("uint8", (3,)), "GRAYSCALE_FLOAT16": ("float32", ())}
-"""Colour space of an input -> the array that it is made of: dtype, channels. For BGR, too, it is RGB, which Core ML turns."""
+"""Colour space of an input -> dtype and channels of the array for it.
+
+For BGR the array is RGB, too: Core ML swaps the channels.
+"""
 
 
 class _Input(NamedTuple):
-    """An input of the file."""
+    """Input of the file, with the shapes that it accepts."""
 
     spec: TensorSpec
     fits: Callable[[tuple[int, ...]], bool]
-    """Whether it takes a tensor of this shape, where that is flexible."""
+    """Returns True if a flexible input accepts a tensor of this shape."""
     sizes: str
-    """Which it takes, in words."""
+    """The accepted shapes, as text."""
     most: int | None
-    """So many rows it takes at a time, where that is flexible; None: any number."""
+    """Most rows that a flexible input accepts at a time; None: any number."""
     convert: Callable[[Array], Any] | None
-    """To what `predict` takes; None: that is the tensor."""
+    """Converts a tensor to the object that `predict` takes; None: that is the tensor itself."""
 
 
 class CoreMLModel(ModelFile):
-    """A .mlpackage or .mlmodel, with the card beside it if there is one. Loaded at the first run, or by `load()`.
+    """Edge model from a .mlpackage or .mlmodel, with the card beside it if there is one. Loaded at the first run, or by `load()`.
 
-    What it takes and gives is known on every system, once `load` was called; it runs on macOS, one input at a time.
+    `load` reads its inputs and outputs on every system; it runs on macOS only, one call at a time.
 
     Args:
         path: the package, which is a folder, or the file.
-        compute_units: what it may run on: "all", "cpu", "cpu_and_gpu", or "cpu_and_ne", the Neural Engine, from macOS 13.
-        sha256: of the file, or of a package (`edgeroute.edge.card.sha256_of`); None: what the card says, unchecked where it
-            says nothing.
-        card: path of the card, where it is not beside the model.
+        compute_units: hardware that it may run on: "all", "cpu", "cpu_and_gpu", or "cpu_and_ne" (the Neural Engine, from macOS
+            13).
+        sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.card.sha256_of`), hex; None: the card's; unchecked
+            if the card has none.
+        card: path of the card, if it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
-        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
 
     Raises:
         PolicyError: there are no such compute units.
     """
 
     parallel = 1
-    """Core ML takes one call of a loaded model at a time."""
+    """One, as Core ML takes one call of a loaded model at a time."""
     folders = True
 
     def __init__(
@@ -101,6 +105,12 @@ class CoreMLModel(ModelFile):
         return {"runtime": "coreml", "compute_units": self.compute_units, "output": self.output}
 
     def _open(self) -> Any:
+        """Read the model's inputs and outputs, and load it on macOS from a temporary copy.
+
+        Raises:
+            RuntimeMissing: this is not macOS, or coremltools is not installed.
+            ModelError: the file is no Core ML model, or cannot be loaded.
+        """
         tools = _runtime()
         spec = self._spec()
         self._read(spec.description)
@@ -111,7 +121,7 @@ class CoreMLModel(ModelFile):
             )
         try:
             with tempfile.TemporaryDirectory() as folder, no_fork.lock:
-                model = tools.models.MLModel(str(self._copied(Path(folder))), compute_units=tools.ComputeUnit[self._units])
+                model = tools.models.MLModel(str(self._copy(Path(folder))), compute_units=tools.ComputeUnit[self._units])
         except Exception as e:  # Core ML's errors derive from Exception alone
             raise ModelError(f"Core ML cannot load {self.path}: {first_line(e)}") from e
         if model.__proxy__ is None:  # without an error
@@ -120,7 +130,11 @@ class CoreMLModel(ModelFile):
         return _Session(model.predict, threading.Lock())
 
     def _spec(self) -> Any:
-        """The description of the model, read without coremltools' own way, which writes to a package that it reads."""
+        """Return the model's description, read from its file alone, as coremltools writes to a package that it reads.
+
+        Raises:
+            ModelError: the file is no Core ML model.
+        """
         spec = imported("coremltools.proto.Model_pb2").Model()
         try:
             spec.ParseFromString((_root(self.path) if self.path.is_dir() else self.path).read_bytes())
@@ -128,12 +142,19 @@ class CoreMLModel(ModelFile):
             raise ModelError(f"{self.path} is no Core ML model: {first_line(e)}") from e
         return spec
 
-    def _copied(self, folder: Path) -> Path:
-        """A package where coremltools may write to it, which changes the file's times, and so makes of it another model."""
+    def _copy(self, folder: Path) -> Path:
+        """Copy a package to this folder and return the copy's path; a file is returned as it is.
+
+        coremltools writes to a package, which would change the file's times, and so make another model of it.
+        """
         return Path(copytree(self.path, folder / self.path.name)) if self.path.is_dir() else self.path
 
     def _read(self, description: Any) -> None:
-        """What it takes and gives, from the file."""
+        """Store the inputs and outputs from the file's description.
+
+        Raises:
+            ModelError: it has functions, states, no outputs, or inputs that edgeroute cannot run.
+        """
         for what in ("functions", "state"):
             if len(getattr(description, what)):
                 raise ModelError(
@@ -146,35 +167,51 @@ class CoreMLModel(ModelFile):
             outputs = [_output(feature) for feature in description.output]
         except ValueError as e:
             raise ModelError(f"{self.path}: {e}") from e
-        if any(one.convert is _picture for one in inputs):
+        if any(entry.convert is _picture for entry in inputs):
             check_installed()
-        self._describe([one.spec for one in inputs], outputs)
-        self._flexible = {one.spec.name: one for one in inputs if -1 in one.spec.shape}
-        self._convert = {one.spec.name: one.convert for one in inputs if one.convert is not None}
-        limits = [one.most for one in self._flexible.values() if one.most is not None]
+        self._describe([entry.spec for entry in inputs], outputs)
+        self._flexible = {entry.spec.name: entry for entry in inputs if -1 in entry.spec.shape}
+        self._convert = {entry.spec.name: entry.convert for entry in inputs if entry.convert is not None}
+        limits = [entry.most for entry in self._flexible.values() if entry.most is not None]
         self._most = min(limits) if limits and self._plan.batch == 0 else None
         self._one = self._plan.one
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""
+        """Run n inputs, in several calls if the model takes fewer at a time.
+
+        Args:
+            inputs: n arrays (or mappings of name to array) without the batch axis.
+            cancel: ignored, as Core ML cannot be stopped.
+
+        Returns:
+            The output [n, ...], or name -> output if there are several.
+        """
         if self._session is None:
             self.load()  # how many it takes is known only then
         most = self._most
         if most is None or len(inputs) <= most:
             return super().run(inputs, cancel)
-        parts: list[Any] = [super(CoreMLModel, self).run(inputs[at : at + most], cancel) for at in range(0, len(inputs), most)]
+        parts: list[Any] = [
+            super(CoreMLModel, self).run(inputs[start : start + most], cancel) for start in range(0, len(inputs), most)
+        ]
         if not isinstance(parts[0], dict):
             return np.concatenate(parts)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """The same for one input."""
+        """Run one input, by a fast path if it is the model's only one; return as `run`."""
         session, prepare = self._session or self.load(), self._one
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)
         return self._by_name(self._execute(session, self._names, {self.inputs[0].name: prepare(x)}, cancel))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:  # noqa: ARG002 - Core ML cannot be stopped
+        """Run the model on tensors by name, holding the session's lock.
+
+        Raises:
+            BadInput: a tensor has a shape that the model does not accept.
+            ModelError: the run failed.
+        """
         for name, flexible in self._flexible.items():
             if not flexible.fits(feed[name].shape):
                 raise BadInput(f"{name}: it takes {flexible.sizes}, got {shape_text(feed[name].shape)}")
@@ -189,7 +226,7 @@ class CoreMLModel(ModelFile):
 
 
 class _Session(NamedTuple):
-    """A loaded model."""
+    """Loaded model and the lock that is held during a prediction."""
 
     predict: Callable[[dict[str, Any]], Mapping[str, Any]]
     lock: threading.Lock
@@ -197,6 +234,11 @@ class _Session(NamedTuple):
 
 
 def _runtime() -> Any:
+    """Import and return coremltools, without its warnings.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
     logger = logging.getLogger("coremltools")
     logger.addFilter(_quiet)  # it warns of each library that it could convert from, and of what Linux lacks
     try:
@@ -208,14 +250,15 @@ def _runtime() -> Any:
 
 
 def _quiet(_: logging.LogRecord) -> bool:
+    """Filter out every record."""
     return False
 
 
 def _root(package: Path) -> Path:
-    """The file with the description in a package.
+    """Return the path of the description in a package.
 
     Raises:
-        ValueError: the package does not say which it is.
+        ValueError: the package's manifest does not name it.
     """
     try:
         manifest = json.loads((package / "Manifest.json").read_bytes())
@@ -228,10 +271,10 @@ def _root(package: Path) -> Path:
 
 
 def _input(feature: Any) -> _Input:
-    """An input by the file's description.
+    """Return an input from the file's description.
 
     Raises:
-        ValueError: it is none that can be run.
+        ValueError: it is of a type that edgeroute cannot run.
     """
     name, kind = feature.name, feature.type.WhichOneof("Type")
     if kind in _NUMBERS:
@@ -250,16 +293,21 @@ def _input(feature: Any) -> _Input:
         sizes = image.imageSizeRange
         ranges, listed = [], []
         if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
-            ranges = [(1, 1), *((one.lowerBound, one.upperBound) for one in (sizes.heightRange, sizes.widthRange))]
+            ranges = [(1, 1), *((size.lowerBound, size.upperBound) for size in (sizes.heightRange, sizes.widthRange))]
             ranges += [(n, n) for n in channels]
         else:
-            listed = [(1, one.height, one.width, *channels) for one in image.enumeratedSizes.sizes]
+            listed = [(1, size.height, size.width, *channels) for size in image.enumeratedSizes.sizes]
         shape = _shape([1, image.height, image.width, *channels], ranges, listed)
         return _flexible(TensorSpec(name, dtype, shape), ranges, listed, _picture)
     raise ValueError(f"its input {name} is a {kind}: edgeroute runs models that take arrays, pictures and numbers")
 
 
 def _output(feature: Any) -> TensorSpec:
+    """Return the specification of an output from the file's description.
+
+    Raises:
+        ValueError: it is of a type that edgeroute cannot read.
+    """
     name, kind = feature.name, feature.type.WhichOneof("Type")
     if kind == "multiArrayType":
         array = feature.type.multiArrayType
@@ -272,20 +320,26 @@ def _output(feature: Any) -> TensorSpec:
 
 
 def _dtype(name: str, array: Any) -> str:
-    told = array.ArrayDataType.Name(array.dataType)
-    if told not in _DTYPES:
-        raise ValueError(f"{name} is an array of {told}, which edgeroute does not know")
-    return _DTYPES[told]
+    """Return the numpy dtype of an array's elements.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kind = array.ArrayDataType.Name(array.dataType)
+    if kind not in _DTYPES:
+        raise ValueError(f"{name} is an array of {kind}, which edgeroute does not know")
+    return _DTYPES[kind]
 
 
 def _flexibility(array: Any) -> tuple[list[tuple[int, int]], list[tuple[int, ...]]]:
-    """(least, most) of each axis, and the shapes that are listed; both are empty where the shape is fixed."""
+    """Return ((least, most) of each axis, list of shapes) that an array may have; both are empty if its shape is fixed."""
     kind = array.WhichOneof("ShapeFlexibility")
-    ranges = [(one.lowerBound, one.upperBound) for one in array.shapeRange.sizeRanges] if kind == "shapeRange" else []
-    return ranges, [tuple(one.shape) for one in array.enumeratedShapes.shapes] if kind == "enumeratedShapes" else []
+    ranges = [(part.lowerBound, part.upperBound) for part in array.shapeRange.sizeRanges] if kind == "shapeRange" else []
+    return ranges, [tuple(part.shape) for part in array.enumeratedShapes.shapes] if kind == "enumeratedShapes" else []
 
 
 def _shape(usual: list[int], ranges: list[tuple[int, int]], listed: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return a shape with -1 for each axis that may vary."""
     if ranges:
         return tuple(least if least == most else -1 for least, most in ranges)
     if listed:
@@ -296,6 +350,7 @@ def _shape(usual: list[int], ranges: list[tuple[int, int]], listed: list[tuple[i
 def _flexible(
     spec: TensorSpec, ranges: list[tuple[int, int]], listed: list[tuple[int, ...]], convert: Callable[[Array], Any] | None
 ) -> _Input:
+    """Return an input that accepts these ranges of sizes, or these shapes; any shape if both are empty."""
     if listed:
         most = 1 if len({shape[0] for shape in listed if shape}) > 1 else None
         return _Input(spec, {*listed}.__contains__, " or ".join(map(shape_text, listed)), most, convert)
@@ -303,6 +358,7 @@ def _flexible(
         return _Input(spec, _any, "", None, convert)
 
     def fits(shape: tuple[int, ...]) -> bool:
+        """Return True if each axis is in its range."""
         return all(least <= n and (n <= most or most < 0) for n, (least, most) in zip(shape, ranges, strict=True))
 
     words = ", ".join(f"{a}" if a == b else f"{a} or more" if b < 0 else f"{a} to {b}" for a, b in ranges)
@@ -310,16 +366,17 @@ def _flexible(
 
 
 def _any(_: tuple[int, ...]) -> bool:
+    """Accept every shape."""
     return True
 
 
 def _picture(tensor: Array) -> Any:
-    """One picture [1, height, width] or [1, height, width, 3], as `predict` takes it."""
+    """Return the Pillow image of an array [1, height, width] or [1, height, width, 3], as `predict` takes it."""
     return imported("PIL.Image").fromarray(tensor[0])
 
 
 def _plain(value: Any) -> Any:
-    """An output with a row for each input, as far as Core ML gives one without."""
+    """Return an output with a row for each input, where Core ML returns a bare value for a single one."""
     if isinstance(value, np.ndarray):
         return value
     return [value] if isinstance(value, dict) else np.array([value], object if isinstance(value, str) else None)

@@ -1,4 +1,4 @@
-"""The header of a .gguf file: what model it is, and whether the file is whole. Nothing is loaded."""
+"""Reader of a .gguf file's header: describes the model, and checks that the file is whole. Loads no weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edgeroute.system.process import special
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST = 1 << 20
-"""Of entries and of tensors; real files have a few thousand."""
+"""Most entries and most tensors of a header; real files have a few thousand."""
 MOST_TEXTS, MOST_BYTES = 1 << 23, 1 << 28
-"""Of a list, such as a vocabulary, of which real ones have up to a million; and of the header before its tensors."""
+"""Most texts of a list, such as a vocabulary, of which real ones have up to a million; and most bytes of entries."""
 MOST_LAYERS = 512
-"""That llama.cpp takes; of a file with more, or with none, it ends the process."""
+"""Most layers that llama.cpp takes; it ends the process on a file with more, or with none."""
 LONGEST = 1 << 16
-"""Bytes of a text that is kept whole, such as a chat template; of a longer one its beginning is."""
+"""Bytes of a text that are returned, such as a chat template; the rest of a longer one is skipped."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _TYPES = {
@@ -37,56 +37,72 @@ _TYPES = {
 
 
 class Gguf(NamedTuple):
-    """What a .gguf file says of its model."""
+    """Description of a .gguf file's model, from its header."""
 
     architecture: str
     name: str
     context: int
-    """Tokens that it was trained for; 0: it does not say."""
+    """Tokens of context that it was trained for; 0: not stated."""
     parameters: int
     quantisation: str
-    """The type of most of its weights."""
+    """Type of most of its weights."""
     tokens: int
-    """Of the vocabulary; 0: it has none."""
+    """Size of the vocabulary; 0: it has none."""
     template: str
-    """Of a chat; empty: it has none."""
+    """Chat template, Jinja; empty: it has none."""
     license: str
 
 
 class _Damaged(ValueError):
-    """The file is not what it is to be."""
+    """Header that is damaged, truncated or unknown."""
 
 
 class _Reader:
-    """Reads values of a header, within the file."""
+    """Cursor over the values of a header, which never leaves the file."""
 
     def __init__(self, data: mmap.mmap | bytes) -> None:
-        self.data, self.at = data, 0
+        self.data, self.position = data, 0
 
     def bytes(self, count: int) -> bytes:
-        end = self.at + count
+        """Return the next `count` bytes.
+
+        Raises:
+            _Damaged: the file ends before that.
+        """
+        end = self.position + count
         if count < 0 or end > len(self.data):
             raise _Damaged("it ends within its header: it is truncated")
-        found = self.data[self.at : end]
-        self.at = end
-        return bytes(found)
+        data = self.data[self.position : end]
+        self.position = end
+        return bytes(data)
 
     def skip(self, count: int) -> None:
-        if count < 0 or self.at + count > len(self.data):
+        """Skip the next `count` bytes.
+
+        Raises:
+            _Damaged: the file ends before that.
+        """
+        if count < 0 or self.position + count > len(self.data):
             raise _Damaged("it ends within its header: it is truncated")
-        self.at += count
+        self.position += count
 
     def number(self, kind: str) -> Any:
+        """Return the next number, of this type of `struct`."""
         return struct.unpack("<" + kind, self.bytes(struct.calcsize("<" + kind)))[0]
 
     def text(self) -> str:
+        """Return the next text, cut to `LONGEST` bytes."""
         size = self.number("Q")
-        found = self.bytes(min(size, LONGEST))
-        self.skip(size - len(found))
-        return found.decode("utf-8", "replace")
+        beginning = self.bytes(min(size, LONGEST))
+        self.skip(size - len(beginning))
+        return beginning.decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """A value; of a list its length alone."""
+        """Return the next value of this type; of a list only its length, after skipping it.
+
+        Raises:
+            _Damaged: the type is unknown, or the list is too long.
+        """
         if kind == _TEXT:
             return self.text()
         if kind == _LIST:
@@ -105,18 +121,22 @@ class _Reader:
         return self.number(_SCALARS[kind])
 
     def _skip_texts(self, count: int) -> None:
-        """A vocabulary has a hundred thousand."""
-        length, data, at = struct.Struct("<Q").unpack_from, self.data, self.at
+        """Skip a list of texts, by a fast loop: a vocabulary has a hundred thousand.
+
+        Raises:
+            _Damaged: the file ends before that.
+        """
+        length, data, position = struct.Struct("<Q").unpack_from, self.data, self.position
         try:
             for _ in range(count):
-                at += 8 + length(data, at)[0]
+                position += 8 + length(data, position)[0]
         except (OverflowError, struct.error):
             raise _Damaged("it ends within its header: it is truncated") from None
-        self.at = at
+        self.position = position
 
 
 def read(path: Path) -> Gguf:
-    """Reads the header, and checks that the file has all the weights that it announces.
+    """Read the header of a .gguf file, and check that all announced weights are in the file.
 
     Raises:
         ModelMissing: there is no such file.
@@ -128,7 +148,7 @@ def read(path: Path) -> Gguf:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
             if magic != MAGIC:
-                raise ModelError(f"{path} is no .gguf file: it begins with {magic!r}, not {MAGIC!r}{_other(magic, path)}")
+                raise ModelError(f"{path} is no .gguf file: it begins with {magic!r}, not {MAGIC!r}{_guess_format(magic, path)}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(_Reader(data))
     except FileNotFoundError as e:
@@ -140,8 +160,8 @@ def read(path: Path) -> Gguf:
         raise ModelError(f"{path} cannot be used: {e}. Fetch the model again") from e
 
 
-def _other(magic: bytes, path: Path) -> str:
-    """What it is instead, as far as that is known."""
+def _guess_format(magic: bytes, path: Path) -> str:
+    """Return the end of a sentence that guesses the format of a file that is no .gguf."""
     if magic[:2] == b"PK":
         return ", and is a zip archive"
     if magic in {b"vers", b"<htm", b"<!DO"}:
@@ -150,6 +170,11 @@ def _other(magic: bytes, path: Path) -> str:
 
 
 def _read(reader: _Reader) -> Gguf:
+    """Return the description from a header, checking every value and the end of the weights.
+
+    Raises:
+        _Damaged: a value is impossible, or weights are missing.
+    """
     reader.skip(len(MAGIC))
     version, tensors, entries = reader.number("I"), reader.number("Q"), reader.number("Q")
     if version not in VERSIONS:
@@ -157,11 +182,11 @@ def _read(reader: _Reader) -> Gguf:
         raise _Damaged("it is big-endian" if swapped else f"it is of version {version} of the format, and 2 and 3 are known")
     if max(tensors, entries) > MOST:
         raise _Damaged(f"its header announces {tensors} tensors and {entries} entries: it is damaged")
-    said: dict[str, Any] = {}
+    header: dict[str, Any] = {}
     for _ in range(entries):
         key = reader.text()
-        said[key] = reader.value(reader.number("I"))
-        if reader.at > MOST_BYTES:
+        header[key] = reader.value(reader.number("I"))
+        if reader.position > MOST_BYTES:
             raise _Damaged(f"its header has more than {MOST_BYTES:,} bytes: it is damaged")
     count, most, ends = 0, dict[str, int](), list[int]()
     for _ in range(tensors):
@@ -175,25 +200,26 @@ def _read(reader: _Reader) -> Gguf:
         ends.append(offset + size // block * width)
         most[name] = most.get(name, 0) + size
         count += size
-    align = said.get("general.alignment", 32)
+    align = header.get("general.alignment", 32)
     align = align if isinstance(align, int) and 0 < align <= 1 << 20 else 32
-    begin = -(-reader.at // align) * align
+    begin = -(-reader.position // align) * align
     missing = begin + max(ends, default=0) - len(reader.data)
     if missing > 0:
         raise _Damaged(f"it is truncated: {missing:,} bytes of its weights are missing")
-    architecture = said.get("general.architecture")
+    architecture = header.get("general.architecture")
     if not isinstance(architecture, str) or not tensors:
         raise _Damaged("it has no weights, or does not say what architecture they are of")
     for key, limit in ((f"{architecture}.block_count", MOST_LAYERS), (f"{architecture}.context_length", 1 << 32)):
-        if isinstance(number := said.get(key), int) and not 0 < number <= limit:
+        if isinstance(number := header.get(key), int) and not 0 < number <= limit:
             raise _Damaged(f"its header says {key} = {number}: it is damaged")
-    context, template = said.get(f"{architecture}.context_length", 0), said.get("tokenizer.chat_template", "")
+    context, template = header.get(f"{architecture}.context_length", 0), header.get("tokenizer.chat_template", "")
     return Gguf(
-        clean(architecture, 60), clean(said.get("general.name", ""), 100), context if isinstance(context, int) else 0, count,
-        max(most, key=lambda name: most[name]), _whole(said.get("tokenizer.ggml.tokens")),
-        template if isinstance(template, str) else "", clean(said.get("general.license", ""), 60),
+        clean(architecture, 60), clean(header.get("general.name", ""), 100), context if isinstance(context, int) else 0, count,
+        max(most, key=lambda name: most[name]), _int_or_zero(header.get("tokenizer.ggml.tokens")),
+        template if isinstance(template, str) else "", clean(header.get("general.license", ""), 60),
     )  # fmt: skip
 
 
-def _whole(value: Any) -> int:
+def _int_or_zero(value: Any) -> int:
+    """Return a value if it is an integer, else 0."""
     return value if isinstance(value, int) else 0

@@ -45,8 +45,8 @@ class Inputs:
         inputs = [_with_card_shape(spec, card.of(spec.name)) for spec in inputs]
         specs = {spec.name: spec for spec in inputs}
         self.constants: dict[str, Array] = {}
-        self.state = {one.input: _first_state(one, specs, {spec.name: spec for spec in outputs}) for one in card.state}
-        self.state_outputs = [one.output for one in card.state]
+        self.state = {state.input: _first_state(state, specs, {spec.name: spec for spec in outputs}) for state in card.state}
+        self.state_outputs = [state.output for state in card.state]
         self.outputs = tuple(spec for spec in outputs if spec.name not in self.state_outputs)
         self._prepare: dict[str, Prepare] = {}
         axes: list[tuple[int | None, int]] = []

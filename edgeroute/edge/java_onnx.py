@@ -1,4 +1,4 @@
-"""ONNX models on ONNX Runtime's Java library: for Android, where Python's has no wheel."""
+"""ONNX models on ONNX Runtime's Java library, for Android, where Python's library has no wheel."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ _VIEWS = {
     "float32": "asFloatBuffer", "float64": "asDoubleBuffer", "int16": "asShortBuffer", "int32": "asIntBuffer",
     "int64": "asLongBuffer",
 }  # fmt: skip
-"""dtype -> the view of a buffer that Java's library takes for it."""
+"""dtype -> method that returns the view of a buffer which Java's library takes for it."""
 _BYTES = {"int8": "INT8", "uint8": "UINT8", "bool": "BOOL"}
-"""dtype -> the type that is said beside a buffer of bytes."""
+"""dtype -> Java type that is passed beside a buffer of bytes."""
 _LOCK, _STOP_LOCK = threading.RLock(), threading.Lock()
-"""Held while pyjnius is used: two threads that call one method on two objects may both call it on one of them."""
+"""Locks held while pyjnius is used: two threads that call one method on two objects may both call it on the same object."""
 
 
 class JavaOnnxModel(ModelFile):
-    """A .onnx file, run through Java by pyjnius or Chaquopy. Loaded at the first run, or by `load()`.
+    """Edge model from a .onnx file, run through Java by pyjnius or Chaquopy. Loaded at the first run, or by `load()`.
 
-    The app brings the library, `com.microsoft.onnxruntime:onnxruntime-android`. In place of `OnnxModel`, for all .onnx files:
-    `edgeroute.register(".onnx", "edgeroute.edge.java_onnx:JavaOnnxModel")`. One of these models runs at a time.
+    The app brings the library, `com.microsoft.onnxruntime:onnxruntime-android`. To use this class in place of `OnnxModel` for all
+    .onnx files: `edgeroute.register(".onnx", "edgeroute.edge.java_onnx:JavaOnnxModel")`. One of these models runs at a time.
 
     Args:
         path: the model file.
         threads: for one run; more than one slows a busy device down.
-        sha256: of the file; None: what the card says, unchecked where it says nothing.
-        card: path of the card, where it is not beside the model.
+        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
+        card: path of the card, if it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
-        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
     """
 
     parallel = 1
@@ -78,7 +78,7 @@ class JavaOnnxModel(ModelFile):
 
     @property
     def files(self) -> list[Path]:
-        """The card, and the files beside the model that have its weights."""
+        """The card's path, and the files with weights beside the model."""
         return [*external_data(self.path), *super().files]
 
     @property
@@ -87,6 +87,12 @@ class JavaOnnxModel(ModelFile):
         return {"runtime": "onnxruntime-java", "providers": ["CPUExecutionProvider"], "output": self.output}
 
     def _open(self) -> _Session:
+        """Open a session in Java, and store its inputs and outputs.
+
+        Raises:
+            ModelError: the model cannot be loaded, or the process was forked after its parent had started Java.
+            RuntimeMissing: there is no way to Java, or no ONNX Runtime in it.
+        """
         if os.getpid() != self._pid:
             raise ModelError(
                 f"{self.path}: this process was forked after its parent had begun Java, and cannot use it: spawn it instead"
@@ -94,7 +100,7 @@ class JavaOnnxModel(ModelFile):
         bridge = _bridge()
         try:
             with _LOCK:
-                return self._opened(bridge)
+                return self._open_session(bridge)
         except ModelError:
             raise
         except Exception as e:  # Java's exceptions derive from Exception alone, in both bridges
@@ -102,7 +108,8 @@ class JavaOnnxModel(ModelFile):
         finally:
             bridge.release()
 
-    def _opened(self, bridge: _Bridge) -> _Session:
+    def _open_session(self, bridge: _Bridge) -> _Session:
+        """Open a session through the bridge. The caller holds the lock."""
         try:
             environment = bridge.find(f"{_JAVA}OrtEnvironment").getEnvironment()
         except Exception as e:
@@ -120,6 +127,11 @@ class JavaOnnxModel(ModelFile):
         return opened
 
     def _spec(self, name: str, node: Any, what: str) -> TensorSpec:
+        """Return the specification of an input or output from its Java description.
+
+        Raises:
+            ModelError: its type cannot be passed through Java.
+        """
         info = node.getInfo()
         kind = str(info.onnxType.toString()).removeprefix(_PREFIX) if hasattr(info, "onnxType") else "sequence or mapping"
         dtype = _DTYPES.get(kind)
@@ -130,6 +142,11 @@ class JavaOnnxModel(ModelFile):
         return TensorSpec(name, dtype, tuple(n if n > 0 else -1 for n in info.getShape()))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
+        """Run the session on tensors by name, holding the lock; a stop request terminates it.
+
+        Raises:
+            ModelError: the run failed, or was stopped.
+        """
         try:
             with _LOCK:
                 return session.run(names, feed, cancel)  # type: ignore[no-any-return]
@@ -140,17 +157,17 @@ class JavaOnnxModel(ModelFile):
 
 
 class _Bridge(NamedTuple):
-    """Python's way to Java."""
+    """Access to Java from Python."""
 
     find: Callable[[str], Any]
-    """Finds a class by its name."""
+    """Returns a Java class by its name."""
     detach: Callable[[], None] | None
-    """Tells Java that this thread ends; None: the bridge does so by itself."""
+    """Detaches the current thread from Java; None: the bridge does so by itself."""
 
     def release(self) -> None:
-        """After a thread has used Java: one that it does not know ends would end an Android app.
+        """Detach the current thread after it has used Java: an attached thread that ends would end an Android app.
 
-        Threads that Java has made, and the main thread, are its own.
+        The main thread, and threads that Java has made, stay attached.
         """
         thread = threading.current_thread()
         if self.detach is not None and thread is not threading.main_thread() and type(thread).__name__ != "_DummyThread":
@@ -158,7 +175,7 @@ class _Bridge(NamedTuple):
 
 
 class _Session:
-    """A loaded model. Freed once nothing refers to it, as Java's library frees nothing by itself."""
+    """Loaded model in Java, which is freed once nothing refers to it, as Java's library frees nothing by itself."""
 
     def __init__(self, bridge: _Bridge, environment: Any, session: Any) -> None:
         self.bridge, self.environment, self.session = bridge, environment, session
@@ -169,7 +186,7 @@ class _Session:
         self.map, self.set = find("java.util.HashMap"), find("java.util.HashSet")
 
     def run(self, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
-        """The outputs of these names."""
+        """Run tensors by name in Java; return copies of the outputs of these names. Closes all Java objects of the run."""
         wanted, given = self.set(), self.map()
         for name in names:
             wanted.add(name)
@@ -188,17 +205,18 @@ class _Session:
         finally:
             if cancel is not None:
                 cancel.on_ask(None)
-            for one in (result, options, *tensors):
-                if one is not None:
-                    one.close()
+            for thing in (result, options, *tensors):
+                if thing is not None:
+                    thing.close()
 
     def _stop(self, options: Any) -> None:
+        """Ask Java to terminate a run."""
         with _STOP_LOCK:  # the other one is the run's
             options.setTerminate(True)
         self.bridge.release()
 
     def _tensor(self, array: Array) -> Any:
-        """A tensor of Java's library, of the array's bytes in a buffer outside its heap."""
+        """Return a tensor of Java's library with a copy of the array, in a buffer outside Java's heap."""
         data, dtype = np.ascontiguousarray(array).tobytes(), array.dtype.name
         buffer = self.buffer.allocateDirect(len(data)).order(self.order)
         buffer.put(data)
@@ -210,6 +228,7 @@ class _Session:
 
     @staticmethod
     def _array(tensor: Any) -> Array:
+        """Return a copy of a Java tensor as an array."""
         info, data = tensor.getInfo(), tensor.getByteBuffer().array()
         dtype = _DTYPES[str(info.onnxType.toString()).removeprefix(_PREFIX)]
         return np.frombuffer(bytes(data), dtype).reshape(list(info.getShape())).copy()
@@ -221,7 +240,11 @@ class _Session:
 
 
 def _bridge() -> _Bridge:
-    """That of Chaquopy or pyjnius, whichever is there."""
+    """Return the bridge of Chaquopy, or else of pyjnius.
+
+    Raises:
+        RuntimeMissing: neither is there.
+    """
     with suppress(ImportError):
         return _Bridge(imported("java").jclass, None)
     try:
@@ -234,7 +257,7 @@ def _bridge() -> _Bridge:
 
 
 def _all(things: Any) -> Iterator[str]:
-    """The texts of a Java collection."""
+    """Yield the texts of a Java collection."""
     iterator = things.iterator()
     while iterator.hasNext():
         yield str(iterator.next())

@@ -1,4 +1,4 @@
-"""llama.cpp in this process, by one of two Python packages: `xllamacpp`, or `llama-cpp-python`."""
+"""llama.cpp in this process, behind one interface for two Python packages: `xllamacpp` and `llama-cpp-python`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from edgeroute.system.imports import imported, no_fork
 from edgeroute.system.process import alive
 from edgeroute.text.reply import TOO_LONG, Gathered
 
-Heard = Callable[[Mapping[str, Any]], bool]
-"""Is given each piece of a reply, and says whether to stop."""
+OnPiece = Callable[[Mapping[str, Any]], bool]
+"""Function that takes each piece of a reply, and returns True to stop the generation."""
 INSTALL: Final = "llama.cpp is not installed: pip install 'edgeroute[llama]'"
 _LONGEST_SOCKET = 100
-"""Bytes of a unix socket's path that every system takes."""
-LEAVE_S = 10.0
-"""How long the interpreter waits at its end for generations to stop, seconds."""
+"""Longest path of a unix socket that every system takes, bytes."""
+EXIT_S = 10.0
+"""Longest wait of the interpreter's exit for generations to stop, seconds."""
 
 
-class Wanted(NamedTuple):
-    """How a model is to be loaded."""
+class LoadOptions(NamedTuple):
+    """Options for loading a model."""
 
     path: Path
     context: int
@@ -43,35 +43,38 @@ class Wanted(NamedTuple):
     """Generations at a time."""
     threads: int
     gpu_layers: int
-    """-1: as many as there is a GPU for."""
+    """Layers on a GPU; -1: all, if there is one."""
     batch: int
     """Tokens of a prompt that are read at a time."""
     template: str | None
-    """Of a chat; None: the file's."""
+    """Chat template; None: the file's."""
     verbose: bool
 
 
 class Engine(Protocol):
-    """A model that is loaded."""
+    """Loaded model."""
 
     address: str
-    """Where others on this device could reach it; empty: nowhere."""
+    """Address where other processes of this device could reach the model; empty: none."""
 
-    def stream(self, request: Mapping[str, Any], chat: bool, heard: Heard) -> None:
-        """Generates, and passes on each piece of the reply, in OpenAI's JSON, until `heard` says to stop.
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
+        """Generate, and call `on_piece` with each piece of the reply, in OpenAI's JSON, until it returns True.
 
-        A failure is a piece with `error`; code 400: of the request.
+        A failure is a piece with `error`; its code 400 means a fault of the request.
         """
 
     def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
-        """The reply in one piece; it cannot be stopped."""
+        """Generate and return the reply in one piece; cannot be stopped."""
 
-    def set_aside(self) -> None:
-        """Keeps it for ever, unused: in a forked child, whose native threads are missing."""
+    def never_free(self) -> None:
+        """Keep the model for ever, unused, in a forked child, where its native threads are missing."""
 
 
-class _Leaving(ForkSafe):
-    """Generations under way, which the interpreter's end waits for: native code that outlives it crashes the process."""
+class _ExitGuard(ForkSafe):
+    """Counter of the generations in progress, which the interpreter's exit stops and waits for.
+
+    Native code that outlives the interpreter crashes the process.
+    """
 
     now, _count = initially(False), initially(0)
     engines: WeakSet[XLlama] = per_process(WeakSet)
@@ -82,7 +85,7 @@ class _Leaving(ForkSafe):
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """One generation."""
+        """Count a generation for the time of the block."""
         with self._ended:
             self._count += 1
         try:
@@ -93,8 +96,8 @@ class _Leaving(ForkSafe):
                 self._ended.notify_all()
 
     def stop(self) -> None:
-        """Tells all to stop, waits for them, and frees the models, while the interpreter is whole."""
-        self.now, until = True, monotonic() + LEAVE_S
+        """Stop all generations, wait for them up to `EXIT_S` seconds, and free the models, while the interpreter is whole."""
+        self.now, until = True, monotonic() + EXIT_S
         with self._ended:
             while self._count and (left := until - monotonic()) > 0:
                 self._ended.wait(left)
@@ -103,21 +106,22 @@ class _Leaving(ForkSafe):
                     engine.free()
 
 
-LEAVING = _Leaving()
+EXIT_GUARD = _ExitGuard()
+"""The counter of this process."""
 
 
 class XLlama:
-    """By `xllamacpp`, which runs llama.cpp's own server in the process, and cannot leave out its listener.
+    """Model by `xllamacpp`, which runs llama.cpp's own server in the process, and always opens a listener.
 
     The listener gets a unix socket, whose file is deleted as soon as the model is loaded, so that nothing can connect. Where that
-    cannot be, it is a port of 127.0.0.1 with a random key that nobody is told.
+    is not possible, it is a port of 127.0.0.1 with a random key that nobody knows.
     """
 
     forked = False
-    """Whether a parent of this process had one: its background threads cannot be joined here, so no server may end."""
+    """True if a parent of this process had a model: its background threads cannot be joined here, so no server may end."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        module = _imported("xllamacpp")
+    def __init__(self, wanted: LoadOptions) -> None:
+        module = _import("xllamacpp")
         params = module.CommonParams()
         params.model.path = str(wanted.path)
         params.model_alias = {wanted.path.stem}
@@ -148,74 +152,83 @@ class XLlama:
                 ) from e
         self.address = "" if private else str(self._server.listening_address)
         if XLlama.forked:
-            self._keep()
-        LEAVING.engines.add(self)
+            self._add_reference()
+        EXIT_GUARD.engines.add(self)
 
     def free(self) -> None:
-        """Frees it, at the interpreter's end."""
+        """Free the model, at the interpreter's exit."""
         self._server = None
 
-    def stream(self, request: Mapping[str, Any], chat: bool, heard: Heard) -> None:
-        """See `Engine`."""
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
+        """Generate and report pieces: see `Engine`."""
         caught = list[BaseException]()
 
         def hear(chunk: Mapping[str, Any]) -> bool:
+            """Report a piece, and store an exception, which would be lost in a native call."""
             try:  # what is raised within a native call would be lost
-                return LEAVING.now or heard(chunk)
+                return EXIT_GUARD.now or on_piece(chunk)
             except BaseException as e:  # noqa: BLE001 - raised again below
                 caught.append(e)
                 return True
 
         whole = {**request, "stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
-        self._call(whole, chat, hear, heard)
+        self._call(whole, chat, hear, on_piece)
         if caught:
             raise caught[0]
 
     def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
-        """See `Engine`."""
-        found = list[Mapping[str, Any]]()
-        reply = self._call(request, chat, None, found.append)
-        return found[0] if found else reply
+        """Generate in one piece: see `Engine`."""
+        errors = list[Mapping[str, Any]]()
+        reply = self._call(request, chat, None, errors.append)
+        return errors[0] if errors else reply
 
     def _call(
-        self, request: Mapping[str, Any], chat: bool, hear: Heard | None, wrong: Callable[[Mapping[str, Any]], object]
+        self, request: Mapping[str, Any], chat: bool, hear: OnPiece | None, wrong: Callable[[Mapping[str, Any]], object]
     ) -> Any:
+        """Count and run a generation; a request that llama.cpp cannot read is reported to `wrong` as an error."""
         more = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         try:
-            with LEAVING.run():
+            with EXIT_GUARD.run():
                 return self._generate({**request, **more}, chat, hear)
         except (RuntimeError, TypeError, ValueError) as e:  # it could not read the request
             wrong({"error": {"code": 400, "message": str(e)}})
             return None
 
-    def _generate(self, request: Mapping[str, Any], chat: bool, hear: Heard | None) -> Any:
-        """The native call. Once it has returned, nothing of it holds the server."""
+    def _generate(self, request: Mapping[str, Any], chat: bool, hear: OnPiece | None) -> Any:
+        """Call llama.cpp. Once this has returned, no frame refers to the server.
+
+        Raises:
+            ModelError: the interpreter is exiting.
+        """
         server = self._server
-        if server is None or LEAVING.now:
+        if server is None or EXIT_GUARD.now:
             raise ModelError("the interpreter is ending")
         return (server.handle_chat_completions if chat else server.handle_completions)(request, hear)
 
-    def set_aside(self) -> None:
-        """See `Engine`. What ends the process must not wait for its threads either, as the destructors of llama.cpp do."""
-        self._keep()
+    def never_free(self) -> None:
+        """Keep the model for ever: see `Engine`.
+
+        The process's exit must not wait for llama.cpp's threads, so its handlers are skipped.
+        """
+        self._add_reference()
         if not XLlama.forked:
             XLlama.forked = True
             with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc has `on_exit`, others do not
                 libc = ctypes.CDLL(None)
                 libc.on_exit(libc._exit, None)  # noqa: SLF001 - a function of C
 
-    def _keep(self) -> None:
-        """One reference more than there are, so that it is never freed."""
+    def _add_reference(self) -> None:
+        """Add a reference to the server, so that it is never freed."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))
 
 
 class LlamaCppPython:
-    """By `llama-cpp-python`, where a user has it: one generation at a time."""
+    """Model by `llama-cpp-python`, for users who have it; runs one generation at a time."""
 
     address = ""
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._module = module = _imported("llama_cpp")
+    def __init__(self, wanted: LoadOptions) -> None:
+        self._module = module = _import("llama_cpp")
         handler = None
         options: dict[str, Any] = {
             "n_ctx": wanted.context, "n_batch": wanted.batch, "n_threads": wanted.threads, "n_threads_batch": wanted.threads,
@@ -231,18 +244,19 @@ class LlamaCppPython:
                 form = imported("llama_cpp.llama_chat_format").Jinja2ChatFormatter(wanted.template, eos, bos)
                 handler = form.to_chat_handler()
         except Exception as e:
-            said = clean(e, FOREIGN)
-            raise ModelError(f"llama.cpp (llama-cpp-python {module.__version__}) cannot load {wanted.path}: {said}") from e
+            message = clean(e, FOREIGN)
+            raise ModelError(f"llama.cpp (llama-cpp-python {module.__version__}) cannot load {wanted.path}: {message}") from e
         if handler is not None:
             self._llama.chat_handler = handler
         self._context, self._turn = wanted.context, threading.Lock()
 
-    def stream(self, request: Mapping[str, Any], chat: bool, heard: Heard) -> None:
-        """See `Engine`."""
-        with self._turn, LEAVING.run():
-            self._stream(dict(request), chat, heard)
+    def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
+        """Generate and report pieces: see `Engine`."""
+        with self._turn, EXIT_GUARD.run():
+            self._stream(dict(request), chat, on_piece)
 
-    def _stream(self, request: dict[str, Any], chat: bool, heard: Heard) -> None:
+    def _stream(self, request: dict[str, Any], chat: bool, on_piece: OnPiece) -> None:
+        """Generate and report pieces with the log-probabilities of their tokens. The caller holds the lock."""
         taken = _Logprobs()
         try:
             if (grammar := request.pop("grammar", None)) is not None:
@@ -252,30 +266,31 @@ class LlamaCppPython:
             chunks = call(**request, stream=True, logits_processor=processors)
             sent, last = 0, None
             for chunk in chunks:
-                if last is not None and (LEAVING.now or heard(last)):
+                if last is not None and (EXIT_GUARD.now or on_piece(last)):
                     return
-                last, sent = _scored(chunk, taken.known[sent:]), len(taken.known)
+                last, sent = _with_logprobs(chunk, taken.known[sent:]), len(taken.known)
             if last is not None:
-                heard(_scored(last, taken.known[sent:] + taken.rest(last)))
+                on_piece(_with_logprobs(last, taken.known[sent:] + taken.rest(last)))
         except (AssertionError, RuntimeError, TypeError, ValueError) as e:
             kind = {"type": TOO_LONG} if "context window" in str(e) else {}
-            heard({"error": {"code": 400, "message": clean(e, FOREIGN), **kind}})
+            on_piece({"error": {"code": 400, "message": clean(e, FOREIGN), **kind}})
 
     def whole(self, request: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
-        """See `Engine`."""
+        """Generate in one piece: see `Engine`."""
         gathered = Gathered()
         self.stream(request, chat, lambda chunk: bool(gathered.add(chunk)) and False)
         return {"error": gathered.error} if gathered.error else gathered.reply()
 
-    def set_aside(self) -> None:
-        """See `Engine`."""
+    def never_free(self) -> None:
+        """Keep the model for ever: see `Engine`."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._llama))
 
 
 class _Logprobs:
-    """Sees the logits of each step, and with those of the next which token was taken.
+    """Recorder of the tokens' log-probabilities, called with the logits of each step before a token is drawn.
 
-    llama-cpp-python's own log-probabilities need the logits of the whole prompt in memory.
+    The next step shows which token was drawn. llama-cpp-python's own log-probabilities need the logits of the whole prompt in
+    memory.
     """
 
     def __init__(self) -> None:
@@ -283,7 +298,12 @@ class _Logprobs:
         self._last: Any = None
 
     def __call__(self, tokens: Any, logits: Any) -> Any:
-        """tokens: [n], logits: float32 [vocabulary] -> the logits."""
+        """Record the last token's log-probability, and return the logits unchanged.
+
+        Args:
+            tokens: [n].
+            logits: float32 [vocabulary].
+        """
         if self._last is not None:
             self.known.append(float(self._last[int(tokens[-1])]))
         z = np.asarray(logits, np.float64)
@@ -292,26 +312,35 @@ class _Logprobs:
         return logits
 
     def rest(self, last: Mapping[str, Any]) -> list[float]:
-        """Of the last token of an answer that was cut off: no step follows that would tell which it was. The most probable is."""
+        """Return the log-probability of the last token of an answer that was cut off, as a list; of other answers none.
+
+        No step follows that would show the token, so the most probable one is assumed.
+        """
         ended = (last.get("choices") or [{}])[0].get("finish_reason")
         return [float(self._last.max())] if ended == "length" and self._last is not None else []
 
 
-def _scored(chunk: Mapping[str, Any], logprobs: list[float]) -> Mapping[str, Any]:
-    """The piece with these log-probabilities beside those that it has."""
+def _with_logprobs(chunk: Mapping[str, Any], logprobs: list[float]) -> Mapping[str, Any]:
+    """Return a copy of the piece with these log-probabilities behind those that it has."""
     if not logprobs or not chunk.get("choices"):
         return chunk
     choice = dict(chunk["choices"][0])
     there = list((choice.get("logprobs") or {}).get("content") or ())
-    choice["logprobs"] = {"content": there + [{"logprob": one} for one in logprobs]}
+    choice["logprobs"] = {"content": there + [{"logprob": logprob} for logprob in logprobs]}
     return {**chunk, "choices": [choice]}
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
+    """Import and return a package.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
     try:
         return imported(name)
     except ImportError as e:
         raise RuntimeMissing(INSTALL if name == "xllamacpp" else "llama-cpp-python is not installed: it builds llama.cpp") from e
 
 
-ENGINES: Final[Mapping[str, Callable[[Wanted], Engine]]] = {"xllamacpp": XLlama, "llama-cpp-python": LlamaCppPython}
+ENGINES: Final[Mapping[str, Callable[[LoadOptions], Engine]]] = {"xllamacpp": XLlama, "llama-cpp-python": LlamaCppPython}
+"""Name of the package -> its engine."""

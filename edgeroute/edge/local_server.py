@@ -1,4 +1,4 @@
-"""A language model behind a server on this device, such as llama-server, Ollama or LM Studio."""
+"""Language model behind a server on this device, such as llama-server, Ollama or LM Studio."""
 
 from __future__ import annotations
 
@@ -23,37 +23,40 @@ OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503
 
 
 class LocalServer:
-    """A language model behind a server on this device that speaks OpenAI's chat API: llama-server, Ollama, LM Studio.
+    """Edge model behind a server on this device that speaks OpenAI's chat API: llama-server, Ollama, LM Studio.
 
-    It is an edge: what it is sent does not leave the device, so no permit, consent or limit holds it. It therefore connects to
-    loopback addresses and unix sockets alone, looks at the address of each connection, uses no proxy and follows no redirect.
+    It counts as an edge: its inputs do not leave the device, so no permit, consent or limit applies. It therefore connects to
+    loopback addresses and unix sockets only, checks the address of each connection, uses no proxy and follows no redirect.
 
-    It takes and gives what `LlamaModel` does.
+    Inputs and answers are those of `LlamaModel`.
 
     Args:
         url: `http://127.0.0.1:11434/v1`, or `unix:/PATH` of a socket.
-        model: the model's name there; llama-server needs none.
+        model: name of the model at the server; llama-server needs none.
         key_env: the environment variable with the server's key, sent as `Authorization: Bearer ...`.
         timeout_s: for an answer, where no deadline ends it sooner, seconds.
         max_reply: the longest reply that is read, bytes.
-        parallel: how many answers may be asked for at a time; None: any number, for the server to queue.
-        logprobs: whether to ask for the log-probabilities of tokens: without them there is no confidence.
-        chat: whether a text is what a user says; if not, it is a text to be continued.
-        system: what the model is told before each chat, unless its messages begin with that.
-        max_tokens: of an answer, at most.
-        temperature: 0: the most probable token each time; above it tokens are drawn.
-        seed: of what is drawn.
+        parallel: most requests at a time; None: any number, for the server to queue.
+        logprobs: requests the log-probabilities of tokens; without them there is no confidence.
+        chat: True: a text is a user's message; False: a text is to be continued.
+        system: system message before each chat, unless its messages begin with one.
+        max_tokens: most tokens of an answer.
+        temperature: 0: the most probable token each time; above it tokens are drawn at random.
+        seed: of the random numbers.
         stop: texts at which an answer ends.
-        grammar: that an answer follows, in llama.cpp's GBNF; llama-server's alone.
-        response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
+        grammar: grammar that an answer follows, in llama.cpp's GBNF; for llama-server only.
+        response_format: format that an answer follows, in OpenAI's form, such as {"type": "json_schema", "json_schema":
+            {"schema": ...}}.
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
-        decide_after: the confidence is that of so many first tokens, once they are there; None: that of all, at the end.
+        decide_after: number of first tokens whose log-probabilities are the confidence, once they have come; None: all tokens, at
+            the end.
         request: further keys of each request, as the server takes them.
         score: in place of `confidence`: a function of the completion.
-        version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
+        version: text that you change whenever the server has another model under that name, for certificates and the cache on
+            disk.
 
     Raises:
-        PolicyError: the address is not this device's own, or another value is none.
+        PolicyError: the address is not on this device, or another value is invalid.
     """
 
     def __init__(
@@ -96,24 +99,24 @@ class LocalServer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What an answer depends on, as far as it is known here."""
+        """Everything that an answer depends on, as far as it is known here: address, model's name, and settings of requests."""
         return {"server": self._local.origin + self._local.base, "model": self._model, **self._chat.settings}
 
     def load(self) -> None:
-        """Asks whether the server is there and has the model; nothing of a user is sent.
+        """Check that the server answers and has the model; sends nothing of a user.
 
         Raises:
-            ModelError: it is not, or has not.
+            ModelError: it does not answer, or does not have the model.
         """
         with Exchange(self._local, self._timeout_s, self._most, None).send("GET", "/models", b"", self._headers()) as (
             head,
             parts,
         ):
             if head.status != OK:
-                raise self._refused(head, parts, {}, own=False)
+                raise self._status_error(head, parts, {}, is_request=False)
             text = b"".join(parts)
         try:
-            names = [str(one["id"]) for one in json_loads(text)["data"]]
+            names = [str(entry["id"]) for entry in json_loads(text)["data"]]
         except (LookupError, RecursionError, TypeError, ValueError):
             raise ModelError(f"{self._local.origin} does not list its models: it is no server with OpenAI's API") from None
         if self._model is not None and names and not {self._model, f"{self._model}:latest"} & {*names}:
@@ -121,17 +124,21 @@ class LocalServer:
             raise ModelError(f"{self._local.origin} has no model {self._model!r}: it has {there}")
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Prediction]:
-        """Texts, messages or requests, one after the other -> (text, log-probabilities or confidence, completion) of each.
+        """Send the inputs one after the other; return (text, log-probabilities or confidence, completion) of each.
+
+        Args:
+            inputs: texts, messages or requests.
+            cancel: a stop request ends the exchange.
 
         Raises:
-            BadInput: one of them is none.
-            Unfit: it is longer than the context, or has in it what the model does not take.
-            ModelError: the server is not there, did not answer, or the run was stopped.
+            BadInput: one is neither.
+            Unfit: one is longer than the context, or contains something that the model does not take.
+            ModelError: the server did not answer, or the run was stopped.
         """
-        return [one for x in inputs for one in self.run_one(x, cancel)]
+        return [prediction for x in inputs for prediction in self.run_one(x, cancel)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
-        """The same for one input."""
+        """Send one input; return a list of one prediction, as `run`."""
         pieces = self.stream(x, cancel)
         try:
             while True:
@@ -140,9 +147,13 @@ class LocalServer:
             return [end.value]
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
-        """The same for one input, in pieces; closing the generator ends the exchange."""
+        """Send one input, yield the answer in pieces, and return the prediction; closing the generator ends the exchange.
+
+        Raises:
+            BadInput, Unfit, ModelError: as `run`.
+        """
         request, chat = self._chat.request(x)
-        own, gathered, shown = isinstance(x, Mapping), Gathered(eager=isinstance(self.score, Prefix)), False
+        is_request, gathered, shown = isinstance(x, Mapping), Gathered(eager=isinstance(self.score, Prefix)), False
         if self._model is not None:
             request["model"] = self._model
         if self._logprobs:
@@ -155,52 +166,67 @@ class LocalServer:
         exchange = Exchange(self._local, self._timeout_s, self._most, cancel)
         with exchange.send("POST", path, json.dumps(request).encode(), self._headers()) as (head, parts):
             if head.status != OK:
-                raise self._refused(head, parts, request, own=own)
+                raise self._status_error(head, parts, request, is_request=is_request)
             if head.kind.startswith("application/json"):  # it does not stream
-                found = self._answer(self._parsed(b"".join(parts)), request, own=own)
-                yield Piece(found.value, token_logprobs(found.outputs))
-                return found
+                prediction = self._answer(self._parse(b"".join(parts)), request, is_request=is_request)
+                yield Piece(prediction.value, token_logprobs(prediction.outputs))
+                return prediction
             for event in events(parts):
                 if event == b"[DONE]":
                     gathered.end()
                     break
-                if (piece := self._piece(gathered, event, request, own=own)) is not None:
+                if (piece := self._piece(gathered, event, request, is_request=is_request)) is not None:
                     shown |= bool(piece)
                     yield piece
         if cancel is not None and cancel.asked and not gathered.ended:
             raise ModelError(f"{self._where} was stopped within its answer")
         if not gathered.ended:
             raise ModelError(f"{self._where} broke off within its answer")
-        found = self._answer(gathered.reply(), request, own=own)
-        if not shown and found.value:  # a refusal
-            yield Piece(found.value)
-        return found
+        prediction = self._answer(gathered.reply(), request, is_request=is_request)
+        if not shown and prediction.value:  # a refusal
+            yield Piece(prediction.value)
+        return prediction
 
-    def _piece(self, gathered: Gathered, event: bytes, request: Mapping[str, Any], *, own: bool) -> Piece | None:
+    def _piece(self, gathered: Gathered, event: bytes, request: Mapping[str, Any], *, is_request: bool) -> Piece | None:
+        """Add an event of the reply; return its new text, or None if it has none.
+
+        Raises:
+            BadInput, Unfit, ModelError: it is an error of the server, or no completion.
+        """
         try:
-            piece = gathered.add(self._parsed(event))
+            piece = gathered.add(self._parse(event))
         except (AttributeError, LookupError, TypeError, ValueError) as e:
             raise ModelError(f"{self._where} gave a reply that is no completion: {type(e).__name__}") from None
         if gathered.error is not None:
-            raise self._failed(gathered.error, request, own=own)
+            raise self._error(gathered.error, request, is_request=is_request)
         return piece
 
-    def _answer(self, reply: Mapping[str, Any], request: Mapping[str, Any], *, own: bool) -> Prediction:
+    def _answer(self, reply: Mapping[str, Any], request: Mapping[str, Any], *, is_request: bool) -> Prediction:
+        """Return the prediction of a whole reply.
+
+        Raises:
+            BadInput, Unfit, ModelError: it is an error of the server, or no completion.
+        """
         if reply.get("error") is not None:
-            raise self._failed(reply["error"], request, own=own)
+            raise self._error(reply["error"], request, is_request=is_request)
         return answer(reply, self._chat.rule, self._where)
 
-    def _parsed(self, text: bytes) -> Mapping[str, Any]:
-        try:
-            found = json_loads(text)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise ModelError(f"{self._where} gave a reply that is not JSON")
-        return found
+    def _parse(self, text: bytes) -> Mapping[str, Any]:
+        """Return the JSON object of a text.
 
-    def _refused(self, head: Head, parts: Iterator[bytes], request: Mapping[str, Any], *, own: bool) -> Exception:
-        """The exception for another status than success."""
+        Raises:
+            ModelError: it is none.
+        """
+        try:
+            value = json_loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ModelError(f"{self._where} gave a reply that is not JSON")
+        return value
+
+    def _status_error(self, head: Head, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
+        """Return the exception for a status other than success, after reading the beginning of its body."""
         text = b""
         for part in parts:
             text += part
@@ -209,30 +235,37 @@ class LocalServer:
         if head.status in {UNAUTHORIZED, FORBIDDEN}:
             return ModelError(f"{self._where} refuses the key, or the lack of one: see key_env=")
         try:
-            said = json_loads(text)["error"]
+            reported = json_loads(text)["error"]
         except (LookupError, RecursionError, TypeError, ValueError):
-            said = {}
-        error = said if isinstance(said, Mapping) else {"message": said}
+            reported = {}
+        error = reported if isinstance(reported, Mapping) else {"message": reported}
         hint = {
             MISSING: ": there is no such model, or its API has another path than the address",
             LOADING: ": it may still be loading",
         }
         more = f" (HTTP {head.status}{hint.get(head.status, '')})"
-        return self._failed({**error, "code": head.status}, request, own=own, more=more)
+        return self._error({**error, "code": head.status}, request, is_request=is_request, more=more)
 
-    def _failed(self, error: Any, request: Mapping[str, Any], *, own: bool, more: str = "") -> Exception:
-        told = error if isinstance(error, Mapping) else {"message": str(error)}
-        return failure(told, self._where, own=own, sent=request, secrets=[self._key()], more=more)
+    def _error(self, error: Any, request: Mapping[str, Any], *, is_request: bool, more: str = "") -> Exception:
+        """Return the exception for an error that the server reports, without the key in its text."""
+        details = error if isinstance(error, Mapping) else {"message": str(error)}
+        return failure(details, self._where, own=is_request, sent=request, secrets=[self._key()], more=more)
 
-    def _without_key(self, said: str) -> str:
+    def _without_key(self, text: str) -> str:
+        """Return a text with the key replaced by ***."""
         key = self._key()
-        return said.replace(key, "***") if key else said
+        return text.replace(key, "***") if key else text
 
     def _key(self) -> str:
-        """As it is sent: without the line break that a file of it ends with. Empty: there is none."""
+        """Return the key as it is sent, without a line break at its end; empty: there is none."""
         return os.environ.get(self._key_env, "").strip() if self._key_env else ""
 
     def _headers(self) -> list[tuple[str, str]]:
+        """Return the header with the key, if there is to be one.
+
+        Raises:
+            PolicyError: the environment variable has no key.
+        """
         if self._key_env is None:
             return []
         key = self._key()

@@ -1,4 +1,4 @@
-"""ONNX models on ONNX Runtime."""
+"""ONNX models on ONNX Runtime: their external data, their execution providers, and the model class."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any, Literal, NamedTuple
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.providers import CPU, Given, Provider, listed, parsed
+from edgeroute.edge.providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.imports import imported, no_fork
 from edgeroute.system.process import special
 from edgeroute.types import StopToken, TensorSpec
 
-# External data of an ONNX model: the files beside it that have its weights.
+# External data of an ONNX model: files with weights beside it.
 
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])")
-"""The key of a `StringStringEntryProto` in the encoding of protocol buffers, and the length of its value."""
+"""Key of a `StringStringEntryProto` in the encoding of protocol buffers, and the length of its value."""
 
 
 def external_data(model: Path) -> list[Path]:
-    """The files that the model's tensors refer to, in its folder or below, as onnxruntime reads no others.
+    """Return the files with weights that the model's tensors refer to, in its folder or below; onnxruntime reads no others.
 
-    They are looked for by the encoding of their key alone, which also finds what metadata calls a location: a file counts if it
-    is there. Without the model there are none.
+    The model is searched for the encoded key alone, which also matches other metadata called location: only files that exist
+    count. None are returned if the model cannot be read.
     """
-    found: dict[Path, None] = {}
-    if special(model):  # to be said when it is loaded
+    paths: dict[Path, None] = {}
+    if special(model):  # `load` reports it
         return []
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -40,17 +40,19 @@ def external_data(model: Path) -> list[Path]:
                 name = data[match.end() : match.end() + _number(match[1])]
                 path = _beside(model.parent, name)
                 if path is not None:
-                    found[path] = None
-    except (OSError, ValueError):  # there is no file, or it is empty: to be said when it is loaded
+                    paths[path] = None
+    except (OSError, ValueError):  # there is no file, or it is empty: `load` reports it
         return []
-    return list(found)
+    return list(paths)
 
 
 def _number(varint: bytes) -> int:
+    """Return the number that a varint of protocol buffers stands for."""
     return sum((byte & 0x7F) << 7 * i for i, byte in enumerate(varint))
 
 
 def _beside(folder: Path, name: bytes) -> Path | None:
+    """Return the path of an existing file in the folder or below; None: there is none of this name, or it lies elsewhere."""
     try:
         path = folder / name.decode()
         inside = path.resolve().is_relative_to(folder.resolve())
@@ -59,38 +61,38 @@ def _beside(folder: Path, name: bytes) -> Path | None:
         return None
 
 
-# Sessions of ONNX Runtime: opened on the providers that are asked for, and compared with those that they really run on.
+# Sessions of ONNX Runtime: opened on the requested providers, and compared with the providers that they really run on.
 
 MOST_SHOWN = 5
-"""Maximum number of operators named in a line."""
+"""Most operators named in a line."""
 
 
 class Node(NamedTuple):
-    """A node of the graph, and where it runs."""
+    """Node of the graph, and the provider that runs it."""
 
     name: str
     operator: str
     provider: str
 
 
-class Opened(NamedTuple):
-    """A session, and what it runs on."""
+class OpenedSession(NamedTuple):
+    """Session and the providers that it really runs on."""
 
     session: Any
     running: tuple[str, ...]
-    """The providers that it has, in order."""
+    """Providers of the session, in order."""
     nodes: tuple[Node, ...] | None
-    """Where each node runs; None: this version of ONNX Runtime does not say."""
+    """Nodes with their providers; None: this version of ONNX Runtime does not report them."""
     downgraded: str | None
-    """How it runs otherwise than it was asked to."""
+    """How the session runs otherwise than requested; None: as requested."""
 
     def used(self, providers: Sequence[Provider]) -> list[Provider]:
-        """Those of the providers that it runs on: that have a node, as far as that is known."""
+        """Return those of the providers that run a node, as far as this is known; the CPU's if none does."""
         on = self.running if self.nodes is None else {node.provider for node in self.nodes}
-        return [one for one in providers if one.name in on] or [Provider(CPU)]
+        return [provider for provider in providers if provider.name in on] or [Provider(CPU)]
 
     def placement(self) -> str:
-        """Where the nodes run, in one line."""
+        """Return a line on how many nodes run where, for people."""
         if self.nodes is None:
             return f"on {', '.join(self.running)}; onnxruntime says from 1.24 on which nodes run where"
         counts = Counter(node.provider for node in self.nodes)
@@ -103,48 +105,53 @@ class Opened(NamedTuple):
         return ", ".join(parts)
 
 
-def opened(ort: Any, path: Path, providers: Sequence[Provider], *, threads: int, strict: bool) -> Opened:
-    """Opens a session on the providers, best first.
+def open_session(ort: Any, path: Path, providers: Sequence[Provider], *, threads: int, strict: bool) -> OpenedSession:
+    """Create the providers' folders, and open a session on the providers, best first.
 
     Args:
         ort: the module onnxruntime.
         path: the model file.
-        providers: what is asked for.
+        providers: the requested providers.
         threads: for one run.
-        strict: to run otherwise than asked is an error: a provider that is not there or cannot be loaded, or a first one that
-            takes no node. Else it is recorded, and where a provider cannot run the model the next ones are tried.
+        strict: a downgrade is an error: a provider that is missing or cannot be loaded, or a first one that takes no node.
+            Otherwise the downgrade is recorded, and where a provider cannot run the model the next ones are tried.
 
     Raises:
-        ModelError: it cannot be loaded, or only otherwise than asked.
+        ModelError: the model cannot be loaded, or not as requested.
     """
-    there = ort.get_available_providers()
-    missing = [one for one in providers if one.name not in there]
+    available = ort.get_available_providers()
+    missing = [provider for provider in providers if provider.name not in available]
     if missing and strict:
         raise ModelError(
-            f"{listed(missing)} is not in this onnxruntime, which has {', '.join(there)}. "
+            f"{names_of(missing)} is not in this onnxruntime, which has {', '.join(available)}. "
             "Install a build that has it, or allow the downgrade with on_downgrade='record'"
         )
-    usable = [one for one in providers if one not in missing] or [Provider(CPU)]
-    for folder in [folder for one in usable for folder in one.folders]:
+    usable = [provider for provider in providers if provider not in missing] or [Provider(CPU)]
+    for folder in [folder for provider in usable for folder in provider.folders]:
         _make(folder)
     while True:
         try:
             session = _session(ort, path, usable, threads)
             break
         except Exception as e:  # onnxruntime's errors derive from Exception alone
-            on_cpu = [one.name for one in usable] == [CPU]
+            on_cpu = [provider.name for provider in usable] == [CPU]
             if strict or on_cpu:
-                on = "" if on_cpu else f" on {listed(usable)}"
+                on = "" if on_cpu else f" on {names_of(usable)}"
                 raise ModelError(f"onnxruntime cannot load {path}{on}: {first_line(e)}") from e
             usable = usable[1:] or [Provider(CPU)]
     running, nodes = tuple(session.get_providers()), _nodes(session)
     downgraded = _downgrade(providers, running, nodes)
     if downgraded and strict:
         raise ModelError(f"{path}: {downgraded}. Allow it with on_downgrade='record', or ask for other providers")
-    return Opened(session, running, nodes, downgraded)
+    return OpenedSession(session, running, nodes, downgraded)
 
 
 def _make(folder: Path) -> None:
+    """Create a provider's folder, with its parents.
+
+    Raises:
+        ModelError: it cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -152,6 +159,7 @@ def _make(folder: Path) -> None:
 
 
 def _session(ort: Any, path: Path, providers: Sequence[Provider], threads: int) -> Any:
+    """Open a session of ONNX Runtime on these providers, without its own fallback to others."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -159,10 +167,13 @@ def _session(ort: Any, path: Path, providers: Sequence[Provider], threads: int) 
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # without its own fallback, which prints, and makes another session in the middle of a run
     with no_fork.lock:
-        return ort.InferenceSession(str(path), options, providers=[one.native(threads) for one in providers], enable_fallback=0)
+        return ort.InferenceSession(
+            str(path), options, providers=[provider.native(threads) for provider in providers], enable_fallback=0
+        )
 
 
 def _nodes(session: Any) -> tuple[Node, ...] | None:
+    """Return the nodes of a session with their providers; None: this build of ONNX Runtime does not report them."""
     try:
         parts = session.get_provider_graph_assignment_info()
     except (AttributeError, RuntimeError):  # before 1.24; a build without it
@@ -171,12 +182,13 @@ def _nodes(session: Any) -> tuple[Node, ...] | None:
 
 
 def _downgrade(providers: Sequence[Provider], running: Sequence[str], nodes: Sequence[Node] | None) -> str | None:
+    """Return how a session runs otherwise than requested; None: as requested."""
     first = providers[0].name
-    if any(one.name not in running for one in providers):
-        return f"asked for {listed(providers)}, running on {', '.join(running)}"
+    if any(provider.name not in running for provider in providers):
+        return f"asked for {names_of(providers)}, running on {', '.join(running)}"
     if nodes and first != CPU and not any(node.provider == first for node in nodes):
         on = dict.fromkeys(node.provider for node in nodes)
-        return f"asked for {listed(providers)}, and {first} takes none of the {len(nodes)} nodes: running on {', '.join(on)}"
+        return f"asked for {names_of(providers)}, and {first} takes none of the {len(nodes)} nodes: running on {', '.join(on)}"
     return None
 
 
@@ -188,24 +200,27 @@ _DTYPES = {
 
 
 class OnnxModel(ModelFile):
-    """A .onnx file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
+    """Edge model from a .onnx file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
 
     Args:
         path: the model file.
-        providers: execution providers, best first: names, as "cpu" or "tensorrt", or tables with a name and options, as
+        providers: execution providers, best first: names, such as "cpu" or "tensorrt", or tables with a name and options, such as
             {"name": "tensorrt", "fp16": True}; see `edgeroute.edge.providers`.
         threads: for one run; more than one slows a busy device down.
-        on_downgrade: what it means that a provider asked for is not there, or that the first one takes no node of the model: an
-            error, or a note in `downgraded`.
-        sha256: of the file; None: what the card says, unchecked where it says nothing.
-        card: path of the card, where it is not beside the model.
+        on_downgrade: whether a missing provider, or a first one that takes no node of the model, is an error ("error"), or a note
+            in `downgraded` ("record").
+        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
+        card: path of the card, if it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
-        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
 
-    Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: it would write and send by default.
+    Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: ONNX Runtime would write and send by default.
+
+    Raises:
+        PolicyError: a provider or an option is unknown.
     """
 
     def __init__(
@@ -227,7 +242,7 @@ class OnnxModel(ModelFile):
             path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
         )
         try:
-            self.providers = parsed(providers)
+            self.providers = parse_providers(providers)
         except PolicyError as e:
             raise PolicyError(f"providers: {e}") from None
         self.threads, self.on_downgrade = threads, on_downgrade
@@ -240,29 +255,29 @@ class OnnxModel(ModelFile):
 
     @property
     def files(self) -> list[Path]:
-        """The card, and the files beside the model that have its weights."""
+        """The card's path, and the files with weights beside the model."""
         return [*external_data(self.path), *super().files]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The output that is read, and the providers it runs on, with the options that change outputs, such as a precision.
+        """The output that is read, and the providers with the options that change outputs, such as a precision.
 
-        Where a downgrade is allowed, it is loaded to know them.
-
-        Threads are none of this: they change the order of sums, and so the last digits at most.
+        Where a downgrade is allowed, reading this loads the model. Threads are not included: they change the order of sums, and
+        so the last digits at most.
         """
         used = [*self.providers]
-        if self.on_downgrade == "record" and [one.name for one in used] != [CPU]:
+        if self.on_downgrade == "record" and [provider.name for provider in used] != [CPU]:
             self.load()
             used = self._used
-        return {"runtime": "onnxruntime", "providers": [one.setting for one in used], "output": self.output}
+        return {"runtime": "onnxruntime", "providers": [provider.setting for provider in used], "output": self.output}
 
     def _open(self) -> Any:
+        """Open a session, store its placement and downgrade, and check the types of its tensors."""
         ort = runtime()
-        made = opened(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
-        session, self.nodes, self.downgraded = made.session, made.nodes, made.downgraded
-        self.placement = None if [one.name for one in self.providers] == [CPU] else made.placement()
-        self._used = made.used(self.providers) if made.downgraded else [*self.providers]
+        result = open_session(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
+        session, self.nodes, self.downgraded = result.session, result.nodes, result.downgraded
+        self.placement = None if [provider.name for provider in self.providers] == [CPU] else result.placement()
+        self._used = result.used(self.providers) if result.downgraded else [*self.providers]
         self._describe([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
         self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
@@ -271,7 +286,11 @@ class OnnxModel(ModelFile):
         return session
 
     def _check_types(self, session: Any) -> None:
-        """Refuses tensors that numpy has no type for, each run of which would fail."""
+        """Refuse tensors of types that numpy lacks, whose every run would fail.
+
+        Raises:
+            ModelError: an input, or an output that is read, has such a type.
+        """
         for kind, nodes in (("input", session.get_inputs()), ("output", session.get_outputs())):
             for node in nodes:
                 known = not node.type.startswith("tensor(") or node.type in _DTYPES or node.type == "tensor(string)"
@@ -282,7 +301,7 @@ class OnnxModel(ModelFile):
                     )
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """The same for one input."""
+        """Run one input, by a fast path if it is the model's only one; return as `run`."""
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)
@@ -297,6 +316,11 @@ class OnnxModel(ModelFile):
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
+        """Run the session on tensors by name; a stop request terminates it.
+
+        Raises:
+            ModelError: the run failed, or was stopped.
+        """
         try:
             if cancel is None:
                 return session.run(names, feed)  # type: ignore[no-any-return]
@@ -308,7 +332,7 @@ class OnnxModel(ModelFile):
 
 
 def runtime() -> Any:
-    """The module onnxruntime, without its telemetry.
+    """Import and return onnxruntime, with its telemetry disabled by an environment variable.
 
     Raises:
         RuntimeMissing: it is not installed.
@@ -321,7 +345,7 @@ def runtime() -> Any:
 
 
 def spec_of(node: Any) -> TensorSpec:
-    """Name, dtype and shape of an input or output of a session."""
+    """Return name, dtype and shape of an input or output of a session."""
     if node.type.startswith("seq(map("):  # scikit-learn's zipmap: a mapping from class to probability for each input
         return TensorSpec(node.name, "float32", (-1, -1))
     shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)

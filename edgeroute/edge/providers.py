@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime: their short names and options, and what of them changes outputs. Imports no runtime."""
+"""Execution providers of ONNX Runtime: their short names and options, and the options that change outputs. Imports no runtime."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from edgeroute.errors import PolicyError, nearest
 CPU = "CPUExecutionProvider"
 SUFFIX = "ExecutionProvider"
 Given: TypeAlias = "str | Mapping[str, Any] | tuple[str, Mapping[str, Any]] | Provider"
-"""A provider as it is asked for: a name, a table with a `name`, or a name and its options."""
+"""Provider as a policy or a caller names it: a name, a table with a `name`, or a name and its options."""
 
 
 class Provider(NamedTuple):
-    """A provider that is asked for."""
+    """Requested provider with its options."""
 
     name: str
-    """ONNX Runtime's name for it."""
+    """ONNX Runtime's name of the provider."""
     options: Mapping[str, str] = {}
-    """ONNX Runtime's options for it."""
-    counted: Mapping[str, Any] = {}
-    """Those that may change outputs, as they were asked for."""
+    """Options by ONNX Runtime's names."""
+    output_options: Mapping[str, Any] = {}
+    """Options that may change outputs, as they were given."""
     folders: tuple[Path, ...] = ()
-    """Folders that it writes to."""
+    """Folders that the provider writes to."""
     threads: str | None = None
-    """Its own option for the number of threads, which is the model's unless it is among the options."""
+    """ONNX Runtime's name of the provider's option for the number of threads; None: it has none."""
 
     def native(self, threads: int) -> tuple[str, dict[str, str]]:
-        """As ONNX Runtime takes it, with the model's number of threads."""
-        own = {} if self.threads is None else {self.threads: str(threads)}
-        return self.name, {**own, **self.options}
+        """Return (name, options) as ONNX Runtime takes them, with the model's number of threads as a default."""
+        defaults = {} if self.threads is None else {self.threads: str(threads)}
+        return self.name, {**defaults, **self.options}
 
     @property
     def setting(self) -> Any:
-        """What of it counts for the model's fingerprint."""
-        return [self.name, dict(self.counted)] if self.counted else self.name
+        """Name and output-changing options, for the model's fingerprint."""
+        return [self.name, dict(self.output_options)] if self.output_options else self.name
 
 
 class Option(NamedTuple):
-    """An option of a provider."""
+    """Option of a provider."""
 
     keys: tuple[str, ...]
-    """ONNX Runtime's names: the value's, then those that are 1 with it."""
+    """ONNX Runtime's names: the first gets the value, the others get 1."""
     kind: type
-    """bool, int (0 or more), str, or Path."""
+    """Type of the value: bool, int (0 or more), str, or Path."""
     meaning: str
     counts: bool = False
-    """It may change outputs."""
+    """True if the option may change outputs."""
     values: Mapping[str, str] | None = None
-    """Value -> ONNX Runtime's word for it."""
+    """Allowed value -> ONNX Runtime's word for it; None: any of its type."""
     convert: Callable[[str], str] | None = None
     folder: bool = False
-    """It is a folder, which is made where it is not there."""
+    """True if the value is a folder, which is created if missing."""
 
 
 class Kind(NamedTuple):
-    """A provider that has a short name."""
+    """Provider with a short name."""
 
     name: str
     options: Mapping[str, Option] = {}
@@ -66,6 +66,7 @@ class Kind(NamedTuple):
 
 
 def _cache(*keys: str) -> Option:
+    """Return the option for a folder of compiled models."""
     return Option(keys, Path, "Folder for what it compiles, so that only the first load takes long.", folder=True)
 
 
@@ -152,41 +153,49 @@ KINDS: Mapping[str, Kind] = {
 }  # fmt: skip
 """Short name -> provider."""
 NATIVE = "options"
-"""The key of a table for options by ONNX Runtime's own names, which are passed on unchecked."""
+"""Key of a table for options by ONNX Runtime's own names, which are passed on unchecked."""
 _FULL = {kind.name: short for short, kind in KINDS.items()}
+"""ONNX Runtime's name -> short name."""
 _LOWER = {full.lower(): full for full in _FULL}
+"""ONNX Runtime's name in small letters -> as it is written."""
 
 
-def parsed(given: Given | Iterable[Given], folder: Path | None = None) -> tuple[Provider, ...]:
-    """The providers that are asked for, best first.
+def parse_providers(given: Given | Iterable[Given], folder: Path | None = None) -> tuple[Provider, ...]:
+    """Return the requested providers, best first, checked.
 
     Under a short name, options are edgeroute's, and checked; `options` in them is a table of ONNX Runtime's own. Under ONNX
-    Runtime's name for a provider, all of them are its own. What is not the name of a provider, an option or its value is refused.
+    Runtime's name for a provider, all options are ONNX Runtime's own, and unchecked.
 
     Args:
-        given: names, tables with a name and options, or pairs of them; a single one is meant as one.
+        given: names, tables with a name and options, or pairs of them; a single one stands for a list of one.
         folder: where relative paths start; None: the working folder.
 
     Raises:
-        PolicyError: one is unknown, or there are none, or one is there twice.
+        PolicyError: a name, an option or a value is unknown, or there are no providers, or one occurs twice.
     """
     single = isinstance(given, str | Mapping | Provider) or _is_pair(given)
     if not single and not isinstance(given, Iterable):
         raise PolicyError(f'providers are a list of names, as in ["cpu"], not {given!r:.60}')
-    found = tuple(_parsed(one, folder) for one in ([given] if single else given))
-    names = [one.name for one in found]
+    providers = tuple(_parse_one(item, folder) for item in ([given] if single else given))
+    names = [item.name for item in providers]
     if not names:
         raise PolicyError('expected at least one provider, as in ["cpu"]')
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise PolicyError(f"{twice[0]} is there twice")
-    return found
+    return providers
 
 
 def _is_pair(given: Any) -> bool:
+    """Return True for a tuple of a name and a mapping of options."""
     return isinstance(given, tuple) and not isinstance(given, Provider) and len(given) == 2 and isinstance(given[1], Mapping)  # noqa: PLR2004
 
 
-def _parsed(given: Any, folder: Path | None) -> Provider:
+def _parse_one(given: Any, folder: Path | None) -> Provider:
+    """Return one provider, checked.
+
+    Raises:
+        PolicyError: as `parse_providers`.
+    """
     if isinstance(given, Provider):
         return given
     if isinstance(given, str):
@@ -200,17 +209,22 @@ def _parsed(given: Any, folder: Path | None) -> Provider:
             f'a provider is a name, or a table with a name, as in {{ name = "cpu" }}, and options, not {given!r:.60}'
         )
     if name in KINDS:
-        return _short(name, KINDS[name], options, folder)
+        return _parse_short(name, KINDS[name], options, folder)
     known = name in _FULL
     if not known and (not name.endswith(SUFFIX) or name.lower() in _LOWER):
         raise PolicyError(f'there is no provider "{name:.60}": {nearest(_LOWER.get(name.lower(), name), [*KINDS, *_FULL])}')
-    native = _natives(name, options)
+    native = _native_options(name, options)
     return Provider(name, native, native, threads=KINDS[_FULL[name]].threads if known else None)
 
 
-def _short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path | None) -> Provider:
+def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path | None) -> Provider:
+    """Return a provider with a short name from its options.
+
+    Raises:
+        PolicyError: an option or its value is unknown.
+    """
     options: dict[str, str] = {}
-    counted: dict[str, Any] = {}
+    output_options: dict[str, Any] = {}
     folders: list[Path] = []
     for key, value in given.items():
         if key == NATIVE:
@@ -218,18 +232,22 @@ def _short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path | None)
         option = kind.options.get(key)
         if option is None:
             raise PolicyError(f'{name} has no option "{key!s:.60}": {nearest(key, [*kind.options, NATIVE])}')
-        word = _word(f"{name}: {key}", option, value, folder)
+        word = _option_text(f"{name}: {key}", option, value, folder)
         options |= {option.keys[0]: word} | dict.fromkeys(option.keys[1:], "1")
         if option.counts:
-            counted[key] = word
+            output_options[key] = word
         if option.folder:
             folders.append(Path(word))
-    native = _natives(name, given.get(NATIVE, {}))
-    return Provider(kind.name, options | native, counted | native, tuple(folders), kind.threads)
+    native = _native_options(name, given.get(NATIVE, {}))
+    return Provider(kind.name, options | native, output_options | native, tuple(folders), kind.threads)
 
 
-def _word(what: str, option: Option, value: Any, folder: Path | None) -> str:
-    """The value of an option, as ONNX Runtime takes it."""
+def _option_text(what: str, option: Option, value: Any, folder: Path | None) -> str:
+    """Return the value of an option as the text that ONNX Runtime takes.
+
+    Raises:
+        PolicyError: it is none of the option's values.
+    """
     if option.values is not None:
         if not isinstance(value, str) or value not in option.values:
             raise PolicyError(f"{what}: found {value!r:.60}: {nearest(value, option.values)}")
@@ -246,8 +264,12 @@ def _word(what: str, option: Option, value: Any, folder: Path | None) -> str:
     raise PolicyError(f"{what}: expected {words[option.kind]}, found {value!r:.60}")
 
 
-def _natives(name: str, given: Any) -> dict[str, str]:
-    """Options by ONNX Runtime's names, as the text that it takes."""
+def _native_options(name: str, given: Any) -> dict[str, str]:
+    """Return options by ONNX Runtime's names as the text that it takes.
+
+    Raises:
+        PolicyError: one is neither text nor a number nor a boolean.
+    """
     if not isinstance(given, Mapping):
         raise PolicyError(f"{name}: {NATIVE} is a table of ONNX Runtime's own options, not {given!r:.60}")
     if wrong := [key for key, value in given.items() if not isinstance(value, str | int | float | PathLike)]:
@@ -255,13 +277,13 @@ def _natives(name: str, given: Any) -> dict[str, str]:
     return {str(key): str(int(value)) if isinstance(value, bool) else str(value) for key, value in given.items()}
 
 
-def listed(providers: Sequence[Provider]) -> str:
-    """Their names, in a message."""
-    return ", ".join(one.name for one in providers)
+def names_of(providers: Sequence[Provider]) -> str:
+    """Return the providers' names, for a message."""
+    return ", ".join(provider.name for provider in providers)
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a list of providers."""
+    """Return the JSON Schema of a list of providers."""
     types = {bool: "boolean", int: "integer", str: "string", Path: "string"}
     tables = [
         {

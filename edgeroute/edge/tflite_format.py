@@ -1,6 +1,6 @@
-"""What a .tflite file says of itself: a reader of its flatbuffer, which checks that all of it is there.
+"""Reader of .tflite files: returns what a router needs of the flatbuffer, and checks that all of it is there.
 
-LiteRT checks a file too, but tflite-runtime does not: a truncated one crashes the process.
+LiteRT checks a file as well, but tflite-runtime does not: a truncated file crashes the process.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from struct import unpack_from
 from typing import NamedTuple
 
 MOST_BYTES = (1 << 31) - 1
-"""Of a flatbuffer, whose offsets have 31 bits."""
+"""Largest size of a flatbuffer, whose offsets have 31 bits."""
 _FLOAT32, _INT8, _INT4 = 0, 9, 17
 _BYTES = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 8: 8, 10: 8, 11: 16, 12: 8, 15: 4, 16: 2}
-"""Of an element, by its type; of the others 1, or less."""
+"""Type of an element -> its bytes; elements of other types have 1, or less."""
 _HYBRID = {
     3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 7: "EMBEDDING_LOOKUP", 9: "FULLY_CONNECTED", 16: "LSTM", 27: "SVDF", 35: "RNN",
     44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 46: "UNIDIRECTIONAL_SEQUENCE_RNN", 48: "BIDIRECTIONAL_SEQUENCE_LSTM",
     52: "BIDIRECTIONAL_SEQUENCE_RNN", 67: "TRANSPOSE_CONV", 126: "BATCH_MATMUL", 132: "CONV_3D",
 }  # fmt: skip
-"""Operators that take weights of 8 bits beside activations in float."""
+"""Operators that take weights of 8 bits beside activations in float, by their codes."""
 _CUSTOM, _VAR_HANDLE = 32, 142
 _MOST_READ, _TIMES, _TABLE_BYTES, _MOST_AXES = 1 << 26, 8, 32, 255
-"""Bytes that are read of a description, in all and in parts of the file, and those that a table counts as: offsets may lead to
-the same place any number of times. A file whose parts are its own has fewer."""
+"""Limits of the description: bytes that are read, times the file's size, bytes that a table counts as, and axes.
+
+Offsets may lead to the same place any number of times. A file without such offsets stays below the limits.
+"""
 
 
 class Signature(NamedTuple):
@@ -36,28 +38,29 @@ class Signature(NamedTuple):
     inputs: dict[str, int]
     """Name -> number of the tensor."""
     outputs: dict[str, int]
+    """Name -> number of the tensor."""
 
 
 class Contents(NamedTuple):
-    """What is in a model file."""
+    """Description of a model file: signatures, special operators, states and sizes."""
 
     signatures: tuple[Signature, ...]
     dynamic_range: tuple[str, ...]
-    """Operators that have weights in int8 and activations in float, quantised while they run."""
+    """Operators that have weights in int8 and activations in float, which are quantised during the run."""
     custom: tuple[str, ...]
     """Operators that are not TFLite's own."""
     resources: bool
-    """Whether it keeps a state in variables that its operators read and assign."""
+    """True if the model has a state in variables that its operators read and assign."""
     variables: bool
-    """Whether it keeps a state in tensors, as an SVDF or an LSTM does."""
+    """True if the model has a state in tensors, as an SVDF or an LSTM has."""
     operators: int
-    """How many its main graph has."""
+    """Number of operators of the main graph."""
     largest: int
-    """Bytes of its largest tensor."""
+    """Bytes of the largest tensor."""
 
 
-def contents(data: bytes) -> Contents:
-    """Reads a file.
+def read_contents(data: bytes) -> Contents:
+    """Return the description of a .tflite file's bytes.
 
     Raises:
         ValueError: it is no .tflite file, or a part of it is missing.
@@ -65,12 +68,17 @@ def contents(data: bytes) -> Contents:
     if data[4:8] != b"TFL3":
         raise ValueError("it is no .tflite file, which has TFL3 in its bytes 4 to 8")
     try:
-        return _contents(_Table(data, _at(data, 0), [min(_MOST_READ, _TIMES * len(data))]))
+        return _contents(_Table(data, _follow(data, 0), [min(_MOST_READ, _TIMES * len(data))]))
     except (struct_error, IndexError, UnicodeDecodeError) as e:
         raise ValueError("it is truncated or damaged") from e
 
 
 def _contents(model: _Table) -> Contents:
+    """Return the description, after following every offset once.
+
+    Raises:
+        IndexError, struct.error: a part is missing.
+    """
     codes = [(max(code.signed(0, 1), code.signed(3, 4)), code.text(1)) for code in model.tables(1)]
     constant = [buffer.length(0) > 0 or buffer.unsigned(1) > 1 for buffer in model.tables(4)]
     hybrid, custom, resources, variables = dict[str, None](), dict[str, None](), False, False
@@ -78,9 +86,9 @@ def _contents(model: _Table) -> Contents:
     if not graphs:
         raise IndexError("it has no graph")
     for graph in graphs:
-        tensors = [_tensor(one) for one in graph.tables(0)]
-        variables = variables or any(one.variable for one in tensors)
-        largest = max([largest, *(one.size for one in tensors)])
+        tensors = [_tensor(part) for part in graph.tables(0)]
+        variables = variables or any(part.variable for part in tensors)
+        largest = max([largest, *(part.size for part in tensors)])
         for way in (1, 2):
             for i in graph.numbers(way):
                 tensors[i]
@@ -93,128 +101,151 @@ def _contents(model: _Table) -> Contents:
             if code == _CUSTOM:
                 custom[name] = None
             resources = resources or code == _VAR_HANDLE
-            weights = any(one.kind in {_INT8, _INT4} and constant[one.buffer] for one in inputs)
+            weights = any(part.kind in {_INT8, _INT4} and constant[part.buffer] for part in inputs)
             if code in _HYBRID and weights and inputs[0].kind == _FLOAT32:
                 hybrid[_HYBRID[code]] = None
-    for one in model.tables(6):
-        one.text(0)
+    for part in model.tables(6):
+        part.text(0)
     count = graphs[0].length(3, 4)
-    signatures = tuple(_signature(one) for one in model.tables(7))
+    signatures = tuple(_signature(part) for part in model.tables(7))
     return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count, largest)
 
 
 class _Tensor(NamedTuple):
+    """Tensor of a graph."""
+
     kind: int
     buffer: int
     variable: bool
     size: int
-    """Bytes."""
+    """Bytes of its elements."""
 
 
-def _tensor(one: _Table) -> _Tensor:
-    kind = one.signed(1, 1)
-    shape = one.numbers(0)
+def _tensor(table: _Table) -> _Tensor:
+    """Read and check one tensor."""
+    kind = table.signed(1, 1)
+    shape = table.numbers(0)
     if len(shape) > _MOST_AXES:
         raise IndexError(len(shape))
     size = prod(max(1, n) for n in shape) * _BYTES.get(kind, 1)
-    one.text(3)
-    if (quantised := one.table(4)) is not None:
+    table.text(3)
+    if (quantised := table.table(4)) is not None:
         for field, size in ((0, 4), (1, 4), (2, 4), (3, 8)):
             quantised.length(field, size)
-    one.numbers(7)
-    return _Tensor(kind, one.unsigned(2), bool(one.signed(5, 1)), size)
+    table.numbers(7)
+    return _Tensor(kind, table.unsigned(2), bool(table.signed(5, 1)), size)
 
 
-def _signature(one: _Table) -> Signature:
-    inputs, outputs = ({pair.text(0): pair.unsigned(1) for pair in one.tables(field)} for field in (0, 1))
-    return Signature(one.text(2), one.unsigned(4), inputs, outputs)
+def _signature(table: _Table) -> Signature:
+    """Read one signature."""
+    inputs, outputs = ({pair.text(0): pair.unsigned(1) for pair in table.tables(field)} for field in (0, 1))
+    return Signature(table.text(2), table.unsigned(4), inputs, outputs)
 
 
-def _at(data: bytes, at: int) -> int:
-    """Where an offset at that place leads to."""
-    (offset,) = unpack_from("<I", data, at)
-    if not 0 < offset <= len(data) - at:
-        raise IndexError(at)
-    return int(at + offset)
+def _follow(data: bytes, position: int) -> int:
+    """Return the position that the offset at a position leads to.
+
+    Raises:
+        IndexError: it lies outside of the data.
+    """
+    (offset,) = unpack_from("<I", data, position)
+    if not 0 < offset <= len(data) - position:
+        raise IndexError(position)
+    return int(position + offset)
 
 
 class _Table:
-    """A table of a flatbuffer: fields by their number in the schema. What is not there is 0, or empty.
+    """Table of a flatbuffer, which reads fields by their number in the schema. A missing field reads as 0, or empty.
 
     Args:
         data: the file.
-        at: where it begins.
-        left: one number, of the bytes that may still be read, by all tables together.
+        at: position where the table begins.
+        left: one number, which all tables share: the bytes that may still be read; reduced in place.
 
     Raises:
-        IndexError, struct.error: it is not within the data, or too much is read.
+        IndexError, struct.error: the table lies outside of the data, or too much is read.
     """
 
-    def __init__(self, data: bytes, at: int, left: list[int]) -> None:
-        self.data, self.at, self.left = data, at, left
+    def __init__(self, data: bytes, position: int, left: list[int]) -> None:
+        self.data, self.at, self.left = data, position, left
         self._take(_TABLE_BYTES)
-        (back,) = unpack_from("<i", data, at)
-        self.fields = at - back
+        (back,) = unpack_from("<i", data, position)
+        self.fields = position - back
         if self.fields < 0:
-            raise IndexError(at)
+            raise IndexError(position)
         self.size, length = unpack_from("<HH", data, self.fields)
-        if at + length > len(data) or self.fields + self.size > len(data):
-            raise IndexError(at)
+        if position + length > len(data) or self.fields + self.size > len(data):
+            raise IndexError(position)
 
     def _take(self, count: int) -> None:
+        """Count bytes as read.
+
+        Raises:
+            IndexError: the limit is exceeded.
+        """
         self.left[0] -= count
         if self.left[0] < 0:
             raise IndexError(self.at)
 
     def _field(self, i: int) -> int:
-        """Where it is; 0: it is not there."""
+        """Return the position of a field; 0: it is missing."""
         place = 4 + 2 * i
         offset = unpack_from("<H", self.data, self.fields + place)[0] if place + 2 <= self.size else 0
         return self.at + offset if offset else 0
 
     def signed(self, i: int, size: int) -> int:
-        """A number of 1 or 4 bytes."""
-        at = self._field(i)
-        return int(unpack_from("<b" if size == 1 else "<i", self.data, at)[0]) if at else 0
+        """Return a signed number of 1 or 4 bytes."""
+        position = self._field(i)
+        return int(unpack_from("<b" if size == 1 else "<i", self.data, position)[0]) if position else 0
 
     def unsigned(self, i: int) -> int:
-        """A number of 4 bytes."""
-        at = self._field(i)
-        return int(unpack_from("<I", self.data, at)[0]) if at else 0
+        """Return an unsigned number of 4 bytes."""
+        position = self._field(i)
+        return int(unpack_from("<I", self.data, position)[0]) if position else 0
 
     def length(self, i: int, size: int = 1) -> int:
-        """How many elements of that size a vector has."""
+        """Return the number of elements of a vector.
+
+        Args:
+            i: number of the field.
+            size: bytes of an element, for the check that all of them are there.
+        """
         return self._vector(i, size)[1]
 
     def _vector(self, i: int, size: int) -> tuple[int, int]:
-        at = self._field(i)
-        if not at:
+        """Return (position of the first element, number of elements) of a vector.
+
+        Raises:
+            IndexError: it is longer than the data.
+        """
+        position = self._field(i)
+        if not position:
             return 0, 0
-        start = _at(self.data, at)
+        start = _follow(self.data, position)
         (count,) = unpack_from("<I", self.data, start)
         if start + 4 + count * size > len(self.data):
             raise IndexError(start)
         return start + 4, count
 
     def numbers(self, i: int) -> tuple[int, ...]:
-        """A vector of numbers of 4 bytes."""
+        """Return a vector of signed numbers of 4 bytes."""
         start, count = self._vector(i, 4)
         self._take(4 * count)
         return unpack_from(f"<{count}i", self.data, start)
 
     def text(self, i: int) -> str:
-        """A text."""
+        """Return a text."""
         start, count = self._vector(i, 1)
         self._take(count)
         return self.data[start : start + count].decode()
 
     def table(self, i: int) -> _Table | None:
-        """Another table; None: there is none."""
-        at = self._field(i)
-        return _Table(self.data, _at(self.data, at), self.left) if at else None
+        """Return another table; None: it is missing."""
+        position = self._field(i)
+        return _Table(self.data, _follow(self.data, position), self.left) if position else None
 
     def tables(self, i: int) -> Iterator[_Table]:
-        """A vector of tables."""
+        """Yield a vector of tables."""
         start, count = self._vector(i, 4)
         for k in range(count):
-            yield _Table(self.data, _at(self.data, start + 4 * k), self.left)
+            yield _Table(self.data, _follow(self.data, start + 4 * k), self.left)

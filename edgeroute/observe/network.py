@@ -89,8 +89,9 @@ class NetworkMonitor(ForkSafe):
 
 
 def _close(*sockets: socket.socket) -> None:
-    for one in sockets:
-        one.close()
+    """Close these sockets."""
+    for sock in sockets:
+        sock.close()
 
 
 def listen() -> socket.socket | None:

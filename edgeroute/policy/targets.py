@@ -18,7 +18,7 @@ from edgeroute.cloud.openinference import OpenInference
 from edgeroute.confidence.prefix import Rule
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
-from edgeroute.edge.providers import parsed
+from edgeroute.edge.providers import parse_providers
 from edgeroute.edge.runtimes import ACTIVE, Variants, load
 from edgeroute.errors import PolicyError
 from edgeroute.policy.singles import Section, at
@@ -129,7 +129,7 @@ class Edge(Target):
         follows = self.path.lower().endswith(ACTIVE)  # the defaults are those of its runtime
         options = self.model_dump(exclude={"path", "card", "score", "view", "variant", "group"}, exclude_unset=follows)
         if "providers" in options:
-            options["providers"] = parsed(self.providers, folder)
+            options["providers"] = parse_providers(self.providers, folder)
         if follows:
             options |= {} if self.score is None else {"score": loaded_score(self.score, folder)}
             return load(at(folder, self.path), **options, **({"card": at(folder, self.card)} if self.card else {}))

@@ -59,7 +59,7 @@ def _providers(value: Any) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
     try:
-        providers.parsed(value)
+        providers.parse_providers(value)
     except PolicyError as e:
         raise refused(str(e)) from None
     return value

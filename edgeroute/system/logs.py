@@ -11,7 +11,7 @@ from edgeroute.core.words import FOREIGN, OWN, Coded, named, printable, told
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"
-"""Of the log line of `Failures`; tests and users look for it."""
+"""Text of the log line of `Failures`; tests and users search for it."""
 
 
 class _CleanLog(logging.Filter):
@@ -84,19 +84,19 @@ class Failures:
         self.due = 0.0
         """Monotonic instant from which the next exception is logged."""
 
-    def log(self, what: str, error: BaseException, *, own: bool = False) -> None:
+    def log(self, what: str, error: BaseException, *, coded: bool = False) -> None:
         """Log an exception of a function with its traceback, unless the last log line is less than a minute old.
 
-        Not logged: cancellations and other BaseExceptions but SystemExit, and, without `own`, errors of edgeroute itself,
+        Not logged: cancellations and other BaseExceptions but SystemExit, and, without `coded`, errors of edgeroute itself,
         whose text reaches the caller.
 
         Args:
             what: name of the function, for the log line.
             error: the exception.
-            own: logs errors of edgeroute as well, as no caller gets this one.
+            coded: logs errors of edgeroute as well, as no caller gets this one.
         """
         now = time.monotonic()
-        if now < self.due or (isinstance(error, Coded) and not own) or not isinstance(error, Exception | SystemExit):
+        if now < self.due or (isinstance(error, Coded) and not coded) or not isinstance(error, Exception | SystemExit):
             return
         self.due = now + self.EVERY_S
         info = (type(error), error, error.__traceback__)

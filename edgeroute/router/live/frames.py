@@ -323,7 +323,7 @@ class FrameFlow:
         except Exception as e:
             if own is None:
                 raise
-            self._signature_failed.log("signature= of a frame", e, own=True)
+            self._signature_failed.log("signature= of a frame", e, coded=True)
             return UNKNOWN
         scene = scene_of(self._scene, signature, self._settings.scene)
         if scene is not self._scene:
@@ -467,7 +467,7 @@ class FrameFlow:
             try:
                 label = contained(self._settings.label, label)
             except Exception as e:  # noqa: BLE001 - it is the caller's, and no answer is lost for it
-                self._label_failed.log("label= of an answer", e, own=True)
+                self._label_failed.log("label= of an answer", e, coded=True)
                 return None, False
         elif isinstance(label, Real) and not isinstance(label, Integral):
             return None, False  # a measurement: no two are equal
