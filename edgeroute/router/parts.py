@@ -132,14 +132,14 @@ def _contained(part: Part, event: str) -> Method:
         return method
     failures, what = Failures(), f"the part {name_of(part)} at {event}"
     if event == "around":
-        return partial(_around, method, partial(failures.log, what, own=True))
+        return partial(_around, method, partial(failures.log, what, coded=True))
 
     @wraps(method)
     def contained(*given: Any) -> Any:
         try:
             return method(*given)
         except Exception as e:  # noqa: BLE001 - whatever it is, it affects no answer
-            failures.log(what, e, own=True)
+            failures.log(what, e, coded=True)
             return None
 
     return contained
