@@ -1,1 +1,1 @@
-"""Records of requests: traces, counts, metrics, spans and logs, by instruments; and a checkpoint for the next run."""
+"""Instruments that record requests: traces, counts, metrics, spans and logs; and a checkpoint for the next run."""

@@ -1,4 +1,4 @@
-"""Checkpoint: stores latencies, spending and endpoints' metadata for the next run of a program."""
+"""Checkpoint: storage of latencies, spending and endpoints' metadata for the next run of a program."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ EVERY_S = 1.0
 
 
 class Checkpoint:
-    """A router's state file: read at the start, written now and then.
+    """State of a router in its file: read at the start, written now and then.
 
     Args:
         store: the file, shared as `counts`.
-        counts: has the latencies.
-        spending: has the amounts spent, and records them in the same file.
+        counts: the router's counts, with its latencies.
+        spending: the amounts spent, recorded in the same file.
     """
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
         self.arms: Callable[[], Mapping[str, Any] | None] = lambda: None
-        """What came of the arms of an A/B comparison."""
+        """Returns the results of the arms of an A/B comparison; None: there is none."""
         self.trials: Callable[[], Mapping[str, Any] | None] = lambda: None
-        """What came of the arms of the cloud."""
+        """Returns the results of the arms of the cloud; None: there are none."""
         self.dumps: dict[str, Callable[[], Any]] = {}
-        """Name -> what returns the state of a part; None: there is nothing to store."""
+        """Name -> function that returns the state of a part; None: there is nothing to store."""
         self.joules: Callable[[], Mapping[str, float]] = dict
-        """What a call of each target takes, as far as known."""
+        """Returns target -> energy of a call, joules, as far as known."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
-        """Restores the state of earlier runs."""
+        """Restore the state of earlier runs into counts, spending and endpoints; delete damaged values."""
         store = self.store
         if not self.spending.recall():
             return
@@ -66,12 +66,13 @@ class Checkpoint:
                     store.drop(f"endpoint:{backend.where}", e)
 
     def note(self, clouds: Iterable[CloudBackend]) -> None:
-        """Stores the state, unless that was done recently. A thread writes it, soon."""
+        """Queue the state for the file, unless that was done recently. A thread writes it within about a second."""
         if monotonic() >= self._due:
             self._due = monotonic() + EVERY_S
             self._note(clouds)
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
+        """Queue the state for the file."""
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         if (arms := self.arms()) is not None:
             self.store.put(STORED_AB, arms)
@@ -91,7 +92,7 @@ class Checkpoint:
                 self.store.put(f"endpoint:{backend.where}", known)
 
     def close(self, clouds: Iterable[CloudBackend]) -> None:
-        """Stores everything, and waits until it is written."""
+        """Store everything, and wait until it is written."""
         self._note(clouds)
         self.spending.close()
         self.store.leave(self._counts)

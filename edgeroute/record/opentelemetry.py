@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each request, with its edges' runs and its calls of endpoints in it, through `opentelemetry-api`."""
+"""OpenTelemetry: a span for each request, with its edges' runs and its calls of endpoints, through `opentelemetry-api`."""
 
 from __future__ import annotations
 
@@ -19,92 +19,97 @@ __all__ = ["OpenTelemetry"]
 # Attributes of spans and metrics, by OpenTelemetry's conventions for HTTP clients, RPC clients and generative AI. No I/O.
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
-"""Those that HTTP knows; another one is `_OTHER`."""
+"""Methods that HTTP knows; any other is `_OTHER`."""
 OPERATIONS = {"/chat/completions": "chat", "/completions": "text_completion", "/embeddings": "embeddings"}
-"""End of a path of OpenAI's API -> what is asked for."""
+"""End of a path of OpenAI's API -> operation."""
 Attributes = dict[str, Any]
 
 
-def to(began: AttemptBegan) -> Attributes:
-    """Where an attempt goes, without what differs from call to call."""
+def destination(began: AttemptBegan) -> Attributes:
+    """Return the attributes of an attempt's destination, without anything that differs from call to call."""
     sending = began.sending
     parts = urlsplit(sending.origin)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    found: Attributes = {"server.address": parts.hostname or "", "server.port": port}
+    attributes: Attributes = {"server.address": parts.hostname or "", "server.port": port}
     if sending.protocol == "grpc":
         service, _, method = sending.path.strip("/").rpartition("/")
-        return found | {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        return attributes | {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
     method = sending.method if sending.method in METHODS else "_OTHER"
-    return found | {"http.request.method": method, "url.scheme": parts.scheme}
+    return attributes | {"http.request.method": method, "url.scheme": parts.scheme}
 
 
-def asked(began: AttemptBegan) -> Attributes:
-    """What of a language model is asked for; empty: it is none."""
+def model_attributes(began: AttemptBegan) -> Attributes:
+    """Return the attributes of an attempt to call a language model; empty for any other."""
     operation = _operation(began.sending.path)
     if not operation or began.sending.protocol == "grpc" or not began.sending.model:
         return {}
     return {"gen_ai.operation.name": operation, "gen_ai.provider.name": "openai", "gen_ai.request.model": began.sending.model}
 
 
-def sent(began: AttemptBegan) -> tuple[str, Attributes]:
-    """The name of an attempt's span, and its attributes as it begins."""
-    where, text = to(began), asked(began)
-    found = {**where, **text, "edgeroute.leg": began.target}
+def attempt_span(began: AttemptBegan) -> tuple[str, Attributes]:
+    """Return the name of an attempt's span, and its attributes as it begins."""
+    where, text = destination(began), model_attributes(began)
+    attributes = {**where, **text, "edgeroute.leg": began.target}
     if "rpc.system" in where:
-        return f"{where['rpc.service']}/{where['rpc.method']}", found
-    found["url.full"] = began.sending.origin + began.sending.path.partition("?")[0]
+        return f"{where['rpc.service']}/{where['rpc.method']}", attributes
+    attributes["url.full"] = began.sending.origin + began.sending.path.partition("?")[0]
     if began.again:
-        found["http.request.resend_count"] = began.again
+        attributes["http.request.resend_count"] = began.again
     name = f"{text['gen_ai.operation.name']} {text['gen_ai.request.model']}" if text else where["http.request.method"]
-    return name, found
+    return name, attributes
 
 
-def attempted(ended: AttemptEnded, began: AttemptBegan | None) -> Attributes:
-    """An attempt's attributes as it ends."""
-    found: Attributes = {}
+def end_attributes(ended: AttemptEnded, began: AttemptBegan | None) -> Attributes:
+    """Return an attempt's attributes as it ends."""
+    attributes: Attributes = {}
     if began is not None and began.sending.protocol == "http":
-        found = {"http.request.body.size": ended.sent_bytes, "http.response.body.size": ended.received_bytes}
+        attributes = {"http.request.body.size": ended.sent_bytes, "http.response.body.size": ended.received_bytes}
         if ended.status is not None:
-            found["http.response.status_code"] = ended.status
+            attributes["http.response.status_code"] = ended.status
     if ended.tokens is not None:
-        found |= {"gen_ai.usage.input_tokens": ended.tokens.prompt, "gen_ai.usage.output_tokens": ended.tokens.answer}
-    return found | wrong(ended)
+        attributes |= {"gen_ai.usage.input_tokens": ended.tokens.prompt, "gen_ai.usage.output_tokens": ended.tokens.answer}
+    return attributes | error_attributes(ended)
 
 
-def wrong(ended: AttemptEnded) -> Attributes:
-    """The type of an attempt's error; empty: it had none."""
+def error_attributes(ended: AttemptEnded) -> Attributes:
+    """Return the type of an attempt's error as attributes; empty: it had none."""
     if ended.cancelled:
         return {"error.type": "cancelled"}
     return {} if ended.error is None else {"error.type": error_type(ended.error)}
 
 
 def error_type(error: BaseException | None) -> str:
-    """An error's HTTP status; or its code; or its class. Never its text."""
+    """Return an error's HTTP status; or its code; or its class. Never its text."""
     if isinstance(error, Refused):
         return str(error.status)
     return Failure.of(error).code or ("_OTHER" if error is None else type(error).__qualname__)
 
 
 def language(model: str, outputs: Any) -> Attributes:
-    """What of a language model was asked for on the device, and its tokens; empty: these are no outputs of one."""
+    """Return the attributes of a run of a language model on the device, with its tokens; empty for other outputs."""
     choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         return {}
     operation = "chat" if "message" in choices[0] else "text_completion"
-    found: Attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": "edgeroute", "gen_ai.request.model": model}
+    attributes: Attributes = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": "edgeroute",
+        "gen_ai.request.model": model,
+    }
     usage = outputs.get("usage")
     for name, attribute in (("prompt_tokens", "input"), ("completion_tokens", "output")):
         count = usage.get(name) if isinstance(usage, Mapping) else None
         if isinstance(count, int) and not isinstance(count, bool):
-            found[f"gen_ai.usage.{attribute}_tokens"] = count
-    return found
+            attributes[f"gen_ai.usage.{attribute}_tokens"] = count
+    return attributes
 
 
 def _operation(path: str) -> str:
+    """Return the operation of a path of OpenAI's API; empty for other paths."""
     return next((operation for end, operation in OPERATIONS.items() if path.endswith(end)), "")
 
 
-# Histograms of OpenTelemetry: of requests, of calls over HTTP, and of language models, by its conventions.
+# Histograms by OpenTelemetry's conventions: requests, calls over HTTP, and language models.
 
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
 SHORT = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, *SECONDS]
@@ -113,7 +118,7 @@ TOKENS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304,
 
 
 class Meters:
-    """The histograms.
+    """Histograms of durations and tokens.
 
     Args:
         provider: an OpenTelemetry `MeterProvider`.
@@ -131,15 +136,15 @@ class Meters:
         self._tokens = histogram("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", TOKENS)
 
     def request(self, seconds: float, source: str, reason: str) -> None:
-        """A request has ended."""
+        """Record the duration of a request."""
         self._requests.record(seconds, {"edgeroute.source": source, "edgeroute.reason": reason})
 
     def attempt(self, ended: AttemptEnded, began: AttemptBegan | None) -> None:
-        """An attempt has ended; those of functions have no place in these conventions."""
+        """Record the duration and tokens of an attempt; attempts of functions have no place in these conventions."""
         if began is None or began.sending.protocol != "http":
             return
-        where, text = to(began), asked(began)
-        failed = wrong(ended)
+        where, text = destination(began), model_attributes(began)
+        failed = error_attributes(ended)
         status = {} if ended.status is None else {"http.response.status_code": ended.status}
         self._calls.record(ended.took_s, {**where, **status, **failed})
         if not text:
@@ -160,22 +165,22 @@ try:
 except ImportError as e:
     _missing = e  # said once it is used: the names of edgeroute can be imported without it
 EARLIER = 10_000
-"""Requests that have ended of which the spans are known, for what comes of them later."""
+"""Number of ended requests whose spans are remembered, to link later spans to them."""
 ROWS = 100
-"""Rows of a batch that its calls are linked to."""
+"""Maximum rows of a batch that its calls are linked to."""
 S = 1_000_000_000
 
 
 class OpenTelemetry(Instrument):
     """Spans for `Router(..., instruments=[OpenTelemetry()])`, by the conventions for HTTP clients and for generative AI.
 
-    A span for each request, in the caller's; in it one for each run of an edge and each attempt to call an endpoint. What is sent
-    later, from the outbox, has a span of its own, linked to the request's. No input, answer, header or message of an error is in
-    any. Calls take the longer way through all stages, some tens of microseconds.
+    A span for each request, in the caller's; in it one for each run of an edge and each attempt to call an endpoint. A request
+    sent later, from the outbox, has a span of its own, linked to the original request's. Spans have no input, answer, header or
+    message of an error. Calls take the longer way through all stages, some tens of microseconds.
 
     Args:
-        tracer_provider: makes the spans; None: the global one, which does nothing until the program has set one up.
-        meter_provider: for histograms of the durations and of tokens; None: there are none.
+        tracer_provider: provider of the spans; None: the global one, which does nothing until the program has set one up.
+        meter_provider: provider of histograms of the durations and of tokens; None: no histograms.
         propagate: hosts of endpoints, as in `["api.example.com"]`, that are sent `traceparent` and `tracestate` (W3C), so that
             their spans join the trace; True: all of them; False: none. Baggage is sent to none.
 
@@ -200,7 +205,7 @@ class OpenTelemetry(Instrument):
         self._meters = None
         if meter_provider is not None:
             self._meters = Meters(meter_provider)
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, _OpenSpan] = {}
         self._batches: dict[str, list[str]] = {}
         """Batch -> its rows that have not ended."""
         self._attempts: dict[int, tuple[Span, AttemptBegan]] = {}
@@ -213,30 +218,30 @@ class OpenTelemetry(Instrument):
         return len(self._open) + len(self._batches) + len(self._attempts)
 
     def request_began(self, began: RequestBegan) -> None:
-        """Begins its span, in the caller's."""
+        """Begin the request's span, in the caller's."""
         begun_ns = _ns(began.begun)
         span = self._tracer.start_span("edgeroute.request", start_time=begun_ns, attributes={"edgeroute.request.id": began.id})
         if began.batch:
             span.set_attribute("edgeroute.batch.id", began.batch)
             self._batches.setdefault(began.batch, []).append(began.id)
-        self._open[began.id] = _Open(span, begun_ns, context.get_current(), began.batch)
+        self._open[began.id] = _OpenSpan(span, begun_ns, context.get_current(), began.batch)
 
     def request_left(self, identity: str) -> None:
-        """Ends its span: nobody waits for an answer any more."""
-        if (found := self._closed(identity)) is not None:
-            found.span.set_attribute("error.type", "cancelled")
-            found.span.end()
+        """End the request's span as cancelled: nobody waits for an answer any more."""
+        if (opened := self._take_open(identity)) is not None:
+            opened.span.set_attribute("error.type", "cancelled")
+            opened.span.end()
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Ends its span, with those of its edges' runs."""
-        found = self._closed(ended.id)
-        if found is None:
+        """End the request's span, add spans of its edges' runs, and record its duration."""
+        opened = self._take_open(ended.id)
+        if opened is None:
             return
-        span, answer, error = found.span, ended.answer, ended.error
+        span, answer, error = opened.span, ended.answer, ended.error
         code = error_code(error) if answer is None else answer.reason_code
         source = "none" if answer is None else answer.source
         if self._meters is not None:
-            latency_s = (_ns(time.monotonic()) - found.begun_ns) / S if answer is None else answer.latency_s
+            latency_s = (_ns(time.monotonic()) - opened.begun_ns) / S if answer is None else answer.latency_s
             self._meters.request(latency_s, source, code)
         if span.is_recording():
             span.set_attribute("edgeroute.reason", code)
@@ -245,7 +250,7 @@ class OpenTelemetry(Instrument):
                 span.set_attributes({
                     "edgeroute.leg": answer.leg, "edgeroute.degraded": answer.degraded, "edgeroute.final": answer.final,
                 })  # fmt: skip
-                self._legs(found, answer.trace, answer)
+                self._add_leg_spans(opened, answer.trace, answer)
             else:
                 span.set_attribute("error.type", error_type(error))
                 span.set_status(StatusCode.ERROR)
@@ -253,19 +258,19 @@ class OpenTelemetry(Instrument):
                     span.add_event("edgeroute.failed", {"edgeroute.leg": leg, "error.type": error_type(of_leg)})
         span.end()
 
-    def _legs(self, found: _Open, told: Mapping[str, Any], answer: Any) -> None:
-        """Makes the spans of its edges' runs, and events of what came of clouds that have no span."""
-        edges = {leg["leg"] for leg in told.get("plan", ()) if leg["side"] == "edge"}
+    def _add_leg_spans(self, opened: _OpenSpan, record: Mapping[str, Any], answer: Any) -> None:
+        """Create the spans of edges' runs, and events for clouds that have no span."""
+        edges = {leg["leg"] for leg in record.get("plan", ()) if leg["side"] == "edge"}
         started: dict[str, int] = {}
-        inside = trace.set_span_in_context(found.span)
-        for event in told.get("events", ()):
-            leg, what, at_ns = event["leg"], event["what"], found.begun_ns + int(event["at_s"] * S)
+        inside = trace.set_span_in_context(opened.span)
+        for event in record.get("events", ()):
+            leg, what, at_ns = event["leg"], event["what"], opened.begun_ns + int(event["at_s"] * S)
             if what == "start":
                 started[leg] = at_ns
             elif leg not in edges:
                 if what != "accepted":
                     more = {"edgeroute.reason": event["code"]} if "code" in event else {}
-                    found.span.add_event(f"edgeroute.{what}", {"edgeroute.leg": leg, **more}, at_ns)
+                    opened.span.add_event(f"edgeroute.{what}", {"edgeroute.leg": leg, **more}, at_ns)
             elif what in {"accepted", "below", "kept", "failed", "cancelled", "timeout"} and leg in started:
                 attributes = {"edgeroute.leg": leg, "edgeroute.result": what}
                 if leg == answer.leg:
@@ -277,10 +282,10 @@ class OpenTelemetry(Instrument):
                 span.end(at_ns)
 
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str] | None:
-        """Begins its span, and returns the headers that continue the trace, if its host is to have them."""
+        """Begin the attempt's span. Return the headers that continue the trace, if the host is to have them."""
         if not began.request:
             return None  # a probe
-        name, attributes = sent(began)
+        name, attributes = attempt_span(began)
         span = self._span(name, began.request, attributes)
         self._attempts[began.number] = span, began
         host = (urlsplit(began.sending.origin).hostname or "").lower()
@@ -291,14 +296,14 @@ class OpenTelemetry(Instrument):
         return headers
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """Ends its span; of a function, of which no beginning is told, it is made now."""
+        """End the attempt's span; for a function, whose beginning is not reported, create it now."""
         span, began = self._attempts.pop(ended.number, (None, None)) if ended.number else (None, None)
         if span is None:
             if ended.number or not ended.request:
                 return
             begun_ns = time.time_ns() - int(ended.took_s * S)
             span = self._span(f"cloud {ended.target}", ended.request, {"edgeroute.leg": ended.target}, begun_ns)
-        span.set_attributes(attempted(ended, began))
+        span.set_attributes(end_attributes(ended, began))
         if ended.error is not None and not ended.cancelled:
             span.set_status(StatusCode.ERROR)
         span.end()
@@ -306,14 +311,18 @@ class OpenTelemetry(Instrument):
             self._meters.attempt(ended, began)
 
     def _span(self, name: str, request: str, attributes: Mapping[str, Any], begun_ns: int | None = None) -> Span:
-        """The span of an attempt: in that of its request; of a batch beside those of its rows; later by itself, with links."""
+        """Start the span of an attempt.
+
+        It is in that of its request; for a batch, beside those of its rows; later than the request, by itself; the last two with
+        links.
+        """
         links: list[Link] = []
-        if (found := self._open.get(request)) is not None:
-            inside: Context = trace.set_span_in_context(found.span, found.caller)
+        if (opened := self._open.get(request)) is not None:
+            inside: Context = trace.set_span_in_context(opened.span, opened.caller)
         elif (rows := self._batches.get(request)) is not None:
-            there = [one for row in rows[:ROWS] if (one := self._open.get(row)) is not None]
-            inside = there[0].caller if there else Context()
-            links = [Link(one.span.get_span_context()) for one in there]
+            row_spans = [row_span for row in rows[:ROWS] if (row_span := self._open.get(row)) is not None]
+            inside = row_spans[0].caller if row_spans else Context()
+            links = [Link(row_span.span.get_span_context()) for row_span in row_spans]
         else:
             inside = Context()
             links = [Link(known)] if (known := self._earlier.get(request)) is not None else []
@@ -321,31 +330,31 @@ class OpenTelemetry(Instrument):
         return self._tracer.start_span(name, inside, SpanKind.CLIENT, attributes, links, begun_ns)
 
     def outbox_changed(self, identity: str, what: str) -> None:
-        """An event of its request; of an answer that comes later a span by itself, linked to the request's."""
-        if (found := self._open.get(identity)) is not None:
-            found.span.add_event(f"edgeroute.{what.replace(' ', '_')}")
+        """Add an event to the request's span; for an answer that comes later, create a span linked to it."""
+        if (opened := self._open.get(identity)) is not None:
+            opened.span.add_event(f"edgeroute.{what.replace(' ', '_')}")
         elif what == "late":
             links = [Link(known)] if (known := self._earlier.get(identity)) is not None else []
             attributes = {"edgeroute.request.id": identity}
             self._tracer.start_span("edgeroute.late", Context(), attributes=attributes, links=links).end()
 
-    def _closed(self, identity: str) -> _Open | None:
-        """The span of a request that has ended, which is remembered for what comes later."""
-        found = self._open.pop(identity, None)
-        if found is None:
+    def _take_open(self, identity: str) -> _OpenSpan | None:
+        """Remove and return the open span of a request that ends, and remember its context; None if it is not open."""
+        opened = self._open.pop(identity, None)
+        if opened is None:
             return None
-        if found.batch and (rows := self._batches.get(found.batch)) is not None:
+        if opened.batch and (rows := self._batches.get(opened.batch)) is not None:
             rows.remove(identity)
             if not rows:
-                del self._batches[found.batch]
-        self._earlier[identity] = found.span.get_span_context()
+                del self._batches[opened.batch]
+        self._earlier[identity] = opened.span.get_span_context()
         while len(self._earlier) > EARLIER:
             self._earlier.popitem(last=False)
-        return found
+        return opened
 
 
-class _Open(NamedTuple):
-    """The span of a request that goes on."""
+class _OpenSpan(NamedTuple):
+    """Span of a request in progress."""
 
     span: Span
     begun_ns: int
@@ -354,5 +363,5 @@ class _Open(NamedTuple):
 
 
 def _ns(instant: float) -> int:
-    """Time of day, nanoseconds, of a monotonic instant."""
+    """Return the time of day of a monotonic instant, nanoseconds."""
     return time.time_ns() - int((time.monotonic() - instant) * S)

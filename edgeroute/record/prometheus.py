@@ -1,4 +1,4 @@
-"""Prometheus: what a router does and is like, in the form that Prometheus scrapes, through `prometheus_client`."""
+"""Prometheus: a router's counts and states in the form that Prometheus scrapes, through `prometheus_client`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeroute.system.forks import ForkSafe, per_process
 __all__ = ["Exposition", "Prometheus", "metrics"]
 
 
-# The metrics that Prometheus is shown: their names, labels and values.
+# Metrics: their names, labels and values.
 
 PREFIX = "edgeroute_"
 STATES = ("closed", "half-open", "open")
@@ -35,11 +35,11 @@ SENSORS = {
     "network": ("device_network", "Whether there is a route to anywhere"),
     "metered": ("device_metered", "Whether the link is metered"),
 }
-"""Field of a reading -> its metric, and what that is."""
+"""Field of a reading -> its metric, and the metric's description."""
 
 
 class Page:
-    """The metrics of one scrape, of all routers.
+    """Metrics of one scrape, of all routers.
 
     Args:
         without: names of metrics that are not known, and left out.
@@ -54,6 +54,7 @@ class Page:
         return iter(self._found.values())
 
     def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
+        """Add a value to the metric of this name, unless there is one with the same labels."""
         key = (name, *labels.values())
         if name in self._without or key in self._seen:  # two targets of one name: Prometheus refuses what is there twice
             return
@@ -64,32 +65,34 @@ class Page:
         family.add_metric([*labels.values()], *value)
 
     def counter(self, name: str, text: str, value: float, **labels: str) -> None:
-        """Adds a count; its name ends in `_total` where it is read."""
+        """Add a count; Prometheus reads its name with `_total` at the end."""
         self._add(CounterMetricFamily, name, text, labels, value)
 
     def gauge(self, name: str, text: str, value: float | None, **labels: str) -> None:
-        """Adds a value that goes up and down; None: it is not known, and left out."""
+        """Add a value that goes up and down; None: it is not known, and left out."""
         if value is not None:
             self._add(GaugeMetricFamily, name, text, labels, float(value))
 
     def histogram(self, name: str, text: str, value: Histogram, **labels: str) -> None:
-        """Adds times."""
+        """Add a histogram of durations."""
         self._add(HistogramMetricFamily, name, text, labels, value.buckets(), value.sum_s)
 
 
 def of_tally(page: Page, tallied: Tallied, router: str) -> None:
-    """Adds what was counted."""
+    """Add a tally's counts to the page."""
     for kind, count in tallied.requests.items():
         labels = {"source": kind.source, "leg": kind.leg, "reason": kind.reason, "degraded": str(kind.degraded).lower()}
         page.counter("requests", "Requests, by what answered and why", count, router=router, **labels)
-    for source, one in tallied.sources.items():
-        page.histogram("request_duration_seconds", "Time from a call to its answer", one, router=router, source=source)
-    for (leg, side), one in tallied.legs.items():
-        page.histogram("leg_duration_seconds", "Time of a target that answered one input", one, router=router, leg=leg, side=side)
+    for source, histogram in tallied.sources.items():
+        page.histogram("request_duration_seconds", "Time from a call to its answer", histogram, router=router, source=source)
+    for (leg, side), histogram in tallied.legs.items():
+        page.histogram(
+            "leg_duration_seconds", "Time of a target that answered one input", histogram, router=router, leg=leg, side=side
+        )
     for (target, result), count in tallied.attempts.items():
         page.counter("attempts", "Attempts to call an endpoint", count, router=router, leg=target, result=result)
-    for target, one in tallied.endpoints.items():
-        page.histogram("attempt_duration_seconds", "Time of an attempt to call an endpoint", one, router=router, leg=target)
+    for target, histogram in tallied.endpoints.items():
+        page.histogram("attempt_duration_seconds", "Time of an attempt to call an endpoint", histogram, router=router, leg=target)
     for (target, way), count in tallied.tokens.items():
         page.counter("tokens", "Tokens that an endpoint counted", count, router=router, leg=target, type=way)
     for (target, code), count in tallied.held.items():
@@ -99,7 +102,7 @@ def of_tally(page: Page, tallied: Tallied, router: str) -> None:
 
 
 def of_status(page: Page, status: Status, router: str) -> None:
-    """Adds what a router says of itself."""
+    """Add a router's status to the page."""
     _of_stats(page, status.stats, router)
     for name, limit, spent in zip(status.limits._fields, status.limits, status.spent, strict=True):
         page.gauge("spent", "Spent over the limit's window", spent, router=router, limit=name)
@@ -120,6 +123,7 @@ def of_status(page: Page, status: Status, router: str) -> None:
 
 
 def _of_stats(page: Page, stats: Stats, router: str) -> None:
+    """Add a router's statistics to the page."""
     page.counter("routed", "Requests that were walked, so without those that the cache answered", stats.requests, router=router)
     page.counter("deferred", "Requests for which the cloud was called", stats.deferred, router=router)
     page.counter("degraded", "Answers that are the best there was, not what the policy asks for", stats.degraded, router=router)
@@ -181,40 +185,41 @@ except ImportError as e:
 
 
 class Exposition(NamedTuple):
-    """The reply to a scrape."""
+    """Reply to a scrape."""
 
     body: bytes
     content_type: str
 
 
 class Parts(Protocol):
-    """What of a router's parts is used."""
+    """Parts of a router, as far as they are used here."""
 
     @property
     def instruments(self) -> Instruments:
-        """Its instruments."""
+        """Instruments of the router."""
 
 
 class Measured(Protocol):
-    """A `Router` or an `AsyncRouter`."""
+    """`Router` or `AsyncRouter`, as far as it is used here."""
 
     @property
     def engine(self) -> Any:
-        """Its parts."""
+        """Parts of the router."""
 
     def status(self) -> Status:
-        """Its state."""
+        """Return the router's state."""
 
 
 class Prometheus(Tally):
-    """Counts what a router does, for Prometheus: `Router(..., instruments=[Prometheus()])`; `metrics(router)` is what is scraped.
+    """Counts of what a router does, for Prometheus: `Router(..., instruments=[Prometheus()])`.
 
-    The metrics and their labels are in docs/observe.md. No label has a text of a user or of a server in it.
+    `metrics(router)` returns the page to scrape. The metrics and their labels are in docs/observe.md. No label has a text of a
+    user or of a server in it.
 
     Args:
-        registry: of `prometheus_client`, where the metrics are registered; None: one of its own.
-        router: value of the label `router`, by which routers of one registry are told apart.
-        device: whether the device's sensors are read for it, in the background.
+        registry: registry of `prometheus_client`, where the metrics are registered; None: a new one.
+        router: value of the label `router`, which distinguishes routers of one registry.
+        device: True: the device's sensors are read for it, in the background.
 
     Raises:
         PolicyError: another router of the registry has this name, or it is no text that UTF-8 has.
@@ -222,7 +227,7 @@ class Prometheus(Tally):
     """
 
     prompt = True
-    """A call need no thread of its own for it."""
+    """Methods return at once: a call needs no thread for them."""
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
         installed()
@@ -235,68 +240,69 @@ class Prometheus(Tally):
         _collector(self.registry).join(self)
 
     def opened(self, status: Callable[[], Status | None]) -> None:
-        """A router has it; of several it counts all together, and has the status of the one that was made last."""
+        """Register a router; several are counted together, with the status of the one that was made last."""
         super().opened(status)
         self._routers += 1
 
     def close(self) -> None:
-        """With the last router its name is free again in the registry, and what it counted is not there any more."""
+        """Unregister a router; with the last one its name becomes free in the registry, and its counts disappear."""
         self._routers -= 1
         self.closed = self._routers <= 0
 
 
 def metrics(router: Measured, accept: str = "") -> Exposition:
-    """The metrics of a router, for any HTTP server: the body and the content type of the reply.
+    """Return the metrics of a router, for any HTTP server: body and content type of the reply.
 
     With a `Prometheus` among the router's instruments these are all of its registry; without one those that the router's
     `status()` has: counts and states, no histograms and no reasons. Reads the outbox's file, so not for an event loop's thread.
 
     Args:
         router: a `Router` or an `AsyncRouter`.
-        accept: the request's header `Accept`, by which it is Prometheus' text or OpenMetrics.
+        accept: the request's header `Accept`, which selects Prometheus' text or OpenMetrics.
 
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
     installed()
-    found = of_router(router)
-    if found is None:
+    instrument = of_router(router)
+    if instrument is None:
         page = Page()
         of_status(page, router.status(), "")
         return shown(page, accept)
-    return _encoded(found.registry, accept)
+    return _encoded(instrument.registry, accept)
 
 
 def shown(page: Page, accept: str = "") -> Exposition:
-    """A page of metrics as the body and the content type of a reply."""
+    """Return a page of metrics as body and content type of a reply."""
     registry = CollectorRegistry()
-    registry.register(_Made(page))
+    registry.register(_PageCollector(page))
     return _encoded(registry, accept)
 
 
 def _encoded(registry: CollectorRegistry, accept: str) -> Exposition:
+    """Return a registry's metrics in the format that the client accepts."""
     encoder, content_type = choose_encoder(accept)
     return Exposition(encoder(registry), content_type)
 
 
 def of_router(router: Measured) -> Prometheus | None:
-    """The router's instrument of this kind; None: it has none."""
+    """Return the router's `Prometheus` instrument; None: it has none."""
     parts: Parts = router.engine
-    return next((one for one in parts.instruments.all if isinstance(one, Prometheus)), None)
+    return next((instrument for instrument in parts.instruments.all if isinstance(instrument, Prometheus)), None)
 
 
 def installed() -> None:
-    """Checks that what it needs is there.
+    """Check that `prometheus_client` is installed.
 
     Raises:
-        RuntimeMissing: `prometheus_client` is not installed.
+        RuntimeMissing: it is not.
     """
     if _missing is not None:
         raise RuntimeMissing("prometheus_client is not installed: pip install 'edgeroute[prometheus]'") from _missing
 
 
 def _encodable(name: Any) -> bool:
-    """Whether it is a text that a page can have: one of half a character would fail at each scrape."""
+    """Return True for a text that UTF-8 has: half a character would fail at each scrape."""
     try:
         name.encode()
     except (AttributeError, UnicodeEncodeError):
@@ -305,7 +311,7 @@ def _encodable(name: Any) -> bool:
 
 
 class _Collector(ForkSafe):
-    """Has the metrics of all routers of one registry made at each scrape: none is made at a call."""
+    """Collector of the metrics of all routers of one registry, at each scrape; a call costs nothing."""
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
 
@@ -313,9 +319,13 @@ class _Collector(ForkSafe):
         self._members: WeakSet[Prometheus] = WeakSet()
 
     def join(self, member: Prometheus) -> None:
-        """From now on it is scraped, until it is closed or gone."""
+        """Add a router to the scrapes, until it is closed or garbage.
+
+        Raises:
+            PolicyError: another router of the registry has its name.
+        """
         with self._lock:
-            if any(one.router == member.router for one in self._open()):
+            if any(other.router == member.router for other in self._open()):
                 raise PolicyError(
                     f"there is a router {member.router!r} in this registry: name each, as in Prometheus(registry=..., router="
                     "'camera')"
@@ -323,18 +333,19 @@ class _Collector(ForkSafe):
             self._members.add(member)
 
     def _open(self) -> list[Prometheus]:
-        return [one for one in self._members if not one.closed]
+        """Return the routers that are not closed."""
+        return [member for member in self._members if not member.closed]
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: which there are is known at a scrape."""
+        """Return nothing: the metrics are known at a scrape."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics."""
+        """Return the metrics of all routers."""
         page = Page()
         with self._lock:
             members = self._open()
-        for member in sorted(members, key=lambda one: one.router):
+        for member in sorted(members, key=lambda prometheus: prometheus.router):
             of_tally(page, member.read(), member.router)
             status = member.status()
             if status is not None:
@@ -342,16 +353,18 @@ class _Collector(ForkSafe):
         return iter(page)
 
 
-class _Made:
-    """A page that is there already, as a registry takes it."""
+class _PageCollector:
+    """Collector of a finished page."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
 
     def describe(self) -> Iterable[Metric]:
+        """Return nothing: the metrics are known at a scrape."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        """Return the page's metrics."""
         return iter(self._page)
 
 
@@ -359,8 +372,9 @@ _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionar
 
 
 def _collector(registry: CollectorRegistry) -> _Collector:
-    made = _Collector()
-    found = _collectors.setdefault(registry, made)
-    if found is made:
-        registry.register(found)
-    return found
+    """Return the collector of a registry, created and registered at the first call."""
+    new_collector = _Collector()
+    collector = _collectors.setdefault(registry, new_collector)
+    if collector is new_collector:
+        registry.register(collector)
+    return collector

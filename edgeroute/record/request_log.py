@@ -1,4 +1,4 @@
-"""Structured logging: a record for each request, and records as JSON, with the request's id."""
+"""Structured logging: a record for each request, and records as JSON lines, with the request's id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeroute.record.instruments import Instrument, RequestEnded
 
 log = logging.getLogger("edgeroute.requests")
 LONGEST = 8000
-"""Characters of a message, and of a traceback."""
+"""Maximum characters of a message, and of a traceback."""
 FIELDS = ("request", "source", "leg", "reason", "degraded", "confidence", "latency_s", "error", "model", "status")
 """Fields of a request's record (`extra=`)."""
 
@@ -22,17 +22,17 @@ class RequestLog(Instrument):
     """Logs each request's end to the logger `edgeroute.requests`: its id, what answered, why, and how long it took.
 
     The fields are attributes of the record, as with `extra=`: `request` (the id), `source`, `leg`, `reason` (a code), `degraded`,
-    `confidence`, `latency_s`, and `error` (a code) where there is no answer. No input, no value and no message of an error.
+    `confidence`, `latency_s`, and `error` (a code) if there is no answer. No input, no value and no message of an error.
 
     Args:
-        level: of the records.
+        level: level of the records.
     """
 
     def __init__(self, level: int = logging.INFO) -> None:
         self.level = level
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Logs it."""
+        """Log the request's end."""
         if not log.isEnabledFor(self.level):
             return
         answer = ended.answer
@@ -48,15 +48,15 @@ class RequestLog(Instrument):
 
 
 class JsonFormatter(logging.Formatter):
-    """One record as a line of JSON: `at`, `level`, `logger`, `message`, the fields of a request, and `traceback` of an error.
+    """Formatter of a record as a line of JSON: `at`, `level`, `logger`, `message`, the fields of a request, and `traceback`.
 
-    Other attributes of a record are left out: who knows what is in them.
+    Other attributes of a record are left out: their contents are not known.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, ASCII without line breaks."""
-        at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"at": at, "level": record.levelname.lower(), "logger": record.name}
+        """Return the record as one line, ASCII."""
+        time_of_day = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"at": time_of_day, "level": record.levelname.lower(), "logger": record.name}
         line["message"] = clean(record.getMessage(), LONGEST)
         for name in FIELDS:
             if (value := getattr(record, name, None)) is not None:
@@ -68,9 +68,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def _number(value: Any) -> float | None:
-    """A confidence as JSON can have it."""
+    """Return a confidence as JSON can have it; None if it is no finite number."""
     try:
-        found = float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
-    return found if abs(found) < float("inf") else None
+    return number if abs(number) < float("inf") else None

@@ -20,17 +20,17 @@ from edgeroute.system.forks import ForkSafe, per_process
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histograms' buckets, seconds."""
 TOGETHER = 64
-"""Events that are counted at once, off the path of most calls."""
+"""Number of events that are counted together, off the path of most calls."""
 WAITING = 1 << 16
-"""Most events of a sort that wait to be counted while a scrape reads; of more the oldest are left out."""
+"""Maximum events of a sort that wait to be counted while a scrape reads; of more the oldest are dropped."""
 MOST = 1000
-"""Kinds of requests, and endpoints, that are told apart; a further one is counted under the target `other`."""
+"""Maximum kinds of requests, and endpoints, that are distinguished; a further one is counted under the target `other`."""
 OTHER = "other"
 K = TypeVar("K")
 
 
 class Histogram:
-    """Counts of seconds by bucket."""
+    """Counts of durations by bucket."""
 
     __slots__ = ("counts", "sum_s")
 
@@ -39,20 +39,20 @@ class Histogram:
         self.sum_s = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts one."""
+        """Count a duration."""
         self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.sum_s += seconds
 
     def buckets(self) -> list[tuple[str, int]]:
-        """(upper bound, how many are at most that), the last bound is +Inf."""
+        """Return (upper bound, number of durations up to it) for each bucket; the last bound is +Inf."""
         return [*zip((*map(repr, BOUNDS_S), "+Inf"), accumulate(self.counts), strict=True)]
 
 
 class Kind(NamedTuple):
-    """What a request is counted under."""
+    """Kind of request, under which it is counted."""
 
     source: str
-    """As of the answer; `none`: there was an error instead."""
+    """Source of the answer; `none`: there was an error instead."""
     leg: str
     reason: str
     """One of `edgeroute.core.explain.CODES`."""
@@ -60,29 +60,29 @@ class Kind(NamedTuple):
 
 
 class Tallied(NamedTuple):
-    """What was counted so far."""
+    """Counts so far."""
 
     requests: dict[Kind, int]
     sources: dict[str, Histogram]
     """Source -> latencies of its answers."""
     legs: dict[tuple[str, str], Histogram]
-    """(target, side) -> times of its answers, without those of batches."""
+    """(target, side) -> durations of its answers, without those of batches."""
     attempts: dict[tuple[str, str], int]
-    """(endpoint, what came of it: ok or an error's code) -> attempts."""
+    """(endpoint, result: ok or an error's code) -> number of attempts."""
     endpoints: dict[str, Histogram]
-    """Endpoint -> times of its attempts."""
+    """Endpoint -> durations of its attempts."""
     tokens: dict[tuple[str, str], int]
     """(endpoint, input or output) -> tokens that it counted."""
     held: dict[tuple[str, str], int]
-    """(endpoint, code of a limit) -> calls that were not made."""
+    """(endpoint, code of a limit) -> number of calls that were not made."""
     events: dict[str, int]
-    """What became of requests for the outbox -> how many; `alarm`: alarms of drift."""
+    """Event of the outbox -> its number; `alarm`: alarms of drift."""
 
 
 class Tally(ForkSafe, Instrument):
-    """Counts what a router does. Takes some microseconds of a call, no lock on its way, and bounded memory.
+    """Instrument that counts a router's events. Takes some microseconds of a call, no lock on its way, and bounded memory.
 
-    Of inputs, values and texts it takes nothing.
+    Inputs, values and texts are not read.
     """
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
@@ -105,11 +105,11 @@ class Tally(ForkSafe, Instrument):
         """Returns the router's status; None: there is none now."""
 
     def opened(self, status: Callable[[], Status | None]) -> None:
-        """Takes the router's status from there."""
+        """Store the function that returns the router's status."""
         self.status = status
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Counts it."""
+        """Queue the request for counting."""
         answer, fresh = ended.answer, self._new
         if answer is None:
             fresh.append((Kind("none", "", error_code(ended.error), False), 0.0, ()))
@@ -117,16 +117,16 @@ class Tally(ForkSafe, Instrument):
             kind = new(Kind, (answer.source, answer.leg, answer.reason_code, answer.degraded))
             fresh.append((kind, answer.latency_s, () if ended.batch else answer.took))
         if len(fresh) >= TOGETHER:
-            self._look()
+            self._count_queued()
 
     def count(self, kind: Kind, latency_s: float, legs: tuple[Took, ...]) -> None:
-        """Counts a request that was recorded; legs: the times of its targets that answered, none of a batch."""
+        """Queue a recorded request for counting; `legs`: times of its targets that answered, none of a batch."""
         self._new.append((kind, latency_s, legs))
         if len(self._new) >= TOGETHER:
-            self._look()
+            self._count_queued()
 
-    def _look(self) -> None:
-        """Counts what waits; while another thread counts or reads it waits on."""
+    def _count_queued(self) -> None:
+        """Count the queued events, unless another thread counts or reads: then they wait."""
         if self._lock.acquire(blocking=False):
             try:
                 self._add_up()
@@ -134,23 +134,25 @@ class Tally(ForkSafe, Instrument):
                 self._lock.release()
 
     def _add_up(self) -> None:
+        """Count the queued events, under the lock."""
         self._add_requests()
-        for target, code, took_s, tokens in _taken(self._tried):
+        for target, code, took_s, tokens in _drain(self._tried):
             name = self._endpoint(target)
             self._attempts[name, code] += 1
             self._endpoints.setdefault(name, Histogram()).add(took_s)
             if tokens is not None:
                 self._tokens[name, "input"] += tokens.prompt
                 self._tokens[name, "output"] += tokens.answer
-        for target, code in _taken(self._limits):
+        for target, code in _drain(self._limits):
             self._held[self._endpoint(target), code] += 1
-        for what in _taken(self._happened):
+        for what in _drain(self._happened):
             self._events[what] += 1
 
     def _add_requests(self) -> None:
+        """Count the queued requests."""
         requests = self._requests
-        for own, latency_s, legs in _taken(self._new):
-            kind = own
+        for recorded, latency_s, legs in _drain(self._new):
+            kind = recorded
             if kind not in requests:
                 kind = Kind(kind.source, self._leg(kind.leg), kind.reason if kind.reason in CODES else "error", kind.degraded)
             requests[kind] += 1
@@ -167,11 +169,11 @@ class Tally(ForkSafe, Instrument):
                 histogram.add(seconds)
 
     def _leg(self, name: str) -> str:
-        """The name, as long as there are not too many: a policy may be reloaded with others again and again."""
+        """Return the target's name, or `other` if there are too many: a policy may be reloaded with others again and again."""
         return name if len(self._requests) < MOST and len(self._legs) < MOST else OTHER
 
     def _endpoint(self, name: str) -> str:
-        """Likewise of an endpoint."""
+        """Return the endpoint's name, or `other` if there are too many."""
         names = self._names
         if name not in names:
             if len(names) >= MOST:
@@ -180,60 +182,62 @@ class Tally(ForkSafe, Instrument):
         return name
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """Counts it."""
+        """Queue the attempt for counting."""
         error = ended.error
         code = "cancelled" if ended.cancelled else "ok" if error is None else Failure.of(error).code
         known = code in {"ok", "cancelled"} or code in CODES
         self._tried.append((ended.target, code if known else "error", ended.took_s, ended.tokens))
         if len(self._tried) >= TOGETHER:
-            self._look()
+            self._count_queued()
 
     def limit_hit(self, target: str, code: str) -> None:
-        """Counts it."""
+        """Queue the call that was not made for counting."""
         self._limits.append((target, code if code in CODES else "other"))
         if len(self._limits) >= TOGETHER:
-            self._look()
+            self._count_queued()
 
     def outbox_changed(self, identity: str, what: str) -> None:  # noqa: ARG002 - each is counted alike
-        """Counts it."""
-        self._happen(what)
+        """Queue the event for counting."""
+        self._queue_event(what)
 
     def alarm(self, target: str, what: str) -> None:  # noqa: ARG002 - likewise
-        """Counts it."""
-        self._happen("alarm")
+        """Queue the alarm for counting."""
+        self._queue_event("alarm")
 
-    def _happen(self, what: str) -> None:
+    def _queue_event(self, what: str) -> None:
+        """Queue an event for counting."""
         self._happened.append(what)
         if len(self._happened) >= TOGETHER:
-            self._look()
+            self._count_queued()
 
     def read(self) -> Tallied:
-        """What was counted so far; a copy."""
+        """Return the counts so far, as copies."""
         with self._lock:
             self._add_up()
             return Tallied(
-                dict(self._requests), _copied(self._sources), _copied(self._legs), dict(self._attempts), _copied(self._endpoints),
+                dict(self._requests), _copies(self._sources), _copies(self._legs), dict(self._attempts), _copies(self._endpoints),
                 dict(self._tokens), dict(self._held), dict(self._events),
             )  # fmt: skip
 
 
 def _unknown() -> None:
-    """No router was made with it."""
+    """Return no status: no router was made with this instrument."""
 
 
-def _taken(fresh: deque[K]) -> Iterator[K]:
-    """Empties it."""
+def _drain(fresh: deque[K]) -> Iterator[K]:
+    """Yield the events of a queue, removing them."""
     while True:
         try:
-            one = fresh.popleft()
+            event = fresh.popleft()
         except IndexError:  # or a signal handler has counted the rest
             return
-        yield one
+        yield event
 
 
-def _copied(histograms: dict[K, Histogram]) -> dict[K, Histogram]:
-    found = {}
-    for key, one in histograms.items():
-        made = found[key] = Histogram()
-        made.counts, made.sum_s = [*one.counts], one.sum_s
-    return found
+def _copies(histograms: dict[K, Histogram]) -> dict[K, Histogram]:
+    """Return copies of histograms."""
+    copies = {}
+    for key, histogram in histograms.items():
+        duplicate = copies[key] = Histogram()
+        duplicate.counts, duplicate.sum_s = [*histogram.counts], histogram.sum_s
+    return copies

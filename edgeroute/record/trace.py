@@ -14,12 +14,12 @@ from edgeroute.system import process
 
 
 class Trace(Instrument):
-    """Writes each answer's decision record to a function or a file of JSON lines.
+    """Writes each answer's decision record to a function or to a file of JSON lines.
 
     Args:
         to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.
-        sample: share of answers traced, 0..1.
-        inputs: includes the input, base64 of the form in which the outbox would store it.
+        sample: share of answers traced, drawn at random, 0..1.
+        inputs: True: include the input, base64 of the form in which the outbox would store it.
         max_bytes: size at which the file is rotated.
         keep: number of rotated files; together they never exceed (keep + 1) * max_bytes.
     """
@@ -47,7 +47,7 @@ class Trace(Instrument):
             self._write, self._close = journal.append, journal.close
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Traces the answer, if there is one and it is sampled."""
+        """Write the trace of an answer, if it is drawn for the sample; errors are not traced."""
         answer = ended.answer
         if answer is None:
             return
@@ -64,27 +64,28 @@ class Trace(Instrument):
         self._write(line)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._close is not None:
             self._close()
 
 
 def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]:
-    """The events of a trace; those that end an edge's run with its energy, joules, at this power."""
+    """Return a trace's events, copied; those that end an edge's run get its energy, joules, at this power."""
     edges = {leg["leg"] for leg in line["plan"] if leg["side"] == "edge"}
-    found, begun = [], dict[str, float]()
+    events, begun = [], dict[str, float]()
     for event in line["events"]:
-        one, name = dict(event), event["leg"]
+        copied, name = dict(event), event["leg"]
         if event["what"] == "start":
             begun[name] = event["at_s"]
         elif event["what"] != "limit" and name in edges:
-            one["joules"] = round(edge_w * (event["at_s"] - begun[name]), 9)
-        found.append(one)
-    return found
+            copied["joules"] = round(edge_w * (event["at_s"] - begun[name]), 9)
+        events.append(copied)
+    return events
 
 
 def _encoded(x: Any) -> dict[str, str] | None:
+    """Return an input as JSON: type and base64; None if it cannot be stored."""
     from edgeroute.stores.outbox.inputs import encode_input
 
-    found = encode_input(x)
-    return None if found is None else {"type": found[0], "base64": base64.b64encode(found[1]).decode()}
+    encoded = encode_input(x)
+    return None if encoded is None else {"type": encoded[0], "base64": base64.b64encode(encoded[1]).decode()}
