@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.system.imports import folder
+from edgeroute.system.imports import package_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,5 +55,5 @@ def fashion() -> Pair:
     Raises:
         ModelMissing: this installation has no models.
     """
-    home = folder("models", "fashion", has="cloud.onnx")
+    home = package_folder("models", "fashion", has="cloud.onnx")
     return Pair(home / "edge.int8.onnx", home / "cloud.onnx", home / "sample.npz", home / "validation.npz")

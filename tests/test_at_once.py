@@ -32,7 +32,7 @@ from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox.entries import Waiting
 from edgeroute.stores.outbox.late import Callbacks
 from edgeroute.stores.sqlite import Database
-from edgeroute.system.process import Shared, alive, begin_on
+from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.testing.running import Token
 
@@ -217,7 +217,7 @@ def test_a_loop_that_has_ended_is_given_nothing():
     """No coroutine is made that nobody would await."""
     loop, made = asyncio.new_event_loop(), []
     loop.close()
-    begin_on(loop, lambda: made.append("a coroutine"))
+    start_task_on(loop, lambda: made.append("a coroutine"))
     assert made == []
 
 
@@ -241,7 +241,7 @@ def test_a_weak_set_that_grows_meanwhile():
     one, other, third = Token(), Token(), Token()
     things = Growing([one, other])
     things.added = third
-    assert {*alive(things)} == {one, other, third}
+    assert {*list_weakset(things)} == {one, other, third}
 
 
 def test_a_source_that_is_opened_while_its_router_is_closed(monkeypatch):

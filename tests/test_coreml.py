@@ -203,7 +203,7 @@ def test_without_coremltools(monkeypatch):
     def gone(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(coreml, "imported", gone)
+    monkeypatch.setattr(coreml, "import_late", gone)
     with pytest.raises(RuntimeMissing, match=r"pip install 'edgeroute\[coreml\]'"):
         CoreMLModel(FASHION).load()
 

@@ -12,7 +12,7 @@ from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.estimates import ENOUGH_READINGS
 from edgeroute.observe import observer
 from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.system.imports import folder
+from edgeroute.system.imports import package_folder
 from edgeroute.tools.cli.status import status
 from edgeroute.tools.replay import replay
 from edgeroute.tools.replay.records import collect
@@ -94,7 +94,7 @@ def test_without_a_sensor_there_is_no_energy():
 def test_status_has_the_break_even(tmp_path, capsys):
     """With the policy, whose sides it compares; where the cloud always takes less, it says that."""
     policy, state = tmp_path / "policy.toml", tmp_path / "state"
-    model = folder("models", "fashion", has="edge.int8.onnx") / "edge.int8.onnx"
+    model = package_folder("models", "fashion", has="edge.int8.onnx") / "edge.int8.onnx"
     policy.write_text(
         f'threshold = 0.5\nstate = "state"\n[edge]\npath = "{model.as_posix()}"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
         "[limits]\njoules_per_hour = 100\n"

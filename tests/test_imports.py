@@ -130,14 +130,14 @@ def test_a_thread_that_cannot_be_started(monkeypatch, tmp_path):
     (tmp_path / "seldom.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no thread")))
-    assert imports.imported("seldom") is sys.modules.pop("seldom")
+    assert imports.import_late("seldom") is sys.modules.pop("seldom")
 
 
 def test_a_module_that_is_not_there():
     """That is said, as by `import`."""
     for _ in range(2):
         with pytest.raises(ImportError):
-            imports.imported("edgeroute_has_no_such_module")
+            imports.import_late("edgeroute_has_no_such_module")
 
 
 def test_the_lock_is_never_left_held(monkeypatch):
@@ -161,7 +161,7 @@ def test_the_lock_is_never_left_held(monkeypatch):
 
         sys.setprofile(profile)
         try:
-            imports.imported("edgeroute_has_no_such_module")
+            imports.import_late("edgeroute_has_no_such_module")
         except Stop:
             return True
         finally:

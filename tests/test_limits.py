@@ -205,7 +205,7 @@ def test_a_clock_that_is_set_forward_and_back_resets_nothing(run, off):
 def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
     """Also over a start of the system, where only the clock tells: a year ahead nothing counts, and back again all of it does."""
     boot = ["first", 0.0]
-    monkeypatch.setattr(process, "clock", lambda: tuple(boot))
+    monkeypatch.setattr(process, "boot_clock", lambda: tuple(boot))
     monkeypatch.setattr(process, "now", lambda: 1_700_000_000.0 + boot[1])
 
     def spent(usd=0.0):

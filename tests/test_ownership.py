@@ -11,7 +11,7 @@ from both import CALLS, LONG, GatedServer, ask, makes
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
 from edgeroute.core.plan import Facts
-from edgeroute.system.copies import own_copy
+from edgeroute.system.copies import copy_input
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -234,7 +234,7 @@ def test_own_copies():
     """Of what there is to change; the rest is as it was."""
     array = np.zeros(2)
     held = {"a": [array, bytearray(b"x"), memoryview(b"abc"), ("t", array)], "b": "text"}
-    own = own_copy(held)
+    own = copy_input(held)
     array[:] = 7
     held["a"][1][0] = 0
     assert own["a"][0].tolist() == [0, 0]
@@ -242,4 +242,4 @@ def test_own_copies():
     assert own["a"][3][1].tolist() == [0, 0]
     assert own["b"] is held["b"]
     thing = object()
-    assert own_copy(thing) is thing
+    assert copy_input(thing) is thing

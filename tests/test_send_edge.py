@@ -39,7 +39,7 @@ from edgeroute import (
 from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
 from edgeroute.core.plan import plan
 from edgeroute.router.views import EdgeAnswers
-from edgeroute.system.imports import folder
+from edgeroute.system.imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app
 from edgeroute.types import TensorSpec
@@ -587,7 +587,7 @@ def test_answers_are_of_their_rows():
 # ------------------------------------------------------------------------------------------------------------- settings
 def test_a_policy_sets_it(tmp_path):
     """For the Open Inference Protocol and for any API, whose body may have it."""
-    path, edge = tmp_path / "policy.toml", folder("models", "fashion", has="edge.int8.onnx") / "edge.int8.onnx"
+    path, edge = tmp_path / "policy.toml", package_folder("models", "fashion", has="edge.int8.onnx") / "edge.int8.onnx"
     for cloud, good in (
         ('url = "http://127.0.0.1:9/v2/models/m"\nsend_edge = true', True),
         ('url = "http://127.0.0.1:9"\nprotocol = "json"\nsend_edge = true', True),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import file_stamp, json_dumps, json_loads, limited, plain, replace_file
+from edgeroute.system.process import await_within, file_stamp, json_dumps, json_loads, plain, replace_file
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -125,7 +125,7 @@ def test_a_cancellation_that_comes_as_the_steps_end_is_not_forgotten(turns):
 
     async def main():
         gate = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(limited(30.0, steps(gate)))
+        task = asyncio.create_task(await_within(30.0, steps(gate)))
         await asyncio.sleep(0.0)
         await asyncio.sleep(0.0)
         gate.set_result(None)
@@ -156,9 +156,9 @@ def test_steps_have_ended_once_their_limit_is_over():
             raise ValueError("theirs")
 
         with pytest.raises(asyncio.TimeoutError):
-            await limited(0.001, steps())
+            await await_within(0.001, steps())
         assert seen == ["cleaned up"]
-        task = asyncio.create_task(limited(30.0, steps()))
+        task = asyncio.create_task(await_within(30.0, steps()))
         await asyncio.sleep(0.0)
         await asyncio.sleep(0.0)
         task.cancel()
@@ -167,7 +167,7 @@ def test_steps_have_ended_once_their_limit_is_over():
         assert seen == ["cleaned up"] * 2
         for left_s in (30.0, inf):
             with pytest.raises(ValueError, match="theirs"):
-                await limited(left_s, broken())
+                await await_within(left_s, broken())
 
     asyncio.run(main())
 

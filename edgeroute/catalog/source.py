@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from edgeroute.errors import CatalogAway, CatalogError, PolicyError, RuntimeMissing, StoreError
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ class Web:
         """
         if (client := self._client) is None:
             try:
-                web = imported("httpx")
+                web = import_late("httpx")
             except ImportError as e:
                 raise RuntimeMissing(f"a catalog at an address needs httpx: pip install 'edgeroute[catalog]' ({e})") from e
             context: bool | ssl.SSLContext = True
@@ -140,7 +140,7 @@ class Web:
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
         """Request a file, or the rest of it from `begin` on; follow redirects on the same server. See `Source.open`."""
-        client, web = self._http_client(), imported("httpx")
+        client, web = self._http_client(), import_late("httpx")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
         url = self._url + quote(path)
         with self._errors_translated(path, web):
@@ -294,7 +294,7 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
         StoreError: the metadata cannot be stored.
     """
     try:
-        client, problems = imported("tuf.ngclient"), imported("tuf.api.exceptions")
+        client, problems = import_late("tuf.ngclient"), import_late("tuf.api.exceptions")
     except ImportError as e:
         raise RuntimeMissing(f"a catalog needs python-tuf: pip install 'edgeroute[catalog]' ({e})") from e
     logging.getLogger("tuf").setLevel(logging.ERROR)  # what fails is raised

@@ -24,7 +24,7 @@ from edgeroute.core.words import Failure
 from edgeroute.edge.members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.http.terms import checked_terms
-from edgeroute.system.process import AbandonedRuns, cancelled
+from edgeroute.system.process import AbandonedRuns, is_task_cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Rows:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
             return False
-        if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or cancelled(error):
+        if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
         own = _of_the_input(error)
         if not own or isinstance(error, BadReply):
@@ -334,7 +334,7 @@ class FunctionBackend(AbandonedRuns):
             else:
                 yield await self._ask(x)
         except BaseException as e:
-            if not cancelled(e):
+            if not is_task_cancelled(e):
                 exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)

@@ -19,7 +19,7 @@ from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import OURS, Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
@@ -61,8 +61,8 @@ def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
     if address.client is None:
         return Connections(address), AsyncConnections(address)
     client, async_client = address.client
-    threads = imported("edgeroute.http.httpx").HttpxConnections
-    tasks = imported("edgeroute.http.httpx").AsyncHttpxConnections
+    threads = import_late("edgeroute.http.httpx").HttpxConnections
+    tasks = import_late("edgeroute.http.httpx").AsyncHttpxConnections
     if client is None and async_client is None:
         return threads(address, None), tasks(address, None)
     return (

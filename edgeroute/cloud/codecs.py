@@ -14,7 +14,7 @@ from edgeroute.cloud.datatypes import NAMES
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 
 MEDIA = "media_type"
 """The tensor's parameter that says what its bytes are."""
@@ -89,7 +89,7 @@ class PictureCodec:
             raise BadInput('jpeg has no transparency, and the picture has 4 channels: give it 3, or use codec "webp" or "png"')
         if self._fast:
             return Coded(self._simple(x, channels), self._parameters)
-        image, out = imported("PIL.Image").fromarray(x[..., 0] if channels == 1 else x, MODES[channels]), io.BytesIO()
+        image, out = import_late("PIL.Image").fromarray(x[..., 0] if channels == 1 else x, MODES[channels]), io.BytesIO()
         try:
             image.save(out, self.kind.upper(), **({} if self.quality is None else {"quality": self.quality}))
         except Exception as e:  # Pillow's encoders raise what they find
@@ -100,7 +100,7 @@ class PictureCodec:
         grey = channels in (0, 1)
         space, x = ("GRAY", x.reshape(*x.shape[:2], 1)) if grey else ("RGB", x)
         try:
-            found: bytes = imported("simplejpeg").encode_jpeg(
+            found: bytes = import_late("simplejpeg").encode_jpeg(
                 x, quality=self.quality, colorspace=space, colorsubsampling="Gray" if grey else "420", fastdct=False
             )  # as Pillow does it
         except ValueError as e:
@@ -180,9 +180,9 @@ class ZstdCodec:
             raise BadInput(f'codec "zstd" takes numbers, and the input is {x.dtype}: leave it out')
         raw = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes()
         if (own := own_zstd()) is not None:
-            data = imported(own).compress(raw, self._level)
+            data = import_late(own).compress(raw, self._level)
         else:
-            data = imported("zstandard").ZstdCompressor(level=self._level).compress(raw)
+            data = import_late("zstandard").ZstdCompressor(level=self._level).compress(raw)
         about = f"application/zstd; datatype={NAMES[x.dtype.name]}; shape={'x'.join(map(str, x.shape))}"
         return Coded(data, {MEDIA: about})
 
@@ -219,7 +219,7 @@ class FlacCodec:
                 raise BadInput('codec "flac" takes floats from -1 to 1, and the input has others: scale it')
             x = np.rint(x.astype(np.float64) * 32767).astype(np.int16)
         out = io.BytesIO()
-        imported("soundfile").write(out, x, self._rate, format="FLAC", subtype="PCM_16")
+        import_late("soundfile").write(out, x, self._rate, format="FLAC", subtype="PCM_16")
         return Coded(out.getvalue(), {MEDIA: "audio/flac"})
 
 
@@ -289,9 +289,9 @@ def unzstd(data: bytes, size: int) -> bytes:
     check_zstd()
     try:
         if (own := own_zstd()) is not None:
-            found: bytes = imported(own).ZstdDecompressor().decompress(data, max_length=size + 1)
+            found: bytes = import_late(own).ZstdDecompressor().decompress(data, max_length=size + 1)
         else:
-            with imported("zstandard").ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:
+            with import_late("zstandard").ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:
                 found = reader.read(size + 1)
     except Exception as e:  # each of them has its own
         raise BadInput(f"these {len(data)} bytes are no zstd") from e
@@ -309,7 +309,7 @@ def unflac(data: bytes, dtype: str, most: int) -> Array:
     """
     check_sound()
     try:
-        with imported("soundfile").SoundFile(io.BytesIO(data)) as file:
+        with import_late("soundfile").SoundFile(io.BytesIO(data)) as file:
             if file.format == "FLAC" and 0 < file.frames * file.channels <= most:
                 samples: Array = file.read(file.frames, dtype=dtype, always_2d=True)
                 if len(samples) == file.frames:  # a header may promise more

@@ -15,7 +15,7 @@ from edgeroute.cloud.payloads import PARAMETER, Feed, written
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, Given, ServedModel
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages import Call, Reply
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 
 # Messages of the Open Inference Protocol over gRPC: those fields that an endpoint writes and reads.
 #
@@ -156,7 +156,7 @@ class OpenInferenceGrpc(ServedModel):
 
     def channels(self) -> tuple[Any, Any]:
         """What carries its calls, in threads and on an event loop."""
-        module, longest = imported("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
+        module, longest = import_late("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:

@@ -24,7 +24,7 @@ from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import begin_on
+from edgeroute.system.process import start_task_on
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1
@@ -168,7 +168,7 @@ class AsyncChannels(ForkSafe):
         """`close` from outside the loop, or from a thread."""
         channel, self._channel, self._calls = self._channel, None, {}
         if channel is not None and self._loop is not None and self._loop.is_running():
-            begin_on(self._loop, channel.close)
+            start_task_on(self._loop, channel.close)
 
 
 def _open(kind: Any, address: Address, longest: int) -> Any:

@@ -16,9 +16,9 @@ from edgeroute.core.egress import Permit, Rules, Unknown
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.words import Crowded, ErrorCode, HeldCode, Rejection, typed
 from edgeroute.errors import Held, PolicyError
-from edgeroute.system.copies import own_copy
+from edgeroute.system.copies import copy_input
 from edgeroute.system.forks import ForkSafe, per_process, per_process_of
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 
 if TYPE_CHECKING:
     from edgeroute.stores.journal import Journal
@@ -297,7 +297,7 @@ class Egress:
         """
         if self.consent is not None:
             try:
-                given = contained(self.consent, where, permit.data_class)
+                given = call_contained(self.consent, where, permit.data_class)
             except Exception as e:
                 raise Held(f"the consent callback failed ({typed(e)}), so nothing was sent", code="consent") from e
             if given is not True:
@@ -306,7 +306,7 @@ class Egress:
             return inputs
         try:
             return [
-                contained(self.redact, contained(own_copy, x), permit.data_class) for x in inputs
+                call_contained(self.redact, call_contained(copy_input, x), permit.data_class) for x in inputs
             ]  # redaction may work in place
         except Exception as e:
             raise Held(f"the redaction failed ({typed(e)}), so nothing was sent", code="redaction") from e

@@ -16,7 +16,7 @@ from edgeroute.core.estimates import pick
 from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, single
 from edgeroute.core.walk import Prediction
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import StopToken
 
@@ -86,7 +86,7 @@ class HttpBackend(AbandonedRuns):
     def client(self) -> HttpClient:
         """The HTTP client."""
         if (client := self._client) is None:
-            made = imported("edgeroute.cloud.client").HttpClient(self.endpoint)
+            made = import_late("edgeroute.cloud.client").HttpClient(self.endpoint)
             client = self._client = vars(self).setdefault("_made", made)  # atomic: first calls at once share one, which is closed
             if self._closed:  # a reload has dropped it while a request was on its way here
                 client.close()

@@ -15,7 +15,7 @@ from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 
 
 class PlainJson:
@@ -141,7 +141,7 @@ class PlainJson:
                 kind, body = self.body(x, edge)
             else:
                 given = (x, edge) if self.send_edge else (x,)
-                kind, body = "application/json", to_json(contained(self._encode, *given), "what encode= returned")
+                kind, body = "application/json", to_json(call_contained(self._encode, *given), "what encode= returned")
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
         return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)

@@ -88,7 +88,7 @@ class EarlierSpending:
         try:
             dumped = json.loads(text)
             boot, began = dumped.get("clock") or ("", 0.0)
-            here, now_began = process.clock()
+            here, now_began = process.boot_clock()
             return self._spending.load(dumped, process.now(), now_began - began if boot and boot == here else 0.0)
         except (ValueError, TypeError, AttributeError, RecursionError):
             self._lost(updated, f"the record {name} is damaged")
@@ -305,7 +305,7 @@ class _Account(ForkSafe):
             dumped = self._spending.dump(advance=advance)
             self._spending.recorded(dumped)
             if self._version or any(dumped.values()):
-                self.store.put(self._name, {**dumped, "clock": process.clock()})
+                self.store.put(self._name, {**dumped, "clock": process.boot_clock()})
 
     def spent(self) -> Cost:
         """Current spending, each over its window."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.reader import KINDS, Reader
 from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
-from edgeroute.system.imports import tool
+from edgeroute.system.imports import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
@@ -69,7 +69,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the module of a public name at its first use: a router needs no calibration."""
     if name in _TOOL_OF:
-        module = tool(_TOOL_OF[name])
+        module = import_tool(_TOOL_OF[name])
     elif name in _MODULE_OF:
         module = import_module(f"edgeroute.confidence.{_MODULE_OF[name]}")
     else:

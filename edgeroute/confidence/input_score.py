@@ -9,7 +9,7 @@ from edgeroute.confidence.scores import Unscored
 from edgeroute.core.words import UNIDENTIFIED, named
 from edgeroute.errors import PolicyError
 from edgeroute.system.logs import Failures
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 
 
 class InputScore:
@@ -39,8 +39,8 @@ class InputScore:
     def of_input(self, x: Any) -> float:
         """Return the confidence for an input; an `Unscored` (NaN) with the reason if a function fails, which is logged."""
         try:
-            value = x if self.features is None else contained(self.features, text_of(x))
-            return float(contained(self.function, value))
+            value = x if self.features is None else call_contained(self.features, text_of(x))
+            return float(call_contained(self.function, value))
         except Exception as e:  # noqa: BLE001 - there is an answer all the same
             self._failures.log("the score of the input", e)
             return Unscored(f"the score of the input failed: {named(e)}")

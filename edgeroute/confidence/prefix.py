@@ -10,7 +10,7 @@ from edgeroute.confidence.forms import SUM_SLACK
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.words import UNIDENTIFIED
 from edgeroute.errors import BadReply, PolicyError, check_number
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 
 Rule = Literal["quantile", "mean", "min", "first"]
 RULES: Final[tuple[Rule, ...]] = ("quantile", "mean", "min", "first")
@@ -83,7 +83,7 @@ class Prefix:
             if len(seen) < self.tokens:
                 return None
             try:
-                return contained(self.score, seen)
+                return call_contained(self.score, seen)
             except Exception:  # noqa: BLE001 - it fails of the whole answer, too, where it is logged
                 return None
 

@@ -46,7 +46,7 @@ from edgeroute.core.walk import Prediction, new
 from edgeroute.core.words import named
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
 from edgeroute.system.logs import Failures
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")
@@ -357,7 +357,7 @@ class Reader:
         """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same."""
         assert self._custom is not None
         try:
-            sure = contained(self._custom, outputs)
+            sure = call_contained(self._custom, outputs)
             return None if sure is None else float(sure)
         except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
             self.failures.log("the score", e)

@@ -23,7 +23,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gather
 from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.inputs import batch_axis_problem
-from edgeroute.edge.members import check_model, feed_of, fingerprint, is_awaited, member
+from edgeroute.edge.members import check_model, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runs import runs_of
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import AbandonedRuns
@@ -119,7 +119,7 @@ class EdgeBackend(AbandonedRuns):
         )  # fmt: skip
         parallel = member(model, "parallel")
         super().__init__(min(MAX_ABANDONED, parallel or MAX_ABANDONED))
-        self.alone_async, self._close = is_awaited(model), member(model, "close")
+        self.alone_async, self._close = has_async_runs(model), member(model, "close")
         self.at_once = not self.alone_async and parallel is None
         self.run_async = self._run_async if self.alone_async else None
         self._one: Callable[..., Any] = member(model, "run_one") or (lambda x, cancel: model.run([x], cancel))

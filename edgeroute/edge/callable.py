@@ -15,7 +15,7 @@ from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream import join_result, logprobs_of, whole
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.members import awaited
+from edgeroute.edge.members import is_async
 from edgeroute.errors import PolicyError
 from edgeroute.types import StopToken, TensorSpec
 
@@ -66,7 +66,7 @@ class CallableModel:
         self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
         if takes_edge:
             self.run_escalated = self._run_escalated
-            if awaited(function) or inspect.isgeneratorfunction(function):
+            if is_async(function) or inspect.isgeneratorfunction(function):
                 raise PolicyError(
                     f"takes_edge is for a plain function: make {getattr(function, '__name__', 'it')} a def that returns"
                 )
@@ -82,7 +82,7 @@ class CallableModel:
         self._yields_async = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
         if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(call) or self._yields_async:
             self.stream = lambda x, cancel: function(x)  # noqa: ARG005 - it cannot be stopped
-        if awaited(function):
+        if is_async(function):
             self.run = self._run_async  # type: ignore[method-assign]
             if self._yields_async:
                 self.stream = self._stream_async

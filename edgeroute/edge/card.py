@@ -18,7 +18,7 @@ from edgeroute.edge.picture import Picture
 from edgeroute.edge.preprocess import Layouts, Preprocess
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
-from edgeroute.system.process import files_in, special
+from edgeroute.system.process import files_in, is_special_file
 from edgeroute.types import TensorSpec
 
 __all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "sha256_of", "stack"]
@@ -523,7 +523,7 @@ def sha256_of(path: Path) -> str:
         ModelError: it cannot be read, or is a pipe or device.
     """
     try:
-        if special(path):
+        if is_special_file(path):
             raise ModelError(f"{path} is no file")
         if not path.is_dir():
             return _sha256(path)

@@ -20,7 +20,7 @@ from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.imports import imported, no_fork
+from edgeroute.system.imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 ComputeUnits: TypeAlias = Literal["all", "cpu", "cpu_and_gpu", "cpu_and_ne"]
@@ -135,7 +135,7 @@ class CoreMLModel(ModelFile):
         Raises:
             ModelError: the file is no Core ML model.
         """
-        spec = imported("coremltools.proto.Model_pb2").Model()
+        spec = import_late("coremltools.proto.Model_pb2").Model()
         try:
             spec.ParseFromString((_root(self.path) if self.path.is_dir() else self.path).read_bytes())
         except Exception as e:  # protobuf's errors derive from Exception alone
@@ -242,7 +242,7 @@ def _runtime() -> Any:
     logger = logging.getLogger("coremltools")
     logger.addFilter(_quiet)  # it warns of each library that it could convert from, and of what Linux lacks
     try:
-        return imported("coremltools")
+        return import_late("coremltools")
     except ImportError as e:
         raise RuntimeMissing("coremltools is not installed: pip install 'edgeroute[coreml]'") from e
     finally:
@@ -372,7 +372,7 @@ def _any(_: tuple[int, ...]) -> bool:
 
 def _picture(tensor: Array) -> Any:
     """Return the Pillow image of an array [1, height, width] or [1, height, width, 3], as `predict` takes it."""
-    return imported("PIL.Image").fromarray(tensor[0])
+    return import_late("PIL.Image").fromarray(tensor[0])
 
 
 def _plain(value: Any) -> Any:

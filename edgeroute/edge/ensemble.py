@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.scores import agreement
-from edgeroute.edge.members import is_awaited, member
+from edgeroute.edge.members import has_async_runs, member
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadReply, PolicyError
@@ -40,7 +40,7 @@ class Ensemble:
         self.models: list[EdgeModel] = [load(model) for model in models]
         if len(self.models) < 2:  # noqa: PLR2004 - agreement needs two
             raise PolicyError(f"an ensemble has two models or more, not {len(self.models)}")
-        if asynchronous := ", ".join(m.name for m in self.models if is_awaited(m)):
+        if asynchronous := ", ".join(m.name for m in self.models if has_async_runs(m)):
             raise PolicyError(f"an ensemble calls its models, and {asynchronous} would be awaited: make it a plain def")
         if len(known := {labels for m in self.models if (labels := member(m, "labels"))}) > 1:
             raise PolicyError("the models of an ensemble have the same labels in the same order, and these have not")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.words import clean
 from edgeroute.errors import ModelError, ModelMissing
-from edgeroute.system.process import special
+from edgeroute.system.process import is_special_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -143,7 +143,7 @@ def read(path: Path) -> Gguf:
         ModelError: it is no .gguf file, is damaged or truncated, or cannot be read.
     """
     try:
-        if special(path):
+        if is_special_file(path):
             raise ModelError(f"{path} is no file")
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))

@@ -17,7 +17,7 @@ from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, RuntimeMissing
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.types import StopToken, TensorSpec
 
 _JAVA = "ai.onnxruntime."
@@ -246,9 +246,9 @@ def _bridge() -> _Bridge:
         RuntimeMissing: neither is there.
     """
     with suppress(ImportError):
-        return _Bridge(imported("java").jclass, None)
+        return _Bridge(import_late("java").jclass, None)
     try:
-        jnius = imported("jnius")
+        jnius = import_late("jnius")
     except Exception as e:  # pyjnius raises others, too, where there is no Java
         raise RuntimeMissing(
             f"there is no way to Java ({first_line(e)}): build the app with Chaquopy, or pip install pyjnius"

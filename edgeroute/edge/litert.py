@@ -24,7 +24,7 @@ from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.tensors import Plain, Prepare
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system.imports import imported, no_fork
+from edgeroute.system.imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 # Delegates of TFLite: libraries that run a model's operators on other hardware.
@@ -588,7 +588,7 @@ def _runtime(wanted: str | None) -> tuple[str, Any]:
             "in its place, pip install 'edgeroute[litert]'"
         )
     try:
-        return name, imported(f"{RUNTIMES[name]}.interpreter")
+        return name, import_late(f"{RUNTIMES[name]}.interpreter")
     except ImportError as e:
         raise RuntimeMissing(f"{_NAMES[name]} is installed, and cannot be imported: {first_line(e)}") from e
 

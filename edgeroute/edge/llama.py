@@ -25,7 +25,7 @@ from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.text.reply import Gathered, answer, failure
 from edgeroute.text.request import Chat, checked_score
 from edgeroute.types import StopToken
@@ -512,7 +512,7 @@ def _runtime(wanted: str) -> str:
         return wanted
     for name, module in (("xllamacpp", "xllamacpp"), ("llama-cpp-python", "llama_cpp")):
         try:
-            imported(module)
+            import_late(module)
         except ImportError:
             continue
         return name

@@ -20,8 +20,8 @@ import numpy as np
 from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.imports import imported, no_fork
-from edgeroute.system.process import alive
+from edgeroute.system.imports import import_late, no_fork
+from edgeroute.system.process import list_weakset
 from edgeroute.text.reply import TOO_LONG, Gathered
 
 OnPiece = Callable[[Mapping[str, Any]], bool]
@@ -102,7 +102,7 @@ class _ExitGuard(ForkSafe):
             while self._count and (left := until - monotonic()) > 0:
                 self._ended.wait(left)
             if not self._count:
-                for engine in alive(self.engines):
+                for engine in list_weakset(self.engines):
                     engine.free()
 
 
@@ -241,7 +241,7 @@ class LlamaCppPython:
                 eos, bos = (
                     self._llama.detokenize([t], special=True).decode() for t in (self._llama.token_eos(), self._llama.token_bos())
                 )
-                form = imported("llama_cpp.llama_chat_format").Jinja2ChatFormatter(wanted.template, eos, bos)
+                form = import_late("llama_cpp.llama_chat_format").Jinja2ChatFormatter(wanted.template, eos, bos)
                 handler = form.to_chat_handler()
         except Exception as e:
             message = clean(e, FOREIGN)
@@ -337,7 +337,7 @@ def _import(name: str) -> Any:
         RuntimeMissing: it is not installed.
     """
     try:
-        return imported(name)
+        return import_late(name)
     except ImportError as e:
         raise RuntimeMissing(INSTALL if name == "xllamacpp" else "llama-cpp-python is not installed: it builds llama.cpp") from e
 

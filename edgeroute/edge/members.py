@@ -205,7 +205,7 @@ def stamps(model: EdgeModel) -> tuple[Any, ...]:
     return tuple((path.absolute(), file_stamp(path)) for path in files(model))
 
 
-def awaited(function: Any) -> bool:
+def is_async(function: Any) -> bool:
     """Return True if a call returns a coroutine or an asynchronous generator."""
     while isinstance(function, partial):
         function = function.func
@@ -213,24 +213,24 @@ def awaited(function: Any) -> bool:
     return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, called))
 
 
-def is_awaited(model: EdgeModel) -> bool:
+def has_async_runs(model: EdgeModel) -> bool:
     """Return True if the model's runs are awaited.
 
     Raises:
         PolicyError: some runs are `async def` and some are not, or `load`, `close` or another method is.
     """
     runs = {"run": model.run, "run_one": member(model, "run_one"), "stream": member(model, "stream")}
-    is_async = {name: awaited(run) for name, run in runs.items() if run is not None}
-    if len({*is_async.values()}) > 1:
-        asynchronous, plain = ([name for name, is_one in is_async.items() if is_one is wanted] for wanted in (True, False))
+    async_by_name = {name: is_async(run) for name, run in runs.items() if run is not None}
+    if len({*async_by_name.values()}) > 1:
+        asynchronous, plain = ([name for name, is_one in async_by_name.items() if is_one is wanted] for wanted in (True, False))
         raise PolicyError(
             f"{model_text(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
             f" {' and '.join(plain)} {'is' if len(plain) == 1 else 'are'} not: make all of them async def, or none"
         )
     for name in ("load", "close", "run_escalated", "run_feed"):
-        if awaited(member(model, name)):
+        if is_async(member(model, name)):
             raise PolicyError(f"{model_text(model)}: {name} is async def, and is called from threads: make it a plain def")
-    return is_async["run"]
+    return async_by_name["run"]
 
 
 def check_model(model: EdgeModel) -> None:

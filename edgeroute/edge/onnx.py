@@ -15,8 +15,8 @@ from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.imports import imported, no_fork
-from edgeroute.system.process import special
+from edgeroute.system.imports import import_late, no_fork
+from edgeroute.system.process import is_special_file
 from edgeroute.types import StopToken, TensorSpec
 
 # External data of an ONNX model: files with weights beside it.
@@ -32,7 +32,7 @@ def external_data(model: Path) -> list[Path]:
     count. None are returned if the model cannot be read.
     """
     paths: dict[Path, None] = {}
-    if special(model):  # `load` reports it
+    if is_special_file(model):  # `load` reports it
         return []
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -339,7 +339,7 @@ def runtime() -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
     try:
-        return imported("onnxruntime")
+        return import_late("onnxruntime")
     except ImportError as e:
         raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
 

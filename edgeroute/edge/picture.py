@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.types import TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -122,7 +122,7 @@ class Picture(NamedTuple):
         """
         deep = _deep_mode(image)  # readable only before it is decoded
         try:
-            upright = imported("PIL.ImageOps").exif_transpose(image)
+            upright = import_late("PIL.ImageOps").exif_transpose(image)
         except Exception as e:  # likewise
             raise self._unreadable(what) from e
         if deep:
@@ -244,7 +244,7 @@ def _pillow() -> Any:
         RuntimeMissing: Pillow is not installed.
     """
     try:
-        return imported("PIL.Image")
+        return import_late("PIL.Image")
     except ImportError as e:
         raise RuntimeMissing("Pillow, which pictures need, is not installed: pip install 'edgeroute[image]'") from e
 

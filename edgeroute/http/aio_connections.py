@@ -20,7 +20,7 @@ from edgeroute.http.reading import Malformed, Reading
 from edgeroute.http.resolver import RESOLVER, SocketAddress
 from edgeroute.http.wire import RECORD, Line, Steps, Wire
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import limited
+from edgeroute.system.process import await_within
 
 # Sockets of one connection for asyncio.
 
@@ -326,7 +326,7 @@ class _Connection(Connection):
             steps.close()
             raise
         try:
-            found, error = await limited(left_s, _told(steps))
+            found, error = await await_within(left_s, _told(steps))
         except asyncio.TimeoutError as e:
             raise self._late() from e
         if error is not None:

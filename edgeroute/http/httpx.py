@@ -21,8 +21,8 @@ from edgeroute.errors import BadReply, CloudError, RuntimeMissing, TimedOut, Unr
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.http.wire import context_for, is_tls
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.imports import imported
-from edgeroute.system.process import begin_on, limited
+from edgeroute.system.imports import import_late
+from edgeroute.system.process import await_within, start_task_on
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
@@ -48,14 +48,14 @@ class Carrier(ForkSafe):
     def made(self, kind: str) -> Any:
         """A client of ours: by the environment's proxies, without redirects."""
         try:
-            web = imported("httpx")
+            web = import_late("httpx")
         except ImportError as e:
             raise RuntimeMissing(f"client = 'httpx' needs httpx: pip install 'edgeroute[httpx]' ({e})") from e
         verify = context_for(self.address) if self.address.https else True
         return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
 
     def request(self, client: Any, call: Call, left_s: float, *, limited: bool = True) -> Any:
-        """The call as a request of the client. `limited`: each of its steps is, by the time that is left now.
+        """The call as a request of the client. `await_within`: each of its steps is, by the time that is left now.
 
         Raises:
             TimedOut: no time is left.
@@ -307,7 +307,7 @@ class AsyncHttpxConnections(Carrier):
             steps.close()
             raise self.late(doing)
         try:
-            return await limited(left_s, steps)
+            return await await_within(left_s, steps)
         except CloudError:
             raise
         except (asyncio.TimeoutError, TimeoutError):
@@ -336,7 +336,7 @@ class AsyncHttpxConnections(Carrier):
         """`close` from outside the loop, or from a thread."""
         own, loop, self.own = self.own, self._loop, None
         if own is not None and loop is not None and loop.is_running():
-            begin_on(loop, own.aclose)
+            start_task_on(loop, own.aclose)
 
 
 class AsyncHttpxResponse(Received):

@@ -19,7 +19,7 @@ from edgeroute.core.walk import Outcome
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import ALONE, Counts
 from edgeroute.system.forks import ForkSafe, per_process, per_process_of
-from edgeroute.system.process import LINUX, contained, now
+from edgeroute.system.process import LINUX, call_contained, now
 from edgeroute.types import Backend
 
 # Energy of a call of each target: edges' fitted from the device's power, clouds' from their prices.
@@ -263,7 +263,7 @@ class Observer(ForkSafe):
         """
         self.reads_at = INF  # until they have been read, however long that takes
         try:
-            reading = Reading(*map(_value, contained(self._sensors)))
+            reading = Reading(*map(_value, call_contained(self._sensors)))
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
@@ -368,7 +368,7 @@ class Observer(ForkSafe):
         if not callable(self.metered):
             return self.metered
         try:
-            return bool(contained(self.metered))
+            return bool(call_contained(self.metered))
         except Exception:
             if not self._metered_failed:
                 self._metered_failed = True

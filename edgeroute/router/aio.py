@@ -30,7 +30,7 @@ from edgeroute.router.session import AsyncSession
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import AsyncStream, End, Last, whole
 from edgeroute.router.warm import Warmed, Warming, viewed, warmed, warmed_async
-from edgeroute.system.imports import tool
+from edgeroute.system.imports import import_tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -410,7 +410,7 @@ class AsyncRouter(BaseRouter[V]):
         progress: Progress = None,
     ) -> CalibrationResult:
         """As `Router.calibrate`, beside other tasks. Cancelling it ends it; `progress` is called on the event loop."""
-        steps = tool("measure.steps")
+        steps = import_tool("measure.steps")
 
         want = steps.wanted(
             max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
@@ -438,7 +438,7 @@ class AsyncRouter(BaseRouter[V]):
         progress: Progress = None,
     ) -> EvaluationResult:
         """As `Router.evaluate`, beside other tasks. Cancelling it ends it."""
-        steps = tool("measure.steps")
+        steps = import_tool("measure.steps")
 
         return await self._loop.pump(
             steps.evaluation(

@@ -13,8 +13,8 @@ from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
 from edgeroute.router.build import CANDIDATE, Snapshot, fingerprints
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor
-from edgeroute.system.copies import own_copy
-from edgeroute.system.process import contained
+from edgeroute.system.copies import copy_input
+from edgeroute.system.process import call_contained
 from edgeroute.trials.audit import FULL, FULL_OF_RUNS
 from edgeroute.trials.shadow import ShadowRun
 
@@ -44,7 +44,7 @@ class Asks:
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
-        inputs = contained(own_copy, request.inputs)
+        inputs = call_contained(copy_input, request.inputs)
         shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
         legs.floor = True
@@ -64,7 +64,7 @@ class Asks:
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
         """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
-        own, candidate = request._replace(inputs=contained(own_copy, request.inputs)), request.snapshot.candidate
+        own, candidate = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.candidate
         parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
         if candidate is not None:
             leg = shadow_leg(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)

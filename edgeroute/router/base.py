@@ -26,7 +26,7 @@ from edgeroute.router.build import edges_of, fingerprints
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.reload import PolicyFile, replace
 from edgeroute.router.stages import Steps
-from edgeroute.system.process import alive
+from edgeroute.system.process import list_weakset
 from edgeroute.types import V
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class BaseRouter(Generic[V]):
         return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
-        for one in [] if self._live is None else alive(self._live):
+        for one in [] if self._live is None else list_weakset(self._live):
             one.router_closed()
         _close(self.engine, self._file)
 

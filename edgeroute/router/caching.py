@@ -20,7 +20,7 @@ from edgeroute.router.stages import Block, Join, Proceed, Result, Steps, answer_
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.entry import CachedEntry, keep
 from edgeroute.system import process
-from edgeroute.system.copies import own_copy
+from edgeroute.system.copies import copy_input
 from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")
@@ -169,7 +169,7 @@ class Caching(Part):
 
     def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
         """Revalidates a stale entry in the background. The input is copied, since the caller may write to it meanwhile."""
-        request = stale._replace(inputs=own_copy(stale.inputs))
+        request = stale._replace(inputs=copy_input(stale.inputs))
 
         def steps() -> Steps[None]:
             try:

@@ -36,7 +36,7 @@ from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.stages import Proceed, Result, Steps, walked
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.logs import quietly
+from edgeroute.system.logs import call_quietly
 from edgeroute.system.threads import ThreadPool
 from edgeroute.types import Answer
 
@@ -93,7 +93,7 @@ class Sensing:
         rules = self._observer.facts.rules
         if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
             for backend in edges:
-                quietly(backend.unload, "freeing an edge model")
+                call_quietly(backend.unload, "freeing an edge model")
         elif freed := [backend for backend in edges if backend.unloaded and not backend.loading]:
             for backend in freed:
                 backend.loading = True
@@ -104,7 +104,7 @@ class Sensing:
     def _load(self, freed: list[EdgeBackend]) -> None:
         """Loads models that were freed; meanwhile calls go to the next target."""
         for backend in freed:
-            quietly(backend.load, "loading an edge model again")
+            call_quietly(backend.load, "loading an edge model again")
         self._observe()
 
 
@@ -502,7 +502,7 @@ class Engine(ForkSafe):
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
         for close in (*parts, *reversed(self.parts.methods("close"))):
-            quietly(close, "closing a router")
+            call_quietly(close, "closing a router")
 
 
 # The status of a router: statistics, limits, outbox, device.

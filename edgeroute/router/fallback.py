@@ -20,7 +20,7 @@ from edgeroute.router.request import Request
 from edgeroute.router.stages import Block, Result, Steps
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _compared(answer: Answer, shown: Answer) -> Answer:
     """Adds a note whether the cloud's answer agrees with the provisional one."""
     if answer.source == "cloud":
         try:  # values may not be comparable
-            agrees = contained(lambda: bool(answer.value == shown.value))
+            agrees = call_contained(lambda: bool(answer.value == shown.value))
         except Exception:  # noqa: BLE001
             return answer
         answer.add_note(AGREES if agrees else CORRECTS, final=True)

@@ -12,8 +12,8 @@ from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
 from edgeroute.router.request import Request
 from edgeroute.router.views import TargetViews
-from edgeroute.system.copies import own_copy
-from edgeroute.system.process import contained
+from edgeroute.system.copies import copy_input
+from edgeroute.system.process import call_contained
 
 
 class Fitting(NamedTuple):
@@ -103,9 +103,9 @@ class CallInputs:
         """From now on the inputs are copies, and so is what was computed of them. -> why they cannot be copied."""
         if not self._copied:
             try:
-                self._inputs = [contained(own_copy, x) for x in self._inputs]
+                self._inputs = [call_contained(copy_input, x) for x in self._inputs]
                 if self._views is not None:
-                    self._seen = {at: (contained(own_copy, seen), error) for at, (seen, error) in self._seen.items()}
+                    self._seen = {at: (call_contained(copy_input, seen), error) for at, (seen, error) in self._seen.items()}
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                 return e
             self._copied = True

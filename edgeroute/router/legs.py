@@ -20,7 +20,7 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.inputs import CallInputs
 from edgeroute.router.request import Request
 from edgeroute.router.views import EdgeAnswers
-from edgeroute.system.process import cancelled
+from edgeroute.system.process import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ class LegExecutor:
         except PASSING:
             raise
         except BaseException as e:
-            if cancelled(e):
+            if is_task_cancelled(e):
                 raise
             return failed(start.leg, backend, e)
         done = Done(start.leg, answers if self._many else answers[0], monotonic())
@@ -483,7 +483,7 @@ class LegExecutor:
         except PASSING:
             raise
         except BaseException as e:
-            if cancelled(e):
+            if is_task_cancelled(e):
                 raise
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())

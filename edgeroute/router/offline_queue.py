@@ -22,8 +22,8 @@ from edgeroute.http.messages import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.system import process
-from edgeroute.system.copies import own_copy
-from edgeroute.system.process import contained, json_loads
+from edgeroute.system.copies import copy_input
+from edgeroute.system.process import call_contained, json_loads
 
 if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
@@ -167,7 +167,7 @@ class OfflineQueue:
                 found = _who_might(request.plan, walked.outcome)
                 if found is not None:
                     try:
-                        x = request.inputs if request.until == INF else contained(own_copy, request.inputs)
+                        x = request.inputs if request.until == INF else call_contained(copy_input, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                         note = f"{NOT_QUEUED}: {named(e)}"
                     else:  # its own: at the deadline nobody waits for it

@@ -22,7 +22,7 @@ from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.fallback import RULES
 from edgeroute.router.trials import Arms
 from edgeroute.router.warm import rehearsed
-from edgeroute.system.logs import quietly
+from edgeroute.system.logs import call_quietly
 from edgeroute.system.process import file_stamp
 from edgeroute.trials.settings import AB
 
@@ -72,10 +72,10 @@ def replace(
         models = [getattr(b, "model", b) for b in kept]
         for backend in made_of(old).values():
             if backend not in kept and getattr(backend, "model", backend) not in models:
-                quietly(backend.close, "dropping a target that the policy has no more")
+                call_quietly(backend.close, "dropping a target that the policy has no more")
         if engine.closed:
             for backend in kept:
-                quietly(backend.close, "closing a router")
+                call_quietly(backend.close, "closing a router")
             raise Closed(CLOSED)
 
 

@@ -25,7 +25,7 @@ from edgeroute.router.session import Session
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import Stream, whole
 from edgeroute.router.warm import Warmed, Warming, viewed, warmed
-from edgeroute.system.imports import tool
+from edgeroute.system.imports import import_tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ class Router(BaseRouter[V]):
             NoAnswer: the cloud did not answer more than one in a hundred.
             Closed: the router is closed.
         """
-        steps = tool("measure.steps")
+        steps = import_tool("measure.steps")
 
         want = steps.wanted(
             max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
@@ -478,7 +478,7 @@ class Router(BaseRouter[V]):
             PolicyError: there is no threshold, or an argument is invalid.
             BadInput, MayNotLeave, NoAnswer, Closed: as by `calibrate`.
         """
-        steps = tool("measure.steps")
+        steps = import_tool("measure.steps")
 
         return self._run(  # type: ignore[no-any-return]
             steps.evaluation(

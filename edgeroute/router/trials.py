@@ -20,7 +20,7 @@ from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.edge.backend import TURN
 from edgeroute.observe.stats import ArmStats, CloudArmStats, Part
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 from edgeroute.trials.audit import same
 from edgeroute.trials.settings import AB, B, CloudArms
 from edgeroute.types import Spent
@@ -126,7 +126,7 @@ class Arms(ForkSafe):
             turn = TURN.get()
             return other if self._is_b(identity if turn is None else turn.stream or identity) else snapshot
         try:
-            return other if contained(self._is_b_by, x) else snapshot
+            return other if call_contained(self._is_b_by, x) else snapshot
         except Exception:
             if not self._failed:
                 self._failed = True
@@ -439,7 +439,7 @@ class Trials(ForkSafe):
             at = self._at(identity if turn is None else turn.stream or identity)
         elif at is None:
             try:
-                at = contained(self._by, x)
+                at = call_contained(self._by, x)
             except Exception:
                 if not self._failed:
                     self._failed = True
@@ -510,7 +510,7 @@ class Trials(ForkSafe):
     def _differ(self, one: Any, other: Any) -> bool | None:
         """Whether two values differ; None: they cannot be compared, and that is said once."""
         try:
-            return not contained(same, one, other)
+            return not call_contained(same, one, other)
         except Exception:
             if not self._incomparable:
                 self._incomparable = True

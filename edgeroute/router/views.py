@@ -12,7 +12,7 @@ from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.core.words import clean, named, typed
 from edgeroute.edge.backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 
 if TYPE_CHECKING:
     from edgeroute.cloud.guard import Egress
@@ -96,7 +96,7 @@ class TargetViews:
         if isinstance(view, str):
             return _item(x, view, target.name)
         try:
-            seen = contained(view, x)
+            seen = call_contained(view, x)
         except BadInput:
             raise
         except Exception as e:

@@ -11,7 +11,7 @@ from edgeroute.edge.backend import EdgeBackend, in_new_session
 from edgeroute.edge.members import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.build import Snapshot, edges_of, made_of
-from edgeroute.system.logs import quietly
+from edgeroute.system.logs import call_quietly
 
 if TYPE_CHECKING:
     from edgeroute.catalog.installed import Release
@@ -103,7 +103,7 @@ def rehearsed(made: Snapshot, old: Snapshot) -> None:
                     _check_certificate(made, made.backends.index(backend), release)
     except BaseException:
         for backend in fresh:
-            quietly(backend.close, "dropping a version that was tried")
+            call_quietly(backend.close, "dropping a version that was tried")
         raise
 
 

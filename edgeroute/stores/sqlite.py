@@ -16,7 +16,7 @@ from weakref import WeakSet, finalize
 
 from edgeroute.errors import StoreError
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import alive
+from edgeroute.system.process import list_weakset
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
@@ -337,7 +337,7 @@ _forking = threading.local()
 
 def _before_fork() -> None:
     """Lock all databases of the process, just before it forks."""
-    _forking.held = [database for database in alive(_databases) if database.before_fork()]
+    _forking.held = [database for database in list_weakset(_databases) if database.before_fork()]
 
 
 def _in_parent() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def own_copy(x: Any) -> Any:
+def copy_input(x: Any) -> Any:
     """Return a copy of an input, which the caller cannot change later.
 
     Copied are: arrays and whatever else has `dtype` (tables: `dtypes`) and `copy`; tensors, by `clone`; Pillow's images; buffers
@@ -17,13 +17,13 @@ def own_copy(x: Any) -> Any:
     if kind in _IMMUTABLE:
         return x
     if isinstance(x, Mapping):
-        parts = {name: own_copy(part) for name, part in x.items()}
+        parts = {name: copy_input(part) for name, part in x.items()}
         return parts if kind is dict else _rebuild(x, parts)
     if isinstance(x, tuple):
-        items = [own_copy(part) for part in x]
+        items = [copy_input(part) for part in x]
         return kind(*items) if hasattr(x, "_fields") else tuple(items)
     if isinstance(x, list):
-        return [own_copy(part) for part in x]
+        return [copy_input(part) for part in x]
     if isinstance(x, bytearray | array):
         return x[:]
     if isinstance(x, memoryview):

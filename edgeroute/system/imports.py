@@ -52,12 +52,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
 
 _loaded: set[str] = set()
-"""Names of modules that `imported` has imported."""
+"""Names of modules that `import_late` has imported."""
 _threads: dict[str, threading.Thread] = {}
 """Module name -> the thread that imports it for the main thread."""
 
 
-def imported(name: str) -> ModuleType:
+def import_late(name: str) -> ModuleType:
     """Import a module and return it, so that no signal leaves it, or a module that it imports, half imported.
 
     A module whose import was interrupted stays unusable. Ctrl-C and other signals come up in the main thread alone, so there the
@@ -83,7 +83,7 @@ def imported(name: str) -> ModuleType:
     return _import_whole(name)
 
 
-def tool(name: str) -> ModuleType:
+def import_tool(name: str) -> ModuleType:
     """Import `edgeroute.tools.<name>` and return the module. Nothing else outside that folder imports a program.
 
     Raises:
@@ -101,7 +101,7 @@ def _import_whole(name: str) -> ModuleType:
 
 
 def _import(name: str) -> None:
-    """Import a module in a thread of its own. An exception is only logged: `imported` raises it again in the calling thread."""
+    """Import a module in a thread of its own. An exception is only logged: `import_late` raises it again."""
     try:
         _import_whole(name)
     except BaseException:  # noqa: BLE001 - raised again where it was asked for
@@ -124,7 +124,7 @@ HOMES = (Path(__file__).parents[1], Path(__file__).parents[2])
 """Where to look for those folders: inside the package, as a wheel has them, and beside the package, as a source tree has them."""
 
 
-def folder(*parts: str, has: str) -> Path:
+def package_folder(*parts: str, has: str) -> Path:
     """Return the path of a folder that comes with edgeroute, such as `models/fashion`.
 
     Args:
@@ -141,10 +141,10 @@ def folder(*parts: str, has: str) -> Path:
     raise ModelMissing(f"{'/'.join(parts)} did not come with this edgeroute: install its wheel, or a clone with `pip install -e`")
 
 
-def pages() -> Path:
+def docs_folder() -> Path:
     """Return the path of the folder with the documentation.
 
     Raises:
         ModelMissing: this installation has no documentation.
     """
-    return folder("docs", has="quickstart.md")
+    return package_folder("docs", has="quickstart.md")

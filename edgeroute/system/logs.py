@@ -59,7 +59,7 @@ for _name in ("edgeroute", "edgeroute.requests"):
     _contain(logging.getLogger(_name))
 
 
-def quietly(close: Callable[[], object], when: str) -> None:
+def call_quietly(close: Callable[[], object], when: str) -> None:
     """Call `close()`; whatever it raises, except KeyboardInterrupt, is logged and not raised.
 
     Args:

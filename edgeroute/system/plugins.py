@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from edgeroute.errors import EdgerouteError, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 
 
 @cache
@@ -35,7 +35,7 @@ def attribute(target: str, what: str) -> Any:
     """
     module, _, path = target.partition(":")
     try:
-        value: Any = imported(module)
+        value: Any = import_late(module)
     except ImportError as e:
         raise RuntimeMissing(f"{what}, {target}, cannot be imported: {e}") from e
     for name in path.split("."):

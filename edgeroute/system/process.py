@@ -56,7 +56,7 @@ def now() -> float:
     return _elapsed() + _OFFSET
 
 
-def clock() -> tuple[str, float]:
+def boot_clock() -> tuple[str, float]:
     """Return (id of this boot of the system, wall time of the boot by this process's clock, seconds since 1970).
 
     Two processes of one boot compare their clocks by it. The id is empty where the system has none (all but Linux).
@@ -131,7 +131,7 @@ def plain(value: Any) -> Any:
     return str(value) if type(listed) is type(value) else plain(listed)
 
 
-def alive(things: WeakSet[T]) -> list[T]:
+def list_weakset(things: WeakSet[T]) -> list[T]:
     """Return the objects of a WeakSet as a list, also while other threads add to it, which makes plain iteration fail."""
     while True:
         try:
@@ -193,7 +193,7 @@ class NoException(RuntimeError):
     """Stands for an exception of an application's function that no `except Exception` catches, such as SystemExit."""
 
 
-def contained(function: Callable[..., T], *arguments: object) -> T:
+def call_contained(function: Callable[..., T], *arguments: object) -> T:
     """Call a function of the application and return its result; anything it raises comes out as an `Exception`.
 
     KeyboardInterrupt (Ctrl-C) passes unchanged, except in a pool's thread, where there is no Ctrl-C.
@@ -212,7 +212,7 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
         raise NoException(f"{typed(e)}{f': {text}' if (text := told(e)) else ''}") from e
 
 
-def cancelled(error: BaseException) -> bool:
+def is_task_cancelled(error: BaseException) -> bool:
     """Return True if `error` cancels the running asyncio task; False for a CancelledError that an application's function raised.
 
     Before Python 3.11, which does not distinguish them, every `CancelledError` counts as the task's.
@@ -224,7 +224,7 @@ def cancelled(error: BaseException) -> bool:
     return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
-async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
+async def await_within(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine for at most `left_s` seconds, and return its result; at the limit it is cancelled.
 
     Cancelling the caller cancels the coroutine, too, even just as it ends (`asyncio.wait_for` before Python 3.12 may not).
@@ -261,7 +261,7 @@ def settle(steps: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("it waits")
 
 
-def begin_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine[Any, Any, object]]) -> None:
+def start_task_on(loop: asyncio.AbstractEventLoop, steps: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Start a coroutine as a task of an event loop, from any thread, without waiting. If the loop is closed, nothing is started.
 
     The task's exception is dropped.
@@ -364,6 +364,6 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in sorted(files))
 
 
-def special(path: Path) -> bool:
+def is_special_file(path: Path) -> bool:
     """Return True if the path is a pipe, socket or device: reading it may block, or never end."""
     return path.exists() and not path.is_file() and not path.is_dir()

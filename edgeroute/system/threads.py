@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import alive, pooled
+from edgeroute.system.process import list_weakset, pooled
 
 log = logging.getLogger("edgeroute")
 Job = Callable[[], object]
@@ -181,7 +181,7 @@ def _await_native() -> None:
     """Close the pools with native jobs at Python's exit, and wait for their threads up to `EXIT_S` seconds in all."""
     until = time.monotonic() + EXIT_S
     with contextlib.suppress(KeyboardInterrupt):  # whoever does not want to wait
-        for pool in alive(_native):
+        for pool in list_weakset(_native):
             pool.close(max(0.0, until - time.monotonic()))
 
 

@@ -25,7 +25,7 @@ from edgeroute.edge.callable import CallableModel
 from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.members import files, fingerprint, member
 from edgeroute.errors import BadInput
-from edgeroute.system.copies import own_copy
+from edgeroute.system.copies import copy_input
 from edgeroute.testing.running import Ask, Hangs, Running, Token
 from edgeroute.types import EdgeModel, StopToken
 
@@ -146,7 +146,7 @@ class Checks(Running):
     @property
     def samples(self) -> list[Any]:
         """Copies of the samples: a model that writes to one spoils one check alone."""
-        return [own_copy(x) for x in self._samples]
+        return [copy_input(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
         """Check the types and files of the members that `EdgeMembers` documents."""
@@ -195,7 +195,7 @@ class Checks(Running):
         for rows in (order, order[::-1]):
             samples = self.samples
             try:
-                answers = self.ask([own_copy(samples[i]) for i in rows])
+                answers = self.ask([copy_input(samples[i]) for i in rows])
             except Exception as e:  # noqa: BLE001 - likewise
                 yield f"it raised {error_text(e)} for a batch of {len(rows)} samples, each of which it takes alone"
                 return
@@ -237,7 +237,7 @@ class Checks(Running):
         derived = [(x, False) for x in bad_of(self._samples[0])]
         for x, must in [*((x, True) for x in bad), *derived]:
             for many, rows in ((True, [x]), (False, [x]), (True, [*self.samples, x])):
-                if problem := self._refused([own_copy(row) for row in rows], many=many, must=must, what=short(x)):
+                if problem := self._refused([copy_input(row) for row in rows], many=many, must=must, what=short(x)):
                     yield problem
                     break
 
@@ -258,14 +258,14 @@ class Checks(Running):
 
     def nan(self, *, missing: bool) -> Iterator[str]:
         """Check that NaN is refused, or shows in the confidence, and leaves other rows alone."""
-        x = with_nan(own_copy(self._samples[0]))
+        x = with_nan(copy_input(self._samples[0]))
         if x is None:
             return
         if problem := self._refused([x], many=True, must=False, what="an input with NaN"):
             yield problem
             return
         with suppress(Exception):
-            (answer,) = self.ask([own_copy(x)])
+            (answer,) = self.ask([copy_input(x)])
             sure = answer.confidence
             if self.strict and not missing and sure is not None and not math.isnan(sure):
                 yield f"an input with NaN is answered with the confidence {sure:.2f}: raise BadInput, or let NaN come through"
@@ -286,11 +286,11 @@ class Checks(Running):
         def work(i: int) -> None:
             ready.wait(self.timeout_s)
             for number in range(ROUNDS):
-                check(i, self.here([own_copy(samples[i])], None, many=bool(number % 2))[0])
+                check(i, self.here([copy_input(samples[i])], None, many=bool(number % 2))[0])
 
         async def task(i: int) -> None:
             for number in range(ROUNDS):
-                check(i, (await self.backend_async([own_copy(samples[i])], many=bool(number % 2)))[0])
+                check(i, (await self.backend_async([copy_input(samples[i])], many=bool(number % 2)))[0])
 
         async def both() -> None:
             await asyncio.gather(task(0), task(1))
@@ -454,7 +454,7 @@ def outputs_stay(subject: Checks) -> Iterator[str]:
     """Check that later runs do not change the outputs of an earlier one."""
     for many, way in ((True, "run"), (False, "run_one")):
         (answer,) = subject.ask([subject.samples[0]], many=many)
-        was = own_copy(answer.outputs)
+        was = copy_input(answer.outputs)
         for x in subject.samples[1:]:
             subject.ask([x], many=many)
         if not equal(answer.outputs, was, 0.0):

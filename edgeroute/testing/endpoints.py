@@ -12,7 +12,7 @@ from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
 from edgeroute.http.messages import Address, Call, Reply
-from edgeroute.system.copies import own_copy
+from edgeroute.system.copies import copy_input
 from edgeroute.testing.checks import equal, error_text, short, shown
 from edgeroute.testing.contract import ContractBroken
 
@@ -94,7 +94,7 @@ class _Checks:
     @property
     def samples(self) -> list[Any]:
         """Return copies of the samples."""
-        return [own_copy(x) for x in self._samples]
+        return [copy_input(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
         """Check that the endpoint has the members that the router reads."""

@@ -17,7 +17,7 @@ from edgeroute.catalog.store import replace
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, RuntimeMissing, StoreError
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.system.process import files_in
 
 ROOT_DAYS, LISTS_DAYS = 3650, 30
@@ -255,7 +255,7 @@ def _signers(keys: Path) -> dict[str, Any]:
         PolicyError: the key of the models is missing, or one of the keys is none.
     """
     signing, found = _signing(), dict[str, Any]()
-    serialization = imported("cryptography.hazmat.primitives.serialization")
+    serialization = import_late("cryptography.hazmat.primitives.serialization")
     for file, roles in ((ROOT_KEY, ("root",)), (MODELS_KEY, ONLINE)):
         path = keys / file
         with suppress(FileNotFoundError):
@@ -279,14 +279,14 @@ def _until(days: float) -> datetime:
 
 def _tuf() -> Any:
     try:
-        return imported("tuf.api.metadata")
+        return import_late("tuf.api.metadata")
     except ImportError as e:
         raise RuntimeMissing(f"publishing needs python-tuf: pip install 'edgeroute[publish]' ({e})") from e
 
 
 def _signing() -> Any:
     try:
-        imported("cryptography")
-        return imported("securesystemslib.signer")
+        import_late("cryptography")
+        return import_late("securesystemslib.signer")
     except ImportError as e:
         raise RuntimeMissing(f"keys and signatures need more: pip install 'edgeroute[publish]' ({e})") from e

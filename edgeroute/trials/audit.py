@@ -19,7 +19,7 @@ from edgeroute.errors import StoreError
 from edgeroute.observe.stats import AuditStats, ShadowStats
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 from edgeroute.trials.drift import Audit, DriftMonitor, check_audit
 from edgeroute.trials.shadow import UNHEARD, Background, Job, ShadowRun, Tally
 
@@ -424,7 +424,7 @@ class Auditor(ForkSafe):
         if one is None:
             return False
         agrees = self.audit.agrees or same
-        edge, cloud = (float(contained(agrees, value, truth)) for value in (one.edge, one.cloud))
+        edge, cloud = (float(call_contained(agrees, value, truth)) for value in (one.edge, one.cloud))
         with self._lock:
             watch = self._watches.get(one.leg.name)
             counted = watch is not None and one.counted and one.leg.threshold == watch.threshold
@@ -532,7 +532,7 @@ class Auditor(ForkSafe):
     def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
         news = False
         for leg, edge, how, more in edges:
-            agrees = edge is not None and bool(contained(self.audit.agrees or same, edge.value, cloud.value))
+            agrees = edge is not None and bool(call_contained(self.audit.agrees or same, edge.value, cloud.value))
             confidence = None if edge is None else edge.confidence
             known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
             # before it is counted: who reads the count finds the line

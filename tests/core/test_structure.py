@@ -30,7 +30,7 @@ LARGE = {
 }
 """Classes with more methods, each with the reason."""
 LOOK_UP = "edgeroute.system.imports"
-"""Its function `tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
+"""Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
 TYPED = {"edgeroute.confidence", "edgeroute.router.aio", "edgeroute.router.router"}
 """Modules that name what the look-up returns for type checkers, where nothing is imported at run time."""
 
@@ -127,7 +127,7 @@ def test_each_room_imports_only_what_it_may(graph):
 
 
 def test_nothing_imports_the_tools_but_one_look_up(graph):
-    """No module outside edgeroute/tools/ imports one of them, or has its name in a string, but for `tool`: it imports by name."""
+    """No module outside edgeroute/tools/ imports one of them, or has its name in a string, but for `import_tool`, which imports by name."""
     outside = [module for module in FILES if not _is_tool(module)]
     importers = {module for module in outside if any(map(_is_tool, graph[module]))}
     namers = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.observe.device.commands import Commands
 from edgeroute.observe.device.files import Measurement
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 
 PMSET_S = 10.0
 """Minimum time between two runs of macOS's `pmset`, seconds."""
@@ -39,7 +39,7 @@ class Others:
         if not self._tried:
             self._tried = True
             try:
-                self._psutil = imported("psutil")
+                self._psutil = import_late("psutil")
             except Exception:  # noqa: BLE001 - there is none, or it does not work here
                 self._psutil = None
         if self._psutil is not None:

@@ -17,7 +17,7 @@ from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
 from edgeroute.router.live.source import Begin, Call, Kind, Mailbox, equal, items
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class Listener:
     def _heard(self, window: Any) -> float:
         assert self._settings.vad is not None, "it was looked at"
         try:
-            return float(contained(self._settings.vad, window))
+            return float(call_contained(self._settings.vad, window))
         except (TypeError, ValueError) as e:
             raise BadInput(f"vad= returns a probability for {self._size} samples: {type(e).__name__}: {e}") from e
 
@@ -342,7 +342,7 @@ class AudioFlow:
         self._barged.append(at_s)
         if self._settings.on_barge_in is not None:
             try:
-                contained(self._settings.on_barge_in, at_s)
+                call_contained(self._settings.on_barge_in, at_s)
             except Exception:
                 log.exception("on_barge_in failed; the audio goes on")
         self._mailbox.ring()

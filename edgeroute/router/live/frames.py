@@ -15,7 +15,7 @@ from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_numb
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.live.source import Begin, Call, Mailbox
 from edgeroute.system.logs import Failures
-from edgeroute.system.process import contained
+from edgeroute.system.process import call_contained
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ class FrameFlow:
             return 0
         own = self._settings.signature
         try:
-            signature = signature_of(frame) if own is None else contained(lambda: [float(x) for x in own(frame)])
+            signature = signature_of(frame) if own is None else call_contained(lambda: [float(x) for x in own(frame)])
         except Exception as e:
             if own is None:
                 raise
@@ -465,7 +465,7 @@ class FrameFlow:
         label = answer.value
         if self._settings.label is not None:
             try:
-                label = contained(self._settings.label, label)
+                label = call_contained(self._settings.label, label)
             except Exception as e:  # noqa: BLE001 - it is the caller's, and no answer is lost for it
                 self._label_failed.log("label= of an answer", e, coded=True)
                 return None, False

@@ -18,7 +18,7 @@ from edgeroute.router.live.audio import AudioSettings, BargeIn, Utterance
 from edgeroute.router.live.frames import FrameSettings, FrameUpdate
 from edgeroute.router.live.source import Call, Kind, Mailbox
 from edgeroute.router.live.updates import CLOSE_S, AudioBase, Consumed, FramesBase, live_audio, live_frames
-from edgeroute.system.process import limited
+from edgeroute.system.process import await_within
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class AsyncUpdates(Consumed[U]):
             if self._mailbox.ended:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
-                await limited(left_s, self._bell.event.wait())
+                await await_within(left_s, self._bell.event.wait())
         self._bell.event.set()
 
     async def __aenter__(self) -> Self:

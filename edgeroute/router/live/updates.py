@@ -26,7 +26,7 @@ from edgeroute.router.live.audio import (
 )
 from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
 from edgeroute.router.live.source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
-from edgeroute.system.logs import quietly
+from edgeroute.system.logs import call_quietly
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -189,7 +189,7 @@ class Updates(Consumed[U]):
         """End what an iterator that was dropped has in progress."""
         if self.__dict__.get("_flow") is not None:
             self._mailbox.close()
-            quietly(self._flow.close, "dropping an iterator over a live source")
+            call_quietly(self._flow.close, "dropping an iterator over a live source")
 
 
 class FramesBase:

@@ -14,7 +14,7 @@ from edgeroute.core.words import typed
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import contained, now
+from edgeroute.system.process import call_contained, now
 
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
@@ -120,7 +120,7 @@ class Semantic(ForkSafe):
         if vector is not None:
             return vector
         try:
-            raw = np.asarray(contained(self._embed, text), np.float64)
+            raw = np.asarray(call_contained(self._embed, text), np.float64)
         except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
             log.warning("the semantic cache was skipped, since embed raised %s: %s", typed(e), e)
             return None

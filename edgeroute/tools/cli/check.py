@@ -13,7 +13,7 @@ import typer
 
 from edgeroute.core.words import printable
 from edgeroute.errors import nearest
-from edgeroute.system.imports import pages
+from edgeroute.system.imports import docs_folder
 from edgeroute.tools.cli.exits import NOT_READY, OK
 from edgeroute.tools.cli.tables import Json, Policy, table
 
@@ -66,10 +66,10 @@ def docs(
     as_json: Json = False,
 ) -> int:
     """Prints a page of the documentation of this version, as Markdown, or lists the pages."""
-    known = {file.stem: file for file in sorted(pages().glob("*.md"))}
+    known = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
     if as_json and name in {None, *known}:
         texts = {title: file.read_text(encoding="utf-8") for title, file in known.items() if name in {None, title}}
-        found = {"pages": [*texts], "folder": str(pages())} if name is None else {"page": name, "text": texts[name]}
+        found = {"pages": [*texts], "folder": str(docs_folder())} if name is None else {"page": name, "text": texts[name]}
         print(json.dumps(found))
         return OK
     if name is None:
@@ -77,7 +77,7 @@ def docs(
         for title, file in known.items():
             heading = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE)
             print(f"{title:{width}}  {heading[1] if heading else ''}")
-        print(f"\nin {pages()}")
+        print(f"\nin {docs_folder()}")
         return OK
     if name not in known:
         raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, known)}", param_hint="PAGE")

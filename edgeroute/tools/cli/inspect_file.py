@@ -22,7 +22,7 @@ from edgeroute.edge.members import feed_of, member
 from edgeroute.edge.runtimes import load
 from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.process import special
+from edgeroute.system.process import is_special_file
 from edgeroute.tools.cli.exits import LEFT
 from edgeroute.tools.cli.inputs import IMAGES, STDIN, by_name, read_inputs
 from edgeroute.tools.cli.inspect_report import Report, Shown
@@ -206,7 +206,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         ModelError: it cannot be loaded.
         BadInput: the sample cannot be read.
     """
-    if special(path):
+    if is_special_file(path):
         raise ModelError(f"{path} is no file")
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
         raise ModelError(

@@ -14,7 +14,7 @@ from typing import Any
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, ModelMissing, PolicyError, RuntimeMissing, StoreError
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that have weights, and that are quantised."""
@@ -33,8 +33,8 @@ def package() -> Any:
         RuntimeMissing: it is not installed.
     """
     try:
-        imported("onnx.version_converter")
-        return imported("onnx")
+        import_late("onnx.version_converter")
+        return import_late("onnx")
     except ImportError as e:
         raise RuntimeMissing("changing a model needs the package onnx: pip install 'edgeroute[quantize]'") from e
 

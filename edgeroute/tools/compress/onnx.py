@@ -16,7 +16,7 @@ import numpy as np
 from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import external_data, runtime
 from edgeroute.errors import ModelError
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.tools.compress.graph import (
     LAYERS,
     PER_CHANNEL,
@@ -60,7 +60,7 @@ class Int8:
         self.notes: list[str] = []
         onnx, found = package(), read_graph(path)
         runtime()
-        self._tools = imported("onnxruntime.quantization")
+        self._tools = import_late("onnxruntime.quantization")
         self._large = bool(external_data(path))
         model = at_opset(found, PER_CHANNEL, path)
         if model is not found:
@@ -187,7 +187,7 @@ def convert(path: Path, out: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers too small for float16, which become the smallest
-            made = imported("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
+            made = import_late("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
     except Exception as e:  # it raises whatever comes up
         raise ModelError(f"{path} cannot be converted to float16: {first_line(e)}") from e
     large = bool(external_data(path))

@@ -16,7 +16,7 @@ from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing, check_number
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.tools.compress.graph import put, target, workplace, write_card
 from edgeroute.tools.compress.measure import Examples, Layer, Result, answers, compared, labels_of, split, unmeasured
 from edgeroute.tools.compress.onnx import Int8
@@ -117,7 +117,7 @@ _TOOLS: dict[str, Callable[[Path, Path, Examples], tuple[str, list[str]]]] = {".
 
 def _tool(module: str, name: str, path: Path) -> Any:
     try:
-        return imported(module)
+        return import_late(module)
     except ImportError as e:
         raise RuntimeMissing(f"{path} is quantised by {name}, which cannot be imported ({e}): pip install {name}") from e
 

@@ -23,7 +23,7 @@ from edgeroute.edge.picture import Picture
 from edgeroute.edge.preprocess import Preprocess
 from edgeroute.edge.tensors import row_shape
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, StoreError
-from edgeroute.system.imports import imported
+from edgeroute.system.imports import import_late
 from edgeroute.types import TensorSpec
 
 # The folder of an export: written beside its place, and put there once it is whole.
@@ -343,7 +343,7 @@ def yaml_of(*documents: Any, head: str = "") -> str:
         RuntimeMissing: PyYAML is not installed.
     """
     try:
-        yaml = imported("yaml")
+        yaml = import_late("yaml")
     except ImportError as e:
         raise RuntimeMissing("PyYAML is not installed: pip install 'edgeroute[yaml]'") from e
     # what stands twice is written twice: anchors are hard to read

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from edgeroute.cloud.datatypes import NAMES, TEXTS
 from edgeroute.edge.card import Array, Card
-from edgeroute.edge.members import feed_of, is_awaited, member
+from edgeroute.edge.members import feed_of, has_async_runs, member
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
 from edgeroute.tools.server.batching import Batcher, Tensors
 from edgeroute.tools.server.encoded import ENCODED, Decoder, Files
@@ -63,7 +63,7 @@ class Fed:
         own = None if self.takes_edge else own
         self.run_feed: Callable[[dict[str, Array]], Any] = self._rows if own is None else lambda feed: own(feed, None)
         self._loop: asyncio.AbstractEventLoop | None = None
-        if own is None and is_awaited(model):
+        if own is None and has_async_runs(model):
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=_run, args=(self._loop,), name=f"edgeroute-serve-{model.name}-loop", daemon=True).start()
         self.card: Card = member(model, "card") or Card()
