@@ -57,7 +57,7 @@ from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Strea
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
 from edgeroute.trials.drift import Audit as Audit
-from edgeroute.trials.settings import AB as AB, CloudArms as CloudArms
+from edgeroute.trials.trial import Trial as Trial
 from edgeroute.types import (
     Answer as Answer,
     Cancel as Cancel,

@@ -15,7 +15,6 @@ pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 
 from edgeroute import (
-    AB,
     AsyncRouter,
     BadInput,
     CatalogError,
@@ -25,6 +24,7 @@ from edgeroute import (
     PolicyError,
     Router,
     StoreError,
+    Trial,
     Variants,
 )
 from edgeroute.catalog import Catalog, installed
@@ -471,8 +471,8 @@ def test_warm(tmp_path):
         assert x == 1
         return "a", 0.9
 
-    with Router(one, ab=AB(one), options=Options(views={"edge": "n"})) as router:
-        assert [warmed.name for warmed in router.warm([{"n": 1}])] == ["edge", "edge-b"]
+    with Router(one, trial=Trial(edge=one), options=Options(views={"edge": "n"})) as router:
+        assert [warmed.name for warmed in router.warm([{"n": 1}])] == ["edge", "edge-trial"]
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with Router(tmp_path / "bad.onnx") as router, pytest.raises(Exception, match="cannot load"):
         router.warm()

@@ -142,11 +142,11 @@ def test_arms_of_two_runtimes(device, write, tmp_path):
     """B has those keys of [edge] that its runtime has."""
     device.activate("doors", "1.0")
     policy = write(threads=2, providers=["cpu"])
-    policy.write_text(json.dumps({**json.loads(policy.read_text()), "ab": {"path": "store/doors@2.0.active", "share": 1.0}}))
+    policy.write_text(json.dumps({**json.loads(policy.read_text()), "trial": {"edge": "store/doors@2.0.active", "share": 1.0}}))
     with Router.from_policy(policy) as router:
-        a, b = router.engine.snapshot.backends[0].model, router.engine.snapshot.other.backends[0].model
+        a, b = router.engine.snapshot.backends[0].model, router.engine.snapshot.trial.backends[0].model
         assert (type(a), type(b)) == (OnnxModel, LiteRTModel)
-        assert router.infer(X).leg == "edge-b"
+        assert router.infer(X).leg == "edge-trial"
 
 
 def test_editors_know_the_keys():
@@ -190,11 +190,11 @@ def test_arm_b_has_neither_the_hash_nor_the_card_of_a(device, write, tmp_path):
     shutil.copy(folder / "doors.json", tmp_path / "card.json")
     policy = write("a.tflite", sha256=sha256_of(tmp_path / "a.tflite"),
                    card="card.json", threads=2)  # fmt: skip
-    policy.write_text(json.dumps({**json.loads(policy.read_text()), "ab": {"path": "b.tflite", "share": 1.0}}))
+    policy.write_text(json.dumps({**json.loads(policy.read_text()), "trial": {"edge": "b.tflite", "share": 1.0}}))
     other = tflite_models.linear(tmp_path / "b.tflite", weights=np.array(SECOND, np.float32))
     other.with_suffix(".json").write_text(json.dumps({"labels": LABELS}))
     with Router.from_policy(policy) as router:
-        b = router.engine.snapshot.other.backends[0].model
+        b = router.engine.snapshot.trial.backends[0].model
         assert b.threads == 2
         assert b.card.path == other.with_suffix(".json")
         assert router.infer(X).value == "c"

@@ -12,7 +12,7 @@ import routes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, Options, PlainJson, PolicyError, Router
+from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, PolicyError, Router, Trial
 from edgeroute.cloud.exchange import LONGEST, report_in
 from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.card import Card
@@ -121,10 +121,9 @@ def report_load(router, name, load):
 
 
 def test_an_endpoint_on_trial_decides_nothing_for_the_others():
-    clouds = {"a": Function(lambda x: ("cat", 1.0)), "b": Function(lambda x: ("cat", 1.0))}
-    with Router(
-        unsure(), CloudArms(clouds, shadow={"b": 0.0}), threshold=0.8, deadline=60, options=Options(hedge_after=30)
-    ) as router:
+    one, tried = (Function(lambda x: ("cat", 1.0), name=name) for name in ("cloud", "b"))
+    trial = Trial(cloud=tried, shown=False, share=0.0)
+    with Router(unsure(), one, threshold=0.8, deadline=60, trial=trial, options=Options(hedge_after=30)) as router:
         assert {router.infer(0).source for _ in range(60)} == {"cloud"}
         trial = report_load(router, "b", 2.0)
         assert (router.engine.observer.facts.kept, router.engine.observer.facts.no_hedge) == (0, "")
@@ -136,9 +135,9 @@ def test_an_endpoint_on_trial_decides_nothing_for_the_others():
         assert trial.state == "open"
         assert router.engine.observer.facts.no_hedge == ""
         assert Asks(router.engine).allowed()
-        report_load(router, "a", 2.0)
+        report_load(router, "cloud", 2.0)
         assert router.engine.observer.facts.kept > 0
-        assert "a is loaded" in router.engine.observer.facts.no_hedge
+        assert "cloud is loaded" in router.engine.observer.facts.no_hedge
         assert not Asks(router.engine).allowed()
 
 

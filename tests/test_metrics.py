@@ -40,7 +40,7 @@ from edgeroute import (
 )
 from edgeroute.core.explain import CODES, Took
 from edgeroute.core.spending import Cost, Tokens
-from edgeroute.observe.stats import ArmStats, AuditStats, CloudArmStats, LegStats, Part
+from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Part
 from edgeroute.record import tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
@@ -587,11 +587,10 @@ def everything():
 
     leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
     share = Part(0.5, 0.4, 0.6)
-    arm = ArmStats("a", "m", 1, share, share, share, 0.1, 0.1, 1, share, share, "")
-    trial = CloudArmStats("next", 0.1, 1, share, 1, share, 1, share, 2, share, share, 0.1, 0.1, "")
+    arm = ArmStats("edge", "edge", "m", 0.1, True, 1, share, share, 1, share, share, None, share, 0.1, 0.1, "")
     audits = (AuditStats("edge", 1, 0, 0.1, 1.0, ""),)
     stats = Stats(
-        1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg,), audits, (), (arm,), (trial,), joules={"cloud": 1.0}, break_even=0.5
+        1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg,), audits, (), (arm,), joules={"cloud": 1.0}, break_even=0.5
     )  # fmt: skip
     reading = Reading(*[1.0] * len(Reading._fields))
     status = Status(stats, Limits(1, 1, 1, 1), Cost(), {"waiting": 1, "bytes": 1, "delivered": 1}, reading, 1.0, ("heat",))

@@ -12,7 +12,7 @@ import pytest
 import routes
 from both import DOWN, GOOD, LONG, header, unsure
 
-from edgeroute import CloudArms, Egress, Function, Outbox, PlainJson, Unreachable
+from edgeroute import Egress, Function, Outbox, PlainJson, Trial, Unreachable
 from edgeroute.stores.outbox import Waiting
 from edgeroute.testing import CannedServer
 
@@ -278,15 +278,15 @@ def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call
     second.reply = DOWN
     asked = []
     agreed = Egress(consent=lambda where, _: (asked.append(where), where.startswith(first.url))[1]) if busy else None
-    arms = CloudArms({"large": of(first), "next": of(second, "/other", "another-key")}, {"next": 1.0})
-    router, box, _ = make(arms, egress=agreed)
+    trial = Trial(cloud=of(second, "/other", "another-key"), share=1.0)
+    router, box, _ = make(of(first), egress=agreed, trial=trial)
     if busy:  # calls of it go on that were given up
         router.engine.snapshot.clouds[0].max_abandoned = 0
         router.engine.observe()
-        assert router.engine.observer.facts.busy == {"large"}
+        assert router.engine.observer.facts.busy == {"cloud"}
     answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
     assert {routes.queued(answer) for answer in answers} == {routes.QUEUED}
-    assert {entry.target for entry in box.list()} == {"large"}
+    assert {entry.target for entry in box.list()} == {"cloud"}
     router.close()
     up(first)
     second.reply = GOOD

@@ -1,4 +1,4 @@
-"""`edgeroute recertify`: a candidate runs in shadow, is put in force once its certificate holds, and taken back after an alarm."""
+"""`edgeroute recertify`: a hidden edge on trial is compared, is put in force once its certificate holds, and taken back after an alarm."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import tiny
 from both import LONG, Tasks, Threads, flat
 from commands import cli
 
-from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
+from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing, Trial
 from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
@@ -62,7 +62,9 @@ state = "state"
 path = "old.onnx"
 
 # the model of this month
-[candidate]
+[trial]
+shown = false
+[trial.edge]
 path = "new.onnx"   # retrained
 
 [cloud]
@@ -80,7 +82,7 @@ def written(home, kind="toml", url=NOWHERE):
         pytest.importorskip("tomlkit")
     path = home / f"policy.{kind}"
     data = {
-        "threshold": 0.9, "state": "state", "edge": {"path": "old.onnx"}, "candidate": {"path": "new.onnx"},
+        "threshold": 0.9, "state": "state", "edge": {"path": "old.onnx"}, "trial": {"shown": False, "edge": {"path": "new.onnx"}},
         "cloud": {"url": url, "timeout": "60s"}, "audit": {"share": "100%", "scene": 1},
     }  # fmt: skip
     path.write_text(TOML.format(url=url) if kind == "toml" else json.dumps(data))  # JSON is YAML
@@ -90,7 +92,7 @@ def written(home, kind="toml", url=NOWHERE):
 def candidates(path):
     """The digest of the candidate's fingerprints."""
     with Router.from_policy(path, state=None) as router:
-        return digest(prints(router.engine.snapshot)["candidate"])
+        return digest(prints(router.engine.snapshot)["edge-trial"])
 
 
 def logged(home, made, count, share_wrong=0.0, **more):
@@ -98,7 +100,7 @@ def logged(home, made, count, share_wrong=0.0, **more):
     journal, random = Journal(home / "state" / "audit.jsonl"), np.random.default_rng(0)
     for i, sure in enumerate(random.uniform(size=count)):
         journal.append({
-            "at": time.time(), "id": f"x-{i}", "target": "candidate", "edge_confidence": sure, "agrees": bool(sure > share_wrong),
+            "at": time.time(), "id": f"x-{i}", "target": "edge-trial", "edge_confidence": sure, "agrees": bool(sure > share_wrong),
             "audited": "deferred", "probability": 1.0, "fingerprints": made, "unheard": True, **more,
         })  # fmt: skip
     journal.close()
@@ -132,7 +134,9 @@ def test_a_candidate_is_compared_beside_the_edge(tmp_path, kind):
     def cloud(_):
         return "b"
 
-    with kind(lambda x: ("a", x), cloud, threshold=0.5, candidate=candidate, audit=Audit(share=1), state=tmp_path) as router:
+    with kind(
+        lambda x: ("a", x), cloud, threshold=0.5, trial=Trial(edge=candidate, shown=False), audit=Audit(share=1), state=tmp_path
+    ) as router:
         found = [router.infer(x) for x in (0.9, 0.1)]
         assert [(a.value, a.source) for a in found] == [("a", "edge"), ("b", "cloud")]
         until(lambda: not router.engine.auditor.busy)
@@ -140,18 +144,18 @@ def test_a_candidate_is_compared_beside_the_edge(tmp_path, kind):
         assert {key: (one["audited"], one["agrees"]) for key, one in lines.items()} == {
             ("edge", found[0].id): ("shadow", False),
             ("edge", found[1].id): ("deferred", False),
-            ("candidate", found[0].id): ("deferred", True),
-            ("candidate", found[1].id): ("deferred", True),
+            ("edge-trial", found[0].id): ("deferred", True),
+            ("edge-trial", found[1].id): ("deferred", True),
         }
         with Router(candidate, cloud, threshold=0.7) as other:
-            assert digest(other.fingerprints()) == lines["candidate", found[0].id]["fingerprints"]
+            assert digest(other.fingerprints()) == lines["edge-trial", found[0].id]["fingerprints"]
         router.infer(0.1, mode="only_edge")
         until(lambda: not router.engine.auditor.busy)
     assert len(list(read(tmp_path / "audit.jsonl"))) == 4, "what stays on the device is not compared"
 
 
 def test_what_a_candidate_cannot_be(home):
-    """One of several edges, one that is awaited, one with other labels; and in a file one without audits."""
+    """One of several edges, one that is awaited, one with other labels; and in a file one without a cloud."""
 
     async def awaited(x):
         return "a", x
@@ -160,21 +164,28 @@ def test_what_a_candidate_cannot_be(home):
         return "a", x
 
     for given, words in (
-        ({"edge": [edge, edge], "threshold": [0.5, 0.6]}, "the place of the only edge model, beside a cloud; there are 2 edges"),
-        ({"edge": edge, "candidate": awaited}, "is async, and in shadow it runs in a thread"),
-        ({"edge": str(home / "old.onnx"), "candidate": edge}, "has other labels than the edge model"),
+        ({"edge": [edge, edge], "threshold": [0.5, 0.6]}, "beside the only edge model, and there are 2 edges"),
+        ({"edge": edge, "trial": Trial(edge=awaited, shown=False)}, "is async, and in shadow it runs in a thread"),
+        ({"edge": str(home / "old.onnx"), "trial": Trial(edge=edge, shown=False)}, "has other labels than the edge"),
     ):
         with pytest.raises(PolicyError, match=words):
-            AsyncRouter(**flat(**{"cloud": lambda _: "a", "threshold": 0.5, "candidate": edge, **given}))
+            AsyncRouter(**flat(**{"cloud": lambda _: "a", "threshold": 0.5, "trial": Trial(edge=edge, shown=False), **given}))
     path = home / "policy.json"
-    base = {"threshold": 0.9, "edge": {"path": "old.onnx"}, "candidate": {"path": "new.onnx"}, "cloud": {"url": NOWHERE}}
+    base = {
+        "threshold": 0.9,
+        "edge": {"path": "old.onnx"},
+        "trial": {"shown": False, "edge": {"path": "new.onnx"}},
+        "cloud": {"url": NOWHERE},
+    }
     for data, words in (
-        (base, r"candidate: is judged from audits: add a section \[audit\]"),
-        ({**base, "cloud": None, "audit": {}}, r"candidate: is to take the place of the only \[edge\], beside a \[cloud\]"),
-        ({**base, "candidate": {"path": "new.onnx", "pathh": 1}, "audit": {}}, r'candidate.pathh: .*did you mean "path"'),
+        ({**base, "cloud": None, "audit": {}}, "compared with the cloud's, and there is no cloud="),
         (
-            {**base, "candidate": {"path": "none.onnx"}, "audit": {}},
-            r"policy.json: candidate.path: there is no model at .*none.onnx",
+            {**base, "trial": {"shown": False, "edge": {"path": "new.onnx", "pathh": 1}}, "audit": {}},
+            r'trial.edge.pathh: .*did you mean "path"',
+        ),
+        (
+            {**base, "trial": {"shown": False, "edge": {"path": "none.onnx"}}, "audit": {}},
+            r"policy.json: trial.edge.path: there is no model at .*none.onnx",
         ),
     ):
         path.write_text(json.dumps(data))
@@ -182,7 +193,7 @@ def test_what_a_candidate_cannot_be(home):
             Router.from_policy(path)
     path.write_text(json.dumps({**base, "mode": "shadow"}))
     with Router.from_policy(path) as router:
-        assert any(line.startswith("candidate, in shadow: ") for line in router.check().lines)
+        assert any(line.startswith("edge-trial, on trial, hidden: ") for line in router.check().lines)
 
 
 # ------------------------------------------------------------------------------------------------------ one step
@@ -205,10 +216,10 @@ def test_steps(home, kind):
     assert (certificate.value, certificate.sure, certificate.n) == (0.05, pytest.approx(0.975), 971)
     with Router.from_policy(path, uncalibrated="error", state=None) as router:
         assert digest(router.fingerprints()) == made
-        assert router.engine.snapshot.candidate is None
+        assert router.engine.snapshot.trial is None
     if kind == "toml":
         assert path.read_text() == before.replace("0.9  ", f'"{certificate_name(told)}"  ').replace(
-            '[edge]\npath = "old.onnx"\n\n# the model of this month\n[candidate]\npath = "new.onnx"   # retrained',
+            '[edge]\npath = "old.onnx"\n\n# the model of this month\n[trial]\nshown = false\n[trial.edge]\npath = "new.onnx"   # retrained',
             '[edge]\npath = "new.onnx"   # retrained',
         )
     assert (home / f"policy.{kind}.before").read_text() == before
@@ -316,7 +327,7 @@ def test_yaml_is_told(home):
     logged(home, candidates(path), 900)
     code, told = step(path, "--max-loss", "5%")
     assert (code, told["did"], path.read_text()) == (0, "by_hand", before)
-    assert "make the keys of candidate those of edge" in told["text"]
+    assert "make the edge of trial that of [edge]" in told["text"]
     Certificate.load(told["certificate"])
 
 
@@ -325,7 +336,7 @@ def test_without_tomlkit(home, monkeypatch):
     path = home / "policy.toml"
     path.write_text(TOML.format(url=NOWHERE))
     monkeypatch.setitem(sys.modules, "tomlkit", None)
-    with pytest.raises(RuntimeMissing, match=r"pip install tomlkit\. By hand: make the keys of candidate those of edge"):
+    with pytest.raises(RuntimeMissing, match=r"pip install tomlkit\. By hand: make the edge of trial that of \[edge\]"):
         switched(path, "certificate.json")
 
 
@@ -423,12 +434,12 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
             until(lambda: not router.engine.auditor.busy)
 
         def lines():
-            return [one for one in read(home / "state" / "audit.jsonl") if one["target"] == "candidate"]
+            return [one for one in read(home / "state" / "audit.jsonl") if one["target"] == "edge-trial"]
 
-        calls(0.0, lambda: any(s.target == "candidate" and s.compared > 300 for s in router.stats().shadows))
+        calls(0.0, lambda: any(s.target == "edge-trial" and s.compared > 300 for s in router.stats().shadows))
         code, told = step(path, "--max-loss", "15%")
         assert (code, told["did"]) == (0, "switched"), told
-        until(lambda: router.engine.snapshot.candidate is None)
+        until(lambda: router.engine.snapshot.trial is None)
         assert digest(router.fingerprints()) == lines()[-1]["fingerprints"]
         found = [router.infer(x) for x in drawn(50, 77)]
         assert "15" in routes.label(next(a for a in found if a.source == "edge"))
@@ -439,7 +450,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
         assert stored.exists()
         until(lambda: step(path)[1]["did"] == "rolled_back")
         assert path.read_text() == before
-        until(lambda: router.engine.snapshot.candidate is not None)
+        until(lambda: router.engine.snapshot.trial is not None)
         assert router.infer(drawn(1, 5)[0]).value in LABELS
     code, told = step(path, "--max-loss", "15%")
     assert (code, told["did"]) == (5, "waiting")

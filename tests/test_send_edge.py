@@ -34,6 +34,7 @@ from edgeroute import (
     PolicyError,
     Prediction,
     Router,
+    Trial,
     Variants,
 )
 from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
@@ -391,7 +392,7 @@ def test_it_leaves_only_where_the_input_does(kind, tmp_path):
         (halves, {"mode": "shadow"}, "mode='shadow'"),
         (halves, {"hedge_after": 0}, "hedge_after=0"),
         (halves, {"egress": Egress(redact=lambda x, _: x)}, "redact="),
-        (halves, {"candidate": halves}, "candidate="),
+        (halves, {"trial": Trial(edge=halves, shown=False)}, "a hidden edge on trial"),
         (halves, {"score": InputScore(lambda x: 0.5)}, "score="),
         ([halves, unsure], {"threshold": [0.5, 0.5]}, "there are 2"),
     ],

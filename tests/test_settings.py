@@ -134,7 +134,7 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
         "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "rules": None, "uncalibrated": "error",
         "certificate_max_age": 7776000.0,
-        "views": None, "candidate": None, "ab": None, "sensors_every": 5.0,
+        "views": None, "trial": None, "sensors_every": 5.0,
     }  # fmt: skip
     assert set(given) == {*inspect.signature(Router).parameters, *Options._fields} - {
         "trace",
@@ -612,7 +612,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -658,7 +658,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, cloud_arms, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),
@@ -1051,9 +1051,6 @@ def test_the_document_has_every_key_under_its_section():
     parts = re.split(r"^### ", settings.reference(), flags=re.MULTILINE)
     for section, models in keys.SECTIONS.items():
         text = "".join(part for part in parts if part.startswith(f"`[{section}]`"))
-        if section == "candidate":  # its keys are those of `[edge]`
-            assert "with the same keys" in text
-            continue
         for key, field in ((key, field) for model in models for key, field in model.model_fields.items()):
             meaning = re.escape(linked(field.description))
             assert re.search(rf"^\* `{key}` \(.*\): {meaning}$", text, re.MULTILINE), (section, key)

@@ -7,7 +7,7 @@ import routes
 from both import makes
 from devices import Device, now_it_reads
 
-from edgeroute import Ensemble, Options, PolicyError, Reading, Router, Rule, Variants
+from edgeroute import Ensemble, Options, PolicyError, Reading, Router, Rule, Trial, Variants
 from edgeroute.policy import load
 from edgeroute.tools.replay import Setup, replay
 
@@ -94,7 +94,10 @@ def test_an_edge_model_after_a_group_has_it_before_it():
         (lambda: Variants(fp32=fp32), "variants are two models or more"),
         (lambda: Router(Variants(a=fp32, b=3), None), "edge= takes a path, a model or a callable, not int"),
         (lambda: Router(Variants(a=fp32, b=int8), cloud, threshold=[0.5]), "1 thresholds for 2 edge models"),
-        (lambda: Router(Variants(a=fp32, b=int8), cloud, threshold=0.5, candidate=fp32), "there are 2 edges"),
+        (
+            lambda: Router(Variants(a=fp32, b=int8), cloud, threshold=0.5, trial=Trial(edge=fp32, shown=False)),
+            "there are 2 edges",
+        ),
     ],
 )
 def test_groups_that_cannot_be(given, says):

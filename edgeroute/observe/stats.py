@@ -16,10 +16,10 @@ from edgeroute.core.walk import Left, Mark, Outcome, judged
 from edgeroute.core.words import UNFIT
 from edgeroute.system.forks import ForkSafe, per_process
 
-__all__ = ["ArmStats", "CloudArmStats", "Counts", "Part", "Stats"]
+__all__ = ["ArmStats", "Counts", "Part", "Stats"]
 
 
-# Statistics of arms: of an A/B comparison of edge models, and of the cloud.
+# Statistics of the arms of trials.
 
 
 class Part(NamedTuple):
@@ -32,68 +32,41 @@ class Part(NamedTuple):
 
 
 class ArmStats(NamedTuple):
-    """Statistics of one arm of an A/B comparison."""
+    """Statistics of one arm of a trial: of what is in use, or of what is on trial."""
 
     arm: str
-    """Letter of the arm, a or b."""
+    """The target's name: `edge` or `edge-trial`, or an endpoint's."""
+    side: str
+    """edge or cloud."""
     model: str
-    """Name of the arm's edge model."""
-    requests: int
-    """Requests of the arm that have ended."""
-    failed: Part
-    """Share of those requests on which the edge model failed."""
-    deferred: Part
-    """Share of those requests for which the cloud was called."""
-    mean_s: Part
-    """Mean time of a request, seconds."""
-    p50_s: float | None
-    """Median time of a request, seconds; None: not known."""
-    p99_s: float | None
-    """99th percentile, seconds; None: not known."""
-    compared: int
-    """Answers of the edge model that audits compared with the cloud's."""
-    differs: Part
-    """Share of the compared answers that differ."""
-    loss: Part
-    """Share of all requests that the edge answered otherwise than the cloud would have, estimated by audits."""
-    stopped: str
-    """Reason why a guardrail stopped the arm; empty: none did."""
-
-
-class CloudArmStats(NamedTuple):
-    """Statistics of one arm of the cloud: one of several endpoints that share the requests or are compared in shadow."""
-
-    arm: str
-    """Name of the endpoint."""
+    """The edge model's name; of a cloud as `arm`."""
     share: float
-    """Share of the requests that the settings give to the arm, 0..1."""
-    calls: int
-    """Requests of the arm for which the endpoint was called."""
+    """Share of the requests or devices by the settings, 0..1; what is in use has what the trials leave."""
+    shown: bool
+    """False: on trial and hidden, so its answers were compared and given to nobody."""
+    requests: int
+    """Requests of the arm that have ended; of a cloud those for which it was called."""
     failed: Part
-    """Share of the calls that the endpoint did not answer.
-
-    Calls cancelled because nobody waited any more are left out of both.
-    """
+    """Share of them that it failed on. Of a cloud, calls that were cancelled because nobody waited are in neither number."""
+    deferred: Part | None
+    """Share of them for which the cloud was called; None: a cloud's arm."""
     compared: int
-    """Answers to inputs that the edge had answered, too."""
+    """Answers that were compared: an edge's with the cloud's by audits, a cloud's with the edge's to the same input, a hidden
+    cloud's with those of the one in use."""
     differs: Part
-    """Share of the compared answers that differ from the edge's."""
-    shadowed: int
-    """Answers in shadow that were compared with those of the first endpoint, to the same inputs."""
-    shadow_differs: Part
-    """Share of the answers in shadow that differ."""
-    shadow_failed: int
-    """Calls in shadow without an answer; those that a limit held back, or whose input the endpoint refused, are left out."""
-    usd: Part
-    """Mean cost of a request, US dollars."""
+    """Share of these that differ."""
+    loss: Part | None
+    """Share of all requests that the edge answered otherwise than the cloud, by audits; None: a cloud's arm."""
+    usd: Part | None
+    """Mean cost of a call, US dollars; None: an edge's arm."""
     mean_s: Part
-    """Mean time of an answer, seconds."""
+    """Mean time of a request of an edge's arm, or of an endpoint's answer, seconds; batches are left out."""
     p50_s: float | None
-    """Median time of an answer, seconds; None: not known."""
+    """Median of these times, seconds; None: unknown."""
     p99_s: float | None
     """99th percentile, seconds; None: not known."""
     stopped: str
-    """Reason why a guardrail stopped the arm; empty: none did."""
+    """Why the guardrail stopped the trial; empty: it did not."""
 
 
 RECENT = 128
@@ -226,9 +199,7 @@ class Stats(NamedTuple):
     shadows: tuple[ShadowStats, ...] = ()
     """Figures per edge model that has run in shadow."""
     arms: tuple[ArmStats, ...] = ()
-    """Figures of A and B, if there is an `AB`."""
-    cloud_arms: tuple[CloudArmStats, ...] = ()
-    """Figures of the cloud's arms, if the cloud is a `CloudArms`."""
+    """Per arm of the trials: what is in use, then what is on trial."""
     joules: Mapping[str, float] = {}
     """Target -> energy of a call, joules, as far as known: an edge's fitted from the device's power, a cloud's by its prices."""
     spared: int = 0

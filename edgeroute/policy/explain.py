@@ -12,10 +12,13 @@ from edgeroute.errors import nearest
 from edgeroute.policy.keys import SECTIONS, Settings
 from edgeroute.policy.problems import Key, Problem, found, sort
 from edgeroute.policy.singles import Section
-from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, InstalledCloud
+from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
 from edgeroute.system.plugins import installed
 
 REPLACED = {
+    "ab": "write [trial] with edge = the path of B, and the other keys as they are (models.md)",
+    "candidate": "write [trial] with shown = false, and its keys in [trial.edge] (shadow.md)",
+    "cloud_arms": "write a [[trial]] for each endpoint but the first: cloud = its name; shown = false for shadow (arms.md)",
     "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
 }
 """Section of an earlier policy -> what replaces it."""
@@ -59,7 +62,7 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
         return loc, Settings
     if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its index, then the protocol, which is no key
         return loc[:2] + loc[3:], CLOUDS.get(str(loc[2]), InstalledCloud)
-    return loc, models[0]
+    return loc, Edge if loc[0] == "trial" and "edge" in loc[1:-1] else models[0]
 
 
 def _meant(word: str, model: type[Section | Settings]) -> str:
@@ -74,10 +77,8 @@ def _meant(word: str, model: type[Section | Settings]) -> str:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:
         return "it belongs at the top of the file, before the first section"
-    homes = [
-        f"[{home}]" for home, models in SECTIONS.items() if home != "candidate" and any(word in m.model_fields for m in models)
-    ]
-    homes = [home for home in homes if home not in {"[ab]", "[cloud_arms]"}] or homes
+    homes = [f"[{home}]" for home, models in SECTIONS.items() if any(word in m.model_fields for m in models)]
+    homes = [home for home in homes if home != "[trial]"] or homes
     if homes:
         return f"it belongs in {' or '.join(homes)}"
     return nearest(word, model.model_fields)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edgeroute.catalog.installed import version_of
@@ -20,10 +20,8 @@ from edgeroute.errors import EdgerouteError
 from edgeroute.policy.problems import Wrong, contradictions
 from edgeroute.policy.runtimes import ByRuntime, for_file
 from edgeroute.policy.singles import (
-    Ab,
     Audit,
     Cache,
-    CloudArms,
     Egress,
     Limits,
     Outbox,
@@ -34,17 +32,71 @@ from edgeroute.policy.singles import (
     at,
 )
 from edgeroute.policy.targets import CLOUDS, AnyCloud, Edge, Target, grouped
-from edgeroute.policy.units import Duration, Period
-from edgeroute.policy.values import Flag, Hedge, Score, Text, Thresholds
+from edgeroute.policy.units import Duration, Period, Share
+from edgeroute.policy.values import Flag, Hedge, ModelPath, Score, Text, Thresholds
 from edgeroute.system.plugins import plugged
 from edgeroute.system.process import Shared, file_stamp
+from edgeroute.trials.trial import EDGE_TRIAL
+
+
+def _path_or_section(value: Any, inner: Any) -> Any:
+    """Validate a path, or a section with the keys of `[edge]`."""
+    return TypeAdapter(ModelPath).validate_python(value) if isinstance(value, str) else inner(value)
+
+
+class Trial(Section):
+    """Another edge model or endpoint for a share of the requests or devices, beside the one in use."""
+
+    edge: Annotated[Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
+        None,
+        description="The model on trial beside the only `[edge]`: its file, with the other keys of `[edge]` that its runtime "
+        "has, without `sha256` and `card`; or a table, `[trial.edge]`, with keys of its own.",
+    )
+    cloud: Text | None = Field(
+        None,
+        description="Or the endpoint on trial beside the first `[[cloud]]`: the `name` of another, which has no other part.",
+    )
+    shown: Flag = Field(
+        True,
+        description="Whether callers get its answers. `false`: an edge runs on audited requests, in the background, and "
+        "`edgeroute recertify` puts it in force once its certificate holds; an endpoint is called afterwards, and compared.",
+    )
+    share: Share | None = Field(
+        None,
+        description="The share of the requests or devices; without it 10 %, of a hidden one 1 %. That of a hidden edge is the "
+        "share of `[audit]`, where there is one.",
+    )
+    threshold: float | Text | None = Field(
+        None,
+        description="Of an edge: a number, or the path of a certificate. Without it the one that it came with, else the number "
+        "in use.",
+    )
+    device: Text | None = Field(
+        None, description="Id of this device: all of its requests are in one arm. Without it each request is drawn for itself."
+    )
+    salt: Text = Field("trial", description="Another text draws another share.")
+    more_errors: Share | None = Field(
+        None, description="By how much more of its requests may fail than of those in use. Without it 1 %, of an endpoint 2 %."
+    )
+    more_deferred: Share | None = Field(None, description="The same for an edge's deferred requests. Without it 10 %.")
+    more_differs: Share | None = Field(
+        None,
+        description="The same for answers that differ: an edge's from the cloud's in audits (2 %), an endpoint's from the "
+        "edge's, and a hidden one's from those in use (10 %).",
+    )
+    alpha: Share = Field("5%", validate_default=True, description="Probability that a trial is stopped though it is not worse.")
+
+    def make(self, **more: Any) -> Any:
+        """Make the router's setting."""
+        from edgeroute.trials.trial import Trial as Made
+
+        return Made(**{**self.model_dump(exclude={"edge", "cloud", "threshold"}), **more})
+
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
-    "candidate": (Edge,),
-    "ab": (Ab,),
     "cloud": tuple(CLOUDS.values()),
-    "cloud_arms": (CloudArms,),
+    "trial": (Trial,),
     "limits": (Limits,),
     "egress": (Egress,),
     "audit": (Audit,),
@@ -55,7 +107,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "telemetry": (Telemetry,),
 }
 """Types of a section; if there are several, its key `protocol` selects one."""
-LISTS = ("edge", "cloud", "rule")
+LISTS = ("edge", "cloud", "trial", "rule")
 """Sections that may occur several times."""
 
 # the sources number such sections, "0" and on, so that a variable can override one of several
@@ -123,25 +175,15 @@ class Settings(BaseSettings):
     edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = Field(
         [], description="The model on the device; several as `[[edge]]`, the smallest first."
     )
-    candidate: Annotated[Edge, ByRuntime] | None = Field(
-        None,
-        description="A model to take the place of the only `[edge]`, with the same keys: on audited requests it runs in the "
-        "background, and `edgeroute recertify` puts it in force once its certificate holds (shadow.md).",
-    )
-    ab: Ab | None = Field(
-        None,
-        description="A/B: a stable share of the requests or devices gets another edge model; what comes of both is compared, and "
-        "a guardrail stops it (models.md).",
-    )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
         [],
         description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device. An "
         "installed package may add a `protocol` (extend.md).",
     )
-    cloud_arms: CloudArms | None = Field(
-        None,
-        description="A/B, canary and shadow of the cloud: a stable share of the requests or devices gets another `[[cloud]]` "
-        "than the first; what comes of each is compared, and a guardrail stops one (arms.md).",
+    trial: Annotated[list[Trial], IN_ORDER] = Field(
+        [],
+        description="Another edge model, or another endpoint, for a stable share of the requests or devices, shown or hidden; "
+        "what comes of it is compared, and a guardrail stops it. Several as `[[trial]]` (arms.md, models.md, shadow.md).",
     )
     limits: Limits | None = Field(
         None,
@@ -219,7 +261,25 @@ class Settings(BaseSettings):
             score, key = _score(self.score, folder)
         with _named("threshold"):
             threshold = _certified(self.threshold, folder)
-        edges, clouds = ([_kept(section, folder, key) for section in sections] for sections in (self.edge, self.cloud))
+        tried = [one.cloud for one in self.trial if one.cloud is not None]
+        proper = [section for section in self.cloud if section.name not in tried]
+        by_name = {section.name: section for section in self.cloud}
+        in_order = [*proper, *(by_name[name] for name in tried)]  # as the router numbers its clouds
+        edges, clouds = ([_kept(section, folder, key) for section in sections] for sections in (self.edge, in_order))
+        trials, views = list[Any](), dict[Any, Any]()
+        for side, sections in (("edge", self.edge), ("cloud", in_order)):
+            views |= {(side, i): one.view for i, one in enumerate(sections) if one.view is not None}
+        endpoints = iter(clouds[len(proper) :])
+        for one in self.trial:
+            if one.edge is None:
+                trials.append(one.make(cloud=next(endpoints)))
+                continue
+            with _named("trial.edge"):
+                section = for_file(self.edge[0], one.edge, folder) if isinstance(one.edge, str) else one.edge
+            with _named("trial.threshold"):
+                trials.append(one.make(edge=_kept(section, folder, key), threshold=_certified(one.threshold, folder)))
+            views[EDGE_TRIAL] = section.view
+        clouds = clouds[: len(proper)]
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
         return {
@@ -228,44 +288,19 @@ class Settings(BaseSettings):
             "score": score,
             "state": state if self.state else None,
             "edge": grouped(edges, self.edge),
-            "cloud": self._clouds(clouds),
-            "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
-            "ab": self._arm(folder, key) if self.ab else None,
+            "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
+            "trial": trials or None,
             "limits": self.limits.make() if self.limits else None,
             "egress": rules.make(consent, redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
             "rules": [rule.make() for rule in self.rule] or None,
-            "views": {
-                (side, i): section.view
-                for side, sections in (
-                    ("edge", self.edge),
-                    ("cloud", self.cloud),
-                    ("candidate", [self.candidate] if self.candidate else []),
-                )
-                for i, section in enumerate(sections)
-                if section.view is not None
-            }
-            or None,
+            "views": views or None,
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
             **({"instruments": self.telemetry.make()} if self.telemetry else {}),
             **({"parts": [_part(name, keys) for name, keys in self.parts.items()]} if self.parts else {}),
         }
-
-    def _clouds(self, clouds: list[Any]) -> Any:
-        """The endpoints, with their arms if they have some."""
-        if self.cloud_arms is not None:
-            return self.cloud_arms.make(dict(zip((section.name for section in self.cloud), clouds, strict=True)))
-        return clouds[0] if len(clouds) == 1 else clouds or None
-
-    def _arm(self, folder: Path, key: Any) -> Any:
-        """Arm B: the model at its path, with those other keys of the edge that its runtime has."""
-        assert self.ab is not None, "it was looked for"
-        with _named("ab.path"):
-            section = for_file(self.edge[0], self.ab.path, folder)
-        with _named("ab.threshold"):
-            return self.ab.make(_kept(section, folder, key), _certified(self.ab.threshold, folder))
 
 
 _made: Shared[tuple[Any, ...], Any] = Shared()

@@ -60,7 +60,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    parts = (_sides, _times, _folder, _classes, _candidate, _arm, _cloud_arms, _telemetry)
+    parts = (_sides, _times, _folder, _classes, _trials, _telemetry)
     return [problem for part in parts for problem in part(data)]
 
 
@@ -131,40 +131,33 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
 
 
-def _candidate(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """A candidate that would replace nothing, or never be compared."""
-    if not data.get("candidate"):
-        return
-    edges = data.get("edge")
-    if not data.get("cloud") or not edges or (isinstance(edges, dict | list) and len(edges) != 1):
-        yield Problem(("candidate",), "is to take the place of the only [edge], beside a [cloud]: expected one of the former")
-    elif "audit" not in data and data.get("mode") != "shadow":
-        yield Problem(("candidate",), 'is judged from audits: add a section [audit], with share = "1%", say')
+def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Trials of endpoints that are not there, or beside no edge."""
+    clouds, trials = _several(data, "cloud"), _several(data, "trial")
+    names, seen = [str(one.get("name", "cloud")) for one in clouds if isinstance(one, dict)], set[str]()
+    for i, trial in enumerate(trials):
+        if not isinstance(trial, dict):
+            continue
+        name = trial.get("cloud")
+        if ("edge" in trial) == ("cloud" in trial):
+            yield Problem(("trial", i), "expected either edge, a model, or cloud, the name of a [[cloud]]")
+        elif "edge" in trial and len(_several(data, "edge")) != 1:
+            yield Problem(("trial", i, "edge"), "is on trial beside the only [edge]: expected one of that")
+        elif isinstance(name, str) and names.count(name) != 1:
+            yield Problem(("trial", i, "cloud"), f"expected the name of one of {', '.join(names)}, found {found(name)}")
+        elif isinstance(name, str) and name in seen:
+            yield Problem(("trial", i, "cloud"), "is on trial already")
+        elif isinstance(name, str) and len(names) == 1:
+            yield Problem(("trial", i, "cloud"), "is the only endpoint: expected another [[cloud]], which it is compared with")
+        seen.add(str(name))
 
 
-def _arm(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """An arm B beside no arm A, or several."""
-    edges = data.get("edge")
-    if data.get("ab") and (not edges or (isinstance(edges, dict | list) and len(edges) != 1)):
-        yield Problem(("ab",), "is arm B beside the only [edge]: expected one of that")
-
-
-def _cloud_arms(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Arms of endpoints that are not there."""
-    arms, clouds = data.get("cloud_arms"), data.get("cloud")
-    if not isinstance(arms, dict):
-        return
-    several = list(clouds.values()) if isinstance(clouds, dict) and "url" not in clouds else clouds
-    names = [one.get("name", "cloud") for one in several if isinstance(one, dict)] if isinstance(several, list) else []
-    if len(names) < 2 or len({*map(str, names)}) < len(names):  # noqa: PLR2004 - a comparison
-        yield Problem(("cloud_arms",), "compares endpoints: expected two [[cloud]] at least, each with a name of its own")
-        return
-    for kind in ("split", "shadow"):
-        shares = arms.get(kind)
-        for name in shares if isinstance(shares, dict) else ():
-            if name not in names[1:]:
-                others = ", ".join(map(str, names[1:]))
-                yield Problem(("cloud_arms", kind, name), f"is none of the endpoints after the first: expected one of {others}")
+def _several(data: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the sections of that name, each as it was written."""
+    given = data.get(key) or []
+    if isinstance(given, dict):
+        return list(given.values()) if all(str(name).isdigit() for name in given) else [given]
+    return given if isinstance(given, list) else []
 
 
 def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:

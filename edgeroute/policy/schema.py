@@ -51,8 +51,9 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
     made = Settings.model_json_schema(schema_generator=_Plain)
     keys = made["properties"]
     runtimes = [] if built_in else [_runtime(suffix, section) for suffix, section in all_registered().items()]
-    if runtimes:
-        keys["candidate"] = {"anyOf": [{"$ref": "#/$defs/Edge"}, *runtimes], "description": keys["candidate"]["description"]}
+    tried = made["$defs"]["Trial"]["properties"]
+    path = {"type": "string", "title": "path"}
+    tried["edge"] = {"anyOf": [path, {"$ref": "#/$defs/Edge"}, *runtimes], "description": tried["edge"]["description"]}
     for section in LISTS:
         one = keys[section].pop("items")
         if section == "edge" and runtimes:
@@ -104,9 +105,6 @@ def reference() -> str:
     parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _list(made, {*made["properties"]} - {*SECTIONS}, set())]
     for name, models in SECTIONS.items():
         described = linked(made["properties"][name]["description"])
-        if name == "candidate":
-            parts.append(f"### `[{name}]`\n\n{described}\n")
-            continue
         kinds = [made["$defs"][model.__name__] for model in models]
         common = {key for key, said in kinds[0]["properties"].items() if all(k["properties"].get(key) == said for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
@@ -153,6 +151,8 @@ def _list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
 
 
 def _type(value: Mapping[str, Any]) -> str:
+    if "$ref" in value:
+        return "table"
     if "anyOf" in value and "title" not in value:
         return " or ".join(_type(one) for one in value["anyOf"])
     if "enum" in value or "const" in value:

@@ -1,8 +1,8 @@
-"""Sections that occur once: limits, egress, arms, audit, cache, outbox, trace, telemetry."""
+"""Sections that occur once: limits, egress, audit, cache, outbox, trace, telemetry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -26,7 +26,7 @@ from edgeroute.core.policy import OnAlarm
 from edgeroute.core.rules import OF, Of, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.units import SHARE, Delay, Duration, Share, Size, expected, share, text
-from edgeroute.policy.values import Amount, AnyTexts, Count, Flag, ModelPath, Rate, Shares, Text, Texts, not_only_cloud, refused
+from edgeroute.policy.values import Amount, AnyTexts, Count, Flag, Rate, Text, Texts, not_only_cloud, refused
 
 if TYPE_CHECKING:
     from edgeroute.record import trace
@@ -111,63 +111,6 @@ class Egress(Section):
     def make(self, consent: guard.Consent | None, redact: guard.Redact | None) -> guard.Egress:
         """Makes the egress rules, with the functions that a file cannot contain."""
         return guard.Egress(**self.model_dump(exclude_none=True), consent=consent, redact=redact)
-
-
-class Ab(Section):
-    """Another edge model for a share of the requests or devices: arm B."""
-
-    path: ModelPath = Field(
-        description="B's model file; the other keys are those of the only [edge] that its runtime has, without `sha256`, `card`."
-    )
-    share: Share = Field("10%", validate_default=True, description="The share of requests, or of devices, that get B.")
-    threshold: float | Text | None = Field(
-        None, description="Of B: a number, or the path of a certificate. Without it the one it came with, else the number of A."
-    )
-    device: Text | None = Field(
-        None, description="Id of this device: all of its requests are in one arm. Without it each request is drawn for itself."
-    )
-    salt: Text = Field("ab", description="Another text draws another share.")
-    more_errors: Share = Field("1%", validate_default=True, description="By how much more of B's runs may fail than of A's.")
-    more_deferred: Share = Field("10%", validate_default=True, description="Likewise of deferred requests.")
-    more_differs: Share = Field("2%", validate_default=True, description="Likewise of answers that differ in audits.")
-    alpha: Share = Field("5%", validate_default=True, description="Probability that B is stopped though it is not worse.")
-
-    def make(self, model: Any, threshold: Any) -> Any:
-        """Makes the router's argument."""
-        from edgeroute.trials.settings import AB
-
-        return AB(model, threshold=threshold, **self.model_dump(exclude={"path", "threshold"}))
-
-
-class CloudArms(Section):
-    """Several endpoints of which a stable share of the requests, or devices, gets another than the first."""
-
-    split: Shares = Field(
-        {}, description='What each endpoint but the first answers, by its `name`: `{ next = "10%" }`. The first has the rest.'
-    )
-    shadow: Shares = Field(
-        {},
-        description="Endpoints that are asked, too, for a share of what the first answers, and compared: nobody sees the answer.",
-    )
-    device: Text | None = Field(
-        None, description="Id of this device: all of its requests are in one arm. Without it each request is drawn for itself."
-    )
-    salt: Text = Field("cloud", description="Another text draws another share.")
-    more_errors: Share = Field(
-        "2%", validate_default=True, description="By how much more of an arm's calls may fail than of the first one's."
-    )
-    more_differs: Share = Field(
-        "10%",
-        validate_default=True,
-        description="By how much more of its answers may differ from the edge's; and how many, in shadow, from the first one's.",
-    )
-    alpha: Share = Field("5%", validate_default=True, description="Probability that an arm is stopped though it is not worse.")
-
-    def make(self, clouds: Mapping[str, Any]) -> Any:
-        """Makes the router's argument of these endpoints."""
-        from edgeroute.trials.settings import CloudArms as Made
-
-        return Made(clouds, **self.model_dump())
 
 
 class Audit(Section):

@@ -21,7 +21,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.messages import Secret, bare
 from edgeroute.http.terms import checked_pins
 from edgeroute.policy.problems import found
-from edgeroute.policy.units import DURATION, Share, duration, expected, text
+from edgeroute.policy.units import DURATION, duration, expected, text
 
 
 def said(words: str) -> WrapValidator:
@@ -231,7 +231,6 @@ Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
 Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
 Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
 Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
-Shares = Annotated[dict[str, Share], said('a table of shares, as in { next = "10%" }')]
 Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
 Concurrent = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], said('"auto", or a whole number, 1 or more')]
 Hedge = Annotated[

@@ -13,8 +13,7 @@ from edgeroute.core.estimates import Latency, Link
 from edgeroute.observe.stats import Counts
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.system.process import plain
-from edgeroute.trials.settings import STORED_AB
-from edgeroute.trials.settings import STORED_ARMS as CLOUD_ARMS
+from edgeroute.trials.trial import STORED
 
 EVERY_S = 1.0
 """Minimum time between two checkpoints, seconds."""
@@ -31,10 +30,8 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
-        self.arms: Callable[[], Mapping[str, Any] | None] = lambda: None
-        """Returns the results of the arms of an A/B comparison; None: there is none."""
-        self.trials: Callable[[], Mapping[str, Any] | None] = lambda: None
-        """Returns the results of the arms of the cloud; None: there are none."""
+        self.trials: Callable[[], Any] = lambda: None
+        """Returns the figures of the trials; None: there are none."""
         self.dumps: dict[str, Callable[[], Any]] = {}
         """Name -> function that returns the state of a part; None: there is nothing to store."""
         self.joules: Callable[[], Mapping[str, float]] = dict
@@ -74,10 +71,8 @@ class Checkpoint:
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         """Queue the state for the file."""
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
-        if (arms := self.arms()) is not None:
-            self.store.put(STORED_AB, arms)
         if (trials := self.trials()) is not None:
-            self.store.put(CLOUD_ARMS, trials)
+            self.store.put(STORED, trials)
         if joules := self.joules():
             self.store.put("energy", dict(joules))
         for name, dump in self.dumps.items():

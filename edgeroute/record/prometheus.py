@@ -157,22 +157,13 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
         page.gauge("drift_evidence", "Evidence of drift", audit.evidence, router=router, leg=audit.target)
         page.gauge("drift_alarm", "Whether there is an alarm of drift", bool(audit.alarm), router=router, leg=audit.target)
     for arm in stats.arms:
-        page.counter("arm_requests", "Requests of an arm", arm.requests, router=router, arm=arm.arm, model=arm.model)
+        labels = {"router": router, "arm": arm.arm, "model": arm.model}
+        page.counter("arm_requests", "Requests of an arm of a trial", arm.requests, **labels)
         for what in ("failed", "deferred", "differs", "loss"):
-            share = getattr(arm, what).share
-            known = share if isfinite(share) else None
-            page.gauge("arm_ratio", "Share of an arm's requests", known, router=router, arm=arm.arm, model=arm.model, what=what)
-        page.gauge(
-            "arm_stopped", "Whether a guardrail stopped it", bool(arm.stopped), router=router, arm=arm.arm, model=arm.model
-        )
-    for trial in stats.cloud_arms:
-        page.counter("cloud_arm_calls", "Requests of an arm of the cloud", trial.calls, router=router, arm=trial.arm)
-        for what in ("failed", "differs", "shadow_differs"):
-            share = getattr(trial, what).share
-            known = share if isfinite(share) else None
-            page.gauge("cloud_arm_ratio", "Share of calls of an arm of the cloud", known, router=router, arm=trial.arm, what=what)
-        page.counter("cloud_arm_shadow_failed", "Calls in shadow that failed", trial.shadow_failed, router=router, arm=trial.arm)
-        page.gauge("cloud_arm_stopped", "Whether a guardrail stopped it", bool(trial.stopped), router=router, arm=trial.arm)
+            part = getattr(arm, what)
+            known = part.share if part is not None and isfinite(part.share) else None
+            page.gauge("arm_ratio", "Share of an arm's requests", known, **labels, what=what)
+        page.gauge("arm_stopped", "Whether the guardrail stopped it", bool(arm.stopped), **labels)
 
 
 _missing: ImportError | None = None

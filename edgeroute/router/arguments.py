@@ -96,7 +96,6 @@ def checked_options(options: Options | None) -> Options:
 
 
 CLASSES: Mapping[str, tuple[str, str]] = {
-    "ab": ("edgeroute.trials.settings", "AB"),
     "audit": ("edgeroute.trials.drift", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
     "egress": ("edgeroute.cloud.guard", "Egress"),
@@ -119,12 +118,15 @@ def check_types(given: Mapping[str, Any]) -> None:
         if value is not None and not isinstance(value, getattr(import_module(module), kind)):
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     _check_numbers(given)
-    _check_target("candidate", given.get("candidate"))
     for side in ("edge", "cloud"):
         several = given.get(side)
         for one in several if isinstance(several, list | tuple) else [several]:
             for model in each(one):
                 _check_target(side, model)
+    trials = given.get("trial")
+    for trial in trials if isinstance(trials, list | tuple) and not hasattr(trials, "shown") else [trials]:
+        for side in ("edge", "cloud"):
+            _check_target(side, getattr(trial, side, None))
     rules = given.get("rules")
     if rules is not None:
         from edgeroute.core.rules import Rule

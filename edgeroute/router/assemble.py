@@ -25,10 +25,8 @@ from edgeroute.router.engine import Engine, Sensing, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.parts import Followed, Instrumented, InstrumentedFromStart, Part, Parts
 from edgeroute.router.stages import Steps, compose
-from edgeroute.router.trials import Arms
 from edgeroute.system.process import log
 from edgeroute.system.threads import ThreadPool
-from edgeroute.trials.settings import STORED_AB
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
@@ -106,13 +104,10 @@ def assemble(
     given = {**policy, "offline": offline, "awaits": awaits}
     engine.rebuild = lambda old, **changes: build(**{**given, **changes}, guard=partial(guard, engine), old=old)
     engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
-    if (ab := policy.get("ab")) is not None:
-        engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED_AB))
     engine.trying = partial(_trials, engine, store)
     engine.trials = engine.trying(engine.snapshot)
     if engine.checkpoint is not None:
         engine.checkpoint.trials = lambda: None if engine.trials is None else engine.trials.dump()
-        engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
     RULES[engine.snapshot.policy.offline].check(engine)
@@ -143,19 +138,16 @@ def assemble(
 
 
 def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> Trials | None:
-    """The arms of the cloud under that policy: those in use, if they are the same."""
-    arms, known = snapshot.cloud_arms, engine.trials
-    if arms is None:
+    """Return the trials of that policy, which go on with the figures of those before; None: there are none."""
+    known = engine.trials
+    if not snapshot.on_trial:
         return None
     from edgeroute.router.trials import Trials as Made
-    from edgeroute.router.trials import identity
-    from edgeroute.trials.settings import STORED_ARMS as TRIALS
+    from edgeroute.trials.trial import STORED
 
-    identities = [*map(identity, snapshot.clouds)]
-    if known is not None and (known.arms, known.identities) == (arms, identities):
-        return known
-    dumped: Any = known.dump() if known is not None else None if store is None else store.get(TRIALS)
-    return Made(arms, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, identities, dumped)
+    dumped = known.dump() if known is not None else None if store is None else store.get(STORED)
+    made = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
+    return known if known is not None and known.of == made.of else made
 
 
 def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:

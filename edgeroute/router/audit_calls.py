@@ -8,9 +8,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.plan import Leg, shadow_leg
-from edgeroute.core.policy import INF, PolicyMode
+from edgeroute.core.policy import INF
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
-from edgeroute.router.build import CANDIDATE, Snapshot, fingerprints
+from edgeroute.router.build import Snapshot, fingerprints
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor
 from edgeroute.system.copies import copy_input
@@ -63,12 +63,11 @@ class Asks:
         return lambda: legs.run(start)
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
-        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
-        own, candidate = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.candidate
+        """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks."""
+        own, trial = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.hidden
         parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
-        if candidate is not None:
-            leg = shadow_leg(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)
-            parts.append(self._alone(own._replace(snapshot=candidate), (leg,)))
+        if trial is not None:
+            parts.append(self._alone(own._replace(snapshot=trial), (shadow_leg(0, trial.targets[0], trial.policy),)))
         return lambda: [run for legs in parts for run in _rehearsed(legs)]
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
@@ -99,18 +98,19 @@ def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
     return runs
 
 
-def audit_of(audit: Audit | None, mode: PolicyMode) -> Audit | None:
-    """The settings in force: in shadow mode all requests are audited unless the policy says otherwise."""
-    if audit is None and mode == "shadow":
+def audit_of(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
+    """Return the settings in force: without any, in shadow mode all requests are audited, and a hidden edge has its share."""
+    if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
         from edgeroute.trials.drift import Audit as Made
 
-        return Made(share=1.0)
+        share = next((t.share for t in snapshot.trials if t.side == "edge"), None)
+        return Made(share=1.0 if snapshot.policy.mode == "shadow" or share is None else share)
     return audit
 
 
 def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
-    """Audits under this policy from now on; None: only if it is in shadow mode."""
-    audit = audit_of(audit, snapshot.policy.mode)
+    """Put the settings of audits in force under this policy. None: only where something hidden runs."""
+    audit = audit_of(audit, snapshot)
     if audit is None:
         if engine.auditor is not None:
             engine.auditor.close()
@@ -118,25 +118,23 @@ def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
         return
     auditor = engine.auditor or _auditor(engine, audit)
     full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
-    targets, certificates, other = snapshot.targets, snapshot.certificates, snapshot.other
+    certificates, other = snapshot.certificates, snapshot.shown
+    others: tuple[Any, ...] = ()
     if other is not None:
-        targets, certificates = targets + other.targets[:1], certificates + other.certificates[:1]
-    others = () if other is None else (other.backends,)
-    auditor.adopt(targets, certificates, prints(snapshot), snapshot.backends, audit, full, others)
+        certificates, others = certificates + other.certificates[:1], (other.backends,)
+    auditor.adopt(snapshot.watched[0], certificates, prints(snapshot), snapshot.backends, audit, full, others)
     engine.auditor, engine.audited = auditor, audit.share
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
+    """Return the fingerprints of each edge, by name, with the one on trial: those of a router whose edge it is."""
     found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
-    if snapshot.other is not None:
-        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
-    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
+    return found if snapshot.trial is None else {**found, snapshot.trial.targets[0].name: fingerprints(snapshot.trial, 0)}
 
 
 def _compared(engine: Engine, name: str, *, agrees: bool) -> None:
-    if engine.arms is not None and engine.snapshot.other is not None:
-        engine.arms.compared(name, agrees=agrees)
+    if engine.trials is not None:
+        engine.trials.compared(name, agrees=agrees)
 
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:

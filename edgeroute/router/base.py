@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.drift import Audit
-    from edgeroute.trials.settings import AB
+    from edgeroute.trials.trial import Trial
 
 log = logging.getLogger("edgeroute")
 Late = TypeVar("Late", bound=Callable[..., object])
@@ -78,8 +78,7 @@ class BaseRouter(Generic[V]):
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
-        candidate: Edge[V] | None = None,
-        ab: AB | None = None,
+        trial: Trial | Sequence[Trial] | None = None,
         rules: Sequence[Rule] | None = None,
         state: str | Path | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
@@ -105,8 +104,7 @@ class BaseRouter(Generic[V]):
             egress: an `Egress`: which data classes may leave, consent, redaction.
             limits: a `Limits`: maximum spending per day, hour and minute.
             audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
-            candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
-            ab: an `AB`: another edge model for a share of the requests or devices.
+            trial: a `Trial`, or a list of them: another edge model or endpoint for a share of the requests, shown or hidden.
             cache: a `Cache` of answers.
             outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
             rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
@@ -123,7 +121,7 @@ class BaseRouter(Generic[V]):
         self.engine = assemble(
             self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
             deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, ab=ab, rules=rules, state=state, trace=trace, instruments=instruments, parts=parts,
+            trial=trial, rules=rules, state=state, trace=trace, instruments=instruments, parts=parts,
             **checked_options(options)._asdict(),
         )  # fmt: skip
 
@@ -180,18 +178,18 @@ class BaseRouter(Generic[V]):
             replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
     def promote(self) -> None:
-        """Makes the model of arm B the edge model, and ends the comparison (`AB`).
+        """Make the edge model on trial the edge, and end its trial.
 
-        Where both are versions of one model of a catalog, B's is activated: it stays so after a restart.
+        Where both are versions of one model of a catalog, the one on trial is activated: it stays so after a restart.
 
         Raises:
-            PolicyError: there is no arm B; or the models are those of a policy file, which has to be changed.
-            CatalogError, StoreError: B's files are damaged, or the change cannot be written.
+            PolicyError: no shown edge is on trial; or the models are those of a policy file, which has to be changed.
+            CatalogError, StoreError: the model's files are damaged, or the change cannot be written.
         """
         engine = self.engine
-        other, now = engine.snapshot.other, engine.snapshot
-        if engine.arms is None or other is None:
-            raise PolicyError("there is no arm B that could be promoted: give ab=AB(...)")
+        other, now = engine.snapshot.shown, engine.snapshot
+        if other is None:
+            raise PolicyError("there is no edge on trial that could be promoted: give trial=Trial(edge=...)")
         one, own = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
         if one is not None and own is not None and (one.pointer.parent, one.name) == (own.pointer.parent, own.name):
             from edgeroute.catalog.installed import Installed
@@ -199,12 +197,14 @@ class BaseRouter(Generic[V]):
             Installed(one.pointer.parent).activate(one.name, one.version)
             self.reload()
         elif self._file is not None:
-            raise PolicyError(f"{self._file.path}: make the path of [ab] that of [edge], and remove [ab]")
+            raise PolicyError(f"{self._file.path}: make the edge of [trial] the path of [edge], and remove [trial]")
         else:
             limit = other.certificates[0]
             threshold = other.targets[0].threshold if limit is None else limit.certificate
+            edge = next(trial.edge for trial in now.trials if trial.side == "edge")
+            rest = [trial for trial in now.trials if trial.side == "cloud"]
             with engine.replacing:  # a reload at the same time does not put the model before in force again
-                engine.rebuild = partial(engine.rebuild, edge=engine.arms.ab.model, threshold=threshold, ab=None)
+                engine.rebuild = partial(engine.rebuild, edge=edge, threshold=threshold, trial=rest)
                 audit = None if engine.auditor is None else engine.auditor.audit
                 replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 

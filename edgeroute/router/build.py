@@ -44,7 +44,7 @@ from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.sensors import LEAST_S, MOST_S
 from edgeroute.router.keys import KeyPrefixes, score_print
 from edgeroute.router.views import TargetViews, View, check_send_edge
-from edgeroute.trials.settings import AB, B, CloudArms, checked_ab, checked_arms
+from edgeroute.trials.trial import EDGE_TRIAL, Trial, checked
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def endpoint_of(given: Any) -> Any:
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
 
 
-# Models that are versions of a catalog: the certificate that came with one, and the policy with another one as arm B.
+# Models that are versions of a catalog, with the certificate that came with one; and the policy of an edge on trial.
 
 
 def released(model: Any) -> Certificate | None:
@@ -120,19 +120,34 @@ def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | Non
     return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
 
 
-def of_arm_b(snapshot: Any, ab: AB, cloud: Any, threshold: Any, build: Callable[..., Any]) -> Any:
-    """The policy of arm B, made by `build`; None: its model is the one that is in use already, as after it was promoted."""
-    checked_ab(ab)
-    if sum(b.side == "edge" for b in snapshot.backends) != 1:
-        raise PolicyError("ab needs one edge model, which is arm A")
-    model = load(ab.model)
-    release, own = member(model, "release"), member(cast("Any", snapshot.backends[0]).model, "release")
+def _of_edge_trial(snapshot: Snapshot, trial: Trial, threshold: Any, build: Callable[..., Snapshot]) -> Snapshot | None:
+    """Return the policy with the edge model on trial in place of the edge; None: it is the version in use already.
+
+    Args:
+        snapshot: the policy in use.
+        trial: its trial of an edge.
+        threshold: the number in use; None: a certificate, or none.
+        build: makes the policy of a model.
+    """
+    edges, hidden = [b for b in snapshot.backends if b.side == "edge"], not trial.shown
+    if len(edges) != 1:
+        raise PolicyError(f"trial: an edge on trial is beside the only edge model, and there are {len(edges)} edges")
+    if hidden and not snapshot.clouds:
+        raise PolicyError("trial: the answers of a hidden edge are compared with the cloud's, and there is no cloud=")
+    model = load(trial.edge)
+    release, own = member(model, "release"), member(cast("Any", edges[0]).model, "release")
     if release is not None and own is not None and (release.name, release.version) == (own.name, own.version):
         return None
-    limit = ab.threshold if ab.threshold is not None or released(model) is not None else threshold
-    made = build(ab.model, cloud, threshold=limit, arm=B)
+    limit = trial.threshold
+    if limit is None and not hidden and released(model) is None:
+        limit = threshold
+    made = build(
+        trial.edge, threshold=limit, arm=EDGE_TRIAL, **({"mode": "shadow", "rules": (), "uncalibrated": "tell"} if hidden else {})
+    )
     if made.clouds != snapshot.clouds:
-        raise PolicyError("ab: B has other labels than A, by which the cloud's answers are read: give the cloud its own")
+        raise PolicyError(
+            "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
+        )
     return made
 
 
@@ -210,8 +225,6 @@ def check_range(threshold: Any, score: str | Score) -> None:
 
 
 DAY_S = 86400.0
-CANDIDATE = "candidate"
-"""What a candidate is called in audits, and the side of its view."""
 
 
 class Snapshot(NamedTuple):
@@ -231,27 +244,42 @@ class Snapshot(NamedTuple):
     """Per target: its certificate, if its threshold comes from one."""
     views: TargetViews
     """What of an input each target takes."""
-    candidate: Snapshot | None = None
-    """The policy as it would be with the candidate as its edge model, and without a threshold; None: there is no candidate."""
-    other: Snapshot | None = None
-    """The policy with the edge model of arm B; None: there are no arms."""
+    trials: tuple[Trial, ...] = ()
+    """The trials, with their defaults filled in."""
+    trial: Snapshot | None = None
+    """The policy with the edge model on trial in place of the edge; None: there is none."""
     sends_edge: bool = False
     """Whether a cloud takes the edge's answer along."""
-    cloud_arms: CloudArms | None = None
-    """The arms of the cloud; None: there are none."""
     before: bool = False
     """Whether an edge is judged by the input alone, before it runs."""
 
     @property
+    def shown(self) -> Snapshot | None:
+        """The policy of an edge on trial whose answers callers get."""
+        return self.trial if any(t.side == "edge" and t.shown for t in self.trials) else None
+
+    @property
+    def hidden(self) -> Snapshot | None:
+        """The policy of a hidden edge on trial."""
+        return None if self.shown is not None else self.trial
+
+    @property
+    def on_trial(self) -> list[tuple[Trial, str]]:
+        """The trials under way, with the names of the targets on trial; a hidden edge is judged by audits instead."""
+        names = iter([target.name for target in self.targets if target.trial])
+        found = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
+        return [one for one in found if one[0].side == "cloud" or self.shown is not None]
+
+    @property
     def models(self) -> tuple[str, str]:
-        """The edge models of both arms, in words."""
-        one, other = (s.backends[0] for s in (self, self.other or self))
+        """The edge in use and the one on trial, in words."""
+        one, other = (s.backends[0] for s in (self, self.trial or self))
         return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
 
     @property
     def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
-        """The targets and backends, with the edge of arm B."""
-        other = self.other
+        """The targets and backends that requests may reach, with a shown edge on trial."""
+        other = self.shown
         if other is None:
             return self.targets, self.backends
         return self.targets + other.targets[:1], self.backends + other.backends[:1]
@@ -280,10 +308,9 @@ def build(
     uncalibrated: Uncalibrated = "tell",
     certificate_max_age: float | None = None,
     views: Mapping[Any, View] | None = None,
-    candidate: Any = None,
     rules: Sequence[Rule] | None = None,
     sensors_every: float | None = None,
-    ab: AB | None = None,
+    trial: Trial | Sequence[Trial] | None = None,
     arm: str = "",
     guard: Callable[[CloudBackend], Guard],
     awaits: bool = False,
@@ -292,7 +319,7 @@ def build(
 ) -> Snapshot:
     """Builds a snapshot. See `Router` for the arguments; `rest` are fields of `Policy`. Unchanged backends of `old` are reused.
 
-    guard: makes the guard of a cloud. awaits: whether the router can await an edge.
+    guard: makes the guard of a cloud. awaits: whether the router can await an edge. arm: name of the edge; empty: its own.
 
     Raises:
         PolicyError: the arguments are invalid together.
@@ -309,17 +336,25 @@ def build(
         **rest,
     )
     edges, groups = members(listed(edge))
-    trials = checked_arms(cloud) if isinstance(cloud, CloudArms) else None
-    clouds = listed(cloud if trials is None else [*trials.clouds.values()])
+    clouds, trials = listed(cloud), checked(trial)
+    tried = [one.cloud for one in trials if one.side == "cloud"]
     check_policy(policy, edges, clouds, uncalibrated)
+    if tried and not clouds:
+        raise PolicyError("trial: a cloud on trial is beside cloud=, and there is none")
     models = [load(given) for given in edges]
     own_thresholds = [released(model) for model in models] if threshold is None else []
     needed = bool(clouds) and policy.mode == "prefer_edge"
     certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else the others' answers would all be accepted
     thresholds = own_thresholds if certified else checked_thresholds(threshold, len(edges), needed=needed)
     known = {} if old is None else made_of(old)
-    views = dict(views or {})
-    own_view = views.pop((CANDIDATE, 0), None)
+    of_edge = next((one for one in trials if one.side == "edge"), None)
+    all_views, views = views, dict(views or {})
+    if (arm or of_edge) and EDGE_TRIAL in views:
+        own_view = views.pop(EDGE_TRIAL)
+        if arm:
+            views.pop(("edge", 0), None)
+        if arm and own_view is not None:
+            views["edge", 0] = own_view
     targets: list[Target] = []
     backends: list[Backend] = []
     specs: list[tuple[Any, ...]] = []
@@ -355,10 +390,12 @@ def build(
         read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
         add(("edge", name, given, own, read), target, runner)
         labels = member(model, "labels") or labels
-    for i, given in enumerate(clouds):
-        endpoint = endpoint_of(given)
-        own_name = getattr(endpoint, "name", "cloud") if trials is None else [*trials.clouds][i]
-        name = named("cloud", own_name, i, len(clouds), targets) if trials is None else own_name
+    for i, given in enumerate([*clouds, *tried]):
+        endpoint, on_trial = endpoint_of(given), i >= len(clouds)
+        own_name = getattr(endpoint, "name", "cloud")
+        if on_trial and own_name == "cloud":
+            own_name = "cloud-trial"
+        name = named("cloud", own_name, i, 0 if on_trial else len(clouds), targets)
         kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
         backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
         if getattr(backend, "alone_async", False) and not awaits:
@@ -366,13 +403,14 @@ def build(
                 f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
             )
         backend.guard = guard(backend)
-        add(("cloud", name, given, score, labels), Target(name, "cloud", trial=trials is not None and i > 0), backend)
+        add(("cloud", name, given, score, labels), Target(name, "cloud", trial=on_trial), backend)
     seen = TargetViews(views, targets)
     scores = [spec[3] for spec in specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
     none = (None,) * len(targets)
     before = any(isinstance(backend, InputScoredBackend) for backend in backends)
-    tells = check_send_edge(policy, targets, backends, egress, candidate=candidate is not None)
+    hidden = any(one.side == "edge" and not one.shown for one in trials)
+    tells = check_send_edge(policy, targets, backends, egress, hidden=hidden)
     snapshot = Snapshot(
         policy,
         tuple(targets),
@@ -383,8 +421,8 @@ def build(
         prefixes,
         none,
         seen,
+        trials,
         sends_edge=tells,
-        cloud_arms=trials,
         before=before,
     )
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
@@ -392,60 +430,42 @@ def build(
         certificates = tuple(map(only_if_it_holds, certificates))
     if uncalibrated == "error":
         _all_hold(targets, certificates)
-        if trials is not None and any(trials.split.values()) and any(certificates):
+        if any(one.share and one.shown and one.side == "cloud" for one in trials) and any(certificates):
             raise PolicyError(
-                "no certificate is for the endpoints that cloud_arms.split tries, and uncalibrated is 'error': use shadow"
+                "trial: no certificate is for the endpoint on trial, and uncalibrated is 'error': try it with shown=False"
             )
     if promised:
         snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
-    if ab is not None:
-        arm_b = partial(
-            build, score=score, deadline=deadline, hedge_after=hedge_after, first_token=first_token, egress=egress, views=views,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, rules=rules, guard=guard, awaits=awaits,
-            old=snapshot._replace(candidate=old), **rest,
-        )  # fmt: skip
-        plain = threshold if isinstance(threshold, Real) else None
-        snapshot = snapshot._replace(other=of_arm_b(snapshot, ab, cloud, plain, arm_b))
-    if candidate is None:
+    if of_edge is None:
         return snapshot
-    if len(edges) != 1 or not clouds:
-        raise PolicyError(
-            f"a candidate is to take the place of the only edge model, beside a cloud; there are {len(edges)} edges"
-        )
-    views.pop(("edge", 0), None)
-    if own_view is not None:
-        views["edge", 0] = own_view
-    made = build(
-        candidate, cloud, score=score, egress=egress, views=views, guard=guard, awaits=awaits,
-        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow"}, rules=(),
+    again = partial(
+        build, cloud=cloud, trial=[one for one in trials if one.side == "cloud"], old=snapshot._replace(trial=old),
+        **{
+            "score": score, "deadline": deadline, "hedge_after": hedge_after, "first_token": first_token, "egress": egress,
+            "views": all_views, "uncalibrated": uncalibrated, "certificate_max_age": certificate_max_age, "rules": rules,
+            "guard": guard, "awaits": awaits, **rest,
+        },
     )  # fmt: skip
-    if made.clouds != snapshot.clouds:
-        raise PolicyError(
-            "the candidate has other labels than the edge model, by which the cloud's answers are read: give the cloud its own"
-        )
-    return snapshot._replace(candidate=made)
+    plain = threshold if isinstance(threshold, Real) else None
+    return snapshot._replace(trial=_of_edge_trial(snapshot, of_edge, plain, again))
 
 
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
-    """Name -> backend of each edge model, the candidate too."""
+    """Return name and backend of each edge model, with the one on trial."""
     found = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
-    found += [] if snapshot.other is None else edges_of(snapshot.other)
-    if snapshot.candidate is not None:
-        found += [(CANDIDATE, b) for _, b in edges_of(snapshot.candidate)]
-    return found
+    return found if snapshot.trial is None else found + edges_of(snapshot.trial)
 
 
 def cleared(snapshot: Snapshot) -> None:
-    """Forgets the plans made so far, after facts have changed."""
-    snapshot.plans.clear()
-    if snapshot.other is not None:
-        snapshot.other.plans.clear()
+    """Forget the plans made so far, after facts have changed."""
+    for one in (snapshot, snapshot.trial):
+        if one is not None:
+            one.plans.clear()
 
 
 def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
-    """The backends of a policy and its candidate, by what they were made from."""
-    known = {} if snapshot.candidate is None else made_of(snapshot.candidate)
-    known |= {} if snapshot.other is None else made_of(snapshot.other)
+    """Return the backends of a policy and of its edge on trial, by what they were made from."""
+    known = {} if snapshot.trial is None else made_of(snapshot.trial)
     return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from edgeroute.record.instruments import Instruments
     from edgeroute.router.caching import Caching
     from edgeroute.router.offline_queue import OfflineQueue
-    from edgeroute.router.trials import Arms, Trials
+    from edgeroute.router.trials import Trials
     from edgeroute.stores.journal import Journal
     from edgeroute.trials.audit import Auditor, Drawn
     from edgeroute.trials.drift import Audit
@@ -117,7 +117,6 @@ class Owned(Protocol):
     checkpoint: Checkpoint | None
     spending: SharedSpending
     snapshot: Snapshot
-    arms: Arms | None
     trials: Trials | None
     auditor: Auditor | None
 
@@ -130,9 +129,7 @@ def settle(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor) 
 
 
 def compare(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
-    """Counts what came of a request for the arms of the edge and of the cloud, and for the audits, if it was drawn for one."""
-    if parts.arms is not None and parts.snapshot.other is not None:  # else B was promoted
-        parts.arms.ended(request.plan, outcome, monotonic() - request.begun)
+    """Add a request's end to the figures of the trials, and audit it if it was drawn for that."""
     audited = drawn is not None and parts.auditor is not None and not request.plan.arm
     if parts.trials is None and not audited:
         return
@@ -144,7 +141,7 @@ def compare(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor 
 
 
 def compare_batch(parts: Owned, walks: Sequence[Walked]) -> None:
-    """Counts what came of a batch for the arms of the cloud, once all of its rows are recorded: they are one call."""
+    """Add the end of a batch to the figures of the trials, once all of its rows are recorded: they are one call."""
     if parts.trials is not None and walks and walks[0].request.batch:
         parts.trials.ended(*((one.request, one.outcome, {}) for one in walks))
 
@@ -249,7 +246,6 @@ class Engine(ForkSafe):
         self.auditor: Auditor | None = None
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
-        self.arms: Arms | None = None
         self.trials: Trials | None = None
         self.trying: Callable[[Snapshot], Trials | None] = lambda _: None
         self.closed = False
@@ -289,9 +285,9 @@ class Engine(ForkSafe):
             raise refused(x)
         begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
-        if self.arms is not None:
-            snapshot = self.arms.choose(snapshot, like or identity, x)
-        arm = "" if self.trials is None else self.trials.choose(like or identity, x)
+        arm = ""
+        if self.trials is not None:
+            snapshot, arm = self.trials.choose(snapshot, like or identity, x)
         if begun >= observer.eases_at:
             observer.eases_at = begun + EASES_S
             self.observe()
@@ -383,7 +379,7 @@ class Engine(ForkSafe):
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
-        if drawn is not None or self.arms is not None or self.trials is not None:
+        if drawn is not None or self.trials is not None:
             compare(self, request, outcome, legs, drawn)
         if legs is not None:
             settle(self, request, outcome, legs)
@@ -445,9 +441,9 @@ class Engine(ForkSafe):
         with self.refreshing:
             self.served = served(self.snapshot)
             snapshot = standing(self.snapshot, self.auditor)
-            if snapshot.other is not None:
-                snapshot = snapshot._replace(other=standing(snapshot.other, self.auditor))
-            if snapshot.targets != self.snapshot.targets or snapshot.other is not self.snapshot.other:
+            if snapshot.trial is not None:
+                snapshot = snapshot._replace(trial=standing(snapshot.trial, self.auditor))
+            if snapshot.targets != self.snapshot.targets or snapshot.trial is not self.snapshot.trial:
                 self.snapshot = snapshot
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
@@ -464,13 +460,10 @@ class Engine(ForkSafe):
             told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits, shadows = ((), ()) if self.auditor is None else (self.auditor.stats(), self.auditor.shadows())
-        arms = () if self.arms is None else self.arms.stats()
+        arms = () if self.trials is None else self.trials.stats()
         found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
-        trials = () if self.trials is None else self.trials.stats()
         figures = {name: stats() or {} for name, stats in self.parts.named("stats").items()}
-        return found._replace(
-            arms=arms, cloud_arms=trials, parts=figures, **self.observer.energy.stats_fields(self.snapshot.backends)
-        )
+        return found._replace(arms=arms, parts=figures, **self.observer.energy.stats_fields(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""

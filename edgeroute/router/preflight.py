@@ -91,16 +91,11 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
     problems = [(backend, _problem(backend, timeout)) for backend in asked]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
     lines += [f"{r.name}: was not asked whether it is ready ({stays})" for r in snapshot.backends if r not in asked]
-    if snapshot.candidate is not None:
-        model = snapshot.candidate.backends[0]
-        problem = _problem(model, timeout)
-        problems.append((model, problem))
-        lines.append(f"! candidate: {problem}" if problem else f"candidate, in shadow: {model.describe()}")
-    if snapshot.other is not None:
-        model = snapshot.other.backends[0]
-        problem = _problem(model, timeout)
-        problems.append((model, problem))
-        lines.append(f"! {model.name}: {problem}" if problem else f"{model.name}, arm B: {model.describe()}")
+    if snapshot.trial is not None:
+        model: Any = snapshot.trial.backends[0]
+        problems.append((model, problem := _problem(model, timeout)))
+        kind = "on trial, hidden" if snapshot.hidden else "on trial"
+        lines.append(f"! {model.name}: {problem}" if problem else f"{model.name}, {kind}: {model.describe()}")
     lines += snapshot.views.describe(snapshot.targets)
     places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
     if not places:

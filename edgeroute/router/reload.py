@@ -20,11 +20,9 @@ from edgeroute.router.assemble import guard
 from edgeroute.router.build import Snapshot, build, cleared, made_of
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.fallback import RULES
-from edgeroute.router.trials import Arms
 from edgeroute.router.warm import rehearsed
 from edgeroute.system.logs import call_quietly
 from edgeroute.system.process import file_stamp
-from edgeroute.trials.settings import AB
 
 if TYPE_CHECKING:
     from edgeroute.trials.drift import Audit
@@ -60,8 +58,6 @@ def replace(
             if made.views:
                 engine.plain = False  # before it is in force
             engine.snapshot = made
-        if engine.arms is not None and made.other is not None and made.models != engine.arms.models:
-            engine.arms = engine.arms.of(made.models)
         engine.trials = engine.trying(made)
         engine.spending.limits, engine.observer.metered = limits, metered
         engine.observer.use(made.policy, made.watched[0])
@@ -137,8 +133,9 @@ class PolicyFile:
                 [*(one for one in arguments.get("instruments", ()) if type(one) not in kinds), *own] if own else ()
             )
         self._check_models("edge", made["edge"])
-        self._check_models("candidate", made["candidate"])
-        models = [*_models(made["edge"]), made["candidate"]]
+        on_trial = [trial.edge for trial in made["trial"] or () if trial.edge is not None]
+        self._check_models("trial.edge", on_trial)
+        models = [*on_trial, *_models(made["edge"])]  # the latter's version counts, where both are of one model
         releases = [release for model in models if (release := member(model, "release")) is not None]
         self._versions = {release.pointer: release.version for release in releases}
         return made
@@ -180,9 +177,6 @@ class PolicyFile:
 
             with self.named():
                 replace(engine, made, limits or Limits(), metered, audit)
-            ab: AB | None = arguments.get("ab")
-            if ab != (None if engine.arms is None else engine.arms.ab):
-                engine.arms = None if ab is None else Arms(ab, engine.snapshot.models, engine.instruments.alarm)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""

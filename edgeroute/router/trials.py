@@ -1,28 +1,28 @@
-"""Arms of the edge and of the cloud: which one a request gets, what came of each, and the guardrail that stops one."""
+"""Trials of a router: which arm a request is in, what came of each arm, and the guardrail that stops a trial."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import sqrt
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.confidence.exact import proportion
 from edgeroute.core.estimates import Latency
-from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.plan import Leg
 from edgeroute.core.policy import INF
 from edgeroute.core.sequential import ArmTest
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.edge.backend import TURN
-from edgeroute.observe.stats import ArmStats, CloudArmStats, Part
+from edgeroute.observe.stats import ArmStats, Part
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import call_contained
 from edgeroute.trials.audit import same
-from edgeroute.trials.settings import AB, B, CloudArms
+from edgeroute.trials.trial import EDGE_TRIAL, Trial
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
@@ -30,461 +30,392 @@ if TYPE_CHECKING:
     from edgeroute.router.build import Snapshot
     from edgeroute.router.request import Request
 
-
-# A/B: which arm a request is in, what came of each, and the guardrail that stops B.
-
 log = logging.getLogger("edgeroute")
 RISK = 0.05
 """Probability that an interval misses the truth."""
-ERRORS, DEFERRED, DIFFERS = "errors", "deferred", "differs"
-EDGE_WORDS = {
-    ERRORS: "requests that its edge model failed on",
-    DEFERRED: "deferrals",
-    DIFFERS: "answers that differ from the cloud's",
-}
+MOST_HIDDEN = 8
+"""Concurrent calls of hidden clouds; further ones are left out."""
+AWAY = {"breaker", "retry_after"}
+"""Codes of calls that were not made because of the endpoint's own faults."""
 
 
-class Arms(ForkSafe):
-    """The arms of a router, and what came of them.
-
-    Args:
-        ab: the settings.
-        models: in words, of A and B.
-        alarm: called with the name of B's target and the guardrail's text once it stops the arm.
-        dumped: what came of them in earlier runs, if it was of these models and settings.
-
-    Attributes:
-        stopped: why no request gets B any more; empty: some do.
-    """
-
-    _lock = per_process(threading.Lock)
-
-    def __init__(
-        self, ab: AB, models: tuple[str, str], alarm: Callable[[str, str], object], dumped: Mapping[str, Any] | None = None
-    ) -> None:
-        self.ab, self.models, self._alarm, self.stopped = ab, models, alarm, ""
-        alpha = ab.alpha / 3
-        margins = ((ERRORS, ab.more_errors), (DEFERRED, ab.more_deferred), (DIFFERS, ab.more_differs))
-        self._tests = {name: ArmTest(min(margin, 0.999), alpha) for name, margin in margins}
-        self._tallies = _Tally(), _Tally()
-        self._below = int(ab.share * 2**64)
-        self._fixed = None if ab.device is None else self._is_b(ab.device)
-        self._failed = False
-        if isinstance(dumped, Mapping) and dumped.get("of") == self._of():
-            try:
-                self._load(dumped)
-            except (KeyError, TypeError, ValueError) as e:
-                log.warning("what came of the arms before cannot be read, and begins anew: %r", e)
-
-    def of(self, models: tuple[str, str]) -> Arms:
-        """The arms of the same comparison for other models, without counts."""
-        return Arms(self.ab, models, self._alarm)
-
-    def _of(self) -> list[Any]:
-        """What the sums are about; equal after it was read from JSON."""
-        ab = self.ab
-        return [
-            *self.models,
-            float(ab.share),
-            ab.salt,
-            *map(float, (ab.more_errors, ab.more_deferred, ab.more_differs, ab.alpha)),
-        ]
-
-    def dump(self) -> dict[str, Any]:
-        """JSON-serialisable state, and the statistics for who reads it."""
-        with self._lock:
-            tallies, tests = [tally.dump() for tally in self._tallies], {name: test.dump() for name, test in self._tests.items()}
-        told = [arm._asdict() for arm in self.stats()]
-        ab, names = self.ab, ("share", "salt", "more_errors", "more_deferred", "more_differs", "alpha", "device")
-        settings = {"models": list(self.models), **{name: getattr(ab, name) for name in names}}
-        return {
-            "of": self._of(), "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": told, "settings": settings,
-        }  # fmt: skip
-
-    def _load(self, dumped: Mapping[str, Any]) -> None:
-        a, b = (_Tally.load(one) for one in dumped["tallies"])
-        for name, test in self._tests.items():
-            test.load(dumped["tests"][name])
-        self._tallies, self.stopped = (a, b), str(dumped["stopped"])
-
-    def _is_b(self, key: object) -> bool:
-        digest = sha256(f"{self.ab.salt}\0{key}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") < self._below
-
-    def _is_b_by(self, x: Any) -> bool:
-        assert self.ab.by is not None, "it was asked for"
-        return self._is_b(self.ab.by(x))
-
-    def choose(self, snapshot: Snapshot, identity: str, x: Any) -> Snapshot:
-        """The policy for a request: that with A's model, or with B's. A session is in one arm: its model needs all inputs."""
-        other = snapshot.other
-        if other is None or self.stopped:
-            return snapshot
-        if self._fixed is not None:
-            return other if self._fixed else snapshot
-        if self.ab.by is None:
-            turn = TURN.get()
-            return other if self._is_b(identity if turn is None else turn.stream or identity) else snapshot
-        try:
-            return other if call_contained(self._is_b_by, x) else snapshot
-        except Exception:
-            if not self._failed:
-                self._failed = True
-                log.exception("ab: by failed, so the request is in arm A (said once)")
-            return snapshot
-
-    def ended(self, plan: Plan, outcome: Outcome, took_s: float) -> None:
-        """Counts a request that has ended."""
-        edge = next((i for i, leg in enumerate(plan.legs) if leg.permit is None), None)
-        if edge is None:
-            return
-        b = plan.legs[edge].name == B
-        faults = (error for kind, leg, _, error in outcome.log if kind == "failed" and leg == edge)
-        failed = any(getattr(error, "code", "") not in UNFIT for error in faults)
-        away = any(kind == "start" and plan.legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
-        with self._lock:
-            tally = self._tallies[b]
-            tally.requests += 1
-            tally.failed += failed
-            tally.deferred += away
-            tally.took(took_s)
-            self._bet(ERRORS, failed, b)
-            self._bet(DEFERRED, away, b)
-        self._look()
-
-    def compared(self, name: str, *, agrees: bool) -> None:
-        """Counts an audited answer of an edge model."""
-        with self._lock:
-            tally = self._tallies[name == B]
-            tally.compared += 1
-            tally.differ += not agrees
-            self._bet(DIFFERS, not agrees, name == B)
-        self._look()
-
-    def _bet(self, name: str, bad: bool, b: bool) -> None:
-        self._tests[name].add(float(bad), b=b)
-
-    def _look(self) -> None:
-        """Stops B once a test has enough evidence."""
-        for name, test in self._tests.items():
-            if test.alarmed and not self.stopped:
-                self.stopped = f"B has more {EDGE_WORDS[name]} than A, by more than is allowed (p = {test.p:.2g}, at any time)"
-                log.warning("ab: %s; no request gets it any more", self.stopped)
-                self._alarm(B, self.stopped)
-
-    def stats(self) -> tuple[ArmStats, ...]:
-        """Statistics of each arm."""
-        with self._lock:
-            a, b = self._tallies
-            return a.stats("a", self.models[0], ""), b.stats("b", self.models[1], self.stopped)
+# The sums of one arm.
 
 
-_EDGE_COUNTS = ("requests", "failed", "deferred", "compared", "differ")
-
-
-class _Tally:
-    """Sums of one arm."""
-
-    def __init__(self) -> None:
-        self.requests = self.failed = self.deferred = self.compared = self.differ = 0
-        self._latency, self._sum, self._squares = Latency(), 0.0, 0.0
-
-    def dump(self) -> dict[str, Any]:
-        counts = {name: getattr(self, name) for name in _EDGE_COUNTS}
-        return {**counts, "latency": self._latency.dump(), "sum": self._sum, "squares": self._squares}
-
-    @classmethod
-    def load(cls, dumped: Mapping[str, Any]) -> _Tally:
-        made = cls()
-        for name in _EDGE_COUNTS:
-            setattr(made, name, int(dumped[name]))
-        made._latency = Latency.load(dumped["latency"])
-        made._sum, made._squares = float(dumped["sum"]), float(dumped["squares"])
-        return made
-
-    def took(self, seconds: float) -> None:
-        self._latency.add(seconds)
-        self._sum += seconds
-        self._squares += seconds * seconds
-
-    def stats(self, arm: str, model: str, stopped: str) -> ArmStats:
-        n = max(1, self.requests)
-        mean = self._sum / n
-        error = 1.96 * sqrt(max(0.0, self._squares / n - mean * mean) / n)
-        deferred, differs = part(self.deferred, self.requests), part(self.differ, self.compared)
-        kept = part(self.requests - self.deferred, self.requests, RISK / 2)
-        wrong = part(self.differ, self.compared, RISK / 2)
-        loss = Part(kept.share * wrong.share, kept.low * wrong.low, kept.high * wrong.high)
-        failed, took = part(self.failed, self.requests), Part(mean, max(0.0, mean - error), mean + error)
-        return ArmStats(
-            arm, model, self.requests, failed, deferred, took,
-            self._latency.quantile(0.5), self._latency.quantile(0.99), self.compared, differs, loss, stopped,
-        )  # fmt: skip
-
-
-def part(count: int, of: int, risk: float = RISK) -> Part:
-    """A share with its interval."""
-    return Part(*proportion(count, of, risk))
-
-
-# Sums of what came of the requests at one arm of the cloud, and those of many devices as one.
-
-_CLOUD_COUNTS = ("calls", "failed", "compared", "differ", "shadowed", "shadow_differ", "shadow_failed")
-
-
-class Came(NamedTuple):
-    """What came of a request at its arm."""
+class Seen(NamedTuple):
+    """The end of one request in its arm."""
 
     name: str
-    leg: int
+    """The arm."""
     failed: bool
-    took_s: float | None
-    """Time of its answer, seconds; None: it gave none."""
-    answer: Prediction | None
-    edge: Prediction | None
+    deferred: bool
     differs: bool | None
-    """Whether its answer is another than the edge's; None: one of them is not known."""
+    """None: not compared."""
+    took_s: float | None
+    """None: unknown, or that of a batch."""
+    usd: float | None
+    leg: int = 0
+    answer: Prediction | None = None
+    """The cloud's."""
+    edge: Prediction | None = None
+    """The edge's, which was not accepted."""
 
 
 class _Mean:
     """A mean with its interval."""
 
     def __init__(self, n: int = 0, total: float = 0.0, squares: float = 0.0) -> None:
-        self.n, self.total, self.squares = n, total, squares
+        self.sums = n, total, squares
 
-    def add(self, value: float) -> None:
-        self.plus(_Mean(1, value, value * value))
-
-    def plus(self, other: _Mean) -> None:
-        self.n, self.total, self.squares = self.n + other.n, self.total + other.total, self.squares + other.squares
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            n, total, squares = self.sums
+            self.sums = n + 1, total + value, squares + value * value
 
     def part(self) -> Part:
-        n = max(1, self.n)
-        mean = self.total / n
-        error = 1.96 * sqrt(max(0.0, self.squares / n - mean * mean) / n)
+        count, total, squares = self.sums
+        n = max(1, count)
+        mean = total / n
+        error = 1.96 * sqrt(max(0.0, squares / n - mean * mean) / n)
         return Part(mean, max(0.0, mean - error), mean + error)
 
 
-class ArmTally:
-    """Sums of one arm."""
+_COUNTS = ("requests", "failed", "deferred", "compared", "differ")
+
+
+class _Tally:
+    """The sums of one arm."""
 
     def __init__(self) -> None:
-        self.calls = self.failed = self.compared = self.differ = self.shadowed = self.shadow_differ = self.shadow_failed = 0
+        self.requests = self.failed = self.deferred = self.compared = self.differ = 0
         self._latency, self._took, self._usd = Latency(), _Mean(), _Mean()
 
     def dump(self) -> dict[str, Any]:
-        """JSON-serialisable sums."""
-        means = {name: [one.n, one.total, one.squares] for name, one in (("took", self._took), ("usd", self._usd))}
-        return {**{name: getattr(self, name) for name in _CLOUD_COUNTS}, "latency": self._latency.dump(), **means}
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "latency": self._latency.dump(), "took": self._took.sums, "usd": self._usd.sums}
 
     @classmethod
-    def load(cls, dumped: Mapping[str, Any]) -> ArmTally:
-        """The sums that `dump` told.
-
-        Raises:
-            KeyError, TypeError, ValueError: they are none.
-        """
+    def load(cls, dumped: Mapping[str, Any]) -> _Tally:
         made = cls()
         made._latency = Latency.load(dumped["latency"])
-        for name in _CLOUD_COUNTS:
-            setattr(made, name, int(dumped.get(name, 0)))  # an earlier version did not count it
+        for name in _COUNTS:
+            setattr(made, name, int(dumped[name]))
         made._took, made._usd = (_Mean(int(n), float(s), float(q)) for n, s, q in (dumped["took"], dumped["usd"]))
         return made
 
-    def plus(self, other: ArmTally) -> None:
-        """Adds the sums of another device."""
-        for name in _CLOUD_COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._took.plus(other._took)
-        self._usd.plus(other._usd)
+    def add(self, seen: Seen) -> None:
+        self.requests += 1
+        self.failed += seen.failed
+        self.deferred += seen.deferred
+        self._usd.add(seen.usd)
+        self._took.add(seen.took_s)
+        if seen.took_s is not None:
+            self._latency.add(seen.took_s)
+        if seen.differs is not None:
+            self.compare(differs=seen.differs)
 
-    def count(self, came: Came, usd: float | None, *, timed: bool) -> None:
-        """Adds a request. timed: whether its time is that of one input."""
-        self.calls += 1
-        self.failed += came.failed
-        if usd is not None:
-            self._usd.add(usd)
-        if timed and came.took_s is not None:
-            self._latency.add(came.took_s)
-            self._took.add(came.took_s)
-        if came.differs is not None:
-            self.compared += 1
-            self.differ += came.differs
+    def compare(self, *, differs: bool) -> None:
+        self.compared += 1
+        self.differ += differs
 
-    def stats(self, arm: str, share: float, stopped: str) -> CloudArmStats:
-        """The sums as statistics."""
-        return CloudArmStats(
-            arm, share, self.calls, part(self.failed, self.calls), self.compared, part(self.differ, self.compared),
-            self.shadowed, part(self.shadow_differ, self.shadowed), self.shadow_failed, self._usd.part(), self._took.part(),
-            self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
+    def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
+        deferred = loss = usd = None
+        differs = part(self.differ, self.compared)
+        if side == "edge":
+            kept, wrong = part(self.requests - self.deferred, self.requests, RISK / 2), part(self.differ, self.compared, RISK / 2)
+            deferred = part(self.deferred, self.requests)
+            loss = Part(*(one * other for one, other in zip(kept, wrong, strict=True)))
+        else:
+            usd = self._usd.part()
+        return ArmStats(
+            arm, side, model, share, shown, self.requests, part(self.failed, self.requests), deferred, self.compared, differs,
+            loss, usd, self._took.part(), self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
         )  # fmt: skip
 
 
-def summed(devices: Sequence[Mapping[str, Any]]) -> list[CloudArmStats]:
-    """The arms of many devices as one, from what each stored. Latency quantiles are those of no fleet, and left out.
-
-    A guardrail's evidence of one device is not that of others; an arm that is stopped on one is told as stopped.
-    """
-    found = list[CloudArmStats]()
-    for arm in devices[0]["arms"]:
-        total, stopped = ArmTally(), ""
-        for device in devices:
-            with suppress(KeyError, TypeError, ValueError):
-                total.plus(ArmTally.load(device["tallies"][arm["arm"]]))
-                stopped = stopped or str(device["stopped"].get(arm["arm"], ""))
-        found.append(total.stats(str(arm["arm"]), float(arm["share"]), stopped)._replace(p50_s=None, p99_s=None))
-    return found
+def part(count: int, of: int, risk: float = RISK) -> Part:
+    """Return a share with its interval."""
+    return Part(*proportion(count, of, risk))
 
 
-# Arms of the cloud: which endpoint a request gets, what came of each, and the guardrail that stops one.
+# One trial: its arms, and its guardrail.
 
-SHADOW = "shadow"
+ERRORS, DEFERRED, DIFFERS = "more_errors", "more_deferred", "more_differs"
+TESTS = {("edge", True): (ERRORS, DEFERRED, DIFFERS), ("cloud", True): (ERRORS, DIFFERS), ("cloud", False): (DIFFERS,)}
+"""Side, and whether it is shown -> what the guardrail tests. A hidden edge is judged by its audits instead."""
 WORDS = {
-    ERRORS: "has more calls that fail than {first}",
-    DIFFERS: "has more answers that differ from the edge's than {first}",
-    SHADOW: "has more answers in shadow that differ from those of {first}",
+    ("edge", ERRORS): "has more requests that its edge model failed on than {}",
+    ("edge", DEFERRED): "has more deferrals than {}",
+    ("edge", DIFFERS): "has more answers that differ from the cloud's than {}",
+    ("cloud", ERRORS): "has more calls that fail than {}",
+    ("cloud", DIFFERS): "has more answers that differ from the edge's than {}",
 }
-AWAY = {"breaker", "retry_after"}
-"""Why it was not asked, by its own doing."""
-MOST_SHADOWS = 8
-"""Calls in shadow under way at a time; more are left out."""
+HIDDEN_DIFFERS = "has more hidden answers that differ from those of {}"
+
+
+class Comparison(ForkSafe):
+    """One trial: what came of its two arms, and whether the guardrail stopped it.
+
+    Args:
+        trial: the settings, with their defaults filled in.
+        names: of the target in use, and of the one on trial.
+        models: the same in words.
+        prints: what identifies both; figures of others that had their names are not continued.
+        free: share of the keys that earlier trials of the same side leave, 0..1.
+        alarm: called with the name on trial and the reason once the guardrail stops it.
+
+    Attributes:
+        stopped: why no request is in its arm any more; empty: some are.
+    """
+
+    _lock = per_process(threading.Lock)
+
+    def __init__(
+        self, trial: Trial, names: tuple[str, str], models: tuple[str, str], prints: tuple[str, str], free: float,
+        alarm: Callable[[str, str], object],
+    ) -> None:  # fmt: skip
+        self.trial, self.names, self._models, self._alarm, self.stopped = trial, names, models, alarm, ""
+        numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]
+        self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
+        """What the figures are about; equal after JSON. Shares may change: a canary's grows."""
+        kinds = TESTS.get((trial.side, trial.shown), ())
+        self._tests = {kind: ArmTest(min(getattr(trial, kind), 0.999), trial.alpha / len(kinds)) for kind in kinds}
+        self._tallies = _Tally(), _Tally()
+        self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
+        self._said = set[str]()
+        self._fixed = None if trial.device is None else self._draws(trial.device)
+
+    def _draws(self, key: object) -> bool:
+        """Return True if this key is in the trial's arm. The draws of several trials are independent."""
+        digest = sha256(f"{self.trial.salt}\0{self.names[1]}\0{key}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") < self._limit * 2**64
+
+    def draws(self, identity: str, x: Any) -> bool:
+        """Return True if a request is in the trial's arm: by its device, its key, its session, or its own id."""
+        if self._fixed is not None:
+            return self._fixed
+        by = self.trial.by
+        if by is None:
+            turn = TURN.get()
+            return self._draws(identity if turn is None else turn.stream or identity)
+        try:
+            return call_contained(lambda value: self._draws(by(value)), x)
+        except Exception as e:  # noqa: BLE001 - the application's function
+            self.log_once(f"by failed, so the request is in the arm of {self.names[0]}", e)
+            return False
+
+    def log_once(self, text: str, error: Exception) -> None:
+        """Log an exception of the application's, the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            log.error("trial of %s: %s (said once)", self.names[1], text, exc_info=error)
+
+    def count(self, rows: Iterable[Seen]) -> None:
+        """Add the ends of a request, or of the rows of a batch, which are in one arm.
+
+        For the guardrail a batch is one observation: its rows fail together, and the tests are of independent ones.
+        """
+        rows = list(rows)
+        if not rows:
+            return
+        b = rows[0].name == self.names[1]
+        with self._lock:
+            for seen in rows:
+                self._tallies[b].add(seen)
+            if self.trial.shown:
+                self._bet(ERRORS, [seen.failed for seen in rows], b=b)
+                self._bet(DEFERRED, [seen.deferred for seen in rows], b=b)
+                self._bet(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b)
+        self._look()
+
+    def compared(self, *, differs: bool, b: bool) -> None:
+        """Add a comparison: of an edge's answer by an audit, or of a hidden cloud's answer with that of the one in use."""
+        with self._lock:
+            self._tallies[b].compare(differs=differs)
+            if not self.trial.shown:
+                self._bet(DIFFERS, [False], b=False)  # so the test is of one mean against the margin
+            self._bet(DIFFERS, [differs], b=b)
+        self._look()
+
+    def called(self, took_s: float | None) -> None:
+        """Add a call of a hidden cloud; None: it failed."""
+        with self._lock:
+            self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
+
+    def _bet(self, kind: str, values: Sequence[bool], *, b: bool) -> None:
+        if values and kind in self._tests:
+            self._tests[kind].add(sum(values) / len(values), b=b)
+
+    def _look(self) -> None:
+        """Stop the trial once a test has enough evidence, and raise the alarm."""
+        for kind, test in self._tests.items():
+            if test.alarmed and not self.stopped:
+                a, b = self.names
+                words = WORDS[self.trial.side, kind] if self.trial.shown else HIDDEN_DIFFERS
+                self.stopped = f"{b} {words.format(a)}, by more than is allowed (p = {test.p:.2g}, at any time)"
+                log.warning("trial: %s; no request gets it any more", self.stopped)
+                self._alarm(b, self.stopped)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state and the statistics in JSON types."""
+        with self._lock:
+            tallies = [tally.dump() for tally in self._tallies]
+            tests = {kind: test.dump() for kind, test in self._tests.items()}
+        names = ("side", "shown", "share", "salt", ERRORS, DEFERRED, DIFFERS, "alpha", "device")
+        settings = {"models": [*self._models], **{name: getattr(self.trial, name) for name in names}}
+        arms = [arm._asdict() for arm in self.stats()]
+        return {"of": self.of, "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": arms, "settings": settings}
+
+    def load(self, dumped: Iterable[Any]) -> None:
+        """Continue from the dump that is about the same; one that cannot be read is logged."""
+        try:
+            for one in dumped:
+                if isinstance(one, dict) and one.get("of") == self.of:
+                    a, b = (_Tally.load(tally) for tally in one["tallies"])
+                    for kind, test in self._tests.items():
+                        test.load(one["tests"][kind])
+                    self._tallies, self.stopped = (a, b), str(one["stopped"])
+        except (KeyError, TypeError, ValueError) as e:
+            log.warning("the figures of a trial cannot be read, and begin anew: %r", e)
+
+    def stats(self, left: float | None = None) -> tuple[ArmStats, ArmStats]:
+        """Return the statistics of what is in use, and of what is on trial. left: share of what is in use."""
+        (a, b), (one, other), side, share = self.names, self._models, self.trial.side, self.trial.share or 0.0
+        if left is None:
+            left = 1 - share * self.trial.shown
+        with self._lock:
+            mine, tried = self._tallies
+            return (
+                mine.stats(a, side, one, max(0.0, left), "", shown=True),
+                tried.stats(b, side, other, share, self.stopped, shown=self.trial.shown),
+            )
+
+
+# All trials of a router.
 
 
 class Calls(Protocol):
     """Calls of a cloud that nobody waits for."""
 
     def room(self, request: Any, leg: int) -> bool:
-        """Whether a low-priority call may be made now."""
+        """Return True if a low-priority call may be made now."""
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+        """Copy the input, and return a function that calls the cloud and blocks."""
 
 
 class Trials(ForkSafe):
-    """The arms of a router's cloud, and what came of them.
+    """The trials of a router.
 
     Args:
-        arms: the settings.
-        alarm: called with an arm's name and the guardrail's text once it stops the arm.
-        calls: makes calls in shadow.
-        submit: runs one in a thread; returns False if none is free.
-        identities: of the endpoints, in order: what came of another one that had its name is not counted for it.
-        dumped: what came of them in earlier runs, if it was of these settings.
+        snapshot: the policy in force, with its trials.
+        alarm: called with a name on trial and the reason once a guardrail stops it.
+        calls: makes the calls of hidden clouds.
+        submit: runs a call in a thread; returns False if none is free.
+        dumped: figures of earlier runs, or of the policy before; those about the same are continued.
     """
 
     _lock = per_process(threading.Lock)
-    _shadows = initially(0)
+    _under_way = initially(0)
 
     def __init__(
         self,
-        arms: CloudArms,
+        snapshot: Snapshot,
         alarm: Callable[[str, str], object],
         calls: Calls,
         submit: Callable[[Callable[[], object]], bool],
-        identities: Sequence[str],
-        dumped: Mapping[str, Any] | None = None,
+        dumped: Any = None,
     ) -> None:
-        self.arms, self._alarm, self._calls, self._submit, self.identities = arms, alarm, calls, submit, [*identities]
-        self.first, *others = arms.clouds
-        self._tallies = {name: ArmTally() for name in arms.clouds}
-        alpha = arms.alpha / len(WORDS)
-        margins = {ERRORS: arms.more_errors, DIFFERS: arms.more_differs, SHADOW: arms.more_differs}
-        self._tests = {
-            name: {kind: ArmTest(min(margin, 0.999), alpha) for kind, margin in margins.items()} for name in others
-        }  # fmt: skip
-        self.stopped: dict[str, str] = {}
-        """Arm -> why it gets no request any more."""
-        self._failed = self._incomparable = False
-        self._fixed = None if arms.device is None else self._at(arms.device)
-        if isinstance(dumped, Mapping) and dumped.get("of") == self._of():
-            try:
-                self._load(dumped)
-            except (KeyError, TypeError, ValueError) as e:
-                log.warning("what came of the cloud's arms before cannot be read, and begins anew: %r", e)
+        self._calls, self._submit = calls, submit
+        self.all: list[Comparison] = []
+        free = 1.0
+        clouds = dict(zip((t.name for t in snapshot.targets if t.side == "cloud"), snapshot.clouds, strict=True))
+        prints = {name: identity(backend) for name, backend in clouds.items() if snapshot.on_trial}
+        for trial, name in snapshot.on_trial:
+            if trial.side == "edge":
+                names = (snapshot.targets[0].name, EDGE_TRIAL)
+                self.all.append(Comparison(trial, names, snapshot.models, snapshot.models, 1.0, alarm))
+            else:
+                first = next(iter(clouds))
+                both = (prints[first], prints[name])
+                self.all.append(Comparison(trial, (first, name), (first, name), both, free if trial.shown else 1.0, alarm))
+                free -= (trial.share or 0.0) * trial.shown
+        self._edge = next((one for one in self.all if one.trial.side == "edge"), None)
+        self._clouds = [one for one in self.all if one.trial.side == "cloud"]
+        for one in self.all:
+            one.load(dumped if isinstance(dumped, list) else ())
 
-    def _of(self) -> list[Any]:
-        """What the sums are about; equal after it was read from JSON."""
-        arms = self.arms
-        return [[*arms.clouds], self.identities, arms.salt, *map(float, (arms.more_errors, arms.more_differs, arms.alpha))]
+    @property
+    def of(self) -> list[Any]:
+        """What the trials are about, with their settings."""
+        return [(one.trial, one.of) for one in self.all]
 
-    def dump(self) -> dict[str, Any]:
-        """JSON-serialisable state, and the statistics for who reads it."""
-        with self._lock:
-            tallies = {name: tally.dump() for name, tally in self._tallies.items()}
-            tests = {name: {kind: test.dump() for kind, test in of.items()} for name, of in self._tests.items()}
-        told = [arm._asdict() for arm in self.stats()]
-        return {"of": self._of(), "stopped": dict(self.stopped), "tallies": tallies, "tests": tests, "arms": told}
+    def dump(self) -> list[dict[str, Any]]:
+        """Return the state and the statistics of each trial, in JSON types."""
+        return [one.dump() for one in self.all]
 
-    def _load(self, dumped: Mapping[str, Any]) -> None:
-        tallies = {name: ArmTally.load(dumped["tallies"][name]) for name in self._tallies}
-        for name, of in self._tests.items():
-            for kind, test in of.items():
-                test.load(dumped["tests"][name][kind])
-        self._tallies = tallies
-        self.stopped = {name: str(why) for name, why in dumped["stopped"].items() if name in self._tests}
+    def stats(self) -> tuple[ArmStats, ...]:
+        """Return the statistics of each arm; those of what is in use once a side."""
+        found = dict[str, ArmStats]()
+        for one in self.all:
+            beside = self._clouds if one in self._clouds else [one]
+            left = 1 - sum((other.trial.share or 0.0) * other.trial.shown for other in beside)
+            for arm in one.stats(left):
+                found.setdefault(arm.arm, arm)
+        return tuple(found.values())
 
-    def _at(self, key: object) -> float:
-        digest = sha256(f"{self.arms.salt}\0cloud\0{key}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
+    @property
+    def busy(self) -> int:
+        """Number of calls of hidden clouds under way."""
+        return self._under_way
 
-    def _by(self, x: Any) -> float:
-        assert self.arms.by is not None, "it was asked for"
-        return self._at(self.arms.by(x))
+    def choose(self, snapshot: Snapshot, identity: str, x: Any) -> tuple[Snapshot, str]:
+        """Return the policy of a request, with the edge model of its arm, and the name of the cloud on trial; empty: none.
 
-    def choose(self, identity: str, x: Any) -> str:
-        """The arm of a request; empty: the first endpoint's. A session is in one arm, and so is a device."""
-        at = self._fixed
-        if at is None and self.arms.by is None:
-            turn = TURN.get()
-            at = self._at(identity if turn is None else turn.stream or identity)
-        elif at is None:
-            try:
-                at = call_contained(self._by, x)
-            except Exception:
-                if not self._failed:
-                    self._failed = True
-                    log.exception("cloud_arms: by failed, so the request is the first endpoint's (said once)")
-                return ""
-        for name, share in self.arms.split.items():
-            if at < share:
-                return "" if name in self.stopped else name
-            at -= share
-        return ""
+        Args:
+            snapshot: the policy in force.
+            identity: id of the request, or of the one whose arm it shares.
+            x: the input, for `by`.
+        """
+        edge, other = self._edge, snapshot.trial
+        if edge is not None and other is not None and not edge.stopped and edge.draws(identity, x):
+            snapshot = other
+        for one in self._clouds:
+            if one.trial.shown and one.draws(identity, x):
+                return snapshot, "" if one.stopped else one.names[1]
+        return snapshot, ""
+
+    def compared(self, name: str, *, agrees: bool) -> None:
+        """Add an audited answer of an edge model."""
+        if self._edge is not None and name in self._edge.names:
+            self._edge.compared(differs=not agrees, b=name == EDGE_TRIAL)
 
     def ended(self, *rows: tuple[Request, Outcome, Mapping[int, Spent]]) -> None:
-        """Counts a request that has ended, or the rows of a batch; and asks in shadow, where one was drawn for that."""
+        """Add a request that has ended, or the rows of a batch; calls hidden clouds for those that are drawn for it."""
         try:
-            self._ended(rows)
+            if self._edge is not None:
+                seen = [one for request, outcome, _ in rows if (one := _of_edge(request, outcome)) is not None]
+                self._edge.count(one for one in seen if one.name in self._edge.names)
+            if self._clouds:
+                self._of_clouds(rows)
         except Exception:
-            log.exception("an arm of the cloud could not be counted; the answer is not touched by it")
+            log.exception("a trial could not be counted; the answer is not touched by it")
 
-    def _ended(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
-        found = [(request, usd, came) for request, outcome, usd in rows if (came := self._came(request, outcome)) is not None]
-        if not found:
-            return
-        name = found[0][2].name  # that of all: a batch is in one arm
-        b = name != self.first
-        with self._lock:
-            tally = self._tallies[name]
-            for request, costs, came in found:
-                tally.count(came, None if came.leg not in costs else costs[came.leg].usd, timed=not request.batch)
-            # rows of one call fail together, so a batch is one observation: the tests are of independent ones
-            values = {ERRORS: [came.failed for _, _, came in found]}
-            values[DIFFERS] = [came.differs for _, _, came in found if came.differs is not None]
-            for other, tests in self._tests.items():
-                for kind, seen in values.items():
-                    if seen and (other == name or not b):
-                        tests[kind].add(sum(seen) / len(seen), b=b)
-        self._look()
-        for request, _, came in found:
-            if came.answer is not None and not b:
-                self._shadowed(request, request.plan, came.leg, came.answer.value, came.edge)
+    def _of_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
+        found = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
+        for one in self._clouds:
+            one.count(seen for _, seen in found if seen.name in one.names)
+            if one.trial.shown or one.stopped:
+                continue
+            for request, seen in found:
+                if seen.answer is not None and seen.name == one.names[0] and one.draws(request.id, request.inputs):
+                    self._hidden(one, request, seen.leg, seen.answer.value, seen.edge)
 
-    def _came(self, request: Request, outcome: Outcome) -> Came | None:
-        """What came of the arm's leg; None: it was not asked, or nothing is known of it."""
-        plan = request.plan
-        i = next((i for i, leg in enumerate(plan.legs) if leg.permit is not None), None)
-        if i is None or plan.legs[i].name not in self._tallies:
+    def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
+        """Return the end of the first cloud's leg; None: it was not called, or nothing is known of it."""
+        legs = request.plan.legs
+        i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
+        if i is None:
             return None
         begun = ended = failed = answered = False
         since = took_s = 0.0
@@ -503,100 +434,79 @@ class Trials(ForkSafe):
         if not (begun and ended):
             return None
         answer = outcome.prediction if outcome.leg == i and answered else None
-        edge = next((held for leg, held in outcome.held.items() if plan.legs[leg].permit is None), None)
+        edge = next((held for leg, held in outcome.held.items() if legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
-        return Came(plan.legs[i].name, i, failed, took_s if answered else None, answer, edge, differs)
+        usd = costs[i].usd if i in costs else None
+        return Seen(
+            legs[i].name, failed, False, differs, took_s if answered and not request.batch else None, usd, i, answer, edge
+        )
 
     def _differ(self, one: Any, other: Any) -> bool | None:
-        """Whether two values differ; None: they cannot be compared, and that is said once."""
+        """Return True if two values differ; None: they cannot be compared, which is logged once."""
         try:
             return not call_contained(same, one, other)
-        except Exception:
-            if not self._incomparable:
-                self._incomparable = True
-                log.exception("cloud_arms: answers cannot be compared, so failures alone are (said once)")
+        except Exception as e:  # noqa: BLE001 - the application's values
+            self._clouds[0].log_once("answers cannot be compared, so failures alone are", e)
             return None
 
-    def _shadowed(self, request: Request, plan: Plan, i: int, value: Any, edge: Prediction | None) -> None:
-        """Asks those endpoints in shadow for which the request is drawn."""
-        for name, share in self.arms.shadow.items():
-            drawn = self._at(f"{name}\0{request.id}") < share
-            target = next((n for n, one in enumerate(request.snapshot.targets) if one.name == name), None)
-            if not drawn or name in self.stopped or target is None or self._shadows >= MOST_SHADOWS:
-                continue
-            legs = (*plan.legs, _leg(plan.legs[i], name, target))
-            trial = request._replace(plan=plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
-            if self._calls.room(trial, len(legs) - 1):
-                self._ask(name, self._calls.prepare(trial, len(legs) - 1, edge), value)
+    def _hidden(self, one: Comparison, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
+        """Call a hidden cloud in a thread, and compare its answer, if there is room for that now."""
+        name, legs = one.names[1], request.plan.legs
+        target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
+        if target is None or self._under_way >= MOST_HIDDEN:
+            return
+        legs = (*legs, _leg(legs[i], name, target))
+        asks = request._replace(plan=request.plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
+        if not self._calls.room(asks, len(legs) - 1):
+            return
+        call = self._calls.prepare(asks, len(legs) - 1, edge)
 
-    def _ask(self, name: str, ask: Callable[[], Event], value: Any) -> None:
         def job() -> None:
             try:
-                event = ask()
+                begun = monotonic()
+                event = call()
                 if type(event) is Done:
-                    differs = self._differ(event.answer.value, value)
-                    if differs is not None:
-                        self.shadowed(name, differs=differs)
+                    one.called(event.at - begun)
+                    if (differs := self._differ(event.answer.value, value)) is not None:
+                        one.compared(differs=differs, b=True)
                 elif type(event) is Failed and _its_own(event.error):
-                    with self._lock:
-                        self._tallies[name].shadow_failed += 1
+                    one.called(None)
             except Exception:
-                log.exception("a call in shadow failed; no answer is touched by it")
+                log.exception("a call of a hidden cloud failed; no answer is touched by it")
             finally:
                 with self._lock:
-                    self._shadows -= 1
+                    self._under_way -= 1
 
         with self._lock:
-            self._shadows += 1
+            self._under_way += 1
         if not self._submit(job):
             with self._lock:
-                self._shadows -= 1
+                self._under_way -= 1
 
-    def shadowed(self, name: str, *, differs: bool) -> None:
-        """Counts an answer in shadow."""
-        with self._lock:
-            tally, test = self._tallies[name], self._tests[name][SHADOW]
-            tally.shadowed += 1
-            tally.shadow_differ += differs
-            test.add(0.0, b=False)  # so the test is of one mean against the margin
-            test.add(float(differs), b=True)
-        self._look()
 
-    @property
-    def busy(self) -> int:
-        """Calls in shadow under way."""
-        return self._shadows
-
-    def _look(self) -> None:
-        """Stops each arm of which a test has enough evidence."""
-        for name, tests in self._tests.items():
-            kind = next((kind for kind, test in tests.items() if test.alarmed), None)
-            if kind is not None and name not in self.stopped:
-                why = WORDS[kind].format(first=self.first)
-                self.stopped[name] = f"{name} {why}, by more than is allowed (p = {tests[kind].p:.2g}, at any time)"
-                log.warning("cloud_arms: %s; no request gets it any more", self.stopped[name])
-                self._alarm(name, self.stopped[name])
-
-    def stats(self) -> tuple[CloudArmStats, ...]:
-        """Statistics of each arm."""
-        shares = {self.first: max(0.0, 1 - sum(self.arms.split.values())), **self.arms.split}
-        with self._lock:
-            return tuple(
-                tally.stats(name, shares.get(name, 0.0), self.stopped.get(name, "")) for name, tally in self._tallies.items()
-            )
+def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
+    """Return the end of a request in the arm of its edge model; None: its plan has none."""
+    legs = request.plan.legs
+    edge = next((i for i, leg in enumerate(legs) if leg.permit is None), None)
+    if edge is None:
+        return None
+    faults = (error for kind, leg, _, error in outcome.log if kind == "failed" and leg == edge)
+    failed = any(getattr(error, "code", "") not in UNFIT for error in faults)
+    away = any(kind == "start" and legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
+    return Seen(legs[edge].name, failed, away, None, None if request.batch else monotonic() - request.begun, None)
 
 
 def _its_own(error: BaseException) -> bool:
-    """Whether an endpoint has failed. One that its breaker holds back has, too: its own faults have opened that."""
+    """Return True if an endpoint has failed, also one that its breaker holds back, which its own faults opened."""
     failure = Failure.of(error)
     return failure.code in AWAY or not (failure.held or failure.of_the_input)
 
 
 def identity(backend: CloudBackend) -> str:
-    """A hash of what an endpoint is: its address, protocol and model, or a function's code; equal after a restart.
+    """Return a hash of what an endpoint is: its address, protocol and model, or a function's code; equal after a restart.
 
-    Without labels, which a server may tell later. What has no identity that two processes agree on, such as a function that holds
-    an object, is known by its name alone.
+    Labels are left out, as a server may tell them later. A function that holds an object has no identity that two processes
+    agree on, and is known by its name alone.
     """
     from edgeroute.stores.cache import fingerprint
 
@@ -609,7 +519,7 @@ def identity(backend: CloudBackend) -> str:
 
 
 def _leg(like: Leg, name: str, target: int) -> Leg:
-    """The leg of an endpoint in shadow: it may leave as the other did."""
+    """Return the leg of a hidden cloud, with the permit of the leg that was answered."""
     return like._replace(
         name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
     )

@@ -200,7 +200,7 @@ class EdgeAnswers:
 
 
 def check_send_edge(
-    policy: Policy, targets: Sequence[Target], backends: Sequence[Backend], egress: Egress, *, candidate: bool
+    policy: Policy, targets: Sequence[Target], backends: Sequence[Backend], egress: Egress, *, hidden: bool
 ) -> bool:
     """Whether any cloud takes the edge's answer.
 
@@ -226,6 +226,6 @@ def check_send_edge(
         raise PolicyError(
             f"{what}, and that is made of the input as it is before redact=, whose result alone may leave: leave one of them out"
         )
-    if candidate:
-        raise PolicyError(f"{what}, and a candidate= would be compared with the cloud's answers to that: leave one of them out")
+    if hidden:
+        raise PolicyError(f"{what}, and a hidden edge on trial would be compared with the cloud's answers to that: leave one out")
     return True

@@ -26,7 +26,7 @@ class Warmed(NamedTuple):
     """The warm-up of one model."""
 
     name: str
-    """Of the target; the candidate is `candidate`."""
+    """Of the target."""
     load_s: float
     """Seconds that loading took; about 0: it was loaded already."""
     first_s: float | None
@@ -129,7 +129,7 @@ def _check_certificate(made: Snapshot, i: int, release: Release) -> None:
 
 def viewed(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
     """What that model takes of each sample."""
-    for one in (snapshot, snapshot.candidate, snapshot.other):
+    for one in (snapshot, snapshot.trial):
         if one is not None and backend in one.backends:
             i = one.backends.index(backend)
             return [one.views.of(one.targets[i], i, x) for x in samples]

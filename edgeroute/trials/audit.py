@@ -155,7 +155,7 @@ class Audited(Protocol):
 
     @property
     def snapshot(self) -> Any:
-        """The policy that it had, with its `backends` and `candidate`."""
+        """The policy that it had, with its `backends` and `hidden`."""
 
 
 class Asks(Protocol):
@@ -171,7 +171,7 @@ class Asks(Protocol):
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
 
     def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
-        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
+        """Copy the input, and return a function that runs the plan's hidden edges and the one on trial, and blocks."""
 
 
 class Bound(NamedTuple):
@@ -487,7 +487,7 @@ class Auditor(ForkSafe):
         if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
             edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
         cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
-        runs = bool(unheard) or request.snapshot.candidate is not None
+        runs = bool(unheard) or request.snapshot.hidden is not None
         if cloud is None or not (edges or runs) or not bound.of(request.snapshot.backends):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None

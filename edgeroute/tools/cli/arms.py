@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.exits import NOT_READY, OK
-from edgeroute.tools.cli.status import arms_of, settings_of, show_arms, show_cloud_arms, show_fleet
+from edgeroute.tools.cli.status import show_arms, trials_of
 from edgeroute.tools.cli.tables import Json, console, table
 
 if TYPE_CHECKING:
@@ -33,45 +33,38 @@ def arms(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Compares the arms of an A/B comparison over many devices, and says whether B is worse than is allowed.
+    """Compares the arms of a trial over many devices, and says whether what is on trial is worse than is allowed.
 
-    Where each device is in one arm, no device can compare them by itself: this does. Exit code 4: B is worse, stop it; or an arm
-    of the cloud is stopped, of which the sums over state folders are shown.
+    Where each device is in one arm, no device can compare them by itself: this does. Exit code 4: it is worse, stop it; or an
+    endpoint on trial is stopped on a device.
     """
     from edgeroute.tools.measure.fleet import compared
     from edgeroute.tools.measure.report.page import made_of
 
-    clouds = show_fleet(devices)
-    found = list[Any]()
+    trials: dict[tuple[str, str], list[Device]] = {}
     for path in devices:
-        read = [one for one in _read(path) if one is not None]
-        found += read
-        if not read and not clouds:
-            print(f"{path} has no A/B comparison: left out", file=sys.stderr)
-    if clouds and not found:
-        if as_json:
-            print(json.dumps({"cloud_arms": clouds}, allow_nan=False))
-        else:
-            show_cloud_arms(clouds)
-        return NOT_READY if any(one["stopped"] for one in clouds) else OK
-    fleet = compared(found)
-    said = made_of(len(found), sum(arm.requests for arm in fleet.arms))
+        read = [*_read(path)]
+        for one in read:
+            trials.setdefault((one.settings.side, str(one.arms[1].get("arm"))), []).append(one)
+        if not read:
+            print(f"{path} has no trial: left out", file=sys.stderr)
+    fleets = [(compared(found), len(found)) for found in trials.values() or [[]]]
+    pages = [(fleet, made_of(count, sum(arm.requests for arm in fleet.arms))) for fleet, count in fleets]
     if report is not None:
-        _write(report, fleet, said)
-    code = NOT_READY if fleet.worse else OK
+        _write(report, pages)
+    stops = any(fleet.worse or (fleet.settings.side == "cloud" and fleet.arms[1].stopped) for fleet, _ in fleets)
     if as_json:
-        more = {"cloud_arms": clouds} if clouds else {}
-        print(json.dumps({"devices": len(found), **fleet.as_dict(), **more}, allow_nan=False))
-        return code
-    _show(fleet, said)
-    show_cloud_arms(clouds)
-    if report is not None:
-        print(f"written to {report}")
-    return code
+        print(json.dumps({"trials": [{"devices": count, **fleet.as_dict()} for fleet, count in fleets]}, allow_nan=False))
+    else:
+        for fleet, said in pages:
+            _show(fleet, said)
+        if report is not None:
+            print(f"written to {report}")
+    return NOT_READY if stops else OK
 
 
-def _read(path: Path) -> Iterator[Device | None]:
-    """The devices of a state folder, or of a file; None: one without arms.
+def _read(path: Path) -> Iterator[Device]:
+    """Yield the trials of the device of a state folder, or of the devices of a file.
 
     Raises:
         BadInput: it is neither.
@@ -79,8 +72,7 @@ def _read(path: Path) -> Iterator[Device | None]:
     if path.is_dir():
         from edgeroute.tools.cli.status import read_state
 
-        kept = read_state(path)
-        yield _device(str(path), {"arms": arms_of(kept), "ab": settings_of(kept)})
+        yield from _trials(str(path), {"trials": trials_of(read_state(path))})
         return
     try:
         text = path.read_text(encoding="utf-8")
@@ -98,29 +90,29 @@ def _read(path: Path) -> Iterator[Device | None]:
     except RecursionError as e:
         raise BadInput(f"{path} is not what `edgeroute status --json` prints: it is nested too deeply") from e
     for origin, one in told.items():
-        yield _device(origin, one)
+        yield from _trials(origin, one)
 
 
-def _device(origin: str, told: Any) -> Device | None:
+def _trials(origin: str, told: Any) -> Iterator[Device]:
     from edgeroute.tools.measure.fleet import Device, settings_of
 
-    if not isinstance(told, dict):
+    if not isinstance(told, dict) or not isinstance(trials := told.get("trials", []), list):
         raise BadInput(f"{origin} is not what `edgeroute status --json` prints")
-    own, kept = told.get("arms"), told.get("ab")
-    if not own or not isinstance(own, list) or not isinstance(kept, dict):
-        return None
-    settings, name = settings_of(kept), kept.get("device")
-    if settings is None or not all(isinstance(arm, dict) for arm in own):
-        raise BadInput(f"{origin}: the settings of its A/B comparison cannot be read")
-    return Device(origin, None if name is None else str(name), settings, own)
+    for one in trials:
+        kept, own = (one.get("settings") or {}, one.get("arms")) if isinstance(one, dict) else ({}, None)
+        settings = settings_of(kept)
+        if settings is None or not isinstance(own, list) or len(own) != 2 or not all(isinstance(arm, dict) for arm in own):  # noqa: PLR2004
+            raise BadInput(f"{origin}: the settings of its trial cannot be read")
+        name = kept.get("device")
+        yield Device(origin, None if name is None else str(name), settings, own)
 
 
-def _write(report: Path, fleet: Fleet, said: str) -> None:
+def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
     from edgeroute.system.process import replace_file
-    from edgeroute.tools.measure.report.page import document, of_fleet
+    from edgeroute.tools.measure.report.page import document, of_fleets
 
     try:
-        replace_file(report, document(of_fleet(fleet, said)))
+        replace_file(report, document(of_fleets(pages)))
     except OSError as e:
         raise StoreError(f"{report} cannot be written: {e.strerror or e}") from e
 
@@ -131,7 +123,10 @@ def _show(fleet: Fleet, said: str) -> None:
     print(said)
     show_arms([{key: list(value) if isinstance(value, tuple) else value for key, value in arm._asdict().items()}
                for arm in fleet.arms])  # fmt: skip
-    columns = ("B less A", "difference", "interval", "allowed", "")
-    table(columns, [(one.measure, *difference(one)) for one in fleet.differences], ("B less A", ""))
+    if not fleet.settings.measures:
+        return
+    less = f"{fleet.arms[1].arm} less {fleet.arms[0].arm}"
+    rows = [(one.measure, *difference(one)) for one in fleet.differences]
+    table((less, "difference", "interval", "allowed", ""), rows, (less, ""))
     print(how(fleet))
     console().print(" ".join(verdict(fleet)), markup=False)

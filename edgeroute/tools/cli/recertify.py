@@ -53,7 +53,7 @@ def recertify(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Puts the policy's [candidate] in force once its certificate holds, by the audit log; takes it back after an alarm.
+    """Puts a hidden edge on [trial] in force once its certificate holds, by the audit log; takes it back after an alarm.
 
     One step a run, for cron or a timer. Exit code 5: more audits are needed.
     """
@@ -68,7 +68,7 @@ def recertify(
         memory = Memory(home)
         step = _after_switch(policy, home, memory, force=force, dry_run=dry_run)
         if step is None:
-            step = _candidate(policy, home, memory, max_loss, sure, dry_run=dry_run)
+            step = _on_trial(policy, home, memory, max_loss, sure, dry_run=dry_run)
     finally:
         turn.leave()
     print(json.dumps({"did": step.did, "dry_run": dry_run, "text": step.text, **step.more}) if as_json else printable(step.text))
@@ -96,13 +96,14 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
     return Step("rolled_back", f"{_would(dry_run)}rolled back to the policy before the switch of {when(switch['at'])}: {why}")
 
 
-def _candidate(policy: Path, home: Path, memory: Memory, max_loss: float | None, sure: float | None, *, dry_run: bool) -> Step:
-    """Counts a candidate's audits, and puts it in force if its certificate holds."""
+def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, sure: float | None, *, dry_run: bool) -> Step:
+    """Count the audits of the hidden edge on trial, and put it in force if its certificate holds."""
     with plain(policy) as router:
-        candidate = router.engine.snapshot.candidate
-        if candidate is None:
+        if router.engine.snapshot.hidden is None:
             since = f" since the switch of {when(memory.switch['at'])}" if memory.switch else ""
-            return Step("nothing", f"nothing to do: there is no [candidate] in {policy}, and there was no alarm{since}")
+            return Step(
+                "nothing", f"nothing to do: there is no hidden edge on [trial] in {policy}, and there was no alarm{since}"
+            )
         value, risk = _promise(router, max_loss, sure)
         step, certificate, digest = _judged(router, home, memory, value, risk, policy, dry_run=dry_run)
     if certificate is None:
@@ -128,28 +129,28 @@ def _promise(router: Router, max_loss: float | None, sure: float | None) -> tupl
 def _judged(
     router: Router, home: Path, memory: Memory, value: float, risk: float, policy: Path, *, dry_run: bool
 ) -> tuple[Step, Certificate | None, str]:
-    """The certificate that the candidate's audits give, if it holds at some threshold, and its fingerprints."""
+    """Return the certificate that the audits of the edge on trial give, if it holds at some threshold, and its fingerprints."""
     from edgeroute.confidence.certificate import digest
     from edgeroute.core.policy import INF
-    from edgeroute.router.build import CANDIDATE
     from edgeroute.tools.measure.certified import audited
     from edgeroute.tools.measure.collect import Aside
     from edgeroute.tools.measure.steps import calibrated, wanted
+    from edgeroute.trials.trial import EDGE_TRIAL
 
-    aside = Aside(router.engine, 0, of=router.engine.snapshot.candidate)
+    aside = Aside(router.engine, 0, of=router.engine.snapshot.hidden)
     prints = aside.fingerprints()
     name = digest(prints)
-    back = memory.switch.get("rolled_back") if memory.switch.get("candidate") == name else None
+    back = memory.switch.get("rolled_back") if memory.switch.get("trial") == name else None
     looks = memory.looks.setdefault(f"{name} {value:g}", [])
     due, own = next_look(looks, value, risk)
     try:
-        found = audited(home / "audit.jsonl", CANDIDATE, prints, since=back)
+        found = audited(home / "audit.jsonl", EDGE_TRIAL, prints, since=back)
         count, notes = len(found.examples.edge), found.notes
     except BadInput as e:
         found, count, notes = None, 0, [str(e)]
     if found is None or count < due:
         again = f" since it was rolled back at {when(back)}" if back else ""
-        text = f"the candidate has {count:,} audits{again}, and {due:,} are needed: {due - count:,} are missing"
+        text = f"{EDGE_TRIAL} has {count:,} audits{again}, and {due:,} are needed: {due - count:,} are missing"
         more = {"audits": count, "needed": due, "missing": due - count, "notes": notes}
         return Step("waiting", "; ".join([text, *notes]), TOO_FEW, more), None, name
     want = wanted(max_loss=value, max_error=None, max_defer=None, sure=1 - own, per_class=False, score=None, ood=False)
@@ -160,14 +161,12 @@ def _judged(
     if not dry_run:
         memory.save()
     later = ceil(GROWTH * count)
-    text = (
-        f"by {count:,} audits the candidate's promise holds at no threshold; the next look is at {later:,}, or try another model"
-    )
+    text = f"by {count:,} audits the trial's promise holds at no threshold; the next look is at {later:,}, or try another model"
     return Step("waiting", text, TOO_FEW, {"audits": count, "needed": later, "missing": later - count}), None, name
 
 
 def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, float]:
-    """The number of audits at which a candidate is looked at next, and the risk of that look.
+    """The number of audits at which a trial is looked at next, and the risk of that look.
 
     Who looks at each new audit finds a certificate by chance sooner or later. So looks are few, and share the risk: the first
     has half of it, the next half of the rest, and so on.
@@ -184,12 +183,12 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
 
 
 def _put(policy: Path, certificate: Certificate, digest: str, memory: Memory, *, dry_run: bool) -> Step:
-    """Writes the certificate, and puts the candidate in force."""
+    """Write the certificate, and put the edge on trial in force."""
     from edgeroute.tools.cli.switch import by_hand, kept, switch
 
     path = policy.parent / f"certificate-{certificate.date}-{certificate.checksum[:8]}.json"
     more = {"certificate": str(path), "guarantee": certificate.guarantee, "deferral_rate": certificate.deferral_rate}
-    held = f"the candidate's certificate holds: {certificate.guarantee}"
+    held = f"the trial's certificate holds: {certificate.guarantee}"
     if dry_run:
         return Step("switched", f"{held} {_would(dry_run)}switched", OK, more)
     threshold = written_as(policy, path)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timezone
 from math import inf
 from pathlib import Path
@@ -17,7 +17,7 @@ from edgeroute.system import process
 from edgeroute.tools.cli.exits import OK
 from edgeroute.tools.cli.outbox import InFolder, OfPolicy, folder, when
 from edgeroute.tools.cli.tables import Json, table
-from edgeroute.trials.settings import STORED_AB, STORED_ARMS
+from edgeroute.trials.trial import EDGE_TRIAL, STORED
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
@@ -68,123 +68,68 @@ def read_state(folder: Path) -> dict[str, Value]:
     return found
 
 
-# What came of the arms of an A/B comparison, as `status` shows it.
+# The figures of trials, as `status` and `arms` show them, of one device or many.
 
 
-def arms_of(kept: Mapping[str, Value]) -> list[dict[str, Any]]:
-    """The statistics of each arm, as they were stored last; empty: there are none."""
-    stored = kept[STORED_AB].value if STORED_AB in kept else None
-    found = stored.get("arms") if isinstance(stored, dict) else None
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+def trials_of(kept: Mapping[str, Value]) -> list[dict[str, Any]]:
+    """Return the settings and arms of each trial, as they were stored last."""
+    stored = kept[STORED].value if STORED in kept else None
+    return [
+        {"settings": one["settings"], "arms": one["arms"]}
+        for one in (stored if isinstance(stored, list) else ())
+        if isinstance(one, dict) and isinstance(one.get("settings"), dict) and isinstance(one.get("arms"), list)
+    ]
 
 
-def settings_of(kept: Mapping[str, Value]) -> dict[str, Any]:
-    """The settings of the comparison, as they were stored with them."""
-    stored = kept[STORED_AB].value if STORED_AB in kept else None
-    found = stored.get("settings") if isinstance(stored, dict) else None
-    return found if isinstance(found, dict) else {}
+def arms_of(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the arms of trials, those of what is in use once."""
+    found = dict[str, Mapping[str, Any]]()
+    for arm in (arm for one in trials for arm in one["arms"] if isinstance(arm, dict)):
+        found.setdefault(str(arm.get("arm")), arm)
+    return [*found.values()]
 
 
 def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
-    """Prints them, with 95 % intervals."""
+    """Print them, with 95 % intervals."""
     if not arms:
         return
     fleet = "devices" in arms[0]
-    columns = ("arm", "model", *(["devices"] if fleet else []), "requests", "failed", "deferred", "differ", "loss", "mean", "p99")
+    of = "devices" if fleet else "share"
+    columns = ("arm", "model", of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean", "p99")
     rows = []
     for one in arms:
-        shares = [_share(one.get(key)) for key in ("failed", "deferred", "differs", "loss")]
-        if not one.get("compared"):
-            shares[2:] = ["-", "-"]
-        counts = [one.get(key) for key in ("devices", "requests")[not fleet :]]
-        times = (_ms_between(one.get(key)) for key in ("mean_s", "p99_s"))
-        rows.append((one.get("arm"), one.get("model"), *counts, *shares, *times))
+        has = {"failed": one.get("requests"), "deferred": True, "differs": one.get("compared"), "loss": one.get("compared")}
+        shares = [_share(one.get(key)) if known else "-" for key, known in has.items()]
+        share = one.get("share")
+        part = one.get("devices") if fleet else f"{share:.1%}" if isinstance(share, float | int) else "-"
+        part = f"{part}, hidden" if one.get("shown") is False else part
+        times = (_ms_between(one.get(key)) if one.get("requests") else "-" for key in ("mean_s", "p99_s"))
+        rows.append((one.get("arm"), one.get("model"), part, one.get("requests"), *shares, _usd(one.get("usd")), *times))
     table(columns, rows, ("arm", "model"))
     for one in arms:
         if one.get("stopped"):
-            print(printable(f"  arm {one.get('arm')} is stopped: {one['stopped']}"))
-
-
-def _share(part: Any) -> str:
-    return f"{part[0]:.2%} ({part[1]:.2%} to {part[2]:.2%})" if isinstance(part, list) and len(part) == 3 else "-"  # noqa: PLR2004
-
-
-def _ms_between(seconds: Any) -> str:
-    if isinstance(seconds, list):
-        return f"{1000 * seconds[0]:.2f} ms ({1000 * seconds[1]:.2f} to {1000 * seconds[2]:.2f})"
-    return "-" if seconds is None else f"{1000 * seconds:.2f} ms"
-
-
-# What came of the arms of the cloud, as `status` and `arms` show it, of one device or many.
-
-
-def cloud_arms_of(kept: Mapping[str, Value]) -> dict[str, Any]:
-    """What a router stored of its arms; empty: there are none."""
-    stored = kept[STORED_ARMS].value if STORED_ARMS in kept else None
-    return stored if isinstance(stored, dict) and isinstance(stored.get("arms"), list) else {}
-
-
-def together(devices: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The statistics of each arm over all devices that compare the same with the same settings as the first of them."""
-    from edgeroute.router.trials import summed
-
-    return [arm._asdict() for arm in summed(devices)]
-
-
-def show_fleet(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The arms of the cloud over the devices whose state folders these are; empty: none has some."""
-    found = [stored for path in paths if path.is_dir() and (stored := cloud_arms_of(read_state(path)))]
-    if not found:
-        return []
-    alike = [one for one in found if one.get("of") == found[0].get("of")]
-    if len(alike) < len(found):
-        print(f"{len(found) - len(alike)} devices have other arms of the cloud, or settings: left out", file=sys.stderr)
-    return together(alike)
-
-
-def show_cloud_arms(arms: Sequence[Mapping[str, Any]]) -> None:
-    """Prints them, with 95 % intervals."""
-    if not arms:
-        return
-    rows = []
-    for one in arms:
-        differs = _share_of(one, "differs") if one.get("compared") else "-"
-        parts = [_share_of(one, "shadow_differs")] if one.get("shadowed") else []
-        parts += [f"{one['shadow_failed']:,} failed"] if one.get("shadow_failed") else []
-        shadow = ", ".join(parts) or "-"
-        failed = _share_of(one, "failed") if one.get("calls") else "-"
-        cost, took = _mean(one, "usd", 1, "{:.3g}"), _mean(one, "mean_s", 1000, "{:.2f} ms")
-        share = one.get("share")
-        part = f"{share:.1%}" if isinstance(share, float | int) else "-"
-        rows.append((one.get("arm"), part, one.get("calls"), failed, differs, shadow, cost, took))
-    table(("cloud", "share", "calls", "failed", "differ from edge", "in shadow", "USD a call", "mean"), rows, ("cloud",))
-    for one in arms:
-        if one.get("stopped"):
-            print(printable(f"  arm {one.get('arm')} is stopped: {one['stopped']}"))
-
-
-def _mean(arm: Mapping[str, Any], name: str, times: float, form: str) -> str:
-    """A mean with its interval; "-": there is none."""
-    part: Any = arm.get(name)
-    if not arm.get("calls") or not _part(part):
-        return "-"
-    value, low, high = (form.format(times * one) for one in part)
-    return f"{value} ({low} to {high})"
+            print(printable(f"  {one.get('arm')} is stopped: {one['stopped']}"))
 
 
 def _part(given: Any) -> bool:
     return isinstance(given, list | tuple) and len(given) == 3  # noqa: PLR2004 - a number and its interval
 
 
-def _share_of(arm: Mapping[str, Any], name: str) -> str:
-    part = arm.get(name)
-    return f"{part[0]:.2%} ({part[1]:.2%} to {part[2]:.2%})" if part is not None and _part(part) else "-"
+def _share(part: Any) -> str:
+    return f"{part[0]:.2%} ({part[1]:.2%} to {part[2]:.2%})" if _part(part) else "-"
+
+
+def _usd(part: Any) -> str:
+    return f"{part[0]:.3g} ({part[1]:.3g} to {part[2]:.3g})" if _part(part) else "-"
+
+
+def _ms_between(seconds: Any) -> str:
+    if _part(seconds):
+        return f"{1000 * seconds[0]:.2f} ms ({1000 * seconds[1]:.2f} to {1000 * seconds[2]:.2f})"
+    return "-" if seconds is None else f"{1000 * seconds:.2f} ms"
 
 
 # What `status` says of edge models that run in shadow.
-
-CANDIDATE = "candidate"
-"""What a candidate is called in the audit log."""
 
 
 def shadows(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
@@ -240,8 +185,8 @@ def show(found: ShadowStats, target: Target | None, *, first: bool) -> list[str]
         saved += [f"${found.saved_usd:,.4g}"] if found.saved_usd else []
         saved += [f"{found.saved_mb:,.3g} MB"] if found.saved_mb else []
         lines.append(f"  of 1,000 requests that saves {', '.join(saved)}")
-    if found.target == CANDIDATE:
-        lines = [f"candidate in shadow: {found.compared:,} requests compared; `edgeroute recertify` says what is missing"]
+    if found.target == EDGE_TRIAL:
+        lines = [f"{EDGE_TRIAL}, hidden: {found.compared:,} requests compared; `edgeroute recertify` says what is missing"]
     elif target is not None and target.threshold is None:
         why = "no threshold yet, which `edgeroute calibrate --audited` finds once they are enough"
         lines = [f"{found.target} in shadow: {found.compared:,} {of} compared; {why}"]
@@ -307,7 +252,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     if as_json:
         print(json.dumps(found.as_dict(), allow_nan=False))
         return OK
-    edges, latencies, links, spent, joules, shadow, arms, clouds, box, written, notes, _ = found
+    edges, latencies, links, spent, joules, shadow, trials, box, written, notes = found
     for note in notes:
         print(printable(note), file=sys.stderr)
     for edge in edges:
@@ -319,8 +264,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         print("mode is shadow: no request has been compared yet with these models and endpoints")
     if not edges and not shadow and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
-    show_arms(arms)
-    show_cloud_arms(clouds)
+    show_arms(arms_of(trials))
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))
@@ -364,12 +308,10 @@ class Gathered(NamedTuple):
     spent: dict[str, dict[str, float | None]]
     joules: dict[str, float]
     shadow: list[ShadowStats]
-    arms: list[dict[str, Any]]
-    cloud_arms: list[dict[str, Any]]
+    trials: list[dict[str, Any]]
     outbox: dict[str, int] | None
     written: float | None
     notes: list[str]
-    ab: Any
 
     def as_dict(self) -> dict[str, Any]:
         """It for JSON."""
@@ -378,11 +320,7 @@ class Gathered(NamedTuple):
         if self.joules:
             told["joules"] = self.joules
         told["shadow"] = [one._asdict() for one in self.shadow]
-        told["arms"] = self.arms
-        if self.arms:
-            told["ab"] = self.ab
-        if self.cloud_arms:
-            told["cloud_arms"] = self.cloud_arms
+        told["trials"] = self.trials
         return {**told, "notes": self.notes}
 
 
@@ -417,13 +355,13 @@ def gathered(of: Opened, home: Path, *, shadow_runs: bool = True) -> Gathered:
     kept = read_state(home)
     shadow = shadows(home / "audit.jsonl", of.snapshot) if shadow_runs else []
     if of.snapshot is not None and not of.in_shadow:
-        shadow = [one for one in shadow if one.target == CANDIDATE]
-    joules, arms = _joules(kept), arms_of(kept)
+        shadow = [one for one in shadow if one.target == EDGE_TRIAL]
+    joules = _joules(kept)
     return Gathered(
-        _edges(of, kept), _latencies(kept), _links(kept), _spent(kept, of.limits), joules, shadow, arms,
-        cloud_arms_of(kept).get("arms", []), _outbox(home / "outbox.db"),
+        _edges(of, kept), _latencies(kept), _links(kept), _spent(kept, of.limits), joules, shadow, trials_of(kept),
+        _outbox(home / "outbox.db"),
         max((value.updated for value in kept.values()), default=None),
-        [*of.notes, *_uncounted(of.snapshot, of.limits, joules)], settings_of(kept) if arms else None,
+        [*of.notes, *_uncounted(of.snapshot, of.limits, joules)],
     )  # fmt: skip
 
 

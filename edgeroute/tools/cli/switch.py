@@ -1,4 +1,4 @@
-"""Puts a candidate in force, and takes it back: files that are replaced one by one, so that a kill leaves a valid policy."""
+"""Puts a hidden edge on trial in force, and takes it back. Files are replaced one by one: a kill leaves a valid policy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.examples import plain
 from edgeroute.tools.cli.status import read_state
 
-# Rewrites a policy's text so that its candidate becomes its edge model; comments stay, where the format has them.
+# Rewrites a policy's text so that its hidden edge on trial becomes its edge model; comments stay, where the format has them.
 
 
 def switched(path: Path, threshold: str) -> str | None:
-    """The policy's text with the candidate as its edge model, and this threshold; None: this format is not rewritten.
+    """Return the policy's text with the hidden edge on trial as its edge, and this threshold; None: this format is not rewritten.
 
     Args:
-        path: of the policy, which has one edge model and a candidate.
+        path: of the policy, which has one edge model and a hidden one on trial.
         threshold: path of the certificate, as in the policy.
 
     Raises:
@@ -43,12 +43,31 @@ def switched(path: Path, threshold: str) -> str | None:
 
 def by_hand(threshold: str) -> str:
     """What to write in place of `switched`."""
-    return f"make the keys of candidate those of edge, remove candidate, and set threshold to {json.dumps(threshold)}"
+    return f"make the edge of trial that of [edge], remove trial, and set threshold to {json.dumps(threshold)}"
 
 
 def _wanted(data: dict[str, Any], threshold: str) -> dict[str, Any]:
-    candidate = data.pop("candidate")
-    return {**data, "edge": candidate, "threshold": threshold}
+    edge = _without_trial(data)
+    return {**data, "edge": edge, "threshold": threshold}
+
+
+def _without_trial(data: Any) -> Any:
+    """Remove the hidden edge from the trials, and return it as the section `[edge]`."""
+    trials = data["trial"]
+    several = trials if isinstance(trials, list) else [trials]
+    at = next(i for i, one in enumerate(several) if "edge" in one and one.get("shown") is False)
+    edge = several[at]["edge"]
+    if len(several) > 1:
+        del several[at]
+    else:
+        del data["trial"]
+    if not isinstance(edge, str):
+        return edge
+    own = data["edge"][0] if isinstance(data["edge"], list) else data["edge"]
+    own["path"] = edge
+    for key in ("sha256", "card"):  # of the file before
+        own.pop(key, None)
+    return own
 
 
 def _plain(path: Path, text: str) -> dict[str, Any]:
@@ -72,7 +91,7 @@ def _toml(text: str, threshold: str) -> str:
             f"rewriting a policy in TOML needs tomlkit: pip install tomlkit. By hand: {by_hand(threshold)}"
         ) from e
     document = tomlkit.parse(text)
-    document["edge"] = document.pop("candidate")
+    document["edge"] = _without_trial(document)
     document["threshold"] = threshold
     return tomlkit.dumps(document)
 
@@ -85,14 +104,14 @@ KEPT = ".before"
 
 
 class Memory:
-    """What `recertify` remembers in the state folder: how often it looked at a candidate, and the last switch.
+    """What `recertify` remembers in the state folder: how often it looked at a trial, and the last switch.
 
     Args:
         folder: the state folder.
 
     Attributes:
-        looks: fingerprints and promise -> numbers of audits at which the candidate's certificate did not hold.
-        switch: of the last switch: the certificate's checksum, hashes of the policy before and after it, the candidate's
+        looks: fingerprints and promise -> numbers of audits at which the trial's certificate did not hold.
+        switch: of the last switch: the certificate's checksum, hashes of the policy before and after it, the trial's
             fingerprints, and when it was rolled back, if it was. Empty: there was none.
 
     Raises:
@@ -139,16 +158,16 @@ def kept(policy: Path) -> Path:
     return policy.with_name(policy.name + KEPT)
 
 
-def switch(policy: Path, threshold: str, certificate: Certificate, candidate: str, memory: Memory) -> bool:
-    """Puts the candidate in force. Returns False if this format of policies is not rewritten: nothing was written then.
+def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, memory: Memory) -> bool:
+    """Put the edge on trial in force. Return False if this format of policies is not rewritten: nothing was written then.
 
     The policy is replaced last: until then the old one is in force, whole, whatever was written before.
 
     Args:
         policy: path of the policy.
         threshold: path of the certificate, which is there, as in the policy.
-        certificate: the candidate's.
-        candidate: its fingerprints.
+        certificate: the trial's.
+        trial: its fingerprints.
         memory: of the state folder.
 
     Raises:
@@ -162,7 +181,7 @@ def switch(policy: Path, threshold: str, certificate: Certificate, candidate: st
     _try(policy, text)
     write(kept(policy), old)
     memory.switch = {
-        "at": process.now(), "certificate": certificate.checksum, "candidate": candidate, "before": hash_of(kept(policy)),
+        "at": process.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(kept(policy)),
         "after": sha256(text.replace("\n", os.linesep).encode()).hexdigest(),
     }  # fmt: skip
     memory.save()

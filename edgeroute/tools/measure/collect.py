@@ -53,7 +53,7 @@ class Aside:
         engine: of the router.
         edge: index of the edge model, from 0.
         score: its confidence is by this score; None: by the one in use.
-        of: another policy than that in force, as of the candidate.
+        of: another policy than that in force, as of a hidden edge on trial.
 
     Attributes:
         snapshot: that policy, reduced to plain calls.
@@ -98,16 +98,9 @@ class Aside:
         return self.snapshot.proper
 
     def arms(self) -> tuple[dict[str, Any], ...]:
-        """What came of the arms of an A/B comparison so far; empty: there are none, or they have no request yet."""
-        found = () if self._engine.arms is None else self._engine.arms.stats()
-        return tuple(arm._asdict() for arm in found) if any(arm.requests for arm in found) else ()
-
-    def cloud_arms(self) -> tuple[dict[str, Any], ...]:
-        """Likewise of the arms of the cloud."""
+        """Return the figures of the router's trials so far; empty: there are none, or no request was in one."""
         found = () if self._engine.trials is None else self._engine.trials.stats()
-        return (
-            tuple(arm._asdict() for arm in found) if any(arm.calls or arm.shadowed or arm.shadow_failed for arm in found) else ()
-        )
+        return tuple(arm._asdict() for arm in found) if any(arm.requests for arm in found) else ()
 
     def fingerprints(self) -> dict[str, str]:
         """What a certificate for this edge model and this score is bound to. Reads files."""

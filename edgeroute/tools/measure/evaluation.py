@@ -199,9 +199,7 @@ class Evaluation(NamedTuple):
     accept_unsure: bool = False
     """Whether an answer without a score is accepted."""
     arms: tuple[Mapping[str, Any], ...] = ()
-    """What came of the arms of an A/B comparison so far, in operation; empty: there are none."""
-    cloud_arms: tuple[Mapping[str, Any], ...] = ()
-    """Likewise of the arms of the cloud."""
+    """Figures of the arms of the router's trials so far, in operation; empty: there are none."""
 
     @property
     def n(self) -> int:

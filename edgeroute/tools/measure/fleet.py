@@ -1,4 +1,4 @@
-"""A/B comparison over many devices: the arms of all of them, and whether B is worse than A by more than is allowed."""
+"""A trial over many devices: its arms on all of them, and whether what is on trial is worse by more than is allowed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ DRAWS = 4_999
 RESAMPLES = 2_000
 RISK = 0.05
 """Probability that an interval of one arm misses the truth."""
-MEASURES = ("failed", "deferred", "differs")
+MEASURES = {("edge", True): ("failed", "deferred", "differs"), ("cloud", True): ("failed", "differs")}
+"""Side, and whether it is shown -> what is compared. A hidden cloud's answers are compared with those in use on each device."""
+SHARES = ("failed", "deferred", "differs")
 MARGINS = {"failed": "more_errors", "deferred": "more_deferred", "differs": "more_differs"}
-"""Measure -> the setting that says by how much B may be worse."""
+"""Measure -> the setting with the margin."""
 
 
 class Settings(NamedTuple):
-    """Of an A/B comparison; devices that are compared have equal ones."""
+    """Settings of a trial; devices that are compared have equal ones."""
 
+    side: str
+    shown: bool
     models: tuple[str, str]
     share: float
     salt: str
@@ -33,9 +37,14 @@ class Settings(NamedTuple):
     more_differs: float
     alpha: float
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is compared."""
+        return MEASURES.get((self.side, self.shown), ())
+
 
 class Device(NamedTuple):
-    """What one device stored of its arms."""
+    """The figures of one device."""
 
     origin: str
     """The file or folder that says it."""
@@ -43,7 +52,7 @@ class Device(NamedTuple):
     """Its id where each device is in one arm; None: each request is drawn for itself."""
     settings: Settings
     arms: Sequence[Mapping[str, Any]]
-    """As `edgeroute status --json` shows them."""
+    """Those of what is in use, and of what is on trial, as in `edgeroute status --json`."""
 
 
 class FleetArm(NamedTuple):
@@ -57,7 +66,10 @@ class FleetArm(NamedTuple):
     failed: tuple[float, float, float]
     deferred: tuple[float, float, float]
     differs: tuple[float, float, float]
-    loss: tuple[float, float, float]
+    loss: tuple[float, float, float] | None
+    """None: a cloud's arm."""
+    usd: tuple[float, float, float] | None
+    """Mean cost of a call; None: an edge's arm."""
     mean_s: tuple[float, float, float]
     p99_s: float | None
     """Of the median device."""
@@ -67,7 +79,10 @@ class FleetArm(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """B less A. The low ends of all measures hold together with probability 1 - alpha at least, and so do the high ends."""
+    """What is on trial less what is in use.
+
+    The low ends of all measures hold together with probability 1 - alpha at least, and so do the high ends.
+    """
 
     measure: str
     value: float
@@ -91,7 +106,7 @@ class Fleet(NamedTuple):
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """The measures in which B is worse by more than is allowed."""
+        """The measures in which the trial is worse by more than is allowed."""
         return tuple(one.measure for one in self.differences if one.verdict == "worse")
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,7 +118,7 @@ class Fleet(NamedTuple):
 
 
 def settings_of(told: Any) -> Settings | None:
-    """The settings that a router stored with its arms; None: they are none."""
+    """Return the settings that a router stored with a trial; None: they are none."""
     try:
         a, b = told["models"]
         numbers = [float(told[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]
@@ -111,7 +126,14 @@ def settings_of(told: Any) -> Settings | None:
         return None
     if not all(0 <= number <= 1 for number in numbers) or not numbers[-1]:
         return None
-    return Settings((str(a), str(b)), numbers[0], str(told.get("salt", "")), *numbers[1:])
+    return Settings(
+        str(told.get("side")),
+        told.get("shown") is not False,
+        (str(a), str(b)),
+        numbers[0],
+        str(told.get("salt", "")),
+        *numbers[1:],
+    )
 
 
 def compared(devices: Iterable[Device]) -> Fleet:
@@ -128,21 +150,21 @@ def compared(devices: Iterable[Device]) -> Fleet:
     found = list(devices)
     _check(found)
     settings, by_device = found[0].settings, found[0].name is not None
-    tables = [_table(found, arm) for arm in "ab"]
+    tables = [_table(found, number) for number in (0, 1)]
     arms = tuple(_arm(found, i, table) for i, table in enumerate(tables))
     in_b = tables[1]["requests"] > 0
     both = bool((in_b & (tables[0]["requests"] > 0)).any())
-    alpha = settings.alpha / len(MEASURES)
+    alpha = settings.alpha / max(1, len(settings.measures))
     differences = [
         _difference(name, tables, in_b if by_device and not both else None, getattr(settings, MARGINS[name]), alpha)
-        for name in MEASURES
+        for name in settings.measures
     ]
     return Fleet(settings, by_device, (arms[0], arms[1]), tuple(one for one in differences if one is not None))
 
 
 def _check(devices: Sequence[Device]) -> None:
     if not devices:
-        raise BadInput("there is no device with an A/B comparison")
+        raise BadInput("there is no device with a trial")
     first, seen = devices[0], dict[str, str]()
     for one in devices:
         if one.settings != first.settings or (one.name is None) != (first.name is None):
@@ -153,23 +175,23 @@ def _check(devices: Sequence[Device]) -> None:
         seen |= {} if one.name is None else {one.name: one.origin}
 
 
-def _table(devices: Sequence[Device], arm: str) -> dict[str, Floats]:
+def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
     """Counts and sums of one arm, [devices] each."""
     rows = []
     for device in devices:
-        one = next((one for one in device.arms if one.get("arm") == arm), {})
+        one, arm = device.arms[number], device.arms[number].get("arm")
         try:
             requests, compared = (max(0, int(one.get(key) or 0)) for key in ("requests", "compared"))
-            shares = [float((one.get(key) or [0.0])[0]) for key in ("failed", "deferred", "differs", "mean_s")]
+            shares = [float((one.get(key) or [0.0])[0]) for key in (*SHARES, "mean_s", "usd")]
         except (TypeError, ValueError, IndexError, KeyError, OverflowError) as e:
             raise BadInput(f"{device.origin}: arm {arm} cannot be read: {e!r}") from e
-        failed, deferred, differs, mean = shares
-        if not all(0 <= share <= 1 for share in shares[:3]) or not 0 <= mean < inf:
+        failed, deferred, differs, mean, usd = shares
+        if not all(0 <= share <= 1 for share in shares[:3]) or not 0 <= mean < inf or not 0 <= usd < inf:
             raise BadInput(f"{device.origin}: arm {arm} has a share that is not 0..1, or no time")
         rows.append((requests, compared, round(failed * requests), round(deferred * requests), round(differs * compared),
-                     mean * requests))  # fmt: skip
+                     mean * requests, usd * requests))  # fmt: skip
     columns = np.array(rows, float).T
-    return dict(zip(("requests", "compared", "failed", "deferred", "differs", "seconds"), columns, strict=True))
+    return dict(zip(("requests", "compared", "failed", "deferred", "differs", "seconds", "usd"), columns, strict=True))
 
 
 def _of(measure: str) -> str:
@@ -178,14 +200,14 @@ def _of(measure: str) -> str:
 
 
 def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> FleetArm:
-    arm, here = "ab"[number], table["requests"] > 0
+    here, edge = table["requests"] > 0, devices[0].settings.side == "edge"
     drawn = _resampled({name: column[here] for name, column in table.items()})
     total = {name: float(column.sum()) for name, column in table.items()}
-    told = [next((one for one in device.arms if one.get("arm") == arm), {}) for device in devices]
+    told = [device.arms[number] for device in devices]
     stopped = [str(one["stopped"]) for one in told if one.get("stopped")]
     times = sorted(float(one["p99_s"]) for one in told if isinstance(one.get("p99_s"), int | float))
     parts = {}
-    for name in MEASURES:
+    for name in SHARES:
         of = _of(name)
         parts[name] = _hull(proportion(int(total[name]), int(total[of]), RISK), _ratio(drawn[name], drawn[of]))
     kept = proportion(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
@@ -193,11 +215,14 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
     answered = _ratio(drawn["requests"] - drawn["deferred"], drawn["requests"])
     exact = kept[0] * wrong[0], kept[1] * wrong[1], kept[2] * wrong[2]
     loss = _hull(exact, answered * _ratio(drawn["differs"], drawn["compared"]))
-    mean = total["seconds"] / max(1.0, total["requests"])
+    mean_s, usd = (
+        _hull((mean := total[name] / max(1.0, total["requests"]), mean, mean), _ratio(drawn[name], drawn["requests"]))
+        for name in ("seconds", "usd")
+    )
     return FleetArm(
-        arm, devices[0].settings.models[number], int(here.sum()), int(total["requests"]),
-        parts["failed"], parts["deferred"], parts["differs"], loss,
-        _hull((mean, mean, mean), _ratio(drawn["seconds"], drawn["requests"])),
+        str(told[0].get("arm")), devices[0].settings.models[number], int(here.sum()), int(total["requests"]),
+        parts["failed"], parts["deferred"], parts["differs"], loss if edge else None,
+        None if edge else usd, mean_s,
         times[(len(times) - 1) // 2] if times else None, int(total["compared"]),
         f"on {len(stopped):,} of {len(devices):,} devices: {stopped[0]}" if stopped else "",
     )  # fmt: skip
@@ -227,7 +252,7 @@ def _hull(exact: tuple[float, float, float], drawn: Floats) -> tuple[float, floa
 def _difference(
     name: str, tables: Sequence[Mapping[str, Floats]], in_b: Bools | None, allowed: float, alpha: float
 ) -> Difference | None:
-    """B less A; None: one of them has nothing. in_b: which devices are in B; None: the requests were drawn."""
+    """Return the trial less what is in use; None: one has no figures. in_b: devices in its arm; None: requests were drawn."""
     of = _of(name)
     (a, of_a), (b, of_b) = ((int(t[name].sum()), int(t[of].sum())) for t in tables)
     if not (of_a and of_b):

@@ -331,7 +331,7 @@ def _evaluation(aside: Aside, made: Examples, threshold: float, policy: str, sco
         date=strftime("%Y-%m-%d", gmtime(process.now())),
         edge_bytes=path.stat().st_size if path.is_file() else None,
     )
-    found = Evaluation(made, threshold, names=names, arms=aside.arms(), cloud_arms=aside.cloud_arms())
+    found = Evaluation(made, threshold, names=names, arms=aside.arms())
     return found._replace(terms=clouds[0].terms) if clouds else found
 
 

@@ -12,85 +12,61 @@ from edgeroute.tools.measure.report import html, sections
 from edgeroute.tools.measure.report.html import beside, escape
 from edgeroute.tools.measure.report.words import NONE, counted, duration, limit, percent, size
 
-# Sections of an A/B comparison: of one router in operation, and of many devices.
+# Sections of trials: of one router in operation, and of many devices.
 
 SAID = {
-    "failed": "requests that its edge model failed on",
-    "deferred": "requests deferred to the cloud",
-    "differs": "answers that differ from the cloud's",
+    ("edge", "failed"): "requests that its edge model failed on",
+    ("edge", "deferred"): "requests deferred to the cloud",
+    ("edge", "differs"): "answers that differ from the cloud's",
+    ("cloud", "failed"): "calls that failed",
+    ("cloud", "differs"): "answers that differ from the edge's",
 }
-"""Measure -> in words."""
+"""Side and measure -> in words."""
 VERDICTS = {"worse": "worse by more than is allowed", "within": "no worse than is allowed", "open": "not known yet"}
-_ROWS = ("requests", "failed", "deferred", "differ", "loss", "mean time", "p99")
 
 
 def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
-    """What came of the arms of a router. arms: as in its state."""
-    return html.section("A/B in operation", _table(arms), *_stopped(arms), html.paragraph(
+    """Return the section of a router's trials. arms: as in its statistics."""
+    return html.section("Trials in operation", _table(arms), *_stopped(arms), html.paragraph(
         "Of requests, not of these examples. The loss is the share of all requests that the edge answered otherwise than the "
         "cloud would, by audits. Intervals are of 95 %, for independent requests and one look that was fixed beforehand; the "
         "guardrail looks at each."
     ))  # fmt: skip
 
 
-def of_clouds(arms: Sequence[Mapping[str, Any]]) -> str:
-    """What came of the arms of the cloud. arms: as in its router's state."""
-    rows = []
-    for arm in arms:
-        usd, mean = arm["usd"], arm["mean_s"]
-        row = [
-            _share(arm["failed"]),
-            _share(arm["differs"]) if arm["compared"] else NONE,
-            ", ".join(_shadow(arm)) or NONE,
-            f"{usd[0]:.3g} ({usd[1]:.3g} to {usd[2]:.3g})",
-            f"{duration(mean[0])} ({duration(mean[1])} to {duration(mean[2])})",
-        ]
-        if not arm["calls"]:
-            row = [NONE, NONE, row[2], NONE, NONE]
-        rows.append([arm["arm"], percent(arm["share"]), f"{arm['calls']:,}", *row])
-    names = ["cloud", "share", "calls", "failed", "differ from the edge", "differ in shadow", "USD a call", "mean time"]
-    return html.section(
-        "Arms of the cloud, in operation", html.table(names, rows, "The arms of the cloud"), *_stopped(arms),
-        html.paragraph(
-            "Of requests, not of these examples. Intervals are of 95 %, for independent requests and one look that was fixed "
-            "beforehand; the guardrail looks at each."
-        ),
-    )  # fmt: skip
-
-
-def _shadow(arm: Mapping[str, Any]) -> list[str]:
-    parts = [_share(arm["shadow_differs"])] if arm["shadowed"] else []
-    return [*parts, *([f"{arm['shadow_failed']:,} failed"] if arm["shadow_failed"] else [])]
-
-
 def fleet_section(found: Fleet) -> str:
-    """The comparison of many devices."""
+    """Return the sections of a trial on many devices."""
     arms = [arm._asdict() for arm in found.arms]
+    table = html.section("The arms", _table(arms), *_stopped(arms), html.paragraph(
+        "The loss is the share of all requests that the edge answered otherwise than the cloud would, by audits. p99 is that "
+        "of the median device. Intervals are of 95 %."))  # fmt: skip
+    if not found.settings.measures:
+        return table
+    a, b = (arm.arm for arm in found.arms)
     kind = "broken" if found.worse else "held" if _all_within(found) else "open"
     short, long = verdict(found)
     said = f'<p class="verdict {kind}"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
     compared = [[one.measure.replace("differs", "differ"), *difference(one)] for one in found.differences]
+    columns = [f"{b} less {a}", "difference", "interval", "allowed", ""]
     return "\n".join([
-        html.section("B against A", said, html.table(["B less A", "difference", "interval", "allowed", ""], compared, "B less A"),
-                     html.paragraph(how(found))),
-        html.section("The arms", _table(arms, fleet=True), *_stopped(arms), html.paragraph(
-            "The loss is the share of all requests that the edge answered otherwise than the cloud would, by audits. p99 is that "
-            "of the median device. Intervals are of 95 %.")),
+        html.section(f"{b} against {a}", said, html.table(columns, compared, columns[0]), html.paragraph(how(found))), table,
     ])  # fmt: skip
 
 
 def verdict(found: Fleet) -> tuple[str, str]:
-    """Whether B is worse, in words: (headline, explanation)."""
+    """Return whether what is on trial is worse, in words: (headline, explanation)."""
+    b, side, measures = found.arms[1].arm, found.settings.side, found.settings.measures
     if found.worse:
-        return "B is worse: stop it.", f"It has more {' and more '.join(SAID[name] for name in found.worse)} than is allowed."
+        worse = " and more ".join(SAID[side, name] for name in found.worse)
+        return f"{b} is worse: stop it.", f"It has more {worse} than is allowed."
     if _all_within(found):
-        return "B is no worse than is allowed.", "So it is for all measures."
+        return f"{b} is no worse than is allowed.", "So it is for all measures."
     known = {one.measure for one in found.differences}
-    missing = [SAID[name] for name in SAID if name not in known]
-    unsure = [SAID[one.measure] for one in found.differences if one.verdict == "open"]
+    missing = [SAID[side, name] for name in measures if name not in known]
+    unsure = [SAID[side, one.measure] for one in found.differences if one.verdict == "open"]
     said = [f"Too little is known of {', '.join(unsure)}."] if unsure else []
     said += [f"There are no figures of both arms for {', '.join(missing)}."] if missing else []
-    return "Whether B is worse is not known yet.", " ".join(said)
+    return f"Whether {b} is worse is not known yet.", " ".join(said)
 
 
 def difference(one: Difference) -> tuple[str, str, str, str]:
@@ -104,29 +80,32 @@ def how(found: Fleet) -> str:
     unit = "devices, as each is in one arm: re-randomisation" if found.by_device else "requests, as each was drawn for itself"
     sure = limit(found.settings.alpha)
     return (
-        f"By {unit}. At one look, a B that is no worse than is allowed is called worse with probability {sure} at most, over "
-        f"all three measures; and one that is worse is likewise called no worse."
+        f"By {unit}. At one look, a trial that is no worse than is allowed is called worse with probability {sure} at most, over "
+        f"all measures; and one that is worse is likewise called no worse."
     )
 
 
 def _all_within(found: Fleet) -> bool:
-    return len(found.differences) == len(SAID) and all(one.verdict == "within" for one in found.differences)
+    return len(found.differences) == len(found.settings.measures) and all(one.verdict == "within" for one in found.differences)
 
 
-def _table(arms: Sequence[Mapping[str, Any]], *, fleet: bool = False) -> str:
-    """A column for each arm."""
-    columns = [[f"{arm['devices']:,}", *_cells(arm)] if fleet else _cells(arm) for arm in arms]
-    names = ("devices", *_ROWS) if fleet else _ROWS
-    rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+def _table(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a column for each arm."""
+    of = "devices" if "devices" in arms[0] else "share"
+    names = (of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean time", "p99")
+    rows = [[name, *cells] for name, *cells in zip(names, *map(_cells, arms), strict=True)]
     return html.table(["", *(f"{arm['arm']}: {arm['model']}" for arm in arms)], rows, "The arms")
 
 
 def _cells(arm: Mapping[str, Any]) -> list[str]:
-    shares = [_share(arm["failed"]), _share(arm["deferred"])]
-    shares += [_share(arm["differs"]), _share(arm["loss"])] if arm["compared"] else [NONE] * 2
-    value, low, high = arm["mean_s"]
-    mean = f"{duration(value)} ({duration(low)} to {duration(high)})" if arm["requests"] else NONE
-    return [f"{arm['requests']:,}", *shares, mean, NONE if arm["p99_s"] is None else duration(arm["p99_s"])]
+    there, compared = arm["requests"], arm["compared"]
+    shares = [("failed", there), ("deferred", there), ("differs", compared), ("loss", compared)]
+    cells = [_share(arm[name]) if known and arm[name] is not None else NONE for name, known in shares]
+    usd, (value, low, high) = arm["usd"], arm["mean_s"]
+    mean = f"{duration(value)} ({duration(low)} to {duration(high)})" if there else NONE
+    of = f"{arm['devices']:,}" if "devices" in arm else percent(arm["share"]) + ("" if arm["shown"] else ", hidden")
+    cost = NONE if usd is None or not there else f"{usd[0]:.3g} ({usd[1]:.3g} to {usd[2]:.3g})"
+    return [of, f"{there:,}", *cells, cost, mean, NONE if arm["p99_s"] is None else duration(arm["p99_s"])]
 
 
 def _share(part: Sequence[float]) -> str:
@@ -134,7 +113,7 @@ def _share(part: Sequence[float]) -> str:
 
 
 def _stopped(arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [html.paragraph(f"Arm {arm['arm']} is stopped: {arm['stopped']}.") for arm in arms if arm["stopped"]]
+    return [html.paragraph(f"{arm['arm']} is stopped: {arm['stopped']}.") for arm in arms if arm["stopped"]]
 
 
 def made_of(count: int, requests: int) -> str:
@@ -228,14 +207,14 @@ def evaluated(evaluation: Evaluation, *, drawn: bool = True) -> Page:
     else:
         parts += [sections.cost(evaluation), sections.undrawn()]
     arms = in_operation(evaluation.arms) if evaluation.arms else ""
-    clouds = of_clouds(evaluation.cloud_arms) if evaluation.cloud_arms else ""
-    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, clouds, sections.notes(evaluation)])
+    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
 
 
-def of_fleet(fleet: Fleet, said: str) -> Page:
-    """The A/B comparison of many devices. said: what it was made of."""
-    a, b = fleet.settings.models
-    return Page(f"edgeroute arms: {a} and {b}", said, fleet_section(fleet))
+def of_fleets(found: Sequence[tuple[Fleet, str]]) -> Page:
+    """Return the page of trials on many devices, each with what it was made of."""
+    a, b = found[0][0].settings.models
+    said = "; ".join(dict.fromkeys(said for _, said in found))
+    return Page(f"edgeroute arms: {a} and {b}", said, "\n".join(fleet_section(fleet) for fleet, _ in found))
 
 
 def calibrated(evaluation: Evaluation, why: str, notes: Iterable[str], *, drawn: bool = True) -> Page:

@@ -54,7 +54,6 @@ def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
         "area": None if (area := evaluation.area()) is None or isnan(area.value) else area._asdict(),
         "held": [{**one._asdict(), "held": one.held, "broken": one.broken} for one in verdicts(evaluation)],
         "arms": [dict(arm) for arm in evaluation.arms],
-        "cloud_arms": [dict(arm) for arm in evaluation.cloud_arms],
         "notes": list(notes),
     }
 

@@ -1,4 +1,4 @@
-"""A/B: a stable share of requests or devices, statistics of each arm, the guardrail, and promotion."""
+"""Trials of an edge: a stable share of requests or devices, statistics of each arm, the guardrail, and promotion."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from catalogs import FIRST, LABELS, SECOND, Publisher
 from commands import cli
 from test_recertify import until
 
-from edgeroute import AB, AsyncRouter, Audit, Cache, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, Cache, PolicyError, Router, Trial
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -38,26 +38,26 @@ def client(request):
 
 def test_a_share_of_the_requests(two, client):
     """Each is drawn for itself; its trace and the statistics name the arm."""
-    with client(two[0], ab=AB(two[1], share=0.3)) as r:
+    with client(two[0], trial=Trial(two[1], share=0.3)) as r:
         found = [r.infer(X) for _ in range(500)]
         assert 100 < sum(one.value == "c" for one in found) < 200
-        assert all(one.leg == ("edge-b" if one.value == "c" else "edge") for one in found)
+        assert all(one.leg == ("edge-trial" if one.value == "c" else "edge") for one in found)
         a, b = r.stats().arms
-        assert (a.arm, a.model, b.arm, b.model) == ("a", "one", "b", "two")
+        assert (a.arm, a.model, b.arm, b.model) == ("edge", "one", "edge-trial", "two")
         assert a.requests + b.requests == 500
         assert b.requests == sum(one.value == "c" for one in found)
         assert a.failed.low == b.failed.share == 0.0
         assert 0 < b.failed.high < 0.06
         assert 0 <= b.mean_s.low < b.mean_s.share < b.mean_s.high
         assert b.p50_s <= b.p99_s
-        assert [leg.name for leg in r.stats().legs] == ["edge", "edge-b"]
+        assert [leg.name for leg in r.stats().legs] == ["edge", "edge-trial"]
 
 
 def test_equal_keys_are_in_one_arm(two):
     """Whatever the process, and in whichever order they come; another salt draws another share."""
 
     def arms(salt=""):
-        with Router(two[0], ab=AB(two[1], share=0.5, by=lambda x: x.tobytes(), salt=salt)) as router:
+        with Router(two[0], trial=Trial(two[1], share=0.5, by=lambda x: x.tobytes(), salt=salt)) as router:
             inputs = [np.array([i, 0, 0, 0], np.float32) for i in range(1, 41)]
             first = [router.infer(x).value for x in inputs]
             assert [router.infer(x).value for x in inputs[::-1]] == first[::-1]
@@ -74,7 +74,7 @@ def test_a_share_of_the_devices(two):
     """All requests of a device are in one arm; of many devices that share is in B."""
     found = []
     for device in range(40):
-        with Router(two[0], ab=AB(two[1], share=0.5, device=f"device-{device}")) as router:
+        with Router(two[0], trial=Trial(two[1], share=0.5, device=f"device-{device}")) as router:
             values = {router.infer(X).value for _ in range(5)}
             assert len(values) == 1
             found += values
@@ -89,12 +89,12 @@ def test_a_session_is_in_one_arm(two):
             return {session.infer(X).value for _ in range(5)}
 
     async def awaited():
-        async with AsyncRouter(two[0], ab=AB(two[1], share=0.5)) as router:
+        async with AsyncRouter(two[0], trial=Trial(two[1], share=0.5)) as router:
             for _ in range(20):
                 async with router.session() as session:
                     found.append({(await session.infer(X)).value for _ in range(5)})
 
-    with Router(two[0], ab=AB(two[1], share=0.5)) as router:
+    with Router(two[0], trial=Trial(two[1], share=0.5)) as router:
         found = [blocking(router) for _ in range(20)]
     asyncio.run(awaited())
     for some in (found[:20], found[20:]):
@@ -109,7 +109,7 @@ def test_what_the_cache_renews_is_of_the_same_arm():
         return lambda x: runs.append(name) or (name, 0.9)
 
     cache = Cache(ttl_s=1, stale_while_revalidate_s=1e6, clock=lambda: now[0])
-    with Router(model("a"), mode="only_edge", ab=AB(model("b"), share=0.5), cache=cache) as router:
+    with Router(model("a"), mode="only_edge", trial=Trial(model("b"), share=0.5), cache=cache) as router:
         for _ in range(60):
             now[0] += 2
             before = len(runs)
@@ -127,39 +127,39 @@ def test_the_key_takes_its_time_from_the_deadline(two):
         sleep(0.2)
         return x.tobytes()
 
-    with Router(two[0], ab=AB(two[1], share=0.5, by=by)) as router:
+    with Router(two[0], trial=Trial(two[1], share=0.5, by=by)) as router:
         assert router.infer(X).latency_s >= 0.2
 
 
 @pytest.mark.parametrize(("share", "value"), [(0, "a"), (1, "c")])
 def test_all_or_nothing(two, share, value):
-    with Router(two[0], ab=AB(two[1], share=share)) as router:
+    with Router(two[0], trial=Trial(two[1], share=share)) as router:
         assert {router.infer(X).value for _ in range(50)} == {value}
 
 
 def test_a_function_that_fails_costs_no_answer(two):
-    """The request is in arm A."""
+    """The request is in the arm in use."""
 
     class Key:
         def __str__(self):
             raise SystemExit
 
     for by in (lambda x: 1 / 0, lambda x: Key()):
-        with Router(two[0], ab=AB(two[1], share=1, by=by)) as router:
+        with Router(two[0], trial=Trial(two[1], share=1, by=by)) as router:
             assert router.infer(X).value == "a"
 
 
 def test_each_arm_has_its_threshold(two):
     """And what is deferred is counted for each."""
-    with Router(two[0], cloud, threshold=0.5, ab=AB(two[1], share=0.5, threshold=1.0, more_deferred=1)) as router:
+    with Router(two[0], cloud, threshold=0.5, trial=Trial(two[1], share=0.5, threshold=1.0, more_deferred=1)) as router:
         for _ in range(400):
             router.infer(X)
         a, b = router.stats().arms
         assert a.deferred.share == 0
         assert b.deferred.share == 1
         assert b.deferred.low > 0.9
-    with Router(two[0], cloud, threshold=0.5, ab=AB(two[1], share=0.5)) as router:
-        assert router.engine.snapshot.other.targets[0].threshold == 0.5
+    with Router(two[0], cloud, threshold=0.5, trial=Trial(two[1], share=0.5)) as router:
+        assert router.engine.snapshot.trial.targets[0].threshold == 0.5
 
 
 def test_audits_compare_each_arm(two):
@@ -171,7 +171,7 @@ def test_audits_compare_each_arm(two):
             alarms.append((target, text))
 
     audit = Audit(share=1.0, scene=1)
-    with Router(two[0], cloud, threshold=0.5, audit=audit, instruments=[Sink()], ab=AB(two[1], share=0.5)) as router:
+    with Router(two[0], cloud, threshold=0.5, audit=audit, instruments=[Sink()], trial=Trial(two[1], share=0.5)) as router:
 
         def stopped():
             for _ in range(20):
@@ -188,7 +188,7 @@ def test_audits_compare_each_arm(two):
         assert a.loss.low == 0
         assert a.stopped == ""
         assert {router.infer(X).value for _ in range(100)} == {"a"}
-        assert ("edge-b", b.stopped) in alarms
+        assert ("edge-trial", b.stopped) in alarms
 
 
 def test_a_model_that_fails_is_stopped(two, tmp_path):
@@ -202,7 +202,7 @@ def test_a_model_that_fails_is_stopped(two, tmp_path):
         def run(self, inputs, cancel=None):
             raise RuntimeError("no memory")
 
-    with Router(wrong, cloud, threshold=0.5, ab=AB(Failing(), share=0.5)) as router:
+    with Router(wrong, cloud, threshold=0.5, trial=Trial(Failing(), share=0.5)) as router:
         for _ in range(300):
             assert router.infer(X).value == "a"
         b = router.stats().arms[1]
@@ -212,7 +212,7 @@ def test_a_model_that_fails_is_stopped(two, tmp_path):
 
 
 def test_arms_that_are_equal_are_not_stopped(two):
-    with Router(two[0], cloud, threshold=0.5, ab=AB(two[0], share=0.5)) as router:
+    with Router(two[0], cloud, threshold=0.5, trial=Trial(two[0], share=0.5)) as router:
         for _ in range(1000):
             router.infer(X)
         assert router.stats().arms[1].stopped == ""
@@ -220,14 +220,13 @@ def test_arms_that_are_equal_are_not_stopped(two):
 
 def test_promote(two):
     """B is the edge model, with its threshold; the comparison is over."""
-    with Router(two[0], cloud, threshold=0.5, ab=AB(two[1], share=0.2, threshold=0.7)) as router:
+    with Router(two[0], cloud, threshold=0.5, trial=Trial(two[1], share=0.2, threshold=0.7)) as router:
         assert {router.infer(X).value for _ in range(60)} == {"a", "c"}
-        arms = router.stats().arms
         router.promote()
         assert {router.infer(X).value for _ in range(60)} == {"c"}
-        assert router.stats().arms == arms, "what came of the arms is not added to any more"
+        assert router.stats().arms == ()
         assert router.engine.snapshot.targets[0].threshold == 0.7
-        with pytest.raises(PolicyError, match="no arm B"):
+        with pytest.raises(PolicyError, match="no edge on trial"):
             router.promote()
 
 
@@ -244,16 +243,16 @@ def test_versions_of_a_catalog(tmp_path):
     device.activate("doors", "1.0")
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({
-        "mode": "only_edge", "edge": {"path": "store/doors.active"}, "ab": {"path": "store/doors@1.1.active", "share": "50%"},
+        "mode": "only_edge", "edge": {"path": "store/doors.active"}, "trial": {"edge": "store/doors@1.1.active", "share": "50%"},
     }))  # fmt: skip
     with (
         Router.from_policy(policy) as router,
-        Router(device.path("doors"), ab=AB(device.path("doors", "1.1"), share=0.5)) as other,
+        Router(device.path("doors"), trial=Trial(device.path("doors", "1.1"), share=0.5)) as other,
     ):
         assert {router.infer(X).value for _ in range(60)} == {"a", "c"}
         assert [arm.model for arm in router.stats().arms] == ["doors 1.0", "doors 1.1"]
-        assert "arm B" in str(router.check())
-        assert [one.name for one in router.warm()] == ["edge", "edge-b"]
+        assert "edge-trial, on trial: " in str(router.check())
+        assert [one.name for one in router.warm()] == ["edge", "edge-trial"]
         router.promote()
         assert device.active("doors")[:2] == ("1.1", "1.0")
         assert {router.infer(X).value for _ in range(60)} == {"c"}
@@ -265,13 +264,13 @@ def test_a_policy_with_arms(two, tmp_path):
     """A reload changes the share; a promotion is a change of the file."""
     policy = tmp_path / "policy.json"
 
-    def write(**ab):
-        policy.write_text(json.dumps({"mode": "only_edge", "edge": {"path": "one.onnx"}, "ab": {"path": "two.onnx", **ab}}))
+    def write(**trial):
+        policy.write_text(json.dumps({"mode": "only_edge", "edge": {"path": "one.onnx"}, "trial": {"edge": "two.onnx", **trial}}))
 
     write(share=1.0, salt="x")
     with Router.from_policy(policy) as router:
         assert {router.infer(X).value for _ in range(30)} == {"c"}
-        with pytest.raises(PolicyError, match=r"make the path of \[ab\]"):
+        with pytest.raises(PolicyError, match=r"make the edge of \[trial\]"):
             router.promote()
         write(share="0%")
         router.reload()
@@ -280,17 +279,17 @@ def test_a_policy_with_arms(two, tmp_path):
         router.reload()
         assert router.stats().arms == ()
         assert router.infer(X).value == "c"
-    policy.write_text(json.dumps({"edge": [{"path": "one.onnx"}, {"path": "two.onnx"}], "ab": {"path": "two.onnx"}}))
-    with pytest.raises(PolicyError, match="is arm B beside the only"):
+    policy.write_text(json.dumps({"edge": [{"path": "one.onnx"}, {"path": "two.onnx"}], "trial": {"edge": "two.onnx"}}))
+    with pytest.raises(PolicyError, match="is on trial beside the only"):
         Router.from_policy(policy)
 
 
 def test_what_came_of_them_outlives_the_process(two, tmp_path):
-    """A guardrail's stop, too; and `edgeroute status` shows it. Other models, or another share, begin anew."""
+    """A guardrail's stop, too; and `edgeroute status` shows it. Other models, or another salt, begin anew."""
 
     def run(n, **more):
         settings = {"share": 0.5, "threshold": 1.0, "more_deferred": 0.0, **more}
-        with Router(two[0], cloud, threshold=0.5, state=tmp_path / "state", ab=AB(two[1], **settings)) as router:
+        with Router(two[0], cloud, threshold=0.5, state=tmp_path / "state", trial=Trial(two[1], **settings)) as router:
             for _ in range(n):
                 router.infer(X)
             return router.stats().arms
@@ -299,10 +298,10 @@ def test_what_came_of_them_outlives_the_process(two, tmp_path):
     assert "deferrals" in first.stopped
     again = run(50)[1]
     assert (again.requests, again.stopped) == (first.requests, first.stopped)
-    assert "arm b is stopped: B has more deferrals than A" in cli("status", "--state", tmp_path / "state")[1]
+    assert "edge-trial is stopped: edge-trial has more deferrals than edge" in cli("status", "--state", tmp_path / "state")[1]
     told = json.loads(cli("status", "--state", tmp_path / "state", "--json")[1])
-    assert [one["arm"] for one in told["arms"]] == ["a", "b"]
-    assert told["arms"][1]["deferred"][0] == 1.0
+    assert [one["arm"] for one in told["trials"][0]["arms"]] == ["edge", "edge-trial"]
+    assert told["trials"][0]["arms"][1]["deferred"][0] == 1.0
     assert run(0, salt="other")[1].requests == 0
 
 
@@ -317,7 +316,7 @@ def test_another_version_of_a_begins_anew(tmp_path):
     for version in ("1.0", "1.1", "1.2"):
         device.pull("doors", version)
     device.activate("doors", "1.0")
-    with Router(device.path("doors"), ab=AB(device.path("doors", "1.1"), share=0.5)) as router:
+    with Router(device.path("doors"), trial=Trial(device.path("doors", "1.1"), share=0.5)) as router:
         router.infer(X)
         device.activate("doors", "1.2")
         router.reload()
@@ -334,16 +333,16 @@ def test_wrong_arguments(two):
         ({"by": len, "device": "x"}, "device is not given"),
     ):  # fmt: skip
         with pytest.raises(PolicyError, match=says):
-            Router(two[0], ab=AB(two[1], **wrong))
-    with pytest.raises(PolicyError, match="needs one edge model"):
-        Router(two, threshold=0.5, ab=AB(two[1]))
-    with pytest.raises(PolicyError, match=r"ab= takes an edgeroute\.AB"):
-        Router(two[0], ab=two[1])
+            Router(two[0], trial=Trial(two[1], **wrong))
+    with pytest.raises(PolicyError, match="beside the only edge model"):
+        Router(two, threshold=0.5, trial=Trial(two[1]))
+    with pytest.raises(PolicyError, match=r"takes an edgeroute\.Trial"):
+        Router(two[0], trial=two[1])
 
 
 def test_many_callers(two):
     """No request is lost or counted twice, and each is in one arm."""
-    with Router(two[0], ab=AB(two[1], share=0.5)) as router:
+    with Router(two[0], trial=Trial(two[1], share=0.5)) as router:
         wrong = []
 
         def ask():

@@ -1,4 +1,4 @@
-"""A/B over a fleet whose devices are in one arm each: `edgeroute arms` compares them; and the arms in the report."""
+"""Trials over a fleet whose devices are in one arm each: `edgeroute arms` compares them; and the arms in the report."""
 
 import json
 
@@ -9,11 +9,11 @@ from catalogs import FIRST, LABELS, SECOND
 from commands import cli
 from pages import Closed
 
-from edgeroute import AB, BadInput, Router
+from edgeroute import BadInput, Router, Trial
 from edgeroute.tools.measure import fleet as fleets
 
 X = np.array([1, 0, 0, 0], np.float32)
-SETTINGS = fleets.Settings(("one", "two"), 0.5, "", 0.01, 0.1, 0.02, 0.05)
+SETTINGS = fleets.Settings("edge", True, ("one", "two"), 0.5, "", 0.01, 0.1, 0.02, 0.05)
 
 
 def device(number, arm, *, deferred, requests=200, compared=0, differs=0, settings=SETTINGS):
@@ -24,10 +24,10 @@ def device(number, arm, *, deferred, requests=200, compared=0, differs=0, settin
         return {
             "requests": n, "compared": compared * here, "failed": [0, 0, 1], "deferred": [deferred / requests * here, 0, 1],
             "differs": [differs / max(1, compared) * here, 0, 1], "mean_s": [0.01 * here, 0, 1], "p99_s": 0.02 if here else None,
-            "stopped": "",
+            "stopped": "", "usd": None,
         }  # fmt: skip
 
-    arms = [{"arm": one, "model": one, **counts(arm == one)} for one in "ab"]
+    arms = [{"arm": name, "model": one, **counts(arm == one)} for one, name in (("a", "edge"), ("b", "edge-trial"))]
     return fleets.Device(f"{number}.json", f"device-{number}", settings, arms)
 
 
@@ -43,23 +43,23 @@ def test_devices_of_one_arm_each_are_compared(two, tmp_path):
     """From their state folders, or from what `status --json` printed; B, which defers everything, is to be stopped."""
     folders = []
     for i in range(24):
-        ab = AB(two[1], share=0.5, threshold=1.0, device=f"device-{i}")
+        trial = Trial(two[1], share=0.5, threshold=1.0, device=f"device-{i}")
         folders.append(tmp_path / f"state-{i}")
-        with Router(two[0], lambda x: "a", threshold=0.5, state=folders[-1], ab=ab) as router:
+        with Router(two[0], lambda x: "a", threshold=0.5, state=folders[-1], trial=trial) as router:
             for _ in range(20 + i):
                 router.infer(X)
             assert not router.stats().arms[1].stopped, "alone it knows of one arm"
     page = tmp_path / "arms.html"
     code, out, err = cli("arms", *folders, "--report", page)
     assert code == 4, out + err
-    assert "B is worse: stop it. It has more requests deferred to the cloud" in out
+    assert "edge-trial is worse: stop it. It has more requests deferred to the cloud" in out
     read = Closed(page.read_text())
-    assert "B is worse: stop it." in read.text
+    assert "edge-trial is worse: stop it." in read.text
     assert len(read.ids) == len(set(read.ids))
     assert not [tag for tag, _ in read.tags if tag in {"script", "link", "img"}]
     told = tmp_path / "fleet.jsonl"
     told.write_text("\n".join(cli("status", "--state", folder, "--json")[1].strip() for folder in folders))
-    found = json.loads(cli("arms", told, "--json")[1])
+    (found,) = json.loads(cli("arms", told, "--json")[1])["trials"]
     assert found["devices"] == 24
     assert found["by_device"] is True
     assert found["worse"] == ["deferred"]
@@ -98,12 +98,12 @@ def test_enough_of_the_same_is_within_what_is_allowed():
         return device(i, "ab"[i % 2], requests=2000, deferred=400 + i, compared=1000, differs=10)
 
     found = fleets.compared([of(i) for i in range(60)])
-    assert {one.measure: one.verdict for one in found.differences} == dict.fromkeys(fleets.MEASURES, "within")
+    assert {one.measure: one.verdict for one in found.differences} == dict.fromkeys(SETTINGS.measures, "within")
 
 
 def test_requests_drawn_for_themselves_are_added_up(two, tmp_path):
     for i in range(3):
-        with Router(two[0], lambda x: "a", threshold=0.5, state=tmp_path / str(i), ab=AB(two[1], share=0.5)) as router:
+        with Router(two[0], lambda x: "a", threshold=0.5, state=tmp_path / str(i), trial=Trial(two[1], share=0.5)) as router:
             for _ in range(100):
                 router.infer(X)
     code, out, err = cli("arms", *(tmp_path / str(i) for i in range(3)))
@@ -124,8 +124,8 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         ("broken", "{"),
         ("list", "[]"),
         ("deep", "[" * 200_000),
-        ("set", '{"arms": [{}], "ab": {"share": 1}}'),
-        ("alpha", json.dumps({"arms": [{}], "ab": {**SETTINGS._asdict(), "alpha": 0}})),
+        ("set", '{"trials": [{"arms": [{}, {}], "settings": {"share": 1}}]}'),
+        ("alpha", json.dumps({"trials": [{"arms": [{}, {}], "settings": {**SETTINGS._asdict(), "alpha": 0}}]})),
     ):
         (tmp_path / name).write_text(text)
         code, _, err = cli("arms", tmp_path / name)
@@ -139,30 +139,32 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         {"requests": 5, "failed": 3},
     ):
         arms = [{"arm": "a", **wrong}, {"arm": "b"}]
-        (tmp_path / "wrong").write_text(json.dumps({"arms": arms, "ab": {**SETTINGS._asdict(), "device": "x"}}))
+        (tmp_path / "wrong").write_text(
+            json.dumps({"trials": [{"arms": arms, "settings": {**SETTINGS._asdict(), "device": "x"}}]})
+        )
         assert "arm a" in cli("arms", tmp_path / "wrong")[2]
     code, _, err = cli("arms", tmp_path / "state")
     assert code == 1
-    assert "has no A/B comparison: left out" in err
+    assert "has no trial: left out" in err
 
 
 def test_the_report_has_the_arms(two, tmp_path):
     """Of a router's evaluation, and of the command's with the policy's state."""
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({
-        "mode": "only_edge", "state": "state", "edge": {"path": "one.onnx"}, "ab": {"path": "two.onnx", "share": "50%"},
+        "mode": "only_edge", "state": "state", "edge": {"path": "one.onnx"}, "trial": {"edge": "two.onnx", "share": "50%"},
     }))  # fmt: skip
     inputs = np.eye(4, dtype=np.float32)[np.arange(20) % 3]
     with Router.from_policy(policy) as router:
-        assert "A/B in operation" not in router.evaluate(inputs).html(), "no request has been made"
+        assert "Trials in operation" not in router.evaluate(inputs).html(), "no request has been made"
         for x in inputs:
             router.infer(x)
         found = router.evaluate(inputs)
-        assert "A/B in operation" in Closed(found.html()).text
+        assert "Trials in operation" in Closed(found.html()).text
         assert sum(arm["requests"] for arm in found.as_dict()["arms"]) == 20
-        assert ">edge-b<" not in found.html()
+        assert ">edge-trial<" not in found.html()
     np.savez(tmp_path / "data.npz", inputs=inputs)
     page = tmp_path / "page.html"
     code, out, err = cli("evaluate", "--policy", policy, "--data", tmp_path / "data.npz", "--report", page)
     assert code == 0, out + err
-    assert "A/B in operation" in page.read_text()
+    assert "Trials in operation" in page.read_text()

@@ -1,0 +1,103 @@
+"""The setting `Trial`: an edge model or an endpoint beside the one in use, for a share of the requests or devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from inspect import iscoroutinefunction
+from math import fsum
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from edgeroute.errors import PolicyError, check_number
+
+if TYPE_CHECKING:
+    from edgeroute.confidence.certificate import Certificate
+
+STORED: Final = "trials"
+"""Name in the state folder of the figures of all trials."""
+EDGE_TRIAL: Final = "edge-trial"
+"""Name of the edge model on trial in answers, traces, audits and statistics; the one in use is `edge`."""
+SHOWN, HIDDEN = 0.1, 0.01
+"""Default share of a trial whose answers callers get, and of a hidden one."""
+MARGINS: Final = {
+    "edge": {"more_errors": 0.01, "more_deferred": 0.1, "more_differs": 0.02},
+    "cloud": {"more_errors": 0.02, "more_deferred": 1.0, "more_differs": 0.1},
+}
+"""Default margins of the guardrail. Another cloud may differ from the edge because it is better, so that margin is wide."""
+GIVEN = ("share", *MARGINS["edge"])
+"""Settings whose default depends on the side, or on whether the trial is shown."""
+
+
+class Trial(NamedTuple):
+    """An edge model or an endpoint on trial, beside the one in use.
+
+    Shown, it answers a stable share of the requests or devices in place of the one in use. Hidden, it answers nobody: it runs,
+    or is called, in the background for a share of the requests, and its answers are compared. A hash of the key decides, so a
+    key or a device is always in the same arm, also while the share grows.
+    """
+
+    edge: Any = None
+    """The model, as in `Router(edge=...)`; it stands beside the only edge model. Either this or `cloud` is given."""
+    cloud: Any = None
+    """The endpoint, as in `Router(cloud=...)`; it stands beside the first cloud."""
+    shown: bool = True
+    """False: no caller gets its answers. A hidden edge runs on audited requests, and a hidden cloud is called afterwards."""
+    share: float | None = None
+    """Share of the requests or devices, 0..1. None: 0.1, hidden 0.01. Of a hidden edge `audit=` has it, where there is one."""
+    threshold: float | Certificate | None = None
+    """Threshold of the edge; None: its own certificate if it came with one, else the number in use; hidden: none yet."""
+    by: Callable[[Any], Any] | None = None
+    """Returns the key of an input, as of its camera or user: equal keys are in one arm. None: each request is drawn."""
+    device: str | None = None
+    """Id of this device: all of its requests are in one arm."""
+    salt: str = ""
+    """Another salt draws other keys, so that the same devices are not always the first."""
+    more_errors: float | None = None
+    """Guardrail: margin by which its share of failures may exceed that of the one in use. None: 0.01, of a cloud 0.02."""
+    more_deferred: float | None = None
+    """Guardrail of an edge: the same for deferred requests. None: 0.1."""
+    more_differs: float | None = None
+    """Guardrail: the same for answers that differ: an edge's from the cloud's in audits, a cloud's from the edge's, a hidden
+    cloud's from those of the one in use. None: 0.02, of a cloud 0.1."""
+    alpha: float = 0.05
+    """Probability that the guardrail stops a trial that is not worse, whenever and however often it looks."""
+
+    @property
+    def side(self) -> Literal["edge", "cloud"]:
+        """The side of what is on trial."""
+        return "cloud" if self.edge is None else "edge"
+
+
+def checked(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
+    """Check trials, and return them with their defaults filled in.
+
+    Raises:
+        PolicyError: a setting is out of range, or they do not fit together.
+    """
+    several = isinstance(given, list | tuple) and not isinstance(given, Trial)
+    trials: tuple[Trial, ...] = () if given is None else tuple(given) if several else (given,)  # type: ignore[arg-type, assignment]
+    for trial in trials:
+        if not isinstance(trial, Trial):
+            raise PolicyError(f"trial= takes an edgeroute.Trial or a list of them, not {type(trial).__name__}")
+    trials = tuple(map(_checked, trials))
+    if sum(trial.side == "edge" for trial in trials) > 1:
+        raise PolicyError("trial: one edge model is on trial at a time, and there are several")
+    if fsum(trial.share or 0.0 for trial in trials if trial.side == "cloud" and trial.shown) > 1 + 1e-9:
+        raise PolicyError("trial: the shares of the endpoints are more than 1 together")
+    return trials
+
+
+def _checked(trial: Trial) -> Trial:
+    if (trial.edge is None) == (trial.cloud is None):
+        raise PolicyError("trial: give either edge=, a model, or cloud=, an endpoint")
+    defaults: dict[str, Any] = {"share": SHOWN if trial.shown else HIDDEN, **MARGINS[trial.side]}
+    trial = trial._replace(**{name: defaults[name] for name in GIVEN if getattr(trial, name) is None})
+    for name in GIVEN:
+        check_number(f"trial: {name}", getattr(trial, name), most=1)
+    check_number("trial: alpha", trial.alpha, most=1, above=True)
+    if trial.threshold is not None and trial.side == "cloud":
+        raise PolicyError("trial: threshold is that of an edge model, and this trial is of a cloud")
+    if iscoroutinefunction(trial.by):
+        raise PolicyError("trial: by is a function of the input that returns its key, and this one is async: make it a plain def")
+    if trial.by is not None and (trial.device is not None or not callable(trial.by)):
+        raise PolicyError("trial: by is a function of the input that returns its key, and device is not given beside it")
+    return trial
