@@ -101,7 +101,7 @@ _NUMBERS = re.compile(r"\d{1,9}(\.\d{1,9}){0,5}")
 
 
 class FileEntry(NamedTuple):
-    """One file of a version."""
+    """File of a version."""
 
     path: str
     """Path inside the folder of the version, with / between its parts."""
@@ -112,7 +112,7 @@ class FileEntry(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One version of a model."""
+    """Version of a model."""
 
     name: str
     version: str

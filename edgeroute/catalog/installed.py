@@ -1,4 +1,4 @@
-"""Models that a device has: verification, activation, rollback, pinning; and the path by which a router loads them."""
+"""Models that a device has: verification, activation, rollback, pinning; and loading of the active version by a router."""
 
 from __future__ import annotations
 

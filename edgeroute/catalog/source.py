@@ -1,4 +1,7 @@
-"""Reading of a catalog from a folder or an HTTPS address, and verification of its list of models by TUF."""
+"""Reading of a catalog from a folder or an HTTPS address, and verification of its list of models by TUF.
+
+`Folder` and `Web` read files; `download_index` returns the list, verified.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ MOST_REDIRECTS = 3
 
 
 class Missing(CatalogError):
-    """The catalog has no such file."""
+    """Raised for a file that the catalog does not have."""
 
 
 class Piece(NamedTuple):
@@ -65,7 +68,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """A catalog in a folder, such as a USB stick or a network drive."""
+    """Catalog in a folder, such as a USB stick or a network drive."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
@@ -211,7 +214,7 @@ class Web:
 
     @contextmanager
     def _errors_translated(self, path: str, web: Any) -> Iterator[None]:
-        """Translate exceptions of httpx to CatalogAway."""
+        """Translate exceptions of httpx, and of a client that the timer closed, to CatalogAway."""
         try:
             yield
         except web.TimeoutException as e:

@@ -29,7 +29,7 @@ from edgeroute.system.forks import ForkSafe, per_process
 SUFFIX = ACTIVE
 ENTRY = "entry.json"
 TURN_S = 10.0
-"""How long a change of the active version waits for another change, seconds."""
+"""Maximum time that a change of the active version waits for another change, seconds."""
 
 
 class _Lock(ForkSafe):

@@ -1,4 +1,7 @@
-"""Automatic updates of a router's model: download, canary inputs, trial, rollback."""
+"""Automatic updates of a router's model: download, canary inputs, trial, rollback.
+
+`Updater` does them in a thread; `Canaries` are inputs with right answers, read from an .npz file.
+"""
 
 from __future__ import annotations
 

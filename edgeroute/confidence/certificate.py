@@ -1,4 +1,7 @@
-"""Certificate: a calibrated threshold, its guarantee, and the models and score it is bound to; a JSON file with a checksum."""
+"""Certificate: a calibrated threshold, its guarantee, and the models and score it is bound to; a JSON file with a checksum.
+
+Also here: the comparison of a certificate with the setup in use, the threshold in force, and bounds of the deferral rate.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""The learned score: two logistic regressions applied to a model's outputs, and their JSON file.
+"""Learned score: two logistic regressions applied to a model's outputs, and their JSON file.
 
 Harm is that the cloud is right and the edge is not; win is the reverse. On the features of `features.py`
 
     score = (1 + P(win) - P(harm)) / 2     0..1; above 1/2 the edge is the better bet, below it the cloud
+
+Also here: the blend of two scores by their ranks, ridge logistic regression, and features that the caller gives (named tables,
+`prompt_features`).
 """
 
 from __future__ import annotations

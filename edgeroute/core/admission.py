@@ -1,4 +1,7 @@
-"""Admission control for one endpoint: circuit breaker, retry budget, rate, concurrency and spending. The clock is passed in."""
+"""Admission control for one endpoint: circuit breaker, retry budget, rate, concurrency and spending. The clock is passed in.
+
+`Admission` decides if an endpoint may be called, by a `Breaker`, a `RetryBudget`, a `Rate` and a `Concurrency` limit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Estimates from measurements: latencies, energy, links, load; and the choice of an encoding. The clock is passed in."""
+"""Estimates from measurements: latencies, energy, links, load; and the choice of an encoding. The clock is passed in.
+
+`Latency` (decaying quantiles), `PowerFit` (energy of a run), `pick` and `Ceiling` (which encoding is sent), `Link` (time of a
+call by its bytes), `Load` and `slack` (load of an endpoint, and deferrals kept on the edge for it).
+"""
 
 from __future__ import annotations
 
@@ -161,7 +165,7 @@ class PowerFit:
         self._p = 0.0
 
     def add(self, power_w: float, busy: float) -> None:
-        """Add a reading of the power, watts, and the seconds of runs per second since the reading before."""
+        """Add a reading of the power, watts, and the seconds of runs per second since the reading before; ignore faulty ones."""
         if not -MOST_W < power_w < MOST_W:
             return
         self.readings += 1
@@ -358,7 +362,7 @@ SPAN: Final = 0.4
 MOST: Final = 0.9
 """Largest share of the deferrals that is kept."""
 STEP: Final = 0.05
-"""The share is a multiple of this, so that plans do not change for nothing."""
+"""Step of the share, a multiple of this, so that plans do not change for nothing."""
 HALF_S: Final = 30.0
 """Half-life of a report, seconds."""
 STALE_S: Final = 300.0
@@ -381,7 +385,7 @@ class Report(NamedTuple):
 
     @property
     def load(self) -> float:
-        """Both as one number, 0 to `CAP`; impossible values count as 0."""
+        """Use and queue as one number, 0 to `CAP`; impossible values count as 0."""
         used, waits = (value if isfinite(value) and value > 0 else 0.0 for value in self)
         return min(CAP, used + waits / QUEUE_S)
 

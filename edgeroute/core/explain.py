@@ -226,7 +226,7 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
 
 
 def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
-    """Return the code of the last target that was asked and did not answer, because of which the best answer so far stands."""
+    """Return why the best answer so far stands: code of the last target that did not answer, else `busy` or `below`."""
     for mark in reversed(log):
         if mark.kind == "timeout":
             return "deadline"
@@ -241,7 +241,10 @@ def _failed(mark: Mark) -> str:
 
 
 def error_code(error: BaseException | None) -> str:
-    """Return the code of an exception raised in place of an answer, one of `CODES`; of several failures the last one's."""
+    """Return the code of an exception raised in place of an answer, one of `CODES`: `deadline` if the deadline came.
+
+    Of several failures the last one's code; `error` for an exception without a code.
+    """
     errors = getattr(error, "errors", None)
     if isinstance(error, TimeoutError) and errors is not None:
         return "deadline"
@@ -258,7 +261,7 @@ class Took(NamedTuple):
 
 
 def took(plan: Plan, outcome: Outcome) -> tuple[Took, ...]:
-    """Return the times of the targets that answered, accepted or not."""
+    """Return target, side and time of each target that answered, accepted or not."""
     log, legs = outcome.log, plan.legs
     if outcome.accepted and len(log) == ALONE:  # most
         leg = legs[log[1].leg]

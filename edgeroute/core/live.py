@@ -119,14 +119,14 @@ ABOVE_DB, SLOPE_DB = 10.0, 2.0
 
 
 class Began(NamedTuple):
-    """Speech has begun."""
+    """Event: speech has begun."""
 
     start: int
     """Number of its first window."""
 
 
 class Ended(NamedTuple):
-    """A segment of speech has ended."""
+    """Event: a segment of speech has ended."""
 
     start: int
     end: int
@@ -226,7 +226,7 @@ class Steady(NamedTuple):
 def steadied(
     state: Steady, label: Hashable, confidence: float | None, *, hold: int, margin: float | None = None, sure: bool = False
 ) -> Steady:
-    """Return the state of the display after a further label.
+    """Return the state of the display after a further label: that label displayed, or counted as a rival.
 
     Args:
         state: the state so far.

@@ -1,4 +1,8 @@
-"""Planning: policy and facts -> plan. Every routing mode is a plan; nothing after this module depends on modes."""
+"""Planning: policy and facts -> plan. Every routing mode is a plan; nothing after this module depends on modes.
+
+In order: `Facts`; the hedging delay; the order of trying; the standby's reserve of time; the choice among variants; `Plan` and
+`plan`, which uses them.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +92,7 @@ def quantile(edge: Latency, q: float) -> float:
 
 
 class Place(NamedTuple):
-    """One target in the order of trying."""
+    """Target in the order of trying."""
 
     target: int
     """Position in the list of targets."""
@@ -255,7 +259,7 @@ SPENT: Final = "joules_per_hour is spent"
 
 
 class Leg(NamedTuple):
-    """One target as used in this plan."""
+    """Target as used in this plan."""
 
     name: str
     permit: Permit | None
@@ -290,7 +294,7 @@ class Unsure(NamedTuple):
     """Edge whose confidence, known from the input alone, is below its threshold."""
 
     leg: Leg
-    """The leg as it would have been asked."""
+    """Leg as it would have been asked."""
     confidence: float | None
 
 
@@ -534,7 +538,7 @@ def _with_lowered_thresholds(leg: Leg, target: Target, facts: Facts, *, asks: bo
 
 
 def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:
-    """Return the policy's `hedge_after` as a delay in seconds."""
+    """Return the policy's `hedge_after` as a delay in seconds; inf if it needs latencies that are not known."""
     rule = policy.hedge_after
     if not isinstance(rule, str):
         return rule

@@ -1,4 +1,4 @@
-"""Routing policy as plain data."""
+"""Routing policy as plain data: modes, targets with their thresholds, the policy, and prices and limits of an endpoint."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Policy(NamedTuple):
     order: CloudOrder = "listed"
     """Order of several clouds: as listed, or the one with the lowest latency first."""
     rules: Rules = Rules()
-    """The egress rules."""
+    """Egress rules."""
     device_rules: tuple[Rule, ...] = ()
     """Rules on the device's state; the first one in force that changes the mode counts."""
     sensors_every_s: float | None = None
@@ -89,4 +89,4 @@ class Terms(NamedTuple):
     """Maximum concurrent calls; auto: a limit that adapts (`Concurrency`), beyond which a call is refused instead of waiting."""
     usd_per_million_input_tokens: float = 0.0
     usd_per_million_output_tokens: float = 0.0
-    """Of a language model: for the tokens of a request, and of its answer."""
+    """Prices of a language model: of the tokens of a request, and of its answer."""

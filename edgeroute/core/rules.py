@@ -1,4 +1,4 @@
-"""Rules on the device's state, with hysteresis: a pure step from the sensors' readings to the rules in force."""
+"""Rules on the device's state, with hysteresis: sensor readings, rules, and a pure step from a reading to the rules in force."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_ar
 
 
 class Reading(NamedTuple):
-    """One reading of all sensors; None: unknown. Shares are 0..1."""
+    """Reading of all sensors at one time; None: unknown. Shares are 0..1."""
 
     battery: float | None = None
     """State of charge."""
@@ -101,7 +101,7 @@ class Rule(NamedTuple):
     The default is 0.05 more for battery and memory; 5 degrees, 0.1 of load or gpu, or a tenth of the power less.
     """
     hold_s: float = 0.0
-    """How long readings have to demand a change before it is made, seconds."""
+    """Time for which readings have to demand a change before it is made, seconds."""
 
     @property
     def ends(self) -> float:
@@ -145,7 +145,7 @@ def in_force(state: State) -> tuple[Rule, ...]:
 
 
 def _next_state(standing: Standing, reading: Reading, now_s: float) -> Standing:
-    """Return the state of one rule after a reading."""
+    """Return the state of one rule after a reading: changed once readings have demanded the opposite for `hold_s`."""
     rule, on, since_s = standing
     value = value_of(rule, reading)
     if value is None:

@@ -256,7 +256,7 @@ class StreamState:
         return self.begun + plan.hedge_s
 
     def due(self) -> float:
-        """Return the instant at which the next leg is started; inf: none is, as things are."""
+        """Return the instant at which the next leg starts: now if no leg is waited for; inf if none is to start."""
         if not self.pending or self.fixed():
             return INF
         if not (active := [v for v in self.states.values() if v.active]):
@@ -326,7 +326,7 @@ class StreamState:
         return parts[0] if parts and self.may_degrade else None
 
     def candidates(self) -> Iterator[int]:
-        """Yield the legs that may be shown now, the best first."""
+        """Yield the legs that may be shown now, best first: those that need not be judged, or edges if no other leg is left."""
         undecided = False
         for i, state in self.states.items():
             if state.pieces and not (state.failed or state.passed_over or undecided or self.judged(i)):
@@ -346,7 +346,7 @@ class StreamState:
 
 
 class FirstTokenLate(Coded, TimeoutError):
-    """A leg gave no first piece within its time limit."""
+    """Error of a leg that gave no first piece within its time limit."""
 
     code = "timeout"
 

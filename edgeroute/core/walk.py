@@ -53,7 +53,7 @@ Kind = Literal["start", "limit", "decided", "accepted", "below", "kept", "failed
 
 @final
 class Mark(NamedTuple):
-    """One entry in a route's log."""
+    """Entry in a route's log."""
 
     kind: Kind
     leg: int

@@ -1,4 +1,4 @@
-"""Machine-readable codes of rejections and failures, and sanitising of foreign texts for display."""
+"""Codes of rejections and failures, for programs; and sanitising of foreign texts, for display."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ log = logging.getLogger("edgeroute")
 
 
 class RequestBegan(NamedTuple):
-    """A request has begun."""
+    """Event: a request has begun."""
 
     id: str
     """Id of the request, as in its answer and in traces."""
@@ -28,7 +28,7 @@ class RequestBegan(NamedTuple):
 
 
 class RequestEnded(NamedTuple):
-    """A request has ended."""
+    """Event: a request has ended."""
 
     id: str
     """Id, as in `RequestBegan`."""
@@ -37,7 +37,7 @@ class RequestEnded(NamedTuple):
     answer: Answer | None
     """Answer that the caller got; None: an error."""
     error: BaseException | None
-    """The exception raised to the caller; None if there is an answer."""
+    """Exception raised to the caller; None if there is an answer."""
     reading: Reading | None = None
     """Last reading of the device's sensors; None: they are not read, or have not been."""
     reading_age_s: float = 0.0
@@ -49,7 +49,7 @@ class RequestEnded(NamedTuple):
 
 
 class AttemptBegan(NamedTuple):
-    """An attempt to call an endpoint, over HTTP or gRPC, is about to be sent."""
+    """Event: an attempt to call an endpoint, over HTTP or gRPC, is about to be sent."""
 
     number: int
     """Number of the attempt in this process, as in its `AttemptEnded`."""
@@ -64,7 +64,7 @@ class AttemptBegan(NamedTuple):
 
 
 class AttemptEnded(NamedTuple):
-    """An attempt to call an endpoint, or a probe, has ended."""
+    """Event: an attempt to call an endpoint, or a probe, has ended."""
 
     target: str
     """Name of the endpoint."""

@@ -1,4 +1,7 @@
-"""OpenTelemetry: a span for each request, with its edges' runs and its calls of endpoints, through `opentelemetry-api`."""
+"""OpenTelemetry: a span for each request, with its edges' runs and its calls of endpoints, through `opentelemetry-api`.
+
+In order: attributes by OpenTelemetry's conventions; histograms; the instrument.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Prometheus: a router's counts and states in the form that Prometheus scrapes, through `prometheus_client`."""
+"""Prometheus: a router's counts and states in the form that Prometheus scrapes, through `prometheus_client`.
+
+In order: the metrics with their labels; the instrument, which is a `Tally`; the reply to a scrape.
+"""
 
 from __future__ import annotations
 

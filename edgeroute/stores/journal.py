@@ -1,4 +1,7 @@
-"""Append-only JSON Lines journal, rotated by size and shared by processes (egress ledger, trace, audit log); process lock."""
+"""Append-only JSON Lines journal, rotated by size and shared by processes (egress ledger, trace, audit log).
+
+`Journal` appends, `read` iterates over all files; `ProcessLock` is a lock file that one process holds at a time.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ else:
 
 
 WAIT_S = 5.0
-"""How long an append waits for another process's, seconds; only on Windows, where appends take turns."""
+"""Maximum time that an append waits for another process's, seconds; only on Windows, where appends take turns."""
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would write CR LF
 
 

@@ -136,7 +136,7 @@ class KeyValueStore(ForkSafe):
         self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
 
     def flush(self) -> bool:
-        """Write pending values to the file now. Return True if all were written."""
+        """Write pending values to the file now. Return True if all were written; a failure is logged, and returns False."""
         database = self._database
         if database is None or not self._fresh:
             return database is not None

@@ -22,9 +22,9 @@ log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
 """Default of how long a transaction waits for another process's, seconds."""
 CLOSE_S = 1.0
-"""How long `close` waits for running transactions before it makes those that wait for another process fail, seconds."""
+"""Time that `close` waits for running transactions before it makes those that wait for another process fail, seconds."""
 READS_S = 0.005
-"""How long a read waits for another read of this process, seconds."""
+"""Maximum time that a read waits for another read of this process, seconds."""
 CHECKPOINT_PAGES = 256
 """WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks."""
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
@@ -33,7 +33,7 @@ _parents: list[sqlite3.Connection | None] = []
 
 
 class Database(ForkSafe):
-    """One SQLite file, opened or created at the first transaction.
+    """SQLite file, opened or created at the first transaction.
 
     Args:
         path: path of the file; its folder is created. Mode 0600.

@@ -174,7 +174,7 @@ class Checks(Running):
             self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
 
     def runs(self) -> Iterator[str]:
-        """Check that each sample gets an answer, the same each time."""
+        """Check that each sample gets an answer, the same each time; store the answers for later checks."""
         self.truth = [self.ask([x])[0] for x in self.samples]
         for i, x in enumerate(self.samples):
             (again,) = self.ask([x])

@@ -15,7 +15,7 @@ from edgeroute.types import EdgeModel
 
 
 class ContractBroken(AssertionError):
-    """A model or an endpoint breaks its contract.
+    """Raised for a model or an endpoint that breaks its contract.
 
     Attributes:
         problems: (name of the check, what is wrong and what to do), in the order of the checks.

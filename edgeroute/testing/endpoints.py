@@ -134,7 +134,7 @@ class _Checks:
         return calls, self.reader.many(outputs, len(inputs))
 
     def talks(self) -> Iterator[str]:
-        """Check that each sample gets an answer, the same each time, and that answers depend on the replies."""
+        """Check that each sample gets an answer, the same each time, and that answers depend on replies; store the answers."""
         self.truth = [self._answers([x])[1][0] for x in self.samples]
         for x, truth in zip(self.samples, self.truth, strict=True):
             (calls, (once,)), (again, _) = self._answers([x]), self._answers([x])

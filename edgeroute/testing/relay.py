@@ -74,7 +74,7 @@ class Relay(Listener):
         self._do(end())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect to the server, and forward both directions until one ends."""
+        """Connect to the server, else reset the client; forward both directions until both end or one fails."""
         connected = monotonic() + 2 * self.delay_s
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._to)

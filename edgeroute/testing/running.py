@@ -19,7 +19,7 @@ Ask = Callable[[], object]
 
 
 class Hangs(Exception):
-    """A run does not end in time."""
+    """Raised for a run that does not end in time."""
 
 
 class Token(StopToken):
@@ -84,7 +84,7 @@ class Running:
         return await self.backend.run_async(inputs, many)
 
     def streamed(self, x: Any) -> tuple[list[Any], Prediction]:
-        """Return the pieces of a streamed answer, and the whole prediction."""
+        """Run a stream to its end. Return its pieces, and the whole prediction."""
         pieces: list[Any] = []
         if self._loop is not None:
             return pieces, self.wait(self.task(self.backend.stream_async(x, pieces.append)), "a stream")

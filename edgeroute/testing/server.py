@@ -1,4 +1,4 @@
-"""HTTP server with canned replies, valid or not; replies of a language model."""
+"""HTTP server with canned replies, valid or not; and replies to build: HTTP, server-sent events, chunks of a language model."""
 
 from __future__ import annotations
 

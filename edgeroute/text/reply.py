@@ -1,4 +1,8 @@
-"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence by its tokens, and errors."""
+"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence by its tokens, and errors.
+
+`Events` parses server-sent events; `ToolCalls` and `Gathered` join pieces; `answer` reads a whole reply; `failure` translates
+errors.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +147,7 @@ class ToolCalls:
         return bool(self._calls or self._function)
 
     def add(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Add parts of calls, the `tool_calls` of a delta."""
+        """Add parts of calls, the `tool_calls` of a delta: set id and type, append name and arguments."""
         for part in parts:
             call = self._call_of(part)
             call.update({key: part[key] for key in ("id", "type") if part.get(key)})
@@ -414,7 +418,7 @@ class RunningConfidence:
 
 
 def _confidence(logprobs: list[float], rule: str) -> Any:
-    """Return the confidence by the rule; for `quantile` the log-probabilities, of which a reader takes the quantile."""
+    """Return the confidence by the rule, or an `Unscored`; for `quantile` the log-probabilities, for a reader to score."""
     if not logprobs:
         return Unscored("no log-probabilities of its tokens")
     if impossible(logprobs):

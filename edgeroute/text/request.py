@@ -85,7 +85,7 @@ class Chat:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that answers depend on."""
+        """Settings on which answers depend."""
         return {"chat": self.is_chat, "system": self.system, "confidence": self.rule, **self.options}
 
     def request(self, x: Any) -> tuple[dict[str, Any], bool]:

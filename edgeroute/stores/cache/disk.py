@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE INDEX IF NOT EXISTS answers_at ON answers (at)
 """
 _FIND = "SELECT at, crc, CAST(entry AS TEXT), CAST(outputs AS BLOB) FROM answers WHERE key = ?"
-"""The casts matter in a damaged file, where a column may have another type."""
+"""Query of an entry. The casts matter in a damaged file, where a column may have another type."""
 _FAULTS = (StoreError, UnicodeDecodeError)
 """UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message."""
 WAITING_BYTES = 4 << 20
@@ -42,11 +42,11 @@ MIXED_PARTS = 4
 TOGETHER = 64
 """Maximum entries written in one transaction."""
 BUSY_MS = 100
-"""How long a write waits for another process's lock before the entries are dropped, milliseconds."""
+"""Maximum time that a write waits for another process's lock, milliseconds; the entries are dropped then."""
 PAUSES_S = (0.001, 0.01, 0.1)
 """Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting."""
 REST_S = 30.0
-"""How long the disk is not used after the second consecutive failure, seconds."""
+"""Time for which the disk is not used after the second consecutive failure, seconds."""
 
 
 class _Row(NamedTuple):

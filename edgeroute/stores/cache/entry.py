@@ -18,7 +18,7 @@ _ELSEWHERE = (type, ModuleType, FunctionType)
 
 
 class Entry(NamedTuple):
-    """One cached answer."""
+    """Cached answer."""
 
     value: Any
     confidence: float | None

@@ -110,7 +110,7 @@ _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 
 
 class _UnknownError(Exception):
-    """The function depends on an object without a stable identity across processes."""
+    """Raised for a function that depends on an object without a stable identity across processes."""
 
 
 def fingerprint(thing: object) -> str:

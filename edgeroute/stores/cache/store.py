@@ -139,8 +139,7 @@ class Cache(ForkSafe):
         """Store a copy of the entry in memory, and queue it for the disk.
 
         Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. The disk takes only
-        values
-        that are restored unchanged: JSON values, with outputs that are arrays or JSON values.
+        values that are restored unchanged: JSON values, with outputs that are arrays or JSON values.
         """
         cached = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
         if cached is not None:
@@ -252,7 +251,7 @@ class _Shared:
 
 
 class Flight:
-    """One caller's part in a flight. The leader calls `done`, and always finally `failed`, which is a no-op after `done`."""
+    """Part of one caller in a flight. The leader calls `done`, and always finally `failed`, which is a no-op after `done`."""
 
     __slots__ = ("_flights", "_key", "_shared", "leads")
 
@@ -304,7 +303,7 @@ class Flight:
 
 
 class Flights(ForkSafe):
-    """The flights in progress, by key. A flight is removed when it ends, however it ended."""
+    """Flights in progress, by key. A flight is removed when it ends, however it ended."""
 
     _lock = per_process(threading.RLock)  # an abandoned leader may be collected, and so ended, during a `join`
     _open: dict[bytes, _Shared] = per_process(dict)

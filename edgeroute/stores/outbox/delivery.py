@@ -1,4 +1,7 @@
-"""Delivery of the outbox's requests when their endpoint is available, with retries, jitter and a rate limit; its thread."""
+"""Delivery of the outbox's requests when their endpoint is available, with retries, jitter and a rate limit.
+
+`Loop` is a background thread that only one process runs at a time; `Delivery` is what it does.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +165,7 @@ class Delivery(ForkSafe):
     """Time when the oldest waiting entry was queued, as of the last scan."""
     _next, _hurried = initially(-inf), initially(-inf)
     hurry_at = initially(-inf)
-    """When to cut waits short (monotonic); initially at once: the reason for an earlier process's waits may be over."""
+    """Instant at which to cut waits short (monotonic); initially at once: the reason for earlier waits may be over."""
     _stop = per_process(threading.Event)
 
     def __init__(

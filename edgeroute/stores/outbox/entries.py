@@ -31,7 +31,7 @@ class Waiting(NamedTuple):
     provisional: Any = None
     """Provisional answer that the app got, JSON-serialisable."""
     ready_at: float | None = None
-    """The request is not sent before this time; None: now."""
+    """Earliest time of sending; None: now."""
     queued_at: float | None = None
     """Time of the put; None: now."""
     attempts: int = 0

@@ -22,7 +22,7 @@ log = logging.getLogger("edgeroute")
 
 
 class _CallbackError(Exception):
-    """The callback raised, and not the store."""
+    """Raised for an exception of the callback, as opposed to one of the store."""
 
 
 class Callbacks(ForkSafe):

@@ -25,7 +25,7 @@ _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0-\x
 
 
 class Damaged(ValueError):
-    """A row differs from what was written; the message says how.
+    """Raised for a row that differs from what was written; the message says how.
 
     Args:
         why: the message.

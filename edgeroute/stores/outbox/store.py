@@ -1,4 +1,8 @@
-"""The outbox on disk: a SQLite queue of requests, late answers, dead letters and counters. No threads, no network."""
+"""Outbox on disk: a SQLite queue of requests, late answers, dead letters and counters. No threads, no network.
+
+`Outbox` is the queue; `GroupCommit` shares transactions between threads; `Listing` has the queries; `Tx` is the transaction
+handle of a callback.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,7 @@ Refuse: TypeAlias = Callable[[], str]
 
 
 class _PendingEntry:
-    """One entry to store, and its result."""
+    """Entry to store, and its result."""
 
     __slots__ = ("refuse", "result", "waiting")
 
@@ -93,26 +97,29 @@ class GroupCommit(ForkSafe):
                 self._pending.pop(ticket, None)
         return [_result(ticket) for ticket in tickets]
 
-    def _store(self, brought: Sequence[_PendingEntry]) -> None:
-        """Store entries in one transaction, and set their results; after an error that one entry causes, one by one."""
-        tickets = list[_PendingEntry]()
-        for ticket in brought:
-            if why := ticket.refuse():
-                self._end(ticket, Closed(why))
+    def _store(self, pending: Sequence[_PendingEntry]) -> None:
+        """Store entries in one transaction, and set their results; refused ones get Closed.
+
+        If the transaction fails with an error that is not about the disk, each entry is stored alone, to find the one at fault.
+        """
+        accepted = list[_PendingEntry]()
+        for entry in pending:
+            if why := entry.refuse():
+                self._end(entry, Closed(why))
             else:
-                tickets.append(ticket)
-        if not tickets:
+                accepted.append(entry)
+        if not accepted:
             return
         try:
-            results: Sequence[Put | Exception] = self._write([ticket.waiting for ticket in tickets])
+            results: Sequence[Put | Exception] = self._write([entry.waiting for entry in accepted])
         except Exception as e:  # noqa: BLE001 - passed to whoever brought them
-            if len(tickets) > 1 and not isinstance(e, StoreError):  # one of them is at fault
-                for ticket in tickets:
-                    self._store([ticket])
+            if len(accepted) > 1 and not isinstance(e, StoreError):  # one of them is at fault
+                for entry in accepted:
+                    self._store([entry])
                 return
-            results = [StoreError(str(e)) for _ in tickets] if isinstance(e, StoreError) else [e]
-        for ticket, result in zip(tickets, results, strict=True):
-            self._end(ticket, result)
+            results = [StoreError(str(e)) for _ in accepted] if isinstance(e, StoreError) else [e]
+        for entry, result in zip(accepted, results, strict=True):
+            self._end(entry, result)
 
     def _end(self, ticket: _PendingEntry, result: Put | Exception) -> None:
         """Set an entry's result, and remove it from those to store."""
@@ -143,6 +150,7 @@ class Listing(ForkSafe):
     """Queries about the entries of an outbox. Each call also deletes expired entries."""
 
     def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Open a transaction; overridden."""
         raise NotImplementedError
 
     def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
@@ -626,7 +634,7 @@ class Tx:
             c.set_authorizer(_allow)  # before 3.11, None would forbid everything
 
     def _authorize(self, action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
-        """Decide for SQLite if a statement may do this; remember a refusal."""
+        """Return SQLITE_OK, or note a refusal and return SQLITE_DENY: for transactions, other files, the outbox's tables."""
         is_outbox = action != sqlite3.SQLITE_READ and any(
             n is not None and n.lower().startswith("outbox_") for n in (first, second)
         )

@@ -1,4 +1,4 @@
-"""The outbox's SQLite tables: schema, expiry, eviction and counts, as functions on a connection inside a transaction."""
+"""SQLite tables of the outbox: schema, indexed queries, expiry, eviction and counters, on a connection in a transaction."""
 
 from __future__ import annotations
 
