@@ -485,12 +485,12 @@ def test_a_body_decides_an_answer():
 
 def test_an_error_quotes_nothing_that_was_sent_in_another_writing():
     """A server that echoes what it decoded: base64, form fields or parts."""
-    said = json.dumps({"error": {"message": "invalid argument memory"}}).encode()
-    assert quote(said, b'{"a": 1}', ()) == "invalid argument memory"
+    error = json.dumps({"error": {"code": "invalid_memory"}}).encode()
+    assert quote(error, b'{"a": 1}', ()) == "invalid_memory"
     text = "the argument of memory"
     bodies = [
         Body({"a": "{input|base64}"})(text)[1], Body({"a": "x,{input|base64}"})(text)[1],
         Body({"a": "{input}"}, "form")("the%argument of+memory")[1], Body({"a": "{input}"}, "multipart")(text.encode())[1],
     ]  # fmt: skip
     for body in bodies:
-        assert quote(said, body, ()) == "", body
+        assert quote(error, body, ()) == "", body

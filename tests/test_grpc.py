@@ -217,14 +217,14 @@ def test_a_hedge_that_lost_is_cancelled(server):
 
 CODE = grpc.StatusCode
 ERRORS = {
-    "unavailable": (CODE.UNAVAILABLE, "service unavailable", "answered 503: service unavailable"),
-    "exhausted": (CODE.RESOURCE_EXHAUSTED, "too many requests", "answered 429: too many requests"),
+    "unavailable": (CODE.UNAVAILABLE, "service unavailable", "answered 503: UNAVAILABLE"),
+    "exhausted": (CODE.RESOURCE_EXHAUSTED, "too many requests", "answered 429: RESOURCE_EXHAUSTED"),
     "unknown model": (CODE.NOT_FOUND, "no such model", r"answered 404.*\(is the URL right, and the model loaded\?\)"),
-    "bad input": (CODE.INVALID_ARGUMENT, "unexpected shape", "answered 400: unexpected shape"),
+    "bad input": (CODE.INVALID_ARGUMENT, "unexpected shape", "answered 400: INVALID_ARGUMENT"),
     "no key": (CODE.UNAUTHENTICATED, "invalid token", r"answered 401.*\(is api_key set, and current\?\)"),
     "forbidden": (CODE.PERMISSION_DENIED, "denied", "answered 403"),
-    "broken": (CODE.INTERNAL, "internal error", "answered 500: internal error"),
-    "an echo": (CODE.INTERNAL, "secret words of an input", "answered 500$"),
+    "broken": (CODE.INTERNAL, "internal error", "answered 500: INTERNAL"),
+    "an echo": (CODE.INTERNAL, "secret words of an input", "answered 500: INTERNAL$"),
     "not implemented": (CODE.UNIMPLEMENTED, "no", "answered 501"),
     "its deadline": (CODE.DEADLINE_EXCEEDED, "too slow", "answered 504"),
     "cancelled by it": (CODE.CANCELLED, "no", "answered 500"),

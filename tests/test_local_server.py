@@ -231,7 +231,7 @@ REPLIES = {
     "no choice": (sse({"choices": [3]}), "no completion"),
     "no text": (sse({"choices": [{"delta": {"content": 7}}]}, {"choices": [{"delta": None, "finish_reason": "stop"}]}), None),
     "cut off": (sse(piece("Pa"), end=False), "broke off"),
-    "an error": (sse(piece("Pa"), {"error": {"message": "out of memory"}}), "out of memory"),
+    "an error": (sse(piece("Pa"), {"error": {"message": "out of memory", "type": "out_of_memory"}}), "out_of_memory"),
     "long": (http_reply(LONG_LINE * 10, headers=SSE), "more than 65,536 bytes"),
     "no http": (b"hello\r\n\r\n", "broke off"),
     "short": (http_reply(b"data: ", headers=SSE, length=500), "broke off"),

@@ -1,6 +1,6 @@
 """gRPC channels in place of HTTP connections: carry a call whose path is a method and whose body is a serialised message.
 
-A status of gRPC becomes one of HTTP, with its text as the error of a JSON body, so that what follows (messages, retries, the
+A status of gRPC becomes one of HTTP, with its name as the code of an error in JSON, so that what follows (messages, retries, the
 breaker, what is quoted) is the same for both.
 """
 
@@ -251,7 +251,8 @@ class _Replies:
         headers = _headers(error.trailing_metadata())
         with contextlib.suppress(KeyError, ValueError):
             headers.setdefault("retry-after", str(float(headers["grpc-retry-pushback-ms"]) / 1000))
-        return Reply(status, {**headers, "content-type": "application/json"}, json.dumps({"error": text}).encode())
+        body = json.dumps({"error": {"status": code.name, "message": text}}).encode()
+        return Reply(status, {**headers, "content-type": "application/json"}, body)
 
     def _lost(self, text: str) -> CloudError:
         why = [reason for reason in REASONS if reason in text]

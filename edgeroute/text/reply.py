@@ -19,6 +19,7 @@ from edgeroute.core.stream import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
+from edgeroute.system.process import json_dumps
 from edgeroute.system.quoting import quote
 
 # Server-sent events (WHATWG HTML, 9.2), in which the answers of language models come.
@@ -482,7 +483,7 @@ def failure(
         more: text for the end of the message.
     """
     text = str(error.get("message") or "")
-    reason = clean(text, FOREIGN) if sent is None else _quoted(text, sent, secrets)
+    reason = clean(text, FOREIGN) if sent is None else ""
     if error.get("type") in LONG or error.get("code") in LONG:
         tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
         known = isinstance(tokens, int) and isinstance(most, int)
@@ -493,15 +494,8 @@ def failure(
         return Unfit(f"{where} cannot take it: the server or model does not support what is in the request ({part}){more}")
     if not reason:
         named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in text] if own else []
-        kind = _quoted(error.get("type"), sent or {}, secrets)
-        reason = f"it is about {', '.join(named)}" if named else kind or (UNQUOTED if text else "it does not say what")
+        codes = quote(json_dumps(dict(error), repr), json_dumps(sent or {}, repr), secrets)
+        reason = f"it is about {', '.join(named)}" if named else codes or (UNQUOTED if text else "it does not say what")
     if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
         return BadInput(f"{where} does not take the request: {reason}{more}")
     return ModelError(f"{where} gave no answer: {reason}{more}")
-
-
-def _quoted(text: Any, sent: Mapping[str, Any], secrets: Sequence[str]) -> str:
-    """Return a text for quotation, whole, or "" if it may repeat the request or a secret."""
-    if not text:
-        return ""
-    return quote(json.dumps({"message": str(text)}).encode(), json.dumps(sent, default=str).encode(), secrets)
