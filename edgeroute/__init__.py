@@ -18,7 +18,7 @@ _HOMES = {
     "Router": "router.router",
     "AsyncRouter": "router.aio",
     "Answer": "types",
-    "Options": "router.arguments",
+    "Options": "core.policy",
     "OnnxModel": "edge.onnx",
     "LiteRTModel": "edge.litert",
     "LlamaModel": "edge.llama",

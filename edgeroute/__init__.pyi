@@ -49,7 +49,7 @@ from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as met
 from edgeroute.record.request_log import RequestLog as RequestLog
 from edgeroute.record.trace import Trace as Trace
 from edgeroute.router.aio import AsyncRouter as AsyncRouter
-from edgeroute.router.arguments import Options as Options
+from edgeroute.core.policy import Options as Options
 from edgeroute.router.live.audio import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router

@@ -644,7 +644,7 @@ def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(c
         (Audit(share=1.5), "share= takes a number, 0 to 1"),
         (Audit(share=float("nan")), "share= takes a number, 0 to 1"),
         (Audit(on_alarm="panic"), "on_alarm is 'tell', 'raise' or 'defer'"),
-        (Audit(scene=0), "scene is a number of requests, 1 or more, not 0"),
+        (Audit(scene=0), "scene= takes a whole number, 1 or more, not 0"),
         (Audit(labelled="yes"), "labelled"),
     ],
 )

@@ -13,6 +13,7 @@ from edgeroute.cloud.endpoint import Talk, loads
 from edgeroute.cloud.payloads import Escalated, checked
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
+from edgeroute.core.units import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.process import call_contained
@@ -53,7 +54,7 @@ class PlainJson:
         name: str = "cloud",
         body: Any = None,
         body_type: BodyType = "json",
-        max_body_bytes: int = MAX_BODY,
+        max_body_bytes: Size = MAX_BODY,
         encode: Callable[..., Any] | None = None,
         value: str = "value",
         confidence: str | None = "confidence",

@@ -15,10 +15,12 @@ from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
 from edgeroute.core.explain import truncated
 from edgeroute.core.spending import Tokens
+from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.core.words import clean
-from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable, check_number
+from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
+from edgeroute.system.declared import check_units
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.text.reply import FIELDS, LONG, Events, Gathered, RunningConfidence, answer, is_error, is_piece, is_silent
 from edgeroute.text.request import Chat
@@ -170,9 +172,9 @@ class OpenAIChat:
         name: str = "cloud",
         chat: bool = True,
         system: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
+        max_tokens: Count | None = None,
+        temperature: Amount | None = None,
+        seed: Whole | None = None,
         stop: Sequence[str] = (),
         response_format: Mapping[str, Any] | None = None,
         request: Mapping[str, Any] | None = None,
@@ -180,14 +182,14 @@ class OpenAIChat:
         confidence: Rule = "quantile",
         stream: bool = True,
         usage: bool = True,
-        between_s: float = 30.0,
+        between_s: Patience = 30.0,
         labels: Iterable[Any] | None = None,
         version: str | None = None,
-        timeout_s: float = 60.0,
-        max_reply_bytes: int = MAX_REPLY,
+        timeout_s: Timeout = 60.0,
+        max_reply_bytes: Size = MAX_REPLY,
         **address: Any,
     ) -> None:
-        check_number("between_s", between_s, above=True, infinite=True)
+        check_units(OpenAIChat, {"between_s": between_s})
         if not isinstance(model, str) or not model:
             raise PolicyError("model= takes the model's name at the endpoint")
         self.address = Address(url, timeout_s=timeout_s, max_reply_bytes=max_reply_bytes, **address)

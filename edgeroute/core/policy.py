@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.egress import Rules
-from edgeroute.core.rules import Rule
+from edgeroute.core.rules import Reading, Rule
+from edgeroute.core.units import Amount, Patience, Rate
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
@@ -77,16 +78,56 @@ class Policy(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Price of calling an endpoint, and limits of rate and concurrency."""
+    """Price of calling an endpoint, and limits of rate and concurrency.
 
-    usd_per_call: float = 0.0
-    usd_per_mb: float = 0.0
-    joules_per_call: float = 0.0
-    joules_per_mb: float = 0.0
-    """Radio energy on the device: per request, and per million bytes of bodies in both directions."""
-    calls_per_s: float = INF
+    Args:
+        usd_per_call: US dollars for a request.
+        usd_per_mb: US dollars for a million bytes, sent or received.
+        joules_per_call: radio energy of the device for a request, whatever its size.
+        joules_per_mb: radio energy of the device for a million bytes, sent or received.
+        calls_per_s: maximum requests per second; further ones are not sent, as if the endpoint were away. inf: no limit.
+        max_concurrent: maximum concurrent requests; further ones wait until their deadline. "auto": as many as the endpoint
+            answers without getting slower, and further ones are not sent (scale.md#load).
+        usd_per_million_input_tokens: US dollars for a million tokens of requests, of a language model.
+        usd_per_million_output_tokens: US dollars for a million tokens of its answers.
+    """
+
+    usd_per_call: Amount = 0.0
+    usd_per_mb: Amount = 0.0
+    joules_per_call: Amount = 0.0
+    joules_per_mb: Amount = 0.0
+    calls_per_s: Rate = INF
     max_concurrent: int | Literal["auto"] = 64
-    """Maximum concurrent calls; auto: a limit that adapts (`Concurrency`), beyond which a call is refused instead of waiting."""
-    usd_per_million_input_tokens: float = 0.0
-    usd_per_million_output_tokens: float = 0.0
-    """Prices of a language model: of the tokens of a request, and of its answer."""
+    usd_per_million_input_tokens: Amount = 0.0
+    usd_per_million_output_tokens: Amount = 0.0
+
+
+class Options(NamedTuple):
+    """Settings of a router that few programs change, as in `Router(..., options=Options(hedge_after="p90"))`.
+
+    Args:
+        hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
+            than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
+            metered link, while an endpoint is down, or once half of a limit is spent.
+        first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
+        uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
+            reports it in reasons and `check`; "error" rejects such a router.
+        certificate_max_age: greatest age of a certificate, seconds; None: no limit.
+        no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
+        order: of several clouds: as "listed", or the "fastest" so far first.
+        metered: whether the link is metered (bytes cost money), or a function that returns it.
+        sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
+        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
+        views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
+    """
+
+    hedge_after: float | str | None = None
+    first_token: Patience | None = None
+    uncalibrated: Uncalibrated = "tell"
+    certificate_max_age: Patience | None = None
+    no_confidence: NoConfidence = "defer"
+    order: CloudOrder = "listed"
+    metered: bool | Callable[[], bool] = False
+    sensors: Callable[[], Reading] | None = None
+    sensors_every: Patience | None = None
+    views: Mapping[str, str | Callable[[Any], Any]] | None = None

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
 from edgeroute.core.policy import INF
+from edgeroute.core.units import Limit
 from edgeroute.core.words import HeldCode, Lasting, Rejection
 
 BUCKETS: Final = 60
@@ -19,16 +20,20 @@ AHEAD: Final = 64
 
 
 class Limits(NamedTuple):
-    """Maximum spending within any window; inf: no limit."""
+    """Maximum spending within any window; inf: no limit.
 
-    usd_per_day: float = INF
-    """US dollars in any 24 hours, by the endpoints' prices."""
-    mb_per_day: float = INF
-    """Million bytes of bodies, in both directions, in any 24 hours."""
-    joules_per_hour: float = INF
-    """Joules in any hour: of the cloud's calls by price, and of the edge's runs as far as known. No run is refused for it."""
-    calls_per_minute: float = INF
-    """Calls of endpoints in any 60 seconds; a call counts once, however often it is retried."""
+    Args:
+        usd_per_day: US dollars in any 24 hours, by the endpoints' prices.
+        mb_per_day: million bytes of bodies, in both directions, in any 24 hours.
+        joules_per_hour: joules in any hour: of the cloud's calls by price, and of the edge's runs as far as known (rules.md). No
+            run is refused for it.
+        calls_per_minute: calls of endpoints in any 60 seconds; a call counts once, however often it is retried.
+    """
+
+    usd_per_day: Limit = INF
+    mb_per_day: Limit = INF
+    joules_per_hour: Limit = INF
+    calls_per_minute: Limit = INF
 
 
 _LENGTHS_S = Limits(DAY_S, DAY_S, HOUR_S, MINUTE_S)

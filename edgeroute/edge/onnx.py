@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgeroute.confidence.scores import Score
+from edgeroute.core.units import Count
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.providers import CPU, Given, Provider, names_of, parse_providers
@@ -228,7 +229,7 @@ class OnnxModel(ModelFile):
         path: str | Path,
         *,
         providers: Given | Sequence[Given] = ("cpu",),
-        threads: int = 1,
+        threads: Count = 1,
         on_downgrade: Literal["error", "record"] = "error",
         sha256: str | None = None,
         card: str | Path | None = None,

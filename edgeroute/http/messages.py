@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute.core.spending import Tokens
+from edgeroute.core.units import Size, Timeout, Whole
 from edgeroute.core.words import clean
-from edgeroute.errors import PolicyError, check_number
+from edgeroute.errors import PolicyError
 from edgeroute.http.terms import checked_pins, checked_terms
+from edgeroute.system.declared import check_units
 
 
 class Call(NamedTuple):
@@ -146,15 +148,13 @@ class Address:
         cert: tuple[str | Path, str | Path] | None = None,
         pin: str | Sequence[str] | None = None,
         client: Any = None,
-        timeout_s: float = 10.0,
-        retries: int = 2,
-        max_reply_bytes: int = MAX_REPLY,
+        timeout_s: Timeout = 10.0,
+        retries: Whole = 2,
+        max_reply_bytes: Size = MAX_REPLY,
         **terms: Any,
     ) -> None:
         self.terms = checked_terms(terms)
-        check_number("timeout_s", timeout_s, above=True)
-        check_number("retries", retries, whole=True)
-        check_number("max_reply_bytes", max_reply_bytes, least=1, whole=True)
+        check_units(Address, locals())
         try:
             parts = urlsplit(url)
             port = parts.port

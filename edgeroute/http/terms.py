@@ -10,10 +10,9 @@ from typing import Any
 
 from edgeroute.core.policy import Terms
 from edgeroute.errors import PolicyError, check_number
+from edgeroute.system.declared import check_units
 
 # Prices and limits of an endpoint, checked.
-
-_PER_TOKEN = ("usd_per_million_input_tokens", "usd_per_million_output_tokens")
 
 
 def checked_terms(given: dict[str, Any]) -> Terms:
@@ -23,9 +22,7 @@ def checked_terms(given: dict[str, Any]) -> Terms:
         PolicyError: one is not a number that it can be: it would switch a limit off, or poison what is booked.
     """
     found = Terms(**given)
-    for name in ("usd_per_call", "usd_per_mb", "joules_per_call", "joules_per_mb", *_PER_TOKEN):
-        check_number(name, getattr(found, name))
-    check_number("calls_per_s", found.calls_per_s, above=True, infinite=True)
+    check_units(Terms, found._asdict())
     if found.max_concurrent != "auto":
         check_number("max_concurrent", found.max_concurrent, least=1, whole=True)
     return found

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeroute.errors import check_number
+from edgeroute.core.units import Count, Share, Size
 from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.system import process
+from edgeroute.system.declared import check_units
 
 
 class Trace(Instrument):
@@ -28,14 +29,12 @@ class Trace(Instrument):
         self,
         to: str | Path | Callable[[Mapping[str, Any]], object],
         *,
-        sample: float = 1.0,
+        sample: Share = 1.0,
         inputs: bool = False,
-        max_bytes: int = 4 << 20,
-        keep: int = 4,
+        max_bytes: Size = 4 << 20,
+        keep: Count = 4,
     ) -> None:
-        check_number("sample", sample, most=1)
-        check_number("max_bytes", max_bytes, least=1, whole=True)
-        check_number("keep", keep, least=1, whole=True)
+        check_units(Trace, locals())
         self.sample, self.inputs = sample, inputs
         self._close: Callable[[], object] | None = None
         if callable(to):

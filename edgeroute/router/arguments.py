@@ -8,20 +8,19 @@ from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from math import isnan
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from edgeroute.core.policy import CloudOrder, NoConfidence, Uncalibrated
+from edgeroute.core.policy import Options
 from edgeroute.edge.runtimes import each
-from edgeroute.errors import PolicyError, check_number
+from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
+from edgeroute.system.declared import check_units
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import Function
     from edgeroute.edge.runtimes import Variants
-    from edgeroute.observe.sensors import Sensors
-    from edgeroute.router.views import View
     from edgeroute.types import V
 
 
@@ -41,37 +40,6 @@ class Talks(Protocol):
 
 Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
-
-
-class Options(NamedTuple):
-    """Settings of a router that few programs change, as in `Router(..., options=Options(hedge_after="p90"))`.
-
-    Args:
-        hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
-            than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
-            metered link, while an endpoint is down, or once half of a limit is spent.
-        first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
-        uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
-            reports it in reasons and `check`; "error" rejects such a router.
-        certificate_max_age: seconds; None: no limit.
-        no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
-        order: of several clouds: as "listed", or the "fastest" so far first.
-        metered: whether the link is metered (bytes cost money), or a function that returns it.
-        sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
-        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
-        views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
-    """
-
-    hedge_after: float | str | None = None
-    first_token: float | None = None
-    uncalibrated: Uncalibrated = "tell"
-    certificate_max_age: float | None = None
-    no_confidence: NoConfidence = "defer"
-    order: CloudOrder = "listed"
-    metered: bool | Callable[[], bool] = False
-    sensors: Sensors | None = None
-    sensors_every: float | None = None
-    views: Mapping[str, View] | None = None
 
 
 DEFAULTS = Options()
@@ -117,7 +85,9 @@ def check_types(given: Mapping[str, Any]) -> None:
         value = given.get(name)
         if value is not None and not isinstance(value, getattr(import_module(module), kind)):
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
-    _check_numbers(given)
+    for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
+        if given.get(name) is not None:
+            check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):
         several = given.get(side)
         for one in several if isinstance(several, list | tuple) else [several]:
@@ -158,15 +128,6 @@ def check_types(given: Mapping[str, Any]) -> None:
     for one in instruments:
         if isinstance(one, type) or not any(hasattr(one, event) for event in EVENTS):
             raise _wrong("instruments", "a list of instruments, objects with methods as edgeroute.Instrument has", one)
-
-
-def _check_numbers(given: Mapping[str, Any]) -> None:
-    """Checks the numbers in plain data, which cannot refuse them itself."""
-    limits, audit = given.get("limits"), given.get("audit")
-    for name, value in ({} if limits is None else limits._asdict()).items():
-        check_number(f"limits: {name}", value, infinite=True)
-    if audit is not None:
-        check_number("audit: share", audit.share, most=1)
 
 
 def check_seconds(name: str, value: Any, *, least: bool = False) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import Offline, PolicyMode
+from edgeroute.core.policy import Offline, Options, PolicyMode
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats, Status
-from edgeroute.router.arguments import Options, checked_options, with_options
+from edgeroute.router.arguments import checked_options, with_options
 from edgeroute.router.assemble import assemble
 from edgeroute.router.build import edges_of, fingerprints
 from edgeroute.router.engine import Engine, status

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
 from edgeroute.core.policy import INF, OnAlarm, Target
 from edgeroute.core.sequential import Drift
+from edgeroute.core.units import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.stats import AuditStats
 from edgeroute.system import process
+from edgeroute.system.declared import check_units
 
 SHOWN = 50
 """Number of audits that an alarm reports."""
@@ -23,24 +25,29 @@ RECENT = 256
 
 
 class Audit(NamedTuple):
-    """What is audited, and what an alarm does."""
+    """Audit of a sample of the edge's answers against the cloud's, with an alarm if the promise of a certificate fails.
 
-    share: float = 0.005
-    """Share of all requests, 0..1. For those that the edge answers, the cloud is called in the background, if the data class, the
-    limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are monitored."""
+    Args:
+        share: share of all requests. For those that the edge answers, the cloud is called in the background, if the data class,
+            the limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are
+            monitored.
+        on_alarm: effect when more answers differ from the cloud's than should. tell: report it in the log, the reasons and
+            `stats`. raise: also defer half of what was accepted, at each alarm. defer: also defer everything. An alarm of the
+            deferral rate only tells, and so does any alarm of a certificate for `max_defer`, whose promise more deferrals would
+            break.
+        agrees: `f(edge's value, cloud's value)`: True if they agree; None: equality. With labels also
+            `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
+        scene: number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count
+            requests that are at least so far apart. 1: the inputs are independent.
+        labelled: the right values of audited answers are reported (`router.report`): alarms test the loss of accuracy, or the
+            error rate, that the certificate promises, and not how often the answers differ.
+    """
+
+    share: Share = 0.005
     on_alarm: OnAlarm = "tell"
-    """When more answers differ from the cloud's than should: `tell`: report it in the log, the reasons and `stats`; `raise`: also
-    defer half of what was accepted, at each alarm; `defer`: also defer everything. An alarm of the deferral rate only tells, and
-    so does any alarm of a certificate for `max_defer`, whose promise more deferrals would break."""
     agrees: Callable[[Any, Any], float] | None = None
-    """`f(edge's value, cloud's value)`: whether they agree; None: equality. With labels also `f(a value, the right one)`, which
-    may be a number from 0 to 1 where answers are graded."""
-    scene: int = 30
-    """Number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count requests
-    that are at least so far apart. 1: the inputs are independent."""
+    scene: Count = 30
     labelled: bool = False
-    """Whether the right values of audited answers are reported (`router.report`): then alarms test the loss of accuracy, or the
-    error rate, that the certificate promises, and not how often the answers differ."""
 
 
 class Alarm(NamedTuple):
@@ -308,10 +315,7 @@ def limit(promise: BoundCertificate) -> float | None:
 
 def check_audit(audit: Audit) -> None:
     """Raises PolicyError if these settings are invalid."""
-    if not 0 <= audit.share <= 1:
-        raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
-    if type(audit.scene) is not int or audit.scene < 1:
-        raise PolicyError(f"audit: scene is a number of requests, 1 or more, not {audit.scene!r}")
+    check_units(Audit, audit._asdict(), "audit: ")
     if type(audit.labelled) is not bool:
         raise PolicyError(f"audit: labelled is True or False, not {audit.labelled!r}")
     if audit.on_alarm not in {"tell", "raise", "defer"}:

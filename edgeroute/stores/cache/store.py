@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 from cachetools import LRUCache
 
-from edgeroute.errors import check_number
+from edgeroute.core.units import Bytes, Seconds
 from edgeroute.stores.cache.disk import Disk
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
 from edgeroute.stores.cache.semantic import Semantic
+from edgeroute.system.declared import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.process import now
 
@@ -49,9 +50,9 @@ class Cache(ForkSafe):
 
     Args:
         max_bytes: maximum size in memory, contents and overhead.
-        ttl_s: how long an entry is fresh, seconds.
+        ttl_s: how long an entry is fresh, seconds; 0: never.
         stale_while_revalidate_s: how long after `ttl_s` an entry may be returned while it is refreshed, seconds.
-        stale_if_offline_s: how long after `ttl_s` an entry may be returned if the cloud is unavailable, seconds.
+        stale_if_offline_s: how long after `ttl_s` `offline="stale"` may return an entry if the cloud is unavailable, seconds.
         negative_ttl_s: how long a refusal is cached, seconds.
         disk: path of the disk tier's file; None: memory only.
         disk_max_bytes: maximum size of that file.
@@ -73,26 +74,18 @@ class Cache(ForkSafe):
     def __init__(
         self,
         *,
-        max_bytes: int = 16 << 20,
-        ttl_s: float = 3600.0,
-        stale_while_revalidate_s: float = 0.0,
-        stale_if_offline_s: float = 86400.0,
-        negative_ttl_s: float = 60.0,
+        max_bytes: Bytes = 16 << 20,
+        ttl_s: Seconds = 3600.0,
+        stale_while_revalidate_s: Seconds = 0.0,
+        stale_if_offline_s: Seconds = 86400.0,
+        negative_ttl_s: Seconds = 60.0,
         disk: str | Path | None = None,
-        disk_max_bytes: int = 256 << 20,
+        disk_max_bytes: Bytes = 256 << 20,
         never: frozenset[str] = frozenset(),
         semantic: Semantic | None = None,
         clock: Callable[[], float] = now,
     ) -> None:
-        for name, size in (("max_bytes", max_bytes), ("disk_max_bytes", disk_max_bytes)):
-            check_number(name, size, whole=True)
-        for name, lasts_s in (
-            ("ttl_s", ttl_s),
-            ("stale_while_revalidate_s", stale_while_revalidate_s),
-            ("stale_if_offline_s", stale_if_offline_s),
-            ("negative_ttl_s", negative_ttl_s),
-        ):
-            check_number(name, lasts_s, infinite=True)
+        check_units(Cache, locals())
         self.never, self.semantic = never, semantic
         self._max_bytes, self._ttl_s, self._negative_ttl_s, self._clock = max_bytes, ttl_s, negative_ttl_s, clock
         self._renewing_s, self._offline_s = ttl_s + stale_while_revalidate_s, ttl_s + stale_if_offline_s

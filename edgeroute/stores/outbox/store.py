@@ -19,7 +19,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from edgeroute.errors import Closed, PolicyError, StoreError, check_number
+from edgeroute.core.units import Bytes, Count, Delay, Rate, Seconds
+from edgeroute.errors import Closed, PolicyError, StoreError
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
 from edgeroute.stores.outbox.inputs import encode_input
 from edgeroute.stores.outbox.rows import LATE, LISTED, WAITING, Damaged, late, listed, waiting
@@ -37,6 +38,7 @@ from edgeroute.stores.outbox.tables import (
     total_bytes,
 )
 from edgeroute.stores.sqlite import Database
+from edgeroute.system.declared import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import now, plain
 
@@ -268,11 +270,11 @@ class Outbox(Listing):
         ttl_s: time to live, seconds: of a waiting entry, of an answer without a callback, and of a dead letter.
         drop: eviction when full. oldest: oldest first. least_important: least important first, of those the oldest, but none more
             important than the new one. newest: the new one is rejected. Answers not delivered yet are evicted last.
-        ordered: for a router: requests to an endpoint go one at a time, in order; see `Delivery`.
+        ordered: for a router: requests to an endpoint go one at a time, in the order in which they came.
         parallel: for a router: maximum concurrent requests.
         rate_per_s: for a router: maximum requests started per second.
         spread_s: after a failure of the cloud, entries are sent after a random part of so many seconds, more for old entries
-            (`edgeroute.stores.outbox.store`), so that many devices do not return at once. 0: no spreading.
+            so that many devices do not return at once. 0: no spreading.
         clock: returns the Unix time, seconds.
 
     Raises:
@@ -286,22 +288,18 @@ class Outbox(Listing):
         self,
         path: str | Path,
         *,
-        max_bytes: int = 64 << 20,
-        ttl_s: float = 7 * 86400.0,
+        max_bytes: Bytes = 64 << 20,
+        ttl_s: Seconds = 7 * 86400.0,
         drop: Drop = "oldest",
         ordered: bool = False,
-        parallel: int = 2,
-        rate_per_s: float = 10.0,
-        spread_s: float = 60.0,
+        parallel: Count = 2,
+        rate_per_s: Rate = 10.0,
+        spread_s: Delay = 60.0,
         clock: Callable[[], float] = now,
     ) -> None:
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
-        check_number("max_bytes", max_bytes, whole=True)
-        check_number("ttl_s", ttl_s, infinite=True)
-        check_number("parallel", parallel, least=1, whole=True)
-        check_number("rate_per_s", rate_per_s, above=True, infinite=True)
-        check_number("spread_s", spread_s)
+        check_units(Outbox, locals())
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
         self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)

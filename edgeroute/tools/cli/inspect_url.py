@@ -10,12 +10,12 @@ from typing import Any
 from edgeroute.cloud.datatypes import DTYPES
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.confidence.reader import Reader
+from edgeroute.core.policy import Options
 from edgeroute.core.words import named
 from edgeroute.edge.card import Card
 from edgeroute.edge.inputs import Inputs
 from edgeroute.errors import BadInput, CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
-from edgeroute.router.arguments import Options
 from edgeroute.router.router import Router
 from edgeroute.system.quoting import quoted_names
 from edgeroute.tools.cli.inputs import by_name, read_inputs
