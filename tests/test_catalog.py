@@ -264,18 +264,18 @@ def test_names_that_are_one_on_some_system():
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (lambda e: e.update(name="../x"), "no name of a model"),
+    (lambda e: e.update(name="../x"), "not a model"),
     (lambda e: e["files"][0].update(path="../../x.onnx"), "relative"),
-    (lambda e: e["files"].append({**e["files"][0], "path": "DOORS.onnx"}), "one file where capitals"),
+    (lambda e: e["files"].append({**e["files"][0], "path": "DOORS.onnx"}), "the same file on systems"),
     (lambda e: e["files"][0].update(size=-1), "size is a number"),
     (lambda e: e["files"][0].update(size=True), "size is a number"),
     (lambda e: e["files"][0].update(size=1 << 50), "size is a number"),
     (lambda e: e["files"][0].update(sha256="0" * 63), "sha256 has 64"),
-    (lambda e: e.update(model="other.onnx"), "none of its files"),
-    (lambda e: e.update(certificate="x.json"), "none of its files"),
+    (lambda e: e.update(model="other.onnx"), "not among its files"),
+    (lambda e: e.update(certificate="x.json"), "not among its files"),
     (lambda e: e.update(requires="soon"), "requires is a version"),
     (lambda e: e.update(files=[]), "list of 1 to"),
-    (lambda e: e.update(notes=5), "notes is a text"),
+    (lambda e: e.update(notes=5), "notes has to be a text"),
 ])  # fmt: skip
 def test_an_entry_that_is_none(publisher, change, says):
     """Is refused in one line, though it is signed."""

@@ -128,5 +128,5 @@ def test_impossible_log_probabilities_are_no_confidence(rule, logprobs):
 def test_a_text_is_no_log_probability():
     """Though Python would read it as a number."""
     whole = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"token": "t", "logprob": "-0.1"}]}}]}
-    with pytest.raises(ModelError, match="no completion"):
+    with pytest.raises(ModelError, match="not a completion"):
         answer(whole, "mean", "m")

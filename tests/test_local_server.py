@@ -228,7 +228,7 @@ REPLIES = {
     "not json": (sse(b"{"), "not JSON"),
     "a list": (sse(b"[]"), "not JSON"),
     "nested": (sse(b"[" * 100_000), "not JSON|more than"),
-    "no choice": (sse({"choices": [3]}), "no completion"),
+    "no choice": (sse({"choices": [3]}), "not a completion"),
     "no text": (sse({"choices": [{"delta": {"content": 7}}]}, {"choices": [{"delta": None, "finish_reason": "stop"}]}), None),
     "cut off": (sse(piece("Pa"), end=False), "broke off"),
     "an error": (sse(piece("Pa"), {"error": {"message": "out of memory", "type": "out_of_memory"}}), "out_of_memory"),
@@ -239,7 +239,7 @@ REPLIES = {
     "denied": (http_reply(b"no", status=401), "refuses the key"),
     "ollama": (http_reply(b'{"error": "model not found, try pulling it"}', status=404), "no such model"),
     "escapes": (sse({"error": "\x1b[31m" + "x" * 5000}), "is not quoted"),
-    "negative": (sse(piece("Pa", logprob="high"), piece("", finish_reason="stop")), "no completion"),
+    "negative": (sse(piece("Pa", logprob="high"), piece("", finish_reason="stop")), "not a completion"),
 }  # fmt: skip
 
 

@@ -228,7 +228,7 @@ def test_a_label_and_probabilities():
             Reader(kind="label+probabilities", name="m").answer(row)
         with pytest.raises(BadReply):
             ReplyReader(kind="label+probabilities").answer(row)
-    with pytest.raises(BadReply, match="none of its 2"):
+    with pytest.raises(BadReply, match="not among its 2"):
         Reader(kind="label+probabilities", labels=["a", "b"]).answer({"label": 7, "p": p})
 
 
@@ -361,7 +361,7 @@ def test_a_label_with_a_confidence_is_looked_up_as_one_without():
         assert read.answer(np.array(meant)).value == label
     for none in (3, "x", -1):
         for row in ((none, 0.9), np.array(none)):
-            with pytest.raises(BadReply, match="none of its 3"):
+            with pytest.raises(BadReply, match="not among its 3"):
                 read.answer(row)
     with pytest.raises(BadReply, match="none of the 3 labels"):
         ReplyReader(labels=["9", "8", "7"]).answer((2, 0.9))

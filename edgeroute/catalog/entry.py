@@ -28,7 +28,7 @@ def checked_name(name: object) -> str:
         CatalogError: it is not.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or _RESERVED.fullmatch(name):
-        raise CatalogError(f"{_quoted(name)} is no name of a model: it has small letters, digits, - and _, and 64 at most")
+        raise CatalogError(f"{_quoted(name)} is not a model's name: use up to 64 small letters, digits, - and _")
     return name
 
 
@@ -40,7 +40,7 @@ def checked_version(version: object) -> str:
     """
     fits = isinstance(version, str) and VERSION.fullmatch(version)
     if not fits or not isinstance(version, str) or version.endswith(".") or _RESERVED.fullmatch(version):
-        raise CatalogError(f"{_quoted(version)} is no version: it has letters, digits, and . _ + -, and 64 at most")
+        raise CatalogError(f"{_quoted(version)} is not a version: use up to 64 letters, digits, and . _ + -")
     return version
 
 
@@ -51,14 +51,14 @@ def checked_path(path: object) -> str:
         CatalogError: it leads out of the folder, or is not valid on some system.
     """
     if not isinstance(path, str) or not path or len(path) > LONGEST:
-        raise CatalogError(f"{_quoted(path)} is no path of a file: it has 1 to {LONGEST} characters")
+        raise CatalogError(f"{_quoted(path)} is not a file's path: use 1 to {LONGEST} characters")
     if path.casefold() == "entry.json":
-        raise CatalogError(f"{path} is the name of the file that the device has beside them")
+        raise CatalogError(f"{path} is reserved: a device stores a file of its own under this name")
     for part in path.split("/"):
         if part in {"", ".", ".."}:
             raise CatalogError(f"{_quoted(path)}: a path in a catalog is relative, and stays in the folder of its version")
         if _FORBIDDEN.search(part) or part[-1] in ". " or _RESERVED.fullmatch(part) or not part.isprintable():
-            raise CatalogError(f"{_quoted(path)}: {_quoted(part)} is no name of a file on every system")
+            raise CatalogError(f"{_quoted(path)}: {_quoted(part)} is not a valid file name on every system")
     return path
 
 
@@ -72,7 +72,7 @@ def check_distinct(paths: Iterable[str]) -> None:
     for path in paths:
         same = _folded(path)
         if same in files:
-            raise CatalogError(f"{_quoted(files[same])} and {_quoted(path)} are one file where capitals do not count")
+            raise CatalogError(f"{_quoted(files[same])} and {_quoted(path)} are the same file on systems that ignore capitals")
         files[same] = path
         parts = same.split("/")
         folders |= {"/".join(parts[:i]): path for i in range(1, len(parts))}
@@ -152,7 +152,7 @@ def read_entry(data: Any) -> Entry:
         CatalogError: a field is missing or not valid.
     """
     if not isinstance(data, Mapping):
-        raise CatalogError("an entry of the catalog is no object")
+        raise CatalogError("an entry of the catalog is not a JSON object")
     name, version = checked_name(data.get("name")), checked_version(data.get("version"))
     try:
         return _read(data, name, version)
@@ -164,17 +164,17 @@ def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
     """Return an entry whose name and version are checked, after checking the other fields."""
     listed = data.get("files")
     if not isinstance(listed, list) or not 0 < len(listed) <= MOST_FILES:
-        raise CatalogError(f"files is a list of 1 to {MOST_FILES} files")
+        raise CatalogError(f"files has to be a list of 1 to {MOST_FILES} files")
     files = tuple(map(_file, listed))
     check_distinct(file.path for file in files)
     paths = {file.path for file in files}
     model = checked_path(data.get("model"))
     if model not in paths and not any(path.startswith(f"{model}/") for path in paths):
-        raise CatalogError(f"its model, {model}, is none of its files")
+        raise CatalogError(f"its model, {model}, is not among its files")
     more = {key: _text(data, key) for key in ("certificate", "canaries", "requires", "notes")}
     for key in ("certificate", "canaries"):
         if more[key] and more[key] not in paths:
-            raise CatalogError(f"its {key}, {more[key]!a}, is none of its files")
+            raise CatalogError(f"its {key}, {more[key]!a}, is not among its files")
     if more["requires"] and not _NUMBERS.fullmatch(more["requires"]):
         raise CatalogError(f'requires is a version of edgeroute, as in "0.1.0", not {more["requires"]!a}')
     return Entry(name, version, model, files, **more)
@@ -183,7 +183,7 @@ def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
 def _file(data: Any) -> FileEntry:
     """Return a file of an entry, after checking its fields."""
     if not isinstance(data, Mapping):
-        raise CatalogError("one of its files is no object")
+        raise CatalogError("one of its files is not a JSON object")
     path, size, sha256 = checked_path(data.get("path")), data.get("size"), data.get("sha256")
     if type(size) is not int or not 0 <= size <= MOST_BYTES:
         raise CatalogError(f"{path}: size is a number of bytes, not {ascii(size)[:40]}")
@@ -196,7 +196,7 @@ def _text(data: Mapping[str, Any], key: str) -> str:
     """Return a text field of an entry; empty if missing."""
     value = data.get(key, "")
     if not isinstance(value, str) or len(value) > 10_000:  # noqa: PLR2004 - a text for people
-        raise CatalogError(f"{key} is a text")
+        raise CatalogError(f"{key} has to be a text")
     return value
 
 
@@ -222,7 +222,7 @@ def entries(text: bytes) -> tuple[Entry, ...]:
     for entry in listed:
         key = entry.name, entry.version.casefold()
         if key in seen:
-            raise CatalogError(f"{entry.name} {entry.version} is there twice")
+            raise CatalogError(f"{entry.name} {entry.version} is listed twice")
         seen.add(key)
     return listed
 

@@ -99,7 +99,7 @@ class Installed:
         """Return the entry of a version, after checking its files. Raises as `verify` does."""
         entry = self.store.entry(name, version)
         if (entry.name, entry.version) != (name, version):
-            raise CatalogError(f"{name} {version}: its entry is another one's, of {entry.name} {entry.version}")
+            raise CatalogError(f"{name} {version}: its entry is that of {entry.name} {entry.version}")
         wrong = self.store.problems(entry)
         if wrong:
             problems = "; ".join(f"{path} {why}" for path, why in wrong.items())

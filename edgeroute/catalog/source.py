@@ -322,7 +322,7 @@ def download_index(source: Source, folder: Path, root: bytes) -> bytes:
             raise (CatalogAway if isinstance(cause, CatalogAway) else CatalogError)(str(cause)) from e
         if isinstance(e, problems.DownloadLengthMismatchError):
             raise CatalogError(f"{source.where}: one of its files is longer than its metadata says") from e
-        raise CatalogAway(f"{source.where} is no catalog, or cannot be read: {e}") from e
+        raise CatalogAway(f"{source.where} is not a catalog, or cannot be read: {e}") from e
     except problems.RepositoryError as e:
         raise CatalogError(f"{source.where} is not trusted: {_why(e, problems)}") from e
     except OSError as e:

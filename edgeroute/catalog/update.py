@@ -110,7 +110,7 @@ class Updater:
             if lock.take():  # else another one is alive, and has not ended with it
                 self._begin()
         except (OSError, StoreError) as e:  # a full disk, say
-            log.warning("%s: how often the process ended with it is not known: %s", name, e)
+            log.warning("%s: crashes with a version on trial are not counted: %s", name, e)
 
     def _index(self) -> int:
         """Return the index of the model among the router's targets. Raise PolicyError if the router does not have it."""
@@ -182,7 +182,7 @@ class Updater:
     def _downloaded(self, progress: Progress) -> None:
         """Pass on the progress of a download; raise CatalogAway to stop it once this updater is closed."""
         if self._stop.is_set():
-            raise CatalogAway(f"the download of {self.name} goes on another time: this updater was closed")
+            raise CatalogAway(f"the download of {self.name} was stopped, since this updater was closed; the next one resumes it")
         if self._progress is not None:
             self._progress(progress)
 

@@ -353,7 +353,7 @@ class OpenAIChat:
         """The answer of a server that does not stream."""
         said = loads(reply.body, self.where)
         if not isinstance(said, dict):
-            raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
+            raise BadReply(f"{self.where} gave a reply that is not a completion: a {type(said).__name__}")
         if said.get("error") is not None or said.get("object") == "error":
             raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
         prediction = self._answer(said)
@@ -381,7 +381,7 @@ class OpenAIChat:
             if self._logprobs:
                 sure.add(gathered.logprobs[before:])
         except (AttributeError, LookupError, TypeError, ValueError) as e:
-            raise BadReply(f"{self.where} gave a reply that is no completion: {type(e).__name__}") from None
+            raise BadReply(f"{self.where} gave a reply that is not a completion: {type(e).__name__}") from None
         if gathered.error is not None:
             raise of_event(gathered.error, call.body, self.where, self.model, self.address)
         return str(text or "")

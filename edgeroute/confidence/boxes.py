@@ -145,5 +145,5 @@ def _label_of(given: Any, labels: Sequence[Any] | None, wrong: Callable[[str], E
     if labels is None or plain in labels:
         return plain
     if not isinstance(plain, int) or not 0 <= plain < len(labels):
-        raise wrong(f"gives a box of a class that is none of its {len(labels)} labels")
+        raise wrong(f"gives a box of a class that is not among its {len(labels)} labels")
     return labels[plain]

@@ -266,7 +266,7 @@ class Certificate(NamedTuple):
         if not isinstance(data, dict) or "checksum" not in data:
             raise PolicyError(f"{path} is not a certificate: it has no checksum")
         if data.pop("checksum") != checksum_of(data):
-            raise PolicyError(f"{path} was changed after it was made, so it promises nothing any more: calibrate again")
+            raise PolicyError(f"{path} was changed after it was made, so its guarantee is void: calibrate again")
         if data.get("version") != VERSION:
             raise PolicyError(f"{path} is of version {data.get('version')}, and this edgeroute knows version {VERSION}")
         try:

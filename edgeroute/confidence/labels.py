@@ -72,7 +72,7 @@ class Labels:
             return value if labels is None else label
         if isinstance(value, int) and 0 <= value < len(labels):
             return labels[value]
-        raise BadReply(f"{self._name} gives a label that is none of its {len(labels)}")
+        raise BadReply(f"{self._name} gives a label that is not among its {len(labels)} labels")
 
     def meant(self, value: Any) -> Any:
         """Return the label that an answer's value means, which may be an array of one label, as `predict` gives it.

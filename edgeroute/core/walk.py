@@ -180,8 +180,8 @@ def own_threshold(leg: Leg, prediction: Prediction) -> float:
     return leg.thresholds.get(str(prediction.value), leg.threshold)
 
 
-def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outcome | None:
-    """Return the outcome of `walk` if the first leg's answer at the instant `at` ends it; None if it does not.
+def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, instant: float) -> Outcome | None:
+    """Return the outcome of `walk` if the first leg's answer at an instant ends it; None if it does not.
 
     For sequential plans that begin on the device: the fast path of most calls, without a generator.
     """
@@ -192,10 +192,10 @@ def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, at: floa
     )  # most: saves a call
     if leg.standby or not (clear or acceptable(leg, prediction)):
         return None
-    log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, at, confidence))]
+    log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, instant, confidence))]
     if thresholds:
-        log.insert(1, Mark("limit", 0, at, own_threshold(leg, prediction)))
-    return new(Outcome, (0, prediction, True, log, begun, at, _NONE))
+        log.insert(1, Mark("limit", 0, instant, own_threshold(leg, prediction)))
+    return new(Outcome, (0, prediction, True, log, begun, instant, _NONE))
 
 
 _NONE: Mapping[int, Prediction] = {}

@@ -196,7 +196,7 @@ class LocalServer:
         try:
             piece = gathered.add(self._parse(event))
         except (AttributeError, LookupError, TypeError, ValueError) as e:
-            raise ModelError(f"{self._where} gave a reply that is no completion: {type(e).__name__}") from None
+            raise ModelError(f"{self._where} gave a reply that is not a completion: {type(e).__name__}") from None
         if gathered.error is not None:
             raise self._error(gathered.error, request, is_request=is_request)
         return piece

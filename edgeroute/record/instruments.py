@@ -151,7 +151,7 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
     """
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or name.lower() in FIXED:
-            raise ValueError("an instrument gave a header that it cannot set, so none of its is sent")
+            raise ValueError("an instrument gave a header that it cannot set, so none of its headers is sent")
     return dict(headers)
 
 

@@ -370,7 +370,7 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
         logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         # none is chained: it may quote the reply
-        raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from None
+        raise wrong(f"{where} gave a reply that is not a completion: {type(e).__name__}") from None
     if not isinstance(text, str | None):
         raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
     text = text or ""

@@ -94,8 +94,8 @@ class Heads:
         """Return the last sequence number; 0 if there are no entries."""
         return self._c.execute("SELECT max(seq) FROM outbox_entries").fetchone()[0] or 0
 
-    def hurry(self, target: str, at: float, after: int, through: int) -> int:
-        """Make the next `SLICE` waiting entries of a target due at `at` if an attempt of theirs failed.
+    def hurry(self, target: str, now_s: float, after: int, through: int) -> int:
+        """Make the next `SLICE` waiting entries of a target due at `now_s` if an attempt of theirs failed.
 
         Returns:
             The sequence number to continue after; `through` if all entries up to that were examined.
@@ -103,9 +103,9 @@ class Heads:
         rows = self._c.execute(
             "SELECT seq, error != '' AND ready_at > ? FROM outbox_entries"
             " WHERE state = 'waiting' AND target = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-            (at, target, after, through, SLICE),
+            (now_s, target, after, through, SLICE),
         ).fetchall()
-        waits = [(at, seq) for seq, failed in rows if failed]
+        waits = [(now_s, seq) for seq, failed in rows if failed]
         self._c.executemany("UPDATE outbox_entries SET ready_at = ? WHERE seq = ?", waits)
         return rows[-1][0] if len(rows) == SLICE else through
 
@@ -205,23 +205,23 @@ END
 """  # noqa: S608 - constants
 
 
-def tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
+def tidy(c: sqlite3.Connection, now_s: float, ttl_s: float) -> None:
     """Replace timestamps of a wrong clock (before 2020, or in the future), and delete expired entries."""
-    if at < TRUSTED_S:
+    if now_s < TRUSTED_S:
         return
     c.execute(
         "UPDATE outbox_entries SET since = :at,"
         " ready_at = CASE WHEN attempts THEN :at ELSE :at + coalesce(max(0, ready_at - since), 0) END,"  # NULL: inf - inf
         " queued_at = CASE WHEN queued_at BETWEEN :trusted AND :at THEN queued_at ELSE :at END"
         " WHERE seq IN (SELECT seq FROM outbox_entries WHERE since > :at OR since < :trusted LIMIT :most)",
-        {"at": at, "trusted": TRUSTED_S, "most": MOST_TIDIED},
+        {"at": now_s, "trusted": TRUSTED_S, "most": MOST_TIDIED},
     )
     old = "SELECT seq FROM outbox_entries WHERE since >= ? AND since < ? LIMIT ?"
-    deleted = c.execute(f"DELETE FROM outbox_entries WHERE seq IN ({old})", (TRUSTED_S, at - ttl_s, MOST_TIDIED))  # noqa: S608 - a constant
+    deleted = c.execute(f"DELETE FROM outbox_entries WHERE seq IN ({old})", (TRUSTED_S, now_s - ttl_s, MOST_TIDIED))  # noqa: S608 - a constant
     add_count(c, "dropped_expired", deleted.rowcount)
 
 
-def bury(c: sqlite3.Connection, seq: int, why: str, at: float) -> str:
+def bury(c: sqlite3.Connection, seq: int, why: str, now_s: float) -> str:
     """Turn a damaged entry into a dead letter with readable columns, and return its id, a new one if the old was damaged."""
     (row,) = c.execute(f"SELECT {LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
     e = listed(row)
@@ -230,8 +230,8 @@ def bury(c: sqlite3.Connection, seq: int, why: str, at: float) -> str:
         "UPDATE outbox_entries SET id = ?, state = 'dead', target = ?, kind = ?, data_class = ?, rule = ?, importance = ?,"
         " queued_at = ?, ready_at = ?, attempts = ?, bytes = ?, error = ?, since = ? WHERE seq = ?",
         (
-            name, e.target, e.kind, e.data_class, e.rule, e.importance, e.queued_at, at, e.attempts, e.bytes,
-            f"damaged: {why}", at, seq,
+            name, e.target, e.kind, e.data_class, e.rule, e.importance, e.queued_at, now_s, e.attempts, e.bytes,
+            f"damaged: {why}", now_s, seq,
         ),
     )  # fmt: skip
     recount(c)
