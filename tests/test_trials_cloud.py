@@ -1,15 +1,18 @@
 """Trials of a cloud: which endpoint a request gets, what comes of each arm, and the guardrail."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import numpy as np
 import pytest
+import tiny
+from both import Tasks, Threads
 from commands import cli
 
-from edgeroute import AsyncRouter, Function, PolicyError, Router, Trace, Trial, Unreachable
+from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyError, Router, Trace, Trial, Unreachable
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.sequential import ArmTest
@@ -496,3 +499,118 @@ def test_a_model_may_be_the_edge(tmp_path):
     with Router(FakeModel([("cat", 0.1)]), threshold=0.5, **tried({"a": always("x"), "b": always("y")}, {"b": 0.0})) as r:
         assert r.infer(0).leg == "cloud"
         assert json.dumps(r.engine.trials.dump())
+
+
+def test_what_may_not_leave_reaches_no_endpoint_on_trial():
+    """By its data class, the mode, consent for that address, or a limit; and what leaves is redacted."""
+    seen = []
+
+    def on_trial(x):
+        seen.append(x)
+        return "cat", 1.0
+
+    def ask(count, x=0, call=None, **given):
+        seen.clear()
+        trials = [
+            Trial(cloud=Function(on_trial, name=name), shown=shown, share=1.0) for name, shown in (("a", True), ("b", False))
+        ]
+        for trial in trials:
+            with Router(unsure, always("cat"), threshold=0.8, trial=trial, **given) as router:
+                for _ in range(count):
+                    router.infer(x, **(call or {}))
+                while router.engine.trials.busy:
+                    threading.Event().wait(0.001)
+        return list(seen)
+
+    secret = Egress(never_leave={"secret"}, unknown_class="allow")
+    assert len(ask(3, egress=secret, call={"data_class": "other"})) == 6
+    assert ask(3, egress=secret, call={"data_class": "secret"}) == []
+    assert ask(3, mode="only_edge") == ask(3, call={"mode": "only_edge"}) == []
+    assert ask(3, egress=Egress(consent=lambda where, _: "on_trial" not in where)) == []
+    assert set(ask(3, x=7, egress=Egress(redact=lambda x, _: -x))) == {-7}
+    limited = ask(30, limits=Limits(calls_per_minute=4))
+    assert 0 < len(limited) <= 6, "4 of the shown one, and of the hidden one what the other has left"
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+def test_hidden_and_shown_together_count_each_request_once(kind):
+    """An edge and two endpoints, many callers, singly and in batches."""
+    clouds = {name: always("cat") for name in ("cloud", "next", "third")}
+    given = tried(clouds, {"next": 0.3}, {"third": 0.5})
+    trials = [*given["trial"], Trial(edge=lambda x: ("dog", 0.1), share=0.5, more_differs=1)]
+    with kind(unsure, given["cloud"], threshold=0.8, trial=trials) as router:
+
+        def call(i):
+            return [router.infer(i)] if i % 5 else router.infer_many([i, i, i])
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = [one for some in pool.map(call, range(300)) for one in some]
+        while router.engine.trials.busy:
+            threading.Event().wait(0.001)
+        told = arms_of(router)
+    legs = [one.leg for one in answers]
+    assert [told[name].requests for name in ("cloud", "next")] == [legs.count("cloud"), legs.count("next")]
+    assert told["edge"].requests + told["edge-trial"].requests == len(answers) == told["cloud"].requests + told["next"].requests
+    assert 0 < told["third"].requests <= told["cloud"].requests
+    assert told["edge"].deferred.share == told["edge-trial"].deferred.share == 1
+
+
+def test_endpoints_in_use_are_one_arm():
+    """Whichever of them is called first, as the fastest is."""
+    clouds = [Function(lambda x: ("cat", 1.0), name=name) for name in ("one", "two")]
+    trial = Trial(cloud=always("cat"), share=0.5)
+    with Router(unsure, clouds, threshold=0.8, trial=trial, options=Options(order="fastest")) as router:
+        legs = [router.infer(i).leg for i in range(200)]
+        told = arms_of(router)
+    assert told["one, two"].requests == len(legs) - legs.count("cloud-trial") > 50
+    assert {*legs} >= {"one", "cloud-trial"}
+
+
+def test_a_reload_that_changes_the_trial_while_requests_are_under_way(tmp_path):
+    path, stop, wrong = tmp_path / "policy.toml", threading.Event(), []
+    base = 'mode = "prefer_edge"\nthreshold = 0.5\n[edge]\npath = "one.onnx"\n[[cloud]]\nurl = "http://127.0.0.1:9/v2/models/m"\n'
+    base += '[[cloud]]\nname = "next"\nurl = "http://127.0.0.1:9/v2/models/n"\n'
+    for name in ("one", "two"):
+        tiny.linear(tmp_path / f"{name}.onnx", weights=np.eye(4, 3) * 9, card={"labels": ["a", "b", "c"]})
+    texts = [
+        base, base + '[trial]\ncloud = "next"\n', base + '[[trial]]\nedge = "two.onnx"\nshare = "50%"\n[[trial]]\ncloud = "next"\n',
+        base + '[trial]\nedge = "two.onnx"\nshown = false\n',
+    ]  # fmt: skip
+    path.write_text(base)
+    with Router.from_policy(path) as router:
+
+        def call():
+            try:
+                while not stop.is_set():
+                    assert router.infer(np.array([1, 0, 0, 0], np.float32)).leg in {"edge", "edge-trial"}
+            except BaseException as e:  # noqa: BLE001 - looked at below
+                wrong.append(e)
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for i in range(40):
+            path.write_text(texts[i % 4])
+            router.reload()
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_goes_on_with_its_own_counts():
+    given = tried({name: always("cat") for name in ("cloud", "next", "third")}, {"next": 0.5}, {"third": 1.0})
+    with router_of(given) as router:
+        for i in range(20):
+            router.infer(i)
+        with router.engine.trials.all[0]._lock:  # private: held by another thread as the process forks
+            child = os.fork()
+            if not child:
+                try:
+                    assert {router.infer(i).value for i in range(20)} == {"cat"}
+                    told = arms_of(router)
+                    os._exit(0 if told["cloud"].requests + told["next"].requests == 40 else 3)
+                finally:
+                    os._exit(4)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

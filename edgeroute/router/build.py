@@ -144,6 +144,8 @@ def _of_edge_trial(snapshot: Snapshot, trial: Trial, threshold: Any, build: Call
     made = build(
         trial.edge, threshold=limit, arm=EDGE_TRIAL, **({"mode": "shadow", "rules": (), "uncalibrated": "tell"} if hidden else {})
     )
+    if sum(b.side == "edge" for b in made.backends) != 1:
+        raise PolicyError("trial: one edge model is on trial, and not a group of variants")
     if made.clouds != snapshot.clouds:
         raise PolicyError(
             "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"

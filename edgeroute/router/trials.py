@@ -158,7 +158,7 @@ class Comparison(ForkSafe):
 
     Args:
         trial: the settings, with their defaults filled in.
-        names: of the target in use, and of the one on trial.
+        names: of what is in use, and of the target on trial.
         models: the same in words.
         prints: what identifies both; figures of others that had their names are not continued.
         free: share of the keys that earlier trials of the same side leave, 0..1.
@@ -178,12 +178,14 @@ class Comparison(ForkSafe):
         numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]
         self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
         """What the figures are about; equal after JSON. Shares may change: a canary's grows."""
-        kinds = TESTS.get((trial.side, trial.shown), ())
-        self._tests = {kind: ArmTest(min(getattr(trial, kind), 0.999), trial.alpha / len(kinds)) for kind in kinds}
-        self._tallies = _Tally(), _Tally()
+        self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
         self._said = set[str]()
         self._fixed = None if trial.device is None else self._draws(trial.device)
+
+    def _new_tests(self) -> dict[str, ArmTest]:
+        kinds = TESTS[self.trial.side, self.trial.shown]
+        return {kind: ArmTest(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
 
     def _draws(self, key: object) -> bool:
         """Return True if this key is in the trial's arm. The draws of several trials are independent."""
@@ -271,10 +273,10 @@ class Comparison(ForkSafe):
         try:
             for one in dumped:
                 if isinstance(one, dict) and one.get("of") == self.of:
-                    a, b = (_Tally.load(tally) for tally in one["tallies"])
-                    for kind, test in self._tests.items():
+                    (a, b), tests = map(_Tally.load, one["tallies"]), self._new_tests()
+                    for kind, test in tests.items():
                         test.load(one["tests"][kind])
-                    self._tallies, self.stopped = (a, b), str(one["stopped"])
+                    self._tallies, self._tests, self.stopped = (a, b), tests, str(one["stopped"])
         except (KeyError, TypeError, ValueError) as e:
             log.warning("the figures of a trial cannot be read, and begin anew: %r", e)
 
@@ -328,18 +330,20 @@ class Trials(ForkSafe):
     ) -> None:
         self._calls, self._submit = calls, submit
         self.all: list[Comparison] = []
-        free = 1.0
-        clouds = dict(zip((t.name for t in snapshot.targets if t.side == "cloud"), snapshot.clouds, strict=True))
-        prints = {name: identity(backend) for name, backend in clouds.items() if snapshot.on_trial}
+        in_use = [cloud.name for cloud in snapshot.proper]
+        clouds, free = ", ".join(in_use), 1.0
+        self._arms = dict.fromkeys(in_use, clouds)
+        """Endpoint -> its arm: those in use are one, whichever of them is called first."""
         for trial, name in snapshot.on_trial:
             if trial.side == "edge":
-                names = (snapshot.targets[0].name, EDGE_TRIAL)
+                names = (snapshot.targets[0].name, name)
                 self.all.append(Comparison(trial, names, snapshot.models, snapshot.models, 1.0, alarm))
-            else:
-                first = next(iter(clouds))
-                both = (prints[first], prints[name])
-                self.all.append(Comparison(trial, (first, name), (first, name), both, free if trial.shown else 1.0, alarm))
-                free -= (trial.share or 0.0) * trial.shown
+                continue
+            self._arms[name] = name
+            tried = next(cloud for cloud in snapshot.clouds if cloud.name == name)
+            prints = " ".join(map(identity, snapshot.proper)), identity(tried)
+            self.all.append(Comparison(trial, (clouds, name), (clouds, name), prints, free if trial.shown else 1.0, alarm))
+            free -= (trial.share or 0.0) * trial.shown
         self._edge = next((one for one in self.all if one.trial.side == "edge"), None)
         self._clouds = [one for one in self.all if one.trial.side == "cloud"]
         for one in self.all:
@@ -415,7 +419,7 @@ class Trials(ForkSafe):
         """Return the end of the first cloud's leg; None: it was not called, or nothing is known of it."""
         legs = request.plan.legs
         i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
-        if i is None:
+        if i is None or (arm := self._arms.get(legs[i].name)) is None:
             return None
         begun = ended = failed = answered = False
         since = took_s = 0.0
@@ -437,9 +441,7 @@ class Trials(ForkSafe):
         edge = next((held for leg, held in outcome.held.items() if legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
         usd = costs[i].usd if i in costs else None
-        return Seen(
-            legs[i].name, failed, False, differs, took_s if answered and not request.batch else None, usd, i, answer, edge
-        )
+        return Seen(arm, failed, False, differs, took_s if answered and not request.batch else None, usd, i, answer, edge)
 
     def _differ(self, one: Any, other: Any) -> bool | None:
         """Return True if two values differ; None: they cannot be compared, which is logged once."""
