@@ -149,7 +149,7 @@ def test_keys_that_are_not_given_have_the_routers_defaults(policy):
     """A file need not repeat them."""
     given = policy('[edge]\npath = "edge.onnx"')
     defaults = {name: parameter.default for name, parameter in inspect.signature(Router).parameters.items()}
-    for name, default in {**defaults, **Options._field_defaults}.items():
+    for name, default in {**defaults, **Options()._asdict()}.items():
         if name not in {"edge", "sensors", "trace", "instruments", "parts", "options"}:
             assert given[name] == default, name
 
