@@ -148,7 +148,7 @@ class Updater:
             return self._report(self._step())
 
     def _step(self) -> Step:
-        """Do what `step` does, without reporting it."""
+        """Refresh the catalog; download, try and activate a newer version, unless pinned, on trial or refused before."""
         now = self.catalog.active(self.name)
         if now.pinned:
             return Step("nothing", f"{self.name} is pinned to {now.version}", now.version)
@@ -204,7 +204,7 @@ class Updater:
             return self._report(self._look())
 
     def _look(self) -> Step:
-        """Do what `look` does, without reporting it."""
+        """Follow others' activations; roll back for failed runs or an audit's alarm; confirm after enough runs, and prune."""
         now = self.catalog.active(self.name)
         if member(self.router.engine.snapshot.backends[self._index()].model, "release").version != now.version:
             self.router.reload()

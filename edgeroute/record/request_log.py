@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line, ASCII."""
+        """Return the record as one line of ASCII JSON, with texts sanitised and truncated."""
         time_of_day = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"at": time_of_day, "level": record.levelname.lower(), "logger": record.name}
         line["message"] = clean(record.getMessage(), LONGEST)

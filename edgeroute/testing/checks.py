@@ -149,7 +149,7 @@ class Checks(Running):
         return [copy_input(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
-        """Check the types and files of the members that `EdgeMembers` documents."""
+        """Check the types and files of the members that `EdgeMembers` documents; call `load` twice."""
         for name, wanted in (("run", "(inputs, cancel)"), ("run_one", "(x, cancel)"), ("stream", "(x, cancel)")):
             method = self.model.run if name == "run" else member(self.model, name)  # type: ignore[arg-type]  # two of them
             try:

@@ -144,9 +144,8 @@ class _Checks:
                 yield f"it makes other calls of {short(x)} the second time: a request that is sent again has to be the same"
         if all(_same(answer, self.truth[0]) and equal(answer.outputs, self.truth[0].outputs, RTOL) for answer in self.truth[1:]):
             replies = [self._replies(x) for x in [*self.samples, *self.samples[:1]]]
-            if replies.pop() == replies[0] and any(
-                answer != replies[0] for answer in replies
-            ):  # else they differ by chance, as ids
+            repeated = replies.pop()  # of the first sample: if it differs, replies differ by chance, as ids
+            if repeated == replies[0] and any(other != replies[0] for other in replies):
                 yield (
                     f"it answers {shown(self.truth[0])} to every sample, although the server's replies differ: read them;"
                     " or, if they mean the same, give samples to which the server says something else"
