@@ -17,7 +17,7 @@ from edgeroute.core.policy import INF, Terms
 from edgeroute.core.words import Crowded, ErrorCode, HeldCode, Rejection, typed
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.copies import copy_input
-from edgeroute.system.forks import ForkSafe, per_process, per_process_of
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import call_contained
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ class Guard(ForkSafe):
     """
 
     lock: AbstractContextManager[Any] = per_process(threading.RLock)
-    turns = per_process_of(lambda self: Turns(self.rules, self.lock))
 
     def __init__(
         self,
@@ -83,11 +82,13 @@ class Guard(ForkSafe):
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
         self.rules = Admission(terms, spending, careful=True)
+        self.turns = Turns(self.rules, self.lock)
 
     def after_fork(self) -> None:
         """A child has no call in progress."""
         super().after_fork()
         self.rules.under_way.clear()
+        self.turns = Turns(self.rules, self.lock)
 
     def enter(
         self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None

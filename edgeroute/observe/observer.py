@@ -18,7 +18,7 @@ from edgeroute.core.spending import Cost
 from edgeroute.core.walk import Outcome
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import ALONE, Counts
-from edgeroute.system.forks import ForkSafe, per_process, per_process_of
+from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import LINUX, call_contained, now
 from edgeroute.types import Backend
 
@@ -164,7 +164,6 @@ class Observer(ForkSafe):
     """
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
-    reads_at: float = per_process_of(lambda self: -INF if self.wanted else INF)
 
     def __init__(
         self,
@@ -182,7 +181,13 @@ class Observer(ForkSafe):
         self._state: State = ()
         self.facts, self.reading = Facts(), Reading()
         self.read_at: float | None = None
-        self.reads_at = self.eases_at = INF
+        self.eases_at = INF
+        self.reads_at = -INF if self.wanted else INF
+
+    def after_fork(self) -> None:
+        """Make the sensors due at the child's first request."""
+        super().after_fork()
+        self.reads_at = -INF if self.wanted else INF
 
     @property
     def wanted(self) -> bool:

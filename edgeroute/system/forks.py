@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 from weakref import WeakSet
 
 if TYPE_CHECKING:
@@ -14,31 +14,15 @@ T = TypeVar("T")
 _MISSING: Any = object()
 
 
-class ForkSafe:
-    """Base of objects that a forked child goes on with, also of those that the application made.
+class _Field(NamedTuple):
+    """Declaration of an attribute that is made with the object, and again in a child."""
 
-    A class declares the attributes that belong to one process with `per_process`, `initially` or `per_process_of`. Each is made
-    at its first use. A forked child deletes them, so that the next use makes them anew; all other attributes are copies of the
-    parent's. So a child never waits for a lock that another thread of the parent holds.
-    """
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Register the object, weakly: each forked child calls its `after_fork`."""
-        thing = super().__new__(cls)
-        _alive.add(thing)
-        return thing
-
-    def after_fork(self) -> None:
-        """Delete the attributes of the parent process. Override for what no declaration can express."""
-        held = vars(self)
-        for cls in type(self).__mro__:
-            for name, field in vars(cls).items():
-                if type(field) is _Field and (value := held.pop(name, _MISSING)) is not _MISSING and field.drop is not None:
-                    field.drop(value)
+    make: Callable[[], Any]
+    drop: Callable[[Any], object] | None
 
 
-class _Field:
-    """Non-data descriptor of an attribute that belongs to one process."""
+class _Lazy:
+    """Non-data descriptor of an attribute that is made of the object at its first use, and again in a child."""
 
     def __init__(self, make: Callable[[Any], Any], drop: Callable[[Any], object] | None) -> None:
         self._make, self.drop = make, drop
@@ -52,6 +36,45 @@ class _Field:
         return vars(thing).setdefault(self._name, self._make(thing))  # atomic: threads that come at once share the first
 
 
+class ForkSafe:
+    """Base of objects that a forked child goes on with, also of those that the application made.
+
+    A class declares the attributes that belong to one process with `per_process`, `initially` or `per_process_of`. A forked child
+    makes them anew; all other attributes are copies of the parent's. So a child never waits for a lock that another thread of the
+    parent holds.
+    """
+
+    _fields: ClassVar[dict[str, _Field]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Collect the declarations, and remove them from the class: an attribute that shadows one would be slower to read."""
+        super().__init_subclass__(**options)
+        own = {name: field for name, field in vars(cls).items() if type(field) is _Field}
+        for name in own:
+            delattr(cls, name)
+        cls._fields = {**cls._fields, **own}
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make the declared attributes, and register the object, weakly: each forked child calls its `after_fork`."""
+        thing = super().__new__(cls)
+        for name, field in cls._fields.items():
+            setattr(thing, name, field.make())
+        _alive.add(thing)
+        return thing
+
+    def after_fork(self) -> None:
+        """Replace the attributes of the parent process. Override for what no declaration can express."""
+        for name, field in self._fields.items():
+            old = getattr(self, name)
+            setattr(self, name, field.make())
+            if field.drop is not None:
+                field.drop(old)
+        for cls in type(self).__mro__:
+            for name, lazy in vars(cls).items():
+                if type(lazy) is _Lazy and (old := vars(self).pop(name, _MISSING)) is not _MISSING and lazy.drop is not None:
+                    lazy.drop(old)
+
+
 def per_process(make: Callable[[], T], drop: Callable[[T], object] | None = None) -> T:
     """Declare an attribute that each process makes for itself.
 
@@ -59,17 +82,17 @@ def per_process(make: Callable[[], T], drop: Callable[[T], object] | None = None
         make: returns its value, in a new object and in a forked child.
         drop: disposes of the parent's value in a child. It must not wait for a thread or send anything.
     """
-    return cast("T", _Field(lambda _: make(), drop))
+    return cast("T", _Field(make, drop))
 
 
 def per_process_of(make: Callable[[Any], T], drop: Callable[[T], object] | None = None) -> T:
-    """Declare an attribute as `per_process` does; `make` is a method of the object."""
-    return cast("T", _Field(make, drop))
+    """Declare an attribute as `per_process` does; `make` is a method of the object, called at the first use."""
+    return cast("T", _Lazy(make, drop))
 
 
 def initially(value: T, drop: Callable[[T], object] | None = None) -> T:
     """Declare an attribute that has this immutable value in a new object, and again in a forked child."""
-    return cast("T", _Field(lambda _: value, drop))
+    return cast("T", _Field(lambda: value, drop))
 
 
 _alive: WeakSet[ForkSafe] = WeakSet()
