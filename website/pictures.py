@@ -280,3 +280,47 @@ def ladder() -> Sheet:
             sheet.text(left + call_ms * scale + 8, top + 14, label, size=13, ink=GOOD if chosen else SOFT)
         sheet.line([(limit, y - 6), (limit, y + 68)], CLOUD, width=1.6, dashed=True)
     return sheet
+
+
+def frames() -> Sheet:
+    """A camera that is faster than the edge, and the cloud's answers that follow."""
+    sheet = Sheet(520, 310, "The newest frame wins: frames, runs of the edge, calls of the cloud, updates")
+    left, period, run = 70, 36, 82
+    rows = {"frames": 40, "edge": 96, "cloud": 152, "shown": 214}
+    for name, y in rows.items():
+        sheet.text(14, y + 19, name, size=13, ink=SOFT)
+    taken = (0, 3, 5, 8)
+    for i in range(11):
+        x, fill, line = left + i * period, *((DEVICE, EDGE) if i in taken else (PLAIN, SOFT))
+        sheet.box(x, rows["frames"], 28, 28, fill, line=line, dashed=i not in taken)
+        sheet.text(x + 14, rows["frames"] + 19, str(i), middle=True, size=13, ink=INK if i in taken else SOFT)
+    sheet.text(left, 28, "dashed: replaced by a newer one before its turn", size=13, ink=SOFT)
+    for j, i in enumerate(taken):
+        x = left + 14 + j * (run + 14)
+        sheet.box(x, rows["edge"], run, 28, DEVICE, f"frame {i}", line=EDGE)
+        sheet.arrow((x + run, rows["edge"] + 28), (x + run, rows["shown"]))
+        sheet.box(x + run - 22, rows["shown"], 44, 28, ANSWER, str(i), line=GOOD, dashed=i == 3)  # noqa: PLR2004 - the one in doubt
+    x = left + 14 + 2 * run + 14
+    sheet.box(x + 8, rows["cloud"], 138, 28, AWAY, "frame 3: not sure", line=CLOUD)
+    sheet.arrow((x + 146, rows["cloud"] + 28), (x + 146, rows["shown"] + 40))
+    sheet.text(x + 146, rows["shown"] + 56, "3, final", middle=True, size=13, ink=GOOD)
+    sheet.text(left, 296, "A slow edge, or program, gets fewer updates, and no old ones.", size=13, ink=SOFT)
+    return sheet
+
+
+def gateway() -> Sheet:
+    """Programs of a device, the gateway in front of its router, and the two models."""
+    sheet = Sheet(520, 280, "The gateway: programs in any language ask the router on this device")
+    for i, name in enumerate(("OpenAI's client", "curl, LangChain", "Open WebUI", "Triton's clients")):
+        sheet.box(14, 20 + 58 * i, 130, 42, PLAIN, name)
+        sheet.arrow((144, 41 + 58 * i), (184, 128))
+    sheet.box(184, 78, 160, 100, DEVICE, "the gateway", "/v1 and /v2 on", "127.0.0.1, a token,", "one policy", line=EDGE)
+    sheet.arrow((344, 106), (386, 62))
+    sheet.arrow((344, 150), (386, 194))
+    sheet.box(386, 32, 120, 60, DEVICE, "the edge", "on this device", line=EDGE)
+    sheet.box(386, 164, 120, 60, AWAY, "the cloud", "if it may leave", line=CLOUD)
+    sheet.line([(366, 130), (506, 130)], SOFT, width=1.3, dashed=True)
+    sheet.text(506, 122, "device", size=13, ink=SOFT, end=True)
+    sheet.text(506, 148, "elsewhere", size=13, ink=SOFT, end=True)
+    sheet.text(160, 262, "An answer says its source, confidence and reason.", size=13, ink=SOFT)
+    return sheet
