@@ -49,6 +49,31 @@ class HttpEndpoint(Protocol):
         """Readiness check: one call, without user data."""
 
 
+class OneByOne:
+    """Base of endpoints whose protocol has no batches: each input takes a call of its own."""
+
+    one_by_one = True
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """Make one request per input."""
+        answers = []
+        for x in inputs:
+            reply = yield self._call(x)
+            answers += self.decode(reply, 1)
+        return answers
+
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """Return the call for one input; None for several."""
+        return self._call(inputs[0]) if len(inputs) == 1 else None
+
+    def decode(self, reply: Reply, count: int) -> list[Any]:
+        """Return the answer in a reply, in a list."""
+        raise NotImplementedError
+
+    def _call(self, x: Any) -> Call:
+        raise NotImplementedError
+
+
 MAX_VALUES = 250_000
 """Values in a reply, unless its protocol expects more numbers: they parse in some 10 ms."""
 MAX_NESTED = 50_000

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
 from edgeroute.cloud.endpoint import Talk
 from edgeroute.cloud.payloads import PARAMETER, Feed, written
-from edgeroute.cloud.served_model import HEAD, MOST_ROWS, Given, ServedModel
+from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages import Call, Reply
 from edgeroute.system.imports import import_late
@@ -122,28 +121,10 @@ class OpenInferenceGrpc(ServedModel):
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        model: str | None = None,
-        version: str | None = None,
-        name: str = "cloud",
-        labels: Iterable[Any] | None = None,
-        kind: str | None = None,
-        output: str | None = None,
-        card: str | Path | None = None,
-        codec: Given | None = None,
-        send_edge: bool = False,
-        **address: Any,
-    ) -> None:
-        super().__init__(
-            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, codec=codec,
-            send_edge=send_edge, **address,
-        )  # fmt: skip
+    def _check(self, headers: Iterable[str]) -> None:
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
-        if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in address.get("headers") or ()):
+        if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in headers):
             raise PolicyError("headers has a name that metadata of gRPC cannot have: it takes letters, digits, -, _ and .")
         if self.address.client is not None or self.address.pins:
             raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
@@ -159,10 +140,7 @@ class OpenInferenceGrpc(ServedModel):
         module, longest = import_late("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
-    def identity(self, of: Callable[[Any], str]) -> list[str | None]:
-        """What decides an answer besides the address; `of` takes the fingerprint of a file."""
-        own = [] if self.payload is None else [self.payload.name]
-        return [self.output, None if self.card.path is None else of(self.card.path), *own]
+    identity = ServedModel.decisive
 
     def health(self) -> Talk:
         """Model readiness, `ModelReady`."""

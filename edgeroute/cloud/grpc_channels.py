@@ -56,7 +56,57 @@ EARLY_S = 0.05
 """By how much gRPC's time limit may come too early."""
 
 
-class Channels(ForkSafe):
+class _Channels(ForkSafe):
+    """Base of both kinds of channels: makes replies of what calls end with."""
+
+    _calls: dict[str, Any] = per_process(dict)
+
+    def __init__(self, address: Address, longest: int) -> None:
+        self._address, self._longest = address, min(longest, LONGEST)
+
+    def _reply(self, body: bytes, trailing: Any, call: Call) -> Reply:
+        """Return the reply to a call that succeeded.
+
+        Raises:
+            BadReply: it is longer than expected.
+        """
+        limit = self._address.max_reply_bytes if call.max_reply is None else call.max_reply
+        if len(body) > limit:
+            raise BadReply(f"{self._address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
+        return Reply(200, _headers(trailing), body)
+
+    def _answered(self, error: Any, until: float) -> Reply:
+        """Return the reply that is an error of the server's.
+
+        Raises:
+            CloudError: it is none: there was no reply.
+        """
+        code, text, origin = error.code(), error.details() or "", self._address.origin
+        if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
+            raise TimedOut(f"{origin} did not answer in time")
+        if code is _CODES.UNAVAILABLE and text.startswith(LOST):
+            raise self._lost(text)
+        status = STATUSES.get(code, 500)
+        if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
+            if f"vs. {self._longest})" in text:  # of this side, which old versions do not say otherwise
+                raise BadReply(f"{origin} answered more than {self._longest} bytes, the most that is expected (max_reply)")
+            status = 413
+        headers = _headers(error.trailing_metadata())
+        with contextlib.suppress(KeyError, ValueError):
+            headers.setdefault("retry-after", str(float(headers["grpc-retry-pushback-ms"]) / 1000))
+        body = json.dumps({"error": {"status": code.name, "message": text}}).encode()
+        return Reply(status, {**headers, "content-type": "application/json"}, body)
+
+    def _lost(self, text: str) -> CloudError:
+        why = [reason for reason in REASONS if reason in text]
+        hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
+        error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
+        if hint or (self._address.https and any(map(_TLS.search, why))):
+            error.retriable = False  # it will be the same again
+        return error
+
+
+class Channels(_Channels):
     """A channel to one address, for threads. Calls share its connection; cancelling one affects no other.
 
     Args:
@@ -65,13 +115,8 @@ class Channels(ForkSafe):
     """
 
     _channel: grpc.Channel | None = initially(None)  # a child does not close its parent's: that would need the parent's threads
-    _calls: dict[str, Any] = per_process(dict)
     _first: dict[str, grpc.Channel] = per_process(dict)
-
-    def __init__(self, address: Address, longest: int) -> None:
-        self._address, self._longest = address, min(longest, LONGEST)
-        self._replies = _Replies(address, self._longest)
-        self._closed = False
+    _closed = False
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Sends the call and returns the reply, by the instant `until`.
@@ -101,8 +146,8 @@ class Channels(ForkSafe):
         except ValueError as e:  # the channel was closed meanwhile, or metadata that gRPC does not send
             raise _unsent(self._address, e) from None
         if failed is not None:
-            return self._replies.answered(failed, until)
-        return self._replies.reply(body, rpc.trailing_metadata(), call)
+            return self._answered(failed, until)
+        return self._reply(body, rpc.trailing_metadata(), call)
 
     def _method(self, path: str) -> Any:
         made = self._calls.get(path)
@@ -122,16 +167,11 @@ class Channels(ForkSafe):
             self._channel.close()
 
 
-class AsyncChannels(ForkSafe):
+class AsyncChannels(_Channels):
     """A channel to one address, for one event loop at a time."""
 
     _channel: grpc.aio.Channel | None = initially(None)
-    _calls: dict[str, Any] = per_process(dict)
     _loop: asyncio.AbstractEventLoop | None = initially(None)
-
-    def __init__(self, address: Address, longest: int) -> None:
-        self._address, self._longest = address, min(longest, LONGEST)
-        self._replies = _Replies(address, self._longest)
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Channels.send`; cancelling the task cancels the call."""
@@ -156,8 +196,8 @@ class AsyncChannels(ForkSafe):
         except (ValueError, grpc.aio.UsageError) as e:
             raise _unsent(self._address, e) from None
         if failed is not None:
-            return self._replies.answered(failed, until)
-        return self._replies.reply(body, await rpc.trailing_metadata(), call)
+            return self._answered(failed, until)
+        return self._reply(body, await rpc.trailing_metadata(), call)
 
     async def close(self) -> None:
         """Closes the channel, and ends what is under way."""
@@ -213,54 +253,6 @@ def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
         raise TimedOut(f"{address.origin} was not asked: no time was left")
     metadata = [(name.lower(), value) for name, value in (*call.headers, *address.headers())]
     return {"timeout": None if left_s == INF else left_s, "metadata": metadata}
-
-
-class _Replies:
-    """Makes replies of what calls end with."""
-
-    def __init__(self, address: Address, longest: int) -> None:
-        self._address, self._longest = address, longest
-
-    def reply(self, body: bytes, trailing: Any, call: Call) -> Reply:
-        """The reply to a call that succeeded.
-
-        Raises:
-            BadReply: it is longer than expected.
-        """
-        limit = self._address.max_reply_bytes if call.max_reply is None else call.max_reply
-        if len(body) > limit:
-            raise BadReply(f"{self._address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
-        return Reply(200, _headers(trailing), body)
-
-    def answered(self, error: Any, until: float) -> Reply:
-        """The reply that is an error of the server's.
-
-        Raises:
-            CloudError: it is none: there was no reply.
-        """
-        code, text, origin = error.code(), error.details() or "", self._address.origin
-        if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
-            raise TimedOut(f"{origin} did not answer in time")
-        if code is _CODES.UNAVAILABLE and text.startswith(LOST):
-            raise self._lost(text)
-        status = STATUSES.get(code, 500)
-        if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
-            if f"vs. {self._longest})" in text:  # of this side, which old versions do not say otherwise
-                raise BadReply(f"{origin} answered more than {self._longest} bytes, the most that is expected (max_reply)")
-            status = 413
-        headers = _headers(error.trailing_metadata())
-        with contextlib.suppress(KeyError, ValueError):
-            headers.setdefault("retry-after", str(float(headers["grpc-retry-pushback-ms"]) / 1000))
-        body = json.dumps({"error": {"status": code.name, "message": text}}).encode()
-        return Reply(status, {**headers, "content-type": "application/json"}, body)
-
-    def _lost(self, text: str) -> CloudError:
-        why = [reason for reason in REASONS if reason in text]
-        hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
-        error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
-        if hint or (self._address.https and any(map(_TLS.search, why))):
-            error.retriable = False  # it will be the same again
-        return error
 
 
 def _unsent(address: Address, error: Exception) -> CloudError | PolicyError:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.body import MAX_BODY, Body, BodyType, to_json
-from edgeroute.cloud.endpoint import Talk, loads
+from edgeroute.cloud.endpoint import OneByOne, Talk, loads
 from edgeroute.cloud.payloads import Escalated, checked
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
@@ -19,7 +19,7 @@ from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.process import call_contained
 
 
-class PlainJson:
+class PlainJson(OneByOne):
     """POSTs one input, as JSON or as fields, and extracts the answer from the JSON reply by path.
 
     Args:
@@ -43,9 +43,6 @@ class PlainJson:
     Raises:
         PolicyError: the body is no template, or as `Address`.
     """
-
-    one_by_one = True
-    """Each input takes a call of its own."""
 
     def __init__(
         self,
@@ -106,18 +103,6 @@ class PlainJson:
     def health(self) -> Talk:
         """Checks that the server is there."""
         return self.ping()
-
-    def talk(self, inputs: list[Any]) -> Talk:
-        """One request per input: an unknown protocol has no batches."""
-        answers = []
-        for x in inputs:
-            reply = yield self._call(x)
-            answers += self.decode(reply, 1)
-        return answers
-
-    def encode(self, inputs: list[Any]) -> Call | None:
-        """The call for one input; None for several."""
-        return self._call(inputs[0]) if len(inputs) == 1 else None
 
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
         """The answer in a reply: one (value, confidence), or logits [classes].

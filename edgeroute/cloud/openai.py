@@ -9,7 +9,7 @@ from contextlib import suppress
 from math import ceil, inf
 from typing import Any
 
-from edgeroute.cloud.endpoint import Talk, checked, loads, looks_like
+from edgeroute.cloud.endpoint import OneByOne, Talk, checked, loads, looks_like
 from edgeroute.cloud.pieces import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
@@ -126,7 +126,7 @@ SILENT = {
 """Why an answer has no text, by `finish_reason`."""
 
 
-class OpenAIChat:
+class OpenAIChat(OneByOne):
     """A language model behind OpenAI's API: a hosted one, or vLLM, llama-server, Ollama, LiteRT-LM, Ray Serve LLM.
 
     It answers a text, messages (`[{"role": "user", "content": ...}]`), or a request in OpenAI's JSON (`{"messages": ..., "tools":
@@ -161,8 +161,6 @@ class OpenAIChat:
     """
 
     kind = "answers"
-    one_by_one = True
-    """Each input takes a call of its own."""
 
     def __init__(
         self,
@@ -237,18 +235,6 @@ class OpenAIChat:
         if not reply.status:
             raise Unreachable(bytes(reply.body).decode())
         return None if reply.status in NO_LIST else checked(reply, self.where, b"", self.address)
-
-    def talk(self, inputs: list[Any]) -> Talk:
-        """One request per input; its reply is read whole."""
-        answers = []
-        for x in inputs:
-            reply = yield self._call(x)
-            answers += self.decode(reply, 1)
-        return answers
-
-    def encode(self, inputs: list[Any]) -> Call | None:
-        """The call for one input; None for several."""
-        return self._call(inputs[0]) if len(inputs) == 1 else None
 
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
         """The answer in a whole reply: one (text, confidence, completion).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -93,10 +93,7 @@ class OpenInference(ServedModel):
         """Whether inputs are encoded in no time: sent as they are, without a codec and preprocessing."""
         return self.payload is None and self.card.path is None
 
-    def identity(self, of: Callable[[Any], str]) -> list[str | None]:
-        """What decides an answer besides the address; `of` takes the fingerprint of a file."""
-        own = [] if self.payload is None else [self.payload.name]
-        return [self.output, None if self.card.path is None else of(self.card.path), *own]
+    identity = ServedModel.decisive
 
     def health(self) -> Talk:
         """Model readiness, `GET .../ready`."""

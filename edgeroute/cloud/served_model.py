@@ -143,14 +143,20 @@ class ServedModel(ABC):
         self._changed = False
         """Whether it may not be as the metadata says: outputs contradict it, or inputs were refused. Then it is fetched again."""
 
+        self._check(address.get("headers") or ())
+
+    def _check(self, headers: Iterable[str]) -> None:  # noqa: B027 - HTTP takes all of them
+        """Raise PolicyError for arguments, or names of headers, that the protocol cannot have."""
+
+    def decisive(self, of: Callable[[Any], str]) -> list[str | None]:
+        """Return what decides an answer besides the address; `of` takes the fingerprint of a file."""
+        own = [] if self.payload is None else [self.payload.name]
+        return [self.output, None if self.card.path is None else of(self.card.path), *own]
+
     def codec(self, of: Callable[[Any], str]) -> str:
         """How inputs are encoded, for certificates: by the card, and by the codec."""
         parts = [] if self.card.path is None else [of(self.card.path)]
         return ":".join(parts if self.payload is None else [*parts, self.payload.name])
-
-    @abstractmethod
-    def health(self) -> Talk:
-        """Model readiness."""
 
     @abstractmethod
     def _describe(self) -> Call:

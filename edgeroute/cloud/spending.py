@@ -157,6 +157,10 @@ class SharedSpending:
         self._account = _Account(spending, None) if store is None else _accounts.of(spending, store)
         self._account.join(self)
 
+        account = self._account
+        self.recall, self.settle, self.add, self.spent = account.recall, account.settle, account.add, account.spent
+        """As of the account that all share."""
+
     @property
     def limits(self) -> Limits:
         """The limits; may be set."""
@@ -167,22 +171,10 @@ class SharedSpending:
         self._limits = limits
         self._account.join(self)
 
-    def recall(self) -> bool:
-        """Adds what earlier runs have spent, and other processes. Returns whether the state file could be read."""
-        return self._account.recall()
-
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
         """Books the cost, or returns the limit that forbids it. Before anything is sent for it, `secure` it."""
         limits = up_against(self._limits, cost, self.edge_j) if cost.joules else self._limits
         return self._account.reserve(cost, now, limits)
-
-    def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects a reservation to the actual cost."""
-        self._account.settle(reserved, actual, now)
-
-    def add(self, cost: Cost, now: float) -> None:
-        """Books a cost that has been incurred anyway, and has it written."""
-        self._account.add(cost, now)
 
     @property
     def durable(self) -> bool:
@@ -213,10 +205,6 @@ class SharedSpending:
     def close(self) -> None:
         """Has exactly what was spent written, without an advance, by the store's own `close`."""
         self._account.put(advance=False)
-
-    def spent(self) -> Cost:
-        """Current spending, each over its window."""
-        return self._account.spent()
 
     def scarce(self) -> bool:
         """Whether half of any limit is used up: from then on there are no hedges and no audits."""

@@ -117,9 +117,8 @@ class Loop:
         off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
         if permit is None:
             off_loop = partial(in_edge_thread, self.engine.edge_threads)
-        if streams:
-            return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, backend, to)
-        return self._leg(legs.run_async(start, permit, backend, off_loop), start, backend, to)
+        leg = legs.run_async(start, permit, backend, off_loop, send if streams else None)
+        return self._leg(leg, start, backend, to)
 
     def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
         """Runs a leg as a task, which always sends an event. An edge that goes on though it was cancelled is counted."""

@@ -86,13 +86,13 @@ def nothing(_: Any) -> None:
     """The confidence is known once the answer is whole."""
 
 
-def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken, watch: Watch = nothing) -> Prediction:
+def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, watch: Watch = nothing) -> Prediction:
     """Sends the pieces of a leg as they come; returns its answer."""
     try:
         while True:
             piece = next(pieces)
             send(Delta(start.leg, piece, monotonic(), watch(piece)))
-            if stop.asked:
+            if stop is not None and stop.asked:
                 raise Unreachable("its answer is not needed any more")
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
@@ -281,8 +281,11 @@ class LegExecutor:
         """The backend of that leg."""
         return self.backends[self.plan.legs[start.leg].target]
 
-    def run(self, start: Start, stop: StopToken | None = None) -> Event:
-        """Runs a leg to its event, here: the only place where a leg's exception becomes a value."""
+    def run(self, start: Start, stop: StopToken | None = None, send: Send | None = None) -> Event:
+        """Run a leg to its event in this thread; with `send`, send the pieces of its answer as they come.
+
+        This and `run_async` are the only places where a leg's exception becomes a value.
+        """
         leg = self.plan.legs[start.leg]
         backend: Any = self.backends[leg.target]
         try:
@@ -299,10 +302,15 @@ class LegExecutor:
                 ):
                     if exchange.prepay():
                         exchange.secure()
-                    answers = backend.run(inputs, until, stop, exchange)
+                    if send is not None:
+                        answers: Any = [forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)]
+                    else:
+                        answers = backend.run(inputs, until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
                 answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
+            elif send is not None:
+                answer = forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
             else:
                 answer = backend.run_one(self.inputs.of(leg.target)[0], stop)
             if self.edge is not None and leg.permit is None:
@@ -314,9 +322,17 @@ class LegExecutor:
         done = new(Done, (start.leg, answer, monotonic()))
         return done if fit is None else fit.whole(done)
 
-    async def run_async(self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop) -> Event:
+    async def run_async(
+        self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop, send: Send | None = None
+    ) -> Event:
         """`run` on an event loop, for a backend that supports it."""
         aside, target = partial(_aside, off_loop if self.blocks(start) else None), self.plan.legs[start.leg].target
+        watch = watching(backend) if permit is None and send is not None else nothing
+
+        def show(piece: Any) -> None:
+            assert send is not None, "the answer is shown in pieces"
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
+
         try:
             fit = await aside(partial(self.inputs.fitting, start, target)) if self._many else None
             if fit is not None:
@@ -324,21 +340,27 @@ class LegExecutor:
                     return ended
                 start = fit.start
             if permit is None:
-                answers = await backend.run_async(await aside(partial(self.inputs.of, target, start.rows)), self._many)
+                inputs = await aside(partial(self.inputs.of, target, start.rows))
+                if send is not None:
+                    answers = [await backend.stream_async(inputs[0], show)]
+                else:
+                    answers = await backend.run_async(inputs, self._many)
                 if self.edge is not None:
                     self.edge.note(start.rows, answers)
-                done = Done(start.leg, answers if self._many else answers[0], monotonic())
-                return done if fit is None else fit.whole(done)
-            inputs = await aside(partial(self._prepared, start, permit, backend))
-            if (load := backend.load) is not None:
-                await off_loop(load)  # not on the loop, where it would hold up everybody
-            entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
-            with self._exchange(start, entered) as (until, exchange):
-                if (pack := getattr(backend, "pack", None)) is not None:
-                    inputs = await off_loop(partial(pack, inputs, exchange))
-                if exchange.prepay():
-                    await off_loop(exchange.secure)
-                answers = await backend.run_async(inputs, until, exchange)
+            else:
+                inputs = await aside(partial(self._prepared, start, permit, backend))
+                if (load := backend.load) is not None:
+                    await off_loop(load)  # not on the loop, where it would hold up everybody
+                entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
+                with self._exchange(start, entered) as (until, exchange):
+                    if (pack := getattr(backend, "pack", None)) is not None:
+                        inputs = await off_loop(partial(pack, inputs, exchange))
+                    if exchange.prepay():
+                        await off_loop(exchange.secure)
+                    if send is not None:
+                        answers = [await backend.stream_async(inputs[0], until, exchange, show)]
+                    else:
+                        answers = await backend.run_async(inputs, until, exchange)
         except PASSING:
             raise
         except BaseException as e:
@@ -403,7 +425,7 @@ class LegExecutor:
         """`begin` for an answer in pieces."""
         error = self.detach(start)
         task = LegTask(start.leg, self.backend(start))
-        execute, to = partial(self._run_stream, start, send, task.token), self.mail(start, send)
+        execute, to = partial(self.run, start, task.token, send), self.mail(start, send)
         if error is None and self._submit(start, task, execute, to):
             return task.stop
         refusal = self._refusal(start, error)
@@ -431,62 +453,6 @@ class LegExecutor:
         if backend.abandoned >= STUCK_MOST:
             return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
         return None
-
-    def _run_stream(self, start: Start, send: Send, stop: StopToken) -> Event:
-        leg = self.plan.legs[start.leg]
-        backend: Any = self.backends[leg.target]
-        try:
-            if leg.permit is None:
-                answer = forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
-                if self.edge is not None:
-                    self.edge.note(None, [answer])
-            else:
-                inputs = self._prepared(start, leg.permit, backend, stop)
-                with self._exchange(start, backend.guard.enter(leg.permit, self._id, *self._asking(start, backend), stop)) as (
-                    until,
-                    exchange,
-                ):
-                    if exchange.prepay():
-                        exchange.secure()
-                    answer = forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
-        except PASSING:
-            raise
-        except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
-            return failed(start.leg, backend, e)
-        return Done(start.leg, answer, monotonic())
-
-    async def run_stream_async(self, start: Start, permit: Permit | None, backend: Any, send: Send, off_loop: OffLoop) -> Event:
-        """`begin_stream` on an event loop, for a backend that supports it."""
-        watch = watching(backend) if permit is None else nothing
-
-        def show(piece: Any) -> None:
-            send(Delta(start.leg, piece, monotonic(), watch(piece)))
-
-        try:
-            aside = partial(_aside, off_loop if self.blocks(start) else None)
-            if permit is None:
-                (x,) = await aside(partial(self.inputs.of, self.plan.legs[start.leg].target))
-                answer = await backend.stream_async(x, show)
-                if self.edge is not None:
-                    self.edge.note(None, [answer])
-                return Done(start.leg, answer, monotonic())
-            inputs = await aside(partial(self._prepared, start, permit, backend))
-            if (load := backend.load) is not None:
-                await off_loop(load)
-            entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
-            with self._exchange(start, entered) as (until, exchange):
-                if (pack := getattr(backend, "pack", None)) is not None:
-                    inputs = await off_loop(partial(pack, inputs, exchange))
-                if exchange.prepay():
-                    await off_loop(exchange.secure)
-                answer = await backend.stream_async(inputs[0], until, exchange, show)
-        except PASSING:
-            raise
-        except BaseException as e:
-            if is_task_cancelled(e):
-                raise
-            return failed(start.leg, backend, e)
-        return Done(start.leg, answer, monotonic())
 
     def detach(self, start: Start) -> Exception | None:
         """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own.
