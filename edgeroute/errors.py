@@ -65,9 +65,8 @@ class Unfit(ModelError):
 
     Args:
         message: for people.
-        code: "context" if the input is longer than the model's context; "unsupported" if its kind is, as tools and images are for
-            a
-            model of text.
+        code: "context" if the input is longer than the model's context; "unsupported" if its kind is not supported, as tools and
+            images are not by a model of text.
     """
 
     def __init__(self, message: str = "", *, code: Literal["context", "unsupported"] = "unsupported") -> None:

@@ -250,7 +250,7 @@ def breaker():
         codes = [router.infer(1).reason_code for _ in range(5)]
         assert codes[-1] == "breaker", codes
         lines = router.check().lines
-    assert any(f"{sys.platform} does not tell when the network is back" in text for text in lines), lines
+    assert any(f"{sys.platform} does not report when the network is back" in text for text in lines), lines
 
 
 def cache():

@@ -135,7 +135,7 @@ def limited(joules, price, tmp_path=None, **policy):
 def test_runs_of_the_edge_count_against_the_joule_budget(tmp_path):
     """As soon as it is known what they take: their time by 20 W, beside the cloud's calls; a restart does not forget them."""
     with limited(1e6, 7.0, tmp_path) as router:
-        assert "the cloud's calls alone, until what a run of the edge takes is known" in str(router.check())
+        assert "the cloud's calls alone, until the energy of an edge's run is known" in str(router.check())
         metered(router)
         assert ran(router) == 0.0
         _, before = router.engine.counts.busy(["edge"])["edge"]
@@ -206,7 +206,7 @@ def test_without_a_sensor_the_budget_counts_the_cloud_alone(caplog):
         assert router.infer(0.1).source == "edge"
         assert ran(router) == 1.0
         assert "joules_per_hour counts the cloud's calls alone: " in caplog.text
-        assert "tells no power here" in str(router.check())
+        assert "reports no power here" in str(router.check())
     with Router(None, cloud, limits=Limits(joules_per_hour=1.5), options=Options(sensors=Reading)) as router:
         assert "joules_per_hour counts" not in str(router.check()), "there is no edge"
 

@@ -296,7 +296,7 @@ def test_a_stopped_run_does_not_begin(make):
     model.load()
     stop()
     for run in (lambda: model.run_one(X, stop), lambda: model.run([X, X], stop)):
-        with pytest.raises(ModelError, match="was stopped before it began"):
+        with pytest.raises(ModelError, match="was stopped before it started"):
             run()
 
 
@@ -518,7 +518,7 @@ def test_a_library_that_takes_no_operator(make, library):
 
 def test_a_library_that_finds_no_device(make, library):
     """What it says is told."""
-    with pytest.raises(ModelError, match=r"the delegate .*libtest_delegate\.so does not begin: no such device"):
+    with pytest.raises(ModelError, match=r"the delegate .*libtest_delegate\.so does not start: no such device"):
         make(models.linear, delegate=library, delegate_options={"device": 3}).load()
 
 

@@ -35,8 +35,7 @@ class CallableModel:
         score: for this function, in place of the router's.
         none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: "defer".
         version: text that you change whenever its answers change, for certificates and the cache on disk. None: the function's
-            code
-            and constants identify it; a function that uses an object, such as a model, cannot be identified by them.
+            code and constants identify it; a function that uses an object, such as a model, cannot be identified by them.
         parallel: most calls at a time; None: any number.
         inputs: specifications of its inputs, with the batch axis, for `edgeroute serve`.
         outputs: specifications of its outputs, with the batch axis, for `edgeroute serve`.

@@ -360,12 +360,12 @@ class Card:
 
     def of(self, name: str) -> CardInput | None:
         """Return the card's description of the input of this name; None: there is none."""
-        return next((described for described in self.inputs if described.name == name), None)
+        return next((entry for entry in self.inputs if entry.name == name), None)
 
     @property
     def batch_first(self) -> bool:
         """True if the first axis of every tensor counts the inputs, as far as the card states it."""
-        return self.batch in (-1, 0) and all(described.batch == 0 for described in self.inputs if described.value is None)
+        return self.batch in (-1, 0) and all(entry.batch == 0 for entry in self.inputs if entry.value is None)
 
 
 def card_path(model: Path) -> Path:
@@ -422,7 +422,7 @@ def _inputs(data: dict[str, Any]) -> tuple[CardInput, ...]:
 
 
 def _input(data: dict[str, Any], place: str) -> CardInput:
-    """Return one input from its part of the card.
+    """Build the description of one input from its JSON.
 
     Raises:
         ValueError: keys contradict each other.
@@ -453,7 +453,7 @@ def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, place:
 
 
 def _preprocess(gives: TensorSpec, layout: str | None, batch: int | None, data: dict[str, Any]) -> Preprocess:
-    """Return the preprocessing to a tensor, from its part of the card."""
+    """Build the preprocessing to a tensor from its JSON."""
     accepts = TensorSpec(gives.name, data["dtype"], (-1, *map(int, data["shape"])))
     layouts = Layouts(data.get("layout"), layout)
     return Preprocess(
@@ -495,13 +495,13 @@ def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> P
 
 
 def _state(data: dict[str, Any]) -> CardState:
-    """Return one state from its part of the card."""
+    """Build the description of one state from its JSON."""
     shape = tuple(map(int, data["shape"])) if "shape" in data else None
     return CardState(data["input"], data["output"], shape, float(data.get("value", 0)))
 
 
 def _axis(data: dict[str, Any], default: int | None) -> int | None:
-    """Return the batch axis from a part of the card, or the default."""
+    """Return the batch axis that this JSON states, or the default; None: there is no such axis."""
     batch = data.get("batch", default)
     return None if batch is None or batch == "none" else int(batch)
 

@@ -17,7 +17,7 @@ import numpy as np
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.picture import check_installed
+from edgeroute.edge.picture import check_pillow
 from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import import_late, no_fork
@@ -168,7 +168,7 @@ class CoreMLModel(ModelFile):
         except ValueError as e:
             raise ModelError(f"{self.path}: {e}") from e
         if any(entry.convert is _picture for entry in inputs):
-            check_installed()
+            check_pillow()
         self._describe([entry.spec for entry in inputs], outputs)
         self._flexible = {entry.spec.name: entry for entry in inputs if -1 in entry.spec.shape}
         self._convert = {entry.spec.name: entry.convert for entry in inputs if entry.convert is not None}
@@ -255,10 +255,10 @@ def _quiet(_: logging.LogRecord) -> bool:
 
 
 def _root(package: Path) -> Path:
-    """Return the path of the description in a package.
+    """Return the path of the file with the model's description, which a package's Manifest.json names.
 
     Raises:
-        ValueError: the package's manifest does not name it.
+        ValueError: the manifest cannot be read, or names no file inside the package.
     """
     try:
         manifest = json.loads((package / "Manifest.json").read_bytes())

@@ -161,7 +161,7 @@ def read(path: Path) -> Gguf:
 
 
 def _guess_format(magic: bytes, path: Path) -> str:
-    """Return the end of a sentence that guesses the format of a file that is no .gguf."""
+    """Return a guess of the format of a file that is no .gguf, as the end of an error message."""
     if magic[:2] == b"PK":
         return ", and is a zip archive"
     if magic in {b"vers", b"<htm", b"<!DO"}:

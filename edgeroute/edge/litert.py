@@ -64,7 +64,7 @@ def load_delegate(module: Any, delegate: str, options: Mapping[str, Any]) -> Any
     except (ValueError, RuntimeError) as e:
         reason = " ".join(str(e).split()).removeprefix(f"Failed to load delegate from {library}").strip()
         raise ModelError(
-            f"the delegate {library} does not begin: {reason or 'it finds no device, or takes other options'}"
+            f"the delegate {library} does not start: {reason or 'it finds no device, or takes other options'}"
         ) from e
 
 
@@ -522,7 +522,7 @@ class LiteRTModel(ModelFile):
             ModelError: the run failed, or a stop was requested before it began.
         """
         if cancel is not None and cancel.asked:
-            raise ModelError(f"{self.name} was stopped before it began")
+            raise ModelError(f"{self.name} was stopped before it started")
         turn = current_turn(self.name) if self.stateful else TURN.get() if session.resets else None
         try:
             tensors = session.tensors(feed)
@@ -544,7 +544,7 @@ class LiteRTModel(ModelFile):
         return out
 
     def _advance(self, worker: Worker, step: int) -> None:
-        """Count a step of a session's interpreter.
+        """Check that the interpreter is at this step of the session, and count the step.
 
         Raises:
             ModelError: an abandoned run has moved the interpreter's state on, or the process was forked: the state is lost.
@@ -553,7 +553,7 @@ class LiteRTModel(ModelFile):
             here = worker.pid == os.getpid() or (self.threads == 1 and not self.parallel)
             if worker.step != step or not here:
                 raise ModelError(
-                    f"{self.name} has gone on with a run that was left behind, at a deadline, say, and its state cannot be put "
+                    f"{self.name} went on with an abandoned run, as after a deadline, and its state cannot be put "
                     "back: begin the stream anew by the session's reset()"
                 )
             worker.step += 1

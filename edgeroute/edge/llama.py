@@ -140,7 +140,9 @@ def try_template(path: Path, template: str, given: str | None) -> None:
         if why is None or (why.startswith(FAILED) and _trial(path, "{{ messages[0].content }}") is not None):
             return  # in the latter case it is not the template: loading says what
     except OSError as e:
-        raise ModelError(f"{path}: its chat template is to be tried in another process, and none starts: {e}. {advice}") from e
+        raise ModelError(
+            f"{path}: its chat template has to be tried in another process, which cannot be started: {e}. {advice}"
+        ) from e
     raise ModelError(f"{path}: its chat template is broken or hostile: a process that tried it {why}. {advice}")
 
 
@@ -311,9 +313,8 @@ class LlamaModel(ForkSafe):
         Raises:
             ModelMissing: there is no such file.
             RuntimeMissing: neither package with llama.cpp is installed.
-            ModelError: the file is no whole .gguf, is not the one that its card or the policy names, or does not load; or
-                llama.cpp
-                refuses the grammar or the format.
+            ModelError: the file is no whole .gguf, is not the one that its card or the policy names, or does not load; or the
+                grammar or the format is refused.
         """
         with self._lock:
             if self._engine is None:

@@ -162,7 +162,7 @@ class LocalServer:
             request |= {"stream": True, "stream_options": {"include_usage": True}}
         path = "/chat/completions" if chat else "/completions"
         if cancel is not None and cancel.asked:
-            raise ModelError(f"{self._where} was stopped before it was asked")
+            raise ModelError(f"{self._where} was stopped before the request was sent")
         exchange = Exchange(self._local, self._timeout_s, self._most, cancel)
         with exchange.send("POST", path, json.dumps(request).encode(), self._headers()) as (head, parts):
             if head.status != OK:

@@ -201,7 +201,7 @@ def files(model: EdgeModel) -> list[Path]:
 
 
 def stamps(model: EdgeModel) -> tuple[Any, ...]:
-    """Return (path, stamp) of each of those files and folders, to detect that a model on disk has changed since it was loaded."""
+    """Return (path, stamp) of the model's files and folders, to detect that a model on disk has changed since it was loaded."""
     return tuple((path.absolute(), file_stamp(path)) for path in files(model))
 
 
@@ -323,7 +323,7 @@ def _name(thing: Any) -> str:
 
 
 def _text(tag: str, value: object) -> str:
-    """Return a tagged `repr` of a value."""
+    """Return `tag repr(value)`."""
     return f"{tag} {value!r}"
 
 

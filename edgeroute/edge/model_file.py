@@ -16,7 +16,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.edge.backend import current_turn
 from edgeroute.edge.card import Array, Card, sha256_of
 from edgeroute.edge.inputs import Inputs, batch_axis_problem
-from edgeroute.edge.picture import check_installed
+from edgeroute.edge.picture import check_pillow
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
@@ -132,7 +132,7 @@ class ModelFile(ForkSafe, ABC):
             RuntimeMissing: the card needs Pillow, which is not installed.
         """
         if any(spec.preprocess is not None and spec.preprocess.fits_pictures for spec in self.card.inputs):
-            check_installed()
+            check_pillow()
         try:
             self._plan = Inputs(self.card, inputs, outputs, plain)
         except ValueError as e:

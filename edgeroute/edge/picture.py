@@ -249,10 +249,10 @@ def _pillow() -> Any:
         raise RuntimeMissing("Pillow, which pictures need, is not installed: pip install 'edgeroute[image]'") from e
 
 
-def check_installed() -> None:
-    """Imports Pillow.
+def check_pillow() -> None:
+    """Import Pillow, to fail early if it is missing.
 
     Raises:
-        RuntimeMissing: it is not installed.
+        RuntimeMissing: Pillow is not installed.
     """
     _pillow()

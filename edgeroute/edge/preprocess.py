@@ -139,7 +139,7 @@ class Preprocess:
             raise BadInput(f"{self.gives.name}: expected {wanted}, got {dtype}; convert it, since only you know its scale")
 
     def _arrange(self, x: Array) -> Array:
-        """Return an array [n, *accepts] with the tensor's axes.
+        """Transpose or reshape an array [n, *accepts] to the tensor's axes.
 
         Raises:
             BadInput: it cannot be reshaped.

@@ -194,17 +194,17 @@ class _Table:
         return self.at + offset if offset else 0
 
     def signed(self, i: int, size: int) -> int:
-        """Return a signed number of 1 or 4 bytes."""
+        """Return a field's signed number of 1 or 4 bytes."""
         position = self._field(i)
         return int(unpack_from("<b" if size == 1 else "<i", self.data, position)[0]) if position else 0
 
     def unsigned(self, i: int) -> int:
-        """Return an unsigned number of 4 bytes."""
+        """Return a field's unsigned number of 4 bytes."""
         position = self._field(i)
         return int(unpack_from("<I", self.data, position)[0]) if position else 0
 
     def length(self, i: int, size: int = 1) -> int:
-        """Return the number of elements of a vector.
+        """Return the number of elements of a field's vector.
 
         Args:
             i: number of the field.
@@ -228,24 +228,24 @@ class _Table:
         return start + 4, count
 
     def numbers(self, i: int) -> tuple[int, ...]:
-        """Return a vector of signed numbers of 4 bytes."""
+        """Return a field's vector of signed numbers of 4 bytes."""
         start, count = self._vector(i, 4)
         self._take(4 * count)
         return unpack_from(f"<{count}i", self.data, start)
 
     def text(self, i: int) -> str:
-        """Return a text."""
+        """Return the text of a field."""
         start, count = self._vector(i, 1)
         self._take(count)
         return self.data[start : start + count].decode()
 
     def table(self, i: int) -> _Table | None:
-        """Return another table; None: it is missing."""
+        """Return the table that a field refers to; None: the field is missing."""
         position = self._field(i)
         return _Table(self.data, _follow(self.data, position), self.left) if position else None
 
     def tables(self, i: int) -> Iterator[_Table]:
-        """Yield a vector of tables."""
+        """Yield the tables of a field's vector."""
         start, count = self._vector(i, 4)
         for k in range(count):
             yield _Table(self.data, _follow(self.data, start + 4 * k), self.left)

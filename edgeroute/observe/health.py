@@ -55,7 +55,7 @@ class EndpointHealth(ForkSafe):
 
     def opened(self, guard: Guard) -> None:
         """Log and report that a breaker opened, and start the network monitor if none runs."""
-        log.info("%s is not asked for a while: %s", guard.name, guard.why())
+        log.info("%s is not called for a while: %s", guard.name, guard.why())
         if self._changed is not None:
             self._changed(guard.name, "open")
         with self._lock:
@@ -65,7 +65,7 @@ class EndpointHealth(ForkSafe):
 
             self._watch = NetworkMonitor(self.link_up)
             if not LINUX:
-                log.info("this system does not tell when the network comes back: endpoints are probed by time alone")
+                log.info("this system does not report when the network comes back: endpoints are probed by time alone")
             self._watch.start()  # within the lock: `close` ends what was started
 
     def probe(self, guard: Guard) -> None:
@@ -80,7 +80,7 @@ class EndpointHealth(ForkSafe):
 
     def closed(self, guard: Guard) -> None:
         """Log and report that a breaker closed, and call `back`, which resumes the work that waited for the endpoint."""
-        log.info("%s is asked again", guard.name)
+        log.info("%s is called again", guard.name)
         if self._changed is not None:
             self._changed(guard.name, "closed")
         self._back()
@@ -93,7 +93,7 @@ class EndpointHealth(ForkSafe):
         try:
             self._loaded()
         except Exception:
-            log.exception("the load that an endpoint reports could not be taken in")
+            log.exception("plans could not be made again for the load that an endpoint reports")
 
     def link_up(self) -> None:
         """Record that the network came up, make the probes of all open breakers due at once, and call `back`.
@@ -112,7 +112,7 @@ class EndpointHealth(ForkSafe):
         return monotonic() < self._linked_at + NEWS_S
 
     def close(self) -> None:
-        """End the network monitor; later events start none."""
+        """End the network monitor; later events start none, and send no probes."""
         with self._lock:
             self._closed, watch, self._watch = True, self._watch, None
         if watch is not None:

@@ -140,7 +140,7 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
                 try:
                     on_up()
                 except Exception:
-                    log.exception("the network is up, but what was to follow failed")
+                    log.exception("the network is up, but the callback failed")
 
 
 def comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:

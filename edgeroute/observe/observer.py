@@ -235,9 +235,9 @@ class Observer(ForkSafe):
         return changed
 
     def _with_kept_share(self, facts: Facts, policy: Policy, targets: tuple[Target, ...], backends: Sequence[Backend]) -> Facts:
-        """Return the facts with the share of requests that the edge answers because the cloud that is asked first is loaded.
+        """Return the facts with `kept` and `slack` set if the first available cloud is loaded, else unchanged.
 
-        Sets the instant of the next check. Unchanged while no such cloud is loaded.
+        They state which share of the deferrals the edge answers itself. Sets the instant of the next check.
         """
         clouds = order_clouds(policy, targets, facts, [i for i, t in enumerate(targets) if t.side == "cloud"])
         guards: list[Any] = [getattr(backends[i], "guard", None) for i in clouds if targets[i].name not in facts.busy]
@@ -270,7 +270,7 @@ class Observer(ForkSafe):
         try:
             reading = Reading(*map(_value, call_contained(self._sensors)))
         except Exception:
-            log.exception("the device's sensors could not be read; what they said before counts")
+            log.exception("the device's sensors could not be read; their last reading counts")
             return False
         self.reading, self.read_at = self._plausible(reading), monotonic()
         self.book(reading.power_w, self.read_at)
@@ -329,9 +329,9 @@ class Observer(ForkSafe):
         if extra_w is not None:
             what = f"the cloud's calls and the edge's runs, at {extra_w:.3g} W while one goes"
         elif self.reading.power_w is None:
-            what = f"the cloud's calls alone: {sys.platform} tells no power here, so what a run of the edge takes is not known"
+            what = f"the cloud's calls alone: {sys.platform} reports no power here, so the energy of an edge's run is unknown"
         else:
-            what = "the cloud's calls alone, until what a run of the edge takes is known (rules.md)"
+            what = "the cloud's calls alone, until the energy of an edge's run is known (rules.md)"
         return [f"joules_per_hour counts {what}; {spent:.4g} of {limit:g} J are spent"]
 
     def lacking(self, backends: Sequence[Backend]) -> list[str]:
@@ -343,7 +343,7 @@ class Observer(ForkSafe):
         lines = [f"rule of {of}: {sys.platform} gives no reading of it here, so it never applies: {ADVICE}" for of in unknown]
         if any(backend.side == "cloud" for backend in backends) and not LINUX:
             lines.append(
-                f"{sys.platform} does not tell when the network is back: an endpoint that was away is probed by time alone"
+                f"{sys.platform} does not report when the network is back: an unreachable endpoint is probed by time alone"
             )
         return lines
 

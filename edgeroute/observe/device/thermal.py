@@ -81,7 +81,7 @@ class Throttling:
         self._alarms = [f"{path}/in0_lcrit_alarm" for path in supplies]
 
     def read(self, now: float) -> dict[str, Measurement]:
-        """Return `throttled`: True if the processor is throttled."""
+        """Return `throttled`, by the first source that has it: firmware, event counters, cooling devices, supply alarms."""
         throttled = self._by_firmware(now) or self._by_counters() or self._by_cooling() or self._by_voltage()
         return {
             "throttled": throttled
@@ -131,9 +131,9 @@ class Throttling:
         return Measurement(any(alarms), "under-voltage by the Pi's supply sensor (rpi_volt)") if alarms else None
 
     def _hint(self) -> str:
-        """Return a note on a processor limited below its own frequency.
+        """Return the end of a message: a limited frequency of the processor, or the group that `vcgencmd` needs; may be empty.
 
-        The limit may be a setting as well as heat, so it is only mentioned, and is no reading.
+        A limited frequency may be a setting as well as heat, so it is only mentioned, and is no reading.
         """
         if self._pi:
             return "; vcgencmd did not answer, or failed: the user has to be in the group video"
