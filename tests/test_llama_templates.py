@@ -70,7 +70,7 @@ def test_what_cannot_be_harmful_is_not_tried(tmp_path, monkeypatch):
     model = LlamaModel(tiny_gguf.write(tmp_path / "plain.gguf", template=CHATML), max_tokens=3)
     assert model.run_one("hi")[0].value
     model.close()
-    with pytest.raises(ModelError, match=r"in another process, and none starts: .*No such file"):
+    with pytest.raises(ModelError, match=r"in another process, which cannot be started: .*No such file"):
         LlamaModel(tiny_gguf.write(tmp_path / "tree.gguf", template=TREE)).load()
 
 
