@@ -11,7 +11,7 @@ from typing import Any
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
 from edgeroute.cloud.endpoint import Talk
 from edgeroute.cloud.payloads import PARAMETER, Feed, written
-from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
+from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel, identity
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages import Call, Reply
 from edgeroute.system.imports import import_late
@@ -140,7 +140,7 @@ class OpenInferenceGrpc(ServedModel):
         module, longest = import_late("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
-    identity = ServedModel.decisive
+    identity = identity
 
     def health(self) -> Talk:
         """Model readiness, `ModelReady`."""

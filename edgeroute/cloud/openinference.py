@@ -16,7 +16,7 @@ from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, bla
 from edgeroute.cloud.endpoint import Talk, checked, loads
 from edgeroute.cloud.exchange import ASK
 from edgeroute.cloud.payloads import PARAMETER, Feed, described, written, zeros_of
-from edgeroute.cloud.served_model import TRITON, Given, ServedModel, labels_in
+from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, labels_in
 from edgeroute.core.walk import new
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
@@ -93,7 +93,7 @@ class OpenInference(ServedModel):
         """Whether inputs are encoded in no time: sent as they are, without a codec and preprocessing."""
         return self.payload is None and self.card.path is None
 
-    identity = ServedModel.decisive
+    identity = identity
 
     def health(self) -> Talk:
         """Model readiness, `GET .../ready`."""

@@ -148,11 +148,6 @@ class ServedModel(ABC):
     def _check(self, headers: Iterable[str]) -> None:  # noqa: B027 - HTTP takes all of them
         """Raise PolicyError for arguments, or names of headers, that the protocol cannot have."""
 
-    def decisive(self, of: Callable[[Any], str]) -> list[str | None]:
-        """Return what decides an answer besides the address; `of` takes the fingerprint of a file."""
-        own = [] if self.payload is None else [self.payload.name]
-        return [self.output, None if self.card.path is None else of(self.card.path), *own]
-
     def codec(self, of: Callable[[Any], str]) -> str:
         """How inputs are encoded, for certificates: by the card, and by the codec."""
         parts = [] if self.card.path is None else [of(self.card.path)]
@@ -355,6 +350,12 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def identity(self: ServedModel, of: Callable[[Any], str]) -> list[str | None]:
+    """Return what decides an answer besides the address: the method of each protocol; `of` takes the fingerprint of a file."""
+    own = [] if self.payload is None else [self.payload.name]
+    return [self.output, None if self.card.path is None else of(self.card.path), *own]
 
 
 class _Taken(NamedTuple):
