@@ -203,12 +203,12 @@ def text_stream() -> Sheet:
 
 
 def trials() -> Sheet:
-    """From shadow to a candidate to a model in force, and back."""
-    sheet = Sheet(520, 430, "From shadow to a candidate to a model in force, and back")
+    """From shadow to a hidden trial to a model in force, and back."""
+    sheet = Sheet(520, 430, "From shadow to a hidden trial to a model in force, and back")
     steps = (
         (AWAY, CLOUD, "shadow", "the cloud answers everything;", "the edge runs, unseen, and is compared"),
         (DEVICE, EDGE, "in force", "a certificate from the comparisons;", "the edge answers what it is sure of"),
-        (PLAIN, SOFT, "a candidate beside it", "a new model runs in audits, unseen", ""),
+        (PLAIN, SOFT, "a hidden trial beside it", "a new model runs in audits, unseen", ""),
         (DEVICE, EDGE, "switched", "recertify: its certificate holds,", "the policy is rewritten"),
     )
     for i, (fill, line, *lines) in enumerate(steps):

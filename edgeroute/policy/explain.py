@@ -16,9 +16,9 @@ from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCl
 from edgeroute.system.plugins import installed
 
 REPLACED = {
-    "ab": "write [trial] with edge = the path of B, and the other keys as they are (models.md)",
-    "candidate": "write [trial] with shown = false, and its keys in [trial.edge] (shadow.md)",
-    "cloud_arms": "write a [[trial]] for each endpoint but the first: cloud = its name; shown = false for shadow (arms.md)",
+    "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",
+    "candidate": "write [trial] with shown = false, and its keys in [trial.edge] (trials.md)",
+    "cloud_arms": "write a [[trial]] for each endpoint but the first: cloud = its name; shown = false for shadow (trials.md)",
     "saver": 'a [[rule]] of = "battery" and one of = "heat" with the same `then` do the same (rules.md)',
 }
 """Section of an earlier policy -> what replaces it."""

@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     mode: PolicyMode = Field(
         "prefer_edge",
         description='Which side is asked first, and whether the other is asked at all. `"shadow"`: the cloud answers everything, '
-        "and of the audited requests (without `[audit]`: of all) it is recorded what the edge would have answered (shadow.md).",
+        "and of the audited requests (without `[audit]`: of all) it is recorded what the edge would have answered (trials.md).",
     )
     threshold: Thresholds | None = Field(
         None,
@@ -183,7 +183,7 @@ class Settings(BaseSettings):
     trial: Annotated[list[Trial], IN_ORDER] = Field(
         [],
         description="Another edge model, or another endpoint, for a stable share of the requests or devices, shown or hidden; "
-        "what comes of it is compared, and a guardrail stops it. Several as `[[trial]]` (arms.md, models.md, shadow.md).",
+        "what comes of it is compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).",
     )
     limits: Limits | None = Field(
         None,
