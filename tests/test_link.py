@@ -308,9 +308,7 @@ def test_a_router_that_is_closed_as_a_breaker_opens(monkeypatch):
 
     before = threads()
     watched = health.EndpointHealth(lambda _: True, list, lambda: None)
-    monkeypatch.setattr(
-        watched, "_lock", ThenClosed()
-    )  # private: the moment at which a thread leaves the lock is seen nowhere else
+    monkeypatch.setattr(watched, "_lock", ThenClosed())  # private: the moment when a thread leaves the lock is seen nowhere else
     watched.opened(Away())
     assert len(left) == 2, "another thread has closed it"
     assert not threads() - before

@@ -106,7 +106,7 @@ class EdgeBackend(AbandonedRuns):
     side: Side = "edge"
     traffic = (0, 0)
     warmth = ""
-    """Text that says how long loading and first runs took; empty: the model was not warmed up."""
+    """Times of loading and first runs, as text; empty: the model was not warmed up."""
     unloaded = loading = False
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:

@@ -31,7 +31,7 @@ class CallableModel:
         function: must be thread-safe, unless `parallel` is 1: concurrent requests call it concurrently.
         name: in answers; None: the function's name.
         labels: class index -> value; None: the value is the index.
-        kind: kind of what it returns, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
+        kind: kind of its results, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
         score: for this function, in place of the router's.
         none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: "defer".
         version: text that you change whenever its answers change, for certificates and the cache on disk. None: the function's

@@ -44,6 +44,7 @@ class Runs(ForkSafe):
         """Return a function that waits for a turn, calls `run(x, cancel)`, and ends the turn."""
 
         def counting(x: Any, cancel: StopToken | None = None) -> Any:
+            """Run once a turn has come."""
             self._enter(cancel)
             try:
                 return run(x, cancel)

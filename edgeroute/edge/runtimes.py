@@ -134,11 +134,11 @@ def class_of(suffix: str) -> Any:
 
 def _installed() -> dict[str, tuple[str, ...]]:
     """Return suffix -> targets by the entry points of installed packages; searched once, when no other runtime fits."""
-    found: dict[str, tuple[str, ...]] = {}
+    targets_by_suffix: dict[str, tuple[str, ...]] = {}
     for name, targets in installed(GROUP).items():
         suffix = f".{name.removeprefix('.').lower()}"
-        found[suffix] = (*found.get(suffix, ()), *targets)
-    return found
+        targets_by_suffix[suffix] = (*targets_by_suffix.get(suffix, ()), *targets)
+    return targets_by_suffix
 
 
 # The `edge=` argument (a path, a model or a callable) becomes an edge model.

@@ -32,27 +32,29 @@ class Part(NamedTuple):
 
 
 class ArmStats(NamedTuple):
-    """Statistics of one arm of a trial: of what is in use, or of what is on trial."""
+    """Statistics of one arm of a trial: the target in use, or the target on trial."""
 
     arm: str
-    """The target's name: `edge` or `edge-trial`, or an endpoint's."""
+    """Name of the target: `edge`, `edge-trial`, or an endpoint's name."""
     side: str
-    """edge or cloud."""
+    """Side of the target: edge or cloud."""
     model: str
-    """The edge model's name; of a cloud as `arm`."""
+    """Name of the edge model; for a cloud the same as `arm`."""
     share: float
-    """Share of the requests or devices by the settings, 0..1; what is in use has what the trials leave."""
+    """Share of the requests or devices by the settings, 0..1; the target in use has the rest of the trials' shares."""
     shown: bool
-    """False: on trial and hidden, so its answers were compared and given to nobody."""
+    """True if callers get the arm's answers. False: a hidden trial, whose answers are only compared."""
     requests: int
-    """Requests of the arm that have ended; of a cloud those for which it was called."""
+    """Requests of the arm that have ended; for a cloud those for which it was called."""
     failed: Part
-    """Share of them that it failed on. Of a cloud, calls that were cancelled because nobody waited are in neither number."""
+    """Share of those requests on which the target failed.
+
+    Calls that were cancelled because nobody waited count in neither number.
+    """
     deferred: Part | None
-    """Share of them for which the cloud was called; None: a cloud's arm."""
+    """Share of those requests for which the cloud was called; None: a cloud's arm."""
     compared: int
-    """Answers that were compared: an edge's with the cloud's by audits, a cloud's with the edge's to the same input, a hidden
-    cloud's with those of the one in use."""
+    """Answers that were compared: an edge's with the cloud's by audits, a cloud's with the edge's or the other cloud's."""
     differs: Part
     """Share of these that differ."""
     loss: Part | None
@@ -66,7 +68,7 @@ class ArmStats(NamedTuple):
     p99_s: float | None
     """99th percentile, seconds; None: not known."""
     stopped: str
-    """Why the guardrail stopped the trial; empty: it did not."""
+    """Reason why the guardrail stopped the trial; empty: it did not."""
 
 
 RECENT = 128
@@ -175,7 +177,7 @@ class Stats(NamedTuple):
     deferred: int
     """Requests for which the cloud was called."""
     degraded: int
-    """Answers that are the best available, not what the policy requires."""
+    """Answers that are the best available, but not accepted by the policy."""
     unanswered: int
     """Requests that ended in an error."""
     deferral_rate: float
@@ -199,7 +201,7 @@ class Stats(NamedTuple):
     shadows: tuple[ShadowStats, ...] = ()
     """Figures per edge model that has run in shadow."""
     arms: tuple[ArmStats, ...] = ()
-    """Per arm of the trials: what is in use, then what is on trial."""
+    """Figures per arm of the trials: the target in use, then the target on trial."""
     joules: Mapping[str, float] = {}
     """Target -> energy of a call, joules, as far as known: an edge's fitted from the device's power, a cloud's by its prices."""
     spared: int = 0

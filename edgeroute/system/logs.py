@@ -45,6 +45,7 @@ def _contain(logger: logging.Logger) -> None:
     handle = logger.handle
 
     def contained(record: logging.LogRecord) -> None:
+        """Handle the record, and print an exception of the handlers as `logging` does."""
         try:
             handle(record)
         except Exception:  # noqa: BLE001 - whatever it is, no answer is lost to it

@@ -37,10 +37,12 @@ except ImportError:  # pragma: no cover - one of the two is installed
 if sys.platform == "darwin":
 
     def _elapsed() -> float:
+        """Return the seconds since the boot, sleep included: `monotonic` does not count sleep on macOS."""
         return time.clock_gettime(time.CLOCK_MONOTONIC)  # there it counts while the device sleeps, and `monotonic` does not
 elif sys.platform != "win32" and hasattr(time, "CLOCK_BOOTTIME"):
 
     def _elapsed() -> float:
+        """Return the seconds since the boot, sleep included: `monotonic` does not count sleep on Linux."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)  # also counts while the device sleeps, unlike monotonic
 else:
     _elapsed = time.monotonic  # of Windows it counts then, too

@@ -65,8 +65,8 @@ def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
     """Return the names that a server's metadata has, without those that are odd or show anything of a secret."""
     known = _sent(b"", secrets)
     first = list(islice(names, _MANY))
-    kept = [name for name in first if _NAME.fullmatch(name) and not _shows(name, known)]
-    return ", ".join(kept + ["one that is not quoted"] * (len(first) > len(kept)))
+    quoted = [name for name in first if _NAME.fullmatch(name) and not _shows(name, known)]
+    return ", ".join(quoted + ["one that is not quoted"] * (len(first) > len(quoted)))
 
 
 def _texts(error: Any, deep: int) -> Iterator[str]:
