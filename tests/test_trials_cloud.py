@@ -151,8 +151,8 @@ def test_an_arm_in_shadow_that_fails_is_seen_to(tmp_path):
         told = arms_of(router)["trial"]
         assert (told.failed.share, told.compared, told.stopped) == (1, 0, "")
     line = next(line for line in cli("status", "--state", tmp_path)[1].splitlines() if "trial" in line)
-    assert "100.0%, hidden" in line
-    assert "100.00% (" in line, "of its calls have failed"
+    assert "100.00 %, hidden" in line
+    assert "100.00 % (" in line, "of its calls have failed"
 
 
 def test_an_arm_in_shadow_that_differs_too_often_is_asked_no_more():
@@ -198,7 +198,7 @@ def test_figures_that_cannot_be_read_begin_anew(caplog):
         (one,) = router.engine.trials.all
         dumped = json.loads(json.dumps(router.engine.trials.dump()))
         for wrong in (dumped, [{**dumped[0], "tests": {}}], [{**dumped[0], "tallies": [[], []]}], [3, None]):
-            again = Comparison(one.trial, one.names, one.names, tuple(one.of[4:6]), 1.0, print)
+            again = Comparison(one.trial, one.names, one.names, tuple(one.of[4:6]), 1.0, 0.5, print)
             assert again.of == one.of
             again.load(wrong)
             assert (again.stopped == one.stopped != "") is (wrong is dumped)

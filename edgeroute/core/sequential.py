@@ -100,9 +100,6 @@ class Drift:
 
 # Sequential test of two arms: detects that the rate of something bad is higher in B than in A, valid at any time.
 
-_MOST: Final = 1e100
-"""Cap of the wealth, far below float overflow."""
-
 
 class ArmTest:
     """Test by betting that B's mean exceeds A's by no more than a margin (Waudby-Smith and Ramdas, 2024), on values 0..1.
@@ -154,7 +151,7 @@ class ArmTest:
         """
         try:
             wealth, pairs, alarmed = [had + 0.0 for had in dumped["wealth"]], dumped["pairs"], dumped["alarmed"]
-            fits = len(wealth) == len(_RATES) and all(0 <= had <= _MOST for had in wealth)
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= MOST for had in wealth)
         except (KeyError, TypeError) as e:
             raise ValueError(f"not a dump of a test of arms: {e!r}") from e
         if not (fits and type(pairs) is int and type(alarmed) is bool):
@@ -170,6 +167,6 @@ class ArmTest:
             return
         over = (1 + self._b[1] / self._b[0] - self._a[1] / self._a[0]) / 2 / self._mean - 1
         self._a, self._b = [0.0, 0.0], [0.0, 0.0]
-        self._wealth = [min(_MOST, had * (1 + rate * over)) for had, rate in zip(self._wealth, _RATES, strict=True)]
+        self._wealth = [min(MOST, had * (1 + rate * over)) for had, rate in zip(self._wealth, _RATES, strict=True)]
         self.pairs += 1
         self.alarmed = self.alarmed or sum(self._wealth) / len(_RATES) >= self._limit

@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import sqrt
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.confidence.exact import proportion
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.policy import INF
 from edgeroute.core.sequential import ArmTest
-from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
+from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.edge.backend import TURN
 from edgeroute.observe.stats import ArmStats, Part
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import call_contained
-from edgeroute.trials.audit import same
+from edgeroute.trials.audit import Asks, same
 from edgeroute.trials.trial import EDGE_TRIAL, Trial
 from edgeroute.types import Spent
 
@@ -61,75 +61,59 @@ class Seen(NamedTuple):
     """The edge's, which was not accepted."""
 
 
-class _Mean:
-    """A mean with its interval."""
-
-    def __init__(self, n: int = 0, total: float = 0.0, squares: float = 0.0) -> None:
-        self.sums = n, total, squares
-
-    def add(self, value: float | None) -> None:
-        if value is not None:
-            n, total, squares = self.sums
-            self.sums = n + 1, total + value, squares + value * value
-
-    def part(self) -> Part:
-        count, total, squares = self.sums
-        n = max(1, count)
-        mean = total / n
-        error = 1.96 * sqrt(max(0.0, squares / n - mean * mean) / n)
-        return Part(mean, max(0.0, mean - error), mean + error)
-
-
-_COUNTS = ("requests", "failed", "deferred", "compared", "differ")
+_SUMS = (
+    "requests", "failed", "deferred", "compared", "differ", "timed", "took", "took_squares", "priced", "usd", "usd_squares",
+)  # fmt: skip
 
 
 class _Tally:
     """The sums of one arm."""
 
-    def __init__(self) -> None:
-        self.requests = self.failed = self.deferred = self.compared = self.differ = 0
-        self._latency, self._took, self._usd = Latency(), _Mean(), _Mean()
+    def __init__(self, sums: Mapping[str, Any] = {}, latency: Latency | None = None) -> None:
+        self._sums = {name: float(sums.get(name, 0)) for name in _SUMS}
+        self._latency = latency or Latency()
 
     def dump(self) -> dict[str, Any]:
-        counts = {name: getattr(self, name) for name in _COUNTS}
-        return {**counts, "latency": self._latency.dump(), "took": self._took.sums, "usd": self._usd.sums}
+        return {"sums": self._sums.copy(), "latency": self._latency.dump()}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> _Tally:
-        made = cls()
-        made._latency = Latency.load(dumped["latency"])
-        for name in _COUNTS:
-            setattr(made, name, int(dumped[name]))
-        made._took, made._usd = (_Mean(int(n), float(s), float(q)) for n, s, q in (dumped["took"], dumped["usd"]))
-        return made
+        return cls(dumped["sums"], Latency.load(dumped["latency"]))
 
     def add(self, seen: Seen) -> None:
-        self.requests += 1
-        self.failed += seen.failed
-        self.deferred += seen.deferred
-        self._usd.add(seen.usd)
-        self._took.add(seen.took_s)
+        added: dict[str, float] = {"requests": 1, "failed": seen.failed, "deferred": seen.deferred}
         if seen.took_s is not None:
             self._latency.add(seen.took_s)
+            added |= {"timed": 1, "took": seen.took_s, "took_squares": seen.took_s**2}
+        if seen.usd is not None:
+            added |= {"priced": 1, "usd": seen.usd, "usd_squares": seen.usd**2}
         if seen.differs is not None:
-            self.compare(differs=seen.differs)
+            added |= {"compared": 1, "differ": seen.differs}
+        for name, value in added.items():
+            self._sums[name] += value
 
     def compare(self, *, differs: bool) -> None:
-        self.compared += 1
-        self.differ += differs
+        self._sums["compared"] += 1
+        self._sums["differ"] += differs
+
+    def _mean(self, name: str, count: str) -> Part:
+        n = max(1.0, self._sums[count])
+        mean = self._sums[name] / n
+        error = 1.96 * sqrt(max(0.0, self._sums[f"{name}_squares"] / n - mean * mean) / n)
+        return Part(mean, max(0.0, mean - error), mean + error)
 
     def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
+        requests, failed, away, compared, differ = (int(self._sums[name]) for name in _SUMS[:5])
         deferred = loss = usd = None
-        differs = part(self.differ, self.compared)
         if side == "edge":
-            kept, wrong = part(self.requests - self.deferred, self.requests, RISK / 2), part(self.differ, self.compared, RISK / 2)
-            deferred = part(self.deferred, self.requests)
+            kept, wrong = part(requests - away, requests, RISK / 2), part(differ, compared, RISK / 2)
+            deferred = part(away, requests)
             loss = Part(*(one * other for one, other in zip(kept, wrong, strict=True)))
         else:
-            usd = self._usd.part()
+            usd = self._mean("usd", "priced")
         return ArmStats(
-            arm, side, model, share, shown, self.requests, part(self.failed, self.requests), deferred, self.compared, differs,
-            loss, usd, self._took.part(), self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
+            arm, side, model, share, shown, requests, part(failed, requests), deferred, compared, part(differ, compared), loss,
+            usd, self._mean("took", "timed"), self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
         )  # fmt: skip
 
 
@@ -162,6 +146,7 @@ class Comparison(ForkSafe):
         models: the same in words.
         prints: what identifies both; figures of others that had their names are not continued.
         free: share of the keys that earlier trials of the same side leave, 0..1.
+        left: share that all trials of the side leave to what is in use, 0..1.
         alarm: called with the name on trial and the reason once the guardrail stops it.
 
     Attributes:
@@ -172,9 +157,9 @@ class Comparison(ForkSafe):
 
     def __init__(
         self, trial: Trial, names: tuple[str, str], models: tuple[str, str], prints: tuple[str, str], free: float,
-        alarm: Callable[[str, str], object],
+        left: float, alarm: Callable[[str, str], object],
     ) -> None:  # fmt: skip
-        self.trial, self.names, self._models, self._alarm, self.stopped = trial, names, models, alarm, ""
+        self.trial, self.names, self._models, self._alarm, self._left, self.stopped = trial, names, models, alarm, left, ""
         numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]
         self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
         """What the figures are about; equal after JSON. Shares may change: a canary's grows."""
@@ -280,30 +265,18 @@ class Comparison(ForkSafe):
         except (KeyError, TypeError, ValueError) as e:
             log.warning("the figures of a trial cannot be read, and begin anew: %r", e)
 
-    def stats(self, left: float | None = None) -> tuple[ArmStats, ArmStats]:
-        """Return the statistics of what is in use, and of what is on trial. left: share of what is in use."""
-        (a, b), (one, other), side, share = self.names, self._models, self.trial.side, self.trial.share or 0.0
-        if left is None:
-            left = 1 - share * self.trial.shown
+    def stats(self) -> tuple[ArmStats, ArmStats]:
+        """Return the statistics of what is in use, and of what is on trial."""
+        (a, b), (one, other), trial = self.names, self._models, self.trial
         with self._lock:
             mine, tried = self._tallies
             return (
-                mine.stats(a, side, one, max(0.0, left), "", shown=True),
-                tried.stats(b, side, other, share, self.stopped, shown=self.trial.shown),
+                mine.stats(a, trial.side, one, self._left, "", shown=True),
+                tried.stats(b, trial.side, other, trial.share or 0.0, self.stopped, shown=trial.shown),
             )
 
 
 # All trials of a router.
-
-
-class Calls(Protocol):
-    """Calls of a cloud that nobody waits for."""
-
-    def room(self, request: Any, leg: int) -> bool:
-        """Return True if a low-priority call may be made now."""
-
-    def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Copy the input, and return a function that calls the cloud and blocks."""
 
 
 class Trials(ForkSafe):
@@ -324,7 +297,7 @@ class Trials(ForkSafe):
         self,
         snapshot: Snapshot,
         alarm: Callable[[str, str], object],
-        calls: Calls,
+        calls: Asks,
         submit: Callable[[Callable[[], object]], bool],
         dumped: Any = None,
     ) -> None:
@@ -332,17 +305,20 @@ class Trials(ForkSafe):
         self.all: list[Comparison] = []
         in_use = [cloud.name for cloud in snapshot.proper]
         clouds, free = ", ".join(in_use), 1.0
+        left = max(0.0, 1 - sum(trial.share or 0.0 for trial, _ in snapshot.on_trial if trial.side == "cloud" and trial.shown))
         self._arms = dict.fromkeys(in_use, clouds)
         """Endpoint -> its arm: those in use are one, whichever of them is called first."""
         for trial, name in snapshot.on_trial:
             if trial.side == "edge":
                 names = (snapshot.targets[0].name, name)
-                self.all.append(Comparison(trial, names, snapshot.models, snapshot.models, 1.0, alarm))
+                rest = 1 - (trial.share or 0.0)
+                self.all.append(Comparison(trial, names, snapshot.models, snapshot.models, 1.0, rest, alarm))
                 continue
             self._arms[name] = name
             tried = next(cloud for cloud in snapshot.clouds if cloud.name == name)
             prints = " ".join(map(identity, snapshot.proper)), identity(tried)
-            self.all.append(Comparison(trial, (clouds, name), (clouds, name), prints, free if trial.shown else 1.0, alarm))
+            own = free if trial.shown else 1.0
+            self.all.append(Comparison(trial, (clouds, name), (clouds, name), prints, own, left, alarm))
             free -= (trial.share or 0.0) * trial.shown
         self._edge = next((one for one in self.all if one.trial.side == "edge"), None)
         self._clouds = [one for one in self.all if one.trial.side == "cloud"]
@@ -361,11 +337,8 @@ class Trials(ForkSafe):
     def stats(self) -> tuple[ArmStats, ...]:
         """Return the statistics of each arm; those of what is in use once a side."""
         found = dict[str, ArmStats]()
-        for one in self.all:
-            beside = self._clouds if one in self._clouds else [one]
-            left = 1 - sum((other.trial.share or 0.0) * other.trial.shown for other in beside)
-            for arm in one.stats(left):
-                found.setdefault(arm.arm, arm)
+        for arm in (arm for one in self.all for arm in one.stats()):
+            found.setdefault(arm.arm, arm)
         return tuple(found.values())
 
     @property

@@ -26,8 +26,8 @@ LEFT: list[Thread] = []
 """Threads that nobody waits for any more, and that may be in a native call, which would abort a process that ends as usual."""
 CODES = (
     "Exit codes: 0 fine; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
-    "3 no answer, the cloud was needed and could not be reached; 4 `check` found something that is not ready, `arms` a worse B; "
-    "5 too few examples for what `calibrate` or `recertify` was asked to promise; 70 a mistake in edgeroute; "
+    "3 no answer, the cloud was needed and could not be reached; 4 `check` found something that is not ready, `arms` a trial "
+    "that is worse; 5 too few examples for what `calibrate` or `recertify` was asked to promise; 70 a mistake in edgeroute; "
     "130 ended by Ctrl-C or at a question; 141 nobody reads the output."
 )
 

@@ -93,40 +93,13 @@ def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     """Print them, with 95 % intervals."""
     if not arms:
         return
-    fleet = "devices" in arms[0]
-    of = "devices" if fleet else "share"
-    columns = ("arm", "model", of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean", "p99")
-    rows = []
-    for one in arms:
-        has = {"failed": one.get("requests"), "deferred": True, "differs": one.get("compared"), "loss": one.get("compared")}
-        shares = [_share(one.get(key)) if known else "-" for key, known in has.items()]
-        share = one.get("share")
-        part = one.get("devices") if fleet else f"{share:.1%}" if isinstance(share, float | int) else "-"
-        part = f"{part}, hidden" if one.get("shown") is False else part
-        times = (_ms_between(one.get(key)) if one.get("requests") else "-" for key in ("mean_s", "p99_s"))
-        rows.append((one.get("arm"), one.get("model"), part, one.get("requests"), *shares, _usd(one.get("usd")), *times))
-    table(columns, rows, ("arm", "model"))
+    from edgeroute.tools.measure.report.words import arm_cells, arm_rows
+
+    rows = [(one.get("arm"), one.get("model"), *arm_cells(one, "-")) for one in arms]
+    table(("arm", "model", *arm_rows(arms)), rows, ("arm", "model"))
     for one in arms:
         if one.get("stopped"):
             print(printable(f"  {one.get('arm')} is stopped: {one['stopped']}"))
-
-
-def _part(given: Any) -> bool:
-    return isinstance(given, list | tuple) and len(given) == 3  # noqa: PLR2004 - a number and its interval
-
-
-def _share(part: Any) -> str:
-    return f"{part[0]:.2%} ({part[1]:.2%} to {part[2]:.2%})" if _part(part) else "-"
-
-
-def _usd(part: Any) -> str:
-    return f"{part[0]:.3g} ({part[1]:.3g} to {part[2]:.3g})" if _part(part) else "-"
-
-
-def _ms_between(seconds: Any) -> str:
-    if _part(seconds):
-        return f"{1000 * seconds[0]:.2f} ms ({1000 * seconds[1]:.2f} to {1000 * seconds[2]:.2f})"
-    return "-" if seconds is None else f"{1000 * seconds:.2f} ms"
 
 
 # What `status` says of edge models that run in shadow.

@@ -10,7 +10,7 @@ from edgeroute.tools.measure.evaluation import Evaluation
 from edgeroute.tools.measure.fleet import Difference, Fleet
 from edgeroute.tools.measure.report import html, sections
 from edgeroute.tools.measure.report.html import beside, escape
-from edgeroute.tools.measure.report.words import NONE, counted, duration, limit, percent, size
+from edgeroute.tools.measure.report.words import arm_cells, arm_rows, counted, limit, size
 
 # Sections of trials: of one router in operation, and of many devices.
 
@@ -91,25 +91,8 @@ def _all_within(found: Fleet) -> bool:
 
 def _table(arms: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with a column for each arm."""
-    of = "devices" if "devices" in arms[0] else "share"
-    names = (of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean time", "p99")
-    rows = [[name, *cells] for name, *cells in zip(names, *map(_cells, arms), strict=True)]
+    rows = [[name, *cells] for name, *cells in zip(arm_rows(arms), *map(arm_cells, arms), strict=True)]
     return html.table(["", *(f"{arm['arm']}: {arm['model']}" for arm in arms)], rows, "The arms")
-
-
-def _cells(arm: Mapping[str, Any]) -> list[str]:
-    there, compared = arm["requests"], arm["compared"]
-    shares = [("failed", there), ("deferred", there), ("differs", compared), ("loss", compared)]
-    cells = [_share(arm[name]) if known and arm[name] is not None else NONE for name, known in shares]
-    usd, (value, low, high) = arm["usd"], arm["mean_s"]
-    mean = f"{duration(value)} ({duration(low)} to {duration(high)})" if there else NONE
-    of = f"{arm['devices']:,}" if "devices" in arm else percent(arm["share"]) + ("" if arm["shown"] else ", hidden")
-    cost = NONE if usd is None or not there else f"{usd[0]:.3g} ({usd[1]:.3g} to {usd[2]:.3g})"
-    return [of, f"{there:,}", *cells, cost, mean, NONE if arm["p99_s"] is None else duration(arm["p99_s"])]
-
-
-def _share(part: Sequence[float]) -> str:
-    return f"{percent(part[0])} ({part[1] * 100:.2f} to {part[2] * 100:.2f})"
 
 
 def _stopped(arms: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
+from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import INF
@@ -28,6 +30,30 @@ METHODS = {
 DITHERED = "dithered "
 """Before the name of a test: of graded answers made right or wrong by chance."""
 TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
+
+
+def arm_rows(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the figures of arms, in the order of `arm_cells`."""
+    of = "devices" if "devices" in arms[0] else "share"
+    return of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean time", "p99"
+
+
+def arm_cells(arm: Mapping[str, Any], none: str = NONE) -> list[str]:
+    """Return the figures of an arm of a trial, of one device or of many, as text. none: where there is none."""
+    there, compared = arm.get("requests") or 0, arm.get("compared")
+
+    def between(name: str, form: Callable[[float], str], known: object = there) -> str:
+        part = arm.get(name)
+        if not known or not isinstance(part, list | tuple) or len(part) != 3:  # noqa: PLR2004 - a number and its interval
+            return none
+        return f"{form(part[0])} ({form(part[1])} to {form(part[2])})"
+
+    of = f"{arm['devices']:,}" if "devices" in arm else percent(arm.get("share")) + ("" if arm.get("shown") else ", hidden")
+    shares = [between(name, percent) for name in ("failed", "deferred")]
+    shares += [between(name, percent, compared) for name in ("differs", "loss")]
+    p99 = arm.get("p99_s")
+    times = between("mean_s", duration), none if p99 is None else duration(p99)
+    return [of, f"{there:,}", *shares, between("usd", "{:.3g}".format), *times]
 
 
 def methods(certificate: Certificate) -> str:
