@@ -322,15 +322,15 @@ class InputScoredBackend(EdgeBackend):
         self.before = score
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
-        """Run the inputs as one batch; return a prediction for each."""
+        """Run the inputs as one batch; return a prediction for each, with its input's confidence."""
         return [self._with_confidence(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
-        """Run one input."""
+        """Run one input; return the prediction with the input's confidence."""
         return self._with_confidence(super().run_one(x, cancel), x)
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
-        """Run one input, and yield the answer in pieces. Returns the prediction."""
+        """Run one input, and yield the answer in pieces. Returns the prediction with the input's confidence."""
         return self._pieces(super().stream(x, cancel), x)
 
     def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
@@ -342,7 +342,7 @@ class InputScoredBackend(EdgeBackend):
         return [self._with_confidence(p, x) for p, x in zip(await super()._run_async(inputs, many), inputs, strict=True)]
 
     async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
-        """Run one input on an event loop, calling `show` with each piece; return the prediction."""
+        """Run one input on an event loop, calling `show` with each piece; return the prediction with the input's confidence."""
         return self._with_confidence(await super().stream_async(x, show), x)
 
     def _with_confidence(self, prediction: Prediction, x: Any) -> Prediction:
