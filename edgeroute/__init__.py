@@ -43,7 +43,6 @@ _HOMES = {
     "AsyncStream": "router.streams",
     "BadReply": "errors",
     "BargeIn": "router.live.audio",
-    "Cancel": "types",
     "CatalogError": "errors",
     "Closed": "errors",
     "CoreMLModel": "edge.coreml",

@@ -60,7 +60,6 @@ from edgeroute.trials.drift import Audit as Audit
 from edgeroute.trials.trial import Trial as Trial
 from edgeroute.types import (
     Answer as Answer,
-    Cancel as Cancel,
     EdgeModel as EdgeModel,
     Prediction as Prediction,
     StopToken as StopToken,

@@ -25,7 +25,7 @@ else:
 
     V = TypeVar("V")
 
-__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
+__all__ = ["Answer", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
 log = logging.getLogger("edgeroute")
 Source = Literal["edge", "cloud", "cache", "stale"]
@@ -100,10 +100,6 @@ def _call_hook(hook: Callable[[], object]) -> None:
         raise
     except BaseException as e:
         log.error("a function for a stop request failed; no answer is touched by it", exc_info=e)  # noqa: TRY400 - SystemExit, too
-
-
-Cancel = StopToken
-"""Former name of `StopToken`."""
 
 
 class EdgeModel(Protocol):

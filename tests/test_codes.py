@@ -9,11 +9,10 @@ import pytest
 
 from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.core import admission, explain
-from edgeroute.core.words import HELD, ErrorCode, Failure, Rejection
+from edgeroute.core.words import HELD, ErrorCode, Rejection
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import read, replay
-from edgeroute.tools.replay.records import collect, understood
 from edgeroute.tools.replay.setup import Setup
 
 WORDS = "Refused: Held: BadInput: consent redaction breaker answered 422, answered 503, was not asked again: asked to wait"
@@ -125,49 +124,6 @@ def test_no_word_decides(still, tmp_path, monkeypatch):
                 rename(words)
                 assert numbers(replay(read(scrambled), setup, network=network)) == expected
         assert read(path).recorded.held == sum(e.get("code") in HELD for r in records for e in r["events"] if "again" not in e)
-
-
-@pytest.mark.slow
-def test_a_trace_without_codes_is_understood_by_its_words(still, tmp_path):
-    """Version 1 had nothing else; it is replayed as the same one with codes is."""
-    with CannedServer(server_says) as server:
-        runs = scenario(tmp_path, server)
-    for *_, records, setup in runs:
-        timed = [{"at": 1e9 + i, **record} for i, record in enumerate(records)]
-        bare = [
-            {**r, "version": 1, "events": [{k: v for k, v in e.items() if k not in Failure._fields} for e in r["events"]]}
-            for r in timed
-        ]
-        new, old = collect(timed), collect(bare)
-        assert [request.legs for request in old.requests] == [request.legs for request in new.requests]
-        for network in (None, "4g"):
-            assert numbers(replay(old, setup, network=network)) == numbers(replay(new, setup, network=network))
-
-
-@pytest.mark.parametrize(
-    ("error", "failure"),
-    [
-        ("BadInput: not a picture", ("bad_input",)),
-        ("Unreachable: http://cloud: refused", ("unreachable",)),
-        ("TimedOut: http://cloud did not answer in time", ("timeout",)),
-        ("BadReply: http://cloud answered with gzip encoding", ("bad_reply",)),
-        ("Refused: http://cloud answered 503: busy", ("refused", 503)),
-        ("Refused: a function's own", ("refused",)),
-        ("Held: consent was not given", ("consent",)),
-        ("Held: the redaction failed (ValueError), so nothing was sent", ("redaction",)),
-        ("Held: cloud was not asked: 8 calls are under way (max_concurrent)", ("max_concurrent",)),
-        ("Held: cloud was not asked: it has had 2 calls a second (calls_per_s)", ("calls_per_s",)),
-        ("Held: cloud was not asked: usd_per_day = 1 is spent (1, 0.4 more asked)", ("usd_per_day",)),
-        ("Held: cloud was not asked: it asked to wait another 5 s", ("retry_after",)),
-        ("Held: cloud was not asked: what is not in the egress ledger does not leave (full)", ("ledger",)),
-        ("Held: cloud was not asked again: breaker open after 3 faults, a probe is due", ("breaker", None, True)),
-        ("Held: a function's own", ("other",)),
-        ("ValueError: breaker", ("",)),
-    ],
-)
-def test_what_words_meant(error, failure):
-    """As edgeroute wrote them."""
-    assert understood(error) == Failure(*failure)
 
 
 def test_codes_do_not_overlap():

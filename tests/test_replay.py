@@ -704,8 +704,8 @@ def test_infinite_confidences(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 4}, "line 3: expected a record of version 1 to 3, found version 4"),
-        ({"version": None}, "line 3: expected a record of version 1 to 3, found version None"),
+        ({"version": 4}, "line 3: expected a record of version 3, found version 4"),
+        ({"version": None}, "line 3: expected a record of version 3, found version None"),
         ({"plan": 7}, "line 3: expected a trace's record, found one that is not whole"),
         ({"latency_s": "1"}, "line 3: .* not whole"),
         ({"latency_s": 1e301}, "line 3: .* not whole"),
@@ -749,7 +749,7 @@ def test_files_that_are_no_trace(tmp_path):
     ledger.append({"at": 1.0, "to": "there"})
     ledger.close()
     for name, content, message in (
-        ("egress.jsonl", None, "line 1: expected a record of version 1 to 3, found none: it is no trace"),
+        ("egress.jsonl", None, "line 1: expected a record of version 3, found none: it is no trace"),
         ("text", b"hello\nyou\n", "expected records of a trace, found 2 lines that are no record"),
         ("empty", b"", "expected records of a trace, found nothing"),
         ("bytes", bytes(range(256)) * 10, "no record"),

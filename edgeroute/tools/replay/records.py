@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from edgeroute.core.explain import VERSION
 from edgeroute.core.policy import INF, MODES, Mode
 from edgeroute.core.rules import Reading
 from edgeroute.core.walk import new
-from edgeroute.core.words import AnyCode, Failure, HeldCode
+from edgeroute.core.words import Failure
 from edgeroute.errors import BadInput
 from edgeroute.stores import journal
 
@@ -118,44 +117,6 @@ def confidence(given: Any) -> Any:
     return _INFINITE[given] if isinstance(given, str) and given in _INFINITE else checked(given)
 
 
-# Classifies failures in traces of version 1, which have only texts.
-
-_KINDS: Final[dict[str, AnyCode]] = {
-    "BadInput": "bad_input",
-    "BadReply": "bad_reply",
-    "TimedOut": "timeout",
-    "TimeoutError": "timeout",
-    "Unreachable": "unreachable",
-}
-_HELD: Final[dict[str, HeldCode]] = {
-    "breaker": "breaker",
-    "asked to wait": "retry_after",
-    "(max_concurrent)": "max_concurrent",
-    "(calls_per_s)": "calls_per_s",
-    "usd_per_day": "usd_per_day",
-    "mb_per_day": "mb_per_day",
-    "joules_per_hour": "joules_per_hour",
-    "calls_per_minute": "calls_per_minute",
-    "egress ledger": "ledger",
-    "consent": "consent",
-    "redaction": "redaction",
-}
-"""Text -> code; the first match counts."""
-_STATUS: Final = re.compile(r"answered (\d{3})")
-
-
-def understood(error: str) -> Failure:
-    """Parses the error type and message as edgeroute wrote them before traces had codes."""
-    kind, _, text = error.partition(": ")
-    if kind == "Refused":
-        status = _STATUS.search(text)
-        return Failure("refused", None if status is None else int(status[1]))
-    if kind == "Held":
-        code: HeldCode = next((code for words, code in _HELD.items() if words in text), "other")
-        return Failure(code, again=" was not asked again: " in error)
-    return Failure(_KINDS.get(kind, ""))
-
-
 ANSWERED: Final = frozenset({"accepted", "below", "kept"})
 ROUNDED_S: Final = 2e-3
 """A record's `at` is rounded: one that seems to begin this little before the previous one's end began after it."""
@@ -165,8 +126,6 @@ _WELL: Final = Failure()
 NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
 """Keys of an event whose values are finite numbers."""
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-VERSIONS: Final = (1, 2, VERSION)
-"""Supported versions. The first has no codes, and the second has readings of battery and heat alone, among its facts."""
 
 
 class Seen(NamedTuple):
@@ -332,9 +291,9 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
     untimed = number = 0
     for record in records:
         number += 1
-        if record.get("version") not in VERSIONS:
+        if record.get("version") != VERSION:
             has = f"version {record['version']!r}" if "version" in record else "none: it is no trace"
-            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version 1 to {VERSION}, found {has}")
+            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version {VERSION}, found {has}")
         if "at" not in record:
             untimed += 1
             continue
@@ -419,7 +378,7 @@ class _Reader:
                 continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
             sure = confidence(event.get("confidence"))
-            failure = _WELL if not error else _failure(event) if record["version"] > 1 else understood(error)
+            failure = _failure(event) if error else _WELL
             if away:
                 legs[name] = seen = Seen(
                     what, took_s, sure, error, True, event.get("sent_bytes", 0),
