@@ -330,8 +330,8 @@ def test_ctrl_c_ends_a_command_without_the_end_of_python(interruptible):
     """Which may take longer than all else: modules are taken apart, threads waited for. What was printed is there."""
     at = (
         "import atexit, edgeroute.system.imports as p; atexit.register(print, 'the end of Python')\n"
-        f"def pages(): print('begun'); exec({SIGINT!r})\n"
-        "p.pages = pages"
+        f"def docs_folder(): print('begun'); exec({SIGINT!r})\n"
+        "p.docs_folder = docs_folder"
     )
     assert main("docs", first=at) == (INTERRUPTED, "begun\n", "")
 
