@@ -158,7 +158,7 @@ STILL = {
     "request": request, "house": house, "modes": pictures.modes, "deadline": pictures.deadline, "refine": pictures.refine,
     "breaker": pictures.breaker, "gate": pictures.gate, "outbox": pictures.outbox, "text-stream": pictures.text_stream,
     "trials": pictures.trials, "confidence": pictures.confidence, "ladder": pictures.ladder,
-    "frames": pictures.frames, "gateway": pictures.gateway,
+    "frames": pictures.frames, "gateway": pictures.gateway, "rules": pictures.rules, "publish": pictures.publish,
 }  # fmt: skip
 """Name -> a picture that is the same in each run."""
 

@@ -324,3 +324,58 @@ def gateway() -> Sheet:
     sheet.text(506, 148, "elsewhere", size=13, ink=SOFT, end=True)
     sheet.text(160, 262, "An answer says its source, confidence and reason.", size=13, ink=SOFT)
     return sheet
+
+
+def rules() -> Sheet:
+    """A rule on the battery, with its two levels, over a course of the charge."""
+    sheet = Sheet(520, 270, "A rule comes into force below one level and ends above another")
+    left, top, w, h = 60, 30, 446, 150
+
+    def at(hour: float, share: float) -> tuple[float, float]:
+        return left + hour / 12 * w, top + (0.5 - share) / 0.5 * h
+
+    for share, name in ((0.3, "leave 30 %"), (0.2, "enter 20 %")):
+        sheet.line([at(0, share), at(12, share)], SOFT, width=1.3, dashed=True)
+        sheet.text(left + 4, at(0, share)[1] - 5, name, size=13, ink=SOFT)
+    hours = (0, 2, 3.5, 4, 4.7, 5.4, 6.2, 7, 9, 10, 12)
+    shares = (0.45, 0.3, 0.19, 0.16, 0.23, 0.18, 0.25, 0.31, 0.46, 0.42, 0.27)
+    sheet.line([at(*point) for point in zip(hours, shares, strict=True)], EDGE, width=2.4)
+    for share in (0, 0.25, 0.5):
+        sheet.text(left - 10, at(0, share)[1] + 5, f"{share:.0%}", size=13, ink=SOFT, end=True)
+    begin, end = at(3.36, 0)[0], at(6.87, 0)[0]
+    sheet.box(begin, 196, end - begin, 30, AWAY, "only_edge", line=CLOUD)
+    sheet.text(left, 216, "the policy's mode", size=13, ink=SOFT)
+    sheet.text(end + 10, 216, "the policy's mode", size=13, ink=SOFT)
+    sheet.text(left, 254, "Between the levels the rule stays as it is.", size=13, ink=SOFT)
+    return sheet
+
+
+def publish() -> Sheet:
+    """A version of a model on its way from the publisher to calls on a device."""
+    sheet = Sheet(520, 470, "From the publisher to the device: publish, sign, pull, try, activate, and back")
+    sheet.box(14, 20, 150, 58, PLAIN, "publish", "model, card, canaries")
+    sheet.arrow((164, 49), (190, 49))
+    sheet.box(190, 20, 140, 58, PLAIN, "sign", "keys/models.pem")
+    sheet.arrow((330, 49), (356, 49))
+    sheet.box(356, 20, 150, 58, AWAY, "catalog", "any server, or a stick", line=CLOUD)
+    sheet.line([(14, 98), (506, 98)], SOFT, width=1.3, dashed=True)
+    sheet.text(14, 92, "publisher", size=13, ink=SOFT)
+    sheet.text(14, 116, "device", size=13, ink=SOFT)
+    steps = (
+        ("the list", "signature, expiry, not older", "nothing changes"),
+        ("the files", "size, hash, room on the disk", "nothing changes"),
+        ("loaded and warmed up", "runtime, card", "refused"),
+        ("canary inputs", "the right answers", "refused"),
+        ("active, on trial", "200 runs, no alarm", "rolled back"),
+    )
+    sheet.arrow((431, 78), (431, 116), (135, 116), (135, 130))
+    for i, (name, check, wrong) in enumerate(steps):
+        y = 130 + 66 * i
+        last = i == len(steps) - 1
+        sheet.box(14, y, 242, 48, ANSWER if last else DEVICE, name, check, line=GOOD if last else EDGE)
+        sheet.arrow((256, y + 24), (300, y + 24), dashed=True)
+        sheet.text(308, y + 29, wrong, size=13)
+        if not last:
+            sheet.arrow((135, y + 48), (135, y + 66))
+    sheet.text(270, 460, "The version before answers meanwhile.", size=13, ink=SOFT)
+    return sheet
