@@ -31,6 +31,8 @@ from edgeroute.catalog import Catalog, installed
 from edgeroute.catalog.entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
 from edgeroute.errors import CatalogAway
+from edgeroute.router import reload
+from edgeroute.router.build import build
 from edgeroute.tools.catalog_publish import keygen, rotate, sign
 
 X = np.array([1, 0, 0, 0], np.float32)
@@ -357,7 +359,7 @@ def test_a_pointer_that_is_damaged(device):
                 router.reload()
 
 
-def test_a_router_that_is_closed_is_not_reloaded(device):
+def test_a_router_that_is_closed_is_not_reloaded(device, monkeypatch):
     """Nor one that is closed meanwhile: the new version would be loaded for nobody, and never freed."""
     device.pull("doors")
     with Router(device.path("doors")) as router:
@@ -367,15 +369,14 @@ def test_a_router_that_is_closed_is_not_reloaded(device):
         router.reload()
     freed = []
     with Router(device.path("doors")) as router:
-        rebuild = router.engine.rebuild
 
-        def closing(old):
-            made = rebuild(old)
+        def closing(*given):
+            made = build(*given)
             router.close()
             made.backends[0].close = lambda: freed.append(made)
             return made
 
-        router.engine.rebuild = closing
+        monkeypatch.setattr(reload, "build", closing)
         device.activate("doors", "1.0")
         with pytest.raises(Closed):
             router.reload()

@@ -31,7 +31,7 @@ from edgeroute import (
     Rule,
     Unreachable,
 )
-from edgeroute.router.build import build
+from edgeroute.router.build import PolicyArguments
 from edgeroute.router.reload import replace
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -325,7 +325,7 @@ class Stubborn(FakeModel):
 
 def reloaded(router, edge):
     """Puts another edge in force, as a reload does."""
-    replace(router.engine, lambda old: build(edge, threshold=0.5, guard=None, old=old), Limits(), False)
+    replace(router.engine, PolicyArguments(edge, threshold=0.5), Limits(), False)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not now"), SystemExit(1)], ids=repr)
@@ -379,12 +379,7 @@ def test_callables_without_a_hash(make):
     router = make(edge, cloud)
     assert router.infer("x").value == "cloud"
     before = router.engine.snapshot.backends
-    replace(
-        router.engine,
-        lambda old: build(edge, cloud, threshold=0.4, guard=lambda backend: before[1].guard, old=old),
-        Limits(),
-        False,
-    )
+    replace(router.engine, PolicyArguments(edge, cloud, threshold=0.4, awaits=router.engine.arguments.awaits), Limits(), False)
     assert router.engine.snapshot.backends == before
 
 

@@ -401,7 +401,7 @@ def test_a_reload_in_the_middle(tmp_path):
 
     from edgeroute import Limits
     from edgeroute.confidence.certificate import digest
-    from edgeroute.router.build import build
+    from edgeroute.router.build import PolicyArguments
 
     models, stop, errors = [Named(str(i), i / 100) for i in range(20)], threading.Event(), []
     with Router(models[0], cloud, threshold=0.5, mode="shadow", state=tmp_path) as router:
@@ -419,12 +419,7 @@ def test_a_reload_in_the_middle(tmp_path):
             thread.start()
         for model in models[1:]:
             until(lambda: router.stats().shadows)
-            guard = router.engine.snapshot.clouds[0].guard
-
-            def made(old, model=model, guard=guard):
-                return build(model, cloud, threshold=0.5, mode="shadow", guard=lambda _: guard, old=old)
-
-            replace(router.engine, made, Limits(), False)
+            replace(router.engine, PolicyArguments(model, cloud, threshold=0.5, mode="shadow"), Limits(), False)
             prints[digest(router.fingerprints())] = model.confidence
         until(lambda: router.stats().shadows)
         stop.set()

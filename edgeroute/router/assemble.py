@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
+from edgeroute.core.policy import Offline
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.health import EndpointHealth
@@ -20,7 +21,7 @@ from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument,
 from edgeroute.record.trace import Trace
 from edgeroute.router.arguments import check_types
 from edgeroute.router.audit_calls import Asks, auditing
-from edgeroute.router.build import build
+from edgeroute.router.build import PolicyArguments, build
 from edgeroute.router.engine import Engine, Sensing, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.parts import Followed, Instrumented, InstrumentedFromStart, Part, Parts
@@ -48,7 +49,7 @@ def assemble(
     spawn: Callable[[Engine, Steps[None]], bool],
     *,
     awaits: bool = False,
-    offline: str = "edge",
+    offline: Offline = "edge",
     limits: Limits | None = None,
     metered: bool | Callable[[], bool] = False,
     cache: Cache | None = None,
@@ -61,7 +62,7 @@ def assemble(
     parts: Sequence[Part] = (),
     **policy: Any,
 ) -> Engine:
-    """Constructs the parts of a router. `Router` documents the arguments; `policy` has those that `snapshot.build` takes.
+    """Constructs the parts of a router. `Router` documents the arguments; `policy` has those of `PolicyArguments`.
 
     `spawn` executes steps in the background, or returns False if it cannot. `awaits`: whether edges may be async.
 
@@ -74,7 +75,6 @@ def assemble(
     })  # fmt: skip
     folder = None if state is None else Path(state)
     engine = Engine(folder)
-    engine.awaits = awaits
     engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)
     engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
     engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
@@ -101,9 +101,8 @@ def assemble(
         loaded=engine.observe,
         stays_home=lambda: engine.stays_home(read=True),
     )
-    given = {**policy, "offline": offline, "awaits": awaits}
-    engine.rebuild = lambda old, **changes: build(**{**given, **changes}, guard=partial(guard, engine), old=old)
-    engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
+    engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
+    engine.snapshot = build(engine.arguments, partial(guard, engine))
     engine.trying = partial(_trials, engine, store)
     engine.trials = engine.trying(engine.snapshot)
     if engine.checkpoint is not None:

@@ -175,7 +175,7 @@ class BaseRouter(Generic[V]):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
         with engine.replacing:
             audit = None if engine.auditor is None else engine.auditor.audit
-            replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+            replace(engine, engine.arguments, engine.spending.limits, engine.observer.metered, audit)
 
     def promote(self) -> None:
         """Make the edge model on trial the edge, and end its trial.
@@ -204,9 +204,9 @@ class BaseRouter(Generic[V]):
             edge = next(trial.edge for trial in now.trials if trial.side == "edge")
             rest = [trial for trial in now.trials if trial.side == "cloud"]
             with engine.replacing:  # a reload at the same time does not put the model before in force again
-                engine.rebuild = partial(engine.rebuild, edge=edge, threshold=threshold, trial=rest)
                 audit = None if engine.auditor is None else engine.auditor.audit
-                replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+                arguments = engine.arguments._replace(edge=edge, threshold=threshold, trial=rest)
+                replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
 
     def on_late(self, function: Late) -> Late:
         """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.

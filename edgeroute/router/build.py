@@ -11,7 +11,7 @@ from hashlib import sha256
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.guard import Egress
@@ -32,6 +32,7 @@ from edgeroute.core.policy import (
     NoConfidence,
     Offline,
     Policy,
+    PolicyMode,
     Target,
     Uncalibrated,
 )
@@ -118,39 +119,6 @@ def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | Non
     if promise is None or promise._replace(max_age_days=INF).broken() is None:
         return promise
     return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
-
-
-def _of_edge_trial(snapshot: Snapshot, trial: Trial, threshold: Any, build: Callable[..., Snapshot]) -> Snapshot | None:
-    """Return the policy with the edge model on trial in place of the edge; None: it is the version in use already.
-
-    Args:
-        snapshot: the policy in use.
-        trial: its trial of an edge.
-        threshold: the number in use; None: a certificate, or none.
-        build: makes the policy of a model.
-    """
-    edges, hidden = [b for b in snapshot.backends if b.side == "edge"], not trial.shown
-    if len(edges) != 1:
-        raise PolicyError(f"trial: an edge on trial is beside the only edge model, and there are {len(edges)} edges")
-    if hidden and not snapshot.clouds:
-        raise PolicyError("trial: the answers of a hidden edge are compared with the cloud's, and there is no cloud=")
-    model = load(trial.edge)
-    release, own = member(model, "release"), member(cast("Any", edges[0]).model, "release")
-    if release is not None and own is not None and (release.name, release.version) == (own.name, own.version):
-        return None
-    limit = trial.threshold
-    if limit is None and not hidden and released(model) is None:
-        limit = threshold
-    made = build(
-        trial.edge, threshold=limit, arm=EDGE_TRIAL, **({"mode": "shadow", "rules": (), "uncalibrated": "tell"} if hidden else {})
-    )
-    if sum(b.side == "edge" for b in made.backends) != 1:
-        raise PolicyError("trial: one edge model is on trial, and not a group of variants")
-    if made.clouds != snapshot.clouds:
-        raise PolicyError(
-            "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
-        )
-    return made
 
 
 # Validates a policy and its thresholds against the targets that there are.
@@ -297,140 +265,112 @@ class Snapshot(NamedTuple):
         return [cloud for cloud in self.clouds if not any(t.trial and t.name == cloud.name for t in self.targets)]
 
 
-def build(
-    edge: Any = None,
-    cloud: Any = None,
-    *,
-    threshold: float | Certificate | Sequence[float | Certificate] | None = None,
-    score: str | Score = "msp",
-    deadline: float | None = None,
-    hedge_after: float | str | None = None,
-    first_token: float | None = None,
-    egress: Egress | None = None,
-    uncalibrated: Uncalibrated = "tell",
-    certificate_max_age: float | None = None,
-    views: Mapping[Any, View] | None = None,
-    rules: Sequence[Rule] | None = None,
-    sensors_every: float | None = None,
-    trial: Trial | Sequence[Trial] | None = None,
-    arm: str = "",
-    guard: Callable[[CloudBackend], Guard],
-    awaits: bool = False,
-    old: Snapshot | None = None,
-    **rest: Any,
-) -> Snapshot:
-    """Builds a snapshot. See `Router` for the arguments; `rest` are fields of `Policy`. Unchanged backends of `old` are reused.
+class PolicyArguments(NamedTuple):
+    """Arguments of a router that make its policy. `Router` and `Options` document them."""
 
-    guard: makes the guard of a cloud. awaits: whether the router can await an edge. arm: name of the edge; empty: its own.
+    edge: Any = None
+    cloud: Any = None
+    threshold: float | Certificate | Sequence[float | Certificate] | None = None
+    score: str | Score = "msp"
+    mode: PolicyMode = "prefer_edge"
+    deadline: float | None = None
+    hedge_after: float | str | None = None
+    first_token: float | None = None
+    no_confidence: NoConfidence = "defer"
+    offline: Offline = "edge"
+    order: CloudOrder = "listed"
+    egress: Egress | None = None
+    uncalibrated: Uncalibrated = "tell"
+    certificate_max_age: float | None = None
+    views: Mapping[Any, View] | None = None
+    rules: Sequence[Rule] | None = None
+    sensors_every: float | None = None
+    trial: Trial | Sequence[Trial] | None = None
+    awaits: bool = False
+    """True if the router can await models and clouds that are async."""
+
+    def policy(self) -> Policy:
+        """Return the routing rules."""
+        hedge = self.hedge_after if isinstance(self.hedge_after, str) else _seconds(self.hedge_after)
+        rules = (self.egress or Egress()).rules
+        return Policy(
+            self.mode, _seconds(self.deadline), hedge, self.offline, _seconds(self.first_token), self.no_confidence, self.order,
+            rules, tuple(self.rules or ()), self.sensors_every,
+        )  # fmt: skip
+
+
+Guards: TypeAlias = "Callable[[CloudBackend], Guard]"
+"""Function that makes the guard of a cloud."""
+
+
+def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None) -> Snapshot:
+    """Build a snapshot; unchanged backends of `old` are reused.
 
     Raises:
         PolicyError: the arguments are invalid together.
         ModelMissing: there is no file at a model's path.
     """
-    egress = egress or Egress()
-    policy = Policy(
-        deadline_s=_seconds(deadline),
-        hedge_after=hedge_after if isinstance(hedge_after, str) else _seconds(hedge_after),
-        first_token_s=_seconds(first_token),
-        rules=egress.rules,
-        device_rules=tuple(rules or ()),
-        sensors_every_s=sensors_every,
-        **rest,
-    )
-    edges, groups = members(listed(edge))
-    clouds, trials = listed(cloud), checked(trial)
+    trials = checked(arguments.trial)
+    snapshot = _built(arguments, trials, guard, old)
+    trial = next((one for one in trials if one.side == "edge"), None)
+    return snapshot if trial is None else snapshot._replace(trial=_of_edge_trial(snapshot, trial, arguments, guard, old))
+
+
+def _of_edge_trial(
+    snapshot: Snapshot, trial: Trial, arguments: PolicyArguments, guard: Guards, old: Snapshot | None
+) -> Snapshot | None:
+    """Build the policy with the edge model on trial in place of the edge; None: it is the version in use already."""
+    edges, hidden = [b for b in snapshot.backends if b.side == "edge"], not trial.shown
+    if len(edges) != 1:
+        raise PolicyError(f"trial: an edge on trial is beside the only edge model, and there are {len(edges)} edges")
+    if hidden and not snapshot.clouds:
+        raise PolicyError("trial: the answers of a hidden edge are compared with the cloud's, and there is no cloud=")
+    model = load(trial.edge)
+    release, own = member(model, "release"), member(cast("Any", edges[0]).model, "release")
+    if release is not None and own is not None and (release.name, release.version) == (own.name, own.version):
+        return None
+    limit = trial.threshold
+    if limit is None and not hidden and released(model) is None and isinstance(arguments.threshold, Real):
+        limit = cast("float", arguments.threshold)
+    arguments = arguments._replace(edge=trial.edge, threshold=limit)
+    if hidden:
+        arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
+    clouds = tuple(one for one in snapshot.trials if one.side == "cloud")
+    made = _built(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
+    if made.clouds != snapshot.clouds:
+        raise PolicyError(
+            "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
+        )
+    return made
+
+
+def _built(arguments: PolicyArguments, trials: tuple[Trial, ...], guard: Guards, old: Snapshot | None, arm: str = "") -> Snapshot:
+    """Build a snapshot without an edge on trial. arm: name of the edge; empty: its own."""
+    policy, egress = arguments.policy(), arguments.egress or Egress()
+    edges, clouds = listed(arguments.edge), listed(arguments.cloud)
+    models, groups = members(edges)
+    check_policy(policy, models, clouds, arguments.uncalibrated)
     tried = [one.cloud for one in trials if one.side == "cloud"]
-    check_policy(policy, edges, clouds, uncalibrated)
     if tried and not clouds:
         raise PolicyError("trial: a cloud on trial is beside cloud=, and there is none")
-    models = [load(given) for given in edges]
-    own_thresholds = [released(model) for model in models] if threshold is None else []
-    needed = bool(clouds) and policy.mode == "prefer_edge"
-    certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else the others' answers would all be accepted
-    thresholds = own_thresholds if certified else checked_thresholds(threshold, len(edges), needed=needed)
-    known = {} if old is None else made_of(old)
-    of_edge = next((one for one in trials if one.side == "edge"), None)
-    all_views, views = views, dict(views or {})
-    if (arm or of_edge) and EDGE_TRIAL in views:
-        own_view = views.pop(EDGE_TRIAL)
-        if arm:
-            views.pop(("edge", 0), None)
-        if arm and own_view is not None:
-            views["edge", 0] = own_view
-    targets: list[Target] = []
-    backends: list[Backend] = []
-    specs: list[tuple[Any, ...]] = []
-    labels: tuple[str, ...] | None = None
-
-    def add(spec: tuple[Any, ...], target: Target, backend: Any) -> None:
-        specs.append(spec)
-        targets.append(target)
-        backends.append(known.get(_key(spec)) or backend)
-
-    promised: dict[int, Certificate] = {}
-    for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
-        path = member(model, "path")
-        if path is not None and not Path(path).exists():
-            raise ModelMissing(f"there is no model at {path}")
-        group, variant = groups[i]
-        name = f"{group} {variant}" if group else arm or named("edge", model.name, i, len(edges), targets)
-        target = Target(name, "edge", group=group)
-        if group and has_state(model):
-            raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
-        if isinstance(limit, float | None):
-            target = target._replace(threshold=limit)
-        else:
-            promised[len(targets)] = limit
-            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
-        own = member(model, "score") or score
-        check_range(limit, own)
-        runner = edge_backend(name, model, own)
-        if runner.alone_async and not awaits:
-            raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
-        if runner.alone_async and policy.mode == "shadow":
-            raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
-        read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
-        add(("edge", name, given, own, read), target, runner)
-        labels = member(model, "labels") or labels
-    for i, given in enumerate([*clouds, *tried]):
-        endpoint, on_trial = endpoint_of(given), i >= len(clouds)
-        own_name = getattr(endpoint, "name", "cloud")
-        if on_trial and own_name == "cloud":
-            own_name = "cloud-trial"
-        name = named("cloud", own_name, i, 0 if on_trial else len(clouds), targets)
-        kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
-        backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
-        if getattr(backend, "alone_async", False) and not awaits:
-            raise PolicyError(
-                f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
-            )
-        backend.guard = guard(backend)
-        add(("cloud", name, given, score, labels), Target(name, "cloud", trial=on_trial), backend)
-    seen = TargetViews(views, targets)
-    scores = [spec[3] for spec in specs]
+    draft = _Draft(arguments, {} if old is None else made_of(old), arm)
+    certified = draft.add_edges(models, groups, needed=bool(clouds) and policy.mode == "prefer_edge")
+    draft.add_clouds(clouds, tried, guard)
+    targets, backends = draft.targets, draft.backends
+    seen = TargetViews(_views(arguments.views, arm, [one for one in trials if one.side == "edge"]), targets)
+    scores = [spec[3] for spec in draft.specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
-    none = (None,) * len(targets)
-    before = any(isinstance(backend, InputScoredBackend) for backend in backends)
     hidden = any(one.side == "edge" and not one.shown for one in trials)
-    tells = check_send_edge(policy, targets, backends, egress, hidden=hidden)
     snapshot = Snapshot(
-        policy,
-        tuple(targets),
-        tuple(backends),
-        tuple(specs),
-        egress,
-        {},
-        prefixes,
-        none,
-        seen,
-        trials,
-        sends_edge=tells,
-        before=before,
-    )
-    certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
-    if own_thresholds:
+        policy, tuple(targets), tuple(backends), tuple(draft.specs), egress, {}, prefixes, (None,) * len(targets), seen, trials,
+        sends_edge=check_send_edge(policy, targets, backends, egress, hidden=hidden),
+        before=any(isinstance(backend, InputScoredBackend) for backend in backends),
+    )  # fmt: skip
+    promised = draft.promised
+    certificates = tuple(_promise(promised.get(i), snapshot, i, arguments.certificate_max_age) for i in range(len(targets)))
+    if certified:
         certificates = tuple(map(only_if_it_holds, certificates))
-    if uncalibrated == "error":
+    if arguments.uncalibrated == "error":
         _all_hold(targets, certificates)
         if any(one.share and one.shown and one.side == "cloud" for one in trials) and any(certificates):
             raise PolicyError(
@@ -438,18 +378,100 @@ def build(
             )
     if promised:
         snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
-    if of_edge is None:
-        return snapshot
-    again = partial(
-        build, cloud=cloud, trial=[one for one in trials if one.side == "cloud"], old=snapshot._replace(trial=old),
-        **{
-            "score": score, "deadline": deadline, "hedge_after": hedge_after, "first_token": first_token, "egress": egress,
-            "views": all_views, "uncalibrated": uncalibrated, "certificate_max_age": certificate_max_age, "rules": rules,
-            "guard": guard, "awaits": awaits, **rest,
-        },
-    )  # fmt: skip
-    plain = threshold if isinstance(threshold, Real) else None
-    return snapshot._replace(trial=_of_edge_trial(snapshot, of_edge, plain, again))
+    return snapshot
+
+
+def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
+    """Return the views of a policy; that of an edge on trial is the edge's in its own policy."""
+    views = dict(given or {})
+    if not (arm or of_edge) or EDGE_TRIAL not in views:
+        return views
+    own = views.pop(EDGE_TRIAL)
+    if arm:
+        views.pop(("edge", 0), None)
+        if own is not None:
+            views["edge", 0] = own
+    return views
+
+
+class _Draft:
+    """Targets of a snapshot in the making, with their backends.
+
+    Args:
+        arguments: the router's arguments.
+        known: backends that are reused, by what they were made from.
+        arm: name of the edge; empty: its own.
+    """
+
+    def __init__(self, arguments: PolicyArguments, known: Mapping[tuple[Any, ...], Backend], arm: str) -> None:
+        self._arguments, self._known, self._arm = arguments, known, arm
+        self._labels: tuple[str, ...] | None = None
+        self.targets: list[Target] = []
+        self.backends: list[Backend] = []
+        self.specs: list[tuple[Any, ...]] = []
+        self.promised: dict[int, Certificate] = {}
+        """Number of a target -> the certificate that its threshold comes from."""
+
+    def _add(self, spec: tuple[Any, ...], target: Target, backend: Any) -> None:
+        self.specs.append(spec)
+        self.targets.append(target)
+        self.backends.append(self._known.get(_key(spec)) or backend)
+
+    def add_edges(self, edges: list[Any], groups: Sequence[tuple[str, str]], *, needed: bool) -> bool:
+        """Add the edge models; return True if no threshold was given and some came with a certificate.
+
+        Args:
+            edges: the models, as they were given.
+            groups: of each the group and the name of the variant; empty: none.
+            needed: without thresholds there is no policy.
+        """
+        arguments, models = self._arguments, [load(given) for given in edges]
+        own_thresholds = [released(model) for model in models] if arguments.threshold is None else []
+        certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else all answers of others are accepted
+        thresholds = own_thresholds if certified else checked_thresholds(arguments.threshold, len(edges), needed=needed)
+        for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
+            path = member(model, "path")
+            if path is not None and not Path(path).exists():
+                raise ModelMissing(f"there is no model at {path}")
+            group, variant = groups[i]
+            name = f"{group} {variant}" if group else self._arm or named("edge", model.name, i, len(edges), self.targets)
+            target = Target(name, "edge", group=group)
+            if group and has_state(model):
+                raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
+            if isinstance(limit, float | None):
+                target = target._replace(threshold=limit)
+            else:
+                self.promised[len(self.targets)] = limit
+                target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
+            own = member(model, "score") or arguments.score
+            check_range(limit, own)
+            runner = edge_backend(name, model, own)
+            if runner.alone_async and not arguments.awaits:
+                raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
+            if runner.alone_async and arguments.mode == "shadow":
+                raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
+            read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
+            self._add(("edge", name, given, own, read), target, runner)
+            self._labels = member(model, "labels") or self._labels
+        return bool(own_thresholds)
+
+    def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
+        """Add the clouds, and after them those on trial, each with its guard."""
+        score, labels = self._arguments.score, self._labels
+        for i, given in enumerate([*clouds, *tried]):
+            endpoint, on_trial = endpoint_of(given), i >= len(clouds)
+            own_name = getattr(endpoint, "name", "cloud")
+            if on_trial and own_name == "cloud":
+                own_name = "cloud-trial"
+            name = named("cloud", own_name, i, 0 if on_trial else len(clouds), self.targets)
+            kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
+            backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
+            if getattr(backend, "alone_async", False) and not self._arguments.awaits:
+                raise PolicyError(
+                    f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
+                )
+            backend.guard = guard(backend)
+            self._add(("cloud", name, given, score, labels), Target(name, "cloud", trial=on_trial), backend)
 
 
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:

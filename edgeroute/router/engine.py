@@ -24,7 +24,7 @@ from edgeroute.observe.observer import EASES_S, Observer
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.observe.stats import Counts, Seen, Stats, Status
 from edgeroute.router.arguments import check_seconds
-from edgeroute.router.build import Snapshot, chosen, cleared, made_of, served
+from edgeroute.router.build import PolicyArguments, Snapshot, chosen, cleared, made_of, served
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback import Fallback, LateReplies
 from edgeroute.router.homebound import Homebound
@@ -210,7 +210,7 @@ class Engine(ForkSafe):
         homebound: which conversations stay on the device.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         auditing: puts settings of audits in force under a policy.
-        rebuild: makes the policy again from the arguments of the router, some of them changed, and the policy in force.
+        arguments: those that the policy in force was made from.
         parts: parts that take part in calls.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
@@ -232,7 +232,7 @@ class Engine(ForkSafe):
     parts: Parts
     steps: Proceed
     auditing: Callable[[Snapshot, Audit | None], None]
-    rebuild: Callable[..., Snapshot]
+    arguments: PolicyArguments
     name = per_process(
         lambda: os.urandom(6).hex()
     )  # a child's requests have other ids: to an endpoint an id is the idempotency key
@@ -249,8 +249,6 @@ class Engine(ForkSafe):
         self.trials: Trials | None = None
         self.trying: Callable[[Snapshot], Trials | None] = lambda _: None
         self.closed = False
-        self.awaits = False
-        """Whether the router awaits edges that are async."""
         self.plain = True
         """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
         self.ended: tuple[Method, ...] = ()

@@ -17,7 +17,7 @@ from edgeroute.edge.runtimes import each
 from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.router.assemble import guard
-from edgeroute.router.build import Snapshot, build, cleared, made_of
+from edgeroute.router.build import PolicyArguments, build, cleared, made_of
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.fallback import RULES
 from edgeroute.router.warm import rehearsed
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 def replace(
     engine: Engine,
-    build: Callable[[Snapshot], Snapshot],
+    arguments: PolicyArguments,
     limits: Limits,
     metered: bool | Callable[[], bool],
     audit: Audit | None = None,
 ) -> None:
-    """Puts another policy in force. `build` makes its snapshot from the old one, whose models and connections it may reuse.
+    """Put another policy in force, which reuses unchanged models and connections of the old one.
 
     Raises:
         PolicyError: it is invalid; the old one stays.
@@ -48,7 +48,7 @@ def replace(
         if engine.closed:
             raise Closed(CLOSED)
         old = engine.snapshot
-        made = build(old)
+        made = build(arguments, partial(guard, engine), old)
         RULES[made.policy.offline].check(engine)
         for check in engine.parts.methods("check"):
             check(made)
@@ -57,7 +57,7 @@ def replace(
             engine.auditing(made, audit)
             if made.views:
                 engine.plain = False  # before it is in force
-            engine.snapshot = made
+            engine.snapshot, engine.arguments = made, arguments
         engine.trials = engine.trying(made)
         engine.spending.limits, engine.observer.metered = limits, metered
         engine.observer.use(made.policy, made.watched[0])
@@ -171,11 +171,8 @@ class PolicyFile:
             limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
             for key in STAYS:
                 arguments.pop(key, None)
-
-            def made(old: Snapshot) -> Snapshot:
-                return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
-
             with self.named():
+                made = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
                 replace(engine, made, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:

@@ -10,7 +10,7 @@ from edgeroute.core.policy import Policy, Target, Terms
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
 from edgeroute.errors import ModelMissing
-from edgeroute.router.build import Snapshot, build
+from edgeroute.router.build import PolicyArguments, Snapshot, build
 
 if TYPE_CHECKING:
     from edgeroute.policy.targets import Edge
@@ -68,7 +68,7 @@ class Setup(NamedTuple):
         limits, metered = told.pop("limits"), told.pop("metered")
         edges = [_edge(section, path.parent) for section in given.edge]
         told |= {"edge": grouped(edges, given.edge), "uncalibrated": "tell"}
-        snapshot = build(**told, guard=_unguarded)
+        snapshot = build(PolicyArguments(**told), _unguarded)
         return cls.of(snapshot, limits or Limits(), metered=metered, cached=given.cache is not None)
 
     @classmethod
