@@ -239,12 +239,12 @@ class Counted:
         self.release()
 
 
-def test_closing_a_file_that_another_process_locks_ends_all_who_wait(tmp_path, monkeypatch):
+def test_closing_a_file_that_another_process_locks_ends_all_who_wait(tmp_path):
     """Also those who wait for the one that waits for the lock: none begins to wait anew."""
-    locks, lock = [], threading.RLock
-    with monkeypatch.context() as patch:
-        patch.setattr("edgeroute.stores.sqlite.threading.RLock", lambda: locks.append(Counted(lock())) or locks[-1])
-        made = Database(tmp_path / "x.db", "CREATE TABLE x (y)", durable=False, busy_s=1e9)
+    made, locks = Database(tmp_path / "x.db", "CREATE TABLE x (y)", durable=False, busy_s=1e9), []
+    for name in [name for name, value in vars(made).items() if isinstance(value, type(threading.RLock()))]:
+        locks.append(Counted(threading.RLock()))
+        setattr(made, name, locks[-1])
     with made.transaction():
         pass
     failed = SimpleQueue()
