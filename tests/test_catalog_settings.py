@@ -80,7 +80,7 @@ def test_the_keys_are_those_of_the_active_versions_runtime(device, write):
 def test_variables_set_the_keys_of_that_runtime(device, write, monkeypatch):
     device.activate("doors", "2.0")
     monkeypatch.setenv("EDGEROUTE_EDGE__RUNTIME", "litert")
-    assert load(write()).edge[0].options() == {"runtime": "litert"}
+    assert load(write()).edge[0].given() == {"runtime": "litert"}
     device.activate("doors", "1.0")
     with pytest.raises(PolicyError, match="EDGEROUTE_EDGE__RUNTIME: there is no such variable"):
         load(write())
@@ -92,9 +92,9 @@ def test_a_policy_elsewhere_than_the_working_folder(device, write, monkeypatch, 
     policy = write(runtime="litert")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load(policy).edge[0].options() == {"runtime": "litert"}
+    assert load(policy).edge[0].given() == {"runtime": "litert"}
     monkeypatch.chdir(tmp_path)
-    assert load("policy.json").edge[0].options() == {"runtime": "litert"}
+    assert load("policy.json").edge[0].given() == {"runtime": "litert"}
 
 
 def test_before_a_version_is_active(device, write):

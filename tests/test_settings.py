@@ -9,8 +9,9 @@ import os
 import re
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,31 +22,28 @@ from pydantic_core import PydanticCustomError
 
 from edgeroute import (
     AsyncRouter,
-    Audit,
-    Cache,
     Egress,
     Limits,
     ModelError,
     ModelMissing,
     OnnxModel,
     OpenInference,
-    OpenInferenceGrpc,
     Options,
-    Outbox,
     PlainJson,
     PolicyError,
     Router,
     RuntimeMissing,
-    Trace,
 )
 from edgeroute import policy as settings
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.policy import INF, Terms
+from edgeroute.core.units import Bytes, Delay, Patience, Share
 from edgeroute.edge.runtimes import suffixes
-from edgeroute.http.messages import Address
-from edgeroute.policy import keys, singles, sources, targets, units
+from edgeroute.policy import keys, sources, units
+from edgeroute.policy.derived import Section as Base
+from edgeroute.policy.derived import configures
 from edgeroute.policy.schema import linked
-from edgeroute.stores.outbox.store import Drop
+from edgeroute.system.declared import check_units
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"
@@ -322,33 +320,45 @@ def test_yaml_may_use_aliases(policy):
     assert [made.address.timeout_s for made in both["cloud"]] == [2.0, 2.0]
 
 
-def test_the_defaults_are_those_of_the_classes():
-    """What the reference says of a key that is not given is what the class does."""
-    address = {**inspect.signature(Address).parameters, **inspect.signature(Terms).parameters}
-    mine = {
-        "timeout": "timeout_s", "max_reply": "max_reply_bytes", "max_size": "max_bytes", "ttl": "ttl_s", "rate": "rate_per_s", "spread": "spread_s",
-        "disk_max": "disk_max_bytes", "stale_while_revalidate": "stale_while_revalidate_s", "negative_ttl": "negative_ttl_s",
-        "stale_if_offline": "stale_if_offline_s", "hotter_than": "hotter_than_c", "max_body": "max_body_bytes",
-    }  # fmt: skip
-    for section, made, needed in (
-        (targets.Edge, OnnxModel, {"path": "a.onnx"}),
-        (targets.OpenInferenceCloud, OpenInference, {"url": URL}),
-        (targets.OpenInferenceGrpcCloud, OpenInferenceGrpc, {"url": URL, "protocol": "openinference-grpc"}),
-        (targets.JsonCloud, PlainJson, {"url": URL, "protocol": "json"}),
-        (singles.Limits, Limits, {}),
-        (singles.Egress, Egress, {}),
-        (singles.Audit, Audit, {}),
-        (singles.Cache, Cache, {}),
-        (singles.Outbox, Outbox, {}),
-        (singles.Trace, Trace, {}),
-    ):
-        theirs = {**address, **inspect.signature(made).parameters}
-        for key, value in section.model_validate(needed):
-            if key not in {"path", "url", "protocol", "file", "view", "variant", "group"}:  # views and variants are the router's
-                default = theirs[mine.get(key, key)].default
-                default = None if default == INF else default  # a file says nothing where there is no limit
-                assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)
-    assert get_args(singles.Outbox.model_fields["drop"].annotation) == get_args(Drop)
+class Siren:
+    """Something that a policy configures.
+
+    Args:
+        lasts_s: how long it lasts, seconds; None: until it is stopped.
+        wait_s: how long it waits, seconds.
+        max_bytes: maximum size of its log.
+        share: share of alarms that are heard, 0..1.
+        tone: kind of sound.
+        loud: it is heard outside.
+        ring: called at its end.
+    """
+
+    def __init__(
+        self, *, lasts_s: Patience | None = None, wait_s: Delay = 1.5, max_bytes: Bytes = 3 << 10, share: Share = 0.25,
+        tone: Literal["high", "low"] = "low", loud: bool = True, ring: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        check_units(Siren, locals())
+
+
+def test_a_setting_is_declared_once():
+    """The signature and the docstring of a class make the keys of its section, their text, and the check of its arguments."""
+
+    @configures(Siren)
+    class Section(Base):
+        """Keys."""
+
+    made = Section.model_json_schema()["properties"]
+    assert [(key, value.get("default"), value["description"]) for key, value in made.items()] == [
+        ("lasts", None, "How long it lasts; without it: until it is stopped."), ("wait", "1500ms", "How long it waits."),
+        ("max_size", "3KiB", "Maximum size of its log."), ("share", "25%", "Share of alarms that are heard."),
+        ("tone", "low", "Kind of sound."), ("loud", True, "It is heard outside."),
+    ]  # fmt: skip
+    section = Section.model_validate({"wait": "2m", "max_size": "1MB", "tone": "high"})
+    assert section.given() == {"wait_s": 120.0, "max_bytes": 10**6, "tone": "high"}
+    Siren(**section.given())
+    for name, value in (("wait_s", -1), ("max_bytes", 0.5), ("share", 2), ("lasts_s", 0)):
+        with pytest.raises(PolicyError, match=f"^{name}= takes a"):
+            Siren(**{name: value})
 
 
 def test_a_threshold_may_be_the_path_of_a_certificate(policy, tmp_path):
@@ -502,7 +512,7 @@ def test_a_variable_sets_a_key_of_a_section_that_there_is_one_of(policy, calls, 
     assert given["cloud"].address.terms == Terms(usd_per_call=0.25, max_concurrent=2)
     assert (calls["cache"]["ttl_s"], calls["cache"]["disk"]) == (604800.0, given["state"] / "cache.db")
     assert (calls["outbox"]["rate_per_s"], calls["outbox"]["drop"], calls["trace"]["sample"]) == (0.5, "newest", 0.01)
-    assert calls["outbox"]["spread_s"] == 60.0
+    assert "spread_s" not in calls["outbox"]  # the default of the class
     monkeypatch.setenv("EDGEROUTE_TRACE__SAMPLE", "0.5")
     policy(BOTH)
     assert calls["trace"]["sample"] == 0.5
@@ -612,7 +622,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, score, offline, state, hedge_after, first_token, uncalibrated, certificate_max_age, no_confidence, order, metered, sensors_every, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -639,7 +649,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (BOTH.replace("0.85", "[0.1, 0.2]"), "threshold: expected one number, or a list with one for each edge model (1), found a list of 2"),
         (BOTH.replace("threshold = 0.85", ""), "threshold: is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"),
         (BOTH.replace("edge.onnx", "edge.unheard"), f'edge.path: expected a file that ends in {SUFFIXES}, found "edge.unheard"'),
-        ("[edge]", "edge.path: is missing. The model file; its suffix picks the runtime."),
+        ("[edge]", "edge.path: is missing. The model file or folder; its suffix picks the runtime."),
         ('edge = "edge.onnx"', "edge: expected a section, as in [edge] and its keys below, found text"),
         ('[[edge]]\npath = "a.onnx"\n[[edge]]\npath = 1', "edge[1].path: expected text in quotes, found 1"),
         ('[edge]\npath = "a.onnx"\nsha256 = "12"', 'edge.sha256: expected 64 hexadecimal digits in quotes, found "12"'),
@@ -658,7 +668,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, score, offline, state, hedge_after, first_token, uncalibrated, certificate_max_age, no_confidence, order, metered, sensors_every, edge, cloud, trial, limits, egress, audit, cache, outbox, rule, trace, telemetry, parts"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),

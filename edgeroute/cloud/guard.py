@@ -254,7 +254,7 @@ class Egress:
         may_leave: data classes that may leave; an empty list: nothing may, unless `unknown_class` is "allow".
         unknown_class: decision for a class in neither list: "deny" or "allow"; once any class is declared, also for calls
             without a class.
-        default_class: the class of a call that names none.
+        default_class: class of a call that names none.
         consent: called with the destination and the data class just before sending; only True permits it.
         redact: called with each input and its data class before it is encoded; its result is sent instead.
 

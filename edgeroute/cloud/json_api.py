@@ -24,19 +24,19 @@ class PlainJson(OneByOne):
 
     Args:
         url: to post to.
-        name: of the endpoint in answers, traces and messages.
-        body: a JSON value with placeholders such as `{input}` and `{input.jpeg|base64}`; None: `{"input": "{input}"}`, or of
+        name: name of the endpoint in answers, traces and messages.
+        body: body with placeholders such as `{input}` and `{input.jpeg|base64}` (inputs.md); None: `{"input": "{input}"}`, or of
             fields the input's own. Arrays become nested lists.
-        body_type: json, multipart or form.
+        body_type: form of the body: JSON, or the fields of an upload or a form.
         max_body_bytes: a longer body is refused.
         encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
-        send_edge: send the edge's answer along, where the body has `{edge}`; without `body` and `encode` as `edge` beside `input`
+        send_edge: send the edge's answer along, where the body has `{edge}`; without `body` as `edge` beside `input`
             (docs/payloads.md).
         value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
-        kind: what that array is, "probabilities" for one; None: logits.
-        labels: class index -> value, for `logits`; None: the edge model's.
+        kind: kind of that array, "probabilities" for example; None: logits.
+        labels: names of the classes in order, for `logits`; None: the edge model's.
         ping_path: health-check path that answers 2xx; None: only the connection is tested, with OPTIONS.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
@@ -49,8 +49,9 @@ class PlainJson(OneByOne):
         url: str,
         *,
         name: str = "cloud",
-        body: Any = None,
         body_type: BodyType = "json",
+        send_edge: bool = False,
+        body: Any = None,
         max_body_bytes: Size = MAX_BODY,
         encode: Callable[..., Any] | None = None,
         value: str = "value",
@@ -59,7 +60,6 @@ class PlainJson(OneByOne):
         kind: str | None = None,
         labels: Iterable[Any] | None = None,
         ping_path: str | None = None,
-        send_edge: bool = False,
         **address: Any,
     ) -> None:
         self.address = Address(url, **address)

@@ -46,12 +46,12 @@ class OpenInference(ServedModel):
 
     Args:
         url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
-        model: its name, if not in the URL.
-        version: of the model; None: the one that the server chooses.
-        name: of the endpoint in answers, traces and messages.
-        binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
-        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
-        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        model: name of the model, if the URL does not end in `/v2/models/NAME`.
+        version: version of the model; None: the one that the server chooses.
+        name: name of the endpoint in answers, traces and messages.
+        binary: send tensors as bytes; "auto" probes the server once with an input of zeros.
+        labels: names of the classes in order; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: recognised by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
         codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); a list

@@ -106,18 +106,18 @@ class Options(NamedTuple):
     """Settings of a router that few programs change, as in `Router(..., options=Options(hedge_after="p90"))`.
 
     Args:
-        hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
-            than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
-            metered link, while an endpoint is down, or once half of a limit is spent.
-        first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
-        uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
-            reports it in reasons and `check`; "error" rejects such a router.
-        certificate_max_age: greatest age of a certificate, seconds; None: no limit.
-        no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
-        order: of several clouds: as "listed", or the "fastest" so far first.
-        metered: whether the link is metered (bytes cost money), or a function that returns it.
+        hedge_after: time without an answer after which the next target is called, too; 0 is a race; "p90": once the edge takes
+            longer than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on
+            a metered link, while an endpoint is down, or once half of a limit is spent.
+        first_token: time after which a target without a first piece of a stream counts as failed. None: no limit.
+        uncalibrated: effect of a threshold without a certificate that is valid for these models, this score and this age:
+            "tell" reports it in reasons and `check`; "error" rejects the policy.
+        certificate_max_age: greatest age of a certificate. None: no limit.
+        no_confidence: effect of an answer without a confidence, or with NaN: "defer" calls the next target; "accept" accepts it.
+        order: order of several clouds: as "listed", or the "fastest" so far first.
+        metered: True if bytes cost money on the link: nothing is called only to be quicker. In Python also a function.
         sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
-        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
+        sensors_every: time between two readings of the sensors, 1 to 60 s (sensors.md). None: `every_s` of the sensors, or 10 s.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
     """
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_args
 
+from edgeroute.core.units import Delay
+
 # Readings of the device's sensors: battery, temperature, load, memory, power, network.
 
 
@@ -83,25 +85,25 @@ OF: Final[Mapping[str, Quantity]] = {
 
 
 class Rule(NamedTuple):
-    """Rule that sends calls another way while the device is short of something, or hot."""
+    """Rule that sends calls another way while the device is short of something, or hot.
+
+    Args:
+        of: quantity of the device. battery and memory: shares of what there is; heat: degrees Celsius of the hottest part; load
+            and gpu: shares of their time; power: watts; throttled: while the processor is slowed down.
+        then: effect: a mode in place of the policy's; or small_model: only the smallest edge model; cheapest_energy: the side
+            that takes less energy first; unload: the edge models are freed, and asked after every cloud (rules.md).
+        enter: limit at which the rule comes into force: below it for battery and memory, above it for the others; throttled has
+            none.
+        leave: limit at which the rule ends, on the other side of `enter`. Without it: 5 percentage points more for battery and
+            memory; 10 less for load and gpu; 5 degrees, or a tenth of the power, less.
+        hold_s: how long readings have to demand a change before it is made, seconds.
+    """
 
     of: Of
-    """Quantity. battery, memory: in force below `enter`; heat, load, gpu, power: above it; throttled: while the processor is."""
     then: Then
-    """Effect: a mode in place of the policy's; or one of the following.
-
-    small_model: only the smallest edge model. cheapest_energy: the side that takes less energy first. unload: free the edge
-    models, and ask them after every cloud.
-    """
     enter: float | None = None
-    """Limit at which the rule comes into force: a share 0..1, degrees Celsius, or watts; throttled has none."""
     leave: float | None = None
-    """Limit at which the rule ends, on the other side of `enter`. None: a default distance from `enter`.
-
-    The default is 0.05 more for battery and memory; 5 degrees, 0.1 of load or gpu, or a tenth of the power less.
-    """
-    hold_s: float = 0.0
-    """Time for which readings have to demand a change before it is made, seconds."""
+    hold_s: Delay = 0.0
 
     @property
     def ends(self) -> float:

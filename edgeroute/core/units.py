@@ -28,6 +28,7 @@ Patience = Annotated[float, Unit("duration", above=True, infinite=True)]
 Bytes = Annotated[int, Unit("size", whole=True)]
 Size = Annotated[int, Unit("size", least=1, whole=True)]
 Share = Annotated[float, Unit("share", most=1)]
+Chance = Annotated[float, Unit("share", most=1, above=True)]
 Amount = Annotated[float, Unit("amount")]
 Limit = Annotated[float, Unit("amount", infinite=True)]
 """An amount of which infinity, the default, is no limit."""

@@ -206,8 +206,8 @@ class OnnxModel(ModelFile):
     Args:
         path: the model file.
         providers: execution providers, best first: names, such as "cpu" or "tensorrt", or tables with a name and options, such as
-            {"name": "tensorrt", "fp16": True}; see `edgeroute.edge.providers`.
-        threads: for one run; more than one slows a busy device down.
+            {"name": "tensorrt", "fp16": True} (providers.md).
+        threads: threads for one run; more than one slows a busy device down.
         on_downgrade: whether a missing provider, or a first one that takes no node of the model, is an error ("error"), or a note
             in `downgraded` ("record").
         sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.

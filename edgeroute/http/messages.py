@@ -119,15 +119,17 @@ class Address:
 
     Args:
         url: http or https, without user or password.
-        api_key: sent as `Authorization: Bearer ...`; a string, or a `Secret`.
-        headers: sent with each request; values are strings or `Secret`s.
-        verify: TLS verification. True: the system's and certifi's CAs; a path: only the CAs in this file; False: none.
+        api_key: secret that is sent as `Authorization: Bearer ...`.
+        headers: headers of each request; a value is a text or a secret.
+        verify: check of the server's certificate. True: by the system's and certifi's authorities; a path: only by those in this
+            file; False: none.
         cert: paths of the client certificate and key, for mutual TLS.
         pin: `sha256/` and the Base64 of the SHA-256 of the server's public key, or several: its certificate must hold one of
             them, besides what `verify` asks for.
-        client: what carries the requests, in place of connections of its own: an `httpx.Client` for Router, an
-            `httpx.AsyncClient` for AsyncRouter, or both as a tuple; they stay open. "httpx": clients of its own.
-        timeout_s: for one request with all its retries; a deadline may be shorter.
+        client: carrier of the requests, in place of connections of its own. "httpx": httpx clients of its own, for SOCKS proxies
+            for example; in Python also an `httpx.Client` for Router, an `httpx.AsyncClient` for AsyncRouter, or both as a tuple,
+            which stay open.
+        timeout_s: time for a request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
         max_reply_bytes: a longer reply for one input is rejected without being read in full; one for a batch may be up to
             16 times as long.

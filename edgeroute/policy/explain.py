@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeroute.errors import nearest
+from edgeroute.policy.derived import Section
 from edgeroute.policy.keys import SECTIONS, Settings
 from edgeroute.policy.problems import Key, Problem, found, sort
-from edgeroute.policy.singles import Section
 from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
 from edgeroute.system.plugins import installed
 

@@ -14,29 +14,19 @@ from edgeroute.catalog.installed import version_of
 from edgeroute.catalog.store import SUFFIX
 from edgeroute.cloud.guard import Consent, Redact
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.policy import CloudOrder, NoConfidence, Offline, PolicyMode, Uncalibrated
+from edgeroute.core.policy import Offline, Options, PolicyMode
 from edgeroute.edge.members import is_model, stamps
 from edgeroute.errors import EdgerouteError
+from edgeroute.policy.derived import Section, configures
 from edgeroute.policy.problems import Wrong, contradictions
 from edgeroute.policy.runtimes import ByRuntime, for_file
-from edgeroute.policy.singles import (
-    Audit,
-    Cache,
-    Egress,
-    Limits,
-    Outbox,
-    Rule,
-    Section,
-    Telemetry,
-    Trace,
-    at,
-)
+from edgeroute.policy.singles import Audit, Cache, Egress, Limits, Outbox, Rule, Telemetry, Trace, at
 from edgeroute.policy.targets import CLOUDS, AnyCloud, Edge, Target, grouped
-from edgeroute.policy.units import Duration, Period, Share
-from edgeroute.policy.values import Flag, Hedge, ModelPath, Score, Text, Thresholds
+from edgeroute.policy.units import Duration
+from edgeroute.policy.values import ModelPath, Score, Text, Thresholds
 from edgeroute.system.plugins import plugged
 from edgeroute.system.process import Shared, file_stamp
-from edgeroute.trials.trial import EDGE_TRIAL
+from edgeroute.trials import trial
 
 
 def _path_or_section(value: Any, inner: Any) -> Any:
@@ -44,8 +34,12 @@ def _path_or_section(value: Any, inner: Any) -> Any:
     return TypeAdapter(ModelPath).validate_python(value) if isinstance(value, str) else inner(value)
 
 
+@configures(trial.Trial)
 class Trial(Section):
-    """Another edge model or endpoint for a share of the requests or devices, beside the one in use."""
+    """Another edge model, or another endpoint, for a stable share of the requests or devices, shown or hidden.
+
+    What comes of it is compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).
+    """
 
     edge: Annotated[Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
         None,
@@ -56,41 +50,15 @@ class Trial(Section):
         None,
         description="Or the endpoint on trial beside the first `[[cloud]]`: the `name` of another, which has no other part.",
     )
-    shown: Flag = Field(
-        True,
-        description="Whether callers get its answers. `false`: an edge runs on audited requests, in the background, and "
-        "`edgeroute recertify` puts it in force once its certificate holds; an endpoint is called afterwards, and compared.",
-    )
-    share: Share | None = Field(
-        None,
-        description="The share of the requests or devices; without it 10 %, of a hidden one 1 %. That of a hidden edge is the "
-        "share of `[audit]`, where there is one.",
-    )
     threshold: float | Text | None = Field(
         None,
         description="Of an edge: a number, or the path of a certificate. Without it the one that it came with, else the number "
         "in use.",
     )
-    device: Text | None = Field(
-        None, description="Id of this device: all of its requests are in one arm. Without it each request is drawn for itself."
-    )
-    salt: Text = Field("trial", description="Another text draws another share.")
-    more_errors: Share | None = Field(
-        None, description="By how much more of its requests may fail than of those in use. Without it 1 %, of an endpoint 2 %."
-    )
-    more_deferred: Share | None = Field(None, description="The same for an edge's deferred requests. Without it 10 %.")
-    more_differs: Share | None = Field(
-        None,
-        description="The same for answers that differ: an edge's from the cloud's in audits (2 %), an endpoint's from the "
-        "edge's, and a hidden one's from those in use (10 %).",
-    )
-    alpha: Share = Field("5%", validate_default=True, description="Probability that a trial is stopped though it is not worse.")
 
     def make(self, **more: Any) -> Any:
         """Make the router's setting."""
-        from edgeroute.trials.trial import Trial as Made
-
-        return Made(**{**self.model_dump(exclude={"edge", "cloud", "threshold"}), **more})
+        return trial.Trial(**{**self.given(), **more})
 
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
@@ -114,8 +82,9 @@ LISTS = ("edge", "cloud", "trial", "rule")
 IN_ORDER = BeforeValidator(lambda given: list(given.values()) if isinstance(given, dict) else given)
 
 
-class Settings(BaseSettings):
-    """A validated policy, from the file and the variables."""
+@configures(Options)
+class Top(BaseSettings):
+    """Keys at the top of the file."""
 
     model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
 
@@ -133,88 +102,36 @@ class Settings(BaseSettings):
     deadline: Duration | None = Field(
         None, description="From call to answer; then the best there is stands. Without it: no limit."
     )
-    hedge_after: Hedge | None = Field(
-        None,
-        description='Ask the next target too after this long without an answer; `"0s"` is a race; `"p90"`: once the edge takes '
-        'longer than 90 % of its runs; `"auto"`: as late as the deadline allows, from the latencies measured. Without it: never.',
-    )
-    first_token: Duration | None = Field(
-        None,
-        description="In streams: a target that has not begun to answer after this long counts as failed. Without it: no limit.",
-    )
     score: Score = Field(
         "msp", description="How the confidence is taken from a model's outputs, or the path of a score that was fitted and saved."
     )
-    uncalibrated: Uncalibrated = Field(
-        "tell",
-        description="A threshold without a certificate that holds here, for these models, this score and this age: reasons and "
-        "`check` say so, or the policy is refused.",
-    )
-    certificate_max_age: Duration | None = Field(
-        None, description='How old a certificate may be, as `"90d"`. Without it: no limit.'
-    )
-    no_confidence: NoConfidence = Field("defer", description="An answer without a confidence: ask the next target, or accept it.")
     offline: Offline = Field(
         "edge",
         description="When the cloud was needed and did not answer: "
         '`"edge"`: the edge\'s answer stands, marked degraded; `"queue"`: it does, and the outbox sends the request later; '
         '`"stale"`: an answer that the cache has past its time; `"raise"`: NoAnswer.',
     )
-    order: CloudOrder = Field("listed", description="Of several clouds, which is asked first: as listed, or the fastest so far.")
-    metered: Flag = Field(False, description="Whether bytes cost money: then nothing is asked only to be quicker.")
-    sensors_every: Period | None = Field(
-        None,
-        description='How often the sensors of the device are read, `"1s"` to `"60s"`, if something goes by them '
-        "(sensors.md). Without it: every 10 s, or as the program's own `sensors=` say.",
-    )
     state: Text | None = Field(
         None,
         description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
         "ledger, the outbox, the cache on disk, the trace. Without it nothing of this is kept.",
     )
-    edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = Field(
-        [], description="The model on the device; several as `[[edge]]`, the smallest first."
-    )
-    cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
-        [],
-        description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device. An "
-        "installed package may add a `protocol` (extend.md).",
-    )
-    trial: Annotated[list[Trial], IN_ORDER] = Field(
-        [],
-        description="Another edge model, or another endpoint, for a stable share of the requests or devices, shown or hidden; "
-        "what comes of it is compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).",
-    )
-    limits: Limits | None = Field(
-        None,
-        description="The most that asking the cloud may cost. At a limit it is not asked, as if it were away. Without `state` a "
-        "restart begins anew.",
-    )
-    egress: Egress | None = Field(
-        None,
-        description="Which data may leave the device: a call names its class, as in `infer(x, data_class=...)`. Without this "
-        "section all of it.",
-    )
-    audit: Audit | None = Field(
-        None, description="Compares a sample of answers with the cloud's, and tells when the promise of a certificate fails."
-    )
-    cache: Cache | None = Field(None, description="Keeps answers for inputs that come again. Without this section: none.")
-    outbox: Outbox | None = Field(
-        None,
-        description='Requests that the cloud did not answer wait in `outbox.db` in the `state` folder; `offline = "queue"` puts '
-        "them there, and needs this section only for other values than these.",
-    )
-    rule: Annotated[list[Rule], IN_ORDER] = Field(
-        [],
-        description="What changes while the device is short of battery, memory or power, hot or busy; several as `[[rule]]`. Of "
-        "those in force that change the mode the first counts (rules.md).",
-    )
-    trace: Trace | None = Field(
-        None, description="Writes how each answer came about, a line of JSON each. Without this section: nothing is written."
-    )
-    telemetry: Telemetry | None = Field(
-        None, description="Metrics, spans and log records of requests (observe.md). Without this section: none."
-    )
+
+
+class Settings(Top):
+    """A validated policy, from the file and the variables. The classes of its sections describe these."""
+
+    edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = []
+    cloud: Annotated[list[AnyCloud], IN_ORDER] = []
+    trial: Annotated[list[Trial], IN_ORDER] = []
+    limits: Limits | None = None
+    egress: Egress | None = None
+    audit: Audit | None = None
+    cache: Cache | None = None
+    outbox: Outbox | None = None
+    rule: Annotated[list[Rule], IN_ORDER] = []
+    trace: Trace | None = None
+    telemetry: Telemetry | None = None
     parts: dict[str, dict[str, Any]] = Field(
         {}, description="Parts that installed packages bring, each a section `[parts.NAME]` with the part's own keys (extend.md)."
     )
@@ -278,7 +195,7 @@ class Settings(BaseSettings):
                 section = for_file(self.edge[0], one.edge, folder) if isinstance(one.edge, str) else one.edge
             with _named("trial.threshold"):
                 trials.append(one.make(edge=_kept(section, folder, key), threshold=_certified(one.threshold, folder)))
-            views[EDGE_TRIAL] = section.view
+            views[trial.EDGE_TRIAL] = section.view
         clouds = clouds[: len(proper)]
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
@@ -357,7 +274,7 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     model. The references are weak: what no router holds is freed.
     """
     paths = [at(folder, path) for path in section.files()]
-    secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
+    secrets = (getattr(section, "api_key", None), *(getattr(section, "headers", None) or {}).items())  # repr hides which they are
     own = section.model_copy(
         update={"view": None, **(dict.fromkeys(("variant", "group")) if hasattr(section, "variant") else {})}
     )  # the router's

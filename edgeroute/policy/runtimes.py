@@ -10,71 +10,38 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, create_model
 from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.catalog.installed import model_file
-from edgeroute.confidence.scores import SCORES
-from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_address, load, suffix_of, suffixes, target_of
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.policy.problems import found
 from edgeroute.policy.singles import at, paths_from, policy_folder
-from edgeroute.policy.targets import GROUP, VARIANT, Edge, Target, cards, loaded_score
-from edgeroute.policy.values import ModelPath, Text
+from edgeroute.policy.targets import Edge, Model, Target
+from edgeroute.system.declared import described, hints
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"
 """The suffix whose section is written by hand, as `targets.Edge`."""
 
 
-class Registered(Target):
+class Registered(Model):
     """A model on the device, whose keys are its class's arguments."""
 
     model_config = ConfigDict(protected_namespaces=())
     target: ClassVar[str]
     """The runtime's class, `module:Class`."""
-    path: ModelPath = Field(description="The model file or folder; its suffix picks the runtime.")
-    view: Text | None = Field(
-        None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
-    )
-
-    variant: Text | None = Field(None, description=VARIANT)
-    group: Text | None = Field(None, description=GROUP)
 
     def __repr_name__(self) -> str:
         return self.target
 
-    def files(self) -> list[str]:
-        """The model, its card, and what else is a path."""
-        options = self.options()
-        own = [str(path) for value in options.values() for path in _listed(value) if isinstance(path, Path)]
-        score = options.get("score")
-        own += [score] if isinstance(score, str) and score not in SCORES else []
-        return own if is_address(self.path) else [self.path, *cards(self.path), *own]
-
-    def make(self, folder: Path) -> Any:
-        """Makes the model."""
-        options = {name: _resolved(value, folder) for name, value in self.options().items()}
-        if isinstance(score := options.get("score"), str):
-            options["score"] = loaded_score(score, folder)
-        return load(self.path if is_address(self.path) else at(folder, self.path), **options)
-
-    def options(self) -> dict[str, Any]:
-        """The keys that are given, except `path`, and `view`, `variant` and `group`, which are the router's."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant", "group"})
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _resolved(value: Any, folder: Path) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)([_resolved(one, folder) for one in value])
-    return at(folder, str(value)) if isinstance(value, Path) else value
+    def given(self) -> dict[str, Any]:
+        """Return argument -> value of the keys that are set, except the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={*Model.model_fields})
 
 
 def registered(path: object) -> type[Registered] | None:
@@ -109,7 +76,7 @@ def all_registered() -> dict[str, type[Registered]]:
 @lru_cache(maxsize=64)
 def _section(suffix: str, target: str) -> type[Registered]:
     made = class_of(suffix)
-    said = _described(made)
+    said = described(made)
     # by alias: a parameter may have a name that pydantic uses itself
     fields: dict[str, Any] = {
         f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=said.get(name, "")))
@@ -121,22 +88,19 @@ def _section(suffix: str, target: str) -> type[Registered]:
 
 
 def _parameters(made: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
-    """The parameters after the path that a policy can give: those of a type that JSON has."""
-    try:
-        hints = get_type_hints(getattr(made, "__init__", made) if isinstance(made, type) else made, include_extras=True)
-    except (AttributeError, NameError, TypeError):  # what is imported for type checkers alone
-        hints = {}
+    """Yield the parameters after the path that a policy can give: those of a type that JSON has."""
+    types = hints(made)
     _, *rest = inspect.signature(made).parameters.values()
     for parameter in rest:
         if parameter.name in Registered.model_fields:
             continue
-        annotation = _plain(hints.get(parameter.name, Any))
+        annotation = _plain(types.get(parameter.name, Any))
         if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
             yield parameter.name, parameter, annotation
 
 
 def _plain(annotation: Any) -> Any:
-    """The type as a policy has it: what may be text or a path is a path, which starts from the policy's folder."""
+    """Return the type as a policy has it: what may be text or a path is a path, which starts from the policy's folder."""
     if get_origin(annotation) not in {Union, UnionType}:
         return annotation
     parts = [part for part in get_args(annotation) if part is not str or Path not in get_args(annotation)]
@@ -156,19 +120,6 @@ def _default(parameter: inspect.Parameter) -> Any:
     if parameter.default is parameter.empty:
         return ...
     return parameter.default if isinstance(parameter.default, bool | int | float | str | NoneType) else None
-
-
-_ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", re.MULTILINE)
-_ARGUMENT = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
-
-
-def _described(made: Any) -> dict[str, str]:
-    """Parameter -> what the docstring says of it, under `Args:`."""
-    told: dict[str, str] = {}
-    for text in (inspect.getdoc(made), inspect.getdoc(getattr(made, "__init__", None))):
-        for part in _ARGUMENTS.findall(text or ""):
-            told |= {name: " ".join(words.split()) for name, words in _ARGUMENT.findall(part)}
-    return told
 
 
 def _by_runtime(data: Any, built_in: Any) -> Any:

@@ -13,8 +13,10 @@ from pydantic_core import core_schema
 
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.errors import EdgerouteError
+from edgeroute.policy.derived import text_of
 from edgeroute.policy.keys import LISTS, SECTIONS, Settings
 from edgeroute.policy.runtimes import Registered, all_registered, registered
+from edgeroute.policy.targets import Cloud
 
 VARIANTS = {
     "type": "object",
@@ -54,13 +56,17 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
     tried = made["$defs"]["Trial"]["properties"]
     path = {"type": "string", "title": "path"}
     tried["edge"] = {"anyOf": [path, {"$ref": "#/$defs/Edge"}, *runtimes], "description": tried["edge"]["description"]}
-    for section in LISTS:
+    for section, (kind, *several) in SECTIONS.items():
+        text = text_of(Cloud if several else kind)
+        if section not in LISTS:
+            keys[section]["description"] = text
+            continue
         one = keys[section].pop("items")
         if section == "edge" and runtimes:
             one = {"anyOf": [one, *runtimes]}
         if section == "edge":
             one = {"anyOf": [*one.get("anyOf", [one]), VARIANTS]}
-        keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": keys[section]["description"]}
+        keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": text}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **made,

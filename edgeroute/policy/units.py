@@ -120,3 +120,15 @@ Share = Annotated[
     WithJsonSchema({"anyOf": [text("percentage", SHARE, "1%"), {"type": "number", "minimum": 0, "maximum": 1}]}),
 ]
 """0..1."""
+
+
+def written(kind: str, value: float) -> str:
+    """Return a number of seconds, bytes or a share as a policy file has it: "1h", "16MiB", "0.5%"."""
+    if kind == "share":
+        return f"{100 * value:.9g}%"
+    if kind == "duration":
+        known = (unit for unit, seconds in reversed(SECONDS.items()) if value % seconds == 0)
+        unit = next(known, "ms") if value else "s"
+        return f"{1000 * value if unit == 'ms' else value / SECONDS[unit]:.9g}{unit}"
+    count, unit = next((value / b, unit) for unit, b in reversed(BYTES.items()) if not value % b or b == 1)
+    return f"{count:.9g}{unit}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
@@ -123,10 +124,14 @@ def _no_threshold() -> NoReturn:
     raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
 
 
-def _verify(value: bool | str) -> bool | str:
+def _verify(value: bool | str) -> bool | Path:
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
         raise expected(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
-    return value
+    return value if isinstance(value, bool) else Path(value)
+
+
+def _paths(value: list[str]) -> tuple[Path, ...]:
+    return tuple(map(Path, value))
 
 
 def _pins(value: str | list[str]) -> str | list[str]:
@@ -241,7 +246,9 @@ Hedge = Annotated[
 Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
 _VERIFY = "true, false, or the path of a file with authorities in quotes"
 Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
-Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
+Cert = Annotated[
+    list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]'), AfterValidator(_paths)
+]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
 Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
 _CODEC = 'a codec\'s name, as in "jpeg:85", a table, as in { name = "jpeg" }, or a list of them, best first'

@@ -20,9 +20,9 @@ class Trace(Instrument):
     Args:
         to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.
         sample: share of answers traced, drawn at random, 0..1.
-        inputs: True: include the input, base64 of the form in which the outbox would store it.
+        inputs: include the input, base64 of the form in which the outbox would store it.
         max_bytes: size at which the file is rotated.
-        keep: number of rotated files; together they never exceed (keep + 1) * max_bytes.
+        keep: number of rotated files that are kept; the oldest is deleted.
     """
 
     def __init__(

@@ -14,16 +14,24 @@ from edgeroute.errors import check_number
 
 @lru_cache(maxsize=256)
 def hints(of: Callable[..., Any]) -> dict[str, Any]:
-    """Return parameter -> type of a function, or of a class by its constructor or fields. An unknown name in a type is `Any`."""
-    init = of.__init__ if isinstance(of, type) and "__init__" in vars(of) else of  # type: ignore[misc]
-    names = dict(vars(sys.modules[of.__module__])) if of.__module__ in sys.modules else {}
-    while True:
-        try:
-            return get_type_hints(init, globalns=names, include_extras=True)
-        except NameError as e:  # noqa: PERF203 - a name that is imported for type checkers alone; tried again without it
-            names[str(e.name)] = Any
-        except (AttributeError, TypeError):
-            return {}
+    """Return parameter -> type of a function, or of a class by its constructor or fields; `Any` for a type that cannot be had."""
+    init = getattr(of, "__init__", None) if isinstance(of, type) else None
+    source: Any = of if init in (None, object.__init__) else init
+    names = dict(vars(sys.modules.get(source.__module__, sys)))
+    return {name: _evaluated(text, names) for name, text in getattr(source, "__annotations__", {}).items()}
+
+
+def _evaluated(text: Any, names: dict[str, Any]) -> Any:
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"type": text}
+    try:
+        return get_type_hints(holder, globalns=names, include_extras=True)["type"]
+    except NameError as e:  # a name that is imported for type checkers alone
+        names[str(e.name)] = Any
+        return _evaluated(text, names)
+    except (AttributeError, TypeError):
+        return Any
 
 
 def unit_of(annotation: Any) -> tuple[Unit | None, bool]:
@@ -64,7 +72,8 @@ def described(made: Any) -> dict[str, str]:
     import inspect
 
     texts: dict[str, str] = {}
-    for text in (inspect.getdoc(made), inspect.getdoc(getattr(made, "__init__", None))):
+    classes = [one for one in reversed(made.__mro__) if one is not object] if isinstance(made, type) else [made]
+    for text in [inspect.getdoc(one) for of in classes for one in (of, getattr(of, "__init__", None))]:
         for part in _ARGUMENTS.findall(text or ""):
             texts |= {name: " ".join(words.split()) for name, words in _ARGUMENT.findall(part)}
     return texts

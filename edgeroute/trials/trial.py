@@ -7,7 +7,9 @@ from inspect import iscoroutinefunction
 from math import fsum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from edgeroute.errors import PolicyError, check_number
+from edgeroute.core.units import Chance, Share
+from edgeroute.errors import PolicyError
+from edgeroute.system.declared import check_units
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -33,33 +35,37 @@ class Trial(NamedTuple):
     Shown, it answers a stable share of the requests or devices in place of the one in use. Hidden, it answers nobody: it runs,
     or is called, in the background for a share of the requests, and its answers are compared. A hash of the key decides, so a
     key or a device is always in the same arm, also while the share grows.
+
+    Args:
+        edge: the model, as in `Router(edge=...)`; it stands beside the only edge model. Either this or `cloud` is given.
+        cloud: the endpoint, as in `Router(cloud=...)`; it stands beside the first cloud.
+        shown: callers get its answers. If not, a hidden edge runs on audited requests, in the background, and `edgeroute
+            recertify` puts it in force once its certificate holds; a hidden cloud is called afterwards, and compared.
+        share: share of the requests or devices. None: 10 %, hidden 1 %. Of a hidden edge the audit has it, where there is one.
+        threshold: threshold of the edge; None: its own certificate if it came with one, else the number in use; hidden: none yet.
+        by: returns the key of an input, as of its camera or user: equal keys are in one arm. None: each request is drawn.
+        device: id of this device: all of its requests are in one arm. None: each request is drawn.
+        salt: another salt draws other keys, so that the same devices are not always the first.
+        more_errors: guardrail: margin by which its share of failures may exceed that of the one in use. None: 1 %, of a cloud
+            2 %.
+        more_deferred: guardrail of an edge: the same for deferred requests. None: 10 %.
+        more_differs: guardrail: the same for answers that differ: an edge's from the cloud's in audits, a cloud's from the
+            edge's, a hidden cloud's from those of the one in use. None: 2 %, of a cloud 10 %.
+        alpha: probability that the guardrail stops a trial that is not worse, whenever and however often it is checked.
     """
 
     edge: Any = None
-    """The model, as in `Router(edge=...)`; it stands beside the only edge model. Either this or `cloud` is given."""
     cloud: Any = None
-    """The endpoint, as in `Router(cloud=...)`; it stands beside the first cloud."""
     shown: bool = True
-    """False: no caller gets its answers. A hidden edge runs on audited requests, and a hidden cloud is called afterwards."""
-    share: float | None = None
-    """Share of the requests or devices, 0..1. None: 0.1, hidden 0.01. Of a hidden edge `audit=` has it, where there is one."""
+    share: Share | None = None
     threshold: float | Certificate | None = None
-    """Threshold of the edge; None: its own certificate if it came with one, else the number in use; hidden: none yet."""
     by: Callable[[Any], Any] | None = None
-    """Returns the key of an input, as of its camera or user: equal keys are in one arm. None: each request is drawn."""
     device: str | None = None
-    """Id of this device: all of its requests are in one arm."""
     salt: str = ""
-    """Another salt draws other keys, so that the same devices are not always the first."""
-    more_errors: float | None = None
-    """Guardrail: margin by which its share of failures may exceed that of the one in use. None: 0.01, of a cloud 0.02."""
-    more_deferred: float | None = None
-    """Guardrail of an edge: the same for deferred requests. None: 0.1."""
-    more_differs: float | None = None
-    """Guardrail: the same for answers that differ: an edge's from the cloud's in audits, a cloud's from the edge's, a hidden
-    cloud's from those of the one in use. None: 0.02, of a cloud 0.1."""
-    alpha: float = 0.05
-    """Probability that the guardrail stops a trial that is not worse, whenever and however often it looks."""
+    more_errors: Share | None = None
+    more_deferred: Share | None = None
+    more_differs: Share | None = None
+    alpha: Chance = 0.05
 
     @property
     def side(self) -> Literal["edge", "cloud"]:
@@ -91,9 +97,7 @@ def _checked(trial: Trial) -> Trial:
         raise PolicyError("trial: give either edge=, a model, or cloud=, an endpoint")
     defaults: dict[str, Any] = {"share": SHOWN if trial.shown else HIDDEN, **MARGINS[trial.side]}
     trial = trial._replace(**{name: defaults[name] for name in GIVEN if getattr(trial, name) is None})
-    for name in GIVEN:
-        check_number(f"trial: {name}", getattr(trial, name), most=1)
-    check_number("trial: alpha", trial.alpha, most=1, above=True)
+    check_units(Trial, trial._asdict(), "trial: ")
     if trial.threshold is not None and trial.side == "cloud":
         raise PolicyError("trial: threshold is that of an edge model, and this trial is of a cloud")
     if iscoroutinefunction(trial.by):

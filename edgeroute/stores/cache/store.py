@@ -51,11 +51,11 @@ class Cache(ForkSafe):
     Args:
         max_bytes: maximum size in memory, contents and overhead.
         ttl_s: how long an entry is fresh, seconds; 0: never.
-        stale_while_revalidate_s: how long after `ttl_s` an entry may be returned while it is refreshed, seconds.
-        stale_if_offline_s: how long after `ttl_s` `offline="stale"` may return an entry if the cloud is unavailable, seconds.
+        stale_while_revalidate_s: how long after that an entry may be returned while it is refreshed, seconds.
+        stale_if_offline_s: how long after its time `offline="stale"` returns an entry if the cloud is unavailable, seconds.
         negative_ttl_s: how long a refusal is cached, seconds.
         disk: path of the disk tier's file; None: memory only.
-        disk_max_bytes: maximum size of that file.
+        disk_max_bytes: maximum size of the file on disk.
         never: data classes that are not cached.
         semantic: semantic cache for text inputs; this cache sets its `ttl_s` and `clock`.
         clock: returns the Unix time, seconds.

@@ -266,15 +266,15 @@ class Outbox(Listing):
 
     Args:
         path: path of the file; its folder is created. `path.deliver` and `path.callback` beside it are lock files.
-        max_bytes: maximum size of all entries, their contents and `ROW_BYTES` each.
+        max_bytes: maximum size of all entries, with the overhead of each.
         ttl_s: time to live, seconds: of a waiting entry, of an answer without a callback, and of a dead letter.
         drop: eviction when full. oldest: oldest first. least_important: least important first, of those the oldest, but none more
             important than the new one. newest: the new one is rejected. Answers not delivered yet are evicted last.
-        ordered: for a router: requests to an endpoint go one at a time, in the order in which they came.
-        parallel: for a router: maximum concurrent requests.
-        rate_per_s: for a router: maximum requests started per second.
-        spread_s: after a failure of the cloud, entries are sent after a random part of so many seconds, more for old entries
-            so that many devices do not return at once. 0: no spreading.
+        ordered: requests to an endpoint go one at a time, in the order in which they came.
+        parallel: maximum concurrent requests.
+        rate_per_s: maximum requests started per second.
+        spread_s: after a failure of the cloud, entries are sent after a random part of this time, or of more for old entries, so
+            that many devices do not return at once. 0: no spreading.
         clock: returns the Unix time, seconds.
 
     Raises:
