@@ -16,7 +16,7 @@ from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyErro
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.sequential import ArmTest
-from edgeroute.router.trials import Comparison
+from edgeroute.router.trials import RunningTrial
 from edgeroute.testing import FakeModel
 
 
@@ -198,7 +198,7 @@ def test_figures_that_cannot_be_read_begin_anew(caplog):
         (one,) = router.engine.trials.all
         dumped = json.loads(json.dumps(router.engine.trials.dump()))
         for wrong in (dumped, [{**dumped[0], "tests": {}}], [{**dumped[0], "tallies": [[], []]}], [3, None]):
-            again = Comparison(one.trial, one.names, one.names, tuple(one.of[4:6]), 1.0, 0.5, print)
+            again = RunningTrial(one.trial, one.names, one.names, tuple(one.of[4:6]), 1.0, 0.5, print)
             assert again.of == one.of
             again.load(wrong)
             assert (again.stopped == one.stopped != "") is (wrong is dumped)

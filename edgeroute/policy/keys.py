@@ -48,7 +48,7 @@ class Trial(Section):
     )
     cloud: Text | None = Field(
         None,
-        description="Or the endpoint on trial beside the first `[[cloud]]`: the `name` of another, which has no other part.",
+        description="Or the endpoint on trial beside those in use: the `name` of another `[[cloud]]`, which has no other part.",
     )
     threshold: float | Text | None = Field(
         None,

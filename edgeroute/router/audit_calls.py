@@ -1,4 +1,4 @@
-"""What audits do with a router: they call its clouds, and run its edges in shadow; and which settings are in force."""
+"""Calls of clouds and runs of edges for audits and hidden trials of a router, and the audit settings in force."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 
 class Asks:
-    """Calls a cloud, and runs models, for this router's audits."""
+    """Calls of this router's clouds, and runs of its models, that nobody waits for."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def allowed(self) -> bool:
-        """Whether a request may be drawn. In shadow mode it needs no call of its own."""
+        """Return True if a request may be drawn. In shadow mode it needs no call of its own."""
         return self._engine.snapshot.policy.mode == "shadow" or self._may_call()
 
     def room(self, request: Any, leg: int) -> bool:
-        """Whether a low-priority call may be made now, and that leg's endpoint has capacity for it."""
+        """Return True if a low-priority call may be made now, and that leg's endpoint has capacity for it."""
         backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
         return self._may_call() and backend.guard.has_headroom()
 
     def _may_call(self) -> bool:
-        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
+        """Return True if a low-priority call may be made now, by the policy, the link, the limits and the endpoints' state."""
         return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+        """Copy the input, and return a function that calls the cloud and blocks. edge: its answer to the input, if known."""
         inputs = call_contained(copy_input, request.inputs)
         shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
@@ -71,14 +71,14 @@ class Asks:
         return lambda: [run for legs in parts for run in _rehearsed(legs)]
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
-        """The executor of these legs on that input, for which nobody waits."""
+        """Return the executor of these legs on that input, for which nobody waits."""
         plan = request.plan._replace(legs=legs, order=tuple(range(len(legs))), sequential=True, deadline_s=INF)
         shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
         return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
 
 
 def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
-    """Runs the edges of a plan until one's answer would be accepted."""
+    """Run the edges of a plan until one's answer would be accepted; failures are logged. Blocks."""
     runs = list[ShadowRun]()
     for i, leg in enumerate(legs.plan.legs):
         begun = monotonic()

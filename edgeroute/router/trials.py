@@ -137,8 +137,8 @@ WORDS = {
 HIDDEN_DIFFERS = "has more hidden answers that differ from those of {}"
 
 
-class Comparison(ForkSafe):
-    """One trial: what came of its two arms, and whether the guardrail stopped it.
+class RunningTrial(ForkSafe):
+    """A trial under way: the figures of its two arms, and the guardrail that stops it.
 
     Args:
         trial: the settings, with their defaults filled in.
@@ -302,7 +302,7 @@ class Trials(ForkSafe):
         dumped: Any = None,
     ) -> None:
         self._calls, self._submit = calls, submit
-        self.all: list[Comparison] = []
+        self.all: list[RunningTrial] = []
         in_use = [cloud.name for cloud in snapshot.proper]
         clouds, free = ", ".join(in_use), 1.0
         left = max(0.0, 1 - sum(trial.share or 0.0 for trial, _ in snapshot.on_trial if trial.side == "cloud" and trial.shown))
@@ -312,13 +312,13 @@ class Trials(ForkSafe):
             if trial.side == "edge":
                 names = (snapshot.targets[0].name, name)
                 rest = 1 - (trial.share or 0.0)
-                self.all.append(Comparison(trial, names, snapshot.models, snapshot.models, 1.0, rest, alarm))
+                self.all.append(RunningTrial(trial, names, snapshot.models, snapshot.models, 1.0, rest, alarm))
                 continue
             self._arms[name] = name
             tried = next(cloud for cloud in snapshot.clouds if cloud.name == name)
             prints = " ".join(map(identity, snapshot.proper)), identity(tried)
             own = free if trial.shown else 1.0
-            self.all.append(Comparison(trial, (clouds, name), (clouds, name), prints, own, left, alarm))
+            self.all.append(RunningTrial(trial, (clouds, name), (clouds, name), prints, own, left, alarm))
             free -= (trial.share or 0.0) * trial.shown
         self._edge = next((one for one in self.all if one.trial.side == "edge"), None)
         self._clouds = [one for one in self.all if one.trial.side == "cloud"]
@@ -424,7 +424,7 @@ class Trials(ForkSafe):
             self._clouds[0].log_once("answers cannot be compared, so failures alone are", e)
             return None
 
-    def _hidden(self, one: Comparison, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
+    def _hidden(self, one: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
         """Call a hidden cloud in a thread, and compare its answer, if there is room for that now."""
         name, legs = one.names[1], request.plan.legs
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)

@@ -1,4 +1,4 @@
-"""Audits: compares a sample of the edge's answers with the cloud's, in the background, and raises drift alarms."""
+"""Audits: a sample of the edge's answers is compared with the cloud's, in the background, and drift raises alarms."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ CALM = 10_000
 
 
 class Drawn(NamedTuple):
-    """What is done with a request once it has ended. Its answer, and the side that gives it, had no part in it."""
+    """Decision on a request, drawn at its arrival: its answer, and the side that gives it, have no part in it."""
 
     probability: float
-    """With which it was drawn for an audit; 0: it was not."""
+    """Probability with which the request was drawn for an audit; 0: not drawn."""
     counted: bool
-    """Whether its audit is counted by the alarm: it is far enough from the last one that was."""
+    """True if the alarm counts the audit: it is far enough from the last one that was counted."""
     rate: bool
-    """Whether its deferral is counted by the alarm of deferral rates."""
+    """True if the alarm of deferral rates counts the request."""
 
 
 class Sampler(ForkSafe):
-    """Draws requests at their arrival: for audits each with the same probability, for the deferral rate at random distances.
+    """Random draw of requests at their arrival: for audits with equal probability, for the deferral rate at random distances.
 
     While audits cannot keep up, the share is halved. The probability then depends on earlier requests, and never on the drawn
     one: weighted by its inverse, the audits represent all requests.
@@ -86,12 +86,12 @@ class Sampler(ForkSafe):
         self._step = self._left = min(self._audit, self._rate)
 
     def arrives(self) -> Drawn | None:
-        """What is done with the request that arrives now, once it has ended; None: nothing, as for most."""
+        """Count a request that arrives now, and draw it at random; None: not drawn, as most."""
         left = self._left = self._left - 1  # without a lock: of a race that loses one, it is only later by one
         return None if left > 0 else self._draw()
 
     def remaining(self) -> int:
-        """Number of requests until the next that is counted for the deferral rate, for the next run."""
+        """Return the number of requests until the next that is counted for the deferral rate, for the next run."""
         with self._lock:
             return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
@@ -115,14 +115,14 @@ class Sampler(ForkSafe):
         return Drawn(probability, counted, rate) if rate or probability else None
 
     def _gap(self) -> float:
-        """Number of requests until the next that may be audited (geometric): each is drawn independently."""
+        """Draw the number of requests until the next that may be audited (geometric): each is drawn independently."""
         share = self._share
         if share <= 0:
             return INF
         return 1 if share >= 1 else 1 + int(log1p(-random.random()) / log1p(-share))  # noqa: S311
 
     def _probability(self, number: int) -> float:
-        """The probability with which this request is audited, if it is drawn; else 0."""
+        """Return the probability of this request's audit, or 0 if it is not drawn. While audits wait, halves the probability."""
         waiting = self._waiting()
         if waiting // self._full > self._halvings:
             self._halvings, self._changed = waiting // self._full, number
@@ -135,7 +135,7 @@ class Sampler(ForkSafe):
 # What is compared in audits: an edge's answer with the cloud's, and what that takes.
 
 NEVER = frozenset({"consent", "redaction", "view"})
-"""Why a cloud was not asked: it never will be for this input."""
+"""Codes of calls that were not made and never will be for this input."""
 
 
 class Audited(Protocol):
@@ -143,49 +143,49 @@ class Audited(Protocol):
 
     @property
     def id(self) -> str:
-        """As in its answer."""
+        """Id of its answer."""
 
     @property
     def inputs(self) -> Any:
-        """The caller's."""
+        """Inputs of the caller."""
 
     @property
     def plan(self) -> Plan:
-        """The plan that it had."""
+        """Plan of the request."""
 
     @property
     def snapshot(self) -> Any:
-        """The policy that it had, with its `backends` and `hidden`."""
+        """Policy of the request, with its `backends` and `hidden`."""
 
 
 class Asks(Protocol):
-    """Calls the cloud, and runs models, for an audit."""
+    """Calls of clouds and runs of models that nobody waits for."""
 
     def allowed(self) -> bool:
-        """Whether a request may be drawn: a low-priority call may be made now, or none is needed."""
+        """Return True if a request may be drawn: a low-priority call may be made now, or none is needed."""
 
     def room(self, request: Audited, leg: int) -> bool:
-        """Whether such a call may be made now, and that leg's endpoint has capacity for it."""
+        """Return True if a low-priority call may be made now, and that leg's endpoint has capacity for it."""
 
     def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+        """Copy the input, and return a function that calls the cloud and blocks. edge: its answer to the input, if known."""
 
     def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the plan's hidden edges and the one on trial, and blocks."""
 
 
 class Bound(NamedTuple):
-    """What comparisons are about."""
+    """Models and endpoints that comparisons are about."""
 
     backends: Any
-    """The models and endpoints of the policy in force, as in each of its snapshots."""
+    """Backends of the policy in force, as in each of its snapshots."""
     prints: Mapping[str, str]
     """Edge model name -> digest of its fingerprints."""
     others: Sequence[Any] = ()
-    """The backends of arms beside it."""
+    """Backends of policies with an edge on trial."""
 
     def of(self, backends: Any) -> bool:
-        """Whether a request with these backends is one of them."""
+        """Return True if a request with these backends is compared."""
         return backends is self.backends or any(backends is one for one in self.others)
 
 
@@ -198,30 +198,30 @@ class Comparison(NamedTuple):
     how: str
     """`shadow`: the edge's answer was accepted, or would be; `deferred`: it was not."""
     more: Mapping[str, Any] = {}
-    """More for the line of the log, of a shadow run."""
+    """Further fields of the log line, of a shadow run."""
 
 
 class Pending(NamedTuple):
-    """An audit of which something is still to be done."""
+    """Audit that waits for a thread."""
 
     request: Audited
     drawn: Drawn
     bound: Bound
     cloud: Prediction | None
-    """The cloud's answer; None: it is to be asked for."""
+    """The cloud's answer; None: the cloud is still to be called."""
     ask: Callable[[], Event] | None
     edges: Sequence[Comparison]
-    """Those that wait for the cloud's answer."""
+    """Comparisons that wait for the cloud's answer."""
     rehearse: Callable[[], list[ShadowRun]] | None
     more: Mapping[str, Any]
 
 
 NOTHING = Bound(None, {})
-"""Of a router that is not made yet, or closed."""
+"""Value before the router is made, and once it is closed."""
 
 
-def seen(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, Any]:
-    """What is recorded beside a shadow run: what the cloud's answer took and cost, if it is known of this request alone."""
+def cloud_fields(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, Any]:
+    """Return the log fields of a shadow run about the cloud: time and cost of its answer, if known of this request alone."""
     more: dict[str, Any] = {UNHEARD: True}
     if cloud in costs:
         started = {leg: at for kind, leg, at, _ in outcome.log if kind == "start"}
@@ -233,14 +233,14 @@ def seen(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, 
     return more
 
 
-def of_run(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What is recorded of a shadow run beside its answer. `more`: as `seen` returns it."""
+def run_fields(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the log fields of a shadow run beside its answer. more: those of `cloud_fields`."""
     failed = {"error": run.error} if run.error else {}
     return {**more, "edge_s": round(run.took_s, 6), **failed}
 
 
-def failed(outcome: Outcome, cloud: int) -> bool:
-    """Whether that leg was asked and failed. Not if there was no room for it, or no time, which an audit waits for."""
+def has_failed(outcome: Outcome, cloud: int) -> bool:
+    """Return True if that leg was called and failed; False if there was no room or no time, which an audit waits for."""
     for kind, leg, _, detail in outcome.log:
         if kind == "failed" and leg == cloud:
             failure = Failure.of(detail)
@@ -259,7 +259,7 @@ _NONE: Any = object()
 
 
 class _Unlabelled(NamedTuple):
-    """An audited answer of an edge for which a label may be reported."""
+    """Audited answer of an edge for which a label may be reported."""
 
     leg: Leg
     edge: Any
@@ -268,7 +268,7 @@ class _Unlabelled(NamedTuple):
 
 
 class Auditor(ForkSafe):
-    """Compares a sample of a router's answers with the cloud's, in the background.
+    """Audits of one router: a sample of its answers is compared with the cloud's, in the background.
 
     Args:
         audit: the settings.
@@ -308,11 +308,11 @@ class Auditor(ForkSafe):
         self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
         self._watches: dict[str, DriftMonitor] = {}
         self._tallies: dict[str, tuple[Any, Tally]] = {}
-        """Edge model name -> what its runs depend on, and their sums."""
+        """Edge model name -> fingerprints that its runs depend on, and their sums."""
         self._bound = NOTHING
         self._unlabelled: dict[str, _Unlabelled] = {}
         self._early: dict[str, Any] = {}
-        """Ids of audits that wait or are under way -> the label that was reported meanwhile, or `_NONE`."""
+        """Id of an audit that waits or runs -> the label that was reported meanwhile, or `_NONE`."""
         self._said: set[str] = set()
         self._used = False
         self._jobs = Background(submit)
@@ -320,7 +320,7 @@ class Auditor(ForkSafe):
 
     @property
     def busy(self) -> int:
-        """Number of audits that are under way, or wait."""
+        """Number of audits that run or wait."""
         return self._jobs.busy
 
     def adopt(
@@ -333,7 +333,7 @@ class Auditor(ForkSafe):
         full: int = FULL,
         others: Sequence[Any] = (),
     ) -> None:
-        """Monitors the thresholds of these targets; the statistics of an unchanged certificate are retained.
+        """Monitor the thresholds of these targets from now on; the statistics of an unchanged certificate are retained.
 
         Args:
             targets: of the policy.
@@ -368,7 +368,7 @@ class Auditor(ForkSafe):
             self._watches, self._tallies, self._bound = watches, tallies, bound
 
     def _set(self, audit: Audit, full: int) -> None:
-        """Puts settings in force."""
+        """Put settings in force, with a new sampler."""
         check_audit(audit)
         self.audit, self._full = audit, full
         due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
@@ -379,23 +379,23 @@ class Auditor(ForkSafe):
         self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
 
     def watch(self, name: str) -> DriftMonitor | None:
-        """The drift monitor of that edge model."""
+        """Return the drift monitor of that edge model; None: there is none."""
         return self._watches.get(name)
 
     def stats(self) -> tuple[AuditStats, ...]:
-        """Statistics so far, for each edge model with a threshold."""
+        """Return the statistics of each edge model with a threshold."""
         with self._lock:
             return tuple(watch.stats(name) for name, watch in self._watches.items())
 
     def shadows(self) -> tuple[ShadowStats, ...]:
-        """What following them would change, of each edge model that has run in shadow."""
+        """Return the statistics of each edge model that has run in shadow."""
         with self._lock:
             return tuple(tally.stats(name) for name, (_, tally) in self._tallies.items() if tally.count)
 
     def ended(
         self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
     ) -> None:
-        """Audits or counts a request that was drawn when it arrived.
+        """Audit or count a request that was drawn when it arrived; never raises.
 
         Args:
             drawn: as it was drawn.
@@ -415,7 +415,7 @@ class Auditor(ForkSafe):
             log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def report(self, identity: str, truth: Any) -> bool:
-        """Records the right value for an audited answer of an edge. Returns whether it is one."""
+        """Record the right value of an audited answer of an edge. Return True if the answer was one."""
         with self._lock:
             if self._early.get(identity) is _NONE:
                 self._early[identity] = truth  # taken once the cloud has answered
@@ -437,7 +437,7 @@ class Auditor(ForkSafe):
         return True
 
     def observe(self) -> None:
-        """Updates the monitors from the counters."""
+        """Update the monitors from the counters, store them, and start jobs that wait."""
         with self._lock:
             for name, watch in self._watches.items():
                 watch.counted(*self._counts.judged(name))
@@ -446,11 +446,11 @@ class Auditor(ForkSafe):
         self._jobs.start()
 
     def drain(self, timeout_s: float) -> None:
-        """Waits for the audits that can be made now: without it, a program that ends soon would log deferred answers alone."""
+        """Block until the audits that can run now have ended: else a program that ends soon would log deferred answers alone."""
         self._jobs.drain(timeout_s)
 
     def close(self) -> None:
-        """Stores the state for later runs, unless there were no requests; a router that only measures leaves it as it was."""
+        """Store the state for later runs, unless there were no requests: a router that only measures leaves it as it was."""
         with self._lock:
             self._bound, remaining = NOTHING, self.sampler.remaining()
             if self._used:
@@ -461,7 +461,7 @@ class Auditor(ForkSafe):
             self._journal.close()
 
     def _count(self, request: Audited, outcome: Outcome) -> None:
-        """Counts, for the deferral rate of each edge that judged it, whether its answer was below the threshold."""
+        """Count, for the deferral rate of each edge that judged the request, whether its answer was below the threshold."""
         news = False
         legs = request.plan.legs
         marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
@@ -478,9 +478,9 @@ class Auditor(ForkSafe):
     def _take(
         self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
     ) -> None:
-        """Compares each edge's answer with that of the cloud, which has answered the request, or is asked in the background.
+        """Compare each edge's answer with the cloud's, or queue a job that calls the cloud and runs hidden edges.
 
-        It is not, for either side, where asking it has failed or would fail.
+        Nothing is compared where calling the cloud has failed or would fail.
         """
         bound, legs, unheard = self._bound, request.plan.legs, request.plan.unheard
         edges = [Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
@@ -493,7 +493,7 @@ class Auditor(ForkSafe):
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
         if answer is not None and edges:
             self._compare(request.id, drawn, bound, edges, answer)
-        known = answer is not None or not failed(outcome, cloud)
+        known = answer is not None or not has_failed(outcome, cloud)
         rehearses = known and runs and self._jobs.waiting < MOST_WAITING
         if rehearses or (known and answer is None and edges):
             # bound now: the caller may go on to write the next frame into the same array
@@ -502,12 +502,12 @@ class Auditor(ForkSafe):
             pending = [] if answer is not None else edges
             if self.audit.labelled and pending and pending[-1].how == "shadow":
                 self._early[request.id] = _NONE
-            one = Pending(request, drawn, bound, answer, ask, pending, rehearse, seen(outcome, cloud, costs))
+            one = Pending(request, drawn, bound, answer, ask, pending, rehearse, cloud_fields(outcome, cloud, costs))
             self._jobs.put(Job(partial(self._finish, one), lambda: answer is not None or self._asks.room(request, cloud)))
         self._jobs.start()
 
     def _finish(self, one: Pending) -> None:
-        """Calls the cloud if that has not answered, runs what runs in shadow, and compares."""
+        """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks."""
         answer, identity = one.cloud, one.request.id
         try:
             if one.ask is not None:
@@ -526,7 +526,10 @@ class Auditor(ForkSafe):
             return
         runs = one.rehearse()
         if one.bound is self._bound:
-            edges = [Comparison(r.leg, r.prediction, "shadow" if r.accepted else "deferred", of_run(r, one.more)) for r in runs]
+            edges = [
+                Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", run_fields(run, one.more))
+                for run in runs
+            ]
             self._compare(one.request.id, one.drawn, one.bound, edges, answer)
 
     def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
@@ -595,7 +598,7 @@ def _allowed(asks: Asks) -> bool:
 
 
 def same(edge: Any, cloud: Any) -> bool:
-    """Whether two values are equal; for arrays: all elements, and the shapes."""
+    """Return True if two values are equal; for arrays: all elements, and the shapes."""
     if getattr(edge, "shape", ()) != getattr(cloud, "shape", ()):
         return False
     equal = edge == cloud

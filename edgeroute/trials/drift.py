@@ -1,4 +1,4 @@
-"""Drift monitor: tests one edge model's guarantee by audits and deferral rates, and derives the effective threshold."""
+"""Drift monitor of one edge model: tests of its guarantee by audits and deferral rates, and the effective threshold."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class DriftMonitor:
         self._seen = (0, 0)
         self._totals = (0, 0)
         self._audits: Drift | None = None
-        """Of the loss if there are labels, else of the share that differs."""
+        """Test of the loss if there are labels, else of the share that differs."""
         self._more: Drift | None = None
         self._fewer: Drift | None = None
         if promise is not None:
@@ -94,22 +94,22 @@ class DriftMonitor:
             self._fewer = Drift(1 - low) if 0 < low < 1 else None
 
     def target(self, target: Target) -> Target:
-        """The target with its effective threshold."""
+        """Return the target with its effective threshold and label, and remember them."""
         self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
 
     @property
     def threshold(self) -> float | None:
-        """The effective threshold; None: not known yet."""
+        """Effective threshold; None: not known yet."""
         return None if self._stands is None else self._stands.threshold
 
     def compared(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
-        """Records the comparison of an accepted answer with the cloud's. Returns whether it causes an alarm.
+        """Record the comparison of an accepted answer with the cloud's. Return True if it raises an alarm.
 
         Args:
             confidence: of the edge; None: there is none.
-            agrees: whether the cloud says the same.
-            counted: whether the alarm counts it; False: it may depend on the last one.
+            agrees: True if the cloud's answer is the same.
+            counted: False: the alarm leaves it out, as it may depend on the last one.
         """
         self.audited += 1
         self.disagreed += not agrees
@@ -125,7 +125,7 @@ class DriftMonitor:
         return True
 
     def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
-        """Records how right an audited answer of the edge was, 0..1, and the cloud's. Returns as `compared`.
+        """Record how right an audited answer of the edge was, 0..1, and the cloud's. Return True if that raises an alarm.
 
         Raises:
             ValueError: one is NaN or outside 0..1.
@@ -150,7 +150,7 @@ class DriftMonitor:
         return True
 
     def _tested(self, x: float, *, counted: bool) -> bool:
-        """Adds a value to the test of the audits. Returns whether that causes its alarm."""
+        """Add a value to the test of the audits. Return True if that raises its alarm."""
         drift = self._audits
         if drift is None or not counted or drift.alarmed:
             return False
@@ -158,23 +158,23 @@ class DriftMonitor:
         return drift.alarmed
 
     def _new(self) -> Drift | None:
-        """A new test of the audits. A loss of -1 to 1 is tested as half of it and a half."""
+        """Return a new test of the audits. A loss x of -1..1 is tested as (1 + x) / 2."""
         if self.limit is None or self.promise is None:
             return None
         halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
         return Drift((1 + self.limit) / 2 if halved else self.limit)
 
     def since(self, judged: int, below: int) -> None:
-        """Sets the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
+        """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
         self._seen = judged, below
 
     def counted(self, judged: int, below: int) -> None:
-        """Records the totals of answers compared with the threshold and of those below it."""
+        """Record the totals of answers compared with the threshold and of those below it."""
         self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
         self._seen = judged, below
 
     def sampled(self, threshold: float | None, *, below: bool) -> bool:
-        """Records whether an answer of the sample for the deferral rate was below the threshold. Returns as `compared`."""
+        """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm."""
         if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
         for drift, one, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
@@ -194,19 +194,19 @@ class DriftMonitor:
 
     @property
     def reaction(self) -> str:
-        """What the alarm changed, in words."""
+        """Effect of the alarm, in words."""
         if self.alarm is None or self.alarm.action == "tell":
             return "nothing else was changed (it only tells)"
         return f"{'all' if self.at_least == INF else 'half of what was accepted'} is deferred from now on"
 
     def stats(self, name: str) -> AuditStats:
-        """Statistics so far."""
+        """Return the statistics so far."""
         evidence = 0.0 if self._audits is None else self._audits.evidence
         said = "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said, self.labelled)
 
     def _alarmed(self, what: str) -> None:
-        """Records an alarm of the audits, and reacts to it."""
+        """Record an alarm of the audits, and raise the threshold as the settings say."""
         defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
         action = "tell" if defers else self._audit.on_alarm
         self._told(what, action)
@@ -218,7 +218,7 @@ class DriftMonitor:
             self._audits = self._new()
 
     def _raised(self) -> float:
-        """The next lower bound of the threshold: half of what was accepted is below; inf, if it is not known where half is.
+        """Return the next lower bound of the threshold: half of what was accepted is below; inf if that is not known.
 
         Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an
         alarm even there, nothing is accepted.
@@ -234,11 +234,11 @@ class DriftMonitor:
 
     @property
     def _name(self) -> str:
-        """Of the test of the audits, in a dump."""
+        """Name of the test of the audits in a dump."""
         return "loss" if self._audit.labelled else "disagreement"
 
     def dump(self) -> dict[str, Any]:
-        """JSON-serialisable state for later runs."""
+        """Return the state for later runs, in JSON types."""
         drifts = {self._name: self._audits, "deferral_up": self._more, "deferral_down": self._fewer}
         return {
             "certificate": None if self.promise is None else self.promise.certificate.checksum,
@@ -259,7 +259,7 @@ class DriftMonitor:
         }
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Restores the state of an earlier run if it had the same certificate. Unreadable parts are skipped."""
+        """Restore the state of an earlier run if it had the same certificate. Unreadable parts are skipped."""
         if self.promise is None or dumped.get("certificate") != self.promise.certificate.checksum:
             return
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -284,13 +284,13 @@ def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
 
 
 def highest_certified(promise: BoundCertificate | None) -> float:
-    """The highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
+    """Return the highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
     highest = None if promise is None else getattr(promise.certificate, "highest", None)
     return INF if highest is None else float(highest)
 
 
 def loss_limit(promise: BoundCertificate) -> float | None:
-    """The loss, or the error rate, that a certificate allows for each accepted answer; None: it promises neither."""
+    """Return the loss, or the error rate, that a certificate allows for each accepted answer; None: it promises neither."""
     certificate = promise.certificate
     if certificate.kind == "max_defer" or not 0 <= certificate.deferral_rate < 1:
         return None
@@ -299,7 +299,7 @@ def loss_limit(promise: BoundCertificate) -> float | None:
 
 
 def limit(promise: BoundCertificate) -> float | None:
-    """Upper limit of the share of accepted answers that differ from the cloud's: from calibration, or the guarantee if larger.
+    """Return the upper limit of the share of accepted answers that differ from the cloud's, by calibration or the guarantee.
 
     With labels, some of the answers that differ are correct ones of the edge, so that share alone does not measure the loss; but
     more of it than in calibration shows a change. None: calibration did not measure it.
@@ -314,7 +314,7 @@ def limit(promise: BoundCertificate) -> float | None:
 
 
 def check_audit(audit: Audit) -> None:
-    """Raises PolicyError if these settings are invalid."""
+    """Raise PolicyError if these settings are invalid."""
     check_units(Audit, audit._asdict(), "audit: ")
     if type(audit.labelled) is not bool:
         raise PolicyError(f"audit: labelled is True or False, not {audit.labelled!r}")

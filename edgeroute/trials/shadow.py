@@ -1,4 +1,4 @@
-"""Shadow runs: what an edge would have answered, beside the cloud's answers, and what following it would change."""
+"""Shadow runs of edge models beside the cloud's answers, their statistics, and the background jobs of audits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeroute.observe.stats import ShadowStats
 from edgeroute.system.forks import ForkSafe, initially, per_process
 
 UNHEARD = "unheard"
-"""Key of the lines of the audit log about shadow runs."""
+"""Key that marks the lines of shadow runs in the audit log."""
 RISK = 0.05
 """Probability that an interval misses the truth."""
 LARGEST = 50_000
@@ -29,20 +29,20 @@ MB = 1e6
 
 
 class ShadowRun(NamedTuple):
-    """One run of an edge whose answer nobody was given."""
+    """Run of an edge model whose answer no caller got."""
 
     leg: Leg
     prediction: Prediction | None
-    """None: it failed."""
+    """None: the run failed."""
     accepted: bool
-    """Whether it would have been the answer."""
+    """True if the answer would have been accepted."""
     took_s: float
     error: str = ""
-    """The kind of the failure; empty: it did not fail."""
+    """Class name of the error; empty: the run did not fail."""
 
 
 class Tally:
-    """Sums over the shadow runs of one edge model. Each is weighted by the inverse of the probability with which it was drawn."""
+    """Sums over the shadow runs of one edge model, each weighted by the inverse of the probability with which it was drawn."""
 
     def __init__(self) -> None:
         self.count = self.failed = 0
@@ -51,11 +51,11 @@ class Tally:
         self._edge, self._cloud = Latency(), Latency()
 
     def add(self, line: Mapping[str, Any], *, accepted: bool) -> None:
-        """Adds a run.
+        """Add a run.
 
         Args:
             line: of the audit log.
-            accepted: whether the edge's answer would have been accepted.
+            accepted: True if the edge's answer would have been accepted.
         """
         weight = 1 / float(line["probability"])
         self.count += 1
@@ -75,7 +75,7 @@ class Tally:
             self._bytes += weight * size
 
     def stats(self, name: str) -> ShadowStats:
-        """The statistics of this edge model."""
+        """Return the statistics of this edge model."""
         share, low, high = self._all.share(self._kept.sum)
         differ, differ_low, differ_high = self._kept.share(self._differ)
         of_each = PER * share / self._priced if self._priced else 0.0
@@ -87,7 +87,7 @@ class Tally:
 
 
 class _Weights:
-    """Weights of a sample."""
+    """Sum and sum of squares of the weights of a sample."""
 
     def __init__(self) -> None:
         self.sum = self._squares = 0.0
@@ -97,7 +97,7 @@ class _Weights:
         self._squares += weight * weight
 
     def share(self, part: float) -> tuple[float, float, float]:
-        """The share that weighs `part`, with its 95 % interval (Clopper and Pearson, 1934, at Kish's effective sample size)."""
+        """Return the share of weight `part`, with its 95 % interval (Clopper-Pearson, 1934, at Kish's effective sample size)."""
         if not self.sum:
             return 0.0, 0.0, 1.0
         share = min(1.0, part / self.sum)
@@ -118,15 +118,15 @@ log = logging.getLogger("edgeroute")
 
 
 class Job(NamedTuple):
-    """A job that waits."""
+    """Job that waits for a thread."""
 
     run: Callable[[], object]
     room: Callable[[], bool]
-    """Whether it may begin now; until then it waits, and those after it too."""
+    """Returns True if the job may begin now; until then it and those after it wait."""
 
 
 class Background(ForkSafe):
-    """Jobs that wait for their turn, each for one of the threads that `submit` has.
+    """Queue of background jobs, which threads of `submit` run in order, a few at a time.
 
     Args:
         submit: runs a job in a thread, if one is available.
@@ -135,9 +135,9 @@ class Background(ForkSafe):
     _idle = per_process(threading.Condition)  # on a lock that its owner may take again
     _running, _held_up = initially(0), initially(False)
     _looks = initially(0)
-    """How often somebody has looked for what may be begun."""
+    """Number of calls of `start`."""
     _queue: deque[Job] = per_process(deque)
-    """Jobs that wait; those of a parent stay with it."""
+    """Jobs that wait; a forked child does not inherit them."""
 
     def __init__(self, submit: Callable[[Callable[[], object]], bool]) -> None:
         self._submit = submit
@@ -149,15 +149,15 @@ class Background(ForkSafe):
 
     @property
     def busy(self) -> int:
-        """Number of jobs that are under way, or wait."""
+        """Number of jobs that run or wait."""
         return self._running + len(self._queue)
 
     def put(self, job: Job) -> None:
-        """Queues a job; `start` starts it."""
+        """Queue a job; `start` starts it."""
         self._queue.append(job)
 
     def start(self) -> None:
-        """Starts as many of the jobs that wait as may be begun now."""
+        """Start as many waiting jobs as may begin now."""
         with self._idle:
             self._looks += 1
         while self._queue:
@@ -191,7 +191,7 @@ class Background(ForkSafe):
         self.start()
 
     def drain(self, timeout_s: float) -> None:
-        """Waits for the jobs that can be begun now."""
+        """Block until the jobs that can begin now have ended, or for `timeout_s`."""
         until = monotonic() + timeout_s
         with self._idle:
             while (self._running or (self._queue and not self._held_up)) and self._idle.wait(until - monotonic()):

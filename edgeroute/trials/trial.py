@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 
     Args:
         edge: the model, as in `Router(edge=...)`; it stands beside the only edge model. Either this or `cloud` is given.
-        cloud: the endpoint, as in `Router(cloud=...)`; it stands beside the first cloud.
+        cloud: the endpoint, as in `Router(cloud=...)`; it stands beside those in use.
         shown: callers get its answers. If not, a hidden edge runs on audited requests, in the background, and `edgeroute
             recertify` puts it in force once its certificate holds; a hidden cloud is called afterwards, and compared.
         share: share of the requests or devices. None: 10 %, hidden 1 %. Of a hidden edge the audit has it, where there is one.
