@@ -13,7 +13,7 @@ from catalogs import FIRST, LABELS, SECOND, Publisher
 from commands import cli
 from test_recertify import until
 
-from edgeroute import AsyncRouter, Audit, Cache, PolicyError, Router, Trial
+from edgeroute import AsyncRouter, Audit, Cache, PolicyError, Router, Trial, Variants
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -336,6 +336,9 @@ def test_wrong_arguments(two):
             Router(two[0], trial=Trial(two[1], **wrong))
     with pytest.raises(PolicyError, match="beside the only edge model"):
         Router(two, threshold=0.5, trial=Trial(two[1]))
+    for several in (Variants(a=two[0], b=two[1]), two):
+        with pytest.raises(PolicyError, match="takes a path, a model or a callable, not"):
+            Router(two[0], cloud, threshold=0.5, trial=Trial(edge=several))
     with pytest.raises(PolicyError, match=r"takes an edgeroute\.Trial"):
         Router(two[0], trial=two[1])
 
