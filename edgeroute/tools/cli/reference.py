@@ -41,8 +41,8 @@ class Parameter(NamedTuple):
 
     @property
     def long(self) -> str:
-        """The option with its value and without its short name."""
-        return self.shown.replace(", -p", "")
+        """The option's long name alone."""
+        return self.shown.partition(" ")[0].rstrip(",")
 
     @property
     def shown(self) -> str:
@@ -75,24 +75,35 @@ class Parameter(NamedTuple):
 
 
 def reference(app: typer.Typer) -> str:
-    """Return docs/commands.md: the options of several commands, then each command; those of a group follow one another."""
-    commands = {name: (command, [*_parameters(command)]) for name, command in _commands(app, "edgeroute")}
-    counts = Counter(_row(parameter) for _, parameters in commands.values() for parameter in parameters if parameter.is_option)
-    common = [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= COMMON}.values()][::-1]
-    sections = [_section(name, command, parameters, common) for name, (command, parameters) in commands.items()]
-    return "\n".join([HEAD, *common, "", *sections])
+    """Return docs/commands.md: options of several commands, the commands, and each group with options of several of its own."""
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
+    own = _commands(app, "edgeroute")
+    common = _repeated([*own, *(command for group in groups for command in _commands(group, ""))], COMMON)
+    parts = [HEAD, *common, "", *(_section(*command, common) for command in own)]
+    for group in groups:
+        name = f"edgeroute {group.info.name}"
+        commands = _commands(group, name)
+        shared = [row for row in _repeated(commands, 2) if row not in common]
+        parts += [f"## {name}\n\n{group.info.help}\n", *(["Of several of its commands:\n", *shared, ""] if shared else [])]
+        parts += [_section(*command, common + shared) for command in commands]
+    return "\n".join(parts)
 
 
-def _commands(app: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any]]]:
-    for command in app.registered_commands:
-        if command.callback is not None and not command.hidden:
-            yield f"{prefix} {command.name or command.callback.__name__}", command.callback
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            yield from _commands(group.typer_instance, f"{prefix} {group.typer_instance.info.name}")
+def _commands(app: typer.Typer, prefix: str) -> list[tuple[str, Callable[..., Any], list[Parameter]]]:
+    """Return name, function and parameters of each command of an app, without those of its groups."""
+    shown = [command for command in app.registered_commands if command.callback is not None and not command.hidden]
+    named = [(f"{prefix} {command.name or command.callback.__name__}", command.callback) for command in shown if command.callback]
+    return [(name, command, [*_parameters(command)]) for name, command in named]
+
+
+def _repeated(commands: list[tuple[str, Callable[..., Any], list[Parameter]]], times: int) -> list[str]:
+    """Return the rows of options that so many commands have; of one option with several texts the most frequent."""
+    counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters if parameter.is_option)
+    return [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= times}.values()][::-1]
 
 
 def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], common: list[str]) -> str:
+    """Return the text of a command; options that are described before are only in its usage."""
     shared = [f"[{found.long}]" for found in parameters if _row(found) in common]
     own = [found for found in parameters if _row(found) not in common]
     arguments = [found.shown for found in parameters if not found.is_option]
