@@ -1,1 +1,1 @@
-"""HTTP/1.1: requests and replies, connections for threads and for asyncio, and reading without I/O."""
+"""HTTP/1.1: requests and replies, connections for threads and for asyncio, and parsing without I/O."""

@@ -1,4 +1,4 @@
-"""HTTP connections for asyncio: sends a call and returns its reply, within limits of time and size."""
+"""HTTP connections for asyncio: keep-alive pool, sockets, time limits and cancellation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from edgeroute.http.wire import RECORD, Line, Steps, Wire
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import await_within
 
-# Sockets of one connection for asyncio.
-
 
 class AsyncSockets(Sockets):
     """Sockets of one event loop. Closing them takes no `await`, so it cannot be interrupted."""
@@ -33,99 +31,106 @@ class AsyncSockets(Sockets):
         self.loop = loop
         self.doing = "answer"
         self.until = INF
-        """The instant by which the next step must be done."""
+        """Instant by which the next step must be done."""
         self._read: socket.socket | None = None
-        """The socket that has a reader."""
+        """Socket with a registered reader; None: none."""
         self._most = 0
         self._waiting: asyncio.Future[bytes | None] | None = None
         self._rings_at = INF
-        """The instant of the alarm, which may be sooner than `until`."""
+        """Instant of the alarm, which may be sooner than `until`."""
         self._alarm: asyncio.TimerHandle | None = None
 
     async def receive(self, sock: socket.socket, most: int) -> bytes | None:
-        """Return up to so many bytes, once there are some; None: not by the instant `until`.
+        """Return up to `most` bytes, once there are some; None if none come by the instant `until`.
 
-        The reader stays for the next time, also while the connection is idle: to add and to remove it takes 25 calls of Python
-        and two of the system. So does the alarm: one that rings while there is still time is set again.
+        The reader stays registered for the next time, also while the connection is idle: adding and removing it takes 25 Python
+        calls and two of the system. So does the alarm, which is set again if it rings early.
 
         Raises:
-            NotImplementedError: the loop has no readers.
+            NotImplementedError: the event loop has no readers.
         """
         self._most = most
-        found = self._waiting = self.loop.create_future()
+        waiting = self._waiting = self.loop.create_future()
         try:
             if self._read is not sock:
                 self.loop.add_reader(sock, self._readable, sock)
                 self._read = sock
             if self.until < self._rings_at:
                 self._set_alarm(self.until)
-            came: bytes | None = await found
+            received: bytes | None = await waiting
         finally:
             self._waiting = None
-        return came
+        return received
 
-    def _set_alarm(self, at: float) -> None:
+    def _set_alarm(self, instant: float) -> None:
+        """Replace the alarm by one at an instant."""
         self._no_alarm()
-        self._rings_at = at
-        self._alarm = self.loop.call_later(max(0.0, at - monotonic()), self._ring)
+        self._rings_at = instant
+        self._alarm = self.loop.call_later(max(0.0, instant - monotonic()), self._ring)
 
     def _no_alarm(self) -> None:
+        """Cancel the alarm."""
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm, self._rings_at = None, INF
 
     def _ring(self) -> None:
+        """End the wait with None if its time is over; else set the alarm again."""
         self._no_alarm()
-        found = self._waiting
-        if found is None or found.done():
+        waiting = self._waiting
+        if waiting is None or waiting.done():
             return
         if monotonic() >= self.until:
-            found.set_result(None)
+            waiting.set_result(None)
         else:
             self._set_alarm(self.until)
 
     def _readable(self, sock: socket.socket) -> None:
-        found = self._waiting
-        if found is None or found.done():  # nobody reads: it ended, or sends unasked; the loop would tell so again and again
+        """Receive bytes, or an error, as the result of the wait; if nothing waits, unregister the reader."""
+        waiting = self._waiting
+        if (
+            waiting is None or waiting.done()
+        ):  # nobody waits: the server ended or sent unasked; the loop would call this again and again
             self._unread(sock)
             return
         try:
-            found.set_result(sock.recv(self._most))
+            waiting.set_result(sock.recv(self._most))
         except BlockingIOError:  # the system took it back
             pass
         except OSError as e:
-            found.set_exception(e)
+            waiting.set_exception(e)
 
     def _unread(self, sock: socket.socket) -> None:
+        """Unregister a socket's reader."""
         if self._read is sock:
             self._read = None
         self.loop.remove_reader(sock)
 
     async def ready(self, sock: socket.socket) -> bool:
-        """Waits until more can be sent, or something has come. Returns whether something has."""
-        found: asyncio.Future[bool] = self.loop.create_future()
+        """Wait until more can be sent, or bytes have come. Return True if bytes have come."""
+        ready: asyncio.Future[bool] = self.loop.create_future()
 
         def settle(come: bool) -> None:
-            if not found.done():
-                found.set_result(come)
+            if not ready.done():
+                ready.set_result(come)
 
         self.loop.add_reader(sock, settle, True)
         self.loop.add_writer(sock, settle, False)
         try:
-            return await found
+            return await ready
         finally:
             self._unread(sock)
             self.loop.remove_writer(sock)
 
     def drop(self, sock: socket.socket) -> None:
-        """Closes one socket and removes its readers first: its file descriptor may be reused at once."""
+        """Close one socket, and remove its readers first: its file descriptor may be reused at once."""
         with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
             self._unread(sock)
             self.loop.remove_writer(sock)
         super().drop(sock)
 
     def abandon(self) -> None:
-        """Closes all in a forked child, whose copies of the loop's own descriptors still belong to the parent."""
+        """Close all sockets in a forked child, without touching the loop's descriptors, which still belong to the parent."""
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
@@ -133,12 +138,18 @@ class AsyncSockets(Sockets):
         self._rings_at = INF
 
     def close(self) -> None:
-        """Closes all."""
+        """Cancel the alarm, and close all sockets."""
         self._no_alarm()
         super().close()
 
     async def connect(self, host: str, port: int) -> socket.socket:
-        """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
+        """Resolve the host, and return a socket connected to the first address that accepts (RFC 8305).
+
+        The next address is tried when one fails, or in parallel after `STAGGER_S`.
+
+        Raises:
+            OSError: no address accepts; the first one's error.
+        """
         waiting = deque(await self._look_up(host, port))
         errors: list[BaseException] = []
         tasks: set[asyncio.Task[socket.socket]] = set()
@@ -162,16 +173,18 @@ class AsyncSockets(Sockets):
                     task.exception()  # retrieved, so that asyncio does not warn
         raise errors[0] if errors else OSError(f"{host} has no address")
 
-    async def _connect(self, there: SocketAddress) -> socket.socket:
-        sock = self.open(there.family)
+    async def _connect(self, address: SocketAddress) -> socket.socket:
+        """Return a socket connected to one address; raise OSError."""
+        sock = self.open(address.family)
         try:
-            await self.loop.sock_connect(sock, there.address)
+            await self.loop.sock_connect(sock, address.address)
         except OSError as e:
             self.drop(sock)
             raise refused(e.errno) from e
         return sock
 
     async def _look_up(self, host: str, port: int) -> list[SocketAddress]:
+        """Return the addresses of a name; also ends when earlier addresses are to be used."""
         lookup = RESOLVER.find(host, port)
         if lookup.done:
             return lookup.addresses()
@@ -206,7 +219,7 @@ FREE_READS = 4
 class AsyncConnections(ForkSafe):
     """Keep-alive connections to one address, for one event loop at a time.
 
-    Each call has a connection to itself, as in threads: cancelling it closes that connection, and affects no other.
+    Each call has a connection to itself, as in threads: cancelling its task closes that connection, and affects no other.
     """
 
     _idle: list[_Connection] = per_process(list)
@@ -218,33 +231,48 @@ class AsyncConnections(ForkSafe):
         self._closed = False
 
     async def send(self, call: Call, until: float) -> Reply:
-        """As `Connections.send`; cancelling the task cancels the call."""
+        """Send the call and return the reply by the instant `until`. Cancelling the task cancels the call.
+
+        Raises:
+            CloudError: there is no reply in time, or no valid one.
+        """
         channel = self._take(until)
-        kept = False
+        reused = False
         try:
             reading = await channel.begin(call, until)
             while not reading.ended:
                 await channel.more(reading)
-            kept = self._done(channel, reading)
+            reused = self._done(channel, reading)
             return new(Reply, (reading.status, reading.headers, reading.take()))
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:
-        """As `Connections.open`."""
+        """Send the call, and yield the reply once its head has come, by the instant `until`; its body is read piece by piece.
+
+        Leaving before the end of the body closes the connection.
+
+        Raises:
+            CloudError: as for `send`; also while the body is read.
+        """
         channel = self._take(until)
-        kept = False
+        reused = False
         try:
             reading = await channel.begin(call, until)
             yield AsyncResponse(channel, reading)
-            kept = self._done(channel, reading)
+            reused = self._done(channel, reading)
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     def _take(self, until: float) -> _Connection:
+        """Return an idle connection of the running loop, removed from the pool, or a new one; closes those of another loop.
+
+        Raises:
+            TimedOut: no time is left.
+        """
         if until <= monotonic():
             raise self._wire.not_asked()
         loop = asyncio.get_running_loop()
@@ -258,23 +286,24 @@ class AsyncConnections(ForkSafe):
         return channel
 
     def _done(self, channel: _Connection, reading: Reading) -> bool:
-        """Keeps a connection after a call, if it may be used again. Returns whether it is."""
+        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
         if self._closed or channel.sockets.loop is not self._loop or not channel.clean(reading):
             return False
         self._idle.append(channel)
         return True
 
     def _close_idle(self) -> None:
+        """Remove and close all idle connections."""
         while self._idle:
             self._idle.pop().close()
 
     async def close(self) -> None:
-        """Closes idle connections now, and those in use when they become idle."""
+        """Close idle connections now, and those in use at the end of their calls."""
         self._closed = True
         self._close_idle()
 
     def abandon(self) -> None:
-        """`close` from outside the loop, or from a thread."""
+        """Close as `close` does, from outside the loop or from a thread; idle connections are closed on the loop if it runs."""
         self._closed = True
         if self._loop is not None and self._loop.is_running():
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
@@ -284,17 +313,22 @@ class AsyncConnections(ForkSafe):
 
 
 def _abandon(connections: list[_Connection]) -> None:
+    """Close the sockets of a parent's connections in a forked child."""
     for connection in connections:
         connection.sockets.abandon()
 
 
 class AsyncResponse(ResponseHead):
-    """As `Response`, for `async for`."""
+    """Reply whose head has come, for `async for`."""
 
     __slots__ = ()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """As of `Response`."""
+        """Yield the body as it comes, at most `Call.max_reply` bytes; of an error reply that is longer, a part.
+
+        Raises:
+            CloudError: the next piece is late, the connection breaks, or a success is too long.
+        """
         reading, channel = self._reading, self._channel
         while True:
             if piece := reading.take():
@@ -312,32 +346,37 @@ class _Connection(Connection):
     _reads = 0
 
     def _left_s(self) -> float:
-        """Seconds left for the next step."""
+        """Return the seconds left for the next step; raise TimedOut if there are none."""
         left_s = self.sockets.until - monotonic()
         if left_s <= 0:
             raise self._late()
         return left_s
 
     async def _in_time(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Awaits what has no limit of its own, by the instant."""
+        """Await steps that have no time limit, until the instant `until`, and return their result; raise TimedOut."""
         try:
             left_s = self._left_s()
         except CloudError:
             steps.close()
             raise
         try:
-            found, error = await await_within(left_s, _told(steps))
+            result, error = await await_within(left_s, _result_or_error(steps))
         except asyncio.TimeoutError as e:
             raise self._late() from e
         if error is not None:
             raise error
-        return found  # type: ignore[return-value]  # there is one, or the error
+        return result  # type: ignore[return-value]  # there is one, or the error
 
     def _late(self) -> TimedOut:
+        """Return the error for a server that did not do the present step in time."""
         return TimedOut(f"{self._wire.address.origin} did not {self.sockets.doing} in time")
 
     async def begin(self, call: Call, until: float) -> Reading:
-        """Send a call, and read until its reply's head has come, by that instant."""
+        """Connect if need be, send a call, and read until its reply's head has come, by the instant `until`. Return the parser.
+
+        Raises:
+            CloudError: the time is over, the connection fails, or the reply is invalid.
+        """
         self._reads, self.sockets.until = 0, until
         line, reading = self._usable_line(), self._wire.reading(call)
         try:
@@ -351,6 +390,7 @@ class _Connection(Connection):
         return reading
 
     async def _open(self, line: Line) -> None:
+        """Connect the socket, and open the line's layers: proxy and TLS."""
         sockets = self.sockets
         self._sock = sock = await self._in_time(sockets.connect(*line.there))
         self._poll = Poll(sock)
@@ -359,7 +399,7 @@ class _Connection(Connection):
         sockets.doing = "answer"
 
     async def more(self, reading: Reading) -> None:
-        """Read on in the body."""
+        """Read more of the body."""
         assert self._line is not None
         try:
             await self._pump(self._line.more(reading))
@@ -369,23 +409,24 @@ class _Connection(Connection):
             raise self._failed(e, reading) from e
 
     async def _pump(self, steps: Steps[T]) -> T:
-        """Sends and receives what the steps ask for."""
+        """Send and receive what the steps yield, and return their result."""
         try:
             step = next(steps)
             while True:
-                came: Any
+                answer: Any
                 try:
-                    came = await (self._receive(step) if isinstance(step, int) else self._send(step))
+                    answer = await (self._receive(step) if isinstance(step, int) else self._send(step))
                 except CloudError:
                     raise
                 except OSError as e:
                     step = steps.throw(e)
                     continue
-                step = steps.send(came)
+                step = steps.send(answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
     async def _receive(self, most: int) -> bytes:
+        """Return up to `most` received bytes; raise TimedOut. Lets the loop's other tasks run after `FREE_READS` reads."""
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         self._reads += 1
@@ -399,15 +440,15 @@ class _Connection(Connection):
             except BlockingIOError:
                 pass
         try:
-            came = await sockets.receive(sock, most)
+            received = await sockets.receive(sock, most)
         except NotImplementedError:  # Windows' own loop
-            came = await self._in_time(sockets.loop.sock_recv(sock, most))
-        if came is None:
+            received = await self._in_time(sockets.loop.sock_recv(sock, most))
+        if received is None:
             raise self._late()
-        return came
+        return received
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
-        """As of the connection for threads."""
+        """Send some bytes, once that is possible. Return (number sent, None), or (0, received bytes) if the server sent first."""
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         while True:
@@ -416,17 +457,17 @@ class _Connection(Connection):
             except BlockingIOError:
                 pass
             try:
-                come = await self._in_time(sockets.ready(sock))
+                has_bytes = await self._in_time(sockets.ready(sock))
             except NotImplementedError:  # Windows' own loop does not tell
                 await self._in_time(sockets.loop.sock_sendall(sock, parts[0]))
                 return len(parts[0]), None
-            if come:
+            if has_bytes:
                 with contextlib.suppress(BlockingIOError):
                     return 0, sock.recv(RECORD)
 
 
-async def _told(steps: Coroutine[Any, Any, T]) -> tuple[T | None, OSError | None]:
-    """What the steps come to: an error of the system may be ETIMEDOUT, which is none of ours."""
+async def _result_or_error(steps: Coroutine[Any, Any, T]) -> tuple[T | None, OSError | None]:
+    """Return (result, None), or (None, OSError): a system's ETIMEDOUT is a TimeoutError, but not the end of the time limit."""
     try:
         return await steps, None
     except OSError as e:

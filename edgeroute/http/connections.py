@@ -1,4 +1,4 @@
-"""HTTP connections for threads: sends a call and returns its reply, within limits of time and size."""
+"""HTTP connections for threads: keep-alive pool, sockets, time limits and cancellation; base classes of the asyncio ones."""
 
 from __future__ import annotations
 
@@ -27,49 +27,50 @@ from edgeroute.http.wire import KEEP_S, RECORD, Line, Steps, Wire
 from edgeroute.system.forks import ForkSafe, per_process, per_process_of
 from edgeroute.types import StopToken
 
-# Sockets of one connection: opened within the time limit, shut down from another thread, always closed.
+# Sockets of one connection: opened within the time limit, can be shut down from another thread, always closed.
 
 STAGGER_S = 0.25
 """Delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)."""
 POLL_S = 1.0
-"""Longest single wait, seconds: a signal that comes just before one is heard after it."""
+"""Maximum seconds of one wait, after which a signal that came just before is handled."""
 MOST_MS = round(POLL_S * 1000)
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
+"""Error numbers of a connection attempt in progress."""
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class Sockets:
-    """Owns the sockets: however and wherever a call is interrupted, `close` leaves none open."""
+    """Owner of a connection's sockets: `close` leaves none open, however a call was interrupted."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self._sockets: list[socket.socket] = []
 
     def open(self, family: int) -> socket.socket:
-        """Creates a non-blocking socket."""
+        """Return a new non-blocking TCP socket, owned by this object."""
         self._sockets.append(sock := socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
     def adopt(self, sock: socket.socket) -> None:
-        """Takes ownership of a socket."""
+        """Take ownership of a socket."""
         self._sockets.append(sock)
 
     def keep_only(self, sock: socket.socket) -> None:
-        """Closes all others."""
+        """Close all sockets but this."""
         for other in tuple(self._sockets):
             if other is not sock:
                 self.drop(other)
 
     def drop(self, sock: socket.socket) -> None:
-        """Closes one socket."""
+        """Close one socket."""
         sock.close()
         with contextlib.suppress(ValueError):
             self._sockets.remove(sock)
 
     def close(self) -> None:
-        """Closes all."""
+        """Close all sockets."""
         for sock in tuple(self._sockets):
             self.drop(sock)
 
@@ -84,18 +85,18 @@ class BlockingSockets(Sockets):
     def __init__(self, origin: str) -> None:
         super().__init__(origin)
         self.until = INF
-        """The instant by which the next step must be done."""
+        """Instant by which the next step must be done."""
         self._cancel: StopToken | None = None
         self._woken = threading.Event()
 
     def begin(self, until: float, cancel: StopToken | None) -> None:
-        """Begins a call that must end by `until`, and may be cancelled."""
+        """Set the time limit and the stop token of a call; a stop request will `cut` it."""
         self.until, self._cancel = until, cancel
         if cancel is not None:
             cancel.on_ask(self.cut)
 
     def left_s(self, doing: str) -> float | None:
-        """Seconds left for the next step; None: no limit."""
+        """Return the seconds left for the next step; None: no limit. Raise TimedOut if there are none."""
         if self.until == INF:
             return None
         left_s = self.until - monotonic()
@@ -104,23 +105,30 @@ class BlockingSockets(Sockets):
         return left_s
 
     def late(self, doing: str) -> NoReturn:
-        """Raises, as no time is left."""
+        """Raise TimedOut: the server did not do something in time."""
         raise TimedOut(f"{self.origin} did not {doing} in time")
 
     def cut(self) -> None:
-        """Shuts the call down, from another thread."""
+        """Shut all sockets down, and wake the call; called from another thread."""
         for sock in tuple(self._sockets):
             with contextlib.suppress(OSError):  # not ssl's own shutdown: after it data would be sent unencrypted
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
         self._woken.set()
 
     def check(self) -> None:
-        """Raises if the call was cancelled. Called after each new socket, which `cut` may have missed."""
+        """Raise ConnectionAbortedError if the call was cancelled. Called after each new socket, which `cut` may have missed."""
         if self._cancel is not None and self._cancel.asked:
             raise ConnectionAbortedError("its answer is not needed any more")
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
+        """Resolve the host, and return a socket connected to the first address that accepts; blocks (RFC 8305).
+
+        The next address is tried when one fails, or in parallel after `STAGGER_S`.
+
+        Raises:
+            OSError: no address accepts; the first one's error.
+            TimedOut: no time is left.
+        """
         waiting = deque(self._look_up(host, port))
         errors: list[OSError] = []
         next_at = 0.0
@@ -151,6 +159,7 @@ class BlockingSockets(Sockets):
         raise errors[0] if errors else OSError(f"{host} has no address")
 
     def _connecting(self, there: SocketAddress) -> socket.socket:
+        """Return a socket whose connection to an address has begun; raise OSError if it fails at once."""
         sock = self.open(there.family)
         code = sock.connect_ex(there.address)
         if code and code not in _UNDER_WAY:
@@ -159,6 +168,7 @@ class BlockingSockets(Sockets):
         return sock
 
     def _look_up(self, host: str, port: int) -> list[SocketAddress]:
+        """Return the addresses of a name, blocking within the time; also ends when earlier addresses are to be used."""
         lookup, woken = RESOLVER.find(host, port), self._woken
         woken.clear()
         lookup.add(woken.set)
@@ -172,14 +182,14 @@ class BlockingSockets(Sockets):
 
 
 def refused(code: int | None) -> OSError:
-    """The error of this number, in the system's words."""
-    words: dict[int, str] = getattr(socket, "errorTab", {})  # Windows', whose own function does not know those of sockets
+    """Return the OSError of an error number, with the system's text."""
+    texts: dict[int, str] = getattr(socket, "errorTab", {})  # Windows', whose own function does not know those of sockets
     code = code or 0
-    return OSError(code, words.get(code) or os.strerror(code))
+    return OSError(code, texts.get(code) or os.strerror(code))
 
 
 class Poll:
-    """Waits for one socket. It stays registered: a call waits a few times."""
+    """Waiting for one socket, which stays registered with the system: a call waits a few times."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -188,32 +198,33 @@ class Poll:
             self._poll.register(sock, select.POLLIN)
 
     def readable(self, left_s: float = 0) -> bool:
-        """Whether data, or the end of the stream, can be read without blocking, within that time or `POLL_S`."""
+        """Return True if data, or the end of the stream, can be read without blocking; waits up to `left_s`, at most `POLL_S`."""
         if sys.platform == "win32":
             return bool(select.select([self._sock], [], [], min(left_s, POLL_S))[0])
         return bool(self._poll.poll(left_s * 1000 if left_s <= POLL_S else MOST_MS))
 
     def either(self, left_s: float | None) -> bool:
-        """Waits until more can be sent, or something has come, or for that time. Returns whether something has come."""
+        """Wait until more can be sent, or bytes have come, at most `left_s` and `POLL_S`. Return True if bytes have come."""
         if sys.platform == "win32":
             return bool(select.select([self._sock], [self._sock], [], left_s)[0])
         self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
         try:
-            found = self._poll.poll(_ms(left_s))
+            ready = self._poll.poll(_ms(left_s))
         finally:
             self._poll.modify(self._sock, select.POLLIN)
-        return bool(found) and bool(found[0][1] & ~select.POLLOUT)
+        return bool(ready) and bool(ready[0][1] & ~select.POLLOUT)
 
 
 def _ms(left_s: float | None) -> int:
+    """Return a wait in whole milliseconds, at most `MOST_MS`; None: no limit."""
     return MOST_MS if left_s is None or left_s > POLL_S else ceil(left_s * 1000)
 
 
 def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
-    """Sends what fits without blocking. Returns how many bytes.
+    """Send as many bytes of the parts as the socket takes without blocking. Return their number.
 
     Raises:
-        BlockingIOError: none.
+        BlockingIOError: the socket takes none.
     """
     if sys.platform != "win32" and len(parts) > 1:
         return sock.sendmsg(parts)
@@ -224,8 +235,8 @@ class Connection:
     """Base of a connection, opened at its first call, and again when the server has closed it.
 
     Args:
-        wire: of the address.
-        sockets: its own.
+        wire: requests and errors of the address.
+        sockets: owner of the connection's sockets.
     """
 
     def __init__(self, wire: Wire, sockets: Any) -> None:
@@ -236,7 +247,7 @@ class Connection:
         self._idle_since = 0.0
 
     def _usable_line(self) -> Line:
-        """Return the line if the server keeps it open, or close it and make a new one."""
+        """Return the line if the server has kept it open; else close the sockets and return a new one, not yet opened."""
         line = self._line
         if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
             self.close()
@@ -244,27 +255,28 @@ class Connection:
         return line
 
     def _failed(self, e: Exception, reading: Reading) -> CloudError:
+        """Return the CloudError for an exception during a call."""
         line = self._line
         assert line is not None
         return self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
 
     def clean(self, reading: Reading) -> bool:
-        """Return True if the connection may be used again after this reply."""
+        """Return True if the connection may be used again after this reply. Records the beginning of its idle time."""
         self._idle_since = monotonic()
         return self._line is not None and self._line.clean(reading)
 
     def close(self) -> None:
-        """Close the sockets. The connection can be used again."""
+        """Close the sockets. The next call opens new ones."""
         self._line = self._sock = self._poll = None
         self.sockets.close()
 
 
 class ResponseHead:
-    """Reply whose head has come; its body is read piece by piece.
+    """Base of a reply whose head has come, and whose body is read piece by piece.
 
     Attributes:
-        status: of HTTP.
-        headers: names are lower case.
+        status: HTTP status.
+        headers: values by lower-case name.
     """
 
     __slots__ = ("_channel", "_reading", "headers", "status")
@@ -276,11 +288,12 @@ class ResponseHead:
 
     @property
     def until(self) -> float:
-        """The instant by which the next piece must come; to be set anew for each, if it is a limit between pieces."""
+        """Instant by which the next piece must come; set it anew for each to limit the time between pieces."""
         return self._channel.sockets.until  # type: ignore[no-any-return]
 
     @until.setter
     def until(self, until: float) -> None:
+        """Instant by which the next piece must come; set it anew for each to limit the time between pieces."""
         self._channel.sockets.until = until
 
 
@@ -290,60 +303,69 @@ T = TypeVar("T")
 class Connections(ForkSafe):
     """Keep-alive connections to one address, for threads.
 
-    Each call has a connection to itself: it can be cancelled, by shutting its socket down, without affecting others. There is
-    no lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
+    Each call has a connection to itself: it can be cancelled, by shutting its socket down, without affecting others. There is no
+    lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
     _all: weakref.WeakSet[_Connection] = per_process(weakref.WeakSet, lambda parents: _close_all([*parents]))
-    """A child closes its parent's connections: closing its copies sends nothing, and leaves the parent's open."""
+    """All connections. A forked child closes its copies of the parent's sockets.
+
+    That sends nothing, and leaves the parent's open.
+    """
     _idle: list[_Connection] = per_process_of(lambda self: _closed_at_end(self), list.clear)  # noqa: PLW0108 - it is defined below
 
     keeps_time = True
-    """`send` ends by its instant, whatever the server does."""
+    """True: `send` ends by its instant, whatever the server does."""
 
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
         self._closed = False
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Sends the call and returns the reply, by the instant `until`.
+        """Send the call and return the reply by the instant `until`; blocks.
+
+        Args:
+            call: the call; it is sent once.
+            until: instant of the monotonic clock.
+            cancel: its stop request shuts the connection down.
 
         Raises:
-            CloudError: there is no reply in time, or no valid one.
+            CloudError: there is no reply in time, no valid one, or the call was cancelled.
         """
         channel = self._take(cancel)
-        kept = False
+        reused = False
         try:
             reading = channel.begin(call, until, cancel)
             while not reading.ended:
                 channel.more(reading)
             reply = new(Reply, (reading.status, reading.headers, reading.take()))
-            kept = self._done(channel, reading, cancel)
+            reused = self._done(channel, reading, cancel)
             return reply
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     @contextlib.contextmanager
     def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
-        """Sends the call, and gives the reply once its head has come, by the instant `until`: its body is read piece by piece.
+        """Send the call, and yield the reply once its head has come, by the instant `until`; its body is read piece by piece.
 
         Leaving before the end of the body closes the connection.
 
         Raises:
-            CloudError: as `send`; also while the body is read.
+            CloudError: as for `send`; also while the body is read.
         """
         channel = self._take(cancel)
-        kept = False
+        reused = False
         try:
             reading = channel.begin(call, until, cancel)
             yield Response(channel, reading)
-            kept = self._done(channel, reading, cancel)
+            reused = self._done(channel, reading, cancel)
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     def _take(self, cancel: StopToken | None) -> _Connection:
+        """Return an idle connection, removed from the pool, or a new one; raise Unreachable if the call was cancelled."""
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
         try:
@@ -354,7 +376,7 @@ class Connections(ForkSafe):
             return channel
 
     def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None) -> bool:
-        """Keeps a connection after a call, if it may be used again. Returns whether it is."""
+        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
         if cancel is not None:
             cancel.on_ask(None)
         if not channel.clean(reading) or (cancel is not None and cancel.asked):
@@ -365,19 +387,20 @@ class Connections(ForkSafe):
         return True
 
     def close(self) -> None:
-        """Closes idle connections now, and those in use when they become idle."""
+        """Close idle connections now, and those in use at the end of their calls."""
         self._closed = True
         _close_all(self._idle)
 
 
 def _closed_at_end(connections: Connections) -> list[_Connection]:
-    """Return a list whose connections are closed as these are dropped: a router that is dropped unclosed leaks no socket."""
+    """Return an empty list for idle connections, which are closed when `connections` is garbage collected unclosed."""
     idle: list[_Connection] = []
     weakref.finalize(connections, _close_all, idle)
     return idle
 
 
 def _close_all(idle: list[_Connection]) -> None:
+    """Remove and close the connections of a list, which other threads may change."""
     with contextlib.suppress(IndexError):  # another thread may take the last
         while True:
             idle.pop().close()
@@ -389,10 +412,10 @@ class Response(ResponseHead):
     __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the body as it comes, no more than `Call.max_reply` bytes; of an error that is longer, a part.
+        """Yield the body as it comes, at most `Call.max_reply` bytes; of an error reply that is longer, a part. Blocks.
 
         Raises:
-            CloudError: the next piece is not there in time, the connection breaks, or a success is too long.
+            CloudError: the next piece is late, the connection breaks, or a success is too long.
         """
         reading = self._reading
         while True:
@@ -410,7 +433,11 @@ class _Connection(Connection):
     sockets: BlockingSockets
 
     def begin(self, call: Call, until: float, cancel: StopToken | None) -> Reading:
-        """Send a call, and read until its reply's head has come."""
+        """Connect if need be, send a call, and read until its reply's head has come; blocks. Return the parser, with the head.
+
+        Raises:
+            CloudError: no time is left, the connection fails, or the reply is invalid.
+        """
         if until <= monotonic():
             raise self._wire.not_asked()
         self.sockets.begin(until, cancel)
@@ -428,7 +455,7 @@ class _Connection(Connection):
         return reading
 
     def more(self, reading: Reading) -> None:
-        """Read on in the body."""
+        """Read more of the body, blocking."""
         assert self._line is not None
         try:
             self._pump(self._line.more(reading), "finish its answer", "finish its answer")
@@ -438,23 +465,30 @@ class _Connection(Connection):
             raise self._failed(e, reading) from e
 
     def _pump(self, steps: Steps[T], sending: str, receiving: str) -> T:
-        """Sends and receives what the steps ask for. The strings say what the server is to do meanwhile."""
+        """Send and receive what the steps yield, and return their result.
+
+        Args:
+            steps: generator of the protocol.
+            sending: what the server is to do while bytes are sent, for the error of a timeout.
+            receiving: the same while bytes are received.
+        """
         try:
             step = next(steps)
             while True:
-                came: Any
+                answer: Any
                 try:
-                    came = self._receive(step, receiving) if isinstance(step, int) else self._send(step, sending)
+                    answer = self._receive(step, receiving) if isinstance(step, int) else self._send(step, sending)
                 except CloudError:
                     raise
                 except OSError as e:
                     step = steps.throw(e)
                     continue
-                step = steps.send(came)
+                step = steps.send(answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
     def _receive(self, most: int, doing: str) -> bytes:
+        """Return up to `most` received bytes, blocking within the time; raise TimedOut."""
         sock, poll, sockets = self._sock, self._poll, self.sockets
         assert sock is not None
         assert poll is not None
@@ -469,7 +503,10 @@ class _Connection(Connection):
                     pass
 
     def _send(self, parts: list[memoryview], doing: str) -> tuple[int, bytes | None]:
-        """Sends some. Returns how many bytes, and what came instead, if nothing could be sent."""
+        """Send some bytes, blocking until that is possible.
+
+        Return (number sent, None); (0, received bytes) if the server sent first.
+        """
         sock, poll = self._sock, self._poll
         assert sock is not None
         assert poll is not None

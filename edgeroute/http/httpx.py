@@ -1,7 +1,7 @@
-"""Carries calls by an httpx client: for SOCKS, auth flows, HTTP/2 or mock transports. httpx is imported at the first call.
+"""Connections by an httpx client, for threads and asyncio: for SOCKS, auth flows, HTTP/2 or mock transports.
 
-What `connections` holds and httpx cannot: it limits each read, and not all of a reply's head, and it cannot be cut from another
-thread before the reply begins. What has come is looked at piece by piece: a body that trickles ends with the time.
+httpx is imported at the first call. Unlike `connections`, httpx limits the time of each read but not of a reply's whole head, and
+cannot be interrupted from another thread before the reply begins. The time of the body is checked after each piece.
 """
 
 from __future__ import annotations
@@ -26,27 +26,37 @@ from edgeroute.system.process import await_within, start_task_on
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
+"""httpx's timeout -> what the endpoint did not do in time."""
 MOST_KEPT = 10
-"""After so many in a row that were closed it is a fault of the server: it does not answer."""
+"""Maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault."""
 
 
 class Carrier(ForkSafe):
-    """Base of the carriers for threads and asyncio: requests, the rules for replies, the errors."""
+    """Base of the connections by an httpx client: builds requests, follows redirects, maps errors."""
 
     own: Any = initially(None)
-    """A client of ours, in place of one that the application gave."""
+    """httpx client made by edgeroute; None: none yet, or the application gave one."""
     _first: dict[str, Any] = per_process(dict)
+    """Client under the key "client", so that concurrent first calls share it."""
     _using: set[object] = per_process(set)
-    """Calls that are under way with it."""
+    """Tokens of the calls under way."""
 
     def __init__(self, address: Address, client: Any) -> None:
         self.address, self.given = address, client
         self._met = False
         self._kept = 0
-        """About how many connections may have been kept: so many may be found closed."""
+        """Estimate of the connections that the client keeps alive: so many may prove closed by the server."""
 
-    def made(self, kind: str) -> Any:
-        """A client of ours: by the environment's proxies, without redirects."""
+    def new_client(self, kind: str) -> Any:
+        """Return a new httpx client: with the environment's proxies, this address's TLS settings, no redirects and no timeout.
+
+        Args:
+            kind: `Client` or `AsyncClient`.
+
+        Raises:
+            RuntimeMissing: httpx is not installed.
+            PolicyError: the certificates cannot be read.
+        """
         try:
             web = import_late("httpx")
         except ImportError as e:
@@ -55,10 +65,17 @@ class Carrier(ForkSafe):
         return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
 
     def request(self, client: Any, call: Call, left_s: float, *, limited: bool = True) -> Any:
-        """The call as a request of the client. `await_within`: each of its steps is, by the time that is left now.
+        """Return the call as a request of the client.
+
+        Args:
+            client: the httpx client.
+            call: the call.
+            left_s: seconds left.
+            limited: True: each step of the client has `left_s` as its timeout; False: no timeout.
 
         Raises:
             TimedOut: no time is left.
+            PolicyError: a secret is not set, or cannot be sent.
         """
         if left_s <= 0:
             raise TimedOut(f"{self.address.origin} was not asked: no time was left")
@@ -67,26 +84,29 @@ class Carrier(ForkSafe):
         timeout = left_s if limited and left_s != INF else None
         return client.build_request(call.method, url, content=call.body or None, headers=headers, timeout=timeout)
 
-    def onward(self, client: Any, response: Any) -> Any:
-        """The request that a redirect asks for, if the client follows them, and it stays with the host that was given.
+    def redirected(self, client: Any, response: Any) -> Any:
+        """Return the request of a redirect, if the client follows redirects and the host stays the same; else None.
 
-        The input, and the credentials, go to the host that the policy names, and to no other.
+        The input and the credentials go only to the host that the policy names.
         """
-        onward = response.next_request if client.follow_redirects else None
-        if onward is None or f"{onward.url.scheme}://{onward.url.netloc.decode()}" != self.address.origin.lower():
+        following = response.next_request if client.follow_redirects else None
+        if following is None or f"{following.url.scheme}://{following.url.netloc.decode()}" != self.address.origin.lower():
             return None
-        return onward
+        return following
 
-    def met(self) -> None:
-        """Note that a reply has come, on a connection that may be kept."""
+    def note_reply(self) -> None:
+        """Record that a reply came, on a connection that the client may keep alive."""
         self._met, self._kept = True, min(self._kept + 1, MOST_KEPT)
 
     def late(self, doing: str = "finish its answer") -> TimedOut:
-        """The error for an endpoint that did not do this in time."""
+        """Return the error for an endpoint that did not do something in time."""
         return TimedOut(f"{self.address.origin} did not {doing} in time")
 
     def error(self, e: Exception) -> CloudError:
-        """Maps what the client raised: httpx's errors, and those of the application's auth flow, hooks and transport."""
+        """Return the CloudError for an exception of the client: of httpx, or of the application's auth flow, hooks and transport.
+
+        Sets `retriable` and `stale`; hides secrets. Counts a closed connection off `_kept`.
+        """
         origin, web = self.address.origin, sys.modules["httpx"]
         name = type(e).__name__
         if isinstance(e, web.TimeoutException):
@@ -113,19 +133,19 @@ class Carrier(ForkSafe):
 
 
 class Received:
-    """Reply whose head has come, and what has come of its body, within its bounds.
+    """Reply whose head has come, and count of its body's bytes.
 
     Attributes:
-        status: of HTTP.
-        headers: names are lower case.
-        until: the instant by which the next piece must come.
+        status: HTTP status.
+        headers: values by lower-case name.
+        until: instant of the monotonic clock by which the next piece must come.
 
     Raises:
-        BadReply: a content encoding, or a success that says it is longer.
+        BadReply: the reply has a content encoding, or is a success whose Content-Length exceeds the limit.
     """
 
     def __init__(self, carrier: Any, call: Call, response: Any, until: float) -> None:
-        carrier.met()
+        carrier.note_reply()
         self._carrier, self._response, self.until = carrier, response, until
         address: Address = carrier.address
         self._origin = address.origin
@@ -138,51 +158,58 @@ class Received:
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise BadReply(f"{self._origin} answered with an encoding, though asked not to: unread")
         length = self.headers.get("content-length", "")
-        said = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0  # noqa: PLR2004 - of 64 bits
-        self.unread = not self._fits(said)
-        """Whether the rest is left unread: of an error that is too long."""
+        declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0  # noqa: PLR2004 - of 64 bits
+        self.unread = not self._fits(declared)
+        """True if the rest of the body is not read: of an error reply that is too long."""
 
     def add(self, piece: bytes) -> bool:
-        """Count a piece. Return whether to pass it on.
+        """Count a piece of the body. Return True if it is within the limit, False if it is to be dropped.
 
         Raises:
-            BadReply: a success is too long.
+            BadReply: a success exceeds the limit.
         """
         self._size += len(piece)
         self.unread = not self._fits(self._size)
         return not self.unread
 
     def _fits(self, size: int) -> bool:
+        """Return True if a size is within the limit; raise BadReply if it is not and the reply is a success."""
         if size > self._limit and self.status in SUCCESS:
             raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
         return size <= self._limit
 
 
 class HttpxConnections(Carrier):
-    """As `Connections`, by an `httpx.Client`: the one given, which stays open, or one of its own."""
+    """Connections for threads, with the methods of `Connections`, by an `httpx.Client`.
+
+    The application's client stays open; one made by edgeroute is closed by `close`.
+    """
 
     _closed = False
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """As `Connections.send`."""
+        """Send the call and return the reply by the instant `until`; blocks. See `Connections.send`."""
         with self.open(call, until, cancel) as response:
             pieces = list(response)
             return Reply(response.status, response.headers, b"" if response.unread else b"".join(pieces))
 
     @contextlib.contextmanager
     def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[HttpxResponse]:
-        """As `Connections.open`."""
+        """Send the call, and yield the reply once its head has come; blocks. See `Connections.open`.
+
+        At the end the response is closed, also if its body was not read.
+        """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
-        response, failed, using, own = None, None, self._using, object()
-        using.add(own)
+        response, failed, using, token = None, None, self._using, object()
+        using.add(token)
         try:
             client = self.given or self.own
             if client is None:
-                client = self.own = self._first.setdefault("client", self.made("Client"))  # atomic: calls at once share one
+                client = self.own = self._first.setdefault("client", self.new_client("Client"))  # atomic: calls at once share one
             request = self.request(client, call, until - monotonic())
             try:
-                response = self._answered(client, request)
+                response = self._send_following(client, request)
             except CloudError:
                 raise
             except Exception as e:  # noqa: BLE001 - code of the application may run in it
@@ -198,40 +225,46 @@ class HttpxConnections(Carrier):
             if response is not None:
                 with contextlib.suppress(Exception):
                     response.close()
-            using.discard(own)
+            using.discard(token)
             if self._closed:
                 self._close_unused()
 
-    def _answered(self, client: Any, request: Any) -> Any:
+    def _send_following(self, client: Any, request: Any) -> Any:
+        """Send a request, follow redirects within the host, and return the last response, unread."""
         for _ in range(client.max_redirects + 1):
             response = client.send(request, stream=True, follow_redirects=False)
-            request = self.onward(client, response)
+            request = self.redirected(client, response)
             if request is None:
                 break
             response.close()
         return response
 
     def close(self) -> None:
-        """Closes a client of its own, once no call is under way with it."""
+        """Close the client made by edgeroute, once no call is under way."""
         self._closed = True
         self._close_unused()
 
     def _close_unused(self) -> None:
+        """Close the client made by edgeroute, if no call is under way."""
         if not self._using:
-            own, self.own, self._first = self.own, None, {}
-            if own is not None:
-                own.close()
+            client, self.own, self._first = self.own, None, {}
+            if client is not None:
+                client.close()
 
 
 class HttpxResponse(Received):
-    """As `Response`."""
+    """Reply for `for`, as `Response`, from an httpx client."""
 
     def __init__(self, carrier: Carrier, call: Call, response: Any, until: float, cancel: StopToken | None) -> None:
         super().__init__(carrier, call, response, until)
         self._cancel = cancel
 
     def __iter__(self) -> Iterator[bytes]:
-        """As of `Response`."""
+        """Yield the body as it comes, within its limit and time.
+
+        Raises:
+            CloudError: a piece is late, the connection breaks, the call is cancelled, or a success is too long.
+        """
         response = self._response
         pieces = iter([response.content]) if response.is_stream_consumed else response.iter_raw()  # a mock's may be there
         while not self.unread:
@@ -253,7 +286,7 @@ class HttpxResponse(Received):
 
 
 def _cut(response: Any) -> None:
-    """Ends a reply from another thread. A connection of HTTP/2 is shared: there the next piece ends it."""
+    """Shut down a response's socket, from another thread. An HTTP/2 connection is shared: there the next piece ends it."""
     stream = response.extensions.get("network_stream")
     sock = None if stream is None or response.http_version == "HTTP/2" else stream.get_extra_info("socket")
     if sock is not None:
@@ -261,46 +294,49 @@ def _cut(response: Any) -> None:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-# Carries calls by an httpx client on asyncio; see `httpx_carrier`.
+# Connections by an httpx client for asyncio.
 #
-# Here the time limit is for all of a call, which its task's cancellation ends at once.
+# Here the time limit holds for the whole call, and cancelling the task ends the call at once.
 
 T = TypeVar("T")
 
 
 class AsyncHttpxConnections(Carrier):
-    """As `AsyncConnections`, by an `httpx.AsyncClient`: the one given, which stays open, or one of its own for an event loop."""
+    """Connections for asyncio, with the methods of `AsyncConnections`, by an `httpx.AsyncClient`.
+
+    The application's client stays open; edgeroute makes one for each event loop.
+    """
 
     def __init__(self, address: Address, client: Any) -> None:
         super().__init__(address, client)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def send(self, call: Call, until: float) -> Reply:
-        """As `AsyncConnections.send`."""
+        """Send the call and return the reply by the instant `until`. See `AsyncConnections.send`."""
         async with self.open(call, until) as response:
             pieces = [piece async for piece in response]
             return Reply(response.status, response.headers, b"" if response.unread else b"".join(pieces))
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncHttpxResponse]:
-        """As `AsyncConnections.open`."""
+        """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`."""
         client, loop = self.given or self.own, asyncio.get_running_loop()
         if client is None or (self.given is None and self._loop is not loop):  # one of another loop cannot be used here
-            client, self._loop = self.made("AsyncClient"), loop
+            client, self._loop = self.new_client("AsyncClient"), loop
             self.own = client
         request = self.request(client, call, until - monotonic(), limited=False)
-        response = await self.carried(until, self._answered(client, request), "answer")
+        response = await self.await_step(until, self._send_following(client, request), "answer")
         try:
             yield AsyncHttpxResponse(self, call, response, until)
         finally:
             with contextlib.suppress(Exception):
                 await response.aclose()
 
-    async def carried(self, until: float, steps: Coroutine[Any, Any, T], doing: str = "finish its answer") -> T:
-        """Awaits what the client does, by that instant.
+    async def await_step(self, until: float, steps: Coroutine[Any, Any, T], doing: str = "finish its answer") -> T:
+        """Await a step of the client until an instant, and return its result.
 
         Raises:
-            CloudError: it fails.
+            CloudError: the step failed, or was late ("did not `doing` in time").
         """
         left_s = until - monotonic()
         if left_s <= 0:
@@ -316,34 +352,39 @@ class AsyncHttpxConnections(Carrier):
             failed = self.error(e)
         raise failed
 
-    async def _answered(self, client: Any, request: Any) -> Any:
+    async def _send_following(self, client: Any, request: Any) -> Any:
+        """Send a request, follow redirects within the host, and return the last response, unread."""
         for _ in range(client.max_redirects + 1):
             response = await client.send(request, stream=True, follow_redirects=False)
-            request = self.onward(client, response)
+            request = self.redirected(client, response)
             if request is None:
                 break
             await response.aclose()
         return response
 
     async def close(self) -> None:
-        """Closes a client of its own."""
-        own = self.own
-        if own is not None and self._loop is asyncio.get_running_loop():  # else `abandon` has its own loop close it
+        """Close the client made by edgeroute, if it belongs to the running loop; else `abandon` does."""
+        client = self.own
+        if client is not None and self._loop is asyncio.get_running_loop():  # else `abandon` has its own loop close it
             self.own = None
-            await own.aclose()
+            await client.aclose()
 
     def abandon(self) -> None:
-        """`close` from outside the loop, or from a thread."""
-        own, loop, self.own = self.own, self._loop, None
-        if own is not None and loop is not None and loop.is_running():
-            start_task_on(loop, own.aclose)
+        """Close the client made by edgeroute on its own loop, without waiting; from outside the loop, or from a thread."""
+        client, loop, self.own = self.own, self._loop, None
+        if client is not None and loop is not None and loop.is_running():
+            start_task_on(loop, client.aclose)
 
 
 class AsyncHttpxResponse(Received):
-    """As `AsyncResponse`."""
+    """Reply for `async for`, as `AsyncResponse`, from an httpx client."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """As of `AsyncResponse`."""
+        """Yield the body as it comes, within its limit and time.
+
+        Raises:
+            CloudError: a piece is late, the connection breaks, or a success is too long.
+        """
         response = self._response
         if response.is_stream_consumed:  # a mock's may be there
             if self.add(response.content):
@@ -351,7 +392,7 @@ class AsyncHttpxResponse(Received):
             return
         pieces = response.aiter_raw()
         while not self.unread:
-            piece = await self._carrier.carried(self.until, _next(pieces))
+            piece = await self._carrier.await_step(self.until, _next(pieces))
             if piece is None:
                 return
             if self.add(piece):
@@ -359,4 +400,5 @@ class AsyncHttpxResponse(Received):
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next piece, None at the end; a coroutine, since `anext` returns another kind of awaitable."""
     return await anext(pieces, None)  # a coroutine, as `anext` gives another awaitable

@@ -1,4 +1,4 @@
-"""HTTP to a server on this device and to no other, since no permit guards what an edge sends: loopback and unix sockets alone."""
+"""HTTP to a server on this device only: loopback addresses and unix sockets. No permit guards what an edge sends."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from edgeroute.http.reading import Malformed, Reading
 from edgeroute.types import StopToken
 
 CONNECT_S = 5.0
-"""Time for a connection, seconds: on one device it is there at once, or the server is stuck."""
+"""Timeout of a connection, seconds: on one device it is made at once, or the server is stuck."""
 BASE = "/v1"
+"""Path prefix if the address has none."""
 UNIX: Any = getattr(socket, "AF_UNIX", None)
-"""The family of unix sockets; None: Python has none here."""
+"""Address family of unix sockets; None: Python has none here."""
 SHORT = 1 << 16
-"""Bytes of a refusal that are read."""
+"""Maximum bytes to read of an error reply's body."""
 _UNBOUNDED = 1 << 62
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a numeric address is this device's own and no network's: 127.0.0.0/8, ::1, and the former within IPv6."""
+    """Return True if a numeric address belongs to this device alone: 127.0.0.0/8, ::1, and the former mapped into IPv6."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -37,7 +38,7 @@ def is_loopback(address: str) -> bool:
 
 
 def _is_path(text: str) -> bool:
-    """Whether the system can take it as one."""
+    """Return True if the system can encode a text as a path."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -45,16 +46,22 @@ def _is_path(text: str) -> bool:
 
 
 class Local:
-    """Address of a server on this device.
+    """Address of a server on this device; another device's address is refused.
+
+    A host name is resolved anew before each connection, and each of its addresses is checked then.
 
     Args:
-        url: `http://127.0.0.1:PORT/v1`, a name in place of the number, or `unix:/PATH` of a socket; without a path it is `/v1`.
+        url: `http://127.0.0.1:PORT/v1`, a name in place of the number, or `unix:/PATH` of a socket; the default path is `/v1`.
 
     Attributes:
-        origin: as quoted in messages.
+        origin: the address as quoted in messages.
+        socket_path: path of the unix socket; None: TCP.
+        host, port: of the server.
+        base: path prefix of each request.
+        netloc: value of the Host header.
 
     Raises:
-        PolicyError: it is no such address, or one of another device.
+        PolicyError: the URL is malformed, or its address is another device's.
     """
 
     def __init__(self, url: str) -> None:
@@ -83,46 +90,47 @@ class Local:
         self.netloc = parts.netloc
         self.origin = f"http://{parts.netloc}"
         with contextlib.suppress(OSError, UnicodeError):  # a name, which is looked up before each connection
-            self._found(socket.AI_NUMERICHOST, PolicyError)
+            self._resolve(socket.AI_NUMERICHOST, PolicyError)
 
     def addresses(self) -> list[str]:
-        """Its numeric addresses now.
+        """Resolve the host, blocking, and return its numeric addresses.
 
         Raises:
-            ModelError: it has none, or one of them is not this device's own.
+            ModelError: the host has no address, or one that is not this device's own.
         """
         try:
-            return self._found(0, ModelError)
+            return self._resolve(0, ModelError)
         except (OSError, UnicodeError) as e:
             raise ModelError(f"{self.origin} has no address: {clean(e, 100)}") from e
 
-    def _found(self, flags: int, error: type[ModelError | PolicyError]) -> list[str]:
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
-        numbers = [str(address[0]) for _, _, _, _, address in found]
-        if away := [number for number in numbers if not is_loopback(number)]:
+    def _resolve(self, flags: int, error: type[ModelError | PolicyError]) -> list[str]:
+        """Resolve the host with flags of getaddrinfo, and return its numeric addresses; raise `error` if one is not loopback."""
+        infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
+        addresses = [str(entry[0]) for _, _, _, _, entry in infos]
+        if away := [address for address in addresses if not is_loopback(address)]:
             raise error(
                 f"{self.origin} is at {away[0]}, which is not this device's loopback: nothing guards what an edge sends. "
                 "A server elsewhere is a [cloud]"
             )
-        return numbers
+        return addresses
 
 
 class Head(NamedTuple):
-    """Of a reply."""
+    """Status and content type of a reply."""
 
     status: int
     kind: str
-    """Its Content-Type, lower case."""
+    """Content-Type in lower case; empty: none."""
 
 
 class Exchange:
-    """One request on a connection of its own, which a stop request shuts down.
+    """One request and its reply on a connection of their own. A stop request shuts the connection down.
 
     Args:
-        local: where.
-        timeout_s: for all of it: what comes byte by byte does not begin it anew.
-        most: bytes of a reply.
-        cancel: what stops it.
+        local: address of the server.
+        timeout_s: seconds for the whole exchange; received bytes do not restart it.
+        most: maximum bytes of the reply's body.
+        cancel: token of the stop request; None: cannot be stopped.
     """
 
     def __init__(self, local: Local, timeout_s: float, most: int, cancel: StopToken | None) -> None:
@@ -136,10 +144,12 @@ class Exchange:
     def send(
         self, method: str, path: str, body: bytes, headers: Iterable[tuple[str, str]]
     ) -> Iterator[tuple[Head, Iterator[bytes]]]:
-        """Sends it -> the head of the reply, and its body as it comes.
+        """Connect, send a request, and yield the reply's head with an iterator over its body; close the connection at the end.
+
+        Redirects are not followed. The iterator reads from the connection, and so blocks.
 
         Raises:
-            ModelError: there is no reply, it is too long, or none within the time; also while the body is read.
+            ModelError: no server, no reply in time, a malformed, too long or redirecting one; also while the body is read.
         """
         local = self._local
         sent = [
@@ -153,7 +163,7 @@ class Exchange:
             sent += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         head = f"{method} {quote(local.base + path, safe='/%:@')} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in sent)
         reading = Reading(local.origin, method, _UNBOUNDED)
-        with self._translated(), self._connected() as sock:
+        with self._translated(), self._open_socket() as sock:
             try:
                 sock.settimeout(self._left_s())
                 sock.sendall(head.encode("latin-1") + b"\r\n" + body)
@@ -170,6 +180,7 @@ class Exchange:
             yield Head(reading.status, reading.headers.get("content-type", "").lower()), self._bounded(sock, reading)
 
     def _bounded(self, sock: socket.socket, reading: Reading) -> Iterator[bytes]:
+        """Yield the body's pieces, reading from the socket; raise ModelError beyond the maximum size or the time."""
         size = 0
         while (part := reading.take()) or not reading.ended:
             size += len(part)
@@ -182,11 +193,13 @@ class Exchange:
                 self._read(sock, reading)
 
     def _read(self, sock: socket.socket, reading: Reading) -> None:
+        """Receive bytes, blocking within the time, and feed them to the parser."""
         most = reading.most
         sock.settimeout(self._left_s())
         reading.feed(sock.recv(most))
 
     def _left_s(self) -> float:
+        """Return the seconds left; raise ModelError if there are none."""
         left_s = self._until - monotonic()
         if left_s <= 0:
             raise ModelError(f"{self._local.origin} did not answer within {self._timeout_s:g} s")
@@ -194,7 +207,7 @@ class Exchange:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Errors of the connection as those of a model; after a stop request as that alone."""
+        """Convert errors of the connection to ModelError; after a stop request to its error alone."""
         where = self._local.origin
         try:
             yield
@@ -213,11 +226,12 @@ class Exchange:
             raise ModelError(f"{where} broke off: {clean(e, 100) or type(e).__name__}") from e
 
     def _check(self) -> None:
+        """Raise ModelError if a stop was requested."""
         if self._cancel is not None and self._cancel.asked:
             raise ModelError(f"{self._local.origin} was stopped within its answer") from None
 
-    def _connected(self) -> socket.socket:
-        """A connection to the socket of its path, or to the first of its addresses that accepts."""
+    def _open_socket(self) -> socket.socket:
+        """Return a connection to the unix socket, or to the first of the host's addresses that accepts."""
         if self._local.socket_path is not None:
             return self._connect(UNIX, self._local.socket_path)
         error: _NoServer | None = None
@@ -230,6 +244,12 @@ class Exchange:
         raise error or _NoServer("it has no address")
 
     def _connect(self, family: int, address: Any) -> socket.socket:
+        """Return a socket connected to one address, after a check that its peer is this device.
+
+        Raises:
+            _NoServer: the connection failed, or a stop was requested.
+            ModelError: the peer is another device, or no time is left.
+        """
         self._socket = sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.settimeout(min(self._left_s(), CONNECT_S))
@@ -248,11 +268,11 @@ class Exchange:
         return sock
 
     def _cut(self) -> None:
-        """Ends the exchange, from another thread."""
+        """Shut the connection down; called from another thread."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _NoServer(OSError):
-    """No connection."""
+    """Failure to connect."""

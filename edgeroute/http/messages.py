@@ -1,4 +1,4 @@
-"""HTTP requests and replies as values, the address that they are for, and its secrets."""
+"""HTTP requests and replies as values; the address of an endpoint with its credentials; masking of secrets in texts and logs."""
 
 from __future__ import annotations
 
@@ -23,38 +23,44 @@ from edgeroute.system.declared import check_units
 
 
 class Call(NamedTuple):
-    """One HTTP request to the endpoint."""
+    """HTTP request to an endpoint."""
 
     method: str
     path: str
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     probe: bool = False
-    """Sent once, and a reply of any status is returned; without a reply, status 0 with the error as the body.
-    Other calls are retried up to `Address.retries` times, and only a success is returned."""
+    """True: sent once, and a reply of any status is returned; without a reply, status 0 with the error as the body.
+
+    False: retried up to `Address.retries` times, and only a success is returned.
+    """
     max_reply: int | None = None
-    """The longest acceptable reply, bytes; None: `Address.max_reply_bytes`."""
+    """Maximum bytes of the reply's body; None: `Address.max_reply_bytes`."""
     tokens: Tokens | None = None
-    """Tokens that are expected: their price is booked before it is sent, and corrected once they are counted."""
+    """Expected tokens: their price is booked before the request is sent, and corrected by the reply's count; None: no tokens."""
 
 
 SUCCESS = range(200, 300)
-"""The statuses of a success."""
+"""HTTP statuses of a success."""
 
 
 class Reply(NamedTuple):
-    """The HTTP reply to a call."""
+    """HTTP reply to a call."""
 
     status: int
     headers: Mapping[str, str]
-    """Names are lower case."""
+    """Values by lower-case name."""
     body: bytes
 
 
 class Secret:
-    """A credential that no repr, log or message shows. `env`: the environment variable that holds it, read at each use.
+    """Credential that no repr, log or message shows.
 
-    One that holds its value is not pickled; a copy is the same object.
+    A secret with its value cannot be pickled; `copy` and `deepcopy` return the same object.
+
+    Args:
+        value: the credential itself.
+        env: in place of it, the name of the environment variable that holds it, read at each use.
     """
 
     __slots__ = ("_env", "_value")
@@ -64,11 +70,14 @@ class Secret:
 
     @property
     def env(self) -> str | None:
-        """The environment variable that holds it; None: it was given itself."""
+        """Name of the environment variable; None: the secret has its value."""
         return self._env
 
     def read(self, what: str = "the secret") -> str:
-        """The secret itself. `what` it is, for the message.
+        """Return the credential, read from the environment variable now if there is one.
+
+        Args:
+            what: name of the setting, for the error.
 
         Raises:
             PolicyError: the environment variable is not set.
@@ -109,9 +118,9 @@ class Secret:
 
 
 _NAME = re.compile("[A-Z_][A-Z0-9_]{0,63}")
-"""Names of environment variables that are quoted."""
+"""Names of environment variables that may be quoted."""
 MAX_REPLY = 1 << 20
-"""Default limit of a reply, bytes."""
+"""Default maximum of a reply's body, bytes."""
 
 
 class Address:
@@ -126,18 +135,18 @@ class Address:
         cert: paths of the client certificate and key, for mutual TLS.
         pin: `sha256/` and the Base64 of the SHA-256 of the server's public key, or several: its certificate must hold one of
             them, besides what `verify` asks for.
-        client: carrier of the requests, in place of connections of its own. "httpx": httpx clients of its own, for SOCKS proxies
+        client: HTTP client, in place of edgeroute's own connections. "httpx": clients made by edgeroute, for SOCKS proxies
             for example; in Python also an `httpx.Client` for Router, an `httpx.AsyncClient` for AsyncRouter, or both as a tuple,
             which stay open.
-        timeout_s: time for a request with all its retries; a deadline may be shorter.
+        timeout_s: seconds for one request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
-        max_reply_bytes: a longer reply for one input is rejected without being read in full; one for a batch may be up to
-            16 times as long.
-        terms: fields of `Terms`: usd_per_call, usd_per_mb, usd_per_million_input_tokens,
-            usd_per_million_output_tokens, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
+        max_reply_bytes: maximum bytes of a reply's body for one input; a longer one is rejected without being read in full. For a
+            batch, 16 times as many.
+        terms: fields of `Terms`: usd_per_call, usd_per_mb, usd_per_million_input_tokens, usd_per_million_output_tokens,
+            joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
-        PolicyError: invalid URL, or one with a user, password, query or fragment; or a number that cannot be.
+        PolicyError: the URL is invalid, or has a user, password, query or fragment; or a number is out of range.
     """
 
     def __init__(
@@ -186,7 +195,7 @@ class Address:
         if self.client not in (None, (None, None)) and (verify is not True or cert is not None):
             raise PolicyError(f"{self.origin}: verify and cert are those of the client that is given (client=): set them there")
         self.hidden: set[str] = set()
-        """The proxy's password, in the forms in which it may be quoted."""
+        """Password of the proxy, in the forms in which a text may quote it; `proxy_for` fills it."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
         for name in headers or {}:
             if not (
@@ -200,44 +209,50 @@ class Address:
             self._headers["Authorization"] = ("Bearer ", _secret(api_key))
 
     def headers(self) -> list[tuple[str, str]]:
-        """The headers with resolved secrets, for sending only.
+        """Return the request's headers with their secrets, for sending only.
 
         Raises:
             PolicyError: a secret's variable is not set, or a value contains characters not allowed in a header.
         """
         if not self._headers:
             return []
-        found = [
+        headers = [
             (name, before + secret.read("api_key" if before else f"headers.{name}"))
             for name, (before, secret) in self._headers.items()
         ]
-        for name, value in found:
+        for name, value in headers:
             if not _SENDABLE.fullmatch(value):  # checked here, so that no error quotes the value
                 raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
-        return found
+        return headers
 
     def secrets(self) -> list[str]:
-        """The values of those headers that are credentials: `Authorization`, and what was given as a `Secret`."""
+        """Return the values of the headers that are credentials: `Authorization`, and those given as a `Secret`."""
         return [value for name, value in self.headers() if name in self._credentials]
 
     def credentials(self) -> list[str]:
-        """As whom this address is asked: SHA-256 of each header with its name, and of the client certificate's file."""
-        found = []
+        """Return the identity with which requests are sent: SHA-256 of each header, and of the client certificate's file, sorted.
+
+        Headers whose variable is not set, and a file that cannot be read, are left out.
+        """
+        credentials = []
         for name, (before, secret) in self._headers.items():
             with contextlib.suppress(PolicyError):  # it is not set: nothing can be sent
-                found.append(f"{name.lower()}: {before}{secret.read()}".encode("utf-8", "surrogateescape"))
+                credentials.append(f"{name.lower()}: {before}{secret.read()}".encode("utf-8", "surrogateescape"))
         if self.cert is not None:
             with contextlib.suppress(OSError):  # likewise
-                found.append(Path(self.cert[0]).read_bytes())
-        return sorted(sha256(one).hexdigest() for one in found)
+                credentials.append(Path(self.cert[0]).read_bytes())
+        return sorted(sha256(credential).hexdigest() for credential in credentials)
 
     @property
     def variables(self) -> list[str]:
-        """The environment variables that hold the headers' values."""
+        """Names of the environment variables that hold headers' values."""
         return [secret.env for _, secret in self._headers.values() if secret.env is not None]
 
     def hide(self, text: str) -> str:
-        """Masks this address's secrets, and the proxy's, in a text that may quote what came."""
+        """Return a text with this address's secrets, and the proxy's password, replaced by `***`.
+
+        Words of header values are masked from 8 characters on, passwords from 4 on.
+        """
         with contextlib.suppress(PolicyError):  # a variable was unset meanwhile: nothing was sent
             words = [word for _, value in self.headers() for word in value.split() if len(word) >= _SECRET_LENGTH]
             for word in (*words, *(word for word in self.hidden if len(word) >= _PASSWORD_LENGTH)):
@@ -249,19 +264,24 @@ class Address:
 
 
 def _secret(value: str | Secret) -> Secret:
+    """Return a value as a `Secret`."""
     return value if isinstance(value, Secret) else Secret(value)
 
 
 def _clients(client: Any) -> tuple[Any, Any]:
-    """The clients for threads and for asyncio; neither: to be made."""
+    """Return the client for threads and the client for asyncio; None: none given. For "httpx", both are None.
+
+    Raises:
+        PolicyError: neither "httpx", nor an httpx client, nor a tuple of one for each.
+    """
     if isinstance(client, str):
         if client != "httpx":
             raise PolicyError('client is "httpx", or an httpx.Client, an httpx.AsyncClient, or a tuple of both')
         return None, None
-    given = client if isinstance(client, tuple) else (client,)
-    tasks = [one for one in given if hasattr(one, "aclose") and hasattr(one, "build_request")]
-    threads = [one for one in given if hasattr(one, "close") and hasattr(one, "build_request")]
-    if len(tasks) > 1 or len(threads) > 1 or len(tasks) + len(threads) != len(given) or not given:
+    clients = client if isinstance(client, tuple) else (client,)
+    tasks = [candidate for candidate in clients if hasattr(candidate, "aclose") and hasattr(candidate, "build_request")]
+    threads = [candidate for candidate in clients if hasattr(candidate, "close") and hasattr(candidate, "build_request")]
+    if len(tasks) > 1 or len(threads) > 1 or len(tasks) + len(threads) != len(clients) or not clients:
         raise PolicyError('client is "httpx", or an httpx.Client, an httpx.AsyncClient, or a tuple of both')
     return (threads or [None])[0], (tasks or [None])[0]
 
@@ -274,7 +294,7 @@ _SECRET_LENGTH = 8
 
 
 def bare(url: str) -> str:
-    """The URL in quotes, for messages; if there may be a password, key or token in it, words instead."""
+    """Return the URL in quotes, for messages; or "the cloud's address" if it may contain a password, key or token."""
     return repr(clean(url)) if len(url) <= _QUOTABLE_LENGTH and _QUOTABLE.fullmatch(url) else "the cloud's address"
 
 
@@ -285,13 +305,13 @@ _QUOTABLE = re.compile(
 _QUOTABLE_LENGTH = 100
 
 
-# Keeps the logs of an httpx client from quoting what an endpoint replied, during our calls.
+# Log filters of httpx and httpcore: during an edgeroute call, no record quotes what an endpoint replied.
 #
-# A reply's headers, and its reason phrase, may repeat the credentials. httpcore's events are logged by name alone, httpx's not at
-# all. The log of the application's own use of a client stays as it is.
+# A reply's headers, and its reason phrase, may repeat the credentials. Of httpcore's records only the event's name stays; httpx's
+# are dropped. Records of the application's own use of a client are not changed.
 
 OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)
-"""Set while a call of an endpoint is carried."""
+"""True in the context of a call to an endpoint by edgeroute."""
 
 
 class _NamesOnly(logging.Filter):
@@ -302,10 +322,12 @@ class _NamesOnly(logging.Filter):
 
 
 def _not_ours(_: logging.LogRecord) -> bool:
+    """Return True if a log record is not of an edgeroute call."""
     return not OURS.get()
 
 
 def _install() -> None:
+    """Add the filters to the loggers of httpx and httpcore."""
     names_only = _NamesOnly()
     logging.getLogger("httpx").addFilter(_not_ours)
     for part in ("connection", "http11", "http2", "proxy", "socks"):

@@ -1,7 +1,7 @@
-"""HTTP/1.1 without I/O: a reply is read from the bytes that came, strictly and within bounds.
+"""Parsing of HTTP/1.1 replies without I/O: strict, and within bounds.
 
-What makes two readers of one connection disagree, so that a part of one reply passes for another, is refused: a length beside
-chunks, several lengths, other codings, continued lines, bare line ends.
+Anything by which two readers of one connection could disagree, so that a part of one reply passes for another, is refused: a
+length beside chunks, several lengths, other codings, continued lines, bare line ends.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from edgeroute.errors import BadReply
 
 # Parsers of HTTP/1.1 replies: httptools (llhttp) in its strict mode, or h11 where there is no wheel of it.
 #
-# Both are given a whole head, and then the chunks of a body that has some. What its framing is, `reading` decides for both.
+# Each parses a whole head, and then the chunks of a chunked body. `Reading` decides about the framing of the body for both.
 
 HAVE_LLHTTP = True
+"""True if httptools is installed."""
 try:
     import httptools
 except ImportError:
@@ -25,12 +26,12 @@ except ImportError:
     import h11
 
 END = b"\r\n\r\n"
-"""The end of a head, of its interim ones too, and of the trailers."""
+"""End of a head, also of an interim reply's, and of the trailers."""
 _BEGUN, _HEADED, _ENDED = "begun", "headed", "ended"
 
 
 class Malformed(Exception):
-    """What came is no HTTP/1.1. The message quotes nothing of it."""
+    """Received bytes are no HTTP/1.1. The message quotes none of them."""
 
 
 class Head(NamedTuple):
@@ -40,37 +41,37 @@ class Head(NamedTuple):
     """"1.0" or "1.1"."""
     status: int
     headers: list[tuple[str, str]]
-    """With lower-case names, in order, repeated ones too."""
+    """(lower-case name, value), in order, repeated ones too."""
 
 
 class Parser(Protocol):
-    """Reads one head, and the chunks after it."""
+    """Parser of one head, and of the chunks after it."""
 
     @property
     def ended(self) -> bool:
-        """Whether the last chunk and the trailers have come."""
+        """True if the last chunk and the trailers have come."""
 
     @property
     def surplus(self) -> bool:
-        """Whether something has come after them."""
+        """True if bytes have come after the trailers."""
 
     def head(self, data: bytes) -> Head:
-        """Parses a head, which ends with `END`.
+        """Parse and return a head; `data` ends with `END`.
 
         Raises:
-            Malformed: it is none.
+            Malformed: the data is no head.
         """
 
     @property
     def wrong(self) -> str:
-        """What is wrong with the chunks, after the parts that `chunked` returned last; empty: nothing."""
+        """Fault in the chunks, after the parts that `chunked` returned last; empty: none."""
 
     def chunked(self, data: bytes) -> list[bytes]:
-        """Parses more of a chunked body -> the parts of the body in it."""
+        """Parse more of a chunked body, and return the parts of the body in it. Sets `ended`, `surplus` and `wrong`."""
 
 
 class Llhttp:
-    """Parser on httptools. Its callbacks are C functions: in one of Python, what a signal handler raises would be lost."""
+    """Parser on httptools. Its callbacks are C functions: in Python ones, an exception of a signal handler would be lost."""
 
     __slots__ = ("_events", "_parser", "_tail", "ended", "surplus", "wrong")
 
@@ -88,14 +89,14 @@ class Llhttp:
         self.ended = self.surplus = False
 
     def head(self, data: bytes) -> Head:
-        """As of `Parser`."""
+        """Parse and return a head; raise Malformed if the data is none."""
         events, wrong = self._feed(data)
         if wrong or events[:2] != [_BEGUN, _HEADED] or events[2:] not in ([], [_ENDED]):
             raise Malformed(wrong or "illegal head of a reply")
         return Head(self._parser.get_http_version(), self._parser.get_status_code(), _headers(data))
 
     def chunked(self, data: bytes) -> list[bytes]:
-        """As of `Parser`."""
+        """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`."""
         events, wrong = self._feed(data)
         if _ENDED in events:
             self.ended = True
@@ -109,15 +110,15 @@ class Llhttp:
         return [event for event in events if isinstance(event, bytes)]
 
     def _feed(self, data: bytes) -> tuple[list[bytes | str], str]:
-        """Parses it. Returns what happened, and llhttp's own words for what is wrong, a fixed set."""
+        """Feed the parser. Return its events, and a message about its fault (of llhttp's fixed set of texts); empty: none."""
         events, wrong = self._events, ""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
             wrong = f"illegal reply ({str(e)[:60].lower()})"
-        found = events[:]
+        happened = events[:]
         events.clear()
-        return found, wrong
+        return happened, wrong
 
 
 class H11:
@@ -133,7 +134,7 @@ class H11:
         self.wrong = ""
 
     def head(self, data: bytes) -> Head:
-        """As of `Parser`."""
+        """Parse and return a head; raise Malformed if the data is none, or against the strict rules."""
         if _NOT_STRICT.search(data):
             raise Malformed("illegal line end, continued line or control character")
         event = self._next(data)
@@ -142,22 +143,23 @@ class H11:
         return Head(event.http_version.decode(), event.status_code, _headers(data))
 
     def chunked(self, data: bytes) -> list[bytes]:
-        """As of `Parser`."""
-        found: list[bytes] = []
+        """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`."""
+        parts: list[bytes] = []
         try:
             event = self._next(data)
             while isinstance(event, h11.Data):
-                found.append(bytes(event.data))
+                parts.append(bytes(event.data))
                 event = self._next(b"")
         except Malformed as e:
             self.wrong = str(e)
-            return found
+            return parts
         if isinstance(event, h11.EndOfMessage):
             self.ended = True
             self.surplus = bool(self._connection.trailing_data[0])
-        return found
+        return parts
 
     def _next(self, data: bytes) -> Any:
+        """Feed bytes to h11, if any, and return its next event; raise Malformed."""
         try:
             if data:
                 self._connection.receive_data(data)
@@ -168,28 +170,30 @@ class H11:
 
 
 def _headers(head: bytes) -> list[tuple[str, str]]:
-    """The headers of a head that was parsed, strictly: each line is one. h11's own are without what is repeated."""
-    found = []
+    """Return (lower-case name, value) of each line of a parsed head. h11's own list lacks repeated ones."""
+    headers = []
     for line in head.decode("latin-1").split("\r\n")[1:-2]:
         name, _, value = line.partition(":")
-        found.append((name.lower(), value.strip(" \t")))
-    return found
+        headers.append((name.lower(), value.strip(" \t")))
+    return headers
 
 
 _NOT_STRICT = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""Bare line ends, continued lines and control characters, which h11 accepts."""
 new_parser: type[Llhttp | H11] = Llhttp if HAVE_LLHTTP else H11
+"""Parser class in use."""
 
 
 SUCCESS = range(200, 300)
-"""The statuses of a success."""
+"""HTTP statuses of a success."""
 EARLY = 1 << 16
-"""Bytes of interim replies (1xx) that are read while a request is being sent, at most."""
+"""Maximum bytes read while a request is being sent."""
 FRAMING = 1 << 16
-"""Bytes beyond the body that a reply may have whatever its length, and one for every `BODY_EACH` of it."""
+"""Maximum bytes beside the body (heads, chunk sizes, trailers); the body's size divided by `BODY_EACH` is added."""
 BODY_EACH = 8
 READ_LEAST, READ_MOST = 1 << 12, 1 << 16
 PIECE_MOST = 1 << 18
-"""Bytes of a body of known length that are read at a time; of others it is `CHUNKS_MOST`, since they take longer to parse."""
+"""Maximum bytes to receive at a time of a body of known length; of others `CHUNKS_MOST`, since they take longer to parse."""
 CHUNKS_MOST = 1 << 14
 _LENGTH = re.compile("[0-9]{1,18}")
 _BARE = re.compile(rb"(?<!\r)\n")
@@ -199,37 +203,40 @@ _INCOMPLETE = "disconnected within its reply, which is incomplete"
 
 
 class Early:
-    """What came while a request was being sent: a refusal (413, say), or interim replies (1xx)."""
+    """Bytes received while a request was being sent: an error reply (413, say), or interim replies (1xx)."""
 
     def __init__(self) -> None:
         self.data = b""
-        self._at = 0
-        """Where the last reply in it begins."""
+        self._last_begin = 0
+        """Index at which the last reply begins."""
 
     def heard(self, data: bytes) -> bool:
-        """Adds what was received; empty: the end. Returns whether to send no further: the final reply has begun."""
+        """Append received bytes; empty: the end. Return True if no more is to be sent, as the final reply has begun."""
         self.data += data
         if not data or len(self.data) > EARLY:
             return True
-        while len(self.data) - self._at >= len("HTTP/1.1 100"):
-            if self.data[self._at : self._at + 5] != b"HTTP/" or self.data[self._at + 9 : self._at + 10] != b"1":
+        while len(self.data) - self._last_begin >= len("HTTP/1.1 100"):
+            if (
+                self.data[self._last_begin : self._last_begin + 5] != b"HTTP/"
+                or self.data[self._last_begin + 9 : self._last_begin + 10] != b"1"
+            ):
                 return True
-            end = self.data.find(END, self._at)
+            end = self.data.find(END, self._last_begin)
             if end < 0:
                 return False
-            self._at = end + len(END)
-        return not b"HTTP/".startswith(self.data[self._at : self._at + 5])
+            self._last_begin = end + len(END)
+        return not b"HTTP/".startswith(self.data[self._last_begin : self._last_begin + 5])
 
 
 class Reading:
-    """One reply, fed with the bytes that come: first its head, then the pieces of its body, within bounds.
+    """Parser of one reply, fed with received bytes: collects its head, and then the pieces of its body, within bounds.
 
-    Of an error nothing depends on its body: one that is too long is left unread.
+    An error reply that is too long is left unread; a success that is too long raises.
 
     Args:
-        origin: whose it is, for messages.
+        origin: address of the server, for messages.
         method: of the request.
-        limit: bytes of the body, at most.
+        limit: maximum bytes of the body.
     """
 
     __slots__ = (
@@ -243,27 +250,27 @@ class Reading:
         self._parser: Parser | None = None
         self._left: int | None = None
         self.heard = False
-        """Whether anything has come."""
+        """True if any bytes have come."""
         self.status = 0
-        """0: the head has not come yet."""
+        """HTTP status; 0: the head has not come yet."""
         self.headers: dict[str, str] = {}
-        """With lower-case names."""
+        """Values by lower-case name."""
         self.pieces: list[bytes] = []
-        """Of the body, to be taken by the reader."""
+        """Received pieces of the body; `take` removes them."""
         self.ended = False
         self.reusable = False
-        """Whether the connection may be used again, once it has ended: nothing is left over, and the server keeps it."""
+        """True if the connection may be used again after the reply: no bytes are left over, and the server keeps it open."""
         self.surplus = False
-        """Whether more has come than the reply."""
+        """True if bytes have come after the reply."""
         self.unread = False
-        """Whether the rest of the body was left unread."""
+        """True if the rest of the body was left unread."""
 
     @property
     def most(self) -> int:
-        """How many bytes to receive next, at most.
+        """Maximum bytes to receive next.
 
         Raises:
-            BadReply: there was too much beyond the body already.
+            BadReply: the reply has too many bytes beside its body.
         """
         if self._left is not None:
             return min(self._left, PIECE_MOST)
@@ -272,11 +279,11 @@ class Reading:
         return min(CHUNKS_MOST if self.status else READ_MOST, max(READ_LEAST, int(-self._beyond)))
 
     def feed(self, data: bytes) -> None:
-        """Takes what was received; empty: the end of the connection.
+        """Parse received bytes, empty at the end of the connection; adds to `pieces`, and sets the attributes.
 
         Raises:
-            Malformed: it is no HTTP/1.1, or ends too early.
-            BadReply: a content encoding, or a success longer than the limit.
+            Malformed: the bytes are no HTTP/1.1, or the reply ends too early.
+            BadReply: the reply has a content encoding, or is a success longer than the limit.
         """
         if data:
             self.heard = True
@@ -286,6 +293,10 @@ class Reading:
             self._feed_body(data)
 
     def _feed_head(self, data: bytes) -> None:
+        """Parse bytes until the final reply's head is complete, skipping interim ones.
+
+        Bytes of an incomplete head are buffered.
+        """
         if not data:
             raise Malformed(_INCOMPLETE if self.heard else "disconnected without sending a reply")
         self._beyond += len(data)
@@ -307,7 +318,12 @@ class Reading:
         self._buffer, self._seen = buffer, len(buffer)
 
     def _begin(self, head: Head, parser: Parser, rest: bytes) -> None:
-        """Decides on the framing of the body."""
+        """Set status, headers and the framing of the body by the final head, and parse the bytes after it.
+
+        Raises:
+            Malformed: the framing is ambiguous.
+            BadReply: the reply has a content encoding, or is a success longer than the limit.
+        """
         headers = self.headers = dict(head.headers)
         if len(headers) < len(head.headers):
             _check_repeated(head.headers)
@@ -318,12 +334,12 @@ class Reading:
         self.status = head.status
         encoding = headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
-            named = encoding if encoding in _ENCODINGS else "an unknown"
-            raise BadReply(f"{self._origin} answered with {named} encoding, though asked not to: unread")
+            encoding_text = encoding if encoding in _ENCODINGS else "an unknown"
+            raise BadReply(f"{self._origin} answered with {encoding_text} encoding, though asked not to: unread")
         self.reusable = head.version == "1.1"
         if "connection" in headers:
-            said = [value for name, value in head.headers if name == "connection"]
-            self.reusable &= not any("close" in _words(value) for value in said)
+            values = [value for name, value in head.headers if name == "connection"]
+            self.reusable &= not any("close" in _words(value) for value in values)
         if empty:
             self._left = 0
         elif length is not None:
@@ -340,6 +356,7 @@ class Reading:
             self._feed_body(rest)
 
     def _feed_body(self, data: bytes) -> None:
+        """Parse bytes of the body by its framing: a length, chunks, or until the connection ends."""
         left = self._left
         if left is not None:
             if not data and left:
@@ -366,6 +383,7 @@ class Reading:
             self.reusable &= not self.surplus
 
     def _add(self, pieces: list[bytes]) -> None:
+        """Add pieces of the body, and check its size."""
         size = sum(map(len, pieces))
         if self._parser is not None:
             self._beyond -= size + size / BODY_EACH
@@ -374,14 +392,15 @@ class Reading:
         self._check(self._size)
 
     def _check(self, size: int) -> None:
+        """Give up a body whose size exceeds the limit."""
         if size > self._limit:
             self.leave(BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)"))
 
     def leave(self, error: BadReply) -> None:
-        """Gives the rest of the body up for that reason.
+        """Leave the rest of an error reply unread: ends the reply, drops its pieces; the connection is not reused.
 
-        Raises:
-            BadReply: the reply is a success.
+        Args:
+            error: raised in place of that if the reply is a success, or has no head yet.
         """
         if self.status in SUCCESS or not self.status:
             raise error
@@ -390,7 +409,7 @@ class Reading:
         self.pieces.clear()
 
     def take(self) -> bytes:
-        """Removes and returns the body that has come since."""
+        """Remove and return the received pieces of the body, joined."""
         pieces = self.pieces
         if not pieces:
             return b""
@@ -399,13 +418,18 @@ class Reading:
 
 
 def _status_line(data: bytes, end: int) -> bytes:
-    """The head, up to `end`, once it is seen to begin as one: a parser might take another protocol's."""
+    """Return the bytes up to `end`, if they begin like a status line; a parser might accept another protocol's.
+
+    Raises:
+        Malformed: they do not.
+    """
     if not data.startswith(b"HTTP/1.") and data[:7] != b"HTTP/1."[: len(data)]:
         raise Malformed("illegal status line")
     return data[:end]
 
 
 def _check_head(head: Head) -> None:
+    """Raise Malformed for another version of HTTP, or for status 101."""
     if head.version not in {"1.0", "1.1"}:
         raise Malformed("illegal status line (another version of HTTP)")
     if head.status == 101:  # noqa: PLR2004 - Switching Protocols
@@ -413,12 +437,14 @@ def _check_head(head: Head) -> None:
 
 
 def _check_repeated(headers: list[tuple[str, str]]) -> None:
+    """Raise Malformed if a header of the framing is repeated."""
     names = [name for name, _ in headers]
     if names.count("content-length") > 1 or names.count("transfer-encoding") > 1:
         raise Malformed("illegal reply (several lengths or codings)")
 
 
 def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
+    """Raise Malformed if the headers of the framing contradict each other, or are invalid."""
     if coded is not None and (length is not None or coded.lower() != "chunked" or head.version != "1.1"):
         raise Malformed("illegal reply (a transfer coding beside a length, or an unknown one)")
     if length is not None and not _LENGTH.fullmatch(length):
@@ -426,4 +452,5 @@ def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
 
 
 def _words(value: str) -> set[str]:
+    """Return the comma-separated words of a header's value, in lower case."""
     return {word.strip(" \t").lower() for word in value.split(",")}

@@ -1,6 +1,7 @@
-"""DNS resolver in daemon threads: a limited number, shared by equal names, abandoned when a caller runs out of time.
+"""DNS resolver in daemon threads: bounded in number, shared by equal names, abandoned when a caller runs out of time.
 
-While the resolver itself is down, a name has the addresses that it had (RFC 8767): inference goes on where the cloud is there.
+While the resolver is down, a name keeps its earlier addresses (RFC 8767), so that inference goes on where the cloud is still
+reachable.
 """
 
 from __future__ import annotations
@@ -19,47 +20,51 @@ from typing import Any, NamedTuple
 from edgeroute.system.forks import ForkSafe, per_process
 
 MOST = 16
-"""Maximum concurrent look-ups in this process; beyond it, one of another name fails at once."""
+"""Maximum concurrent look-ups in this process; beyond it, a look-up of a further name fails at once."""
 MOST_EACH = 4
+"""Maximum concurrent look-ups of one name."""
 FRESH_S = 5.0
-"""Seconds after which a look-up may be stuck on a dead DNS server: another of the same name is started beside it, up to
-`MOST_EACH`."""
+"""Seconds after which a look-up may be stuck on a dead DNS server, so that another of the same name is started beside it."""
 
 STALE_S = 86400.0
 """Seconds for which an earlier answer is used while the resolver does not answer."""
 PATIENCE_S = 1.8
-"""Seconds for which the resolver is waited for where there is an earlier answer."""
+"""Seconds to wait for the resolver before an earlier answer is used."""
 MOST_KEPT = 256
+"""Maximum names whose addresses are stored."""
 _FINAL: set[int] = set() if sys.platform == "darwin" else {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
-"""The resolver's answer that there is no such name. macOS says so too without a network."""
+"""Error numbers for "there is no such name". Empty on macOS, which reports them without a network, too."""
 
 
 class SocketAddress(NamedTuple):
-    """Arguments for making a socket and connecting it."""
+    """Address family, and address to connect to as `socket.connect` takes it."""
 
     family: int
     address: Any
 
 
 class Lookup:
-    """One look-up, in progress or done."""
+    """Look-up of one name, in progress or done, for which several callers may wait."""
 
     def __init__(self, host: str, port: int, earlier: list[SocketAddress] | None = None) -> None:
         self.host, self.port, self.begun = host, port, monotonic()
         self.earlier = earlier or []
-        """What an earlier look-up has found."""
+        """Addresses of an earlier look-up, used while the resolver is down."""
         self.done = False
-        self._found: list[SocketAddress] = []
+        self._addresses: list[SocketAddress] = []
         self._error: BaseException | None = None
         self._wakes: list[Callable[[], object]] = []
 
     def run(self) -> None:
-        """Resolves the name, in this thread."""
+        """Resolve the name, blocking this thread; store its addresses in `RESOLVER`, and wake all waiting callers.
+
+        If the resolver fails, other than by "no such name", the result is the earlier addresses, if there are any.
+        """
         try:
-            found = _alternating(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
-            if found:
-                RESOLVER.keep(self.host, self.port, found)
-            self.end(found)
+            addresses = _alternating(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+            if addresses:
+                RESOLVER.keep(self.host, self.port, addresses)
+            self.end(addresses)
         except socket.gaierror as e:
             if self.earlier and e.errno not in _FINAL:
                 self.end(self.earlier)
@@ -68,48 +73,54 @@ class Lookup:
         except BaseException as e:  # noqa: BLE001 - passed to the waiting callers
             self.end([], e)
 
-    def end(self, found: list[SocketAddress], error: BaseException | None = None) -> None:
-        """Sets the result, and wakes all waiting callers."""
-        self._found, self._error, self.done = found, error, True
+    def end(self, addresses: list[SocketAddress], error: BaseException | None = None) -> None:
+        """Set the result, and wake all waiting callers."""
+        self._addresses, self._error, self.done = addresses, error, True
         for wake in list(self._wakes):
             wake()
 
     def patience_s(self) -> float:
-        """Seconds until what was found earlier is to be used; inf: nothing was."""
+        """Return the seconds until the earlier addresses are to be used; inf if there are none."""
         return self.begun + PATIENCE_S - monotonic() if self.earlier else inf
 
     def addresses(self) -> list[SocketAddress]:
-        """The addresses, in order of trying."""
+        """Return the addresses, in the order of trying; while the look-up is in progress, the earlier ones.
+
+        Raises:
+            OSError: the look-up failed.
+        """
         if not self.done:
             return self.earlier
         if self._error is not None:
             raise self._error if isinstance(self._error, OSError) else OSError(str(self._error))
-        return self._found
+        return self._addresses
 
     def add(self, wake: Callable[[], object]) -> None:
-        """Registers `wake()` to be called once it is done, or now if it is; from another thread, possibly twice."""
+        """Register `wake()` to be called when the look-up is done, or now if it is: from another thread, and possibly twice."""
         self._wakes.append(wake)
         if self.done:
             wake()
 
     def discard(self, wake: Callable[[], object]) -> None:
-        """Unregisters it."""
+        """Unregister `wake()`; without effect if it is not registered."""
         with contextlib.suppress(ValueError):
             self._wakes.remove(wake)
 
 
 class Resolver(ForkSafe):
-    """Starts look-ups, or joins those in progress."""
+    """Starter of look-ups, each in a daemon thread, and store of earlier addresses. Safe in several threads and across forks."""
 
     _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
     _running: list[Lookup] = per_process(list)
-    _found: dict[tuple[str, int], tuple[float, list[SocketAddress]]] = per_process(dict)
+    _addresses: dict[tuple[str, int], tuple[float, list[SocketAddress]]] = per_process(dict)
 
     def find(self, host: str, port: int) -> Lookup:
-        """The look-up of a name, to wait for; that of a numeric address is done at once.
+        """Start the look-up of a name in a thread, or return the one in progress. That of a numeric address is done at once.
+
+        A second look-up of the same name is started if the last one may be stuck (`FRESH_S`).
 
         Raises:
-            OSError: the maximum of concurrent look-ups is reached.
+            OSError: the maximum of concurrent look-ups is reached, and no earlier addresses are stored.
         """
         numeric = _numeric(host, port)
         if numeric is not None:
@@ -120,8 +131,8 @@ class Resolver(ForkSafe):
             full = len(running) >= MOST
             if same and (full or len(same) >= MOST_EACH or monotonic() - same[-1].begun < FRESH_S):
                 return same[-1]
-            at, earlier = self._found.get((host, port), (-inf, []))
-            if monotonic() - at > STALE_S:
+            stored_at, earlier = self._addresses.get((host, port), (-inf, []))
+            if monotonic() - stored_at > STALE_S:
                 earlier = []
             if full and earlier:
                 lookup = Lookup(host, port)
@@ -137,19 +148,20 @@ class Resolver(ForkSafe):
             running.append(lookup)  # after its start: if that is interrupted, nobody waits for it in vain
             return lookup
 
-    def keep(self, host: str, port: int, found: list[SocketAddress]) -> None:
-        """Keeps an answer, for when the resolver is down; the oldest goes."""
+    def keep(self, host: str, port: int, addresses: list[SocketAddress]) -> None:
+        """Store addresses for when the resolver is down; delete the oldest entry if there are too many."""
         with self._lock:
-            self._found.pop((host, port), None)
-            self._found[host, port] = monotonic(), found
-            if len(self._found) > MOST_KEPT:
-                del self._found[next(iter(self._found))]
+            self._addresses.pop((host, port), None)
+            self._addresses[host, port] = monotonic(), addresses
+            if len(self._addresses) > MOST_KEPT:
+                del self._addresses[next(iter(self._addresses))]
 
 
 RESOLVER = Resolver()
 
 
 def _numeric(host: str, port: int) -> Lookup | None:
+    """Return a completed look-up of a numeric address, which may have failed for its scope; None if the host is a name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -169,10 +181,10 @@ def _numeric(host: str, port: int) -> Lookup | None:
     return lookup
 
 
-def _alternating(found: Iterable[tuple[Any, ...]]) -> list[SocketAddress]:
-    """Interleaves the address families, the system's preferred one first (RFC 8305), each in the system's order."""
+def _alternating(infos: Iterable[tuple[Any, ...]]) -> list[SocketAddress]:
+    """Return the IP addresses with their families interleaved, the system's preferred one first (RFC 8305), each in its order."""
     families: dict[int, list[SocketAddress]] = {}
-    for family, _, _, _, address in found:
+    for family, _, _, _, address in infos:
         if family in {socket.AF_INET, socket.AF_INET6}:
             families.setdefault(family, []).append(SocketAddress(family, address))
-    return [one for turn in zip_longest(*families.values()) for one in turn if one is not None]
+    return [item for group in zip_longest(*families.values()) for item in group if item is not None]

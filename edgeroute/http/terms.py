@@ -1,4 +1,4 @@
-"""Prices, limits and key pins of an endpoint, checked."""
+"""Validation of an endpoint's prices and limits, and of its pinned public keys; hash of a certificate's key."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from edgeroute.core.policy import Terms
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.declared import check_units
 
-# Prices and limits of an endpoint, checked.
 
-
-def checked_terms(given: dict[str, Any]) -> Terms:
-    """Makes the terms from their fields by name.
+def checked_terms(fields: dict[str, Any]) -> Terms:
+    """Return the terms made from fields by name.
 
     Raises:
-        PolicyError: one is not a number that it can be: it would switch a limit off, or poison what is booked.
+        PolicyError: a value is not a valid number, which would switch a limit off, or falsify the costs that are booked.
+        TypeError: a name is no field of `Terms`.
     """
-    found = Terms(**given)
-    check_units(Terms, found._asdict())
-    if found.max_concurrent != "auto":
-        check_number("max_concurrent", found.max_concurrent, least=1, whole=True)
-    return found
+    terms = Terms(**fields)
+    check_units(Terms, terms._asdict())
+    if terms.max_concurrent != "auto":
+        check_number("max_concurrent", terms.max_concurrent, least=1, whole=True)
+    return terms
 
 
-# Pins of public keys: an endpoint's certificate must hold one of the keys that were given, whoever has signed it.
+# Pins of public keys: an endpoint's certificate must hold one of these keys, whoever has signed it.
 
 _PIN = re.compile(r"sha256/[A-Za-z0-9+/]{43}=")
 _SEQUENCE, _VERSION = 0x30, 0xA0
@@ -37,44 +36,53 @@ _BEFORE_KEY = 5
 
 
 def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
-    """The hashes in pins such as `sha256/BASE64`, one or several; empty: none was given.
+    """Return the SHA-256 hashes in pins such as `sha256/BASE64`, one or several; empty for None.
 
     Raises:
-        PolicyError: one is no pin.
+        PolicyError: a pin is malformed, or the collection is empty.
     """
     if given is None:
         return frozenset()
     pins = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
     if not pins:
         raise PolicyError("pin has no pin in it: leave it out, or give sha256/BASE64 of the server's public key")
-    found = set()
+    hashes = set()
     for pin in pins:
         if not isinstance(pin, str) or not _PIN.fullmatch(pin):
             raise PolicyError(
                 "pin takes sha256/ and the Base64 of the SHA-256 of the server's public key (44 characters), as curl's"
             )
-        found.add(b64decode(pin.removeprefix("sha256/")))
-    return frozenset(found)
+        hashes.add(b64decode(pin.removeprefix("sha256/")))
+    return frozenset(hashes)
 
 
 def pin_of(certificate: bytes) -> bytes:
-    """SHA-256 of the public key (SubjectPublicKeyInfo) in a certificate in DER.
+    """Return the SHA-256 of the public key (SubjectPublicKeyInfo) in a certificate in DER.
 
     Raises:
-        ValueError: it is no certificate.
+        ValueError: the data is no certificate.
     """
-    fields = _inside(_inside(certificate, 0, _SEQUENCE)[0], 0, _SEQUENCE)[0]
-    at = _inside(fields, 0)[1] if fields[:1] == bytes([_VERSION]) else 0
+    fields = _der_element(_der_element(certificate, 0, _SEQUENCE)[0], 0, _SEQUENCE)[0]
+    position = _der_element(fields, 0)[1] if fields[:1] == bytes([_VERSION]) else 0
     for _ in range(_BEFORE_KEY):
-        at = _inside(fields, at)[1]
-    return sha256(fields[at : _inside(fields, at, _SEQUENCE)[1]]).digest()
+        position = _der_element(fields, position)[1]
+    return sha256(fields[position : _der_element(fields, position, _SEQUENCE)[1]]).digest()
 
 
-def _inside(data: bytes, at: int, tag: int | None = None) -> tuple[bytes, int]:
-    """(what the element there holds, where the next one begins)."""
-    if len(data) < at + 2 or (tag is not None and data[at] != tag):
+def _der_element(data: bytes, position: int, tag: int | None = None) -> tuple[bytes, int]:
+    """Return the content of the DER element at a position, and the position of the next element.
+
+    Args:
+        data: bytes in DER.
+        position: index of the element's tag.
+        tag: expected tag; None: any.
+
+    Raises:
+        ValueError: the element has another tag, or is cut off.
+    """
+    if len(data) < position + 2 or (tag is not None and data[position] != tag):
         raise ValueError("not a certificate")
-    size, begin = data[at + 1], at + 2
+    size, begin = data[position + 1], position + 2
     if size & 0x80:
         count = size & 0x7F
         size, begin = int.from_bytes(data[begin : begin + count], "big"), begin + count

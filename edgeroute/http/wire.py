@@ -1,6 +1,6 @@
-"""What a connection to an endpoint sends and reads, without I/O: proxy, TLS, request and reply; and its errors.
+"""Protocol of a connection to an endpoint, without I/O: proxy, TLS, request and reply; mapping of its errors.
 
-The owner of the socket, for threads or for asyncio, sends and receives on its behalf; see `edgeroute.http.wire.Steps`.
+The generators here yield what to send or receive; the owner of the socket, for threads or for asyncio, does so. See `Steps`.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ from edgeroute.http.messages import SUCCESS, Address, Call
 from edgeroute.http.reading import Early, Malformed, Reading
 from edgeroute.http.terms import pin_of
 
-# The proxy between this process and an endpoint, as the environment names it: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
+# Proxy to an endpoint, from the environment variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy."""
+    """Address and credentials of an HTTP proxy."""
 
     host: str
     port: int
     https: bool
-    """Whether it is spoken to over TLS."""
+    """True if the connection to the proxy itself uses TLS."""
     authorization: str
-    """Value of Proxy-Authorization; empty: none."""
+    """Value of Proxy-Authorization, user and password encoded; empty: none."""
 
 
 def proxy_for(address: Address) -> Proxy | None:
-    """The proxy for an address, with its user and password; None: there is none.
+    """Return the environment's proxy for an address, with its user and password; None: no proxy.
+
+    Adds the password to `address.hidden`, so that messages mask it.
 
     Raises:
-        PolicyError: it cannot be read, or is no HTTP proxy.
+        PolicyError: the proxy's address cannot be parsed, or is of no HTTP proxy.
     """
     if urllib.request.proxy_bypass(address.host):
         return None
-    given = urllib.request.getproxies().get("https" if address.https else "http")
-    if not given:
+    url = urllib.request.getproxies().get("https" if address.https else "http")
+    if not url:
         return None
     try:
-        parts = urlsplit(given if "://" in given else f"http://{given}")
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname or "", parts.port
     except ValueError:  # its message may quote part of a password
         raise PolicyError("the proxy's address in the environment cannot be read") from None
@@ -65,45 +67,50 @@ def proxy_for(address: Address) -> Proxy | None:
 
 
 # Layers of a connection without I/O: the socket's own bytes, and TLS above them, which may be above another TLS.
-#
-# A layer's steps are a generator: it yields a number, and is sent up to so many received bytes (empty: the end); or it yields
-# buffers, and is sent how many of their bytes were sent, and what was received meanwhile, or None.
 
 T = TypeVar("T")
 Buffers: TypeAlias = list[memoryview]
 Steps: TypeAlias = Generator[int | Buffers, Any, T]
+"""Generator of what to send and receive.
+
+It yields a number, and is sent up to so many received bytes (empty: the end); or it yields buffers, and is sent (number of bytes
+sent, bytes received meanwhile or None).
+"""
 Heard: TypeAlias = Callable[[bytes], bool]
-"""Is given what was received while something was being sent; empty: the end. Returns whether to send no further."""
+"""Called with bytes received while others are being sent; empty: the end. Returns True if no more is to be sent."""
 PIECE = 1 << 18
-"""Bytes encrypted at a time."""
+"""Maximum bytes encrypted at a time."""
 RECORD = 1 << 16
-"""Bytes received at a time."""
+"""Maximum bytes received at a time."""
 MEANWHILE = 1 << 18
-"""Bytes received while a handshake's messages are being sent, at most."""
+"""Maximum bytes received while a handshake's messages are being sent."""
 
 
 class WrongKey(OSError):
-    """The server's certificate holds another key than those that are pinned."""
+    """Error of a server whose certificate holds none of the pinned keys."""
 
 
 class Layer(Protocol):
-    """What a connection sends and receives by."""
+    """Byte stream of a connection, as generators of `Steps`."""
 
     def write(self, parts: Sequence[bytes], heard: Heard) -> Steps[bool]:
-        """Sends the parts. Returns whether it sent all of them, and was not stopped by `heard`."""
+        """Send the parts; bytes received meanwhile are passed to `heard`.
+
+        Return True if all were sent, False if `heard` stopped it.
+        """
 
     def read(self, most: int) -> Steps[bytes]:
-        """Up to so many bytes; empty: the end. Whether that is premature is for HTTP to decide."""
+        """Receive and return up to `most` bytes; empty: the end, which may be premature."""
 
     def surplus(self) -> bool:
-        """Whether there is more to read, or the connection has ended, of what was received already."""
+        """Return True if bytes received already are left to read, or the stream has ended in them."""
 
 
 class Plain:
-    """The socket's own bytes."""
+    """Layer of the socket's own bytes."""
 
     def write(self, parts: Sequence[bytes], heard: Heard) -> Steps[bool]:
-        """As of `Layer`."""
+        """Send the parts. Return True if all were sent, False if `heard` stopped it."""
         rest = [memoryview(part) for part in parts if part]
         while rest:
             sent, came = yield rest
@@ -116,16 +123,16 @@ class Plain:
         return True
 
     def read(self, most: int) -> Steps[bytes]:
-        """As of `Layer`."""
+        """Receive and return up to `most` bytes; empty: the end."""
         return (yield most)  # type: ignore[no-any-return]
 
     def surplus(self) -> bool:
-        """As of `Layer`: the socket tells."""
+        """Return False: this layer buffers nothing."""
         return False
 
 
 class Tls:
-    """The client side of TLS above another layer."""
+    """Layer of the client side of TLS above another layer."""
 
     def __init__(self, inner: Layer, context: ssl.SSLContext, hostname: str | None) -> None:
         self._inner = inner
@@ -133,10 +140,11 @@ class Tls:
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
 
     def handshake(self, pins: frozenset[bytes] = frozenset()) -> Steps[None]:
-        """Performs the handshake: verifies the certificate, and compares its key with the pins, if there are any.
+        """Do the handshake, which verifies the certificate; then compare its key with the pins, if there are any.
 
         Raises:
-            WrongKey: it is none of them.
+            WrongKey: the key is not pinned.
+            ssl.SSLError: the handshake failed.
         """
         yield from self._do(self._object.do_handshake)
         if pins:
@@ -149,23 +157,23 @@ class Tls:
                 raise WrongKey("its certificate holds another public key than those that are pinned (pin=)")
 
     def read(self, most: int) -> Steps[bytes]:
-        """As of `Layer`."""
+        """Receive, decrypt and return up to `most` bytes; empty: the end."""
         try:
             return (yield from self._do(self._object.read, most))
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return b""
 
     def write(self, parts: Sequence[bytes], heard: Heard) -> Steps[bool]:
-        """As of `Layer`."""
+        """Encrypt and send the parts. Return True if all were sent, False if `heard` stopped it."""
         for data in parts:
-            for at in range(0, len(data), PIECE):
-                yield from self._do(self._object.write, memoryview(data)[at : at + PIECE], flush=False)
+            for offset in range(0, len(data), PIECE):
+                yield from self._do(self._object.write, memoryview(data)[offset : offset + PIECE], flush=False)
                 if not (yield from self._inner.write([self._outgoing.read()], lambda came: self._heard(came, heard))):
                     return False
         return True
 
     def _heard(self, received: bytes, heard: Heard) -> bool:
-        """Decrypts what came while something was being sent, and passes on what the other side said."""
+        """Decrypt bytes that came while others were being sent, and pass them to `heard`. Return its result."""
         self._received(received)
         data = b""
         try:
@@ -178,7 +186,7 @@ class Tls:
         return (bool(data) and heard(data)) or heard(b"")
 
     def surplus(self) -> bool:
-        """As of `Layer`."""
+        """Return True if decrypted bytes are left to read, or the stream has ended in those received."""
         try:
             self._object.read(1)
         except ssl.SSLWantReadError:
@@ -188,16 +196,23 @@ class Tls:
         return True
 
     def _received(self, data: bytes) -> None:
+        """Give received bytes to the TLS object, empty at the end of the stream."""
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
 
     def _meanwhile(self, data: bytes) -> bool:
+        """Take bytes received during a handshake. Return True at the end of the stream, or if too many came."""
         self._received(data)
         return not data or self._incoming.pending > MEANWHILE
 
     def _do(self, operation: Callable[..., T], *arguments: Any, flush: bool = True) -> Steps[T]:
+        """Run an operation of the TLS object, sending and receiving until it completes, and return its result.
+
+        Raises:
+            ssl.SSLError: the operation failed; its alert was sent to the server.
+        """
         while True:
             try:
                 result = operation(*arguments)
@@ -216,54 +231,59 @@ class Tls:
         raise failed
 
     def _flush(self) -> Steps[None]:
+        """Send the bytes that the TLS object has ready.
+
+        Raises:
+            ConnectionAbortedError: the connection ended meanwhile.
+        """
         if self._outgoing.pending and not (yield from self._inner.write([self._outgoing.read()], self._meanwhile)):
             raise ConnectionAbortedError("the connection was lost in its handshake")
 
 
 def context_for(address: Address) -> ssl.SSLContext:
-    """The settings of TLS to an endpoint: 1.2 or later, its authorities, the client's certificate.
+    """Return a new TLS context for an endpoint: TLS 1.2 or later, its authorities, the client's certificate. Reads files.
 
     Raises:
         PolicyError: the certificates cannot be read.
     """
     verify, cert = address.verify, address.cert
     try:
-        made = ssl.create_default_context(cafile=None if isinstance(verify, bool) else str(verify))
-        made.minimum_version = max(made.minimum_version, ssl.TLSVersion.TLSv1_2)
+        context = ssl.create_default_context(cafile=None if isinstance(verify, bool) else str(verify))
+        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
         if verify is True:
-            made.load_verify_locations(certifi.where())
+            context.load_verify_locations(certifi.where())
         elif verify is False:
-            made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if cert is not None:
-            made.load_cert_chain(*map(str, cert))
+            context.load_cert_chain(*map(str, cert))
     except (OSError, ssl.SSLError) as e:
         raise PolicyError(f"the certificates for {address.origin} cannot be read: {e}") from e
-    return made
+    return context
 
 
 def context_for_proxy() -> ssl.SSLContext:
-    """The settings of TLS to a proxy: the system's authorities and certifi's."""
-    made = ssl.create_default_context()
-    made.minimum_version = max(made.minimum_version, ssl.TLSVersion.TLSv1_2)
-    made.load_verify_locations(certifi.where())
-    return made
+    """Return a new TLS context for a proxy: TLS 1.2 or later, the system's and certifi's authorities."""
+    context = ssl.create_default_context()
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+    context.load_verify_locations(certifi.where())
+    return context
 
 
 def is_tls(error: BaseException | None) -> bool:
-    """Whether TLS failed: the error, or its cause."""
+    """Return True if the error, or a cause of it, is one of TLS."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__
     return error is not None
 
 
 KEEP_S = 300.0
-"""Keep-alive of an idle connection; whether the server has closed it is checked before reuse."""
+"""Maximum seconds that an idle connection is kept alive. Before reuse a check shows if the server closed it."""
 TOGETHER = 1 << 14
-"""Bytes of a body that are copied to its head, to be sent as one."""
+"""Maximum bytes of a body that is joined to its head, to be sent with it."""
 
 
 class ProxyRefused(OSError):
-    """The proxy does not connect. `final`: nor will it if asked again."""
+    """Error of a proxy that does not connect. `final`: True if a retry would not help."""
 
     def __init__(self, message: str, *, final: bool) -> None:
         super().__init__(message)
@@ -271,26 +291,32 @@ class ProxyRefused(OSError):
 
 
 class Wire:
-    """Request building, TLS settings and error mapping for one address."""
+    """Requests as bytes, TLS context and error mapping for one address; shared by its connections."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self._starts: dict[tuple[str, str, bool], bytes] = {}
         self._context: ssl.SSLContext | None = None
         self.met = False
-        """Whether the server has ever replied."""
+        """True if the server has ever replied."""
 
     def context(self) -> ssl.SSLContext:
-        """The settings of TLS to the endpoint."""
+        """Return the TLS context of the endpoint, made at the first call."""
         if self._context is None:
             self._context = context_for(self.address)
         return self._context
 
     def request(self, call: Call, proxy: Proxy | None) -> list[bytes]:
-        """The bytes of the call, in one part or two. A `proxy` forwards it, and does not connect through.
+        """Return the bytes of the call, in one part or two, with secrets.
+
+        Args:
+            call: the call.
+            proxy: proxy that forwards the request, so that it has the whole URL; None: sent to the endpoint, perhaps through a
+                tunnel.
 
         Raises:
-            CloudError: a header of a protocol of one's own has a line break in it.
+            CloudError: a header of the call has a line break.
+            PolicyError: a secret is not set, or cannot be sent.
         """
         body, key = call.body, (call.method, call.path, proxy is not None)
         start = self._starts.get(key)
@@ -314,21 +340,21 @@ class Wire:
         return [head + body] if len(body) <= TOGETHER else [head, body]
 
     def reading(self, call: Call) -> Reading:
-        """What reads the reply to a call."""
+        """Return a new parser of the call's reply."""
         limit = self.address.max_reply_bytes if call.max_reply is None else call.max_reply
         return Reading(self.address.origin, call.method, limit)
 
     def not_asked(self) -> TimedOut:
-        """The error where no time was left to begin with."""
+        """Return the error for a call that was not sent, as no time was left."""
         return TimedOut(f"{self.address.origin} was not asked: no time was left")
 
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:
-        """Maps what went wrong on a connection to a CloudError, with its `retriable` and `stale` flags.
+        """Return the CloudError for an exception on a connection, with its `retriable` and `stale` flags; secrets are masked.
 
         Args:
             e: an OSError, or Malformed.
-            opened: it was open, with TLS.
-            stale: it had served before, and nothing has come.
+            opened: True if the connection was open, with TLS.
+            stale: True if the connection had served a call before, and no bytes of this reply have come.
         """
         origin = self.address.origin
         error = Unreachable(f"{origin}: {self.address.hide(str(e) or type(e).__name__)[:200]}")
@@ -342,7 +368,7 @@ class Wire:
 
 
 class Line:
-    """One connection: its layers, and one exchange after another."""
+    """Protocol of one connection: opening its layers, then one exchange after another."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -350,19 +376,23 @@ class Line:
         self._early = Early()
         self._forwarding: Proxy | None = None
         self.there: tuple[str, int] = (wire.address.host, wire.address.port)
-        """What to connect to."""
+        """Host and port to connect to: the proxy's, or the endpoint's."""
         if wire.address.https:
-            wire.context()  # files that cannot be read are said before anything is connected
+            wire.context()  # unreadable files are reported before anything is connected
         self._proxy = proxy_for(wire.address)
         if self._proxy is not None:
             self.there = self._proxy[:2]
         self.opened = False
-        """Whether requests can be sent."""
+        """True if requests can be sent."""
         self.served = False
-        """Whether it has served a call: then the server may just have closed it."""
+        """True after the first reply: from then on, the server may just have closed the connection."""
 
     def open(self) -> Steps[None]:
-        """After the socket is connected: through the proxy, if any, and TLS."""
+        """Open the layers on a connected socket: the proxy's tunnel, if any, and TLS.
+
+        Raises:
+            ProxyRefused, WrongKey, ssl.SSLError: the proxy or the handshake failed.
+        """
         proxy, address, wire = self._proxy, self._wire.address, self._wire
         if proxy is not None:
             if proxy.https:
@@ -376,15 +406,17 @@ class Line:
         self.opened = True
 
     def _secure(self, context: ssl.SSLContext, host: str, pins: frozenset[bytes] = frozenset()) -> Steps[None]:
+        """Do a TLS handshake on the present layer, and put TLS above it."""
         layer = Tls(self._layer, context, host)
         yield from layer.handshake(pins)
         self._layer = layer
 
     def _connect_through(self, proxy: Proxy) -> Steps[None]:
+        """Send CONNECT to the proxy, and read its reply; raise ProxyRefused unless it is a success."""
         address = self._wire.address
-        there = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
-        said = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
-        request = f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\nUser-Agent: edgeroute\r\n{said}\r\n".encode("latin-1")
+        target = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+        authorization = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+        request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: edgeroute\r\n{authorization}\r\n".encode("latin-1")
         reading, early = Reading(address.origin, "CONNECT", 0), Early()
         yield from self._layer.write([request], early.heard)
         try:
@@ -400,11 +432,13 @@ class Line:
             raise ProxyRefused("the proxy sent more than its answer", final=False)
 
     def ask(self, call: Call, reading: Reading) -> Steps[None]:
-        """Sends a call, and reads the head of its reply, perhaps with some of the body.
+        """Send a call, and read the head of its reply into `reading`, perhaps with some of the body.
+
+        A reply that begins early stops the sending; the connection is then not reused.
 
         Raises:
-            Malformed: what comes is no reply.
-            BadReply: as `Reading`; or a success before the whole request was sent.
+            Malformed: the bytes are no reply.
+            BadReply: raised by `reading`; or a success came before the whole request was sent.
         """
         early, layer = self._early, self._layer
         try:
@@ -425,10 +459,10 @@ class Line:
                 raise BadReply(f"{self._wire.address.origin} answered before it had the whole request")
 
     def more(self, reading: Reading) -> Steps[None]:
-        """Reads on in the body.
+        """Receive more of the body into `reading`. An error reply that becomes too long is left unread.
 
         Raises:
-            Malformed, BadReply: as `Reading`.
+            Malformed, BadReply: raised by `reading`.
         """
         layer = self._layer
         try:
@@ -437,6 +471,6 @@ class Line:
             reading.leave(e)
 
     def clean(self, reading: Reading) -> bool:
-        """Whether the next call may use it, after this reply."""
+        """Return True if the connection may be used again after this reply. Sets `served`."""
         self.served = True
         return reading.ended and reading.reusable and not self._layer.surplus()
