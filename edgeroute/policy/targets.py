@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
@@ -206,14 +206,11 @@ def _protocol(section: Any) -> str:
     return name if name in CLOUDS or name not in installed(PROTOCOLS) else PROTOCOLS
 
 
-AnyCloud = Annotated[
-    Annotated[OpenInferenceCloud, Tag("openinference")]
-    | Annotated[OpenInferenceGrpcCloud, Tag("openinference-grpc")]
-    | Annotated[JsonCloud, Tag("json")]
-    | Annotated[OpenAICloud, Tag("openai")]
-    | Annotated[InstalledCloud, Tag(PROTOCOLS)],
-    Discriminator(_protocol),
-]
+if TYPE_CHECKING:
+    AnyCloud: TypeAlias = Cloud
+else:
+    _TAGGED = [Annotated[kind, Tag(name)] for name, kind in {**CLOUDS, PROTOCOLS: InstalledCloud}.items()]
+    AnyCloud = Annotated[Union[tuple(_TAGGED)], Discriminator(_protocol)]  # noqa: UP007 - of a tuple
 
 
 def grouped(models: list[Any], sections: Sequence[Any]) -> Any:

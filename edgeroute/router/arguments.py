@@ -1,4 +1,4 @@
-"""Checks the types of a router's arguments, so that a wrong one fails at construction and not later inside a call."""
+"""Checks of the types of a router's arguments, so that a wrong one fails at construction and not later inside a call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.policy import Options
+from edgeroute.core.rules import Rule
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument
@@ -75,8 +76,37 @@ UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 EVENTS = [name for name in vars(Instrument) if not name.startswith("_")]
 
 
+FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "rules": (
+        lambda rules: isinstance(rules, list | tuple) and all(isinstance(rule, Rule) for rule in rules),
+        'a list of rules, as in rules=[Rule("heat", "prefer_cloud", enter=80)]',
+    ),
+    "score": (
+        lambda score: isinstance(score, str) or callable(score),
+        'a name, as in score="margin", or a function of the outputs of one input',
+    ),
+    "trace": (
+        lambda trace: callable(trace) or isinstance(trace, str | os.PathLike | Trace),
+        "a function, the path of a file, or an edgeroute.Trace",
+    ),
+    "metered": (lambda metered: callable(metered) or isinstance(metered, bool), "True, False, or a function that returns either"),
+    "sensors": (callable, "a function that returns a Reading"),
+    "views": (lambda views: isinstance(views, Mapping), 'a mapping such as {"edge": "image", "cloud": "jpeg"}'),
+    "state": (lambda state: isinstance(state, str | os.PathLike), "the path of a folder"),
+    "instruments": (
+        lambda given: isinstance(given, Collection) and not isinstance(given, str | bytes | Mapping) and all(map(_hears, given)),
+        "a list of instruments, objects with methods as edgeroute.Instrument has",
+    ),
+}
+"""Argument -> test of its value, and the words for a value that fits."""
+
+
+def _hears(instrument: Any) -> bool:
+    return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in EVENTS)
+
+
 def check_types(given: Mapping[str, Any]) -> None:
-    """Checks those of the arguments that are given; None is an argument that is not.
+    """Check the arguments that are given; None is an argument that is not.
 
     Raises:
         PolicyError: one has the wrong type; the message says what to pass.
@@ -97,41 +127,18 @@ def check_types(given: Mapping[str, Any]) -> None:
     for trial in trials if isinstance(trials, list | tuple) and not hasattr(trials, "shown") else [trials]:
         for side in ("edge", "cloud"):
             _check_target(side, getattr(trial, side, None))
-    rules = given.get("rules")
-    if rules is not None:
-        from edgeroute.core.rules import Rule
-
-        if not isinstance(rules, list | tuple) or not all(isinstance(rule, Rule) for rule in rules):
-            raise _wrong("rules", 'a list of rules, as in rules=[Rule("heat", "prefer_cloud", enter=80)]', rules)
-    score = given.get("score")
-    if not (score is None or isinstance(score, str) or callable(score)):
-        raise _wrong("score", 'a name, as in score="margin", or a function of the outputs of one input', score)
+    for name, (fits, words) in FITS.items():
+        value = given.get(name)
+        if value is not None and not fits(value):
+            raise _wrong(name, words, value)
     for name in ("deadline", "first_token", "certificate_max_age", "sensors_every"):
         check_seconds(name, given.get(name))
     if not isinstance(given.get("hedge_after"), str):
         check_seconds("hedge_after", given.get("hedge_after"), least=True)
-    trace, metered, sensors, state = (given.get(name) for name in ("trace", "metered", "sensors", "state"))
-    if not (trace is None or callable(trace) or isinstance(trace, str | os.PathLike | Trace)):
-        raise _wrong("trace", "a function, the path of a file, or an edgeroute.Trace", trace)
-    if not (metered is None or callable(metered) or isinstance(metered, bool)):
-        raise _wrong("metered", "True, False, or a function that returns either", metered)
-    if not (sensors is None or callable(sensors)):
-        raise _wrong("sensors", "a function that returns a Reading", sensors)
-    views = given.get("views")
-    if not (views is None or isinstance(views, Mapping)):
-        raise _wrong("views", 'a mapping such as {"edge": "image", "cloud": "jpeg"}', views)
-    if not (state is None or isinstance(state, str | os.PathLike)):
-        raise _wrong("state", "the path of a folder", state)
-    instruments = given.get("instruments", ())
-    if not isinstance(instruments, Collection) or isinstance(instruments, str | bytes | Mapping):
-        raise _wrong("instruments", "a list of instruments", instruments)
-    for one in instruments:
-        if isinstance(one, type) or not any(hasattr(one, event) for event in EVENTS):
-            raise _wrong("instruments", "a list of instruments, objects with methods as edgeroute.Instrument has", one)
 
 
 def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
-    """Checks a number of seconds; None is not given.
+    """Check a number of seconds; None is not given.
 
     Args:
         name: of the argument.
@@ -151,7 +158,7 @@ def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
 
 
 def _in_seconds(name: str, value: Any) -> str:
-    """How to write a duration that is no number; empty if it is none."""
+    """Return how to write a duration that is no number; empty if the value is no duration."""
     if hasattr(value, "total_seconds"):
         return f": write {name}={value.total_seconds():.12g}"
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)\s*", value) if isinstance(value, str) else None
@@ -161,7 +168,7 @@ def _in_seconds(name: str, value: Any) -> str:
 
 
 def _check_target(side: str, value: Any) -> None:
-    """Refuses what looks like a model, but cannot be called as one."""
+    """Raise for an object that looks like a model, but cannot be called as one."""
     estimator = next((name for name in ("predict_proba", "predict") if hasattr(value, name)), None)
     if isinstance(value, type) and (estimator or hasattr(value, "run") or hasattr(value, "talk")):
         raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)
