@@ -13,7 +13,6 @@ from edgeroute.core.estimates import Latency, Link
 from edgeroute.observe.stats import Counts
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.system.process import plain
-from edgeroute.trials.trial import STORED
 
 EVERY_S = 1.0
 """Minimum time between two checkpoints, seconds."""
@@ -30,8 +29,6 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
-        self.trials: Callable[[], Any] = lambda: None
-        """Returns the figures of the trials; None: there are none."""
         self.dumps: dict[str, Callable[[], Any]] = {}
         """Name -> function that returns the state of a part; None: there is nothing to store."""
         self.joules: Callable[[], Mapping[str, float]] = dict
@@ -71,8 +68,6 @@ class Checkpoint:
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         """Queue the state for the file."""
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
-        if (trials := self.trials()) is not None:
-            self.store.put(STORED, trials)
         if joules := self.joules():
             self.store.put("energy", dict(joules))
         for name, dump in self.dumps.items():

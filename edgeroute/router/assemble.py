@@ -28,6 +28,7 @@ from edgeroute.router.parts import Followed, Instrumented, InstrumentedFromStart
 from edgeroute.router.stages import Steps, compose
 from edgeroute.system.process import log
 from edgeroute.system.threads import ThreadPool
+from edgeroute.trials.trial import STORED
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
@@ -106,7 +107,7 @@ def assemble(
     engine.trying = partial(_trials, engine, store)
     engine.trials = engine.trying(engine.snapshot)
     if engine.checkpoint is not None:
-        engine.checkpoint.trials = lambda: None if engine.trials is None else engine.trials.dump()
+        engine.checkpoint.dumps[STORED] = lambda: None if engine.trials is None else engine.trials.dump()
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
     RULES[engine.snapshot.policy.offline].check(engine)
@@ -142,7 +143,6 @@ def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> 
     if not snapshot.on_trial:
         return None
     from edgeroute.router.trials import Trials as Made
-    from edgeroute.trials.trial import STORED
 
     dumped = known.dump() if known is not None else None if store is None else store.get(STORED)
     made = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
