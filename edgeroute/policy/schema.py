@@ -138,21 +138,25 @@ def _for_models(runtime: str, listed: set[str]) -> list[str]:
     section = registered(suffixes[0] if address else f"model{suffixes[0]}")
     assert section is not None, "ONNX Runtime has the section Edge"
     made = _runtime(suffixes[0], section)
+    for value in made["properties"].values():
+        text = value["description"].replace("; None:", "; without it:").replace("None:", "Without it:")
+        value["description"] = text[:1].upper() + text[1:]
     what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
     return [f"### `[edge]` with {what}\n", _list(made, {*made["properties"]}, listed)]
 
 
 def _list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
-    """Return these keys as a list. One that `listed` has already, word for word, is only named; new ones are added to it."""
+    """Return these keys as a list. A key that `listed` has with the same default and meaning is only named; others are added."""
     rows, named = [], []
     for key, value in section["properties"].items():
         if key in keys:
             default = "; required" if key in section.get("required", ()) else ""
             default = f"; default {_code(value['default'])}" if value.get("default") not in (None, "") else default
-            row = f"* `{key}` ({_type(value)}{default}): {linked(value['description'])}"
-            named += [f"`{key}`"] if row in listed else []
-            rows += [] if row in listed else [row]
-    listed |= {*rows}
+            meaning = linked(value["description"])
+            known = f"{key}{default}: {meaning}"
+            named += [f"`{key}`"] if known in listed else []
+            rows += [] if known in listed else [f"* `{key}` ({_type(value)}{default}): {meaning}"]
+            listed.add(known)
     return "\n".join([*rows, *([f"* As above: {', '.join(named)}."] if named else []), ""])
 
 
