@@ -26,7 +26,7 @@ from edgeroute import Router
 from edgeroute.cloud.backend import Function
 from edgeroute.record.instruments import RequestEnded
 from edgeroute.stores.journal import Journal
-from edgeroute.tools.dashboard.inside import Ended
+from edgeroute.tools.dashboard.inside import AnswerFeed
 
 RATE, SECONDS, STEP_S = 1000, size(20, 1), 0.02
 REPLAYED = size(5000, 100)
@@ -105,7 +105,7 @@ def figures() -> list[Figure]:
             edge = json.loads(asked(connection, "/trial", headers)[1])["edges"][0]["name"]
             tries = [asked(connection, f"/trial/at?edge={edge}&threshold=0.{i}5", headers)[0] for i in range(9)]
         journal.close()
-    ended, n = Ended(), size(20_000, 100)
+    ended, n = AnswerFeed(), size(20_000, 100)
     one = RequestEnded("x", None, None, None)
     begun = time.perf_counter()
     for _ in range(n):

@@ -23,7 +23,7 @@ from edgeroute.router.arguments import with_options
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
-from edgeroute.tools.measure.collect import Aside, collect
+from edgeroute.tools.measure.collect import DirectCalls, collect
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""
@@ -439,7 +439,7 @@ def running(application):
 
 def collected(router, inputs, labels=None, *, edge=0, score=None, **options):
     """What `calibrate` and `evaluate` of a `Router` collect of these inputs."""
-    ((found, _),) = executed(pump(collect(Aside(router.engine, edge, score), inputs, labels, **options), router.engine))
+    ((found, _),) = executed(pump(collect(DirectCalls(router.engine, edge, score), inputs, labels, **options), router.engine))
     return found
 
 

@@ -211,7 +211,7 @@ def test_keys_are_for_the_publisher_alone(publisher):
     """They are not overwritten, and a catalog is not signed without them."""
     if sys.platform != "win32":
         assert (publisher.keys / "root.pem").stat().st_mode & 0o077 == 0
-    with pytest.raises(StoreError, match="is there already"):
+    with pytest.raises(StoreError, match="exists already"):
         keygen(publisher.keys)
     publisher.publish("1.0")
     (publisher.keys / "root.pem").unlink()  # it is offline

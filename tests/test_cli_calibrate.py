@@ -22,8 +22,8 @@ from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Waiting
 from edgeroute.system import process
-from edgeroute.tools.measure.certified import audited, fitted
-from edgeroute.tools.measure.collect import Aside, recorded, said
+from edgeroute.tools.measure.certification import audited_examples, fit_score
+from edgeroute.tools.measure.collect import DirectCalls, label_values, recorded_examples
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
@@ -549,7 +549,7 @@ def test_what_may_not_leave_is_not_collected():
     """The edge alone can be, still."""
     egress = Egress(never_leave=["medical"], may_leave=["product"])
     with Router(edge_of, int, threshold=0.5, egress=egress) as router:
-        with pytest.raises(MayNotLeave, match="asked about every example"):
+        with pytest.raises(MayNotLeave, match="every example is sent to the cloud"):
             collected(router, X, data_class="medical")
         assert collected(router, X, data_class="medical", ask_cloud=False).cloud is None
         assert collected(router, X, data_class="product").cloud == X.tolist()
@@ -561,8 +561,8 @@ def test_answers_without_a_confidence_or_with_other_outputs():
         found = collected(router, X)
     assert np.isnan(found.score).all()
     assert found.outputs is None
-    with pytest.raises(PolicyError, match="two logits or more"):
-        fitted(found.outputs, found.score, found.agree, found.agree, choose=True, ood=False)
+    with pytest.raises(PolicyError, match="two or more logits"):
+        fit_score(found.outputs, found.score, found.agree, found.agree, choose=True, ood=False)
 
 
 def test_probabilities_that_a_card_calls_logits(home):
@@ -573,7 +573,7 @@ def test_probabilities_that_a_card_calls_logits(home):
         return z / z.sum()
 
     x, _ = drawn(20, 5)
-    with Router(model, int, threshold=0.5) as router, pytest.raises(ModelError, match="gives probabilities"):
+    with Router(model, int, threshold=0.5) as router, pytest.raises(ModelError, match="returns probabilities"):
         collected(router, x, ask_cloud=False)
 
 
@@ -585,19 +585,19 @@ def test_which_edge(home):
             with pytest.raises(PolicyError, match="there is no edge model number"):
                 collected(router, X, edge=number)
         with pytest.raises(BadInput, match="edge_logits: expected numbers"):
-            recorded(Aside(router.engine), np.array([["a"]]), None, None)
+            recorded_examples(DirectCalls(router.engine), np.array([["a"]]), None, None)
 
 
 def test_labels_as_the_model_says_them():
     """Numbers are places in its list of names; without one, labels are taken as they are."""
-    assert said([0, 2.0, "b", np.uint8(1)], LABELS, 4) == ["a", "c", "b", "b"]
-    assert said([0, 2.0, "x", 0.5, np.inf], None, 5) == [0, 2, "x", 0.5, np.inf]
+    assert label_values([0, 2.0, "b", np.uint8(1)], LABELS, 4) == ["a", "c", "b", "b"]
+    assert label_values([0, 2.0, "x", 0.5, np.inf], None, 5) == [0, 2, "x", 0.5, np.inf]
     for wrong in (None, np.nan, np.float32("nan")):
         with pytest.raises(BadInput, match="label 1 is"):
-            said([0, wrong], None, 2)
+            label_values([0, wrong], None, 2)
     for wrong in (3, -1, 0.5, "d", None, np.nan, np.inf, -np.inf, np.float32("nan")):
         with pytest.raises(BadInput, match="label 0 is"):
-            said([wrong], LABELS, 1)
+            label_values([wrong], LABELS, 1)
 
 
 def test_a_score_that_a_fifth_fewer_examples_cannot_bear():
@@ -606,7 +606,7 @@ def test_a_score_that_a_fifth_fewer_examples_cannot_bear():
     z = rng.normal(size=(60, 3)) * 3
     right = np.ones(60, bool)
     right[:22] = False  # enough harms to learn from, and not with a fifth left out
-    found = fitted(z, msp(z), right, np.ones(60, bool), choose=False, ood=False)
+    found = fit_score(z, msp(z), right, np.ones(60, bool), choose=False, ood=False)
     assert found.learned is None
     assert (found.scores == msp(z)).all()
     assert "a fifth left out" in found.why
@@ -636,7 +636,7 @@ def test_the_audit_log_as_examples(tmp_path):
     journal.close()
     with path.open("a") as file:
         file.write('{"at": 17')
-    found = audited(path, "edge", prints)
+    found = audited_examples(path, "edge", prints)
     assert found.examples.score == pytest.approx([0.5, np.nan, 0.75, 0.25], nan_ok=True)
     assert found.examples.agree.tolist() == [True, False, False, True]
     assert found.examples.labels is None
@@ -645,15 +645,15 @@ def test_the_audit_log_as_examples(tmp_path):
         "2 lines of the audit log are left out",
         "3 lines of the audit log are left out",
     ]
-    assert audited(path, "edge", prints, every=2).examples.score.tolist() == [0.5, 0.75]
+    assert audited_examples(path, "edge", prints, every=2).examples.score.tolist() == [0.5, 0.75]
     journal = Journal(path)
     journal.append({"target": "edge", "edge_confidence": 0.1, "agrees": True, "fingerprints": digest(prints)})
     journal.close()
-    assert any("do not say with which probability" in note for note in audited(path, "edge", prints).notes)
+    assert any("do not say with which probability" in note for note in audited_examples(path, "edge", prints).notes)
     with pytest.raises(BadInput, match=r"no audit of edge in it; .* another endpoint"):
-        audited(path, "edge", {"edge": "3"})
+        audited_examples(path, "edge", {"edge": "3"})
     with pytest.raises(BadInput, match="no audit log"):
-        audited(tmp_path / "none.jsonl", "edge", prints)
+        audited_examples(tmp_path / "none.jsonl", "edge", prints)
 
 
 def test_what_was_drawn_more_often_counts_less(tmp_path):
@@ -664,12 +664,12 @@ def test_what_was_drawn_more_often_counts_less(tmp_path):
         line = {"id": f"s-{i}", "target": "edge", "edge_confidence": 0.1, "agrees": False, "audited": "deferred"}
         journal.append({**line, "probability": 0.04, "fingerprints": digest({})})
     journal.close()
-    found = audited(path, "edge", {})
+    found = audited_examples(path, "edge", {})
     low = found.examples.score < 0.5
     assert np.count_nonzero(~low) == 1000
     assert abs(np.count_nonzero(low) - 1000) < 5 * (4000 * 0.25 * 0.75) ** 0.5
     assert found.notes[0].startswith(f"{4000 - np.count_nonzero(low):,} lines of the audit log are left out at random")
-    assert audited(path, "edge", {}).examples.score.tolist() == found.examples.score.tolist()
+    assert audited_examples(path, "edge", {}).examples.score.tolist() == found.examples.score.tolist()
 
 
 def test_from_audits_to_a_new_certificate(home, policy, cloud):

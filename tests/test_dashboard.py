@@ -53,7 +53,7 @@ from edgeroute.stores.journal import Journal
 from edgeroute.tools.cli.dashboard import watched
 from edgeroute.tools.dashboard import monitor as monitors
 from edgeroute.tools.dashboard import tail as tails
-from edgeroute.tools.dashboard.inside import Dashboard, of_router
+from edgeroute.tools.dashboard.inside import Dashboard, sources_of
 from edgeroute.tools.dashboard.monitor import Monitor
 from edgeroute.tools.dashboard.tail import Tail
 from edgeroute.tools.dashboard.trial import Trial
@@ -225,7 +225,7 @@ def test_a_fifo_is_no_trace(tmp_path):
     path.rename(tmp_path / "trace.jsonl.1")
     os.mkfifo(path)
     assert monitor.read() == 0
-    assert f"{path}: is no file" in monitor.view()["error"]
+    assert f"{path}: is no regular file" in monitor.view()["error"]
     with pytest.raises(OSError, match="No such device"):
         os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     path.unlink()
@@ -387,7 +387,7 @@ def test_a_state_that_hangs_does_not_hold_the_end(monkeypatch):
         return {}
 
     monkeypatch.setattr(monitors, "STATE_S", 0.0)
-    monitor = Monitor(Records(), monitors.Told(state), "a test")
+    monitor = Monitor(Records(), monitors.Sources(state), "a test")
     monitor.start()
     assert hangs.wait(LONG)
     ends = threading.Thread(target=lambda: (monitor.close(), closed.set()), daemon=True)
@@ -450,7 +450,7 @@ def test_accuracy_is_that_of_the_audits(tmp_path):
             until = monotonic() + LONG
             while router.engine.auditor.busy:  # else fewer are drawn
                 assert monotonic() < until
-        monitor = monitor_of(records, setup=of_router(router).setup, certificates=of_router(router).certificates, folder=state)
+        monitor = monitor_of(records, setup=sources_of(router).setup, certificates=sources_of(router).certificates, folder=state)
         monitor.trial()
         for threshold in (0.5, 0.7, 0.81, 1.0):
             found = monitor.tried("edge", threshold)["agreement"]
@@ -659,7 +659,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
     from edgeroute.tools.dashboard import inside
 
     monkeypatch.setattr(inside, "MOST", 10)
-    ended = inside.Ended()
+    ended = inside.AnswerFeed()
     with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
         router.infer(0.9)
         assert counted(*dashboard.serve(router).split("/#token=")) == (0, 0)
@@ -679,7 +679,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
 
 def test_values_do_not_wait_for_the_dashboard():
     """Nor do outputs, inputs, or the exceptions of clouds that failed; the record is the same."""
-    from edgeroute.tools.dashboard.inside import Ended
+    from edgeroute.tools.dashboard.inside import AnswerFeed
 
     class Large:
         """Some megabytes."""
@@ -692,7 +692,7 @@ def test_values_do_not_wait_for_the_dashboard():
         weak.append(weakref.ref(large := Large()))
         raise Unreachable(f"down {large!r:.5}")
 
-    weak, ended, records = [], Ended(), []
+    weak, ended, records = [], AnswerFeed(), []
 
     class Keeps(Dashboard):
         def request_ended(self, one):

@@ -28,7 +28,7 @@ from edgeroute.http.messages import Reply
 from edgeroute.tools.export.folder import PROGRAMS, Subject, server_name, whole
 from edgeroute.tools.export.kserve import kserve as export_kserve
 from edgeroute.tools.export.kubernetes import Cluster, object_name
-from edgeroute.tools.export.programs.arms import arm_of, checked
+from edgeroute.tools.export.programs.arms import arm_of, checked_shares
 from edgeroute.tools.export.ray import ray as export_ray
 from edgeroute.tools.export.triton import Batching
 from edgeroute.tools.export.triton import triton as export_triton
@@ -190,9 +190,9 @@ def test_files_become_the_edges_arrays(file, picture):
         here = picture(file)
     except BadInput:
         with pytest.raises(by_card.BadInput):
-            by_card.decoded(file, said)
+            by_card.decode(file, said)
     else:
-        np.testing.assert_array_equal(by_card.decoded(file, said), here)
+        np.testing.assert_array_equal(by_card.decode(file, said), here)
 
 
 def test_files_that_take_too_long_or_too_much_are_refused():
@@ -250,7 +250,7 @@ def test_tritons_own_backend_has_the_files_tensors(tmp_path):
     export_triton([path], tmp_path / "out", backend="onnxruntime", names=["m"])
     assert "max_batch_size: 0" in (tmp_path / "out/m-onnx/config.pbtxt").read_text()
     assert "dims: [1, 3, 8, 8]" in (tmp_path / "out/m-onnx/config.pbtxt").read_text()
-    said = by_card.Said(tmp_path / "out/m-prepare/1")
+    said = by_card.Description(tmp_path / "out/m-prepare/1")
     x, here = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8), OnnxModel(path)
     here.load()
     np.testing.assert_array_equal(by_card.tensor(x, said.inputs[0]), here.feed([x[0]])["image"])
@@ -469,7 +469,7 @@ def test_arms_are_stable_and_grow():
     assert after != {key for key in keys if arm_of("other", {"new": 0.5, "old": 0.5}, key) == "new"}
     for splits in ({"m": {"a": 0.5}}, {"m": {"a": -1, "b": 2}}, {"m": {"a": float("nan")}}, {"m": {"z": 1}}):
         with pytest.raises(ValueError, match="splits"):
-            checked(splits, {"a": 0, "b": 0})
+            checked_shares(splits, {"a": 0, "b": 0})
 
 
 def test_the_ray_application_says_what_was_asked_for(fashion, tmp_path):
@@ -497,7 +497,7 @@ def test_the_ray_application_says_what_was_asked_for(fashion, tmp_path):
     assert ingress["max_ongoing_requests"] * ingress["num_replicas"] > 3 * scaling["target_ongoing_requests"]
     assert config["http_options"]["host"] == "127.0.0.1"
     other = tiny.linear(tmp_path / "other.onnx")
-    with pytest.raises(PolicyError, match="other inputs, outputs or labels"):
+    with pytest.raises(PolicyError, match="differ in inputs, outputs or labels"):
         export_ray([models[0], other], tmp_path / "no", splits={"m": {"fashion-large": 0.5, "other": 0.5}})
     with pytest.raises(PolicyError, match="do not add up"):
         export_ray(models, tmp_path / "no", splits={"m": {"fashion-large": 0.5}})

@@ -841,11 +841,11 @@ def test_calibrate(desk):
 def test_serve(desk):
     """As a server of the Open Inference Protocol, whose client is a router."""
     pytest.importorskip("starlette")
-    from edgeroute.tools.server.serve import named
+    from edgeroute.tools.server.serve import named_model
     from edgeroute.tools.server.serve_app import app
 
     pixels = np.load("inputs.npz")["images"]
-    with running(app([named("models/edge.int8.tflite")])) as client:
+    with running(app([named_model("models/edge.int8.tflite")])) as client:
         cloud = OpenInference(f"{client.base_url}/v2/models/fashion-edge")
         with Router(lambda _: ("edge", 0.0), cloud, threshold=0.9) as router:
             answers = [router.infer(x) for x in pixels[:5]]

@@ -447,7 +447,7 @@ def test_the_exports_read_what_is_sent(monkeypatch):
         call = cloud.encode([x, x[::-1]])
         length = dict(call.headers).get(LENGTH)
         ask = oip.read(call.body, length, [spec], [{"name": "y"}])
-        found = [by_card.decoded(bytes(one), picture) for one in ask.feed["x"].reshape(-1)]
+        found = [by_card.decode(bytes(one), picture) for one in ask.feed["x"].reshape(-1)]
         np.testing.assert_array_equal(found, [x, x[::-1]])
     for name in ("by_card", "oip"):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -433,12 +433,12 @@ def test_no_file_is_replaced_unasked(tmp_path, images):
     path = cnn(tmp_path / "m.onnx")
     with pytest.raises(PolicyError, match="is the original"):
         compress.quantize(path, images, out=path, overwrite=True)
-    with pytest.raises(PolicyError, match=r"ends in \.onnx, too"):
+    with pytest.raises(PolicyError, match=r"must end in \.onnx, too"):
         compress.quantize(path, images, out=tmp_path / "q.tflite")
     with pytest.raises(PolicyError, match="there is no folder"):
         compress.quantize(path, images, out=tmp_path / "no" / "q.onnx")
     (tmp_path / "m.int8.json").write_text("{}")
-    with pytest.raises(PolicyError, match=r"m.int8.json is there already"):
+    with pytest.raises(PolicyError, match=r"m.int8.json exists already"):
         compress.quantize(path, images)
     assert compress.quantize(path, images, overwrite=True, sensitivity=False).card.read_text() != "{}"
 

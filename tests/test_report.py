@@ -21,7 +21,7 @@ from edgeroute import RuntimeMissing
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import Terms
-from edgeroute.tools.measure.certified import Verdict, verdicts
+from edgeroute.tools.measure.certification import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.page import EVALUATION, STYLE, page

@@ -20,7 +20,7 @@ from edgeroute.edge.members import DEFAULTS, EdgeMembers
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
-from edgeroute.tools.server.serve import named
+from edgeroute.tools.server.serve import named_model
 from edgeroute.tools.server.serve_app import app
 from edgeroute.types import TensorSpec
 
@@ -603,17 +603,17 @@ def test_what_cannot_be_served():
         (
             CallableModel(lambda x: x, name="f"),
             PolicyError,
-            r"f cannot be served: .* Give it inputs, .* as in CallableModel\(f, inputs=\[TensorSpec",
+            r"f cannot be served: .* Declare them, .* as in CallableModel\(f, inputs=\[TensorSpec",
         ),
         (
             CallableModel(lambda x: ("a", 0.9), name="f", inputs=spec),
             ModelError,
-            "f gives tuples, and only tensors can be served",
+            "f returns tuples, and only tensors can be served",
         ),
         (
             CallableModel(lambda x: 1 / 0, name="f", inputs=spec),
             PolicyError,
-            "on zeros it raised ZeroDivisionError: division by zero. Give it outputs",
+            "on zeros it raised ZeroDivisionError: division by zero. Declare its outputs",
         ),
     ):
         with pytest.raises(error, match=says):
@@ -631,16 +631,16 @@ def test_a_model_in_python_by_its_name(lookup, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    model = named("mine:model")
+    model = named_model("mine:model")
     with running(app([model])) as client:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [4]}]}
         reply = client.post("/v2/models/double/infer", json=body).json()
     assert (model.name, reply["outputs"][0]["data"]) == ("double", [8])
     for name, says in (("mine:nothing", "has no attribute 'nothing'"), ("nowhere:model", "No module named 'nowhere'")):
         with pytest.raises(PolicyError, match=f"{name} is no model in Python: .*{says}"):
-            named(name)
+            named_model(name)
     edgeroute.register(".look", "looks:Lookup")
-    assert named(lookup, 2).given[0] == 2
+    assert named_model(lookup, 2).given[0] == 2
 
 
 def test_runs_are_counted_by_model():

@@ -191,7 +191,7 @@ def test_a_manager_that_is_gone_or_does_not_read(tmp_path, caplog):
         assert not thread.is_alive()
         manager.socket.close()
         notify.ready()
-    assert "the service manager cannot be told READY=1" in caplog.text
+    assert "the notice READY=1 did not reach the service manager" in caplog.text
 
 
 @pytest.mark.skipif(not UNIT.exists(), reason="the examples are not here")

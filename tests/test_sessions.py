@@ -520,7 +520,7 @@ def test_a_state_of_several_open_axes_needs_its_shape(tmp_path):
 
 def test_a_model_with_a_state_is_not_served(vad, tmp_path):
     """A request is of no stream. Constants are the server's to fill in, and requests are merged only along the axis that counts."""
-    with pytest.raises(ModelError, match="cannot be served: it keeps a state for each stream"):
+    with pytest.raises(ModelError, match="cannot be served: it has a state for each stream"):
         app([OnnxModel(vad)])
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Mul", ["x", "k"], ["y"])]

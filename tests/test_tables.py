@@ -50,7 +50,7 @@ def test_more_features_than_examples(monkeypatch):
     edge, cloud = rng.random(120) < 1 / (1 + np.exp(-2 * embedding[:, 0])), rng.random(120) < 0.9
     narrow = fit({"embedding": embedding}, edge, cloud)
     assert narrow.name == "learned"
-    monkeypatch.setattr("edgeroute.tools.measure.fitting.narrowed", lambda inputs: (inputs, np.eye(inputs.shape[1])))
+    monkeypatch.setattr("edgeroute.tools.measure.fitting.narrow", lambda inputs: (inputs, np.eye(inputs.shape[1])))
     assert fit({"embedding": embedding}, edge, cloud).many({"embedding": embedding}) == pytest.approx(
         narrow.many({"embedding": embedding})
     )
@@ -108,16 +108,16 @@ def test_it_comes_back_from_its_file(score, tmp_path):
         ({"a": ["x", "y"]}, {}, "features are numbers"),
         ({"a": [1, 2]}, {"base": "b"}, "there is no feature 'b': there are a"),
         ({"a": [[1, 2], [3, 4]]}, {"base": "a"}, "is one number for each example"),
-        ({"a": [1, 2]}, {"ood": True}, "ood= is of logits"),
+        ({"a": [1, 2]}, {"ood": True}, "ood= works with logits"),
         ([{"a": 1}, {"b": 1}], {}, "KeyError"),
         (np.zeros((2, 2)), {"base": "a"}, "names a column of a table"),
         ({}, {}, "there are no features, or no examples"),
         ({"a": []}, {}, "there are no features, or no examples"),
         ({"a": [1, 1e200]}, {}, "up to 1e\\+100: scale them"),
         ({"a": [1, 10**400]}, {}, "features are numbers"),
-        ("abc", {}, "logits are an array of numbers"),
-        (({"a": i} for i in range(2)), {}, "logits are an array of numbers"),
-        ({"a": [1, 2]}, {"seed": -1}, "seed= takes a whole number"),
+        ("abc", {}, "logits must be an array of numbers"),
+        (({"a": i} for i in range(2)), {}, "logits must be an array of numbers"),
+        ({"a": [1, 2]}, {"seed": -1}, "seed= must be a whole number"),
     ],
 )
 def test_tables_that_are_wrong(table, kwargs, message):

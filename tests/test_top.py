@@ -11,7 +11,7 @@ from lazily import needs
 from watched import EVIL, LONG, Records
 
 from edgeroute import Audit, Egress, Function, Limits, Router, Unreachable
-from edgeroute.tools.dashboard.inside import of_router
+from edgeroute.tools.dashboard.inside import sources_of
 from edgeroute.tools.dashboard.monitor import Monitor
 
 needs("textual")
@@ -41,7 +41,7 @@ def monitor(tmp_path, feed):
     ) as router:  # fmt: skip
         for x in [0.9] * 6 + [0.2] * 3 + [0.05]:
             router.infer(x, data_class=MARKUP)
-        yield Monitor(feed, of_router(router), "a test")
+        yield Monitor(feed, sources_of(router), "a test")
 
 
 async def shown(pilot, requests):

@@ -74,7 +74,7 @@ def test_devices_of_one_arm_each_are_compared(two, tmp_path):
 
 def test_few_devices_say_nothing():
     """However many requests each has: another draw of three devices may look the same."""
-    found = fleets.compared([device(i, "b" if i == 0 else "a", deferred=200 if i == 0 else 0) for i in range(4)])
+    found = fleets.compare([device(i, "b" if i == 0 else "a", deferred=200 if i == 0 else 0) for i in range(4)])
     one = next(one for one in found.differences if one.measure == "deferred")
     assert (one.value, one.verdict) == (1.0, "open")
     assert one.low == -1
@@ -85,7 +85,7 @@ def test_devices_that_differ_are_not_taken_for_arms_that_do():
     """Their rates are 10 % or 60 %: as by requests, an arm that has one device more of the worse kind would be worse."""
     rng = np.random.default_rng(1)
     fleets_of = [
-        fleets.compared([device(i, "ab"[int(b)], deferred=120 if rng.random() < 0.5 else 20) for i, b in enumerate(rng.random(40) < 0.4)])
+        fleets.compare([device(i, "ab"[int(b)], deferred=120 if rng.random() < 0.5 else 20) for i, b in enumerate(rng.random(40) < 0.4)])
         for _ in range(12)
     ]  # fmt: skip
     assert not [found for found in fleets_of if found.worse]
@@ -97,7 +97,7 @@ def test_enough_of_the_same_is_within_what_is_allowed():
     def of(i):
         return device(i, "ab"[i % 2], requests=2000, deferred=400 + i, compared=1000, differs=10)
 
-    found = fleets.compared([of(i) for i in range(60)])
+    found = fleets.compare([of(i) for i in range(60)])
     assert {one.measure: one.verdict for one in found.differences} == dict.fromkeys(SETTINGS.measures, "within")
 
 
@@ -115,9 +115,9 @@ def test_requests_drawn_for_themselves_are_added_up(two, tmp_path):
 @pytest.mark.slow
 def test_what_cannot_be_compared_is_said(two, tmp_path):
     with pytest.raises(BadInput, match="salt differs"):
-        fleets.compared([device(0, "a", deferred=0), device(1, "b", deferred=0, settings=SETTINGS._replace(salt="x"))])
+        fleets.compare([device(0, "a", deferred=0), device(1, "b", deferred=0, settings=SETTINGS._replace(salt="x"))])
     with pytest.raises(BadInput, match=r"'device-1' is there twice: 1\.json and 1\.json"):
-        fleets.compared([device(1, "a", deferred=0)] * 2)
+        fleets.compare([device(1, "a", deferred=0)] * 2)
     with Router(two[0], state=tmp_path / "state") as router:
         router.infer(X)
     for name, text in (

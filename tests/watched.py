@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from edgeroute.tools.dashboard.monitor import Monitor, Told, TraceFile
+from edgeroute.tools.dashboard.monitor import Monitor, Sources, TraceFile
 
 LONG = 30.0
 EVIL = "<script>globalThis.evil = 1</script><img src=x onerror='globalThis.evil = 1'>"
@@ -70,11 +70,11 @@ class Records:
 
 def monitor_of(records, **told):
     """A monitor that has read these records."""
-    monitor = Monitor(Records(records), Told(**told), "a test")
+    monitor = Monitor(Records(records), Sources(**told), "a test")
     monitor.poll()
     return monitor
 
 
 def monitor_of_file(path, **told):
     """A monitor of a trace's file."""
-    return Monitor(TraceFile(path), Told(**told), "a test")
+    return Monitor(TraceFile(path), Sources(**told), "a test")

@@ -411,7 +411,7 @@ class AsyncRouter(BaseRouter[V]):
         """As `Router.calibrate`, beside other tasks. Cancelling it ends it; `progress` is called on the event loop."""
         steps = import_tool("measure.steps")
 
-        want = steps.wanted(
+        want = steps.checked_request(
             max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
         )
         return await self._loop.pump(

@@ -432,7 +432,7 @@ class Router(BaseRouter[V]):
         """
         steps = import_tool("measure.steps")
 
-        want = steps.wanted(
+        want = steps.checked_request(
             max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
         )
         return self._run(  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Publishing of models: keys, and a folder that any web server can serve, signed by The Update Framework (TUF)."""
+"""Publisher of model catalogs: keys, and a folder that any web server can serve, signed by The Update Framework (TUF)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from edgeroute.system.imports import import_late
 from edgeroute.system.process import files_in
 
 ROOT_DAYS, LISTS_DAYS = 3650, 30
-"""Days that the list of keys, and that of models, are valid: the latter says for how long a device can be shown an old one."""
+"""Days that the list of keys, and that of models, are valid. An attacker can show a device an old list of models that long."""
 ROOT_KEY, MODELS_KEY = "root.pem", "models.pem"
 ONLINE = ("targets", "snapshot", "timestamp")
 
 
 def keygen(folder: Path) -> tuple[Path, Path]:
-    """Makes the two keys of a publisher: one for the list of keys, to be kept offline, and one for the list of models.
+    """Create the two private keys of a publisher: one for the list of keys, to store offline, and one for the list of models.
 
     Args:
-        folder: for `root.pem` and `models.pem`, which only you may read.
+        folder: folder for `root.pem` and `models.pem`, which only you may read; created if missing.
 
     Raises:
-        StoreError: it cannot be written, or there are keys already.
-        RuntimeMissing: what makes keys is not installed.
+        StoreError: the folder cannot be written, or has keys already.
+        RuntimeMissing: the library that creates keys is not installed.
     """
     signer = _signing().CryptoSigner
     paths = folder / ROOT_KEY, folder / MODELS_KEY
@@ -44,7 +44,7 @@ def keygen(folder: Path) -> tuple[Path, Path]:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(signer.generate_ed25519().private_bytes)
     except FileExistsError as e:
-        raise StoreError(f"{e.filename} is there already: a new key would lock out the devices that trust it") from e
+        raise StoreError(f"{e.filename} exists already: a new key would lock out the devices that trust it") from e
     except OSError as e:
         raise StoreError(f"{folder}: the keys cannot be written: {e.strerror}") from e
     return paths
@@ -63,22 +63,22 @@ def publish(
     notes: str = "",
     days: float = LISTS_DAYS,
 ) -> Entry:
-    """Adds a version of a model to a catalog, which is made if it is not there, and signs the catalog.
+    """Copy a new version of a model into a catalog, created if missing, and sign the catalog.
 
     Args:
-        catalog: its folder.
-        name: of the model.
-        version: a new one: what was published is never changed.
-        files: the model's file or folder first; then what belongs beside it, such as external data. The card beside it is added.
-        keys: folder of the keys that `keygen` made.
-        certificate: of its threshold, from `edgeroute calibrate`.
+        catalog: folder of the catalog.
+        name: name of the model.
+        version: a new version: a published one never changes.
+        files: the model's file or folder first; then files that belong to it, such as external data. The card beside it is added.
+        keys: folder of the keys that `keygen` created.
+        certificate: file of the threshold's certificate, from `edgeroute calibrate`.
         canaries: an .npz file of `inputs` and their right `answers`, tried on each device before it is activated.
         requires: lowest version of edgeroute that can run it.
-        notes: for people.
-        days: that the list is valid; sign it again before.
+        notes: text for people.
+        days: days that the list is valid; sign it again before they end.
 
     Raises:
-        BadInput: the version is there already, or a file is no such file.
+        BadInput: the catalog has the version already, or the model's file has no runtime.
         CatalogError: a name cannot be used on every system.
         PolicyError: a key is missing.
         StoreError: the catalog cannot be written.
@@ -87,18 +87,18 @@ def publish(
         raise ModelMissing(f"there is no model at {next((path for path in files if not path.exists()), 'none')}")
     if suffix_of(files[0]) is None:
         raise BadInput(f"{files[0]} has no runtime: a model's file ends in {', '.join(suffixes())}")
-    known = _known(catalog)
+    known = _listed(catalog)
     if any((entry.name, entry.version.casefold()) == (name, version.casefold()) for entry in known):
         raise BadInput(f"{catalog} has {name} {version} already, and devices may have it: give it another version")
     card = files[0].with_suffix(".json")
     given = [*files, *([card] if card.is_file() and card not in files else [])]
-    sources = {path: at for one in given for path, at in _spread(one)}
+    sources = {path: source for item in given for path, source in _paths_in_version(item)}
     more: dict[str, str] = {}
     for key, file in (("certificate", certificate), ("canaries", canaries)):
         if file is not None:
             more[key] = file.name if file.name not in sources else f"{key}{file.suffix}"
             sources[more[key]] = file
-    listed = [{"path": path, "size": at.stat().st_size, "sha256": sha256_of(at)} for path, at in sources.items()]
+    listed = [{"path": path, "size": source.stat().st_size, "sha256": sha256_of(source)} for path, source in sources.items()]
     entry = read_entry({
         "name": name, "version": version, "model": files[0].name, "files": listed, "requires": requires, "notes": notes, **more,
     })  # fmt: skip
@@ -107,9 +107,9 @@ def publish(
         to = catalog / FILES / name / version
         if to.exists():  # a run that was interrupted: nothing lists it
             shutil.rmtree(to)
-        for path, at in sources.items():
+        for path, source in sources.items():
             (to / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(at, to / path)
+            shutil.copyfile(source, to / path)
         _sign(catalog, catalog_json((*known, entry)), signers, days)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
@@ -117,44 +117,44 @@ def publish(
 
 
 def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Sequence[tuple[str, str]] = ()) -> tuple[Entry, ...]:
-    """Signs a catalog again, so that its list of models does not expire. -> what it has.
+    """Sign a catalog again, so that its list of models does not expire, and return its entries.
 
     Args:
-        catalog: its folder.
-        keys: folder of the keys. Without `root.pem`, which may be offline, the list of keys stays.
-        days: that the list is valid from now on.
-        withdraw: names and versions that are taken from the list.
+        catalog: folder of the catalog.
+        keys: folder of the keys. Without `root.pem`, which may be offline, the list of keys does not change.
+        days: days that the list is valid from now on.
+        withdraw: (name, version) pairs to remove from the list; their files stay.
 
     Raises:
         BadInput: there is no such version.
         CatalogError: there is no catalog.
         PolicyError: a key is missing.
-        StoreError: it cannot be written.
+        StoreError: the catalog cannot be written.
     """
-    known = _known(catalog)
+    known = _listed(catalog)
     if not (catalog / METADATA / "timestamp.json").exists():
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
-    gone = {*withdraw} - {(entry.name, entry.version) for entry in known}
-    if gone:
-        raise BadInput(f"{catalog} has no {' '.join(min(gone))}")
-    left = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
+    unknown = {*withdraw} - {(entry.name, entry.version) for entry in known}
+    if unknown:
+        raise BadInput(f"{catalog} has no {' '.join(min(unknown))}")
+    remaining = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
     try:
-        _sign(catalog, catalog_json(left), _signers(keys), days)
+        _sign(catalog, catalog_json(remaining), _signers(keys), days)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
-    return left
+    return remaining
 
 
-def _spread(one: Path) -> list[tuple[str, Path]]:
-    """Path inside the version's folder -> where it is, of a file, or of each file of a folder."""
-    if one.is_dir():
-        return [((Path(one.name) / file.relative_to(one)).as_posix(), file) for file in files_in(one)]
-    return [(one.name, one)]
+def _paths_in_version(path: Path) -> list[tuple[str, Path]]:
+    """Return pairs (path inside the version's folder, source file) for a file, or for each file of a folder."""
+    if path.is_dir():
+        return [((Path(path.name) / file.relative_to(path)).as_posix(), file) for file in files_in(path)]
+    return [(path.name, path)]
 
 
-def _known(catalog: Path) -> tuple[Entry, ...]:
-    """What the catalog lists now."""
-    targets = _last(catalog / METADATA, "targets")
+def _listed(catalog: Path) -> tuple[Entry, ...]:
+    """Return the entries that the catalog lists now."""
+    targets = _newest(catalog / METADATA, "targets")
     if targets is None:
         return ()
     digest = next(iter(targets.signed.targets[INDEX].hashes.values()))
@@ -165,96 +165,100 @@ def _known(catalog: Path) -> tuple[Entry, ...]:
 
 
 def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> None:
-    """Writes the list and its metadata, the timestamp last: until then devices see the catalog as it was."""
+    """Write the signed list and its metadata, the timestamp last: until then devices see the former catalog.
+
+    A new catalog also gets its list of keys.
+    """
     api = _tuf()
     folder = catalog / METADATA
-    for made in (folder, catalog / TARGETS):
-        made.mkdir(parents=True, exist_ok=True)
+    for directory in (folder, catalog / TARGETS):
+        directory.mkdir(parents=True, exist_ok=True)
     target = api.TargetFile.from_data(INDEX, text)
     replace(catalog / TARGETS / f"{target.hashes['sha256']}.{INDEX}", text)
-    root = _last(folder, "root")
+    root = _newest(folder, "root")
     if root is None:
         _write_root(folder, signers)
     elif signers["targets"].public_key.keyid not in root.signed.roles["targets"].keyids:
         raise PolicyError(
             f"{MODELS_KEY} is not the key of this catalog: take the right one, or rotate: edgeroute models keygen --rotate"
         )
-    until = _until(days)
-    version = {role: (0 if (last := _last(folder, role)) is None else last.signed.version) + 1 for role in ONLINE}
+    until = _expiry(days)
+    version = {role: (0 if (last := _newest(folder, role)) is None else last.signed.version) + 1 for role in ONLINE}
     targets = api.Targets(version=version["targets"], expires=until, targets={INDEX: target})
     snapshot = api.Snapshot(version=version["snapshot"], expires=until, meta={"targets.json": api.MetaFile(version["targets"])})
     timestamp = api.Timestamp(version=version["timestamp"], expires=until, snapshot_meta=api.MetaFile(version["snapshot"]))
     for signed in (targets, snapshot, timestamp):
-        data = _signed(api.Metadata(signed), [signers[signed.type]])
+        data = _signed_bytes(api.Metadata(signed), [signers[signed.type]])
         prefix = "" if signed.type == "timestamp" else f"{signed.version}."
         replace(folder / f"{prefix}{signed.type}.json", data)
 
 
 def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: Sequence[Any] = ()) -> None:
-    """Writes a list of keys. `also`: the keys that the version before names for it."""
+    """Write a signed list of keys. `also`: signers of the version before, if there is one."""
     if "root" not in signers:
         raise PolicyError(f"a new catalog needs {ROOT_KEY} beside {MODELS_KEY}: edgeroute models keygen makes both")
     api = _tuf()
-    root = api.Root(version=version, expires=_until(ROOT_DAYS), consistent_snapshot=True)
+    root = api.Root(version=version, expires=_expiry(ROOT_DAYS), consistent_snapshot=True)
     for role in ("root", *ONLINE):
         root.add_key(signers[role].public_key, role)
-    data = _signed(api.Metadata(root), [signers["root"], *also])
+    data = _signed_bytes(api.Metadata(root), [signers["root"], *also])
     replace(folder / f"{version}.root.json", data)
-    replace(folder.parent / "root.json", data)  # what is given to devices
+    replace(folder.parent / "root.json", data)  # the copy that devices are set up with
 
 
 def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
-    """Puts new keys in place of those in use. Devices that trust the old ones follow by themselves.
+    """Replace the keys of a catalog and sign it again. Devices that trust the old keys follow by themselves.
 
     Args:
-        catalog: its folder.
-        keys: folder of the keys in use, `root.pem` too.
-        new: folder of the new keys, `root.pem` too: the same, or another one.
+        catalog: folder of the catalog.
+        keys: folder of the keys in use, with `root.pem`.
+        new: folder of the new keys, with `root.pem`: the same folder, or another one.
 
     Raises:
         CatalogError: there is no catalog.
         PolicyError: a key is missing.
-        StoreError: it cannot be written.
+        StoreError: the catalog cannot be written.
     """
-    root = _last(catalog / METADATA, "root")
+    root = _newest(catalog / METADATA, "root")
     if root is None:
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
     old, signers = _signers(keys), _signers(new)
     if "root" not in old:
-        raise PolicyError(f"{keys / ROOT_KEY} is missing: new keys are signed by it")
+        raise PolicyError(f"{keys / ROOT_KEY} is missing: it signs the new keys")
     try:
         _write_root(catalog / METADATA, signers, root.signed.version + 1, [old["root"]])
-        _sign(catalog, catalog_json(_known(catalog)), signers, LISTS_DAYS)
+        _sign(catalog, catalog_json(_listed(catalog)), signers, LISTS_DAYS)
     except OSError as e:
         raise StoreError(f"{catalog} cannot be written: {e.strerror or e}") from e
 
 
-def _signed(metadata: Any, signers: Sequence[Any]) -> bytes:
+def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:
+    """Sign metadata with each signer and return its bytes."""
     for i, signer in enumerate(signers):
         metadata.sign(signer, append=bool(i))
     data: bytes = metadata.to_bytes()
     return data
 
 
-def _last(folder: Path, role: str) -> Any:
-    """The metadata of a role that was written last; None: there is none."""
+def _newest(folder: Path, role: str) -> Any:
+    """Read a role's newest metadata; None if there is none."""
     paths = [folder / "timestamp.json"] if role == "timestamp" else folder.glob(f"*.{role}.json")
-    found = [(int(path.name.partition(".")[0]) if role != "timestamp" else 0, path) for path in paths if path.exists()]
-    if not found:
+    versions = [(int(path.name.partition(".")[0]) if role != "timestamp" else 0, path) for path in paths if path.exists()]
+    if not versions:
         return None
     try:
-        return _tuf().Metadata.from_file(str(max(found)[1]))
+        return _tuf().Metadata.from_file(str(max(versions)[1]))
     except Exception as e:  # python-tuf's errors derive from Exception alone
-        raise CatalogError(f"{max(found)[1]} is no metadata of a catalog: {e}") from e
+        raise CatalogError(f"{max(versions)[1]} is no metadata of a catalog: {e}") from e
 
 
 def _signers(keys: Path) -> dict[str, Any]:
-    """Role -> what signs it.
+    """Read the private keys and return role -> signer.
 
     Raises:
-        PolicyError: the key of the models is missing, or one of the keys is none.
+        PolicyError: the key of the models is missing, or a key file is invalid.
     """
-    signing, found = _signing(), dict[str, Any]()
+    signing, signers = _signing(), dict[str, Any]()
     serialization = import_late("cryptography.hazmat.primitives.serialization")
     for file, roles in ((ROOT_KEY, ("root",)), (MODELS_KEY, ONLINE)):
         path = keys / file
@@ -267,17 +271,19 @@ def _signers(keys: Path) -> dict[str, Any]:
                 raise
             except OSError as e:
                 raise PolicyError(f"{path} cannot be read: {e.strerror}") from e
-            found |= dict.fromkeys(roles, signing.CryptoSigner(key))
-    if "targets" not in found:
+            signers |= dict.fromkeys(roles, signing.CryptoSigner(key))
+    if "targets" not in signers:
         raise PolicyError(f"{keys / MODELS_KEY} is missing: edgeroute models keygen makes the keys")
-    return found
+    return signers
 
 
-def _until(days: float) -> datetime:
+def _expiry(days: float) -> datetime:
+    """Return the time so many days from now, UTC, in whole seconds."""
     return datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=days)
 
 
 def _tuf() -> Any:
+    """Import python-tuf."""
     try:
         return import_late("tuf.api.metadata")
     except ImportError as e:
@@ -285,6 +291,7 @@ def _tuf() -> Any:
 
 
 def _signing() -> Any:
+    """Import the library of signers."""
     try:
         import_late("cryptography")
         return import_late("securesystemslib.signer")

@@ -1,3 +1,5 @@
+"""Command `edgeroute arms`: the arms of trials over many devices."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 Devices = Annotated[
     list[Path],
     typer.Argument(
-        metavar="DEVICE...", help="What `edgeroute status --json` printed, one device a line or file; or state folders.",
+        metavar="DEVICE...", help="Output of `edgeroute status --json`, one device a line or file; or state folders.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -29,35 +31,35 @@ def arms(
     devices: Devices,
     *,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page to show, as HTML, too.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Compares the arms of a trial over many devices, and says whether what is on trial is worse than is allowed.
+    """Compare the arms of a trial over many devices, and report whether the model on trial is worse than allowed.
 
-    Where each device is in one arm, no device can compare them by itself: this does. Exit code 4: it is worse, stop it; or an
-    endpoint on trial is stopped on a device.
+    Where each device is in one arm, no single device can compare them. Exit code 4: it is worse, stop it; or an endpoint on
+    trial is stopped on a device.
     """
-    from edgeroute.tools.measure.fleet import compared
-    from edgeroute.tools.measure.report.page import made_of
+    from edgeroute.tools.measure.fleet import compare
+    from edgeroute.tools.measure.report.page import basis
 
     trials: dict[tuple[str, str], list[Device]] = {}
     for path in devices:
-        read = [*_read(path)]
-        for one in read:
-            trials.setdefault((one.settings.side, str(one.arms[1].get("arm"))), []).append(one)
-        if not read:
+        of_path = [*_read(path)]
+        for device in of_path:
+            trials.setdefault((device.settings.side, str(device.arms[1].get("arm"))), []).append(device)
+        if not of_path:
             print(f"{path} has no trial: left out", file=sys.stderr)
-    fleets = [(compared(found), len(found)) for found in trials.values() or [[]]]
-    pages = [(fleet, made_of(count, sum(arm.requests for arm in fleet.arms))) for fleet, count in fleets]
+    fleets = [(compare(devices), len(devices)) for devices in trials.values() or [[]]]
+    pages = [(fleet, basis(count, sum(arm.requests for arm in fleet.arms))) for fleet, count in fleets]
     if report is not None:
         _write(report, pages)
     stops = any(fleet.worse or (fleet.settings.side == "cloud" and fleet.arms[1].stopped) for fleet, _ in fleets)
     if as_json:
         print(json.dumps({"trials": [{"devices": count, **fleet.as_dict()} for fleet, count in fleets]}, allow_nan=False))
     else:
-        for fleet, said in pages:
-            _show(fleet, said)
+        for fleet, summary in pages:
+            _show(fleet, summary)
         if report is not None:
             print(f"written to {report}")
     return NOT_READY if stops else OK
@@ -79,54 +81,66 @@ def _read(path: Path) -> Iterator[Device]:
     except (OSError, ValueError) as e:
         raise BadInput(f"{path} cannot be read: {e}") from e
     try:
-        whole = json.loads(text)
-        told = {str(path): whole}
+        data = json.loads(text)
+        by_origin = {str(path): data}
     except ValueError:
-        lines = [(i, one) for i, one in enumerate(text.splitlines(), 1) if one.strip()]
+        lines = [(i, entry) for i, entry in enumerate(text.splitlines(), 1) if entry.strip()]
         try:
-            told = {f"{path}:{i}": json.loads(one) for i, one in lines}
+            by_origin = {f"{path}:{i}": json.loads(entry) for i, entry in lines}
         except (ValueError, RecursionError) as e:
             raise BadInput(f"{path} is not what `edgeroute status --json` prints: {e}") from e
     except RecursionError as e:
         raise BadInput(f"{path} is not what `edgeroute status --json` prints: it is nested too deeply") from e
-    for origin, one in told.items():
-        yield from _trials(origin, one)
+    for origin, entry in by_origin.items():
+        yield from _trials(origin, entry)
 
 
-def _trials(origin: str, told: Any) -> Iterator[Device]:
+def _trials(origin: str, status: Any) -> Iterator[Device]:
+    """Yield the trials of a device's status.
+
+    Raises:
+        BadInput: it is no status, or the settings of a trial cannot be read.
+    """
     from edgeroute.tools.measure.fleet import Device, settings_of
 
-    if not isinstance(told, dict) or not isinstance(trials := told.get("trials", []), list):
+    if not isinstance(status, dict) or not isinstance(trials := status.get("trials", []), list):
         raise BadInput(f"{origin} is not what `edgeroute status --json` prints")
-    for one in trials:
-        kept, own = (one.get("settings") or {}, one.get("arms")) if isinstance(one, dict) else ({}, None)
-        settings = settings_of(kept)
-        if settings is None or not isinstance(own, list) or len(own) != 2 or not all(isinstance(arm, dict) for arm in own):  # noqa: PLR2004
+    for trial in trials:
+        stored_settings, device_arms = (trial.get("settings") or {}, trial.get("arms")) if isinstance(trial, dict) else ({}, None)
+        settings = settings_of(stored_settings)
+        if (
+            settings is None
+            or not isinstance(device_arms, list)
+            or len(device_arms) != 2  # noqa: PLR2004 - in use and on trial
+            or not all(isinstance(arm, dict) for arm in device_arms)
+        ):
             raise BadInput(f"{origin}: the settings of its trial cannot be read")
-        name = kept.get("device")
-        yield Device(origin, None if name is None else str(name), settings, own)
+        name = stored_settings.get("device")
+        yield Device(origin, None if name is None else str(name), settings, device_arms)
 
 
 def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
+    """Write the report as an HTML page."""
     from edgeroute.system.process import replace_file
-    from edgeroute.tools.measure.report.page import document, of_fleets
+    from edgeroute.tools.measure.report.page import document, fleets_page
 
     try:
-        replace_file(report, document(of_fleets(pages)))
+        replace_file(report, document(fleets_page(pages)))
     except OSError as e:
         raise StoreError(f"{report} cannot be written: {e.strerror or e}") from e
 
 
-def _show(fleet: Fleet, said: str) -> None:
+def _show(fleet: Fleet, summary: str) -> None:
+    """Print the comparison of one trial."""
     from edgeroute.tools.measure.report.page import difference, how, verdict
 
-    print(said)
+    print(summary)
     show_arms([{key: list(value) if isinstance(value, tuple) else value for key, value in arm._asdict().items()}
                for arm in fleet.arms])  # fmt: skip
     if not fleet.settings.measures:
         return
     less = f"{fleet.arms[1].arm} less {fleet.arms[0].arm}"
-    rows = [(one.measure, *difference(one)) for one in fleet.differences]
+    rows = [(row.measure, *difference(row)) for row in fleet.differences]
     table((less, "difference", "interval", "allowed", ""), rows, (less, ""))
     print(how(fleet))
     console().print(" ".join(verdict(fleet)), markup=False)

@@ -62,7 +62,7 @@ def calibrate(
         Path | None,
         typer.Option(metavar="FILE", help="Where a fitted score goes.", show_default="MODEL.score.json beside the model"),
     ] = None,
-    audited: Annotated[
+    audited_examples: Annotated[
         bool, typer.Option("--audited", help="Instead of data the audit log in the policy's state folder: no labels needed.")
     ] = False,
     every: Every = 1,
@@ -88,9 +88,9 @@ def calibrate(
     Prompts come in .jsonl files: prompt or messages, and perhaps edge, cloud, grade or label. Without answers the models run.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
-    if bool(data) == audited:
+    if bool(data) == audited_examples:
         raise typer.BadParameter("one of the two is needed", param_hint="--data or --audited")
-    if audited and (score or per_class or kind == "max_error"):
+    if audited_examples and (score or per_class or kind == "max_error"):
         text = "the log has no labels, no classes and one score: use it with --max-loss or --max-defer and the policy's score"
         raise typer.BadParameter(text, param_hint="--audited")
     if per_class and kind == "max_defer":
@@ -103,7 +103,7 @@ def calibrate(
     from edgeroute.edge.members import member
     from edgeroute.tools.cli.graded import certified_graded, graded, only_graded
     from edgeroute.tools.cli.prompts import graded_prompts, prompts
-    from edgeroute.tools.measure.collect import Aside
+    from edgeroute.tools.measure.collect import DirectCalls
 
     result: CalibrationResult | CertifiedGraded
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
@@ -112,17 +112,17 @@ def calibrate(
         plain(policy) as router,
     ):
         try:
-            said = None if audited else prompts(data or [], every)
-            scored = None if audited or said is not None else graded(data or [], every)
+            said = None if audited_examples else prompts(data or [], every)
+            scored = None if audited_examples or said is not None else graded(data or [], every)
             if said is not None:
-                scored = graded_prompts(said, Aside(router.engine, edge), router)
+                scored = graded_prompts(said, DirectCalls(router.engine, edge), router)
             if scored is None and metric:
                 why = "it is of graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
                 raise typer.BadParameter(why, param_hint="--metric")
             if scored is not None:
                 only_graded(score=score, per_class=per_class, class_=data_class)
-                result = certified_graded(scored, kind, value, odds, metric, Aside(router.engine, edge))
-            elif audited:
+                result = certified_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
+            elif audited_examples:
                 result = _recorded(router, None, want, edge, policy, every)
             elif (found := given(data or [], every, router)).recorded:
                 result = _recorded(router, found, want, edge, policy, every)
@@ -135,7 +135,7 @@ def calibrate(
             missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
             print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
             return TOO_FEW
-        model = Path(member(Aside(router.engine, edge).runner.model, "path") or "model")
+        model = Path(member(DirectCalls(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"
     lines = {"threshold": written_as(policy, path)}
     if result.fitted is not None:
@@ -218,18 +218,18 @@ def _recorded(
 ) -> CalibrationResult:
     """Of what a file has recorded, or, if there is none, the audit log."""
     from edgeroute.tools.cli.outbox import folder
-    from edgeroute.tools.measure.certified import audited
-    from edgeroute.tools.measure.collect import Aside, recorded
-    from edgeroute.tools.measure.steps import calibrated, wanted
+    from edgeroute.tools.measure.certification import audited_examples
+    from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
+    from edgeroute.tools.measure.steps import certify_examples, checked_request
 
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
-    asked = wanted(**options)
-    aside = Aside(router.engine, edge, "msp" if asked.fit else asked.score)
+    asked = checked_request(**options)
+    aside = DirectCalls(router.engine, edge, "msp" if asked.fit else asked.score)
     if found is not None:
-        made, notes = recorded(aside, found.edge, found.cloud, found.labels, found.groups), found.notes
+        made, notes = recorded_examples(aside, found.edge, found.cloud, found.labels, found.groups), found.notes
     else:
-        made, notes = audited(folder(policy, None) / "audit.jsonl", aside.runner.name, aside.fingerprints(), every=every)
-    return calibrated(aside, made, asked, notes, policy=policy.name)
+        made, notes = audited_examples(folder(policy, None) / "audit.jsonl", aside.runner.name, aside.fingerprints(), every=every)
+    return certify_examples(aside, made, asked, notes, policy=policy.name)
 
 
 def written_as(policy: Path, path: Path) -> str:

@@ -41,7 +41,7 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
         PolicyError: the policy is invalid.
         BadInput: there is nothing to follow.
     """
-    from edgeroute.tools.dashboard.monitor import Monitor, Told, TraceFile
+    from edgeroute.tools.dashboard.monitor import Monitor, Sources, TraceFile
 
     if policy is None and record is None and state is None:
         raise typer.BadParameter("one of the three is needed", param_hint="--policy, --record or --state")
@@ -68,7 +68,7 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
     if record is not None and not any(record.parent.glob(f"{record.name}*")):
         raise BadInput(f"{record}: there is no such file")
     of = OfFiles(policy, folder, notes)
-    beside = Told(of.state, of.setup, of.certificates, folder)
+    beside = Sources(of.state, of.setup, of.certificates, folder)
     return Monitor(TraceFile(path), beside, str(policy or record or state))
 
 

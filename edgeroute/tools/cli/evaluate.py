@@ -97,18 +97,18 @@ def _may_write(report: Path) -> None:
 
 
 def _of_recorded(router: Router, found: Given, edge: int, **costs: float | None) -> EvaluationResult:
-    from edgeroute.tools.measure.collect import Aside, recorded
+    from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.results import EvaluationResult
-    from edgeroute.tools.measure.steps import check_threshold, evaluated, unsaid
+    from edgeroute.tools.measure.steps import check_threshold, evaluate_examples, missing_notes
 
-    aside = Aside(router.engine, edge)
+    aside = DirectCalls(router.engine, edge)
     check_threshold(aside)
-    made = recorded(aside, found.edge, found.cloud, found.labels)
-    return EvaluationResult(evaluated(aside, made)._replace(**costs), unsaid(made))  # type: ignore[arg-type]
+    made = recorded_examples(aside, found.edge, found.cloud, found.labels)
+    return EvaluationResult(evaluate_examples(aside, made)._replace(**costs), missing_notes(made))  # type: ignore[arg-type]
 
 
 def _show(evaluation: Evaluation) -> None:
-    from edgeroute.tools.measure.certified import verdicts
+    from edgeroute.tools.measure.certification import verdicts
     from edgeroute.tools.measure.report.words import duration, level, ranking, size, verdict
 
     made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()

@@ -14,7 +14,7 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.tools.cli.examples import TRUST
 from edgeroute.tools.cli.inputs import by_name, files
 from edgeroute.tools.measure.calibration import certificate_of
-from edgeroute.tools.measure.collect import Aside
+from edgeroute.tools.measure.collect import DirectCalls
 
 NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
 
@@ -74,7 +74,9 @@ class CertifiedGraded(NamedTuple):
     fitted: None = None
 
 
-def certified_graded(scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, aside: Aside) -> CertifiedGraded:
+def certified_graded(
+    scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, aside: DirectCalls
+) -> CertifiedGraded:
     """The certificate of graded answers; see `edgeroute.confidence.calibrate`.
 
     Raises:
@@ -88,6 +90,6 @@ def certified_graded(scored: Graded, kind: Kind, value: float, sure: float | Non
         scored.confidence, scored.edge, scored.cloud,
         max_loss=value if kind == "max_loss" else None, max_error=value if kind == "max_error" else None,
         max_defer=value if kind == "max_defer" else None, sure=sure, per_class=None, groups=scored.groups, metric=metric,
-        agree=None, name=score, parameters={}, fingerprints=aside.fingerprints(), told=told,
+        agree=None, name=score, parameters={}, fingerprints=aside.fingerprints(), notes=told,
     )  # fmt: skip
     return CertifiedGraded(certificate, told, score)

@@ -307,11 +307,11 @@ class _Inspection:
         if self.sample is None:
             return []
         plain = self._way("as it is", None, self.sample.x)
-        pictures = [one for one in self.inputs if one.tried]
+        pictures = [one for one in self.inputs if one.preparations]
         if plain.raw is not None or len(pictures) != 1 or len([one for one in self.inputs if one.role == "given"]) != 1:
             return [plain]
         x = self.sample.x if self.sample.picture is None else self.sample.picture
-        ways = [self._way(one.about, one.preprocess, x) for one in pictures[0].tried]
+        ways = [self._way(one.about, one.preprocess, x) for one in pictures[0].preparations]
         return ways if any(way.raw is not None for way in ways) else [plain, *ways]
 
     def _way(self, about: str, preprocess: dict[str, Any] | None, x: Any) -> Way:
@@ -335,7 +335,7 @@ class _Inspection:
         told = ways[0].preprocess if ways and ways[0].raw is not None else None
         if told is None:
             return
-        guess = next(one for one in self.inputs if one.tried)
+        guess = next(one for one in self.inputs if one.preparations)
         about = f"inputs.{quoted(guess.spec.name)}.preprocess"
         if len(ways) == 1 and told["layout"] != guess.layout:
             plain = {key: value for key, value in told.items() if key != "resize"}

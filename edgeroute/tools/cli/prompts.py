@@ -19,7 +19,7 @@ from edgeroute.tools.cli.inputs import files, prompt_of
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
-    from edgeroute.tools.measure.collect import Aside
+    from edgeroute.tools.measure.collect import DirectCalls
 
 SIDES = ("edge", "cloud")
 
@@ -65,7 +65,7 @@ def prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     return lines
 
 
-def graded_prompts(lines: Sequence[Line], aside: Aside, router: Router) -> Graded:
+def graded_prompts(lines: Sequence[Line], aside: DirectCalls, router: Router) -> Graded:
     """The grades, with the confidence of each answer by the score in use: recorded, or that of the edge, which then runs.
 
     Raises:
@@ -77,7 +77,7 @@ def graded_prompts(lines: Sequence[Line], aside: Aside, router: Router) -> Grade
     return Graded(np.array(confidence, float), np.array([line.grades["edge"] for line in lines], float), cloud, groups)
 
 
-def _confidence(line: Line, aside: Aside, router: Router) -> float:
+def _confidence(line: Line, aside: DirectCalls, router: Router) -> float:
     score = aside.score
     if line.confidence is not None:
         return line.confidence

@@ -132,19 +132,19 @@ def _judged(
     """Return the certificate that the audits of the edge on trial give, if it holds at some threshold, and its fingerprints."""
     from edgeroute.confidence.certificate import digest
     from edgeroute.core.policy import INF
-    from edgeroute.tools.measure.certified import audited
-    from edgeroute.tools.measure.collect import Aside
-    from edgeroute.tools.measure.steps import calibrated, wanted
+    from edgeroute.tools.measure.certification import audited_examples
+    from edgeroute.tools.measure.collect import DirectCalls
+    from edgeroute.tools.measure.steps import certify_examples, checked_request
     from edgeroute.trials.trial import EDGE_TRIAL
 
-    aside = Aside(router.engine, 0, of=router.engine.snapshot.hidden)
+    aside = DirectCalls(router.engine, 0, of=router.engine.snapshot.hidden)
     prints = aside.fingerprints()
     name = digest(prints)
     back = memory.switch.get("rolled_back") if memory.switch.get("trial") == name else None
     looks = memory.looks.setdefault(f"{name} {value:g}", [])
     due, own = next_look(looks, value, risk)
     try:
-        found = audited(home / "audit.jsonl", EDGE_TRIAL, prints, since=back)
+        found = audited_examples(home / "audit.jsonl", EDGE_TRIAL, prints, since=back)
         count, notes = len(found.examples.edge), found.notes
     except BadInput as e:
         found, count, notes = None, 0, [str(e)]
@@ -153,8 +153,8 @@ def _judged(
         text = f"{EDGE_TRIAL} has {count:,} audits{again}, and {due:,} are needed: {due - count:,} are missing"
         more = {"audits": count, "needed": due, "missing": due - count, "notes": notes}
         return Step("waiting", "; ".join([text, *notes]), TOO_FEW, more), None, name
-    want = wanted(max_loss=value, max_error=None, max_defer=None, sure=1 - own, per_class=False, score=None, ood=False)
-    certificate = calibrated(aside, found.examples, want, notes, policy=policy.name).certificate
+    want = checked_request(max_loss=value, max_error=None, max_defer=None, sure=1 - own, per_class=False, score=None, ood=False)
+    certificate = certify_examples(aside, found.examples, want, notes, policy=policy.name).certificate
     if certificate.threshold < INF:
         return Step("", ""), certificate, name
     looks.append(count)

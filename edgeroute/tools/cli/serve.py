@@ -30,11 +30,11 @@ def serve(
 ) -> int:
     """Serves models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
     from edgeroute import models as own
-    from edgeroute.tools.server.serve import named
+    from edgeroute.tools.server.serve import named_model
     from edgeroute.tools.server.serve import serve as run
 
     files = [getattr(own, name)().cloud if name in own.NAMES and not Path(name).is_file() else name for name in models]
-    found = [named(model) for model in files]
+    found = [named_model(model) for model in files]
     names = [model.name for model in found]
 
     def ready(url: str) -> None:

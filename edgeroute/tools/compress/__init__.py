@@ -1,4 +1,4 @@
-"""Smaller models: quantised and pruned, measured before and after on a part of the data that was not used for it."""
+"""Quantisation and pruning of model files, measured before and after on examples that were not used for it."""
 
 from edgeroute.tools.compress.measure import Layer, Measured, Result
 from edgeroute.tools.compress.pruning import prune

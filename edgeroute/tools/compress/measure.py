@@ -1,4 +1,4 @@
-"""Size, speed and answers of a model."""
+"""Measurement of a compressed model against its original: size, speed, accuracy and differences of the outputs."""
 
 from __future__ import annotations
 
@@ -19,65 +19,66 @@ from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, BadReply
 from edgeroute.types import EdgeModel
 
-# What quantising or pruning a model gave.
+# Results of quantising or pruning.
 
 
 class Measured(NamedTuple):
-    """A model, measured on examples that were not used to make it."""
+    """Measurements of a model on examples that were not used to make it."""
 
     path: Path
     bytes: int
-    """Of the file and of the weights beside it."""
+    """Bytes of the file and of the weights beside it."""
     packed_bytes: int
-    """The same, compressed by zlib: what a download of it costs."""
+    """The same compressed by zlib: the cost of a download."""
     median_s: float | None
-    """Of one input at a time, on one thread; None: it does not run on this machine."""
+    """Median time of a run of one input on one thread, seconds; None: it does not run on this machine."""
     accuracy: float | None
-    """Share of the labels that it gives; None: there are no labels, or its answers are no classes."""
+    """Share of right answers by the labels; None: there are no labels, or its answers are no classes."""
     agreement: float | None
-    """Share of the original's answers that it gives; None: of the original itself, or its answers are no classes."""
+    """Share of answers equal to the original's; None: it is the original itself, or its answers are no classes."""
     error: float | None
-    """Root mean square of the differences of its outputs to the original's, in parts of that of the original's outputs."""
+    """Root mean square of the differences of its outputs to the original's, divided by that of the original's outputs."""
 
 
 class Layer(NamedTuple):
-    """A layer, and what it costs to change it alone."""
+    """Layer of a model, and the cost of changing it alone."""
 
     name: str
-    """The node's, in the graph."""
+    """Name of its node in the graph."""
     operator: str
     """Its operator: Conv, MatMul, ..."""
     weights: int
     """Number of weights."""
     error: float | None
-    """Of the model's outputs if this layer alone is quantised, as in `Measured.error`; of a pruned layer None."""
+    """Error of the model's outputs if this layer alone is quantised, as in `Measured.error`; None for a pruned layer."""
     changed: float | None
-    """Share of answers that are others then; None: they are no classes."""
+    """Share of answers that change then; None: they are no classes."""
     note: str
-    """What became of it."""
+    """Result for this layer, in a few words."""
 
 
 class Result(NamedTuple):
-    """The original and what was made of it."""
+    """Result of quantising or pruning: measurements of the original and of the new model."""
 
     before: Measured
     after: Measured
     layers: tuple[Layer, ...]
-    """The most sensitive first; empty: they were not tried."""
+    """Layers, the most sensitive first; empty: they were not tried."""
     card: Path
     """The card that was written."""
     used: int
-    """Number of examples by which it was made."""
+    """Number of examples used to make it."""
     held_out: int
-    """Number of examples by which it was measured."""
+    """Number of examples used to measure it."""
     notes: tuple[str, ...]
-    """What else was done or found, for people."""
+    """Further remarks for people."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the result as plain JSON data."""
 
-        def plain(one: Measured) -> dict[str, Any]:
-            return {**one._asdict(), "path": str(one.path)}
+        def plain(measure_model: Measured) -> dict[str, Any]:
+            """Return measurements as plain data."""
+            return {**measure_model._asdict(), "path": str(measure_model.path)}
 
         return {
             **self._asdict(),
@@ -90,67 +91,67 @@ class Result(NamedTuple):
 
 
 RUNS, SECONDS = 200, 2.0
-"""A model is timed for so many runs, or so long."""
+"""Most timed runs of a model, and most seconds of timing."""
 MOST = 10_000
-"""Of larger outputs, as pictures, every so-manieth number is compared."""
+"""Most numbers of an output that are compared; larger outputs, such as pictures, are sampled evenly."""
 FEW = 5
-"""Runs before the timing begins, and the least number of timed ones."""
+"""Runs before the timing begins, and the least number of timed runs."""
 
 
 class Examples(NamedTuple):
-    """Inputs as the model's callers give them, and what is right for each."""
+    """Inputs as a model's callers pass them, and their right labels."""
 
     inputs: list[Any]
     labels: list[Any] | None
 
     def part(self, numbers: Sequence[int]) -> Examples:
-        """Those with these numbers."""
+        """Return the examples at these indices."""
         labels = None if self.labels is None else [self.labels[i] for i in numbers]
         return Examples([self.inputs[i] for i in numbers], labels)
 
 
 def split(examples: Examples, used: int) -> tuple[Examples, Examples]:
-    """So many by which a model is made, half of them at most, and the rest, by which it is measured; the same in each process.
+    """Split examples at random, the same in each process: some to make a model, the rest to measure it.
+
+    At most `used`, and at most half, make the model.
 
     Raises:
-        BadInput: there are fewer than two, or there is not one label for each.
+        BadInput: there are fewer than two examples, or the number of labels differs.
     """
     n = len(examples.inputs)
     if examples.labels is not None and len(examples.labels) != n:
         raise BadInput(f"there are {len(examples.labels)} labels for {n} examples: give one for each, or none")
     if n < 2:  # noqa: PLR2004 - one for each purpose
-        raise BadInput(
-            f"the data has {n} example{'' if n == 1 else 's'}: it takes some to make the model and others to measure it"
-        )
+        raise BadInput(f"the data has {n} example{'' if n == 1 else 's'}: pass at least two, to make the model and to measure it")
     order = np.random.default_rng(0).permutation(n).tolist()
-    at = min(used, n // 2)
-    return examples.part(order[:at]), examples.part(order[at:])
+    middle = min(used, n // 2)
+    return examples.part(order[:middle]), examples.part(order[middle:])
 
 
 class Answers(NamedTuple):
-    """What a model says to each of some inputs."""
+    """Outputs and answers of a model for some inputs."""
 
     outputs: list[np.ndarray[Any, Any]]
-    """Its numbers, in one row each."""
+    """Numbers of the outputs, flattened, an array for each input."""
     values: list[Any] | None
-    """Its answers; None: they are no classes."""
+    """Answers; None: they are no classes."""
 
     def accuracy(self, labels: list[Any] | None, names: Labels) -> float | None:
-        """Share that is right."""
+        """Return the share of right answers; None without labels or classes."""
         if labels is None or self.values is None:
             return None
         return _share(self.values, [_meant(names, label) for label in labels])
 
     def check(self, labels: list[Any] | None, names: Labels) -> list[str]:
-        """Notes on labels that the model cannot answer, which count as wrong.
+        """Return notes on labels that the model cannot answer, which count as wrong.
 
         Raises:
-            BadInput: none of them is one that it can.
+            BadInput: the model can answer none of them.
         """
         if labels is None or self.values is None:
             return []
-        most = max((len(row) for row in self.outputs), default=0)
-        known = {*self.values, *range(most)} if names.labels is None else {*names.labels}
+        width = max((len(row) for row in self.outputs), default=0)
+        known = {*self.values, *range(width)} if names.labels is None else {*names.labels}
         meant = [_meant(names, label) for label in labels]
         wrong = [
             label for label, value in zip(labels, meant, strict=True) if not isinstance(value, str | int) or value not in known
@@ -159,20 +160,23 @@ class Answers(NamedTuple):
             return []
         count, foreign = len(wrong), dict.fromkeys(repr(plain(label)) for label in wrong)
         shown = ", ".join([*foreign][:5]) + ("" if len(foreign) <= 5 else ", ...")  # noqa: PLR2004 - some examples
-        of = f"its {most} classes have no names" if names.labels is None else ", ".join(map(repr, names.labels[:5]))
-        said = f"{shown} {'is no answer' if len(foreign) == 1 else 'are no answers'} of the model ({of})"
+        of = f"its {width} classes have no names" if names.labels is None else ", ".join(map(repr, names.labels[:5]))
+        problem = f"{shown} {'is no answer' if len(foreign) == 1 else 'are no answers'} of the model ({of})"
         if count == len(labels):
-            raise BadInput(f"labels: {said}, so no accuracy can be measured: give its card the names, or numbers of classes")
-        return [f"{count:,} of {len(labels):,} labels count as wrong: {said}"]
+            raise BadInput(f"labels: {problem}, so no accuracy can be measured: add the names to its card, or pass class numbers")
+        return [f"{count:,} of {len(labels):,} labels count as wrong: {problem}"]
 
     def agreement(self, other: Answers) -> float | None:
-        """Share of the same answers."""
+        """Return the share of equal answers; None if either's are no classes."""
         return None if self.values is None or other.values is None else _share(self.values, other.values)
 
     def error(self, original: Answers) -> float | None:
-        """Root mean square of the differences, in parts of that of the original's outputs."""
-        ours, theirs = (np.concatenate([np.zeros(0), *one.outputs]) for one in (self, original))
-        if len(ours) != len(theirs) or not len(ours):  # as of a detector, which finds another number of boxes
+        """Return the root mean square of the differences, divided by that of the original's outputs.
+
+        None if the outputs differ in size, or the original's are all zero.
+        """
+        ours, theirs = (np.concatenate([np.zeros(0), *answers.outputs]) for answers in (self, original))
+        if len(ours) != len(theirs) or not len(ours):  # such as a detector that finds another number of boxes
             return None
         scale = float(np.sqrt(np.mean(np.square(theirs))))
         return float(np.sqrt(np.mean(np.square(ours - theirs)))) / scale if scale else None
@@ -182,7 +186,7 @@ _FOREIGN = object()
 
 
 def _meant(names: Labels, label: Any) -> Any:
-    """The answer that a label stands for, or what is equal to none."""
+    """Return the answer that a label stands for; `_FOREIGN`, equal to no answer, if it is unknown."""
     try:
         return names.meant(plain(label))
     except BadReply:
@@ -190,75 +194,81 @@ def _meant(names: Labels, label: Any) -> Any:
 
 
 def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
-    """Runs each input by itself."""
+    """Run a model on each input alone and collect its outputs and answers."""
     reader = _reader(model)
     outputs, values = [], []
     for x in inputs:
         out = model.run([x], None)
-        outputs.append(_numbers(out))
+        outputs.append(_floats(out))
         values.append(reader.one(out).value)
     return Answers(outputs, values if all(isinstance(value, str | int | bool) for value in values) else None)
 
 
 def labels_of(model: EdgeModel) -> Labels:
-    """The names of its classes."""
+    """Return the class names of a model."""
     return Labels(member(model, "labels"), model.name)
 
 
-def measured(model: EdgeModel, found: Answers, original: Answers | None, labels: list[Any] | None, seconds: float) -> Measured:
-    """The line of a model."""
+def measure_model(
+    model: EdgeModel, new_answers: Answers, original: Answers | None, labels: list[Any] | None, seconds: float
+) -> Measured:
+    """Return the measurements of a model whose answers and time are known."""
     return Measured(
         path=Path(member(model, "path")),
         bytes=sum(map(_size, _weights(model))),
-        packed_bytes=sum(map(_packed, _weights(model))),
+        packed_bytes=sum(map(_packed_size, _weights(model))),
         median_s=seconds,
-        accuracy=found.accuracy(labels, labels_of(model)),
-        agreement=None if original is None else found.agreement(original),
-        error=None if original is None else found.error(original),
+        accuracy=new_answers.accuracy(labels, labels_of(model)),
+        agreement=None if original is None else new_answers.agreement(original),
+        error=None if original is None else new_answers.error(original),
     )
 
 
-def compared(model: EdgeModel, made: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
-    """The lines of the original, whose answers are given, and of the model that was made of it."""
-    new = load(made)
-    found = answers(new, held_out.inputs)
-    times = timed([model, new], held_out.inputs)
+def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
+    """Load the new model, run and time it against the original, and return both measurements."""
+    new = load(path)
+    new_answers = answers(new, held_out.inputs)
+    times = time_models([model, new], held_out.inputs)
     return (
-        measured(model, original, None, held_out.labels, times[0]),
-        measured(new, found, original, held_out.labels, times[1]),
+        measure_model(model, original, None, held_out.labels, times[0]),
+        measure_model(new, new_answers, original, held_out.labels, times[1]),
     )
 
 
-def unmeasured(path: Path) -> Measured:
-    """The line of a model that does not run on this machine."""
-    return Measured(path, _size(path), _packed(path), None, None, None, None)
+def measure_files(path: Path) -> Measured:
+    """Return measurements of a model's size alone, for a model that does not run on this machine."""
+    return Measured(path, _size(path), _packed_size(path), None, None, None, None)
 
 
-def timed(models: Sequence[EdgeModel], inputs: Sequence[Any]) -> list[float]:
-    """Median seconds of one run of each model, which take turns, so that what else the machine does is the same for all."""
+def time_models(models: Sequence[EdgeModel], inputs: Sequence[Any]) -> list[float]:
+    """Return the median seconds of a run of each model.
+
+    The models take turns, so that other work on the machine affects all alike. Stops after `RUNS` runs or `SECONDS` per model.
+    """
     times: list[list[float]] = [[] for _ in models]
     begun = perf_counter()
     for i in range(RUNS):
         if i >= 2 * FEW and perf_counter() - begun > SECONDS * len(models):
             break
-        for model, its in zip(models, times, strict=True):
+        for model, durations in zip(models, times, strict=True):
             x = inputs[i % len(inputs)]
             start = perf_counter()
             run = member(model, "run_one")
             _ = model.run([x], None) if run is None else run(x, None)
-            its.append(perf_counter() - start)
-    return [median(its[FEW:]) for its in times]
+            durations.append(perf_counter() - start)
+    return [median(durations[FEW:]) for durations in times]
 
 
 def _reader(model: EdgeModel) -> Reader:
+    """Return a reader of a model's outputs."""
     kind, none_found = member(model, "kind"), member(model, "none_found")
     return Reader(labels=member(model, "labels"), kind=kind, name=model.name, none_found=none_found)
 
 
-def _numbers(out: Any) -> np.ndarray[Any, Any]:
-    """The floats of an output, some of many; a label among them is no measure of a difference."""
+def _floats(out: Any) -> np.ndarray[Any, Any]:
+    """Return the floats of an output, flattened, a sample of many; labels are left out."""
     if isinstance(out, dict):
-        return np.concatenate([np.zeros(0), *map(_numbers, out.values())])
+        return np.concatenate([np.zeros(0), *map(_floats, out.values())])
     if isinstance(out, list):  # a mapping from class to probability for each input
         return np.array([value for row in out if isinstance(row, dict) for value in row.values()], float)
     array = np.asarray(out).ravel()
@@ -266,24 +276,28 @@ def _numbers(out: Any) -> np.ndarray[Any, Any]:
 
 
 def _share(ours: list[Any], theirs: list[Any]) -> float:
+    """Return the share of equal pairs."""
     return sum(bool(a == b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 
 def _weights(model: EdgeModel) -> list[Path]:
-    """Its file or folder, and the weights beside it, without the card."""
+    """Return the model's file or folder and the weights beside it, without the card."""
     card = getattr(member(model, "card"), "path", None)
     return [path for path in files(model) if path != card]
 
 
 def _all_files(path: Path) -> list[Path]:
+    """Return all files of a folder, or the file itself."""
     return [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
 
 
 def _size(path: Path) -> int:
+    """Return the bytes of a file or folder."""
     return sum(file.stat().st_size for file in _all_files(path))
 
 
-def _packed(path: Path) -> int:
+def _packed_size(path: Path) -> int:
+    """Return the bytes of a file or folder after zlib compression, without writing anything."""
     total = 0
     for file in _all_files(path):
         packer = zlib.compressobj()

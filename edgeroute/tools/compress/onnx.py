@@ -1,4 +1,4 @@
-"""Static int8 and float16 of ONNX models."""
+"""Conversion of ONNX models to static int8 and to float16."""
 
 from __future__ import annotations
 
@@ -37,15 +37,17 @@ from edgeroute.tools.compress.graph import (
 
 
 class Int8:
-    """A model prepared for quantisation, and the ranges of its tensors on some examples.
+    """Quantiser of one ONNX model to static int8, by ONNX Runtime, calibrated on examples.
+
+    Prepares the model at construction, in files of the folder.
 
     Args:
-        path: the float model.
+        path: path of the float model.
         feeds: the model's tensors for each example.
-        folder: for files in between.
-        last: the last layers are quantised, too.
+        folder: folder for intermediate files.
+        last: True quantises the last layers, too.
         activations: "uint8", or "int8", which is symmetric.
-        reduce_range: weights have 7 bits.
+        reduce_range: True gives weights 7 bits.
 
     Raises:
         ModelError: it cannot be prepared, or has no layers to quantise.
@@ -58,17 +60,17 @@ class Int8:
         self.path, self.feeds, self.folder = path, feeds, folder
         self.signed, self.reduce_range = activations == "int8", reduce_range
         self.notes: list[str] = []
-        onnx, found = package(), read_graph(path)
+        onnx, original = package(), read_graph(path)
         runtime()
         self._tools = import_late("onnxruntime.quantization")
         self._large = bool(external_data(path))
-        model = at_opset(found, PER_CHANNEL, path)
-        if model is not found:
-            self.notes.append(f"converted to opset {PER_CHANNEL}, which quantising per channel takes")
+        model = at_opset(original, PER_CHANNEL, path)
+        if model is not original:
+            self.notes.append(f"converted to opset {PER_CHANNEL}, which quantising per channel needs")
         self.ready = folder / "ready.onnx"
         start = folder / "start.onnx"
         self._save(onnx, model, start)
-        with self._quiet("cannot be prepared for quantisation"):
+        with self._without_advice("cannot be prepared for quantisation"):
             self._tools.quant_pre_process(
                 str(start), str(self.ready), skip_symbolic_shape=True, save_as_external_data=self._large,
                 all_tensors_to_one_file=True,
@@ -85,37 +87,39 @@ class Int8:
         self._float = [] if last else [node.name for node in [*ends, *nodes_after(prepared, ends)]]
         if {node.name for node in self._layers} <= {*self._float}:
             raise ModelError(
-                f"{path} has one layer after the other only as its last one, which stays float, so that confidences do not tie:"
-                " quantise it too with --last"
+                f"{path} has no layers but its last, which stays float, so that confidences do not tie: quantise it too with"
+                " --last"
             )
         if not last:
             self.notes.append(f"the last layer stays float, so that confidences do not tie: {', '.join(n.name for n in ends)}")
         self._cache = folder / "ranges.json"
 
     def _save(self, onnx: Any, model: Any, path: Path) -> None:
+        """Save a model, replacing its data file."""
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)
         onnx.save(model, str(path), save_as_external_data=self._large, location=f"{path.name}.data" if self._large else None)
 
     def layers(self) -> list[tuple[Any, int]]:
-        """The layers that are quantised, each with its number of weights."""
+        """Return the layers to quantise, each with its number of weights."""
         return [(node, prod(weight_of(node, self._weights).dims)) for node in self._layers if node.name not in self._float]
 
-    def alone(self, node: Any) -> Path:
-        """The model with this layer alone quantised."""
+    def write_alone(self, node: Any) -> Path:
+        """Write the model with only this layer quantised, over the last such file, and return its path."""
         out = self.folder / "alone.onnx"
-        self._quantised(out, nodes_to_quantize=[node.name])
+        self._quantise(out, nodes_to_quantize=[node.name])
         return out
 
     def write(self, out: Path, exclude: Sequence[str]) -> None:
-        """The quantised model, without the layers of these names."""
-        self._quantised(out, nodes_to_exclude=[*self._float, *exclude])
+        """Write the quantised model; the layers of the excluded names stay float."""
+        self._quantise(out, nodes_to_exclude=[*self._float, *exclude])
 
-    def _quantised(self, out: Path, **nodes: Any) -> None:
+    def _quantise(self, out: Path, **nodes: Any) -> None:
+        """Write a model with the chosen nodes quantised; the ranges of the examples are computed once."""
         tools = self._tools
         cached: dict[str, Any] = {}
         if "calibration_cache_path" in inspect.signature(tools.quantize_static).parameters:  # the ranges are always the same
             cached["calibration_cache_path"] = self._cache
-        with self._quiet("cannot be quantised"):
+        with self._without_advice("cannot be quantised"):
             tools.quantize_static(
                 str(self.ready), str(out), _Reader(self.feeds), quant_format=tools.QuantFormat.QDQ, per_channel=True,
                 activation_type=tools.QuantType.QInt8 if self.signed else tools.QuantType.QUInt8,
@@ -124,11 +128,11 @@ class Int8:
             )  # fmt: skip
 
     @contextmanager
-    def _quiet(self, what: str) -> Iterator[None]:
-        """Without the quantiser's advice to itself; its errors are the model's."""
-        root, quiet, filler = logging.getLogger(), _Advice(), logging.NullHandler()
-        root.addFilter(quiet)
-        root.addHandler(filler)  # where there is none, `logging.warning` would add one for good
+    def _without_advice(self, what: str) -> Iterator[None]:
+        """Silence the quantiser's warnings and advice in the `with` block; raise its errors as `ModelError`."""
+        root, advice_filter, null_handler = logging.getLogger(), _Advice(), logging.NullHandler()
+        root.addFilter(advice_filter)
+        root.addHandler(null_handler)  # without any handler, `logging.warning` would add one for good
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -138,31 +142,31 @@ class Int8:
         except Exception as e:  # it raises whatever comes up
             raise ModelError(f"{self.path} {what}: {first_line(e)}") from e
         finally:
-            root.removeFilter(quiet)
-            root.removeHandler(filler)
+            root.removeFilter(advice_filter)
+            root.removeHandler(null_handler)
 
 
 class _Advice(logging.Filter):
-    """Drops what the quantiser says on the root logger."""
+    """Filter that drops the quantiser's messages on the root logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is logged."""
+        """Return True if the record is logged."""
         return "quantization" not in Path(record.pathname).parts
 
 
 class _Reader:
-    """The examples, as the quantiser takes them: one at a time, whatever the model's batch axis."""
+    """Examples in the form of the quantiser's data reader: one at a time, whatever the model's batch axis."""
 
     def __init__(self, feeds: Sequence[Mapping[str, Any]]) -> None:
         self._feeds = feeds
         self.rewind()
 
     def rewind(self) -> None:
-        """Begins anew."""
+        """Start from the first example again."""
         self._left = iter(self._feeds)
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        """The next one; None: there are no more."""
+        """Return the next example; None at the end."""
         feed = next(self._left, None)
         return None if feed is None else dict(feed)
 
@@ -174,7 +178,7 @@ class _Reader:
 
 
 def convert(path: Path, out: Path) -> None:
-    """Writes the model with weights and sums in float16; its inputs and outputs stay as they are.
+    """Write the model with weights and computations in float16; its inputs and outputs keep their types.
 
     Raises:
         ModelError: it cannot be converted.
@@ -186,9 +190,9 @@ def convert(path: Path, out: Path) -> None:
         raise ModelError(f"{path} has no float32 weights: there is nothing to convert to float16")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numbers too small for float16, which become the smallest
-            made = import_late("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
+            warnings.simplefilter("ignore")  # numbers too small for float16 become the smallest
+            converted = import_late("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
     except Exception as e:  # it raises whatever comes up
         raise ModelError(f"{path} cannot be converted to float16: {first_line(e)}") from e
     large = bool(external_data(path))
-    onnx.save(made, str(out), save_as_external_data=large, location=f"{out.name}.data" if large else None)
+    onnx.save(converted, str(out), save_as_external_data=large, location=f"{out.name}.data" if large else None)

@@ -1,4 +1,4 @@
-"""Prunes a model: weights that matter least become zero, or channels that do go, measured before and after."""
+"""Pruning of ONNX models: the least weights become zero, or the least channels are removed; measured before and after."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from edgeroute.tools.compress.graph import (
     workplace,
     write_card,
 )
-from edgeroute.tools.compress.measure import Examples, Layer, Result, answers, compared, labels_of, split
+from edgeroute.tools.compress.measure import Examples, Layer, Result, answers, labels_of, measure_both, split
 
-# Structured pruning of an ONNX graph: output channels of layers, removed from all that carries them.
+# Structured pruning of an ONNX graph: removes output channels of layers, and their rows in all later tensors.
 #
-# A layer's channels are followed through what treats each of them by itself (activations, normalisation, pooling, depthwise
+# A layer's channels are followed through nodes that treat each channel by itself (activations, normalisation, pooling, depthwise
 # convolutions, products and sums of the same channels) to the layers that read them, whose weights lose the same rows. Where they
 # meet others, as in the sum at the end of a residual block, or are outputs of the model, the layer is left whole.
 
@@ -38,24 +38,24 @@ UNARY = {"Abs", "Cast", "Ceil", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor",
 BINARY = {"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"}
 POOLS = {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool", "GlobalLpPool"}
 ALIGNED = 8
-"""Of so many channels a multiple of it is kept: kernels are made for that."""
+"""Of 16 channels or more, a multiple of this stays: kernels are optimised for it."""
 
 
 class Whole(Exception):
-    """The layer is left whole; the message says why."""
+    """Raised to leave a layer whole; the message gives the reason."""
 
 
-class Carried(NamedTuple):
-    """A tensor that has the layer's channels."""
+class Position(NamedTuple):
+    """Position of a layer's channels in a later tensor."""
 
     axis: int
-    """Of the channels, counted from the last, which is 1."""
+    """Axis of the channels, counted from the last, which is 1."""
     repeat: int
-    """So many numbers of one channel are beside each other; 0: after a Flatten, as many as what reads them says."""
+    """Adjacent numbers of one channel; 0: unknown after a Flatten, until a layer reads them."""
 
 
 class Cut(NamedTuple):
-    """Rows of a constant that go."""
+    """Rows of a constant to remove. `keep` is True for the rows that stay."""
 
     name: str
     axis: int
@@ -63,10 +63,10 @@ class Cut(NamedTuple):
 
 
 class Channels:
-    """A graph whose layers lose channels, one layer after the other.
+    """Pruner of the channels of one graph, layer by layer.
 
     Args:
-        model: an ONNX model, which is changed.
+        model: an ONNX model, which is changed in place.
     """
 
     def __init__(self, model: Any) -> None:
@@ -78,51 +78,56 @@ class Channels:
         for node in model.graph.node:
             for name in {*node.input}:
                 self.readers.setdefault(name, []).append(node)
-        self.outputs = {one.name for one in model.graph.output}
+        self.outputs = {output.name for output in model.graph.output}
         self._depthwise: list[Any] = []
         self._shapes: list[str] = []
         self._reshaped = set[str]()
-        self._subgraphs = any(one.HasField("g") or one.graphs for node in model.graph.node for one in node.attribute)
+        self._subgraphs = any(
+            attribute.HasField("g") or attribute.graphs for node in model.graph.node for attribute in node.attribute
+        )
 
     def prune(self, node: Any, share: float) -> str:
-        """Removes the share of the layer's channels with the smallest weights (Li et al. 2017, arXiv:1608.08710).
+        """Remove the share of the layer's channels with the smallest weights (Li et al. 2017, arXiv:1608.08710).
 
-        -> What became of it, in a few words.
+        Returns the result in a few words. Leaves the layer whole if the channels cannot be followed.
         """
         try:
-            axis, out, own = self._own(node)
-            weights = self.arrays[own[0]]
+            axis, out, names = self._weights_of(node)
+            weights = self.arrays[names[0]]
             norms = np.abs(np.moveaxis(weights, axis, 0)).reshape(weights.shape[axis], -1).sum(axis=1)
-            count = _kept(len(norms), share)
+            count = _kept_channels(len(norms), share)
             if count == len(norms):
-                return f"left whole: of {count} channels none would go"
+                return f"left whole: none of {count} channels would be removed"
             keep = np.zeros(len(norms), bool)
             keep[np.argsort(-norms, kind="stable")[:count]] = True
-            cuts = [Cut(own[0], axis, keep), *(Cut(name, self.arrays[name].ndim - 1, keep) for name in own[1:])]
-            cuts += self._follow(node.output[0], Carried(out, 1), keep)
-            groups = {id(one): one for one in self._depthwise}
+            cuts = [Cut(names[0], axis, keep), *(Cut(name, self.arrays[name].ndim - 1, keep) for name in names[1:])]
+            cuts += self._follow(node.output[0], Position(out, 1), keep)
+            groups = {id(conv): conv for conv in self._depthwise}
             self._check(cuts)
         except Whole as e:
             return f"left whole: {e}"
         for cut in cuts:
             self.arrays[cut.name] = np.compress(cut.keep, self.arrays[cut.name], axis=cut.axis)
-        for one in groups.values():
-            _set(one, "group", int(keep.sum()))
+        for conv in groups.values():
+            _set(conv, "group", int(keep.sum()))
         for name in self._shapes:  # of a Reshape to rows of all numbers
             self.arrays[name] = np.array([*self.arrays[name][:-1], -1], self.arrays[name].dtype)
         self._reshaped |= {*self._shapes}
         return f"{count} of {len(keep)} channels"
 
     def finish(self) -> Any:
-        """The model with the weights that are left."""
+        """Write the remaining weights into the model and return it."""
         for tensor in self.model.graph.initializer:
             array = self.arrays[tensor.name]
             if [*array.shape] != [*tensor.dims] or tensor.name in self._reshaped:
                 tensor.CopyFrom(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
         return self.model
 
-    def _own(self, node: Any) -> tuple[int, int, list[str]]:
-        """The axis of the output channels in its weights and, from the last, in its output; its weights and bias."""
+    def _weights_of(self, node: Any) -> tuple[int, int, list[str]]:
+        """Return the axis of the output channels in the weights and in the output, and the names of weights and bias.
+
+        The axis in the output counts from the last. Forgets what was collected for the layer before.
+        """
         self._depthwise, self._shapes = [], []
         if self._subgraphs:
             raise Whole("the model has graphs within its graph, as of an If or a Loop")
@@ -135,56 +140,58 @@ class Channels:
             return 1, 1, names
         raise Whole(f"a {node.op_type} of this form")
 
-    def _follow(self, name: str, at: Carried, keep: Array) -> list[Cut]:
-        carried, cuts = {name: at}, list[Cut]()
+    def _follow(self, name: str, start: Position, keep: Array) -> list[Cut]:
+        """Follow the channels through the graph and return the rows to remove; raise `Whole` where they cannot be followed."""
+        positions, cuts = {name: start}, list[Cut]()
         for node in self.model.graph.node:
-            if not {*node.input} & {*carried}:
+            if not {*node.input} & {*positions}:
                 continue
-            cuts += self._through(node, carried, keep)
-        if ends := sorted({*carried} & self.outputs):
+            cuts += self._cuts_at(node, positions, keep)
+        if ends := sorted({*positions} & self.outputs):
             raise Whole(f"its channels are the output {ends[0]}")
         return cuts
 
-    def _through(self, node: Any, carried: dict[str, Carried], keep: Array) -> list[Cut]:
-        """What a node that reads the channels loses; its output is carried on, unless it is a layer that mixes them."""
-        kind, first = node.op_type, carried.get(node.input[0])
+    def _cuts_at(self, node: Any, positions: dict[str, Position], keep: Array) -> list[Cut]:
+        """Return the rows that a node loses; add the channels' position in its output to `positions` unless it mixes them."""
+        kind, first = node.op_type, positions.get(node.input[0])
         if kind in UNARY and first is not None:
-            carried[node.output[0]] = first
+            positions[node.output[0]] = first
             return []
         if kind in BINARY:
-            return self._binary(node, carried, keep)
+            return self._cuts_at_binary(node, positions, keep)
         if first is not None and kind in {"Conv", "Gemm", "MatMul"}:
-            return self._layer(node, carried, first, keep)
+            return self._cuts_at_layer(node, positions, first, keep)
         if first is not None and first.repeat == 1 and kind == "BatchNormalization":
-            carried[node.output[0]] = first
+            positions[node.output[0]] = first
             return [Cut(name, 0, keep) for name in node.input[1:]]
         if first is not None and first.repeat == 1 and first.axis > 1 and kind in POOLS:
-            carried[node.output[0]] = first
+            positions[node.output[0]] = first
             return []
         if first is not None and kind in {"Flatten", "Reshape", "Squeeze", "ReduceMean"}:
-            carried[node.output[0]] = self._flat(node, first, keep)
+            positions[node.output[0]] = self._position_after(node, first, keep)
             return []
         raise Whole(f"{kind} {node.name} reads its channels".replace("  ", " "))
 
-    def _binary(self, node: Any, carried: dict[str, Carried], keep: Array) -> list[Cut]:
-        """An operator of two inputs: of the same channels, or of the channels and a constant."""
-        at = next(carried[name] for name in node.input if name in carried)
+    def _cuts_at_binary(self, node: Any, positions: dict[str, Position], keep: Array) -> list[Cut]:
+        """Return the rows that an operator of two inputs loses: the same channels, or the channels and a constant."""
+        position = next(positions[name] for name in node.input if name in positions)
         cuts = []
         for name in node.input:
-            if name in carried and carried[name] == at:
+            if name in positions and positions[name] == position:
                 continue
             constant = self.arrays.get(name)
             if constant is None:
                 raise Whole(f"its channels meet others at {node.op_type} {node.name}".rstrip())
-            if constant.ndim >= at.axis and constant.shape[-at.axis] > 1:
-                repeat = at.repeat or constant.shape[-at.axis] // len(keep)
-                cuts.append(Cut(name, constant.ndim - at.axis, np.repeat(keep, repeat)))
-        carried[node.output[0]] = at
+            if constant.ndim >= position.axis and constant.shape[-position.axis] > 1:
+                repeat = position.repeat or constant.shape[-position.axis] // len(keep)
+                cuts.append(Cut(name, constant.ndim - position.axis, np.repeat(keep, repeat)))
+        positions[node.output[0]] = position
         return cuts
 
-    def _layer(self, node: Any, carried: dict[str, Carried], at: Carried, keep: Array) -> list[Cut]:
+    def _cuts_at_layer(self, node: Any, positions: dict[str, Position], position: Position, keep: Array) -> list[Cut]:
+        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on."""
         name = node.input[1]
-        if name not in self.arrays or any(other in carried for other in node.input[1:]):
+        if name not in self.arrays or any(other in positions for other in node.input[1:]):
             raise Whole(f"{node.op_type} {node.name} reads its channels")
         weights, group = self.arrays[name], _get(node, "group", 1)
         if node.op_type == "Conv":
@@ -193,23 +200,28 @@ class Channels:
             if group != len(keep) or weights.shape[0] != group:
                 raise Whole(f"a grouped Conv {node.name} reads its channels")
             self._depthwise.append(node)
-            carried[node.output[0]] = at
-            return [Cut(one, 0, keep) for one in node.input[1:] if one]
-        if at.axis != 1 or (node.op_type == "Gemm" and _get(node, "transA", 0)) or weights.ndim != 2:  # noqa: PLR2004
+            positions[node.output[0]] = position
+            return [Cut(constant, 0, keep) for constant in node.input[1:] if constant]
+        if position.axis != 1 or (node.op_type == "Gemm" and _get(node, "transA", 0)) or weights.ndim != 2:  # noqa: PLR2004
             raise Whole(f"{node.op_type} {node.name} reads its channels")
         axis = 1 if node.op_type == "Gemm" and _get(node, "transB", 0) else 0
         repeat, odd = divmod(weights.shape[axis], len(keep))
-        if odd or at.repeat not in {0, repeat}:
+        if odd or position.repeat not in {0, repeat}:
             raise Whole(f"{node.op_type} {node.name} reads its channels")
         return [Cut(name, axis, np.repeat(keep, repeat))]
 
-    def _flat(self, node: Any, at: Carried, keep: Array) -> Carried:
-        """After a node that puts all numbers of an input in one row, or takes the mean of each channel."""
+    def _position_after(self, node: Any, position: Position, keep: Array) -> Position:
+        """Return the channels' position after a node that flattens each input to a row, or averages each channel.
+
+        Collects the shape of a Reshape, which changes later.
+        """
         kind = node.op_type
-        flat = Carried(1, 0 if at.axis > 1 else 1)  # channels that come last are the same in a row of their own, and no other
-        if kind == "Flatten" and _get(node, "axis", 1) == 1 and at.repeat == 1:
+        flat = Position(
+            1, 0 if position.axis > 1 else 1
+        )  # channels that come last are the same in a row of their own, and no other
+        if kind == "Flatten" and _get(node, "axis", 1) == 1 and position.repeat == 1:
             return flat
-        if kind == "Reshape" and at.repeat == 1:
+        if kind == "Reshape" and position.repeat == 1:
             shape = self.arrays.get(node.input[1])
             rows = None if shape is None or len(shape) != 2 else shape.tolist()  # noqa: PLR2004 - inputs and their numbers
             if rows is not None and rows[0] in {0, -1, 1} and (rows[1] == -1 or not rows[1] % len(keep)):
@@ -218,17 +230,17 @@ class Channels:
                         raise Whole(f"the size of Reshape {node.name} is fixed".replace("  ", " "))
                     self._shapes.append(node.input[1])
                 return flat
-        if kind in {"Squeeze", "ReduceMean"} and at.repeat == 1 and at.axis > 1:
+        if kind in {"Squeeze", "ReduceMean"} and position.repeat == 1 and position.axis > 1:
             axes = _get(node, "axes", None)
             if axes is None and len(node.input) > 1 and node.input[1] in self.arrays:
                 axes = self.arrays[node.input[1]].tolist()
-            rank = at.axis + 1
+            rank = position.axis + 1
             if axes is not None and sorted(axis % rank for axis in axes) == list(range(2, rank)):
-                return at if kind == "ReduceMean" and _get(node, "keepdims", 1) else Carried(1, 1)
+                return position if kind == "ReduceMean" and _get(node, "keepdims", 1) else Position(1, 1)
         raise Whole(f"{kind} {node.name} reads its channels")
 
     def _check(self, cuts: list[Cut]) -> None:
-        """Each constant belongs to one node, and has the rows that go."""
+        """Raise `Whole` unless each constant belongs to one node and has the rows to remove."""
         for cut in cuts:
             array = self.arrays.get(cut.name)
             if array is None or array.ndim <= cut.axis or array.shape[cut.axis] != len(cut.keep):
@@ -237,15 +249,16 @@ class Channels:
                 raise Whole(f"{cut.name} belongs to several nodes")
 
 
-def _kept(channels: int, share: float) -> int:
-    """How many channels stay: at least one, and of many a multiple of 8."""
+def _kept_channels(channels: int, share: float) -> int:
+    """Return the number of channels that stay: at least one, and of many a multiple of 8."""
     count = max(1, channels - int(channels * share))
     return count if channels < 2 * ALIGNED else min(channels, -(-count // ALIGNED) * ALIGNED)
 
 
 def _constants_as_initializers(model: Any) -> None:
+    """Replace Constant nodes by initializers, in place."""
     for node in [node for node in model.graph.node if node.op_type == "Constant"]:
-        value = next((one.t for one in node.attribute if one.name == "value"), None)
+        value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
         if value is not None:
             tensor = model.graph.initializer.add()
             tensor.CopyFrom(value)
@@ -254,22 +267,24 @@ def _constants_as_initializers(model: Any) -> None:
 
 
 def _get(node: Any, name: str, default: Any) -> Any:
-    for one in node.attribute:
-        if one.name == name:
-            return [*one.ints] if one.ints else one.i
+    """Return an integer or list attribute of a node, or the default."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return [*attribute.ints] if attribute.ints else attribute.i
     return default
 
 
 def _set(node: Any, name: str, value: int) -> None:
-    for one in node.attribute:
-        if one.name == name:
-            one.i = value
+    """Set an integer attribute of a node in place, if it has it."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            attribute.i = value
 
 
 Finetune = Callable[[str, list[Any], "list[Any] | None"], object]
-"""Called with the pruned model's path, inputs and labels: trains the model at the path, in place."""
+"""Function of the pruned model's path, inputs and labels, which trains the model at the path, in place."""
 SMALL = 0.01
-"""So much less than the asked-for share of zeros is told after fine-tuning."""
+"""Loss of zeros by fine-tuning that is not reported, as a share of the weights."""
 
 
 def prune(
@@ -283,29 +298,29 @@ def prune(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Prunes an ONNX model by the size of its weights, and writes the result with its card.
+    """Prune an ONNX model by the size of its weights, write the new model with its card, and measure both.
 
-    Unstructured: of each layer, the share `sparsity` of its weights with the smallest absolute values becomes zero. The file
-    keeps its size, and compressed it is smaller; ONNX Runtime is not faster by it. Structured: of each layer, that share of
-    output channels, with the smallest weights, goes, where nothing but further layers depends on them: file, memory and time
-    shrink. Of 16 channels and more a multiple of 8 stays. The last layer is left as it is.
+    Unstructured: in each layer, the share `sparsity` of its weights with the smallest absolute values becomes zero. The file
+    keeps its size, and compressed it is smaller; ONNX Runtime does not get faster. Structured: in each layer, that share of the
+    output channels, those with the smallest weights, is removed, where only further layers depend on them: file, memory and time
+    shrink. Of 16 channels and more a multiple of 8 stays. The last layer does not change.
 
     Args:
-        path: the float model, .onnx. Its card is taken along.
-        inputs: as callers give them to the model, before the card's preprocessing.
-        labels: what is right for each: names, or numbers of classes.
+        path: the float model, .onnx. Its card is copied to the new model.
+        inputs: inputs as callers pass them to the model, before the card's preprocessing.
+        labels: the right answer of each input: names, or class numbers.
         sparsity: the share, more than 0 and less than 1.
-        structured: channels in place of weights.
-        finetune: trains the pruned model, in place: it is called with the path of the file, and with the half of the inputs and
-            labels that does not measure the result.
-        out: the new file; None: beside the model, as NAME.pruned.onnx.
-        overwrite: replace files that are there.
+        structured: True removes channels in place of weights.
+        finetune: function that trains the pruned model in place. It is called with the path of the file, and with the half of the
+            inputs and labels that does not measure the result.
+        out: path of the new file; None: beside the model, as NAME.pruned.onnx.
+        overwrite: True replaces existing files.
 
     Raises:
-        ModelMissing, ModelError: the model cannot be read or run, or has nothing to prune; or what fine-tuning left cannot.
+        ModelMissing, ModelError: the model cannot be read or run, or has nothing to prune; or the fine-tuned model cannot be run.
         RuntimeMissing: the package onnx is not installed.
         BadInput: the inputs do not fit the model, or are too few.
-        PolicyError: the arguments are wrong, or the file is there already.
+        PolicyError: the arguments are wrong, or the file exists already.
         StoreError: the disk is full, or may not be written to.
     """
     path = Path(path)
@@ -313,53 +328,54 @@ def prune(
     if sparsity >= 1:
         raise PolicyError("sparsity= is less than 1: a model without weights has no answers")
     if path.suffix.lower() != ".onnx":
-        raise ModelError(f"{path}: pruning is for .onnx: prune the model that it was converted from")
-    to = target(path, None if out is None else Path(out), "pruned", overwrite=overwrite)
+        raise ModelError(f"{path}: only .onnx can be pruned: prune the model that it was converted from")
+    path_out = target(path, None if out is None else Path(out), "pruned", overwrite=overwrite)
     examples = Examples([*inputs], None if labels is None else [*labels])
     used, held_out = split(examples, len(examples.inputs) // 2)
     graph = read_graph(path)
     name_nodes(graph)
     model = OnnxModel(path)
     if model.card.state:
-        raise ModelError(f"{path} keeps a state between its inputs, and examples are single inputs: it is not pruned here")
+        raise ModelError(f"{path} has a state between its inputs, and examples are single inputs: it cannot be pruned here")
     model.load()
     original = answers(model, held_out.inputs)
     notes = original.check(held_out.labels, labels_of(model))
-    layers = (_channels if structured else _weights)(graph, sparsity, path)
-    with workplace(to) as folder:
-        made = folder / "made" / to.name
-        made.parent.mkdir()
+    layers = (_prune_channels if structured else _prune_weights)(graph, sparsity, path)
+    with workplace(path_out) as folder:
+        pruned = folder / "made" / path_out.name
+        pruned.parent.mkdir()
         large = bool(external_data(path))
-        package().save(graph, str(made), save_as_external_data=large, location=f"{to.name}.data" if large else None)
+        package().save(graph, str(pruned), save_as_external_data=large, location=f"{path_out.name}.data" if large else None)
         if finetune is not None:
-            _tune(finetune, made, used)
-            notes += [] if structured else _zeros(made, sparsity)
-        write_card(made, model.card, _step(sparsity, structured=structured, tuned=finetune is not None))
-        before, after = compared(model, made, original, held_out)
-        put(made.parent, to)
-    after = after._replace(path=to)
+            _tune(finetune, pruned, used)
+            notes += [] if structured else _lost_zeros(pruned, sparsity)
+        write_card(pruned, model.card, _step(sparsity, structured=structured, tuned=finetune is not None))
+        before, after = measure_both(model, pruned, original, held_out)
+        put(pruned.parent, path_out)
+    after = after._replace(path=path_out)
     count = len(used.inputs) if finetune is not None else 0
-    return Result(before, after, tuple(layers), to.with_suffix(".json"), count, len(held_out.inputs), tuple(notes))
+    return Result(before, after, tuple(layers), path_out.with_suffix(".json"), count, len(held_out.inputs), tuple(notes))
 
 
-def _tune(finetune: Finetune, made: Path, used: Examples) -> None:
+def _tune(finetune: Finetune, model_path: Path, used: Examples) -> None:
+    """Call the user's function on the pruned model; raise its errors as `ModelError`."""
     try:
-        finetune(str(made), list(used.inputs), None if used.labels is None else list(used.labels))
+        finetune(str(model_path), list(used.inputs), None if used.labels is None else list(used.labels))
     except Exception as e:  # whatever a user's function raises
         raise ModelError(f"the function that fine-tunes failed: {type(e).__name__}: {first_line(e)}") from e
 
 
-def _weights(graph: Any, share: float, path: Path) -> list[Layer]:
-    """Zeros in each layer but the last."""
+def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
+    """Set the smallest weights of each layer but the last to zero, in place; return the layers."""
     known = {tensor.name: tensor for tensor in graph.graph.initializer}
     ends = {node.name for node in last_layers(graph)}
-    found: list[Layer] = []
+    layers: list[Layer] = []
     changed = set[str]()
     for node in layers_of(graph):
         tensor = weight_of(node, known)
         array = package().numpy_helper.to_array(tensor)
         if node.name in ends or tensor.name in changed:
-            found.append(Layer(node.name, node.op_type, array.size, None, None, "as it was: the last layer"))
+            layers.append(Layer(node.name, node.op_type, array.size, None, None, "as it was: the last layer"))
             continue
         changed.add(tensor.name)
         count = int(array.size * share)
@@ -367,29 +383,29 @@ def _weights(graph: Any, share: float, path: Path) -> list[Layer]:
         pruned = array.copy()
         pruned.ravel()[order] = 0
         tensor.CopyFrom(package().numpy_helper.from_array(pruned, tensor.name))
-        found.append(Layer(node.name, node.op_type, array.size, None, None, f"{100 * (pruned == 0).mean():.1f} % zeros"))
+        layers.append(Layer(node.name, node.op_type, array.size, None, None, f"{100 * (pruned == 0).mean():.1f} % zeros"))
     if not changed:
         raise ModelError(f"{path} has nothing to prune: no layer with weights before its last one")
-    return found
+    return layers
 
 
-def _channels(graph: Any, share: float, path: Path) -> list[Layer]:
-    """Fewer channels in each layer but the last."""
+def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
+    """Remove the channels with the smallest weights of each layer but the last, in place; return the layers."""
     channels = Channels(graph)
     ends = {node.name for node in last_layers(graph)}
     nodes = layers_of(graph)
     notes = {node.name: "as it was: the last layer" if node.name in ends else channels.prune(node, share) for node in nodes}
     if not any(" of " in note and not note.startswith("left whole") for note in notes.values()):
         raise ModelError(f"{path} has no channels to remove: " + "; ".join(f"{name}: {note}" for name, note in notes.items()))
-    made = channels.finish()
-    known = {tensor.name: tensor for tensor in made.graph.initializer}
+    pruned = channels.finish()
+    known = {tensor.name: tensor for tensor in pruned.graph.initializer}
     sizes = {node.name: int(np.prod(weight_of(node, known).dims)) for node in nodes}
     return [Layer(node.name, node.op_type, sizes[node.name], None, None, notes[node.name]) for node in nodes]
 
 
-def _zeros(made: Path, sparsity: float) -> list[str]:
-    """What is to be said where fine-tuning gave up zeros."""
-    graph = read_graph(made)
+def _lost_zeros(model_path: Path, sparsity: float) -> list[str]:
+    """Return a note if fine-tuning changed many of the zeros."""
+    graph = read_graph(model_path)
     name_nodes(graph)
     known = {tensor.name: tensor for tensor in graph.graph.initializer}
     ends = {node.name for node in last_layers(graph)}
@@ -399,10 +415,11 @@ def _zeros(made: Path, sparsity: float) -> list[str]:
     if share >= sparsity - SMALL:
         return []
     return [
-        f"after fine-tuning {100 * share:.1f} % of the weights are zero, not {100 * sparsity:.1f} %: it did not keep them at zero"
+        f"after fine-tuning {100 * share:.1f} % of the weights are zero, not {100 * sparsity:.1f} %: the training changed them"
     ]
 
 
 def _step(sparsity: float, *, structured: bool, tuned: bool) -> str:
-    what = "of the channels" if structured else "of the weights of each layer"
-    return f"{100 * sparsity:g} % {what} pruned, by edgeroute prune" + (", fine-tuned" if tuned else "")
+    """Return the description of this step for the card."""
+    part = "of the channels" if structured else "of the weights of each layer"
+    return f"{100 * sparsity:g} % {part} pruned, by edgeroute prune" + (", fine-tuned" if tuned else "")

@@ -1,4 +1,4 @@
-"""The dashboard of a router in the same process: an instrument that needs neither a trace file nor a state folder."""
+"""Dashboard of a router in the same process: an instrument that needs neither a trace file nor a state folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.tools.dashboard.monitor import Monitor, Told
+from edgeroute.tools.dashboard.monitor import Monitor, Sources
 from edgeroute.tools.dashboard.window import policy_summary
 from edgeroute.tools.replay.setup import Setup
 
@@ -27,60 +27,60 @@ if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
 
 MOST = 20_000
-"""Answers that wait to be looked at; of further ones the oldest are left out, and counted."""
+"""Most answers in the queue to the page; beyond that the oldest are dropped, and counted."""
 START_S = 30.0
 """Longest wait for the server to listen, seconds."""
 
 
-class Ended:
-    """The answers of a router in this process, as records of a trace. A request only appends to a queue."""
+class AnswerFeed:
+    """Feed of the answers of a router in this process, as records of a trace. A request only appends to a queue."""
 
     name = "this process"
 
     def __init__(self) -> None:
-        self._fresh = deque[tuple[float, RequestEnded]](maxlen=MOST)
-        self._came = self._taken = self._raised = 0
+        self._queue = deque[tuple[float, RequestEnded]](maxlen=MOST)
+        self._added = self._taken = self._raised_count = 0
         self._records = list[Mapping[str, Any]]()
         self._trace = Trace(self._records.append)
 
     def add(self, ended: RequestEnded) -> None:
-        """Adds an answer; of its input, its value and its outputs nothing is kept. An exception is counted."""
+        """Queue an answer without its input, value and outputs; count an exception."""
         answer = ended.answer
         if answer is None:
-            self._raised += 1
+            self._raised_count += 1
             return
-        self._came += 1  # a race of threads may lose one, and then one less is said to be lost
-        self._fresh.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
+        self._added += 1  # a race of threads may lose one, and then the count of lost answers is lower
+        self._queue.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
 
     def take(self) -> Iterable[Mapping[str, Any]]:
-        """The records of the answers that came since."""
-        fresh = self._fresh
-        while fresh:
-            at, ended = fresh.popleft()
+        """Yield the records of the answers since the last call."""
+        queue = self._queue
+        while queue:
+            time, ended = queue.popleft()
             self._taken += 1
             self._trace.request_ended(ended)
             while self._records:
-                yield {**self._records.pop(), "at": round(at, 3)}
+                yield {**self._records.pop(), "at": round(time, 3)}
 
     def lost(self) -> int:
-        """Answers that came faster than they were looked at."""
-        return max(0, self._came - self._taken - len(self._fresh))
+        """Return the number of answers that came faster than they were read."""
+        return max(0, self._added - self._taken - len(self._queue))
 
     def raised(self) -> int | None:
-        """Requests that ended with an exception."""
-        return self._raised
+        """Return the number of requests that ended with an exception."""
+        return self._raised_count
 
     def error(self) -> str:
-        """None: there is nothing to open."""
+        """Return "": there is nothing to open."""
         return ""
 
     def close(self) -> None:
-        """Forgets the rest."""
-        self._fresh.clear()
+        """Discard the queued answers."""
+        self._queue.clear()
 
 
 class Dashboard(ForkSafe, Instrument):
-    """Shows a router of this process on a local page, until the router is closed.
+    """Instrument that shows a router of this process on a local page, until the router is closed.
 
     ```
     dashboard = Dashboard()
@@ -89,70 +89,73 @@ class Dashboard(ForkSafe, Instrument):
     ```
     """
 
-    _ended = per_process(Ended)  # a forked child has no page
+    _feed = per_process(AnswerFeed)  # a forked child serves no page
     _monitor: Monitor | None = initially(None)
     _stop: Callable[[], object] | None = initially(None)
     _thread: threading.Thread | None = initially(None)
     _closed = initially(False)
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Adds the answer, if the page is served."""
+        """Queue the answer if the page is served."""
         if self._monitor is not None:
-            self._ended.add(ended)
+            self._feed.add(ended)
 
     def serve(
         self, router: BaseRouter, *, host: str = "127.0.0.1", port: int = 0, metrics: bool = False,
         routes: Iterable[BaseRoute] = (), **more: Any,
     ) -> str:  # fmt: skip
-        """Serves the page in a thread -> its URL, with the token in it. Once for a router.
+        """Serve the page in a thread and return its URL, with the token in it. Once for a router.
 
         Args:
-            router: that has this object among its `instruments`.
-            host: to listen on; the default accepts only this machine.
-            port: 0 takes a free one.
-            metrics: whether there is `/metrics` for Prometheus, which sends the token as a bearer token.
-            routes: more of them, behind the same token.
-            more: `token` and `hosts`, as of `edgeroute.tools.dashboard.run.serve`.
+            router: a router that has this object among its `instruments`.
+            host: address to listen on; the default accepts only this machine.
+            port: port to listen on; 0 selects a free one.
+            metrics: True serves `/metrics` for Prometheus, which sends the token as a bearer token.
+            routes: further routes behind the same token.
+            more: `token` and `hosts` of `edgeroute.tools.dashboard.run.serve`.
 
         Raises:
-            PolicyError: it is served already, or cannot listen there.
+            PolicyError: the page is served already, or the address cannot be listened on.
             RuntimeMissing: starlette, uvicorn, or for metrics prometheus_client, is not installed.
         """
         from edgeroute.tools.dashboard.run import serve
 
         if self._monitor is not None:
-            raise PolicyError("this dashboard is served already: one serves one router")
+            raise PolicyError("this dashboard is served already: create another one for another router")
         more["routes"] = [*routes, *([_metrics(router)] if metrics else [])]
         self._closed = False
-        monitor = self._monitor = Monitor(self._ended, of_router(router), "a router in this process")
-        ready, found, failed = threading.Event(), list[str](), list[BaseException]()
+        monitor = self._monitor = Monitor(self._feed, sources_of(router), "a router in this process")
+        ready, urls, errors = threading.Event(), list[str](), list[BaseException]()
 
         def on_ready(url: str) -> None:
-            found.append(url)
+            """Pass the URL to the caller's thread."""
+            urls.append(url)
             ready.set()
 
         def run() -> None:
+            """Serve until stopped; pass an exception to the caller's thread."""
             try:
-                serve(monitor, host=host, port=port, on_ready=on_ready, stops=self._stops, **more)
+                serve(monitor, host=host, port=port, on_ready=on_ready, stops=self._set_stop, **more)
             except BaseException as e:  # noqa: BLE001 - raised in the caller's thread
-                failed.append(e)
+                errors.append(e)
             finally:
                 ready.set()
 
         self._thread = threading.Thread(target=run, name="edgeroute-dashboard-page", daemon=True)
         self._thread.start()
-        if not ready.wait(START_S) or not found:
+        if not ready.wait(START_S) or not urls:
             self._monitor = None
-            raise failed[0] if failed else PolicyError(f"the dashboard did not listen within {START_S:g} s")
-        return found[0]
+            raise errors[0] if errors else PolicyError(f"the dashboard did not listen within {START_S:g} s")
+        return urls[0]
 
-    def _stops(self, stop: Callable[[], object]) -> None:
+    def _set_stop(self, stop: Callable[[], object]) -> None:
+        """Store the function that stops the server; call it at once if the dashboard is closed already."""
         self._stop = stop
-        if self._closed:  # before it was known how to end it
+        if self._closed:  # closed before the server started
             stop()
 
     def close(self) -> None:
-        """Ends the page. The router that is closed calls it."""
+        """Stop the server and wait for its thread. The router calls this when it is closed."""
         self._closed = True
         stop, self._stop = self._stop, None
         self._monitor = None
@@ -163,6 +166,7 @@ class Dashboard(ForkSafe, Instrument):
 
 
 def _metrics(router: BaseRouter) -> BaseRoute:
+    """Return the route of `/metrics`."""
     from starlette.routing import Route
 
     from edgeroute.tools.server.metrics import Metrics
@@ -170,16 +174,16 @@ def _metrics(router: BaseRouter) -> BaseRoute:
     return Route("/metrics", Metrics(router).page)
 
 
-def of_router(router: BaseRouter) -> Told:
-    """What is known of a router in this process."""
+def sources_of(router: BaseRouter) -> Sources:
+    """Return the sources of a router in this process."""
     engine = router.engine
-    return Told(partial(state, engine), partial(_setup, engine), partial(_certificates, engine), engine.state)
+    return Sources(partial(state_of, engine), partial(_setup, engine), partial(_certificates, engine), engine.state)
 
 
-def state(engine: Engine) -> dict[str, Any]:
-    """The state of a router, under the names of `edgeroute status --json`."""
-    snapshot, found = engine.snapshot, engine.stats()
-    audits = {one.target: one for one in found.audits}
+def state_of(engine: Engine) -> dict[str, Any]:
+    """Return the state of a router, with the keys of `edgeroute status --json`."""
+    snapshot, stats = engine.snapshot, engine.stats()
+    audits = {one.target: one for one in stats.audits}
     edges = []
     for target in snapshot.targets:
         if target.side == "edge" and target.threshold is not None:
@@ -203,9 +207,9 @@ def state(engine: Engine) -> dict[str, Any]:
             for name, value, limit in zip(limits._fields, spent, limits, strict=True)
         },
         "outbox": None if engine.queue is None else engine.queue.outbox.counts(),
-        "breakers": {leg.name: leg.breaker for leg in found.legs if leg.breaker},
-        "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in found.legs if leg.call_s},
-        "joules": dict(found.joules),
+        "breakers": {leg.name: leg.breaker for leg in stats.legs if leg.breaker},
+        "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in stats.legs if leg.call_s},
+        "joules": dict(stats.joules),
         "policy": policy_summary(snapshot),
         "in_force": [f"{rule}: {rule.then}" for rule in engine.observer.facts.rules],
         "notes": [],
@@ -213,11 +217,17 @@ def state(engine: Engine) -> dict[str, Any]:
 
 
 def _setup(engine: Engine) -> Setup:
+    """Return the policy in force for replays."""
     return Setup.of(
         engine.snapshot, engine.spending.limits, metered=engine.observer.metered is True, cached=engine.caching is not None
     )
 
 
 def _certificates(engine: Engine) -> dict[str, BoundCertificate]:
+    """Return the certificates of the edges, by name."""
     snapshot = engine.snapshot
-    return {t.name: one for t, one in zip(snapshot.targets, snapshot.certificates, strict=True) if one is not None}
+    return {
+        t.name: certificate
+        for t, certificate in zip(snapshot.targets, snapshot.certificates, strict=True)
+        if certificate is not None
+    }

@@ -1,4 +1,4 @@
-"""`/metrics` of the dashboard: what the records that it follows say, for Prometheus."""
+"""Handler of the dashboard's `/metrics` for Prometheus, computed from the records that it follows."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ if TYPE_CHECKING:
     from edgeroute.record.prometheus import Page
 
 UNKNOWN = frozenset({"queued", "late", "spared"})
-"""Metrics of a router's state that neither its trace nor its state folder says."""
+"""Metrics of a router's state that neither its trace nor its state folder has."""
 SPENT = frozenset({"spent", "limit"})
-"""Likewise without a state folder."""
+"""Metrics that are unknown without a state folder."""
 
 
 def route(monitor: Monitor) -> BaseRoute:
-    """`/metrics` beside a monitor's page.
+    """Return the route of `/metrics` for a monitor.
 
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
-    installed()  # what is missing is said now, not at the first scrape
+    installed()  # raise now, not at the first scrape
 
-    def metrics(request: Request) -> Response:  # no coroutine function: so it is called in a thread
-        found = shown(page_of(monitor), request.headers.get("accept", ""))
-        return Response(found.body, headers={"Content-Type": found.content_type, "Cache-Control": "no-store"})
+    def metrics(request: Request) -> Response:  # no coroutine function, so that Starlette calls it in a thread
+        """Render the metrics in the format that the scraper accepts."""
+        rendered = shown(page_of(monitor), request.headers.get("accept", ""))
+        return Response(rendered.body, headers={"Content-Type": rendered.content_type, "Cache-Control": "no-store"})
 
     return Route("/metrics", metrics)
 
 
 def page_of(monitor: Monitor) -> Page:
-    """The metrics, under the names of `Prometheus` in the router's process; and `usd_total`, which a trace alone has by leg."""
+    """Return the metrics under the names of the `Prometheus` instrument; plus `usd_total`, which a trace has by leg."""
     from edgeroute.record.prometheus import Page, of_status, of_tally
 
     view = monitor.view()
@@ -56,7 +57,7 @@ def page_of(monitor: Monitor) -> Page:
 
 
 def status_of(view: Mapping[str, Any]) -> Status:
-    """What a dashboard shows, as the status of its router."""
+    """Convert a dashboard's view to the status of its router."""
     state, device = view["state"], view["device"]
     spent = state.get("spent", {})
     limits = [spent.get(name, {}).get("limit") for name in Limits._fields]
@@ -74,6 +75,7 @@ def status_of(view: Mapping[str, Any]) -> Status:
 
 
 def _stats(view: Mapping[str, Any]) -> Stats:
+    """Convert a view to the router's statistics."""
     state, cached = view["state"], view["answered"]["cache"]
     legs, routed = tuple(_leg(leg, state.get("link", {}).get(leg["name"], {})) for leg in view["legs"]), view["requests"] - cached
     return Stats(
@@ -85,6 +87,7 @@ def _stats(view: Mapping[str, Any]) -> Stats:
 
 
 def _leg(leg: Mapping[str, Any], link: Mapping[str, float | None]) -> LegStats:
+    """Convert a leg of a view to its statistics."""
     return LegStats(
         name=leg["name"], side="edge" if leg["side"] == "edge" else "cloud", started=leg["started"], answered=leg["answers"],
         accepted=leg["accepted"], failed=leg["failed"] + leg["held"], cancelled=leg["cancelled"] + leg["late"],
@@ -95,13 +98,14 @@ def _leg(leg: Mapping[str, Any], link: Mapping[str, float | None]) -> LegStats:
 
 
 def _audit(edge: Mapping[str, Any]) -> AuditStats:
+    """Convert an edge of a view to its audit statistics."""
     alarm = "" if edge["alarm"] is None else str(edge["alarm"].get("what", "alarm"))
     return AuditStats(edge["target"], edge["audited"], edge["disagreed"], edge["limit"], float(edge["evidence"] or 0.0), alarm)
 
 
 def _reading(traced: Mapping[str, Any]) -> Reading:
-    """What the router read, as far as it is numbers: a trace may say anything."""
-    known: dict[str, Any] = {
+    """Convert the traced sensor readings; anything that is no number of a plausible size is left out."""
+    numbers: dict[str, Any] = {
         name: value for name, value in traced.items() if isinstance(value, int | float) and -MOST < value < MOST
     }
-    return Reading(**{name: known[name] for name in Reading._fields if name in known})
+    return Reading(**{name: numbers[name] for name in Reading._fields if name in numbers})

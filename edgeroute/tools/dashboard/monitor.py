@@ -1,4 +1,4 @@
-"""What a page and a terminal show: records followed in the background, with state, egress ledger and device beside them."""
+"""Monitor behind the page and the terminal view: follows records in the background, with state, egress ledger and device."""
 
 from __future__ import annotations
 
@@ -25,71 +25,77 @@ from edgeroute.tools.replay.records import MOST
 
 log = logging.getLogger("edgeroute")
 EVERY_S = 0.5
-"""Between two looks for new records, seconds."""
+"""Time between two reads of new records, seconds."""
 STATE_S = 2.0
-"""Between two looks at state and sensors, seconds."""
+"""Time between two reads of state and sensors, seconds."""
 CLOSE_S = 5.0
-"""Longest wait for a look that is going on, seconds: a state or a sensor may hang."""
+"""Longest wait for a read in progress at the end, seconds: a state or a sensor may hang."""
 OLD_S = 60.0
-"""Age of a reading in the trace from which the device's own sensors are read in its place, seconds."""
+"""Age of a traced reading from which this machine's sensors replace it, seconds."""
 AHEAD_S = 60.0
-"""A record that claims to be this much later than now counts as of now."""
+"""A record dated later than this after now counts as of now, seconds."""
 REPLAYED, REPLAYED_BYTES, RECORD_BYTES = 5000, 8 << 20, 1 << 14
-"""Requests kept to be replayed: how many, their bytes together, and those of one. A larger record counts as lost."""
+"""Requests in memory for replays: most requests, most bytes together, and most bytes of a record. A larger one counts as lost."""
 DESTINATIONS = 50
-"""Destinations and data classes that the egress ledger is summed up by."""
+"""Most pairs of destination and data class in the sums of the egress ledger."""
 LEDGER = 20
-"""Lines of the egress ledger that are shown."""
+"""Latest lines of the egress ledger on the page."""
 AUDITS = 20_000
-"""Audited answers that are read, the latest."""
+"""Latest audited answers that are read."""
 WRONG = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-"""What a record that is none of a trace raises."""
+"""Exceptions of a record that is no valid record of a trace."""
 
 
 class Feed(Protocol):
-    """Where records come from."""
+    """Source of records."""
 
     name: str
-    """What it is, for people."""
+    """Description for people."""
 
     def take(self) -> Iterable[Mapping[str, Any]]:
-        """The records that came since the last call, the oldest first."""
+        """Yield the records since the last call, the oldest first."""
 
     def lost(self) -> int:
-        """How many were left out, as they came too fast, or could not be read; a file that was deleted unread counts as one."""
+        """Return the number of records left out: they came too fast, or could not be read.
+
+        A file that was deleted before it was read counts as one.
+        """
 
     def raised(self) -> int | None:
-        """How many requests ended with an exception; None: not known, as a trace has answers alone."""
+        """Return the number of requests that ended with an exception; None: unknown, as a trace has only answers."""
 
     def error(self) -> str:
-        """Why nothing can be read; empty: it can."""
+        """Return the reason why nothing can be read; empty if it can."""
 
     def close(self) -> None:
-        """Ends it."""
+        """Close the source."""
 
 
-class Told(NamedTuple):
-    """What is known beside the trace."""
+class Sources(NamedTuple):
+    """Sources of a router's state beside its trace."""
 
     state: Callable[[], Mapping[str, Any]] = dict
-    """What `edgeroute status --json` prints, and of a router in this process `breakers`. Raises EdgerouteError: it is unknown."""
+    """Returns the state as `edgeroute status --json` prints it, with `breakers` of a router in this process.
+
+    Raises EdgerouteError if it is unknown.
+    """
     setup: Callable[[], Setup | None] = lambda: None
-    """The policy, for replays; None: what follows from the trace."""
+    """Returns the policy for replays; None: derive it from the trace."""
     certificates: Callable[[], Mapping[str, BoundCertificate] | None] = lambda: None
-    """Of the edges; None: not known."""
+    """Returns the certificates of the edges; None: unknown."""
     folder: Path | None = None
-    """The state folder, with the egress ledger and the audit log."""
+    """State folder, with the egress ledger and the audit log."""
 
 
 class TraceFile:
-    """The records of a trace's file."""
+    """Feed of the records in a trace file, followed through its rotations."""
 
     def __init__(self, path: Path) -> None:
-        own = path.is_relative_to(Path.cwd())
-        self.name, self._tail, self._skipped = str(path.relative_to(Path.cwd()) if own else path), Tail(path), 0
+        below_here = path.is_relative_to(Path.cwd())
+        self.name, self._tail, self._skipped = str(path.relative_to(Path.cwd()) if below_here else path), Tail(path), 0
 
     def take(self) -> Iterable[Mapping[str, Any]]:
-        """Reads on; a line that is no JSON object is left out."""
+        """Yield the records since the last call; count lines that are no JSON object and skip them."""
         for line in self._tail.read():
             try:
                 record = json_loads(line)
@@ -101,36 +107,36 @@ class TraceFile:
                 self._skipped += 1
 
     def lost(self) -> int:
-        """Lines that are no records, and gaps: what was deleted before it was read."""
+        """Return the number of lines that are no records, and of files deleted before they were read."""
         return self._skipped + self._tail.gaps + self._tail.left_out
 
     def raised(self) -> int | None:
-        """A trace does not have them."""
+        """Return None: a trace does not record exceptions."""
         return None
 
     def error(self) -> str:
-        """Why the file cannot be opened."""
+        """Return the reason why the file cannot be opened; empty if it can."""
         return self._tail.error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._tail.close()
 
 
 class Monitor:
-    """Follows a router; thread-safe.
+    """Follower of a router's records and state. Thread-safe.
 
     Args:
-        feed: the records.
-        beside: what is known beside them.
-        title: what is shown, for people.
+        feed: source of the records.
+        beside: sources of the state; None: none.
+        title: title for people.
     """
 
-    def __init__(self, feed: Feed, beside: Told | None = None, title: str = "") -> None:
-        self.title, self._feed, self._told = title, feed, beside or Told()
+    def __init__(self, feed: Feed, beside: Sources | None = None, title: str = "") -> None:
+        self.title, self._feed, self._sources = title, feed, beside or Sources()
         self._window, self._wrong = Window(), 0
-        self._kept, self._kept_bytes = deque[bytes](), 0
-        folder = self._told.folder
+        self._replayable, self._replayable_bytes = deque[bytes](), 0
+        folder = self._sources.folder
         self._ledger = None if folder is None else Tail(folder / "egress.jsonl")
         self._sent, self._sent_bytes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         self._last_sent = deque[dict[str, Any]](maxlen=LEDGER)
@@ -141,16 +147,16 @@ class Monitor:
         self._text: tuple[int, bytes] = (-1, b"")
         self._trial: Trial | None = None
         self._since = process.now()
-        self._lock, self._trying, self._ended = threading.RLock(), threading.Lock(), threading.Event()
+        self._lock, self._trial_lock, self._ended = threading.RLock(), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgeroute-dashboard", daemon=True)
 
     def start(self) -> None:
-        """Begins to follow, in a thread of its own."""
+        """Read once, then start the thread that follows."""
         self.poll()
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop the thread and close the files."""
         self._ended.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_S)
@@ -160,25 +166,26 @@ class Monitor:
                 self._ledger.close()
 
     def _run(self) -> None:
+        """Poll until closed; log an exception and continue."""
         while not self._ended.wait(EVERY_S):
             try:
                 self.poll()
             except Exception:  # noqa: PERF203 - each look on its own
-                log.exception("the dashboard could not read on; it tries again")
+                log.exception("the dashboard could not read new records; it tries again")
 
     def poll(self) -> None:
-        """Reads what is new, and state and sensors if that is due."""
+        """Read new records, and state and sensors if they are due."""
         now = process.now()
         if now >= self._state_at + STATE_S or now < self._state_at:
             self._state_at = now
             state, device = self._read_state(), self._read_device()
             with self._lock:
                 self._state, self._device = state, device
-        if not self._ended.is_set():  # while it waited: what is closed is not opened again
+        if not self._ended.is_set():  # it may have been closed while it waited
             self.read()
 
     def read(self) -> int:
-        """Reads the records that are new -> how many."""
+        """Read and count the new records; return their number."""
         now, n = process.now(), 0
         with self._lock:
             for record in self._feed.take():
@@ -192,30 +199,34 @@ class Monitor:
         return n
 
     def _add(self, record: Mapping[str, Any], now: float) -> None:
+        """Count a record and store it for replays without its input; raise `ValueError` if it is too large."""
         if "input" in record:
             record = {name: part for name, part in record.items() if name != "input"}
         text = json_dumps(record)
-        if len(text) > RECORD_BYTES:  # what is shown keeps its record
-            raise ValueError(f"a record of {len(text):,} bytes is none of a router")
-        one = row(record)
-        self._window.add(one._replace(at=now) if one.at > now + AHEAD_S else one)
-        self._kept.append(text)
-        self._kept_bytes += len(text)
-        while len(self._kept) > REPLAYED or self._kept_bytes > REPLAYED_BYTES:
-            self._kept_bytes -= len(self._kept.popleft())
+        if len(text) > RECORD_BYTES:  # listed requests hold their record
+            raise ValueError(f"a record of {len(text):,} bytes is no router's")
+        request = row(record)
+        self._window.add(request._replace(at=now) if request.at > now + AHEAD_S else request)
+        self._replayable.append(text)
+        self._replayable_bytes += len(text)
+        while len(self._replayable) > REPLAYED or self._replayable_bytes > REPLAYED_BYTES:
+            self._replayable_bytes -= len(self._replayable.popleft())
 
     def _read_state(self) -> dict[str, Any]:
+        """Return the router's state; on any error a state with its message."""
         try:
-            return dict(self._told.state())
+            return dict(self._sources.state())
         except EdgerouteError as e:
             return {"error": told(e)}
-        except Exception as e:  # noqa: BLE001 - a damaged file, or a router that is being closed: said, and tried again
+        except Exception as e:  # noqa: BLE001 - a damaged file, or a router that is being closed: shown, and tried again
             return {"error": told(e) or type(e).__name__}
 
     def _read_device(self) -> dict[str, Any]:
+        """Return the readings of this machine's sensors."""
         return {name: value for name, value in sensors.read()._asdict().items() if value is not None}
 
     def _read_ledger(self) -> None:
+        """Read new lines of the egress ledger into the sums."""
         for line in [] if self._ledger is None else self._ledger.read():
             try:
                 record = json_loads(line)
@@ -234,20 +245,20 @@ class Monitor:
             self._last_sent.append(shown)
 
     def view(self) -> dict[str, Any]:
-        """Everything that is shown."""
+        """Return everything that a page shows, as plain data."""
         now = process.now()
         with self._lock:
-            found = self._window.shown(now)
-            age_s = None if found["latest_at"] is None else now - found["latest_at"]
-            traced, rules = found.pop("reading"), found.pop("rules")
+            view_data = self._window.shown(now)
+            age_s = None if view_data["latest_at"] is None else now - view_data["latest_at"]
+            traced, rules = view_data.pop("reading"), view_data.pop("rules")
             fresh = bool(traced) and age_s is not None and age_s <= OLD_S
             reading = {name: v for name, v in traced.items() if name != "age_s"} if fresh else self._device
             state = dict(self._state)
-            for leg in found["legs"]:
+            for leg in view_data["legs"]:
                 leg["breaker"] = state.get("breakers", {}).get(leg["name"], leg["breaker"])
             return {
                 "title": self.title, "source": self._feed.name, "now": now, "since": self._since,
-                "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **found,
+                "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **view_data,
                 "state": state,
                 "rules": _rules(state, rules),
                 "device": {
@@ -264,62 +275,66 @@ class Monitor:
             }  # fmt: skip
 
     def tallied(self) -> Tallied:
-        """What was counted of the records, for metrics."""
+        """Return the counts of the records, for metrics."""
         return self._window.tally.read()
 
     def text(self) -> bytes:
-        """`view` as JSON; made once for all who ask between two looks."""
+        """Return `view` as JSON; computed once between two polls, for all clients."""
         with self._lock:
             if self._text[0] != self._polls:
                 self._text = self._polls, json_dumps(self.view(), str)
             return self._text[1]
 
     def trial(self, *, fresh: bool = False) -> dict[str, Any]:
-        """Takes the latest requests to be replayed -> what there is to drag. fresh: the latest of now, not those taken before.
+        """Return the thresholds to try on the latest requests; loads them for replays at the first call.
+
+        Args:
+            fresh: True loads the latest requests again.
 
         Raises:
-            BadInput: there are none yet.
+            BadInput: there are no requests yet.
         """
-        with self._trying:
+        with self._trial_lock:
             if self._trial is None or fresh:
                 with self._lock:
-                    lines = [*self._kept]
+                    lines = [*self._replayable]
                 if not lines:
                     raise BadInput("no request has been recorded yet: there is nothing to replay")
                 records = sorted(map(json_loads, lines), key=lambda record: record["at"])
-                records = [record for record in records if _whole(record)]
-                self._trial = Trial(records, self._told.setup(), self._told.certificates(), self._audits())
+                records = [record for record in records if _is_replayable(record)]
+                self._trial = Trial(records, self._sources.setup(), self._sources.certificates(), self._audits())
             return self._trial.shown()
 
     def tried(self, edge: str, threshold: float) -> dict[str, Any]:
-        """What would have become of the requests taken last with that threshold.
+        """Replay the loaded requests with another threshold and return the result.
 
         Raises:
-            BadInput: none were taken, or there is no such edge.
+            BadInput: no requests are loaded, or there is no such edge.
         """
-        with self._trying:
+        with self._trial_lock:
             if self._trial is None:
-                raise BadInput("nothing has been taken to be replayed")
+                raise BadInput("no requests are loaded for a replay: GET /trial first")
             return self._trial.at(edge, threshold)
 
     def _audits(self) -> list[Mapping[str, Any]]:
-        if self._told.folder is None:
+        """Return the latest lines of the audit log."""
+        if self._sources.folder is None:
             return []
-        tail = Tail(self._told.folder / "audit.jsonl", history=1 << 23)
-        found = deque[Mapping[str, Any]](maxlen=AUDITS)
+        tail = Tail(self._sources.folder / "audit.jsonl", history=1 << 23)
+        records = deque[Mapping[str, Any]](maxlen=AUDITS)
         for line in tail.read():
             try:
                 record = json_loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict):
-                found.append(record)
+                records.append(record)
         tail.close()
-        return [*found]
+        return [*records]
 
 
-def _whole(record: Mapping[str, Any]) -> bool:
-    """Whether it can be replayed."""
+def _is_replayable(record: Mapping[str, Any]) -> bool:
+    """Return True if a record can be replayed."""
     try:
         collect([record])
     except BadInput:
@@ -327,20 +342,20 @@ def _whole(record: Mapping[str, Any]) -> bool:
     return True
 
 
-def _number(found: Any) -> float:
-    """A number of a record; 0 if it is none."""
-    return float(found) if isinstance(found, int | float) and -MOST < found < MOST else 0.0
+def _number(value: Any) -> float:
+    """Return a number of a record as a float; 0 if it is no plausible number."""
+    return float(value) if isinstance(value, int | float) and -MOST < value < MOST else 0.0
 
 
 def _rules(state: Mapping[str, Any], traced: Iterable[Any]) -> list[dict[str, Any]]:
-    """The rules on the device's state, with those in force: as the router has them, or else its latest record."""
-    now = state["in_force"] if "in_force" in state else [_rule(one) for one in traced]
+    """Return the rules on the device's state, with those in force: by the router, or else by its latest record."""
+    now = state["in_force"] if "in_force" in state else [_rule(rule) for rule in traced]
     listed = dict.fromkeys([*state.get("policy", {}).get("rules", ()), *now])
     return [{"text": text, "in_force": text in now} for text in listed]
 
 
 def _rule(traced: Any) -> str:
-    """A rule of a trace in words."""
+    """Return a traced rule in words."""
     try:
         rule = Rule(traced["of"], traced["then"], traced["enter"])
         return clean(f"{rule}: {rule.then}", TEXT)

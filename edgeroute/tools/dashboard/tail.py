@@ -1,4 +1,4 @@
-"""Follows a journal that another process writes: its new lines, through rotations, with bounded memory."""
+"""Tail of a journal that another process writes: reads new lines, through rotations, with bounded memory."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from pathlib import Path
 PIECE = 1 << 20
 """Bytes read at a time."""
 MOST = 8 << 20
-"""Bytes of lines returned at a time."""
+"""Most bytes of lines returned at a time."""
 LONGEST = 16 << 20
-"""Bytes of a line; a longer one is skipped."""
+"""Most bytes of a line; a longer one is skipped."""
 HISTORY = 4 << 20
-"""Bytes before the end at which it begins."""
+"""Bytes before the end at which reading begins."""
 BEHIND = 16 << 20
-"""Bytes that it may be behind; then it goes on at the end, and counts what it has left out."""
+"""Most unread bytes; beyond that reading skips towards the end, and counts the skipped lines."""
 HEAD = 256
-"""Bytes of a file's beginning by which it is known again: its number may be another one's once it is deleted."""
+"""Bytes of a file's beginning that identify it: its inode may be reused once it is deleted."""
 DONE = 256
-"""Files that were read of which this is remembered."""
+"""Most finished files to remember."""
 KEEPS_OPEN = sys.platform != "win32"
-"""Elsewhere a file that is open cannot be renamed, so its writer could not rotate it."""
+"""False on Windows: there an open file cannot be renamed, so its writer could not rotate it."""
 
 
 class Tail:
-    """Reads what is appended to a file of lines, and to those that replace it.
+    """Reader of the lines appended to a file, and to those that replace it.
 
-    A line that is not whole yet is returned once it is. What is appended to a full file after a newer one was begun is missed, as
+    An incomplete line is returned once its end is written. Lines appended to a full file after a newer one was started are
+    missed, as
     may happen to a line of a process that had it open when another one rotated it.
 
     Args:
-        path: of the file, as `Journal` has it: full files are `path.1`, the latest, `path.2`, ...
-        history: how many bytes of what is there already are read, full files included.
+        path: path of the file of a `Journal`: full files are `path.1`, the latest, `path.2`, ...
+        history: bytes of existing lines to read first, full files included.
 
     Attributes:
         left_out: lines that were skipped, because the writer was faster, or they were too long or have no end.
-        gaps: how often files were deleted before they were read to their end.
-        error: why the file could not be opened the last time; empty: it could, or there is none.
+        gaps: files that were deleted before they were read to their end.
+        error: reason why the file could not be opened the last time; empty: it could, or there is none.
     """
 
     def __init__(self, path: str | Path, *, history: int = HISTORY) -> None:
@@ -50,58 +51,61 @@ class Tail:
         self.left_out = self.gaps = 0
         self.error = ""
         self._file: FileIO | None = None
-        self._which: tuple[int, int] | None = None
-        """The file that is read; None: none yet."""
-        self._at = 0
+        self._file_id: tuple[int, int] | None = None
+        """Device and inode of the file in reading; None: none yet."""
+        self._offset = 0
         self._part = bytearray()
-        """The beginning of a line whose end has not been read."""
+        """Beginning of an incomplete line."""
         self._skips = False
-        """The rest of the line is skipped."""
+        """True while the rest of the line is skipped."""
         self._done = deque[tuple[int, int, bytes]](maxlen=DONE)
-        """The files that were read, or skipped, to their ends."""
+        """Files that were read, or skipped, to their ends."""
         self._gone = False
-        """The file that was read is deleted, and there is none after it."""
+        """True if the file in reading was deleted, and no other follows it."""
 
     def read(self) -> list[bytes]:
-        """The whole lines that came since, at most `MOST` bytes of them; empty if there is no file, or it cannot be read."""
+        """Return the complete lines since the last call, at most `MOST` bytes; empty if the file is missing or cannot be read."""
         lines = list[bytes]()
         read = 0
         with contextlib.ExitStack() as stack:
             files = self._files(stack)
             if not files:
                 return lines
-            if self._which is None:
+            if self._file_id is None:
                 self._begin(files)
             self._catch_up(files)
             while read < MOST:
-                now = next((i for i, file in enumerate(files) if _which(file) == self._which), None)
+                now = next((i for i, file in enumerate(files) if _file_id(file) == self._file_id), None)
                 if now is None:
                     self.gaps += not self._gone
                     self._part.clear()
-                    files = [file for file in files if _known(file) not in self._done]
+                    files = [file for file in files if _fingerprint(file) not in self._done]
                     self._gone = not files
-                    if not files:  # what is left was read before that one
+                    if not files:  # all remaining files were read before
                         return lines
                     now = 0
                     self._turn_to(files[0])
                 read += self._read(files[now], MOST - read, lines)
                 if read >= MOST or now + 1 == len(files):
                     break
-                self._done.append(_known(files[now]))
-                self._cut()  # a full file that ends within a line: its writer was killed
+                self._done.append(_fingerprint(files[now]))
+                self._cut()  # a full file that ends in an incomplete line: its writer was killed
                 self._turn_to(files[now + 1])
             self._hold(files)
         return lines
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _files(self, stack: contextlib.ExitStack) -> list[FileIO]:
-        """The files, the oldest first. Looked for from the newest on: one that is rotated meanwhile is met under its new name."""
-        found, seen = list[FileIO](), set[tuple[int, int]]()
+        """Open and return the files, the oldest first.
+
+        Looks from the newest on, so that a file that is rotated meanwhile is found under its new name.
+        """
+        files, seen = list[FileIO](), set[tuple[int, int]]()
         n = missing = 0
         self.error = ""
         while missing < 2:  # noqa: PLR2004 - while files are renamed one number is free
@@ -115,61 +119,63 @@ class Tail:
             else:
                 missing = 0
                 stack.callback(file.close)
-                if (which := _which(file)) not in seen:
+                if (which := _file_id(file)) not in seen:
                     seen.add(which)
-                    found.insert(0, file)
-                if which == self._which:
+                    files.insert(0, file)
+                if which == self._file_id:
                     break  # older ones have been read
             n += 1
-        return found
+        return files
 
     def _begin(self, files: list[FileIO]) -> None:
-        """Begins `history` bytes before the end, at the beginning of a line."""
-        left = self._history
+        """Set the position `history` bytes before the end, at the beginning of a line."""
+        remaining = self._history
         for file in reversed(files):
             size = os.fstat(file.fileno()).st_size
             self._turn_to(file)
-            if size >= left:
-                self._at = size - left
-                self._skips = self._at > 0  # up to the first line's end
+            if size >= remaining:
+                self._offset = size - remaining
+                self._skips = self._offset > 0  # up to the first line's end
                 if self._skips:
-                    self._at -= 1  # which may be just before
+                    self._offset -= 1  # a line may end just before the position
                 break
-            left -= size
-        self._done += [_known(file) for file in files[: files.index(file)]]
+            remaining -= size
+        self._done += [_fingerprint(file) for file in files[: files.index(file)]]
 
     def _catch_up(self, files: list[FileIO]) -> None:
-        """Skips what it is too far behind to show in time."""
+        """Skip towards the end if too many bytes are unread, and count the skipped lines; restart a file that was truncated."""
         sizes = [os.fstat(file.fileno()).st_size for file in files]
-        now = next((i for i, file in enumerate(files) if _which(file) == self._which), None)
+        now = next((i for i, file in enumerate(files) if _file_id(file) == self._file_id), None)
         if now is None:
             return
-        if sizes[now] < self._at:  # cut short from outside
-            self._at = 0
+        if sizes[now] < self._offset:  # truncated by another process
+            self._offset = 0
             self._part.clear()
-        behind = sum(sizes[now:]) - self._at
+        behind = sum(sizes[now:]) - self._offset
         if behind > BEHIND:
-            kept, at = self._history, self._at
-            self._history = min(kept, BEHIND // 2)
+            history, offset = self._history, self._offset
+            self._history = min(history, BEHIND // 2)
             self._part.clear()
             self._begin(files)
-            then = next(i for i, file in enumerate(files) if _which(file) == self._which)
+            then = next(i for i, file in enumerate(files) if _file_id(file) == self._file_id)
             for i in range(now, then + 1):
-                self.left_out += _ends(files[i], at if i == now else 0, self._at if i == then else sizes[i])
-            self.left_out += self._skips  # the line within which it goes on
-            self._history = kept
+                self.left_out += _count_lines(files[i], offset if i == now else 0, self._offset if i == then else sizes[i])
+            self.left_out += self._skips  # the line in which reading continues
+            self._history = history
 
     def _turn_to(self, file: FileIO) -> None:
-        self._which, self._at, self._skips = _which(file), 0, False
+        """Continue at the beginning of this file."""
+        self._file_id, self._offset, self._skips = _file_id(file), 0, False
 
     def _cut(self) -> None:
+        """Discard an incomplete line, and count it."""
         self.left_out += bool(self._part)
         self._part.clear()
 
     def _read(self, file: FileIO, most: int, lines: list[bytes]) -> int:
-        """Reads on in a file, adds its whole lines -> number of bytes read."""
+        """Read on in a file, append its complete lines to `lines`, and return the number of bytes read."""
         read = 0
-        file.seek(self._at)
+        file.seek(self._offset)
         while read < most:
             try:
                 piece = file.read(min(PIECE, most - read))
@@ -178,7 +184,7 @@ class Tail:
             if not piece:
                 break
             read += len(piece)
-            self._at += len(piece)
+            self._offset += len(piece)
             end = piece.rfind(b"\n")
             if end < 0:
                 self._grow(piece)
@@ -193,7 +199,7 @@ class Tail:
         return read
 
     def _grow(self, piece: bytes) -> None:
-        """Adds to a line that has no end yet."""
+        """Append to an incomplete line; discard it if it gets too long."""
         if self._skips:
             return
         self._part += piece
@@ -203,37 +209,39 @@ class Tail:
             self._skips = True
 
     def _hold(self, files: list[FileIO]) -> None:
-        """Keeps a descriptor of the file that is read: else another one could get its number once it is deleted."""
+        """Keep a descriptor of the file in reading open: else its inode could be reused once it is deleted."""
         if not KEEPS_OPEN:
             return
-        held = next(file for file in files if _which(file) == self._which)
-        if self._file is None or _which(self._file) != self._which:
+        file_now = next(file for file in files if _file_id(file) == self._file_id)
+        if self._file is None or _file_id(self._file) != self._file_id:
             self.close()
-            self._file = FileIO(os.dup(held.fileno()))
+            self._file = FileIO(os.dup(file_now.fileno()))
 
 
 def _open(path: str | Path, flags: int) -> int:
-    """Opens a file. What is none, such as a FIFO, would make it wait, and its writer take this for its reader."""
+    """Open a regular file; raise `OSError` for a FIFO or the like, on which it would block."""
     if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise OSError(errno.EINVAL, "is no file: expected that of a trace")
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # it may have become one meanwhile
+        raise OSError(errno.EINVAL, "is no regular file: expected a trace's")
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # it may have become a FIFO meanwhile
 
 
-def _ends(file: FileIO, begin: int, end: int) -> int:
-    """The number of lines' ends between two positions."""
+def _count_lines(file: FileIO, begin: int, end: int) -> int:
+    """Return the number of line ends between two positions."""
     file.seek(begin)
-    found = 0
-    while (left := end - begin) > 0 and (piece := file.read(min(PIECE, left))):
-        found += piece.count(b"\n")
+    count = 0
+    while (remaining := end - begin) > 0 and (piece := file.read(min(PIECE, remaining))):
+        count += piece.count(b"\n")
         begin += len(piece)
-    return found
+    return count
 
 
-def _known(file: FileIO) -> tuple[int, int, bytes]:
+def _fingerprint(file: FileIO) -> tuple[int, int, bytes]:
+    """Return a file's device, inode and first bytes."""
     file.seek(0)
-    return *_which(file), file.read(HEAD) or b""
+    return *_file_id(file), file.read(HEAD) or b""
 
 
-def _which(file: FileIO) -> tuple[int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino
+def _file_id(file: FileIO) -> tuple[int, int]:
+    """Return a file's device and inode."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino

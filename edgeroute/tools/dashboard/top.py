@@ -1,4 +1,4 @@
-"""What the page shows, in a terminal: requests, targets, reasons, routes, guarantees, budgets; a Textual application."""
+"""Terminal view of a router with Textual: requests, targets, reasons, routes, guarantees and budgets."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from edgeroute.tools.dashboard.monitor import Monitor
 
 EVERY_S = 1.0
-"""Between two updates, seconds."""
+"""Time between two updates, seconds."""
 WIDE = 90
-"""Columns from which the tables are side by side."""
+"""Terminal columns from which the tables are side by side."""
 NONE = "-"
 
 
 class Top(App[None]):
-    """The application.
+    """Textual application.
 
     Args:
-        monitor: what is shown; begun and closed here.
+        monitor: monitor to show; started and closed here.
     """
 
     TITLE = "edgeroute top"
@@ -60,7 +60,7 @@ class Top(App[None]):
         self.sub_title = monitor.title
 
     def compose(self) -> ComposeResult:
-        """The widgets."""
+        """Yield the widgets."""
         yield Header(show_clock=True)
         yield Static(id="tiles", markup=False)
         yield Sparkline([], id="rate")
@@ -83,7 +83,7 @@ class Top(App[None]):
         yield Footer()
 
     def on_ready(self) -> None:
-        """Begins to follow, once all widgets are there."""
+        """Add the columns, start the monitor and the updates, once all widgets exist."""
         self._table("legs", "target", "breaker", "answers", "p50", "p99", "failed", "not asked")
         self._table("reasons", "requests", "reason")
         self._table("routes", "when", "by", "took", "class", "reason")
@@ -93,84 +93,85 @@ class Top(App[None]):
         self.set_interval(EVERY_S, self.show)
 
     def on_unmount(self) -> None:
-        """Ends it."""
+        """Close the monitor."""
         self.monitor.close()
 
     def on_resize(self) -> None:
-        """One column on a narrow terminal."""
+        """Use one column on a narrow terminal."""
         self.set_class(self.size.width < WIDE, "narrow")
 
     def action_pause(self) -> None:
-        """Holds what is shown, or goes on."""
+        """Pause the updates, or continue."""
         self.paused = not self.paused
         self.sub_title = f"{self.monitor.title} (paused)" if self.paused else self.monitor.title
         self.show()
 
     def action_failures(self) -> None:
-        """Shows failures and degraded answers alone, or all routes."""
+        """Show only failures and degraded answers, or all routes."""
         self.only_odd = not self.only_odd
         self.show(always=True)
 
     def show(self, *, always: bool = False) -> None:
-        """Shows what is known now. always: also while it is paused."""
-        if (self.paused and not always) or not self.query("#device"):  # it has not begun, or is about to end
+        """Update all widgets from the monitor. always: also while paused."""
+        if (self.paused and not always) or not self.query("#device"):  # the widgets do not exist yet, or no longer
             return
-        seen = self.monitor.view()
-        second = seen["series"]["seconds"]
+        view = self.monitor.view()
+        second = view["series"]["seconds"]
         sums = [sum(parts) for parts in zip(*(second[side] for side in ("edge", "cloud", "cache", "none")), strict=True)]
-        self.query_one("#tiles", Static).update("   ".join(tiles(seen, sum(sums[-6:-1]) / 5)))
+        self.query_one("#tiles", Static).update("   ".join(tiles(view, sum(sums[-6:-1]) / 5)))
         self.query_one("#rate", Sparkline).data = [float(n) for n in sums]
         self._fill("legs", [
             (leg["name"], leg["breaker"] or NONE, f"{leg['answers']:,}", seconds(leg["p50_s"]), seconds(leg["p99_s"]),
-             f"{leg['failed']:,}", f"{leg['held']:,}") for leg in seen["legs"]
+             f"{leg['failed']:,}", f"{leg['held']:,}") for leg in view["legs"]
         ])  # fmt: skip
-        self._fill("reasons", [(f"{one['count']:,}", one["text"]) for one in seen["reasons"][:6]])
+        self._fill("reasons", [(f"{entry['count']:,}", entry["text"]) for entry in view["reasons"][:6]])
         self._fill("routes", [
-            (when(one["at"]), one["by"] or "no answer", seconds(one["latency_s"]), one["data_class"] or NONE, one["reason"])
-            for one in seen["odd" if self.only_odd else "recent"]
+            (when(row["at"]), row["by"] or "no answer", seconds(row["latency_s"]), row["data_class"] or NONE, row["reason"])
+            for row in view["odd" if self.only_odd else "recent"]
         ])  # fmt: skip
         self._fill("egress", [
-            (one["to"], one["data_class"] or NONE, f"{one['attempts']:,}", f"{one['bytes']:,}")
-            for one in seen["egress"]["totals"]
+            (entry["to"], entry["data_class"] or NONE, f"{entry['attempts']:,}", f"{entry['bytes']:,}")
+            for entry in view["egress"]["totals"]
         ])  # fmt: skip
-        self.query_one("#state", Static).update("\n".join([seen["error"], *lines_of_state(seen["state"])]).lstrip("\n"))
-        self.query_one("#device", Static).update("\n".join(lines_of_device(seen)))
+        self.query_one("#state", Static).update("\n".join([view["error"], *lines_of_state(view["state"])]).lstrip("\n"))
+        self.query_one("#device", Static).update("\n".join(lines_of_device(view)))
 
     def _table(self, name: str, *columns: str) -> None:
+        """Add columns to a table."""
         self.query_one(f"#{name}", DataTable).add_columns(*columns)
 
     def _fill(self, name: str, rows: list[tuple[str, ...]]) -> None:
-        """Replaces the rows of a table; each cell is text, whatever is in it."""
+        """Replace the rows of a table and keep its position; cells are plain text, whatever they contain."""
         table: DataTable[Text] = self.query_one(f"#{name}", DataTable)
-        at, top = table.cursor_row, table.scroll_y
+        cursor, top = table.cursor_row, table.scroll_y
         table.clear()
         for row in rows:
             table.add_row(*map(Text, row))
         if rows:
-            table.move_cursor(row=min(at, len(rows) - 1), scroll=False)
+            table.move_cursor(row=min(cursor, len(rows) - 1), scroll=False)
             table.scroll_to(y=top, animate=False)
 
 
 def run(monitor: Monitor) -> None:
-    """Runs it until it is ended."""
+    """Run the application until the user quits."""
     Top(monitor).run()
 
 
-def tiles(seen: dict[str, Any], rate: float) -> list[str]:
-    """What is most to be known, in short."""
-    found = [
-        f"{seen['requests']:,} requests, {rate:,.1f}/s",
-        f"deferred {percent(seen['deferral_rate'])}",
-        f"median {seconds(seen['p50_s'])}, p99 {seconds(seen['p99_s'])}",
-        f"degraded {seen['degraded']:,}" + ("" if seen["raised"] is None else f", raised {seen['raised']:,}"),
+def tiles(view: dict[str, Any], rate: float) -> list[str]:
+    """Return the most important figures as short texts."""
+    texts = [
+        f"{view['requests']:,} requests, {rate:,.1f}/s",
+        f"deferred {percent(view['deferral_rate'])}",
+        f"median {seconds(view['p50_s'])}, p99 {seconds(view['p99_s'])}",
+        f"degraded {view['degraded']:,}" + ("" if view["raised"] is None else f", raised {view['raised']:,}"),
     ]
-    if seen["lost"]:
-        found.append(f"left out {seen['lost']:,}")
-    return found
+    if view["lost"]:
+        texts.append(f"left out {view['lost']:,}")
+    return texts
 
 
 def lines_of_state(state: dict[str, Any]) -> list[str]:
-    """Guarantees, budgets and the outbox."""
+    """Return the lines about guarantees, budgets and the outbox."""
     lines = [*state.get("notes", ()), *([state["error"]] if "error" in state else [])]
     for edge in state.get("edges", ()):
         lines += ["", f"{edge['target']}: threshold {edge['threshold']} ({edge['promise'] or NONE})"]
@@ -185,34 +186,36 @@ def lines_of_state(state: dict[str, Any]) -> list[str]:
         if edge["alarm"]:
             lines.append(f"  ALARM: {edge['alarm']['what']}")
     lines.append("")
-    for name, one in state.get("spent", {}).items():
-        lines.append(f"{name}: {one['spent']:.4g} of {'no limit' if one['limit'] is None else format(one['limit'], 'g')}")
+    for name, amounts in state.get("spent", {}).items():
+        lines.append(
+            f"{name}: {amounts['spent']:.4g} of {'no limit' if amounts['limit'] is None else format(amounts['limit'], 'g')}"
+        )
     box = state.get("outbox")
     lines += ["", "outbox: " + (", ".join(f"{n:,} {name}".replace("_", " ") for name, n in box.items()) if box else "none")]
     return lines
 
 
-def lines_of_device(seen: dict[str, Any]) -> list[str]:
-    """Sensors, and rules."""
-    reading = seen["device"]["reading"]
+def lines_of_device(view: dict[str, Any]) -> list[str]:
+    """Return the lines about sensors and rules."""
+    reading = view["device"]["reading"]
     lines = [f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}" for name, value in reading.items()]
-    lines.append(f"read by {seen['device']['by']}")
-    lines += ["", "rules:", *(f"  {one['text']} ({'' if one['in_force'] else 'not '}in force)" for one in seen["rules"])]
-    return lines if seen["rules"] else [*lines, "  none in force"]
+    lines.append(f"read by {view['device']['by']}")
+    lines += ["", "rules:", *(f"  {rule['text']} ({'' if rule['in_force'] else 'not '}in force)" for rule in view["rules"])]
+    return lines if view["rules"] else [*lines, "  none in force"]
 
 
 def seconds(value: float | None) -> str:
-    """0.0123 -> 12.3 ms."""
+    """Format seconds: 0.0123 -> 12.3 ms."""
     return NONE if value is None else f"{value:,.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
 def percent(share: float | None) -> str:
-    """0.123 -> 12.3 %."""
+    """Format a share: 0.123 -> 12.3 %."""
     return NONE if share is None else f"{share:.1%}"
 
 
 def when(at: float) -> str:
-    """The time of day."""
+    """Format the local time of day of a timestamp."""
     try:
         return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%H:%M:%S")
     except (OverflowError, ValueError, OSError):

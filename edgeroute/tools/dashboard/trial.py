@@ -1,4 +1,4 @@
-"""Another threshold on recorded requests: what a replay makes of deferrals, cost and bytes, and what audits know of accuracy."""
+"""Replay of recorded requests with another threshold: deferrals, cost and bytes, and the accuracy known from audits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from edgeroute.tools.replay.records import confidence
 from edgeroute.tools.replay.setup import Port
 
 STEPS = 100
-"""Thresholds that a slider has, beside the one in force."""
+"""Positions of a slider, beside the threshold in force."""
 DRAWN = 20
-"""Of these, how many a curve is drawn through."""
-NOBODY = "No certificate: nothing is promised at any threshold."
+"""Points of a curve, of those positions."""
+NO_PROMISE = "No certificate: nothing is promised at any threshold."
 
 
-class Compared(NamedTuple):
-    """An audited answer of an edge: its confidence, whether the cloud said the same, and its weight."""
+class AuditedAnswer(NamedTuple):
+    """Audited answer of an edge: its confidence, True if it agrees with the cloud's, and its weight."""
 
     confidence: float
     agrees: bool
@@ -35,16 +35,16 @@ class Compared(NamedTuple):
 
 
 class Trial:
-    """Recorded requests, to be replayed with other thresholds. Not synchronised; `at` takes some 10 us a request.
+    """Recorded requests for replays with other thresholds. Not synchronised; `at` takes some 10 us a request.
 
     Args:
-        records: of a trace, the oldest first.
-        setup: the policy that they are replayed under; None: one that follows from the records.
-        certificates: of the edges with a threshold from one, by name; None: not known, there is no policy.
+        records: records of a trace, the oldest first.
+        setup: policy for the replays; None: derived from the records.
+        certificates: certificates of the edges whose threshold comes from one, by name; None: unknown, there is no policy.
         audits: lines of an audit log.
 
     Raises:
-        BadInput: there are no records, or they are none of a trace.
+        BadInput: there are no records, or they are no trace.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Trial:
         self.guessed = setup is None
         self.setup = setup_of(records) if setup is None else setup
         self._certificates = certificates
-        self._compared = _compared(audits)
+        self._audited = _audited(audits)
         self.edges = [target for target in self.setup.targets if target.side == "edge" and target.threshold is not None]
 
     def shown(self) -> dict[str, Any]:
-        """What there is to drag: of each edge the thresholds of the slider, the one in force, and the points of a curve."""
+        """Return the slider's thresholds for each edge, the one in force, and the points of a curve."""
         return {
             "requests": len(self.recording.requests),
             "span_s": self.recording.requests[-1].begun,
@@ -72,6 +72,7 @@ class Trial:
         }
 
     def _edge(self, target: Target) -> dict[str, Any]:
+        """Return an edge's slider and curve; replays the requests for each point."""
         steps = self._steps(target)
         drawn = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, DRAWN)})
         certificate = (self._certificates or {}).get(target.name)
@@ -86,70 +87,74 @@ class Trial:
         }
 
     def _steps(self, target: Target) -> list[float]:
-        """Thresholds between which as many recorded confidences are; with the one in force."""
-        seen = [request.legs[target.name].confidence for request in self.recording.requests if target.name in request.legs]
-        known = np.array([one for one in seen if one is not None and abs(one) < INF])
-        steps = set(np.quantile(known, np.linspace(0, 1, STEPS + 1), method="inverted_cdf").tolist()) if known.size else set()
+        """Return thresholds between which as many recorded confidences lie, with the one in force."""
+        confidences = [request.legs[target.name].confidence for request in self.recording.requests if target.name in request.legs]
+        finite_values = np.array([value for value in confidences if value is not None and abs(value) < INF])
+        steps = (
+            set(np.quantile(finite_values, np.linspace(0, 1, STEPS + 1), method="inverted_cdf").tolist())
+            if finite_values.size
+            else set()
+        )
         if steps:
-            steps.add(float(np.nextafter(max(steps), INF)))  # at which everything is deferred
+            steps.add(float(np.nextafter(max(steps), INF)))  # defers everything
         if target.threshold is not None and abs(target.threshold) < INF:
             steps.add(float(target.threshold))
         return sorted(steps)
 
     def at(self, edge: str, threshold: float) -> dict[str, Any]:
-        """What would have become of the requests with that threshold of that edge.
+        """Replay the requests with that threshold of that edge and return the results.
 
         Raises:
             BadInput: there is no such edge with a threshold, or the threshold is NaN.
         """
         if edge not in {target.name for target in self.edges} or threshold != threshold:  # noqa: PLR0124 - NaN
-            raise BadInput(f"there is no edge {edge!r} with a threshold, or {threshold} is none")
+            raise BadInput(f"there is no edge {edge!r} with a threshold, or {threshold} is no number")
         targets = tuple(
             target._replace(threshold=threshold, thresholds={}) if target.name == edge else target
             for target in self.setup.targets
         )
-        found = replay(self.recording, self.setup._replace(targets=targets))
+        result = replay(self.recording, self.setup._replace(targets=targets))
         return {
             "threshold": finite(threshold),
-            **_numbers(found.replayed),
-            "changed": found.changed,
-            "unknown": sum(found.unknown.values()),
-            "unseen": found.values.unknown,
+            **_numbers(result.replayed),
+            "changed": result.changed,
+            "unknown": sum(result.unknown.values()),
+            "unseen": result.values.unknown,
             "agreement": self._agreement(edge, threshold),
             "promise": self._promise(edge, threshold),
         }
 
     def _agreement(self, edge: str, threshold: float) -> dict[str, Any] | None:
-        """The share of all requests whose answer is the cloud's own, by the audits; None: there are none."""
-        compared = self._compared.get(edge)
-        if not compared:
+        """Return the share of requests whose answer would equal the cloud's, estimated by the audits; None without audits."""
+        answers = self._audited.get(edge)
+        if not answers:
             return None
-        agrees = np.array([one.agrees or one.confidence < threshold for one in compared])
-        weights = np.array([one.weight for one in compared])
+        agrees = np.array([answer.agrees or answer.confidence < threshold for answer in answers])
+        weights = np.array([answer.weight for answer in answers])
         alike = bool((weights == weights[0]).all())
-        found = share(agrees) if alike else None  # with unequal weights this interval is not exact
+        interval = share(agrees) if alike else None  # with unequal weights this interval is not exact
         return {
-            "share": float(weights[agrees].sum() / weights.sum()), "audited": len(compared),
-            "low": None if found is None else found.low, "high": None if found is None else found.high,
+            "share": float(weights[agrees].sum() / weights.sum()), "audited": len(answers),
+            "low": None if interval is None else interval.low, "high": None if interval is None else interval.high,
         }  # fmt: skip
 
     def _promise(self, edge: str, threshold: float) -> dict[str, Any]:
-        """Whether the certificate covers that threshold, and in which words: `held` is None where it is not known."""
+        """Return whether the certificate covers that threshold, with a text. `held` is None if that is unknown."""
         if self._certificates is None:
             label = next(target.label for target in self.edges if target.name == edge)
-            return {"held": None, "text": f"{label}, says the trace; without the policy the certificate is not known."}
+            return {"held": None, "text": f"{label}, by the trace; without the policy the certificate is unknown."}
         bound = self._certificates.get(edge)
         if bound is None:
-            return {"held": False, "text": NOBODY}
+            return {"held": False, "text": NO_PROMISE}
         certificate = bound.certificate
         if broken := bound.broken():
             return {"held": False, "text": f"The certificate does not hold here: {broken}."}
-        all_of_it = (certificate.threshold, *certificate.thresholds.values())
+        thresholds = (certificate.threshold, *certificate.thresholds.values())
         highest = INF if certificate.highest is None else certificate.highest
         if certificate.kind == "max_defer":
-            covered, where = threshold <= min(all_of_it), f"above the certified {min(all_of_it):.6g}"
-        elif threshold < max(all_of_it):
-            covered, where = False, f"below the certified {max(all_of_it):.6g}"
+            covered, where = threshold <= min(thresholds), f"above the certified {min(thresholds):.6g}"
+        elif threshold < max(thresholds):
+            covered, where = False, f"below the certified {max(thresholds):.6g}"
         else:
             covered, where = threshold <= highest, f"above {highest:.6g}, the highest that is certified"
         if covered:
@@ -157,31 +162,36 @@ class Trial:
         return {"held": False, "text": f"Nothing is promised at this threshold, which is {where}: calibrate for another promise."}
 
 
-def _numbers(found: Numbers) -> dict[str, Any]:
+def _numbers(totals: Numbers) -> dict[str, Any]:
+    """Return the totals of a replay as plain data."""
     names = ("requests", "edge", "cloud", "cache", "unanswered", "degraded", "calls", "held", "sent_bytes", "received_bytes",
              "usd", "joules", "p50_s", "p99_s")  # fmt: skip
-    return {**{name: getattr(found, name) for name in names}, "deferral_rate": found.deferral_rate}
+    return {**{name: getattr(totals, name) for name in names}, "deferral_rate": totals.deferral_rate}
 
 
-def _compared(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[Compared]]:
-    """Edge -> its audited answers, of the model and cloud that it was audited with last."""
-    found = dict[str, tuple[Any, list[Compared]]]()
+def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswer]]:
+    """Return edge -> its audited answers, of the model and cloud of its latest audit."""
+    by_edge = dict[str, tuple[Any, list[AuditedAnswer]]]()
     for line in audits:
         try:
             name, prints, how = line["target"], line["fingerprints"], line["audited"]
-            sure, probability, agrees = confidence(line["edge_confidence"]), float(line["probability"]), bool(line["agrees"])
+            edge_confidence, probability, agrees = (
+                confidence(line["edge_confidence"]),
+                float(line["probability"]),
+                bool(line["agrees"]),
+            )
         except (KeyError, TypeError, ValueError):
             continue
         if how not in {"shadow", "deferred"} or not 0 < probability <= 1 or "error" in line:
             continue
-        if name not in found or found[name][0] != prints:
-            found[name] = prints, []
-        found[name][1].append(Compared(-INF if sure is None else sure, agrees, 1 / probability))
-    return {name: compared for name, (_, compared) in found.items()}
+        if name not in by_edge or by_edge[name][0] != prints:
+            by_edge[name] = prints, []
+        by_edge[name][1].append(AuditedAnswer(-INF if edge_confidence is None else edge_confidence, agrees, 1 / probability))
+    return {name: answers for name, (_, answers) in by_edge.items()}
 
 
 def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
-    """The policy that follows from a trace alone: its targets and thresholds, and what a typical call has cost."""
+    """Derive a policy from a trace alone: targets, thresholds, and prices that give the cost of a typical call."""
     routed = [record for record in records if "events" in record]
     if not routed:
         raise BadInput("no request has been routed yet: what the cache answered has no plan")
@@ -196,15 +206,15 @@ def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
             if event["what"] in ANSWERED and "usd" in event:
                 costs.setdefault(event["leg"], []).append((event["usd"], event.get("joules", 0.0)))
     ports = {target.name: Port(_typical(costs.get(target.name, ()))) for target in targets if target.side == "cloud"}
-    homes = {record["data_class"] for record in routed if not any(leg["side"] == "cloud" for leg in record["plan"])}
-    homes -= {None, *(record["data_class"] for record in routed if any(leg["side"] == "cloud" for leg in record["plan"]))}
-    rules = Rules(never_leave=frozenset(homes), unknown_class="allow")
+    local_classes = {record["data_class"] for record in routed if not any(leg["side"] == "cloud" for leg in record["plan"])}
+    local_classes -= {None, *(record["data_class"] for record in routed if any(leg["side"] == "cloud" for leg in record["plan"]))}
+    rules = Rules(never_leave=frozenset(local_classes), unknown_class="allow")
     deadline_s = INF if last["deadline_s"] is None else last["deadline_s"]
     policy = Policy(mode=last["mode"], deadline_s=deadline_s, offline=last["offline"], rules=rules)
     return Setup(policy, targets, ports)
 
 
 def _typical(costs: Sequence[tuple[float, float]]) -> Terms:
-    """Prices of an endpoint whose calls have cost so many dollars and joules."""
-    usd, joules = (median(one) for one in zip(*costs, strict=True)) if costs else (0.0, 0.0)
+    """Return prices by which a call costs the median of these dollars and joules."""
+    usd, joules = (median(values) for values in zip(*costs, strict=True)) if costs else (0.0, 0.0)
     return Terms(usd_per_call=usd, joules_per_call=joules)

@@ -1,4 +1,4 @@
-"""Sums over a router's latest requests: by second and by minute, by leg, by reason. Bounded in memory whatever comes."""
+"""Running sums over a router's latest requests (by time, leg and reason), and rows for display. Memory is bounded."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from edgeroute.core.policy import INF
 from edgeroute.core.words import HELD, UNFIT, Failure, clean
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.router.build import Snapshot
-from edgeroute.tools.replay.records import checked, confidence
+from edgeroute.tools.replay.records import checked_number, confidence
 
-# A trace's record as what is shown of it: which way the request went, and why, in words.
+# Rows for display, from the records of a trace: the route of each request, and its reason in words.
 
 SIDES = ("edge", "cloud", "cache", "none")
-"""Who answered: `none` is nobody."""
+"""Sides that answer a request; `none`: no answer."""
 ANSWERED = frozenset({"accepted", "below", "kept"})
 TEXT = 300
-"""Characters of a text that is shown."""
+"""Most characters of a displayed text."""
 NAME = 80
-"""Characters of a name."""
+"""Most characters of a displayed name."""
 
 
 class Run(NamedTuple):
-    """What became of one leg."""
+    """Outcome of one leg of a request."""
 
     name: str
     side: str
     what: str
-    """accepted, below, kept: it answered; failed; held: it was not asked; cancelled, timeout."""
+    """accepted, below, kept: it answered; failed; held: it was not called; cancelled, timeout."""
     took_s: float
     confidence: float | None
     code: str
@@ -40,68 +40,68 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is shown of one request."""
+    """Request for display."""
 
     at: float
     id: str
     side: str
     """One of `SIDES`."""
     by: str
-    """The target that answered; empty: none."""
+    """Target that answered; empty: none."""
     accepted: bool
     deferred: bool
-    """A cloud was needed."""
+    """True if a cloud leg started."""
     latency_s: float
     data_class: str
     note: str
     kind: str
-    """The reason without numbers, by which requests are counted."""
+    """Reason without numbers, by which requests are counted."""
     runs: tuple[Run, ...]
     record: Mapping[str, Any]
 
     @property
     def counted(self) -> Kind:
-        """What metrics count it under, as `Prometheus` does in the router's process."""
+        """Kind under which metrics count the request, as `Prometheus` does in the router's process."""
         record = self.record
         code = record.get("reason_code")
-        code = code if isinstance(code, str) and code in CODES else "other"  # a trace of before there were any
+        code = code if isinstance(code, str) and code in CODES else "other"
         if "events" not in record:
             return Kind("stale" if code == "stale" else "cache", clean(record.get("leg", ""), NAME), code, degraded=False)
         return Kind(self.side, self.by, code, degraded=self.degraded)
 
     @property
     def degraded(self) -> bool:
-        """Whether a fallback answered; a stream that its caller has left is none."""
+        """True if a fallback answered. A stream that its caller closed does not count."""
         return not self.accepted and self.side != "none" and self.record.get("reason_code") != "left"
 
     @property
     def batch(self) -> str:
-        """Id of the batch of which it is a row; empty: none."""
+        """Id of the batch that the request is a row of; empty: none."""
         return self.id.rpartition(".")[0]
 
     @property
     def odd(self) -> bool:
-        """Whether it is one to look at: not answered as the policy requires, or with a failure."""
+        """True if the request deserves a look: not answered as the policy requires, or with a failed leg."""
         return not self.accepted or any(run.what in {"failed", "held", "timeout"} for run in self.runs)
 
     def shown(self) -> dict[str, Any]:
-        """It as a page has it, with its reason."""
-        sure = next((run.confidence for run in self.runs if run.confidence is not None), None)
+        """Return the row as plain data for a page, with its reason."""
+        edge_confidence = next((run.confidence for run in self.runs if run.confidence is not None), None)
         return {
             "at": self.at, "id": self.id, "side": self.side, "by": self.by, "accepted": self.accepted,
-            "latency_s": self.latency_s, "confidence": sure, "data_class": self.data_class, "reason": reason(self),
+            "latency_s": self.latency_s, "confidence": edge_confidence, "data_class": self.data_class, "reason": reason(self),
         }  # fmt: skip
 
 
 def row(record: Mapping[str, Any]) -> Row:
-    """What is shown of a record.
+    """Convert a record of a trace to a row.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is none of a trace.
+        KeyError, TypeError, ValueError, AttributeError: it is no valid record.
     """
-    at, latency_s = float(checked(record["at"])), float(checked(record["latency_s"]))
+    at, latency_s = float(checked_number(record["at"])), float(checked_number(record["latency_s"]))
     identity, note = clean(record["id"], NAME), clean(record.get("note", ""), TEXT)
-    if "events" not in record:  # the cache's, or what was queued
+    if "events" not in record:  # an answer of the cache, or a queued request
         text = clean(record.get("reason", ""), TEXT)
         stale = record.get("answered_by") == "stale"
         return Row(at, identity, "cache", "cache", not stale, False, latency_s, "", text, "a stale answer of the cache" if stale
@@ -120,8 +120,8 @@ def row(record: Mapping[str, Any]) -> Row:
             if what == "failed" and Failure(code, again=bool(event.get("again"))).held:
                 what = "held"
             label = clean(name, NAME)
-            took_s = float(checked(event["at_s"])) - float(checked(started[name]))
-            costs = (float(checked(event.get(part, 0)) or 0) for part in ("sent_bytes", "received_bytes", "usd"))
+            took_s = float(checked_number(event["at_s"])) - float(checked_number(started[name]))
+            costs = (float(checked_number(event.get(part, 0)) or 0) for part in ("sent_bytes", "received_bytes", "usd"))
             runs.append(Run(label, sides[name], what, took_s, confidence(event.get("confidence")), code, *costs))
             if what != "cancelled":
                 parts.append(f"{label} {_KINDS.get(what, what)}{f' ({code})' if code in HELD or code == 'timeout' else ''}")
@@ -144,26 +144,30 @@ _KINDS = {
 
 
 def reason(of: Row) -> str:
-    """Why it went that way, in one line, as an answer's `reason` has it."""
+    """Return the reason of a request's route in one line, as an answer's `reason` has it."""
     record = of.record
     if "events" not in record:
         return of.note
-    legs, own, parts = {leg["leg"]: leg for leg in record["plan"]}, dict[str, Any](), list[str]()
+    legs, limits, parts = {leg["leg"]: leg for leg in record["plan"]}, dict[str, Any](), list[str]()
     started = dict[str, float]()
     for event in record["events"]:
         what, leg = event["what"], legs[event["leg"]]
-        name, sure = leg["leg"], event.get("confidence")
+        name, confidence_now = leg["leg"], event.get("confidence")
         if what == "start":
             started[name] = event["at_s"]
         elif what == "limit":
-            own[name] = event["threshold"]
+            limits[name] = event["threshold"]
         elif what in ANSWERED:
-            limit = own.get(name, leg["threshold"])
-            if limit is None or (leg["side"] == "cloud" and sure is None):
+            limit = limits.get(name, leg["threshold"])
+            if limit is None or (leg["side"] == "cloud" and confidence_now is None):
                 parts.append(f"{name} {(event['at_s'] - started[name]) * 1000:.0f} ms")
             else:
-                known = "without confidence" if sure is None else f"{_number(sure)} {'<' if what == 'below' else '>='}"
-                parts.append(f"{name} {known} {_number(limit)} ({leg['label']})")
+                comparison = (
+                    "without confidence"
+                    if confidence_now is None
+                    else f"{_number(confidence_now)} {'<' if what == 'below' else '>='}"
+                )
+                parts.append(f"{name} {comparison} {_number(limit)} ({leg['label']})")
         elif what == "failed":
             parts.append(f"{name}: {event.get('error', 'failed')}")
         elif what == "timeout":
@@ -178,25 +182,26 @@ def reason(of: Row) -> str:
 
 
 def _number(value: Any) -> str:
+    """Format a number with four digits."""
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 T = TypeVar("T")
 RECENT = 2000
-"""Requests that reasons and latencies are of: the latest."""
+"""Latest requests in the sums of reasons and latencies."""
 SHOWN = 60
-"""Requests that are listed."""
+"""Latest requests in the lists."""
 BATCHES = 256
-"""Batches of which it is remembered which calls have been counted."""
+"""Latest batches whose calls are remembered, so that none counts twice."""
 LEGS = 32
-"""Legs that are told apart."""
+"""Most legs with their own sums."""
 WIDTHS = {"seconds": (1, 120), "minutes": (60, 180)}
 """Series -> seconds of a step, and number of steps."""
 COUNTED = (*SIDES, "deferred", "odd")
 
 
 class _Leg:
-    """Of one leg: counts since the beginning, and its latest latencies."""
+    """Sums of one leg since the beginning, and its latest latencies."""
 
     def __init__(self, side: str) -> None:
         self.side = side
@@ -207,6 +212,7 @@ class _Leg:
         self.breaker_at = 0.0
 
     def quantiles(self) -> dict[str, float | None]:
+        """Return quantiles of the latest latencies; None without any."""
         took = sorted(self.took)
         return {f"{name}_s": took[min(len(took) - 1, int(q * len(took)))] if took else None for name, q in _QUANTILES.items()}
 
@@ -215,11 +221,11 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Series:
-    """Counts by steps of time, of the latest steps.
+    """Counts of requests by time step, for the latest steps.
 
     Args:
-        width_s: of a step, seconds.
-        steps: how many are kept.
+        width_s: length of a step, seconds.
+        steps: number of steps in memory.
     """
 
     def __init__(self, width_s: int, steps: int) -> None:
@@ -227,62 +233,63 @@ class Series:
         self._counts = OrderedDict[int, Counter[str]]()
         self._took = OrderedDict[int, dict[str, list[float]]]()
 
-    def add(self, one: Row) -> None:
-        """Counts a request."""
-        step = int(one.at // self.width_s)
+    def add(self, request: Row) -> None:
+        """Count a request in its step; drop the oldest steps. A request before all steps is ignored."""
+        step = int(request.at // self.width_s)
         counts = self._counts.get(step)
         if counts is None:
             if self._counts and step <= max(self._counts) - self.steps:
-                return  # from before
+                return  # older than all steps
             counts = self._counts[step] = Counter()
             self._took[step] = {}
             while len(self._counts) > self.steps:
                 oldest = min(self._counts)
                 del self._counts[oldest], self._took[oldest]
-        counts[one.side] += 1
-        counts["deferred"] += one.deferred
-        counts["odd"] += one.odd
+        counts[request.side] += 1
+        counts["deferred"] += request.deferred
+        counts["odd"] += request.odd
         took = self._took[step]
-        for run in one.runs:
+        for run in request.runs:
             if run.what in ANSWERED:
-                mine = took.setdefault(run.name, [])
-                if len(mine) < RECENT and len(took) <= LEGS:
-                    mine.append(run.took_s)
+                latencies = took.setdefault(run.name, [])
+                if len(latencies) < RECENT and len(took) <= LEGS:
+                    latencies.append(run.took_s)
 
     def shown(self, now: float) -> dict[str, Any]:
-        """The steps up to that instant, the oldest first; of each leg its median latency, seconds, None where it has none."""
+        """Return the steps up to that time, the oldest first, with each leg's median latency in seconds, None without any."""
         last = int(now // self.width_s)
         for step in [step for step in self._counts if step > last + 1]:  # the clock was set back
             del self._counts[step], self._took[step]
         steps = range(last - self.steps + 1, last + 1)
-        none = Counter[str]()
+        no_counts = Counter[str]()
         legs = sorted({name for took in self._took.values() for name in took})[:LEGS]
         return {
             "width_s": self.width_s,
             "end": (last + 1) * self.width_s,
-            **{name: [self._counts.get(step, none)[name] for step in steps] for name in COUNTED},
+            **{name: [self._counts.get(step, no_counts)[name] for step in steps] for name in COUNTED},
             "p50_s": {name: [_median(self._took.get(step, {}).get(name)) for step in steps] for name in legs},
         }
 
 
 def _part(record: Mapping[str, Any], name: str, other: T) -> T:
-    """A part of a record; `other` if that has none of its type."""
-    found = record.get(name)
-    return found if isinstance(found, type(other)) else other
+    """Return a part of a record if it has the type of `other`, else `other`."""
+    value = record.get(name)
+    return value if isinstance(value, type(other)) else other
 
 
 def _median(values: list[float] | None) -> float | None:
+    """Return the median; None without values."""
     return sorted(values)[len(values) // 2] if values else None
 
 
 class Window:
-    """The sums. Not synchronised: threads that share it need a lock."""
+    """Sums over a router's requests. Not synchronised: threads that share it need a lock."""
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = 0
         self.answered = Counter[str]()
         self.tally = Tally()
-        """The same counts as metrics have in the router's own process."""
+        """Counts for metrics, the same as in the router's own process."""
         self.latest: Row | None = None
         self.recent, self.odd = deque[Row](maxlen=SHOWN), deque[Row](maxlen=SHOWN)
         self.series = {name: Series(*width) for name, width in WIDTHS.items()}
@@ -292,16 +299,16 @@ class Window:
         self._legs: dict[str, _Leg] = {}
         self._batches = OrderedDict[tuple[str, str], None]()
 
-    def add(self, one: Row) -> None:
-        """Counts a request."""
-        self.latest = one
+    def add(self, request: Row) -> None:
+        """Count a request in all sums."""
+        self.latest = request
         self.requests += 1
-        self.deferred += one.deferred
-        self.degraded += one.degraded
-        self.answered[one.side] += 1
-        self._deferred.append(one.deferred)
-        self._took.append(one.latency_s)
-        key = one.side, one.kind
+        self.deferred += request.deferred
+        self.degraded += request.degraded
+        self.answered[request.side] += 1
+        self._deferred.append(request.deferred)
+        self._took.append(request.latency_s)
+        key = request.side, request.kind
         self._kinds.append(key)
         self._reasons[key] += 1
         if len(self._kinds) > RECENT:
@@ -309,18 +316,21 @@ class Window:
             self._reasons[old] -= 1
             if not self._reasons[old]:
                 del self._reasons[old]
-        self.recent.append(one)
-        if one.odd:
-            self.odd.append(one)
+        self.recent.append(request)
+        if request.odd:
+            self.odd.append(request)
         for series in self.series.values():
-            series.add(one)
-        batch = one.batch
-        took = [Took(run.name, "edge" if run.side == "edge" else "cloud", run.took_s) for run in one.runs if run.what in ANSWERED]
-        self.tally.count(one.counted, one.latency_s, () if batch else tuple(took))
-        for run in one.runs:
-            self._ran(run, one.at, batch)
+            series.add(request)
+        batch = request.batch
+        took = [
+            Took(run.name, "edge" if run.side == "edge" else "cloud", run.took_s) for run in request.runs if run.what in ANSWERED
+        ]
+        self.tally.count(request.counted, request.latency_s, () if batch else tuple(took))
+        for run in request.runs:
+            self._count_run(run, request.at, batch)
 
-    def _ran(self, run: Run, at: float, batch: str) -> None:
+    def _count_run(self, run: Run, time: float, batch: str) -> None:
+        """Count a leg's run; costs that the rows of a batch share count once."""
         leg = self._legs.get(run.name)
         if leg is None:
             if len(self._legs) >= LEGS:
@@ -331,16 +341,16 @@ class Window:
             leg.answers += 1
             leg.accepted += run.what == "accepted"
             leg.took.append(run.took_s)
-            self._breaker(leg, "closed", at)
+            self._set_breaker(leg, "closed", time)
         elif run.what == "held":
             leg.held += 1
             if run.code == "breaker":
-                self._breaker(leg, "open", at)
+                self._set_breaker(leg, "open", time)
         else:
-            leg.failed += run.what == "failed" and run.code not in UNFIT  # which is no fault of it, as in `stats()`
+            leg.failed += run.what == "failed" and run.code not in UNFIT  # an unfit input is not the leg's fault, as in `stats()`
             leg.late += run.what == "timeout"
             leg.cancelled += run.what == "cancelled"
-        if batch:  # the rows of a batch share a call, whose costs the record of each has
+        if batch:  # the rows of a batch share a call, and each row's record has its costs
             if (batch, run.name) in self._batches:
                 return
             self._batches[batch, run.name] = None
@@ -353,12 +363,13 @@ class Window:
         leg.usd += run.usd
 
     @staticmethod
-    def _breaker(leg: _Leg, state: str, at: float) -> None:
+    def _set_breaker(leg: _Leg, state: str, time: float) -> None:
+        """Record the state of a cloud leg's circuit breaker."""
         if leg.side == "cloud" and leg.breaker != state:
-            leg.breaker, leg.breaker_at = state, at
+            leg.breaker, leg.breaker_at = state, time
 
     def shown(self, now: float) -> dict[str, Any]:
-        """Everything, as a page has it. now: seconds since 1970."""
+        """Return all sums as plain data for a page. now: seconds since 1970."""
         took = sorted(self._took)
         legs = [
             {
@@ -378,8 +389,8 @@ class Window:
             "p99_s": took[min(len(took) - 1, int(0.99 * len(took)))] if took else None,
             "legs": legs,
             "reasons": [{"side": side, "text": text, "count": n} for (side, text), n in self._reasons.most_common(12)],
-            "recent": [one.shown() for one in reversed(self.recent)],
-            "odd": [one.shown() for one in reversed(self.odd)],
+            "recent": [request.shown() for request in reversed(self.recent)],
+            "odd": [request.shown() for request in reversed(self.odd)],
             "series": {name: series.shown(now) for name, series in self.series.items()},
             "rules": _part(_part({} if self.latest is None else self.latest.record, "facts", {}), "rules", []),
             "reading": _part({} if self.latest is None else self.latest.record, "reading", {}),
@@ -387,11 +398,11 @@ class Window:
         }  # fmt: skip
 
 
-# What a policy says, for people: mode, limits of time, data classes, rules and targets.
+# Summary of a policy for people: mode, time limits, data classes, rules and targets.
 
 
 def policy_summary(snapshot: Snapshot) -> dict[str, Any]:
-    """The policy in force."""
+    """Return the policy in force as plain data."""
     policy, egress = snapshot.policy, snapshot.policy.rules
     return {
         "mode": policy.mode, "offline": policy.offline,

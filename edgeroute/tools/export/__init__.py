@@ -1,1 +1,4 @@
-"""Models as Triton, Ray Serve, KServe and Kubernetes take them. The programs in `programs` are copied, and need no edgeroute."""
+"""Export of models to folders for Triton, Ray Serve, KServe and Kubernetes.
+
+The programs in `programs` are copied into the folders, and need no edgeroute.
+"""

@@ -1,4 +1,4 @@
-"""An export: the model that is exported, loaded and checked, and the folder that is written."""
+"""Common parts of exports: the loaded and checked model, the output folder, protobuf text and YAML."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, StoreError
 from edgeroute.system.imports import import_late
 from edgeroute.types import TensorSpec
 
-# The folder of an export: written beside its place, and put there once it is whole.
+# The folder of an export: written beside its destination, and moved there once complete.
 
 MARK = "edgeroute-export.json"
-"""The file in each export that says what it is; without it a folder is not replaced."""
+"""File in each export that describes it; a folder without it is never replaced."""
 PROGRAMS = Path(__file__).parent / "programs"
 
 
 @contextmanager
 def whole(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]:
-    """A new folder to write to, which is `out` at the end; after an error there is no trace of it.
+    """Provide a new folder to write to, which becomes `out` at the end; after an error it is deleted.
 
     Args:
         out: must not exist, or be an empty folder; or, with `force`, an earlier export, which is replaced as a whole.
-        about: what `edgeroute-export.json` says.
-        force: see `out`.
+        about: contents of `edgeroute-export.json`.
+        force: True replaces an earlier export.
 
     Raises:
-        PolicyError: there is something at `out`.
+        PolicyError: `out` exists and may not be replaced.
         StoreError: the disk is full, or cannot be written to.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - without following a link, which would be replaced in place of its name
@@ -55,7 +55,7 @@ def whole(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]
             yield new
             (new / MARK).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             _sync(new)
-            _check(out, force=force)  # it may have come meanwhile
+            _check(out, force=force)  # another process may have created it meanwhile
             if out.exists():
                 out.rename(old)
             new.rename(out)
@@ -64,8 +64,8 @@ def whole(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]
                 old.rename(out)
             raise
         finally:
-            for left in (new, old):
-                shutil.rmtree(left, ignore_errors=True)
+            for folder in (new, old):
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as e:
         if isinstance(e, PolicyError | StoreError):
             raise
@@ -73,8 +73,9 @@ def whole(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]
 
 
 def _check(out: Path, *, force: bool) -> None:
+    """Raise `PolicyError` unless `out` is new, empty, or an export that may be replaced."""
     if out.is_symlink():
-        raise PolicyError(f"{out} is a link: give the folder itself")
+        raise PolicyError(f"{out} is a link: name the folder itself")
     try:
         empty = not out.exists() or not any(out.iterdir())
     except OSError as e:
@@ -82,13 +83,13 @@ def _check(out: Path, *, force: bool) -> None:
     if empty:
         return
     if not (out / MARK).is_file():
-        raise PolicyError(f"{out} is there, and is no export of edgeroute's: give another folder, it would not be replaced")
+        raise PolicyError(f"{out} exists, and is no export of edgeroute, so it is not replaced: choose another folder")
     if not force:
-        raise PolicyError(f"{out} is there: give another folder, or --force, which replaces all of it")
+        raise PolicyError(f"{out} exists: choose another folder, or use --force, which replaces all of it")
 
 
 def _sync(folder: Path) -> None:
-    """What was written reaches the disk, so that errors of it come now."""
+    """Flush all files of a folder to the disk, so that write errors are raised now."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("r+b") as opened:
@@ -96,50 +97,51 @@ def _sync(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a text file, and the folders above it."""
+    """Write a text file, and create the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def programs(folder: Path, names: Mapping[str, str]) -> None:
-    """Copies programs of this room byte for byte; nothing of a model is written into a program."""
+    """Copy programs of this package byte for byte, program -> new name; nothing of a model is written into a program."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, to in names.items():
         shutil.copyfile(PROGRAMS / name, folder / to)
 
 
 def copies(files: Iterable[tuple[Path, Path]]) -> None:
-    """Copies files, and makes the folders above them."""
+    """Copy files, pairs (source, destination), and create the folders above them."""
     for source, to in files:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, to)
 
 
-# Protocol buffers' text format, in which Triton's configurations are written.
+# Text format of protocol buffers, for Triton's configurations.
 
 
 class Word(NamedTuple):
-    """A name of an enumeration, which stands without quotes."""
+    """Name of an enumeration, written without quotes."""
 
     text: str
 
 
 def dumps(message: Mapping[str, Any], indent: str = "") -> str:
-    """A message as text: mappings are messages, lists repeated fields, lists of plain values short ones in brackets."""
+    """Write a message as text: mappings become messages, lists repeated fields, lists of plain values short ones in brackets."""
     lines = list[str]()
     for key, value in message.items():
-        for one in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
-            if isinstance(one, Mapping):
-                inside = dumps(one, indent + "  ")
-                lines.append(f"{indent}{key} {{\n{inside}{indent}}}\n" if inside else f"{indent}{key} {{ }}\n")
-            elif isinstance(one, list):
-                lines.append(f"{indent}{key}: [{', '.join(map(_value, one))}]\n")
+        for item in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
+            if isinstance(item, Mapping):
+                body = dumps(item, indent + "  ")
+                lines.append(f"{indent}{key} {{\n{body}{indent}}}\n" if body else f"{indent}{key} {{ }}\n")
+            elif isinstance(item, list):
+                lines.append(f"{indent}{key}: [{', '.join(map(_value, item))}]\n")
             else:
-                lines.append(f"{indent}{key}: {_value(one)}\n")
+                lines.append(f"{indent}{key}: {_value(item)}\n")
     return "".join(lines)
 
 
 def _value(value: Any) -> str:
+    """Write a plain value as text."""
     if isinstance(value, Word):
         return value.text
     if isinstance(value, bool):
@@ -148,35 +150,35 @@ def _value(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of which nothing can end the quotes: what is no printable ASCII is escaped byte by byte."""
+    """Write a string in quotes; each byte that is no printable ASCII is escaped, so that nothing can end the quotes."""
     return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'  # noqa: PLR2004 - ASCII
 
 
-# A model that is exported: loaded and checked, and what its card and its file say as `model.json` has it.
+# The exported model: loaded and checked, and its description for `model.json`.
 
 FILE = "model.onnx"
 TEXTS = "object"
-"""dtype of a tensor of texts."""
+"""Dtype of a tensor of texts."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Subject:
-    """A model file with its card.
+    """Model to export, loaded from its file and checked.
 
     Args:
-        path: the .onnx file.
-        name: what servers call it; None: made from the card's name, or the file's.
-        card: path of the card, where it is not beside the model.
+        path: path of the .onnx file.
+        name: name on the server; None: derived from the card's name, or the file's.
+        card: path of the card, if it is not beside the model.
 
     Attributes:
-        name: of letters, digits, `.`, `_` and `-`: it is part of paths.
-        inputs: what callers send, each as `model.json` has it.
-        outputs: likewise, with the shape of a row, without the axis that counts the inputs.
-        size: so many rows go into one run of the file; None: any number.
+        name: letters, digits, `.`, `_` and `-`: it is part of paths.
+        inputs: descriptions of the inputs that callers send, as in `model.json`.
+        outputs: descriptions of the outputs, with the shape of a row, without the axis that counts the inputs.
+        size: rows of each run of the file; None: any number.
 
     Raises:
-        PolicyError: `name` is no name.
-        ModelError: the model cannot be loaded, its card is another model's, or it has what no server could take.
+        PolicyError: `name` is invalid.
+        ModelError: the model cannot be loaded, its card belongs to another model, or a server could not run it.
     """
 
     def __init__(self, path: str | Path, name: str | None = None, *, card: str | Path | None = None) -> None:
@@ -188,7 +190,7 @@ class Subject:
         if not _NAME.fullmatch(self.name):
             raise PolicyError(f"{clean(self.name, 80)!r} is no name for a server: letters, digits, `.`, `_` and `-`, 63 at most")
         if self.model.card.state:
-            raise ModelError(f"{path}: it keeps a state between calls, and a server has calls of everybody: it is not exported")
+            raise ModelError(f"{path}: it has a state between calls, and a server's calls come from many callers: not exported")
         session = self.model.load()
         if text := batch_axis_problem(self.model.card, self.model.inputs):
             raise ModelError(f"{path}: {text}")
@@ -198,7 +200,7 @@ class Subject:
         nodes = ([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
         self.plan = Inputs(self.model.card, *nodes)
         if not self.plan.given:
-            raise ModelError(f"{path}: no input is left for callers to give")
+            raise ModelError(f"{path}: no input is left for callers to send")
         self.inputs = [_input(spec, self.model) for spec in self.plan.given]
         read = [spec for spec in self.plan.outputs if self.model.output in (None, spec.name)]
         self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in read]
@@ -211,28 +213,28 @@ class Subject:
 
     @property
     def pictures(self) -> bool:
-        """Whether callers may send files of pictures, as its card says what becomes of them."""
-        return any(one["picture"] is not None for one in self.inputs)
+        """True if callers may send picture files, because the card describes their preparation."""
+        return any(spec["picture"] is not None for spec in self.inputs)
 
     @property
     def prepared(self) -> bool:
-        """Whether its card has preprocessing."""
-        return any(one["factor"] is not None or one["axes"] is not None or one["flat"] is not None for one in self.inputs) or any(
-            one["dtype"] != one["tensor"]["dtype"] for one in self.inputs
-        )
+        """True if the card has preprocessing."""
+        return any(
+            spec["factor"] is not None or spec["axes"] is not None or spec["flat"] is not None for spec in self.inputs
+        ) or any(spec["dtype"] != spec["tensor"]["dtype"] for spec in self.inputs)
 
     @property
     def plain(self) -> bool:
-        """Whether the file can be run without a program around it: its first axes count the inputs, and no input is constant."""
-        return not self.plan.constants and self.plan.batch == 0 and all(one["tensor"]["batch"] == 0 for one in self.inputs)
+        """True if the file runs without a program around it: its first axes count the inputs, and no input is constant."""
+        return not self.plan.constants and self.plan.batch == 0 and all(spec["tensor"]["batch"] == 0 for spec in self.inputs)
 
     @property
     def rowless(self) -> bool:
-        """Whether a tensor has one number for each input, and no axis but the one that counts them."""
-        return any(not one["shape"] for one in (*self.inputs, *self.outputs))
+        """True if a tensor has a single number for each input, and no axis but the one that counts them."""
+        return any(not spec["shape"] for spec in (*self.inputs, *self.outputs))
 
     def about(self, file: str = FILE, **more: Any) -> dict[str, Any]:
-        """What `model.json` says. `file`: of the model, from the folder of `model.json`."""
+        """Return the contents of `model.json`. `file`: path of the model, relative to the folder of `model.json`."""
         card = self.model.card
         constants = {name: {"value": a.tolist(), "dtype": a.dtype.name} for name, a in self.plan.constants.items()}
         return {
@@ -243,76 +245,79 @@ class Subject:
         }  # fmt: skip
 
     def client(self) -> dict[str, Any]:
-        """The card for a client of the server: what comes out. What goes in is the server's matter."""
-        found = {"name": self.name, "description": self.model.card.description, "labels": self.about()["labels"]}
+        """Return the card for a client of the server, which describes the outputs."""
+        card = {"name": self.name, "description": self.model.card.description, "labels": self.about()["labels"]}
         output = {"name": self.model.output, "kind": self.model.kind, "score": self.model.card.score}
-        return {k: v for k, v in {**found, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
+        return {k: v for k, v in {**card, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
 
     def files(self, folder: Path, file: str = FILE) -> list[tuple[Path, Path]]:
-        """The model and the files of its weights, and where each goes in a folder, so that it finds them."""
+        """Return pairs (source, destination) of the model and its weights, such that the copy finds its weights."""
         path, to = self.model.path, folder / file
-        found = [(path, to)]
+        pairs = [(path, to)]
         for data in external_data(path):
-            there = to.parent / data.relative_to(path.parent)
-            if there == to:
+            destination = to.parent / data.relative_to(path.parent)
+            if destination == to:
                 raise ModelError(f"{path}: the file of its weights is called {data.name}, as the model would be: rename it")
-            found.append((data, there))
-        return found
+            pairs.append((data, destination))
+        return pairs
 
     def check_copied(self, copied: Path) -> None:
-        """Compares a copy with the model that was loaded.
+        """Compare a copy's sha256 with that of the loaded model.
 
         Raises:
-            ModelError: the file was changed meanwhile.
+            ModelError: the file changed during the export.
         """
         if sha256_of(copied) != self.model.fingerprint:
             raise ModelError(f"{self.model.path} was changed while it was exported: export it again")
 
 
 def subjects(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Subject]:
-    """Several models for one server. `names`: of the first ones; the others' are made.
+    """Load several models for one server. `names`: of the first ones; the others' names are derived.
 
     Raises:
         PolicyError: two would have the same name.
     """
     if len(names) > len(paths):
         raise PolicyError(f"there are {len(names)} names for {len(paths)} models")
-    found = [Subject(path, names[i] if i < len(names) else None) for i, path in enumerate(paths)]
-    there = [one.name.lower() for one in found]
-    if twice := sorted({name for name in there if there.count(name) > 1}):
-        raise PolicyError(f"two models would be called {twice[0]}: give each a name of its own, with --name for each model")
-    return found
+    models = [Subject(path, names[i] if i < len(names) else None) for i, path in enumerate(paths)]
+    lower = [model.name.lower() for model in models]
+    if twice := sorted({name for name in lower if lower.count(name) > 1}):
+        raise PolicyError(f"two models would be called {twice[0]}: name each with --name")
+    return models
 
 
 def server_name(text: str) -> str:
-    """A name for paths, from any text."""
+    """Derive a name for paths from any text."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].rstrip("-._") or "model"
 
 
 def text_of(data: Any) -> str:
-    """JSON for people."""
+    """Return JSON with indentation, ending in a line break."""
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Return a tensor's description; raise `ModelError` if the protocol has no type for it."""
     if dtype != TEXTS and dtype not in NAMES:
         raise ModelError(f"{name} is {dtype}, which the Open Inference Protocol has no type for")
     return {"name": name, "dtype": dtype, "shape": list(shape)}
 
 
 def _input(spec: TensorSpec, model: OnnxModel) -> dict[str, Any]:
-    told = model.card.of(spec.name)
-    prepare = None if told is None else told.preprocess
-    batch = None if not spec.shape else 0 if told is None else told.batch
+    """Return an input's description with its preprocessing, as in `model.json`."""
+    field = model.card.of(spec.name)
+    prepare = None if field is None else field.preprocess
+    batch = None if not spec.shape else 0 if field is None else field.batch
     tensor = {"dtype": spec.dtype, "shape": list(spec.shape), "batch": batch}
     if prepare is None:
-        made = _tensor(spec.name, spec.dtype, row_shape(spec, batch))
-        return {**made, "tensor": tensor, "axes": None, "flat": None, "factor": None, "offset": None, "picture": None}
-    made = _tensor(spec.name, prepare.accepts.dtype, prepare.accepts.shape[1:])
-    return {**made, "tensor": tensor, **_preprocess(prepare, row_shape(prepare.gives, batch))}
+        description = _tensor(spec.name, spec.dtype, row_shape(spec, batch))
+        return {**description, "tensor": tensor, "axes": None, "flat": None, "factor": None, "offset": None, "picture": None}
+    description = _tensor(spec.name, prepare.accepts.dtype, prepare.accepts.shape[1:])
+    return {**description, "tensor": tensor, **_preprocess(prepare, row_shape(prepare.gives, batch))}
 
 
 def _preprocess(prepare: Preprocess, row: tuple[int, ...]) -> dict[str, Any]:
+    """Return the description of a preprocessing."""
     axes = None if prepare.axes is None else list(prepare.axes)
     return {
         "axes": axes, "flat": list(row) if axes is None else None, "factor": _numbers(prepare.factor),
@@ -321,10 +326,12 @@ def _preprocess(prepare: Preprocess, row: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _numbers(array: np.ndarray[Any, Any] | None) -> Any:
+    """Return an array as a list; None stays None."""
     return None if array is None else array.tolist()
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
+    """Return the description of a picture's preparation."""
     to = picture.resize
     return {
         "height": picture.height, "width": picture.width, "channels": picture.channels,
@@ -333,11 +340,11 @@ def _picture(picture: Picture) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# YAML of what servers read.
+# YAML for servers.
 
 
 def yaml_of(*documents: Any, head: str = "") -> str:
-    """Documents as YAML, in the order of their keys; `head`: lines of comment.
+    """Return documents as YAML, in the order of their keys. `head`: comment lines at the top.
 
     Raises:
         RuntimeMissing: PyYAML is not installed.
@@ -346,7 +353,7 @@ def yaml_of(*documents: Any, head: str = "") -> str:
         yaml = import_late("yaml")
     except ImportError as e:
         raise RuntimeMissing("PyYAML is not installed: pip install 'edgeroute[yaml]'") from e
-    # what stands twice is written twice: anchors are hard to read
+    # repeated objects are written out again: anchors are hard to read
     dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
     text: str = yaml.dump_all(documents, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
     return head + text

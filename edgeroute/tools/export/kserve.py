@@ -1,4 +1,7 @@
-"""`edgeroute export kserve`: an InferenceService with its ServingRuntime, and the same without KServe, both on Triton."""
+"""Export for KServe (`edgeroute export kserve`): an InferenceService with its ServingRuntime, or plain Kubernetes objects.
+
+Both serve the models with Triton.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from edgeroute.core.words import clean
 from edgeroute.errors import PolicyError
 from edgeroute.tools.export.folder import Subject, subjects, whole, write, yaml_of
 from edgeroute.tools.export.kubernetes import METRICS, MIB, Cluster, container, manifests, object_name, volumes
-from edgeroute.tools.export.triton import Backend, Batching, check_parts, filled
+from edgeroute.tools.export.triton import Backend, Batching, check_parts, write_repository
 
 HTTP, GRPC = 8080, 9000
-"""The ports at which KServe looks for the protocol."""
+"""Ports at which KServe expects the protocol."""
 BESIDE = 1 << 29
-"""Bytes of memory beside the models: Triton itself, Python, inputs and outputs that are under way."""
+"""Bytes of memory beside the models: Triton itself, Python, inputs and outputs in progress."""
 
 
 def kserve(
@@ -32,22 +35,23 @@ def kserve(
     batching: Batching | None = None,
     force: bool = False,
 ) -> list[Subject]:
-    """Writes a model repository with what a cluster needs to serve it.
+    """Write a Triton model repository and the YAML with which a cluster serves it; return the models.
 
     Args:
         paths: .onnx files, each with its card beside it.
         out: the new folder.
-        cluster: what a cluster is asked for; its `memory` is what is taken at least, as the models' size needs more.
-        name: of the objects; None: made from the first model's.
-        names: of the models on the server.
-        storage: where KServe fetches the repository, as s3://..., gs://... or pvc://...; None: it is in the image.
-        backend: as of `triton`.
-        batching: likewise.
-        force: replace an earlier export.
+        cluster: resources to request; `memory` is a minimum, which grows with the models' size.
+        name: name of the objects; None: derived from the first model's.
+        names: names of the models on the server.
+        storage: address from which KServe fetches the repository, such as s3://..., gs://... or pvc://...; None: it is in the
+            image.
+        backend: backend of `triton`.
+        batching: batching of `triton`.
+        force: True replaces an earlier export.
 
     Raises:
         ModelError: a model cannot be exported.
-        PolicyError: a name, the image, the address or `out` cannot be used.
+        PolicyError: a name, the image, the address or `out` is invalid.
         RuntimeMissing: PyYAML is not installed.
         StoreError: the disk is full.
     """
@@ -55,32 +59,32 @@ def kserve(
     cluster.check()
     batching.check()
     if storage is not None and (not urlsplit(storage).scheme or not storage.isprintable() or " " in storage):
-        raise PolicyError("the storage is no address: s3://BUCKET/FOLDER, gs://..., pvc://...")
-    found = subjects(paths, names)
-    check_parts(found, backend)
-    cluster = cluster._replace(memory=max(cluster.memory, memory_of(found, batching)))
-    called = object_name(name or found[0].name)
-    if name is not None and called != name:
+        raise PolicyError("the storage is no address: write it as s3://BUCKET/FOLDER, gs://... or pvc://...")
+    models = subjects(paths, names)
+    check_parts(models, backend)
+    cluster = cluster._replace(memory=max(cluster.memory, memory_of(models, batching)))
+    label = object_name(name or models[0].name)
+    if name is not None and label != name:
         raise PolicyError(f"{clean(name, 80)!r} is no name for objects of Kubernetes: small letters, digits and `-`, 50 at most")
-    about = {"edgeroute": __version__, "format": "kserve", "models": [one.name for one in found]}
-    annotations = {"edgeroute/models": ", ".join(clean(one.model.name) for one in found), "edgeroute/version": __version__}
-    plain = yaml_of(*manifests(called, cluster, annotations), head=PLAIN)
-    served = yaml_of(runtime(called, cluster, storage), service(called, cluster, storage, annotations), head=KSERVE)
+    about = {"edgeroute": __version__, "format": "kserve", "models": [model.name for model in models]}
+    annotations = {"edgeroute/models": ", ".join(clean(model.model.name) for model in models), "edgeroute/version": __version__}
+    plain = yaml_of(*manifests(label, cluster, annotations), head=PLAIN)
+    served = yaml_of(runtime(label, cluster, storage), service(label, cluster, storage, annotations), head=KSERVE)
     with whole(Path(out), about, force=force) as folder:
-        filled(folder / "repository", found, backend, batching)
+        write_repository(folder / "repository", models, backend, batching)
         write(folder / "kubernetes.yaml", plain)
         write(folder / "kserve.yaml", served)
-    return found
+    return models
 
 
-def memory_of(found: Sequence[Subject], batching: Batching) -> int:
-    """Bytes that a replica takes, as far as files tell: weights lie in memory once for each instance, and once more to load."""
-    weights = sum(file.stat().st_size for one in found for file, _ in one.files(Path()))
+def memory_of(models: Sequence[Subject], batching: Batching) -> int:
+    """Return an estimate of the bytes of a replica: the weights once for each instance, and once more to load."""
+    weights = sum(file.stat().st_size for model in models for file, _ in model.files(Path()))
     return BESIDE + weights * (batching.instances + 1) // MIB * MIB
 
 
 def runtime(name: str, cluster: Cluster, storage: str | None) -> dict[str, Any]:
-    """The ServingRuntime: Triton, for models whose format is called triton."""
+    """Return the ServingRuntime: Triton, for models of the format "triton"."""
     repository = "/models" if storage is None else "/mnt/models"
     return {
         "apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": f"{name}-triton"},
@@ -95,7 +99,7 @@ def runtime(name: str, cluster: Cluster, storage: str | None) -> dict[str, Any]:
 
 
 def service(name: str, cluster: Cluster, storage: str | None, annotations: dict[str, str]) -> dict[str, Any]:
-    """The InferenceService."""
+    """Return the InferenceService."""
     low, high = cluster.replicas
     model = {"modelFormat": {"name": "triton", "version": "2"}, "protocolVersion": "v2", "runtime": f"{name}-triton"}
     predictor = {"minReplicas": low, "maxReplicas": high, "scaleMetric": "cpu", "scaleTarget": 70}
@@ -108,7 +112,7 @@ def service(name: str, cluster: Cluster, storage: str | None, annotations: dict[
 
 PLAIN = """\
 # Without KServe: build the image of repository/Dockerfile, push it under the name below, and kubectl apply -f kubernetes.yaml
-# Nothing here authenticates callers: an Ingress or a gateway before the Service does. Replicas follow the load of the processors.
+# Nothing here authenticates callers: put an Ingress or a gateway before the Service. Replicas follow the load of the processors.
 """
 KSERVE = """\
 # kubectl apply -f kserve.yaml, in a cluster with KServe. The image is that of repository/Dockerfile, with ONNX Runtime and Pillow

@@ -9,21 +9,21 @@ from edgeroute.errors import PolicyError
 
 HTTP, GRPC, METRICS = 8000, 8001, 8002
 USER = 1000
-"""The user triton-server of Triton's images."""
+"""User id of triton-server in Triton's images."""
 MIB = 1 << 20
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 MOST_CORES = 1e6
 
 
 class Cluster(NamedTuple):
-    """What a cluster is asked for.
+    """Resources to request from a cluster.
 
     Attributes:
-        image: of Triton with the repository in it, as its Dockerfile makes it.
-        replicas: at least and at most.
-        cpu: cores of each.
-        memory: bytes of each.
-        gpu: GPUs of each.
+        image: image of Triton with the repository in it, as its Dockerfile builds it.
+        replicas: least and most replicas.
+        cpu: cores of each replica.
+        memory: bytes of each replica.
+        gpu: GPUs of each replica.
     """
 
     image: str
@@ -33,33 +33,36 @@ class Cluster(NamedTuple):
     gpu: int = 0
 
     def check(self) -> None:
-        """Refuses what no cluster takes.
+        """Validate the values.
 
         Raises:
-            PolicyError: it does not.
+            PolicyError: a value that no cluster accepts.
         """
         low, high = self.replicas
         if not _IMAGE.fullmatch(self.image):
-            raise PolicyError("the image is no name of one: registry.example/models/NAME:VERSION")
+            raise PolicyError("the image has no valid name: write it as registry.example/models/NAME:VERSION")
         if not 0 < self.cpu < MOST_CORES:
-            raise PolicyError(f"cores are a number of more than 0, not {self.cpu:g}")
+            raise PolicyError(f"cores must be more than 0, not {self.cpu:g}")
         if not 1 <= low <= high:
-            raise PolicyError(f"replicas are at least 1 and at most as many as the most, not {low} to {high}")
+            raise PolicyError(f"replicas must be LEAST-MOST with 1 <= LEAST <= MOST, not {low}-{high}")
 
 
 def object_name(name: str) -> str:
-    """A name for Kubernetes objects (RFC 1035): small letters, digits and `-`, a letter first, and room for what is added."""
-    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return (made if made[:1].isalpha() else f"model-{made}")[:50].strip("-")
+    """Derive a name for Kubernetes objects (RFC 1035): lower-case letters, digits and `-`, a letter first, 50 at most."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (slug if slug[:1].isalpha() else f"model-{slug}")[:50].strip("-")
 
 
 def labels(name: str) -> dict[str, str]:
-    """The labels by which the objects find each other."""
+    """Return the labels by which the objects find each other."""
     return {"app.kubernetes.io/name": name, "app.kubernetes.io/component": "triton"}
 
 
 def container(cluster: Cluster, repository: str, *, name: str = "triton", http: int = HTTP, grpc: int = GRPC) -> dict[str, Any]:
-    """Triton, as Deployment and ServingRuntime have it: no root, no rights, nothing that can be written but its own memory."""
+    """Return the container of Triton for a Deployment or ServingRuntime.
+
+    No root, no privileges, no writable disk but its volumes.
+    """
     command = [
         "tritonserver", f"--model-repository={repository}", f"--http-port={http}", f"--grpc-port={grpc}",
         f"--metrics-port={METRICS}", "--exit-on-error=true", "--exit-timeout-secs=20",
@@ -95,7 +98,7 @@ def container(cluster: Cluster, repository: str, *, name: str = "triton", http: 
 
 
 def volumes() -> list[dict[str, Any]]:
-    """Memory that Triton shares with its Python backend, and a place for temporary files."""
+    """Return the volumes: shared memory between Triton and its Python backend, and temporary files."""
     return [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
@@ -103,42 +106,43 @@ def volumes() -> list[dict[str, Any]]:
 
 
 def manifests(name: str, cluster: Cluster, annotations: dict[str, str]) -> list[dict[str, Any]]:
-    """The objects, for `kubectl apply`.
+    """Return the objects for `kubectl apply`.
 
     Args:
-        name: of all of them, as `object_name` makes it.
-        cluster: what is asked for.
-        annotations: for people.
+        name: name of all objects, from `object_name`.
+        cluster: resources to request.
+        annotations: annotations for people.
     """
-    there, (low, high) = labels(name), cluster.replicas
-    about = {"name": name, "labels": there}
+    selector, (low, high) = labels(name), cluster.replicas
+    about = {"name": name, "labels": selector}
     pod = {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 40,
         "containers": [
-            # the endpoint leaves the Service before Triton ends, so that a replica that goes refuses nobody
+            # the endpoint leaves the Service before Triton ends, so that a stopping replica refuses no request
             {**container(cluster, "/models"), "lifecycle": {"preStop": {"exec": {"command": ["sleep", "10"]}}}}
         ],
         "volumes": volumes(),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": there},
+                "labelSelector": {"matchLabels": selector},
             }
         ],
     }  # fmt: skip
     deployment = {
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {**about, "annotations": annotations},
         "spec": {
-            "selector": {"matchLabels": there},
+            "selector": {"matchLabels": selector},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {"metadata": {"labels": there}, "spec": pod},
+            "template": {"metadata": {"labels": selector}, "spec": pod},
         },
     }  # fmt: skip
     ports = [
-        {"name": one, "port": port, "targetPort": one} for one, port in (("http", HTTP), ("grpc", GRPC), ("metrics", METRICS))
+        {"name": port_name, "port": port, "targetPort": port_name}
+        for port_name, port in (("http", HTTP), ("grpc", GRPC), ("metrics", METRICS))
     ]
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": {"selector": there, "ports": ports}}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": {"selector": selector, "ports": ports}}
     scaler = {
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": about,
         "spec": {
@@ -155,14 +159,16 @@ def manifests(name: str, cluster: Cluster, annotations: dict[str, str]) -> list[
     }  # fmt: skip
     budget = {
         "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": about,
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": there}},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}},
     }  # fmt: skip
     return [deployment, service, scaler, budget]
 
 
 def _cores(cpu: float) -> str:
+    """Return cores as Kubernetes writes them."""
     return f"{cpu:g}" if cpu == int(cpu) else f"{round(cpu * 1000)}m"
 
 
 def _memory(size: int) -> str:
+    """Return bytes as Kubernetes writes them, rounded up to MiB."""
     return f"{-(-size // MIB)}Mi"

@@ -1,4 +1,4 @@
-"""`edgeroute export ray`: an application for Ray Serve."""
+"""Export for Ray Serve (`edgeroute export ray`): programs, models and `serve.yaml`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from edgeroute import __version__
 from edgeroute.errors import PolicyError
 from edgeroute.tools.export.folder import FILE, Subject, copies, programs, subjects, text_of, whole, write, yaml_of
-from edgeroute.tools.export.programs.arms import checked
+from edgeroute.tools.export.programs.arms import checked_shares
 
 INGRESS_AT_ONCE = 64
-"""Requests that one replica of the ingress has at once: with few the models behind it never look busy."""
+"""Most requests at a time of one replica of the ingress: with few the models behind it never look busy."""
 LOOK_BACK_S = 5.0
-"""The load is the average of so long; Ray's own 30 s are longer than most bursts."""
+"""Seconds over which the load is averaged; Ray's own 30 s are longer than most bursts."""
 
 
 def ray(
@@ -30,76 +30,79 @@ def ray(
     splits: Mapping[str, Mapping[str, float]] | None = None,
     force: bool = False,
 ) -> list[Subject]:
-    """Writes a Ray Serve application: programs, models, and `serve.yaml`.
+    """Write a Ray Serve application, i.e. programs, models, and `serve.yaml`; return the models.
 
     Args:
         paths: .onnx files, each with its card beside it.
         out: the new folder.
-        names: of the models on the server.
-        max_batch: requests of one run at most.
-        wait_s: how long the first one waits for others.
-        queue: requests that wait at most; what comes then is refused (503).
-        replicas: of the models, at least and at most.
-        kept: models that a replica has in memory at most; None: all of them.
+        names: names of the models on the server.
+        max_batch: most requests of one run.
+        wait_s: time that the first request waits for others, seconds.
+        queue: most waiting requests; further ones are refused (503).
+        replicas: least and most replicas of the models.
+        kept: most models in a replica's memory; None: all of them.
         splits: name for callers -> model -> share, for A/B and canaries.
-        force: replace an earlier export.
+        force: True replaces an earlier export.
 
     Raises:
         ModelError: a model cannot be exported.
-        PolicyError: a name, a share, or `out` cannot be used.
+        PolicyError: a name, a share, or `out` is invalid.
         RuntimeMissing: PyYAML is not installed.
         StoreError: the disk is full.
     """
-    found = subjects(paths, names)
+    models = subjects(paths, names)
     low, high = replicas
     if not 1 <= low <= high:
-        raise PolicyError(f"replicas are at least 1 and at most as many as the most, not {low} to {high}")
-    shares = _splits(splits or {}, found)
-    kept = len(found) if kept is None else kept
+        raise PolicyError(f"replicas must be LEAST-MOST with 1 <= LEAST <= MOST, not {low}-{high}")
+    shares = _splits(splits or {}, models)
+    kept = len(models) if kept is None else kept
     if kept < 1:
         raise PolicyError("a replica has at least one model in memory")
     args = {
-        "models": [one.name for one in found], "max_batch": max_batch, "wait_s": wait_s,
-        "models_per_replica": min(kept, len(found)),
+        "models": [model.name for model in models], "max_batch": max_batch, "wait_s": wait_s,
+        "models_per_replica": min(kept, len(models)),
     }  # fmt: skip
     about = {"edgeroute": __version__, "format": "ray", "models": args["models"]}
     config = yaml_of(_config(args, queue, low, high, max(1, max_batch // 2), shares), head=HEAD)
     with whole(Path(out), about, force=force) as folder:
         files = {"by_card.py": "by_card.py", "oip.py": "oip.py", "arms.py": "arms.py", "ray_app.py": "app.py"}
         programs(folder, files)
-        for one in found:
-            to = folder / "models" / one.name
-            write(to / "model.json", text_of(one.about(f"onnx/{FILE}")))
-            write(to / "client.json", text_of(one.client()))
-            copies(one.files(to / "onnx"))
-            one.check_copied(to / "onnx" / FILE)
+        for model in models:
+            to = folder / "models" / model.name
+            write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))
+            write(to / "client.json", text_of(model.client()))
+            copies(model.files(to / "onnx"))
+            model.check_copied(to / "onnx" / FILE)
         write(folder / "serve.yaml", config)
         write(folder / "requirements.txt", "ray[serve]>=2.50\nonnxruntime>=1.20\nnumpy\npillow\n")
-    return found
+    return models
 
 
-def _splits(splits: Mapping[str, Mapping[str, float]], found: Sequence[Subject]) -> dict[str, dict[str, float]]:
-    """Checks what callers may be split between.
+def _splits(splits: Mapping[str, Mapping[str, float]], models: Sequence[Subject]) -> dict[str, dict[str, float]]:
+    """Validate the shares of models.
 
     Raises:
-        PolicyError: shares do not add up, or models that share a name take or give other tensors.
+        PolicyError: shares do not add up, or models that share a name differ in inputs, outputs or labels.
     """
-    there = {one.name: one for one in found}
+    by_name = {model.name: model for model in models}
     try:
-        shares = checked(splits, there)
+        shares = checked_shares(splits, by_name)
     except (TypeError, ValueError) as e:
         raise PolicyError(str(e)) from e
     for name, arms in shares.items():
-        alike = {repr(([(s["name"], s["dtype"], s["shape"], s["picture"] is None) for s in there[arm].inputs], there[arm].outputs,
-                       there[arm].model.labels)) for arm in arms}  # fmt: skip
+        alike = set()
+        for model in (by_name[arm] for arm in arms):
+            inputs = [(spec["name"], spec["dtype"], spec["shape"], spec["picture"] is None) for spec in model.inputs]
+            alike.add(repr((inputs, model.outputs, model.model.labels)))
         if len(alike) > 1:
-            raise PolicyError(f"the models that share the name {name} have other inputs, outputs or labels than each other")
+            raise PolicyError(f"the models that share the name {name} differ in inputs, outputs or labels")
     return shares
 
 
 def _config(
     args: dict[str, Any], queue: int, low: int, high: int, target: int, splits: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
+    """Return the contents of `serve.yaml`."""
     scaling = {
         "min_replicas": low, "max_replicas": high, "target_ongoing_requests": target, "metrics_interval_s": 1.0,
         "look_back_period_s": LOOK_BACK_S, "upscale_delay_s": 3.0, "downscale_delay_s": 60.0,
@@ -120,11 +123,11 @@ def _config(
 
 
 HEAD = """\
-# serve run serve.yaml         in this folder, with what requirements.txt names
+# serve run serve.yaml         in this folder, with the packages of requirements.txt
 # serve deploy serve.yaml      to a cluster whose nodes have this folder on their PYTHONPATH; there host is 0.0.0.0, which anybody
-#                              may ask who reaches it: put what authenticates before it
+#                              who reaches it may call: put a proxy that authenticates before it
 #
-# Models grows while more than target_ongoing_requests are under way for each replica, on the average of look_back_period_s. It
-# sees no more than the ingress lets through: max_ongoing_requests of Ingress times its replicas is to be several such targets.
+# Models scales up while more than target_ongoing_requests are in progress for each replica, averaged over look_back_period_s. It
+# sees no more than the ingress lets through: max_ongoing_requests of Ingress times its replicas should be several such targets.
 # Shares of A/B and canaries are in splits, {name for callers: {model: share}}: change and deploy them again; nothing restarts.
 """

@@ -1,4 +1,4 @@
-"""`edgeroute export triton`: a model repository for NVIDIA Triton Inference Server."""
+"""Export for NVIDIA Triton Inference Server (`edgeroute export triton`): a model repository."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from edgeroute.tools.export.folder import FILE, TEXTS, Subject, Word, copies, du
 Backend = Literal["python", "onnxruntime"]
 VERSION_FOLDER = "1"
 TYPES = {"object": "TYPE_STRING", "bool": "TYPE_BOOL", "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64"}
-"""numpy dtype -> Triton's data type; those of integers are their names in capitals."""
+"""numpy dtype -> Triton's data type; integers have their names in capitals."""
 MOST_BATCH = 4096
 
 
 class Batching(NamedTuple):
-    """How requests of different callers become one run of the model.
+    """Settings of dynamic batching, by which requests of different callers share a run of the model.
 
     Attributes:
-        most: rows of one run at most.
-        wait_s: how long the first one waits for others.
-        queue: rows that wait at most; what comes then is refused (503), and a client keeps it on its device.
-        instances: of the model, each with its own session.
-        gpu: whether they run on the server's GPUs.
+        most: most rows of one run.
+        wait_s: time that the first request waits for others, seconds.
+        queue: most waiting rows; further requests are refused (503), and a client answers on its device.
+        instances: instances of the model, each with its own session.
+        gpu: True runs them on the server's GPUs.
     """
 
     most: int = 32
@@ -37,20 +37,20 @@ class Batching(NamedTuple):
     gpu: bool = False
 
     def check(self) -> None:
-        """Refuses what makes no server.
+        """Validate the values.
 
         Raises:
-            PolicyError: it does not.
+            PolicyError: a value that no server accepts.
         """
         if not 1 <= self.most <= MOST_BATCH:
-            raise PolicyError(f"a batch has 1 to {MOST_BATCH} rows, not {self.most}")
+            raise PolicyError(f"a batch must have 1 to {MOST_BATCH} rows, not {self.most}")
         if not 0 <= self.wait_s <= 1:
-            raise PolicyError(f"a request waits for others at most 1 s, not {self.wait_s:g} s")
+            raise PolicyError(f"a request may wait 0 to 1 s for others, not {self.wait_s:g} s")
         if self.queue < self.most or self.instances < 1:
-            raise PolicyError(f"a queue has at least the {self.most} rows of a batch, and there is at least one instance")
+            raise PolicyError(f"a queue must have at least the {self.most} rows of a batch, and instances must be at least 1")
 
     def preferred(self) -> list[int]:
-        """Batch sizes that are run at once."""
+        """Return the batch sizes that run without waiting for more."""
         return sorted({max(1, self.most // part) for part in (4, 2, 1)} - {1}) or [1]
 
 
@@ -63,130 +63,136 @@ def triton(
     batching: Batching | None = None,
     force: bool = False,
 ) -> list[Subject]:
-    """Writes a model repository.
+    """Write a model repository and return the models.
 
     Args:
         paths: .onnx files, each with its card beside it.
         out: the new folder.
-        names: of the models on the server.
-        backend: "python": a program runs the file with ONNX Runtime, which any Triton can; "onnxruntime": Triton's own does.
-        batching: of requests.
-        force: replace an earlier export.
+        names: names of the models on the server.
+        backend: "python": a program runs the file with ONNX Runtime, which works on any Triton; "onnxruntime": Triton's own
+            backend runs it.
+        batching: batching of requests; None: the defaults.
+        force: True replaces an earlier export.
 
     Raises:
         ModelError: a model cannot be exported so.
-        PolicyError: a name, or `out`, cannot be used.
+        PolicyError: a name, or `out`, is invalid.
         StoreError: the disk is full.
     """
     batching = batching or Batching()
     batching.check()
-    found = subjects(paths, names)
-    check_parts(found, backend)
-    about = {"edgeroute": __version__, "format": "triton", "models": [one.name for one in found]}
+    models = subjects(paths, names)
+    check_parts(models, backend)
+    about = {"edgeroute": __version__, "format": "triton", "models": [model.name for model in models]}
     with whole(Path(out), about, force=force) as folder:
-        filled(folder, found, backend, batching)
-    return found
+        write_repository(folder, models, backend, batching)
+    return models
 
 
-def check_parts(found: Sequence[Subject], backend: Backend) -> None:
-    """Refuses models that cannot be in one repository.
+def check_parts(models: Sequence[Subject], backend: Backend) -> None:
+    """Validate that these models can be in one repository.
 
     Raises:
-        PolicyError: one needs a program around it, or two would have a part of the same name.
+        PolicyError: a model needs a program around it, or two would have a part of the same name.
     """
-    for one in found:
-        if backend == "onnxruntime" and not one.plain:
+    for model in models:
+        if backend == "onnxruntime" and not model.plain:
             raise PolicyError(
-                f"{one.model.path}: constants, or a batch axis that is not the first, are more than Triton's onnxruntime "
+                f"{model.model.path}: constants, or a batch axis that is not the first, are more than Triton's onnxruntime "
                 "backend can: use --backend python"
             )
-    made = [name.lower() for one in found for name in Parts(one, backend, Batching()).every()]
-    if twice := sorted({name for name in made if made.count(name) > 1}):
+    names = [name.lower() for model in models for name in Parts(model, backend, Batching()).all_names()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise PolicyError(f"two models would have a part called {twice[0]}: give them other names, with --name")
 
 
-def filled(folder: Path, found: Sequence[Subject], backend: Backend, batching: Batching) -> None:
-    """Writes a repository."""
-    for one in found:
-        repository(folder, one, backend, batching)
+def write_repository(folder: Path, models: Sequence[Subject], backend: Backend, batching: Batching) -> None:
+    """Write a repository: the folders of each model, and the Dockerfile."""
+    for model in models:
+        repository(folder, model, backend, batching)
     write(folder / "Dockerfile", DOCKERFILE.format(onnxruntime="onnxruntime-gpu" if batching.gpu else "onnxruntime"))
 
 
-def repository(folder: Path, one: Subject, backend: Backend, batching: Batching) -> None:
-    """Writes the folders of one model into a repository."""
-    parts = Parts(one, backend, batching)
+def repository(folder: Path, model: Subject, backend: Backend, batching: Batching) -> None:
+    """Write the folders of one model into a repository."""
+    parts = Parts(model, backend, batching)
     for name, config in parts.configs().items():
         write(folder / name / "config.pbtxt", dumps(config))
         (folder / name / VERSION_FOLDER).mkdir(exist_ok=True)  # ensembles have an empty one
-    if labels := one.model.labels:
-        for name in parts.labelled():
+    if labels := model.model.labels:
+        for name in parts.label_folders():
             write(folder / name / "labels.txt", "".join(f"{clean(label)}\n" for label in labels))
     if backend == "python":
-        to = folder / one.name / VERSION_FOLDER
+        to = folder / model.name / VERSION_FOLDER
         programs(to, {"by_card.py": "by_card.py", "triton_model.py": "model.py"})
-        write(to / "model.json", text_of(one.about(f"onnx/{FILE}")))
-        copies(one.files(to / "onnx"))
-        one.check_copied(to / "onnx" / FILE)
+        write(to / "model.json", text_of(model.about(f"onnx/{FILE}")))
+        copies(model.files(to / "onnx"))
+        model.check_copied(to / "onnx" / FILE)
     else:
         to = folder / parts.runs / VERSION_FOLDER
-        copies(one.files(to))
-        one.check_copied(to / FILE)
-        if one.prepared:
-            _front(folder / parts.prepares, one, "prepare")
-    if one.pictures:
-        _front(folder / parts.decodes, one, "decode")
-    write(folder / one.name / "client.json", text_of(one.client()))
+        copies(model.files(to))
+        model.check_copied(to / FILE)
+        if model.prepared:
+            _write_front(folder / parts.prepares, model, "prepare")
+    if model.pictures:
+        _write_front(folder / parts.decodes, model, "decode")
+    write(folder / model.name / "client.json", text_of(model.client()))
 
 
-def _front(folder: Path, one: Subject, front: str) -> None:
+def _write_front(folder: Path, model: Subject, front: str) -> None:
+    """Write the program and description of a step before the model."""
     programs(folder / VERSION_FOLDER, {"by_card.py": "by_card.py", "triton_front.py": "model.py"})
-    write(folder / VERSION_FOLDER / "model.json", text_of(one.about(front=front)))
+    write(folder / VERSION_FOLDER / "model.json", text_of(model.about(front=front)))
 
 
 class Parts:
-    """The models of which Triton makes one: the file itself, and what is in front of it."""
+    """Triton models that make up one exported model: the file itself, steps before it, and ensembles."""
 
-    def __init__(self, one: Subject, backend: Backend, batching: Batching) -> None:
-        self.one, self.backend, self.batching = one, backend, batching
-        self.ensemble = backend == "onnxruntime" and one.prepared
-        self.runs = f"{one.name}-onnx" if self.ensemble else one.name
-        self.prepares, self.decodes, self.encoded = f"{one.name}-prepare", f"{one.name}-decode", f"{one.name}-encoded"
-        fixed = backend == "onnxruntime" and one.size is not None
-        self.most = 0 if fixed or one.rowless else batching.most
-        """Triton's max_batch_size; 0: it makes no batches, and shapes are whole."""
-        self._lead = [] if self.most else [one.size if fixed and one.size else -1]
+    def __init__(self, model: Subject, backend: Backend, batching: Batching) -> None:
+        self.one, self.backend, self.batching = model, backend, batching
+        self.ensemble = backend == "onnxruntime" and model.prepared
+        self.runs = f"{model.name}-onnx" if self.ensemble else model.name
+        self.prepares, self.decodes, self.encoded = f"{model.name}-prepare", f"{model.name}-decode", f"{model.name}-encoded"
+        fixed = backend == "onnxruntime" and model.size is not None
+        self.most = 0 if fixed or model.rowless else batching.most
+        """Triton's max_batch_size; 0: no batches, and shapes include the first axis."""
+        self._lead = [] if self.most else [model.size if fixed and model.size else -1]
 
-    def every(self) -> list[str]:
-        """All names that it may have in a repository."""
+    def all_names(self) -> list[str]:
+        """Return all names that the model may have in a repository."""
         return [self.one.name, f"{self.one.name}-onnx", self.prepares, self.decodes, self.encoded]
 
-    def labelled(self) -> list[str]:
-        """The folders that have the file of labels."""
+    def label_folders(self) -> list[str]:
+        """Return the folders that have the file of labels."""
         return [self.runs] if self._labels_output() else []
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        """Configuration of each, by its name."""
-        one, found = self.one, dict[str, dict[str, Any]]()
-        given = [self._io(spec) for spec in one.inputs]
-        wants = [(spec, spec["tensor"]) for spec in one.inputs]
-        tensors = [self._io({**spec, "dtype": tensor["dtype"], "shape": tensor["shape"][1:]}) for spec, tensor in wants]
-        found[self.runs] = self._runs(tensors if self.ensemble else given)
-        steps = [(self.runs, [spec["name"] for spec in one.inputs], [spec["name"] for spec in one.outputs])]
-        names = [spec["name"] for spec in one.inputs]
+        """Return the configuration of each part, by its name."""
+        subject, parts = self.one, dict[str, dict[str, Any]]()
+        sent = [self._tensor_config(spec) for spec in subject.inputs]
+        wants = [(spec, spec["tensor"]) for spec in subject.inputs]
+        tensors = [
+            self._tensor_config({**spec, "dtype": tensor["dtype"], "shape": tensor["shape"][1:]}) for spec, tensor in wants
+        ]
+        parts[self.runs] = self._model_config(tensors if self.ensemble else sent)
+        steps = [(self.runs, [spec["name"] for spec in subject.inputs], [spec["name"] for spec in subject.outputs])]
+        names = [spec["name"] for spec in subject.inputs]
         if self.ensemble:
-            found[self.prepares] = self._python(self.prepares, given, tensors)
+            parts[self.prepares] = self._python_config(self.prepares, sent, tensors)
             steps.insert(0, (self.prepares, names, names))
-            found[one.name] = self._ensemble(one.name, given, steps)
-        if one.pictures:
+            parts[subject.name] = self._ensemble_config(subject.name, sent, steps)
+        if subject.pictures:
             files = [
-                self._io({**spec, "dtype": TEXTS, "shape": [1]} if spec["picture"] is not None else spec) for spec in one.inputs
+                self._tensor_config({**spec, "dtype": TEXTS, "shape": [1]} if spec["picture"] is not None else spec)
+                for spec in subject.inputs
             ]
-            found[self.decodes] = self._python(self.decodes, files, given)
+            parts[self.decodes] = self._python_config(self.decodes, files, sent)
             steps.insert(0, (self.decodes, names, names))
-            found[self.encoded] = self._ensemble(self.encoded, files, steps)
-        return found
+            parts[self.encoded] = self._ensemble_config(self.encoded, files, steps)
+        return parts
 
-    def _runs(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _model_config(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the configuration of the model itself."""
         native = {"backend": "onnxruntime", "default_model_filename": FILE}
         config = {
             "name": self.runs, **({"backend": "python"} if self.backend == "python" else native), "max_batch_size": self.most,
@@ -203,54 +209,67 @@ class Parts:
         return {**config, "parameters": self._parameters(), **self._warmup(inputs)}
 
     def _warmup(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """A first run when it is loaded, on zeros, where they have a size."""
-        if not self.most or any(-1 in one["dims"] or one["data_type"].text == "TYPE_STRING" for one in inputs):
+        """Return a first run on zeros when the model is loaded; empty if a size is unknown."""
+        if not self.most or any(-1 in tensor["dims"] or tensor["data_type"].text == "TYPE_STRING" for tensor in inputs):
             return {}
-        kept = ("data_type", "dims")
-        zeros = [{"key": one["name"], "value": {**{key: one[key] for key in kept}, "zero_data": True}} for one in inputs]
+        copied_keys = ("data_type", "dims")
+        zeros = [
+            {"key": tensor["name"], "value": {**{key: tensor[key] for key in copied_keys}, "zero_data": True}}
+            for tensor in inputs
+        ]
         return {"model_warmup": [{"name": "zeros", "batch_size": 1, "inputs": zeros}]}
 
-    def _python(self, name: str, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _python_config(self, name: str, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the configuration of a step for the Python backend."""
         group = [{"count": self.batching.instances, "kind": Word("KIND_CPU")}]
         io = {"input": inputs, "output": outputs, "instance_group": group}
         return {"name": name, "backend": "python", "max_batch_size": self.most, **io}
 
-    def _ensemble(self, name: str, inputs: list[dict[str, Any]], steps: list[tuple[str, list[str], list[str]]]) -> dict[str, Any]:
-        """Steps in a row; what is between two of them has names that no tensor of the model has."""
-        there = {spec["name"] for spec in (*self.one.inputs, *self.one.outputs)}
+    def _ensemble_config(
+        self, name: str, inputs: list[dict[str, Any]], steps: list[tuple[str, list[str], list[str]]]
+    ) -> dict[str, Any]:
+        """Return the configuration of an ensemble of steps; tensors between two steps get names that the model does not use."""
+        taken = {spec["name"] for spec in (*self.one.inputs, *self.one.outputs)}
         between = "step"
-        while any(other.startswith(between) for other in there):
+        while any(other.startswith(between) for other in taken):
             between += "_"
-        said, names = [], {spec["name"]: spec["name"] for spec in self.one.inputs}
+        entries, names = [], {spec["name"]: spec["name"] for spec in self.one.inputs}
         for i, (model, takes, gives) in enumerate(steps):
             new = {key: key if i == len(steps) - 1 else f"{between}{i}_{j}" for j, key in enumerate(gives)}
             maps = [[{"key": k, "value": v} for k, v in pairs.items()] for pairs in ({k: names[k] for k in takes}, new)]
-            said.append({"model_name": model, "model_version": -1, "input_map": maps[0], "output_map": maps[1]})
+            entries.append({"model_name": model, "model_version": -1, "input_map": maps[0], "output_map": maps[1]})
             names = new
-        io = {"input": inputs, "output": [{k: v for k, v in one.items() if k != "label_filename"} for one in self._outputs()]}
+        io = {
+            "input": inputs,
+            "output": [{k: v for k, v in output.items() if k != "label_filename"} for output in self._outputs()],
+        }
         shape = {"name": name, "platform": "ensemble", "max_batch_size": self.most}
-        return {**shape, **io, "ensemble_scheduling": {"step": said}, "parameters": self._parameters()}
+        return {**shape, **io, "ensemble_scheduling": {"step": entries}, "parameters": self._parameters()}
 
-    def _io(self, spec: dict[str, Any]) -> dict[str, Any]:
+    def _tensor_config(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return the configuration of an input or output."""
         kind = TYPES.get(spec["dtype"], f"TYPE_{spec['dtype'].upper()}")
         return {"name": spec["name"], "data_type": Word(kind), "dims": [*self._lead, *spec["shape"]]}
 
     def _outputs(self) -> list[dict[str, Any]]:
-        labelled = self._labels_output()
+        """Return the configurations of the outputs, with the file of labels where it applies."""
+        label_folders = self._labels_output()
         return [
-            {**self._io(one), **({"label_filename": "labels.txt"} if one["name"] == labelled else {})} for one in self.one.outputs
+            {**self._tensor_config(spec), **({"label_filename": "labels.txt"} if spec["name"] == label_folders else {})}
+            for spec in self.one.outputs
         ]
 
     def _labels_output(self) -> str | None:
-        """The output whose numbers the labels name, for Triton's classification extension."""
+        """Return the output whose numbers the labels name, for Triton's classification extension; None if there is none."""
         labels, outputs = self.one.model.labels, self.one.outputs
         fits = labels and len(outputs) == 1 and outputs[0]["shape"] == [len(labels)] and outputs[0]["dtype"].startswith("float")
         return outputs[0]["name"] if fits else None
 
     def _parameters(self) -> list[dict[str, Any]]:
+        """Return the description of the model as parameters."""
         about = self.one.about()
-        told = {key: about[key] for key in ("name", "description", "kind", "labels", "sha256") if about[key]}
-        texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in told.items()}
+        known = {key: about[key] for key in ("name", "description", "kind", "labels", "sha256") if about[key]}
+        texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in known.items()}
         return [{"key": key, "value": {"string_value": text}} for key, text in texts.items()]
 
 

@@ -1,1 +1,1 @@
-"""What a model file says of itself, and a card guessed from it."""
+"""Guesses of a model's card from its file and trial runs."""

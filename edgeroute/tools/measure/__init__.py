@@ -1,1 +1,1 @@
-"""Statistics of examples that edge and cloud have answered: calibration, fitting a score, evaluation of a threshold."""
+"""Calibration of a deferral threshold, fitting of a score, and evaluation, from examples that edge and cloud have answered."""

@@ -1,4 +1,7 @@
-"""Calibrates a deferral threshold with a statistical guarantee, by fixed-sequence testing (fixed_sequence.py)."""
+"""Calibration of a deferral threshold with a statistical guarantee, and cross-fitted scores for it.
+
+The tests are in fixed_sequence.py.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from edgeroute.tools.measure.curve import Area, grades, measured_area
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each
 from edgeroute.tools.measure.independence import dependence, sketch
 
-# What `calibrate` is given, checked: the target, scores, how correct each side is, classes and groups.
+# Validation of the arguments of `calibrate`: target, scores, correctness, classes and groups.
 
 LONGEST = 60
 """Most characters of a metric's name."""
@@ -32,92 +35,97 @@ LONGEST = 60
 def checked_target(
     max_loss: float | None, max_error: float | None, max_defer: float | None, sure: float | None
 ) -> tuple[Kind, float, float | None]:
-    """The guarantee asked for: its kind, its limit, and the risk that it does not hold, None: it holds on average.
+    """Validate the guarantee and return its kind, its limit, and the risk that it does not hold.
+
+    The risk is None for a guarantee on average.
 
     Raises:
-        PolicyError: there is none, there are several, or a number is no share.
+        PolicyError: there is not exactly one target, or a number is no share.
     """
     targets: dict[Kind, float | None] = {"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer}
-    given = [(kind, value) for kind, value in targets.items() if value is not None]
-    if len(given) != 1:
-        raise PolicyError(f"exactly one of {', '.join(targets)} is to be given, and there are {len(given)}")
-    ((kind, value),) = given
+    targets_given = [(kind, value) for kind, value in targets.items() if value is not None]
+    if len(targets_given) != 1:
+        raise PolicyError(f"pass exactly one of {', '.join(targets)}, not {len(targets_given)}")
+    ((kind, value),) = targets_given
     if not _is_share(value):
-        raise PolicyError(f"{kind} is a share between 0 and 1, not {value!r}")
+        raise PolicyError(f"{kind} must be a share between 0 and 1, not {value!r}")
     if sure is None:
         if kind != "max_defer":
-            raise PolicyError(f"sure=None is for max_defer alone: {kind} is promised with a probability")
+            raise PolicyError(f"sure=None works only with max_defer: {kind} is promised with a probability")
         return kind, float(value), None
     if not _is_share(sure) or not 0 < (risk := round(1 - float(sure), 12)) < 1:
-        raise PolicyError(f"sure is a probability between 0 and 1, not {sure!r}")
+        raise PolicyError(f"sure must be a probability between 0 and 1, not {sure!r}")
     return kind, float(value), risk
 
 
 def _is_share(value: object) -> bool:
+    """Return True if a value is a number between 0 and 1, both excluded."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
 
 
 def checked_metric(metric: str) -> str:
-    """The name of a grade, which sentences and terminals show.
+    """Return the validated name of a grade, which is shown in sentences and terminals.
 
     Raises:
         PolicyError: it is no short text on one line.
     """
     if not isinstance(metric, str) or not metric.isprintable() or metric != metric.strip() or len(metric) > LONGEST:
-        said = repr(metric) if isinstance(metric, str) else type(metric).__name__
-        raise PolicyError(f"metric is a name on one line, such as F1, of up to {LONGEST} characters, not {clean(said, LONGEST)}")
+        shown = repr(metric) if isinstance(metric, str) else type(metric).__name__
+        raise PolicyError(
+            f"metric must be a name on one line, such as F1, of at most {LONGEST} characters, not {clean(shown, LONGEST)}"
+        )
     return metric
 
 
 def checked_scores(score: ArrayLike) -> Floats:
-    """[n] finite numbers or NaN, of which two differ."""
+    """Return the validated scores, [n] finite numbers or NaN, of which at least two differ."""
     try:
-        given = _filled(score)
-        scores = given.astype(np.float64) if given.dtype.kind not in "cmM" else None
+        array = _as_array(score)
+        scores = array.astype(np.float64) if array.dtype.kind not in "cmM" else None
     except (OverflowError, TypeError, ValueError) as e:
-        raise PolicyError(f"score is an array of numbers: {e}") from e
+        raise PolicyError(f"score must be an array of numbers: {e}") from e
     if scores is None:
-        raise PolicyError(f"score is an array of numbers, not of {given.dtype}")
+        raise PolicyError(f"score must be an array of numbers, not of {array.dtype}")
     if scores.ndim != 1 or not scores.size:
-        raise PolicyError(f"score has one number for each example, and this is of shape {scores.shape}")
+        raise PolicyError(f"score must have the shape [n], a number for each example, not {list(scores.shape)}")
     if np.isinf(scores).any():
         raise PolicyError(f"{np.isinf(scores).sum()} scores are infinite: no threshold could defer, or accept, such inputs")
-    known = scores[~np.isnan(scores)]
-    if not known.size or known.min() == known.max():
-        raise PolicyError(f"the score is {known[0]:g} for every example" if known.size else "no example has a score")
+    finite = scores[~np.isnan(scores)]
+    if not finite.size or finite.min() == finite.max():
+        raise PolicyError(f"the score is {finite[0]:g} for every example" if finite.size else "no example has a score")
     return scores
 
 
-def correct(what: str, values: ArrayLike | None, n: int) -> Floats | None:
-    """[n], how correct each answer is, 0..1; None: not given."""
+def checked_grades(what: str, values: ArrayLike | None, n: int) -> Floats | None:
+    """Return the validated correctness of each answer, [n], 0 to 1; None if there is none."""
     if values is None:
         return None
-    array = _filled(values)
+    array = _as_array(values)
     if array.shape != (n,):
-        raise PolicyError(f"{what} is of shape {array.shape}, and there are {n} scores")
+        raise PolicyError(f"{what} has the shape {list(array.shape)}, and there are {n} scores")
     if array.dtype.kind not in "biuf":
-        raise PolicyError(f"{what} says for each example how correct it is: bool, or numbers from 0 to 1")
-    found = grades(array)
-    if np.isnan(found).any():
-        raise PolicyError(f"{what} is NaN for {np.isnan(found).sum()} examples: how correct each is has to be known, 0 to 1")
-    if not ((found >= 0) & (found <= 1)).all():
-        wrong = found[(found < 0) | (found > 1)][0]
-        raise PolicyError(f"{what} says for each example how correct it is, from 0 to 1, and one is {wrong:g}: scale it")
-    return found
+        raise PolicyError(f"{what} must hold the correctness of each example: bool, or numbers from 0 to 1")
+    result = grades(array)
+    if np.isnan(result).any():
+        raise PolicyError(f"{what} is NaN for {np.isnan(result).sum()} examples: leave them out, or give a number from 0 to 1")
+    if not ((result >= 0) & (result <= 1)).all():
+        wrong = result[(result < 0) | (result > 1)][0]
+        raise PolicyError(f"{what} must hold numbers from 0 to 1, and one is {wrong:g}: scale it")
+    return result
 
 
-def _filled(values: ArrayLike) -> NDArray[Any]:
-    """As an array, in which what is masked, and so unknown, is NaN."""
+def _as_array(values: ArrayLike) -> NDArray[Any]:
+    """Return values as an array, with NaN where they are masked."""
     return np.ma.filled(values.astype(np.float64), np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
 
 
 def is_graded(*values: Floats | None) -> bool:
-    """Whether one of these is more than right or wrong."""
+    """Return True if any of these is more than right or wrong."""
     return any(x is not None and bool(((x > 0) & (x < 1)).any()) for x in values)
 
 
-def classes(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: int) -> dict[str, Ints]:
-    """Class -> indices of its examples."""
+def rows_by_class(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: int) -> dict[str, Ints]:
+    """Return class -> indices of its examples."""
     if per_class is None:
         return {"": np.arange(n)}
     if kind == "max_defer":
@@ -128,24 +136,24 @@ def classes(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: in
     return {str(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def numbered(groups: Sequence[object] | NDArray[Any] | None, n: int) -> Ints | None:
-    """[n], the number of each example's group, in order of their first examples; None: there are no groups."""
+def group_numbers(groups: Sequence[object] | NDArray[Any] | None, n: int) -> Ints | None:
+    """Return the number of each example's group, [n], in order of their first examples; None without groups."""
     if groups is None:
         return None
     if len(groups) != n:
         raise PolicyError(f"groups has {len(groups)} names, and there are {n} scores")
     names = list(groups.tolist() if isinstance(groups, np.ndarray) else groups)
     if any(name is None or name != name for name in names):  # noqa: PLR0124 - NaN
-        raise PolicyError("groups has None or NaN in it: each example belongs to a group")
-    known: dict[Any, int] = {}
+        raise PolicyError("groups has None or NaN in it: give each example a group")
+    numbers: dict[Any, int] = {}
     try:
-        return np.array([known.setdefault(name, len(known)) for name in names], np.int64)
+        return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
     except TypeError as e:
-        raise PolicyError(f"groups has one name for each example, text or a number: {e}") from e
+        raise PolicyError(f"groups must have a text or number for each example: {e}") from e
 
 
 WORTH = 0.02
-"""Deferrals that a better score could save from which a useless one is told."""
+"""Least share of deferrals that a better score could save for a warning about a useless score."""
 
 
 def calibrate(
@@ -165,7 +173,7 @@ def calibrate(
     parameters: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Certificate:
-    """The lowest threshold whose guarantee these examples certify. They must be independent and drawn like future inputs.
+    """Find the lowest threshold whose guarantee these examples certify. They must be independent and drawn like future inputs.
 
     Exactly one target is given, 0..1. Its guarantee holds with probability `sure` over draws of the examples:
 
@@ -179,7 +187,7 @@ def calibrate(
     minus it. How it is tested depends on the number of examples alone (`edgeroute.tools.measure.fixed_sequence`).
 
     If no threshold can be certified, the threshold is inf: every input is deferred. Examples with a NaN score count as
-    deferred. Examples that look dependent, and a score that ranks no better than chance, are told by a warning.
+    deferred. Warns of examples that look dependent, and of a score that ranks no better than chance.
 
     Args:
         score: [n], higher for more confident. If it was fitted on these examples, take it from `crossfit`.
@@ -192,30 +200,30 @@ def calibrate(
         per_class: [n], the class that the edge predicts for each example. Each class then gets its own threshold and
             guarantee at risk (1 - sure) / classes, so that all hold simultaneously. A class with too few examples is
             always deferred, with a warning.
-        groups: [n], what examples that are not independent have in common: their scene, user or session. Groups are then what is
-            drawn, and each counts the same: by its mean loss, or for max_error and max_defer by one of its examples, drawn by
-            chance. Every number of the certificate weighs the examples so.
-        metric: what graded correctness is, as in "F1": for the certificate's text.
-        agree: [n], whether edge and cloud agree, bool or 0/1: gives the limit for drift audits. Not needed where
+        groups: [n], the scene, user or session that dependent examples share. Then groups are the independent units, and each
+            counts the same: by its mean loss, or for max_error and max_defer by a single example, drawn at random. Every number
+            of the certificate weighs the examples so.
+        metric: name of graded correctness, such as "F1", for the certificate's text.
+        agree: [n], bool or 0/1, True where edge and cloud agree: gives the limit for drift audits. Not needed where
             `edge_correct` already means agreement.
-        name: of the score.
-        parameters: of the score, JSON-serialisable.
-        fingerprints: of the edge model, cloud model, score and payload codec ("edge", "cloud", "score", "codec") that the
-            examples come from.
+        name: name of the score.
+        parameters: parameters of the score, JSON-serialisable.
+        fingerprints: fingerprints of the edge model, cloud model, score and payload codec ("edge", "cloud", "score", "codec")
+            that the examples come from.
 
     Raises:
         NotEnough: even n error-free examples (or groups) would not prove it.
         PolicyError: an argument is invalid, or the score is the same for all examples.
     """
-    told: list[str] = []
-    made = certificate_of(
+    notes: list[str] = []
+    certificate = certificate_of(
         score, edge_correct, cloud_correct, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure,
         per_class=per_class, groups=groups, metric=metric, agree=agree, name=name, parameters=parameters,
-        fingerprints=fingerprints, told=told,
+        fingerprints=fingerprints, notes=notes,
     )  # fmt: skip
-    for note in told:
+    for note in notes:
         warnings.warn(note, stacklevel=2)
-    return made
+    return certificate
 
 
 def certificate_of(
@@ -232,15 +240,18 @@ def certificate_of(
     name: str,
     parameters: Mapping[str, Any] | None,
     fingerprints: Mapping[str, str] | None,
-    told: list[str],
+    notes: list[str],
     groups: Sequence[object] | NDArray[Any] | None = None,
     metric: str = "",
 ) -> Certificate:
-    """As `calibrate`, whose warnings are appended to `told`: Python's own are the process's, and this may run in a thread."""
+    """Calibrate as `calibrate` does, with its warnings appended to `notes`.
+
+    Python's own warnings belong to the process, and this may run in a thread.
+    """
     kind, value, delta = checked_target(max_loss, max_error, max_defer, sure)
     scores = checked_scores(score)
     n = len(scores)
-    edge, cloud = correct("edge_correct", edge_correct, n), correct("cloud_correct", cloud_correct, n)
+    edge, cloud = checked_grades("edge_correct", edge_correct, n), checked_grades("cloud_correct", cloud_correct, n)
     graded = bool(checked_metric(metric)) or is_graded(edge, cloud)
     same = _agree(agree, n)
     if same is None and kind == "max_loss" and cloud is None and not graded:
@@ -248,46 +259,46 @@ def certificate_of(
     if edge is None and kind != "max_defer":
         raise PolicyError(f"{kind} needs edge_correct")
     if not set(fingerprints or {}) <= set(BOUND_TO):
-        raise PolicyError(f"a certificate is bound to {', '.join(BOUND_TO)}, and not to {', '.join(fingerprints or {})}")
+        raise PolicyError(f"a certificate can be bound to {', '.join(BOUND_TO)}, not to {', '.join(fingerprints or {})}")
     try:
         parameters = json.loads(json.dumps(parameters or {}, allow_nan=False))
     except (TypeError, ValueError) as e:
-        raise PolicyError(f"the parameters of a score are what JSON can hold: {e}") from e
-    together = numbered(groups, n)
-    if together is not None and per_class is not None:
-        raise PolicyError("per_class and groups cannot both be given: a group has no one class")
-    each = classes(per_class, kind, n)
-    if together is not None and kind != "max_loss":
-        each = {"": one_of_each(together)}
-    in_groups = together if kind == "max_loss" else None
+        raise PolicyError(f"the parameters of a score must be JSON: {e}") from e
+    group_ids = group_numbers(groups, n)
+    if group_ids is not None and per_class is not None:
+        raise PolicyError("per_class and groups exclude each other: a group may have several classes")
+    each = rows_by_class(per_class, kind, n)
+    if group_ids is not None and kind != "max_loss":
+        each = {"": one_of_each(group_ids)}
+    in_groups = group_ids if kind == "max_loss" else None
     sizes = {label: len(rows) if in_groups is None else len(np.bincount(in_groups)) for label, rows in each.items()}
     risk = None if delta is None else delta / len(each)
     enough = ceil(1 / value) - 1 if risk is None else needed(value, risk)
-    few = {label for label, size in sizes.items() if size < enough}
-    if len(few) == len(sizes):
-        what = "groups" if together is not None else "examples" if per_class is None else "examples of one predicted class"
+    too_few = {label for label, size in sizes.items() if size < enough}
+    if len(too_few) == len(sizes):
+        what = "groups" if group_ids is not None else "examples" if per_class is None else "examples of one predicted class"
         raise _not_enough(kind, value, sure, enough, max(sizes.values()), what)
-    if few:
-        told.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(few))}")
-    told += dependence(scores, edge, cloud, together)
+    if too_few:
+        notes.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(too_few))}")
+    notes += dependence(scores, edge, cloud, group_ids)
     steps: dict[str, Step] = {}
     accepted = np.zeros(n, bool)
     for label, rows in each.items():
-        if label in few:
+        if label in too_few:
             steps[label] = Step(INF, "none")
             continue
         parts = (None if x is None else x[rows] for x in (edge, cloud))
         steps[label] = lowest_threshold(kind, value, risk, scores[rows], *parts, graded=graded, groups=in_groups)
         everywhere = rows if per_class is not None else np.arange(n)
         accepted[everywhere] = scores[everywhere] >= steps[label].threshold
-    weights = None if together is None else 1 / np.bincount(together)[together]
+    weights = None if group_ids is None else 1 / np.bincount(group_ids)[group_ids]
     rate = _mean(~accepted, weights)
     none = all(step.threshold == INF for step in steps.values())
-    units = n if together is None else int(together.max()) + 1
-    wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=together is not None)
-    area = _area(kind, scores, edge, cloud, together)
+    units = n if group_ids is None else int(group_ids.max()) + 1
+    wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=group_ids is not None)
+    area = _area(kind, scores, edge, cloud, group_ids)
     if area is not None and area.by_chance and (text := _by_chance(area, kind, value, edge, cloud, rate)):
-        told.append(text)
+        notes.append(text)
     return Certificate(
         kind=kind,
         value=value,
@@ -305,9 +316,9 @@ def certificate_of(
         score=name,
         parameters=parameters or {},
         fingerprints=dict(fingerprints or {}),
-        disagreement=None if same is None else _disagreement(accepted, same, together),
+        disagreement=None if same is None else _disagreement(accepted, same, group_ids),
         metric=(metric or "correctness") if graded else "",
-        groups=None if together is None else units,
+        groups=None if group_ids is None else units,
         highest=min((step.highest for step in steps.values() if step.highest < INF), default=None),
         area=None if area is None or isnan(area.value) else (round(area.value, 6), round(area.low, 6), round(area.high, 6)),
         examples=sketch(scores),
@@ -317,27 +328,27 @@ def certificate_of(
 def crossfit(
     fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, folds: int = 5, seed: int = 0, groups: ArrayLike | None = None
 ) -> Floats:
-    """Out-of-fold scores [n] of n examples, by k-fold cross-fitting: each example is scored by a fit without it.
+    """Fit on k - 1 folds, score the fold left out, and return the out-of-fold scores [n] of n examples.
 
-    Scores of examples that were fitted on are biased, and the guarantee would be violated more often than stated.
+    Scores of training examples are biased, and the guarantee would be violated more often than stated.
 
     Args:
         fit: takes indices of training examples; returns a function from indices to scores.
         n: number of examples.
         folds: number of folds.
-        seed: of the random split.
-        groups: [n], as for `calibrate`: each is scored by a fit without any of it.
+        seed: seed of the random split.
+        groups: [n], as for `calibrate`: the examples of a group are in the same fold.
 
     Raises:
         PolicyError: there are not as many examples as folds, or fewer than two folds.
     """
-    together = numbered(None if groups is None else np.asarray(groups), n)
-    units = n if together is None else int(together.max(initial=-1)) + 1
+    group_ids = group_numbers(None if groups is None else np.asarray(groups), n)
+    units = n if group_ids is None else int(group_ids.max(initial=-1)) + 1
     if not 2 <= folds <= units:  # noqa: PLR2004 - one to fit on, one to score
-        raise PolicyError(f"{units} {'examples' if together is None else 'groups'} cannot be divided into {folds} folds")
+        raise PolicyError(f"{units} {'examples' if group_ids is None else 'groups'} cannot be divided into {folds} folds")
     scores = np.empty(n)
     fold = np.random.default_rng(seed).permutation(units) % folds
-    fold = fold if together is None else fold[together]
+    fold = fold if group_ids is None else fold[group_ids]
     for i in range(folds):
         out = np.flatnonzero(fold == i)
         scores[out] = fit(np.flatnonzero(fold != i))(out)
@@ -345,20 +356,25 @@ def crossfit(
 
 
 def _disagreement(accepted: NDArray[np.bool_], same: Floats, groups: Ints | None) -> float | None:
-    """Upper 95 % confidence bound of the share of accepted answers that differ (Clopper and Pearson, 1934); None: of none."""
+    """Return the upper 95 % bound of the share of accepted answers that differ (Clopper and Pearson, 1934).
+
+    None if no answer is accepted.
+    """
     rows = np.arange(len(same)) if groups is None else one_of_each(groups)
-    kept = np.count_nonzero(accepted[rows])
-    return upper(int(np.count_nonzero(accepted[rows] & (same[rows] < 1))), int(kept), 0.05) if kept else None
+    count = np.count_nonzero(accepted[rows])
+    return upper(int(np.count_nonzero(accepted[rows] & (same[rows] < 1))), int(count), 0.05) if count else None
 
 
 def _agree(agree: ArrayLike | None, n: int) -> Floats | None:
-    same = correct("agree", agree, n)
+    """Return the validated agreement of edge and cloud, [n], 0 or 1; None if there is none."""
+    same = checked_grades("agree", agree, n)
     if is_graded(same):
-        raise PolicyError("agree says for each example whether edge and cloud agree: bool, or 0 and 1")
+        raise PolicyError("agree must hold the agreement of edge and cloud for each example: bool, or 0 and 1")
     return same
 
 
 def _not_enough(kind: Kind, value: float, sure: float | None, enough: int, have: int, what: str) -> NotEnough:
+    """Return the error for too few examples."""
     odds = "on average" if sure is None else f"with sure={sure:g}"
     return NotEnough(
         f"{kind}={value:g} {odds} needs at least {enough} {what}, and there are {have}: {enough - have} are missing",
@@ -368,7 +384,7 @@ def _not_enough(kind: Kind, value: float, sure: float | None, enough: int, have:
 
 
 def _area(kind: Kind, scores: Floats, edge: Floats | None, cloud: Floats | None, groups: Ints | None) -> Area | None:
-    """How well the score ranks for this target; None: there is nothing to tell it by."""
+    """Return the area under the score's deferral curve for this target; None without correctness."""
     if edge is None:
         return None
     right = np.ones(len(edge)) if cloud is None or kind == "max_error" else cloud
@@ -376,7 +392,7 @@ def _area(kind: Kind, scores: Floats, edge: Floats | None, cloud: Floats | None,
 
 
 def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud: Floats | None, rate: float) -> str:
-    """What to do about such a score, and what a better one could save; empty: nothing."""
+    """Return a warning about a score that ranks by chance, with the savings of a better one; empty if they are small."""
     saved = ""
     if edge is not None and kind != "max_defer":
         best = least_deferral(kind, value, edge, np.ones(len(edge)) if cloud is None else cloud)
@@ -392,14 +408,16 @@ def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud:
 
 
 def _accuracy(accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | None, weights: Floats | None) -> dict[str, float]:
-    found = {name: _mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
+    """Return the mean correctness of edge, cloud, accepted answers and cascade, as far as known."""
+    means = {name: _mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
     if edge is not None:
         if accepted.any():
-            found["accepted"] = _mean(edge[accepted], None if weights is None else weights[accepted])
+            means["accepted"] = _mean(edge[accepted], None if weights is None else weights[accepted])
         if cloud is not None:
-            found["cascade"] = _mean(np.where(accepted, edge, cloud), weights)
-    return found
+            means["cascade"] = _mean(np.where(accepted, edge, cloud), weights)
+    return means
 
 
 def _mean(values: NDArray[Any], weights: Floats | None) -> float:
+    """Return the mean, weighted if there are weights."""
     return float(values.mean() if weights is None else np.average(values, weights=weights))

@@ -15,7 +15,7 @@ from edgeroute.core.policy import Terms
 from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence import overlap
 
-# Answers of edge and cloud to the same inputs.
+# Examples: answers of edge and cloud to the same inputs.
 
 Bools = NDArray[np.bool_]
 
@@ -43,26 +43,27 @@ class Examples(NamedTuple):
     usd: float
     """Total cost of the cloud calls by the endpoint's terms, dollars."""
     groups: list[Any] | None = None
-    """The scene, user or session of each; None: they are independent."""
+    """Scene, user or session of each; None: they are independent."""
 
     @property
     def edge_correct(self) -> Bools | None:
-        """[n], by the labels; None: no labels."""
+        """[n], True where the edge's answer is the label; None: no labels."""
         return None if self.labels is None else _same(self.edge, self.labels)
 
     @property
     def cloud_correct(self) -> Bools | None:
-        """[n], by the labels; None: no labels, or no cloud answers."""
+        """[n], True where the cloud's answer is the label; None: no labels, or no cloud answers."""
         return None if self.labels is None or self.cloud is None else _same(self.cloud, self.labels)
 
     @property
     def agree(self) -> Bools | None:
-        """[n], whether edge and cloud agree; None: no cloud answers."""
+        """[n], True where edge and cloud agree; None: no cloud answers."""
         return None if self.cloud is None else _same(self.edge, self.cloud)
 
 
-def _same(one: list[Any], other: list[Any]) -> Bools:
-    pairs = zip(one, other, strict=True)
+def _same(left: list[Any], right: list[Any]) -> Bools:
+    """Return [n], True where two answers are equal."""
+    pairs = zip(left, right, strict=True)
     return np.array([a == b if type(a) in _PLAIN else bool(np.all(a == b)) for a, b in pairs], bool)
 
 
@@ -77,7 +78,7 @@ RISK = 0.05
 
 
 class Share(NamedTuple):
-    """A proportion, `found` of `of`, with its 95 % confidence interval low..high (Clopper and Pearson, 1934)."""
+    """Proportion, `found` of `of`, with its 95 % confidence interval low..high (Clopper and Pearson, 1934)."""
 
     found: int
     of: int
@@ -86,18 +87,18 @@ class Share(NamedTuple):
 
     @property
     def value(self) -> float:
-        """0..1; NaN of none."""
+        """Proportion, 0..1; NaN for 0 of 0."""
         return self.found / self.of if self.of else float("nan")
 
 
 def share(found: Bools, risk: float = RISK) -> Share:
-    """Proportion of true values; two-sided interval at level 1 - risk."""
+    """Return the proportion of true values, with its two-sided interval at level 1 - risk."""
     count, of = int(np.count_nonzero(found)), found.size
     return Share(count, of, 1 - upper(of - count, of, risk / 2), upper(count, of, risk / 2))
 
 
 class Bin(NamedTuple):
-    """A bin of examples with similar scores."""
+    """Bin of examples with similar scores."""
 
     score: float
     """Mean score."""
@@ -105,7 +106,7 @@ class Bin(NamedTuple):
 
 
 def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
-    """Up to `most` equal-mass bins, by ascending score. Tied scores share a bin; NaN is excluded."""
+    """Return up to `most` equal-mass bins, by ascending score. Tied scores share a bin; NaN is excluded."""
     known = ~np.isnan(score)
     score, right = score[known], right[known]
     order = np.argsort(score, kind="stable")
@@ -116,9 +117,9 @@ def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
 
 
 def calibration_error(found: list[Bin]) -> float:
-    """Expected calibration error (ECE): size-weighted mean of abs(score - accuracy) over bins; NaN without bins."""
-    n = sum(one.right.of for one in found)
-    return sum(one.right.of * abs(one.score - one.right.value) for one in found) / n if n else float("nan")
+    """Return the expected calibration error (ECE): size-weighted mean of abs(score - accuracy); NaN without bins."""
+    n = sum(part.right.of for part in found)
+    return sum(part.right.of * abs(part.score - part.right.value) for part in found) / n if n else float("nan")
 
 
 Line = tuple[Floats, Floats]
@@ -127,19 +128,19 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 
 class Names(NamedTuple):
-    """Names of what was evaluated. Empty or None: unknown."""
+    """Names of the parts of an evaluation. Empty or None: unknown."""
 
     edge: str = ""
-    """The edge model."""
+    """Edge model."""
     cloud: str = ""
-    """The endpoint."""
+    """Endpoint."""
     score: str = ""
     policy: str = ""
     """Policy file."""
     data: str = ""
     """Examples file."""
     date: str = ""
-    """Of the measurement, YYYY-MM-DD."""
+    """Date of the measurement, YYYY-MM-DD."""
     edge_bytes: int | None = None
     """Size of the model file."""
 
@@ -174,7 +175,7 @@ class Cost(NamedTuple):
         return None if self.edge is None or self.cloud <= 0 else 1 - self.edge / self.cloud
 
     def together(self, deferral: float) -> float | None:
-        """Mean cost of one input of the cascade at this deferral rate."""
+        """Return the mean cost of one input of the cascade at this deferral rate; None if the edge's is unknown."""
         return None if self.edge is None else self.edge + deferral * self.cloud
 
 
@@ -189,7 +190,7 @@ class Evaluation(NamedTuple):
     certificate: Certificate | None = None
     """Source of the thresholds; None: none."""
     uncalibrated: str = ""
-    """Why the certificate does not apply to this setup; empty: it applies."""
+    """Reason why the certificate does not apply to this setup; empty: it applies."""
     names: Names = Names()
     terms: Terms = Terms()
     """Prices of the cloud."""
@@ -197,9 +198,9 @@ class Evaluation(NamedTuple):
     """Cost of an input on the edge, dollars; None: unknown."""
     edge_joules: float | None = None
     accept_unsure: bool = False
-    """Whether an answer without a score is accepted."""
+    """True accepts an answer without a score."""
     arms: tuple[Mapping[str, Any], ...] = ()
-    """Figures of the arms of the router's trials so far, in operation; empty: there are none."""
+    """Results of the arms of the router's trials in operation so far; empty: there are none."""
 
     @property
     def n(self) -> int:
@@ -208,12 +209,12 @@ class Evaluation(NamedTuple):
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels. If not, correct means: agrees with the cloud."""
+        """True if there are labels. Without labels, correct means: agrees with the cloud."""
         return self.examples.labels is not None
 
     @property
     def accepted(self) -> Bools:
-        """[n], whether the edge's answer is accepted."""
+        """[n], True where the edge's answer is accepted."""
         score = self.examples.score
         least: Any = self.threshold
         if self.thresholds:
@@ -239,23 +240,23 @@ class Evaluation(NamedTuple):
 
     @property
     def cascade_right(self) -> Bools | None:
-        """[n], of the cascade; None: unknown."""
+        """[n], correctness of the cascade; None: unknown."""
         edge, cloud = self.edge_right, self.cloud_right
         return None if edge is None or cloud is None else np.where(self.accepted, edge, cloud)
 
     def accuracy(self) -> dict[str, Share]:
-        """Accuracy of edge, cloud, cascade (edge and cloud together) and accepted (edge answers kept); those that are known."""
+        """Return the accuracy of edge, cloud, cascade (edge and cloud together) and accepted edge answers, as far as known."""
         edge, accepted = self.edge_right, self.accepted
-        found = {
+        correctness = {
             "edge": edge,
             "cloud": self.cloud_right,
             "cascade": self.cascade_right,
             "accepted": None if edge is None else edge[accepted],
         }
-        return {name: share(right) for name, right in found.items() if right is not None and right.size}
+        return {name: share(right) for name, right in correctness.items() if right is not None and right.size}
 
     def curve(self) -> Line | None:
-        """Accuracy over deferral rate for every global threshold; None: correctness is unknown.
+        """Return accuracy over deferral rate for every global threshold; None if correctness is unknown.
 
         Without the cloud: accuracy of the answers not deferred (selective accuracy).
         """
@@ -263,8 +264,8 @@ class Evaluation(NamedTuple):
         if edge is None:
             return None
         if cloud is not None:
-            found = deferral_curve(score, edge, cloud)
-            return found.deferred, found.accuracy
+            full_curve = deferral_curve(score, edge, cloud)
+            return full_curve.deferred, full_curve.accuracy
         order = np.argsort(np.where(np.isnan(score), -np.inf, score), kind="stable")
         rising = score[order]
         first = np.flatnonzero(np.append(True, (rising[1:] != rising[:-1]) & ~np.isnan(rising[1:])))
@@ -272,20 +273,23 @@ class Evaluation(NamedTuple):
         return first / self.n, edge[order][::-1].cumsum()[accepted - 1] / accepted
 
     def area(self) -> Area | None:
-        """How well the score ranks, 0 random and 1 an oracle; without the cloud by the edge's errors. None: it is unknown."""
+        """Return the area under the score's deferral curve, 0 random and 1 an oracle; None if correctness is unknown.
+
+        Without the cloud it is measured by the edge's errors.
+        """
         edge, cloud = self.edge_right, self.cloud_right
         return None if edge is None else measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
 
     @property
     def seen_before(self) -> float:
-        """About which share of these examples the certificate was calibrated on, 0..1: what holds on them is no evidence."""
+        """Estimate of the share of examples that the certificate was calibrated on, 0..1: they are no evidence."""
         if self.certificate is None:
             return 0.0
-        kept, outputs = self.certificate.examples, self.examples.outputs
-        return max(overlap(kept, self.examples.score), 0.0 if outputs is None else overlap(kept, outputs))
+        calibrated_on, outputs = self.certificate.examples, self.examples.outputs
+        return max(overlap(calibrated_on, self.examples.score), 0.0 if outputs is None else overlap(calibrated_on, outputs))
 
     def oracle(self) -> Line | None:
-        """`curve` of an oracle that knows which side is correct and defers the gains first; None: no cloud answers."""
+        """Return `curve` of an oracle that knows which side is correct and defers the gains first; None without cloud answers."""
         edge, cloud = self.edge_right, self.cloud_right
         if edge is None or cloud is None:
             return None
@@ -294,41 +298,42 @@ class Evaluation(NamedTuple):
         return np.array([0, gained, self.n - lost, self.n]) / self.n, np.array([edge.mean(), best, best, cloud.mean()])
 
     def classes(self) -> list[Class]:
-        """Results per class, by label; without labels, or with per-class thresholds, by predicted class."""
+        """Return results per class, by label; without labels, or with per-class thresholds, by predicted class."""
         labels = self.examples.labels if self.examples.labels is not None and not self.thresholds else self.examples.edge
-        names, at = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
-        counts = np.bincount(at)
+        names, index = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
+        counts = np.bincount(index)
 
-        def shares(found: Bools | None) -> list[Any]:
-            return [None] * len(names) if found is None else (np.bincount(at, found) / counts).tolist()
+        def shares(values: Bools | None) -> list[Any]:
+            """Return the share of true values in each class."""
+            return [None] * len(names) if values is None else (np.bincount(index, values) / counts).tolist()
 
         rights = map(shares, (self.edge_right, self.cloud_right, self.cascade_right))
         columns = (names.tolist(), counts.tolist(), *rights, shares(~self.accepted))
         return [Class(*row) for row in zip(*columns, strict=True)]
 
     def seconds(self) -> dict[str, Floats]:
-        """Latencies per input, sorted: edge, cloud, and cascade (the sum where deferred); those measured.
+        """Return the measured latencies per input, sorted: edge, cloud, and cascade (the sum where deferred).
 
         The cascade uses only inputs with both measured, accepted or not: else it would be biased towards fast ones.
         """
         edge, cloud = self.examples.edge_s, self.examples.cloud_s
-        found = {"edge": edge}
+        latencies = {"edge": edge}
         if cloud is not None:
-            found |= {"cloud": cloud, "cascade": np.where(self.accepted, edge + 0 * cloud, edge + cloud)}
-        known = {leg: np.sort(times[~np.isnan(times)]) for leg, times in found.items()}
-        return {leg: times for leg, times in known.items() if times.size}
+            latencies |= {"cloud": cloud, "cascade": np.where(self.accepted, edge + 0 * cloud, edge + cloud)}
+        finite = {leg: np.sort(times[~np.isnan(times)]) for leg, times in latencies.items()}
+        return {leg: times for leg, times in finite.items() if times.size}
 
     def latency(self) -> dict[str, tuple[float, ...]]:
-        """Leg -> its latency in seconds at `QUANTILES`."""
+        """Return leg -> its latency in seconds at `QUANTILES`."""
         return {leg: tuple(np.quantile(times, QUANTILES).tolist()) for leg, times in self.seconds().items()}
 
     def costs(self) -> list[Cost]:
-        """Costs per input: median seconds, mean usd and joules; those where the cloud's is above 0."""
+        """Return the costs per input, median seconds, mean usd and joules, where the cloud's is above 0."""
         if self.examples.cloud is None:
             return []
         times, terms = self.latency(), self.terms
         megabytes = (self.examples.sent_bytes + self.examples.received_bytes) / self.n / 1e6
         joules = terms.joules_per_call + terms.joules_per_mb * megabytes
-        found = [Cost("seconds", times["edge"][0], times["cloud"][0])] if {"edge", "cloud"} <= set(times) else []
-        found += [Cost("usd", self.edge_usd, self.examples.usd / self.n), Cost("joules", self.edge_joules, joules)]
-        return [cost for cost in found if cost.cloud > 0]
+        costs = [Cost("seconds", times["edge"][0], times["cloud"][0])] if {"edge", "cloud"} <= set(times) else []
+        costs += [Cost("usd", self.edge_usd, self.examples.usd / self.n), Cost("joules", self.edge_joules, joules)]
+        return [cost for cost in costs if cost.cloud > 0]

@@ -1,4 +1,4 @@
-"""Fits a learned score by ridge logistic regression with cross-validation; `auto` trusts it as far as its examples go.
+"""Fitting of a learned score by ridge logistic regression with cross-validation; `auto` blends it by the number of its examples.
 
 The first feature, the log odds of msp, is almost unpenalised and all others are penalised, so the less there is to learn, the
 closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile; of a table it is the base
@@ -24,13 +24,13 @@ from edgeroute.tools.measure.curve import area_parts, area_share, outcomes
 
 RIDGE = (3.0, 30.0, 300.0)
 FEW = 50
-"""Fewest examples to learn from."""
+"""Least examples to learn from."""
 RARE = 20
-"""With fewer harms (or wins) their rate is a constant, without features; with fewer of both nothing is learned."""
+"""Least harms (or wins) to fit features to; with fewer their rate is a constant, with fewer of both nothing is learned."""
 TRUST = 60
 """Events (harms and wins) from which `auto` trusts the fit as much as msp."""
 KNOTS = 65
-"""Quantiles of a score that are kept, for its ranks."""
+"""Quantiles of a score in its file, for ranks."""
 FREE = 0.01
 """Ridge of the intercept and the first feature: keeps the weights finite on separable examples."""
 NO_SLOPES = 1e9
@@ -48,24 +48,24 @@ def fit(
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """Fits a learned score; falls back to msp, or the base score, where there is too little to learn from, and says why.
+    """Fit a learned score; fall back to msp, or the base score, where there is too little to learn from, with the reason in it.
 
     Args:
         features: logits of the edge model, [n, classes]; or a table of any features (`edgeroute.confidence.learned`): a mapping
             from name to [n] or [n, d], or a list of mappings. Rows with NaN or inf are excluded.
         edge_correct: [n], 0 to 1.
         cloud_correct: [n], 0 to 1.
-        base: of a table the column that is a confidence already; None: there is none.
+        base: column of a table that is a confidence already; None: there is none.
         ridge: candidates; the one with the best held-out likelihood is used.
         folds: number of cross-validation folds.
-        seed: of the random split; the same seed gives the same score.
-        ood: of logits also use energy and distance, which detect out-of-distribution inputs. Slower, and no longer invariant to
-            a constant added to all logits.
+        seed: seed of the random split; the same seed gives the same score.
+        ood: True adds energy and distance of the logits, which detect out-of-distribution inputs. Slower, and no longer invariant
+            to a constant added to all logits.
 
     Raises:
         PolicyError: an argument is invalid.
     """
-    return _fit(_given(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=False)
+    return _fit(_examples_from(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=False)
 
 
 def auto(
@@ -79,8 +79,8 @@ def auto(
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """As `fit`, blended with msp or the base score: the fewer examples there were to learn from, the closer it is to that."""
-    return _fit(_given(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=True)
+    """Fit as `fit`, and blend with msp or the base score: the fewer examples to learn from, the closer the result is to it."""
+    return _fit(_examples_from(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=True)
 
 
 def fit_text(
@@ -92,67 +92,71 @@ def fit_text(
     folds: int = 5,
     seed: int = 0,
 ) -> Learned:
-    """As `fit`, from the token log-probabilities of texts; falls back to their 10 % quantile."""
-    table = np.array([text_features(one) for one in token_logprobs], np.float64).reshape(-1, len(TEXT))
+    """Fit as `fit`, from the token log-probabilities of texts; fall back to their 10 % quantile."""
+    table = np.array([text_features(logprobs) for logprobs in token_logprobs], np.float64).reshape(-1, len(TEXT))
     edge, gain = outcomes(edge_correct, cloud_correct, len(table))
     return _fit(_usable(_Examples(0, None, table, edge, gain), table), ridge, folds, seed, blend=False)
 
 
 class _Examples(NamedTuple):
+    """Features and outcomes of the examples."""
+
     classes: int
-    """0: of texts."""
+    """Number of classes; 0: texts or a table."""
     logits: Array | None
-    """For out-of-distribution features, which depend on the training fold; None: the features are `table`."""
+    """Logits for out-of-distribution features, which depend on the training fold; None: the features are `table`."""
     table: Array
-    """The features, [n, k]."""
+    """Features, [n, k]."""
     edge: Array
     gain: Array
     """1 harm, -1 win, 0 neither."""
     left_out: int = 0
     columns: tuple[list[str], list[int]] | None = None
-    """Of a table, the names of the features, and how many columns each has."""
+    """Names of a table's features, and how many columns each has; None: no table."""
     base: str | None = None
 
     @property
     def name(self) -> str:
-        """Of the score that is there without a fit."""
+        """Name of the score without a fit."""
         return fallback(self.classes) if self.columns is None else "base"
 
     @property
     def described(self) -> dict[str, Any]:
-        """What the features are, for the file."""
-        found: dict[str, Any] = {"version": VERSION, "classes": self.classes}
+        """Description of the features, for the score's file."""
+        description: dict[str, Any] = {"version": VERSION, "classes": self.classes}
         if self.columns is not None:
-            found |= {"columns": self.columns[0], "widths": self.columns[1], "base": self.base}
-        return found
+            description |= {"columns": self.columns[0], "widths": self.columns[1], "base": self.base}
+        return description
 
     def fold(self, train: Array) -> tuple[Array, Foreign | None]:
-        """Features of all examples, with the class means of the training examples. train: [n], bool."""
+        """Return the features of all examples, with the class means of the training examples. train: [n], bool."""
         if self.logits is None:
             return self.table, None
-        foreign = Foreign.fit(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - rather right than wrong
+        foreign = Foreign.fit(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - more right than wrong
         return of_logits(self.logits, foreign), foreign
 
 
-def _given(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
+def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
+    """Validate features, logits or a table, and outcomes, and return the usable examples."""
     if not is_table(features):
         if base is not None:
-            raise PolicyError("base= names a column of a table, and these are logits")
-        return _examples(features, edge_correct, cloud_correct, ood)
+            raise PolicyError("base= names a column of a table, and these are logits: leave it out")
+        return _logit_examples(features, edge_correct, cloud_correct, ood)
     if ood:
-        raise PolicyError("ood= is of logits, and this is a table of features")
+        raise PolicyError("ood= works with logits, and this is a table of features: leave it out")
     names, widths, table = table_of(features, base)
     edge, gain = outcomes(edge_correct, cloud_correct, len(table))
-    if base is None:  # nothing is known before the fit: a constant in its place
+    if base is None:  # no score before the fit: a constant in its place
         table = np.concatenate([np.zeros((len(table), 1)), table], 1)
     return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base), table)
 
 
-def _examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike, ood: bool) -> _Examples:
+def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike, ood: bool) -> _Examples:
+    """Validate logits and outcomes, and return the usable examples."""
     try:
         z = np.asarray(logits, np.float64)
     except (OverflowError, TypeError, ValueError) as e:
-        raise PolicyError(f"logits are an array of numbers, [n, classes]: {e}") from e
+        raise PolicyError(f"logits must be an array of numbers, [n, classes]: {e}") from e
     if z.ndim != 2 or z.shape[1] < 2:  # noqa: PLR2004 - two axes, two classes
         raise PolicyError(f"logits {list(z.shape)}: expected [n, classes], and at least two classes")
     edge, gain = outcomes(edge_correct, cloud_correct, len(z))
@@ -160,25 +164,28 @@ def _examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLi
     return _usable(_Examples(z.shape[1], z if ood else None, table, edge, gain), table)
 
 
-def _usable(given: _Examples, table: Array) -> _Examples:
+def _usable(examples: _Examples, table: Array) -> _Examples:
+    """Drop examples with NaN or infinity, and count them."""
     keep = np.isfinite(table).all(1)
-    logits = None if given.logits is None else given.logits[keep]
-    return given._replace(
-        logits=logits, table=table[keep], edge=given.edge[keep], gain=given.gain[keep], left_out=int((~keep).sum())
+    logits = None if examples.logits is None else examples.logits[keep]
+    return examples._replace(
+        logits=logits, table=table[keep], edge=examples.edge[keep], gain=examples.gain[keep], left_out=int((~keep).sum())
     )
 
 
-def _fit(given: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
+def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
+    """Fit harm and win to the examples, with a ridge chosen by cross-validation, or fall back with a reason."""
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise PolicyError(f"seed= takes a whole number, 0 or more, not {seed!r}")
-    name, without = given.name, f", without {given.left_out} that hold NaN or inf" if given.left_out else ""
-    n, harms, wins = len(given.gain), float(np.maximum(given.gain, 0).sum()), float(np.maximum(-given.gain, 0).sum())
+        raise PolicyError(f"seed= must be a whole number, 0 or more, not {seed!r}")
+    name, without = examples.name, f", without {examples.left_out} that hold NaN or inf" if examples.left_out else ""
+    n, harms, wins = len(examples.gain), float(np.maximum(examples.gain, 0).sum()), float(np.maximum(-examples.gain, 0).sum())
 
     def fall_back(why: str) -> Learned:
+        """Return the score without a fit, with the reason."""
         reason = f"{name}, since {why} ({n} examples{without})"
-        return Learned({**given.described, "name": name, "chosen_because": reason})
+        return Learned({**examples.described, "name": name, "chosen_because": reason})
 
     if n < FEW:
         return fall_back(f"there are fewer than {FEW} examples")
@@ -186,70 +193,75 @@ def _fit(given: _Examples, ridge: Sequence[float], folds: int, seed: int, *, ble
         return fall_back("the cloud is never right where the edge is wrong")
     if max(harms, wins) < RARE:
         return fall_back(f"edge and cloud hardly differ: {harms:g} harms and {wins:g} wins, and {RARE} of either are needed")
-    if not np.ptp(given.table, 0).any():
+    if not np.ptp(examples.table, 0).any():
         return fall_back("all outputs are alike")
 
-    areas, losses = _crossvalidate(given, ridge, folds, seed)
+    areas, losses = _crossvalidate(examples, ridge, folds, seed)
     best = int(losses[1:].sum(1).argmin()) + 1
-    area, plain = (area_share(areas[i], given.gain) for i in (best, 0))
-    table, foreign = given.fold(np.ones(n, bool))
-    weights = _train(table, given, np.ones(n, bool), ridge[best - 1])
-    said, kept = "learned", None
+    area, plain = (area_share(areas[i], examples.gain) for i in (best, 0))
+    table, foreign = examples.fold(np.ones(n, bool))
+    weights = _train(table, examples, np.ones(n, bool), ridge[best - 1])
+    summary, blending = "learned", None
     if blend:
         trust = (harms + wins) / (harms + wins + TRUST)
-        said = f"learned, {trust:.0%} of it and {1 - trust:.0%} of {name}"
-        own = expit(with_constant(table) @ weights.T) @ [-1, 1]
-        kept = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(own)}
-    told = f"area {area:.3f} of the fit against {plain:.3f} for {name}, {folds}-fold cross-validated; ridge {ridge[best - 1]:g}"
+        summary = f"learned, {trust:.0%} of it and {1 - trust:.0%} of {name}"
+        fit_score = expit(with_constant(table) @ weights.T) @ [-1, 1]
+        blending = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(fit_score)}
+    comparison = (
+        f"area {area:.3f} of the fit against {plain:.3f} for {name}, {folds}-fold cross-validated; ridge {ridge[best - 1]:g}"
+    )
     return Learned(
         {
-            **given.described,
+            **examples.described,
             "name": "learned",
-            "chosen_because": f"{said}, {told} ({n} examples{without}: {harms:.4g} harms, {wins:.4g} wins)",
-            "features": names(given.classes, foreign is not None) if given.columns is None else table.shape[1],
+            "chosen_because": f"{summary}, {comparison} ({n} examples{without}: {harms:.4g} harms, {wins:.4g} wins)",
+            "features": names(examples.classes, foreign is not None) if examples.columns is None else table.shape[1],
             "harm": weights[0].tolist(),
             "win": weights[1].tolist(),
             "foreign": None if foreign is None else {part: a.tolist() for part, a in foreign._asdict().items()},
-            **({} if kept is None else {"blend": kept}),
+            **({} if blending is None else {"blend": blending}),
         }
     )
 
 
 def _knots(values: Array) -> list[float]:
+    """Return quantiles of a score, for ranks."""
     return np.quantile(values, np.linspace(0, 1, KNOTS)).tolist()  # type: ignore[no-any-return]
 
 
-def _crossvalidate(given: _Examples, ridge: Sequence[float], folds: int, seed: int) -> tuple[Array, Array]:
-    """Held-out area parts and negative log-likelihoods of each example, [1 + ridges, n] each; msp alone first."""
-    n = len(given.gain)
+def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed: int) -> tuple[Array, Array]:
+    """Return held-out area parts and negative log-likelihoods of each example, [1 + ridges, n] each; msp alone first."""
+    n = len(examples.gain)
     fold = np.empty(n, np.int64)
-    fold[np.lexsort((np.random.default_rng(seed).permutation(n), given.gain))] = np.arange(n) % folds  # alike in harms and wins
+    fold[np.lexsort((np.random.default_rng(seed).permutation(n), examples.gain))] = (
+        np.arange(n) % folds
+    )  # folds similar in harms and wins
     areas, losses = np.zeros((2, 1 + len(ridge), n))
     for left_out in (fold == i for i in range(folds)):
-        table, _ = given.fold(~left_out)
-        inputs, gain = with_constant(table[left_out]), given.gain[left_out]
+        table, _ = examples.fold(~left_out)
+        inputs, gain = with_constant(table[left_out]), examples.gain[left_out]
         for i, strength in enumerate((NO_SLOPES, *ridge)):
-            logits = inputs @ _train(table, given, ~left_out, strength).T
+            logits = inputs @ _train(table, examples, ~left_out, strength).T
             harm, win = expit(logits).T
             areas[i, left_out] = area_parts(win - harm if i else table[left_out, 0], gain)
             losses[i, left_out] = (np.logaddexp(0, logits) - logits * np.maximum(np.stack([gain, -gain], 1), 0)).sum(1)
     return areas, losses
 
 
-def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
-    """Weights of harm and win for unscaled features, [2, 1 + features]. train: [n], bool."""
+def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Array:
+    """Return the weights of harm and win for unscaled features, [2, 1 + features]. train: [n], bool."""
     x = table[train]
     mean, scale = x.mean(0), x.std(0)
     scale[(scale < 1e-9) | (np.abs(x - mean).max(0) <= 0)] = 1  # noqa: PLR2004 - a constant, but for rounding
-    if 0 < given.classes <= PER_CLASS:
-        scale[-2 * given.classes :] = 1  # they share a scale already, and a rare class must not be blown up
+    if 0 < examples.classes <= PER_CLASS:
+        scale[-2 * examples.classes :] = 1  # they share a scale already, and a rare class must not be blown up
     inputs = with_constant((x - mean) / scale)
     weights = np.zeros((2, inputs.shape[1]))
-    inputs, directions = narrowed(inputs)
+    inputs, directions = narrow(inputs)
     penalty = np.full(inputs.shape[1], ridge)
     penalty[:2] = FREE
     for row, sign in zip(weights, (1, -1), strict=True):
-        happened = np.maximum(sign * given.gain, 0)
+        happened = np.maximum(sign * examples.gain, 0)
         y = happened[train]
         if happened.sum() < RARE:
             row[0] = log_odds(y)
@@ -260,11 +272,12 @@ def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
     return weights
 
 
-def narrowed(inputs: Array) -> tuple[Array, Array]:
-    """Writes inputs with more columns than rows in as few as there are rows: [n, k] -> [n, m] and [m, k], whose product they are.
+def narrow(inputs: Array) -> tuple[Array, Array]:
+    """Factor inputs with more columns than rows: [n, k] -> [n, m] and [m, k], whose product they are.
 
     Equally penalised weights lie in the span of the rows, so nothing is lost (the representer theorem; Schoelkopf et al., 2001).
-    The first two columns, which are penalised otherwise, stay.
+    The
+    first two columns, which are penalised otherwise, stay.
     """
     n, k = inputs.shape
     if k <= n + 2:

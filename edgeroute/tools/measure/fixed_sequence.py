@@ -1,13 +1,15 @@
-"""Fixed-sequence testing of candidate thresholds (risk control); the tests themselves are in exact.py and below.
+"""Fixed-sequence testing of candidate thresholds (risk control). The exact tests are in exact.py, the betting test is here.
 
-Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis
-"the guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no
-correction for multiple testing is needed. No candidate is skipped: to pass the first threshold t* that violates the
-guarantee, the sequence would have to reject the null at t* itself, which does not depend on the data; so the total risk is
-that of one test. All thresholds that were passed are certified at once, and none above the first that was tested.
+Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis "the
+guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no correction for
+multiple testing is needed. No candidate is skipped: to pass the first threshold t* that violates the guarantee, the sequence
+would
+have to reject the null at t* itself, which does not depend on the data; so the total risk is that of one test. All thresholds
+that
+were passed are certified at once, and none above the first that was tested.
 
 For max_error testing begins at a rank, since few examples prove little; and where a noisy top ends it, it begins again at further
-ranks, each with a part of the risk that is added to what is left of the parts before (the fallback procedure; Wiens, 2003).
+ranks, each with a part of the risk that is added to the rest of the parts before (the fallback procedure; Wiens, 2003).
 """
 
 from __future__ import annotations
@@ -31,38 +33,38 @@ from edgeroute.errors import PolicyError
 # or more, wealth that began at 1 ever reaches 1 / delta with probability at most delta (Ville's inequality).
 
 MOST = 0.75
-"""Share of the wealth that a bet can lose at most."""
+"""Largest share of the wealth that a bet can lose."""
 ORDER_SEED = 0x0BE7_71D6_5EED
-"""Of the order of bets: the same in each calibration, and no seed that examples would be drawn with."""
+"""Seed of the order of bets: the same in each calibration, and an unlikely seed for drawing examples."""
 
 
 def accept_betting(after: Floats, of: Ints, ends: Ints, n: int, eps: float, delta: float) -> int:
-    """Number of leading blocks that pass the test.
+    """Return the number of leading blocks that pass the betting test of max_loss.
 
     Args:
         after: [k], for each example in order of acceptance, the loss of its unit once it is accepted, -1..1.
         of: [k], the number of its unit, 0..n-1.
-        ends: the last example of each block.
+        ends: index of the last example of each block.
         n: number of units.
-        eps: the limit of the mean loss.
+        eps: limit of the mean loss.
         delta: level of the test.
     """
     place = np.random.default_rng(ORDER_SEED).permutation(n)[of]
     wealth = _Wealth(n, (1 + eps) / 2, delta)
-    reached, begin, x = n, 0, (1 + after) / 2
+    reached, start, x = n, 0, (1 + after) / 2
     for block, end in enumerate((ends + 1).tolist()):
-        changed = place[begin:end]
-        wealth.x[changed] = x[begin:end]  # of a unit that comes twice the last counts
-        if changed.min() <= reached:  # else what decided the block before is as it was
+        changed = place[start:end]
+        wealth.x[changed] = x[start:end]  # the last loss of a repeated unit counts
+        if changed.min() <= reached:  # else the bets that decided the block before are unchanged
             reached = wealth.reaches(reached)
             if reached == n:
                 return block
-        begin = end
+        start = end
     return len(ends)
 
 
 class _Wealth:
-    """The wealth after each unit.
+    """Gambler's wealth after each unit.
 
     Attributes:
         x: [n], in the order of the bets; .5 is no loss.
@@ -75,7 +77,7 @@ class _Wealth:
         self._rate = 2 * log(1 / delta) / n
 
     def reaches(self, guess: int) -> int:
-        """After which unit it is 1 / delta or more, from 0; n: never. guess: where it probably is."""
+        """Return the index of the first unit at which the wealth is 1 / delta or more; n: never. guess: likely index."""
         n = len(self.x)
         for m in sorted({min(n, guess + guess // 4 + 64), n}):
             x, count = self.x[:m], self._count[:m]
@@ -90,13 +92,13 @@ class _Wealth:
         return n
 
 
-# What is drawn independently: examples, or groups of them (scenes, users, sessions) that each count by their mean loss.
+# Independent units: examples, or groups of them (scenes, users, sessions) that each count by their mean loss.
 #
 # A loss of any size becomes 0 or 1 by dithering: with U uniform, one for each unit, a loss d > 0 is a harm where U < d, and d < 0
 # a win where U < -d. Harms less wins have the mean of the losses, so the exact tests of harms and wins (exact.py) stay exact.
 
 UNITS_SEED = 0xD17_4E12_5EED
-"""Of the uniform numbers: the same in each calibration, and no seed that examples would be drawn with."""
+"""Seed of the uniform numbers: the same in each calibration, and an unlikely seed for drawing examples."""
 
 
 class Units(NamedTuple):
@@ -109,10 +111,10 @@ class Units(NamedTuple):
     before: Floats
     """[k], the mean loss of its unit until the example is accepted, -1..1."""
     after: Floats
-    """[k], and once it is."""
+    """[k], the mean loss of its unit once the example is accepted, -1..1."""
 
     def dithered(self) -> tuple[Ints, Ints]:
-        """Cumulative harms and wins, [k] each."""
+        """Return cumulative harms and wins, [k] each, of losses rounded at random to 0 or 1; the same at each call."""
         u = np.random.default_rng(UNITS_SEED).random(self.n)[self.of]
         before, after = ((u < np.abs(loss)) * np.sign(loss) for loss in (self.before, self.after))
         harms, wins = (((after == sign) * 1 - (before == sign) * 1).cumsum() for sign in (1, -1))
@@ -120,10 +122,10 @@ class Units(NamedTuple):
 
 
 def units(loss: Floats, order: Ints, groups: Ints | None) -> Units:
-    """The units of n examples.
+    """Return the units of n examples.
 
     Args:
-        loss: [n], what is lost where the example is accepted, -1..1.
+        loss: [n], the loss where the example is accepted, -1..1.
         order: indices of the accepted examples, best score first.
         groups: [n], the number of each example's group, from 0 with none missing; None: each is a unit.
     """
@@ -132,17 +134,17 @@ def units(loss: Floats, order: Ints, groups: Ints | None) -> Units:
         return Units(len(loss), order, np.zeros(len(d)), d)
     of, sizes = groups[order], np.bincount(groups)
     d = d / sizes[of]
-    together = np.argsort(of, kind="stable")
-    total = d[together].cumsum()
-    first = np.append(True, of[together][1:] != of[together][:-1])[: len(d)]
-    start = (total - d[together])[first][first.cumsum() - 1]
+    by_unit = np.argsort(of, kind="stable")
+    total = d[by_unit].cumsum()
+    first = np.append(True, of[by_unit][1:] != of[by_unit][:-1])[: len(d)]
+    start = (total - d[by_unit])[first][first.cumsum() - 1]
     after = np.empty(len(d))
-    after[together] = total - start
+    after[by_unit] = total - start
     return Units(len(sizes), of, after - d, after)
 
 
 def one_of_each(groups: Ints) -> Ints:
-    """Indices of one example of each group, drawn by chance: these are independent, and each group counts the same."""
+    """Return the indices of one random example of each group, the same at each call; they are independent."""
     shuffled = np.random.default_rng(UNITS_SEED).permutation(len(groups))
     _, first = np.unique(groups[shuffled], return_index=True)
     return np.sort(shuffled[first])
@@ -156,16 +158,16 @@ MANY = 4000
 BETTING = 3.3
 """From n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered."""
 STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
-"""Acceptance rate at which selective error is tested first, or again -> its part of the risk. Fewer examples prove little."""
+"""Acceptance rate at which the test of max_error starts, or restarts -> its part of the risk. Fewer examples prove little."""
 
 
 class Step(NamedTuple):
-    """The threshold at which a test sequence stopped, and the test used."""
+    """Threshold at which a test sequence stopped, and the test used."""
 
     threshold: float
     method: str
     highest: float = INF
-    """The first threshold of those tested without a gap: higher ones are not certified. inf: all of them are."""
+    """First threshold of those tested without a gap: higher ones are not certified. inf: all are."""
 
 
 def lowest_threshold(
@@ -179,16 +181,18 @@ def lowest_threshold(
     graded: bool = False,
     groups: Ints | None = None,
 ) -> Step:
-    """Tests the thresholds of one class, or of all examples; there are enough of them for the first test.
+    """Test the thresholds of one class, or of all examples, and return the lowest that passes.
+
+    There must be enough examples for the first test.
 
     Args:
-        kind: what is promised.
+        kind: kind of the guarantee.
         value: its limit.
         delta: the risk; None: on average, for max_defer.
         scores: [n], NaN: deferred.
-        edge: [n], how correct it is, 0..1.
-        cloud: [n], likewise; None: the edge's is agreement with the cloud.
-        graded: whether it is more than 0 or 1.
+        edge: [n], correctness of the edge, 0..1.
+        cloud: [n], correctness of the cloud; None: the edge's is agreement with the cloud.
+        graded: True if correctness is more than 0 or 1.
         groups: [n], numbers of groups, for max_loss; None: the examples are independent.
     """
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN comes last
@@ -212,24 +216,24 @@ def lowest_threshold(
     return Step(between(s, ends, blocks), method)
 
 
-def _relative(found: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
-    """Number of leading blocks that pass the max_loss test, and which. sized: losses are of any size, not only harms and wins."""
-    if sized and found.n * eps >= BETTING * log(1 / delta):
-        return accept_betting(found.after, found.of, ends, found.n, eps, delta), "betting"
-    h, w = (counts[ends] for counts in found.dithered())
-    method = relative_method(found.n, eps, delta, wins=wins)
-    return accept_relative(method, h, w, found.n, eps, delta), f"dithered {method}" if sized else method
+def _relative(all_units: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
+    """Return the number of leading blocks that pass the max_loss test, and its name. sized: losses of any size."""
+    if sized and all_units.n * eps >= BETTING * log(1 / delta):
+        return accept_betting(all_units.after, all_units.of, ends, all_units.n, eps, delta), "betting"
+    h, w = (counts[ends] for counts in all_units.dithered())
+    method = relative_method(all_units.n, eps, delta, wins=wins)
+    return accept_relative(method, h, w, all_units.n, eps, delta), f"dithered {method}" if sized else method
 
 
 def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:
-    """The test for max_loss, chosen before any outcome is seen. wins: whether cloud errors are observed."""
+    """Return the test for max_loss, chosen before any outcome is seen. wins: True if cloud errors are observed."""
     if not wins or n * eps < FEW * log(1 / delta):
         return "CP-harm"
     return "LR-BB" if n <= MANY else "D-BB"
 
 
 def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: float) -> int:
-    """Number of leading blocks that pass the max_loss test. h, w: cumulative harms and wins [blocks]."""
+    """Return the number of leading blocks that pass the max_loss test. h, w: cumulative harms and wins [blocks]."""
     if method == "CP-harm":
         return passed(h <= most(n, eps, delta))
     if method == "D-BB":
@@ -245,32 +249,33 @@ def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: fl
 
 
 def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -> tuple[int, int]:
-    """The first and the number of leading blocks that pass the max_error test, those above the first not tested; 0: none does.
+    """Return the first tested block, and the number of leading blocks that pass the max_error test; 0: none does.
 
-    wrong, m: cumulative errors and examples [blocks]. The blocks tested first are chosen by rank, not by a fixed score, so the
-    test is exact except for the examples at these ranks.
+    wrong, m: cumulative errors and examples [blocks]. The first blocks are chosen by rank, not by a fixed score, so the test is
+    exact
+    except for the examples at these ranks.
     """
-    parts, left = dict[int, float](), 0.0
+    parts, spare = dict[int, float](), 0.0
     for rate, after in zip(STARTS, [*list(STARTS)[1:], 1.0], strict=True):
-        left += STARTS[rate]
-        begin = max(needed(alpha, delta * left), ceil(rate * n))
-        if begin < after * n or after == 1:  # else so few would prove nothing at this part of the risk
-            block = int(np.searchsorted(m, begin))
-            parts[block] = parts.get(block, 0.0) + left
-            left = 0.0
+        spare += STARTS[rate]
+        start = max(needed(alpha, delta * spare), ceil(rate * n))
+        if start < after * n or after == 1:  # else so few would prove nothing at this part of the risk
+            block = int(np.searchsorted(m, start))
+            parts[block] = parts.get(block, 0.0) + spare
+            spare = 0.0
     risk, lowest, alive = 0.0, (0, 0), False
-    for begin, end in pairwise([*parts, len(m)]):
-        risk = parts[begin] + (risk if alive else 0.0)
-        first = lowest[0] if alive else begin
-        reach = begin + passed(wrong[begin:end] <= most_of_each(n, alpha, delta * risk)[m[begin:end]])
+    for start, end in pairwise([*parts, len(m)]):
+        risk = parts[start] + (risk if alive else 0.0)
+        first = lowest[0] if alive else start
+        reach = start + passed(wrong[start:end] <= most_of_each(n, alpha, delta * risk)[m[start:end]])
         alive = reach == end
-        if reach > begin:
+        if reach > start:
             lowest = first, reach
     return lowest
 
 
 def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: Ints) -> tuple[int, str]:
-    """Number of leading blocks to accept for max_defer. below: examples ranked below each block [blocks].
+    """Return the number of leading blocks to accept for max_defer, and the test. below: examples ranked below each block.
 
     P(score < the k-th lowest) is Beta(k, n - k + 1), of which the mean is k / (n + 1); NaN is ranked lowest.
     """
@@ -282,17 +287,17 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
 
 
 def passed(ok: Bools) -> int:
-    """Number of leading True values."""
+    """Return the number of leading True values."""
     return len(ok) if ok.all() else int(ok.argmin())
 
 
 def _rounded(count: int) -> int:
-    """Rounds up to a power of two, so that cached tables are shared."""
+    """Return the next higher power of two, so that cached tables are shared."""
     return 1 << count.bit_length()
 
 
 def between(s: Floats, ends: Ints, blocks: int) -> float:
-    """The threshold that accepts so many blocks: mid-gap, so that rounding elsewhere moves no score across."""
+    """Return the threshold that accepts so many blocks: mid-gap, so that rounding elsewhere moves no score across."""
     if not blocks:
         return INF
     lowest = float(s[ends[blocks - 1]])

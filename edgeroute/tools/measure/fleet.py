@@ -1,4 +1,4 @@
-"""A trial over many devices: its arms on all of them, and whether what is on trial is worse by more than is allowed."""
+"""Trial over many devices: results of each arm, and tests if the model on trial is worse by more than is allowed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from edgeroute.errors import BadInput
 from edgeroute.tools.measure.evaluation import Bools
 
 DRAWS = 4_999
-"""Assignments of devices to arms that are drawn beside the one that was used."""
+"""Random assignments of devices to arms for the re-randomisation test."""
 RESAMPLES = 2_000
 RISK = 0.05
 """Probability that an interval of one arm misses the truth."""
 MEASURES = {("edge", True): ("failed", "deferred", "differs"), ("cloud", True): ("failed", "differs")}
-"""Side, and whether it is shown -> what is compared. A hidden cloud's answers are compared with those in use on each device."""
+"""(Side, True if shown) -> the measures to compare. The devices themselves compare a hidden cloud's answers with those in use."""
 SHARES = ("failed", "deferred", "differs")
 MARGINS = {"failed": "more_errors", "deferred": "more_deferred", "differs": "more_differs"}
-"""Measure -> the setting with the margin."""
+"""Measure -> the setting with the largest difference that is allowed."""
 
 
 class Settings(NamedTuple):
-    """Settings of a trial; devices that are compared have equal ones."""
+    """Settings of a trial; comparable devices have equal ones."""
 
     side: str
     shown: bool
@@ -39,29 +39,29 @@ class Settings(NamedTuple):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What is compared."""
+        """Measures to compare."""
         return MEASURES.get((self.side, self.shown), ())
 
 
 class Device(NamedTuple):
-    """The figures of one device."""
+    """Stored results of one device's trial."""
 
     origin: str
-    """The file or folder that says it."""
+    """File or folder that it was read from."""
     name: str | None
-    """Its id where each device is in one arm; None: each request is drawn for itself."""
+    """Id of the device if each device is in one arm; None: each request is assigned separately."""
     settings: Settings
     arms: Sequence[Mapping[str, Any]]
-    """Those of what is in use, and of what is on trial, as in `edgeroute status --json`."""
+    """Arms in use and on trial, as in `edgeroute status --json`."""
 
 
 class FleetArm(NamedTuple):
-    """One arm over all devices. Shares and times are (value, low, high), with 95 % intervals."""
+    """Results of one arm over all devices. Shares and times are (value, low, high), with 95 % intervals."""
 
     arm: str
     model: str
     devices: int
-    """Those with a request in it."""
+    """Number of devices with a request in it."""
     requests: int
     failed: tuple[float, float, float]
     deferred: tuple[float, float, float]
@@ -72,14 +72,14 @@ class FleetArm(NamedTuple):
     """Mean cost of a call; None: an edge's arm."""
     mean_s: tuple[float, float, float]
     p99_s: float | None
-    """Of the median device."""
+    """p99 of the median device."""
     compared: int
     stopped: str
-    """On how many devices a guardrail stopped it, and the first reason; empty: on none."""
+    """Number of devices on which a guardrail stopped it, and the first reason; empty: none."""
 
 
 class Difference(NamedTuple):
-    """What is on trial less what is in use.
+    """Arm on trial minus arm in use, for one measure.
 
     The low ends of all measures hold together with probability 1 - alpha at least, and so do the high ends.
     """
@@ -92,12 +92,12 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """worse: by more than is allowed; within: by no more than that; open: not known yet."""
+        """Result: "worse" by more than is allowed, "within" the allowed difference, or "open", not known yet."""
         return "worse" if self.low > self.allowed else "within" if self.high <= self.allowed else "open"
 
 
 class Fleet(NamedTuple):
-    """The comparison."""
+    """Result of a trial over many devices."""
 
     settings: Settings
     by_device: bool
@@ -106,52 +106,52 @@ class Fleet(NamedTuple):
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """The measures in which the trial is worse by more than is allowed."""
-        return tuple(one.measure for one in self.differences if one.verdict == "worse")
+        """Measures in which the arm on trial is worse by more than is allowed."""
+        return tuple(difference.measure for difference in self.differences if difference.verdict == "worse")
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it in JSON types."""
-        differences = [{**one._asdict(), "verdict": one.verdict} for one in self.differences]
+        """Return everything as JSON data."""
+        differences = [{**difference._asdict(), "verdict": difference.verdict} for difference in self.differences]
         arms = [arm._asdict() for arm in self.arms]
         return {"settings": self.settings._asdict(), "by_device": self.by_device, "arms": arms, "differences": differences,
                 "worse": list(self.worse)}  # fmt: skip
 
 
-def settings_of(told: Any) -> Settings | None:
-    """Return the settings that a router stored with a trial; None: they are none."""
+def settings_of(stored: Any) -> Settings | None:
+    """Read the settings that a router stored with a trial; None if they are invalid."""
     try:
-        a, b = told["models"]
-        numbers = [float(told[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]
+        a, b = stored["models"]
+        numbers = [float(stored[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]
     except (KeyError, OverflowError, TypeError, ValueError):
         return None
     if not all(0 <= number <= 1 for number in numbers) or not numbers[-1]:
         return None
     return Settings(
-        str(told.get("side")),
-        told.get("shown") is not False,
+        str(stored.get("side")),
+        stored.get("shown") is not False,
         (str(a), str(b)),
         numbers[0],
-        str(told.get("salt", "")),
+        str(stored.get("salt", "")),
         *numbers[1:],
     )
 
 
-def compared(devices: Iterable[Device]) -> Fleet:
-    """Compares the arms of many devices.
+def compare(devices: Iterable[Device]) -> Fleet:
+    """Compare the arms of a trial over many devices.
 
     Where each device is in one arm, devices are the unit. The intervals of an arm are by resampling its devices (bootstrap),
-    those of a difference by re-randomisation: which devices got B was drawn, and each other draw shows what would have come
-    of it were B worse by some margin on each device. No interval is narrower than for independent requests (Clopper-Pearson).
-    Where each request was drawn for itself, requests are the unit.
+    those of a difference by re-randomisation: which devices got B, the arm on trial, was random, and each other assignment
+    shows what would have resulted if B were worse by some margin on each device. No interval is narrower than for independent
+    requests (Clopper-Pearson). Where each request was assigned separately, requests are the unit.
 
     Raises:
-        BadInput: they are not of one comparison, a device is there twice, or there is none.
+        BadInput: the devices belong to different trials, a device occurs twice, or there is none.
     """
-    found = list(devices)
-    _check(found)
-    settings, by_device = found[0].settings, found[0].name is not None
-    tables = [_table(found, number) for number in (0, 1)]
-    arms = tuple(_arm(found, i, table) for i, table in enumerate(tables))
+    device_list = list(devices)
+    _check(device_list)
+    settings, by_device = device_list[0].settings, device_list[0].name is not None
+    tables = [_table(device_list, number) for number in (0, 1)]
+    arms = tuple(_arm(device_list, i, table) for i, table in enumerate(tables))
     in_b = tables[1]["requests"] > 0
     both = bool((in_b & (tables[0]["requests"] > 0)).any())
     alpha = settings.alpha / max(1, len(settings.measures))
@@ -159,30 +159,34 @@ def compared(devices: Iterable[Device]) -> Fleet:
         _difference(name, tables, in_b if by_device and not both else None, getattr(settings, MARGINS[name]), alpha)
         for name in settings.measures
     ]
-    return Fleet(settings, by_device, (arms[0], arms[1]), tuple(one for one in differences if one is not None))
+    return Fleet(
+        settings, by_device, (arms[0], arms[1]), tuple(difference for difference in differences if difference is not None)
+    )
 
 
 def _check(devices: Sequence[Device]) -> None:
+    """Raise `BadInput` unless the devices belong to one trial and differ."""
     if not devices:
         raise BadInput("there is no device with a trial")
     first, seen = devices[0], dict[str, str]()
-    for one in devices:
-        if one.settings != first.settings or (one.name is None) != (first.name is None):
-            wrong = [key for key, value in one.settings._asdict().items() if value != getattr(first.settings, key)]
-            raise BadInput(f"{one.origin} is of another comparison than {first.origin}: {', '.join(wrong) or 'device'} differs")
-        if one.name is not None and one.name in seen:
-            raise BadInput(f"device {one.name!r} is there twice: {seen[one.name]} and {one.origin}")
-        seen |= {} if one.name is None else {one.name: one.origin}
+    for device in devices:
+        if device.settings != first.settings or (device.name is None) != (first.name is None):
+            differing = [key for key, value in device.settings._asdict().items() if value != getattr(first.settings, key)]
+            what = ", ".join(differing) or "device"
+            raise BadInput(f"{device.origin} belongs to another comparison than {first.origin}: {what} differs")
+        if device.name is not None and device.name in seen:
+            raise BadInput(f"device {device.name!r} occurs twice: {seen[device.name]} and {device.origin}")
+        seen |= {} if device.name is None else {device.name: device.origin}
 
 
 def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
-    """Counts and sums of one arm, [devices] each."""
+    """Return counts and sums of one arm, [devices] each."""
     rows = []
     for device in devices:
-        one, arm = device.arms[number], device.arms[number].get("arm")
+        stored, arm = device.arms[number], device.arms[number].get("arm")
         try:
-            requests, compared = (max(0, int(one.get(key) or 0)) for key in ("requests", "compared"))
-            shares = [float((one.get(key) or [0.0])[0]) for key in (*SHARES, "mean_s", "usd")]
+            requests, compared = (max(0, int(stored.get(key) or 0)) for key in ("requests", "compared"))
+            shares = [float((stored.get(key) or [0.0])[0]) for key in (*SHARES, "mean_s", "usd")]
         except (TypeError, ValueError, IndexError, KeyError, OverflowError) as e:
             raise BadInput(f"{device.origin}: arm {arm} cannot be read: {e!r}") from e
         failed, deferred, differs, mean, usd = shares
@@ -194,33 +198,34 @@ def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
     return dict(zip(("requests", "compared", "failed", "deferred", "differs", "seconds", "usd"), columns, strict=True))
 
 
-def _of(measure: str) -> str:
-    """What a measure is a share of."""
+def _base(measure: str) -> str:
+    """Return the count that a measure is a share of."""
     return "compared" if measure == "differs" else "requests"
 
 
 def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> FleetArm:
+    """Return the results of one arm over all devices."""
     here, edge = table["requests"] > 0, devices[0].settings.side == "edge"
     drawn = _resampled({name: column[here] for name, column in table.items()})
     total = {name: float(column.sum()) for name, column in table.items()}
-    told = [device.arms[number] for device in devices]
-    stopped = [str(one["stopped"]) for one in told if one.get("stopped")]
-    times = sorted(float(one["p99_s"]) for one in told if isinstance(one.get("p99_s"), int | float))
+    stored = [device.arms[number] for device in devices]
+    stopped = [str(entry["stopped"]) for entry in stored if entry.get("stopped")]
+    times = sorted(float(entry["p99_s"]) for entry in stored if isinstance(entry.get("p99_s"), int | float))
     parts = {}
     for name in SHARES:
-        of = _of(name)
+        of = _base(name)
         parts[name] = _hull(proportion(int(total[name]), int(total[of]), RISK), _ratio(drawn[name], drawn[of]))
-    kept = proportion(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
+    accepted = proportion(int(total["requests"] - total["deferred"]), int(total["requests"]), RISK / 2)
     wrong = proportion(int(total["differs"]), int(total["compared"]), RISK / 2)
     answered = _ratio(drawn["requests"] - drawn["deferred"], drawn["requests"])
-    exact = kept[0] * wrong[0], kept[1] * wrong[1], kept[2] * wrong[2]
+    exact = accepted[0] * wrong[0], accepted[1] * wrong[1], accepted[2] * wrong[2]
     loss = _hull(exact, answered * _ratio(drawn["differs"], drawn["compared"]))
     mean_s, usd = (
         _hull((mean := total[name] / max(1.0, total["requests"]), mean, mean), _ratio(drawn[name], drawn["requests"]))
         for name in ("seconds", "usd")
     )
     return FleetArm(
-        str(told[0].get("arm")), devices[0].settings.models[number], int(here.sum()), int(total["requests"]),
+        str(stored[0].get("arm")), devices[0].settings.models[number], int(here.sum()), int(total["requests"]),
         parts["failed"], parts["deferred"], parts["differs"], loss if edge else None,
         None if edge else usd, mean_s,
         times[(len(times) - 1) // 2] if times else None, int(total["compared"]),
@@ -229,21 +234,22 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
 
 
 def _resampled(table: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Sums of an arm over devices that are drawn from it with replacement, [RESAMPLES]."""
+    """Return sums of an arm over devices drawn with replacement, [RESAMPLES]."""
     count = len(table["requests"])
-    if count < 2:  # noqa: PLR2004 - one device says nothing of others
+    if count < 2:  # noqa: PLR2004 - a single device tells nothing about others
         return {name: np.full(1, column.sum()) for name, column in table.items()}
     rng, columns = np.random.default_rng(0), np.stack(list(table.values()))
     sums = [columns[:, rng.integers(0, count, count)].sum(1) for _ in range(RESAMPLES)]
     return dict(zip(table, np.array(sums).T, strict=True))
 
 
-def _ratio(found: Floats, of: Floats) -> Floats:
-    return np.divide(found, of, out=np.zeros_like(found), where=of > 0)
+def _ratio(part: Floats, of: Floats) -> Floats:
+    """Divide, with 0 for a division by 0."""
+    return np.divide(part, of, out=np.zeros_like(part), where=of > 0)
 
 
 def _hull(exact: tuple[float, float, float], drawn: Floats) -> tuple[float, float, float]:
-    """The value with the wider of two intervals at each end."""
+    """Return the value with the wider of two intervals at each end."""
     value, low, high = exact
     ends = np.quantile(drawn, [RISK / 2, 1 - RISK / 2])
     return value, float(min(low, ends[0])), float(max(high, ends[1]))
@@ -252,8 +258,8 @@ def _hull(exact: tuple[float, float, float], drawn: Floats) -> tuple[float, floa
 def _difference(
     name: str, tables: Sequence[Mapping[str, Floats]], in_b: Bools | None, allowed: float, alpha: float
 ) -> Difference | None:
-    """Return the trial less what is in use; None: one has no figures. in_b: devices in its arm; None: requests were drawn."""
-    of = _of(name)
+    """Return trial minus use; None if an arm has no counts. in_b: True for devices on trial; None: requests were assigned."""
+    of = _base(name)
     (a, of_a), (b, of_b) = ((int(t[name].sum()), int(t[of].sum())) for t in tables)
     if not (of_a and of_b):
         return None
@@ -267,10 +273,11 @@ def _difference(
 
 
 def _randomised(found: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[float, float]:
-    """Ends of the interval of the difference by re-randomisation (Fisher, 1935), each at level alpha; found, of: [devices].
+    """Return the ends of the difference's interval by re-randomisation (Fisher, 1935), each at level alpha.
 
-    If B adds d to each device's share, then found - d * of on B's devices is what A would have given, and any other draw of
-    devices is as likely as the one in use. So d is too small where the difference of hardly any other draw is as large.
+    found, of: counts [devices]. If B adds d to each device's share, then found - d * of on B's devices is what A would have
+    given, and any other assignment of devices is as likely as the one in use. So d is too small where the difference of
+    hardly any other assignment is as large.
     """
     took_part = of > 0
     found, of, in_b = found[took_part], of[took_part], in_b[took_part]
@@ -279,6 +286,7 @@ def _randomised(found: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[f
     total, lows, highs = columns.sum(1), [-inf], [inf]
 
     def split(picked: Any) -> tuple[float, float]:
+        """Return the difference of an assignment, and its slope in d."""
         b = columns[:, picked].sum(1)
         a = total - b
         if not (a[1] and b[1]):

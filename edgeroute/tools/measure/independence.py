@@ -1,6 +1,6 @@
-"""Whether examples look independent: ties, repeated examples, neighbours that are alike; and whether they were seen before.
+"""Checks if examples look independent (ties, repeats, similar neighbours), and sketches that recognise examples seen before.
 
-All of it is said as a warning, or as a share: what looks alike may be sorted or coarse, and what is dependent may look otherwise.
+All findings are warnings or shares: examples that look dependent may be sorted or coarse, and dependent ones may look otherwise.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 from edgeroute.confidence.exact import Floats, Ints
 
 TIED = 0.1
-"""Share of examples with one tied score from which it is told."""
+"""Share of examples with the same score from which a warning is given."""
 REPEATED = 0.02
-"""Share of examples that look like copies of others from which it is told."""
+"""Share of examples that look like copies of others from which a warning is given."""
 COARSE = 0.05
-"""Scores that use so large a part of the levels that their smallest step allows are on a grid, and tie by chance."""
+"""Scores that use at least this share of the levels between their extremes are on a grid, and tie by chance."""
 ALIKE = 0.1
-"""Lag-1 correlation of scores from which it is told, if it is also beyond 5 standard errors."""
+"""Lag-1 correlation of scores from which a warning is given, if it is also beyond 5 standard errors."""
 SKETCH = 64
 """Hashes in a sketch."""
 _HASH = 8
@@ -28,51 +28,52 @@ _HASH = 8
 
 
 def dependence(scores: Floats, edge: Floats | None, cloud: Floats | None, groups: Ints | None) -> list[str]:
-    """What to warn of.
+    """Return warnings about examples that look dependent.
 
     Args:
         scores: [n], in the order in which the examples came.
-        edge: [n], how correct it is; None: unknown.
-        cloud: [n], likewise.
-        groups: [n], numbers of groups, which are looked at in place of examples.
+        edge: [n], correctness of the edge; None: unknown.
+        cloud: [n], correctness of the cloud; None: unknown.
+        groups: [n], numbers of groups, which are checked in place of examples.
     """
-    found = []
-    known = scores[~np.isnan(scores)]
-    levels, counts = np.unique(known, return_counts=True)
+    warnings = []
+    finite = scores[~np.isnan(scores)]
+    levels, counts = np.unique(finite, return_counts=True)
     tied = counts.max() / len(scores)
     if tied > TIED:
-        found.append(
+        warnings.append(
             f"{tied:.0%} of the examples share the score {levels[counts.argmax()]:g}, and are accepted or deferred together; "
             "a softmax of 8 bits does that: take the score from logits"
         )
     if groups is None:
-        copies = int(len(known) - len(levels))
+        copies = int(len(finite) - len(levels))
         if copies > REPEATED * len(scores) and not _grid(levels) and _same_outcomes(scores, edge, cloud):
-            effective = len(known) ** 2 / int(np.square(counts).sum())
-            found.append(
+            effective = len(finite) ** 2 / int(np.square(counts).sum())
+            warnings.append(
                 f"{copies:,} of the {len(scores):,} examples repeat the score of another exactly: if they are repeated inputs, "
                 f"they {_count_as(effective)}. Take each once, or give groups="
             )
-            return found
+            return warnings
     else:
-        known = np.bincount(groups, np.nan_to_num(scores)) / np.bincount(groups)
-    between = correlations(known)
-    if between is not None and between[0] > max(ALIKE, 5 / sqrt(len(known))):
+        finite = np.bincount(groups, np.nan_to_num(scores)) / np.bincount(groups)
+    between = correlations(finite)
+    if between is not None and between[0] > max(ALIKE, 5 / sqrt(len(finite))):
         what = "examples" if groups is None else "groups"
-        found.append(
+        warnings.append(
             f"neighbouring {what} have similar scores (a lag-1 correlation of {between[0]:.2f}): if they are frames of a film or "
-            f"parts of a session, these {len(known):,} {_count_as(len(known) / (1 + 2 * between.sum()))}. Give groups= (scene, "
+            f"parts of a session, these {len(finite):,} {_count_as(len(finite) / (1 + 2 * between.sum()))}. Give groups= (scene, "
             "user, session), or take fewer (--every N). If they are only sorted, shuffle them"
         )
-    return found
+    return warnings
 
 
 def _count_as(effective: float) -> str:
-    return f"count as about {effective:,.0f} independent ones, and the promise is broken more often than it says"
+    """Return the end of a warning: how many independent examples these count as."""
+    return f"count as about {effective:,.0f} independent ones, and the promise is broken more often than stated"
 
 
 def correlations(values: Floats) -> Floats | None:
-    """Autocorrelations of ranks from lag 1 on, until they are within 2 standard errors of 0. None: sorted, or few."""
+    """Return autocorrelations of ranks from lag 1 on, until they are within 2 standard errors of 0. None: sorted, or few."""
     n = len(values)
     steps = np.diff(values)
     if n < 30 or (steps >= 0).all() or (steps <= 0).all():  # noqa: PLR2004 - a correlation of fewer says nothing
@@ -81,19 +82,19 @@ def correlations(values: Floats) -> Floats | None:
     ranks -= ranks.mean()
     size = 1 << (2 * n).bit_length()
     power = np.abs(np.fft.rfft(ranks, size)) ** 2
-    found: Floats = np.fft.irfft(power, size)[1 : n // 2] / (ranks @ ranks)
-    small = found < 2 / sqrt(n)
-    return found[: max(1, int(small.argmax()))] if small.any() else found
+    result: Floats = np.fft.irfft(power, size)[1 : n // 2] / (ranks @ ranks)
+    small = result < 2 / sqrt(n)
+    return result[: max(1, int(small.argmax()))] if small.any() else result
 
 
 def _grid(levels: Floats) -> bool:
-    """Whether these distinct scores, ascending, are so many of the steps between them that they are rounded or counted."""
+    """Return True if these distinct scores, ascending, look rounded or counted."""
     steps = np.diff(levels)
     return bool(steps.min() * len(steps) > COARSE * (levels[-1] - levels[0]))
 
 
 def _same_outcomes(scores: Floats, edge: Floats | None, cloud: Floats | None) -> bool:
-    """Whether examples with equal scores also had equal outcomes, which others would not."""
+    """Return True if examples with equal scores also had equal outcomes, as copies do."""
     order = np.argsort(scores, kind="stable")
     tied = np.flatnonzero(np.diff(scores[order]) == 0)
     for side in (edge, cloud):
@@ -106,29 +107,28 @@ def _same_outcomes(scores: Floats, edge: Floats | None, cloud: Floats | None) ->
 
 
 def sketch(rows: ArrayLike) -> str:
-    """A sketch of examples, by which `overlap` knows them again; nothing of them can be read from it.
+    """Return a sketch of examples, by which `overlap` recognises them; the examples cannot be read from it.
+
+    The sketch is the smallest 64 of the hashes of the distinct rows, hexadecimal.
 
     Args:
         rows: [n] or [n, columns], numbers: scores or outputs.
-
-    Returns:
-        The smallest 64 of the hashes of the distinct rows, hexadecimal.
     """
     return "".join(sorted(_hashes(rows))[:SKETCH])
 
 
 def overlap(sketched: str, rows: ArrayLike) -> float:
-    """About which share of these examples was among those of a sketch, 0..1. rows: as for `sketch`, of the same kind."""
-    kept = {sketched[i : i + _HASH] for i in range(0, len(sketched), _HASH)}
-    if not kept:
+    """Estimate the share of these examples that were among those of a sketch, 0..1. rows: as for `sketch`, of the same kind."""
+    hashes = {sketched[i : i + _HASH] for i in range(0, len(sketched), _HASH)}
+    if not hashes:
         return 0.0
-    last = max(kept) if len(kept) == SKETCH else "g"
-    near = {one for one in _hashes(rows) if one <= last}
-    return len(near & kept) / len(near) if near else 0.0
+    last = max(hashes) if len(hashes) == SKETCH else "g"
+    near = {h for h in _hashes(rows) if h <= last}
+    return len(near & hashes) / len(near) if near else 0.0
 
 
 def _hashes(rows: ArrayLike) -> set[str]:
-    """Of each distinct row, to 6 digits, so that the order of a sum does not matter."""
+    """Return the hash of each distinct row, rounded to 6 digits, so that the order of a sum does not matter."""
     table = np.asarray(rows, np.float64)
     if not table.size:
         return set()

@@ -1,4 +1,4 @@
-"""Calibration and evaluation of a router on examples, as steps of a call: threads and asyncio share them."""
+"""Steps of `Router.calibrate` and `Router.evaluate`, shared by threads and asyncio: examples in, results out."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from edgeroute.router.request import once, refused
 from edgeroute.router.stages import Block, Steps
 from edgeroute.system import process
 from edgeroute.tools.measure.calibration import checked_target
-from edgeroute.tools.measure.certified import Fit, certified
-from edgeroute.tools.measure.collect import Aside, collect
+from edgeroute.tools.measure.certification import Fit, certify
+from edgeroute.tools.measure.collect import DirectCalls, collect
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
-from edgeroute.tools.measure.report.progress import Progress, shown
+from edgeroute.tools.measure.report.progress import Progress, show_progress
 from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
 
 
-# X and y as they are given in Python: inputs, and what is right for each.
+# X and y as in scikit-learn: inputs, and the right answer of each.
 
-WANTED = "X holds one input after the other: an array [n, ...], a list, or a mapping from name to rows"
+WANTED = "X must hold the inputs in order: an array [n, ...], a list, or a mapping from name to rows"
 
 
 def rows(
@@ -43,7 +43,7 @@ def rows(
     every: int,
     groups: Any = None,
 ) -> Steps[tuple[list[Any], list[Any] | None, list[Any] | None]]:
-    """The inputs as a list, their labels and their groups; None: there are none.
+    """Return the inputs as a list, with their labels and groups; None where there are none.
 
     Args:
         X: an array [n, ...] of any library, a sequence of inputs, or a mapping from name to the rows of one of several inputs.
@@ -52,28 +52,29 @@ def rows(
         groups: the scene, user or session of each, or None.
 
     Raises:
-        BadInput: they are something else, or not as many.
+        BadInput: they are of another type, or differ in number.
         PolicyError: `every` is no number of 1 or more.
     """
     check_number("every", every, least=1, whole=True)
     count = _length(X)
     labels = None if y is None else _labels(y)
-    together = None if groups is None else _labels(groups, "groups", "a name")
+    group_list = None if groups is None else _labels(groups, "groups", "a name")
     if not count:
         raise BadInput("there are no inputs")
     if labels is not None and len(labels) != count:
         raise BadInput(f"there are {count} inputs in X and {len(labels)} labels in y")
-    if together is not None and len(together) != count:
-        raise BadInput(f"there are {count} inputs in X and {len(together)} names in groups")
+    if group_list is not None and len(group_list) != count:
+        raise BadInput(f"there are {count} inputs in X and {len(group_list)} names in groups")
     taken = range(0, count, every)
-    inputs = yield Block(partial(_taken, X, taken), INF)  # reading a row of a data set may take its time
-    labels, together = (None if column is None else column[::every] for column in (labels, together))
-    return inputs, labels, together
+    inputs = yield Block(partial(_take_rows, X, taken), INF)  # reading a row of a data set may take its time
+    labels, group_list = (None if column is None else column[::every] for column in (labels, group_list))
+    return inputs, labels, group_list
 
 
 def _length(X: Any) -> int:  # noqa: N803
+    """Return the number of inputs; raise `BadInput` if X has no valid form."""
     if once(X):
-        raise BadInput(f"{WANTED}; not an iterator ({typed(X)}), which can be read only once: give list(X)")
+        raise BadInput(f"{WANTED}; not an iterator ({typed(X)}), which can be read only once: pass list(X)")
     if isinstance(X, Mapping):
         lengths = {name: _length_of(column, f"X[{name!r}]") for name, column in X.items()}
         if len(set(lengths.values())) > 1:
@@ -83,8 +84,9 @@ def _length(X: Any) -> int:  # noqa: N803
 
 
 def _length_of(column: Any, name: str) -> int:
+    """Return the length of a column; raise `BadInput` if it has no valid form."""
     if hasattr(column, "iloc"):
-        raise BadInput(f"{name} is a {typed(column)}: give its values, as {name}.to_numpy()")
+        raise BadInput(f"{name} is a {typed(column)}: pass its values, as {name}.to_numpy()")
     plain = isinstance(column, str | bytes | bytearray | os.PathLike | AbstractSet | Mapping)
     if plain or not hasattr(type(column), "__len__") or not hasattr(type(column), "__getitem__"):
         raise BadInput(f"{WANTED}; {name} is a {typed(column)}")
@@ -93,45 +95,46 @@ def _length_of(column: Any, name: str) -> int:
     return len(column)
 
 
-def _taken(X: Any, numbers: range) -> list[Any]:  # noqa: N803
+def _take_rows(X: Any, numbers: range) -> list[Any]:  # noqa: N803
+    """Return the inputs at these indices; raise for an iterator among them."""
     if isinstance(X, Mapping):
-        found: list[Any] = [{name: column[i] for name, column in X.items()} for i in numbers]
+        inputs: list[Any] = [{name: column[i] for name, column in X.items()} for i in numbers]
     else:
-        found = [X[i] for i in numbers]
-    for x in found:
+        inputs = [X[i] for i in numbers]
+    for x in inputs:
         if once(x):
             raise refused(x)
-    return found
+    return inputs
 
 
-def _labels(y: Any, name: str = "y", one: str = "a label") -> list[Any]:
-    """The labels as a list; a column [n, 1] is one, too."""
+def _labels(y: Any, name: str = "y", noun: str = "a label") -> list[Any]:
+    """Return labels as a list; a column [n, 1] is accepted, too."""
     if once(y):
-        raise BadInput(f"{name} is an iterator ({typed(y)}), which can be read only once: give list({name})")
+        raise BadInput(f"{name} is an iterator ({typed(y)}), which can be read only once: pass list({name})")
     if hasattr(y, "iloc"):  # a series, or a table of one column
         y = y.to_numpy()
     if isinstance(y, str | bytes | Mapping) or not hasattr(type(y), "__len__"):
-        raise BadInput(f"{name} holds {one} for each input, not a {typed(y)}")
+        raise BadInput(f"{name} must hold {noun} for each input, and is a {typed(y)}")
     shape = getattr(y, "shape", None)
     if shape is not None and len(shape) != 1:
         if len(shape) != 2 or shape[1] != 1:  # noqa: PLR2004 - a table
-            hint = ": give the class, as with y.argmax(1)" if name == "y" else ""
-            raise BadInput(f"{name} has {one} for each input, [n], and is {list(shape)}{hint}")
+            hint = ": pass the class, as with y.argmax(1)" if name == "y" else ""
+            raise BadInput(f"{name} must hold {noun} for each input, [n], and is {list(shape)}{hint}")
         y = y.reshape(-1)
     return list(y.tolist()) if hasattr(y, "tolist") else list(y)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The certificate that is asked for.
+class Target:
+    """Certificate to find: its guarantee and score.
 
     Attributes:
-        kind: of its guarantee.
+        kind: kind of the guarantee.
         value: its limit, 0..1.
         sure: its confidence level; None: it holds on average.
-        per_class: a threshold for each class that the edge predicts.
-        score: a name or a function; "auto" or "learned": fitted; None: the one in use.
-        ood: a fitted score also looks at how foreign an input is.
+        per_class: True finds a threshold for each class that the edge predicts.
+        score: a name or a function; "auto" or "learned": fitted; None: the score in use.
+        ood: True lets a fitted score use how unusual an input is.
     """
 
     kind: Kind
@@ -143,11 +146,11 @@ class Wanted:
 
     @property
     def fit(self) -> Fit | None:
-        """How a score is fitted; None: it is given."""
+        """Way to fit a score; None: the score is given."""
         return self.score if self.score == "auto" or self.score == "learned" else None  # type: ignore[return-value] # noqa: PLR1714
 
 
-def wanted(
+def checked_request(
     *,
     max_loss: float | None,
     max_error: float | None,
@@ -156,11 +159,11 @@ def wanted(
     per_class: bool,
     score: str | Score | None,
     ood: bool,
-) -> Wanted:
-    """Checks what is asked for.
+) -> Target:
+    """Validate the arguments of a calibration and return the target.
 
     Raises:
-        PolicyError: it cannot be.
+        PolicyError: they are invalid.
     """
     kind, value, _ = checked_target(max_loss, max_error, max_defer, sure)
     if per_class and kind == "max_defer":
@@ -168,18 +171,18 @@ def wanted(
     if isinstance(score, str) and score not in (known := [*SCORES, "auto", "learned"]):
         raise PolicyError(f"there is no score {score!r}: {nearest(score, known)}")
     if not (score is None or isinstance(score, str) or callable(score)):
-        raise PolicyError(f"score= takes a name or a function of the outputs of one input, not a {type(score).__name__}")
-    made = Wanted(kind, value, None if sure is None else float(sure), per_class, score, ood)
-    if ood and made.fit is None:
-        raise PolicyError('ood is for a score that is fitted: score="learned" or "auto"')
-    return made
+        raise PolicyError(f"score= must be a name or a function of the outputs of one input, not a {type(score).__name__}")
+    target = Target(kind, value, None if sure is None else float(sure), per_class, score, ood)
+    if ood and target.fit is None:
+        raise PolicyError('ood works with a fitted score: pass score="learned" or "auto"')
+    return target
 
 
 def calibration(
     engine: Engine,
     X: Any,  # noqa: N803 - as in scikit-learn
     y: Any,
-    want: Wanted,
+    want: Target,
     *,
     edge: int,
     data_class: str | None,
@@ -189,25 +192,25 @@ def calibration(
     policy: str,
     groups: Any = None,
 ) -> Steps[CalibrationResult]:
-    """Finds the lowest threshold with the guarantee; see `Router.calibrate`."""
+    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`."""
     check_number("batch", batch, least=1, whole=True)
     if groups is not None and want.per_class:
-        raise PolicyError("per_class and groups cannot both be given: a group has no one class")
-    aside = Aside(engine, edge, "msp" if want.fit else want.score)
+        raise PolicyError("per_class and groups exclude each other: a group may have several classes")
+    calls = DirectCalls(engine, edge, "msp" if want.fit else want.score)
     if want.kind == "max_error" and y is None:
-        raise PolicyError("max_error needs labels, what is right for each input: y, or in an .npz file an array `labels`")
-    if want.kind == "max_loss" and not aside.clouds:
+        raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
+    if want.kind == "max_loss" and not calls.clouds:
         raise PolicyError("max_loss is measured against the cloud, and there is none: no cloud=, no [cloud] in the policy")
-    if want.fit and aside.snapshot.sends_edge:
+    if want.fit and calls.snapshot.sends_edge:
         raise PolicyError(
-            f'score="{want.fit}" fits a score, and send_edge sends confidences by the one in use: fit it without send_edge, '
+            f'score="{want.fit}" fits a score, and send_edge sends confidences by the score in use: fit it without send_edge, '
             "and calibrate with both"
         )
-    ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and aside.clouds)
+    ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and calls.clouds)
     if want.fit and y is None and not ask_cloud:
-        raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")
-    made, notes = yield from _examples(aside, X, y, ask_cloud, data_class, batch, every, progress, groups)
-    result: CalibrationResult = yield Block(partial(calibrated, aside, made, want, notes, policy=policy), INF)
+        raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
+    examples, notes = yield from _examples(calls, X, y, ask_cloud, data_class, batch, every, progress, groups)
+    result: CalibrationResult = yield Block(partial(certify_examples, calls, examples, want, notes, policy=policy), INF)
     return result
 
 
@@ -226,21 +229,21 @@ def evaluation(
     progress: Progress,
     policy: str,
 ) -> Steps[EvaluationResult]:
-    """Evaluates the threshold in force; see `Router.evaluate`."""
+    """Collect examples and evaluate the threshold in force; see `Router.evaluate`."""
     check_number("batch", batch, least=1, whole=True)
     for name, value in (("edge_usd", edge_usd), ("edge_joules", edge_joules)):
         if value is not None:
             check_number(name, value)
-    aside = Aside(engine, edge)
-    check_threshold(aside)
-    asks = ask_cloud and bool(aside.clouds)
-    made, notes = yield from _examples(aside, X, y, asks, data_class, batch, every, progress)
-    found = yield Block(partial(evaluated, aside, made, policy=policy), INF)
-    return EvaluationResult(found._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *unsaid(made)])
+    calls = DirectCalls(engine, edge)
+    check_threshold(calls)
+    asks = ask_cloud and bool(calls.clouds)
+    examples, notes = yield from _examples(calls, X, y, asks, data_class, batch, every, progress)
+    result = yield Block(partial(evaluate_examples, calls, examples, policy=policy), INF)
+    return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *missing_notes(examples)])
 
 
 def _examples(
-    aside: Aside,
+    calls: DirectCalls,
     X: Any,  # noqa: N803
     y: Any,
     ask_cloud: bool,
@@ -250,68 +253,72 @@ def _examples(
     progress: Progress,
     groups: Any = None,
 ) -> Steps[tuple[Examples, list[str]]]:
-    """The examples, and notes on them."""
-    inputs, labels, together = yield from rows(X, y, every, groups)
+    """Collect the examples, with progress, and return them with notes on dropped inputs."""
+    inputs, labels, group_list = yield from rows(X, y, every, groups)
     total = len(inputs)
-    with shown(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
-        made, reached = yield from collect(
-            aside, inputs, labels, together, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
+    with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
+        examples, reached = yield from collect(
+            calls, inputs, labels, group_list, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
         )
     left_out = {
         "the edge models before it keep them": total - reached,
-        "the cloud did not answer them": reached - len(made.edge),
+        "the cloud did not answer them": reached - len(examples.edge),
     }
-    return made, [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
+    return examples, [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
 
 
-def calibrated(aside: Aside, made: Examples, want: Wanted, notes: Sequence[str], *, policy: str = "") -> CalibrationResult:
-    """The certificate that these examples give. Reads the models' files.
+def certify_examples(
+    calls: DirectCalls, examples: Examples, want: Target, notes: Sequence[str], *, policy: str = ""
+) -> CalibrationResult:
+    """Calibrate on these examples and return the result. Reads the models' files.
 
     Raises:
         NotEnough: there are too few.
-        PolicyError: they lack what the guarantee needs.
+        PolicyError: they lack data for the guarantee.
     """
-    notes, used, prints = list(notes), aside.score, aside.fingerprints()
-    if want.fit is None and not isinstance(used, str):
-        notes.append(f"the score in use, {_named(used)}, was fitted: the promise holds if that was to other examples than these")
-    found = certified(
-        made, want.kind, want.value, want.sure,
-        per_class=want.per_class, fit=want.fit, ood=want.ood, score=_named(used), fingerprints=prints,
+    notes, score, fingerprints = list(notes), calls.score, calls.fingerprints()
+    if want.fit is None and not isinstance(score, str):
+        notes.append(f"the score in use, {_score_name(score)}, was fitted: the promise holds if it was fitted to other examples")
+    result = certify(
+        examples, want.kind, want.value, want.sure,
+        per_class=want.per_class, fit=want.fit, ood=want.ood, score=_score_name(score), fingerprints=fingerprints,
     )  # fmt: skip
-    certificate, fitted = found.certificate, found.fitted
-    notes += found.notes
-    if any(UNIDENTIFIED in one for name, one in prints.items() if name != "score"):
-        again = BoundCertificate(certificate, {k: v for k, v in aside.fingerprints().items() if k != "score"}, INF)
+    certificate, fitted = result.certificate, result.score_fit
+    notes += result.notes
+    if any(UNIDENTIFIED in text for name, text in fingerprints.items() if name != "score"):
+        again = BoundCertificate(certificate, {k: v for k, v in calls.fingerprints().items() if k != "score"}, INF)
         notes.append(f"a router will call this certificate uncalibrated: {again.broken()}")
     if fitted is not None:
-        made = made._replace(score=fitted.scores)
-        used = used if fitted.learned is None else fitted.learned
-    seen = _evaluation(aside, made, certificate.threshold, policy, _named(used))
-    seen = seen._replace(thresholds=certificate.thresholds, certificate=certificate)
-    return CalibrationResult(certificate, used, "" if fitted is None else fitted.why, seen, notes)
+        examples = examples._replace(score=fitted.scores)
+        score = score if fitted.learned is None else fitted.learned
+    evaluated = _evaluation(calls, examples, certificate.threshold, policy, _score_name(score))
+    evaluated = evaluated._replace(thresholds=certificate.thresholds, certificate=certificate)
+    return CalibrationResult(certificate, score, "" if fitted is None else fitted.why, evaluated, notes)
 
 
-def check_threshold(aside: Aside) -> None:
-    """Raises PolicyError if there is no threshold to evaluate."""
-    if aside.snapshot.targets[aside.number].threshold is None and aside.clouds:
+def check_threshold(calls: DirectCalls) -> None:
+    """Raise `PolicyError` if there is no threshold to evaluate."""
+    if calls.snapshot.targets[calls.number].threshold is None and calls.clouds:
         raise PolicyError("there is no threshold to evaluate: calibrate finds one")
 
 
-def evaluated(aside: Aside, made: Examples, *, policy: str = "") -> Evaluation:
-    """What the threshold in force does on these examples."""
-    target, promise = aside.snapshot.targets[aside.number], aside.snapshot.certificates[aside.number]
-    found = _evaluation(aside, made, -inf if target.threshold is None else target.threshold, policy, _named(aside.score))
-    return found._replace(
+def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "") -> Evaluation:
+    """Evaluate the threshold in force on these examples."""
+    target, promise = calls.snapshot.targets[calls.number], calls.snapshot.certificates[calls.number]
+    result = _evaluation(
+        calls, examples, -inf if target.threshold is None else target.threshold, policy, _score_name(calls.score)
+    )
+    return result._replace(
         thresholds=target.thresholds,
         certificate=None if promise is None else promise.certificate,
         uncalibrated="" if promise is None else promise.broken() or "",
-        accept_unsure=aside.snapshot.policy.no_confidence == "accept",
+        accept_unsure=calls.snapshot.policy.no_confidence == "accept",
     )
 
 
-def unsaid(made: Examples) -> list[str]:
-    """Notes on answers that say nothing."""
-    sides = [("edge", made.edge), ("cloud", made.cloud or [])]
+def missing_notes(examples: Examples) -> list[str]:
+    """Return notes on answers that are None, which count as wrong."""
+    sides = [("edge", examples.edge), ("cloud", examples.cloud or [])]
     counts = [(side, sum(value is None for value in values)) for side, values in sides]
     return [
         f"{count} of the {side}'s answers are none, as of outputs that hold NaN: they count as wrong"
@@ -320,8 +327,9 @@ def unsaid(made: Examples) -> list[str]:
     ]
 
 
-def _evaluation(aside: Aside, made: Examples, threshold: float, policy: str, score: str) -> Evaluation:
-    model, clouds = aside.runner.model, aside.clouds
+def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy: str, score: str) -> Evaluation:
+    """Return the evaluation of a threshold with the names, prices and arms of the router."""
+    model, clouds = calls.runner.model, calls.clouds
     path = Path(member(model, "path") or "")
     names = Names(
         edge=model.name,
@@ -331,9 +339,10 @@ def _evaluation(aside: Aside, made: Examples, threshold: float, policy: str, sco
         date=strftime("%Y-%m-%d", gmtime(process.now())),
         edge_bytes=path.stat().st_size if path.is_file() else None,
     )
-    found = Evaluation(made, threshold, names=names, arms=aside.arms())
-    return found._replace(terms=clouds[0].terms) if clouds else found
+    result = Evaluation(examples, threshold, names=names, arms=calls.arms())
+    return result._replace(terms=clouds[0].terms) if clouds else result
 
 
-def _named(score: str | Callable[[Any], float]) -> str:
+def _score_name(score: str | Callable[[Any], float]) -> str:
+    """Return the name of a score."""
     return score if isinstance(score, str) else getattr(score, "name", "function")

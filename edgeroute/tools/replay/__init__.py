@@ -1,4 +1,4 @@
-"""Replay: a recorded trace under another policy, network, battery or thermal course, in virtual time."""
+"""Replay of a recorded trace under another policy, network, battery or thermal course, in virtual time."""
 
 from edgeroute.tools.replay.gate import NETWORKS
 from edgeroute.tools.replay.records import Numbers, Recording, collect, read

@@ -1,4 +1,4 @@
-"""Admission control of one endpoint in a replay: the live `Admission` in virtual time."""
+"""Network models of a replay, and admission control of one endpoint in virtual time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgeroute.core.words import Failure, Rejection
 from edgeroute.tools.replay.records import Past
 from edgeroute.tools.replay.setup import Port
 
-# Network models by name: transfer times, losses and availability.
+# Network models: transfer times, losses and availability.
 
 RETRANSMIT_S: Final = 0.2
 """Minimum retransmission timeout, seconds (Linux: TCP_RTO_MIN)."""
 
 
 class Network(NamedTuple):
-    """A kind of network: typical orders of magnitude, not measured on a particular one."""
+    """Kind of network: typical orders of magnitude, not measured on a particular one."""
 
     rtt_s: float
     """Round-trip time of a small packet."""
@@ -45,27 +45,27 @@ NETWORKS: Final[dict[str, Network]] = {
     "offline": Network(0.0, 0.0, 1.0, 1.0, 0.0, on_s=0.0, off_s=float("inf")),
     "flapping": Network(0.050, 0.015, 9e6, 40e6, 0.005, on_s=45.0, off_s=15.0),
 }
-"""wifi, 4g: medians of fixed and mobile lines, as commonly reported by public speed tests. 3g: HSPA as deployed, far below the
+"""Name -> network. wifi, 4g: medians of lines, as commonly reported by public speed tests. 3g: HSPA as deployed, far below the
 14.4 and 5.76 Mbit/s that 3GPP gives for its first releases. edge: 2G with EDGE, of whose 236 kbit/s (four slots, 3GPP) a part
 arrives. satellite: a geostationary one, whose four ways of 35,786 km alone take 0.48 s of a round trip. flapping: 4g with
 45 s of link, then 15 s without."""
 
 
 class Link:
-    """The course of one network, random by `random`."""
+    """Simulated course of one network, random by `random`."""
 
     def __init__(self, network: Network, random: Random) -> None:
         self._network, self._random = network, random
 
     def left_s(self, now: float) -> float:
-        """Seconds of link left at `now`; 0: there is none."""
+        """Return the seconds of link left at `now`; 0: there is none."""
         on_s, off_s = self._network.on_s, self._network.off_s
         if not on_s or on_s == float("inf"):
             return on_s
         return max(0.0, on_s - now % (on_s + off_s))
 
     def exchange_s(self, sent_bytes: float, received_bytes: float, server_s: float) -> float:
-        """Duration of a request and its reply on an open connection, seconds."""
+        """Draw at random the duration of a request and its reply on an open connection, seconds."""
         network, random = self._network, self._random
         took_s = max(network.rtt_s / 2, random.gauss(network.rtt_s, network.jitter_s)) + server_s
         took_s += 8 * (sent_bytes / network.up_bits_per_s + received_bytes / network.down_bits_per_s)
@@ -78,9 +78,9 @@ News = Literal["answered", "failed", "overdue", "dropped", "probed", "back"]
 
 
 class Gate:
-    """Admission control of one endpoint.
+    """Admission control of one endpoint: the live `Admission`, in virtual time.
 
-    A call's result is reported at its start, and takes effect at its own instant, so that no request depends on later events.
+    A call's result is reported at its start, and takes effect at its own time, so that no request depends on later events.
 
     Attributes:
         asked: number of requests sent.
@@ -95,13 +95,16 @@ class Gate:
         self.name, self.port, self.past, self.link, self.server_s = name, port, past, link, server_s
         self.asked = self.held = self.probes = 0
         self.rules, self._random = Admission(port.terms, spending), random
-        self._news: list[tuple[float, int, News, Hashable, Any]] = []
+        self._events: list[tuple[float, int, News, Hashable, Any]] = []
         self._count = 0
-        for at in () if link else past.back:
-            self._push(at, "back")
+        for time in () if link else past.back:
+            self._push(time, "back")
 
     def enter(self, slot: Hashable, cost: Cost, now: float) -> Rejection | None:
-        """Admits a request, which occupies the slot until its end, and books its cost; or returns why not."""
+        """Admit a request, which occupies the slot until its end, and book its cost; or return why it is rejected.
+
+        A rejected request may start a probe.
+        """
         self._catch_up(now)
         rejection = self.rules.enter(slot, now)
         if rejection is not None:
@@ -114,59 +117,60 @@ class Gate:
         return rejection
 
     def answered(self, slot: Hashable, at: float, took_s: float) -> None:
-        """Schedules the answer of a call."""
+        """Schedule the answer of a call."""
         self._push(at, "answered", slot, took_s)
 
     def failed(self, slot: Hashable, at: float, took_s: float, failure: Failure) -> None:
-        """Schedules the failure of a call."""
+        """Schedule the failure of a call."""
         self._push(at, "failed", slot, (took_s, failure))
 
     def overdue(self, slot: Hashable, at: float, took_s: float) -> None:
-        """Schedules the giving-up of a call at its deadline."""
+        """Schedule the timeout of a call at its deadline."""
         self._push(at, "overdue", slot, took_s)
 
     def dropped(self, slot: Hashable, at: float) -> None:
-        """Schedules the cancellation of a call whose answer was no longer needed."""
+        """Schedule the cancellation of a call whose answer was no longer needed."""
         self._push(at, "dropped", slot)
 
-    def _push(self, at: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
+    def _push(self, time: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
+        """Schedule an event."""
         self._count += 1
-        heappush(self._news, (at, self._count, what, slot, detail))
+        heappush(self._events, (time, self._count, what, slot, detail))
 
     def _catch_up(self, now: float) -> None:
-        """Applies all scheduled events up to `now`."""
-        news, rules = self._news, self.rules
-        while news and news[0][0] <= now:
-            at, _, what, slot, detail = heappop(news)
+        """Apply all scheduled events up to `now`."""
+        events, rules = self._events, self.rules
+        while events and events[0][0] <= now:
+            time, _, what, slot, detail = heappop(events)
             rules.leave(slot)
             if what == "back":
-                if rules.state == "open" and rules.link_up(at):
-                    self._probe(at)
+                if rules.state == "open" and rules.link_up(time):
+                    self._probe(time)
             elif what == "probed":
-                rules.probe_ended(at, self._random.random(), ok=detail)
+                rules.probe_ended(time, self._random.random(), ok=detail)
             elif what == "answered":
-                rules.succeeded(at, detail)
+                rules.succeeded(time, detail)
             elif what == "failed":
-                self._fail(at, *detail)
+                self._fail(time, *detail)
             elif what == "overdue" and rules.too_late(detail):
-                rules.failed(at, self._random.random())
+                rules.failed(time, self._random.random())
 
-    def _fail(self, at: float, took_s: float, failure: Failure) -> None:
-        """Applies a failure, with as many retries as there may have been."""
+    def _fail(self, time: float, took_s: float, failure: Failure) -> None:
+        """Apply a failure, with as many retries as there may have been."""
         rules, verdict = self.rules, failure.verdict()
         if verdict == "answered":
-            rules.succeeded(at)
+            rules.succeeded(time)
             return
         if verdict == "late" and not rules.too_late(took_s):
             return
-        rules.failed(at, self._random.random())
+        rules.failed(time, self._random.random())
         retries = self.port.retries if failure.retriable else 0
         while retries and rules.retry():
             retries -= 1
-            rules.failed(at, self._random.random())
+            rules.failed(time, self._random.random())
 
     def _probe(self, now: float) -> None:
-        """Probes whether the endpoint has recovered."""
+        """Probe the endpoint, and schedule the result."""
         self.probes += 1
         if not self.port.health:
             took_s: float | None = 0.0

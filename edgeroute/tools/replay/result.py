@@ -1,4 +1,4 @@
-"""Result of a replay, for people and programs."""
+"""Result of a replay, as numbers and as text; and the energy of calls by a trace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgeroute.tools.replay.setup import Setup
 
 
 class Change(NamedTuple):
-    """A request whose route changes."""
+    """Request whose route changes."""
 
     id: str
     recorded: str
-    """What each target did in the recording."""
+    """Results of its targets in the recording."""
     replayed: str
-    """The reason of its answer."""
+    """Reason of its answer in the replay."""
 
 
 class Gated(NamedTuple):
@@ -28,7 +28,7 @@ class Gated(NamedTuple):
     held: int
     """Requests that were rejected for a local reason: breaker, limits, consent."""
     probes: int
-    """Checks whether it is back, without user data."""
+    """Number of health checks, without user data."""
     opened: int
     """Number of times the breaker opened."""
 
@@ -44,43 +44,43 @@ class Energy(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What can be concluded about the answers. A trace has no values; it has who answered."""
+    """Comparison of the targets that answer. A trace has no values, only who answered."""
 
     same: int
-    """Same target as in the recording."""
+    """Requests with the same target as in the recording."""
     seen: int
-    """Another target, which had answered in the recording too, without being accepted."""
+    """Requests with another target, which had answered in the recording, too, without being accepted."""
     unknown: int
-    """Another target, which was not called in the recording, or did not answer."""
+    """Requests with another target, which was not called in the recording, or did not answer."""
 
 
 class Replay(NamedTuple):
-    """A trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels."""
+    """Trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels."""
 
     recorded: Numbers
     """Totals of the recording."""
     replayed: Numbers
     """Totals under the policy of the replay."""
     unknown: Mapping[str, int]
-    """Why a request could not be replayed -> how many; they are in `recorded` only."""
+    """Reason why requests could not be replayed -> their number; they are in `recorded` only."""
     refused: Mapping[str, int]
-    """Why the policy has no plan for a request -> how many."""
+    """Reason why the policy has no plan for requests -> their number."""
     unserved: int
     """Requests after the battery was empty."""
     changed: int
     """Requests answered by another target, or with another status."""
     examples: tuple[Change, ...]
-    """The first of those."""
+    """First changed requests."""
     values: Values
-    """Which targets answer, compared with the recording."""
+    """Targets that answer, compared with the recording."""
     estimated: Mapping[str, int]
-    """What was estimated, from similar calls or the network, as it was not recorded -> how often."""
+    """Quantity that was not recorded and so estimated, from similar calls or the network -> how often."""
     gates: Mapping[str, Gated]
     """Endpoint's name -> its admission control."""
     energy: Energy | None
-    """The battery at the end; None: none was given."""
+    """Battery at the end; None: no battery was given."""
     span_s: float
-    """From the first request to the last."""
+    """Seconds from the first request to the last."""
     skipped: int
     """Incomplete or invalid lines of the trace."""
     untimed: int
@@ -89,25 +89,26 @@ class Replay(NamedTuple):
     """Assumptions of the replay."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, ready for `json.dumps`."""
-        told = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
-        told["recorded"]["deferral_rate"] = self.recorded.deferral_rate
-        told["replayed"]["deferral_rate"] = self.replayed.deferral_rate
-        told["examples"] = [change._asdict() for change in self.examples]
-        told["gates"] = {name: gated._asdict() for name, gated in self.gates.items()}
-        return told
+        """Return all fields as JSON data."""
+        data = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
+        data["recorded"]["deferral_rate"] = self.recorded.deferral_rate
+        data["replayed"]["deferral_rate"] = self.replayed.deferral_rate
+        data["examples"] = [change._asdict() for change in self.examples]
+        data["gates"] = {name: gated._asdict() for name, gated in self.gates.items()}
+        return data
 
     def __str__(self) -> str:
         return "\n".join([*_table(self.recorded, self.replayed), "", *self._lines()])
 
     def _lines(self) -> list[str]:
+        """Return the text below the table."""
         of, values = self.replayed.requests, self.values
         lines = [f"{self.changed:,} of {of:,} requests would have gone another way"]
         for change in self.examples:
             lines += [f"  {change.id}", f"    recorded: {change.recorded}", f"    replayed: {change.replayed}"]
         lines.append(
             f"answers: {values.same:,} by the same target, {values.seen:,} by one that had answered then too, "
-            f"{values.unknown:,} by one that was not asked then or did not answer: what it would have said is not known"
+            f"{values.unknown:,} by one that was not asked then or did not answer: its answer is not known"
         )
         lines += [f"cannot be known, {n:,} requests: {why}" for why, n in self.unknown.items()]
         lines += [f"no plan, {n:,} requests: {why}" for why, n in self.refused.items()]
@@ -119,14 +120,17 @@ class Replay(NamedTuple):
             lines.append(f"battery: {spent:,.1f} J spent over {self.span_s:,.0f} s, {end}")
         lines += [f"estimated, {n:,} times: {what}" for what, n in self.estimated.items()]
         if self.skipped:
-            lines.append(f"left out: {self.skipped:,} lines that are no whole record, as after a power cut")
+            lines.append(f"left out: {self.skipped:,} incomplete records, as after a power cut")
         if self.untimed:
             lines.append(f"left out: {self.untimed:,} records without a time (at)")
         return [*lines, "taken for granted:", *(f"  {note}" for note in self.notes)]
 
 
 def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
+    """Return the lines of the table of totals."""
+
     def milliseconds(value: float | None) -> str:
+        """Format seconds as milliseconds."""
         return "-" if value is None else f"{value * 1000:,.2f}"
 
     rows: list[tuple[str, ...]] = [("", "recorded", "replayed")]
@@ -158,35 +162,35 @@ _COUNTS = (
 )
 
 
-# What calls take, as a trace has it: of the edges their recorded energy, of clouds their prices.
+# Energy of calls: of edges as recorded, of clouds by their prices.
 
 
 def goes_by_energy(setup: Setup) -> bool:
-    """Whether the policy has a rule or a limit that goes by what calls take."""
+    """Return True if the policy has a rule or a limit on energy."""
     frugal = any(rule.then == "cheapest_energy" for rule in setup.policy.device_rules)
     return frugal or setup.limits.joules_per_hour < INF
 
 
 def joules(trace: Recording, setup: Setup, edge_joules: float | None) -> Mapping[str, float]:
-    """Target -> energy of a call, joules, over the whole trace; one of which it is not known is missing.
+    """Return target -> energy of a call, joules, over the whole trace; targets of unknown energy are missing.
 
     Args:
-        trace: has the energy of edges' runs, if the router knew it.
-        setup: has the clouds' prices.
-        edge_joules: of a run of any edge; None: as recorded, on average.
+        trace: trace with the energy of edges' runs, if the router knew it.
+        setup: policy with the clouds' prices.
+        edge_joules: energy of a run of any edge; None: as recorded, on average.
     """
-    found: dict[str, float] = {}
+    energy: dict[str, float] = {}
     for target in setup.targets:
         name = target.name
         if target.side == "edge" and edge_joules is not None:
-            found[name] = edge_joules
+            energy[name] = edge_joules
         elif target.side == "edge":
-            took = [seen.joules for request in trace.requests if (seen := request.legs.get(name)) is not None and seen.joules]
-            if took:
-                found[name] = sum(took) / len(took)
+            recorded = [seen.joules for request in trace.requests if (seen := request.legs.get(name)) is not None and seen.joules]
+            if recorded:
+                energy[name] = sum(recorded) / len(recorded)
         elif name in setup.ports:
             terms, past = setup.ports[name].terms, trace.endpoints.get(name) or Past()
             mb = (past.sent_bytes + past.received_bytes) / 1e6
             if terms.joules_per_call or terms.joules_per_mb * mb:
-                found[name] = terms.joules_per_call + terms.joules_per_mb * mb
-    return found
+                energy[name] = terms.joules_per_call + terms.joules_per_mb * mb
+    return energy

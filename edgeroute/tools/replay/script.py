@@ -1,4 +1,4 @@
-"""Determines the result of each leg of a replayed request: from its record, the network model, or similar calls."""
+"""Result of each leg of a replayed request: from its record, the network model, or similar calls; battery and heat models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeroute.tools.replay.records import ANSWERED, Request, Seen, Tally
 
 
 class Heat(NamedTuple):
-    """One phase of thermal throttling."""
+    """Phase of thermal throttling."""
 
     after_s: float
     """Start of the phase, seconds after the first request."""
@@ -35,17 +35,17 @@ THERMAL: Final[dict[str, tuple[Heat, ...]]] = {
     "warm": (Heat(0.0, 1.0, 45.0), Heat(300.0, 1.2, 65.0)),
     "hot": (Heat(0.0, 1.0, 50.0), Heat(120.0, 1.3, 75.0), Heat(600.0, 1.8, 85.0)),
 }
-"""By name. Typical of devices without a fan under steady load, which often retain half to three quarters of their speed; not
-measured on a particular device."""
+"""Name -> phases. Typical of devices without a fan under steady load, which often retain half to three quarters of their speed;
+not measured on a particular device."""
 
 
 def heat(course: tuple[Heat, ...], now: float) -> Heat:
-    """The phase in force at `now`, seconds after the first request."""
+    """Return the phase in force at `now`, seconds after the first request."""
     return course[max(0, bisect_right(course, (now, float("inf"))) - 1)]
 
 
 class Battery(NamedTuple):
-    """The battery at the beginning, and its base load."""
+    """Battery at the beginning, and its base load."""
 
     level: float
     """Charge at the first request, 0..1."""
@@ -60,11 +60,11 @@ class Battery(NamedTuple):
         return self.level * self.wh * 3600
 
     def left(self, spent: float, now: float) -> float:
-        """Charge at `now`, 0..1, after `spent` joules for requests."""
+        """Return the charge at `now`, 0..1, after `spent` joules for requests."""
         return max(0.0, (self.joules - spent - self.idle_w * now) / (self.wh * 3600)) if self.wh else 0.0
 
     def empty_at(self, spent: float, now: float) -> float | None:
-        """When it ran empty, seconds after the first request, with `spent` joules for requests; None: not yet."""
+        """Return when the battery ran empty, seconds after the first request, with `spent` joules for requests; None: not yet."""
         left = self.joules - spent
         if left <= 0:
             return now
@@ -73,7 +73,7 @@ class Battery(NamedTuple):
 
 MB: Final = 1e6
 SLACK_S: Final = 1e-5
-"""Tolerance for rounded times: a leg unfinished at such an instant was unfinished a little later too."""
+"""Tolerance for rounded times: a leg unfinished at a time was unfinished a little later, too."""
 TIMEOUT = "no reply in {:g} s"
 NO_NETWORK = "there is no network"
 NOT_RUN = "{} did not run when this was recorded, so its confidence is not known"
@@ -85,11 +85,11 @@ _NONE: Final = Failure()
 
 
 class Unknown(Exception):
-    """The further course of this request cannot be determined: why."""
+    """Raised when the further course of a request cannot be determined; the message is the reason."""
 
 
 class Call:
-    """One request sent to an endpoint; it is its own slot there."""
+    """Request sent to an endpoint; it is its own slot there."""
 
     __slots__ = ("begun", "cost", "gate", "received", "rest", "sent", "shared")
 
@@ -99,16 +99,16 @@ class Call:
 
 
 class Script:
-    """Answers the walks of one request after the other.
+    """Source of the events for the walk of one request after the other.
 
     Args:
-        gates: by the name of the cloud.
+        gates: cloud's name -> its gate.
         spending: shared spending.
-        course: one of `device.THERMAL`.
+        course: phases of heat; empty: none.
         random: random numbers.
 
     Attributes:
-        estimated: what was estimated from similar calls, as it was not recorded -> how often.
+        estimated: quantity that was estimated from similar calls -> how often.
     """
 
     def __init__(self, gates: Mapping[str, Gate], spending: Spending, course: tuple[Heat, ...], random: Random) -> None:
@@ -121,14 +121,14 @@ class Script:
         self._request: Request
 
     def begin(self, request: Request, plan: Plan) -> None:
-        """Sets the request whose walk begins now."""
+        """Set the request whose walk begins now."""
         self._request, self._legs, self._open = request, plan.legs, ""
         for call in self._calls.values():  # the course of the previous request could not be determined
             call.gate.rules.leave(call)
         self._calls.clear()
 
     def __call__(self, start: Start, now: float) -> Event:
-        """The event of a leg that is started now.
+        """Return the event of a leg that starts now.
 
         Raises:
             Unknown: it cannot be determined.
@@ -139,63 +139,73 @@ class Script:
         return self._edge(i, leg, seen, now) if leg.permit is None else self._cloud(i, leg, seen, now)
 
     def _edge(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
+        """Return the event of an edge, by its record."""
         if seen is None or seen.away:
             raise Unknown(NOT_RUN.format(leg.name))
-        at = now + (seen.took_s * heat(self._course, now).times if self._course else seen.took_s)
+        end = now + (seen.took_s * heat(self._course, now).times if self._course else seen.took_s)
         if seen.what in ANSWERED:
             value = self._value(leg, seen) if leg.thresholds else None
-            return new(Done, (i, new(Prediction, (value, seen.confidence, None)), at))
+            return new(Done, (i, new(Prediction, (value, seen.confidence, None)), end))
         if seen.what == "failed":
-            return Failed(i, Told(seen.error, seen.failure), at, fatal=seen.failure.code == "bad_input")
+            return Failed(i, RecordedError(seen.error, seen.failure), end, fatal=seen.failure.code == "bad_input")
         self._open = NOT_ENDED.format(leg.name)
-        return Failed(i, _OPEN, at + SLACK_S)
+        return Failed(i, _OPEN, end + SLACK_S)
 
     def _value(self, leg: Leg, seen: Seen) -> str | None:
-        """A value whose per-class threshold is the recorded one; None: the general threshold applies."""
-        own = seen.own
-        if own is not None and own[1] == leg.label:
-            if own[0] == leg.threshold:
+        """Return a value whose per-class threshold is the recorded one; None: the general threshold applies."""
+        recorded = seen.own
+        if recorded is not None and recorded[1] == leg.label:
+            if recorded[0] == leg.threshold:
                 return None
             for value, threshold in leg.thresholds.items():
-                if threshold == own[0]:
+                if threshold == recorded[0]:
                     return value
         assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
-        every = (leg.threshold, *leg.thresholds.values())
-        sure = seen.confidence
-        if sure is not None and not leg.final and not leg.standby and min(every) <= sure and (sure < max(every) or INF in every):
+        all_thresholds = (leg.threshold, *leg.thresholds.values())
+        edge_confidence = seen.confidence
+        if (
+            edge_confidence is not None
+            and not leg.final
+            and not leg.standby
+            and min(all_thresholds) <= edge_confidence
+            and (edge_confidence < max(all_thresholds) or INF in all_thresholds)
+        ):
             raise Unknown(NO_CLASS.format(leg.name))
         return None
 
     def _cloud(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
+        """Return the event of a cloud: rejected by its gate, or answered."""
         gate = self._gates[leg.name]
         if seen is not None and not seen.away:
             seen = None
         if seen is not None and seen.failure.code in {"consent", "redaction", "view"}:
             gate.held += 1
-            return Failed(i, Told(seen.error, seen.failure), now)
-        known = None if seen is None or seen.held else seen
+            return Failed(i, RecordedError(seen.error, seen.failure), now)
+        call_seen = None if seen is None or seen.held else seen
         sent, received = (
-            (gate.past.sent_bytes, gate.past.received_bytes) if known is None else (known.sent_bytes, known.received_bytes)
+            (gate.past.sent_bytes, gate.past.received_bytes)
+            if call_seen is None
+            else (call_seen.sent_bytes, call_seen.received_bytes)
         )
         rejection = self._enter(i, gate, now, sent, received)
         if rejection is not None:
             gate.held += 1
             return Failed(i, Held(f"{gate.name} was not asked: {rejection.text}", code=rejection.code), now)
-        event = self._answer(i, gate, known, now, sent, received)
+        event = self._answer(i, gate, call_seen, now, sent, received)
         if event.at - now > gate.port.patience_s:
             return Failed(i, TimedOut(TIMEOUT.format(gate.port.patience_s)), now + gate.port.patience_s)
         return event
 
     def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
-        """Books the call, or returns why it may not be made. The rows of a batch are one call, unless each takes its own."""
+        """Book the call, or return why it is rejected. The rows of a batch are one call, unless each takes its own."""
         key = self._request.batch, gate.name
         shared = bool(key[0]) and key in self._batches
-        own = not shared or gate.port.one_by_one
-        cost = gate.rules.cost(sent / MB, int(own))
+        is_own_call = not shared or gate.port.one_by_one
+        cost = gate.rules.cost(sent / MB, int(is_own_call))
         call = Call(gate, now, sent, received, cost, gate.rules.cost(received / MB), shared=shared)
         if shared:
             rejection = self._batches[key]
-            if rejection is None and own:
+            if rejection is None and is_own_call:
                 rejection = gate.rules.take(now, 1) or self._spending.reserve(cost, now)
             elif rejection is None:
                 self._spending.add(cost, now)
@@ -208,31 +218,31 @@ class Script:
             self._calls[i] = call
         return rejection
 
-    def _answer(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
-        """The event of a call that is sent."""
-        if known is None and (sent or received):
+    def _answer(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
+        """Return the event of a call that is sent: as recorded, or estimated."""
+        if seen is None and (sent or received):
             self.estimated["bytes of calls"] += 1
         if gate.link is not None:
-            return self._over(i, gate, known, now, sent, received)
-        if known is not None and known.what in ANSWERED:
-            return Done(i, Prediction(None, known.confidence, None), now + known.took_s)
-        if known is not None and known.what == "failed":
-            return Failed(i, Told(known.error, known.failure), now + known.took_s)
-        away = gate.past.away(now) if known is None else None
-        if away is not None:
+            return self._over_network(i, gate, seen, now, sent, received)
+        if seen is not None and seen.what in ANSWERED:
+            return Done(i, Prediction(None, seen.confidence, None), now + seen.took_s)
+        if seen is not None and seen.what == "failed":
+            return Failed(i, RecordedError(seen.error, seen.failure), now + seen.took_s)
+        outage = gate.past.away(now) if seen is None else None
+        if outage is not None:
             self.estimated["failures of calls, as those around them failed"] += 1
-            return Failed(i, Told(away.error, away.failure), now + gate.past.failure_s)
-        took_s = gate.past.longer(known.took_s + SLACK_S if known is not None else 0.0, self._random.random())
+            return Failed(i, RecordedError(outage.error, outage.failure), now + gate.past.failure_s)
+        took_s = gate.past.longer(seen.took_s + SLACK_S if seen is not None else 0.0, self._random.random())
         if took_s is not None:
             self.estimated["latencies of calls, as one that is recorded"] += 1
             return Done(i, Prediction(None, None, None), now + took_s)
-        if known is None:
+        if seen is None:
             raise Unknown(NEVER_ASKED.format(gate.name))
         self._open = LONGER.format(gate.name)
-        return Failed(i, _OPEN, now + known.took_s + SLACK_S)
+        return Failed(i, _OPEN, now + seen.took_s + SLACK_S)
 
-    def _over(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
-        """The event of a call over the simulated network."""
+    def _over_network(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
+        """Return the event of a call over the simulated network."""
         assert gate.link is not None, "there is one"
         left_s = gate.link.left_s(now)
         if not left_s:
@@ -242,66 +252,67 @@ class Script:
         if took_s > left_s:
             took_s = gate.port.patience_s  # black hole: no reply and no error
             return Failed(i, TimedOut(TIMEOUT.format(took_s)), now + took_s)
-        if known is not None and known.failure.of_the_input:
-            return Failed(i, Told(known.error, known.failure), now + took_s)
+        if seen is not None and seen.failure.of_the_input:
+            return Failed(i, RecordedError(seen.error, seen.failure), now + took_s)
         return Done(i, Prediction(None, None, None), now + took_s)
 
     def end(self, outcome: Outcome, tally: Tally) -> None:
-        """Ends the walk: reports the results to the gates, and books the costs.
+        """End the walk: report the results to the gates, and book the costs.
 
         Raises:
             Unknown: it depends on a leg that had not ended in the record.
         """
         if self._open and any(mark.detail is _OPEN for mark in outcome.log):
-            for given_up in self._calls.values():
-                given_up.gate.dropped(given_up, outcome.ended)
+            for unfinished in self._calls.values():
+                unfinished.gate.dropped(unfinished, outcome.ended)
             self._calls.clear()
             raise Unknown(self._open)
         if self._calls:
-            for kind, i, at, detail in outcome.log:
+            for kind, i, time, detail in outcome.log:
                 if kind not in {"start", "limit"} and (call := self._calls.get(i)) is not None:
-                    self._settle(call, kind, at, detail, tally)
+                    self._settle(call, kind, time, detail, tally)
             self._calls.clear()
 
-    def _settle(self, call: Call, kind: Kind, at: float, detail: Any, tally: Tally) -> None:
+    def _settle(self, call: Call, kind: Kind, time: float, detail: Any, tally: Tally) -> None:
+        """Report the result of a call to its gate, and book its costs."""
         usd, joules = call.cost.usd, call.cost.joules
         tally.sent_bytes += call.sent
         if kind in ANSWERED:
             tally.received_bytes += call.received
             usd, joules = usd + call.rest.usd, joules + call.rest.joules
-            self._spending.add(call.rest, at)
+            self._spending.add(call.rest, time)
         tally.usd += usd
         tally.joules += joules
         if call.shared:
             return
         tally.calls += 1
-        took_s = at - call.begun
+        took_s = time - call.begun
         if kind in ANSWERED:
-            call.gate.answered(call, at, took_s)
+            call.gate.answered(call, time, took_s)
         elif kind == "failed":
-            call.gate.failed(call, at, took_s, Failure.of(detail))
+            call.gate.failed(call, time, took_s, Failure.of(detail))
         elif kind == "timeout":
-            call.gate.overdue(call, at, took_s)
+            call.gate.overdue(call, time, took_s)
         else:
-            call.gate.dropped(call, at)
+            call.gate.dropped(call, time)
 
 
-class Told(EdgerouteError):
-    """A recorded error.
+class RecordedError(EdgerouteError):
+    """Error of a recorded call.
 
     Args:
-        told: its type and message.
+        text: its type and message.
         failure: its code and properties.
 
     Attributes:
-        held: the endpoint was not called.
+        held: True if the endpoint was not called.
     """
 
-    def __init__(self, told: str, failure: Failure = _NONE) -> None:
-        kind, _, text = told.partition(": ")
-        super().__init__(text or kind)
+    def __init__(self, text: str, failure: Failure = _NONE) -> None:
+        kind, _, message = text.partition(": ")
+        super().__init__(message or kind)
         self.code, self.status, self.again = failure
         self.held = failure.held
 
 
-_OPEN = Told("it had not ended")
+_OPEN = RecordedError("it had not ended")

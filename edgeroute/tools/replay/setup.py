@@ -1,4 +1,4 @@
-"""Setup of a replay: the deciding parts of a policy, without anything that runs."""
+"""Setup of a replay: the parts of a policy that decide routes, without anything that runs."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ if TYPE_CHECKING:
 
 
 KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry"})
-"""Policy keys about storage and background work, which replay ignores."""
+"""Policy keys about storage and background work, which a replay ignores."""
 
 
 class Port(NamedTuple):
-    """How an endpoint is called."""
+    """Call settings of an endpoint: prices, retries, timeout, health check."""
 
     terms: Terms = Terms()
     retries: int = 0
     patience_s: float = 10.0
     """Timeout of a request with its retries, seconds."""
     health: bool = True
-    """It has a health check; without one the next request is the probe."""
+    """True if it has a health check; otherwise the next request is the probe."""
     one_by_one: bool = False
-    """Each row of a batch is a call of its own."""
+    """True if each row of a batch takes a separate call."""
 
 
 class Setup(NamedTuple):
-    """A policy prepared for replay."""
+    """Policy prepared for a replay."""
 
     policy: Policy
-    """The rules to replay under."""
+    """Policy of the replay."""
     targets: tuple[Target, ...]
     """Edges and clouds, in order."""
     ports: Mapping[str, Port]
-    """By name of the cloud."""
+    """Cloud's name -> its call settings."""
     limits: Limits = Limits()
     """Spending limits; by default there are none."""
     metered: bool = False
-    """Whether the link is metered: then nothing is hedged."""
+    """True if the link is metered: then nothing is hedged."""
     cached: bool = True
-    """Whether there is a cache."""
+    """True if there is a cache."""
 
     @classmethod
     def read(cls, path: str | Path) -> Setup:
-        """From a policy file. Opens no model and no connection; a missing model is assumed to exist.
+        """Read a policy file. Opens no model and no connection; a missing model is assumed to exist.
 
         Raises:
             PolicyError: one message with all problems.
@@ -60,20 +60,20 @@ class Setup(NamedTuple):
         from edgeroute.policy.targets import grouped
 
         path = Path(path)
-        given = policy.load(path)
-        bare: dict[str, Any] = dict.fromkeys(KEPT & {*type(given).model_fields})
-        told = given.model_copy(update={**bare, "edge": []}).arguments(path.parent)
+        sections = policy.load(path)
+        bare: dict[str, Any] = dict.fromkeys(KEPT & {*type(sections).model_fields})
+        arguments = sections.model_copy(update={**bare, "edge": []}).arguments(path.parent)
         for name in KEPT:
-            told.pop(name, None)
-        limits, metered = told.pop("limits"), told.pop("metered")
-        edges = [_edge(section, path.parent) for section in given.edge]
-        told |= {"edge": grouped(edges, given.edge), "uncalibrated": "tell"}
-        snapshot = build(PolicyArguments(**told), _unguarded)
-        return cls.of(snapshot, limits or Limits(), metered=metered, cached=given.cache is not None)
+            arguments.pop(name, None)
+        limits, metered = arguments.pop("limits"), arguments.pop("metered")
+        edges = [_edge(section, path.parent) for section in sections.edge]
+        arguments |= {"edge": grouped(edges, sections.edge), "uncalibrated": "tell"}
+        snapshot = build(PolicyArguments(**arguments), _no_guard)
+        return cls.of(snapshot, limits or Limits(), metered=metered, cached=sections.cache is not None)
 
     @classmethod
     def of(cls, snapshot: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
-        """From a live snapshot."""
+        """Return the setup of a router's snapshot."""
         ports = {}
         for runner in snapshot.clouds:
             address = getattr(getattr(runner, "endpoint", None), "address", None)
@@ -92,11 +92,12 @@ class _Absent:
         self.name = name
 
     def run(self, inputs: list[Any], cancel: Any = None) -> NoReturn:  # noqa: ARG002 - required by the protocol
+        """Raise `ModelMissing`."""
         raise ModelMissing(f"{self.name} is not on this machine")
 
 
 def _edge(section: Edge, folder: Path) -> Any:
-    """The model, not loaded; or a placeholder."""
+    """Return the edge model, not loaded; or a placeholder if its file is missing."""
     try:
         model = section.make(folder)
     except ModelMissing:  # also the card that the policy names
@@ -105,5 +106,5 @@ def _edge(section: Edge, folder: Path) -> Any:
     return model if path is None or Path(path).exists() else _Absent(model.name)
 
 
-def _unguarded(runner: Any) -> Any:
-    """No guard: replay never calls a cloud."""
+def _no_guard(runner: Any) -> Any:
+    """Return no guard: a replay never calls a cloud."""

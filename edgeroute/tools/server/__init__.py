@@ -1,4 +1,4 @@
-"""Servers for one machine: of models (`edgeroute serve`) and of a router (`edgeroute gateway`).
+"""HTTP servers for one machine: of model files (`edgeroute serve`) and of a router (`edgeroute gateway`).
 
 `serve.serve(paths)` runs a small inference server, for demos, tests and first steps: no fleet, no TLS, no authentication. It
 implements the Open Inference Protocol v2, JSON and binary tensors, and serves the models' raw tensors: preprocessing is the

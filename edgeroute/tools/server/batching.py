@@ -1,8 +1,8 @@
-"""Dynamic batching: requests that arrive during a run of the model share the next one.
+"""Dynamic batching of inference requests for one model, and the meter of its load.
 
-There is no delay to configure. An idle model runs a request at once, so that light traffic does not wait; under load,
-requests gather during the run in progress, and batches grow with the load. A fixed delay would only add latency
-under light traffic, and gain nothing under load.
+Requests that arrive during a run of the model share the next run. There is no delay to configure. An idle model runs a request
+at once, so that light traffic does not wait; under load, requests gather during the run in progress, and batches grow with the
+load. A fixed delay would only add latency under light traffic, and gain nothing under load.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from edgeroute.edge.card import Array, Card
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.types import TensorSpec
 
-# How loaded a served model is, as its replies say it: the header `endpoint-load-metrics`, in ORCA's text form.
+# The load of a served model. Each reply reports it in the header `endpoint-load-metrics`, in ORCA's text form.
 
 WINDOW_S = 2.0
-"""Time over which use is averaged, seconds."""
+"""Time constant of the average of a model's use, seconds."""
 
 
 class Meter:
-    """Used share of a model: the time in which runs go, weighted by how full their batches are. The clock is passed in."""
+    """Running average of a model's use: the share of time with a run, weighted by how full the batches are.
+
+    The caller passes the clock.
+    """
 
     def __init__(self) -> None:
         self._used, self._level, self._at = 0.0, 0.0, 0.0
 
     def level(self, level: float, now: float) -> None:
-        """From this instant on, runs use that share, 0..1; 0: no run goes."""
+        """Set the use from now on, 0 to 1; 0 means that nothing runs."""
         self._used, self._level, self._at = self.used(now), level, now
 
     def used(self, now: float) -> float:
-        """The share at this instant, averaged with weights that fade by `WINDOW_S`."""
-        fades = exp(-max(0.0, now - self._at) / WINDOW_S)
-        return self._used * fades + self._level * (1 - fades)
+        """Return the average use, 0 to 1, with weights that fade over `WINDOW_S`."""
+        decay = exp(-max(0.0, now - self._at) / WINDOW_S)
+        return self._used * decay + self._level * (1 - decay)
 
 
-def header(used: float, queue_s: float) -> dict[str, str]:
-    """The header of a reply."""
+def load_headers(used: float, queue_s: float) -> dict[str, str]:
+    """Return the response header that reports a model's use and the wait of its oldest request."""
     return {"endpoint-load-metrics": f"TEXT application_utilization={used:.3f}, named_metrics.queue_s={queue_s:.3f}"}
 
 
@@ -54,27 +57,30 @@ Tensors = Mapping[str, Array]
 
 
 class Model(Protocol):
-    """A model that is fed tensors, such as `edgeroute.tools.server.model.Fed`."""
+    """Interface of a model that takes tensors by name; `edgeroute.tools.server.model.TensorModel` implements it."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the model."""
 
     @property
     def card(self) -> Card:
-        """Its card; an empty one if it has none."""
+        """Card of the model; an empty card if it has none."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes."""
+        """Specifications of the input tensors."""
 
     @property
     def run_feed(self) -> Callable[[dict[str, Array]], Any]:
-        """Runs every input, name -> array; returns the card's output, or the only one; a mapping if there are several."""
+        """Function that runs the model on all inputs, name -> array.
+
+        It returns the output that the card selects, or the only output; with several outputs a mapping, name -> array.
+        """
 
 
 class Full(EdgerouteError):
-    """The queue is full. `headers`: the report of the model's load."""
+    """Error of a request that is refused because the model's queue is full. `headers` report the model's load."""
 
     def __init__(self, text: str, headers: Mapping[str, str]) -> None:
         super().__init__(text)
@@ -82,6 +88,8 @@ class Full(EdgerouteError):
 
 
 class _Job:
+    """One queued request: its tensors, its number of rows, and the future of its result."""
+
     __slots__ = ("done", "feed", "key", "rows", "since")
 
     def __init__(self, feed: dict[str, Array], rows: int, done: asyncio.Future[Tensors]) -> None:
@@ -91,17 +99,19 @@ class _Job:
 
 
 class Batcher:
-    """Batches requests of one model: one run at a time, in a thread of its own. Everything else is on the event loop.
+    """Queue and batch runner of one model.
+
+    One run at a time, in a thread that belongs to the batcher. Everything else happens on the event loop.
 
     Args:
-        model: loaded.
-        outputs: of the model.
+        model: the loaded model.
+        outputs: specifications of the model's outputs.
         max_batch: rows merged into one run; a larger single request is run alone.
         queue: requests that may wait, beyond those being run.
 
     Attributes:
-        merges: whether requests share runs: the first axis of every input and output is dynamic, and counts the inputs.
-        requests, rows, runs: successful ones; rows / runs is the mean batch size.
+        merges: True if requests share runs: the first axis of every input and output is dynamic, and counts the inputs.
+        requests, rows, runs: counts of what succeeded; rows / runs is the mean batch size.
         failed: failed requests.
     """
 
@@ -117,14 +127,21 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a run."""
+        """Number of requests that wait for a run."""
         return len(self._waiting)
 
     def submit(self, feed: dict[str, Array], rows: int) -> asyncio.Future[Tensors]:
-        """Queues tensors that fit the model, `rows` long in their first axis. Cancel the future to withdraw the request.
+        """Queue a request and return the future of its outputs. Cancel the future to withdraw the request.
+
+        Starts the task that runs the queue if none is active.
+
+        Args:
+            feed: tensors that fit the model, name -> array.
+            rows: length of their first axis.
 
         Raises:
-            Full: at once; ModelError: from the future.
+            Full: at once, if the queue is full.
+            ModelError: from the future.
         """
         if len(self._waiting) >= self.queue:
             self._waiting = deque(job for job in self._waiting if not job.done.done())
@@ -137,15 +154,16 @@ class Batcher:
         return job.done
 
     def load(self) -> dict[str, str]:
-        """The header that reports the load: the used share, and how long the first that waits has done so."""
+        """Return the header that reports the model's use and how long the oldest waiting request has waited."""
         now = monotonic()
-        return header(self._meter.used(now), max(0.0, now - self._waiting[0].since) if self._waiting else 0.0)
+        return load_headers(self._meter.used(now), max(0.0, now - self._waiting[0].since) if self._waiting else 0.0)
 
     def close(self) -> None:
-        """Ends the thread after the run in progress."""
+        """Shut down the thread without waiting; the run in progress ends first."""
         self._thread.shutdown(wait=False)
 
     async def _drain(self) -> None:
+        """Run batches until the queue is empty: resolve each request's future and count successes and failures."""
         loop = asyncio.get_running_loop()
         while batch := self._take():
             full = min(1.0, sum(job.rows for job in batch) / self.max_batch) if self.merges else 1.0
@@ -167,7 +185,10 @@ class Batcher:
         self._task = None
 
     def _take(self) -> list[_Job]:
-        """Removes the oldest request, and those that can be batched with it. The rest keep their order: none is starved."""
+        """Remove the oldest request from the queue, with those that can share its run, and return them.
+
+        Withdrawn requests are dropped. The others keep their order, so that none is starved.
+        """
         batch: list[_Job] = []
         rest: deque[_Job] = deque()
         rows = 0
@@ -183,34 +204,40 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[_Job]) -> Sequence[Tensors | ModelError]:
-        """Runs a batch, in the thread; never raises. If it fails, its requests run one by one: one must not fail the others."""
+        """Run a batch in the thread and return a result or error per request; never raises.
+
+        If the merged run fails, each request runs alone, so that one cannot fail the others.
+        """
         if len(batch) > 1:
             try:
-                return self._together(batch)
+                return self._run_merged(batch)
             except Exception as e:  # noqa: BLE001 - e.g. out of memory for the batch; a persistent error is raised again below
                 _log.warning("%d requests failed together, each is run by itself now: %s", len(batch), e)
-        return [self._alone(job) for job in batch]
+        return [self._run_alone(job) for job in batch]
 
-    def _alone(self, job: _Job) -> Tensors | ModelError:
+    def _run_alone(self, job: _Job) -> Tensors | ModelError:
+        """Run one request; return its outputs, or the `ModelError` as a value."""
         try:
-            return self._once(job.feed)
+            return self._run_model(job.feed)
         except ModelError as e:
             return e
 
-    def _together(self, batch: list[_Job]) -> list[Tensors]:
+    def _run_merged(self, batch: list[_Job]) -> list[Tensors]:
+        """Run the concatenated tensors of several requests and split the outputs by request."""
         feeds = [job.feed for job in batch]
-        out = self._once({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
+        out = self._run_model({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
         total = sum(job.rows for job in batch)
         if any(array.shape[:1] != (total,) for array in out.values()):
-            raise ModelError(f"{self.model.name} gave another number of rows than it was given")
+            raise ModelError(f"{self.model.name} returned another number of rows than it received: correct the model")
         pieces: list[Tensors] = []
-        at = 0
+        start = 0
         for job in batch:
-            pieces.append({name: array[at : at + job.rows] for name, array in out.items()})
-            at += job.rows
+            pieces.append({name: array[start : start + job.rows] for name, array in out.items()})
+            start += job.rows
         return pieces
 
-    def _once(self, feed: dict[str, Array]) -> dict[str, Array]:
+    def _run_model(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """Call the model on one feed, count the run, and return its outputs by name; any failure becomes a `ModelError`."""
         try:
             out = self.model.run_feed(feed)
             self.runs += 1
@@ -224,10 +251,13 @@ class Batcher:
 
 
 def _tensor(output: Array | list[Mapping[Any, float]]) -> Array:
-    """An output as an array; mappings from class to probability [n] as [n, classes], in the order of the first."""
+    """Return an output as an array. A list of mappings class -> probability becomes float32 [n, classes].
+
+    The columns have the order of the first mapping.
+    """
     if not isinstance(output, list):
         return output
     if not output or not all(isinstance(row, Mapping) for row in output):
-        raise ModelError("an output is a sequence of tensors, which the protocol does not have: give it as one tensor")
+        raise ModelError("an output is a sequence of tensors, which the protocol does not support: return it as one tensor")
     names = list(output[0])
     return np.array([[row[name] for name in names] for row in output], np.float32)

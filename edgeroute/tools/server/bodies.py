@@ -1,4 +1,4 @@
-"""Request bodies: read within limits of time and of size, of each and of all together."""
+"""Reader of request bodies with limits of size, of total size in memory, and of time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _BUSY = "the requests in progress are too large together: try again later"
 
 
 class Bodies:
-    """The bodies that are held at present.
+    """Limits on request bodies, and the count of the bytes in memory.
 
     Args:
-        most: bytes of one.
-        total: bytes of all together, those whose requests wait for the model included.
-        timeout_s: from a request's head to the end of its body.
+        most: bytes of one body.
+        total: bytes of all bodies together, including those whose requests wait for the model.
+        timeout_s: time from a request's head to the end of its body.
     """
 
     def __init__(self, most: int, total: int, timeout_s: float) -> None:
         self.most, self.total, self.timeout_s = most, total, timeout_s
         self.held = 0
-        """Bytes that are held now."""
+        """Bytes in memory now."""
 
     @contextmanager
     def one(self) -> Iterator[Body]:
-        """A request's body; its bytes count as held until the `with` block ends."""
+        """Provide a `Body` for one request; at the end of the `with` block its bytes no longer count."""
         body = Body(self)
         try:
             yield body
@@ -41,20 +41,20 @@ class Bodies:
 
 
 class Body:
-    """One request's body; `size` is what has come of it."""
+    """Body of one request. `size` is the number of its bytes in memory."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies, self.size = bodies, 0
 
     async def read(self, announced: bytes, receive: Receive) -> bytes | None:
-        """The whole body; None: the client disconnected.
+        """Read the whole body; return None if the client disconnected.
 
         Args:
-            announced: the header Content-Length.
-            receive: of the request.
+            announced: value of the header Content-Length.
+            receive: the ASGI channel of the request.
 
         Raises:
-            HTTPException: 413, it is too large; 503, all together are; 408, it took too long.
+            HTTPException: 413 if it is too large, 503 if all bodies together are, 408 if it takes too long.
         """
         self._check(int(announced) if announced.isdigit() else 0)
         loop = asyncio.get_running_loop()
@@ -76,10 +76,10 @@ class Body:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def grow(self, size: int) -> None:
-        """Counts what its files are once they are decoded as held as well.
+        """Count the bytes of the request's decoded files in addition.
 
         Raises:
-            HTTPException: 413, it is too large; 503, all together are.
+            HTTPException: 413 if they can never fit the total, 503 if they do not fit beside the other requests.
         """
         if self.size + size > self._bodies.total:
             raise HTTPException(413, f"its files make {size} bytes, which is too large: send fewer rows at a time")
@@ -89,23 +89,28 @@ class Body:
         self._bodies.held += size
 
     def _check(self, size: int) -> None:
+        """Raise 413 if a size exceeds the limit of one body."""
         if size > self._bodies.most:
             raise HTTPException(413, f"the body has more than {self._bodies.most} bytes: send fewer rows at a time")
 
 
 class OneLength:
-    """Middleware that refuses a request with both Content-Length and Transfer-Encoding: proxies disagree where it ends."""
+    """ASGI middleware that answers 400 to a request with both Content-Length and Transfer-Encoding.
+
+    Proxies disagree where such a request ends.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the others on."""
+        """Answer 400 to such a request; pass any other to the application."""
         app: ASGIApp = self.app
         if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-            app = _two_lengths()
+            app = _two_lengths_reply()
         await app(scope, receive, send)
 
 
-def _two_lengths() -> Response:
+def _two_lengths_reply() -> Response:
+    """Return the 400 reply to a request with two lengths."""
     return reply({"error": "bad request: Content-Length and Transfer-Encoding contradict each other: send one"}, 400, CLOSE)

@@ -1,4 +1,7 @@
-"""Answers of a router as OpenAI's completions, whole and in chunks, with where they came from."""
+"""OpenAI's response format for a router's answers: whole completions, stream chunks, and headers with the answer's origin.
+
+Also `Routing`, the gateway's calls of the router.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ from edgeroute.errors import EdgerouteError, NoAnswer
 from edgeroute.router.aio import AsyncRouter
 from edgeroute.router.streams import AsyncStream
 from edgeroute.system.process import json_dumps, plain
-from edgeroute.tools.server.gateway_requests import Asked
+from edgeroute.tools.server.gateway_requests import CompletionRequest
 from edgeroute.tools.server.guard import Options
 from edgeroute.types import Answer
 
 REASON = 400
-"""Characters of a reason, in a header and beside the usage."""
+"""Most characters of a reason, in a header and in the body."""
 DONE = b"data: [DONE]\n\n"
 
 
 def confidence_of(answer: Answer[Any]) -> float | None:
-    """The answer's confidence as JSON can have it."""
-    found = answer.confidence
-    return float(found) if isinstance(found, float | int) and isfinite(found) else None
+    """Return the answer's confidence as a finite float; None if there is none."""
+    confidence = answer.confidence
+    return float(confidence) if isinstance(confidence, float | int) and isfinite(confidence) else None
 
 
-def told(answer: Answer[Any]) -> dict[str, Any]:
-    """Where an answer came from, and why."""
+def origin_of(answer: Answer[Any]) -> dict[str, Any]:
+    """Return the JSON object that tells which leg answered, its confidence, the reason and the latency."""
     return {
         "id": answer.id,
         "source": answer.source,
@@ -44,79 +47,79 @@ def told(answer: Answer[Any]) -> dict[str, Any]:
 
 
 def headers_of(answer: Answer[Any]) -> dict[str, str]:
-    """The same as headers of a reply: ASCII on one line, whatever a model or a server said."""
-    about = told(answer)
-    found = {
-        f"x-edgeroute-{name}": str(about[name])
+    """Return the answer's origin as response headers, made ASCII on one line."""
+    origin = origin_of(answer)
+    headers = {
+        f"x-edgeroute-{name}": str(origin[name])
         for name in ("id", "source", "leg", "reason", "confidence")
-        if about[name] is not None
+        if origin[name] is not None
     }
     if answer.degraded:
-        found["x-edgeroute-degraded"] = "true"
-    return {name: ascii_of(text) for name, text in found.items()}
+        headers["x-edgeroute-degraded"] = "true"
+    return {name: ascii_of(text) for name, text in headers.items()}
 
 
 def ascii_of(text: str) -> str:
-    """A text that a header can have."""
+    """Return a text with every character that a header cannot have replaced by "?"."""
     return "".join(c if " " <= c <= "~" else "?" for c in text).strip()
 
 
 class Completion:
-    """What is said of one request's answer."""
+    """Builder of the reply to one request: a whole completion, or the chunks of a stream."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
+    def __init__(self, request: CompletionRequest) -> None:
+        self.request = request
         self.created = int(time())
-        kind = "chat.completion" if asked.chat else "text_completion"
-        self._whole = {"id": "", "object": kind, "created": self.created, "model": asked.model}
-        chunk = "chat.completion.chunk" if asked.chat else "text_completion"
+        kind = "chat.completion" if request.chat else "text_completion"
+        self._whole = {"id": "", "object": kind, "created": self.created, "model": request.model}
+        chunk = "chat.completion.chunk" if request.chat else "text_completion"
         self._chunk: dict[str, Any] = {**self._whole, "object": chunk}
 
     def whole(self, answer: Answer[Any]) -> dict[str, Any]:
-        """The reply to a request that is answered whole."""
+        """Return the body of a reply that is not streamed."""
         reply = _reply(answer)
         choice = _choice(reply)
-        text, what = _text(answer, choice), dict[str, Any]()
-        if self.asked.chat:
+        text, content = _text(answer, choice), dict[str, Any]()
+        if self.request.chat:
             message = {**_message(choice), "role": "assistant", "content": text}
             message.pop("tool_calls", None)
             if calls := _calls(choice, answer.id):
                 message |= {"content": text or None, "tool_calls": calls}
-            what["message"] = message
+            content["message"] = message
         else:
-            what["text"] = text
-        made = {**self._whole, "id": self._id(answer.id)}
-        made["choices"] = [{"index": 0, **what, "logprobs": self._logprobs(choice), "finish_reason": _finish(answer, choice)}]
+            content["text"] = text
+        body = {**self._whole, "id": self._id(answer.id)}
+        body["choices"] = [{"index": 0, **content, "logprobs": self._logprobs(choice), "finish_reason": _finish(answer, choice)}]
         if isinstance(reply.get("usage"), Mapping):
-            made["usage"] = reply["usage"]
-        made["edgeroute"] = told(answer)
-        return made
+            body["usage"] = reply["usage"]
+        body["edgeroute"] = origin_of(answer)
+        return body
 
     def begin(self) -> bytes:
-        """The first chunk of a stream, which has the role. Empty: there is none."""
+        """Choose the stream's id and return its first chunk, with the role; empty for a text completion."""
         self._chunk["id"] = self._id(os.urandom(9).hex())
-        head, tail = json_dumps(self._chunked(_MARK)).rsplit(_MARKED, 1)
+        head, tail = json_dumps(self._text_chunk(_MARK)).rsplit(_MARKED, 1)
         self._head, self._tail = b"data: " + head, tail + b"\n\n"
-        if not self.asked.chat:
+        if not self.request.chat:
             return b""
-        return self._event({**self._chunk, "choices": [self._of({"role": "assistant", "content": ""})]})
+        return self._event({**self._chunk, "choices": [self._chunk_choice({"role": "assistant", "content": ""})]})
 
     def piece(self, text: Any) -> bytes:
-        """A chunk with a piece of the text; empty: there is nothing in it."""
+        """Return a chunk with a piece of the text; empty bytes if the piece is empty."""
         text = text if isinstance(text, str) else "" if text is None else str(text)
         return b"".join((self._head, json_dumps(text), self._tail)) if text else b""
 
     def end(self, answer: Answer[Any]) -> Iterator[bytes]:
-        """The last chunks: calls of tools, why it ended, and with the usage, if that was asked for, where it came from."""
+        """Yield the last chunks: tool calls, the finish reason with the origin, the usage if requested, and `[DONE]`."""
         reply = _reply(answer)
         choice = _choice(reply)
-        if self.asked.chat and (calls := _calls(choice, answer.id)):
-            named = [{**call, "index": i} for i, call in enumerate(calls)]
-            yield self._event({**self._chunk, "choices": [self._of({"tool_calls": named})]})
-        last = self._of({}, finish=_finish(answer, choice), logprobs=self._logprobs(choice))
-        about = {"edgeroute": told(answer)}
+        if self.request.chat and (calls := _calls(choice, answer.id)):
+            indexed = [{**call, "index": i} for i, call in enumerate(calls)]
+            yield self._event({**self._chunk, "choices": [self._chunk_choice({"tool_calls": indexed})]})
+        last = self._chunk_choice({}, finish=_finish(answer, choice), logprobs=self._logprobs(choice))
+        about = {"edgeroute": origin_of(answer)}
         usage = reply.get("usage")
-        if not (self.asked.usage and isinstance(usage, Mapping)):
+        if not (self.request.usage and isinstance(usage, Mapping)):
             yield self._event({**self._chunk, "choices": [last], **about})
         else:
             yield self._event({**self._chunk, "choices": [last]})
@@ -124,19 +127,24 @@ class Completion:
         yield DONE
 
     def _id(self, identity: str) -> str:
-        return f"{'chatcmpl' if self.asked.chat else 'cmpl'}-{identity}"
+        """Return an identity with OpenAI's prefix."""
+        return f"{'chatcmpl' if self.request.chat else 'cmpl'}-{identity}"
 
     def _logprobs(self, choice: Mapping[str, Any]) -> Any:
-        return choice.get("logprobs") if self.asked.logprobs else None
+        """Return the choice's logprobs if the request asked for them, else None."""
+        return choice.get("logprobs") if self.request.logprobs else None
 
-    def _chunked(self, text: str) -> dict[str, Any]:
-        return {**self._chunk, "choices": [self._of({"content": text})]}
+    def _text_chunk(self, text: str) -> dict[str, Any]:
+        """Return the object of a chunk with this text."""
+        return {**self._chunk, "choices": [self._chunk_choice({"content": text})]}
 
-    def _of(self, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
-        what: dict[str, Any] = {"delta": delta} if self.asked.chat else {"text": delta.get("content", "")}
-        return {"index": 0, **what, "logprobs": logprobs, "finish_reason": finish}
+    def _chunk_choice(self, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+        """Return a chunk's only entry of `choices`."""
+        content: dict[str, Any] = {"delta": delta} if self.request.chat else {"text": delta.get("content", "")}
+        return {"index": 0, **content, "logprobs": logprobs, "finish_reason": finish}
 
     def _event(self, data: dict[str, Any]) -> bytes:
+        """Encode an object as a server-sent event."""
         return b"data: " + json_dumps(data, plain) + b"\n\n"
 
 
@@ -144,23 +152,25 @@ _MARK = "\N{SYMBOL FOR SUBSTITUTE}"
 _MARKED = json_dumps(_MARK)
 
 
-def event_of(error: dict[str, Any]) -> bytes:
-    """An error within a stream, as OpenAI's clients know it."""
+def error_event(error: dict[str, Any]) -> bytes:
+    """Encode an error as a server-sent event within a stream, in the form that OpenAI's clients read."""
     return b"data: " + json_dumps(error) + b"\n\n"
 
 
 def _reply(answer: Answer[Any]) -> Mapping[str, Any]:
-    """The completion that a model or server gave; empty: it gave something else."""
-    found = answer.outputs
-    return found if isinstance(found, Mapping) and isinstance(found.get("choices"), list | tuple) else {}
+    """Return the completion object that a model or server returned; an empty mapping if the outputs are something else."""
+    outputs = answer.outputs
+    return outputs if isinstance(outputs, Mapping) and isinstance(outputs.get("choices"), list | tuple) else {}
 
 
 def _choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the first choice of a completion; an empty mapping if there is none."""
     choices: Any = reply.get("choices") or ({},)
     return choices[0] if isinstance(choices[0], Mapping) else {}
 
 
 def _text(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
+    """Return the answer's value as text; a value that is no text is written as JSON."""
     value: Any = answer.value
     if isinstance(value, str):
         return value
@@ -168,61 +178,62 @@ def _text(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
 
 
 def _finish(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
-    """Why it ended. A stream that was cut, and whose answer is what had come, has the word for a truncated one."""
-    if isinstance(found := choice.get("finish_reason"), str):
-        return found
+    """Return the finish reason of a choice; "length" for a stream that was cut off, else "stop"."""
+    if isinstance(reason := choice.get("finish_reason"), str):
+        return reason
     events = [event for event in answer.trace.get("events", ()) if event["leg"] == answer.leg]
     return "length" if events and events[-1]["what"] in {"failed", "timeout"} else "stop"
 
 
 def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = choice.get("message")
-    return found if isinstance(found, Mapping) else {}
+    """Return the choice's message; an empty mapping if it has none."""
+    message = choice.get("message")
+    return message if isinstance(message, Mapping) else {}
 
 
 def _calls(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:
-    """Calls of tools, each with an id, which a client sends back with its result."""
-    given = _message(choice).get("tool_calls")
-    calls = [call for call in given if isinstance(call, Mapping)] if isinstance(given, list | tuple) else []
+    """Return the choice's tool calls. A call without an id gets one, which the client sends back with its result."""
+    raw = _message(choice).get("tool_calls")
+    calls = [call for call in raw if isinstance(call, Mapping)] if isinstance(raw, list | tuple) else []
     return [{"type": "function", **call, "id": call.get("id") or f"call-{identity}-{i}"} for i, call in enumerate(calls)]
 
 
-# The router, as the gateway asks it.
+# The gateway's calls of the router.
 
 
 class Routing:
-    """Calls of one router, with the options of requests."""
+    """Calls of one router with the options of a request."""
 
     def __init__(self, router: AsyncRouter[Any]) -> None:
         self.router = router
 
     @property
     def rules(self) -> Rules:
-        """The egress rules in force."""
+        """Egress rules in force."""
         return self.router.engine.snapshot.policy.rules
 
     async def infer(self, x: Any, wanted: Options) -> Answer[Any]:
-        """The answer to one input."""
-        with _coded():
-            return await self.router.infer(x, **_arguments(wanted))
+        """Route one input and return its answer."""
+        with _wrap_exceptions():
+            return await self.router.infer(x, **_router_arguments(wanted))
 
     async def infer_many(self, rows: list[Any], wanted: Options) -> list[Answer[Any]]:
-        """The answers to several."""
-        with _coded():
-            return await self.router.infer_many(rows, **_arguments(wanted))
+        """Route several inputs and return their answers, in order."""
+        with _wrap_exceptions():
+            return await self.router.infer_many(rows, **_router_arguments(wanted))
 
     def stream(self, x: Any, wanted: Options) -> AsyncStream:
-        """The answer in pieces."""
-        return self.router.stream(x, first_token=wanted.first_token, **_arguments(wanted))
+        """Start a stream of the answer to one input."""
+        return self.router.stream(x, first_token=wanted.first_token, **_router_arguments(wanted))
 
     async def pieces(self, stream: AsyncStream) -> AsyncIterator[Any]:
-        """The pieces of it."""
-        with _coded():
+        """Yield the pieces of a stream, with the application's own exceptions raised as `NoAnswer`."""
+        with _wrap_exceptions():
             async for piece in stream:
                 yield piece
 
     def source(self, stream: AsyncStream) -> dict[str, str]:
-        """What is known at a stream's first piece of where it comes from, as headers."""
+        """Return headers with the side and leg of a stream that has begun; empty if the policy no longer has that leg."""
         leg = stream.leg
         sides = {target.name: target.side for target in self.router.engine.snapshot.watched[0]}
         if leg in sides:
@@ -231,8 +242,11 @@ class Routing:
 
 
 @contextmanager
-def _coded() -> Iterator[None]:
-    """Raises what a function of the application raised, which a router with one target passes on, as `NoAnswer`."""
+def _wrap_exceptions() -> Iterator[None]:
+    """Raise any exception that is not edgeroute's as `NoAnswer`.
+
+    A router with one target passes on what a function of the application raised.
+    """
     try:
         yield
     except EdgerouteError:
@@ -241,5 +255,6 @@ def _coded() -> Iterator[None]:
         raise NoAnswer(f"no answer: {named(e)}", {"": e}) from e
 
 
-def _arguments(wanted: Options) -> dict[str, Any]:
+def _router_arguments(wanted: Options) -> dict[str, Any]:
+    """Return the router's keyword arguments for these options."""
     return {"mode": wanted.mode, "deadline": wanted.deadline, "data_class": wanted.data_class}

@@ -1,4 +1,4 @@
-"""Runs the gateway on uvicorn."""
+"""`gateway()`: runs a router as an HTTP server on uvicorn."""
 
 from __future__ import annotations
 
@@ -44,60 +44,60 @@ def gateway(
     instruments: Sequence[Instrument] = (),
     **limits: Any,
 ) -> int:
-    """Serves a router until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
+    """Serve a router until SIGTERM or SIGINT, then finish requests in progress for at most 5 s, and close the router.
 
-    Returns the number of that signal; 0 in a thread, which hears of none. A service manager, such as systemd, is told when it is
-    ready, that it is alive, and that it stops. A policy file that changes is read again while it runs.
+    Returns the number of that signal; 0 in a thread, which receives no signals. Notifies a service manager, such as systemd, when
+    it is ready, alive and stopping. Reloads a policy file that changes.
 
     Args:
-        policy: the path of a policy file, whose name without suffix is a name of the model; or a router, which it closes.
-        host: to listen on; the default accepts only this machine. Another one takes a token.
-        port: 0 selects a free one.
+        policy: the path of a policy file, whose name without suffix becomes a name of the model; or a router.
+        host: address to listen on; the default accepts only this machine. Any other needs a token.
+        port: port to listen on; 0 selects a free one.
         token_env: the environment variable with the token that clients send as their API key.
-        hosts: names in the header `Host`, beside `localhost` and addresses.
-        names: of the model, beside `edgeroute`.
-        on_ready: called with the URL, once it is listening.
-        metrics: whether there is `/metrics` for Prometheus; also where the policy or the router has `Prometheus`.
-        instruments: of a router that is made of a policy file, beside those of the file.
-        limits: as of `app`.
+        hosts: names accepted in the header `Host`, beside `localhost` and addresses.
+        names: names of the model, beside `edgeroute`.
+        on_ready: called with the URL once the server listens.
+        metrics: True serves `/metrics` for Prometheus, as does a policy or router with a `Prometheus` instrument.
+        instruments: added to those of the policy file.
+        limits: passed to `gateway_app.app`.
 
     Raises:
-        PolicyError: it cannot listen there, there is no token, or the policy is invalid.
-        ModelError: the policy's model is not there.
+        PolicyError: the address cannot be listened on, the token is missing, or the policy is invalid.
+        ModelError: the policy's model file is missing.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
     token = None if token_env is None else token_of(token_env)
     if token is None and not _is_loopback(host):
         raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
     router: Any = policy
-    called = [*names]
+    names_all = [*names]
     if isinstance(policy, str | Path):
         router = router_of(policy, metrics=metrics, instruments=instruments)
         stem = Path(policy).stem
-        called += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
+        names_all += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
     try:
-        for line in unsendable(router.engine.snapshot):  # no reason not to serve: the edge answers without it
+        for line in unsendable(router.engine.snapshot):  # the gateway still serves: the edge answers without it
             log.warning("%s; start the gateway again once it is", line)
         application = app(
-            router, names=called, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
+            router, names=names_all, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
         )  # fmt: skip
         return run(application, host, port, _alive, on_ready)
     finally:
-        if not router.engine.closed:  # it did not get as far as to run
+        if not router.engine.closed:  # the application never started
             asyncio.run(router.close())
 
 
 def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequence[Instrument] = ()) -> AsyncRouter[Any]:
-    """The router of a policy file, which is read again when it changes.
+    """Build the asyncio router of a policy file, which is reloaded when the file changes.
 
     Args:
         policy: the path of the file.
-        metrics: whether it has a `Prometheus`; the file's own is kept, with the router's name.
-        instruments: beside those of the file.
+        metrics: True adds a `Prometheus` instrument unless the file has one.
+        instruments: added to those of the file.
 
     Raises:
         PolicyError: the policy is invalid.
-        ModelError: its model is not there.
+        ModelError: its model file is missing.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
     from edgeroute.router.aio import AsyncRouter
@@ -108,7 +108,7 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
 
 
 async def _alive(notify: Notify) -> None:
-    """The event loop answers."""
+    """Notify the service manager that the gateway is ready, then that the event loop is alive, until cancelled."""
     notify.ready("serving a router")
     while notify.watchdog_s is not None:
         notify.alive()
@@ -116,8 +116,9 @@ async def _alive(notify: Notify) -> None:
 
 
 def _is_loopback(host: str) -> bool:
+    """Return True if every address of a host name is a loopback address, or the name does not resolve."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return True  # listening there says what is wrong
-    return all(ip_address(str(at[0]).partition("%")[0]).is_loopback for *_, at in found)
+        return True  # listening there reports the error
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in infos)

@@ -1,4 +1,4 @@
-"""The ASGI application of `edgeroute gateway`."""
+"""ASGI application of `edgeroute gateway`: OpenAI's API under `/v1`, and the routes of the whole application."""
 
 from __future__ import annotations
 
@@ -21,30 +21,33 @@ from edgeroute.errors import EdgerouteError, PolicyError, check_number
 from edgeroute.router.aio import AsyncRouter
 from edgeroute.system.process import json_dumps, plain
 from edgeroute.tools.server.bodies import Bodies
-from edgeroute.tools.server.completions import Completion, Routing, event_of, headers_of
+from edgeroute.tools.server.completions import Completion, Routing, error_event, headers_of
 from edgeroute.tools.server.faults import HANDLERS, fault_of
-from edgeroute.tools.server.gateway_requests import Asked, asked, missing, parsed
+from edgeroute.tools.server.gateway_requests import CompletionRequest, missing, parse_json, read_request
 from edgeroute.tools.server.gateway_tensors import Tensors
-from edgeroute.tools.server.guard import Calls, Guard, Options, checked, options, plain_body, unless_left
+from edgeroute.tools.server.guard import Calls, Guard, Options, checked_token, options, plain_body, unless_left
 from edgeroute.tools.server.protocol import reply
 
 # `/v1/...`: OpenAI's API.
 
 log = logging.getLogger("edgeroute")
 BURST = 4
-"""Pieces that are sent before others have their turn, if so many are there: among them what notices that the client has left."""
+"""Pieces sent in a row before other tasks run, such as the one that notices a client's disconnect."""
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
-"""Headers of a stream; the last one is for proxies that would gather it."""
+"""Headers of a stream; the last one keeps proxies from buffering it."""
 
 
 class Completions:
-    """POST of a chat, or of a text to be continued: plain ASGI, so that a client that leaves ends its route."""
+    """POST handler for chat and text completions.
+
+    Plain ASGI, so that a client's disconnect cancels its request.
+    """
 
     def __init__(self, routing: Routing, calls: Calls, names: Collection[str], *, chat: bool) -> None:
         self.routing, self.calls, self.names, self.chat = routing, calls, names, chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reads the request, asks the router, and replies."""
+        """Read the request, ask the router, and send the reply, whole or as a stream."""
         headers = dict(scope["headers"])
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)
@@ -52,67 +55,73 @@ class Completions:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
-            found = asked(await self.calls.parse(body, parsed), chat=self.chat, names=self.names)
+            request = read_request(await self.calls.parse(body, parse_json), chat=self.chat, names=self.names)
             del body
             with self.calls.place():
-                answered = self._stream if found.stream else self._whole
-                await unless_left(answered(found, wanted, send), receive)
+                respond = self._stream if request.stream else self._whole
+                await unless_left(respond(request, wanted, send), receive)
 
-    async def _whole(self, found: Asked, wanted: Options, send: Send) -> None:
-        answer = await self.routing.infer(found.x, wanted)
-        body = json_dumps(Completion(found).whole(answer), plain)
-        told = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(answer)}
-        await send(_head(told))
+    async def _whole(self, request: CompletionRequest, wanted: Options, send: Send) -> None:
+        """Infer, then send the whole reply."""
+        answer = await self.routing.infer(request.x, wanted)
+        body = json_dumps(Completion(request).whole(answer), plain)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(answer)}
+        await send(_head(headers))
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, found: Asked, wanted: Options, send: Send) -> None:
-        """The first piece is waited for before the head is sent: until then an error has its own status."""
-        made, begun, sent = Completion(found), False, 0
+    async def _stream(self, request: CompletionRequest, wanted: Options, send: Send) -> None:
+        """Send the answer as server-sent events.
+
+        Waits for the first piece before the head is sent: until then an error gets a status; later it becomes an event.
+        """
+        completion, begun, sent = Completion(request), False, 0
         try:
-            async with self.routing.stream(found.x, wanted) as stream:
+            async with self.routing.stream(request.x, wanted) as stream:
                 async for piece in self.routing.pieces(stream):
                     if not begun:
                         begun = True
                         await send(_head({**EVENTS, **self.routing.source(stream)}))
-                        await send(_part(made.begin()))
-                    if part := made.piece(piece):
+                        await send(_part(completion.begin()))
+                    if part := completion.piece(piece):
                         await send(_part(part))
                         sent += 1
                         if not sent % BURST:
                             await asyncio.sleep(0)
                 assert stream.answer is not None, "a stream that ends has one"
-                for part in made.end(stream.answer):
+                for part in completion.end(stream.answer):
                     await send(_part(part))
         except Exception as e:
             if not begun:
                 raise
             if not isinstance(e, EdgerouteError):
                 log.exception("a stream failed")
-            await send(_part(event_of(fault_of(e).openai())))
+            await send(_part(error_event(fault_of(e).openai())))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _head(headers: dict[str, str]) -> dict[str, Any]:
+    """Return the ASGI message that starts a reply of status 200."""
     raw = [(name.encode("ascii"), text.encode("ascii")) for name, text in headers.items()]
     return {"type": "http.response.start", "status": 200, "headers": raw}
 
 
 def _part(body: bytes) -> dict[str, Any]:
+    """Return the ASGI message with a part of the body."""
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
 class Models:
-    """GET of the models: the router, by its names."""
+    """GET handlers that list the router's model names."""
 
     def __init__(self, names: Collection[str]) -> None:
         self.names, self._about = names, partial(_model, created=int(time()))
 
     async def all(self, _: Request) -> Response:
-        """The list."""
+        """List all names."""
         return reply({"object": "list", "data": [self._about(name) for name in self.names]})
 
     async def one(self, request: Request) -> Response:
-        """One of them."""
+        """Describe one name; 404 if it is unknown."""
         name = request.path_params["name"]
         if name not in self.names:
             raise missing(name, self.names)
@@ -120,10 +129,11 @@ class Models:
 
 
 def _model(name: str, created: int) -> dict[str, Any]:
+    """Return OpenAI's object of a model."""
     return {"id": name, "object": "model", "created": created, "owned_by": "edgeroute"}
 
 
-# ASGI application: its routes.
+# The application and its routes.
 
 NAME = "edgeroute"
 
@@ -141,19 +151,19 @@ def app(
     body_timeout_s: float = 30.0,
     metrics: bool = False,
 ) -> Starlette:
-    """Makes the application that serves a router, which it closes at its end.
+    """Build the ASGI application that serves a router. The application closes the router when it shuts down.
 
     Args:
-        router: one for asyncio.
-        names: of it as a model, beside `edgeroute`.
-        token: what clients send as `Authorization: Bearer TOKEN`; None: there is none.
-        hosts: names in the header `Host`, beside `localhost` and addresses.
+        router: a router for asyncio.
+        names: names of its model, beside `edgeroute`.
+        token: the token that clients send as `Authorization: Bearer TOKEN`; None: no token is needed.
+        hosts: names accepted in the header `Host`, beside `localhost` and addresses.
         max_concurrent: requests in progress; a further one gets 429.
-        max_body_bytes: of a request; a larger one gets 413.
-        max_json_bytes: of the JSON of a request with tensors; more gets 413.
-        max_bodies_bytes: of all requests in progress; one that exceeds it gets 503 and Retry-After.
-        body_timeout_s: within which a request's body must have come; later it gets 408.
-        metrics: whether there is `/metrics`, for Prometheus; who may ask is as for the other paths.
+        max_body_bytes: bytes of a body; a larger one gets 413.
+        max_json_bytes: bytes of the JSON in a request with tensors; more gets 413.
+        max_bodies_bytes: bytes of all bodies in progress; a request that exceeds them gets 503 and Retry-After.
+        body_timeout_s: time for a request's body to arrive; later it gets 408.
+        metrics: True serves `/metrics` for Prometheus, under the same access rules as the other paths.
 
     Raises:
         PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1.
@@ -165,15 +175,15 @@ def app(
     for what, value in limits.items():
         check_number(what, value, least=1, whole=True)
     check_number("body_timeout_s", body_timeout_s, above=True)
-    called = tuple(dict.fromkeys((NAME, *names)))
-    for name in called:
+    names_all = tuple(dict.fromkeys((NAME, *names)))
+    for name in names_all:
         if not name or not name.isprintable() or {*"/?#%"} & {*name}:
             raise PolicyError(f"{name!r} cannot be a model's name: it is empty, or has what a path cannot have")
     if token is not None:
-        checked(token)
+        checked_token(token)
     calls = Calls(Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_concurrent)
-    routing, models = Routing(router), Models(called)
-    tensors = Tensors(routing, calls, called, max_json_bytes)
+    routing, models = Routing(router), Models(names_all)
+    tensors = Tensors(routing, calls, names_all, max_json_bytes)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -184,8 +194,8 @@ def app(
             await router.close()
 
     routes = [
-        Route("/v1/chat/completions", Completions(routing, calls, called, chat=True), methods=["POST"]),
-        Route("/v1/completions", Completions(routing, calls, called, chat=False), methods=["POST"]),
+        Route("/v1/chat/completions", Completions(routing, calls, names_all, chat=True), methods=["POST"]),
+        Route("/v1/completions", Completions(routing, calls, names_all, chat=False), methods=["POST"]),
         Route("/v1/models", models.all),
         Route("/v1/models/{name}", models.one),
         Route("/v2", tensors.server),

@@ -1,4 +1,4 @@
-"""OpenAI's requests: checked, and as the router takes them."""
+"""Parser and validator of OpenAI requests to the gateway."""
 
 from __future__ import annotations
 
@@ -12,72 +12,72 @@ from edgeroute.errors import BadInput
 from edgeroute.system.process import json_loads
 
 DEEPEST = 100
-"""How deep lists and objects may be within each other."""
+"""Most levels of lists and objects within each other."""
 MOST_SIGNS = 1_000_000
-"""Commas and brackets in a body, before it is parsed: each value takes some 60 bytes. A long text may have many, too."""
+"""Most commas and brackets in a body before it is parsed: each value takes some 60 bytes. A long text may have many, too."""
 MOST_VALUES = 50_000
-"""Values in it, parsed: legs copy what they are given, and the event loop waits for that."""
+"""Most values in a parsed body: legs copy their input, and the event loop waits for that."""
 OURS = ("model", "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs")
-"""Keys that are answered here; the router's own models set them as they need."""
+"""Keys that the gateway handles; they are not passed to the router."""
 
 
-class Asked(NamedTuple):
-    """A request."""
+class CompletionRequest(NamedTuple):
+    """Validated request for a chat or text completion."""
 
     x: dict[str, Any]
-    """The router's input: the body without `OURS`."""
+    """Input for the router: the body without the keys in `OURS`."""
     chat: bool
     model: str
-    """As the client calls it."""
+    """Model name as the client wrote it."""
     stream: bool
     usage: bool
-    """Whether a stream is to end with the usage."""
+    """True if a stream shall end with the usage."""
     logprobs: bool
 
 
-def parsed(body: bytes) -> dict[str, Any]:
-    """A body's JSON.
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Parse a body as a JSON object.
 
     Raises:
-        BadInput: it is none, no object, too deep, or has too many values in it.
+        BadInput: it is not JSON, no object, too deep, or has too many values.
     """
     signs = sum(map(body.count, (b",", b"[", b"{")))
     if signs > MOST_SIGNS:
         raise BadInput(f"the body has more than {MOST_SIGNS} commas and brackets")
     try:
-        found = json_loads(body)
+        data = json_loads(body)
     except (ValueError, RecursionError) as e:
         raise BadInput(f"the body is not JSON: {clean(e, 100)}") from None
-    if not isinstance(found, dict):
-        raise BadInput(f"the body is a {type(found).__name__}: send an object")
+    if not isinstance(data, dict):
+        raise BadInput(f"the body is a {type(data).__name__}: send an object")
     if signs > DEEPEST:
-        _check(found)
-    return found
+        _check(data)
+    return data
 
 
-def _check(found: Any) -> None:
-    """Counts its levels, and its values."""
-    level, depth, values = [found], 0, 0
+def _check(data: Any) -> None:
+    """Raise `BadInput` if parsed JSON has too many levels or values."""
+    level, depth, values = [data], 0, 0
     while level:
         depth, values = depth + 1, values + sum(map(len, level))
         if depth > DEEPEST:
             raise BadInput(f"the JSON is more than {DEEPEST} levels deep")
         if values > MOST_VALUES:
             raise BadInput(f"the JSON has more than {MOST_VALUES} values")
-        inside = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
-        level = [part for part in inside if isinstance(part, dict | list)]
+        children = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
+        level = [part for part in children if isinstance(part, dict | list)]
 
 
-def asked(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> Asked:
-    """Checks a request.
+def read_request(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> CompletionRequest:
+    """Validate a parsed body and return the request for the router.
 
     Args:
-        body: its JSON.
-        chat: whether it is for `/v1/chat/completions`.
-        names: of the model.
+        body: the parsed JSON.
+        chat: True for `/v1/chat/completions`.
+        names: names of the model.
 
     Raises:
-        BadInput: it asks for what there is not.
+        BadInput: the request has an unsupported or invalid option.
         HTTPException: 404, for another model.
     """
     model = body.get("model")
@@ -85,8 +85,8 @@ def asked(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> Ask
         raise BadInput(f"model is missing: send {' or '.join(names)}")
     if model not in names:
         raise missing(model, names)
-    stream, about = body.get("stream") or False, body.get("stream_options") or {}
-    if not isinstance(stream, bool) or not isinstance(about, Mapping):
+    stream, options = body.get("stream") or False, body.get("stream_options") or {}
+    if not isinstance(stream, bool) or not isinstance(options, Mapping):
         raise BadInput("stream is true or false, and stream_options an object")
     for key in ("n", "best_of"):
         if body.get(key) not in (None, 1):
@@ -97,23 +97,26 @@ def asked(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> Ask
     if chat:
         x.pop("prompt", None)
         messages = x.get("messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
             raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
     else:
         x.pop("messages", None)
         x["prompt"] = _prompt(x.get("prompt"))
     logprobs = body.get("logprobs")
-    return Asked(x, chat, model, stream, bool(about.get("include_usage")), logprobs is not None and logprobs is not False)
+    return CompletionRequest(
+        x, chat, model, stream, bool(options.get("include_usage")), logprobs is not None and logprobs is not False
+    )
 
 
-def _prompt(given: Any) -> str:
-    if isinstance(given, list) and len(given) == 1:
-        given = given[0]
-    if not isinstance(given, str):
+def _prompt(prompt: Any) -> str:
+    """Return the prompt as one text; a list with one text is accepted."""
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
         raise BadInput("prompt is one text; send several as several requests")
-    return given
+    return prompt
 
 
 def missing(model: str, names: Collection[str]) -> HTTPException:
-    """404 for a model that there is not."""
+    """Return the 404 error for an unknown model."""
     return HTTPException(404, f"there is no model {clean(model, 80)!r} here, only {', '.join(names)}")

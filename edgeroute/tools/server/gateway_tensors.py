@@ -1,4 +1,4 @@
-"""`/v2/...`: the Open Inference Protocol over a router of tensors: rows in, a label, its confidence and source for each out."""
+"""Open Inference Protocol under `/v2` of the gateway: rows of tensors in; label, confidence and source of each answer out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edgeroute.tools.server.protocol import reply
 from edgeroute.types import Answer, TensorSpec
 
 MOST_ROWS = 1024
-"""Rows of one request; each is routed by itself."""
+"""Most rows of one request; each is routed by itself."""
 OUTPUTS = (
     TensorSpec("label", "object", (-1,)),
     TensorSpec("confidence", "float32", (-1,)),
@@ -37,12 +37,14 @@ OUTPUTS = (
     TensorSpec("degraded", "bool", (-1,)),
     TensorSpec("reason", "object", (-1,)),
 )
-"""Of every answer. A label is text, or JSON where a model gives something else; a missing confidence is NaN, null in JSON."""
+"""Outputs of every answer. A label is text, or JSON of any other value; a missing confidence is NaN, null in JSON."""
 _LENGTH = LENGTH.lower().encode()
 
 
 class Tensors:
-    """The router's model: what its first edge takes, as far as that says so.
+    """Handlers of `/v2`: metadata of the router's model, and inference.
+
+    The model takes the inputs that the first edge model declares.
 
     Raises:
         HTTPException: 404, from each handler, for another model or version, or where no edge takes tensors.
@@ -50,34 +52,34 @@ class Tensors:
 
     def __init__(self, routing: Routing, calls: Calls, names: Collection[str], max_json_bytes: int) -> None:
         self.routing, self.calls, self.names, self.max_json_bytes = routing, calls, names, max_json_bytes
-        self._of: tuple[Snapshot | None, tuple[TensorSpec, ...]] = (None, ())
+        self._cache: tuple[Snapshot | None, tuple[TensorSpec, ...]] = (None, ())
 
     async def server(self, _: Request) -> Response:
-        """About the gateway."""
+        """Describe the gateway."""
         return reply({"name": "edgeroute-gateway", "version": protocol.VERSION, "extensions": ["binary_tensor_data"]})
 
     async def live(self, _: Request) -> Response:
-        """It lives."""
+        """Answer that the gateway is alive."""
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """It listens, so it is ready: a cloud that is away is what a router is for."""
+        """Answer that the gateway is ready. A cloud that is down does not matter: the router covers that."""
         return reply({"ready": True})
 
     async def model(self, request: Request) -> Response:
-        """The model's metadata."""
-        name = self._named(request.scope)
+        """Describe the model's inputs and outputs."""
+        name = self._model_name(request.scope)
         return reply(protocol.describe(name, "edgeroute_router", await self._inputs(), OUTPUTS))
 
     async def model_ready(self, request: Request) -> Response:
-        """Whether the model takes requests."""
-        name = self._named(request.scope)
+        """Answer that the model takes requests, or 404 or 503."""
+        name = self._model_name(request.scope)
         await self._inputs()
         return reply({"name": name, "ready": True})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST .../infer: plain ASGI, as `serve` has it."""
-        name, headers = self._named(scope), dict(scope["headers"])
+        """Handle POST .../infer: read the request, route each row, and send the reply. Plain ASGI, as in `serve`."""
+        name, headers = self._model_name(scope), dict(scope["headers"])
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)
         inputs = await self._inputs()
@@ -85,7 +87,7 @@ class Tensors:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
-            length = None if (given := headers.get(_LENGTH)) is None else given.decode("latin-1")
+            length = None if (raw_length := headers.get(_LENGTH)) is None else raw_length.decode("latin-1")
             if protocol.json_size(body, length) > self.max_json_bytes:
                 raise HTTPException(
                     413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary"
@@ -97,14 +99,16 @@ class Tensors:
                 answers = await unless_left(work, receive)
             if answers is LEFT:
                 return
-            made = protocol.write(ask, _outputs(answers), name)
-            about = headers_of(answers[0]) if len(answers) == 1 else {}
-            await Response(made.body, headers={**about, **made.headers})(scope, receive, send)
+            response = protocol.write(ask, _outputs(answers), name)
+            origin = headers_of(answers[0]) if len(answers) == 1 else {}
+            await Response(response.body, headers={**origin, **response.headers})(scope, receive, send)
 
     async def _one(self, row: Any, wanted: Any) -> list[Answer[Any]]:
+        """Route a single row and return its answer in a list."""
         return [await self.routing.infer(row, wanted)]
 
-    def _named(self, scope: Scope) -> str:
+    def _model_name(self, scope: Scope) -> str:
+        """Return the model name of a path; raise 404 for an unknown name or version."""
         name, which = scope["path_params"]["name"], scope["path_params"].get("version", protocol.VERSION)
         if name not in self.names:
             raise missing(name, self.names)
@@ -113,46 +117,54 @@ class Tensors:
         return str(name)
 
     async def _inputs(self) -> tuple[TensorSpec, ...]:
-        """What a request has; a policy that was reloaded may have another model."""
+        """Return the inputs that a request must have, cached for the policy in force.
+
+        Loads the first edge model in a thread if needed. If that fails after a reload, the former inputs stay.
+        """
         snapshot = self.routing.router.engine.snapshot
-        if self._of[0] is not snapshot:
+        if self._cache[0] is not snapshot:
             models = [backend.model for _, backend in edges_of(snapshot)]
             try:
-                self._of = snapshot, await self.calls.aside(partial(_inputs_of, models[0])) if models else ()
+                self._cache = snapshot, await self.calls.in_thread(partial(_inputs_of, models[0])) if models else ()
             except ModelError as e:
-                if not self._of[1]:  # else they are as before the policy was read again: the router answers without its edge
-                    raise HTTPException(503, f"what the edge takes is not known: {clean(e)}", AGAIN) from e
-        if not self._of[1]:
-            raise HTTPException(404, "this router takes no tensors by name, as far as its edge model says: chats are at /v1")
-        return self._of[1]
+                if not self._cache[1]:  # else the former inputs hold: the router answers without its edge
+                    raise HTTPException(503, f"the inputs of the edge model are unknown: {clean(e)}", AGAIN) from e
+        if not self._cache[1]:
+            raise HTTPException(404, "this router's edge model declares no tensors by name: send chats to /v1")
+        return self._cache[1]
 
 
 def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
-    """What the caller gives a model, with the axis that counts the rows in front; it is loaded once for that."""
+    """Return the inputs that a caller sends for a model, with the axis of rows first.
+
+    Loads the model if it declares no inputs yet. State and constant inputs are left out. Empty if an input is of no type that the
+    protocol has.
+    """
     if not member(model, "inputs") and (load := member(model, "load")) is not None:
         load()
     card: Card = member(model, "card") or Card()
-    states = {one.input for one in card.state}
-    found = []
+    states = {state.input for state in card.state}
+    accepted = []
     for spec in member(model, "inputs"):
-        said = card.of(spec.name)
-        if spec.name in states or (said is not None and said.value is not None):
+        field = card.of(spec.name)
+        if spec.name in states or (field is not None and field.value is not None):
             continue
-        if said is not None and said.preprocess is not None:
-            given = said.preprocess.accepts
-            found.append(TensorSpec(spec.name, given.dtype, (-1, *given.shape[1:])))
+        if field is not None and field.preprocess is not None:
+            prepared = field.preprocess.accepts
+            accepted.append(TensorSpec(spec.name, prepared.dtype, (-1, *prepared.shape[1:])))
         else:
-            batch = None if not spec.shape else 0 if said is None else said.batch
-            found.append(TensorSpec(spec.name, spec.dtype, (-1, *row_shape(spec, batch))))
-    return tuple(found) if all(spec.dtype in NAMES for spec in found) else ()
+            batch = None if not spec.shape else 0 if field is None else field.batch
+            accepted.append(TensorSpec(spec.name, spec.dtype, (-1, *row_shape(spec, batch))))
+    return tuple(accepted) if all(spec.dtype in NAMES for spec in accepted) else ()
 
 
 def _read(body: bytes, length: str | None, inputs: Sequence[TensorSpec]) -> protocol.Ask:
+    """Parse the body of an infer request."""
     return protocol.read(body, length, inputs, OUTPUTS)
 
 
 def _rows(feed: Mapping[str, Array]) -> list[Any]:
-    """The router's inputs: an array each, or, of several tensors, name -> array."""
+    """Split a request's tensors into one router input per row: an array, or name -> array if there are several tensors."""
     counts = {len(array) for array in feed.values()}
     if len(counts) != 1 or not 0 < (count := counts.pop()) <= MOST_ROWS:
         raise BadInput(f"send the same number of rows in each input, 1 to {MOST_ROWS}")
@@ -162,10 +174,11 @@ def _rows(feed: Mapping[str, Array]) -> list[Any]:
 
 
 def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
-    sure = [confidence_of(answer) for answer in answers]
+    """Return the answers as output tensors, one row each."""
+    confidences = [confidence_of(answer) for answer in answers]
     return {
         "label": _texts([_label(answer.value) for answer in answers]),
-        "confidence": np.array([np.nan if one is None else one for one in sure], np.float32),
+        "confidence": np.array([np.nan if x is None else x for x in confidences], np.float32),
         "source": _texts([answer.source for answer in answers]),
         "degraded": np.array([answer.degraded for answer in answers], bool),
         "reason": _texts([clean(answer.reason, REASON) for answer in answers]),
@@ -173,10 +186,12 @@ def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
 
 
 def _label(value: Any) -> str:
+    """Return an answer's value as text; other values as JSON."""
     return value if isinstance(value, str) else json_dumps(plain(value)).decode()
 
 
 def _texts(texts: list[str]) -> Array:
-    found = np.empty(len(texts), object)
-    found[:] = texts
-    return found
+    """Return texts as an array of objects, [n]."""
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array

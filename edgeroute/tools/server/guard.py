@@ -1,4 +1,4 @@
-"""Guard of the gateway: who may ask, for what, and how many at a time."""
+"""Access checks of the gateway and the dashboard: host, token, web pages, request options, and the number of calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgeroute.errors import BadInput, PolicyError, nearest
 from edgeroute.tools.server.bodies import Bodies
 from edgeroute.tools.server.faults import Busy, Fault
 
-# What every call of the gateway goes through: its body, a free place, and the end of a client that has left.
+# Calls in progress: their number, their bodies, and cancellation when the client disconnects.
 
 T = TypeVar("T")
 LARGE = 1 << 16
@@ -31,11 +31,11 @@ LARGE = 1 << 16
 
 
 class Calls:
-    """The calls in progress.
+    """Calls in progress.
 
     Args:
-        bodies: their bodies.
-        most: calls that may be in progress at a time; a further one gets 429.
+        bodies: limits of their bodies.
+        most: calls at a time; a further one gets 429.
     """
 
     def __init__(self, bodies: Bodies, most: int) -> None:
@@ -44,15 +44,15 @@ class Calls:
         self._parser = ThreadPoolExecutor(1, "edgeroute-gateway-json")  # one: parsed JSON takes several times its size
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Shut down the parser thread without waiting."""
         self._parser.shutdown(wait=False)
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """One of the places.
+        """Hold one of the places during the `with` block.
 
         Raises:
-            Busy: there is none.
+            Busy: all places are taken.
         """
         if self.running >= self.most:
             raise Busy(self.most)
@@ -63,31 +63,27 @@ class Calls:
             self.running -= 1
 
     async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
-        """What `read` makes of a body; in the thread, if that may take long."""
-        return read(body) if len(body) < LARGE else await self.aside(partial(read, body))
+        """Apply `read` to a body, in the parser thread if the body is large."""
+        return read(body) if len(body) < LARGE else await self.in_thread(partial(read, body))
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """What `work` returns, in the thread."""
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run a function in the parser thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._parser, work)
 
 
 def plain_body(headers: Mapping[bytes, bytes]) -> None:
-    """Refuses a compressed body.
-
-    Raises:
-        HTTPException: 415.
-    """
+    """Refuse a compressed body."""
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise HTTPException(415, "the body is compressed, which this gateway does not read: send it as it is")
 
 
 LEFT: Any = object()
-"""In place of a result: the client has left."""
+"""Result of a call whose client has disconnected."""
 
 
 async def unless_left(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The result of `work`, which is cancelled when the client leaves; then `LEFT`, once it has ended."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else LEFT
@@ -97,25 +93,26 @@ async def unless_left(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-# Options of one request, from its headers `x-edgeroute-...`. What is not known is refused: a typo must not let data leave.
+# Options of one request, from its headers `x-edgeroute-...`. Unknown names are refused: a typo must not let data leave.
 
 PREFIX = b"x-edgeroute-"
 NAMES = ("mode", "deadline", "first-token", "data-class")
 LONGEST = 200
-"""Characters of a value."""
+"""Most characters of a value."""
 MOST_S = 86400.0
-"""Seconds of a deadline."""
+"""Longest deadline, seconds."""
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|m)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
 class Options(NamedTuple):
-    """What a request asks of the router; None: as the policy says."""
+    """Options of one request; None: as the policy says."""
 
     mode: Mode | None = None
     deadline: float | None = None
@@ -127,73 +124,78 @@ NONE = Options()
 
 
 def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
-    """Reads them.
+    """Parse a request's options from its headers.
 
     Args:
-        headers: of the request, names in lower case.
-        rules: the policy's, which name the data classes.
+        headers: headers of the request, with names in lower case.
+        rules: egress rules of the policy, which name the data classes.
 
     Raises:
-        BadInput: there is no such option, it is there twice, or its value is none.
+        BadInput: an option is unknown, repeated, or has an invalid value.
     """
-    given: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for raw, value in headers:
         if b"edgeroute" not in raw:
             continue
         name, text = raw[len(PREFIX) :].decode("latin-1"), value.decode("latin-1").strip()
         if not raw.startswith(PREFIX) or name not in NAMES:
             raise BadInput(f"there is no header {clean(raw.decode('latin-1'), 60)}: {nearest(name, NAMES)}")
-        if name in given:
+        if name in texts:
             raise BadInput(f"the header x-edgeroute-{name} is there twice: send it once")
         if not 0 < len(text) <= LONGEST or not text.isprintable():
             raise BadInput(f"the header x-edgeroute-{name} takes 1 to {LONGEST} printable characters")
-        given[name] = text
-    return _read(given, rules) if given else NONE
+        texts[name] = text
+    return _parsed_options(texts, rules) if texts else NONE
 
 
-def _read(given: dict[str, str], rules: Rules) -> Options:
-    mode: Any = given.get("mode")
+def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
+    """Validate the texts of the options and return them with their types."""
+    mode: Any = texts.get("mode")
     if mode not in (None, *MODES):
         raise BadInput(f"x-edgeroute-mode is {clean(mode, 40)!r}: {nearest(mode, MODES)}")
-    data_class = given.get("data-class")
+    data_class = texts.get("data-class")
     classes = {*rules.never_leave, *rules.may_leave, *([rules.default_class] if rules.default_class else [])}
     if data_class is not None and data_class not in classes and rules.unknown_class == "deny":
-        hint = nearest(data_class, sorted(classes)) if classes else "it has none, see [egress]"
+        hint = nearest(data_class, sorted(classes)) if classes else "it has no classes, see [egress]"
         raise BadInput(f"x-edgeroute-data-class is {clean(data_class, 40)!r}, which the policy does not name: {hint}")
     return Options(
-        mode, _seconds("deadline", given), _seconds("first-token", given), data_class
+        mode, _seconds("deadline", texts), _seconds("first-token", texts), data_class
     )  # fmt: skip
 
 
-def _seconds(name: str, given: dict[str, str]) -> float | None:
-    text = given.get(name)
+def _seconds(name: str, texts: dict[str, str]) -> float | None:
+    """Parse an option that is a time with a unit; None if it is missing."""
+    text = texts.get(name)
     if text is None:
         return None
-    found = _TIME.fullmatch(text)
-    seconds = 0.0 if found is None else float(found[1]) * _UNITS[found[2]]
+    match = _TIME.fullmatch(text)
+    seconds = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
     if not 0 < seconds <= MOST_S:
         raise BadInput(f"x-edgeroute-{name} is a time with a unit, as in 300ms, 1.5s or 2m, not {clean(text, 40)!r}")
     return seconds
 
 
-# Who asks, by a request's headers: a page of another site, or a program; and by which name of the server.
+# Origin of a request, by its headers: a web page or a program, and the name of the server that it used.
 
 
 def of_a_page(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a web page sent it: it has `Origin`, or a browser marks it as another site's."""
+    """Return True if a web page sent the request: it has `Origin`, or a browser marks it as another site's."""
     return b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
 
 
 def is_opened(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser opens it as a page of its own, after a click on a link: the page with the link cannot read it."""
+    """Return True if a browser opens it as a page in a window of its own, after a click on a link.
+
+    The page with the link cannot read it.
+    """
     kind = headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")
     return b"origin" not in headers and kind == (b"navigate", b"document")
 
 
 def is_named(host: str, names: Collection[str]) -> bool:
-    """Whether the header `Host` has an address or one of these names, with or without a port.
+    """Return True if the header `Host` is an address or one of these names, with or without a port.
 
-    Another one may be a page's own name that resolves to this machine (DNS rebinding).
+    Another name may be a page's own that resolves to this machine (DNS rebinding).
     """
     if host.startswith("["):
         name, closed, rest = host[1:].partition("]")
@@ -205,7 +207,7 @@ def is_named(host: str, names: Collection[str]) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether it is an address that this machine alone can reach."""
+    """Return True if only this machine can reach an address."""
     try:
         return ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -213,43 +215,45 @@ def is_loopback(address: str) -> bool:
 
 
 def _is_port(text: str) -> bool:
+    """Return True if a text is a decimal number."""
     return text.isascii() and text.isdigit()
 
 
 def _is_address(name: str, version: int) -> bool:
+    """Return True if a text is an IP address of that version."""
     try:
         return ip_address(name).version == version
     except ValueError:
         return False
 
 
-# Who may ask: requests of web pages, of other hosts' names, and without the token are refused before anything is read.
+# Access: requests of web pages, for other hosts' names, and without the token are refused before a body is read.
 
 OPEN = ("/v2/health/live", "/v2/health/ready")
-"""Paths that need no token: they say nothing but that the gateway lives."""
+"""Paths that need no token: they tell only that the gateway is alive."""
 SIMPLE = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
-"""Media types that a web page may send to any address without being allowed to."""
+"""Media types that a web page may send to any address without permission (CORS)."""
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses requests by host, origin and token.
 
-    * `Host` is an address, `localhost`, or a name that was allowed: else a page whose own name resolves to this machine (DNS
-      rebinding) would be at home here.
+    * `Host` must be an address, `localhost`, or a name that was allowed: else a page whose own name resolves to this machine (DNS
+      rebinding) would have access.
     * A request with `Origin`, or that a browser marks as another site's, comes from a web page, and is refused: nothing here is
       meant for pages, and there are no CORS headers.
     * With a token, `Authorization: Bearer TOKEN` is needed; compared in constant time.
 
     Args:
-        app: what it guards.
-        hosts: further names in `Host`.
-        token: None: none is needed.
-        without_token: paths that need none.
-        what: what is guarded, in messages: the command of that name has the option --allow-host.
+        app: the application behind it.
+        hosts: further names accepted in `Host`.
+        token: the token; None: no token is needed.
+        without_token: paths that need no token.
+        what: name of the guarded command in messages; that command has the option --allow-host.
         links: paths that a page of another site may link to, as a notebook does: opened in a window of their own, never read.
 
     Raises:
-        PolicyError: the token is none, or one that a header cannot have.
+        PolicyError: the token is empty, or one that a header cannot have.
     """
 
     def __init__(
@@ -263,16 +267,17 @@ class Guard:
     ) -> None:
         self.app, self._open, self._what, self._links = app, frozenset(without_token), what, frozenset(links)
         self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
-        self._token = None if token is None else checked(token).encode()
+        self._token = None if token is None else checked_token(token).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on what may be asked."""
+        """Pass an allowed request to the application; answer any other with its fault."""
         if scope["type"] == "http" and (fault := self._fault(scope)) is not None:
             await fault.reply(scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _fault(self, scope: Scope) -> Fault | None:
+        """Return the reason to refuse a request; None if it is allowed."""
         headers: dict[bytes, bytes] = {}
         what = self._what
         for name, value in scope["headers"]:
@@ -306,26 +311,26 @@ class Guard:
 CLOSE = {"Connection": "close"}
 
 
-def checked(token: str) -> str:
-    """The token, without the line break that a file of it ends with.
+def checked_token(token: str) -> str:
+    """Return the token stripped of white space, such as the line break at the end of its file.
 
     Raises:
         PolicyError: it is empty, or has characters that a header cannot have.
     """
-    found = token.strip()
-    if not found or not (found.isascii() and found.isprintable()) or " " in found:
+    stripped = token.strip()
+    if not stripped or not (stripped.isascii() and stripped.isprintable()) or " " in stripped:
         raise PolicyError("the token is empty, or has spaces or other characters that a header cannot have")
-    return found
+    return stripped
 
 
 def token_of(name: str) -> str:
-    """The token in that environment variable.
+    """Return the token in that environment variable.
 
     Raises:
-        PolicyError: there is none.
+        PolicyError: the variable is unset, empty or invalid.
     """
     try:
-        return checked(os.environ.get(name, ""))
+        return checked_token(os.environ.get(name, ""))
     except PolicyError:
         raise PolicyError(
             f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"

@@ -1,4 +1,4 @@
-"""Runs an ASGI application on uvicorn: limits of time and number for its connections, signals, and the service manager."""
+"""Runner of an ASGI application on uvicorn: limits on connections, signals, and notices to the service manager."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ from edgeroute.system.forks import ForkSafe
 from edgeroute.tools.server.notify import Notify
 
 HEAD_S = 10.0
-"""Within which a request's head must have come, from the connection's beginning or the head's first byte, seconds."""
+"""Time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds."""
 HEAD_BYTES = 1 << 16
-"""Bytes of a head; a longer one is refused."""
+"""Most bytes of a head; a longer one is refused."""
 TAKEN_S = 30.0
-"""Within which a client must take what is written, once that waits for it, seconds."""
+"""Time for a client to read once a write waits for it, seconds."""
 MOST_CONNECTIONS = 500
-"""Connections at a time; further ones are told to come again. Fewer than the files that a process may have open."""
+"""Most connections at a time; further ones get 503 with Retry-After. Fewer than the files that a process may have open."""
 KEEP_ALIVE_S = 75
-"""For which a connection is kept without a request, seconds: a router may call rarely, and a new one costs it round trips."""
+"""Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
 GRACE_S = 5
-"""For which requests in progress may go on at the end, seconds."""
+"""Time for requests in progress to finish at shutdown, seconds."""
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 Beat = Callable[[Notify], Coroutine[Any, Any, None]]
-"""Tells the service manager that the application is ready, and from then on that it is alive."""
+"""Coroutine that notifies the service manager that the application is ready, and from then on that it is alive."""
 
 
 class Connection(H11Protocol):
-    """One connection. uvicorn waits for ever for a head that does not end, and for a client that does not read."""
+    """HTTP connection that is aborted when the client is too slow.
+
+    uvicorn alone waits for ever for a head that does not end, and for a client that does not read.
+    """
 
     _head: asyncio.TimerHandle | None = None
     _taken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begins with the time for its first head."""
+        """Start the timer of the first head; with too many connections reply 503 and close."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.write(_BUSY)
@@ -52,7 +55,7 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Ends the time once a head has come, or begins it with the first byte of the next."""
+        """Stop the timer once a head is complete, or start it at the first byte of the next."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             if self._head is not None:
@@ -62,18 +65,18 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_S, self.transport.abort)
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as it is written to."""
+        """Start the timer within which a slow client must read."""
         super().pause_writing()
         self._taken = self.loop.call_later(TAKEN_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """Stop the timer of a slow client."""
         super().resume_writing()
         if self._taken is not None:
             self._taken.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the times."""
+        """Cancel all timers."""
         for timer in (self._head, self._taken):
             if timer is not None:
                 timer.cancel()
@@ -88,18 +91,20 @@ def run(
     on_ready: Callable[[str], object] | None,
     stops: Callable[[Callable[[], object]], object] | None = None,
 ) -> int:
-    """Runs it until SIGTERM or SIGINT, then finishes requests in progress, for at most `GRACE_S` -> that signal; 0 in a thread.
+    """Run an application until SIGTERM or SIGINT, then finish requests in progress for at most `GRACE_S`.
+
+    Returns that signal's number; 0 in a thread, which receives no signals.
 
     Args:
-        application: ASGI.
-        host: to listen on.
-        port: 0 selects a free one.
-        beat: runs beside it, if there is a service manager.
-        on_ready: called with the URL, once it is listening.
-        stops: called before, with a function that ends it as a signal does, from any thread.
+        application: the ASGI application.
+        host: address to listen on.
+        port: port to listen on; 0 selects a free one.
+        beat: coroutine that runs beside it if there is a service manager.
+        on_ready: called with the URL once the server listens.
+        stops: called before the start with a function that ends the server as a signal does, from any thread.
 
     Raises:
-        PolicyError: it cannot listen there.
+        PolicyError: the address cannot be listened on.
     """
     config = uvicorn.Config(
         application,
@@ -114,31 +119,39 @@ def run(
         timeout_graceful_shutdown=GRACE_S,
     )
     with _listen(host, port) as listener, _signals() as heard:
-        at = listener.getsockname()
-        given_back = InChild(listener)
-        url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
+        address = listener.getsockname()
+        child_closer = InChild(listener)
+        url = f"http://[{address[0]}]:{address[1]}" if listener.family == socket.AF_INET6 else f"http://{address[0]}:{address[1]}"
         server = _Server(config, on_ready, url, heard, beat)
         if stops is not None:
             stops(server.stop)
         server.run([listener])
-        del given_back
+        del child_closer
     return heard[0] if heard else 0
 
 
 class InChild(ForkSafe):
-    """A port that is closed in the child of a fork, where nobody serves it: else it would stay taken while the child lives."""
+    """Holder of a listening socket that closes it in the child of a fork.
+
+    The child does not serve; else the port would stay taken while the child lives.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
 
     def after_fork(self) -> None:
-        """The parent's stays open. `close` would do nothing while an event loop uses the socket, as uvloop's marks it."""
+        """Close the child's descriptor; the parent's stays open.
+
+        `socket.close` would do nothing while an event loop uses the socket, as uvloop marks it.
+        """
         with suppress(OSError):
             if (descriptor := self._listener.detach()) >= 0:
                 os.close(descriptor)
 
 
 class _Server(uvicorn.Server):
+    """uvicorn server that reports its start, stops on an early signal, and notifies the service manager."""
+
     def __init__(
         self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str, heard: list[int], beat: Beat
     ) -> None:
@@ -148,10 +161,11 @@ class _Server(uvicorn.Server):
         self._watch: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        """Ends it soon."""
+        """Make the server shut down soon; safe from any thread."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening; then report the URL and start the notices, or stop if a signal has arrived already."""
         await super().startup(sockets)
         if self._heard:  # before uvicorn listened to signals
             self.should_exit = True
@@ -162,14 +176,16 @@ class _Server(uvicorn.Server):
                 self._on_ready(self._url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Notify the service manager of the stop, then shut down."""
         if self._watch is not None:
             self._watch.cancel()
-        with self._notify:  # which says that it stops
+        with self._notify:  # its exit sends STOPPING
             pass
         await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """Bind a socket to the address, without listening yet, and return it."""
     # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
     listener: socket.socket | None = None
     try:
@@ -187,14 +203,18 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects signals that come before uvicorn listens, and those that it raises again at its end, which would end more."""
+    """Collect the numbers of SIGINT and SIGTERM in a list during the `with` block; restore the handlers after it.
+
+    Catches signals before uvicorn listens to them, and those that uvicorn raises again at its end, which would end more. Outside
+    the main thread the list stays empty.
+    """
     heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
-    before = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield heard
     finally:
-        for sig, was in before.items():
-            signal.signal(sig, was)
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)

@@ -1,4 +1,4 @@
-"""`/metrics`: the router's metrics, for Prometheus."""
+"""Handler of the gateway's `/metrics`, for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from edgeroute.record.prometheus import Measured, installed, metrics
 
 
 class Metrics:
-    """GET of the metrics of one router.
+    """GET handler that renders one router's metrics.
 
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
 
     def __init__(self, router: Measured) -> None:
-        installed()  # what is missing is said now, not at the first scrape
+        installed()  # raise now, not at the first scrape
         self.router = router
 
     def page(self, request: Request) -> Response:
-        """The metrics. No coroutine function: so it is called in a thread, as it may wait for the outbox's file."""
-        found = metrics(self.router, request.headers.get("accept", ""))
-        return Response(found.body, headers={"Content-Type": found.content_type, "Cache-Control": "no-store"})
+        """Render the metrics in the format that the scraper accepts.
+
+        No coroutine function, so that Starlette calls it in a thread: it may wait for the outbox's file.
+        """
+        rendered = metrics(self.router, request.headers.get("accept", ""))
+        return Response(rendered.body, headers={"Content-Type": rendered.content_type, "Cache-Control": "no-store"})

@@ -1,6 +1,7 @@
-"""Tells systemd, or another service manager, that a service is ready, alive and stopping: the protocol of sd_notify(3).
+"""Notices to systemd, or another service manager, that a service is ready, alive or stopping: the protocol of sd_notify(3).
 
-A datagram on a socket whose name is in the environment. The libraries for it are unmaintained, under the GPL, or need libsystemd.
+A notice is a datagram on a socket whose name is in the environment. The libraries for it are unmaintained, under the GPL, or need
+libsystemd.
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ from types import TracebackType
 
 _log = logging.getLogger("edgeroute")
 BEATS = 3
-"""Signs of life in a watchdog's period: two may be late."""
+"""Notices of life in a watchdog's period: two may be late."""
 _DIGITS = 20
-"""Of a time in microseconds, which has 64 bits."""
+"""Most digits of a time in microseconds, which has 64 bits."""
 
 
 class Notify:
-    """Messages to the service manager; without one nothing is sent. Usable in a `with`, which says at its end that it stops.
+    """Sender of notices to the service manager; without a manager nothing is sent.
+
+    Usable in a `with`, which at its end sends that the service stops, and closes the socket.
 
     Args:
-        environment: where NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are. They are taken out, so that no child has them.
+        environment: mapping with NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID. They are removed from it, so that no child
+            process
+            has them.
 
     Attributes:
-        watchdog_s: within so many seconds it has to be told that the service is alive; None: it asks for nothing.
+        watchdog_s: time within which the manager expects a notice of life, seconds; None: it expects none.
     """
 
     def __init__(self, environment: MutableMapping[str, str] | None = None) -> None:
@@ -40,21 +45,21 @@ class Notify:
         return self._socket is not None
 
     def ready(self, status: str = "") -> None:
-        """The service is ready."""
+        """Send that the service is ready."""
         self._send("READY=1", *([f"STATUS={status}"] if status else []))
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Send a line for `systemctl status`."""
         self._send(f"STATUS={text}")
 
     def alive(self) -> None:
-        """The service works. Cheap: it may be called after each answer, and sends three times a period."""
+        """Send that the service works, at most three times a period. Cheap: it may be called after each answer."""
         if self.watchdog_s is not None and (now := monotonic()) >= self._next:
             self._next = now + self.watchdog_s / BEATS
             self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """The service ends."""
+        """Send that the service stops."""
         self._send("STOPPING=1")
 
     def __enter__(self) -> Notify:  # noqa: PYI034 - typing.Self is Python 3.11's
@@ -67,24 +72,26 @@ class Notify:
             self._socket = None
 
     def _send(self, *lines: str) -> None:
+        """Send lines as one datagram; log a failure instead of raising it."""
         if self._socket is None:
             return
         try:
             self._socket.send("\n".join(" ".join(line.split()) for line in lines).encode("utf-8", "replace"))
-        except OSError as e:  # it must not end the service; a sign of life that is missing is the manager's to judge
-            _log.warning("the service manager cannot be told %s: %s", lines[0], e)
+        except OSError as e:  # it must not end the service; the manager judges a missing notice
+            _log.warning("the notice %s did not reach the service manager: %s", lines[0], e)
 
 
 def _connected(name: str) -> socket.socket | None:
+    """Return a datagram socket connected to the manager's; None, with a logged warning, if that fails."""
     if not hasattr(socket, "AF_UNIX") or name[0] not in "/@":
-        _log.warning("NOTIFY_SOCKET=%s is no socket that is known here", name)
+        _log.warning("NOTIFY_SOCKET=%s is no Unix socket: no notices are sent", name)
         return None
-    one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    one.setblocking(False)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    connection.setblocking(False)
     try:
-        one.connect("\0" + name[1:] if name[0] == "@" else name)
+        connection.connect("\0" + name[1:] if name[0] == "@" else name)
     except (OSError, ValueError) as e:
-        one.close()
-        _log.warning("the service manager cannot be told anything, at NOTIFY_SOCKET=%s: %s", name, e)
+        connection.close()
+        _log.warning("the service manager cannot be reached at NOTIFY_SOCKET=%s: %s", name, e)
         return None
-    return one
+    return connection

@@ -1,4 +1,4 @@
-"""Server side of the Open Inference Protocol v2: bytes and headers <-> tensors. Pure: no I/O, no framework."""
+"""Server side of the Open Inference Protocol v2: parser of requests, encoder of replies, and error replies. No I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.tools.server.batching import Full
-from edgeroute.tools.server.encoded import MOST_FILES, Files, widened
+from edgeroute.tools.server.encoded import MOST_FILES, Files, widen
 from edgeroute.types import TensorSpec
 
 VERSION = "1"
@@ -28,28 +28,29 @@ VERSION = "1"
 
 
 class Ask(NamedTuple):
-    """A parsed infer request."""
+    """Parsed infer request."""
 
     feed: dict[str, Any]
-    """Arrays, or `Files` that are to be decoded, in the order of the model's inputs; may be read-only views of the body."""
+    """Arrays, or `Files` to decode, in the order of the model's inputs; may be read-only views of the body."""
     outputs: list[tuple[str, bool]]
-    """(name, whether it is sent as binary), in the order of the reply."""
+    """(name, True if it is sent as binary), in the order of the reply."""
     id: str | None
     edges: Any = None
-    """The parameter with the edge's answers, unread; None: there is none."""
+    """Parameter with the edge's answers, not parsed yet; None: absent."""
 
 
 class Reply(NamedTuple):
-    """A reply to send."""
+    """Encoded reply: headers and body."""
 
     headers: dict[str, str]
     body: bytes
 
 
 def describe(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """Model metadata."""
+    """Return a model's metadata."""
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        """Return the metadata of tensors."""
         return [{"name": s.name, "datatype": NAMES.get(s.dtype, TEXTS), "shape": list(s.shape)} for s in specs]
 
     about = {"name": name, "versions": [VERSION], "platform": platform}
@@ -57,11 +58,12 @@ def describe(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Se
 
 
 def dumps(data: Any) -> bytes:
-    """Encodes valid JSON: NaN and infinity become null. Arrays must be flat."""
+    """Encode as valid JSON: NaN and infinity become null. Arrays must be flat."""
     return json_dumps(data, _plain, arrays=True)
 
 
 def _plain(array: Array) -> Any:
+    """Return an array as a list, with None for NaN and infinity."""
     finite = np.isfinite(array)
     if not finite.all():
         array = array.astype(object)
@@ -76,80 +78,82 @@ def read(
     outputs: Sequence[TensorSpec],
     encoded: Container[str] = (),
 ) -> Ask:
-    """Parses an infer request.
+    """Parse and validate an infer request.
 
     Args:
         body: JSON, or JSON followed by the binary tensors in the order of the request's inputs.
         length: the header Inference-Header-Content-Length: number of bytes of JSON; None: all.
-        inputs: of the model, all required; -1 fits any size.
-        outputs: of the model; the request may select some of them.
+        inputs: specifications of the model's inputs, all required; -1 fits any size.
+        outputs: specifications of the model's outputs; the request may select some of them.
         encoded: names of the inputs that may come as files, or as smaller numbers than the model's floats.
 
     Raises:
         BadInput: the request violates the protocol, or does not fit the model. Every size is validated before use.
     """
-    at = json_size(body, length)
-    head = _json(body if length is None else body[:at])
-    wanted = {spec.name: spec for spec in inputs}
-    given: dict[str, Any] = {}
+    offset = json_size(body, length)
+    head = _json(body if length is None else body[:offset])
+    specs = {spec.name: spec for spec in inputs}
+    feed: dict[str, Any] = {}
     for tensor in _list(head, "inputs"):
-        spec = wanted.get(tensor["name"])
+        spec = specs.get(tensor["name"])
         if spec is None:
-            raise BadInput(f"the model has no input {_say(tensor['name'])}, only {list(wanted)}")
-        if spec.name in given:
+            raise BadInput(f"the model has no input {_say(tensor['name'])}, only {list(specs)}")
+        if spec.name in feed:
             raise BadInput(f"{spec.name} is there twice: send it once")
         parameters = _map(tensor, "parameters")
         size = parameters.get("binary_data_size")
         if size is not None and length is None:
             raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
-        comes = spec
+        sent = spec
         if spec.name in encoded:
             if tensor.get("datatype") == TEXTS:
-                given[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, at, size, spec))
-                at += size or 0
+                feed[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, offset, size, spec))
+                offset += size or 0
                 continue
             smaller = _SMALLER.get(str(tensor.get("datatype"))) if spec.dtype.startswith("float") else None
-            comes = spec if smaller in {None, spec.dtype} else spec._replace(dtype=str(smaller))
-        shape = _shape(tensor, comes)
-        array = _numbers(tensor, comes, shape) if size is None else _octets(body, at, size, comes, shape)
-        at += size or 0
-        given[spec.name] = (
-            array if comes is spec else widened(array, spec, parameters.get("scale"), parameters.get("offset", 0.0))
-        )
-    if missing := [name for name in wanted if name not in given]:
+            sent = spec if smaller in {None, spec.dtype} else spec._replace(dtype=str(smaller))
+        shape = _shape(tensor, sent)
+        array = _numbers(tensor, sent, shape) if size is None else _octets(body, offset, size, sent, shape)
+        offset += size or 0
+        feed[spec.name] = array if sent is spec else widen(array, spec, parameters.get("scale"), parameters.get("offset", 0.0))
+    if missing := [name for name in specs if name not in feed]:
         raise BadInput(f"the model also needs {missing}: send every input in one request")
-    if at != len(body):
-        raise BadInput(f"the body has {len(body)} bytes, JSON and inputs make {at}: announce each in binary_data_size")
+    if offset != len(body):
+        raise BadInput(f"the body has {len(body)} bytes, JSON and inputs make {offset}: announce each in binary_data_size")
     name = head.get("id")
     if not isinstance(name, str | None):
         raise BadInput(f"id is {_say(name)}: send a string or leave it out")
     edges = _map(head, "parameters").get(PARAMETER)
-    return Ask({name: given[name] for name in wanted}, _outputs(head, [spec.name for spec in outputs]), name, edges)
+    return Ask({name: feed[name] for name in specs}, _outputs(head, [spec.name for spec in outputs]), name, edges)
 
 
 def edge_answers(given: Any, count: int) -> Array:
-    """The edge's answers to so many inputs, mappings or None, object [n].
+    """Parse the edge's answers, mappings or None, into an array of objects, [n]; all None if the parameter is absent.
+
+    Args:
+        given: the request's parameter, JSON of a list.
+        count: number of rows.
 
     Raises:
-        BadInput: it is no JSON list of as many.
+        BadInput: it is no JSON list of as many mappings or nulls.
     """
     rows = np.full(count, None, object)
     if given is None:
         return rows
     try:
-        found = json_loads(given.encode())
+        answers = json_loads(given.encode())
     except (AttributeError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list) or len(found) != count or not all(isinstance(one, dict | None) for one in found):
+        answers = None
+    if not isinstance(answers, list) or len(answers) != count or not all(isinstance(answer, dict | None) for answer in answers):
         raise BadInput(
             f"{PARAMETER} is {_say(given)}: send the JSON of a list, with an object or null for each of {count} inputs"
         )
-    rows[:] = found
+    rows[:] = answers
     return rows
 
 
 def json_size(body: bytes, length: str | None) -> int:
-    """Bytes of the body's JSON part. length: as for `read`.
+    """Return the bytes of the body's JSON part. length: as for `read`.
 
     Raises:
         BadInput: it is not a length, or longer than the body.
@@ -158,7 +162,7 @@ def json_size(body: bytes, length: str | None) -> int:
 
 
 def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
-    """Encodes the reply to an infer request.
+    """Encode the reply to an infer request.
 
     Raises:
         ModelError: an output is missing, or has no representation in the protocol.
@@ -170,10 +174,10 @@ def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
     tensor: dict[str, Any]
     for name, binary in ask.outputs:
         array = results.get(name)
-        if array is not None and array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
+        if array is not None and array.dtype.hasobject and all(isinstance(text_value, str) for text_value in array.flat):
             tensor = {"name": name, "datatype": TEXTS, "shape": list(array.shape)}
             if binary:
-                raw = b"".join(len(text := one.encode()).to_bytes(4, "little") + text for one in array.flat)
+                raw = b"".join(len(text := text_value.encode()).to_bytes(4, "little") + text for text_value in array.flat)
                 tensor["parameters"] = {"binary_data_size": len(raw)}
                 parts.append(raw)
             else:
@@ -181,7 +185,7 @@ def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
             head["outputs"].append(tensor)
             continue
         if array is None or array.dtype.name not in NAMES:
-            raise ModelError(f"{model} gave no tensor of numbers or texts for its output {name!r}: correct the model")
+            raise ModelError(f"{model} returned no tensor of numbers or texts for its output {name!r}: correct the model")
         tensor = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
         array = np.asarray(array, array.dtype.newbyteorder("<" if binary else "="), order="C")
         if binary:
@@ -197,16 +201,19 @@ def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
 
 
 def _say(value: Any) -> str:
+    """Return a value's repr, cut to 80 characters, for messages."""
     return repr(value)[:80]
 
 
 def _length(length: str, size: int) -> int:
+    """Parse the header with the length of the JSON part."""
     if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= size):  # noqa: PLR2004 - digits of 2^64
         raise BadInput(f"{LENGTH} is {_say(length)}, the body has {size} bytes: send the length of its JSON part")
     return int(length)
 
 
 def _json(text: bytes) -> dict[str, Any]:
+    """Parse the JSON part as an object."""
     try:
         head = json_loads(text)
     except (ValueError, RecursionError) as e:
@@ -217,7 +224,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """A list of named objects."""
+    """Return a key's value, a list of objects with a name; raise `BadInput` otherwise."""
     value = head.get(key)
     if not isinstance(value, list) or not all(isinstance(x, dict) and isinstance(x.get("name"), str) for x in value):
         raise BadInput(f"{key} is {_say(value)}: send a list of objects with a name")
@@ -225,6 +232,7 @@ def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a key's value, an object; empty if absent; raise `BadInput` otherwise."""
     value = head.get(key)
     if not isinstance(value, dict | None):
         raise BadInput(f"{key} is {_say(value)}: send an object or leave it out")
@@ -232,6 +240,7 @@ def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+    """Return a tensor's shape once its type and shape fit the specification; raise `BadInput` otherwise."""
     if tensor.get("datatype") != NAMES[spec.dtype]:
         raise BadInput(f"{spec.name}: the model takes {NAMES[spec.dtype]}, not {_say(tensor.get('datatype'))}: convert it")
     shape = tensor.get("shape")
@@ -242,14 +251,15 @@ def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _octets(body: bytes, at: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """Return a binary tensor from the body, as a view of the body if its alignment allows."""
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     count = prod(shape)
     if type(size) is not int or size != count * dtype.itemsize:
         raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, its shape and datatype make {count * dtype.itemsize}")
-    if at + size > len(body):
-        raise BadInput(f"{spec.name}: the body ends {at + size - len(body)} bytes too early: send all of the binary data")
-    array = np.frombuffer(body, dtype, count, at).reshape(shape)
+    if offset + size > len(body):
+        raise BadInput(f"{spec.name}: the body ends {offset + size - len(body)} bytes too early: send all of the binary data")
+    array = np.frombuffer(body, dtype, count, offset).reshape(shape)
     if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
         raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
     # The preceding JSON determines its alignment, on which native code may depend.
@@ -259,14 +269,17 @@ def _octets(body: bytes, at: int, size: Any, spec: TensorSpec, shape: tuple[int,
 _SMALLER = {"UINT8": "uint8", "FP16": "float16"}
 
 
-def _part(body: bytes, at: int, size: Any, spec: TensorSpec) -> memoryview:
-    if type(size) is not int or not 0 <= size <= len(body) - at:
-        raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - at} bytes are left: send all of them")
-    return memoryview(body)[at : at + size]
+def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
+    """Return the bytes of a binary tensor of files as a view of the body."""
+    if type(size) is not int or not 0 <= size <= len(body) - offset:
+        raise BadInput(
+            f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - offset} bytes are left: send all of them"
+        )
+    return memoryview(body)[offset : offset + size]
 
 
 def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any], raw: memoryview | None) -> Files:
-    """The files of an input: bytes, each with its length before it, or texts in base64."""
+    """Return the files of an input: binary, each with its length before it, or texts in base64."""
     shape, media = tensor.get("shape"), parameters.get("media_type")
     sizes = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else []
     if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]) or not 0 < sizes[0] <= MOST_FILES:
@@ -275,33 +288,34 @@ def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any],
         media = parameters["content_type"]
     if not isinstance(media, str | None):
         raise BadInput(f"{spec.name}: media_type is {_say(media)}: send a text, such as image/jpeg")
-    found = list[bytes]()
+    files = list[bytes]()
     if raw is None:
         if parameters.get("content_type") != "base64":
             raise BadInput(f'{spec.name}: files in JSON are base64, with "parameters": {{"content_type": "base64"}}')
         data = tensor.get("data")
         if isinstance(data, list) and data and isinstance(data[0], list):
             data = list(chain.from_iterable(data))
-        if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
+        if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
             raise BadInput(f"{spec.name}: data is {_say(data)}: send a list of texts")
         try:
-            found = [b64decode(one, validate=True) for one in data]
+            files = [b64decode(text, validate=True) for text in data]
         except ValueError:
             raise BadInput(f"{spec.name}: data holds what is no base64") from None
     else:
-        at = 0
-        while at < len(raw) and len(found) <= sizes[0]:
-            size = int.from_bytes(raw[at : at + 4], "little")
-            if at + 4 + size > len(raw):
+        offset = 0
+        while offset < len(raw) and len(files) <= sizes[0]:
+            size = int.from_bytes(raw[offset : offset + 4], "little")
+            if offset + 4 + size > len(raw):
                 raise BadInput(f"{spec.name}: a file is longer than what came: each has its length before it, four bytes")
-            found.append(bytes(raw[at + 4 : at + 4 + size]))
-            at += 4 + size
-    if len(found) != sizes[0]:
+            files.append(bytes(raw[offset + 4 : offset + 4 + size]))
+            offset += 4 + size
+    if len(files) != sizes[0]:
         raise BadInput(f"{spec.name}: another number of files came than its shape says, {sizes[0]}")
-    return Files(found, media)
+    return Files(files, media)
 
 
 def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """Return a tensor from numbers in JSON, flat or nested, each checked for the type."""
     flat, dtype = tensor.get("data"), np.dtype(spec.dtype)
     if not isinstance(flat, list):
         raise BadInput(f"{spec.name}: data is {_say(flat)}: send a list, or binary data and its binary_data_size")
@@ -317,18 +331,18 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
     # Checked before numpy converts it: numpy would accept strings and null as numbers, and wrap large integers.
     kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
     array = np.empty(len(flat), dtype)
-    for at in range(0, len(flat), PIECE):
-        piece = flat[at : at + PIECE]
+    for start in range(0, len(flat), PIECE):
+        piece = flat[start : start + PIECE]
         fits = set(map(type, piece)) <= kinds.get(dtype.kind, {int})
         if fits and dtype.kind in "iu":
             fits = np.iinfo(dtype).min <= min(piece) and max(piece) <= np.iinfo(dtype).max
         if fits:
             try:
                 with np.errstate(over="ignore"):
-                    array[at : at + PIECE] = np.array(piece, dtype)
+                    array[start : start + PIECE] = np.array(piece, dtype)
             except OverflowError:  # JSON has no infinity: the number was too large
                 fits = False
-        if not (fits and (dtype.kind != "f" or np.isfinite(array[at : at + PIECE]).all())):  # likewise
+        if not (fits and (dtype.kind != "f" or np.isfinite(array[start : start + PIECE]).all())):  # too large as well
             raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
     return array.reshape(shape)
 
@@ -338,6 +352,7 @@ PIECE = 1 << 16
 
 
 def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
+    """Return the outputs that a request selects, each with True if it is sent as binary."""
     binary = _flag(_map(head, "parameters"), "binary_data_output", default=False)
     if not head.get("outputs"):
         return [(name, binary) for name in names]
@@ -351,48 +366,61 @@ def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
 
 
 def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
+    """Return a boolean parameter; raise `BadInput` if it is no boolean."""
     value = parameters.get(key, default)
     if not isinstance(value, bool):
         raise BadInput(f"{key} is {_say(value)}: send true or false")
     return value
 
 
-# JSON replies, and the mapping of errors to statuses.
+# Replies of JSON, and error replies.
 
 
 def reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON reply."""
+    """Return a JSON response."""
     return Response(dumps(data), status, headers, "application/json")
 
 
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def _error_reply(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response with an error message."""
     return reply({"error": message}, status, headers)
 
 
 async def _http(request: Request, e: HTTPException) -> Response:
+    """Reply to Starlette's HTTP errors, with clearer messages for a wrong method and an unknown path."""
     message, path = e.detail, request.url.path
     if e.status_code == 405:  # noqa: PLR2004 - HTTP's own number
         message = f"{path} does not take {request.method}, only {(e.headers or {}).get('Allow', 'others')}"
     elif message == "Not Found":  # Starlette's text
         message = f"there is nothing at {path}: a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer"
-    return _error(e.status_code, message, e.headers)
+    return _error_reply(e.status_code, message, e.headers)
 
 
-async def _bad(_: Request, e: BadInput) -> Response:
-    return _error(400, f"bad request: {e}")
+async def _bad_input(_: Request, e: BadInput) -> Response:
+    """Reply 400."""
+    return _error_reply(400, f"bad request: {e}")
 
 
-async def _full(_: Request, e: Full) -> Response:
-    return _error(503, str(e), {"Retry-After": "1", **e.headers})
+async def _queue_full(_: Request, e: Full) -> Response:
+    """Reply 503 with Retry-After and the model's load."""
+    return _error_reply(503, str(e), {"Retry-After": "1", **e.headers})
 
 
-async def _failed(_: Request, e: ModelError) -> Response:
-    return _error(500, f"the server's model failed, the request keeps the protocol: {e}")
+async def _model_failed(_: Request, e: ModelError) -> Response:
+    """Reply 500 for a failed model."""
+    return _error_reply(500, f"the server's model failed, the request keeps the protocol: {e}")
 
 
-async def _unforeseen(_: Request, e: Exception) -> Response:
-    return _error(500, f"a fault of the server, not of the request: {type(e).__name__}; its log has the rest")
+async def _unexpected(_: Request, e: Exception) -> Response:
+    """Reply 500 for an unexpected exception, without details."""
+    return _error_reply(500, f"a fault of the server, not of the request: {type(e).__name__}; its log has the rest")
 
 
-FAULTS: dict[Any, Any] = {HTTPException: _http, BadInput: _bad, Full: _full, ModelError: _failed, Exception: _unforeseen}
+FAULTS: dict[Any, Any] = {
+    HTTPException: _http,
+    BadInput: _bad_input,
+    Full: _queue_full,
+    ModelError: _model_failed,
+    Exception: _unexpected,
+}
 """Exception -> its handler."""

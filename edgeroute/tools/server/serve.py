@@ -1,4 +1,4 @@
-"""Runs the application on uvicorn."""
+"""`serve()`: runs model files as an HTTP server on uvicorn."""
 
 from __future__ import annotations
 
@@ -38,62 +38,62 @@ def serve(
     logs: bool = False,
     on_ready: Callable[[str], object] | None = None,
 ) -> int:
-    """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
+    """Serve models until SIGTERM or SIGINT, then finish requests in progress for at most 5 s.
 
-    Returns the number of that signal; 0 in a thread, which hears of none. A service manager, such as systemd, is told when it is
-    ready, that it is alive while its models answer, and that it stops.
+    Returns the number of that signal; 0 in a thread, which receives no signals. Notifies a service manager, such as systemd, when
+    it is ready, alive while its models answer, and stopping.
 
     Args:
         models: paths of model files, each with its card beside it if there is one; `module:name` of a model or a function in
             Python; or models.
-        host: to listen on; the default accepts only this machine. There is no authentication.
-        port: 0 selects a free one.
-        threads: per run of a model file.
+        host: address to listen on; the default accepts only this machine. There is no authentication.
+        port: port to listen on; 0 selects a free one.
+        threads: threads per run of a model file.
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model.
-        max_body_bytes: of a request.
-        max_json_bytes: of the JSON in it.
-        max_bodies_bytes: of all requests in progress.
-        body_timeout_s: within which a request's body must have come.
-        metrics: whether there is `/metrics`, for Prometheus.
-        logs: whether each inference is logged, to `edgeroute.requests`, with its client's id of it.
-        on_ready: called with the URL, once it is listening.
+        max_body_bytes: bytes of a request's body.
+        max_json_bytes: bytes of the JSON in it.
+        max_bodies_bytes: bytes of all bodies in progress.
+        body_timeout_s: time for a request's body to arrive.
+        metrics: True serves `/metrics` for Prometheus.
+        logs: True logs each inference to `edgeroute.requests`, with the id that its client gave it.
+        on_ready: called with the URL once the server listens.
 
     Raises:
-        PolicyError: it cannot listen there, there is no such module or name, or as `app`.
+        PolicyError: the address cannot be listened on, a module or name does not exist, or `serve_app.app` refuses a model.
         ModelError: a model cannot be loaded.
     """
     application = app(
-        [named(model, threads) for model in models],
+        [named_model(model, threads) for model in models],
         max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
         max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s, metrics=metrics, logs=logs,
     )  # fmt: skip
     return host_run(application, host, port, partial(watch, application.state.served.values()), on_ready)
 
 
-def named(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
-    """The model at a path, or by its name in Python, `module:name`.
+def named_model(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
+    """Return the model at a path, or by its name in Python, `module:name`, whose module is imported from this folder.
 
     Raises:
-        PolicyError: there is none.
-        ModelError: it cannot be made.
+        PolicyError: there is no such module or name.
+        ModelError: the model cannot be created.
     """
     if not isinstance(model, str | Path):
         return load(model)
-    found = _NAMED.fullmatch(str(model))
-    if found is None:
+    match = _NAMED.fullmatch(str(model))
+    if match is None:
         return load(model, **({} if threads == 1 else {"threads": threads}))
     sys.path.insert(0, str(Path.cwd()))
     try:
-        thing: Any = importlib.import_module(found[1])
-        for part in found[2].split("."):
+        thing: Any = importlib.import_module(match[1])
+        for part in match[2].split("."):
             thing = getattr(thing, part)
     except (ImportError, AttributeError) as e:
-        raise PolicyError(f"{model} is no model in Python: {e}") from e
+        raise PolicyError(f"{model} is no model in Python: {e}; name it as module:name") from e
     finally:
         sys.path.pop(0)
     return load(thing)
 
 
 _NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
-"""A letter and a colon are a drive, and no module."""
+"""`module:name`; a single letter and a colon are a drive, and no module."""

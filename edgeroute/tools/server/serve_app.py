@@ -1,4 +1,4 @@
-"""The ASGI application of `edgeroute serve`."""
+"""ASGI application of `edgeroute serve`: inference, health, metadata and metrics of models."""
 
 from __future__ import annotations
 
@@ -30,28 +30,31 @@ from edgeroute.tools.server.model import Served, find_model
 from edgeroute.tools.server.protocol import FAULTS, reply
 from edgeroute.types import EdgeModel
 
-# POST .../infer: handles one request from body to reply.
+# Handler of POST .../infer.
 
 _LENGTH = LENGTH.lower().encode()
 LARGE = 1 << 16
-"""Bytes from which a body is parsed, or a reply written, in a thread: the event loop goes on meanwhile."""
+"""Bytes from which a body is parsed, or a reply encoded, in a thread, so that the event loop is not blocked."""
 
 
 class Infer:
-    """Plain ASGI, which allows streaming the body, and detecting that the client disconnects while its request waits."""
+    """POST handler of inference requests.
+
+    Plain ASGI, which allows streaming the body, and detecting that the client disconnects while its request waits.
+    """
 
     def __init__(self, served: Mapping[str, Served], bodies: Bodies, max_json_bytes: int) -> None:
         self.served, self.bodies, self.max_json_bytes = served, bodies, max_json_bytes
-        self._decoder = ThreadPoolExecutor(1, "edgeroute-serve-decode")  # one: a picture takes hundreds of megabytes at most
-        self._parser = ThreadPoolExecutor(1, "edgeroute-serve-json")  # one: parsed JSON takes several times its size
+        self._decoder = ThreadPoolExecutor(1, "edgeroute-serve-decode")  # one thread: a picture takes up to hundreds of megabytes
+        self._parser = ThreadPoolExecutor(1, "edgeroute-serve-json")  # one thread: parsed JSON takes several times its size
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Shut down the threads without waiting."""
         self._decoder.shutdown(wait=False)
         self._parser.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reads the request, queues it, and sends the reply."""
+        """Read the request, queue it at its model, and send the reply."""
         model = find_model(self.served, scope)
         headers = dict(scope["headers"])
         with self.bodies.one() as held:
@@ -64,10 +67,10 @@ class Infer:
     async def _answer(
         self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: Body
     ) -> protocol.Reply | None:
-        """The reply; None: the client disconnected."""
+        """Parse, decode and run a request; return the encoded reply, or None if the client disconnected."""
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise BadInput("the body is compressed, which this server does not read: send it as it is")
-        length = None if (given := headers.get(_LENGTH)) is None else given.decode("latin-1")
+        length = None if (raw := headers.get(_LENGTH)) is None else raw.decode("latin-1")
         size = protocol.json_size(body, length)
         if size > self.max_json_bytes:
             raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary")
@@ -95,22 +98,22 @@ class Infer:
 
 
 async def _withdraw(done: asyncio.Future[Tensors], receive: Receive) -> None:
-    """Cancels a request when its client disconnects."""
+    """Cancel a request's future when its client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     done.cancel()
 
 
-# What a server of models tells of its requests: metrics for Prometheus, and a log record for each.
+# Metrics for Prometheus, and a log record for each request.
 
 log = logging.getLogger("edgeroute.requests")
 CLOSE = {"Connection": "close"}
 LONGEST = 100
-"""Characters of the id that a client gives its request."""
+"""Most characters of the id that a client gives its request."""
 
 
 class Metrics:
-    """Counts and durations of requests for these models, in a registry of its own.
+    """Prometheus collector: counts and durations of requests for these models, in a registry of its own.
 
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
@@ -128,24 +131,24 @@ class Metrics:
         )  # fmt: skip
         self._registry.register(self)
 
-    def ended(self, model: str, status: int, seconds: float) -> None:
-        """Counts a request; empty: of no model that there is."""
+    def observe(self, model: str, status: int, seconds: float) -> None:
+        """Record the duration of a request. `model` is empty if the path named no model of this server."""
         self._durations.labels(model, str(status)).observe(seconds)
 
     def describe(self) -> tuple[()]:
-        """Nothing: which there are is known at a scrape."""
+        """Return no descriptions: `collect` finds the metrics at each scrape."""
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """The counts of the models, as `/v2/models/NAME/stats` has them, and their queues."""
+        """Yield the counts of the models, as `/v2/models/NAME/stats` has them, and their queue lengths."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         inferences = CounterMetricFamily("edgeroute_serve_inferences", "Rows that a model answered", labels=["model"])
         runs = CounterMetricFamily("edgeroute_serve_runs", "Runs of a model, each of one or more rows", labels=["model"])
         requests = CounterMetricFamily("edgeroute_serve_requests", "Requests that reached a model", labels=["model", "result"])
         waiting = GaugeMetricFamily("edgeroute_serve_waiting", "Requests that wait for a model", labels=["model"])
-        for name, one in self._served.items():
-            batcher = one.batcher
+        for name, model in self._served.items():
+            batcher = model.batcher
             inferences.add_metric([name], batcher.rows)
             runs.add_metric([name], batcher.runs)
             requests.add_metric([name, "success"], batcher.requests)
@@ -154,10 +157,10 @@ class Metrics:
         yield from (inferences, runs, requests, waiting)
 
     def page(self, request: Request) -> Response:
-        """GET of the metrics; web pages are refused.
+        """Render the metrics; refuse requests of web pages.
 
         Raises:
-            HTTPException: a page of another site asks, or, on this machine alone, one whose own name resolves to it.
+            HTTPException: 403 for a page of another site, or 421 on a loopback address for a page whose own name resolves to it.
         """
         headers = dict(request.scope["headers"])
         if of_a_page(headers):
@@ -171,14 +174,14 @@ class Metrics:
         return Response(encoder(self._registry), headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 
-class Measured:
-    """ASGI middleware that tells of each request for an inference once it has ended.
+class RequestLog:
+    """ASGI middleware that records each inference request after its end, in metrics and in the log.
 
     Args:
-        app: what it measures.
+        app: the application behind it.
         served: the models, by name.
-        metrics: counts them; None: nobody does.
-        logs: whether each is logged, to `edgeroute.requests`: model, status, duration, and the id that its client gave it as
+        metrics: counts of the requests; None: they are not counted.
+        logs: True logs each request to `edgeroute.requests`: model, status, duration, and the id that its client gave it as
             `Idempotency-Key`, as edgeroute's routers do.
     """
 
@@ -186,36 +189,38 @@ class Measured:
         self.app, self._served, self._metrics, self._logs = app, served, metrics, logs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes it on."""
+        """Pass a request on; record it if it is a POST."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        begun, status = monotonic(), 499  # as others count a client that has left before its reply
+        begun, status = monotonic(), 499  # nginx's status for a client that disconnects before its reply
 
-        async def sent(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
+            """Pass a message on and note the reply's status."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, sent)
+            await self.app(scope, receive, send_noting_status)
         finally:
-            self._tell(scope, status, monotonic() - begun)
+            self._record(scope, status, monotonic() - begun)
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request and log it."""
         named = scope.get("path_params", {}).get("name", "")
         model = named if named in self._served else named.removesuffix("-encoded")
         model = model if model in self._served else ""
         if self._metrics is not None:
-            self._metrics.ended(model, status, seconds)
+            self._metrics.observe(model, status, seconds)
         if self._logs:
             key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), b"").decode("latin-1")[:LONGEST]
             fields = {"model": model, "status": status, "latency_s": round(seconds, 6), **({"request": key} if key else {})}
             log.info("%s: %d", model or "no model", status, extra=fields)
 
 
-# ASGI application: its routes.
+# The application and its routes.
 
 
 def app(
@@ -230,23 +235,23 @@ def app(
     metrics: bool = False,
     logs: bool = False,
 ) -> Starlette:
-    """Makes the application that serves these models by name, each in version 1.
+    """Load the models and build the ASGI application that serves them by name, each in version 1.
 
     Args:
-        models: loaded here, so that one that cannot be served fails before the server listens. Each says what it takes
-            (`inputs`), as ONNX models do by themselves; see `EdgeMembers`.
+        models: loaded here, so that an unsuitable one fails before the server listens. Each declares its `inputs`, as ONNX models
+            do by themselves; see `EdgeMembers`.
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model; further ones get 503 and Retry-After.
-        max_body_bytes: of a request; a larger one gets 413.
-        max_json_bytes: of the JSON in it, which takes several times its size when it is parsed; more gets 413.
-        max_bodies_bytes: of all requests in progress; one that exceeds it gets 503 and Retry-After.
-        body_timeout_s: within which a request's body must have come; later it gets 408.
-        metrics: whether there is `/metrics`, for Prometheus.
-        logs: whether each inference is logged, to `edgeroute.requests`, with its client's id of it.
+        max_body_bytes: bytes of a body; a larger one gets 413.
+        max_json_bytes: bytes of the JSON in it, which takes several times its size when it is parsed; more gets 413.
+        max_bodies_bytes: bytes of all bodies in progress; a request that exceeds them gets 503 and Retry-After.
+        body_timeout_s: time for a request's body to arrive; later it gets 408.
+        metrics: True serves `/metrics` for Prometheus.
+        logs: True logs each inference to `edgeroute.requests`, with the id that its client gave it.
 
     Raises:
-        PolicyError: no models, one that does not say what it takes, duplicate names, a name that does not fit into a path, a
-            limit below 1.
+        PolicyError: no models, a model without declared inputs, duplicate names, a name that does not fit into a path, a limit
+            below 1.
         ModelError: a model cannot be loaded, or has non-numeric tensors.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
@@ -263,8 +268,8 @@ def app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        for one in served.values():
-            one.close()
+        for model in served.values():
+            model.close()
         infer.close()
 
     infer = Infer(served, Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_json_bytes)
@@ -280,7 +285,7 @@ def app(
     middleware = [Middleware(OneLength)]
     if metrics or logs:
         counted = Metrics(served) if metrics else None
-        middleware.insert(0, Middleware(Measured, served=served, metrics=counted, logs=logs))
+        middleware.insert(0, Middleware(RequestLog, served=served, metrics=counted, logs=logs))
         routes += [Route("/metrics", counted.page)] if counted else []
     application = Starlette(routes=routes, exception_handlers=FAULTS, middleware=middleware, lifespan=lifespan)
     application.router.redirect_slashes = False
@@ -289,7 +294,7 @@ def app(
 
 
 class _Pages:
-    """Handlers of GET requests."""
+    """GET handlers: server metadata, health, model metadata, and counts."""
 
     def __init__(self, served: Mapping[str, Served]) -> None:
         self.served = served
@@ -299,19 +304,25 @@ class _Pages:
             self.version = "0"
 
     async def server(self, _: Request) -> Response:
+        """Describe the server."""
         return reply({"name": "edgeroute-serve", "version": self.version, "extensions": ["binary_tensor_data"]})
 
     async def live(self, _: Request) -> Response:
+        """Answer that the server is alive."""
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
+        """Answer that the server is ready."""
         return reply({"ready": True})
 
     async def model(self, request: Request) -> Response:
+        """Describe a model."""
         return reply(find_model(self.served, request.scope).described(request.path_params["name"]))
 
     async def model_ready(self, request: Request) -> Response:
+        """Answer that a model is ready; 404 if unknown."""
         return reply({"name": find_model(self.served, request.scope).name, "ready": True})
 
     async def stats(self, request: Request) -> Response:
+        """Return a model's counts."""
         return reply({"model_stats": [find_model(self.served, request.scope).stats()]})

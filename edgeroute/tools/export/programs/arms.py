@@ -1,4 +1,7 @@
-"""A/B and canary by weight: which model answers a caller, the same one each time. Written by `edgeroute export`."""
+"""Split of callers between models by weight, for A/B and canaries: a key always gets the same model.
+
+Copied by `edgeroute export`.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,31 @@ from collections.abc import Mapping
 from math import isclose
 
 
-def checked(splits: Mapping[str, Mapping[str, float]], models: Mapping[str, object]) -> dict[str, dict[str, float]]:
-    """The shares of models by the name that callers use.
+def checked_shares(splits: Mapping[str, Mapping[str, float]], models: Mapping[str, object]) -> dict[str, dict[str, float]]:
+    """Return the validated shares, name for callers -> model -> share.
 
     Raises:
-        ValueError: a share is none, they do not add up to 1, or a model is not there.
+        ValueError: a share is negative, shares do not add up to 1, or a model does not exist.
     """
-    found: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float]] = {}
     for name, arms in splits.items():
         shares = {str(arm): float(share) for arm, share in arms.items()}
         if unknown := [arm for arm in shares if arm not in models]:
             raise ValueError(f"splits: {name} has the arm {unknown[0]!r}; the models are {', '.join(models)}")
         if not all(share >= 0 for share in shares.values()) or not isclose(sum(shares.values()), 1, abs_tol=1e-6):
             raise ValueError(f"splits: the shares of {name} are {shares}, which do not add up to 1")
-        found[str(name)] = shares
-    return found
+        result[str(name)] = shares
+    return result
 
 
 def arm_of(name: str, shares: Mapping[str, float], key: bytes) -> str:
-    """The arm of a key. While the first arm's share grows, as a canary's does, whoever was in it stays in it."""
-    at = int.from_bytes(hashlib.sha256(name.encode() + b"\0" + key).digest()[:8], "big") / 2**64
+    """Return the arm (model) of a key, by its hash. While the first arm's share grows, its keys stay in it."""
+    position = int.from_bytes(hashlib.sha256(name.encode() + b"\0" + key).digest()[:8], "big") / 2**64
     last = ""
     for arm, share in shares.items():
         if share > 0:
             last = arm
-            if at < share:
+            if position < share:
                 return arm
-        at -= share
+        position -= share
     return last

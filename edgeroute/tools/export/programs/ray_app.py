@@ -1,6 +1,6 @@
-"""Models on Ray Serve, behind the Open Inference Protocol v2. Written by `edgeroute export`, which it does not need.
+"""Ray Serve application that serves models by the Open Inference Protocol v2. Copied by `edgeroute export`; needs no edgeroute.
 
-`serve run serve.yaml` in this folder starts it. `Ingress` speaks HTTP; `Models` has the models, and grows with the load.
+`serve run serve.yaml` in this folder starts it. `Ingress` handles HTTP; `Models` runs the models, and scales with the load.
 """
 
 import asyncio
@@ -9,9 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from arms import arm_of, checked
-from by_card import BadInput, Model, Said
-from by_card import pictures as decoded
+from arms import arm_of, checked_shares
+from by_card import BadInput, Description, Model, pictures
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from oip import LENGTH, read, write
@@ -21,32 +20,33 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 HERE = Path(__file__).parent / "models"
 ENCODED = "-encoded"
-"""What ends the name by which a model takes files of pictures."""
+"""Suffix of the model name under which a model takes picture files."""
 ATTEMPTS = 3
-"""Of a request whose replica died: a run changes nothing, and may be repeated."""
+"""Attempts of a request whose replica died: a run changes nothing, and may be repeated."""
 ILL = 10
-"""After so many runs in a row that fail, a replica whose model fails on zeros, too, is replaced."""
+"""Failed runs in a row after which a replica is replaced if its model fails on zeros, too."""
 MOST_BODY = 64 << 20
+"""Most bytes of a body."""
 WINDOW_S = 2.0
-"""Time over which a replica's use is averaged."""
+"""Time constant of the average of a replica's use, seconds."""
 LOAD = "endpoint-load-metrics"
 """The header that reports the load, in ORCA's text form."""
 app = FastAPI()
 
 
-def served(names: list[str]) -> dict[str, Said]:
-    """What is said of each model."""
-    return {name: Said(HERE / name) for name in names}
+def descriptions(names: list[str]) -> dict[str, Description]:
+    """Read the description of each model, by name."""
+    return {name: Description(HERE / name) for name in names}
 
 
 @serve.deployment
 class Models:
-    """The models; each has a queue of its own, of which `serve.batch` makes runs.
+    """Ray Serve deployment that runs the models; each has its own queue, from which `serve.batch` forms runs.
 
     Args:
-        max_batch: requests of one run at most, and rows.
-        wait_s: how long the first one waits for others.
-        kept: models in memory at most; the one that was not used for longest goes.
+        max_batch: most requests, and most rows, of one run.
+        wait_s: time that the first request waits for others, seconds.
+        kept: most models in memory; the least recently used is unloaded.
     """
 
     def __init__(self, max_batch: int, wait_s: float, kept: int) -> None:
@@ -55,156 +55,173 @@ class Models:
         self._used, self._level, self._at = 0.0, 0.0, monotonic()
 
         async def load(name: str) -> Any:
-            return self._batched(await asyncio.to_thread(Model, HERE / name, most=max_batch))
+            """Load a model and return its request function."""
+            return self._request_function(await asyncio.to_thread(Model, HERE / name, most=max_batch))
 
         self._load = serve.multiplexed(max_num_models_per_replica=kept)(load)
 
-    def _batched(self, model: Model) -> Any:
-        """A function that runs the model for one request, and that is one run for several that come together."""
+    def _request_function(self, model: Model) -> Any:
+        """Return an async function that answers one request of a model, sharing runs between requests at the same time."""
         most, wait_s = self._batch
 
         @serve.batch(max_batch_size=most, batch_wait_timeout_s=wait_s)
         async def run(feeds: list[Any]) -> list[Any]:
+            """Run several requests as one batch in a thread; count failures in a row."""
             n, begun = len(feeds), monotonic()
-            self._runs(n / most)
+            self._change_level(n / most)
             try:
-                found = await asyncio.to_thread(model.run_many, feeds)
+                results = await asyncio.to_thread(model.run_many, feeds)
             finally:
-                self._runs(-n / most)
+                self._change_level(-n / most)
             run_s = monotonic() - begun
-            ill = [isinstance(one, Exception) and not isinstance(one, BadInput) for one in found]
+            ill = [isinstance(result, Exception) and not isinstance(result, BadInput) for result in results]
             self._failed, self._ill = (self._failed + 1, model) if all(ill) else (0, None)
             return [
-                (_wrong(one), 0 if isinstance(one, BadInput) else n, run_s) if isinstance(one, Exception) else (one, n, run_s)
-                for one in found
+                (_error_text(result), 0 if isinstance(result, BadInput) else n, run_s)
+                if isinstance(result, Exception)
+                else (result, n, run_s)
+                for result in results
             ]
 
-        pictures = {one["name"]: one["picture"] for one in model.inputs}
+        specs = {spec["name"]: spec["picture"] for spec in model.inputs}
 
         async def answer(feed: dict[str, Any]) -> Any:
+            """Decode the request's pictures in a thread, then run it."""
             for name, array in feed.items():
-                if array.dtype == object and pictures[name] is not None:
-                    feed = {**feed, name: await asyncio.to_thread(decoded, array, pictures[name])}
+                if array.dtype == object and specs[name] is not None:
+                    feed = {**feed, name: await asyncio.to_thread(pictures, array, specs[name])}
             return await run(feed)
 
         return answer
 
-    def _runs(self, more: float) -> float:
-        """Runs begin or end that fill so much of a batch -> the used share of this replica, averaged."""
+    def _change_level(self, more: float) -> float:
+        """Update the average use when runs begin or end that fill so much of a batch; return the average."""
         now = monotonic()
-        fades = exp((self._at - now) / WINDOW_S)
-        self._used = self._used * fades + min(1.0, self._level) * (1 - fades)
+        decay = exp((self._at - now) / WINDOW_S)
+        self._used = self._used * decay + min(1.0, self._level) * (1 - decay)
         self._level, self._at = max(0.0, self._level + more), now
         return self._used
 
     async def infer(self, name: str, feed: dict[str, Any]) -> Any:
-        """-> the outputs, or what is wrong; how many requests the run was for (0: the caller erred), its seconds; used share."""
+        """Answer a request; return (outputs or error text, requests in the run, its seconds, average use).
+
+        Requests in the run are 0 if the caller's input was wrong.
+        """
         model = await self._load(name)
         try:
             outputs, n, run_s = await model(feed)
         except BadInput as e:
-            outputs, n, run_s = _wrong(e), 0, 0.0
-        return outputs, n, run_s, self._runs(0)
+            outputs, n, run_s = _error_text(e), 0, 0.0
+        return outputs, n, run_s, self._change_level(0)
 
     async def ready(self, name: str) -> bool:
-        """Loads a model."""
+        """Load a model if it is not in memory."""
         await self._load(name)
         return True
 
     async def check_health(self) -> None:
-        """Asked by Ray, which replaces a replica that raises. Callers cannot bring that about: zeros have to fail as well."""
+        """Raise if the model fails on zeros after many failed runs; called by Ray, which then replaces the replica.
+
+        Callers alone cannot cause that: zeros must fail as well.
+        """
         if self._failed >= ILL and self._ill is not None:
             await asyncio.to_thread(self._ill.try_zeros)
             self._failed = 0
 
 
-def _wrong(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
+    """Return an exception's message, cut to 400 characters."""
     return (str(error) or type(error).__name__)[:400]
 
 
-def _missing(name: str) -> Response:
+def _missing_reply(name: str) -> Response:
+    """Return the 404 reply for an unknown model."""
     return JSONResponse({"error": f"there is no model {name[:80]!r} here"}, 404)
 
 
-def _busy(error: Exception) -> Response:
-    """More than can be queued, or no replica is left: a client keeps it on its device, and comes back later."""
+def _busy_reply(error: Exception) -> Response:
+    """Return the 503 reply for an overload or missing replicas; a client answers on its device and tries again later."""
     return JSONResponse(
         {"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1", LOAD: "TEXT application_utilization=1"}
     )
 
 
 @serve.deployment
-@serve.ingress(app)  # it copies the routes' functions, with what they use, here: that has to be above
+@serve.ingress(app)  # it copies the routes' functions here, with all that they use, which must be defined above
 class Ingress:
-    """The protocol, and which model answers whom."""
+    """Ray Serve deployment that handles HTTP, and chooses the model for each caller."""
 
     def __init__(self, models: Any, names: list[str], kept: int) -> None:
-        self._models, self._said = models, served(names)
+        self._models, self._descriptions = models, descriptions(names)
         self._routed = kept < len(names)
-        """Whether a request goes to a replica that has its model; else each has all of them."""
+        """True sends a request to a replica that has its model in memory; otherwise each has all models."""
         self._splits: dict[str, dict[str, float]] = {}
         self._key = "x-edgeroute-key"
 
-    def reconfigure(self, given: dict[str, Any]) -> None:
-        """Takes `user_config` of the YAML: shares change while it runs."""
-        self._splits = checked(given.get("splits") or {}, self._said)
-        self._key = str(given.get("key_header") or self._key).lower()
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Apply `user_config` of the YAML, so that shares change without a restart."""
+        self._splits = checked_shares(config.get("splits") or {}, self._descriptions)
+        self._key = str(config.get("key_header") or self._key).lower()
 
-    def _find(self, name: str) -> tuple[str, Said] | None:
-        """The model, or the first arm of a name that several share; without what says that files come."""
+    def _find(self, name: str) -> tuple[str, Description] | None:
+        """Return a name without its suffix for files, and the description of its model or first arm; None if unknown."""
         plain = name.removesuffix(ENCODED)
-        for one in dict.fromkeys((name, plain)):
-            arm = next(iter(self._splits.get(one, {})), one)
-            if arm in self._said and (one == name or any(spec["picture"] is not None for spec in self._said[arm].inputs)):
-                return one, self._said[arm]
+        for candidate in dict.fromkeys((name, plain)):
+            arm = next(iter(self._splits.get(candidate, {})), candidate)
+            if arm in self._descriptions and (
+                candidate == name or any(spec["picture"] is not None for spec in self._descriptions[arm].inputs)
+            ):
+                return candidate, self._descriptions[arm]
         return None
 
     def _call(self, name: str) -> Any:
+        """Return the handle of the models, with routing to a replica that has the model in memory."""
         return self._models.options(multiplexed_model_id=name) if self._routed else self._models
 
     @app.get("/v2")
     async def server(self) -> Any:
-        """Metadata of the server."""
+        """Describe the server."""
         return {"name": "edgeroute-ray", "version": "1", "extensions": ["binary_tensor_data", "model_repository"]}
 
     @app.get("/v2/health/live")
     async def live(self) -> Any:
-        """This replica is there."""
+        """Answer that this replica is alive."""
         return {"live": True}
 
     @app.get("/v2/health/ready")
     async def all_ready(self) -> Response:
-        """The first model answers."""
-        return await self.ready(next(iter(self._said)))
+        """Answer whether the first model is ready."""
+        return await self.ready(next(iter(self._descriptions)))
 
     @app.get("/v2/models/{name}/ready")
     @app.get("/v2/models/{name}/versions/1/ready")
     async def ready(self, name: str) -> Response:
-        """The model is loaded."""
-        found = self._find(name)
-        if found is None:
-            return _missing(name)
-        arms = list(self._splits.get(found[0], {found[0]: 1.0}))
+        """Load a model and its other arms, and answer that it is ready."""
+        match = self._find(name)
+        if match is None:
+            return _missing_reply(name)
+        arms = list(self._splits.get(match[0], {match[0]: 1.0}))
         try:
             for arm in arms:
                 await self._call(arm).ready.remote(arm)
         except (RayActorError, BackPressureError, DeploymentUnavailableError) as e:
-            return _busy(e)
+            return _busy_reply(e)
         return JSONResponse({"name": name, "ready": True})
 
     @app.get("/v2/models/{name}")
     @app.get("/v2/models/{name}/versions/1")
     async def metadata(self, name: str) -> Response:
-        """Metadata of a model, with its labels."""
-        found = self._find(name)
-        if found is None:
-            return _missing(name)
-        plain, said = found
-        about = said.metadata(name)
+        """Describe a model, with its labels and arms."""
+        match = self._find(name)
+        if match is None:
+            return _missing_reply(name)
+        plain, description = match
+        about = description.metadata(name)
         if plain != name:
-            files = {spec["name"] for spec in said.inputs if spec["picture"] is not None}
+            files = {spec["name"] for spec in description.inputs if spec["picture"] is not None}
             about["inputs"] = [
-                {**one, "datatype": "BYTES", "shape": [-1, 1]} if one["name"] in files else one for one in about["inputs"]
+                {**tensor, "datatype": "BYTES", "shape": [-1, 1]} if tensor["name"] in files else tensor
+                for tensor in about["inputs"]
             ]
         if plain in self._splits:
             about["parameters"]["arms"] = self._splits[plain]
@@ -213,16 +230,16 @@ class Ingress:
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/1/infer")
     async def infer(self, name: str, request: Request) -> Response:
-        """Answers a request."""
-        found = self._find(name)
-        if found is None:
-            return _missing(name)
-        plain, said = found
+        """Read a request, choose its arm, run it, and reply with the load in a header."""
+        match = self._find(name)
+        if match is None:
+            return _missing_reply(name)
+        plain, description = match
         body = await request.body()
         if len(body) > MOST_BODY:
             return JSONResponse({"error": f"a request has at most {MOST_BODY} bytes"}, 413)
         try:
-            ask = read(body, request.headers.get(LENGTH), said.inputs, said.outputs)
+            ask = read(body, request.headers.get(LENGTH), description.inputs, description.outputs)
         except BadInput as e:
             return JSONResponse({"error": str(e)}, 400)
         arm = plain
@@ -233,7 +250,7 @@ class Ingress:
         try:
             outputs, batch, run_s, used = await self._run(arm, ask.feed)
         except (RayActorError, BackPressureError, DeploymentUnavailableError) as e:
-            return _busy(e)
+            return _busy_reply(e)
         if isinstance(outputs, str):
             return JSONResponse({"error": outputs}, 500 if batch else 400)
         queue_s = max(0.0, monotonic() - begun - run_s)
@@ -242,7 +259,7 @@ class Ingress:
         return Response(reply, headers={**headers, "x-edgeroute-arm": arm, "x-edgeroute-batch": str(batch), LOAD: load})
 
     async def _run(self, arm: str, feed: dict[str, Any], left: int = ATTEMPTS) -> Any:
-        """The outputs of a run, by another replica if the first one dies."""
+        """Run a request; repeat it on another replica if the first one dies."""
         try:
             return await self._call(arm).infer.remote(arm, feed)
         except RayActorError:
@@ -252,7 +269,7 @@ class Ingress:
 
 
 def build(args: dict[str, Any]) -> Any:
-    """The application, by `args` of the YAML."""
+    """Build the application from `args` of the YAML."""
     names, kept = [str(name) for name in args["models"]], int(args["models_per_replica"])
     models = Models.bind(int(args["max_batch"]), float(args["wait_s"]), kept)  # type: ignore[attr-defined]  # a deployment's
-    return Ingress.bind(models, names, kept)  # type: ignore[attr-defined]  # likewise
+    return Ingress.bind(models, names, kept)  # type: ignore[attr-defined]  # a deployment's

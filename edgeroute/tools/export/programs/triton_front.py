@@ -1,7 +1,8 @@
-"""What callers send -> tensors, in Triton's Python backend. Written by `edgeroute export`, which it does not need.
+"""Preprocessing step of a Triton ensemble, for its Python backend. Copied by `edgeroute export`; needs no edgeroute.
 
-Where `model.json` says `"front": "decode"`, files of pictures (JPEG, PNG, WebP) become uint8 arrays; where it says `"prepare"`,
-arrays of callers become the model's tensors.
+Where `model.json` has `"front": "decode"`, picture files (JPEG, PNG, WebP) become uint8 arrays; where it has `"prepare"`, arrays
+of
+callers become the model's tensors.
 """
 
 from __future__ import annotations
@@ -11,35 +12,37 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as triton
-from by_card import BadInput, Said, pictures, tensor
+from by_card import BadInput, Description, pictures, tensor
 
 FOLDER = Path(__file__).parent
 
 
 class TritonPythonModel:
-    """A step before the model, as Triton calls it."""
+    """Step before the model, in the form that Triton's Python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:  # noqa: ARG002 - Triton's
-        """Reads what is particular to the model."""
-        said = Said(FOLDER)
-        self.inputs, self.decodes = said.inputs, said.about["front"] == "decode"
+        """Read the model's description."""
+        description = Description(FOLDER)
+        self.inputs, self.decodes = description.inputs, description.about["front"] == "decode"
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers each request by itself: the model behind is what batches."""
-        return [self._answered(request) for request in requests]
+        """Answer each request alone: the model behind this step batches them."""
+        return [self._respond(request) for request in requests]
 
-    def _answered(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
+        """Return the response with the prepared tensors, or with the error."""
         try:
-            tensors = [triton.Tensor(one["name"], self._made(request, one)) for one in self.inputs]
-        except Exception as e:  # noqa: BLE001 - Triton says it to the caller
+            tensors = [triton.Tensor(spec["name"], self._input_tensor(request, spec)) for spec in self.inputs]
+        except Exception as e:  # noqa: BLE001 - Triton reports it to the caller
             text = str(e) if isinstance(e, BadInput) else f"{type(e).__name__}: {e}"
             return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(text[:400]))
         return triton.InferenceResponse(output_tensors=tensors)
 
-    def _made(self, request: Any, one: dict[str, Any]) -> Any:
-        given = triton.get_input_tensor_by_name(request, one["name"]).as_numpy()
+    def _input_tensor(self, request: Any, spec: dict[str, Any]) -> Any:
+        """Decode or prepare one input of a request."""
+        array = triton.get_input_tensor_by_name(request, spec["name"]).as_numpy()
         if not self.decodes:
-            return np.ascontiguousarray(tensor(given, one))
-        if one["picture"] is None:
-            return given
-        return pictures(given, one["picture"])
+            return np.ascontiguousarray(tensor(array, spec))
+        if spec["picture"] is None:
+            return array
+        return pictures(array, spec["picture"])

@@ -1,6 +1,6 @@
-"""Triton's Python backend runs an ONNX model as its card says. Written by `edgeroute export`, which it does not need.
+"""Model for Triton's Python backend: runs an ONNX model with the preprocessing of its card. Copied by `edgeroute export`.
 
-All requests that Triton's dynamic batcher hands over are one run of the model.
+Needs no edgeroute. All requests that Triton's dynamic batcher hands over become one run of the model.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ FOLDER = Path(__file__).parent
 
 
 class TritonPythonModel:
-    """The model, as Triton calls it."""
+    """Model in the form that Triton's Python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model; on a GPU where the instance group says so."""
+        """Load the model, on a GPU if the instance group names one."""
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self.model = Model(FOLDER, gpu=gpu)
-        self.inputs = [one["name"] for one in self.model.inputs]
+        self.inputs = [spec["name"] for spec in self.model.inputs]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers requests, together where they can be."""
+        """Answer requests, in shared runs where shapes allow."""
         feeds = [{name: triton.get_input_tensor_by_name(r, name).as_numpy() for name in self.inputs} for r in requests]
-        return [_reply(found) for found in self.model.run_many(feeds)]
+        return [_reply(result) for result in self.model.run_many(feeds)]
 
 
-def _reply(found: Any) -> Any:
-    if isinstance(found, Exception):
-        return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(f"{type(found).__name__}: {found}"[:400]))
-    return triton.InferenceResponse(output_tensors=[triton.Tensor(name, _plain(array)) for name, array in found.items()])
+def _reply(result: Any) -> Any:
+    """Return the response with the outputs, or with the error."""
+    if isinstance(result, Exception):
+        return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(f"{type(result).__name__}: {result}"[:400]))
+    return triton.InferenceResponse(output_tensors=[triton.Tensor(name, _plain(array)) for name, array in result.items()])
 
 
 def _plain(array: Any) -> Any:
-    """An array as Triton takes it: contiguous, texts as bytes."""
+    """Return an array for Triton: contiguous, texts as bytes."""
     if array.dtype.kind in "OU":
-        return np.array([str(one).encode() for one in array.reshape(-1)], object).reshape(array.shape)
+        return np.array([str(text).encode() for text in array.reshape(-1)], object).reshape(array.shape)
     return np.ascontiguousarray(array)

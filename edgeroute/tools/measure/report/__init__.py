@@ -1,1 +1,1 @@
-"""Calibration and evaluation as self-contained HTML: no external resources, no scripts, light and dark mode; and progress."""
+"""Reports of calibration and evaluation as self-contained HTML without external resources or scripts; and progress bars."""

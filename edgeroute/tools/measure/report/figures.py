@@ -1,4 +1,4 @@
-"""The report's figures as SVG elements; None where the examples lack the data."""
+"""Figures of the report as inline SVG, drawn with matplotlib; None where the examples lack the data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgeroute.tools.measure.report.words import LEGS
 INK = "#010203"
 """Placeholder for the page's text colour in an SVG."""
 EDGE, CLOUD = "#2f7ed8", "#e8590c"
-"""Distinguishable on white and black, and colour-blind safe; lines also differ in dashes."""
+"""Colours of the sides: distinguishable on white and black, and colour-blind safe; lines also differ in dashes."""
 SIZE = (4.2, 3.2)
-"""Inches; on a phone 340 pixels wide the text is at least 10 pixels."""
+"""Size of a figure, inches; on a phone 340 pixels wide the text is at least 10 pixels."""
 
 
 def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) -> tuple[Any, Any]:
-    """A transparent figure and its axes, with left and bottom spines only; with several rows, an array of axes.
+    """Return a transparent figure and its axes, with left and bottom spines only; with several rows, an array of axes.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
@@ -34,8 +34,8 @@ def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) ->
         raise RuntimeMissing("the figures need matplotlib: pip install 'edgeroute[demo]'") from e
 
     figure = Figure(figsize=size, layout="constrained")
-    found = figure.subplots(rows, sharex=True)
-    for axes in [found] if rows == 1 else found:
+    panels = figure.subplots(rows, sharex=True)
+    for axes in [panels] if rows == 1 else panels:
         axes.grid(color=ink, alpha=0.12)
         axes.tick_params(colors=ink)
         axes.xaxis.label.set_color(ink)
@@ -44,11 +44,11 @@ def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) ->
         for side, spine in axes.spines.items():
             spine.set_visible(side in {"left", "bottom"})
             spine.set_color(ink)
-    return figure, found
+    return figure, panels
 
 
 def element(figure: Any, name: str) -> str:
-    """The figure as inline SVG in the page's text colour; `name` prefixes its ids to keep them unique."""
+    """Return the figure as inline SVG in the page's text colour; `name` prefixes its ids to keep them unique."""
     from matplotlib import rc_context
 
     out = io.StringIO()
@@ -59,7 +59,7 @@ def element(figure: Any, name: str) -> str:
         r"<metadata>.*?</metadata>|<!--.*?-->| xmlns(:xlink)?=\"[^\"]*\"", "", text[text.index("<svg") :], flags=re.DOTALL
     )
     used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', text))
-    text = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(r' id="([\w.-]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text)
     text = re.sub(r'((?:url\(|href=")#)', rf"\1{name}-", text)
     return text.replace(INK, "currentColor")
 
@@ -71,7 +71,7 @@ MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecol
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
-    """Accuracy over deferral rate: the score, an oracle and random deferral, and the threshold in use with its intervals."""
+    """Draw accuracy over deferral rate: score, oracle, random deferral, and the threshold in use with its intervals."""
     curve, oracle, accuracy = evaluation.curve(), evaluation.oracle(), evaluation.accuracy()
     if curve is None:
         return None
@@ -82,14 +82,14 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
     axes.plot(*(100 * values for values in curve), color=EDGE, linewidth=2, label="by the score")
     if oracle is not None:
         axes.plot([0, 100], [y[0] * 100, y[-1] * 100], "--", color=INK, alpha=0.6, linewidth=1, label="at random")
-    at = accuracy.get("accepted" if oracle is None else "cascade")
-    if at is not None:
+    current = accuracy.get("accepted" if oracle is None else "cascade")
+    if current is not None:
         deferral = evaluation.deferral
         axes.errorbar(
             deferral.value * 100,
-            at.value * 100,
-            xerr=_arms(deferral),
-            yerr=_arms(at),
+            current.value * 100,
+            xerr=_error_bars(deferral),
+            yerr=_error_bars(current),
             **MARKED,
             label="threshold in use, with 95 % intervals",
         )
@@ -108,7 +108,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
 
 
 def latency(evaluation: Evaluation) -> str | None:
-    """Empirical CDF of latency, for edge, cloud and cascade."""
+    """Draw the empirical distribution of latency, for edge, cloud and cascade."""
     seconds = evaluation.seconds()
     if not seconds:
         return None
@@ -144,25 +144,25 @@ def latency(evaluation: Evaluation) -> str | None:
 
 
 def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
-    """Reliability diagram: share of correct answers over the score, by bin.
+    """Draw a reliability diagram: share of correct answers over the score, by bin.
 
     Args:
         found: the bins.
-        diagonal: whether the score is a probability, so that the diagonal is drawn.
+        diagonal: True draws the diagonal: the score is a probability.
         right: label of the y axis.
     """
     figure, axes = frame()
     if diagonal:
         axes.plot([0, 1], [0, 100], "--", color=INK, alpha=0.6, linewidth=1, label="as sure as it is right")
     axes.errorbar(
-        [one.score for one in found],
-        [one.right.value * 100 for one in found],
-        yerr=np.hstack([_arms(one.right) for one in found]),
+        [part.score for part in found],
+        [part.right.value * 100 for part in found],
+        yerr=np.hstack([_error_bars(part.right) for part in found]),
         **(MARKED | {"color": EDGE, "ecolor": EDGE, "marker": "o", "markersize": 4}),
         label="examples of similar score, with 95 % intervals",
     )
     if diagonal:
-        least = min(*(one.score for one in found), *(one.right.low for one in found))
+        least = min(*(part.score for part in found), *(part.right.low for part in found))
         axes.set_xlim(least - 0.02, 1.02)
         axes.set_ylim(least * 100 - 2, 102)
     axes.set_xlabel("score")
@@ -172,7 +172,7 @@ def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
 
 
 def histograms(evaluation: Evaluation) -> str | None:
-    """Histograms of the scores of correct and wrong answers, or of all where correctness is unknown."""
+    """Draw histograms of the scores of correct and wrong answers, or of all where correctness is unknown."""
     score, right = evaluation.examples.score, evaluation.edge_right
     known = np.isfinite(score)
     if not known.any():
@@ -201,10 +201,11 @@ def histograms(evaluation: Evaluation) -> str | None:
     return element(figure, "histograms")
 
 
-def _arms(share: Share) -> list[list[float]]:
-    """Error bars for matplotlib, percent; clipped at 0 against rounding."""
+def _error_bars(share: Share) -> list[list[float]]:
+    """Return error bars for matplotlib, percent; clipped at 0 against rounding."""
     return [[max(0.0, share.value - share.low) * 100], [max(0.0, share.high - share.value) * 100]]
 
 
 def _legend(figure: Any) -> None:
+    """Draw the legend above the axes."""
     figure.legend(loc="outside upper left", frameon=False, labelcolor=INK, fontsize="medium", borderpad=0, labelspacing=0.3)

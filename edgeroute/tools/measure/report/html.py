@@ -1,4 +1,4 @@
-"""HTML building blocks; text arguments are escaped here."""
+"""Building blocks of HTML pages; text arguments are escaped here."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import html
 from collections.abc import Iterable, Sequence
 
 NARROW = 4
-"""A table of more columns does not fit on a phone."""
+"""Most columns of a table that fits on a phone."""
 
 
 def escape(text: str) -> str:
-    """Escapes text, with a non-breaking space before percent signs."""
+    """Escape text for HTML, with a non-breaking space before percent signs."""
     return html.escape(text).replace(" %", "&nbsp;%")
 
 
 def section(title: str, *parts: str) -> str:
-    """A section with a heading. parts: HTML; empty ones are skipped."""
+    """Return a section with a heading. parts: HTML; empty ones are skipped."""
     return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *filter(None, parts), "</section>"])
 
 
 def beside(*sections: str) -> str:
-    """Sections side by side on wide screens; empty ones are skipped."""
+    """Return sections side by side on wide screens; empty ones are skipped."""
     return "\n".join(['<div class="row">', *filter(None, sections), "</div>"]) if any(sections) else ""
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
 
 
 def figure(svg: str, label: str, caption: str) -> str:
-    """A figure. svg: an element. label: alternative text for screen readers."""
+    """Return a figure. svg: an element. label: alternative text for screen readers."""
     image = f'<div role="img" aria-label="{escape(label)}">{svg}</div>'
     return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str:
-    """A horizontally scrolling table; the first cell of each row is its header. label: for screen readers."""
+    """Return a horizontally scrolling table; the first cell of each row is its header. label: for screen readers."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{_body(rows)}\n</tbody>\n</table>"
     hint = '<p class="hint">The table is wider than this screen: it scrolls sideways.</p>\n' if len(head) > NARROW else ""
@@ -44,12 +44,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str
 
 
 def facts(rows: Iterable[Sequence[str]]) -> str:
-    """A two-column table of names and values."""
+    """Return a two-column table of names and values."""
     return f'<table class="facts">\n<tbody>\n{_body(rows)}\n</tbody>\n</table>'
 
 
 def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
-    """Tiles of (name, value, remark)."""
+    """Return tiles of (name, value, remark)."""
     each = "\n".join(
         f"<div><dt>{escape(what)}</dt><dd>{escape(much)}</dd><dd>{escape(remark)}</dd></div>" for what, much, remark in shown
     )
@@ -57,6 +57,7 @@ def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
 
 
 def _body(rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows of a table."""
     return "\n".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, *cells in rows

@@ -1,4 +1,4 @@
-"""Assembles the pages of an evaluation and of a calibration, and the same for the output of a notebook's cell."""
+"""Pages of an evaluation, a calibration and an A/B comparison, as an HTML file or as the output of a notebook's cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeroute.tools.measure.report import html, sections
 from edgeroute.tools.measure.report.html import beside, escape
 from edgeroute.tools.measure.report.words import arm_cells, arm_rows, counted, limit, size
 
-# Sections of trials: of one router in operation, and of many devices.
+# Sections of a trial, for one router in operation, and for many devices.
 
 SAID = {
     ("edge", "failed"): "requests that its edge model failed on",
@@ -21,12 +21,12 @@ SAID = {
     ("cloud", "failed"): "calls that failed",
     ("cloud", "differs"): "answers that differ from the edge's",
 }
-"""Side and measure -> in words."""
+"""(Side, measure) -> the measure's description."""
 VERDICTS = {"worse": "worse by more than is allowed", "within": "no worse than is allowed", "open": "not known yet"}
 
 
 def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
-    """Return the section of a router's trials. arms: as in its statistics."""
+    """Return the section about a router's trials in operation. arms: as in its statistics."""
     return html.section("Trials in operation", _table(arms), *_stopped(arms), html.paragraph(
         "Of requests, not of these examples. The loss is the share of all requests that the edge answered otherwise than the "
         "cloud would, by audits. Intervals are of 95 %, for independent requests and one look that was fixed beforehand; the "
@@ -34,59 +34,60 @@ def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
     ))  # fmt: skip
 
 
-def fleet_section(found: Fleet) -> str:
+def fleet_section(fleet: Fleet) -> str:
     """Return the sections of a trial on many devices."""
-    arms = [arm._asdict() for arm in found.arms]
+    arms = [arm._asdict() for arm in fleet.arms]
     table = html.section("The arms", _table(arms), *_stopped(arms), html.paragraph(
         "The loss is the share of all requests that the edge answered otherwise than the cloud would, by audits. p99 is that "
         "of the median device. Intervals are of 95 %."))  # fmt: skip
-    if not found.settings.measures:
+    if not fleet.settings.measures:
         return table
-    a, b = (arm.arm for arm in found.arms)
-    kind = "broken" if found.worse else "held" if _all_within(found) else "open"
-    short, long = verdict(found)
-    said = f'<p class="verdict {kind}"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
-    compared = [[one.measure.replace("differs", "differ"), *difference(one)] for one in found.differences]
+    a, b = (arm.arm for arm in fleet.arms)
+    kind = "broken" if fleet.worse else "held" if _is_all_within(fleet) else "open"
+    short, long = verdict(fleet)
+    headline = f'<p class="verdict {kind}"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
+    rows = [[row.measure.replace("differs", "differ"), *difference(row)] for row in fleet.differences]
     columns = [f"{b} less {a}", "difference", "interval", "allowed", ""]
     return "\n".join([
-        html.section(f"{b} against {a}", said, html.table(columns, compared, columns[0]), html.paragraph(how(found))), table,
+        html.section(f"{b} against {a}", headline, html.table(columns, rows, columns[0]), html.paragraph(how(fleet))), table,
     ])  # fmt: skip
 
 
-def verdict(found: Fleet) -> tuple[str, str]:
-    """Return whether what is on trial is worse, in words: (headline, explanation)."""
-    b, side, measures = found.arms[1].arm, found.settings.side, found.settings.measures
-    if found.worse:
-        worse = " and more ".join(SAID[side, name] for name in found.worse)
+def verdict(fleet: Fleet) -> tuple[str, str]:
+    """Return a headline and an explanation: whether the model on trial is worse."""
+    b, side, measures = fleet.arms[1].arm, fleet.settings.side, fleet.settings.measures
+    if fleet.worse:
+        worse = " and more ".join(SAID[side, name] for name in fleet.worse)
         return f"{b} is worse: stop it.", f"It has more {worse} than is allowed."
-    if _all_within(found):
+    if _is_all_within(fleet):
         return f"{b} is no worse than is allowed.", "So it is for all measures."
-    known = {one.measure for one in found.differences}
-    missing = [SAID[side, name] for name in measures if name not in known]
-    unsure = [SAID[side, one.measure] for one in found.differences if one.verdict == "open"]
-    said = [f"Too little is known of {', '.join(unsure)}."] if unsure else []
-    said += [f"There are no figures of both arms for {', '.join(missing)}."] if missing else []
-    return f"Whether {b} is worse is not known yet.", " ".join(said)
+    measured = {row.measure for row in fleet.differences}
+    missing = [SAID[side, name] for name in measures if name not in measured]
+    unsure = [SAID[side, row.measure] for row in fleet.differences if row.verdict == "open"]
+    sentences = [f"Too little is known of {', '.join(unsure)}."] if unsure else []
+    sentences += [f"There are no figures of both arms for {', '.join(missing)}."] if missing else []
+    return f"Whether {b} is worse is not known yet.", " ".join(sentences)
 
 
-def difference(one: Difference) -> tuple[str, str, str, str]:
-    """Its cells: value, interval, what is allowed, verdict."""
-    value = f"{one.value * 100:+.2f} %"
-    return value, f"{one.low * 100:+.2f} to {one.high * 100:+.2f} %", f"+{limit(one.allowed)}", VERDICTS[one.verdict]
+def difference(row: Difference) -> tuple[str, str, str, str]:
+    """Return the cells of a difference: value, interval, what is allowed, verdict."""
+    value = f"{row.value * 100:+.2f} %"
+    return value, f"{row.low * 100:+.2f} to {row.high * 100:+.2f} %", f"+{limit(row.allowed)}", VERDICTS[row.verdict]
 
 
-def how(found: Fleet) -> str:
-    """What the intervals of the differences rest on."""
-    unit = "devices, as each is in one arm: re-randomisation" if found.by_device else "requests, as each was drawn for itself"
-    sure = limit(found.settings.alpha)
+def how(fleet: Fleet) -> str:
+    """Return a sentence about the basis of the differences' intervals."""
+    unit = "devices, as each is in one arm: re-randomisation" if fleet.by_device else "requests, as each was drawn for itself"
+    sure = limit(fleet.settings.alpha)
     return (
         f"By {unit}. At one look, a trial that is no worse than is allowed is called worse with probability {sure} at most, over "
         f"all measures; and one that is worse is likewise called no worse."
     )
 
 
-def _all_within(found: Fleet) -> bool:
-    return len(found.differences) == len(found.settings.measures) and all(one.verdict == "within" for one in found.differences)
+def _is_all_within(fleet: Fleet) -> bool:
+    """Return True if every measure is known to be no worse than is allowed."""
+    return len(fleet.differences) == len(fleet.settings.measures) and all(row.verdict == "within" for row in fleet.differences)
 
 
 def _table(arms: Sequence[Mapping[str, Any]]) -> str:
@@ -96,15 +97,16 @@ def _table(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _stopped(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a paragraph for each stopped arm."""
     return [html.paragraph(f"{arm['arm']} is stopped: {arm['stopped']}.") for arm in arms if arm["stopped"]]
 
 
-def made_of(count: int, requests: int) -> str:
-    """Of how many devices and requests a comparison is."""
+def basis(count: int, requests: int) -> str:
+    """Return the number of devices and requests of a comparison in words."""
     return f"{counted(count, 'device')}, {counted(requests, 'request')}"
 
 
-# CSS of the pages: system font, light and dark mode; on a phone only tables exceed the screen width, and they scroll.
+# CSS of the pages: system font, light and dark mode; on a phone only tables are wider than the screen, and they scroll.
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #1b1b1f; --faint: #d9d9e0; --dim: #5a5a66; }
@@ -153,7 +155,7 @@ thead th { color: var(--dim); font-size: .9rem; }
 """
 """Evaluation page, appended to `STYLE`."""
 CELL_CLASS = "edgeroute-report"
-"""Of the element in a notebook."""
+"""CSS class of the element in a notebook."""
 CELL = f"""
 .{CELL_CLASS} {{ --back: transparent; --ink: currentcolor; --dim: currentcolor; --faint: rgba(128, 128, 128, .4);
   max-width: 66rem; overflow-wrap: anywhere; font-family: system-ui, sans-serif; line-height: 1.5; }}
@@ -163,19 +165,19 @@ CELL = f"""
 .{CELL_CLASS} .held {{ --tone: #2e8b57; }} .{CELL_CLASS} .broken {{ --tone: #d9483b; }} .{CELL_CLASS} .open {{ --tone: #b07d1c; }}
 .{CELL_CLASS} .verdict strong {{ color: inherit; }}
 """
-"""In a notebook, whose colours are not the system's: the text's own, and tones that are seen on light and on dark."""
+"""Style in a notebook, whose colours are not the system's: the text's colour, and tones visible on light and dark."""
 
 
 class Page(NamedTuple):
-    """What a page shows: HTML, but for the title and the line under it."""
+    """Contents of a page: title, the line under it, and HTML."""
 
     title: str
-    said: str
+    summary: str
     body: str
 
 
-def evaluated(evaluation: Evaluation, *, drawn: bool = True) -> Page:
-    """An evaluation; deterministic for the same one. drawn: with figures.
+def evaluation_page(evaluation: Evaluation, *, drawn: bool = True) -> Page:
+    """Return the page of an evaluation; deterministic. drawn: True includes figures.
 
     Raises:
         RuntimeMissing: matplotlib is not installed, and there are figures.
@@ -193,21 +195,21 @@ def evaluated(evaluation: Evaluation, *, drawn: bool = True) -> Page:
     return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
 
 
-def of_fleets(found: Sequence[tuple[Fleet, str]]) -> Page:
-    """Return the page of trials on many devices, each with what it was made of."""
-    a, b = found[0][0].settings.models
-    said = "; ".join(dict.fromkeys(said for _, said in found))
-    return Page(f"edgeroute arms: {a} and {b}", said, "\n".join(fleet_section(fleet) for fleet, _ in found))
+def fleets_page(fleets: Sequence[tuple[Fleet, str]]) -> Page:
+    """Return the page of trials on many devices, each with a summary of its devices and requests."""
+    a, b = fleets[0][0].settings.models
+    summary = "; ".join(dict.fromkeys(basis for _, basis in fleets))
+    return Page(f"edgeroute arms: {a} and {b}", summary, "\n".join(fleet_section(fleet) for fleet, _ in fleets))
 
 
-def calibrated(evaluation: Evaluation, why: str, notes: Iterable[str], *, drawn: bool = True) -> Page:
-    """A calibration, from what its certificate's threshold does on the examples that it was found on.
+def calibration_page(evaluation: Evaluation, why: str, notes: Iterable[str], *, drawn: bool = True) -> Page:
+    """Return the page of a calibration.
 
     Args:
-        evaluation: of those examples.
-        why: why the score is the one that it is; empty: it was given.
-        notes: on the calibration, one line each.
-        drawn: with figures.
+        evaluation: the calibration's examples with its threshold.
+        why: reason for the choice of the score; empty: it was given.
+        notes: notes on the calibration, one line each.
+        drawn: True includes figures.
 
     Raises:
         RuntimeMissing: matplotlib is not installed, and there are figures.
@@ -220,60 +222,62 @@ def calibrated(evaluation: Evaluation, why: str, notes: Iterable[str], *, drawn:
 
 
 def _page(what: str, evaluation: Evaluation, parts: Iterable[str]) -> Page:
+    """Return a page with a title and a summary of the evaluation."""
     names = evaluation.names
     edge = names.edge if names.edge_bytes is None else f"{names.edge} ({size(names.edge_bytes)})"
     about = {"data": names.data, "edge model": edge, "cloud": names.cloud, "score": names.score, "measured": names.date}
-    said = "; ".join([counted(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
+    summary = "; ".join([counted(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
     title = f"edgeroute {what}: {names.policy}" if names.policy else f"edgeroute {what}"
-    return Page(title, said, "\n".join(filter(None, parts)))
+    return Page(title, summary, "\n".join(filter(None, parts)))
 
 
-def document(shown: Page) -> str:
-    """It as one self-contained HTML file."""
+def document(page: Page) -> str:
+    """Return the page as one self-contained HTML file."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(shown.title)}</title>
+<title>{escape(page.title)}</title>
 <style>{STYLE}{EVALUATION}</style>
 </head>
 <body>
 <main>
-<h1>{escape(shown.title)}</h1>
-<p class="dim">{escape(shown.said)}</p>
-{shown.body}
+<h1>{escape(page.title)}</h1>
+<p class="dim">{escape(page.summary)}</p>
+{page.body}
 </main>
 </body>
 </html>
 """
 
 
-def cell(shown: Page, name: str) -> str:
-    """It as an element for the output of a notebook's cell, in the notebook's own colours, whose style concerns nothing else.
+def cell(page: Page, name: str) -> str:
+    """Return the page as an element for the output of a notebook's cell, in the notebook's colours.
 
-    name: of the element, unique in the notebook: ids inside begin with it.
+    Its style affects nothing else. name: id of the element, unique in the notebook: ids inside begin with it.
     """
-    body = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\1{name}-", shown.body)
+    body = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\1{name}-", page.body)
     style = _scoped(STYLE + EVALUATION, f".{CELL_CLASS}") + CELL
     return (
-        f'<div class="{CELL_CLASS}" id="{name}">\n<style>{style}</style>\n<p class="title">{escape(shown.title)}</p>\n'
-        f'<p class="dim">{escape(shown.said)}</p>\n{body}\n</div>\n'
+        f'<div class="{CELL_CLASS}" id="{name}">\n<style>{style}</style>\n<p class="title">{escape(page.title)}</p>\n'
+        f'<p class="dim">{escape(page.summary)}</p>\n{body}\n</div>\n'
     )
 
 
 def _scoped(style: str, scope: str) -> str:
-    """The rules for what is inside that element alone; those for a page itself are left out."""
+    """Restrict CSS rules to elements inside the scope; rules for the page itself are dropped."""
 
     def selector(match: re.Match[str]) -> str:
-        each = [one.strip() for one in match[1].split(",")]
-        return f"\n{', '.join(f'{scope} {one}' for one in each)} {{"
+        """Prefix each selector with the scope."""
+        each = [part.strip() for part in match[1].split(",")]
+        return f"\n{', '.join(f'{scope} {part}' for part in each)} {{"
 
-    own = re.sub(r"(?m)^(@media [^{]*\{ )?(:root|body) \{[^}]*\}( \})?", "", style)
-    return re.sub(r"(?<![^{}\n])\s*([^{}@]+?)\s*\{", selector, own)
+    inner = re.sub(r"(?m)^(@media [^{]*\{ )?(:root|body) \{[^}]*\}( \})?", "", style)
+    return re.sub(r"(?<![^{}\n])\s*([^{}@]+?)\s*\{", selector, inner)
 
 
 def page(evaluation: Evaluation) -> str:
-    """The page of an evaluation; see `evaluated`."""
-    return document(evaluated(evaluation))
+    """Return the HTML file of an evaluation; see `evaluation_page`."""
+    return document(evaluation_page(evaluation))

@@ -1,4 +1,4 @@
-"""Progress of a long run: a bar on stderr or in a notebook, or a function of the application."""
+"""Progress of a long run: a bar on stderr or in a notebook, or a callback of the application."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 Progress: TypeAlias = "bool | Callable[[int, int], object] | None"
-"""A function of (done, total); True: a bar, or lines if there is no terminal; None: a bar if there is one; False: nothing."""
+"""A function of (done, total); True: a bar, or lines without a terminal; None: a bar on a terminal; False: nothing."""
 Show: TypeAlias = "Callable[[int, int], object]"
 AGAIN_S = 0.1
-"""Time between two changes of a bar in a notebook, seconds."""
+"""Time between two updates of a bar in a notebook, seconds."""
 LINES = 10
-"""Lines that are printed where there is no terminal."""
+"""Lines to print without a terminal."""
 
 
 @contextmanager
 def bar() -> Iterator[Bar]:
-    """A progress bar, shown only if stderr is a terminal. Stdout is not used."""
+    """Provide a progress bar, shown only if stderr is a terminal. Stdout is not used."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -42,23 +42,24 @@ def bar() -> Iterator[Bar]:
 
 
 @contextmanager
-def shown(progress: Progress, what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Shows how far a run is; yields a function that is told how many more are done.
+def show_progress(progress: Progress, what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show the progress of a run during the `with` block; yields a function that adds to the number done.
 
     Args:
-        progress: who wants to know.
-        what: is done, in words.
-        total: number of what is to be done.
+        progress: how to show it.
+        what: description of the work.
+        total: number of items to do.
 
     Raises:
         PolicyError: `progress` is something else.
     """
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise PolicyError(f"progress= takes True, False, or a function of (done, total), not a {type(progress).__name__}")
+        raise PolicyError(f"progress= must be True, False, or a function of (done, total), not a {type(progress).__name__}")
     done = 0
     with _display(progress, what) as show:
 
         def advance(count: int) -> None:
+            """Add to the number done, and show it."""
             nonlocal done
             done += count
             show(done, total)
@@ -67,6 +68,7 @@ def shown(progress: Progress, what: str, total: int) -> Iterator[Callable[[int],
 
 
 def _display(progress: Progress, what: str) -> AbstractContextManager[Show]:
+    """Return a context manager of a function that shows the progress."""
     if callable(progress):
         return nullcontext(progress)
     if progress is False:
@@ -79,24 +81,25 @@ def _display(progress: Progress, what: str) -> AbstractContextManager[Show]:
 
 
 def _nothing(done: int, total: int) -> None:
-    pass
+    """Show nothing."""
 
 
 def in_notebook() -> bool:
-    """Whether this is a kernel of Jupyter, which shows HTML."""
+    """Return True in a kernel of Jupyter, which shows HTML."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
 
 @contextmanager
 def _terminal(what: str) -> Iterator[Show]:
+    """Provide a function that shows a bar in the terminal."""
     with bar() as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class _Cell:
-    """A bar in the output of a notebook's cell. Not rich's, which needs ipywidgets there."""
+    """Progress bar in the output of a notebook's cell. Not rich's, which needs ipywidgets there."""
 
     def __init__(self, what: str) -> None:
         self._what, self._at, self._handle = what, 0.0, None
@@ -115,7 +118,7 @@ class _Cell:
 
 
 class _Lines:
-    """Lines on stderr."""
+    """Progress lines on stderr."""
 
     def __init__(self, what: str) -> None:
         self._what, self._printed = what, 0
@@ -123,4 +126,4 @@ class _Lines:
     def __call__(self, done: int, total: int) -> None:
         if (part := done * LINES // total) > self._printed:
             self._printed = part
-            print(f"{self._what}: {done:,} of {total:,}", file=sys.stderr)  # noqa: T201 - it was asked for
+            print(f"{self._what}: {done:,} of {total:,}", file=sys.stderr)  # noqa: T201 - the caller requested it

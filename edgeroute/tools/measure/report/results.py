@@ -1,4 +1,4 @@
-"""What `calibrate` and `evaluate` of a router return: numbers, a page, and what a notebook shows."""
+"""Results of `calibrate` and `evaluate` of a router: numbers, a page, and the display in a notebook."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from edgeroute.core.explain import finite
 from edgeroute.core.policy import INF
 from edgeroute.errors import RuntimeMissing, StoreError
 from edgeroute.system.process import replace_file
-from edgeroute.tools.measure.certified import verdicts
+from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
-from edgeroute.tools.measure.report.page import Page, calibrated, cell, document, evaluated
+from edgeroute.tools.measure.report.page import Page, calibration_page, cell, document, evaluation_page
 from edgeroute.tools.measure.report.words import counted, counted_classes, level, percent, seen_before, verdict
 
-# The numbers of an evaluation for programs.
+# Numbers of an evaluation as JSON data.
 
 
 def latencies(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    """Leg -> quantile (p50, p90, p99) -> seconds; of what was measured."""
+    """Return leg -> quantile (p50, p90, p99) -> seconds, as far as measured."""
     return {
         leg: {f"p{q * 100:g}": time for q, time in zip(QUANTILES, times, strict=True)}
         for leg, times in evaluation.latency().items()
@@ -35,42 +35,43 @@ def latencies(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 
 def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
-    """All of them in JSON types. Shares 0..1, with their 95 % intervals; times in seconds."""
-    made, certificate = evaluation.examples, evaluation.certificate
+    """Return all numbers as JSON data. Shares 0..1, with their 95 % intervals; times in seconds."""
+    examples, certificate = evaluation.examples, evaluation.certificate
     return {
         "n": evaluation.n,
         "labelled": evaluation.labelled,
         "threshold": finite(evaluation.threshold),
         "thresholds": {label: finite(t) for label, t in evaluation.thresholds.items()},
-        "accuracy": {side: _share(found) for side, found in evaluation.accuracy().items()},
+        "accuracy": {side: _share(part) for side, part in evaluation.accuracy().items()},
         "deferral": _share(evaluation.deferral),
         "latency_s": latencies(evaluation),
-        "sent_bytes": made.sent_bytes,
-        "received_bytes": made.received_bytes,
-        "usd": made.usd,
+        "sent_bytes": examples.sent_bytes,
+        "received_bytes": examples.received_bytes,
+        "usd": examples.usd,
         "promise": None if certificate is None else certificate.label,
         "uncalibrated": evaluation.uncalibrated,
         "seen_before": evaluation.seen_before,
         "area": None if (area := evaluation.area()) is None or isnan(area.value) else area._asdict(),
-        "held": [{**one._asdict(), "held": one.held, "broken": one.broken} for one in verdicts(evaluation)],
+        "held": [{**v._asdict(), "held": v.held, "broken": v.broken} for v in verdicts(evaluation)],
         "arms": [dict(arm) for arm in evaluation.arms],
         "notes": list(notes),
     }
 
 
-def _share(found: Share) -> dict[str, Any]:
-    return {**found._asdict(), "value": found.value if found.of else None}
+def _share(part: Share) -> dict[str, Any]:
+    """Return a share as JSON data."""
+    return {**part._asdict(), "value": part.value if part.of else None}
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """What a router's threshold does on examples: `router.evaluate(X, y)`. A notebook shows it as its page.
+    """Result of `router.evaluate(X, y)`: the effect of the router's threshold on examples. A notebook shows it as a page.
 
     Without labels, right means: as the cloud says.
 
     Attributes:
-        evaluation: the examples with the threshold, from which everything here is.
-        notes: on the measurement, one line each.
+        evaluation: the examples with the threshold, the source of everything here.
+        notes: notes on the measurement, one line each.
     """
 
     evaluation: Evaluation
@@ -83,7 +84,7 @@ class EvaluationResult:
 
     @property
     def accuracy(self) -> Mapping[str, Share]:
-        """Share of right answers of edge, cloud, cascade (both together) and accepted (the edge's that are kept), if known."""
+        """Share of right answers of edge, cloud, cascade (both together) and accepted edge answers, as far as known."""
         return self.evaluation.accuracy()
 
     @property
@@ -93,36 +94,36 @@ class EvaluationResult:
 
     @property
     def latency_s(self) -> Mapping[str, Mapping[str, float]]:
-        """Edge, cloud and cascade -> p50, p90 and p99 -> seconds; those that were measured."""
+        """Edge, cloud and cascade -> p50, p90 and p99 -> seconds, as far as measured."""
         return latencies(self.evaluation)
 
     @property
     def held(self) -> bool | None:
-        """Whether the certificate's promise held on these examples; None: there is none, or it cannot be measured on them."""
+        """True if the certificate's promise held on these examples; None: there is none, or they cannot measure it."""
         if self.evaluation.uncalibrated:
             return None
-        found = verdicts(self.evaluation)
-        return all(one.held for one in found) if found else None
+        results = verdicts(self.evaluation)
+        return all(result.held for result in results) if results else None
 
     @property
     def verdict(self) -> str:
-        """The same in words, and whether these are the calibration's own examples, on which it says nothing."""
+        """Text: whether the promise held, and if these are the calibration's own examples, which prove nothing."""
         return " ".join(filter(None, (*verdict(self.evaluation, verdicts(self.evaluation)), seen_before(self.evaluation))))
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers in JSON types, as `edgeroute evaluate --json` prints them."""
+        """Return all numbers as JSON data, as `edgeroute evaluate --json` prints them."""
         return numbers(self.evaluation, self.notes)
 
     def html(self) -> str:
-        """A page to show: one HTML file, without scripts and external resources.
+        """Return the page: one HTML file, without scripts and external resources.
 
         Raises:
             RuntimeMissing: matplotlib is not installed.
         """
-        return document(evaluated(self.evaluation))
+        return document(evaluation_page(self.evaluation))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the page.
+        """Write the page to a file, replacing it.
 
         Raises:
             RuntimeMissing: matplotlib is not installed.
@@ -133,31 +134,32 @@ class EvaluationResult:
             replace_file(Path(path), page)
 
     def _repr_html_(self) -> str:
-        return _cell(lambda drawn: evaluated(self.evaluation, drawn=drawn))
+        """Return the page for a notebook."""
+        return _cell(lambda drawn: evaluation_page(self.evaluation, drawn=drawn))
 
     def __repr__(self) -> str:
         accuracy = self.accuracy
         side = next((side for side in ("cascade", "accepted", "edge") if side in accuracy), None)
         right = "right" if self.evaluation.labelled else "as the cloud says"
-        said = [] if side is None else [f"{side} {percent(accuracy[side].value)} {right}"]
-        said.append(f"{percent(self.deferral.value)} deferred")
+        parts = [] if side is None else [f"{side} {percent(accuracy[side].value)} {right}"]
+        parts.append(f"{percent(self.deferral.value)} deferred")
         if self.held is not None:
-            said.append("the promise held" if self.held else "the promise did not hold")
-        return f"<EvaluationResult of {counted(self.n, 'input')}: {', '.join(said)}>"
+            parts.append("the promise held" if self.held else "the promise did not hold")
+        return f"<EvaluationResult of {counted(self.n, 'input')}: {', '.join(parts)}>"
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationResult:
-    """A threshold with a guarantee: `router.calibrate(X, y, max_loss=0.01)`. A notebook shows it as its page.
+    """Result of `router.calibrate(X, y, max_loss=0.01)`: a threshold with a guarantee. A notebook shows it as a page.
 
-    It is used as `Router(..., threshold=result.certificate, score=result.score)`.
+    Use it as `Router(..., threshold=result.certificate, score=result.score)`.
 
     Attributes:
         certificate: the threshold, its guarantee, and what it is bound to.
-        score: that the threshold is for: a name, or the function; a `Learned` if it was fitted.
-        why: why a score was fitted, or not; empty: none was to be.
-        evaluation: the examples that it was found on, with their scores and that threshold.
-        notes: on examples and certificate, one line each.
+        score: score of the threshold: a name, or the function; a `Learned` if it was fitted.
+        why: reason why a score was fitted, or not; empty: no fit was requested.
+        evaluation: the calibration's examples, with their scores and that threshold.
+        notes: notes on examples and certificate, one line each.
     """
 
     certificate: Certificate
@@ -168,25 +170,25 @@ class CalibrationResult:
 
     @property
     def fitted(self) -> Learned | None:
-        """The score that was fitted; None: none was."""
+        """Fitted score; None: no score was fitted."""
         return self.score if self.why and isinstance(self.score, Learned) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The certificate and the notes in JSON types."""
+        """Return the certificate and the notes as JSON data."""
         return {"certificate": self.certificate.as_dict(), "score": self._score, "why": self.why, "notes": list(self.notes)}
 
     def html(self) -> str:
-        """A page to show: one HTML file, without scripts and external resources.
+        """Return the page: one HTML file, without scripts and external resources.
 
         Raises:
             RuntimeMissing: matplotlib is not installed.
         """
-        return document(calibrated(self.evaluation, self.why, self.notes))
+        return document(calibration_page(self.evaluation, self.why, self.notes))
 
     def save(self, path: str | PathLike[str]) -> dict[str, str]:
-        """Writes the certificate as JSON, and a score that was fitted beside it, as `NAME.score.json`.
+        """Write the certificate as JSON, and a fitted score beside it, as `NAME.score.json`.
 
-        Returns what a policy file in that folder says of them: `{"threshold": ..., "score": ...}`.
+        Returns the entries for a policy file in that folder: `{"threshold": ..., "score": ...}`.
 
         Raises:
             StoreError: a file cannot be written.
@@ -204,33 +206,37 @@ class CalibrationResult:
         return lines
 
     def _repr_html_(self) -> str:
-        return _cell(lambda drawn: calibrated(self.evaluation, self.why, self.notes, drawn=drawn))
+        """Return the page for a notebook."""
+        return _cell(lambda drawn: calibration_page(self.evaluation, self.why, self.notes, drawn=drawn))
 
     @property
     def _score(self) -> str:
+        """Name of the score."""
         return self.score if isinstance(self.score, str) else getattr(self.score, "name", "function")
 
     def __repr__(self) -> str:
-        made = self.certificate
-        least = f"thresholds of {counted_classes(len(made.thresholds))}"
-        least = least if made.thresholds else f"threshold {level(made.threshold)}"
-        said = f"{made.label}: {least} of {self._score}, {percent(made.deferral_rate)} of {counted(made.n, 'example')} deferred"
-        if made.threshold == INF and all(threshold == INF for threshold in made.thresholds.values()):
-            said = f"{made.label}: no threshold of {self._score} keeps it with {counted(made.n, 'example')}, so all are deferred"
-        return f"<CalibrationResult {said}>"
+        certificate = self.certificate
+        least = f"thresholds of {counted_classes(len(certificate.thresholds))}"
+        least = least if certificate.thresholds else f"threshold {level(certificate.threshold)}"
+        examples = counted(certificate.n, "example")
+        text = f"{certificate.label}: {least} of {self._score}, {percent(certificate.deferral_rate)} of {examples} deferred"
+        if certificate.threshold == INF and all(threshold == INF for threshold in certificate.thresholds.values()):
+            text = f"{certificate.label}: no threshold of {self._score} keeps it with {examples}, so all are deferred"
+        return f"<CalibrationResult {text}>"
 
 
-def _cell(made: Callable[[bool], Page]) -> str:
-    """For a notebook, with figures if they can be drawn: what it shows raises nothing."""
+def _cell(make_page: Callable[[bool], Page]) -> str:
+    """Return a page for a notebook, without figures if matplotlib is missing, so that it never raises."""
     try:
-        shown = made(True)
+        page = make_page(True)
     except RuntimeMissing:
-        shown = made(False)
-    return cell(shown, f"edgeroute-{uuid4().hex[:12]}")
+        page = make_page(False)
+    return cell(page, f"edgeroute-{uuid4().hex[:12]}")
 
 
 @contextmanager
 def _writing(path: str | PathLike[str]) -> Iterator[None]:
+    """Raise `OSError` in the `with` block as `StoreError`."""
     try:
         yield
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Formats numbers, and states in words whether a guarantee held."""
+"""Numbers and verdicts in words for reports: percentages, durations, methods, and if a guarantee held."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import INF
-from edgeroute.tools.measure.certified import Verdict
+from edgeroute.tools.measure.certification import Verdict
 from edgeroute.tools.measure.curve import Area
 from edgeroute.tools.measure.evaluation import Evaluation, Share
 
@@ -26,9 +26,9 @@ METHODS = {
     "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
     "rank": "the score of the example at the promised rank, which holds on average over examples",
 }
-"""What the tests behind certificates do."""
+"""Test behind a certificate -> its description."""
 DITHERED = "dithered "
-"""Before the name of a test: of graded answers made right or wrong by chance."""
+"""Prefix of a test's name: graded answers become right or wrong at random."""
 TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
 
 
@@ -57,67 +57,67 @@ def arm_cells(arm: Mapping[str, Any], none: str = NONE) -> list[str]:
 
 
 def methods(certificate: Certificate) -> str:
-    """How the threshold was found, in words; empty: by a test that is not known here."""
+    """Return a sentence about how the threshold was found; empty for an unknown test."""
     names = [name.removeprefix(DITHERED) for name in certificate.method.split(" and ")]
-    said = "; ".join(METHODS[name] for name in dict.fromkeys(names) if name in METHODS)
+    descriptions = "; ".join(METHODS[name] for name in dict.fromkeys(names) if name in METHODS)
     if DITHERED in certificate.method:
-        said += "; a grade counts as right with a chance of its own size, which keeps the test exact (dithering)"
-    if not said:
+        descriptions += "; a grade counts as right with a chance of its own size, which keeps the test exact (dithering)"
+    if not descriptions:
         return ""
-    return f"Method {certificate.method}: {said}.{f' {TRIED}' if certificate.sure is not None else ''}"
+    return f"Method {certificate.method}: {descriptions}.{f' {TRIED}' if certificate.sure is not None else ''}"
 
 
 def percent(share: float | None) -> str:
-    """0.1234 -> 12.34 %."""
+    """Format a share: 0.1234 -> 12.34 %."""
     return NONE if share is None or isnan(share) else f"{share * 100:.2f} %"
 
 
 def limit(share: float) -> str:
-    """0.01 -> 1 %: as in the guarantee."""
+    """Format a share as in the guarantee: 0.01 -> 1 %."""
     return f"{share * 100:g} %"
 
 
 def interval(share: Share) -> str:
-    """The interval's ends, in percent."""
+    """Format an interval's ends, in percent."""
     return f"{share.low * 100:.2f} to {share.high * 100:.2f} %"
 
 
 def duration(seconds: float) -> str:
-    """Milliseconds below one second, else seconds."""
+    """Format seconds: milliseconds below one second."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def size(count: float) -> str:
-    """Bytes, as KB or MB (powers of 1000)."""
+    """Format bytes as KB or MB (powers of 1000)."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"  # noqa: PLR2004 - a megabyte
 
 
 def amount(what: str, value: float | None) -> str:
-    """A value with its unit. what: seconds, usd or joules."""
+    """Format a value with its unit. what: seconds, usd or joules."""
     if value is None:
         return NONE
     return duration(value) if what == "seconds" else f"{value:.4g} {'$' if what == 'usd' else 'J'}"
 
 
 def level(threshold: float) -> str:
-    """A threshold, infinities in words."""
+    """Format a threshold, with infinities in words."""
     if threshold == -INF:
         return "none: every answer of the edge is accepted"
     return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
 
 
 def counted(n: int, noun: str) -> str:
-    """1 input, 2,000 inputs."""
+    """Format a number with its noun: 1 input, 2,000 inputs."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def counted_classes(n: int) -> str:
-    """1 class, 10 classes."""
+    """Format a number of classes: 1 class, 10 classes."""
     return "1 class" if n == 1 else f"{n:,} classes"
 
 
 def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
-    """Whether the guarantee held on these inputs: (headline, explanation). found: from `verdicts`."""
+    """Return a headline and an explanation: if the guarantee held on these inputs. found: from `verdicts`."""
     certificate = evaluation.certificate
     if certificate is None:
         return (
@@ -131,7 +131,7 @@ def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
     worst = found[0]
     measured = _measured(certificate, worst)
     if certificate.thresholds:
-        held = sum(one.held for one in found)
+        held = sum(result.held for result in found)
         measured = f"Measured in {counted_classes(len(found))}, it held in {held}. The worst is {worst.where}: {measured}"
         broken, all_held = worst.broken, held == len(found)
     else:
@@ -141,35 +141,35 @@ def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
         return "It held on these inputs.", f"{measured}."
     if not broken:
         return "It did not hold on these inputs, which chance may explain.", f"{measured}. The interval reaches below the limit."
-    said = f"{measured}. The whole interval is above the limit: these inputs are not drawn like the certificate's examples"
+    explanation = f"{measured}. The whole interval is above the limit: these inputs are not drawn like the certificate's examples"
     if certificate.sure is not None:
-        said += f", or it is one of the {limit(1 - certificate.sure)} of certificates that promise too much"
-    return "It did not hold on these inputs, and chance does not explain it.", f"{said}."
+        explanation += f", or it is one of the {limit(1 - certificate.sure)} of certificates that promise too much"
+    return "It did not hold on these inputs, and chance does not explain it.", f"{explanation}."
 
 
 SEEN = 0.05
-"""Share of examples seen before from which it is told."""
+"""Share of examples seen before from which a warning is given."""
 
 
 def seen_before(evaluation: Evaluation) -> str:
-    """That these are the calibration's own examples; empty: they are not."""
+    """Return a warning if these are the calibration's own examples; empty if not."""
     share = evaluation.seen_before
     if share < SEEN:
         return ""
     return (
-        f"About {share:.0%} of these examples are those that the certificate was calibrated on: that it holds on them says "
+        f"About {share:.0%} of these examples are those that the certificate was calibrated on: that it holds on them proves "
         "nothing. Evaluate on others."
     )
 
 
 def ranking(area: Area) -> str:
-    """How well a score ranks, and what to try if it does not."""
-    said = f"{area.value:.2f} ({area.low:.2f} to {area.high:.2f}); 0 is random, 1 an oracle"
-    return f"{said}: no better than chance, try another score, or a learned one" if area.by_chance else said
+    """Return the area of a score in words, with advice if it is no better than chance."""
+    text = f"{area.value:.2f} ({area.low:.2f} to {area.high:.2f}); 0 is random, 1 an oracle"
+    return f"{text}: no better than chance, try another score, or a learned one" if area.by_chance else text
 
 
 def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
-    """What the verdict comes to, held, broken, open or none, as a class of the page; and a sign for it."""
+    """Return the CSS class of the verdict, held, broken, open or none, and a sign for it."""
     if evaluation.certificate is None:
         return "none", ""
     if evaluation.uncalibrated or not found:
@@ -177,12 +177,13 @@ def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
         by_label = certificate.kind == "max_error" and evaluation.labelled and not certificate.metric
         nothing_wrong = by_label and not evaluation.uncalibrated
         return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
-    if all(one.held for one in found):
+    if all(result.held for result in found):
         return "held", "\N{CHECK MARK}"
     return ("broken", "\N{BALLOT X}") if found[0].broken else ("open", "?")
 
 
 def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:
+    """Return headline and explanation of a guarantee that these examples cannot measure."""
     if certificate.metric:
         return "Whether it held is not known:", f"it is about {certificate.metric}, and these examples are right or wrong alone."
     if certificate.kind == "max_error" and evaluation.labelled:
@@ -192,6 +193,7 @@ def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, 
 
 
 def _measured(certificate: Certificate, found: Verdict) -> str:
+    """Return a verdict's measured value in words."""
     value, low, high = (f"{round(share * 100, 2) + 0.0:.2f}" for share in (found.measured, found.low, found.high))  # no -0.00
     within = f"(95 % interval{' for all classes at once' if found.where else ''}: {low} to {high})"
     inputs = f"{within} of {counted(found.n, 'input')}"

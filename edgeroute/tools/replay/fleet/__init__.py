@@ -1,1 +1,1 @@
-"""Fleet simulation: many devices against one cloud, through an outage."""
+"""Simulation of a fleet: many devices against one cloud, through an outage."""

@@ -1,4 +1,4 @@
-"""Inputs of a fleet simulation: the fleet, its cloud, an outage, and the behaviour of the devices."""
+"""Inputs of a fleet simulation: devices with their policy, cloud, outage, and protection mechanisms of the clients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edgeroute.core.policy import Policy, Target
 from edgeroute.core.rules import Rule
 from edgeroute.tools.replay.setup import Setup
 
-# A device of the fleet with its policy: what it takes, how warm it gets, and where its requests go under the rules in force.
+# A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
 
 
 class Shares(NamedTuple):
-    """What becomes of a request, each per request."""
+    """Average use of edge and cloud per request."""
 
     edge: float
     """Runs of the edge, in units of its usual one."""
@@ -22,7 +22,7 @@ class Shares(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A device: the figures are plain guesses of a small board without a fan, not measured on one."""
+    """Device of a fleet. The figures are plain guesses of a small board without a fan, not measured."""
 
     policy: Policy
     targets: tuple[Target, ...]
@@ -30,7 +30,7 @@ class Device(NamedTuple):
     """Charge at the start, 0..1, of the average device; None: it is on mains."""
     battery_wh: float = 10.0
     idle_w: float = 1.0
-    """What it takes whatever it does, watts."""
+    """Base load, watts."""
     run_s: float = 0.05
     run_j: float = 0.1
     """Time and energy of a run of the edge, seconds and joules."""
@@ -40,42 +40,42 @@ class Device(NamedTuple):
     """Energy of a request to the cloud, joules."""
     ambient_c: float = 25.0
     c_per_w: float = 8.0
-    """Degrees above its surroundings for each watt that it takes, in the long run."""
+    """Degrees above its surroundings for each watt, in the long run."""
     warming_s: float = 300.0
-    """Time in which it gets to 63 % of that, seconds."""
+    """Time to 63 % of that, seconds."""
 
     @classmethod
     def of(cls, setup: Setup, **more: float) -> Device:
-        """A device with this policy; `more` are other fields than their defaults."""
+        """Return a device with this policy; `more` are other values for its fields."""
         call_j = next((port.terms.joules_per_call for port in setup.ports.values()), 0.0)
         targets = tuple(target._replace(thresholds={}) for target in setup.targets)
         return cls(setup.policy, targets, **{"call_j": call_j, **more})
 
     def shares(self, rules: tuple[Rule, ...], defer: float) -> Shares:
-        """Where requests go by the plan with these rules in force, if the edge is unsure of the share `defer`."""
+        """Return the shares of edge and cloud by the plan with these rules, if the edge is unsure of the share `defer`."""
         first = {side: next((t.name for t in self.targets if t.side == side), "") for side in ("edge", "cloud")}
         facts = Facts(rules=rules, joules={first["edge"]: self.run_j, first["cloud"]: self.call_j}, unsure=defer)
-        made = plan(self.policy, self.targets, facts)
-        if isinstance(made, Refusal):
+        route = plan(self.policy, self.targets, facts)
+        if isinstance(route, Refusal):
             return Shares(0.0, 0.0)
-        away = any(leg.permit is not None for leg in made.legs)
-        if made.legs[0].permit is not None:
+        may_defer = any(leg.permit is not None for leg in route.legs)
+        if route.legs[0].permit is not None:
             return Shares(0.0, 1.0)
-        small = any(rule.then == "small_model" for rule in made.rules)
-        return Shares(self.small if small else 1.0, defer if away else 0.0)
+        small = any(rule.then == "small_model" for rule in route.rules)
+        return Shares(self.small if small else 1.0, defer if may_defer else 0.0)
 
 
 AGAIN_S: Final = 10.0
-"""Recovered: the cloud answers the share `GOOD` of its requests in any window of so many seconds."""
+"""Window of the definition of a recovery: the cloud answers the share `GOOD` of its requests in any window, seconds."""
 GOOD: Final = 0.99
 
 
 class Scenario(NamedTuple):
-    """A fleet before one cloud with an outage. Durations and instants in seconds."""
+    """Fleet before one cloud with an outage. Durations and times in seconds."""
 
     devices: int = 1_000_000
     per_minute: float = 1.0
-    """Requests per device, at random instants."""
+    """Requests per device, at random times."""
     defer: float = 0.1
     """Deferred share, 0..1."""
     length_s: float = 3600.0
@@ -90,7 +90,7 @@ class Scenario(NamedTuple):
     outage_s: float = 10.0
     """At its start, requests queued in the cloud are lost."""
     silent: bool = False
-    """During the outage there are no replies; otherwise connections are refused at once."""
+    """True: during the outage there are no replies; False: connections are refused at once."""
     retry_after_s: float = 0.0
     """Retry-After of a 503; 0: none."""
     timeout_s: float = 2.0
@@ -102,12 +102,12 @@ class Scenario(NamedTuple):
     """Share of devices, 0..1, that send one more request in the first second of the outage, simultaneously."""
     surest_right: float = 0.8
     least_right: float = 0.2
-    """How often the edge's answer is right to what it would defer: to that which it is surest of, and least; linear between."""
+    """Probability that the edge is right on deferred inputs: on those it is surest of, and least; linear between."""
     cloud_right: float = 0.95
-    """How often the cloud's answer is right to that."""
+    """Probability that the cloud is right on deferred inputs."""
     seed: int = 0
     device: Device | None = None
-    """Their policy, and what they take: its rules are stepped by battery, heat and load. None: they have no state."""
+    """Policy and power of the devices, whose rules follow battery, heat and load. None: they have no state."""
 
     @property
     def normal_per_s(self) -> float:
@@ -139,11 +139,11 @@ class Client(NamedTuple):
     breaker: bool = True
     """Circuit breaker: opens after three consecutive faults, and probes without user data."""
     whole: bool = True
-    """The timeout covers a request with its retries; otherwise each attempt has it anew, and timeouts are retried."""
+    """The timeout covers a request with its retries; otherwise it applies to each attempt, and timeouts are retried."""
     hints: bool = False
-    """Keeps more on the edge while the cloud reports that it is loaded."""
+    """Load hints: more requests are answered on the edge while the cloud reports load."""
     adaptive: bool = False
-    """A limit of concurrent calls that finds itself: a further one has the edge's answer at once."""
+    """Adaptive limit of concurrent calls: a further call gets the edge's answer at once."""
     spread_s: float = 60.0
     """Spread of the outbox, seconds: entries are sent after a random part of it, longer after a long outage; 0: at once."""
 
@@ -170,10 +170,10 @@ LOAD_AWARE: Final = (
     EDGEROUTE._replace(name="adaptive concurrency", adaptive=True),
     EDGEROUTE._replace(name="both", hints=True, adaptive=True),
 )
-"""What is compared before a cloud that is too small."""
+"""Clients to compare before a cloud that is too small."""
 
 
 def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[Client, ...]:
-    """The clients to compare, with this spread where they have one; without a spread only if there are outboxes."""
-    every = (*CLIENTS[:1], NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
-    return tuple(client._replace(spread_s=spread_s) if client.spread_s else client for client in every)
+    """Return the clients to compare, with this spread where they have one; one without a spread only if there are outboxes."""
+    all_clients = (*CLIENTS[:1], NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
+    return tuple(client._replace(spread_s=spread_s) if client.spread_s else client for client in all_clients)

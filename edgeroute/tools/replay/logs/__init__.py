@@ -1,4 +1,4 @@
-"""Foreign logs: requests that two models answered, read from what others record, and paired."""
+"""Logs of other tools: requests that two models answered, read and paired."""
 
 from edgeroute.tools.replay.logs.pairs import FORMATS, Pairs, Price, Read, read_pairs
 

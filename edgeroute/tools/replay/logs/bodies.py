@@ -1,4 +1,4 @@
-"""Reads what OpenAI's APIs answer: chat completions, completions, and responses."""
+"""Parser of recorded answers of OpenAI's APIs (chat completions, completions, responses), in logs of OpenAI and LiteLLM."""
 
 from __future__ import annotations
 
@@ -14,75 +14,75 @@ import numpy as np
 from edgeroute.confidence.scores import quantile
 from edgeroute.tools.measure.curve import ROUNDING
 
-# One recorded answer of a model, and what its parts are read from; nothing of a log's text is ever in an error.
+# Parts of a recorded answer. No error contains text of a log.
 
 Match = Literal["text", "exact"]
 REDACTED: Final = "redacted-by-litellm"
-"""What LiteLLM logs in place of messages and answers that it was told not to log."""
+"""Text that LiteLLM logs in place of messages and answers if these are not to be logged."""
 LEAST: Final = -1e9
-"""Log-probability of a token below which it counts as this: e to it is 0 already, and no number overflows."""
+"""Least log-probability of a token; lower ones count as this: e to it is 0 already, and no number overflows."""
 MOST_MODEL: Final = 200
-"""Characters of a model's name."""
+"""Most characters of a model's name."""
 
 
 class Skip(Exception):
-    """A record that cannot be used, and why."""
+    """Raised for a record that cannot be used; the message is the reason."""
 
 
 class Answer(NamedTuple):
-    """What is kept of a recorded answer. The texts themselves are not."""
+    """Recorded answer, without its texts."""
 
     key: bytes
-    """Digest of what identifies the request."""
+    """Digest of the request's identity."""
     model: str
     answer: bytes
     """Digest of the answer, equal where two answers count as the same."""
     confidence: float
     """10 % quantile of the token probabilities, 0..1; NaN: not recorded."""
     score: float | None
-    """How correct it is, 0..1; None: not recorded."""
+    """Correctness, 0..1; None: not recorded."""
     usd: float | None
     tokens: tuple[float, float] | None
-    """Of prompt and completion."""
+    """Tokens of prompt and completion."""
 
 
-class Ask(NamedTuple):
-    """How a log is read."""
+class Options(NamedTuple):
+    """Options for reading a log."""
 
     id: str = ""
-    """Dotted path of what identifies a request; empty: the format's own, or its messages."""
+    """Dotted path of a request's id; empty: the format's own id, or its messages."""
     score: str = ""
-    """Dotted path of how correct the answer is; empty: none."""
+    """Dotted path of the answer's correctness; empty: none."""
     match: Match = "text"
 
 
-Reader = Callable[[Mapping[str, Any], Ask], Answer]
+Reader = Callable[[Mapping[str, Any], Options], Answer]
 
 
 def digest(value: object) -> bytes:
-    """16 bytes that are equal for equal JSON values, whatever the order of their keys."""
+    """Return 16 bytes that are equal for equal JSON values, whatever the order of their keys."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def at(record: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of keys; None: there is none."""
-    found: Any = record
+def value_at(record: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of keys; None if there is none."""
+    value: Any = record
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
-def identified(record: Mapping[str, Any], ask: Ask, *ids: str, asked: object = None) -> bytes:
-    """Digest of what identifies the request: the value at `--id`, else the first of these paths, else what was asked.
+def request_key(record: Mapping[str, Any], options: Options, *ids: str, asked: object = None) -> bytes:
+    """Return the digest of the request's identity: the value at `--id`, else the first of these paths, else the messages.
 
     Raises:
-        Skip: there is nothing.
+        Skip: there is nothing to identify it.
     """
-    for path in (ask.id,) if ask.id else ids:
-        found = at(record, path)
-        if isinstance(found, str | int) and not isinstance(found, bool) and found != "":
-            return digest(["id", str(found)])
-    if ask.id:
+    for path in (options.id,) if options.id else ids:
+        value = value_at(record, path)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return digest(["id", str(value)])
+    if options.id:
         raise Skip("no text or number at --id")
     if not asked:
         raise Skip("no ID and no messages that tell which request it answers (--id)")
@@ -92,7 +92,7 @@ def identified(record: Mapping[str, Any], ask: Ask, *ids: str, asked: object = N
 
 
 def number(value: Any, *, most: float = 1e15) -> float | None:
-    """A number from 0 to `most`; None where there is none.
+    """Return a number from 0 to `most`; None for None.
 
     Raises:
         Skip: it is something else.
@@ -106,31 +106,31 @@ def number(value: Any, *, most: float = 1e15) -> float | None:
     return float(value)
 
 
-def scored(record: Mapping[str, Any], ask: Ask) -> float | None:
-    """How correct the answer is, 0..1, or a bool.
+def score_of(record: Mapping[str, Any], options: Options) -> float | None:
+    """Return the correctness of the answer, 0..1; None if no score is requested.
 
     Raises:
-        Skip: it was asked for, and is not there or something else.
+        Skip: it is missing or invalid.
     """
-    if not ask.score:
+    if not options.score:
         return None
-    found = at(record, ask.score)
-    if found is None:
+    value = value_at(record, options.score)
+    if value is None:
         raise Skip("no number at --score")
-    return float(found) if isinstance(found, bool) else number(rounded(found), most=1.0)
+    return float(value) if isinstance(value, bool) else number(round_grade(value), most=1.0)
 
 
-def rounded(grade: Any) -> Any:
-    """A number that arithmetic made a little less than 0 or more than 1 put right; anything else as it is."""
+def round_grade(grade: Any) -> Any:
+    """Return a grade that rounding moved slightly outside 0 to 1 put right; anything else unchanged."""
     near = type(grade) is float and (-ROUNDING <= grade < 0 or 1 < grade <= 1 + ROUNDING)
     return float(round(grade)) if near else grade
 
 
-def sure(logprobs: Any) -> float:
-    """The confidence in a text, from the log-probabilities of its tokens; NaN without any.
+def confidence_of(logprobs: Any) -> float:
+    """Return the confidence in a text, from the log-probabilities of its tokens; NaN without any.
 
     Raises:
-        Skip: they are none.
+        Skip: they are no valid log-probabilities.
     """
     if not isinstance(logprobs, list) or not logprobs:
         return nan
@@ -139,18 +139,18 @@ def sure(logprobs: Any) -> float:
     return min(1.0, quantile(np.array([max(value, LEAST) for value in logprobs], np.float64)))
 
 
-def same(text: str, calls: list[list[object]], ask: Ask) -> bytes:
-    """Digest of an answer: its text, and the tools that it calls.
+def answer_digest(text: str, calls: list[list[object]], options: Options) -> bytes:
+    """Return the digest of an answer: its text, and its tool calls.
 
-    `text`: alike but for case, spaces, width of characters, and punctuation and quotes around it; `exact`: to the letter.
+    `text`: ignores case, spaces, width of characters, and punctuation and quotes around it; `exact`: to the letter.
     """
-    if ask.match == "text":
+    if options.match == "text":
         text = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!?,;:'\"`*()")
     return digest([text, calls])
 
 
-def named(model: Any) -> str:
-    """The name of a model.
+def model_name(model: Any) -> str:
+    """Return the name of a model.
 
     Raises:
         Skip: there is none.
@@ -160,22 +160,22 @@ def named(model: Any) -> str:
     return model[:MOST_MODEL]
 
 
-class Said(NamedTuple):
-    """What an answer's body says."""
+class ParsedBody(NamedTuple):
+    """Contents of an answer's body."""
 
     text: str
     calls: list[list[object]]
-    """Name and arguments of each tool that is called."""
+    """Name and arguments of each tool call."""
     confidence: float
     tokens: tuple[float, float] | None
-    """Of prompt and completion."""
+    """Tokens of prompt and completion."""
 
 
-def said(body: Mapping[str, Any]) -> Said:
-    """The first choice of a (chat) completion, or a response's output.
+def parsed_body(body: Mapping[str, Any]) -> ParsedBody:
+    """Parse the first choice of a (chat) completion, or a response's output.
 
     Raises:
-        Skip: it is neither, or not whole.
+        Skip: it is neither, or incomplete.
     """
     if isinstance(body.get("output"), list):
         texts, calls, logprobs = _response(body["output"])
@@ -185,10 +185,11 @@ def said(body: Mapping[str, Any]) -> Said:
         raise Skip("no answer of a model in it")
     if REDACTED in texts:
         raise Skip("its answer was redacted")
-    return Said("".join(texts), calls, sure(logprobs), _tokens(body.get("usage")))
+    return ParsedBody("".join(texts), calls, confidence_of(logprobs), _tokens(body.get("usage")))
 
 
 def _response(output: list[Any]) -> tuple[list[str], list[list[object]], list[Any]]:
+    """Return the texts, tool calls and log-probabilities of a response's output."""
     texts, calls, logprobs = list[str](), list[list[object]](), list[Any]()
     for item in _dicts(output):
         if item.get("type") == "function_call":
@@ -201,8 +202,9 @@ def _response(output: list[Any]) -> tuple[list[str], list[list[object]], list[An
 
 
 def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], list[Any]]:
-    given = choice.get("logprobs")
-    logs: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    """Return the texts, tool calls and log-probabilities of a choice."""
+    logprobs = choice.get("logprobs")
+    logs: Mapping[str, Any] = logprobs if isinstance(logprobs, dict) else {}
     message = choice.get("message")
     if not isinstance(message, dict):
         legacy = logs.get("token_logprobs")
@@ -218,6 +220,7 @@ def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], l
 
 
 def _tokens(usage: Any) -> tuple[float, float] | None:
+    """Return the tokens of prompt and completion; None if unknown."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = (
@@ -228,7 +231,7 @@ def _tokens(usage: Any) -> tuple[float, float] | None:
 
 
 def _arguments(text: Any) -> object:
-    """The arguments of a tool, which are JSON in a text: their order and spaces do not count."""
+    """Return a tool's arguments, parsed from JSON so that order and spaces do not count."""
     try:
         return json.loads(text)
     except (TypeError, ValueError):
@@ -236,20 +239,22 @@ def _arguments(text: Any) -> object:
 
 
 def _text(value: Any) -> str:
+    """Return a text; raise `Skip` for anything else."""
     if not isinstance(value, str):
         raise Skip("an answer that is no text")
     return value
 
 
 def _dicts(values: Any) -> Iterator[dict[str, Any]]:
+    """Return the mappings in a list; none if it is no list."""
     return (value for value in values if isinstance(value, dict)) if isinstance(values, list) else iter(())
 
 
-# Reads LiteLLM's standard logging payload, as its proxy and its callbacks write it, one JSON object a line.
+# LiteLLM's standard logging payload, as its proxy and its callbacks write it, one JSON object a line.
 
 
-def litellm_answer(record: Mapping[str, Any], ask: Ask) -> Answer:
-    """A payload, or an object that has one as its `standard_logging_object`.
+def litellm_answer(record: Mapping[str, Any], options: Options) -> Answer:
+    """Read an answer from a payload, or from an object that has it as its `standard_logging_object`.
 
     Raises:
         Skip: it cannot be used.
@@ -263,24 +268,32 @@ def litellm_answer(record: Mapping[str, Any], ask: Ask) -> Answer:
     response = payload.get("response")
     if not isinstance(response, dict):
         raise Skip("no answer of a model in it")
-    key = identified(payload, ask, asked=payload.get("messages"))
-    text, calls, confidence, tokens = said(response)
+    key = request_key(payload, options, asked=payload.get("messages"))
+    text, calls, confidence, tokens = parsed_body(response)
     prompt, completion = (number(payload.get(name)) for name in ("prompt_tokens", "completion_tokens"))
     if tokens is None and prompt is not None and completion is not None:
         tokens = prompt, completion
     usd = number(payload.get("response_cost"))
-    return Answer(key, named(payload.get("model")), same(text, calls, ask), confidence, scored(payload, ask), usd, tokens)
+    return Answer(
+        key,
+        model_name(payload.get("model")),
+        answer_digest(text, calls, options),
+        confidence,
+        score_of(payload, options),
+        usd,
+        tokens,
+    )
 
 
-# Reads logs of OpenAI's APIs: output files of batches, stored completions, and lines of a request beside its response.
+# Logs of OpenAI's APIs: output files of batches, stored completions, and lines of a request with its response.
 
 GOOD: Final = 200
 ASKED: Final = ("messages", "input", "prompt")
-"""What is asked: of chat completions, responses and completions."""
+"""Keys of the input: of chat completions, responses and completions."""
 
 
-def openai_answer(record: Mapping[str, Any], ask: Ask) -> Answer:
-    """A line of the log: {custom_id, response: {status_code, body}, error}, {request, response}, or a completion itself.
+def openai_answer(record: Mapping[str, Any], options: Options) -> Answer:
+    """Read an answer from a line: {custom_id, response: {status_code, body}, error}, {request, response}, or a completion.
 
     Raises:
         Skip: it cannot be used.
@@ -297,8 +310,8 @@ def openai_answer(record: Mapping[str, Any], ask: Ask) -> Answer:
         raise Skip("a request without its response")
     asked = request if isinstance(request, dict) else record
     asked = asked["body"] if isinstance(asked.get("body"), dict) else asked
-    what = next(([name, asked[name], asked.get("instructions")] for name in ASKED if asked.get(name)), None)
-    key = identified(record, ask, "custom_id", "metadata.custom_id", "metadata.request_id", asked=what)
-    text, calls, confidence, tokens = said(body)
-    model = named(body.get("model") or asked.get("model"))
-    return Answer(key, model, same(text, calls, ask), confidence, scored(record, ask), None, tokens)
+    prompt = next(([name, asked[name], asked.get("instructions")] for name in ASKED if asked.get(name)), None)
+    key = request_key(record, options, "custom_id", "metadata.custom_id", "metadata.request_id", asked=prompt)
+    text, calls, confidence, tokens = parsed_body(body)
+    model = model_name(body.get("model") or asked.get("model"))
+    return Answer(key, model, answer_digest(text, calls, options), confidence, score_of(record, options), None, tokens)

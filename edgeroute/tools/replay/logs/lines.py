@@ -1,4 +1,4 @@
-"""Reads lines of files that may be huge or damaged: each is limited in length, and what is left out is counted with its place."""
+"""Reader of lines and CSV tables from files that may be huge or damaged; skipped records are counted with their place."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from edgeroute.errors import BadInput
-from edgeroute.tools.replay.logs.bodies import Ask, Skip, number, rounded, same
+from edgeroute.tools.replay.logs.bodies import Options, Skip, answer_digest, number, round_grade
 
 MOST: Final = 1 << 24
-"""Bytes of a line; longer ones are passed over without being held in memory."""
+"""Most bytes of a line; longer ones are skipped without being held in memory."""
 
 
 class Line(NamedTuple):
-    """A line, and where it is."""
+    """Line of a file, with its place."""
 
     place: str
     """FILE:NUMBER."""
@@ -27,38 +27,36 @@ class Line(NamedTuple):
 
 
 class Left(NamedTuple):
-    """Records that were left out for one reason."""
+    """Records that were skipped for one reason."""
 
     why: str
     requests: int
     first: str
-    """FILE:LINE of the first of them; empty: it has none."""
+    """FILE:LINE of the first of them; empty: unknown."""
 
 
 class LeftOut:
-    """Counts what is left out, by reason."""
+    """Counter of skipped records, by reason."""
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[int, str]] = {}
 
     def add(self, why: str, first: str = "", count: int = 1) -> None:
-        """Counts records; the first place of each reason is kept."""
+        """Count records; the first place of each reason is stored."""
         before, place = self._counts.get(why, (0, first))
         self._counts[why] = before + count, place
 
     def __str__(self) -> str:
-        """As the end of an error's message; empty if there are none."""
-        return "".join(
-            f"; left out, {one.requests:,}: {one.why}" + (f" ({one.first})" if one.first else "") for one in self.all()
-        )
+        """Return the end of an error's message; empty if there are none."""
+        return "".join(f"; left out, {r.requests:,}: {r.why}" + (f" ({r.first})" if r.first else "") for r in self.all())
 
     def all(self) -> tuple[Left, ...]:
-        """The reasons, the most frequent first."""
-        return tuple(sorted((Left(why, *found) for why, found in self._counts.items()), key=lambda one: -one.requests))
+        """Return the reasons, the most frequent first."""
+        return tuple(sorted((Left(why, *count) for why, count in self._counts.items()), key=lambda reason: -reason.requests))
 
 
 def lines(paths: Iterable[Path]) -> Iterator[Line]:
-    """The lines of all files that are not empty; `-` is stdin.
+    """Yield the lines of all files that are not empty; `-` is stdin.
 
     Raises:
         BadInput: a file cannot be read.
@@ -68,16 +66,17 @@ def lines(paths: Iterable[Path]) -> Iterator[Line]:
             number = 0
             while part := file.readline(MOST + 1):
                 number += 1
-                whole = part.endswith(b"\n") or len(part) <= MOST
+                complete = part.endswith(b"\n") or len(part) <= MOST
                 while not part.endswith(b"\n") and len(part) > MOST:
                     part = file.readline(MOST + 1)
-                if whole and not part.strip():
+                if complete and not part.strip():
                     continue
-                yield Line(f"{path}:{number}", part if whole else None)
+                yield Line(f"{path}:{number}", part if complete else None)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, or stdin for `-`; raise errors as `BadInput`."""
     try:
         if str(path) == "-":
             yield sys.stdin.buffer
@@ -90,58 +89,58 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
 
 
-# Reads a table (CSV): a row for each request, with a confidence and what both models answered, or how correct each is.
+# Tables (CSV): a row for each request, with a confidence, and the answers of both models or their correctness.
 
 SCORES, ANSWERS, USD = ("edge_score", "cloud_score"), ("edge_answer", "cloud_answer"), ("edge_usd", "cloud_usd")
 COLUMNS: Final = "confidence, edge_score and cloud_score (0..1) or edge_answer and cloud_answer; if known id, edge_usd, cloud_usd"
 LONGEST: Final = 1 << 17
-"""Maximum length of a field, characters."""
+"""Most characters of a field."""
 DAMAGED: Final = "no row of a table: a field that is too long, or damaged"
 _TRUTHS: Final = {"true": 1.0, "false": 0.0}
 
 
 class Row(NamedTuple):
-    """A request that both models answered."""
+    """Request that both models answered."""
 
     id: str
     confidence: float
-    """NaN: there is none."""
+    """Confidence of the edge; NaN: there is none."""
     edge: float
-    """How correct the edge is, 0..1; where answers are compared, 1: as the cloud."""
+    """Correctness of the edge, 0..1; where answers are compared, 1: equal to the cloud's."""
     cloud: float
     usd: tuple[float | None, float | None]
     """Costs of edge and cloud."""
 
 
-def rows(paths: Iterable[Path], ask: Ask, left: LeftOut) -> tuple[list[Row], bool]:
-    """The rows of all tables, and whether their answers are compared: there are no scores.
+def rows(paths: Iterable[Path], options: Options, skipped: LeftOut) -> tuple[list[Row], bool]:
+    """Read the rows of all tables; return them, and True if answers are compared because there are no scores.
 
     Raises:
         BadInput: a file cannot be read, or lacks a column.
     """
-    found, compared = list[Row](), set[bool]()
+    table_rows, kinds = list[Row](), set[bool]()
     for path in paths:
-        text = _Text(path, left)
+        text = _Text(path, skipped)
         table = csv.DictReader(text)
         header = _header(table, path)
-        compared.add(not header.issuperset(SCORES))
-        if len(compared) > 1:
-            raise BadInput(f"{path}: these tables have scores in one and answers in another")
+        kinds.add(not header.issuperset(SCORES))
+        if len(kinds) > 1:
+            raise BadInput(f"{path}: some tables have scores and others answers: use one kind")
         while True:
             try:
                 row = next(table, None)
                 if row is None:
                     break
-                found.append(_row(row, ask, scores=not any(compared)))
+                table_rows.append(_row(row, options, scores=not any(kinds)))
             except csv.Error:
-                left.add(DAMAGED, f"{path}:{text.number}")
+                skipped.add(DAMAGED, f"{path}:{text.number}")
             except Skip as e:
-                left.add(str(e), f"{path}:{text.number}")
-    return found, any(compared)
+                skipped.add(str(e), f"{path}:{text.number}")
+    return table_rows, any(kinds)
 
 
 class _Text:
-    """The lines of a file as text, as `csv` takes them."""
+    """Lines of a file as text, for `csv`; too long lines are skipped and counted."""
 
     def __init__(self, path: Path, left: LeftOut) -> None:
         self.number = 0
@@ -160,6 +159,7 @@ class _Text:
 
 
 def _header(table: csv.DictReader[str], path: Path) -> set[str]:
+    """Return the validated columns of a table."""
     try:
         header = {*(table.fieldnames or ())}
     except csv.Error as e:
@@ -172,34 +172,37 @@ def _header(table: csv.DictReader[str], path: Path) -> set[str]:
     return header
 
 
-def _row(row: Mapping[str | None, str | None], ask: Ask, *, scores: bool) -> Row:
+def _row(row: Mapping[str | None, str | None], options: Options, *, scores: bool) -> Row:
+    """Parse a row; raise `Skip` if it cannot be used."""
     if any(len(text or "") > LONGEST for text in row.values()):
-        raise Skip(DAMAGED)  # as by the limit of `csv`, which a program may have changed for all that it reads
+        raise Skip(DAMAGED)  # csv's own limit may have been changed by the program
     text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
     confidence = float("nan") if text["confidence"] in {"", "nan", "NaN"} else _number("confidence", text["confidence"])
     if scores:
         edge, cloud = (_score(name, text[name]) for name in SCORES)
     else:
-        mine, other = (row.get(name) for name in ANSWERS)
-        if mine is None or other is None:
+        edge_answer, cloud_answer = (row.get(name) for name in ANSWERS)
+        if edge_answer is None or cloud_answer is None:
             raise Skip("a row that ends before its answers")
-        edge, cloud = float(same(mine, [], ask) == same(other, [], ask)), 1.0
+        edge, cloud = float(answer_digest(edge_answer, [], options) == answer_digest(cloud_answer, [], options)), 1.0
     usd = [number(_number(name, text[name])) if text[name] else None for name in USD]
     return Row(text["id"], confidence, edge, cloud, (usd[0], usd[1]))
 
 
 def _score(name: str, text: str) -> float:
-    found: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else rounded(_number(name, text))
-    if not 0 <= found <= 1:
+    """Parse a score, from 0 to 1, or true or false."""
+    score: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else round_grade(_number(name, text))
+    if not 0 <= score <= 1:
         raise Skip(f"{name} is not from 0 to 1")
-    return found
+    return score
 
 
 def _number(name: str, text: str) -> float:
+    """Parse a finite number."""
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        found = nan
-    if not isfinite(found):
+        value = nan
+    if not isfinite(value):
         raise Skip(f"{name} is no number")
-    return found
+    return value

@@ -1,0 +1,338 @@
+"""Certificates from collected examples, optionally with a fitted score; audit logs as examples; tests of a guarantee."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.certificate import Certificate, Kind, digest
+from edgeroute.confidence.exact import Floats, Ints
+from edgeroute.confidence.learned import Learned
+from edgeroute.errors import BadInput, PolicyError
+from edgeroute.stores.journal import read
+from edgeroute.tools.measure.calibration import certificate_of, crossfit
+from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, share
+from edgeroute.tools.measure.fitting import auto, fit
+from edgeroute.tools.measure.independence import sketch
+
+# The audit log as unlabelled calibration examples: edge confidence, and agreement with the cloud.
+
+
+class Audited(NamedTuple):
+    """Examples from the audit log."""
+
+    examples: Examples
+    """`cloud` is True for each; `edge` is True where the edge agreed."""
+    notes: list[str]
+    """Messages about skipped lines."""
+
+
+def audited_examples(
+    path: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1, since: float | None = None
+) -> Audited:
+    """Read the audits of one edge model, made with the models, cloud and score in use, as examples.
+
+    Requests are drawn when they arrive, whether edge or cloud will answer, and lines that were drawn with a higher probability
+    than
+    others are thinned at random to the lowest. So the rest represents all traffic, except for requests that are withheld
+    systematically (by a limit, a metered link or a data class).
+
+    Args:
+        path: path of the log.
+        target: name of the edge model in answers.
+        fingerprints: fingerprints in use, from `Router.fingerprints`.
+        every: use only each `every`-th audit.
+        since: use only audits from then on, seconds since 1970.
+
+    Raises:
+        BadInput: there is no log, or it has no audits of this model.
+        StoreError: the log cannot be read.
+    """
+    if not any(path.parent.glob(f"{path.name}*")):
+        raise BadInput(f"{path}: there is no audit log: routers with this state folder have audited nothing, or it was removed")
+    wanted, left_out = digest(fingerprints), Counter[str]()
+    scores, agree, probabilities = list[float](), list[bool](), list[float]()
+    log = read(path, since=since)
+    for record in log:
+        confidence, agrees, probability = record.get("edge_confidence"), record.get("agrees"), record.get("probability")
+        if not isinstance(agrees, bool) or not isinstance(confidence, int | float | None):
+            left_out["are not whole"] += 1
+        elif record.get("target") != target:
+            left_out["are of another edge model"] += 1
+        elif record.get("fingerprints") != wanted:
+            left_out["are of other files, another endpoint or another score than those in use now"] += 1
+        elif not isinstance(probability, int | float) or not 0 < probability <= 1:
+            left_out["do not say with which probability they were drawn, so that deferred inputs may be too many among them"] += 1
+        else:
+            probabilities.append(float(probability))
+            scores.append(np.nan if confidence is None else float(confidence))
+            agree.append(agrees)
+    if log.skipped:
+        left_out["are not whole"] += log.skipped
+    notes = [f"{count:,} lines of the audit log are left out: they {why}" for why, count in left_out.items()]
+    if not scores:
+        raise BadInput("; ".join([f"{path}: there is no audit of {target} in it", *notes]))
+    sample = _uniform(np.array(probabilities))
+    if len(sample) < len(probabilities):
+        why = f"they were drawn more often than others (by {max(probabilities):g}, not {min(probabilities):g})"
+        notes.append(f"{len(probabilities) - len(sample):,} lines of the audit log are left out at random: {why}")
+    scores, agree = [scores[i] for i in sample], [agree[i] for i in sample]
+    agree = agree[::every]
+    return Audited(
+        Examples(
+            score=np.array(scores[::every], float),
+            edge=list(agree),
+            cloud=[True] * len(agree),
+            labels=None,
+            outputs=None,
+            edge_s=np.full(len(agree), np.nan),
+            cloud_s=None,
+            sent_bytes=0,
+            received_bytes=0,
+            usd=0.0,
+        ),
+        notes,
+    )
+
+
+def _uniform(drawn: Floats) -> list[int]:
+    """Return the indices of a random sample in which each request is equally likely; the same for the same log.
+
+    Args:
+        drawn: [n], the probability with which each was drawn.
+    """
+    indices: list[int] = np.flatnonzero(np.random.default_rng(0).random(len(drawn)) < drawn.min() / drawn).tolist()
+    return indices
+
+
+# A learned score, and cross-fitted scores of the same examples for calibration.
+
+
+class Fitted(NamedTuple):
+    """Result of `fit_score`."""
+
+    learned: Learned | None
+    """Score fitted to all examples, for deployment; None: msp is used instead."""
+    scores: Floats
+    """[n], for `calibrate`: out-of-fold scores, or msp."""
+    why: str
+    """Reason for the choice of the score."""
+
+
+def fit_score(
+    outputs: Floats | None,
+    msp: Floats,
+    edge_correct: Bools,
+    cloud_correct: Bools,
+    *,
+    choose: bool,
+    ood: bool,
+    groups: Sequence[Any] | None = None,
+) -> Fitted:
+    """Fit a score to all examples for deployment, and score the examples by 5-fold cross-fitting for calibration.
+
+    The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample scores
+    would
+    be biased.
+
+    Args:
+        outputs: [n, classes], the edge's logits.
+        msp: [n], used if nothing is learned.
+        edge_correct: [n], bool.
+        cloud_correct: [n], bool.
+        choose: True blends the learned score with msp, as `auto`.
+        ood: True adds out-of-distribution features.
+        groups: [n], the scene, user or session of each: the examples of a group are in the same fold.
+
+    Raises:
+        PolicyError: the outputs are not an array of logits.
+    """
+    if outputs is None or outputs.shape[1] < 2:  # noqa: PLR2004 - nothing to tell apart
+        raise PolicyError("a score is learned from two or more logits for each input, always as many: this model gives others")
+    train_on = auto if choose else fit
+    learned = train_on(outputs, edge_correct, cloud_correct, ood=ood)
+    if learned.name != "learned":
+        return Fitted(None, msp, learned.chosen_because)
+    fell_back: list[str] = []
+
+    def without(train: Ints) -> Callable[[Ints], Floats]:
+        """Fit on these examples and return a function that scores others."""
+        part = train_on(outputs[train], edge_correct[train], cloud_correct[train], ood=ood)
+        if part.name != "learned":
+            fell_back.append(part.chosen_because)
+        return lambda left_out: part.many(outputs[left_out])
+
+    scores = crossfit(without, len(outputs), groups=groups)
+    if fell_back:  # too few examples in a fold: its scores would be of another kind than the others'
+        return Fitted(None, msp, f"{fell_back[0]}, with a fifth left out")
+    return Fitted(learned, np.asarray(scores), learned.chosen_because)
+
+
+Fit = Literal["auto", "learned"]
+
+
+class Certification(NamedTuple):
+    """Result of `certify`."""
+
+    certificate: Certificate
+    score_fit: Fitted | None
+    """The fitted score; None: no fit was requested."""
+    notes: list[str]
+    """Warnings of the calibration."""
+
+
+def certify(
+    examples: Examples,
+    kind: Kind,
+    value: float,
+    sure: float | None,
+    *,
+    per_class: bool,
+    fit: Fit | None,
+    ood: bool,
+    score: str,
+    fingerprints: Mapping[str, str],
+) -> Certification:
+    """Calibrate on these examples, with a fitted score if requested; see `edgeroute.confidence.calibrate`.
+
+    Args:
+        examples: the examples, scored by the policy's score, or by msp if a score is to be fitted.
+        kind: kind of the guarantee.
+        value: its limit, 0 to 1.
+        sure: its confidence level; None: on average.
+        per_class: True finds a threshold per predicted class.
+        fit: "learned", or "auto", blended with msp, fits a score. None: no fit.
+        ood: True adds out-of-distribution features to a fitted score.
+        score: name of the score, unless one is fitted.
+        fingerprints: fingerprints from `Router.fingerprints`.
+
+    Raises:
+        NotEnough: there are too few examples.
+        PolicyError: the examples lack data for the guarantee, or `calibrate` rejects them.
+    """
+    edge, cloud = _correctness(examples, kind)
+    score_fit = None if fit is None else _fit_to_examples(examples, kind, edge, cloud, fit, ood)
+    learned = None if score_fit is None else score_fit.learned
+    bound_to = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
+    notes: list[str] = []
+    certificate = certificate_of(
+        examples.score if score_fit is None else score_fit.scores,
+        edge,
+        cloud,
+        max_loss=value if kind == "max_loss" else None,
+        max_error=value if kind == "max_error" else None,
+        max_defer=value if kind == "max_defer" else None,
+        sure=sure,
+        per_class=examples.edge if per_class else None,
+        groups=examples.groups,
+        agree=examples.agree,
+        name=score if learned is None else "learned",
+        parameters={} if score_fit is None else {"chosen_because": score_fit.why},
+        fingerprints=bound_to,
+        notes=notes,
+    )
+    if examples.outputs is not None:  # a fitted score has other values on these examples once it is fitted to all of them
+        certificate = certificate._replace(examples=sketch(examples.outputs))
+    return Certification(certificate, score_fit, notes)
+
+
+def _correctness(examples: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
+    """Return the correctness of edge and cloud, as arguments of `calibrate`."""
+    if kind == "max_error" and examples.labels is None:
+        raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
+    if kind == "max_loss" and examples.cloud is None:
+        raise PolicyError("max_loss is measured against the cloud: record cloud_logits too, or pass the inputs themselves")
+    if examples.labels is None:
+        return (examples.agree, None) if kind == "max_loss" else (None, None)
+    return examples.edge_correct, examples.cloud_correct
+
+
+def _fit_to_examples(examples: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, fit: Fit, ood: bool) -> Fitted:
+    """Fit a score to the examples' correctness, or to the agreement with the cloud without labels."""
+    if edge is None:
+        edge = examples.agree
+    if edge is None:
+        raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
+    if cloud is None or kind == "max_error":  # there, only the edge's own errors count
+        cloud = np.ones(len(edge), bool)
+    return fit_score(examples.outputs, examples.score, edge, cloud, choose=fit == "auto", ood=ood, groups=examples.groups)
+
+
+# Test of a certificate's guarantee on held-out examples.
+
+ROUNDED = 1e-12
+
+
+class Verdict(NamedTuple):
+    """Guaranteed limit and its measured value."""
+
+    where: str
+    """Predicted class; empty: all inputs."""
+    n: int
+    """Number of examples in the measurement."""
+    measured: float
+    low: float
+    """low..high: 95 % confidence interval, simultaneous over classes."""
+    high: float
+    limit: float
+    """The guaranteed limit."""
+
+    @property
+    def held(self) -> bool:
+        """True if the measured value is within the limit."""
+        return self.measured <= self.limit + ROUNDED
+
+    @property
+    def broken(self) -> bool:
+        """True if the violation is statistically significant: the whole interval is above the limit."""
+        return self.low > self.limit + ROUNDED
+
+
+def verdicts(evaluation: Evaluation) -> list[Verdict]:
+    """Compare the guarantee with the examples: a verdict per class with a guarantee, the worst first.
+
+    Empty if there is no guarantee, or these examples cannot measure it.
+    """
+    certificate = evaluation.certificate
+    if certificate is None or certificate.metric:  # graded answers are not among these examples
+        return []
+    if not certificate.thresholds:
+        results = [_verdict(evaluation, certificate, "", np.ones(evaluation.n, bool), RISK)]
+    else:
+        predicted = np.array([str(value) for value in evaluation.examples.edge])
+        names = np.unique(predicted).tolist()
+        results = [_verdict(evaluation, certificate, name, predicted == name, RISK / len(names)) for name in names]
+    return sorted(
+        (verdict for verdict in results if verdict is not None),
+        key=lambda verdict: (not verdict.broken, verdict.held, -verdict.measured, verdict.where),
+    )
+
+
+def _verdict(evaluation: Evaluation, certificate: Certificate, where: str, rows: Bools, risk: float) -> Verdict | None:
+    """Return the verdict on some rows; None if they cannot measure it."""
+    accepted = evaluation.accepted
+    edge, agree = evaluation.edge_right, evaluation.examples.agree
+    if certificate.kind == "max_defer":
+        measured = share(~accepted[rows], risk)
+    elif certificate.kind == "max_error":
+        if edge is None or not evaluation.labelled:
+            return None
+        measured = share(~edge[rows & accepted], risk)
+    elif certificate.agreement:
+        if agree is None:
+            return None
+        measured = share((accepted & ~agree)[rows], risk)
+    else:
+        cloud = evaluation.cloud_right
+        if edge is None or cloud is None or not evaluation.labelled:
+            return None
+        # the difference of two shares, each with half of the risk: exact, and a little wide
+        harm, win = share((accepted & cloud & ~edge)[rows], risk / 2), share((accepted & edge & ~cloud)[rows], risk / 2)
+        return Verdict(
+            where, harm.of, (harm.found - win.found) / harm.of, harm.low - win.high, harm.high - win.low, certificate.value
+        )
+    return Verdict(where, measured.of, measured.value, measured.low, measured.high, certificate.value) if measured.of else None
