@@ -280,7 +280,7 @@ def test_the_cheaper_side_is_first_in_replay_too(recorded, tmp_path):
     assert sum(found.unknown.values()) + found.replayed.cloud == 62, "where it was not asked then, its answer is not known"
     assert found.replayed.cloud > 0
     assert found.replayed.edge == 0
-    assert any(note.startswith("what a call takes is known from the first request on") for note in found.notes)
+    assert any(note.startswith("the energy of a call is known from the first request on") for note in found.notes)
 
 
 def test_a_joule_budget_in_replay(recorded, tmp_path):

@@ -415,7 +415,7 @@ def test_a_cloud_that_was_never_asked():
     found = replay(collect(records), but(setup, 0.95), network="3g", server_s=0.5)
     assert (found.unknown, found.replayed.cloud, found.values) == ({}, 3, (0, 0, 3))
     assert found.replayed.p50_s > 0.5
-    assert "what it would have said is not known" in str(found)
+    assert "its answer is not known" in str(found)
     assert "accuracy" not in str(found)
 
 
@@ -662,7 +662,7 @@ def test_a_line_that_was_cut(tmp_path):
     path.write_bytes(b"".join(whole[:7]) + whole[7][:100] + b"\n" + b"".join(whole[8:]))
     found = replay(path, setup)
     assert (found.recorded.requests, found.skipped) == (19, 1)
-    assert "1 lines that are no whole record" in str(found)
+    assert "1 incomplete records" in str(found)
 
 
 def test_records_without_a_time(tmp_path):
@@ -706,18 +706,18 @@ def test_infinite_confidences(tmp_path):
     [
         ({"version": 4}, "line 3: expected a record of version 3, found version 4"),
         ({"version": None}, "line 3: expected a record of version 3, found version None"),
-        ({"plan": 7}, "line 3: expected a trace's record, found one that is not whole"),
-        ({"latency_s": "1"}, "line 3: .* not whole"),
-        ({"latency_s": 1e301}, "line 3: .* not whole"),
-        ({"deadline_s": "1"}, "line 3: .* not whole"),
-        ({"deadline_s": 1e301}, "line 3: .* not whole"),
-        ({"data_class": {"a": 1}}, "line 3: .* not whole"),
-        ({"mode": "any"}, "line 3: .* not whole"),
-        ({"mode": {}}, "line 3: .* not whole"),
-        (events(confidence="high"), "line 3: .* not whole"),
-        (events(confidence=[0.5]), "line 3: .* not whole"),
-        (events(usd="1"), "line 3: .* not whole"),
-        (events(sent_bytes=1e301), "line 3: .* not whole"),
+        ({"plan": 7}, "line 3: expected a trace's record, found an incomplete one"),
+        ({"latency_s": "1"}, "line 3: .* incomplete"),
+        ({"latency_s": 1e301}, "line 3: .* incomplete"),
+        ({"deadline_s": "1"}, "line 3: .* incomplete"),
+        ({"deadline_s": 1e301}, "line 3: .* incomplete"),
+        ({"data_class": {"a": 1}}, "line 3: .* incomplete"),
+        ({"mode": "any"}, "line 3: .* incomplete"),
+        ({"mode": {}}, "line 3: .* incomplete"),
+        (events(confidence="high"), "line 3: .* incomplete"),
+        (events(confidence=[0.5]), "line 3: .* incomplete"),
+        (events(usd="1"), "line 3: .* incomplete"),
+        (events(sent_bytes=1e301), "line 3: .* incomplete"),
         (
             {
                 "plan": [{"leg": "c", "side": "cloud", "label": ""}],
@@ -729,7 +729,7 @@ def test_infinite_confidences(tmp_path):
             },
             "expected a trace's records, found some that do not fit together",
         ),
-        ({"events": [{"leg": "nobody", "what": "start", "at_s": 0.0}]}, "line 3: .* not whole"),
+        ({"events": [{"leg": "nobody", "what": "start", "at_s": 0.0}]}, "line 3: .* incomplete"),
     ],
 )
 def test_records_that_are_none(tmp_path, change, message):

@@ -439,7 +439,7 @@ def test_tables_that_are_damaged(tmp_path):
         read_pairs([table(path, ["confidence", *columns], [])], "csv", Read())
     path.write_text("confidence,edge_answer,cloud_answer\n.5,x,y\n")
     other = table(tmp_path / "other.csv", columns, good)
-    with pytest.raises(BadInput, match="scores in one and answers in another"):
+    with pytest.raises(BadInput, match="some tables have scores and others answers"):
         read_pairs([path, other], "csv", Read())
 
 
@@ -455,11 +455,11 @@ def test_whose_fault_it_is(tmp_path):
         saving(path, "parquet")
     listed = r"small-4b \(2\), large-70b \(2\), third \(2\)"
     for how in (Read(), Read(SMALL), Read(SMALL, SMALL)):
-        with pytest.raises(BadInput, match=f"say which model is which.*its models: {listed}"):
+        with pytest.raises(BadInput, match=f"name the models with.*its models: {listed}"):
             saving(path, "litellm-log", how=how)
-    with pytest.raises(BadInput, match=f"--edge-model none is 0 of its models: {listed}"):
+    with pytest.raises(BadInput, match=f"--edge-model none matches 0 of its models: {listed}"):
         saving(path, "litellm-log", how=Read("none", LARGE))
-    with pytest.raises(BadInput, match=f"--cloud-model [*] is 3 of its models: {listed}"):
+    with pytest.raises(BadInput, match=f"--cloud-model [*] matches 3 of its models: {listed}"):
         saving(path, "litellm-log", how=Read(SMALL, "*"))
     asked = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": SMALL, "messages": ["x"]}}
     failed = [batch(1, {}, 500), batch(1, {}) | {"response": None}, batch(1, {}) | {"error": {"code": "x"}}]
