@@ -101,9 +101,9 @@ def test_examples_of_groups(kind, model):
         assert fit[0] != fit[1]
         with pytest.raises(BadInput, match=r"^there are 600 inputs in X and 3 names in groups$"):
             router.calibrate(X, Y, max_loss=0.1, groups=["a", "b", "c"])
-        with pytest.raises(BadInput, match=r"^groups holds a name for each input, not a str$"):
+        with pytest.raises(BadInput, match=r"^groups must hold a name for each input, and is a str$"):
             router.calibrate(X, Y, max_loss=0.1, groups="scene")
-        with pytest.raises(PolicyError, match="per_class and groups cannot both be given"):
+        with pytest.raises(PolicyError, match="per_class and groups exclude each other"):
             router.calibrate(X, Y, max_error=0.1, groups=scene, per_class=True)
 
 
@@ -191,7 +191,7 @@ def test_scores(model):
     assert (other.score, other.certificate.score) == ("margin", "margin")
     assert own.score is margin
     assert own.certificate.threshold == pytest.approx(other.certificate.threshold)
-    assert "was fitted: the promise holds if that was to other examples" in own.notes[0]
+    assert "was fitted: the promise holds if it was fitted to other examples" in own.notes[0]
     for found in (learned, other, own):
         with Router(
             model, CLOUD, threshold=found.certificate, score=found.score, options=Options(uncalibrated="error")
@@ -200,7 +200,7 @@ def test_scores(model):
     with Router(OnnxModel(model, score="entropy"), CLOUD, threshold=0.5) as router:
         assert router.calibrate(X, Y, max_error=0.1).certificate.score == "entropy"
         assert router.calibrate(X, Y, max_error=0.1, score="entropy").certificate.score == "entropy"
-        with pytest.raises(PolicyError, match="has a score of its own"):
+        with pytest.raises(PolicyError, match="has its own score"):
             router.calibrate(X, Y, max_error=0.1, score="learned")
 
 
@@ -318,20 +318,20 @@ def test_several_inputs_and_views(tmp_path):
 WRONG = [
     ({"X": []}, "there are no inputs"),
     ({"X": np.zeros((0, 4), np.float32), "y": []}, "there are no inputs"),
-    ({"X": (x for x in X)}, r"not an iterator \(generator\).*give list\(X\)"),
-    ({"X": "photo.png"}, "X holds one input after the other.*X is a str"),
+    ({"X": (x for x in X)}, r"not an iterator \(generator\).*pass list\(X\)"),
+    ({"X": "photo.png"}, "X must hold the inputs in order.*X is a str"),
     ({"X": 3}, "X is a int"),
     ({"X": np.float32(3)}, "X is a float32"),
     ({"X": np.array(3)}, "an array without an axis"),
     ({"X": {"a": X, "b": X[:5]}}, "the rows of X differ in number: 'a' has 600, 'b' has 5"),
     ({"X": {"a": X, "b": 3}}, r"X\['b'\] is a int"),
     ({"X": [iter([1])]}, "can be read only once"),
-    ({"X": type("Table", (), {"iloc": 0})()}, r"X is a Table: give its values, as X.to_numpy\(\)"),
+    ({"X": type("Table", (), {"iloc": 0})()}, r"X is a Table: pass its values, as X.to_numpy\(\)"),
     ({"X": X, "y": Y[:5]}, "600 inputs in X and 5 labels in y"),
-    ({"X": X, "y": iter(Y)}, r"give list\(y\)"),
-    ({"X": X, "y": "ab"}, "y holds a label for each input, not a str"),
-    ({"X": X, "y": np.eye(3)[Y]}, r"is \[600, 3\]: give the class, as with y.argmax\(1\)"),
-    ({"X": X, "y": [*Y[:-1], np.nan]}, "label 599 is nan: each input has a label, or none has"),
+    ({"X": X, "y": iter(Y)}, r"pass list\(y\)"),
+    ({"X": X, "y": "ab"}, "y must hold a label for each input, and is a str"),
+    ({"X": X, "y": np.eye(3)[Y]}, r"is \[600, 3\]: pass the class, as with y.argmax\(1\)"),
+    ({"X": X, "y": [*Y[:-1], np.nan]}, "label 599 is nan: give each input a label, or none"),
     ({"X": X, "y": [None, *Y[1:]]}, "label 0 is None"),
     ({"X": X, "y": [7, *Y[1:]]}, "label 0 is 7, and the edge model's classes are numbers 0 to 2"),
     ({"X": np.zeros((9, 5), np.float32)}, r"input 0: .*expected \[4\]"),
@@ -356,7 +356,7 @@ def test_labels_that_no_answer_can_be_equal_to():
     cloud = FakeCloud([("a", 1.0)])
     with (
         Router(lambda x: (LABELS[0], 0.5), cloud, threshold=0.5) as router,
-        pytest.raises(BadInput, match="answers 'a', which is a text, and the labels are of type int: give them as it answers"),
+        pytest.raises(BadInput, match="answers 'a', which is a text, and the labels are of type int: write them as it answers"),
     ):
         router.evaluate(X, Y)
     assert cloud.runs == 0
@@ -394,21 +394,21 @@ def test_the_verdict_says_that_these_are_the_calibrations_own_examples():
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({}, "exactly one of max_loss, max_error, max_defer is to be given, and there are 0"),
-        ({"max_loss": 0.1, "max_error": 0.1}, "there are 2"),
-        ({"max_loss": "1%"}, "max_loss is a share between 0 and 1, not '1%'"),
-        ({"max_loss": 1}, "max_loss is a share between 0 and 1, not 1"),
-        ({"max_loss": np.nan}, "max_loss is a share"),
-        ({"max_loss": 0.1, "sure": 95}, "sure is a probability between 0 and 1, not 95"),
-        ({"max_loss": 0.1, "sure": None}, "for max_defer alone"),
+        ({}, "pass exactly one of max_loss, max_error, max_defer, not 0"),
+        ({"max_loss": 0.1, "max_error": 0.1}, "max_defer, not 2"),
+        ({"max_loss": "1%"}, "max_loss must be a share between 0 and 1, not '1%'"),
+        ({"max_loss": 1}, "max_loss must be a share between 0 and 1, not 1"),
+        ({"max_loss": np.nan}, "max_loss must be a share"),
+        ({"max_loss": 0.1, "sure": 95}, "sure must be a probability between 0 and 1, not 95"),
+        ({"max_loss": 0.1, "sure": None}, "works only with max_defer"),
         ({"max_defer": 0.1, "per_class": True}, "one threshold for all classes"),
         ({"max_loss": 0.1, "score": "learnt"}, "there is no score 'learnt': did you mean \"learned\""),
-        ({"max_loss": 0.1, "score": 3}, "score= takes a name or a function"),
-        ({"max_loss": 0.1, "ood": True}, "for a score that is fitted"),
+        ({"max_loss": 0.1, "score": 3}, "score= must be a name or a function"),
+        ({"max_loss": 0.1, "ood": True}, "works with a fitted score"),
         ({"max_loss": 0.1, "batch": 0}, "batch= takes a whole number, 1 or more"),
         ({"max_loss": 0.1, "every": 1.5}, "every= takes a whole number, 1 or more"),
         ({"max_loss": 0.1, "data_class": 3}, "data_class is a name"),
-        ({"max_loss": 0.1, "progress": "bar"}, "progress= takes True, False, or a function"),
+        ({"max_loss": 0.1, "progress": "bar"}, "progress= must be True, False, or a function"),
         ({"max_error": 0.1}, "max_error needs labels"),
     ],
 )
@@ -427,7 +427,7 @@ def test_what_this_router_cannot_do(model):
     with Router(model) as router:
         with pytest.raises(PolicyError, match="max_loss is measured against the cloud, and there is none"):
             router.calibrate(X, Y, max_loss=0.1)
-        with pytest.raises(PolicyError, match="a score is fitted to what is right"):
+        with pytest.raises(PolicyError, match="fitting a score needs labels or the cloud's answers"):
             router.calibrate(X, max_defer=0.1, score="auto")
         with pytest.raises(NotEnough, match="needs at least 299 examples, and there are 100: 199 are missing"):
             router.calibrate(X[:100], Y[:100], max_error=0.01)
@@ -470,7 +470,7 @@ def test_what_may_leave_and_what_may_be_spent(kind, model):
     cloud, asked = FakeCloud([("a", 1.0)]), []
     egress = Egress(never_leave=["medical"], may_leave=["product"], consent=lambda *given: asked.append(given) or len(asked) < 3)
     with closing(kind(model, cloud, threshold=0.5, egress=egress)) as router:
-        with pytest.raises(MayNotLeave, match=r"asked about every example, and that may not leave the device.*medical"):
+        with pytest.raises(MayNotLeave, match=r"every example is sent to the cloud, and these may not leave the device.*medical"):
             router.calibrate(X, Y, max_loss=0.1, data_class="medical")
         assert cloud.runs == 0
         assert router.evaluate(X, Y, data_class="medical", ask_cloud=False).accuracy.keys() == {"edge", "accepted"}
