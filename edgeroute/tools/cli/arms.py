@@ -35,7 +35,7 @@ def arms(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Compare the arms of a trial over many devices, and report whether the model on trial is worse than allowed.
+    """Compare the arms of a trial over many devices, and report whether the one on trial is worse than allowed.
 
     Where each device is in one arm, no single device can compare them. Exit code 4: it is worse, stop it; or an endpoint on
     trial is stopped on a device.
