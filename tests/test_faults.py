@@ -25,7 +25,6 @@ from both import GOOD, LONG, flat, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
-    Cancel,
     Closed,
     CloudError,
     DeadlineExceeded,
@@ -34,6 +33,7 @@ from edgeroute import (
     Options,
     PlainJson,
     Router,
+    StopToken,
     TimedOut,
     Unreachable,
 )
@@ -533,13 +533,13 @@ def test_a_race_that_the_edge_wins_cuts_the_cloud(ask):
 
 def test_a_retry_that_is_not_needed_any_more_is_not_sent(monkeypatch):
     """The edge answers while the cloud's leg waits to try again."""
-    gate, wait = threading.Event(), Cancel.wait
+    gate, wait = threading.Event(), StopToken.wait
 
     def waiting(cancel, seconds):
         gate.set()
         return wait(cancel, seconds)
 
-    monkeypatch.setattr(Cancel, "wait", waiting)
+    monkeypatch.setattr(StopToken, "wait", waiting)
     with CannedServer(http_reply(status=503, headers=[("Retry-After", str(LONG))])) as server:
         edge = FakeModel([("edge", 0.9)], gate=gate)
         with Router(edge, PlainJson(server.url, timeout_s=2 * LONG), threshold=0.5, options=Options(hedge_after=0)) as router:
@@ -554,7 +554,7 @@ def test_a_retry_that_is_not_needed_any_more_is_not_sent(monkeypatch):
 
 def test_a_request_that_is_not_needed_any_more_while_it_connects_is_not_sent(monkeypatch):
     """There is no socket to cut yet when it is asked to stop."""
-    cancel, connect = Cancel(), socket.socket.connect_ex
+    cancel, connect = StopToken(), socket.socket.connect_ex
 
     def connecting(sock, address):
         cancel()

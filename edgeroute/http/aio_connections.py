@@ -12,15 +12,14 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.core.policy import INF
-from edgeroute.core.walk import new
-from edgeroute.errors import CloudError, TimedOut
-from edgeroute.http.connections import STAGGER_S, Connection, Poll, ResponseHead, Sockets, refused, send_some
-from edgeroute.http.messages import Address, Call, Reply
-from edgeroute.http.reading import Malformed, Reading
+from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, refused, send_some
+from edgeroute.http.messages import Call, Reply
+from edgeroute.http.reading import Reading
 from edgeroute.http.resolver import RESOLVER, SocketAddress
-from edgeroute.http.wire import RECORD, Line, Steps, Wire
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.http.wire import RECORD, Line
+from edgeroute.system.forks import initially, per_process
 from edgeroute.system.process import await_within
+from edgeroute.types import StopToken
 
 
 class AsyncSockets(Sockets):
@@ -29,9 +28,6 @@ class AsyncSockets(Sockets):
     def __init__(self, origin: str, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(origin)
         self.loop = loop
-        self.doing = "answer"
-        self.until = INF
-        """Instant by which the next step must be done."""
         self._read: socket.socket | None = None
         """Socket with a registered reader; None: none."""
         self._most = 0
@@ -151,6 +147,7 @@ class AsyncSockets(Sockets):
             OSError: no address accepts; the first one's error.
         """
         waiting = deque(await self._look_up(host, port))
+        self.doing = "accept a connection"
         errors: list[BaseException] = []
         tasks: set[asyncio.Task[socket.socket]] = set()
         try:
@@ -207,7 +204,6 @@ class AsyncSockets(Sockets):
             lookup.discard(wake)
             if timer is not None:
                 timer.cancel()
-        self.doing = "answer"
         return lookup.addresses()
 
 
@@ -216,7 +212,7 @@ FREE_READS = 4
 """Reads of a reply without a pause for the event loop's other tasks."""
 
 
-class AsyncConnections(ForkSafe):
+class AsyncConnections(Pool):
     """Keep-alive connections to one address, for one event loop at a time.
 
     Each call has a connection to itself, as in threads: cancelling its task closes that connection, and affects no other.
@@ -226,27 +222,13 @@ class AsyncConnections(ForkSafe):
     _all: weakref.WeakSet[_Connection] = per_process(weakref.WeakSet, lambda parents: _abandon(list(parents)))
     _loop: asyncio.AbstractEventLoop | None = initially(None)
 
-    def __init__(self, address: Address) -> None:
-        self._wire = Wire(address)
-        self._closed = False
-
     async def send(self, call: Call, until: float) -> Reply:
         """Send the call and return the reply by the instant `until`. Cancelling the task cancels the call.
 
         Raises:
             CloudError: there is no reply in time, or no valid one.
         """
-        channel = self._take(until)
-        reused = False
-        try:
-            reading = await channel.begin(call, until)
-            while not reading.ended:
-                await channel.more(reading)
-            reused = self._done(channel, reading)
-            return new(Reply, (reading.status, reading.headers, reading.take()))
-        finally:
-            if not reused:
-                channel.close()
+        return await self._sent(call, until)
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:
@@ -257,24 +239,16 @@ class AsyncConnections(ForkSafe):
         Raises:
             CloudError: as for `send`; also while the body is read.
         """
-        channel = self._take(until)
-        reused = False
+        channel, kept = self._take(), False
         try:
             reading = await channel.begin(call, until)
             yield AsyncResponse(channel, reading)
-            reused = self._done(channel, reading)
+            kept = self._done(channel, reading)
         finally:
-            if not reused:
+            if not kept:
                 channel.close()
 
-    def _take(self, until: float) -> _Connection:
-        """Return an idle connection of the running loop, removed from the pool, or a new one; closes those of another loop.
-
-        Raises:
-            TimedOut: no time is left.
-        """
-        if until <= monotonic():
-            raise self._wire.not_asked()
+    def _take(self, cancel: StopToken | None = None) -> _Connection:  # noqa: ARG002 - its task is cancelled
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._close_idle()  # connections of another loop cannot be used here
@@ -285,8 +259,7 @@ class AsyncConnections(ForkSafe):
         self._all.add(channel)
         return channel
 
-    def _done(self, channel: _Connection, reading: Reading) -> bool:
-        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
+    def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None = None) -> bool:  # noqa: ARG002 - likewise
         if self._closed or channel.sockets.loop is not self._loop or not channel.clean(reading):
             return False
         self._idle.append(channel)
@@ -343,90 +316,24 @@ class _Connection(Connection):
     """Connection for one event loop."""
 
     sockets: AsyncSockets
-    _reads = 0
-
-    def _left_s(self) -> float:
-        """Return the seconds left for the next step; raise TimedOut if there are none."""
-        left_s = self.sockets.until - monotonic()
-        if left_s <= 0:
-            raise self._late()
-        return left_s
 
     async def _in_time(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Await steps that have no time limit, until the instant `until`, and return their result; raise TimedOut."""
-        try:
-            left_s = self._left_s()
-        except CloudError:
+        """Await what has no limit of its own, by the instant."""
+        if (left_s := self.sockets.until - monotonic()) <= 0:
             steps.close()
-            raise
+            self.sockets.late()
         try:
             result, error = await await_within(left_s, _result_or_error(steps))
-        except asyncio.TimeoutError as e:
-            raise self._late() from e
+        except asyncio.TimeoutError:
+            self.sockets.late()
         if error is not None:
             raise error
         return result  # type: ignore[return-value]  # there is one, or the error
 
-    def _late(self) -> TimedOut:
-        """Return the error for a server that did not do the present step in time."""
-        return TimedOut(f"{self._wire.address.origin} did not {self.sockets.doing} in time")
-
-    async def begin(self, call: Call, until: float) -> Reading:
-        """Connect if need be, send a call, and read until its reply's head has come, by the instant `until`. Return the parser.
-
-        Raises:
-            CloudError: the time is over, the connection fails, or the reply is invalid.
-        """
-        self._reads, self.sockets.until = 0, until
-        line, reading = self._usable_line(), self._wire.reading(call)
-        try:
-            if not line.opened:
-                await self._open(line)
-            await self._pump(line.ask(call, reading))
-        except CloudError:
-            raise
-        except (OSError, Malformed) as e:
-            raise self._failed(e, reading) from e
-        return reading
-
-    async def _open(self, line: Line) -> None:
-        """Connect the socket, and open the line's layers: proxy and TLS."""
-        sockets = self.sockets
-        self._sock = sock = await self._in_time(sockets.connect(*line.there))
-        self._poll = Poll(sock)
-        sockets.doing = "accept a connection"
-        await self._pump(line.open())
-        sockets.doing = "answer"
-
-    async def more(self, reading: Reading) -> None:
-        """Read more of the body."""
-        assert self._line is not None
-        try:
-            await self._pump(self._line.more(reading))
-        except CloudError:
-            raise
-        except (OSError, Malformed) as e:
-            raise self._failed(e, reading) from e
-
-    async def _pump(self, steps: Steps[T]) -> T:
-        """Send and receive what the steps yield, and return their result."""
-        try:
-            step = next(steps)
-            while True:
-                answer: Any
-                try:
-                    answer = await (self._receive(step) if isinstance(step, int) else self._send(step))
-                except CloudError:
-                    raise
-                except OSError as e:
-                    step = steps.throw(e)
-                    continue
-                step = steps.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    async def _connected(self, line: Line) -> socket.socket:
+        return await self._in_time(self.sockets.connect(*line.there))
 
     async def _receive(self, most: int) -> bytes:
-        """Return up to `most` received bytes; raise TimedOut. Lets the loop's other tasks run after `FREE_READS` reads."""
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         self._reads += 1
@@ -434,21 +341,20 @@ class _Connection(Connection):
             await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
         if self._reads > 1:  # the first time nothing has come yet
             if monotonic() >= sockets.until:  # of one that never stops sending
-                raise self._late()
+                sockets.late()
             try:  # `suppress` would take four calls
                 return sock.recv(most)
             except BlockingIOError:
                 pass
         try:
-            received = await sockets.receive(sock, most)
+            came = await sockets.receive(sock, most)
         except NotImplementedError:  # Windows' own loop
-            received = await self._in_time(sockets.loop.sock_recv(sock, most))
-        if received is None:
-            raise self._late()
-        return received
+            came = await self._in_time(sockets.loop.sock_recv(sock, most))
+        if came is None:
+            sockets.late()
+        return came
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
-        """Send some bytes, once that is possible. Return (number sent, None), or (0, received bytes) if the server sent first."""
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         while True:
@@ -457,11 +363,11 @@ class _Connection(Connection):
             except BlockingIOError:
                 pass
             try:
-                has_bytes = await self._in_time(sockets.ready(sock))
+                come = await self._in_time(sockets.ready(sock))
             except NotImplementedError:  # Windows' own loop does not tell
                 await self._in_time(sockets.loop.sock_sendall(sock, parts[0]))
                 return len(parts[0]), None
-            if has_bytes:
+            if come:
                 with contextlib.suppress(BlockingIOError):
                     return 0, sock.recv(RECORD)
 

@@ -25,6 +25,7 @@ from edgeroute.http.reading import Malformed, Reading
 from edgeroute.http.resolver import RESOLVER, SocketAddress
 from edgeroute.http.wire import KEEP_S, RECORD, Line, Steps, Wire
 from edgeroute.system.forks import ForkSafe, per_process, per_process_of
+from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
 # Sockets of one connection: opened within the time limit, can be shut down from another thread, always closed.
@@ -44,7 +45,19 @@ class Sockets:
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
+        self.until = INF
+        """The instant by which the next step must be done."""
+        self.doing = ""
+        """What the server is to do meanwhile, in words."""
         self._sockets: list[socket.socket] = []
+
+    def begin(self, until: float, cancel: StopToken | None) -> None:  # noqa: ARG002 - of threads
+        """Begin a call that must end by `until`."""
+        self.until = until
+
+    def late(self) -> NoReturn:
+        """Raise, as no time is left."""
+        raise TimedOut(f"{self.origin} did not {self.doing} in time")
 
     def open(self, family: int) -> socket.socket:
         """Return a new non-blocking TCP socket, owned by this object."""
@@ -84,8 +97,6 @@ class BlockingSockets(Sockets):
 
     def __init__(self, origin: str) -> None:
         super().__init__(origin)
-        self.until = INF
-        """Instant by which the next step must be done."""
         self._cancel: StopToken | None = None
         self._woken = threading.Event()
 
@@ -95,18 +106,14 @@ class BlockingSockets(Sockets):
         if cancel is not None:
             cancel.on_ask(self.cut)
 
-    def left_s(self, doing: str) -> float | None:
-        """Return the seconds left for the next step; None: no limit. Raise TimedOut if there are none."""
+    def left_s(self) -> float | None:
+        """Return the seconds left for the next step; None: no limit."""
         if self.until == INF:
             return None
         left_s = self.until - monotonic()
         if left_s <= 0:
-            self.late(doing)
+            self.late()
         return left_s
-
-    def late(self, doing: str) -> NoReturn:
-        """Raise TimedOut: the server did not do something in time."""
-        raise TimedOut(f"{self.origin} did not {doing} in time")
 
     def cut(self) -> None:
         """Shut all sockets down, and wake the call; called from another thread."""
@@ -130,6 +137,7 @@ class BlockingSockets(Sockets):
             TimedOut: no time is left.
         """
         waiting = deque(self._look_up(host, port))
+        self.doing = "accept a connection"
         errors: list[OSError] = []
         next_at = 0.0
         selector = _Selector()
@@ -144,7 +152,7 @@ class BlockingSockets(Sockets):
                     errors.append(e)
                     continue
             self.check()
-            left_s = min(self.left_s("accept a connection") or POLL_S, POLL_S)
+            left_s = min(self.left_s() or POLL_S, POLL_S)
             for key, _ in selector.select(min(left_s, next_at - now) if waiting else left_s):
                 self.check()  # a socket that was shut down is ready as well
                 sock: socket.socket = key.fileobj
@@ -171,11 +179,12 @@ class BlockingSockets(Sockets):
         """Return the addresses of a name, blocking within the time; also ends when earlier addresses are to be used."""
         lookup, woken = RESOLVER.find(host, port), self._woken
         woken.clear()
+        self.doing = "have its name looked up"
         lookup.add(woken.set)
         try:
             while not lookup.done and (patience_s := lookup.patience_s()) > 0:
                 self.check()
-                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S, patience_s))
+                woken.wait(min(self.left_s() or POLL_S, POLL_S, patience_s))
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()
@@ -231,6 +240,9 @@ def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
     return sock.send(parts[0])
 
 
+T = TypeVar("T")
+
+
 class Connection:
     """Base of a connection, opened at its first call, and again when the server has closed it.
 
@@ -245,6 +257,8 @@ class Connection:
         self._sock: socket.socket | None = None
         self._poll: Poll | None = None
         self._idle_since = 0.0
+        self._reads = 0
+        """Reads of the reply under way."""
 
     def _usable_line(self) -> Line:
         """Return the line if the server has kept it open; else close the sockets and return a new one, not yet opened."""
@@ -259,6 +273,71 @@ class Connection:
         line = self._line
         assert line is not None
         return self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
+
+    async def begin(self, call: Call, until: float, cancel: StopToken | None = None) -> Reading:
+        """Send a call, and read until its reply's head has come, by the instant `until`."""
+        if until <= monotonic():
+            raise self._wire.not_asked()
+        self._reads = 0
+        self.sockets.begin(until, cancel)
+        line, reading = self._usable_line(), self._wire.reading(call)
+        try:
+            if not line.opened:
+                self._sock = sock = await self._connected(line)
+                self._poll = Poll(sock)
+                await self._pump(line.open())
+            self.sockets.doing = "take the request"
+            await self._pump(line.ask(call, reading))
+        except CloudError:
+            raise
+        except (OSError, Malformed) as e:
+            raise self._failed(e, reading) from e
+        return reading
+
+    async def more(self, reading: Reading) -> None:
+        """Read on in the body."""
+        assert self._line is not None
+        self.sockets.doing = "finish its answer"
+        try:
+            await self._pump(self._line.more(reading))
+        except CloudError:
+            raise
+        except (OSError, Malformed) as e:
+            raise self._failed(e, reading) from e
+
+    async def _pump(self, steps: Steps[T]) -> T:
+        """Send and receive what the steps ask for."""
+        try:
+            step = next(steps)
+            while True:
+                came: Any
+                try:
+                    if isinstance(step, int):
+                        if self.sockets.doing == "take the request":
+                            self.sockets.doing = "answer"
+                        came = await self._receive(step)
+                    else:
+                        came = await self._send(step)
+                except CloudError:
+                    raise
+                except OSError as e:
+                    step = steps.throw(e)
+                    continue
+                step = steps.send(came)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _connected(self, line: Line) -> socket.socket:
+        """Return a socket that is connected to where the line leads."""
+        raise NotImplementedError
+
+    async def _receive(self, most: int) -> bytes:
+        """Return up to so many bytes, once there are some."""
+        raise NotImplementedError
+
+    async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
+        """Send some. Return how many bytes, and what came instead, if nothing could be sent."""
+        raise NotImplementedError
 
     def clean(self, reading: Reading) -> bool:
         """Return True if the connection may be used again after this reply. Records the beginning of its idle time."""
@@ -297,10 +376,37 @@ class ResponseHead:
         self._channel.sockets.until = until
 
 
-T = TypeVar("T")
+class Pool(ForkSafe):
+    """Base of the keep-alive connections to one address."""
+
+    def __init__(self, address: Address) -> None:
+        self._wire = Wire(address)
+        self._closed = False
+
+    async def _sent(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Send the call on a connection of its own and return the reply."""
+        channel, kept = self._take(cancel), False
+        try:
+            reading = await channel.begin(call, until, cancel)
+            while not reading.ended:
+                await channel.more(reading)
+            reply = new(Reply, (reading.status, reading.headers, reading.take()))
+            kept = self._done(channel, reading, cancel)
+            return reply
+        finally:
+            if not kept:
+                channel.close()
+
+    def _take(self, cancel: StopToken | None) -> Any:
+        """Remove and return an idle connection, or a new one."""
+        raise NotImplementedError
+
+    def _done(self, channel: Any, reading: Reading, cancel: StopToken | None) -> bool:
+        """Keep a connection after a call, if it may be used again. Return whether it is."""
+        raise NotImplementedError
 
 
-class Connections(ForkSafe):
+class Connections(Pool):
     """Keep-alive connections to one address, for threads.
 
     Each call has a connection to itself: it can be cancelled, by shutting its socket down, without affecting others. There is no
@@ -317,10 +423,6 @@ class Connections(ForkSafe):
     keeps_time = True
     """True: `send` ends by its instant, whatever the server does."""
 
-    def __init__(self, address: Address) -> None:
-        self._wire = Wire(address)
-        self._closed = False
-
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call and return the reply by the instant `until`; blocks.
 
@@ -332,36 +434,24 @@ class Connections(ForkSafe):
         Raises:
             CloudError: there is no reply in time, no valid one, or the call was cancelled.
         """
-        channel = self._take(cancel)
-        reused = False
-        try:
-            reading = channel.begin(call, until, cancel)
-            while not reading.ended:
-                channel.more(reading)
-            reply = new(Reply, (reading.status, reading.headers, reading.take()))
-            reused = self._done(channel, reading, cancel)
-            return reply
-        finally:
-            if not reused:
-                channel.close()
+        return settle(self._sent(call, until, cancel))
 
     @contextlib.contextmanager
     def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
-        """Send the call, and yield the reply once its head has come, by the instant `until`; its body is read piece by piece.
+        """Send the call, and give the reply once its head has come, by the instant `until`: its body is read piece by piece.
 
         Leaving before the end of the body closes the connection.
 
         Raises:
-            CloudError: as for `send`; also while the body is read.
+            CloudError: as `send`; also while the body is read.
         """
-        channel = self._take(cancel)
-        reused = False
+        channel, kept = self._take(cancel), False
         try:
-            reading = channel.begin(call, until, cancel)
+            reading = settle(channel.begin(call, until, cancel))
             yield Response(channel, reading)
-            reused = self._done(channel, reading, cancel)
+            kept = self._done(channel, reading, cancel)
         finally:
-            if not reused:
+            if not kept:
                 channel.close()
 
     def _take(self, cancel: StopToken | None) -> _Connection:
@@ -424,89 +514,32 @@ class Response(ResponseHead):
             elif reading.ended:
                 return
             else:
-                self._channel.more(reading)
+                settle(self._channel.more(reading))
 
 
 class _Connection(Connection):
-    """Connection for threads."""
+    """Connection for threads: its coroutines never wait."""
 
     sockets: BlockingSockets
 
-    def begin(self, call: Call, until: float, cancel: StopToken | None) -> Reading:
-        """Connect if need be, send a call, and read until its reply's head has come; blocks. Return the parser, with the head.
+    async def _connected(self, line: Line) -> socket.socket:
+        return self.sockets.connect(*line.there)
 
-        Raises:
-            CloudError: no time is left, the connection fails, or the reply is invalid.
-        """
-        if until <= monotonic():
-            raise self._wire.not_asked()
-        self.sockets.begin(until, cancel)
-        line, reading = self._usable_line(), self._wire.reading(call)
-        try:
-            if not line.opened:
-                self._sock = sock = self.sockets.connect(*line.there)
-                self._poll = Poll(sock)
-                self._pump(line.open(), "accept a connection", "accept a connection")
-            self._pump(line.ask(call, reading), "take the request", "answer")
-        except CloudError:
-            raise
-        except (OSError, Malformed) as e:
-            raise self._failed(e, reading) from e
-        return reading
-
-    def more(self, reading: Reading) -> None:
-        """Read more of the body, blocking."""
-        assert self._line is not None
-        try:
-            self._pump(self._line.more(reading), "finish its answer", "finish its answer")
-        except CloudError:
-            raise
-        except (OSError, Malformed) as e:
-            raise self._failed(e, reading) from e
-
-    def _pump(self, steps: Steps[T], sending: str, receiving: str) -> T:
-        """Send and receive what the steps yield, and return their result.
-
-        Args:
-            steps: generator of the protocol.
-            sending: what the server is to do while bytes are sent, for the error of a timeout.
-            receiving: the same while bytes are received.
-        """
-        try:
-            step = next(steps)
-            while True:
-                answer: Any
-                try:
-                    answer = self._receive(step, receiving) if isinstance(step, int) else self._send(step, sending)
-                except CloudError:
-                    raise
-                except OSError as e:
-                    step = steps.throw(e)
-                    continue
-                step = steps.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-    def _receive(self, most: int, doing: str) -> bytes:
-        """Return up to `most` received bytes, blocking within the time; raise TimedOut."""
+    async def _receive(self, most: int) -> bytes:
         sock, poll, sockets = self._sock, self._poll, self.sockets
         assert sock is not None
         assert poll is not None
         while True:
             left_s = sockets.until - monotonic()
             if left_s <= 0:
-                sockets.late(doing)
+                sockets.late()
             if poll.readable(left_s):
                 try:
                     return sock.recv(most)
                 except BlockingIOError:  # the system took it back
                     pass
 
-    def _send(self, parts: list[memoryview], doing: str) -> tuple[int, bytes | None]:
-        """Send some bytes, blocking until that is possible.
-
-        Return (number sent, None); (0, received bytes) if the server sent first.
-        """
+    async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
         sock, poll = self._sock, self._poll
         assert sock is not None
         assert poll is not None
@@ -515,7 +548,7 @@ class _Connection(Connection):
                 return send_some(sock, parts), None
             except BlockingIOError:
                 pass
-            if poll.either(self.sockets.left_s(doing)):
+            if poll.either(self.sockets.left_s()):
                 try:
                     return 0, sock.recv(RECORD)
                 except BlockingIOError:
