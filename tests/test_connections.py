@@ -725,7 +725,7 @@ def test_first_calls_at_once_share_what_carries_them(kind, monkeypatch):
     """Each thread finds no client yet and makes one; none of theirs is left open, but for the one that is closed in the end."""
     where, name = {
         "own": ("edgeroute.cloud.client", "HttpClient.__init__"),
-        "httpx": ("edgeroute.http.httpx", "HttpxConnections.made"),
+        "httpx": ("edgeroute.http.httpx", "HttpxConnections.new_client"),
     }[kind]
     at = importlib.import_module(where)
     *of, name = name.split(".")
