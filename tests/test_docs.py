@@ -154,6 +154,16 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
             thing.close()
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.stem not in {"design", "speculation", "CONTRIBUTING"}], ids=lambda p: p.name
+)
+def test_source_is_narrow_and_its_comments_stand_above(page):
+    """A phone shows 88 columns of Python and TOML at most; a comment is above the line that it explains."""
+    lines = [line for language, text in snippets(page) if language in {"python", "toml"} for line in text.splitlines()]
+    assert [line for line in lines if len(line) > 88] == []
+    assert [line for line in lines if re.search(r"""[^"'\s]\s+# """, line) and not line.lstrip().startswith("#")] == []
+
+
 def test_quickstart_example(desk, fashion, fashion_server, capsys):
     """examples/quickstart.py routes real images and says what it did."""
     code = compile((ROOT / "examples" / "quickstart.py").read_text(), "quickstart.py", "exec")
