@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
+from inspect import signature
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
@@ -26,28 +26,44 @@ from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, Shows, length
+from edgeroute.router.router import Router
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import AsyncStream, End, Last, whole
 from edgeroute.router.warm import Warmed, Warming, viewed, warmed, warmed_async
-from edgeroute.system.imports import import_tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.router.live.audio import Vad
-    from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.tasks import AsyncAudio, AsyncFrames
-    from edgeroute.tools.measure.report.progress import Progress
     from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 QUICK_S = 0.001
 """A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
 0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
 CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
+
+
+def like(method: Callable[Concatenate[Any, P], Any]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
+    """Return a decorator that gives a method the arguments and defaults of another one; its body gets them by name."""
+    arguments = signature(method)
+
+    def decorated(own: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
+        @wraps(own)
+        def call(self: Any, *given: P.args, **named: P.kwargs) -> R:
+            bound = arguments.bind(self, *given, **named)
+            bound.apply_defaults()
+            return own(**bound.arguments)
+
+        call.__signature__ = arguments.replace(return_annotation=signature(own).return_annotation)  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]  # the name of its first argument
+
+    return decorated
 
 
 class Loop:
@@ -277,55 +293,16 @@ class AsyncRouter(BaseRouter[V]):
                     yield whole(answer)
                 yield Last(answer)
 
-    def frames(
-        self,
-        source: Any,
-        *,
-        max_in_flight: int = 2,
-        drop: Drop = "oldest",
-        every: float | None = None,
-        stale: float | None = 1.0,
-        hold: int = 3,
-        margin: float | None = 0.2,
-        scene: float | None = 0.03,
-        refresh: float | None = 30.0,
-        signature: Signature | None = None,
-        label: Callable[[Any], Hashable] | None = None,
-        busy: float = 1.0,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> AsyncFrames:
+    @like(Router.frames)
+    def frames(self, source: Any, **settings: Any) -> AsyncFrames:
         """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
         from edgeroute.router.live.frames import FrameSettings
         from edgeroute.router.live.tasks import frames_of
 
-        settings = FrameSettings(
-            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
-        ).checked()
-        return self._watched(frames_of(self, source, settings))
+        return self._watched(frames_of(self, source, FrameSettings(**settings).checked()))
 
-    def audio(
-        self,
-        chunks: Any,
-        *,
-        rate: int = 16_000,
-        vad: Vad | None = None,
-        window: int | None = None,
-        on: float = 0.5,
-        off: float = 0.35,
-        min_speech: float = 0.1,
-        hangover: float = 0.5,
-        lead: float = 0.2,
-        max_segment: float = 15.0,
-        max_in_flight: int = 2,
-        drop: Drop = "oldest",
-        barge_in: bool | None = None,
-        on_barge_in: Callable[[float], object] | None = None,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-    ) -> AsyncAudio:
+    @like(Router.audio)
+    def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
         """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
 
         Of an async iterable `vad` and `on_barge_in` are called on the event loop.
@@ -333,11 +310,7 @@ class AsyncRouter(BaseRouter[V]):
         from edgeroute.router.live.audio import AudioSettings
         from edgeroute.router.live.tasks import audio_of
 
-        settings = AudioSettings(
-            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
-            deadline, data_class,
-        ).checked()  # fmt: skip
-        return self._watched(audio_of(self, chunks, settings))
+        return self._watched(audio_of(self, chunks, AudioSettings(**settings).checked()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """As `Router.conversation`."""
@@ -389,63 +362,15 @@ class AsyncRouter(BaseRouter[V]):
             progress(len(models), len(models), "")
         return found
 
-    async def calibrate(
-        self,
-        X: Any,  # noqa: N803 - as in scikit-learn
-        y: Any = None,
-        *,
-        max_loss: float | None = None,
-        max_error: float | None = None,
-        max_defer: float | None = None,
-        sure: float | None = 0.95,
-        per_class: bool = False,
-        groups: Any = None,
-        score: str | Score | None = None,
-        ood: bool = False,
-        edge: int = 0,
-        data_class: str | None = None,
-        batch: int = 32,
-        every: int = 1,
-        progress: Progress = None,
-    ) -> CalibrationResult:
+    @like(Router.calibrate)
+    async def calibrate(self, X: Any, y: Any, **given: Any) -> CalibrationResult:  # noqa: N803 - as in scikit-learn
         """As `Router.calibrate`, beside other tasks. Cancelling it ends it; `progress` is called on the event loop."""
-        steps = import_tool("measure.steps")
+        return await self._loop.pump(self._calibration(X, y, **given))
 
-        want = steps.checked_request(
-            max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
-        )
-        return await self._loop.pump(
-            steps.calibration(
-                self.engine, X, y, want,
-                edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, policy=self._policy_name,
-                groups=groups,
-            )
-        )  # fmt: skip
-
-    async def evaluate(
-        self,
-        X: Any,  # noqa: N803 - as in scikit-learn
-        y: Any = None,
-        *,
-        ask_cloud: bool = True,
-        edge: int = 0,
-        data_class: str | None = None,
-        batch: int = 1,
-        every: int = 1,
-        edge_usd: float | None = None,
-        edge_joules: float | None = None,
-        progress: Progress = None,
-    ) -> EvaluationResult:
+    @like(Router.evaluate)
+    async def evaluate(self, X: Any, y: Any, **given: Any) -> EvaluationResult:  # noqa: N803 - as in scikit-learn
         """As `Router.evaluate`, beside other tasks. Cancelling it ends it."""
-        steps = import_tool("measure.steps")
-
-        return await self._loop.pump(
-            steps.evaluation(
-                self.engine, X, y,
-                ask_cloud=ask_cloud, edge=edge, data_class=data_class, batch=batch, every=every, edge_usd=edge_usd,
-                edge_joules=edge_joules, progress=progress, policy=self._policy_name,
-            )
-        )  # fmt: skip
+        return await self._loop.pump(self._evaluation(X, y, **given))
 
     async def close(self) -> None:
         """Ends threads, tasks and connections, also if it is cancelled. Calls under way end with what they have; never raises.

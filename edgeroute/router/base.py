@@ -26,6 +26,7 @@ from edgeroute.router.build import edges_of, fingerprints
 from edgeroute.router.engine import Engine, status
 from edgeroute.router.reload import PolicyFile, replace
 from edgeroute.router.stages import Steps
+from edgeroute.system.imports import import_tool
 from edgeroute.system.process import list_weakset
 from edgeroute.types import V
 
@@ -271,6 +272,17 @@ class BaseRouter(Generic[V]):
         snapshot = self.engine.snapshot
         i = [i for i, t in enumerate(snapshot.targets) if t.side == "edge"][edge]
         return fingerprints(snapshot, i)
+
+    def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
+        """Return the steps of `calibrate`."""
+        steps = import_tool("measure.steps")
+        wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
+        want = steps.checked_request(**{name: given.pop(name) for name in wanted})
+        return steps.calibration(self.engine, x, y, want, policy=self._policy_name, **given)
+
+    def _evaluation(self, x: Any, y: Any, **given: Any) -> Any:
+        """Return the steps of `evaluate`."""
+        return import_tool("measure.steps").evaluation(self.engine, x, y, policy=self._policy_name, **given)
 
     @property
     def _policy_name(self) -> str:

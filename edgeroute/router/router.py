@@ -25,7 +25,6 @@ from edgeroute.router.session import Session
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import Stream, whole
 from edgeroute.router.warm import Warmed, Warming, viewed, warmed
-from edgeroute.system.imports import import_tool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -430,16 +429,10 @@ class Router(BaseRouter[V]):
             NoAnswer: the cloud did not answer more than one in a hundred.
             Closed: the router is closed.
         """
-        steps = import_tool("measure.steps")
-
-        want = steps.checked_request(
-            max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score, ood=ood
-        )
         return self._run(  # type: ignore[no-any-return]
-            steps.calibration(
-                self.engine, X, y, want,
-                edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, policy=self._policy_name,
-                groups=groups,
+            self._calibration(
+                X, y, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure, per_class=per_class, score=score,
+                ood=ood, edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, groups=groups,
             )
         )  # fmt: skip
 
@@ -478,13 +471,10 @@ class Router(BaseRouter[V]):
             PolicyError: there is no threshold, or an argument is invalid.
             BadInput, MayNotLeave, NoAnswer, Closed: as by `calibrate`.
         """
-        steps = import_tool("measure.steps")
-
         return self._run(  # type: ignore[no-any-return]
-            steps.evaluation(
-                self.engine, X, y,
-                ask_cloud=ask_cloud, edge=edge, data_class=data_class, batch=batch, every=every, edge_usd=edge_usd,
-                edge_joules=edge_joules, progress=progress, policy=self._policy_name,
+            self._evaluation(
+                X, y, ask_cloud=ask_cloud, edge=edge, data_class=data_class, batch=batch, every=every, edge_usd=edge_usd,
+                edge_joules=edge_joules, progress=progress,
             )
         )  # fmt: skip
 
