@@ -1,4 +1,4 @@
-"""docs/security.md: what it says of the code is there, and the bounds in its table are the code's."""
+"""docs/security.md: what it says of the code is there, and the bounds that it lists are the code's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeroute.testing import CannedServer, http_reply
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| (.+?) \| ([\d,]+)( \w+)? \| `([\w.]+)(?:\((\w+)\))?` \|$", TEXT, re.MULTILINE)
+ROWS = re.findall(r"^\* (.+?): ([\d,]+)( \w+)?, `([\w.]+)(?:\((\w+)\))?`$", TEXT, re.MULTILINE)
 UNITS = {"": 1, " s": 1, " KiB": 1 << 10, " MiB": 1 << 20}
 
 
@@ -34,10 +34,10 @@ def test_each_statement_names_what_there_is():
     assert [claim for claim in claims if "`" not in claim] == []
 
 
-def test_the_table_is_whole():
+def test_the_list_is_whole():
     """Each line of it is one that the next test reads."""
-    table = TEXT.split("\n## Bounds\n")[1].split("\n## ")[0]
-    assert len(ROWS) == len(re.findall(r"^\|", table, re.MULTILINE)) - 2 > 20
+    bounds = TEXT.split("\n## Bounds\n")[1].split("\n## ")[0]
+    assert len(ROWS) == len(re.findall(r"^\*", bounds, re.MULTILINE)) > 20
 
 
 @pytest.mark.parametrize(("what", "number", "unit", "name", "argument"), ROWS, ids=[row[0] for row in ROWS])
