@@ -436,20 +436,12 @@ class Counts(ForkSafe):
             leg = self._legs.get(name)
             return (0, 0) if leg is None else (leg.judged, leg.below)
 
-    def snapshot(
-        self,
-        targets: Iterable[Seen],
-        usd_today: float,
-        audits: tuple[AuditStats, ...] = (),
-        shadows: tuple[ShadowStats, ...] = (),
-    ) -> Stats:
-        """Return the current statistics.
+    def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
+        """Return the current statistics, without those of parts.
 
         Args:
             targets: state of the targets that the counters lack.
             usd_today: cost of the last 24 hours, US dollars.
-            audits: figures of the audits.
-            shadows: figures of the runs in shadow.
         """
         with self._lock:
             self._add_up()
@@ -463,7 +455,7 @@ class Counts(ForkSafe):
                 self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
                 self.cached, self.queued, self.late,
                 sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today,
-                tuple(legs), audits, shadows, spared=self.spared,
+                tuple(legs), (), spared=self.spared,
             )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
@@ -31,8 +31,6 @@ class Checkpoint:
         self.store, self._counts, self.spending = store, counts, spending
         self.dumps: dict[str, Callable[[], Any]] = {}
         """Name -> function that returns the state of a part; None: there is nothing to store."""
-        self.joules: Callable[[], Mapping[str, float]] = dict
-        """Returns target -> energy of a call, joules, as far as known."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
@@ -68,8 +66,6 @@ class Checkpoint:
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         """Queue the state for the file."""
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
-        if joules := self.joules():
-            self.store.put("energy", dict(joules))
         for name, dump in self.dumps.items():
             if (state := dump()) is not None:
                 self.store.put(name, plain(state))

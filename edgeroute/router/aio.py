@@ -394,15 +394,13 @@ async def _plain(loop: Loop, request: Request) -> Result:
     """`infer` without optional stages: walk and record directly."""
     engine = loop.engine
     backend: Any = request.snapshot.backends[request.plan.legs[0].target]
-    drawn = None if engine.auditor is None else engine.auditor.arrives()
     first = run_first(request) if _quick(request.plan, backend) else None
     if type(first) is Outcome:
-        engine.record(request, first, None, drawn)
-        return Answer(request.plan, first, request.id)
+        return engine.finish(request, first)
     known: Any = first
     legs = engine.legs([request], known)
     begin = partial(loop.begin, legs, False, known)
-    return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs, drawn)
+    return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs)
 
 
 def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one

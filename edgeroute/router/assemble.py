@@ -20,22 +20,18 @@ from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
 from edgeroute.router.arguments import check_types
-from edgeroute.router.audit_calls import Asks, auditing
+from edgeroute.router.audit_calls import put_audits, put_trials
 from edgeroute.router.build import PolicyArguments, build
 from edgeroute.router.engine import Engine, Sensing, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
-from edgeroute.router.parts import Followed, Instrumented, InstrumentedFromStart, Part, Parts
-from edgeroute.router.stages import Steps, compose
+from edgeroute.router.parts import Instrumented, InstrumentedFromStart, Part, State
+from edgeroute.router.stages import Steps
 from edgeroute.system.process import log
 from edgeroute.system.threads import ThreadPool
-from edgeroute.trials.trial import STORED
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.router.build import Snapshot
-    from edgeroute.router.trials import Trials
     from edgeroute.stores.cache import Cache
-    from edgeroute.stores.keyvalue import KeyValueStore
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.drift import Audit
 
@@ -104,12 +100,9 @@ def assemble(
     )
     engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
     engine.snapshot = build(engine.arguments, partial(guard, engine))
-    engine.trying = partial(_trials, engine, store)
-    engine.trials = engine.trying(engine.snapshot)
-    if engine.checkpoint is not None:
-        engine.checkpoint.dumps[STORED] = lambda: None if engine.trials is None else engine.trials.dump()
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
-    _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
+    _fix(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
+    put_trials(engine, engine.snapshot)
     RULES[engine.snapshot.policy.offline].check(engine)
     for check in engine.parts.methods("check"):
         check(engine.snapshot)
@@ -120,14 +113,11 @@ def assemble(
         for line in [*observer.lacking(()), *(observer.budget() if observer.reading.power_w is None else ())]:
             log.warning("%s", line)
     if engine.checkpoint is not None:
-        engine.checkpoint.joules = lambda: observer.energy.joules(engine.snapshot.backends)
         engine.checkpoint.recall(engine.snapshot.clouds)
-        engine.checkpoint.dumps |= {f"part:{name}": dump for name, dump in engine.parts.named("dump").items()}
         for name, load in engine.parts.named("load").items():
             if (state := engine.checkpoint.store.get(f"part:{name}")) is not None:
                 load(state)
-    engine.auditing = partial(auditing, engine)
-    engine.auditing(engine.snapshot, audit)
+    put_audits(engine, engine.snapshot, audit)
     engine.refresh_thresholds()
     SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
@@ -135,18 +125,6 @@ def assemble(
     for opened in engine.parts.methods("opened"):
         opened(status_of(engine))
     return engine
-
-
-def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> Trials | None:
-    """Return the trials of that policy, which go on with the figures of those before; None: there are none."""
-    known = engine.trials
-    if not snapshot.on_trial:
-        return None
-    from edgeroute.router.trials import Trials as Made
-
-    dumped = known.dump() if known is not None else None if store is None else store.get(STORED)
-    made = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
-    return known if known is not None and known.of == made.of else made
 
 
 def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
@@ -191,7 +169,7 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     )  # fmt: skip
 
 
-def _stages(
+def _fix(
     engine: Engine,
     cache: Cache | None,
     outbox: Outbox | None,
@@ -199,6 +177,8 @@ def _stages(
     sinks: Sequence[Instrument],
     parts: Sequence[Part],
 ) -> None:
+    """Construct the parts that a reload leaves as they are."""
+
     def note(what: str, identity: str) -> None:
         if what in {"queued", "late"}:
             engine.counts.note(what)
@@ -220,16 +200,15 @@ def _stages(
             spawn=lambda steps: spawn(engine, steps),
         )
         own.append(engine.caching)
+    if engine.checkpoint is not None and engine.ledger is not None:
+        own.append(State(engine.checkpoint, engine.ledger, lambda: engine.snapshot.clouds))
     if outbox is not None:
         from edgeroute.router.offline_queue import OfflineQueue
 
         engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
     engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
     engine.fallback = Fallback(engine)
-    engine.parts = made = Parts(own)
-    engine.ended, engine.changed, arounds = map(made.methods, ("ended", "changed", "around"))
-    engine.plain = outbox is None and not engine.snapshot.views and not arounds and not made.methods("began")
-    engine.steps = compose([Followed(made).around, *arounds], engine.walk)
+    engine.fixed = tuple(own)
 
 
 def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.core.plan import Leg, shadow_leg
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
 from edgeroute.router.build import Snapshot, fingerprints
 from edgeroute.router.engine import Engine
-from edgeroute.router.legs import LegExecutor
+from edgeroute.router.legs import LegExecutor, Walked
+from edgeroute.router.parts import Part
 from edgeroute.system.copies import copy_input
 from edgeroute.system.process import call_contained
 from edgeroute.trials.audit import FULL, FULL_OF_RUNS
 from edgeroute.trials.shadow import ShadowRun
 
 if TYPE_CHECKING:
+    from edgeroute.router.trials import Trials
     from edgeroute.trials.audit import Auditor
     from edgeroute.trials.drift import Audit
 
@@ -108,22 +110,85 @@ def audit_of(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
     return audit
 
 
-def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
-    """Put the settings of audits in force under this policy. None: only where something hidden runs."""
+def put_trials(engine: Engine, snapshot: Snapshot) -> None:
+    """Put the trials of a policy in force."""
+    engine.trials = _trials(engine, snapshot)
+    _use(engine)
+
+
+def _use(engine: Engine) -> None:
+    """Have trials and audits take part in calls, as far as there are some."""
+    audits = [] if engine.auditor is None else [Audits(engine.auditor)]
+    engine.use(*([] if engine.trials is None else [engine.trials]), *audits)
+
+
+def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
+    """Put settings of audits in force under a policy. None: only where something hidden runs."""
+    before = engine.auditor
     audit = audit_of(audit, snapshot)
-    if audit is None:
-        if engine.auditor is not None:
-            engine.auditor.close()
-        engine.auditor, engine.audited = None, 0.0
-        return
-    auditor = engine.auditor or _auditor(engine, audit)
-    full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
-    certificates, other = snapshot.certificates, snapshot.shown
-    others: tuple[Any, ...] = ()
-    if other is not None:
-        certificates, others = certificates + other.certificates[:1], (other.backends,)
-    auditor.adopt(snapshot.watched[0], certificates, prints(snapshot), snapshot.backends, audit, full, others)
-    engine.auditor, engine.audited = auditor, audit.share
+    auditor = None if audit is None else before or _auditor(engine, audit)
+    if audit is not None and auditor is not None:
+        full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
+        certificates, other = snapshot.certificates, snapshot.shown
+        others: tuple[Any, ...] = ()
+        if other is not None:
+            certificates, others = certificates + other.certificates[:1], (other.backends,)
+        auditor.adopt(snapshot.watched[0], certificates, prints(snapshot), snapshot.backends, audit, full, others)
+    engine.auditor, engine.audited = auditor, 0.0 if audit is None else audit.share
+    _use(engine)
+    if before is not None and auditor is None:
+        before.close()
+
+
+CLOSE_S = 1.0
+"""Maximum time that closing waits for audits under way, seconds."""
+
+
+class Audits(Part):
+    """Part that passes requests on to the auditor, which draws those that are compared."""
+
+    def __init__(self, auditor: Auditor) -> None:
+        self._auditor, self.close = auditor, auditor.close  # type: ignore[method-assign]
+
+    def walked(self, walks: Sequence[Walked]) -> None:
+        """Audit the requests that are drawn, but for those that asked a cloud on trial."""
+        for request, outcome, costs, _, _, legs in walks:
+            drawn = self._auditor.arrives()
+            if drawn is not None and not request.plan.arm:
+                self._auditor.ended(drawn, request, outcome, {} if request.batch else costs, _unlike(legs))
+
+    def changed(self, snapshot: Snapshot) -> None:  # noqa: ARG002 - it follows the counts alone
+        """Update the monitors from the counts, and begin audits that wait."""
+        self._auditor.observe()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the statistics of audits and of what ran in shadow."""
+        return {"audits": self._auditor.stats(), "shadows": self._auditor.shadows()}
+
+    def closing(self) -> None:
+        """Wait a while for the audits that can be made now."""
+        self._auditor.drain(CLOSE_S)
+
+
+def _unlike(legs: LegExecutor | None) -> Collection[int]:
+    """Return the clouds' legs that were asked otherwise than `calibrate` asks: without the edge's answer, or above the floor."""
+    if legs is None:
+        return ()
+    asked = ((legs.backends[legs.plan.legs[leg].target], leg, one) for leg, one in [*legs.exchanges.items()])  # others may begin
+    return {leg for backend, leg, one in asked if one.edge is False or cast("Any", backend).above_floor(one.codec)}
+
+
+def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
+    """Return the trials of that policy, which go on with the figures of those before; None: there are none."""
+    known = engine.trials
+    if not snapshot.on_trial:
+        return None
+    from edgeroute.router.trials import Trials as Made
+
+    store = None if engine.checkpoint is None else engine.checkpoint.store
+    dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)
+    made = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
+    return known if known is not None and known.of == made.of else made
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:

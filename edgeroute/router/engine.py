@@ -6,11 +6,11 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.confidence.certificate import effective_target
 from edgeroute.core.egress import Rules
@@ -30,11 +30,11 @@ from edgeroute.router.fallback import Fallback, LateReplies
 from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.parts import Method, Parts
+from edgeroute.router.parts import Followed, Method, Part, Parts
 from edgeroute.router.plans import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
-from edgeroute.router.stages import Proceed, Result, Steps, walked
+from edgeroute.router.stages import Proceed, Result, Steps, compose, walked
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.logs import call_quietly
 from edgeroute.system.threads import ThreadPool
@@ -50,8 +50,7 @@ if TYPE_CHECKING:
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.router.trials import Trials
     from edgeroute.stores.journal import Journal
-    from edgeroute.trials.audit import Auditor, Drawn
-    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.audit import Auditor
 
 
 # Reads the device's sensors for a router; frees its edge models while a rule asks for that, and loads them again.
@@ -108,46 +107,16 @@ class Sensing:
         self._observe()
 
 
-# After a walk: arms and audits compare it, its costs are stored, failures logged; and which thresholds are in force.
+# After a walk: what failed is logged; and which thresholds are in force.
 
 
-class Owned(Protocol):
-    """What of a router is used."""
+def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+    """Have the costs of a request's calls stored soon, and log what the application's functions raised.
 
-    checkpoint: Checkpoint | None
-    spending: SharedSpending
-    snapshot: Snapshot
-    trials: Trials | None
-    auditor: Auditor | None
-
-
-def settle(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
-    """Checkpoints what a request's calls have cost, and logs what failed."""
-    if legs.exchanges and parts.checkpoint is not None:
-        parts.spending.keep()
-    log_failures(request, outcome)
-
-
-def compare(parts: Owned, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
-    """Add a request's end to the figures of the trials, and audit it if it was drawn for that."""
-    audited = drawn is not None and parts.auditor is not None and not request.plan.arm
-    if parts.trials is None and not audited:
-        return
-    costs = {} if legs is None or request.batch else legs.costs()
-    if parts.trials is not None and not request.batch:
-        parts.trials.ended((request, outcome, costs))
-    if drawn is not None and parts.auditor is not None and audited:
-        parts.auditor.ended(drawn, request, outcome, costs, unlike(legs))
-
-
-def compare_batch(parts: Owned, walks: Sequence[Walked]) -> None:
-    """Add the end of a batch to the figures of the trials, once all of its rows are recorded: they are one call."""
-    if parts.trials is not None and walks and walks[0].request.batch:
-        parts.trials.ended(*((one.request, one.outcome, {}) for one in walks))
-
-
-def log_failures(request: Request, outcome: Outcome) -> None:
-    """Logs what the application's functions raised; once the walk has ended, so that no leg is late for it."""
+    Called once the walk has ended, so that no leg is late for it.
+    """
+    if legs.exchanges:
+        engine.spending.keep()
     for kind, leg, _, detail in outcome.log:
         if kind == "failed":
             backend = request.snapshot.backends[request.plan.legs[leg].target]
@@ -155,18 +124,6 @@ def log_failures(request: Request, outcome: Outcome) -> None:
                 backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
             else:
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
-
-
-def unlike(legs: LegExecutor | None) -> Collection[int]:
-    """The clouds that were asked otherwise than `calibrate` asks them: without the edge's answer, or above a ladder's floor."""
-    found = set[int]()
-    if legs is None:
-        return found
-    for leg, exchange in [*legs.exchanges.items()]:  # legs that were stopped may still begin
-        backend: Any = legs.backends[legs.plan.legs[leg].target]
-        if exchange.edge is False or backend.above_floor(exchange.codec):
-            found.add(leg)
-    return found
 
 
 def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
@@ -188,8 +145,6 @@ def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
 log = logging.getLogger("edgeroute")
 AGES_S = 60.0
 """Minimum interval between checks of certificates' age, seconds."""
-CLOSE_S = 1.0
-"""Maximum time that closing waits for audits under way, seconds."""
 CLOSED = "this router is closed"
 NO_RULES = Rules()
 """Egress rules by which everything may leave."""
@@ -209,9 +164,9 @@ class Engine(ForkSafe):
         state: the state folder; None: nothing outlives the process.
         homebound: which conversations stay on the device.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
-        auditing: puts settings of audits in force under a policy.
         arguments: those that the policy in force was made from.
         parts: parts that take part in calls.
+        choosers, walked, ended, changed: their methods for these events.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
         refreshing: held while the snapshot is exchanged. replacing: while another policy is made, which may take long.
@@ -230,12 +185,13 @@ class Engine(ForkSafe):
     late: LateReplies
     fallback: Fallback
     parts: Parts
+    choosers: tuple[Method, ...]
+    walked: tuple[Method, ...]
+    ended: tuple[Method, ...]
+    changed: tuple[Method, ...]
     steps: Proceed
-    auditing: Callable[[Snapshot, Audit | None], None]
     arguments: PolicyArguments
-    name = per_process(
-        lambda: os.urandom(6).hex()
-    )  # a child's requests have other ids: to an endpoint an id is the idempotency key
+    name = per_process(lambda: os.urandom(6).hex())  # also a child's ids are its own: to an endpoint they are idempotency keys
     refreshing, replacing = per_process(threading.RLock), per_process(threading.RLock)
 
     def __init__(self, state: Path | None) -> None:
@@ -247,14 +203,11 @@ class Engine(ForkSafe):
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
         self.trials: Trials | None = None
-        self.trying: Callable[[Snapshot], Trials | None] = lambda _: None
         self.closed = False
         self.plain = True
         """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
-        self.ended: tuple[Method, ...] = ()
-        """Parts' methods for a request's end."""
-        self.changed: tuple[Method, ...] = ()
-        """Parts' methods for facts that were looked at again."""
+        self.fixed: tuple[Part, ...] = ()
+        """The parts that a reload leaves as they are, the outermost first."""
         self.audited = 0.0
         """Share of requests audited, 0..1."""
         self.numbers = count(1)
@@ -284,8 +237,8 @@ class Engine(ForkSafe):
         begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         arm = ""
-        if self.trials is not None:
-            snapshot, arm = self.trials.choose(snapshot, like or identity, x)
+        for choose in self.choosers:
+            snapshot, arm = choose(snapshot, like or identity, x)
         if begun >= observer.eases_at:
             observer.eases_at = begun + EASES_S
             self.observe()
@@ -359,17 +312,16 @@ class Engine(ForkSafe):
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
         """The innermost step: walks, records and makes answers."""
-        auditor = self.auditor
-        drawn = [None if auditor is None else auditor.arrives() for _ in requests]
         walks = yield from walked(requests, self.legs(requests), self.leave)
-        for one, own in zip(walks, drawn, strict=True):
-            self.record(one.request, one.outcome, one.legs, own)
-        compare_batch(self, walks)
+        for one in walks:
+            self.record(one.request, one.outcome, one.legs)
+        for method in self.walked:
+            method(walks)
         results = yield from self.fallback.answers(walks)
         return results
 
-    def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
-        """Counts a request, audits it if it was drawn, and checkpoints the spending."""
+    def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
+        """Count a request, log what failed, and have its costs stored soon."""
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
         if request.plan.unsure:
@@ -377,8 +329,6 @@ class Engine(ForkSafe):
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
-        if drawn is not None or self.trials is not None:
-            compare(self, request, outcome, legs, drawn)
         if legs is not None:
             settle(self, request, outcome, legs)
 
@@ -392,12 +342,17 @@ class Engine(ForkSafe):
         for ended in self.ended:
             ended(request, Answer(request.plan, outcome, request.id, legs.costs()))
 
-    def finish(self, request: Request, outcome: Outcome, legs: LegExecutor, drawn: Drawn | None) -> Result:
-        """Records a request on the fast path and returns its result, which needs no further step."""
-        self.record(request, outcome, legs, drawn)
+    def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
+        """Record a request on the fast path and return its result, which needs no further step."""
+        self.record(request, outcome, legs)
+        costs = {} if legs is None else legs.costs()
+        if self.walked:
+            walks = (Walked(request, outcome, costs, legs=legs),)
+            for method in self.walked:
+                method(walks)
         if outcome.accepted:
-            return Answer(request.plan, outcome, request.id, legs.costs())
-        one = Walked(request, outcome, legs.costs(), legs=legs)
+            return Answer(request.plan, outcome, request.id, costs)
+        one = Walked(request, outcome, costs, legs=legs)
         try:
             next(self.fallback.answers([one]))
         except StopIteration as end:
@@ -409,14 +364,10 @@ class Engine(ForkSafe):
         snapshot = self.snapshot
         if self.observer.observe(snapshot.policy, *snapshot.watched):
             cleared(snapshot)
-        if self.auditor is not None:
-            self.auditor.observe()
-        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
-            self.refresh_thresholds()
         for changed in self.changed:
             changed(snapshot)
-        if self.checkpoint is not None:
-            self.checkpoint.note(snapshot.clouds)
+        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
+            self.refresh_thresholds()
 
     def stays_home(self, *, read: bool = False) -> str:
         """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may.
@@ -457,11 +408,8 @@ class Engine(ForkSafe):
             guard = getattr(b, "guard", None)
             told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
-        audits, shadows = ((), ()) if self.auditor is None else (self.auditor.stats(), self.auditor.shadows())
-        arms = () if self.trials is None else self.trials.stats()
-        found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
-        figures = {name: stats() or {} for name, stats in self.parts.named("stats").items()}
-        return found._replace(arms=arms, parts=figures, **self.observer.energy.stats_fields(self.snapshot.backends))
+        found = self.counts.snapshot(seen, self.spending.spent().usd)
+        return found._replace(**self.parts.figures(), **self.observer.energy.stats_fields(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
@@ -477,22 +425,30 @@ class Engine(ForkSafe):
         told = [*observer.rules(), *observer.budget(), *observer.lacking(self.snapshot.backends)]
         return found._replace(lines=(*found.lines, *told))
 
+    def use(self, *parts: Part) -> None:
+        """Have these parts, which may change at a reload, take part in calls from now on, beside the fixed ones."""
+        self.parts = made = Parts((*self.fixed, *parts))
+        self.choosers, self.walked, self.ended, self.changed = map(made.methods, ("choose", "walked", "ended", "changed"))
+        around = made.methods("around")
+        self.steps = compose([Followed(made).around, *around], self.walk)
+        self.plain = self.plain and not (around or made.methods("began") or self.late.wanted or self.snapshot.views)
+        if self.checkpoint is not None:
+            self.checkpoint.dumps = {
+                **made.states(),
+                "energy": lambda: self.observer.energy.joules(self.snapshot.backends) or None,
+            }
+
     def close(self) -> None:
-        """Stops threads and connections, and stores the state. Never raises."""
+        """Stop threads and connections, and store the state. Never raises."""
         self.closed = True
         self.late.close()
-        parts: list[Callable[[], object]] = [] if self.auditor is None else [partial(self.auditor.drain, CLOSE_S)]
-        parts += [partial(SAMPLER.remove, self), self.health.close]
-        parts += [backend.guard.turns.close for backend in self.snapshot.clouds]
-        parts += [
-            part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
-        ]
-        parts += [backend.close for backend in made_of(self.snapshot).values()]
-        parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
-        parts.append(lambda: self.observer.book(None, monotonic()))
-        if self.checkpoint is not None:
-            parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
-        for close in (*parts, *reversed(self.parts.methods("close"))):
+        steps: list[Callable[[], object]] = [*self.parts.methods("closing"), partial(SAMPLER.remove, self), self.health.close]
+        steps += [backend.guard.turns.close for backend in self.snapshot.clouds]
+        steps += [] if self.queue is None else [self.queue.close]
+        steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
+        steps += [backend.close for backend in made_of(self.snapshot).values()]
+        steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
+        for close in steps:
             call_quietly(close, "closing a router")
 
 

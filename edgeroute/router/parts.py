@@ -13,14 +13,15 @@ from edgeroute.system.logs import Failures
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.backend import CloudBackend
     from edgeroute.observe.observer import Observer
     from edgeroute.observe.stats import Status
+    from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.router.build import Snapshot
+    from edgeroute.router.legs import Walked
     from edgeroute.router.request import Request
     from edgeroute.router.stages import Proceed, Result, Steps
-
-OWN = "edgeroute."
-"""Module prefix of this package's own parts, whose methods are called as they are."""
+    from edgeroute.stores.journal import Journal
 
 
 class Part:
@@ -41,6 +42,16 @@ class Part:
         Raises:
             PolicyError: the policy cannot be used with this part.
         """
+
+    def choose(self, snapshot: Snapshot, identity: str, x: Any) -> tuple[Snapshot, str]:
+        """Return the policy of a request, and the name of the cloud on trial that it asks; for this package's own parts.
+
+        Args:
+            snapshot: the policy in force.
+            identity: id of the request, or of the one whose arm it shares.
+            x: the input.
+        """
+        raise NotImplementedError
 
     def opened(self, status: Callable[[], Status | None]) -> None:
         """The router was made. `status` returns its state, as `Router.status` does; None once the router is closed."""
@@ -66,6 +77,9 @@ class Part:
     def ended(self, request: Request, result: Result) -> None:
         """A request ended with what its caller gets: an `Answer`, or an exception."""
 
+    def walked(self, walks: Sequence[Walked]) -> None:
+        """A request, or all rows of a batch, were walked and counted, and their callers have no answer yet."""
+
     def changed(self, snapshot: Snapshot) -> None:
         """The facts were looked at again, by which plans are made: loads, latencies, breakers, sensors."""
 
@@ -78,6 +92,9 @@ class Part:
 
     def load(self, state: Any) -> None:
         """Take the state that an earlier run stored; called as the router is made, and only if there is one."""
+
+    def closing(self) -> None:
+        """The router begins to close: its threads still run."""
 
     def close(self) -> None:
         """The router is closed."""
@@ -108,16 +125,36 @@ class Parts:
 
     def methods(self, event: str) -> tuple[Method, ...]:
         """Return the methods of that name that do something, contained if they are another package's."""
-        return tuple(_contained(part, event) for part in self.all if overrides(part, event))
+        parts = [part for part in self.all if overrides(part, event)]
+        if event == "choose" and (other := next((part for part in parts if not own(part)), None)):
+            raise PolicyError(f"the part {name_of(other)} has a method choose, which decides what is sent: no other package may")
+        return tuple(_contained(part, event) for part in parts)
 
     def named(self, event: str) -> dict[str, Method]:
-        """Return the methods by the names of their parts."""
-        return {name_of(part): _contained(part, event) for part in self.all if overrides(part, event)}
+        """Return the methods of other packages' parts, by the parts' names."""
+        return {name_of(part): _contained(part, event) for part in self.all if overrides(part, event) and not own(part)}
+
+    def figures(self) -> dict[str, Any]:
+        """Return fields of `Stats`: those of this package's parts, and as `parts` the figures of all others."""
+        fields: dict[str, Any] = {"parts": {name: stats() or {} for name, stats in self.named("stats").items()}}
+        for part in filter(own, self.all):
+            fields |= part.stats()
+        return fields
+
+    def states(self) -> dict[str, Method]:
+        """Return the functions that return states to store, by the names under which they are stored."""
+        mine = {name_of(part): part.dump for part in self.all if own(part) and overrides(part, "dump")}
+        return mine | {f"part:{name}": dump for name, dump in self.named("dump").items()}
 
 
 def name_of(part: Part) -> str:
     """Return the part's name, or that of its class."""
     return part.name or type(part).__name__
+
+
+def own(part: Part) -> bool:
+    """Return True for a part of this package, whose methods are called as they are."""
+    return type(part).__module__.startswith("edgeroute.")
 
 
 def overrides(part: Part, event: str) -> bool:
@@ -128,7 +165,7 @@ def overrides(part: Part, event: str) -> bool:
 def _contained(part: Part, event: str) -> Method:
     """Return the part's method; another package's one returns None and logs where it raises an exception."""
     method: Method = getattr(part, event)
-    if type(part).__module__.startswith(OWN) or event == "check":
+    if own(part) or event == "check":
         return method
     failures, what = Failures(), f"the part {name_of(part)} at {event}"
     if event == "around":
@@ -169,9 +206,9 @@ def _around(
         return found
 
     try:
-        own = yield from method(requests, inner)
-        if isinstance(own, list) and len(own) == len(requests) and all(map(_is_result, own)):
-            return own
+        given = yield from method(requests, inner)
+        if isinstance(given, list) and len(given) == len(requests) and all(map(_is_result, given)):
+            return given
         failed(TypeError(f"it returned no list of {len(requests)} results"))
     except Exception as e:
         if any(e is one for one in raised):  # of the walk: the caller's
@@ -238,3 +275,19 @@ class InstrumentedFromStart(Instrumented):
     def left(self, request: Request) -> None:
         """Report that a request will not end."""
         self._instruments.request_left(request.id)
+
+
+class State(Part):
+    """Part that stores what outlives the process: the state file and the egress ledger."""
+
+    def __init__(self, checkpoint: Checkpoint, ledger: Journal, clouds: Callable[[], Iterable[CloudBackend]]) -> None:
+        self._checkpoint, self._ledger, self._clouds = checkpoint, ledger, clouds
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """Have the state written soon."""
+        self._checkpoint.note(snapshot.clouds)
+
+    def close(self) -> None:
+        """Close the ledger, store everything, and wait until it is written."""
+        self._ledger.close()
+        self._checkpoint.close(self._clouds())

@@ -17,6 +17,7 @@ from edgeroute.edge.runtimes import each
 from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.router.assemble import guard
+from edgeroute.router.audit_calls import put_audits, put_trials
 from edgeroute.router.build import PolicyArguments, build, cleared, made_of
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.fallback import RULES
@@ -54,11 +55,11 @@ def replace(
             check(made)
         rehearsed(made, old)
         with engine.refreshing:
-            engine.auditing(made, audit)
+            put_audits(engine, made, audit)
             if made.views:
                 engine.plain = False  # before it is in force
             engine.snapshot, engine.arguments = made, arguments
-        engine.trials = engine.trying(made)
+        put_trials(engine, made)
         engine.spending.limits, engine.observer.metered = limits, metered
         engine.observer.use(made.policy, made.watched[0])
         cleared(made)  # of rules that were not there before

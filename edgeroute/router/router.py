@@ -494,17 +494,14 @@ class Router(BaseRouter[V]):
 
 def _plain(engine: Engine, request: Request) -> Result:
     """`infer` without optional stages: walk and record directly."""
-    auditor = engine.auditor
-    drawn = None if auditor is None else auditor.arrives()
     first: Any = run_first(request)
     if type(first) is Outcome:
-        engine.record(request, first, None, drawn)
-        return Answer(request.plan, first, request.id)
+        return engine.finish(request, first)
     legs, steps = engine.legs([request], first), walk(request.plan, request.begun)
     outcome = (
         blocking.drive_inline(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, partial(_begin, legs))
     )
-    return engine.finish(request, outcome, legs, drawn)
+    return engine.finish(request, outcome, legs)
 
 
 def _begin(legs: LegExecutor, start: Start, send: Send) -> Stop | Event | Deferrable:

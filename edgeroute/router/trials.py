@@ -19,15 +19,17 @@ from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.edge.backend import TURN
 from edgeroute.observe.stats import ArmStats, Part
+from edgeroute.router import parts
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import call_contained
 from edgeroute.trials.audit import Asks, same
-from edgeroute.trials.trial import EDGE_TRIAL, Trial
+from edgeroute.trials.trial import EDGE_TRIAL, STORED, Trial
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
     from edgeroute.router.build import Snapshot
+    from edgeroute.router.legs import Walked
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")
@@ -279,7 +281,7 @@ class RunningTrial(ForkSafe):
 # All trials of a router.
 
 
-class Trials(ForkSafe):
+class Trials(ForkSafe, parts.Part):
     """The trials of a router.
 
     Args:
@@ -292,6 +294,7 @@ class Trials(ForkSafe):
 
     _lock = per_process(threading.Lock)
     _under_way = initially(0)
+    name = STORED
 
     def __init__(
         self,
@@ -334,12 +337,12 @@ class Trials(ForkSafe):
         """Return the state and the statistics of each trial, in JSON types."""
         return [one.dump() for one in self.all]
 
-    def stats(self) -> tuple[ArmStats, ...]:
+    def stats(self) -> dict[str, Any]:
         """Return the statistics of each arm; those of what is in use once a side."""
         found = dict[str, ArmStats]()
         for arm in (arm for one in self.all for arm in one.stats()):
             found.setdefault(arm.arm, arm)
-        return tuple(found.values())
+        return {"arms": tuple(found.values())}
 
     @property
     def busy(self) -> int:
@@ -367,8 +370,9 @@ class Trials(ForkSafe):
         if self._edge is not None and name in self._edge.names:
             self._edge.compared(differs=not agrees, b=name == EDGE_TRIAL)
 
-    def ended(self, *rows: tuple[Request, Outcome, Mapping[int, Spent]]) -> None:
-        """Add a request that has ended, or the rows of a batch; calls hidden clouds for those that are drawn for it."""
+    def walked(self, walks: Sequence[Walked]) -> None:
+        """Add a request, or the rows of a batch; call hidden clouds for those that are drawn for it."""
+        rows = [(one.request, one.outcome, {} if one.request.batch else one.costs) for one in walks]
         try:
             if self._edge is not None:
                 seen = [one for request, outcome, _ in rows if (one := _of_edge(request, outcome)) is not None]

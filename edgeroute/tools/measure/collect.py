@@ -99,7 +99,7 @@ class DirectCalls:
 
     def arms(self) -> tuple[dict[str, Any], ...]:
         """Return the results of the router's trials so far; empty without trials or requests."""
-        stats = () if self._engine.trials is None else self._engine.trials.stats()
+        stats = () if self._engine.trials is None else self._engine.trials.stats()["arms"]
         return tuple(arm._asdict() for arm in stats) if any(arm.requests for arm in stats) else ()
 
     def fingerprints(self) -> dict[str, str]:
