@@ -75,41 +75,40 @@ class Parameter(NamedTuple):
 
 
 def reference(app: typer.Typer) -> str:
-    """Return docs/commands.md: options of several commands, the commands, and each group with options of several of its own."""
-    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
-    own = _commands(app, "edgeroute")
-    common = _repeated([*own, *(command for group in groups for command in _commands(group, ""))], COMMON)
-    parts = [HEAD, *common, "", *(_section(*command, common) for command in own)]
-    for group in groups:
-        name = f"edgeroute {group.info.name}"
-        commands = _commands(group, name)
-        shared = [row for row in _repeated(commands, 2) if row not in common]
-        parts += [f"## {name}\n\n{group.info.help}\n", *(["Of several of its commands:\n", *shared, ""] if shared else [])]
-        parts += [_section(*command, common + shared) for command in commands]
-    return "\n".join(parts)
+    """Return docs/commands.md: options of many commands, then each command; what an earlier command has alike is only named."""
+    commands = [*_commands(app, "edgeroute")]
+    counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters)
+    common = [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= COMMON}.values()][::-1]
+    first = dict.fromkeys(common, "")
+    return "\n".join([HEAD, *common, "", *(_section(name, command, parameters, first) for name, command, parameters in commands)])
 
 
-def _commands(app: typer.Typer, prefix: str) -> list[tuple[str, Callable[..., Any], list[Parameter]]]:
-    """Return name, function and parameters of each command of an app, without those of its groups."""
-    shown = [command for command in app.registered_commands if command.callback is not None and not command.hidden]
-    named = [(f"{prefix} {command.name or command.callback.__name__}", command.callback) for command in shown if command.callback]
-    return [(name, command, [*_parameters(command)]) for name, command in named]
+def _commands(app: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any], list[Parameter]]]:
+    """Yield name, function and parameters of each command of an app, and of its groups."""
+    for command in app.registered_commands:
+        if command.callback is not None and not command.hidden:
+            yield f"{prefix} {command.name or command.callback.__name__}", command.callback, [*_parameters(command.callback)]
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            yield from _commands(group.typer_instance, f"{prefix} {group.typer_instance.info.name}")
 
 
-def _repeated(commands: list[tuple[str, Callable[..., Any], list[Parameter]]], times: int) -> list[str]:
-    """Return the rows of options that so many commands have; of one option with several texts the most frequent."""
-    counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters if parameter.is_option)
-    return [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= times}.values()][::-1]
-
-
-def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], common: list[str]) -> str:
-    """Return the text of a command; options that are described before are only in its usage."""
-    shared = [f"[{found.long}]" for found in parameters if _row(found) in common]
-    own = [found for found in parameters if _row(found) not in common]
-    arguments = [found.shown for found in parameters if not found.is_option]
-    options = ["[OPTIONS]"] if len(own) > len(arguments) else []
-    usage = " ".join([name, *arguments, *options, *shared])
-    return "\n".join([f"## {name}\n\n`{usage}`\n\n{inspect.getdoc(command)}\n", *map(_row, own), *([""] if own else [])])
+def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], first: dict[str, str]) -> str:
+    """Return the text of a command. `first` has the command that describes a row, and gets the new rows."""
+    alike = dict[str, list[str]]()
+    rows = []
+    for parameter in parameters:
+        if (row := _row(parameter)) not in first:
+            rows.append(row)
+        elif first[row]:
+            alike.setdefault(first[row], []).append(f"`{parameter.long}`")
+        first.setdefault(row, name)
+    rows += [f"* As for `{other}`: {', '.join(names)}." for other, names in alike.items()]
+    arguments = [parameter.shown for parameter in parameters if not parameter.is_option]
+    common = [f"[{parameter.long}]" for parameter in parameters if first[_row(parameter)] == ""]
+    options = ["[OPTIONS]"] if len(parameters) > len(arguments) + len(common) else []
+    usage = " ".join([name, *arguments, *options, *common])
+    return "\n".join([f"## {name}\n\n`{usage}`\n\n{inspect.getdoc(command)}\n", *rows, *([""] if rows else [])])
 
 
 def _row(parameter: Parameter) -> str:
