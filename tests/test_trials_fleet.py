@@ -116,7 +116,7 @@ def test_requests_drawn_for_themselves_are_added_up(two, tmp_path):
 def test_what_cannot_be_compared_is_said(two, tmp_path):
     with pytest.raises(BadInput, match="salt differs"):
         fleets.compare([device(0, "a", deferred=0), device(1, "b", deferred=0, settings=SETTINGS._replace(salt="x"))])
-    with pytest.raises(BadInput, match=r"'device-1' is there twice: 1\.json and 1\.json"):
+    with pytest.raises(BadInput, match=r"'device-1' occurs twice: 1\.json and 1\.json"):
         fleets.compare([device(1, "a", deferred=0)] * 2)
     with Router(two[0], state=tmp_path / "state") as router:
         router.infer(X)

@@ -69,6 +69,8 @@ class ArmStats(NamedTuple):
     """99th percentile, seconds; None: not known."""
     stopped: str
     """Reason why the guardrail stopped the trial; empty: it did not."""
+    devices: int | None = None
+    """Number of devices with a request in the arm, whose figures these are together; None: those of one router."""
 
 
 RECENT = 128

@@ -241,12 +241,6 @@ class Snapshot(NamedTuple):
         return [one for one in found if one[0].side == "cloud" or self.shown is not None]
 
     @property
-    def models(self) -> tuple[str, str]:
-        """The edge in use and the one on trial, in words."""
-        one, other = (s.backends[0] for s in (self, self.trial or self))
-        return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
-
-    @property
     def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
         """The targets and backends that requests may reach, with a shown edge on trial."""
         other = self.shown

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from math import sqrt
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.exact import proportion
 from edgeroute.core.estimates import Latency
@@ -17,7 +17,8 @@ from edgeroute.core.policy import INF
 from edgeroute.core.sequential import ArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
-from edgeroute.edge.backend import TURN
+from edgeroute.edge.backend import TURN, EdgeBackend
+from edgeroute.edge.members import member
 from edgeroute.observe.stats import ArmStats, Part
 from edgeroute.router import parts
 from edgeroute.system.forks import ForkSafe, initially, per_process
@@ -313,9 +314,10 @@ class Trials(ForkSafe, parts.Part):
         """Endpoint -> its arm: those in use are one, whichever of them is called first."""
         for trial, name in snapshot.on_trial:
             if trial.side == "edge":
-                names = (snapshot.targets[0].name, name)
+                assert snapshot.trial is not None, "it is shown"
+                names, models = (snapshot.targets[0].name, name), (_words(snapshot), _words(snapshot.trial))
                 rest = 1 - (trial.share or 0.0)
-                self.all.append(RunningTrial(trial, names, snapshot.models, snapshot.models, 1.0, rest, alarm))
+                self.all.append(RunningTrial(trial, names, models, models, 1.0, rest, alarm))
                 continue
             self._arms[name] = name
             tried = next(cloud for cloud in snapshot.clouds if cloud.name == name)
@@ -398,27 +400,17 @@ class Trials(ForkSafe, parts.Part):
         i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
         if i is None or (arm := self._arms.get(legs[i].name)) is None:
             return None
-        begun = ended = failed = answered = False
-        since = took_s = 0.0
-        for kind, leg, at, detail in outcome.log:
-            if leg != i:
-                continue
-            if kind == "start":
-                begun, since = True, at
-            elif kind == "failed":
-                ended = failed = _its_own(detail)
-            elif kind == "timeout":
-                ended = failed = True
-            elif kind in {"accepted", "below", "kept"}:
-                ended = answered = True
-                took_s = at - since
-        if not (begun and ended):
+        marks = {mark.kind: mark for mark in outcome.log if mark.leg == i}
+        failed = "timeout" in marks or ("failed" in marks and _its_own(marks["failed"].detail))
+        reply = next((marks[kind] for kind in ("accepted", "below", "kept") if kind in marks), None)
+        if "start" not in marks or (reply is None and not failed):
             return None
-        answer = outcome.prediction if outcome.leg == i and answered else None
+        took_s = None if reply is None or request.batch else reply.at - marks["start"].at
+        answer = outcome.prediction if outcome.leg == i and reply is not None else None
         edge = next((held for leg, held in outcome.held.items() if legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
         usd = costs[i].usd if i in costs else None
-        return Seen(arm, failed, False, differs, took_s if answered and not request.batch else None, usd, i, answer, edge)
+        return Seen(arm, failed, False, differs, took_s, usd, i, answer, edge)
 
     def _differ(self, one: Any, other: Any) -> bool | None:
         """Return True if two values differ; None: they cannot be compared, which is logged once."""
@@ -461,6 +453,12 @@ class Trials(ForkSafe, parts.Part):
         if not self._submit(job):
             with self._lock:
                 self._under_way -= 1
+
+
+def _words(snapshot: Snapshot) -> str:
+    """Return the edge model of a policy in words: its version of a catalog, or its name."""
+    model = cast("EdgeBackend", snapshot.backends[0]).model
+    return str(member(model, "release") or model.name)
 
 
 def _of_edge(request: Request, outcome: Outcome) -> Seen | None:

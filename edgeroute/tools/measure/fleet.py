@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeroute.confidence.exact import Floats, proportion
 from edgeroute.errors import BadInput
+from edgeroute.observe.stats import ArmStats, Part
 from edgeroute.tools.measure.evaluation import Bools
 
 DRAWS = 4_999
@@ -55,29 +56,6 @@ class Device(NamedTuple):
     """Arms in use and on trial, as in `edgeroute status --json`."""
 
 
-class FleetArm(NamedTuple):
-    """Results of one arm over all devices. Shares and times are (value, low, high), with 95 % intervals."""
-
-    arm: str
-    model: str
-    devices: int
-    """Number of devices with a request in it."""
-    requests: int
-    failed: tuple[float, float, float]
-    deferred: tuple[float, float, float]
-    differs: tuple[float, float, float]
-    loss: tuple[float, float, float] | None
-    """None: a cloud's arm."""
-    usd: tuple[float, float, float] | None
-    """Mean cost of a call; None: an edge's arm."""
-    mean_s: tuple[float, float, float]
-    p99_s: float | None
-    """p99 of the median device."""
-    compared: int
-    stopped: str
-    """Number of devices on which a guardrail stopped it, and the first reason; empty: none."""
-
-
 class Difference(NamedTuple):
     """Arm on trial minus arm in use, for one measure.
 
@@ -101,7 +79,7 @@ class Fleet(NamedTuple):
 
     settings: Settings
     by_device: bool
-    arms: tuple[FleetArm, FleetArm]
+    arms: tuple[ArmStats, ArmStats]
     differences: tuple[Difference, ...]
 
     @property
@@ -203,7 +181,7 @@ def _base(measure: str) -> str:
     return "compared" if measure == "differs" else "requests"
 
 
-def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> FleetArm:
+def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> ArmStats:
     """Return the results of one arm over all devices."""
     here, edge = table["requests"] > 0, devices[0].settings.side == "edge"
     drawn = _resampled({name: column[here] for name, column in table.items()})
@@ -224,12 +202,13 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
         _hull((mean := total[name] / max(1.0, total["requests"]), mean, mean), _ratio(drawn[name], drawn["requests"]))
         for name in ("seconds", "usd")
     )
-    return FleetArm(
-        str(stored[0].get("arm")), devices[0].settings.models[number], int(here.sum()), int(total["requests"]),
-        parts["failed"], parts["deferred"], parts["differs"], loss if edge else None,
-        None if edge else usd, mean_s,
-        times[(len(times) - 1) // 2] if times else None, int(total["compared"]),
-        f"on {len(stopped):,} of {len(devices):,} devices: {stopped[0]}" if stopped else "",
+    settings = devices[0].settings
+    share, shown = (settings.share, settings.shown) if number else (1 - settings.share, True)
+    return ArmStats(
+        str(stored[0].get("arm")), settings.side, settings.models[number], share, shown,
+        int(total["requests"]), parts["failed"], parts["deferred"] if edge else None, int(total["compared"]), parts["differs"],
+        loss if edge else None, None if edge else usd, mean_s, None, times[(len(times) - 1) // 2] if times else None,
+        f"on {len(stopped):,} of {len(devices):,} devices: {stopped[0]}" if stopped else "", int(here.sum()),
     )  # fmt: skip
 
 
@@ -248,11 +227,11 @@ def _ratio(part: Floats, of: Floats) -> Floats:
     return np.divide(part, of, out=np.zeros_like(part), where=of > 0)
 
 
-def _hull(exact: tuple[float, float, float], drawn: Floats) -> tuple[float, float, float]:
+def _hull(exact: tuple[float, float, float], drawn: Floats) -> Part:
     """Return the value with the wider of two intervals at each end."""
     value, low, high = exact
     ends = np.quantile(drawn, [RISK / 2, 1 - RISK / 2])
-    return value, float(min(low, ends[0])), float(max(high, ends[1]))
+    return Part(value, float(min(low, ends[0])), float(max(high, ends[1])))
 
 
 def _difference(

@@ -34,7 +34,7 @@ TRIED = "Thresholds were tried from the strictest on, up to the first that faile
 
 def arm_rows(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the names of the figures of arms, in the order of `arm_cells`."""
-    of = "devices" if "devices" in arms[0] else "share"
+    of = "share" if arms[0].get("devices") is None else "devices"
     return of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean time", "p99"
 
 
@@ -48,7 +48,8 @@ def arm_cells(arm: Mapping[str, Any], none: str = NONE) -> list[str]:
             return none
         return f"{form(part[0])} ({form(part[1])} to {form(part[2])})"
 
-    of = f"{arm['devices']:,}" if "devices" in arm else percent(arm.get("share")) + ("" if arm.get("shown") else ", hidden")
+    devices = arm.get("devices")
+    of = percent(arm.get("share")) + ("" if arm.get("shown") else ", hidden") if devices is None else f"{devices:,}"
     shares = [between(name, percent) for name in ("failed", "deferred")]
     shares += [between(name, percent, compared) for name in ("differs", "loss")]
     p99 = arm.get("p99_s")
