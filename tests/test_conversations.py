@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import subprocess
@@ -15,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
+from edgeroute.errors import StoreError
 from edgeroute.router import homebound
 from edgeroute.router.homebound import WHY, Digests, looked_up, remembered, turns
+from edgeroute.stores.sqlite import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
 SECRET = "My test for diabetes was positive, what should I eat?"
@@ -322,64 +325,68 @@ def test_it_stays_after_a_kill(tmp_path):
         assert stays(router.infer(history))
         assert stays(router.infer([user(SECRET), assistant("so"), user("next")]))
         assert router.infer([user("What is the capital of France?")]).source == "cloud"
-    text = (tmp_path / "conversations.txt").read_text()
-    assert "diabetes" not in text
+    assert not any(b"diabetes" in path.read_bytes() for path in tmp_path.glob("conversations.db*"))
     if os.name == "posix":
-        assert stat.S_IMODE((tmp_path / "conversations.txt").stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "conversations.db").stat().st_mode) == 0o600
 
 
 def test_a_file_that_cannot_be_read_keeps_all_conversations(tmp_path, caplog):
     """It is not known which may leave; other inputs do. Once it can be read they do, too."""
-    (tmp_path / "conversations.txt").write_text("garbage\n")
+    (tmp_path / "conversations.db").write_text("garbage\n")
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
         answer = router.infer([user("What is the capital of France?")])
         assert (answer.source, answer.reason_code) == ("edge", "stays")
         assert answer.trace["stays"] != WHY
         assert "all conversations stay" in caplog.text
         assert router.infer("a text").source == "cloud"
-        (tmp_path / "conversations.txt").unlink()
+        (tmp_path / "conversations.db.corrupt-1").unlink()
         assert router.infer([user("What is the capital of Spain?")]).source == "cloud"
+
+
+@contextlib.contextmanager
+def full(_):
+    """A transaction on a disk that is full."""
+    raise StoreError("No space left on device")
+    yield
 
 
 def test_a_file_that_cannot_be_written_costs_no_answer(tmp_path, monkeypatch, caplog):
     """This process knows it all the same."""
     with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
-        monkeypatch.setattr(homebound.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(Database, "transaction", full)
         for _ in range(2):
             assert router.infer([user(SECRET)], data_class="medical").source == "edge"
         assert router.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
         assert caplog.text.count("No space left on device") == 1
 
 
-def test_a_torn_line_costs_no_other(tmp_path):
-    """As a crash or a full disk leaves it."""
-    path = tmp_path / "d.txt"
-    one = Digests(path)
-    mine, other = one.digest(b"mine"), one.digest(b"other")
-    one.add([mine])
-    with path.open("a") as file:
-        file.write("\n0123abc")
-    one.add([other])
+def test_what_is_in_the_file_is_known_to_another(tmp_path):
+    """Under its key, which the file has."""
+    path = tmp_path / "d.db"
+    one, other = Digests(path), Digests(path)
+    one.add([one.digest(b"mine")])
+    other.add([other.digest(b"other")])
     again = Digests(path)
-    assert mine in again
-    assert other in again
-    assert again.digest(b"mine") == mine, "with its key"
+    assert again.digest(b"mine") in again
+    assert again.digest(b"other") in one
+    assert again.digest(b"none") not in again
 
 
 def test_what_is_remembered_again_stays_remembered(tmp_path):
     """In memory, and once in the file."""
-    one = Digests(tmp_path / "d.txt")
+    path = tmp_path / "d.db"
+    one = Digests(path)
     mine = one.digest(b"mine")
     for _ in range(3):
         one.add([mine])
         assert mine in one
-    assert (tmp_path / "d.txt").read_text().count(mine.hex()) == 1
+    assert Database(path, "", durable=False).read("SELECT count(*) FROM digests", ()) == [(1,)]
 
 
 def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     """There are limits of number and of age, in memory and in the file."""
     monkeypatch.setattr(homebound, "MOST", 10)
-    path = tmp_path / "d.txt"
+    path = tmp_path / "d.db"
     one = Digests(path)
     all_ = [one.digest(b"%d" % n) for n in range(60)]
     for digest in all_:
@@ -387,7 +394,6 @@ def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     assert [digest in one for digest in all_] == [False] * 50 + [True] * 10
     again = Digests(path)
     assert [digest in again for digest in all_] == [False] * 50 + [True] * 10
-    assert path.stat().st_size <= 4 * 10 * 40 + 120, "it is shortened as it grows"
     assert all_[-1] in Digests(path)
     monkeypatch.setattr(homebound, "now", lambda: 86400.0 * 40_000)
     assert all_[-1] not in Digests(path)
@@ -417,11 +423,11 @@ def test_a_continued_conversation_is_recognised(said, more):
 
 def test_what_could_not_be_written_is_written_with_the_next(tmp_path, monkeypatch):
     """A disk that was full for a moment: nothing is forgotten once others' digests are read."""
-    path = tmp_path / "d.txt"
+    path = tmp_path / "d.db"
     one = Digests(path)
     mine, other = one.digest(b"mine"), one.digest(b"other")
-    with monkeypatch.context() as full:
-        full.setattr(homebound.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with monkeypatch.context() as broken:
+        broken.setattr(Database, "transaction", full)
         one.add([mine])
     Digests(path).add([other])
     assert one.refreshed()

@@ -11,6 +11,7 @@ from commands import cli
 
 from edgeroute import BadInput, Prefix, Router
 from edgeroute.confidence.scores import quantile
+from edgeroute.stores.sqlite import Database
 from edgeroute.tools.cli.prompts import prompts
 
 pytest.importorskip("xllamacpp")
@@ -157,5 +158,5 @@ def test_examples_are_no_conversations(tmp_path):
     lines = [{"prompt": f"question {k}", "grade": 0.9 + k % 2 / 10} for k in range(30)]
     code, _, err = cli("calibrate", "-p", path, "-d", written(tmp_path, lines), "--max-defer", "50%", "--sure", "average")
     assert code == 0, err
-    kept = tmp_path / "state" / "conversations.txt"
-    assert not kept.exists() or kept.read_text().count("\n") == 1
+    kept = tmp_path / "state" / "conversations.db"
+    assert not kept.exists() or Database(kept, "", durable=False).read("SELECT count(*) FROM digests", ()) == [(0,)]

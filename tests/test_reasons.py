@@ -623,11 +623,11 @@ def test_of_a_conversation_that_stays():
 
 def test_of_conversations_that_cannot_be_read(tmp_path):
     """All stay then."""
-    (tmp_path / "conversations.txt").write_text("garbage\n")
+    (tmp_path / "conversations.db").write_text("garbage\n")
     egress = Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat")
     with Router(unsure, sure, threshold=0.5, egress=egress, state=tmp_path) as router:
         answer = router.infer([{"role": "user", "content": "What is the capital of France?"}])
-    why = "edge 0.10 < 0.50 (uncalibrated), which conversations have to stay cannot be read (its first line is no key)"
+    why = "edge 0.10 < 0.50 (uncalibrated), which conversations have to stay cannot be read (what was in conversations.db.corrupt-1 is not known)"
     assert (answer.reason_code, answer.reason) == ("stays", why)
 
 

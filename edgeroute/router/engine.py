@@ -196,7 +196,7 @@ class Engine(ForkSafe):
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
-        self.homebound = Homebound(None if state is None else state / "conversations.txt")
+        self.homebound = Homebound(None if state is None else state / "conversations.db")
         self.caching: Caching | None = None
         self.queue: OfflineQueue | None = None
         self.auditor: Auditor | None = None

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import re
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from unicodedata import normalize
 
 from edgeroute.core.egress import Denied, Rules, permit
 from edgeroute.core.policy import Mode
-from edgeroute.stores.journal import ProcessLock
+from edgeroute.errors import StoreError
+from edgeroute.stores.sqlite import Database
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.process import now, replace_file
+from edgeroute.system.process import now
 
 # Conversations as inputs: their turns, and the digests by which a later call with the same turns is recognised.
 
@@ -140,165 +140,121 @@ def _dumped(value: Any) -> str:
         return repr(value)
 
 
-# Keyed digests that are remembered, in a file if there is one: what they are of cannot be told from them.
-
 log = logging.getLogger("edgeroute")
 MOST: Final = 50_000
 """Digests that are remembered; the oldest go first."""
 DAYS: Final = 90
 """How long each is remembered."""
-WAIT_S: Final = 1.0
-"""How long another process's lock on the file is waited for."""
 _DAY_S: Final = 86400.0
-_LINE_BYTES: Final = 40
-_LINE = re.compile(r"([0-9a-f]{32}) ([0-9]{1,6})")
-_KEY = re.compile(r"key ([0-9a-f]{64})\n")
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL)"""
+_TOGETHER: Final = 500
+"""Digests that are looked up in one query."""
 
 
 class Digests(ForkSafe):
-    """Digests of 16 bytes under a key of its own, shared by processes through the file: lines of `DIGEST DAY` after the key's.
+    """Digests of 16 bytes under a key of its own, shared by processes through the file: the texts cannot be told from them.
 
-    A file that cannot be read makes `blind` say so: nothing is known then of what was remembered. One that cannot be written is
-    logged, once: what is added meanwhile is known to this process alone. There is no fsync: a power cut may lose the last ones.
+    A file that cannot be read, or was damaged, sets `blind`: nothing is known then of what was remembered. One that cannot be
+    written is logged, once: what is added meanwhile is known to this process alone. There is no fsync: a power cut may lose the
+    last ones.
 
     Args:
-        path: of the file; None: in memory only.
+        path: path of the SQLite file; None: in memory only.
+
+    Attributes:
+        blind: why it is not known what was remembered; empty: it is.
     """
 
     _lock = per_process(threading.RLock)
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._key, self._known = os.urandom(32), dict[bytes, int]()
-        self._seen: tuple[int, int] | None = None
-        """Inode and size of the file as far as it was read."""
+        self._database = None if path is None else Database(path, _SCHEMA, durable=False)
+        self._key = os.urandom(32)
         self._unwritten: dict[bytes, int] = {}
-        """Those that are remembered here, and not in the file."""
-        self._told = False
+        """Digests that are remembered here, and not in the file, with their days; the oldest first."""
+        self._logged = False
         self.blind = ""
-        self._refresh()
+        self._stored()  # what is digested from here on is under the file's key
 
     def digest(self, text: bytes) -> bytes:
-        """The digest, 16 bytes."""
+        """Return the digest of a text, 16 bytes."""
         return blake2b(text, key=self._key, digest_size=16).digest()
 
     def refreshed(self) -> bool:
-        """Reads what other processes have added. Returns whether anything is remembered, or it is not known what is."""
-        self._refresh()
-        return bool(self._known) or bool(self.blind)
+        """Read the file. Return True if anything is remembered, or that is not known."""
+        return bool(self._unwritten) or self._stored() or bool(self.blind)
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._known
+        return self.any_of([digest])
+
+    def any_of(self, digests: Iterable[bytes]) -> bool:
+        """Return True if one of these is remembered."""
+        wanted, oldest = [*digests], int(now() / _DAY_S) - DAYS
+        if any(self._unwritten.get(digest, -1) >= oldest for digest in wanted):
+            return True
+        parts = [wanted[i : i + _TOGETHER] for i in range(0, len(wanted), _TOGETHER)]
+        return any(self._stored(f" WHERE digest IN ({', '.join('?' * len(part))}) AND day >= ?", *part, oldest) for part in parts)
 
     def add(self, digests: Iterable[bytes]) -> None:
-        """Remembers these, on disk too before it returns."""
+        """Remember digests, on disk too before it returns."""
         today = int(now() / _DAY_S)
         with self._lock:
-            given = dict.fromkeys(digests, today)
-            fresh = [one for one in given if self._known.pop(one, None) != today]
-            self._known.update(given)  # as the newest
-            while len(self._known) > MOST:
-                del self._known[next(iter(self._known))]
-            if self.path is None:
-                return
-            self._unwritten.update(dict.fromkeys(fresh, today))
+            fresh = dict.fromkeys(digests, today)
+            self._unwritten = {one: day for one, day in self._unwritten.items() if one not in fresh} | fresh
             while len(self._unwritten) > MOST:
                 del self._unwritten[next(iter(self._unwritten))]
-            if self.blind or not self._unwritten:
+            if self._database is None:
                 return
             try:
-                self._append("".join(f"\n{one.hex()} {day}\n" for one, day in self._unwritten.items()))
+                with self._database.transaction() as connection:
+                    self._meet(connection)
+                    rows = self._unwritten.items()
+                    connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
+                    limits = (today - DAYS, MOST)
+                    connection.execute("DELETE FROM digests WHERE day < ? OR id <= (SELECT max(id) FROM digests) - ?", limits)
                 self._unwritten.clear()
-            except OSError as e:
-                if not self._told:
-                    self._told = True
+            except (StoreError, ValueError) as e:
+                if not self._logged:
+                    self._logged = True
                     log.error(  # noqa: TRY400 - the message says all
                         "%s cannot be written: which conversations have to stay on this device is known to this process alone, "
-                        "until it ends: %s",
-                        self.path,
-                        e.strerror or e,
-                    )
+                        "until it ends: %s", self.path, e,
+                    )  # fmt: skip
 
-    def _append(self, text: str) -> None:
-        assert self.path is not None, "there is a file"
-        lock = ProcessLock(self.path.with_suffix(".lock"))
-        try:
-            if not lock.take(WAIT_S):  # it may be replacing the file
-                raise OSError(errno.EAGAIN, "another process holds its lock")
-            if not self.path.exists():  # deleted meanwhile: digests under another key would say nothing
-                self._write()
-                return
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-            try:
-                left = text.encode()
-                while left:
-                    left = left[os.write(fd, left) :]
-                about = os.fstat(fd)
-                if self._seen == (about.st_ino, about.st_size - len(text)):  # nobody else has added anything
-                    self._seen = about.st_ino, about.st_size
-                large = about.st_size > 4 * MOST * _LINE_BYTES
-            finally:
-                os.close(fd)
-            if large:
-                self._refresh()  # with what others have added
-                self._write()
-        finally:
-            lock.leave()
+    def _meet(self, connection: sqlite3.Connection) -> None:
+        """Take the file's key, or give the file this one's."""
+        connection.execute("INSERT INTO key SELECT ? WHERE NOT EXISTS (SELECT 1 FROM key)", (self._key,))
+        self._take(connection.execute("SELECT key FROM key").fetchone()[0])
 
-    def _write(self) -> None:
-        """Writes the file anew."""
-        assert self.path is not None, "there is a file"
-        self.path.touch(0o600)
-        lines = [f"key {self._key.hex()}\n", *(f"{one.hex()} {day}\n" for one, day in self._known.items())]
-        replace_file(self.path, "".join(lines))
-
-    def _refresh(self) -> None:
-        """Reads what was added to the file since, all of it the first time and after it was replaced."""
-        if self.path is None:
-            return
-        try:
-            found = self.path.stat()
-            if (found.st_ino, found.st_size) == self._seen and not self.blind:
-                return
-        except OSError as e:
-            if isinstance(e, FileNotFoundError) and self._seen is not None:
-                return  # deleted, and what it had is known
-            if not isinstance(e, FileNotFoundError):
-                self.blind = e.strerror or str(e)
-                return
-        with self._lock:
-            try:
-                self._read()
-                self.blind = ""
-            except (OSError, ValueError) as e:
-                if not self.blind:
-                    log.error("%s cannot be read, so all conversations stay on this device: %s", self.path, e)  # noqa: TRY400
-                self.blind = (e.strerror if isinstance(e, OSError) else None) or str(e)
-
-    def _read(self) -> None:
-        assert self.path is not None, "there is a file"
-        if not self.path.exists():
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
-            lock = ProcessLock(self.path.with_suffix(".lock"))
-            try:
-                lock.take(WAIT_S)
-                if not self.path.exists():
-                    self._write()
-            finally:
-                lock.leave()
-        with self.path.open("rb") as file:
-            about, text = os.fstat(file.fileno()), file.read()
-        if (key := _KEY.match(text.decode("ascii", "replace"))) is None:
-            raise ValueError("its first line is no key")
-        found = bytes.fromhex(key[1])
-        if self._unwritten and found != self._key:  # under another key they say nothing, so it stays unknown what was said
+    def _take(self, key: bytes) -> None:
+        if self._unwritten and key != self._key:  # under another key they say nothing, so it stays unknown what was said
             raise ValueError("it has another key than what was remembered meanwhile")
-        self._key = found
-        oldest = int(now() / _DAY_S) - DAYS
-        lines = text.decode("ascii", "replace").split("\n")[1:]
-        rows = [row for line in lines if (row := _LINE.fullmatch(line)) is not None and int(row[2]) >= oldest]
-        self._known = {**{bytes.fromhex(row[1]): int(row[2]) for row in rows[-MOST:]}, **self._unwritten}
-        self._seen = about.st_ino, len(text)
+        self._key = key
+
+    def _stored(self, which: str = "", *values: object) -> bool:
+        """Return True if the file has such a digest. What prevents to read it is logged, and set as `blind`."""
+        if self._database is None or self.path is None:
+            return False
+        statement = f"SELECT (SELECT key FROM key), EXISTS (SELECT 1 FROM digests{which})"  # noqa: S608 - constants
+        try:
+            rows = self._database.read(statement, values)
+            if not rows or rows[0][0] is None:  # it is new, or locked
+                with self._database.transaction() as connection:
+                    self._meet(connection)
+                    rows = connection.execute(statement, values).fetchall()
+            key, exists = rows[0]
+            self._take(cast("bytes", key))
+            lost = next(self.path.parent.glob(f"{self.path.name}.corrupt-*"), None)
+            self.blind = "" if lost is None else f"what was in {lost.name} is not known"
+            return bool(exists)
+        except (StoreError, ValueError) as e:
+            if not self.blind:
+                log.error("%s cannot be read, so all conversations stay on this device: %s", self.path, e)  # noqa: TRY400
+            self.blind = str(e)
+            return False
 
 
 WHY: Final = "this conversation had a turn that may not leave"
@@ -339,9 +295,10 @@ class Homebound:
         return home
 
     def _known(self, said: list[Turn]) -> str:
+        known = self._digests.any_of(looked_up(said, self._digests.digest))
         if self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
-        return WHY if any(one in self._digests for one in looked_up(said, self._digests.digest)) else ""
+        return WHY if known else ""
 
     def answered(self, identity: str, value: Any) -> None:
         """Remembers the answer to a call that stays."""
