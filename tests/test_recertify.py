@@ -19,7 +19,7 @@ from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Rou
 from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
-from edgeroute.router.audit_calls import prints
+from edgeroute.router.audit_calls import edge_fingerprints
 from edgeroute.stores.journal import Journal, read
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.tools.cli.recertify import next_look
@@ -92,7 +92,7 @@ def written(home, kind="toml", url=NOWHERE):
 def candidates(path):
     """The digest of the candidate's fingerprints."""
     with Router.from_policy(path, state=None) as router:
-        return digest(prints(router.engine.snapshot)["edge-trial"])
+        return digest(edge_fingerprints(router.engine.snapshot)["edge-trial"])
 
 
 def logged(home, made, count, share_wrong=0.0, **more):

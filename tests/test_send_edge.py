@@ -573,16 +573,16 @@ def test_answers_are_of_their_rows():
     answers = EdgeAnswers(["a", "b", "c"])
     answers.note((0, 2), [Prediction("x", 0.1, None), ValueError("its own")])
     answers.note(None, [ValueError(), Prediction("y", 0.2, None), ValueError()])
-    found = answers.beside(1, (2, 0), ["C", "A"])
+    found = answers.attach(1, (2, 0), ["C", "A"])
     assert [(one.x, one.edge and one.edge["value"]) for one in found] == [("C", None), ("A", "x")]
     answers.note((2,), [Prediction("z", 0.3, None)])
-    assert answers.stored("c", 1, asked=True) is None
-    assert answers.stored("c", 1, asked=False)["value"] == "z"
-    assert answers.stored("c", 2, asked=True)["value"] == "z"
-    assert answers.stored("b", 1, asked=True)["value"] == "y"
-    assert [answers.went(leg) for leg in (1, 2)] == [False, None]
-    answers.beside(2, (0, 1), ["A", "B"])
-    assert answers.went(2)
+    assert answers.to_store("c", 1, asked=True) is None
+    assert answers.to_store("c", 1, asked=False)["value"] == "z"
+    assert answers.to_store("c", 2, asked=True)["value"] == "z"
+    assert answers.to_store("b", 1, asked=True)["value"] == "y"
+    assert [answers.all_attached(leg) for leg in (1, 2)] == [False, None]
+    answers.attach(2, (0, 1), ["A", "B"])
+    assert answers.all_attached(2)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

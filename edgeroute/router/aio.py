@@ -29,8 +29,8 @@ from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.streams import AsyncStream, End, Last, whole
-from edgeroute.router.warm import Warmed, Warming, viewed, warmed, warmed_async
+from edgeroute.router.streams import AsyncStream, End, Last, as_one_piece
+from edgeroute.router.warm import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class AsyncRouter(BaseRouter[V]):
                     continue
                 answer = answer_of(shown[0])
                 if not spoken:  # from the cache, or in place of the cloud's
-                    yield whole(answer)
+                    yield as_one_piece(answer)
                 yield Last(answer)
 
     @like(Router.frames)
@@ -354,9 +354,9 @@ class AsyncRouter(BaseRouter[V]):
             if progress is not None:
                 progress(i, len(models), name)
             if backend.run_async is not None:
-                found.append(await warmed_async(name, backend, viewed(self.engine.snapshot, samples, backend)))
+                found.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend)))
             else:
-                call = partial(warmed, name, backend, viewed(self.engine.snapshot, samples, backend))
+                call = partial(warm_up, name, backend, view_samples(self.engine.snapshot, samples, backend))
                 found.append(await in_edge_thread(self.engine.edge_threads, call))
         if progress is not None:
             progress(len(models), len(models), "")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Asks:
-    """Calls of this router's clouds, and runs of its models, that nobody waits for."""
+    """Calls of a router's clouds, and runs of its models, for which nobody waits."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -45,7 +45,13 @@ class Asks:
         return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
-        """Copy the input, and return a function that calls the cloud and blocks. edge: its answer to the input, if known."""
+        """Copy the input, and return a function that calls the cloud and blocks.
+
+        Args:
+            request: the request to audit.
+            leg: index of the cloud's leg in its plan.
+            edge: edge's answer to the input, if known.
+        """
         inputs = call_contained(copy_input, request.inputs)
         shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
@@ -66,10 +72,10 @@ class Asks:
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks."""
-        own, trial = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.hidden
-        parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
+        copied, trial = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.hidden
+        parts = [self._alone(copied, copied.plan.unheard)] if copied.plan.unheard else []
         if trial is not None:
-            parts.append(self._alone(own._replace(snapshot=trial), (shadow_leg(0, trial.targets[0], trial.policy),)))
+            parts.append(self._alone(copied._replace(snapshot=trial), (shadow_leg(0, trial.targets[0], trial.policy),)))
         return lambda: [run for legs in parts for run in _rehearsed(legs)]
 
     def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
@@ -100,7 +106,7 @@ def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
     return runs
 
 
-def audit_of(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
+def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
     """Return the settings in force: without any, in shadow mode all requests are audited, and a hidden edge has its share."""
     if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
         from edgeroute.trials.drift import Audit as Made
@@ -125,7 +131,7 @@ def _use(engine: Engine) -> None:
 def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
     """Put settings of audits in force under a policy. None: only where something hidden runs."""
     before = engine.auditor
-    audit = audit_of(audit, snapshot)
+    audit = effective_audit(audit, snapshot)
     auditor = None if audit is None else before or _auditor(engine, audit)
     if audit is not None and auditor is not None:
         full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
@@ -133,7 +139,7 @@ def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
         others: tuple[Any, ...] = ()
         if other is not None:
             certificates, others = certificates + other.certificates[:1], (other.backends,)
-        auditor.adopt(snapshot.watched[0], certificates, prints(snapshot), snapshot.backends, audit, full, others)
+        auditor.adopt(snapshot.watched[0], certificates, edge_fingerprints(snapshot), snapshot.backends, audit, full, others)
     engine.auditor, engine.audited = auditor, 0.0 if audit is None else audit.share
     _use(engine)
     if before is not None and auditor is None:
@@ -191,18 +197,20 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
     return known if known is not None and known.of == made.of else made
 
 
-def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """Return the fingerprints of each edge, by name, with the one on trial: those of a router whose edge it is."""
-    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
-    return found if snapshot.trial is None else {**found, snapshot.trial.targets[0].name: fingerprints(snapshot.trial, 0)}
+def edge_fingerprints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
+    """Return the fingerprints of each edge by name, also of the one on trial: there those of a router with that edge."""
+    by_name = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    return by_name if snapshot.trial is None else {**by_name, snapshot.trial.targets[0].name: fingerprints(snapshot.trial, 0)}
 
 
-def _compared(engine: Engine, name: str, *, agrees: bool) -> None:
+def _report_comparison(engine: Engine, name: str, *, agrees: bool) -> None:
+    """Report a comparison to the trials, if there are any."""
     if engine.trials is not None:
         engine.trials.compared(name, agrees=agrees)
 
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:
+    """Return a new auditor for an engine, with a journal if the engine has a folder for its state."""
     from edgeroute.trials.audit import Auditor
 
     journal = None
@@ -213,6 +221,6 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
     return Auditor(
         audit, engine.counts,
         submit=engine.cloud_threads.submit, asks=Asks(engine), changed=engine.refresh_thresholds,
-        alarm=engine.instruments.alarm, journal=journal, compared=partial(_compared, engine),
+        alarm=engine.instruments.alarm, journal=journal, compared=partial(_report_comparison, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Caching stage: answers from the cache; equal concurrent requests share one answer (singleflight)."""
+"""Stage of the cache: answers from the cache; equal concurrent requests share one answer (singleflight)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.router.keys import accepted
+from edgeroute.router.keys import is_accepted
 from edgeroute.router.parts import Part
 from edgeroute.router.request import Request
 from edgeroute.router.stages import Block, Join, Proceed, Result, Steps, answer_of
@@ -25,18 +25,18 @@ from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")
 SHARE = 0.1
-"""Share of the deadline that the cache's disk, or the embedding of a text, may take; after that it counts as a miss."""
+"""Share of the deadline for the cache's disk, or for the embedding of a text; after that the look-up counts as a miss."""
 HELD_S = 1.0
-"""An equal request that shows something goes on as its reader does, who may never: it is waited for no longer than this."""
+"""Maximum seconds to wait for an equal request that shows its answer early: it goes on only as its reader does, who may stop."""
 
 
 class Caching(Part):
-    """The cache as a stage.
+    """Cache as a stage around the walk.
 
     Args:
-        cache: of answers.
-        note: counts `cached`.
-        again: makes a new request equal to one that was served stale, for its revalidation.
+        cache: the cache of answers.
+        note: counts an event by name: `cached`.
+        again: returns a new request equal to one that was served stale, for its revalidation.
         spawn: executes the steps of a revalidation in the background; returns False if there is no thread for them.
     """
 
@@ -53,9 +53,9 @@ class Caching(Part):
         self.close = cache.close  # type: ignore[method-assign]
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Serves cached answers; the leaders among the other requests go on, and followers wait for an equal request.
+        """Return cached answers; of the other requests the leaders go on, and followers wait for an equal request.
 
-        A caller that is shown something before the answer is final (`refine`, `stream`) always leads.
+        A caller that gets something before the answer is final (`refine`, `stream`) always leads.
         """
         results: list[Result | None] = [None] * len(requests)
         leads: list[tuple[int, Request, Flight | None]] = []
@@ -71,34 +71,35 @@ class Caching(Part):
                     follows.append((i, request, flight))
                 else:
                     leads.append((i, request, flight))
-            yield from self._walked(leads, results, proceed)
+            yield from self._run_leads(leads, results, proceed)
             alone = []
             for i, request, flight in follows:
                 shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
-                if shared is None or not accepted(request.plan, shared[1].entry):
+                if shared is None or not is_accepted(request.plan, shared[1].entry):
                     # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
                     alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
                 else:
                     results[i] = self._shared(request, *shared)
-            yield from self._walked(alone, results, proceed)
+            yield from self._run_leads(alone, results, proceed)
         finally:
             for _, _, flight in leads:
                 if flight is not None:
                     flight.failed()  # a no-op if it has ended
         return [result for result in results if result is not None]
 
-    def _walked(
+    def _run_leads(
         self, leads: Sequence[tuple[int, Request, Flight | None]], results: list[Result | None], proceed: Proceed
     ) -> Steps[None]:
+        """Run the leading requests, and write their results into `results`."""
         if not leads:
             return
-        found = yield from proceed([request for _, request, _ in leads])
-        for (i, request, flight), result in zip(leads, found, strict=True):
+        walk_results = yield from proceed([request for _, request, _ in leads])
+        for (i, request, flight), result in zip(leads, walk_results, strict=True):
             results[i] = result
-            self._ended(request, flight, result)
+            self._settle(request, flight, result)
 
-    def _ended(self, request: Request, flight: Flight | None, result: Result) -> None:
-        """Stores an answer, and passes it to the followers."""
+    def _settle(self, request: Request, flight: Flight | None, result: Result) -> None:
+        """Store an answer, and pass it to the followers; without an answer to share, release them."""
         if isinstance(result, Answer) and request.key is not None:
             self.store(request, result)
         if flight is not None:
@@ -108,7 +109,7 @@ class Caching(Part):
                 flight.failed()  # followers may have more time, and have ids of their own
 
     def _keyed(self, request: Request) -> tuple[Request, bytes]:
-        """(request with its cache key, and the key's prefix)."""
+        """Return the request with its cache key, and the key's prefix; without a key if it is not to be cached."""
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never or TURN.get() is not None:  # a state decides the answer, too, and has to move on
             return request, b""
@@ -116,66 +117,77 @@ class Caching(Part):
         return request._replace(key=digest(prefix, request.inputs)), prefix
 
     def _fetched(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
-        """What the disk has for them. It has a share of the deadline: an edge that needs the rest must not wait for a disk."""
+        """Return the entries on disk for the requests' keys; nothing if they do not come within the share of the deadline.
+
+        An edge that needs the rest of the deadline must not wait for a disk.
+        """
         keys = self.cache.missing(request.key for request in requests if request.key is not None)
         if not keys:
             return {}
-        found = yield Block(partial(self.cache.fetch, keys), self._looks_until(requests[0]), needed=False)
-        if found is None:
+        entries = yield Block(partial(self.cache.fetch, keys), self._looks_until(requests[0]), needed=False)
+        if entries is None:
             self.cache.late()
             return {}
-        return found  # type: ignore[no-any-return]
+        return entries  # type: ignore[no-any-return]
 
     def _looks_until(self, request: Request) -> float:
-        """When to go on without what was looked for."""
+        """Return the instant at which the call goes on without the cache's result."""
         return INF if request.until == INF else request.begun + SHARE * request.plan.deadline_s
 
     def _look_up(
         self, request: Request, prefix: bytes, fetched: Mapping[bytes, Entry], proceed: Proceed
     ) -> Steps[tuple[Answer | None, Flight | None]]:
-        """(cached answer or None, its part in the flight of equal requests)."""
+        """Return the cached answer, or None, and the request's part in the flight of equal requests, or None.
+
+        A stale entry is returned, and its revalidation started in the background.
+        """
         key = request.key
         if key is None:
             return None, None
         entry, age = self.cache.lookup(key, fetched)
-        if entry is not None and not accepted(request.plan, entry):
+        if entry is not None and not is_accepted(request.plan, entry):
             entry = None
         if entry is not None and age == "fresh":
-            return self._recalled(entry, "cache", request, ""), None
+            return self._cached_answer(entry, "cache", request, ""), None
         if entry is not None and age == "revalidate":
             flight = self.flights.join(key)
             if flight.leads and not self._spawn(self._revalidation(request, flight, proceed)):
                 flight.failed()
-            return self._recalled(entry, "stale", request, " and past its time, being renewed"), None
+            return self._cached_answer(entry, "stale", request, " and past its time, being renewed"), None
         semantic = self.cache.semantic
         if semantic is not None and isinstance(request.inputs, str):
             near = yield Block(partial(self._near, semantic, prefix, request.inputs), self._looks_until(request), needed=False)
-            if near is not None and accepted(request.plan, near[0]):
+            if near is not None and is_accepted(request.plan, near[0]):
                 entry, similarity = near
                 note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
-                return self._recalled(entry, "cache", request, note), None
+                return self._cached_answer(entry, "cache", request, note), None
         return None, self.flights.join(key, held=bool(request.shows))
 
     def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
+        """Return the entry for a similar text, and the similarity; None if there is none. An error of the embedding is logged."""
         try:
             return semantic.find(prefix, text)
         except BadInput as e:  # the embedding's error, logged once; no request may fail because of it
             log.error("%s", e)  # noqa: TRY400
             return None
 
-    def _recalled(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
+    def _cached_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
+        """Count a cached answer, and return it."""
         self._note("cached")
         return _answer(entry, source, request, note)
 
     def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
-        """Revalidates a stale entry in the background. The input is copied, since the caller may write to it meanwhile."""
+        """Return the steps that revalidate a stale entry in the background, on a copy of the input.
+
+        The caller may write to the input meanwhile. Errors are logged.
+        """
         request = stale._replace(inputs=copy_input(stale.inputs))
 
         def steps() -> Steps[None]:
             try:
                 again = self._again(request)
                 (result,) = yield from proceed([again])
-                self._ended(again, flight, result)
+                self._settle(again, flight, result)
                 answer_of(result)
             except EdgerouteError as e:
                 log.info("what the cache has past its time could not be renewed: %s", e)
@@ -187,22 +199,31 @@ class Caching(Part):
         return steps()
 
     def _patience_s(self, request: Request) -> float:
-        """How long to wait for an equal request and still have time for the edge, seconds."""
+        """Return the seconds to wait for an equal request and still have time for the edge."""
         plan, whole_s = request.plan, request.plan.deadline_s
         if whole_s == INF:
             return INF
         edge_s = max((plan.facts.reserves.get(leg.name, INF) for leg in plan.legs if leg.permit is None), default=INF)
         return max(0.0, whole_s - (edge_s if edge_s < INF else whole_s / 2) - (monotonic() - request.begun))
 
-    def _shared(self, request: Request, leader: str, kept: CachedEntry) -> Answer:
-        """Turns the answer of an equal request, whose id is `leader`, into this one's."""
+    def _shared(self, request: Request, leader: str, cached: CachedEntry) -> Answer:
+        """Count a shared answer, and return it as this request's.
+
+        Args:
+            request: the request.
+            leader: id of the equal request.
+            cached: its answer.
+        """
         self._note("cached")
-        entry = kept.given()
+        entry = cached.given()
         note = f"shared with {leader}: {entry.reason}"
         return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)
 
     def store(self, request: Request, answer: Answer) -> None:
-        """Stores an answer that was accepted."""
+        """Store an accepted answer of a request in the cache; others are ignored.
+
+        A text's embedding is stored, too, unless that would delay the deadline.
+        """
         if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
             return
         if answer.edge_sent is False:  # the next request may have the edge's answer to send, and get another one
@@ -218,7 +239,10 @@ class Caching(Part):
                 semantic.add(request.snapshot.prefixes.of(plan), x, entry)
 
     def store_late(self, request: Request, event: Done) -> None:
-        """Stores a late answer for the next equal request; not where it is not known whether the edge's answer went along."""
+        """Store a late answer for the next equal request.
+
+        Not if clouds take the edge's answer along, since it is not known whether this one did.
+        """
         if request.snapshot.sends_edge:
             return
         now = monotonic()
@@ -228,26 +252,28 @@ class Caching(Part):
         )
 
     def stale(self, request: Request) -> Answer | None:
-        """The stale entry for a request that has no accepted answer; None: there is none."""
+        """Return the stale entry as the answer to a request without an accepted one; None: there is none."""
         if request.key is None:
             return None
         entry, _ = self.cache.lookup(request.key)
-        if entry is None or not accepted(request.plan, entry):
+        if entry is None or not is_accepted(request.plan, entry):
             return None
-        return self._recalled(entry, "stale", request, ", the cloud is away")
+        return self._cached_answer(entry, "stale", request, ", the cloud is away")
 
 
 def _entry(answer: Answer) -> Entry:
+    """Return the cache entry of an answer, with the time now."""
     return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, process.now())
 
 
 def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
-    """The leader's id, and a copy of its answer, to which the leader's caller cannot write; None: it cannot be copied."""
-    kept = keep(_entry(answer))
-    return None if kept is None else (answer.id, kept)
+    """Return the leader's id, and a copy of its answer, to which the leader's caller cannot write; None: it cannot be copied."""
+    copied = keep(_entry(answer))
+    return None if copied is None else (answer.id, copied)
 
 
 def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
+    """Return the answer of a cache entry, with its age in the reason."""
     age_s = max(0.0, process.now() - entry.at)
     return Answer.from_entry(
         entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun

@@ -1,4 +1,4 @@
-"""Conversations that keep their own messages, over a router."""
+"""Conversations that store their own messages, over a router."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from edgeroute.types import Answer
 
 
 class History:
-    """The messages of a conversation. One call at a time.
+    """Messages of a conversation. One call at a time.
 
     Attributes:
-        messages: so far, the system's first; both sides are sent all of them.
-        stays: whether a turn had to stay on the device: then all later ones do.
+        messages: messages so far, the system's first; both sides get all of them.
+        stays: True once a turn had to stay on the device; all later turns stay, too.
     """
 
     def __init__(self, router: Any, system: str | None) -> None:
@@ -25,55 +25,75 @@ class History:
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.stays = False
 
-    def _asked(self, said: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The messages with this one, and the call's options."""
-        if not isinstance(said, str | list | tuple | Mapping):
-            raise BadInput(f"a turn is a text, the parts of a content, or a message, not a {type(said).__name__}")
-        turn = dict(said) if isinstance(said, Mapping) else {"role": "user", "content": said}
+    def _asked(self, turn: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return the messages with the next turn, and the call's options, restricted to the edge if the conversation stays.
+
+        Sets `stays`.
+
+        Raises:
+            BadInput: the turn is no text, content or message.
+            MayNotLeave: the conversation must stay, and there is no edge.
+        """
+        if not isinstance(turn, str | list | tuple | Mapping):
+            raise BadInput(f"a turn is a text, the parts of a content, or a message, not a {type(turn).__name__}")
+        message = dict(turn) if isinstance(turn, Mapping) else {"role": "user", "content": turn}
         snapshot = self._router.engine.snapshot
-        named = options.get("data_class")
-        verdict = permit(snapshot.policy.rules, named) if isinstance(named, str | None) else None  # the call says what is wrong
+        data_class = options.get("data_class")
+        # the call itself refuses a data class of another type
+        verdict = permit(snapshot.policy.rules, data_class) if isinstance(data_class, str | None) else None
         self.stays = self.stays or options.get("mode") == "only_edge" or isinstance(verdict, Denied)
         if self.stays and any(target.side == "edge" for target in snapshot.targets):
             options = {**options, "mode": "only_edge"}
         elif self.stays and self.messages and not isinstance(verdict, Denied):
             raise MayNotLeave("this conversation had a turn that may not leave, and there is no edge any more")
-        return [*self.messages, turn], options
+        return [*self.messages, message], options
 
     def _answered(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
-        turn: dict[str, Any] = {
+        """Append the turn and its answer to the messages. Return the answer."""
+        reply: dict[str, Any] = {
             "role": "assistant",
             "content": answer.value if isinstance(answer.value, str) else str(answer.value),
         }
         choices = answer.outputs.get("choices") if isinstance(answer.outputs, Mapping) else None
         first = choices[0] if isinstance(choices, list | tuple) and choices else None
-        own = first.get("message") if isinstance(first, Mapping) else None
-        if isinstance(own, Mapping) and own.get("tool_calls"):
-            turn |= {"content": answer.value or None, "tool_calls": own["tool_calls"]}
-        self.messages = [*messages, turn]
+        message = first.get("message") if isinstance(first, Mapping) else None
+        if isinstance(message, Mapping) and message.get("tool_calls"):
+            reply |= {"content": answer.value or None, "tool_calls": message["tool_calls"]}
+        self.messages = [*messages, reply]
         return answer
 
 
 class Conversation(History):
-    """A conversation over a `Router`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
+    """Conversation over a `Router`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
 
-    def infer(self, said: Any, **options: Any) -> Answer:
-        """The answer to what a user says next: a text, the parts of a content, or a message, such as a tool's result.
+    def infer(self, turn: Any, **options: Any) -> Answer:
+        """Return the answer to the next turn, and add both to the messages.
 
         Args:
-            said: the next turn.
-            options: of `Router.infer`.
+            turn: the turn: a text, the parts of a content, or a message, such as a tool's result.
+            options: options of `Router.infer`.
+
+        Raises:
+            BadInput: the turn is none of these.
+            MayNotLeave: an earlier turn may not leave, and there is no edge any more.
+            EdgerouteError: as by `Router.infer`.
         """
-        messages, options = self._asked(said, options)
+        messages, options = self._asked(turn, options)
         answer: Answer = self._router.infer(messages, **options)
         return self._answered(messages, answer)
 
-    def stream(self, said: Any, **options: Any) -> Stream:
-        """The same in pieces, with the options of `Router.stream`; the turn is part of it once the last piece was yielded."""
-        messages, options = self._asked(said, options)
+    def stream(self, turn: Any, **options: Any) -> Stream:
+        """Return the answer to the next turn in pieces; the turn is added to the messages once the last piece was yielded.
+
+        Args:
+            turn: as for `infer`.
+            options: options of `Router.stream`.
+        """
+        messages, options = self._asked(turn, options)
         return Stream(self._pieces(messages, self._router.stream(messages, **options)))
 
     def _pieces(self, messages: list[dict[str, Any]], stream: Stream) -> Generator[Any, None, Answer]:
+        """Yield a stream's pieces; at its end add the turn to the messages, and return the answer."""
         with stream:
             for piece in stream:
                 yield Shown(stream.leg or "", piece)
@@ -82,16 +102,19 @@ class Conversation(History):
 
 
 class AsyncConversation(History):
-    """`Conversation` over an `AsyncRouter`."""
+    """Conversation over an `AsyncRouter`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
 
-    async def infer(self, said: Any, **options: Any) -> Answer:
-        """As `Conversation.infer`."""
-        messages, options = self._asked(said, options)
+    async def infer(self, turn: Any, **options: Any) -> Answer:
+        """Return the answer to the next turn, and add both to the messages. See `Conversation.infer`."""
+        messages, options = self._asked(turn, options)
         return self._answered(messages, await self._router.infer(messages, **options))
 
-    def stream(self, said: Any, **options: Any) -> AsyncStream:
-        """As `Conversation.stream`."""
-        messages, options = self._asked(said, options)
+    def stream(self, turn: Any, **options: Any) -> AsyncStream:
+        """Return the answer to the next turn in pieces; the turn is added once the last piece was yielded.
+
+        See `Conversation.stream`.
+        """
+        messages, options = self._asked(turn, options)
         return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
 
     async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:

@@ -31,10 +31,10 @@ from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.parts import Followed, Method, Part, Parts
-from edgeroute.router.plans import beforehand, first_piece_s, kept, planned
+from edgeroute.router.plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
 from edgeroute.router.preflight import Check, Decision, check, decide
-from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
-from edgeroute.router.stages import Proceed, Result, Steps, compose, walked
+from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, is_read_once, read_once_error
+from edgeroute.router.stages import Proceed, Result, Steps, compose, walk_stage
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.logs import call_quietly
 from edgeroute.system.threads import ThreadPool
@@ -232,8 +232,8 @@ class Engine(ForkSafe):
         """
         if self.closed:
             raise Closed(CLOSED)
-        if type(x) not in AGAIN and once(x):
-            raise refused(x)
+        if type(x) not in AGAIN and is_read_once(x):
+            raise read_once_error(x)
         begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         arm = ""
@@ -246,15 +246,15 @@ class Engine(ForkSafe):
         rules = snapshot.policy.rules
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
         if talks and (home := self.homebound.why(x, identity, rules, None if renews else mode, data_class)):
-            made = planned(snapshot, observer.facts, mode, deadline, data_class, home)
+            made = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             made = snapshot.plans.get(PLAIN)
         else:
-            made = kept(snapshot, mode, deadline, data_class, arm)
+            made = stored_plan(snapshot, mode, deadline, data_class, arm)
         if made is None:
             made = self._plan(snapshot, mode, deadline, data_class, arm)
         if snapshot.before and not together:
-            made = beforehand(snapshot, made, x)
+            made = drop_unsure_edges(snapshot, made, x)
         if begun >= observer.reads_at:
             SAMPLER.read(self)
         first_s = INF if shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
@@ -263,8 +263,8 @@ class Engine(ForkSafe):
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
         """One request per row of a batch; see `request`."""
         for x in batch:
-            if once(x):
-                raise refused(x)
+            if is_read_once(x):
+                raise read_once_error(x)
         first = self.request(batch[0], mode, deadline, data_class, together=True)  # whose arm is that of all
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
         rules, facts = first.snapshot.policy.rules, self.observer.facts
@@ -272,7 +272,7 @@ class Engine(ForkSafe):
         talks = [row for row in rows if type(row.inputs) in TALKS]
         why = {row.id: self.homebound.why(row.inputs, row.id, rules, mode, data_class) for row in talks}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
-            made = planned(first.snapshot, facts, mode, deadline, data_class, home)
+            made = make_plan(first.snapshot, facts, mode, deadline, data_class, home)
             rows = [row._replace(plan=made) for row in rows]
         return rows
 
@@ -292,7 +292,7 @@ class Engine(ForkSafe):
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
         facts = self.observer.facts
-        made = planned(snapshot, facts, mode, deadline, data_class, "", arm)
+        made = make_plan(snapshot, facts, mode, deadline, data_class, "", arm)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
@@ -307,12 +307,12 @@ class Engine(ForkSafe):
         cache = None if self.caching is None else self.caching.cache
         made = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.add_latency)
         if made.edge is not None:
-            made.edge.ended(first)
+            made.edge.note_event(first)
         return made
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
         """The innermost step: walks, records and makes answers."""
-        walks = yield from walked(requests, self.legs(requests), self.leave)
+        walks = yield from walk_stage(requests, self.legs(requests), self.leave)
         for one in walks:
             self.record(one.request, one.outcome, one.legs)
         for method in self.walked:

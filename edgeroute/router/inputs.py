@@ -1,4 +1,4 @@
-"""The inputs of one call, as each of its legs takes them."""
+"""Inputs of one call: each leg's view of them, computed once; copies for legs that may outlive the call."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from edgeroute.system.process import call_contained
 
 
 class Fitting(NamedTuple):
-    """The start of a batch's leg for those rows that its view has."""
+    """Start of a batch's leg for those rows whose view could be computed."""
 
     start: Start
     rows: Sequence[int]
-    """All rows that it was to be started for."""
+    """All rows for which the leg was to be started."""
     misfits: Mapping[int, Exception]
+    """Row -> exception of its view."""
     side: Side
 
-    def ended(self) -> Event | None:
-        """The leg's event, if there is nothing to run: no row is left, or one is invalid for the edge, which ends a batch."""
+    def early_event(self) -> Event | None:
+        """Return the leg's event if nothing is to run: no row is left, or a row is invalid for the edge, which fails a batch."""
         invalid = next((e for e in self.misfits.values() if isinstance(e, BadInput)), None)
         if self.side == "edge" and invalid is not None:
             return Failed(self.start.leg, invalid, monotonic(), fatal=True)
-        return None if self.start.rows else self.whole(Done(self.start.leg, [], monotonic()))
+        return None if self.start.rows else self.for_all_rows(Done(self.start.leg, [], monotonic()))
 
-    def whole(self, event: Event) -> Event:
-        """The event for all rows: those without a view have failed."""
+    def for_all_rows(self, event: Event) -> Event:
+        """Return the event for all rows: in the answers of the rows that ran, each row without a view has its exception."""
         if type(event) is not Done:
             return event
         answers = iter(event.answer)
@@ -41,14 +42,14 @@ class Fitting(NamedTuple):
 
 
 class CallInputs:
-    """The inputs of one call, and the views of them: each is computed once a side, in the thread of the leg that needs it first.
+    """Inputs of one call, and the views of them, each computed once for a side, in the thread of the leg that needs it first.
 
-    What a view raised is raised again. Legs that may outlive the call read a copy (`own`).
+    A view's exception is raised again for each later leg. Legs that may outlive the call read a copy (`copy_inputs`).
 
     Args:
-        requests: one, or the rows of a batch.
-        targets: of the policy.
-        views: theirs; None: there are none.
+        requests: the request, or the rows of a batch.
+        targets: targets of the policy.
+        views: their views; None: none.
     """
 
     def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews | None) -> None:
@@ -65,21 +66,25 @@ class CallInputs:
         return len(self._inputs)
 
     def of(self, target: int, rows: Sequence[int] | None = None) -> list[Any]:
-        """What that target takes of these inputs; None: of all.
+        """Return a target's view of each input, computed now if need be; may call a function of the application.
+
+        Args:
+            target: index of the target.
+            rows: rows of the batch; None: all.
 
         Raises:
-            BadInput, ModelError, Held: as `TargetViews.of`.
+            BadInput, ModelError, Held: as by `TargetViews.of`.
         """
         if self._views is None or self._views.views[target] is None:
             return self._inputs if rows is None else [self._inputs[row] for row in rows]
         return [self._one(self._views, target, row) for row in (range(len(self._inputs)) if rows is None else rows)]
 
     def blocks(self, target: int) -> bool:
-        """Whether finding out takes a function of the application, which may block."""
+        """Return True if the target's view is a function of the application, which may block."""
         return self._views is not None and self._views.blocks(target)
 
-    def fitting(self, start: Start, target: int) -> Fitting | None:
-        """Which rows of a batch have what that target takes; None: all."""
+    def fit_rows(self, start: Start, target: int) -> Fitting | None:
+        """Compute a target's views of a batch's rows. Return the start without the rows that failed; None: none failed."""
         if self._views is None or self._views.views[target] is None:
             return None
         rows, misfits = range(len(self._inputs)) if start.rows is None else start.rows, {}
@@ -94,36 +99,45 @@ class CallInputs:
         return Fitting(fit, rows, misfits, self._targets[target].side)
 
     def for_outbox(self, identity: str, target: int, x: Any) -> Any:
-        """What that target takes of the request with this id, whose own input `x` is. Waits for a leg that is computing it."""
+        """Return a target's view of the request with this id, whose input is `x`. Waits for a leg that is computing it.
+
+        Raises:
+            BadInput, ModelError, Held: as by `TargetViews.of`.
+        """
         if self._views is None or self._views.views[target] is None:
             return x
         return self._one(self._views, target, self._ids[identity])
 
-    def own(self) -> Exception | None:
-        """From now on the inputs are copies, and so is what was computed of them. -> why they cannot be copied."""
+    def copy_inputs(self) -> Exception | None:
+        """Replace the inputs, and the views computed so far, by copies, once.
+
+        Return the error if they cannot be copied, else None.
+        """
         if not self._copied:
             try:
                 self._inputs = [call_contained(copy_input, x) for x in self._inputs]
                 if self._views is not None:
-                    self._seen = {at: (call_contained(copy_input, seen), error) for at, (seen, error) in self._seen.items()}
+                    self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                 return e
             self._copied = True
         return None
 
     def _one(self, views: TargetViews, target: int, row: int) -> Any:
+        """Return a target's view of a row, computed once under a lock; raise the view's exception."""
         cell = views.cells[target]
-        found = self._seen.get((row, cell))
-        if found is None:
+        entry = self._seen.get((row, cell))
+        if entry is None:
             with self._locks[cell]:
-                found = self._seen.get((row, cell)) or self._computed(views, target, row)
-                self._seen[row, cell] = found
-        seen, error = found
+                entry = self._seen.get((row, cell)) or self._computed(views, target, row)
+                self._seen[row, cell] = entry
+        seen, error = entry
         if error is not None:
             raise error
         return seen
 
     def _computed(self, views: TargetViews, target: int, row: int) -> tuple[Any, Exception | None]:
+        """Compute a view. Return (view, None) or (None, exception)."""
         try:
             return views.of(self._targets[target], target, self._inputs[row]), None
         except Exception as e:  # noqa: BLE001 - raised by `_one`

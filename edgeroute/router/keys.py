@@ -1,4 +1,4 @@
-"""Cache keys: what an answer depends on besides the input, and whether an answer given earlier is accepted now."""
+"""Cache keys: prefix with all that an answer depends on besides the input; acceptance of a cached answer by the policy."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from edgeroute.types import Backend
 
 MOST = 1000
-"""Capacity: callers may name a new data class each time."""
+"""Maximum stored prefixes: callers may name a new data class each time."""
 LONGEST = 200
-"""Longer names of data classes, in characters, are not kept."""
+"""Maximum characters of a data class whose prefix is stored."""
 
 
 class KeyPrefixes:
-    """The cache key prefixes of one policy, made when they are first needed.
+    """Cache key prefixes of one policy, computed at first use and stored.
 
     A prefix has the mode, the data class, and of each target that may answer its name, its `identity` and its view of the input;
-    of clouds also the credentials, hashed, and the redaction. It has no threshold: `accepted` decides by those in force.
+    of clouds also the credentials, hashed, and the redaction. It has no threshold: `is_accepted` decides by those in force.
 
     Args:
-        targets: in any state: only their names and sides are read.
-        backends: theirs.
-        scores: theirs.
-        redact: the redaction in force.
-        old: of an earlier policy of the same router, with the identities of backends in use still.
-        views: theirs.
+        targets: targets in any state: only their names and sides are read.
+        backends: backend of each target.
+        scores: score of each target.
+        redact: redaction in force.
+        old: prefixes of the router's previous policy, whose fingerprints of backends still in use are taken over.
+        views: views of the targets.
 
     Attributes:
-        known: by `id()`, a thing and what was said of it.
+        known: by `id()`, an object and its fingerprint.
     """
 
     def __init__(
@@ -56,50 +56,51 @@ class KeyPrefixes:
             self.known.update((key, known) for key, known in old.known.items() if key in used)
         self._variables = sorted({name for b in backends for name in getattr(b, "variables", ())})
         self._tells = any(getattr(backend, "sends_edge", False) for backend in backends)
-        self._made: dict[tuple[Any, ...], bytes] = {}
+        self._prefixes: dict[tuple[Any, ...], bytes] = {}
 
     def __len__(self) -> int:
-        """How many are kept."""
-        return len(self._made)
+        """Return the number of stored prefixes."""
+        return len(self._prefixes)
 
     def of(self, plan: Plan) -> bytes:
-        """The prefix of this plan's answers."""
-        at: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
+        """Return the prefix for the answers of a plan. Reads the environment variables of credentials."""
+        key: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
         # one variant's answer goes along, and for another's the cloud may answer otherwise
         edges = [leg.name for leg in plan.legs if leg.permit is None] if self._tells else []
-        at += tuple(edges)
+        key += tuple(edges)
         if self._variables:  # a key that is read from the environment may be another one by now
-            at += tuple(map(os.environ.get, self._variables))
-        return self._made.get(at) or self._make(at, plan.mode, plan.data_class, not plan.stays, edges)
+            key += tuple(map(os.environ.get, self._variables))
+        return self._prefixes.get(key) or self._make(key, plan.mode, plan.data_class, not plan.stays, edges)
 
-    def _make(self, at: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool, edges: list[str]) -> bytes:
+    def _make(self, key: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool, edges: list[str]) -> bytes:
+        """Compute a prefix, and store it under `key`, unless its data class is too long; a full store is cleared first."""
         parts: list[object] = [mode, data_class, leaves, *edges]
         for target, backend, score, view in zip(self._targets, self._backends, self._scores, self._views, strict=True):
             if (mode != "only_cloud") if target.side == "edge" else leaves:
-                said = score if isinstance(score, str) else self._once(score, _score)
-                parts += [target.name, self._once(backend, _identity), said]
+                score_text = score if isinstance(score, str) else self._once(score, _score)
+                parts += [target.name, self._once(backend, _identity), score_text]
                 parts += [backend.credentials()] if hasattr(backend, "credentials") else []
                 if view is not None:
                     parts.append(["key", view] if isinstance(view, str) else ["view", self._once(view, _fingerprint)])
         if leaves and self._redact is not None:
             parts.append(self._once(self._redact, _fingerprint))
-        made = repr(parts).encode("utf-8", "surrogatepass")
+        prefix = repr(parts).encode("utf-8", "surrogatepass")
         if data_class is None or len(data_class) <= LONGEST:
-            if len(self._made) >= MOST:
-                self._made.clear()
-            self._made[at] = made
-        return made
+            if len(self._prefixes) >= MOST:
+                self._prefixes.clear()
+            self._prefixes[key] = prefix
+        return prefix
 
     def _once(self, thing: Any, describe: Callable[[Any], str]) -> str:
-        """What `describe` says of the thing the first time: without a stable fingerprint it would be another text each time."""
+        """Return the first result of `describe` for an object, stored: without a stable fingerprint each call returns another."""
         known = self.known.get(id(thing))
         if known is None:
             known = self.known.setdefault(id(thing), (thing, describe(thing)))  # two threads may be first, and differ
         return known[1]
 
 
-def accepted(plan: Plan, entry: Entry) -> bool:
-    """Whether the policy in force accepts that answer: its threshold may be higher than when the answer was given."""
+def is_accepted(plan: Plan, entry: Entry) -> bool:
+    """Return True if the policy in force accepts a cached answer: the threshold may have risen since the answer was given."""
     for leg in plan.legs:
         if leg.name == entry.leg:
             return leg.permit is not None or acceptable(leg, Prediction(entry.value, entry.confidence, entry.outputs))
@@ -107,15 +108,22 @@ def accepted(plan: Plan, entry: Entry) -> bool:
 
 
 def _identity(backend: Backend) -> str:
+    """Return a backend's identity."""
     return backend.identity(_fingerprint)
 
 
 def _score(score: Any) -> str:
+    """Return a score's identity."""
     return score_print(score, _fingerprint)
 
 
 def score_print(score: Any, of: Callable[[Any], str]) -> str:
-    """What identifies a score: its name, what it says itself, or else its fingerprint as a function, which `of` takes."""
+    """Return a score's identity: its name, its own `identity` or `fingerprint`, or else the fingerprint of its function.
+
+    Args:
+        score: name or object.
+        of: returns the fingerprint of an object.
+    """
     if isinstance(score, str):
         return score
     identity: Callable[..., str] | None = getattr(score, "identity", None)
@@ -123,6 +131,7 @@ def score_print(score: Any, of: Callable[[Any], str]) -> str:
 
 
 def _fingerprint(thing: object) -> str:
+    """Return an object's fingerprint, by the cache's module, which is imported at the first use."""
     from edgeroute.stores.cache import fingerprint  # with what a cache needs, only if there is one
 
     return fingerprint(thing)

@@ -1,4 +1,4 @@
-"""Executes the legs of a request, in this thread, in others, or on an event loop; each leg's result is an event."""
+"""Execution of a request's legs, in this thread, in others, or on an event loop; each leg's result is an event."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from edgeroute.system.threads import ThreadPool
 
 
-# An exchange with a cloud while its leg runs.
+# Exchange with a cloud while its leg runs.
 
 
-class Asking:
-    """Context manager of one exchange, which it ends: yields its deadline and the exchange.
+class ExchangeContext:
+    """Context manager around one exchange with a cloud: yields (deadline, exchange), and ends the exchange.
 
-    Not a generator function for `contextmanager`, which would take three more calls of Python: each request has one.
+    Not a generator function for `contextmanager`, which would take three more Python calls: each request has one.
 
     Args:
         until: the deadline.
-        exchange: of the guard.
-        refuses: is told if the endpoint refuses the input itself, and by which status; None: nobody is. Not of one that was sent
-            in another form than it will be: with the edge's answer, or by a rung of a ladder above its floor.
-        above_floor: of the endpoint: whether that rung is.
+        exchange: exchange of the guard.
+        refuses: called with message and status if the endpoint rejects the input itself; None: not called. Not called either for
+            an input in another form than usual: with the edge's answer, or by a rung of a ladder above its floor.
+        above_floor: returns True for a codec above the endpoint's floor.
     """
 
     __slots__ = ("_above_floor", "_exchange", "_refuses", "_until")
@@ -70,24 +70,28 @@ class Asking:
             self._exchange.__exit__(kind, error, trace)
 
 
-# Pieces of a leg's answer on their way to the walk, with the confidence that becomes known within it.
+# Pieces of a leg's answer, sent to the walk with the confidence that becomes known within it.
 
 Watch = Callable[[Any], float | None]
-"""Takes each piece of an answer -> its confidence, with the piece that makes it known."""
+"""Takes each piece of an answer; returns the answer's confidence with the piece that makes it known, else None."""
 
 
-def watching(backend: Any) -> Watch:
-    """Watches the pieces of an edge's answer, where its score is that of the answer's beginning."""
+def new_watch(backend: Any) -> Watch:
+    """Return a new watcher of an edge's pieces, if its score needs only the answer's beginning; else `nothing`."""
     watch: Callable[[], Watch] | None = getattr(backend.reader.score, "watch", None)
     return nothing if watch is None else watch()
 
 
 def nothing(_: Any) -> None:
-    """The confidence is known once the answer is whole."""
+    """Return None: the confidence is known once the answer is complete."""
 
 
 def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, watch: Watch = nothing) -> Prediction:
-    """Sends the pieces of a leg as they come; returns its answer."""
+    """Send the pieces of a leg as they come; return its answer. Closes the pieces.
+
+    Raises:
+        Unreachable: the leg was requested to stop.
+    """
     try:
         while True:
             piece = next(pieces)
@@ -100,14 +104,14 @@ def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, wa
         pieces.close()
 
 
-# Separates the events that a walk still waits for from those of legs that were left to run past the deadline.
+# Events of legs left running past the deadline, separated from those that the walk waits for.
 
 Late = Callable[[Request, Event, bool], object]
-"""Receives the event of a leg that was left running past that request's deadline, and whether the thread may be blocked."""
+"""Receives (request, event, True if the thread may be blocked) of a leg that was left running past the request's deadline."""
 
 
 class LateEvents:
-    """Separates events that a walk still waits for from late ones, of legs left running past the deadline.
+    """Router of legs' events: to the walk until it has ended, and then to the receiver of late events.
 
     Args:
         requests: one, or the rows of a batch.
@@ -118,16 +122,23 @@ class LateEvents:
         self._requests, self._take = requests, take
         self._lock = threading.Lock()
         self._left: dict[int, list[int]] | None = None
-        """Leg left running -> the rows that wanted its answer; None: the walk has not ended."""
+        """Leg left running -> rows that wanted its answer; None: the walk has not ended."""
         self._early: dict[int, Event] = {}
-        """Leg -> the event sent to the walk."""
+        """Leg -> event sent to the walk."""
         self.rows: dict[int, tuple[int, ...]] = {}
-        """By leg: the rows of the batch that it was started for."""
+        """Leg -> rows of the batch that it was started for."""
         self._answered: set[int] = set()
-        """The rows of which a late answer was taken: of several clouds that are late the first counts."""
+        """Rows with a late answer: of several late clouds the first counts."""
 
     def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
-        """Delivers a leg's last event. own_thread: the calling thread may be blocked."""
+        """Send a leg's last event to the walk, or report it as late.
+
+        Args:
+            leg: the leg.
+            send: receives events of the walk.
+            own_thread: True if the calling thread may be blocked.
+            event: the event.
+        """
         with self._lock:
             left = self._left
             if left is None:
@@ -138,7 +149,11 @@ class LateEvents:
             self._report(left, leg, event, own_thread)
 
     def end(self, left: dict[int, list[int]]) -> None:
-        """Ends the walk, with these legs left running."""
+        """End the walk: events of these legs left running, also those that came just now, are reported as late.
+
+        Args:
+            left: leg -> rows that wanted its answer.
+        """
         with self._lock:
             self._left = left
         for leg in left:
@@ -146,29 +161,30 @@ class LateEvents:
                 self._report(left, leg, event, False)
 
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
+        """Report a leg's event for each row that wanted it; an answer only for rows without a late one so far."""
         places = {row: place for place, row in enumerate(self.rows.get(leg, ()))}
         for row in left.get(leg, ()):
-            own = event
+            row_event = event
             if self._requests[row].batch and type(event) is Done:
-                own = of_row(event, places[row])
-            if type(own) is Done:
+                row_event = of_row(event, places[row])
+            if type(row_event) is Done:
                 with self._lock:
                     known = row in self._answered
                     self._answered.add(row)
                 if known:
                     continue
-            self._take(self._requests[row], own, own_thread)
+            self._take(self._requests[row], row_event, own_thread)
 
 
-# A leg in a thread: it always sends an event, and its backend counts it if it goes on after it was told to stop.
+# Legs in threads: each always sends an event, and its backend counts it while it goes on after a stop request.
 
 Measured = Callable[[str, float], object]
 PASSING = (KeyboardInterrupt, SystemExit)
-"""What is no failure of a leg in the caller's own thread, since a signal handler may have raised it; anything else is one."""
+"""Exceptions that are no failure of a leg in the caller's own thread, since a signal handler may have raised them."""
 
 
 class LegTask:
-    """A leg in a thread. The backend counts abandoned ones, for the planner."""
+    """Leg in a thread. The backend counts abandoned legs, for the planner."""
 
     __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
 
@@ -178,7 +194,13 @@ class LegTask:
         self._took_s: float | None = None
 
     def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
-        """Runs the leg and always sends an event; but `PASSING` passes in the caller's own thread (here)."""
+        """Run the leg, and always send its event.
+
+        Args:
+            execute: returns the leg's event.
+            send: receives it; called in this thread.
+            here: True in the caller's own thread, where `PASSING` is raised.
+        """
         try:
             event = execute()
         except BaseException as e:
@@ -193,7 +215,7 @@ class LegTask:
         send(event)
 
     def stop(self) -> None:
-        """Asks it to stop. Lock-free: if it has just ended, the count is corrected at once."""
+        """Request the leg to stop. Lock-free: if it has just ended, the backend's count is corrected at once."""
         if not self._ended:
             self._backend.stopping.add(self)
             if self._ended:
@@ -203,7 +225,7 @@ class LegTask:
         self.token()
 
     def _measure(self) -> None:
-        """Reports how long the run took: the walk, which stops it, does not see its event any more."""
+        """Report the seconds of a completed run, once; the walk, which stopped the leg, ignores its event."""
         measured, self._measured = self._measured, None
         if measured is not None and self._took_s is not None:
             measured(self._backend.name, self._took_s)
@@ -211,39 +233,39 @@ class LegTask:
 
 T = TypeVar("T")
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Runs a blocking call without blocking the event loop."""
+"""Awaits a blocking call without blocking the event loop."""
 STUCK_MOST = 32
-"""Number of abandoned runs of an edge model at which another, for which no thread is free, is rejected."""
+"""Number of abandoned runs of an edge model at which a further run without a free thread is refused."""
 
 
 class Walked(NamedTuple):
-    """Result of walking a request's plan; never written to."""
+    """Result of walking a request's plan; immutable."""
 
     request: Request
     outcome: Outcome
     costs: Mapping[int, Spent]
     """Leg -> cost of its exchange with the cloud."""
     shown: Answer | None = None
-    """The last provisional answer shown to the caller."""
+    """Last provisional answer that the caller got."""
     spoken: bool = False
-    """Whether the caller was shown pieces of this answer."""
+    """True if the caller got pieces of this answer."""
     legs: LegExecutor | None = None
-    """The executor, if legs may still be running; None: none."""
+    """Executor, if legs may still be running; None: none runs."""
 
 
 class LegExecutor:
-    """Runs the legs of one request or of a batch, and turns their results into events.
+    """Runs the legs of one request or of a batch, and returns or sends their results as events.
 
-    Legs that run beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller
-    may write its next input into the same buffer.
+    Legs that run beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller may
+    write its next input into the same buffer.
 
     Args:
         requests: one, or the rows of a batch, with one plan.
-        edge_threads: for legs on the device.
-        cloud_threads: for legs off it; separate, so that a hanging cloud cannot exhaust the edge's threads.
-        cache: negative cache of inputs that an endpoint rejected; None: there is none.
-        late: receives events of legs left running past the deadline; None: they are cancelled then.
-        measured: receives the name and the seconds of an edge that was told to stop and ran to its end; None: nobody does.
+        edge_threads: pool for legs on the device.
+        cloud_threads: pool for legs off it; separate, so that a hanging cloud cannot exhaust the edge's threads.
+        cache: negative cache of inputs that an endpoint rejected; None: none.
+        late: receives events of legs left running past the deadline; None: such legs are cancelled then.
+        measured: receives name and seconds of an edge that was requested to stop and ran to its end; None: ignored.
     """
 
     def __init__(
@@ -258,45 +280,53 @@ class LegExecutor:
         first = requests[0]
         self.plan, self.backends = first.plan, first.snapshot.backends
         self.exchanges: dict[int, Exchange] = {}
-        """By leg."""
+        """Leg -> its exchange with a cloud."""
         self.shows = bool(first.shows)
-        """Whether the caller gets something before the last leg has ended, and may write to its buffer then."""
+        """True if the caller gets something before the last leg has ended, and may write to its buffer then."""
         self._many, self.until, self.egress = bool(first.batch), first.until, first.snapshot.egress
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
         self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
         self.edge = EdgeAnswers([request.id for request in requests]) if first.snapshot.sends_edge else None
-        """What the edge has answered, for clouds that take it along; None: none does."""
+        """Answers of the edge, for clouds that take them along; None: none does."""
         self.floor = first.snapshot.policy.mode == "shadow"
-        """Whether clouds are asked as certificates have it: at the floor of a ladder of codecs."""
+        """True if clouds are called as certificates assume: at the floor of a ladder of codecs."""
         self.late = None if late is None else LateEvents(requests, late)
         self._measured = None if self._many else measured  # a batch's time is not that of one input
 
     @property
     def sequential(self) -> bool:
-        """Whether this is a single input, whose legs run one at a time and cannot be interrupted."""
+        """True for a single input whose legs run one at a time and cannot be interrupted."""
         return self.plan.sequential and not self._many
 
     def backend(self, start: Start) -> Backend:
-        """The backend of that leg."""
+        """Return the leg's backend."""
         return self.backends[self.plan.legs[start.leg].target]
 
     def run(self, start: Start, stop: StopToken | None = None, send: Send | None = None) -> Event:
         """Run a leg to its event in this thread; with `send`, send the pieces of its answer as they come.
 
-        This and `run_async` are the only places where a leg's exception becomes a value.
+        Consent, redaction, the guard's admission, the booking of costs and the call happen here. This and `run_async` are the
+        only places where a leg's exception becomes an event.
+
+        Args:
+            start: the leg, and its rows.
+            stop: token of a stop request.
+            send: receives the pieces.
         """
         leg = self.plan.legs[start.leg]
         backend: Any = self.backends[leg.target]
         try:
-            fit = self.inputs.fitting(start, leg.target) if self._many else None
+            fit = self.inputs.fit_rows(start, leg.target) if self._many else None
             if fit is not None:
-                if (ended := fit.ended()) is not None:
+                if (ended := fit.early_event()) is not None:
                     return ended
                 start = fit.start
             if leg.permit is not None:
                 inputs = self._prepared(start, leg.permit, backend, stop)
-                with self._exchange(start, backend.guard.enter(leg.permit, self._id, *self._asking(start, backend), stop)) as (
+                with self._exchange(
+                    start, backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
+                ) as (
                     until,
                     exchange,
                 ):
@@ -310,7 +340,7 @@ class LegExecutor:
             elif self._many:
                 answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
             elif send is not None:
-                answer = forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
+                answer = forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, new_watch(backend))
             else:
                 answer = backend.run_one(self.inputs.of(leg.target)[0], stop)
             if self.edge is not None and leg.permit is None:
@@ -320,27 +350,35 @@ class LegExecutor:
         except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
         done = new(Done, (start.leg, answer, monotonic()))
-        return done if fit is None else fit.whole(done)
+        return done if fit is None else fit.for_all_rows(done)
 
     async def run_async(
         self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop, send: Send | None = None
     ) -> Event:
-        """`run` on an event loop, for a backend that supports it."""
-        aside, target = partial(_aside, off_loop if self.blocks(start) else None), self.plan.legs[start.leg].target
-        watch = watching(backend) if permit is None and send is not None else nothing
+        """Run a leg to its event on an event loop; blocking preparations run in threads. Cancellation is raised.
+
+        Args:
+            start: the leg, and its rows.
+            permit: permit of a cloud; None: an edge.
+            backend: backend of the leg, which supports asyncio.
+            off_loop: awaits a blocking call.
+            send: receives the pieces; None: no pieces.
+        """
+        prepare, target = partial(_run_beside, off_loop if self.blocks(start) else None), self.plan.legs[start.leg].target
+        watch = new_watch(backend) if permit is None and send is not None else nothing
 
         def show(piece: Any) -> None:
             assert send is not None, "the answer is shown in pieces"
             send(Delta(start.leg, piece, monotonic(), watch(piece)))
 
         try:
-            fit = await aside(partial(self.inputs.fitting, start, target)) if self._many else None
+            fit = await prepare(partial(self.inputs.fit_rows, start, target)) if self._many else None
             if fit is not None:
-                if (ended := fit.ended()) is not None:
+                if (ended := fit.early_event()) is not None:
                     return ended
                 start = fit.start
             if permit is None:
-                inputs = await aside(partial(self.inputs.of, target, start.rows))
+                inputs = await prepare(partial(self.inputs.of, target, start.rows))
                 if send is not None:
                     answers = [await backend.stream_async(inputs[0], show)]
                 else:
@@ -348,10 +386,10 @@ class LegExecutor:
                 if self.edge is not None:
                     self.edge.note(start.rows, answers)
             else:
-                inputs = await aside(partial(self._prepared, start, permit, backend))
+                inputs = await prepare(partial(self._prepared, start, permit, backend))
                 if (load := backend.load) is not None:
                     await off_loop(load)  # not on the loop, where it would hold up everybody
-                entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
+                entered = await backend.guard.enter_async(permit, self._id, *self._calls_and_patience(start, backend))
                 with self._exchange(start, entered) as (until, exchange):
                     if (pack := getattr(backend, "pack", None)) is not None:
                         inputs = await off_loop(partial(pack, inputs, exchange))
@@ -368,52 +406,63 @@ class LegExecutor:
                 raise
             return failed(start.leg, backend, e)
         done = Done(start.leg, answers if self._many else answers[0], monotonic())
-        return done if fit is None else fit.whole(done)
+        return done if fit is None else fit.for_all_rows(done)
 
     def blocks(self, start: Start) -> bool:
-        """Whether preparing that leg's inputs takes functions of the application."""
+        """Return True if preparing the leg's inputs calls functions of the application, which may block."""
         leg = self.plan.legs[start.leg]
         return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
 
     def _prepared(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
-        """What the cloud takes of the inputs, after consent and redaction; with the edge's answers, where it takes those."""
+        """Return the inputs to send to a cloud: after view, consent and redaction, with the edge's answers if it takes them.
+
+        Raises:
+            Held: consent or redaction refuses, which is counted at the guard, or the leg was requested to stop.
+        """
         try:
             seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
             if stop is not None and stop.asked:
                 raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
             sent = self.egress.prepared(seen, permit, backend.where)
-            return self.edge.beside(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
+            return self.edge.attach(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
         except Held as e:
             backend.guard.count_rejected(e.code)
             raise
 
-    def _asking(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
-        """The number of calls, and until when to wait for their turn. Raises if the negative cache has the input."""
+    def _calls_and_patience(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
+        """Return the number of calls, and the instant until which they wait for their turn.
+
+        Raises:
+            Refused: the negative cache has the input.
+        """
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
         rows = len(start.rows) if start.rows is not None else len(self.inputs) if self._many else 1
         return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
-    def _exchange(self, start: Start, entered: Exchange) -> Asking:
-        """The exchange while its leg runs, with its deadline; caches a refusal of the input."""
+    def _exchange(self, start: Start, entered: Exchange) -> ExchangeContext:
+        """Return the context of an admitted exchange while its leg runs; its end caches a rejection of the input."""
         self.exchanges[start.leg] = entered
-        entered.edge = None if self.edge is None else self.edge.went(start.leg)
+        entered.edge = None if self.edge is None else self.edge.all_attached(start.leg)
         entered.wanted_by = -INF if self.floor else self.until
         until, refuses = INF if self.late is not None else self.until, None
         if self._cache is not None and self._key is not None:
             refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
         backend: Any = self.backend(start)
-        return Asking(until, entered, refuses, backend.above_floor)
+        return ExchangeContext(until, entered, refuses, backend.above_floor)
 
     def keeps_time(self, start: Start) -> bool:
-        """Whether a leg is a call that ends by the deadline by itself, and is not to go on after it."""
+        """Return True if a leg is a call that ends by the deadline by itself, and does not go on after it."""
         backend: Any = self.backend(start)
         cloud = self.plan.legs[start.leg].permit is not None
         return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
-        """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
+        """Run a leg in a thread, and return the function that stops it. Without a free thread, return an event.
+
+        Then a cloud is not called, and an edge runs in this thread.
+        """
         error = self.detach(start)
         task = LegTask(start.leg, self.backend(start), None if self.plan.legs[start.leg].permit else self._measured)
         if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
@@ -422,7 +471,7 @@ class LegExecutor:
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
     def begin_stream(self, start: Start, send: Send) -> Stop | Event:
-        """`begin` for an answer in pieces."""
+        """Run a leg in a thread, sending its pieces. Return the function that stops it, or an event; see `begin`."""
         error = self.detach(start)
         task = LegTask(start.leg, self.backend(start))
         execute, to = partial(self.run, start, task.token, send), self.mail(start, send)
@@ -435,6 +484,7 @@ class LegExecutor:
         return task.stop
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
+        """Submit a leg to its pool, with the caller's context variables. Return False if no thread is free."""
         threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
         try:
             return threads.submit(partial(copy_context().run, task.run, execute, send))
@@ -443,7 +493,12 @@ class LegExecutor:
             raise
 
     def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
-        """Why a leg for which there is no thread, or no copy of its inputs (error), does not run; None: it runs here."""
+        """Return the error of a leg that got no thread, or no copy of its inputs, and does not run; None: it runs here.
+
+        Args:
+            start: the leg.
+            error: reason why the inputs cannot be copied; None: no thread is free, which is counted at a cloud's guard.
+        """
         backend = self.backend(start)
         if self.plan.legs[start.leg].permit is not None:
             if error is not None:
@@ -455,22 +510,22 @@ class LegExecutor:
         return None
 
     def detach(self, start: Start) -> Exception | None:
-        """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own.
+        """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails, else None.
 
-        -> why they cannot be copied; then it may run in the caller's thread alone.
+        After an error the leg may run in the caller's thread only.
         """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
-        return self.inputs.own()
+        return self.inputs.copy_inputs()
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
-        """Routes a leg's last event: to the walk, or once that has ended to the receiver of late events."""
+        """Return the function that takes a leg's last event: to the walk, or after its end to the receiver of late events."""
         if self.late is None or self.plan.legs[start.leg].permit is None:
             return send
         return partial(self.late.deliver, start.leg, send, own_thread)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Ends the walk, of a batch with one outcome per row: further events are late."""
+        """End the walk, of a batch with one outcome per row: overdue exchanges are marked, further events are late."""
         left: dict[int, list[int]] = {}
         for row, outcome in enumerate(outcomes):
             for kind, leg, _, _ in outcome.log:
@@ -483,24 +538,24 @@ class LegExecutor:
             self.late.end(left)
 
     def costs(self) -> Mapping[int, Spent]:
-        """Leg -> cost of its exchange so far."""
+        """Return leg -> cost of its exchange so far."""
         return {leg: exchange.spent for leg, exchange in [*self.exchanges.items()]}  # stopped ones may still begin
 
 
-async def _aside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
-    """Runs views, consent and redaction off the event loop if they may block; with the caller's context, as everywhere."""
+async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
+    """Return the result of views, consent or redaction; if they may block, off the event loop, with the caller's context."""
     return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
 
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
-    """The event of a failure. Input that the edge rejects is fatal (the caller's fault); input that a cloud rejects is not."""
+    """Return the event of a failure; fatal if an edge rejects the input (the caller's fault), but not if a cloud does."""
     return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
 
 
 def run_first(request: Request) -> Outcome | Event | None:
-    """Runs the first leg here if it is an edge that cannot be interrupted: the fast path of most calls.
+    """Run the first leg in this thread if it is an edge that cannot be interrupted: the fast path of most calls.
 
-    Returns the outcome if that settles it, else the leg's event; None: the plan begins otherwise.
+    Return the outcome if that settles the request, else the leg's event; None: the plan begins otherwise.
     """
     plan = request.plan
     leg = plan.legs[0]

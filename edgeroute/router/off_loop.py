@@ -1,4 +1,4 @@
-"""Work of an event loop that may block: in threads of a router's pools."""
+"""Blocking work of an event loop, in threads of a router's pools; and legs that run in their callers' tasks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Callable[[], T]) -> T:
-    """The result of consent, redaction or loading a client, which may block like a cloud call.
+    """Return the result of `call` (consent, redaction, loading a client), run in a thread for clouds.
 
     Raises:
-        Held: no thread is free.
+        Held: no thread is free; counted at the guard.
     """
     done = submitted(threads.submit, call)
     if done is None:
@@ -32,15 +32,15 @@ async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Call
 
 
 async def in_edge_thread(threads: ThreadPool, call: Callable[[], T]) -> T:
-    """The result of an edge's view of an input; computed here if no thread is free."""
+    """Return the result of `call` (an edge's view of an input), run in a thread for edges, or here if none is free."""
     done = submitted(threads.submit, call)
     return call() if done is None else await done
 
 
 def submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
-    """A future of `call` in a thread; None: there is no thread for it.
+    """Submit `call` to a pool of threads. Return a future of its result; None: there is no thread.
 
-    Not asyncio's own executor, which is shared: hanging name look-ups may fill it.
+    asyncio's own executor is not used, since it is shared: hanging name look-ups may fill it.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -57,6 +57,7 @@ def submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[],
 
 
 def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Set a future's result or error, unless the waiting task was cancelled."""
     if done.done():
         return  # the waiting task was cancelled
     if error is None:
@@ -65,58 +66,60 @@ def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) ->
         done.set_exception(error)
 
 
-# Legs that run in the tasks of their callers: a cloud call that ends by itself needs no task of its own.
+# Legs that run in their callers' tasks: a cloud call that ends by itself needs no task of its own.
 
 TAKES_BACK = hasattr(asyncio.Task, "uncancel")
-"""Whether a request to cancel a task can be taken back; before Python 3.11 legs have tasks of their own."""
+"""True if the cancellation of a task can be revoked; before Python 3.11, legs have tasks of their own."""
 
 
 class _Leg:
+    """Leg that runs in its caller's task."""
+
     __slots__ = ("before", "closed", "ended", "task")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task, self.closed = task, False
         self.before = task.cancelling() if TAKES_BACK else 0
-        """Requests to cancel the task that are none of ours: a caller may clean up in a task that was cancelled."""
+        """Earlier requests of others to cancel the task: a caller may clean up in a cancelled task."""
         self.ended: asyncio.Future[None] | None = None
 
 
 class InsideLegs:
-    """Runs legs in the callers' tasks. When the router is closed they end as its own tasks do, and the callers go on."""
+    """Runner of legs in their callers' tasks. `close` ends the legs, while the callers go on."""
 
     def __init__(self) -> None:
         self._legs: set[_Leg] = set()
 
     async def run(self, leg: int, steps: Coroutine[Any, Any, Event]) -> Event:
-        """Runs a leg to its event; one that `close` has cancelled has failed."""
+        """Run a leg in this task to its event; a leg that `close` cancels has failed."""
         task = asyncio.current_task()
         assert task is not None, "a coroutine of asyncio runs in a task"
-        self._legs.add(one := _Leg(task))
+        self._legs.add(entry := _Leg(task))
         try:
             event = await steps
-            if one.closed:
-                _taken_back(task)
+            if entry.closed:
+                _uncancel(task)
         except asyncio.CancelledError:
-            if not one.closed or _taken_back(task) > one.before:
+            if not entry.closed or _uncancel(task) > entry.before:
                 raise  # somebody else has cancelled it
             event = Failed(leg, Unreachable("it was cancelled"), monotonic())
         finally:
-            self._legs.discard(one)
-            if one.ended is not None and not one.ended.done():
-                one.ended.set_result(None)
+            self._legs.discard(entry)
+            if entry.ended is not None and not entry.ended.done():
+                entry.ended.set_result(None)
         return event
 
     def close(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Future[None]]:
-        """Cancels the legs on that loop -> futures of their ends."""
+        """Cancel the legs on a loop. Return the futures of their ends."""
         ends = set[asyncio.Future[None]]()
-        for one in self._legs.copy():
-            if one.task.get_loop() is loop and not one.closed:
-                one.closed, one.ended = True, loop.create_future()
-                ends.add(one.ended)
-                one.task.cancel()
+        for entry in self._legs.copy():
+            if entry.task.get_loop() is loop and not entry.closed:
+                entry.closed, entry.ended = True, loop.create_future()
+                ends.add(entry.ended)
+                entry.task.cancel()
         return ends
 
 
-def _taken_back(task: asyncio.Task[Any]) -> int:
-    """Takes back our own request to cancel a task. Returns how many others there are."""
+def _uncancel(task: asyncio.Task[Any]) -> int:
+    """Revoke one cancellation of a task. Return the number of the others."""
     return task.uncancel() if TAKES_BACK else 0

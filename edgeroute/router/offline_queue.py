@@ -299,7 +299,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     exchange = None if legs is None or tried else legs.exchanges.get(job.leg)
     edge = None
     if legs is not None and legs.edge is not None:
-        edge = legs.edge.stored(request.id, job.leg, asked=exchange is not None)
+        edge = legs.edge.to_store(request.id, job.leg, asked=exchange is not None)
     call = backend.encode(Escalated(x, edge) if backend.sends_edge else x, "" if exchange is None else exchange.codec)
     if call is not None:
         form: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Plans of requests: made of the policy in force and the facts, or found among those that were made before."""
+"""Plans of requests: made from the policy in force and the facts, or looked up among those made before."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from edgeroute.router.arguments import check_seconds
 from edgeroute.router.build import Snapshot
 
 
-def planned(
+def make_plan(
     snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = "",
     arm: str = "",
 ) -> Plan:  # fmt: skip
-    """The plan for such a request. `home`: why nothing of it may leave, whatever its data class; empty: by that.
+    """Return the plan for a request.
+
+    Args:
+        snapshot: policy in force.
+        facts: observed state.
+        mode: mode of the call; None: the policy's.
+        deadline: seconds; None: the policy's.
+        data_class: name of the data class; None: the policy's.
+        home: reason why no input may leave, whatever its data class; empty: the data class decides.
+        arm: name of the trial's arm; empty: none.
 
     Raises:
-        PolicyError, MayNotLeave: there is none.
+        PolicyError: an argument is invalid, or the policy has no target for this.
+        MayNotLeave: the input may not leave, and there is no edge.
     """
     if mode is not None and mode not in MODES:
         if mode in POLICY_MODES:
@@ -31,38 +41,40 @@ def planned(
     if data_class is not None and not (isinstance(data_class, str) and data_class):
         raise PolicyError(f"data_class is a name, not {data_class!r}")
     seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
-    made = plan(
+    result = plan(
         snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class, why_home=home, arm=arm
     )
-    if isinstance(made, Refusal):
-        raise (MayNotLeave if made.denied else PolicyError)(made.reason)
-    return made
+    if isinstance(result, Refusal):
+        raise (MayNotLeave if result.denied else PolicyError)(result.reason)
+    return result
 
 
-def beforehand(snapshot: Snapshot, made: Plan, x: Any) -> Plan:
-    """The plan for this input, where the confidence of edges that would be asked first is known from it before they run.
+def drop_unsure_edges(snapshot: Snapshot, current: Plan, x: Any) -> Plan:
+    """Return the plan for this input, without leading edges whose confidence, known from the input alone, is too low.
 
-    Not where their view is a function, which may take its time; then they are judged once they have run.
+    Not if their view is a function, which may take time; then they are judged once they have run.
     """
-    for _ in made.legs:
-        leg = made.legs[0]
+    for _ in current.legs:
+        leg = current.legs[0]
         backend = snapshot.backends[leg.target]
         if not isinstance(backend, InputScoredBackend) or not judged(leg) or leg.thresholds or snapshot.views.blocks(leg.target):
-            return made
-        if all(other.standby for other in made.legs[1:]):
-            return made  # nobody else is asked
+            return current
+        if all(other.standby for other in current.legs[1:]):
+            return current  # nobody else is asked
         try:
             sure = backend.before.of_input(snapshot.views.of(snapshot.targets[leg.target], leg.target, x))
         except BadInput:  # as the run will say
-            return made
+            return current
         if acceptable(leg, Prediction(None, sure, None)):
-            return made
-        made = without_first(made, sure, before_run(made, leg, sure))
-    return made
+            return current
+        current = without_first(current, sure, before_run(current, leg, sure))
+    return current
 
 
-def kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str = "") -> Plan | None:
-    """The plan that was made for such a request; None: there is none, or one of these is nothing to ask for it by."""
+def stored_plan(
+    snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str = ""
+) -> Plan | None:
+    """Return the stored plan for such a request; None: there is none, or an argument cannot be a key of one."""
     if deadline is True:  # which is equal to 1
         return None
     try:
@@ -72,7 +84,7 @@ def kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_cla
 
 
 def first_piece_s(policy_s: float, first_token: float | None) -> float:
-    """Limit of the time to the first token, seconds."""
+    """Return the limit of the time to the first token, seconds: the call's, or else the policy's."""
     if first_token is None:
         return policy_s
     check_seconds("first_token", first_token)

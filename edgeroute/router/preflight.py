@@ -1,4 +1,4 @@
-"""Preflight: `decide`, the route that an input would take, and `check`, the status of all targets. Nothing is sent."""
+"""Preflight: `decide`, the route that an input would take, and `check`, the status of all targets. No input is sent."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edgeroute.types import Backend
 
 
 class Decision(NamedTuple):
-    """Result of `decide`: the route that this input would take. Nothing was sent."""
+    """Result of `decide`: the route that an input would take. No input was sent."""
 
     plan: Plan
-    """The targets that may be asked, in order, with what permits each cloud."""
+    """Targets that may be called, in order, with the permit of each cloud."""
     steps: tuple[str, ...]
-    """The plan, then the edge's result for this input, one line each."""
+    """Lines: the plan, then the edge's result for this input."""
     sends_to: tuple[str, ...]
     """Where this input would be sent, in order of trying; empty: it would stay on the device."""
 
@@ -35,21 +35,27 @@ class Check(NamedTuple):
     """Result of `check`."""
 
     ok: bool
-    """Whether each target that was tried is ready."""
+    """True if each target that was tried is ready."""
     lines: tuple[str, ...]
-    """What works, what may leave and where to, and what is missing, one line each; a problem begins with `!`."""
+    """Lines: what works, what may leave and where to, and what is missing; a problem begins with `!`."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
 
 
-def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
-    """Yields the edges that the plan begins with, to be run, and nothing else; is sent their events.
+def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
+    """Yield the starts of the edges that the plan begins with, to be run, and return the route that the input would take.
 
-    audited: share of requests compared with the cloud later.
+    Args:
+        plan: plan of the input.
+        legs: executor of the plan's legs.
+        audited: share of requests compared with the cloud later.
+
+    Raises:
+        BadInput: an edge rejects the input.
     """
-    steps, sends = list(made.steps), []
-    for i, leg in enumerate(made.legs):
+    steps, sends = list(plan.steps), []
+    for i, leg in enumerate(plan.legs):
         start = Start(i)
         if leg.permit is not None:
             cloud: Any = legs.backend(start)
@@ -70,22 +76,22 @@ def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
             continue
         prediction: Prediction = event.answer  # type: ignore[union-attr]  # an executed leg is Done or Failed
         limit = own_threshold(leg, prediction) if leg.thresholds else None
-        steps.append(f"=> {explain.answered(made, leg, prediction.confidence, 0.0, limit)}")
+        steps.append(f"=> {explain.answered(plan, leg, prediction.confidence, 0.0, limit)}")
         if acceptable(leg, prediction):
             if audited and judged(leg):
                 steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
             break
-    return Decision(made, tuple(steps), tuple(sends))
+    return Decision(plan, tuple(steps), tuple(sends))
 
 
 def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:
-    """Loads the models and pings the endpoints, each for at most `timeout` seconds.
+    """Load the models and ping the endpoints, blocking for at most `timeout` seconds each. Return their status.
 
     Args:
-        snapshot: the policy in force.
+        snapshot: policy in force.
         timeout: seconds for each endpoint.
-        audited: as for `decide`.
-        stays: why nothing leaves the device by itself now: then no endpoint is pinged either. Empty: it may.
+        audited: share of requests compared with the cloud later.
+        stays: reason why nothing leaves the device by itself now; then no endpoint is pinged. Empty: endpoints are pinged.
     """
     asked = [backend for backend in snapshot.backends if not (stays and backend.side == "cloud")]
     problems = [(backend, _problem(backend, timeout)) for backend in asked]
@@ -120,25 +126,27 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
 
 
 def unsendable(snapshot: Snapshot) -> list[str]:
-    """The endpoints that cannot be asked at all, as a secret is not there, one line each. Nothing is sent."""
-    found = []
+    """Return a line for each endpoint that cannot be called, as a secret is not set. Sends nothing."""
+    lines = []
     for cloud in snapshot.clouds:
         address: Any = getattr(getattr(cloud, "endpoint", None), "address", None)
         if address is not None:
             try:
                 address.headers()
             except PolicyError as e:
-                found.append(f"{cloud.name} cannot be asked: {e}")
-    return found
+                lines.append(f"{cloud.name} cannot be asked: {e}")
+    return lines
 
 
 def _promise(label: str) -> str:
+    """Return the text of `check` for a threshold's label."""
     if label == "uncalibrated":
         return "uncalibrated, picked by hand, with no promise about errors"
     return label if label.startswith("uncalibrated") else f"certified, {label}"
 
 
 def _egress_lines(rules: Rules) -> list[str]:
+    """Return the lines of `check` about the rules for data classes."""
     if not rules.any:
         return []
     unknown = "may leave" if rules.unknown_class == "allow" else "stays"
@@ -149,7 +157,7 @@ def _egress_lines(rules: Rules) -> list[str]:
 
 
 def _problem(backend: Backend, timeout: float) -> str | None:
-    """The problem of a target, if any. Loads models and opens connections; sends no user data."""
+    """Load a model, or ping an endpoint without user data. Return the problem as a text; None: ready."""
     try:
         backend.ready(monotonic() + timeout)
     except PASSING:

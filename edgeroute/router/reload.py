@@ -1,4 +1,4 @@
-"""Policy files: read when a router is made, and again when they change."""
+"""Policy files of a router: read when it is made, watched, and put in force again when they change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeroute.router.audit_calls import put_audits, put_trials
 from edgeroute.router.build import PolicyArguments, build, cleared, made_of
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.fallback import RULES
-from edgeroute.router.warm import rehearsed
+from edgeroute.router.warm import check_releases
 from edgeroute.system.logs import call_quietly
 from edgeroute.system.process import file_stamp
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgeroute.trials.drift import Audit
 
 
-# Puts another policy in force in a running router, which reuses models and connections of the old one.
+# Replacement of the policy in force of a running router, which reuses models and connections of the old one.
 
 
 def replace(
@@ -49,42 +49,42 @@ def replace(
         if engine.closed:
             raise Closed(CLOSED)
         old = engine.snapshot
-        made = build(arguments, partial(guard, engine), old)
-        RULES[made.policy.offline].check(engine)
+        new = build(arguments, partial(guard, engine), old)
+        RULES[new.policy.offline].check(engine)
         for check in engine.parts.methods("check"):
-            check(made)
-        rehearsed(made, old)
+            check(new)
+        check_releases(new, old)
         with engine.refreshing:
-            put_audits(engine, made, audit)
-            if made.views:
+            put_audits(engine, new, audit)
+            if new.views:
                 engine.plain = False  # before it is in force
-            engine.snapshot, engine.arguments = made, arguments
-        put_trials(engine, made)
+            engine.snapshot, engine.arguments = new, arguments
+        put_trials(engine, new)
         engine.spending.limits, engine.observer.metered = limits, metered
-        engine.observer.use(made.policy, made.watched[0])
-        cleared(made)  # of rules that were not there before
+        engine.observer.use(new.policy, new.watched[0])
+        cleared(new)  # of rules that were not there before
         SAMPLER.add(engine)
         engine.refresh_thresholds()
-        kept = [*made_of(made).values()]
-        models = [getattr(b, "model", b) for b in kept]
+        current = [*made_of(new).values()]
+        models = [getattr(b, "model", b) for b in current]
         for backend in made_of(old).values():
-            if backend not in kept and getattr(backend, "model", backend) not in models:
+            if backend not in current and getattr(backend, "model", backend) not in models:
                 call_quietly(backend.close, "dropping a target that the policy has no more")
         if engine.closed:
-            for backend in kept:
+            for backend in current:
                 call_quietly(backend.close, "closing a router")
             raise Closed(CLOSED)
 
 
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
-"""Interval of checking a watched file, seconds."""
+"""Seconds between two checks of a watched file."""
 STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
 
 def has_metrics(path: Path) -> bool:
-    """Whether the policy file asks for metrics for Prometheus.
+    """Return True if the policy file has metrics for Prometheus. Reads the file.
 
     Raises:
         PolicyError: the file is invalid.
@@ -96,10 +96,10 @@ def has_metrics(path: Path) -> bool:
 
 
 class PolicyFile:
-    """The policy file of one router.
+    """Policy file of one router.
 
     Args:
-        path: of the file.
+        path: path of the file.
         more: arguments of the router that override the file's, and `consent` and `redact` for its egress rules.
     """
 
@@ -107,14 +107,15 @@ class PolicyFile:
         self.path, self._more = path, more
         self._seen = file_stamp(path)  # before reading it: later changes are detected
         self._versions: dict[Path, str] = {}
-        """File that names the active version of a model -> the version that was read last."""
+        """File that names the active version of a model -> version read last."""
         self._stop = threading.Event()
 
     def arguments(self) -> dict[str, Any]:
-        """The router's arguments from the file.
+        """Read the file, and return the router's arguments. Notes the active versions of its models.
 
         Raises:
             PolicyError: the file is invalid.
+            ModelMissing: the file of a model does not exist.
         """
         from edgeroute import policy as settings  # pydantic is imported only for policy files
 
@@ -126,23 +127,25 @@ class PolicyFile:
             arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
         except EdgerouteError as e:
             raise type(e)(f"{self.path}: {e}") from e
-        made = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
+        merged = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
         if "instruments" in self._more:
-            own = self._more["instruments"]
-            kinds = {type(one) for one in own or ()}
-            made["instruments"] = (
-                [*(one for one in arguments.get("instruments", ()) if type(one) not in kinds), *own] if own else ()
+            instruments = self._more["instruments"]
+            kinds = {type(instrument) for instrument in instruments or ()}
+            merged["instruments"] = (
+                [*(instrument for instrument in arguments.get("instruments", ()) if type(instrument) not in kinds), *instruments]
+                if instruments
+                else ()
             )
-        self._check_models("edge", made["edge"])
-        on_trial = [trial.edge for trial in made["trial"] or () if trial.edge is not None]
+        self._check_models("edge", merged["edge"])
+        on_trial = [trial.edge for trial in merged["trial"] or () if trial.edge is not None]
         self._check_models("trial.edge", on_trial)
-        models = [*on_trial, *_models(made["edge"])]  # the latter's version counts, where both are of one model
+        models = [*on_trial, *_models(merged["edge"])]  # the latter's version counts, where both are of one model
         releases = [release for model in models if (release := member(model, "release")) is not None]
         self._versions = {release.pointer: release.version for release in releases}
-        return made
+        return merged
 
     def _check_models(self, section: str, models: Any) -> None:
-        """Raises ModelMissing, with the key, if the file of a model is not there."""
+        """Raise ModelMissing, with the policy's key, if the file of a model does not exist."""
         several = _models(models)
         for i, model in enumerate(several):
             path = getattr(model, "path", None)
@@ -152,7 +155,7 @@ class PolicyFile:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Names the file and the key in a mistake that shows only once the router is made of them."""
+        """Add the file and the key to a PolicyError raised within the block, if the mistake is the file's."""
         try:
             yield
         except PolicyError as e:
@@ -162,10 +165,11 @@ class PolicyFile:
             raise PolicyError(f"{self.path}: {e.key}: {e}") from None
 
     def reload(self, engine: Engine) -> None:
-        """Reads the file again, and puts it in force.
+        """Read the file again, and put it in force.
 
         Raises:
-            PolicyError: it is invalid; the policy in force stays.
+            PolicyError: the file is invalid; the policy in force stays.
+            Closed: the router is closed.
         """
         with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
             arguments = self.arguments()
@@ -173,49 +177,50 @@ class PolicyFile:
             for key in STAYS:
                 arguments.pop(key, None)
             with self.named():
-                made = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
-                replace(engine, made, limits or Limits(), metered, audit)
+                settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
+                replace(engine, settings, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
-        """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""
+        """Start a thread that calls the referent of the weak reference `reload` when the file changes; errors are logged."""
         threading.Thread(target=self._watch, args=(reload,), name="edgeroute-watch", daemon=True).start()
 
     def _watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
+        """Check the file, and the active versions, each `LOOKS_S` until `close`; reload after a change, and log errors."""
         while not self._stop.wait(LOOKS_S):
             now = file_stamp(self.path)
             if self._activated() or (now is not None and now != self._seen):
                 self._seen = now or self._seen
                 try:
-                    _called(reload)
+                    _call_referent(reload)
                 except Exception:
                     log.exception("%s cannot be used; the policy in force stays", self.path)
 
     def _activated(self) -> bool:
-        """Whether another version of a model is active than when it was last asked, or read."""
+        """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files."""
         if not self._versions:
             return False
         from edgeroute.catalog.store import pointer
 
-        found = False
+        changed = False
         for path, version in self._versions.items():
             with contextlib.suppress(EdgerouteError):  # it cannot be read now
                 active = pointer(path)
                 if active is not None and active.version != version:
-                    self._versions, found = {**self._versions, path: active.version}, True
-        return found
+                    self._versions, changed = {**self._versions, path: active.version}, True
+        return changed
 
     def close(self) -> None:
-        """Stops watching."""
+        """Stop watching."""
         self._stop.set()
 
 
-def _called(reference: Callable[[], Callable[[], object] | None]) -> None:
-    """Calls what it refers to; here, so that the watching thread keeps nothing of it."""
+def _call_referent(reference: Callable[[], Callable[[], object] | None]) -> None:
+    """Call the referent if it still exists; in a function, so that the watching thread keeps no reference."""
     call = reference()
     if call is not None:
         call()
 
 
-def _models(given: Any) -> list[Any]:
-    """The models of one or several edges, the variants of a group each by itself."""
-    return [one for edge in (given if isinstance(given, list) else [given]) for one in each(edge)]
+def _models(edges: Any) -> list[Any]:
+    """Return the models of one or several edges, each variant of a group by itself."""
+    return [model for edge in (edges if isinstance(edges, list) else [edges]) for model in each(edge)]

@@ -1,4 +1,4 @@
-"""Request: one call as an immutable value."""
+"""Request: one call as an immutable value; recognition of inputs that can be read only once."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ Shows = Literal["", "provisional", "pieces", "restarts"]
 
 
 STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})
+"""Values of `Request.shows` for answers in pieces."""
 MOST_KINDS = 100
+"""Maximum types in `AGAIN` and in `TALKS`."""
 AGAIN: set[type] = {str, bytes, list}
-"""Types whose values can be read again: a look-up is quicker than two missing attributes."""
+"""Types whose values can be read again; `is_read_once` adds to it. A look-up is quicker than two missing attributes."""
 TALKS: set[type] = {list, tuple, dict, str}
-"""Types whose values may be conversations; further mappings and lists are added as they are seen."""
+"""Types whose values may be conversations; `is_read_once` adds further mappings and lists."""
 
 
-def once(x: Any) -> bool:
-    """Whether it is an iterator, as a generator or an open file is, or a tuple or dict with one in it."""
+def is_read_once(x: Any) -> bool:
+    """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.
+
+    Adds the input's type to `AGAIN` or `TALKS`.
+    """
     kind = type(x)
     if kind in AGAIN:
         return False
     if kind is dict or kind is tuple:
-        return any(once(part) for part in (x.values() if kind is dict else x))
-    found = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+        return any(is_read_once(part) for part in (x.values() if kind is dict else x))
+    iterator = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
     if issubclass(kind, Mapping | list | tuple | str) and len(TALKS) < MOST_KINDS:
         TALKS.add(kind)
-    if not found and len(AGAIN) < MOST_KINDS:
+    if not iterator and len(AGAIN) < MOST_KINDS:
         AGAIN.add(kind)
-    return found
+    return iterator
 
 
-def refused(x: Any) -> BadInput:
-    """The error for an input that can be read only once."""
+def read_once_error(x: Any) -> BadInput:
+    """Return the error for an input that can be read only once."""
     return BadInput(
         f"the input is or has an iterator, which can be read only once ({type(x).__name__}): the first target would use it up,"
         " and the next would get nothing; give what it yields, as with list(x), or a file's content"
@@ -47,39 +52,39 @@ def refused(x: Any) -> BadInput:
 
 
 def length(batch: Sequence[Any]) -> int:
-    """The number of rows.
+    """Return the number of rows of a batch.
 
     Raises:
-        BadInput: it is an iterator.
+        BadInput: the batch is an iterator.
     """
-    if once(batch):
+    if is_read_once(batch):
         raise BadInput(f"a batch is a sequence of inputs, not an iterator ({type(batch).__name__}): give list(batch)")
     return len(batch)
 
 
 class Request(NamedTuple):
-    """One request; never written to."""
+    """One request, or row of a batch; immutable."""
 
     id: str
-    """Identifies it in traces and ledgers, and to endpoints, as the idempotency key."""
+    """Identity in traces and ledgers, and for endpoints, as the idempotency key."""
     inputs: Any
-    """One input, without the batch axis."""
+    """Input without the batch axis."""
     plan: Plan
     snapshot: Snapshot
     begun: float
-    """Monotonic instant, seconds."""
+    """Monotonic instant of the call's begin, seconds."""
     until: float
-    """Instant of the deadline; inf: none."""
+    """Monotonic instant of the deadline; inf: none."""
     importance: float = 0.0
     batch: str = ""
-    """Id of the batch of which it is a row; empty: none."""
+    """Id of the batch to which the row belongs; empty: no batch."""
     shows: Shows = ""
-    """What the caller is shown before the final answer: nothing, a provisional answer, its pieces, or such as may begin anew."""
+    """What the caller gets before the final answer: nothing, a provisional answer, its pieces, or pieces that may begin anew."""
     first_token_s: float = INF
     key: bytes | None = None
     """Cache key; None: not cached."""
 
     @property
     def streams(self) -> bool:
-        """Whether the caller is shown pieces."""
+        """True if the caller gets pieces."""
         return self.shows in STREAMS

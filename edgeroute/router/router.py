@@ -23,8 +23,8 @@ from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.session import Session
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.streams import Stream, whole
-from edgeroute.router.warm import Warmed, Warming, viewed, warmed
+from edgeroute.router.streams import Stream, as_one_piece
+from edgeroute.router.warm import Warmed, Warming, view_samples, warm_up
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Router(BaseRouter[V]):
         finally:
             pieces.close()
         if not spoken:  # from the cache, or in place of the cloud's
-            yield whole(answer)
+            yield as_one_piece(answer)
         return answer
 
     def frames(
@@ -369,7 +369,7 @@ class Router(BaseRouter[V]):
         for i, (name, backend) in enumerate(models):
             if progress is not None:
                 progress(i, len(models), name)
-            found.append(warmed(name, backend, viewed(snapshot, samples, backend)))
+            found.append(warm_up(name, backend, view_samples(snapshot, samples, backend)))
         if progress is not None:
             progress(len(models), len(models), "")
         return found

@@ -1,4 +1,4 @@
-"""Sessions: calls of one stream, in order, with the state that its models keep from one to the next."""
+"""Sessions: calls of one stream of inputs, in order, with the states of its models from one call to the next."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _END: Any = object()
 
 
 class States(ForkSafe):
-    """States of one stream between its calls, one for each model. Base of both sessions.
+    """Base of both sessions: states of one stream between its calls, one for each model.
 
     Args:
-        router: answers the calls.
+        router: router that answers the calls.
     """
 
     _running: dict[None, Turn] = per_process(dict)
@@ -37,23 +37,27 @@ class States(ForkSafe):
         self._closed = False
 
     def reset(self) -> None:
-        """Drops the states: the next call begins anew, as after a gap in the stream."""
+        """Discard the states: the next call begins anew, as after a gap in the stream.
+
+        Raises:
+            BadInput: a call is under way.
+        """
         if self._running and not self._closed:
             raise _busy()
         self._states = {}
 
     def close(self) -> None:
-        """Drops the states and refuses further calls. The router stays open."""
+        """Discard the states and refuse further calls. The router stays open."""
         self._closed = True
         self.reset()
 
     @contextmanager
     def _turn(self) -> Iterator[Turn]:
-        """Begin a call, and keep the states after it if the block ends without an exception.
+        """Begin a call, and store its models' states if the block ends without an exception.
 
         Raises:
             BadInput: another call is under way.
-            Closed: the session was closed.
+            Closed: the session is closed.
         """
         if self._closed:
             raise Closed("this session is closed")
@@ -69,6 +73,7 @@ class States(ForkSafe):
 
 
 def _busy() -> BadInput:
+    """Return the error for a second call at the same time."""
     return BadInput("another call of this session is under way: its inputs are one stream, in order; one session for each stream")
 
 
@@ -83,46 +88,48 @@ def _current(turn: Turn) -> Iterator[None]:
 
 
 class Session(States):
-    """One stream of inputs, given in order: `with router.session() as s: s.infer(chunk)`.
+    """Stream of inputs, given in order: `with router.session() as s: s.infer(chunk)`.
 
-    A model that keeps a state (docs/cards.md) has one for each session. Its state moves on when the model has run to its end
-    within a call that returns an answer, whoever gave that; a call that raises, or a run that was stopped, leaves it as it was.
-    The cache takes no part. One call at a time.
+    A model with a state (docs/cards.md) has one state for each session. The state advances when the model has run to its end
+    within a call that returns an answer, whoever gave that; it is unchanged after a call that raises, or a run that was stopped.
+    The cache is not used. One call at a time.
     """
 
     def infer(self, x: Any, **options: Any) -> Answer:
-        """Answer the next input of the stream.
+        """Return the answer to the next input of the stream.
 
         Args:
             x: the input.
-            options: as for `Router.infer`.
+            options: options of `Router.infer`.
 
         Raises:
             BadInput: as by `Router.infer`, or another call of this session is under way.
-            Closed: the session or the router was closed.
+            Closed: the session or the router is closed.
         """
         with self._turn() as turn, _current(turn):
             return self._router.infer(x, **options)  # type: ignore[no-any-return]
 
     def infer_many(self, batch: Sequence[Any], **options: Any) -> list[Answer]:
-        """Answer the next inputs of the stream, as `Router.infer_many`: a model with a state runs them one after the other."""
+        """Return the answers to the next inputs, as `Router.infer_many`; a model with a state runs them one after the other."""
         with self._turn() as turn, _current(turn):
             return self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
     def refine(self, x: Any, **options: Any) -> Generator[Answer, None, None]:
-        """Answer the next input, as `Router.refine`. Closed early, it leaves the state as it was."""
+        """Yield the answers to the next input, as `Router.refine`. Closed early, it leaves the state unchanged."""
         return self._refined(self._router.refine(x, **options))
 
     def _refined(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
+        """Yield the answers of a router's generator, run within this session."""
         with self._turn() as turn, closing(answers):
             while (answer := _next(turn, answers)) is not _END:
                 yield answer
 
     def stream(self, x: Any, **options: Any) -> Stream:
-        """Answer the next input in pieces, as `Router.stream`. Left early, it leaves the state as it was."""
+        """Return the answer to the next input in pieces, as `Router.stream`. Left early, it leaves the state unchanged."""
         return Stream(self._pieces(self._router.stream(x, **options)))
 
     def _pieces(self, stream: Stream) -> Generator[Any, None, Answer]:
+        """Yield the pieces of a router's stream, run within this session, and return the answer."""
         with self._turn() as turn, stream:
             pieces = iter(stream)
             while (piece := _next(turn, pieces)) is not _END:
@@ -138,30 +145,31 @@ class Session(States):
 
 
 class AsyncSession(States):
-    """`Session` of an `AsyncRouter`: `async with router.session() as s: await s.infer(chunk)`."""
+    """Stream of inputs of an `AsyncRouter`: `async with router.session() as s: await s.infer(chunk)`. See `Session`."""
 
     async def infer(self, x: Any, **options: Any) -> Answer:
-        """Answer the next input, as `Session.infer`. Cancelling the call leaves the state as it was."""
+        """Return the answer to the next input; see `Session.infer`. Cancelling the call leaves the state unchanged."""
         with self._turn() as turn, _current(turn):
             return await self._router.infer(x, **options)  # type: ignore[no-any-return]
 
     async def infer_many(self, batch: Sequence[Any], **options: Any) -> list[Answer]:
-        """Answer the next inputs, as `Session.infer_many`."""
+        """Return the answers to the next inputs; see `Session.infer_many`."""
         with self._turn() as turn, _current(turn):
             return await self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
     async def refine(self, x: Any, **options: Any) -> AsyncGenerator[Answer, None]:
-        """Answer the next input, as `Session.refine`."""
+        """Yield the answers to the next input; see `Session.refine`."""
         with self._turn() as turn:
             async with aclosing(self._router.refine(x, **options)) as answers:
                 while (answer := await _anext(turn, answers)) is not _END:
                     yield answer
 
     def stream(self, x: Any, **options: Any) -> AsyncStream:
-        """Answer the next input in pieces, as `Session.stream`."""
+        """Return the answer to the next input in pieces; see `Session.stream`."""
         return AsyncStream(self._pieces(self._router.stream(x, **options)))
 
     async def _pieces(self, stream: AsyncStream) -> AsyncGenerator[Any, None]:
+        """Yield the pieces of a router's stream, run within this session, and the answer as `Last`."""
         with self._turn() as turn:
             async with stream:
                 pieces = stream.__aiter__()
@@ -184,6 +192,6 @@ def _next(turn: Turn, steps: Iterator[Any]) -> Any:
 
 
 async def _anext(turn: Turn, steps: Any) -> Any:
-    """`_next` for an asynchronous generator."""
+    """Return the next item of a router's asynchronous generator, which runs models within it; `_END` after the last."""
     with _current(turn):
         return await anext(steps, _END)

@@ -1,7 +1,7 @@
 """Steps of a call, and stages around the walk.
 
-A stage takes requests (one, or the rows of a batch) and the rest of the call, and is a generator: it yields what requires
-I/O (a walk with its legs, an equal request to wait for, a disk), is sent the result, and returns one result per request.
+A stage takes requests (one, or the rows of a batch) and the rest of the call, and is a generator: it yields steps that require
+I/O (a walk with its legs, an equal request to wait for, a disk), is sent their results, and returns one result per request.
 `compose` makes one function from several stages. So threads and asyncio share everything except the pump.
 """
 
@@ -26,35 +26,35 @@ T = TypeVar("T")
 
 
 class Walk(NamedTuple):
-    """Step: drive this walk. Its result is what the walk returns."""
+    """Step: drive this walk; its result is the walk's."""
 
     walk: Generator[Any, Any, Any]
     legs: LegExecutor
     show: Callable[[Emit], Any] | None = None
-    """Converts what the walk emits to what the caller is shown; None: it emits nothing."""
+    """Converts an effect `Emit` to the object that the caller gets; None: the walk emits nothing."""
     streams: bool = False
-    """Legs start as streams."""
+    """True if legs are started as streams."""
 
 
 class Join(NamedTuple):
-    """Step: wait for an equal request in progress. Its result is that answer; None: there is none in time."""
+    """Step: wait for an equal request in progress; its result is that request's answer, None if there is none in time."""
 
     flight: Flight
     timeout_s: float
 
 
 class Block(NamedTuple):
-    """Step: call a function that may block. Its result is the function's; `late` if there is none by the instant `until`."""
+    """Step: call a function that may block; its result is the function's, or `late` if there is none by the instant `until`."""
 
     call: Callable[[], Any]
     until: float
     late: Any = None
     needed: bool = True
-    """Without a free thread it is called in the next one, or in the caller's if too many wait; False: then it is late."""
+    """True: without a free thread the function waits for one, or runs in the caller's if too many wait. False: `late` instead."""
 
 
 class Pause(NamedTuple):
-    """Step: let others run, for so many seconds at least. It has no result."""
+    """Step: let other work run, for at least so many seconds; without result."""
 
     seconds: float
 
@@ -67,35 +67,41 @@ Proceed: TypeAlias = Callable[[Sequence[Request]], Steps[list[Result]]]
 
 
 class Shown(NamedTuple):
-    """What the caller of a stream is shown."""
+    """Piece of an answer that the caller of a stream gets."""
 
     source: str
-    """The target's name."""
+    """Name of the target, or of the cache."""
     piece: Any
 
 
 Stage: TypeAlias = Callable[[Sequence[Request], Proceed], Steps[list[Result]]]
-"""Stage around the walk of each request: returns the results in order; its `proceed` runs everything inside it."""
+"""Stage around the walk of each request: returns the results in order. Its `proceed` runs all stages inside it, and the walk."""
 
 
 def answer_of(result: Result) -> Answer:
-    """The answer; raises the exception if there is none."""
+    """Return the answer; raise the exception if the result is one."""
     if isinstance(result, Answer):
         return result
     raise result
 
 
 def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
-    """Compose stages, the outermost first, around the innermost step."""
+    """Return one function of several stages, the outermost first, around the innermost step."""
     for stage in reversed(stages):
         inner = partial(stage, proceed=inner)
     return inner
 
 
-def walked(
+def walk_stage(
     requests: Sequence[Request], legs: LegExecutor, leaves: Callable[[Request, Left, LegExecutor], object] | None = None
 ) -> Steps[list[Walked]]:
-    """The innermost step: walks the plan, which the requests share. leaves: called where its caller leaves early."""
+    """Walk the plan that the requests share: the innermost stage. Return one result for each request.
+
+    Args:
+        requests: one, or the rows of a batch.
+        legs: executor of the plan's legs.
+        leaves: called with the outcome so far if the caller of a stream or refinement leaves early.
+    """
     first, late, shown, emitted = requests[0], legs.late is not None, list[Any](), list[Emit]()
 
     def show(emit: Emit) -> Any:
@@ -124,7 +130,14 @@ def _shown(
     step: Walk, request: Request, so_far: Callable[[float], Left | None],
     leaves: Callable[[Request, Left, LegExecutor], object] | None,
 ) -> Steps[Outcome]:  # fmt: skip
-    """A walk that shows something; so_far: its outcome if its caller leaves at an instant."""
+    """Do a walk that shows answers, and return its outcome; call `leaves` if the caller leaves early.
+
+    Args:
+        step: the walk.
+        request: its request.
+        so_far: returns the outcome if the caller leaves at an instant.
+        leaves: called with that outcome on close, cancellation or interruption.
+    """
     try:
         return (yield step)  # type: ignore[no-any-return]
     except BaseException as e:
@@ -135,7 +148,7 @@ def _shown(
 
 
 def provisional(request: Request, emit: Emit) -> Answer:
-    """The edge's provisional answer."""
+    """Return the answer to show for an effect `Emit`; it is not final."""
     outcome = Outcome(emit.leg, emit.prediction, True, emit.log, request.begun, request.begun)
     answer = Answer(request.plan, outcome, request.id).add_note("provisional", final=False)
     answer.latency_s = emit.log[-1][2] - request.begun

@@ -1,4 +1,4 @@
-"""Streams: answers in pieces."""
+"""Streams: an answer in pieces, for threads and for asyncio."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Pieces of one answer, for a `with` and a `for`. Leaving the `with` early cancels what is in progress.
+    """Iterator over the pieces of one answer; use it in a `with`. Leaving the `with` early cancels the call.
 
     Attributes:
-        leg: the name of the target whose pieces are shown, or of the cache; None before the first piece.
-        answer: the whole answer, once the last piece was yielded; None before.
+        leg: name of the target whose pieces are shown, or of the cache; None before the first piece.
+        answer: whole answer, once the last piece was yielded; None before.
     """
 
     def __init__(self, pieces: Generator[Any, None, Answer]) -> None:
@@ -47,7 +47,12 @@ class Stream:
 
 
 class AsyncStream:
-    """`Stream`, for an `async with` and an `async for`."""
+    """Asynchronous iterator over the pieces of one answer; use it in an `async with`. Leaving that early cancels the call.
+
+    Attributes:
+        leg: name of the target whose pieces are shown, or of the cache; None before the first piece.
+        answer: whole answer, once the last piece was yielded; None before.
+    """
 
     def __init__(self, pieces: AsyncGenerator[Any, None]) -> None:
         self.answer: Answer | None = None
@@ -79,6 +84,6 @@ class End(list[Result]):
     """Results of a finished call, as the last item of an asynchronous generator."""
 
 
-def whole(answer: Answer) -> Shown:
+def as_one_piece(answer: Answer) -> Shown:
     """Return an answer of which no piece was shown as one piece."""
     return Shown(answer.source if answer.source in {"cache", "stale"} else answer.leg, answer.value)

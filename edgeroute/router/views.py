@@ -1,4 +1,4 @@
-"""Views: what of an input each side takes, as a function of it or a key of it."""
+"""Views: functions or keys by which each target takes a part of an input; the edge's answers that go along to clouds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from edgeroute.types import Backend
 
 View: TypeAlias = str | Callable[[Any], Any]
-"""A key of the input, or a function of it."""
+"""Key of the input (a mapping), or function of the input."""
 SIDES = ("edge", "cloud")
 
 
 class TargetViews:
-    """The views of a policy's targets.
+    """Views of a policy's targets.
 
     Args:
-        views: side, or name of a target, which goes before its side's -> view; a policy file's sections by side and number.
-        targets: of the policy.
+        views: view by side, or by the name of a target, which takes precedence; a policy file's sections by (side, number).
+        targets: targets of the policy.
 
     Raises:
         PolicyError: there is no such side or target, or a view is neither a key nor a plain function.
@@ -38,38 +38,38 @@ class TargetViews:
         sides = {target.side for target in targets}
         numbers = {side: [t.name for t in targets if t.side == side] for side in SIDES}
         names = dict.fromkeys([side for side in SIDES if side in sides] + [target.name for target in targets])
-        for key, given in views.items():
+        for key, value in views.items():
             if not isinstance(key, tuple) and key not in names:
                 raise PolicyError(f"views has {clean(repr(key), 80)}, which is no side or target here: {nearest(key, names)}")
-            _check(key, given)
+            _check(key, value)
         self.views: list[View | None] = []
-        """Of each target; None: it takes the input itself."""
+        """View of each target; None: it takes the whole input."""
         self.cells: list[int] = []
         """Of each target the number of the first one on its side with the same view."""
         for target in targets:
             number = (target.side, numbers[target.side].index(target.name))
-            own = None if target.name in SIDES else views.get(target.name)
-            view: View | None = own or views.get(number) or views.get(target.side)
+            named = None if target.name in SIDES else views.get(target.name)
+            view: View | None = named or views.get(number) or views.get(target.side)
             same = (i for i, other in enumerate(self.views) if targets[i].side == target.side and _same(other, view))
             self.cells.append(next(same, len(self.views)))
             self.views.append(view)
         self._any = any(view is not None for view in self.views)
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Return True if a target has a view."""
         return self._any
 
     @property
     def keys(self) -> list[str]:
-        """The keys of an input that they take."""
+        """Keys of an input that the views use."""
         return list(dict.fromkeys(view for view in self.views if isinstance(view, str)))
 
     def blocks(self, target: int) -> bool:
-        """Whether that target's view is a function, which may block."""
+        """Return True if that target's view is a function, which may block."""
         return callable(self.views[target])
 
     def describe(self, targets: Sequence[Target]) -> list[str]:
-        """Status lines for `check`: what of an input each target takes, where that is not all of it."""
+        """Return a line for each target with a view, for `check`."""
         seen = zip(targets, self.views, strict=True)
         kinds = [
             (t.name, f"the input's {view!r}" if isinstance(view, str) else "what a function makes of the input")
@@ -79,16 +79,26 @@ class TargetViews:
         return [f"{name}: takes {kind}" for name, kind in kinds]
 
     def identity(self, target: int, of: Callable[[Any], str]) -> str:
-        """What decides which view of an input that target takes; `of` takes the fingerprint of a function. Empty: none."""
+        """Return a text that identifies that target's view, for cache keys; empty: none.
+
+        Args:
+            target: index of the target.
+            of: returns the fingerprint of a function.
+        """
         view = self.views[target]
         return "" if view is None else f"key {view!r}" if isinstance(view, str) else f"view {of(view)}"
 
     def of(self, target: Target, number: int, x: Any) -> Any:
-        """That target's view of an input.
+        """Return the target's view of an input; calls the application's function, if the view is one.
+
+        Args:
+            target: the target.
+            number: its index.
+            x: the input.
 
         Raises:
-            BadInput: the input has no such key, or the function says that it does not fit.
-            ModelError, Held: the function failed, for a target on the device, or off it; then nothing was sent.
+            BadInput: the input has no such key, or the function reports that it does not fit.
+            ModelError, Held: the function failed: for a target on the device, or off it, which then gets nothing.
         """
         view = self.views[number]
         if view is None:
@@ -108,11 +118,13 @@ class TargetViews:
         return seen
 
 
-def _same(one: View | None, other: View | None) -> bool:
-    return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
+def _same(view: View | None, other: View | None) -> bool:
+    """Return True if two views are one function or equal keys."""
+    return view is other or (isinstance(view, str) and isinstance(other, str) and view == other)
 
 
 def _failed(target: Target, why: str) -> Exception:
+    """Return the error for a view that failed: ModelError on the device, Held for a cloud."""
     if target.side == "edge":
         error = ModelError(f"the view for {target.name} failed ({why})")
         error.code = "view"
@@ -121,6 +133,7 @@ def _failed(target: Target, why: str) -> Exception:
 
 
 def _check(key: Any, view: Any) -> None:
+    """Raise PolicyError unless a view is a key or a plain function."""
     if isinstance(view, str) and view:
         return
     if not callable(view):
@@ -134,6 +147,7 @@ _LATER = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgen
 
 
 def _item(x: Any, key: str, name: str) -> Any:
+    """Return the item of an input under a key; raise BadInput if the input is no mapping, or has no such key."""
     if not isinstance(x, Mapping):
         raise BadInput(f"the input is {typed(x)}, and {name} takes its {key!r}: give a mapping, as in {{{key!r}: ...}}")
     if key not in x:
@@ -143,75 +157,87 @@ def _item(x: Any, key: str, name: str) -> Any:
     return x[key]
 
 
-# The edges' answers of one call, for its clouds that take them (`send_edge`); and where they cannot be had.
+# Answers of the edges within one call, for its clouds that take them along (`send_edge`); and the policies that exclude them.
 
 ALONE = (0,)
-"""The rows of a single input."""
+"""Rows of a single input."""
 
 
 class EdgeAnswers:
-    """What the edge has answered to the inputs of one call so far, and what each cloud was told of it.
+    """Answers of the edge to the inputs of one call so far, and what each cloud was sent of them.
 
     Legs write to it in their threads, each for rows of its own: no lock is needed.
 
     Args:
-        ids: of one request, or of the rows of a batch.
+        ids: id of the request, or of each row of a batch.
     """
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._rows = {identity: row for row, identity in enumerate(ids)}
-        self._found: dict[int, Prediction] = {}
-        self._told: dict[int, dict[int, Mapping[str, Any] | None]] = {}
-        """Leg -> row -> what goes along; a leg writes to its own."""
+        self._answers: dict[int, Prediction] = {}
+        self._sent: dict[int, dict[int, Mapping[str, Any] | None]] = {}
+        """Leg -> row -> edge's answer sent along; None: there was none. Each leg writes its own item."""
 
     def note(self, rows: Sequence[int] | None, answers: Sequence[Any]) -> None:
-        """Notes the edge's answers to these rows; None: to all."""
+        """Store the edge's answers to these rows, None: to all; failures are skipped."""
         for row, answer in zip(range(len(self._rows)) if rows is None else rows, answers, strict=True):
             if type(answer) is Prediction:
-                self._found[row] = answer
+                self._answers[row] = answer
 
-    def ended(self, event: Event | None) -> None:
-        """Notes the answer of a first leg that has run already."""
+    def note_event(self, event: Event | None) -> None:
+        """Store the answer of a first leg that has run already."""
         if type(event) is Done:
             self.note(ALONE, [event.answer])
 
-    def beside(self, leg: int, rows: Sequence[int] | None, inputs: Sequence[Any]) -> list[Escalated]:
-        """These inputs with the answers there are, for a cloud's leg."""
-        found, along = [], dict[int, Mapping[str, Any] | None]()
-        for row, x in zip(range(len(self._rows)) if rows is None else rows, inputs, strict=True):
-            answer = self._found.get(row)
-            along[row] = None if answer is None else told(answer)
-            found.append(Escalated(x, along[row]))
-        self._told[leg] = along
-        return found
+    def attach(self, leg: int, rows: Sequence[int] | None, inputs: Sequence[Any]) -> list[Escalated]:
+        """Return the inputs joined with the edge's answers known now, for a cloud's leg, and record what that leg was sent.
 
-    def stored(self, identity: str, leg: int, *, asked: bool) -> Mapping[str, Any] | None:
-        """What a stored call goes out with: what that leg was told of that request; if it was not asked, what is known."""
-        row, along = self._rows[identity], self._told.get(leg, {})
+        Args:
+            leg: the leg.
+            rows: rows of the batch; None: all.
+            inputs: the inputs of these rows.
+        """
+        escalated, along = [], dict[int, Mapping[str, Any] | None]()
+        for row, x in zip(range(len(self._rows)) if rows is None else rows, inputs, strict=True):
+            answer = self._answers.get(row)
+            along[row] = None if answer is None else told(answer)
+            escalated.append(Escalated(x, along[row]))
+        self._sent[leg] = along
+        return escalated
+
+    def to_store(self, identity: str, leg: int, *, asked: bool) -> Mapping[str, Any] | None:
+        """Return the edge's answer to send with a stored call: the one sent by the leg for that request, or the one known now.
+
+        Args:
+            identity: id of the request.
+            leg: the leg.
+            asked: True if the leg's cloud was called; then its recorded answer counts.
+        """
+        row, along = self._rows[identity], self._sent.get(leg, {})
         if asked and row in along:
             return along[row]
-        answer = self._found.get(row)
+        answer = self._answers.get(row)
         return None if answer is None else told(answer)
 
-    def went(self, leg: int) -> bool | None:
-        """Whether all inputs of that leg have the edge's answer along; None: it takes none."""
-        along = self._told.get(leg)
+    def all_attached(self, leg: int) -> bool | None:
+        """Return True if all inputs of a leg were sent with the edge's answer, False if not; None: the leg takes none."""
+        along = self._sent.get(leg)
         return None if along is None else None not in along.values()
 
 
 def check_send_edge(
     policy: Policy, targets: Sequence[Target], backends: Sequence[Backend], egress: Egress, *, hidden: bool
 ) -> bool:
-    """Whether any cloud takes the edge's answer.
+    """Return True if any cloud takes the edge's answer along.
 
     Raises:
-        PolicyError: it can never have one, or it is another than certificates would be about.
+        PolicyError: the policy never has such an answer, or certificates would be about another one.
     """
-    named = [b.name for b in backends if b.side == "cloud" and getattr(b, "sends_edge", False)]
-    if not named:
+    names = [b.name for b in backends if b.side == "cloud" and getattr(b, "sends_edge", False)]
+    if not names:
         return False
     edges = [(t, b) for t, b in zip(targets, backends, strict=True) if t.side == "edge"]
-    what = f"send_edge of {named[0]} sends the edge's answer"
+    what = f"send_edge of {names[0]} sends the edge's answer"
     if not edges:
         raise PolicyError(f"{what}, and there is no edge=: leave it out")
     if len({target.group or target.name for target, _ in edges}) > 1:

@@ -1,4 +1,4 @@
-"""Warm-up of one model, and the trial of a new version of a catalog before it is in force."""
+"""Warm-up of a model, and the tests of a catalog's new version before it is put in force."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from edgeroute.catalog.installed import Release
 
 Warming = Callable[[int, int, str], object]
-"""Called with the number of models that are done, the number of all, and the name of the one that comes next."""
+"""Called with (number of models done, number of all, name of the next)."""
 CHECK_S = 60.0
-"""How long a run on zeros may take, seconds."""
+"""Time limit of a run on zeros, seconds."""
 
 
 class Warmed(NamedTuple):
-    """The warm-up of one model."""
+    """Timings of one model's warm-up."""
 
     name: str
-    """Of the target."""
+    """Name of the target."""
     load_s: float
     """Seconds that loading took; about 0: it was loaded already."""
     first_s: float | None
-    """Seconds of the first run; None: it was given no input, and does not say what zeros would be one."""
+    """Seconds of the first run; None: no run, without samples and without an input shape."""
     again_s: float | None
-    """Seconds of a second one, on the same input."""
+    """Seconds of a second run on the same input; None: no run."""
 
     def __str__(self) -> str:
         if self.first_s is None or self.again_s is None:
@@ -41,18 +41,19 @@ class Warmed(NamedTuple):
         return f"{self.name}: loaded in {1000 * self.load_s:.0f} ms, {times}"
 
 
-def warmed(name: str, backend: EdgeBackend, samples: Sequence[Any] = ()) -> Warmed:
-    """Loads one model, and runs it on the samples, or on zeros.
+def warm_up(name: str, backend: EdgeBackend, samples: Sequence[Any] = ()) -> Warmed:
+    """Load one model, and run it on the samples, or on zeros; blocks. Return the timings, and store them in `backend.warmth`.
 
     Raises:
-        ModelError, BadInput: it cannot be loaded, or does not run.
+        ModelError, BadInput: the model cannot be loaded, or does not run.
     """
-    found = _warmed(name, backend, samples)
-    backend.warmth = str(found).partition(": ")[2]
-    return found
+    timings = _load_and_run(name, backend, samples)
+    backend.warmth = str(timings).partition(": ")[2]
+    return timings
 
 
-def _warmed(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
+def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
+    """Load one model, and run it; without the effect on `backend.warmth`."""
     begun = monotonic()
     load = member(backend.model, "load")
     if load is not None:
@@ -71,10 +72,10 @@ def _warmed(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
 
 
 def value(backend: EdgeBackend, x: Any) -> Any:
-    """The value that it gives for an input, in a turn of its own if it has a state.
+    """Run a model on an input, in a new session if it has a state, and return its value.
 
     Raises:
-        ModelError: it failed.
+        ModelError, BadInput: the run failed.
     """
     try:
         return in_new_session(backend.run_one, x, None).value
@@ -84,23 +85,27 @@ def value(backend: EdgeBackend, x: Any) -> Any:
         raise ModelError(f"{backend.where} does not run: {named(e)}") from e
 
 
-def rehearsed(made: Snapshot, old: Snapshot) -> None:
-    """Tries new versions of a catalog before they are in force: each is loaded, warmed up, and has its canary inputs.
+def check_releases(new: Snapshot, old: Snapshot) -> None:
+    """Load and warm up a catalog's new versions, and run their canary inputs, before they are put in force; blocks.
 
     Models of other files are loaded by their first request, as when a router is made.
 
+    Args:
+        new: snapshot with the new versions.
+        old: snapshot in force.
+
     Raises:
-        ModelError: one failed, and is closed; what is in force stays.
+        ModelError: a version failed. All new models are closed; the snapshot in force stays.
     """
     known = {id(backend) for backend in made_of(old).values()}
-    fresh = [b for _, b in edges_of(made) if id(b) not in known]
+    fresh = [b for _, b in edges_of(new) if id(b) not in known]
     try:
         for backend in fresh:
             release: Release | None = member(backend.model, "release")
             if release is not None:
                 _rehearse(backend, release)
-                if release.trial and backend in made.backends:
-                    _check_certificate(made, made.backends.index(backend), release)
+                if release.trial and backend in new.backends:
+                    _check_certificate(new, new.backends.index(backend), release)
     except BaseException:
         for backend in fresh:
             call_quietly(backend.close, "dropping a version that was tried")
@@ -108,36 +113,38 @@ def rehearsed(made: Snapshot, old: Snapshot) -> None:
 
 
 def _rehearse(backend: EdgeBackend, release: Release) -> None:
+    """Warm up a release's model, and compare its answers to the canary inputs; raise ModelError if either fails."""
     from edgeroute.catalog import update
 
     try:
-        found = None if release.canaries is None else update.read_canaries(release.canaries)
-        warmed(backend.name, backend, [] if found is None else found.inputs[:1])
-        wrong = [] if found is None else found.wrong(lambda x: value(backend, x))
+        canaries = None if release.canaries is None else update.read_canaries(release.canaries)
+        warm_up(backend.name, backend, [] if canaries is None else canaries.inputs[:1])
+        wrong = [] if canaries is None else canaries.wrong(lambda x: value(backend, x))
     except Exception as e:
         raise ModelError(f"{release} failed its warm-up: {named(e)}") from e
     if wrong:
         raise ModelError(f"{release} failed its canary inputs: {'; '.join(wrong[:3])}")
 
 
-def _check_certificate(made: Snapshot, i: int, release: Release) -> None:
-    promise = made.certificates[i]
+def _check_certificate(snapshot: Snapshot, i: int, release: Release) -> None:
+    """Raise ModelError if the certificate of a release on trial does not hold with this router's settings."""
+    promise = snapshot.certificates[i]
     broken = None if promise is None or release.certificate is None else promise.broken()
     if broken is not None:
         raise ModelError(f"the certificate of {release} does not hold here: {broken}")
 
 
-def viewed(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
-    """What that model takes of each sample."""
-    for one in (snapshot, snapshot.trial):
-        if one is not None and backend in one.backends:
-            i = one.backends.index(backend)
-            return [one.views.of(one.targets[i], i, x) for x in samples]
+def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
+    """Return the model's view of each sample."""
+    for candidate in (snapshot, snapshot.trial):
+        if candidate is not None and backend in candidate.backends:
+            i = candidate.backends.index(backend)
+            return [candidate.views.of(candidate.targets[i], i, x) for x in samples]
     return samples
 
 
-async def warmed_async(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
-    """Load one model that is awaited, and run it on the samples."""
+async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
+    """Load one asynchronous model, and run it on the samples. Return the timings."""
     begun = monotonic()
     load = member(backend.model, "load")
     if load is not None:

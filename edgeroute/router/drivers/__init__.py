@@ -1,9 +1,8 @@
-"""Drivers: execute a walk's effects and send back its events, without decisions of their own.
+"""Interface of the drivers: each executes a walk's effects and sends back its events, without decisions of its own.
 
-They share one interface, `begin(start, send)`. It starts a leg, which reports once through `send`, from any thread,
-possibly before `begin` returns. It returns a function that asks the leg to stop, which may be called too late. A leg that
-runs to its end within `begin` returns its event instead, and sends nothing. The drivers for the caller's thread and for its
-task may also be given a `Deferrable`.
+`begin(start, send)` starts a leg, which reports once through `send`, from any thread, possibly before `begin` returns. It returns
+a function that requests the leg to stop, which may be called too late. A leg that runs to its end within `begin` returns its
+event instead, and sends nothing. The drivers for the caller's thread and for its task also accept a `Deferrable`.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ Begin: TypeAlias = Callable[[Start, Send], Stop | Event]
 
 
 class Deferrable:
-    """A leg that has not begun, and ends by the instant `until` by itself: where nothing else goes on, its caller runs it.
+    """Leg that has not begun, and ends by the instant `until` by itself; if nothing else is under way, its caller runs it.
 
     Attributes:
-        leg: its number.
-        run: runs it here, to its event; for asyncio a coroutine function.
-        begin: starts it in a thread or task of its own, as `Begin` does.
+        leg: index of the leg.
+        until: monotonic instant by which it ends.
+        run: runs the leg here, and returns its event; for asyncio a coroutine function.
+        begin: starts the leg in a thread or task of its own, as `Begin` does.
     """
 
     __slots__ = ("begin", "leg", "run", "until")
@@ -36,10 +36,10 @@ class Deferrable:
 BeginOrDefer: TypeAlias = Callable[[Start, Send], "Stop | Event | Deferrable"]
 
 
-def over() -> None:
-    """Stops a leg that has ended."""
+def do_nothing() -> None:
+    """Do nothing: the stop function of a leg that has ended."""
 
 
 def in_time(event: Event, until: float) -> Event:
-    """The event of a leg that its caller ran; where it failed as its time was over that, since the walk would have ended it."""
+    """Return the event of a leg that its caller ran; after `until`, Elapsed in place of a failure, as the walk would have it."""
     return Elapsed(event.at) if type(event) is Failed and event.at >= until else event

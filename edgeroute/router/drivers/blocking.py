@@ -1,4 +1,4 @@
-"""Driver for the caller's thread."""
+"""Drivers of a walk in the caller's thread: with legs in other threads, or inline."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, in_time, over
+from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, do_nothing, in_time
 
 T = TypeVar("T")
 
 
 def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
-    """Drives a walk and returns its result. Any early end (Ctrl-C too) stops all running legs."""
+    """Run a walk and return its result; blocks. Any early end (Ctrl-C too) stops all running legs."""
     steps = stream(walk, begin)
     try:
         while True:
@@ -29,10 +29,13 @@ def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
 def stream(
     walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, ring: Callable[[], object] | None = None
 ) -> Generator[Emit | Wait, None, T]:
-    """Yields what the walk emits, and returns its result. Closing it early stops all running legs.
+    """Run a walk, yielding each effect `Emit`, and return its result; blocks. Closing the generator early stops all running legs.
 
-    ring: called, in any thread, as an event comes. With it nothing is waited for here: while there is no event, the walk's `Wait`
-        is yielded, and whoever has several walks goes on with this one once it rings, or at that instant.
+    Args:
+        walk: the walk.
+        begin: starts a leg.
+        ring: called, in any thread, when an event comes. With it the generator never blocks: while there is no event, it yields
+            the walk's `Wait`; the owner of several walks resumes it once it rings, or at that instant.
     """
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put if ring is None else partial(_send, mail, ring)
@@ -52,10 +55,10 @@ def stream(
                 ):  # nothing else is waited for
                     reply = in_time(here.run(), effect.until)
                     if type(reply) is Elapsed:
-                        stops[here.leg] = over
+                        stops[here.leg] = do_nothing
                     continue
                 late = here.begin()
-                stops[here.leg] = over if isinstance(late, tuple) else late
+                stops[here.leg] = do_nothing if isinstance(late, tuple) else late
                 if isinstance(late, tuple):
                     send(late)
             if type(effect) is Start:
@@ -91,12 +94,16 @@ def stream(
 
 
 def _send(mail: SimpleQueue[Event], ring: Callable[[], object], event: Event) -> None:
+    """Put an event into the mailbox, and ring."""
     mail.put(event)
     ring()
 
 
 def _receive(mail: SimpleQueue[Event], until: float) -> Event:
-    """The next event; one already received goes before an expired deadline."""
+    """Return the next event, blocking until one comes; `Elapsed` at the instant.
+
+    A received event precedes an expired deadline.
+    """
     try:
         return mail.get_nowait()
     except Empty:
@@ -109,13 +116,16 @@ def _receive(mail: SimpleQueue[Event], until: float) -> Event:
 
 # Driver without threads for sequential walks that cannot be interrupted: each leg runs where it is started.
 #
-# No mailbox and no thread: handing over to another thread costs more than a small model takes.
+# It has no mailbox, since handing over to another thread takes longer than a small model runs.
 
 
 def drive_inline(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event], first: Event | None = None) -> T:
-    """Drives a walk and returns its result. `run` runs a leg to its end; what it raises ends the walk.
+    """Run a walk and return its result. An exception of `run` ends the walk.
 
-    first: the event of the first leg, if that has run already.
+    Args:
+        walk: the walk of a sequential plan.
+        run: runs a leg to its end, and returns its event.
+        first: event of the first leg, if it has run already.
     """
     reply: Event | None = None
     try:

@@ -1,4 +1,4 @@
-"""Driver for an asyncio task."""
+"""Driver of a walk in an asyncio task."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, in_time, over
+from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, do_nothing, in_time
 
 T = TypeVar("T")
 MOST_AT_ONCE = 64
-"""Events that are taken without a pause: pieces may come faster than they are taken, and the loop is everybody's."""
+"""Events handled without a pause: pieces may come faster than they are handled, and the loop has other tasks."""
 
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, show: Callable[[Emit], object] | None = None) -> T:
-    """Drives a walk and returns its result; `show` is called with what it emits. Cancelling the task stops all running legs."""
-    loop, own = asyncio.get_running_loop(), get_ident()
+    """Run a walk and return its result; call `show` with each effect `Emit`. Cancelling the task stops all running legs."""
+    loop, thread = asyncio.get_running_loop(), get_ident()
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
     stops: dict[int, Stop] = {}
@@ -37,7 +37,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
     def send(event: Event) -> None:
         mail.append(event)
         try:
-            if get_ident() == own:  # the task of a leg: nobody needs to be woken who sleeps in the system
+            if get_ident() == thread:  # sent by a task of this loop, which therefore does not sleep in the system
                 wake()
             else:
                 loop.call_soon_threadsafe(wake)
@@ -53,10 +53,10 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
                 if type(effect) is Wait and not stops and effect.until >= here.until:
                     reply = in_time(await here.run(), effect.until)
                     if type(reply) is Elapsed:
-                        stops[here.leg] = over
+                        stops[here.leg] = do_nothing
                     continue
                 late = here.begin()
-                stops[here.leg] = over if isinstance(late, tuple) else late
+                stops[here.leg] = do_nothing if isinstance(late, tuple) else late
                 if isinstance(late, tuple):
                     send(late)
             if type(effect) is Start:
@@ -99,7 +99,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
 
 
 def _next(mail: deque[Event], stopped: set[int]) -> bool:
-    """Drops events of stopped legs from the front. Returns whether others remain."""
+    """Remove events of stopped legs from the front. Return True if others remain."""
     while mail and getattr(mail[0], "leg", None) in stopped:
         mail.popleft()
     return bool(mail)

@@ -12,11 +12,11 @@ from edgeroute.core.walk import Effect, Elapsed, Emit, Event, Start, Wait
 T = TypeVar("T")
 
 Script = Callable[[Start, float], Iterable[Event]]
-"""(effect that starts something, now) -> its events, none before `now`; no event: the leg never answers."""
+"""(effect that starts a leg, now) -> the leg's events, none before `now`; no event: the leg never answers."""
 
 
 def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:
-    """Drives a walk in virtual time; returns its result, and when it ended.
+    """Run a walk in virtual time. Return its result, and the virtual instant at which it ended.
 
     Raises:
         RuntimeError: the walk waits for ever.

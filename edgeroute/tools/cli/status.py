@@ -114,14 +114,14 @@ def shadows(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
             model those made as the last one was, by the threshold of that time.
     """
     from edgeroute.confidence.certificate import digest
-    from edgeroute.router.audit_calls import prints
+    from edgeroute.router.audit_calls import edge_fingerprints
     from edgeroute.stores.journal import read
     from edgeroute.trials.shadow import UNHEARD, Tally
 
     wanted: dict[str, str] = {}
     targets: dict[str, Target] = {}
     if snapshot is not None:
-        wanted = {name: digest(used) for name, used in prints(snapshot).items()}
+        wanted = {name: digest(used) for name, used in edge_fingerprints(snapshot).items()}
         targets = {target.name: target for target in snapshot.targets}
     tallies: dict[str, Tally] = {name: Tally() for name in wanted}
     for line in read(log):

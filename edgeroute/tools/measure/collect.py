@@ -25,9 +25,9 @@ from edgeroute.router.build import before, chosen, fingerprints
 from edgeroute.router.engine import settle
 from edgeroute.router.fallback import no_answer
 from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.plans import planned
+from edgeroute.router.plans import make_plan
 from edgeroute.router.request import Request
-from edgeroute.router.stages import Block, Pause, Steps, walked
+from edgeroute.router.stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.evaluation import Examples
 from edgeroute.types import Spent
 
@@ -116,7 +116,7 @@ class DirectCalls:
 
     def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
         """Run the edge model, or an earlier one by its position, on one input."""
-        plan = planned(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
+        plan = make_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
         leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
         leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
         (walk,) = yield from self._walk(plan._replace(legs=(leg,), order=(0,), sequential=True), [x])
@@ -137,7 +137,7 @@ class DirectCalls:
             PolicyError: there is no cloud.
         """
         try:
-            return planned(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
+            return make_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
         except MayNotLeave as e:
             raise MayNotLeave(f"every example is sent to the cloud, and these may not leave the device: {e}") from e
 
@@ -170,7 +170,7 @@ class DirectCalls:
         if legs.edge is not None and edge is not None:
             legs.edge.note(None, edge)
         requests[0] = requests[0]._replace(begun=monotonic())  # the preparation above is no part of its latency
-        walks = yield from walked(requests, legs)
+        walks = yield from walk_stage(requests, legs)
         for walk in walks:
             settle(engine, walk.request, walk.outcome, legs)
         if not all(walk.outcome.accepted for walk in walks):

@@ -18,7 +18,7 @@ from edgeroute.core.policy import INF
 from edgeroute.core.words import UNIDENTIFIED, typed
 from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
-from edgeroute.router.request import once, refused
+from edgeroute.router.request import is_read_once, read_once_error
 from edgeroute.router.stages import Block, Steps
 from edgeroute.system import process
 from edgeroute.tools.measure.calibration import checked_target
@@ -73,7 +73,7 @@ def rows(
 
 def _length(X: Any) -> int:  # noqa: N803
     """Return the number of inputs; raise `BadInput` if X has no valid form."""
-    if once(X):
+    if is_read_once(X):
         raise BadInput(f"{WANTED}; not an iterator ({typed(X)}), which can be read only once: pass list(X)")
     if isinstance(X, Mapping):
         lengths = {name: _length_of(column, f"X[{name!r}]") for name, column in X.items()}
@@ -102,14 +102,14 @@ def _take_rows(X: Any, numbers: range) -> list[Any]:  # noqa: N803
     else:
         inputs = [X[i] for i in numbers]
     for x in inputs:
-        if once(x):
-            raise refused(x)
+        if is_read_once(x):
+            raise read_once_error(x)
     return inputs
 
 
 def _labels(y: Any, name: str = "y", noun: str = "a label") -> list[Any]:
     """Return labels as a list; a column [n, 1] is accepted, too."""
-    if once(y):
+    if is_read_once(y):
         raise BadInput(f"{name} is an iterator ({typed(y)}), which can be read only once: pass list({name})")
     if hasattr(y, "iloc"):  # a series, or a table of one column
         y = y.to_numpy()
