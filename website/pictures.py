@@ -277,7 +277,9 @@ def ladder() -> Sheet:
             chosen, top = codec == sent, y + 22 * j
             sheet.box(left, top, call_ms * scale, 18, ANSWER if chosen else PLAIN, line=GOOD if chosen else SOFT)
             label = f"{codec}, {why}" if chosen else codec
-            sheet.text(left + call_ms * scale + 8, top + 14, label, size=13, ink=GOOD if chosen else SOFT)
+            end = left + call_ms * scale + 8
+            label_x = limit + 8 if end < limit < end + 8 * len(label) else end
+            sheet.text(label_x, top + 14, label, size=13, ink=GOOD if chosen else SOFT)
         sheet.line([(limit, y - 6), (limit, y + 68)], CLOUD, width=1.6, dashed=True)
     return sheet
 
@@ -294,14 +296,14 @@ def frames() -> Sheet:
         x, fill, line = left + i * period, *((DEVICE, EDGE) if i in taken else (PLAIN, SOFT))
         sheet.box(x, rows["frames"], 28, 28, fill, line=line, dashed=i not in taken)
         sheet.text(x + 14, rows["frames"] + 19, str(i), middle=True, size=13, ink=INK if i in taken else SOFT)
-    sheet.text(left, 28, "dashed: replaced by a newer one before its turn", size=13, ink=SOFT)
+    sheet.text(left, 28, "dashed: replaced by a newer frame; frame 3 is deferred", size=13, ink=SOFT)
     for j, i in enumerate(taken):
         x = left + 14 + j * (run + 14)
         sheet.box(x, rows["edge"], run, 28, DEVICE, f"frame {i}", line=EDGE)
         sheet.arrow((x + run, rows["edge"] + 28), (x + run, rows["shown"]))
         sheet.box(x + run - 22, rows["shown"], 44, 28, ANSWER, str(i), line=GOOD, dashed=i == 3)  # noqa: PLR2004 - the one in doubt
     x = left + 14 + 2 * run + 14
-    sheet.box(x + 8, rows["cloud"], 138, 28, AWAY, "frame 3: not sure", line=CLOUD)
+    sheet.box(x + 8, rows["cloud"], 138, 28, AWAY, "frame 3", line=CLOUD)
     sheet.arrow((x + 146, rows["cloud"] + 28), (x + 146, rows["shown"] + 40))
     sheet.text(x + 146, rows["shown"] + 56, "3, final", middle=True, size=13, ink=GOOD)
     sheet.text(left, 296, "A slow edge, or program, gets fewer updates, and no old ones.", size=13, ink=SOFT)
@@ -336,16 +338,17 @@ def rules() -> Sheet:
 
     for share, name in ((0.3, "leave 30 %"), (0.2, "enter 20 %")):
         sheet.line([at(0, share), at(12, share)], SOFT, width=1.3, dashed=True)
-        sheet.text(left + 4, at(0, share)[1] - 5, name, size=13, ink=SOFT)
+        sheet.text(*at(8.7, share + 0.02), name, size=13, ink=SOFT)
     hours = (0, 2, 3.5, 4, 4.7, 5.4, 6.2, 7, 9, 10, 12)
     shares = (0.45, 0.3, 0.19, 0.16, 0.23, 0.18, 0.25, 0.31, 0.46, 0.42, 0.27)
     sheet.line([at(*point) for point in zip(hours, shares, strict=True)], EDGE, width=2.4)
     for share in (0, 0.25, 0.5):
-        sheet.text(left - 10, at(0, share)[1] + 5, f"{share:.0%}", size=13, ink=SOFT, end=True)
+        sheet.text(left - 10, at(0, share)[1] + 5, f"{100 * share:.0f} %", size=13, ink=SOFT, end=True)
     begin, end = at(3.36, 0)[0], at(6.87, 0)[0]
     sheet.box(begin, 196, end - begin, 30, AWAY, "only_edge", line=CLOUD)
     sheet.text(left, 216, "the policy's mode", size=13, ink=SOFT)
     sheet.text(end + 10, 216, "the policy's mode", size=13, ink=SOFT)
+    sheet.text(left, 22, "the battery's charge", size=13, ink=SOFT)
     sheet.text(left, 254, "Between the levels the rule stays as it is.", size=13, ink=SOFT)
     return sheet
 
@@ -377,5 +380,5 @@ def publish() -> Sheet:
         sheet.text(308, y + 29, wrong, size=13)
         if not last:
             sheet.arrow((135, y + 48), (135, y + 66))
-    sheet.text(270, 460, "The version before answers meanwhile.", size=13, ink=SOFT)
+    sheet.text(506, 460, "The version before answers meanwhile.", size=13, ink=SOFT, end=True)
     return sheet
