@@ -72,7 +72,7 @@ COMMANDS = [
     "schema",
     "schema card",
     "docs",
-    "docs platforms",
+    "docs devices",
     "simulate fleet --devices 100 --length 2m",
 ]
 
