@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 
 import pytest
@@ -237,20 +236,3 @@ def test_pages(make, monkeypatch):
     assert seen == [*(f"r{i}" for i in range(7)), "late"]
     assert [e.id for e in outbox.list("waiting", latest=2)] == ["r6", "late"]
     assert (outbox.size(), outbox.size("dead")) == (8, 0)
-
-
-def test_a_file_of_the_first_version(make):
-    """A file without the indexes gets them."""
-    outbox = make(3)
-    outbox.close()
-    with contextlib.closing(sqlite3.connect(outbox.path)) as c:
-        c.executescript(
-            "DROP INDEX outbox_due; DROP INDEX outbox_order; DROP INDEX outbox_least; DROP TABLE outbox_origins;"
-            "CREATE INDEX outbox_importance ON outbox_entries (importance)"
-        )
-    assert outbox.pick(lambda found: found.oldest("cloud", "waiting")).id == "r0"
-    with contextlib.closing(sqlite3.connect(outbox.path)) as c:
-        names = {name for (name,) in c.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    assert {"outbox_due", "outbox_order", "outbox_least", "outbox_since"} <= names
-    assert "outbox_importance" not in names
-    assert json.dumps(list(outbox.export()))

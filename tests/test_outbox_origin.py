@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from queue import Queue
 from time import monotonic
@@ -13,7 +12,6 @@ import routes
 from both import DOWN, GOOD, LONG, header, unsure
 
 from edgeroute import Egress, Function, Outbox, PlainJson, Trial, Unreachable
-from edgeroute.stores.outbox import Waiting
 from edgeroute.testing import CannedServer
 
 SECRET = "a-key-of-the-first"
@@ -193,81 +191,6 @@ def test_a_reload(kind, servers, tmp_path):
         router.engine.queue.delivery.wake(now=True)
         assert "queued for another endpoint" in buried(router.engine.queue.outbox)[0].error
     assert [r for r in second.requests if r.startswith(b"POST")] == []
-
-
-EARLIER = """
-DROP TABLE outbox_origins;
-DROP TRIGGER outbox_in; DROP TRIGGER outbox_changed; DROP TRIGGER outbox_out;
-CREATE TRIGGER outbox_in AFTER INSERT ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n + new.bytes WHERE name = 'bytes';
-END;
-CREATE TRIGGER outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n + new.bytes - old.bytes WHERE name = 'bytes';
-END;
-CREATE TRIGGER outbox_out AFTER DELETE ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n - old.bytes WHERE name = 'bytes';
-    DELETE FROM outbox_bodies WHERE seq = old.seq;
-    DELETE FROM outbox_answers WHERE seq = old.seq;
-END
-"""
-"""What makes a file one of an earlier version."""
-
-
-def earlier(path):
-    """Makes this file one of an earlier version."""
-    with contextlib.closing(sqlite3.connect(path)) as c:
-        c.executescript(EARLIER)
-
-
-def test_entries_of_an_earlier_version(make, servers, tmp_path):
-    """They go by the name, as they always did, and those that are put from now on by more."""
-    first, second = servers
-    (old,) = queued(make, of(first))
-    earlier(tmp_path / "outbox.db")
-    (new,) = queued(make, of(first))
-    router, box, told = make(of(second))
-    assert told.get(timeout=LONG).id == old
-    router.close()
-    while box.size() > 1:
-        threading.Event().wait(0.001)
-    assert [e.id for e in buried(box)] == [new]
-    with contextlib.closing(sqlite3.connect(box.path)) as c:
-        assert c.execute("SELECT count(*) FROM outbox_origins").fetchone() == (1,)
-    box.drop([new])
-    with contextlib.closing(sqlite3.connect(box.path)) as c:
-        assert c.execute("SELECT count(*) FROM outbox_origins").fetchone() == (0,)
-    assert box.counts()["bytes"] == 0
-
-
-def test_a_file_that_several_bring_up_to_date(tmp_path):
-    """At the same moment: one does, and nobody loses anything."""
-    path = tmp_path / "outbox.db"
-    for n in range(10):
-        with contextlib.closing(Outbox(path)) as box:
-            assert box.put(Waiting(f"old {n}", "cloud", "call", b"{}", origin="here")).stored
-        earlier(path)
-        boxes = [Outbox(path) for _ in range(4)]
-        start = threading.Barrier(len(boxes))
-        stored = []
-
-        def put(i, box, n=n, start=start, stored=stored):
-            start.wait(LONG)
-            stored.append(box.put(Waiting(f"new {n} {i}", "cloud", "call", b"{}", origin="here")).stored)
-
-        threads = [threading.Thread(target=put, args=one) for one in enumerate(boxes)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LONG)
-        assert stored == [True] * 4
-        assert {boxes[0].waiting(f"new {n} {i}").origin for i in range(4)} == {"here"}
-        assert boxes[0].waiting(f"old {n}").origin == ""
-        for box in boxes:
-            box.close()
-    with contextlib.closing(Outbox(path)) as box:
-        assert box.size() == 50
-        assert box.counts()["bytes"] == sum(e.bytes for e in box.list())
-        assert {e["origin"] for e in box.export()} == {None, "here"}
 
 
 @pytest.mark.parametrize("call", ["infer", "infer_many"])

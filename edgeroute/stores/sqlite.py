@@ -41,7 +41,6 @@ class Database(ForkSafe):
         version: schema version (`user_version`); a file of another version is refused.
         busy_s: how long to wait for another process's transaction, seconds.
         durable: if True, a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
-        latest: name of the newest table or index of the schema; a file without it gets the schema again. None: never again.
         lenient: if True, text that is not valid UTF-8 is read as lone surrogates; if False, reading it is an error.
     """
 
@@ -61,10 +60,9 @@ class Database(ForkSafe):
         version: int = 1,
         durable: bool,
         busy_s: float = BUSY_S,
-        latest: str | None = None,
         lenient: bool = False,
     ) -> None:
-        self.path, self._busy_s, self._latest, self._lenient = path, busy_s, latest, lenient
+        self.path, self._busy_s, self._lenient = path, busy_s, lenient
         self._version, self._durable = version, durable
         self._create_script = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
         self._file: tuple[int, int] | None = None
@@ -207,7 +205,7 @@ class Database(ForkSafe):
                 self._check(version)
                 if self._lenient:
                     connection.text_factory = _decode
-                if not version or (self._latest is not None and not self._has(connection, self._latest)):
+                if not version:
                     self._retry(connection.executescript, self._create_script)
             except BaseException:
                 connection.close()
@@ -237,10 +235,6 @@ class Database(ForkSafe):
                     temporary.rename(self.path)
         finally:
             temporary.unlink(missing_ok=True)
-
-    def _has(self, connection: sqlite3.Connection, name: str) -> bool:
-        """Return True if the schema has a table or index of this name."""
-        return self._retry(connection.execute, f"SELECT 1 FROM sqlite_master WHERE name = '{name}'").fetchone() is not None  # noqa: S608 - a constant
 
     def _retry(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
         """Run a statement, retrying up to `busy_s` while the file is locked: SQLite's own busy handler backs off too long."""

@@ -39,7 +39,7 @@ class Waiting(NamedTuple):
     error: str = ""
     """Error of the live request: the entry then waits a random part of `spread_s`, unless `ready_at` is given."""
     origin: str = ""
-    """Protocol and address of the endpoint, or the function, that may get the request. Empty: an entry of an older version."""
+    """Protocol and address of the endpoint, or the function, that may get the request."""
 
 
 class Put(NamedTuple):

@@ -25,7 +25,6 @@ from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State,
 from edgeroute.stores.outbox.inputs import encode_input
 from edgeroute.stores.outbox.rows import LATE, LISTED, WAITING, Damaged, late, listed, waiting
 from edgeroute.stores.outbox.tables import (
-    LATEST,
     SCHEMA,
     TRUSTED_S,
     Heads,
@@ -302,7 +301,7 @@ class Outbox(Listing):
         check_units(Outbox, locals())
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
-        self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)
+        self._database = Database(self.path, SCHEMA, durable=True, lenient=True)
         self._group = GroupCommit(self._write)
         self._plausible = -1
         """Total size up to which the stored count is trusted, bytes."""

@@ -157,8 +157,6 @@ TRUSTED_S = 1_577_836_800.0
 
 MOST_TIDIED = 500
 """Maximum entries whose time is replaced, and maximum entries deleted, in one transaction."""
-LATEST = "outbox_origins"
-"""Newest table of the schema, which files of earlier versions lack."""
 _SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {MOST_BYTES}"
 
 
@@ -176,7 +174,6 @@ CREATE TABLE IF NOT EXISTS outbox_entries (
     since REAL NOT NULL,  -- when it came into its state, from which its time to live counts
     method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, provisional TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS outbox_since ON outbox_entries (since);
-DROP INDEX IF EXISTS outbox_importance;
 CREATE INDEX IF NOT EXISTS outbox_least ON outbox_entries (state, importance);
 CREATE INDEX IF NOT EXISTS outbox_order ON outbox_entries (state, target);
 CREATE INDEX IF NOT EXISTS outbox_due ON outbox_entries (state, target, data_class, ready_at);
@@ -187,16 +184,13 @@ CREATE TABLE IF NOT EXISTS outbox_done (seq INTEGER PRIMARY KEY, id TEXT NOT NUL
 CREATE TABLE IF NOT EXISTS outbox_counts (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO outbox_counts VALUES ('bytes', 0);
 CREATE TABLE IF NOT EXISTS outbox_origins (seq INTEGER PRIMARY KEY, origin TEXT NOT NULL);
-DROP TRIGGER IF EXISTS outbox_in;
-DROP TRIGGER IF EXISTS outbox_changed;
-DROP TRIGGER IF EXISTS outbox_out;
-CREATE TRIGGER outbox_in AFTER INSERT ON outbox_entries BEGIN
+CREATE TRIGGER IF NOT EXISTS outbox_in AFTER INSERT ON outbox_entries BEGIN
     {_total_update("new.bytes", "0")};
 END;
-CREATE TRIGGER outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
+CREATE TRIGGER IF NOT EXISTS outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
     {_total_update("new.bytes", "old.bytes")};
 END;
-CREATE TRIGGER outbox_out AFTER DELETE ON outbox_entries BEGIN
+CREATE TRIGGER IF NOT EXISTS outbox_out AFTER DELETE ON outbox_entries BEGIN
     {_total_update("0", "old.bytes")};
     DELETE FROM outbox_bodies WHERE seq = old.seq;
     DELETE FROM outbox_answers WHERE seq = old.seq;
