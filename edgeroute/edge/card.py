@@ -78,8 +78,8 @@ def _any(about: str) -> dict[str, Any]:
 
 PREPROCESS = _table(
     {
-        "dtype": _key("Of the arrays that the caller gives.", "a dtype", "string", enum=list(DTYPES)),
-        "shape": _key("Of the caller's array, without a batch axis; -1: any size.", "a list of sizes", **_AXES),
+        "dtype": _key("Type of the caller's array.", "a dtype", "string", enum=list(DTYPES)),
+        "shape": _key("Shape of the caller's array, without a batch axis; -1: any size.", "a list of sizes", **_AXES),
         "layout": _key(
             "Axes of the caller's picture: height, width, channels.", "a layout", "string", enum=list(LAYOUTS)
         ),
@@ -89,17 +89,17 @@ PREPROCESS = _table(
             "a size, or [height, width]", anyOf=_AREA,
         ),
         "crop": _key(
-            "From the middle of a picture of another size than `shape`, after `resize`, so much is cut out.",
+            "Size of the middle that is cut out of a picture of another size than `shape`, after `resize`.",
             "a size, or [height, width]", anyOf=_AREA,
         ),
-        "filter": _key("How pixels are interpolated, a name of Pillow's.", "a filter", "string", enum=list(FILTERS)),
-        "scale": _key("What the input is multiplied by first.", "a number", "number"),
+        "filter": _key("Interpolation of pixels, by Pillow's name.", "a filter", "string", enum=list(FILTERS)),
+        "scale": _key("Factor of the input, applied first.", "a number", "number"),
         "mean": _key(
-            "What is subtracted then: one number, or one for each channel.", "a number, or a list of numbers",
+            "Number that is subtracted then, or one for each channel.", "a number, or a list of numbers",
             anyOf=_several(_NUMBER),
         ),
         "std": _key(
-            "What it is divided by last: one number, or one for each channel.", "a positive number, or a list of them",
+            "Divisor, applied last, or one for each channel.", "a positive number, or a list of them",
             anyOf=_several(_POSITIVE),
         ),
     },
@@ -107,15 +107,15 @@ PREPROCESS = _table(
 )  # fmt: skip
 INPUT = _table(
     {
-        "name": _key("Of the model's tensor, as in the file.", "text", "string"),
-        "dtype": _key("Of the model's tensor. With `preprocess` it is required.", "a dtype", "string", enum=list(DTYPES)),
-        "shape": _key("Of the model's tensor, with its batch axis; -1: any size. With `preprocess` it is required.",
+        "name": _key("Name of the model's tensor, as in the file.", "text", "string"),
+        "dtype": _key("Type of the model's tensor. Required with `preprocess`.", "a dtype", "string", enum=list(DTYPES)),
+        "shape": _key("Shape of the model's tensor, with its batch axis; -1: any size. Required with `preprocess`.",
                       "a list of sizes", **_AXES),
         "layout": _key("Axes of the model's tensor, but for the batch axis.", "a layout", "string", enum=list(LAYOUTS)),
-        "batch": _key('Which axis of the tensor counts the inputs, from 0; `"none"`: the tensor has no such axis.', _AXIS,
+        "batch": _key('Axis of the tensor that counts the inputs, from 0; `"none"`: there is none.', _AXIS,
                       anyOf=_BATCH),
-        "value": _any("A constant: the tensor is this number, or these nested lists, and the caller does not give it."),
-        "preprocess": {**PREPROCESS, "description": "From what the caller gives to the tensor."},
+        "value": _any("Constant: a number or nested lists, which the caller does not give."),
+        "preprocess": {**PREPROCESS, "description": "Steps from the caller's array to the tensor."},
     },
     ("name",),
 )  # fmt: skip
@@ -123,20 +123,20 @@ STATE = _table(
     {
         "input": _key("Name of the input that takes the state.", "text", "string"),
         "output": _key("Name of the output that gives the next one.", "text", "string"),
-        "shape": _key("Of the first state. Without it the file's, its one axis of any size being 1.", "a list of sizes",
+        "shape": _key("Shape of the first state. Without it: the file's, with 1 for its one axis of any size.", "a list of sizes",
                       **{**_AXES, "items": {"type": "integer", "minimum": 0, "maximum": LARGEST}}),
-        "value": _key("The number of which the first state consists.", "a number", "number"),
+        "value": _key("Value of each element of the first state.", "a number", "number"),
     },
     ("input", "output"),
 )  # fmt: skip
 OUTPUT = _table(
     {
-        "name": _key("Of the output to read; without it all of them.", "text", "string"),
-        "kind": _key("What the output is.", "a kind", "string", enum=list(KINDS)),
+        "name": _key("Output to read. Without it: all.", "text", "string"),
+        "kind": _key("Kind of the output.", "a kind", "string", enum=list(KINDS)),
         "labels": _key("As `labels` at the top.", "a list", "array", items=_LABEL),
-        "score": _key("How the confidence is taken from the outputs.", "a score", "string", enum=list(SCORES)),
-        "none_found": _key("What it means that a detector finds nothing.", "a rule", "string", enum=list(RULES)),
-        "batch": _key('Which axis of each output counts the inputs, from 0; `"none"`: there is no such axis.', _AXIS,
+        "score": _key("Score that makes the confidence of the outputs.", "a score", "string", enum=list(SCORES)),
+        "none_found": _key("Rule for a detector that finds nothing.", "a rule", "string", enum=list(RULES)),
+        "batch": _key('Axis of each output that counts the inputs, from 0; `"none"`: there is none.', _AXIS,
                       anyOf=_BATCH),
         "dtype": _key("For readers.", "text", "string"),
         "shape": _key("For readers.", "a list of sizes", **_AXES),
@@ -144,16 +144,17 @@ OUTPUT = _table(
 )  # fmt: skip
 CARD = _table(
     {
-        "name": _key("What answers, traces and the server call the model; without it the file's name.", "text", "string"),
+        "name": _key("Name of the model in answers, traces and the server. Without it: the file's.", "text", "string"),
         "description": _key("For readers.", "text", "string"),
-        "sha256": _key("Of the model file; another file is refused.", "text", "string"),
+        "sha256": _key("SHA-256 of the model file, hex; another file is refused.", "text", "string"),
         "input": {**INPUT, "description": "The model's only input, or the first that needs a description."},
-        "inputs": _key("Several inputs; those that are not listed are the caller's, as the file has them.", "a list of objects",
+        "inputs": _key("Several inputs; those that are not listed are as the file has them.", "a list of objects",
                        "array", items=INPUT),
-        "preprocess": {**PREPROCESS, "description": "From what the caller gives to `input`."},
-        "state": _key("Outputs that are fed back as inputs.", "a list of objects", "array", items=STATE),
-        "output": {**OUTPUT, "description": "What comes out, and how it is read."},
-        "labels": _key("The classes' names in order; one number is about the second of two.", "a list", "array", items=_LABEL),
+        "preprocess": {**PREPROCESS, "description": "Steps from the caller's array to `input`."},
+        "state": _key("Outputs that are inputs of the next run.", "a list of objects", "array", items=STATE),
+        "output": {**OUTPUT, "description": "Output, and how it is read."},
+        "labels": _key("Class names in order. A single number is about the second of two.", "a list", "array",
+                       items=_LABEL),
         **{key: _any("For readers.") for key in ("file", "bytes", "licence", "license", "data", "rebuild", "steps", "notes")},
         "$schema": _key("For editors.", "text", "string"),
     },
@@ -166,7 +167,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **CARD,
         "title": "edgeroute model card",
-        "description": "What goes into a model, and what comes out.",
+        "description": "Inputs and outputs of a model.",
     }
 
 
