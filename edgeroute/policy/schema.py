@@ -119,10 +119,10 @@ def reference() -> str:
         if name == "edge":
             runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix not in {".onnx", ACTIVE})
             parts += [text for runtime in runtimes for text in _for_models(runtime, listed)]
-        for kind in kinds if several else ():
+        for i, kind in enumerate(kinds if several else ()):
             protocol = kind["properties"]["protocol"]["const"]
             parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{linked(kind["description"])}\n']
-            parts += [_list(kind, {*kind["properties"]} - common, listed)]
+            parts += [_list(kind, {*kind["properties"]} - common - ({"protocol"} if i else set()), listed)]
     return "\n".join(parts)
 
 
@@ -150,14 +150,21 @@ def _list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
     rows, named = [], []
     for key, value in section["properties"].items():
         if key in keys:
-            default = "; required" if key in section.get("required", ()) else ""
-            default = f"; default {_code(value['default'])}" if value.get("default") not in (None, "") else default
-            meaning = linked(value["description"])
-            known = f"{key}{default}: {meaning}"
+            shown, meaning = _shown(value, required=key in section.get("required", ())), linked(value["description"])
+            known = f"{key}{value.get('default')}: {meaning}"
             named += [f"`{key}`"] if known in listed else []
-            rows += [] if known in listed else [f"* `{key}` ({_type(value)}{default}): {meaning}"]
+            rows += [] if known in listed else [f"* `{key}`{shown}: {meaning}"]
             listed.add(known)
     return "\n".join([*rows, *([f"* As above: {', '.join(named)}."] if named else []), ""])
+
+
+def _shown(value: Mapping[str, Any], *, required: bool) -> str:
+    """Return type and default of a key in parentheses; text is not named, nor a type that the default shows."""
+    default = "required" if required else f"default {_code(value['default'])}" if value.get("default") not in (None, "") else ""
+    kind = _type(value)
+    plain = kind == "text" or (default.startswith("default") and "`" not in kind)
+    parts = [part for part in ("" if plain else kind, default) if part]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _type(value: Mapping[str, Any]) -> str:
@@ -238,6 +245,7 @@ with Router.from_policy("policy.toml", watch=True) as router:
 * **Environment variables** beat the file: `EDGEROUTE_MODE=only_edge`; with `__` between a section and its key,
   `EDGEROUTE_CLOUD__URL=...`; of several sections with a number from 0, `EDGEROUTE_CLOUD__1__URL`. Lists and tables are JSON:
   `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`. `EDGEROUTE_CLOUD__API_KEY` may hold the key itself.
+* **A key without a type** below takes text.
 * **Editors** complete and check the keys with the JSON Schema that `edgeroute schema` prints.
 * More policies, to copy from: [examples/policies](../examples/policies).
 
