@@ -25,7 +25,7 @@ __all__ = ["Settings", "load", "reference", "schema"]
 
 
 def load(path: str | Path, given: Collection[str] = ()) -> Settings:
-    """Loads a policy file and the variables. Opens no model and no connection, and reads no secret.
+    """Load a policy file and the variables. Opens no model and no connection, and reads no secret.
 
     Args:
         path: of the file; its suffix determines the format: .toml, .json, .yaml or .yml.

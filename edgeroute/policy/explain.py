@@ -25,7 +25,7 @@ REPLACED = {
 
 
 def explain(error: ValidationError) -> list[Problem]:
-    """One problem per error; none quotes what may be a secret."""
+    """Return one problem per error; none quotes a value that may be a secret."""
     return [_problem(e["loc"], e["type"], e.get("ctx", {}), e["input"]) for e in error.errors(include_url=False)]
 
 
@@ -56,7 +56,7 @@ _MAY_BE_SECRET = ("cert", "verify")
 
 
 def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
-    """The key without the protocol, and the model that it belongs to."""
+    """Return the key without the protocol, and the section that it belongs to."""
     models = SECTIONS.get(str(loc[0]), ())
     if len(loc) == 1 or not models:
         return loc, Settings
@@ -66,7 +66,7 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
 
 
 def _meant(word: str, model: type[Section | Settings]) -> str:
-    """Suggests where such a key belongs, or the nearest valid one."""
+    """Return a suggestion: the section that such a key belongs to, or the nearest valid key."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:

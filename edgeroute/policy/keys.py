@@ -145,13 +145,13 @@ class Settings(Top):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The sources that `load` made, the first one taking precedence."""
+        """Return the sources that `load` made; the first one takes precedence."""
         return init_settings()["sources"]  # type: ignore[no-any-return]
 
     @model_validator(mode="wrap")
     @classmethod
     def _whole(cls, data: Any, inner: Any) -> Any:
-        """Reports contradictions beside errors in single keys; pydantic would stop at the latter."""
+        """Validate, and raise `Wrong` with the contradictions beside the errors in single keys, at which pydantic would stop."""
         problems = contradictions(data)
         try:
             settings = inner(data)
@@ -162,7 +162,7 @@ class Settings(Top):
         return settings
 
     def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
-        """The arguments of `Router`; `trace` and `instruments` are included only if the policy has those sections.
+        """Return the arguments of `Router`; `trace` and `instruments` are included only if the policy has those sections.
 
         Args:
             folder: base of relative paths in the policy.
@@ -225,7 +225,7 @@ _made: Shared[tuple[Any, ...], Any] = Shared()
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Names the key in what is wrong with the file that it names."""
+    """Put the key before the text of an error that is raised meanwhile."""
     try:
         yield
     except EdgerouteError as e:
@@ -243,7 +243,7 @@ PARTS = "edgeroute.parts"
 
 
 def _certified(threshold: Any, folder: Path) -> Any:
-    """Replaces paths of certificates by the certificates."""
+    """Return the threshold with each path of a certificate replaced by the certificate, which is read."""
     if isinstance(threshold, list):
         return [_certified(one, folder) for one in threshold]
     if not isinstance(threshold, str):
@@ -254,7 +254,7 @@ def _certified(threshold: Any, folder: Path) -> Any:
 
 
 def _score(score: str, folder: Path) -> tuple[Any, Any]:
-    """The score, and its identity: the same object while its file is unchanged."""
+    """Return the score and its identity; reads a saved score, and returns the same object while its file is unchanged."""
     if score in SCORES:
         return score, score
     from edgeroute.confidence.learned import Learned
@@ -266,7 +266,7 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
 
 
 def _kept(section: Target, folder: Path, score: Any) -> Any:
-    """The object made from an equal section of an equal policy, while a router holds it.
+    """Return the object made from an equal section of an equal policy, while a router holds it; else make one.
 
     A reload reuses the backends whose model or endpoint is the same object. "Equal" includes the files that the section
     names, by time and size, so that a new model or certificate under an old name is a new object, and all that the model made
@@ -289,7 +289,7 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
 
 
 def _stamp(path: Path) -> Any:
-    """What tells whether a file is another one; of one that names a model's active version, that."""
+    """Return the stamp of a file; of a file that names a model's active version, the version."""
     if path.suffix.lower() != SUFFIX:
         return file_stamp(path)
     with suppress(EdgerouteError):  # said where the model is made
@@ -298,5 +298,5 @@ def _stamp(path: Path) -> Any:
 
 
 def _files(made: Any) -> Any:
-    """What tells whether one of the files that a model's outputs depend on has changed."""
+    """Return the stamps of the files that a model's outputs depend on."""
     return stamps(made) if is_model(made) else ()

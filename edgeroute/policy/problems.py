@@ -26,7 +26,7 @@ HUGE = 1e300
 
 
 class Problem(NamedTuple):
-    """One problem of a policy."""
+    """Problem of a policy."""
 
     key: Key
     """Where, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class Wrong(Exception):
-    """Carries problems out of pydantic, to where PolicyError is raised: errors in single keys, and contradictions."""
+    """Carrier of problems out of pydantic, to where PolicyError is raised: errors in single keys, and contradictions."""
 
     def __init__(self, error: ValidationError | None, contradictions: list[Problem]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 @contextmanager
 def beside(given: Collection[str]) -> Iterator[None]:
-    """Has contradictions looked for in a file beside which the program gives these: `edge`, `cloud`, `threshold`."""
+    """Look for contradictions in a file beside which the program gives these: `edge`, `cloud`, `threshold`."""
     token = _GIVEN.set(frozenset(given))
     try:
         yield
@@ -57,7 +57,7 @@ def beside(given: Collection[str]) -> Iterator[None]:
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
-    """Contradictions between keys as written, whether of valid type or not."""
+    """Return the contradictions between keys as written, of valid type or not."""
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
     parts = (_sides, _times, _folder, _classes, _trials, _telemetry)
@@ -69,7 +69,7 @@ def _has(data: Mapping[str, Any], key: str) -> bool:
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Sides that the mode needs, but that are not configured."""
+    """Yield a problem for each side that the mode needs, but that is not configured."""
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
     for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
         if not _has(data, side):
@@ -99,7 +99,7 @@ def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Sections that need a state folder, without one."""
+    """Yield a problem for each section that needs a state folder, without one."""
     offline = data.get("offline")
     if offline == "queue" and not _has(data, "cloud"):
         yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
@@ -120,7 +120,7 @@ def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Egress rules that contradict each other, or have no effect and so let everything leave."""
+    """Yield a problem for egress rules that contradict each other, or have no effect and so let everything leave."""
     rules = data.get("egress")
     if not isinstance(rules, dict):
         return
@@ -132,7 +132,7 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Trials of endpoints that are not there, or beside no edge."""
+    """Yield a problem for each trial of an endpoint that is not there, or beside no edge."""
     clouds, trials = _several(data, "cloud"), _several(data, "trial")
     names, seen = [str(one.get("name", "cloud")) for one in clouds if isinstance(one, dict)], set[str]()
     for i, trial in enumerate(trials):
@@ -161,7 +161,7 @@ def _several(data: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Keys that have no effect without others."""
+    """Yield a problem for each key that has no effect without another."""
     telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
     for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
         if key in telemetry and telemetry.get(needed, False) is False:
@@ -169,13 +169,13 @@ def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _released(edges: Any) -> bool:
-    """Whether a model is of a catalog: it may come with its certificate."""
+    """Return True if a model is of a catalog: it may come with its certificate."""
     several = edges.values() if isinstance(edges, dict) else edges if isinstance(edges, list) else ()
     return any(isinstance(one, dict) and str(one.get("path")).lower().endswith(".active") for one in several)
 
 
 def found(value: Any) -> str:
-    """Formats a value as quoted in a message."""
+    """Return a value as quoted in a message."""
     if isinstance(value, str):
         return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
     if isinstance(value, bool):
@@ -190,7 +190,7 @@ def found(value: Any) -> str:
 
 
 def sort(value: Any) -> str:
-    """What a value is, without quoting a text or number, which may be a secret, or have one in it."""
+    """Return the kind of a value, without quoting a text or number, which may be a secret, or have one in it."""
     return "text" if isinstance(value, str) else "a number" if type(value) in (int, float) else found(value)
 
 

@@ -45,7 +45,7 @@ class Registered(Model):
 
 
 def registered(path: object) -> type[Registered] | None:
-    """The section type for such a model file; None: it is `targets.Edge`, or there is no runtime.
+    """Return the section type for such a model file; None: `targets.Edge`, or there is no runtime.
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
@@ -60,7 +60,7 @@ def registered(path: object) -> type[Registered] | None:
 
 
 def all_registered() -> dict[str, type[Registered]]:
-    """Suffix -> section type; one that cannot be had is logged and left out."""
+    """Return suffix -> section type; a type that cannot be had is logged and left out."""
     sections: dict[str, type[Registered]] = {}
     for suffix in (*suffixes(), SCHEMES[0]):
         try:
@@ -116,14 +116,14 @@ def _usable(annotation: Any) -> bool:
 
 
 def _default(parameter: inspect.Parameter) -> Any:
-    """Only shown: a key that is not given is not passed."""
+    """Return the default that the reference shows; a key that is not given is not passed."""
     if parameter.default is parameter.empty:
         return ...
     return parameter.default if isinstance(parameter.default, bool | int | float | str | NoneType) else None
 
 
 def _by_runtime(data: Any, built_in: Any) -> Any:
-    """Validates a section by the runtime that its path picks."""
+    """Validate a section by the runtime that its path picks."""
     try:
         section = registered(data.get("path") if isinstance(data, dict) else None)
     except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
@@ -146,7 +146,7 @@ ByRuntime = WrapValidator(_by_runtime)
 
 
 def for_file(section: Target, path: str, folder: Path) -> Target:
-    """The section for another model file, with those keys of this one that its runtime has, but for the hash and the card.
+    """Return the section for another model file, with the keys of this one that its runtime has, without hash and card.
 
     Raises:
         PolicyError: one of them has a value that this runtime does not take.
@@ -189,5 +189,5 @@ def _text(section: type[Registered], error: Any) -> str:
 
 
 def keys(section: type[Registered]) -> Mapping[str, str]:
-    """Key -> what it means."""
+    """Return key -> description."""
     return {field.alias or name: field.description or "" for name, field in section.model_fields.items()}

@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 class _Plain(GenerateJsonSchema):
-    """No null, since no format needs it here: an unset key is absent. No titles generated from names."""
+    """Schema without null, since an unset key is absent, and without titles generated from names."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -49,7 +49,7 @@ class _Plain(GenerateJsonSchema):
 
 
 def schema(*, built_in: bool = False) -> dict[str, Any]:
-    """JSON Schema of the policy, draft 2020-12; `built_in`: without the keys of registered runtimes."""
+    """Return the JSON Schema of the policy, draft 2020-12; `built_in`: without the keys of registered runtimes."""
     made = Settings.model_json_schema(schema_generator=_Plain)
     keys = made["properties"]
     runtimes = [] if built_in else [_runtime(suffix, section) for suffix, section in all_registered().items()]
@@ -76,7 +76,7 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 
 
 def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
-    """The schema of `[edge]` for model files with this suffix."""
+    """Return the schema of `[edge]` for model files with this suffix."""
     made = section.model_json_schema(schema_generator=_Plain)
     ends = f"({re.escape(suffix)}|{re.escape(ACTIVE)})$"  # a model of a catalog has the keys of its version's runtime
     made["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
@@ -84,7 +84,7 @@ def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
 
 
 def keys_of(paths: Iterable[object]) -> dict[str, Any]:
-    """Key -> its schema, of `[edge]` for these model files, as far as their runtimes are registered ones."""
+    """Return key -> schema of `[edge]` for these model files, as far as their runtimes are registered ones."""
     found: dict[str, Any] = {}
     for path in paths:
         try:
@@ -97,7 +97,7 @@ def keys_of(paths: Iterable[object]) -> dict[str, Any]:
 
 @lru_cache(1)
 def sections() -> dict[str, Mapping[str, Any]]:
-    """Section -> key -> its schema; the top level is ""."""
+    """Return section -> key -> schema; the top level is ""."""
     made = schema(built_in=True)
     found: dict[str, Mapping[str, Any]] = {"": made["properties"]}
     for name, models in SECTIONS.items():

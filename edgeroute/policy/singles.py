@@ -32,7 +32,7 @@ _folder = ContextVar("folder", default=Path())
 
 @contextmanager
 def paths_from(folder: Path) -> Iterator[None]:
-    """Paths in the policy that is validated meanwhile start from that folder."""
+    """Have paths in the policy that is validated meanwhile start from that folder."""
     token = _folder.set(folder)
     try:
         yield
@@ -41,12 +41,12 @@ def paths_from(folder: Path) -> Iterator[None]:
 
 
 def policy_folder() -> Path:
-    """The folder of the policy that is validated."""
+    """Return the folder of the policy that is validated."""
     return _folder.get()
 
 
 def at(folder: Path, given: str) -> Path:
-    """Absolute path without `..`; a link at its end is not followed, since a model's card is beside the link.
+    """Return the absolute path without `..`; a link at its end is not followed, since a model's card is beside the link.
 
     Raises:
         PolicyError: no file can have that name.
@@ -148,7 +148,7 @@ class Telemetry(Section):
     requests: Flag = Field(False, description="A log record for each request, of the logger `edgeroute.requests`.")
 
     def make(self) -> list[Instrument]:
-        """Makes the instruments.
+        """Make the instruments.
 
         Raises:
             RuntimeMissing: an extra is not installed.
@@ -175,7 +175,7 @@ _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts
 
 
 def _level(value: Any, info: ValidationInfo) -> float | None:
-    """A level in the unit of what the rule is of."""
+    """Return a level in the unit of the rule's quantity."""
     of = info.data.get("of")
     if of is None or of == "throttled":  # what is wrong there, is said there
         return 0.0

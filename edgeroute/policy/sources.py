@@ -37,7 +37,7 @@ _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PO
 
 
 def read_policy(path: Path) -> dict[str, Any]:
-    """Parses the file without validating it; a key whose value is null counts as unset.
+    """Parse the file without validating it; a key whose value is null counts as unset.
 
     Raises:
         PolicyError: it cannot be read, or is not in the format of its suffix; the message has line and column.
@@ -73,11 +73,11 @@ class File(PydanticBaseSettingsSource):
         self.data = {key: _by_number(value) if key in LISTS else value for key, value in data.items()}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Required by the base class; never called."""
+        """Return the value of a field; the base class requires the method, and nothing calls it."""
         return self.data.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Key -> value; a section is a mapping of keys, one that may occur several times a mapping of indices to sections."""
+        """Return key -> value; a section is a mapping of keys, a repeatable one a mapping of indices to sections."""
         return self.data
 
 
@@ -119,7 +119,7 @@ class Environment(File):
         self._names[key] = name
 
     def _key(self, name: str) -> Key:
-        """The key that a variable sets."""
+        """Return the key that a variable sets."""
         section, _, key = name.removeprefix(PREFIX).lower().rpartition("__")
         section, _, number = section.partition("__")
         count = self._counts.get(section, 0)
@@ -138,7 +138,7 @@ class Environment(File):
         return (section, int(number or 0), key)
 
     def line(self, problem: Problem, path: str | Path) -> str:
-        """Formats a problem as one line, with the file or the variable that it is in."""
+        """Return a problem as one line, with the file or the variable that it is in."""
         key, name = problem.key, problem.variable
         for length in range(len(key), 0, -1):
             name = name or self._names.get(key[:length], "")
@@ -150,7 +150,7 @@ class Environment(File):
 
 
 def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
-    """Parses a variable's text for its key; text that does not fit is left for the key's own validation to reject."""
+    """Parse a variable's text for its key; text that does not fit is left for the key's own validation to reject."""
     if schema.get("type") == "string" or "const" in schema:
         return text
     secret = "env" in schema.get("properties", {})
@@ -169,7 +169,7 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _sections(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Section -> key -> its schema, with the keys of the runtimes that the file's models have, or the variables'."""
+    """Return section -> key -> schema, with the keys of the runtimes of the file's models, or the variables'."""
     edges = file.get("edge")
     listed = edges if isinstance(edges, list) else [edges]
     paths = [section.get("path") for section in listed if isinstance(section, dict)]
@@ -181,20 +181,20 @@ _PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")
 
 
 def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
-    """Lists the names of all environment variables; without `known` sections those of what is built in."""
+    """Return the names of all environment variables; without `known` sections those of what is built in."""
     keys = [f"{section}__{key}".removeprefix("__") for section, found in (known or sections()).items() for key in found]
     return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 
 
 def _by_number(value: Any) -> Any:
-    """Index -> section, of one section or a list, to be merged with the environment's."""
+    """Return index -> section, of one section or a list, to be merged with the environment's."""
     if isinstance(value, list):
         return {str(i): section for i, section in enumerate(value)}
     return {"0": value} if isinstance(value, dict) else value
 
 
 def _named(data: Any) -> Iterator[str]:
-    """The variables that the policy itself names as secrets."""
+    """Yield the variables that the policy itself names as secrets."""
     if isinstance(data, dict):
         if isinstance(data.get("env"), str):
             yield data["env"]
@@ -217,14 +217,14 @@ def _without_nulls(data: Any) -> Any:
 
 
 def _text(text: str) -> str:
-    """Raises ValueError if the text, which a JSON or YAML escape may have made, cannot be written in UTF-8."""
+    """Return the text; raise ValueError if the text, which a JSON or YAML escape may have made, cannot be written in UTF-8."""
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError("expected text, found half of a character, as \\ud800 is")
     return text
 
 
 def _without_groups(edges: Any, path: Path) -> Any:
-    """The edge models with the members of a group of variants in its place, each with the keys `variant` and `group`.
+    """Return the edge models, with the members of a group of variants in its place, each with the keys `variant` and `group`.
 
     Raises:
         PolicyError: a group has other keys, which are its members', or a member has no name.
@@ -257,7 +257,7 @@ def _toml(text: str) -> Any:
 
 
 def _toml_words(said: str, text: str) -> str:
-    """The parser's message, with the key of the line that it names and what to write; no value, which may be a secret."""
+    """Return the parser's message with the key of its line and what to write; without values, which may be secrets."""
     at = re.search(r" \(at line (\d+), column \d+\)$", said)
     line = text.splitlines()[int(at[1]) - 1] if at and int(at[1]) <= len(text.splitlines()) else ""
     if at is None or (key := re.match(r"\s*([\w.-]{1,60})\s*([=:])|\s*\[+([\w.-]{1,60})\]", line)) is None:
@@ -288,7 +288,7 @@ def _json(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that is there twice is refused, where Python would keep the last."""
+    """Return a JSON object; raise for a key that is there twice, where Python would keep the last."""
     if len(found := dict(pairs)) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise _Twice(twice)
@@ -296,7 +296,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Twice(ValueError):
-    """A key of a JSON object that is there twice."""
+    """Key of a JSON object that is there twice."""
 
     def __init__(self, key: str) -> None:
         super().__init__(_twice(key))
@@ -339,7 +339,7 @@ def _at(mark: Any) -> str:
 
 
 def _nodes(node: Any, known: dict[int, float]) -> float:
-    """The number of values of a YAML node, where an alias counts as what it stands for; infinite within itself."""
+    """Return the number of values of a YAML node, where an alias counts as what it stands for; infinite within itself."""
     count = known.get(id(node))
     if count is None:
         known[id(node)] = inf
@@ -352,7 +352,7 @@ def _nodes(node: Any, known: dict[int, float]) -> float:
 
 @cache
 def _unique_keys() -> Any:
-    """A safe YAML loader that refuses a key that is there twice; one from a merge (`<<`) may be overridden."""
+    """Return a safe YAML loader that refuses a key that is there twice; a key from a merge (`<<`) may be overridden."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -44,7 +44,7 @@ def loaded_score(score: str, folder: Path) -> Any:
 
 
 def cards(path: str) -> list[str]:
-    """Where the card of a model file may be."""
+    """Return the paths where the card of a model file may be."""
     return [str(Path(path).with_suffix(".json")), f"{path}.json"]
 
 
@@ -214,7 +214,7 @@ else:
 
 
 def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
-    """The router's `edge`, of models and their sections: neighbours that are variants of the same group are one.
+    """Return the router's `edge`, of models and their sections: neighbours that are variants of the same group are one.
 
     Raises:
         PolicyError: a group has one member, or two of one name.

@@ -19,7 +19,7 @@ _WORDS = {"ms": "ms|msecs?|milli.*", "s": "s.*", "m": "m|min.*", "h": "h|hrs?|ho
 
 
 def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "12h"') -> float:
-    """Parses a duration to seconds: 0.3 for "300ms". `words` describes it in messages.
+    """Parse a duration to seconds: 0.3 for "300ms". `words` describes it in messages.
 
     Raises:
         PydanticCustomError: not a duration; the message has the nearest valid spelling.
@@ -32,14 +32,14 @@ def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "1
 
 
 def span(value: Any) -> float:
-    """Parses a duration above 0."""
+    """Parse a duration above 0."""
     if not (seconds := duration(value)):
         raise expected("a duration of more than 0")
     return seconds
 
 
 def period(value: Any) -> float:
-    """Parses a duration from a second to a minute."""
+    """Parse a duration from a second to a minute."""
     words = 'a duration from "1s" to "60s"'
     if not 1 <= (seconds := duration(value, words=words)) <= 60:  # noqa: PLR2004 - said in the words
         raise expected(words)
@@ -47,7 +47,7 @@ def period(value: Any) -> float:
 
 
 def size(value: Any) -> int:
-    """Parses a size to bytes, at least 1: 16777216 for "16MiB".
+    """Parse a size to bytes, at least 1: 16777216 for "16MiB".
 
     Raises:
         PydanticCustomError: not a size; the message has the nearest valid spelling.
@@ -61,7 +61,7 @@ def size(value: Any) -> int:
 
 
 def share(value: Any) -> float:
-    """Parses a share to 0..1, from text or a number: 0.01 for "1%", and for 0.01.
+    """Parse a share to 0..1, from text or a number: 0.01 for "1%", and for 0.01.
 
     Raises:
         PydanticCustomError: not a share; the message has the nearest valid spelling.
@@ -75,12 +75,12 @@ def share(value: Any) -> float:
 
 
 def expected(words: str, hint: str = "") -> PydanticCustomError:
-    """The error for an unexpected value; the value itself is added where the message is written."""
+    """Return the error for an unexpected value; the value itself is added where the message is written."""
     return PydanticCustomError("expected", "expected {words}", {"words": words, "hint": hint})
 
 
 def _near(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
-    """Suggests a spelling of the value; empty if it contains no number."""
+    """Return a suggestion of a spelling; empty if the value contains no number."""
     match = None if isinstance(value, bool) else _LOOSE.fullmatch(str(value))
     meant = [match[1] + unit for unit in units(match[2].lower())] if match else []
     right = [f'"{text}"' for text in meant if re.fullmatch(pattern, text)]
@@ -102,7 +102,7 @@ def _shares(word: str) -> list[str]:
 
 
 def text(title: str, pattern: str, example: str) -> dict[str, Any]:
-    """JSON Schema of text that matches the whole pattern."""
+    """Return the JSON Schema of text that matches the whole pattern."""
     return {"type": "string", "title": title, "pattern": f"^({pattern})$", "examples": [example]}
 
 

@@ -26,7 +26,7 @@ from edgeroute.policy.units import DURATION, duration, expected, text
 
 
 def said(words: str) -> WrapValidator:
-    """The type's own validation, with this message instead of pydantic's."""
+    """Return the type's own validation, with this message instead of pydantic's."""
 
     def check(value: Any, inner: Any) -> Any:
         try:
@@ -38,12 +38,12 @@ def said(words: str) -> WrapValidator:
 
 
 def refused(text: str) -> PydanticCustomError:
-    """An error with this text, which quotes nothing."""
+    """Return an error with this text, which quotes nothing."""
     return PydanticCustomError("policy", "{text}", {"text": text})
 
 
 def not_only_cloud(value: Any) -> Any:
-    """Refuses that mode where a rule has one: the nearest name would be the opposite."""
+    """Return the value; raise for that mode in a rule: the nearest name would be the opposite."""
     if value == "only_cloud":
         raise refused(NO_ONLY_CLOUD)
     return value
@@ -56,7 +56,7 @@ def _model(path: str) -> str:
 
 
 def _providers(value: Any) -> list[Any]:
-    """As it was given: relative paths start from the policy's folder, which is not known here."""
+    """Return the providers as given, checked: relative paths start from the policy's folder, which is not known here."""
     if not isinstance(value, list) or not value:
         raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
     try:
@@ -153,7 +153,7 @@ def _codec(value: Any) -> Any:
 
 
 def _header(name: str) -> str:
-    """A header's name, as quoted: what has spaces or colons in it may be a whole header, with its value."""
+    """Return a header's name as quoted: a name with spaces or colons may be a whole header, with its value."""
     return name if _HEADER.fullmatch(name) else "one of them"
 
 
@@ -178,7 +178,7 @@ _SECRET_FIELD = re.compile(
 
 
 def checked_body(make: Callable[[], object], body: Any) -> Any:
-    """A body's template, as it was given."""
+    """Return a body's template as given, checked."""
     literal = next(_literals(body), None)
     if literal is not None:
         raise refused(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')
@@ -190,7 +190,7 @@ def checked_body(make: Callable[[], object], body: Any) -> Any:
 
 
 def _literals(body: Any) -> Iterator[str]:
-    """The keys of a body that look like a secret's, and have it."""
+    """Yield the keys of a body that look like a secret's, and have a text."""
     if isinstance(body, dict):
         for key, value in body.items():
             if isinstance(value, str) and value and not value.startswith("{") and _SECRET_FIELD.fullmatch(str(key).lower()):

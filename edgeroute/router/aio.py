@@ -79,7 +79,7 @@ class Loop:
         self._inside = InsideLegs()
 
     async def pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
-        """Executes the steps of a call on the event loop; `show` is called with what the caller is shown."""
+        """Execute the steps of a call on the event loop; `show` is called with what the caller is shown."""
         value: Any = None
         move: Callable[[Any], Step] = steps.send
         try:
@@ -104,7 +104,7 @@ class Loop:
         return await self.in_thread(*step)
 
     def begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event | Deferrable:
-        """Starts a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
+        """Start a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
         if first is not None and start.leg == 0:
             return first
         backend: Any = legs.backend(start)
@@ -123,7 +123,7 @@ class Loop:
         )
 
     def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
-        """Starts a leg that is awaited, in a task of its own."""
+        """Start a leg that is awaited, in a task of its own."""
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
         error = _refusal(self.engine, legs, start, backend)
@@ -137,7 +137,7 @@ class Loop:
         return self._leg(leg, start, backend, to)
 
     def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
-        """Runs a leg as a task, which always sends an event. An edge that goes on though it was cancelled is counted."""
+        """Run a leg as a task, which always sends an event. An edge that goes on though it was cancelled is counted."""
 
         def ended(task: asyncio.Task[Event]) -> None:
             backend.stopping.discard(task)
@@ -175,7 +175,7 @@ class Loop:
                 await backend.aclose()
 
     async def in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
-        """The result of `call` in a thread; `late` if there is none by the instant `until`.
+        """Return the result of `call` in a thread; `late` if there is none by the instant `until`.
 
         Called here if it is needed, and there is no thread for it, or too much waits for one.
         """
@@ -188,7 +188,7 @@ class Loop:
 
 
 class AsyncRouter(BaseRouter[V]):
-    """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
+    """Router for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
 
     The arguments are those of `Router`.
     """
@@ -211,7 +211,7 @@ class AsyncRouter(BaseRouter[V]):
         data_class: str | None = None,
         importance: float = 0.0,
     ) -> Answer[V]:
-        """As `Router.infer`. Cancelling it cancels all running legs."""
+        """Answer one input, like `Router.infer`. Cancelling the call cancels all running legs."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -230,14 +230,14 @@ class AsyncRouter(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> AsyncGenerator[Answer[V], None]:
-        """As `Router.refine`."""
+        """Yield the edge's answer and then the final one, like `Router.refine`."""
         request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
         async with aclosing(self._shown(request)) as answers:
             async for shown in answers:
                 yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Yields what the caller is shown, and finally an `End` with the results."""
+        """Yield what the caller is shown, and finally an `End` with the results."""
         mail: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.ensure_future(self._loop.pump(self.engine.steps([request]), mail.put_nowait))
         task.add_done_callback(lambda _: mail.put_nowait(_END))
@@ -257,7 +257,7 @@ class AsyncRouter(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> list[Answer[V]]:
-        """As `Router.infer_many`."""
+        """Answer several inputs, like `Router.infer_many`."""
         if not length(batch):
             return []
         results = await self._loop.pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
@@ -273,7 +273,10 @@ class AsyncRouter(BaseRouter[V]):
         restart: bool = False,
         data_class: str | None = None,
     ) -> AsyncStream:
-        """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
+        """Return the answer in pieces, like `Router.stream`, for `async with` and `async for`.
+
+        Clouds may be asynchronous generator functions.
+        """
         return AsyncStream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
     async def _pieces(
@@ -295,7 +298,10 @@ class AsyncRouter(BaseRouter[V]):
 
     @like(Router.frames)
     def frames(self, source: Any, **settings: Any) -> AsyncFrames:
-        """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
+        """Answer the frames of a live source, like `Router.frames`, for `async with` and `async for`.
+
+        The source may be an async iterable, which is read in a task.
+        """
         from edgeroute.router.live.frames import FrameSettings
         from edgeroute.router.live.tasks import frames_of
 
@@ -303,9 +309,9 @@ class AsyncRouter(BaseRouter[V]):
 
     @like(Router.audio)
     def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
-        """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
+        """Answer speech, like `Router.audio`, for `async with` and `async for`.
 
-        Of an async iterable `vad` and `on_barge_in` are called on the event loop.
+        The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
         from edgeroute.router.live.audio import AudioSettings
         from edgeroute.router.live.tasks import audio_of
@@ -313,11 +319,11 @@ class AsyncRouter(BaseRouter[V]):
         return self._watched(audio_of(self, chunks, AudioSettings(**settings).checked()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
-        """As `Router.conversation`."""
+        """Return a conversation that keeps its messages, like `Router.conversation`."""
         return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
-        """As `Router.session`, for `async with`."""
+        """Return a stream of inputs, like `Router.session`, for `async with`."""
         return AsyncSession(self)
 
     async def decide(
@@ -328,7 +334,7 @@ class AsyncRouter(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Decision:
-        """As `Router.decide`."""
+        """Explain the route that this input would take, like `Router.decide`."""
         request = self.engine.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
         steps = decide(request.plan, legs, self.engine.audited)
@@ -344,11 +350,11 @@ class AsyncRouter(BaseRouter[V]):
             return end.value  # type: ignore[no-any-return]
 
     async def check(self, *, timeout: float = 5.0) -> Check:
-        """As `Router.check`."""
+        """Load the models, ping the endpoints, and report, like `Router.check`."""
         return await self._loop.in_thread(partial(self.engine.check, timeout))
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
-        """As `Router.warm`; models that are async are awaited, others run in a thread."""
+        """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""
         found, models = list[Warmed](), edges_of(self.engine.snapshot)
         for i, (name, backend) in enumerate(models):
             if progress is not None:
@@ -364,18 +370,22 @@ class AsyncRouter(BaseRouter[V]):
 
     @like(Router.calibrate)
     async def calibrate(self, X: Any, y: Any, **given: Any) -> CalibrationResult:  # noqa: N803 - as in scikit-learn
-        """As `Router.calibrate`, beside other tasks. Cancelling it ends it; `progress` is called on the event loop."""
+        """Find the lowest threshold with a guarantee, like `Router.calibrate`, beside other tasks.
+
+        Cancelling the call ends it; `progress` is called on the event loop.
+        """
         return await self._loop.pump(self._calibration(X, y, **given))
 
     @like(Router.evaluate)
     async def evaluate(self, X: Any, y: Any, **given: Any) -> EvaluationResult:  # noqa: N803 - as in scikit-learn
-        """As `Router.evaluate`, beside other tasks. Cancelling it ends it."""
+        """Evaluate the threshold in use, like `Router.evaluate`, beside other tasks. Cancelling it ends it."""
         return await self._loop.pump(self._evaluation(X, y, **given))
 
     async def close(self) -> None:
-        """Ends threads, tasks and connections, also if it is cancelled. Calls under way end with what they have; never raises.
+        """End threads, tasks and connections, also if the call is cancelled. Never raises.
 
-        A coroutine that goes on though it was cancelled is waited for up to a second, as threads are.
+        Calls under way end with what they have. A coroutine that goes on though it was cancelled is waited for up to a second, as
+        threads are.
         """
         self.engine.closed = True  # no leg begins any more
         try:
@@ -391,7 +401,7 @@ class AsyncRouter(BaseRouter[V]):
 
 
 async def _plain(loop: Loop, request: Request) -> Result:
-    """`infer` without optional stages: walk and record directly."""
+    """Answer one request without optional stages: walk and record directly."""
     engine = loop.engine
     backend: Any = request.snapshot.backends[request.plan.legs[0].target]
     first = run_first(request) if _quick(request.plan, backend) else None
@@ -404,7 +414,7 @@ async def _plain(loop: Loop, request: Request) -> Result:
 
 
 def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
-    """Executes steps in the background, unless the router was dropped: its parts do not keep it alive."""
+    """Execute steps in the background; False if the router was dropped: its parts do not keep it alive."""
     owner = router()
     if owner is None:
         return False
@@ -413,7 +423,7 @@ def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None])
 
 
 def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> Exception | None:
-    """Why a leg that is awaited does not begin; None: it does, with inputs of its own if it may outlive the call."""
+    """Return why a leg that is awaited does not begin; None: it begins. Copies its inputs if it may outlive the call."""
     if engine.closed:
         return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
     if backend.side == "edge":
@@ -425,7 +435,7 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
 
 
 def _quick(plan: Plan, backend: Any) -> bool:
-    """Whether an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
+    """Return True if an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
     return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
 
 

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 class Runs(Protocol):
-    """An edge model, as far as its type can be checked: `EdgeModel` has the rest."""
+    """Edge model, as far as its type can be checked: `EdgeModel` has the rest."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None, /) -> Any:
-        """Runs a batch."""
+        """Run a batch."""
 
 
 class Talks(Protocol):
-    """An endpoint, as far as its type can be checked."""
+    """Endpoint, as far as its type can be checked."""
 
     def talk(self, inputs: list[Any], /) -> Any:
-        """The calls for a batch."""
+        """Return the calls for a batch."""
 
 
 Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"

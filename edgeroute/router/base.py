@@ -53,7 +53,7 @@ Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]
 
 
 class BaseRouter(Generic[V]):
-    """What both routers share: the constructor, the policy file, reports, and the end.
+    """Base of both routers: the constructor, the policy file, reports, and the end.
 
     Attributes:
         engine: the router's parts.
@@ -132,7 +132,7 @@ class BaseRouter(Generic[V]):
 
     @classmethod
     def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
-        """Makes a router from a policy file: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables.
+        """Make a router from a policy file: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables.
 
         Args:
             path: of the file; relative paths in it start from its folder.
@@ -156,7 +156,7 @@ class BaseRouter(Generic[V]):
         return self
 
     def reload(self) -> None:
-        """Reads the policy file again.
+        """Read the policy file again, and put it in force.
 
         Requests in progress end under the policy they began with; unchanged models and connections are reused. What is on disk
         (state, cache, outbox, trace) stays as configured at construction.
@@ -210,7 +210,7 @@ class BaseRouter(Generic[V]):
                 replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
 
     def on_late(self, function: Late) -> Late:
-        """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
+        """Register `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
 
         Called once per request, in a thread, in whichever run of the program the answer arrives. With an outbox an answer
         whose call did not end (the process was killed) is delivered again, with the same id. `function(late, tx)` makes
@@ -224,7 +224,7 @@ class BaseRouter(Generic[V]):
         return function
 
     def link_up(self) -> None:
-        """Says that the network is back, where the system does not tell: a modem behind a cable, a tunnel, a test.
+        """Report that the network is back, where the system does not tell: a modem behind a cable, a tunnel, a test.
 
         Endpoints whose breaker is open are probed at once, in the background, and what is due in the outbox is sent without
         spreading. Linux tells of its own links, and then this is not needed. May be called from any thread, at any time.
@@ -233,7 +233,7 @@ class BaseRouter(Generic[V]):
             self.engine.health.link_up()
 
     def report(self, identity: str, truth: Any) -> bool:
-        """Reports the right value for an answer, by its `id`: with `Audit(labelled=True)` drift alarms test the loss of accuracy.
+        """Report the right value for an answer, by its `id`: with `Audit(labelled=True)` drift alarms test the loss of accuracy.
 
         Report it for all answers, or for a random part of them, not only for wrong ones. Labels of earlier runs are not taken.
 
@@ -256,15 +256,15 @@ class BaseRouter(Generic[V]):
         return auditor.report(identity, truth)
 
     def stats(self) -> Stats:
-        """Counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
+        """Return counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
         return self.engine.stats()
 
     def status(self) -> Status:
-        """Statistics with limits, outbox, sensors and rules, as metrics and dashboards show them. Reads the outbox's file."""
+        """Return statistics with limits, outbox, sensors and rules, as metrics and dashboards show them. Reads the outbox."""
         return status(self.engine)
 
     def fingerprints(self, edge: int = 0) -> dict[str, str]:
-        """Fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
+        """Return the fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
 
         Args:
             edge: index of the edge model, from 0.
@@ -286,7 +286,7 @@ class BaseRouter(Generic[V]):
 
     @property
     def _policy_name(self) -> str:
-        """The name of the policy file; empty: there is none."""
+        """Name of the policy file; empty: there is none."""
         return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
@@ -301,7 +301,7 @@ class BaseRouter(Generic[V]):
         return updates
 
     def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Closes a router that was dropped without `close`, in the background, and says so.
+        """Close a router that was dropped without `close`, in the background, and warn.
 
         Not while the interpreter ends: its threads and files end with it.
         """
@@ -333,7 +333,7 @@ def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
 
 
 def _in_background(job: Callable[[], object]) -> None:
-    """Calls it in a thread, or here if there is none.
+    """Call the job in a thread, or here if there is none.
 
     For a `__del__`: the garbage collector may call that inside `threading` itself, whose locks no thread takes twice. So the new
     thread is started by another one, which takes none of them.

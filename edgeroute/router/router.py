@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Router(BaseRouter[V]):
-    """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
+    """Router for threads: runs a model on the edge, and defers to the cloud when its confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
     """
@@ -59,7 +59,7 @@ class Router(BaseRouter[V]):
         data_class: str | None = None,
         importance: float = 0.0,
     ) -> Answer[V]:
-        """Answers one input: an array without batch axis, name -> array, or whatever the callables take.
+        """Answer one input: an array without batch axis, name -> array, or whatever the callables take.
 
         Args:
             x: the input.
@@ -94,7 +94,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Generator[Answer[V], None, None]:
-        """Yields the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
+        """Yield the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
 
         If the edge is confident enough, its answer is final and the only one. Otherwise the cloud is called while the caller has
         the provisional answer, and the final one is the cloud's, or the edge's again if the cloud failed or the
@@ -114,7 +114,7 @@ class Router(BaseRouter[V]):
         data_class: str | None,
         ring: Callable[[], object] | None = None,
     ) -> Generator[Any, None, None]:
-        """The answers; with `ring` also each `Wait`, as `drivers.blocking.stream` has it."""
+        """Yield the answers; with `ring` also each `Wait`, as `drivers.blocking.stream` has it."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, shows="provisional")
         (result,) = yield from pump(engine.steps([request]), engine, ring)
@@ -128,7 +128,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> list[Answer[V]]:
-        """Answers several inputs, in order.
+        """Answer several inputs, in order.
 
         The edge runs them as one batch, and those below the threshold go to the cloud in one request.
 
@@ -153,7 +153,7 @@ class Router(BaseRouter[V]):
         restart: bool = False,
         data_class: str | None = None,
     ) -> Stream:
-        """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
+        """Return the answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; `stream.answer` is the whole.
 
         A callable that is a generator function yields pieces, and returns its confidence, if it has one, or yields `Piece`s with
         the log-probabilities of their tokens; language models do so. Any other target gives one piece. A target with a threshold
@@ -215,7 +215,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Frames:
-        """Answers the frames of a live source: each time the newest, by the edge, and by the cloud while others are answered.
+        """Answer the frames of a live source: each time the newest, by the edge, and by the cloud while others are answered.
 
         Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them another one
         later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
@@ -277,7 +277,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Audio:
-        """Answers speech: yields an `Utterance` for each of its segments with the edge's answer, and then with the cloud's.
+        """Answer speech: yields an `Utterance` for each of its segments with the edge's answer, and then with the cloud's.
 
         The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
         ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an
@@ -320,11 +320,11 @@ class Router(BaseRouter[V]):
         return self._watched(audio_of(self, chunks, settings))
 
     def conversation(self, system: str | None = None) -> Conversation:
-        """A conversation that keeps its messages: `talk.infer("Hello")`. Once a turn may not leave, all later ones stay."""
+        """Return a conversation that keeps its messages: `talk.infer("Hello")`. After a turn that may not leave all stay."""
         return Conversation(self, system)
 
     def session(self) -> Session:
-        """A stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""
+        """Return a stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""
         return Session(self)
 
     def decide(
@@ -335,7 +335,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Decision:
-        """Explains the route that this input would take. Runs the edge; sends nothing.
+        """Explain the route that this input would take. Runs the edge; sends nothing.
 
         Raises:
             BadInput: the edge model cannot take it.
@@ -344,7 +344,7 @@ class Router(BaseRouter[V]):
         return self.engine.decide(x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:
-        """Loads the models, pings the endpoints, and reports what may leave, where to, and what is missing.
+        """Load the models, ping the endpoints, and report what may leave, where to, and what is missing.
 
         Args:
             timeout: seconds for each endpoint.
@@ -352,7 +352,7 @@ class Router(BaseRouter[V]):
         return self.engine.check(timeout)
 
     def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
-        """Loads each model on the device and runs it twice, so that the first request does not wait for that.
+        """Load each model on the device and run it twice, so that the first request does not wait for that.
 
         Nothing is sent, and nothing is counted.
 
@@ -393,7 +393,7 @@ class Router(BaseRouter[V]):
         every: int = 1,
         progress: Progress = None,
     ) -> CalibrationResult:
-        """Finds the lowest threshold with a guarantee, on examples that are drawn like future inputs and independent.
+        """Find the lowest threshold with a guarantee, on examples that are drawn like future inputs and independent.
 
         Exactly one of `max_loss`, `max_error` and `max_defer` says what is guaranteed. Nothing of the router changes: the result
         has the certificate, and the score that it is for. The edge runs every example, and for `max_loss` the cloud is asked
@@ -450,7 +450,7 @@ class Router(BaseRouter[V]):
         edge_joules: float | None = None,
         progress: Progress = None,
     ) -> EvaluationResult:
-        """Evaluates the threshold in use on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
+        """Evaluate the threshold in use on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
 
         Edge and cloud are called for every example, as by `calibrate`, whatever the threshold. Use other examples than for the
         calibration. Without labels, right means: as the cloud says.
@@ -482,7 +482,7 @@ class Router(BaseRouter[V]):
         return _whole(pump(steps, self.engine))
 
     def close(self) -> None:
-        """Stops threads and connections. Never raises."""
+        """Stop threads and connections. Never raises."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -493,7 +493,7 @@ class Router(BaseRouter[V]):
 
 
 def _plain(engine: Engine, request: Request) -> Result:
-    """`infer` without optional stages: walk and record directly."""
+    """Answer one request without optional stages: walk and record directly."""
     first: Any = run_first(request)
     if type(first) is Outcome:
         return engine.finish(request, first)
@@ -505,14 +505,14 @@ def _plain(engine: Engine, request: Request) -> Result:
 
 
 def _begin(legs: LegExecutor, start: Start, send: Send) -> Stop | Event | Deferrable:
-    """Begins a leg in a thread; a call that keeps its time by itself may run here, which spares two handovers and a copy."""
+    """Begin a leg in a thread; a call that keeps its time by itself may run here, which spares two handovers and a copy."""
     if legs.keeps_time(start):
         return Deferrable(start.leg, legs.until, partial(legs.run, start), partial(legs.begin, start, send))
     return legs.begin(start, send)
 
 
 def pump(steps: Steps[T], engine: Engine, ring: Callable[[], object] | None = None) -> Generator[Any, None, T]:
-    """Executes the steps of a call in the caller's thread; yields what the caller is shown, and returns the steps' result."""
+    """Execute the steps of a call in the caller's thread; yields what the caller is shown, and returns the steps' result."""
     value: Any = None
     move: Callable[[Any], Step] = steps.send
     try:
@@ -549,7 +549,7 @@ def _taken(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Gen
 
 
 def _blocked(step: Block, engine: Engine) -> Any:
-    """Executes a `Block`, with a deadline in another thread; here if it is needed and too much waits for one."""
+    """Execute a `Block`, with a deadline in another thread; here if it is needed and too much waits for one."""
     done: SimpleQueue[Any] = SimpleQueue()
     submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit
     if step.until == INF or not submit(lambda: done.put(step.call())):
@@ -561,7 +561,7 @@ def _blocked(step: Block, engine: Engine) -> Any:
 
 
 def _whole(shown: Generator[Any, None, T]) -> T:
-    """The result of a pump that shows nothing."""
+    """Run a pump that shows nothing, and return its result."""
     try:
         while True:
             next(shown)
