@@ -121,7 +121,7 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
     if page.name in {"llama.md", "chat.md", "gateway.md", "text.md", "tutorial-language.md"}:
         pytest.importorskip("xllamacpp")
         pytest.importorskip("tiny_gguf").write(Path("model.gguf"), context=4096)
-    if page.name in {"gateway.md", "tutorial-language.md"}:
+    if page.name == "gateway.md":
         pytest.importorskip("openai")
         gateway(monkeypatch, request)
     if page.name == "text.md":
