@@ -232,7 +232,7 @@ REPLIES = {
     "no text": (sse({"choices": [{"delta": {"content": 7}}]}, {"choices": [{"delta": None, "finish_reason": "stop"}]}), None),
     "cut off": (sse(piece("Pa"), end=False), "broke off"),
     "an error": (sse(piece("Pa"), {"error": {"message": "out of memory", "type": "out_of_memory"}}), "out_of_memory"),
-    "long": (http_reply(LONG_LINE * 10, headers=SSE), "more than 65,536 bytes"),
+    "long": (http_reply(LONG_LINE * 10, headers=SSE), "more than 65536 bytes"),
     "no http": (b"hello\r\n\r\n", "broke off"),
     "short": (http_reply(b"data: ", headers=SSE, length=500), "broke off"),
     "loading": (http_reply(b'{"error": {"code": 503, "message": "Loading model"}}', status=503), "still be loading"),

@@ -13,7 +13,7 @@ from edgeroute.core.stream import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.core.words import clean
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.http.loopback import SHORT, Exchange, Head, Local
+from edgeroute.http.loopback import SHORT, Head, Local, exchange
 from edgeroute.system.process import json_loads
 from edgeroute.text.reply import Gathered, answer, events, failure
 from edgeroute.text.request import Chat, checked_score
@@ -108,10 +108,7 @@ class LocalServer:
         Raises:
             ModelError: it does not answer, or does not have the model.
         """
-        with Exchange(self._local, self._timeout_s, self._most, None).send("GET", "/models", b"", self._headers()) as (
-            head,
-            parts,
-        ):
+        with self._exchange("GET", "/models", b"", None) as (head, parts):
             if head.status != OK:
                 raise self._status_error(head, parts, {}, is_request=False)
             text = b"".join(parts)
@@ -163,8 +160,7 @@ class LocalServer:
         path = "/chat/completions" if chat else "/completions"
         if cancel is not None and cancel.asked:
             raise ModelError(f"{self._where} was stopped before the request was sent")
-        exchange = Exchange(self._local, self._timeout_s, self._most, cancel)
-        with exchange.send("POST", path, json.dumps(request).encode(), self._headers()) as (head, parts):
+        with self._exchange("POST", path, json.dumps(request).encode(), cancel) as (head, parts):
             if head.status != OK:
                 raise self._status_error(head, parts, request, is_request=is_request)
             if head.kind.startswith("application/json"):  # it does not stream
@@ -224,6 +220,11 @@ class LocalServer:
         if not isinstance(value, dict):
             raise ModelError(f"{self._where} gave a reply that is not JSON")
         return value
+
+    def _exchange(self, method: str, path: str, body: bytes, cancel: StopToken | None) -> Any:
+        """Return the context manager of one request to the server."""
+        limits: dict[str, Any] = {"timeout_s": self._timeout_s, "most": self._most, "cancel": cancel}
+        return exchange(self._local, method, path, body, self._headers(), **limits)
 
     def _status_error(self, head: Head, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
         """Return the exception for a status other than success, after reading the beginning of its body."""

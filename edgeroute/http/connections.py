@@ -413,12 +413,12 @@ class Connections(Pool):
     lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
-    _all: weakref.WeakSet[_Connection] = per_process(weakref.WeakSet, lambda parents: _close_all([*parents]))
+    _all: weakref.WeakSet[ThreadConnection] = per_process(weakref.WeakSet, lambda parents: _close_all([*parents]))
     """All connections. A forked child closes its copies of the parent's sockets.
 
     That sends nothing, and leaves the parent's open.
     """
-    _idle: list[_Connection] = per_process_of(lambda self: _closed_at_end(self), list.clear)  # noqa: PLW0108 - it is defined below
+    _idle: list[ThreadConnection] = per_process_of(lambda self: _closed_at_end(self), list.clear)  # noqa: PLW0108 - it is defined below
 
     keeps_time = True
     """True: `send` ends by its instant, whatever the server does."""
@@ -454,18 +454,18 @@ class Connections(Pool):
             if not kept:
                 channel.close()
 
-    def _take(self, cancel: StopToken | None) -> _Connection:
+    def _take(self, cancel: StopToken | None) -> ThreadConnection:
         """Return an idle connection, removed from the pool, or a new one; raise Unreachable if the call was cancelled."""
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
         try:
             return self._idle.pop()
         except IndexError:
-            channel = _Connection(self._wire, BlockingSockets(self._wire.address.origin))
+            channel = ThreadConnection(self._wire, BlockingSockets(self._wire.address.origin))
             self._all.add(channel)
             return channel
 
-    def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None) -> bool:
+    def _done(self, channel: ThreadConnection, reading: Reading, cancel: StopToken | None) -> bool:
         """Return the connection to the pool after a call, if it may be used again. Return True if so."""
         if cancel is not None:
             cancel.on_ask(None)
@@ -482,14 +482,14 @@ class Connections(Pool):
         _close_all(self._idle)
 
 
-def _closed_at_end(connections: Connections) -> list[_Connection]:
+def _closed_at_end(connections: Connections) -> list[ThreadConnection]:
     """Return an empty list for idle connections, which are closed when `connections` is garbage collected unclosed."""
-    idle: list[_Connection] = []
+    idle: list[ThreadConnection] = []
     weakref.finalize(connections, _close_all, idle)
     return idle
 
 
-def _close_all(idle: list[_Connection]) -> None:
+def _close_all(idle: list[ThreadConnection]) -> None:
     """Remove and close the connections of a list, which other threads may change."""
     with contextlib.suppress(IndexError):  # another thread may take the last
         while True:
@@ -517,7 +517,7 @@ class Response(ResponseHead):
                 settle(self._channel.more(reading))
 
 
-class _Connection(Connection):
+class ThreadConnection(Connection):
     """Connection for threads: its coroutines never wait."""
 
     sockets: BlockingSockets

@@ -10,11 +10,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from edgeroute.core.words import clean
-from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError
-from edgeroute.http.reading import Malformed, Reading
+from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
+from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
+from edgeroute.http.messages import Address, Call
+from edgeroute.http.wire import Wire
+from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
 CONNECT_S = 5.0
@@ -25,7 +28,6 @@ UNIX: Any = getattr(socket, "AF_UNIX", None)
 """Address family of unix sockets; None: Python has none here."""
 SHORT = 1 << 16
 """Maximum bytes to read of an error reply's body."""
-_UNBOUNDED = 1 << 62
 
 
 def is_loopback(address: str) -> bool:
@@ -58,7 +60,7 @@ class Local:
         socket_path: path of the unix socket; None: TCP.
         host, port: of the server.
         base: path prefix of each request.
-        netloc: value of the Host header.
+        address: the address as HTTP has it.
 
     Raises:
         PolicyError: the URL is malformed, or its address is another device's.
@@ -71,7 +73,7 @@ class Local:
             if UNIX is None or not Path(self.socket_path).is_absolute() or not _is_path(self.socket_path):
                 raise PolicyError("the address of a unix socket is unix:/PATH, absolute, on a system that has them")
             self.origin, self.host, self.port, self.base = f"unix:{self.socket_path}", "localhost", 80, BASE
-            self.netloc = "localhost"
+            self.address = Address("http://localhost")
             return
         try:
             parts = urlsplit(url)
@@ -87,8 +89,8 @@ class Local:
         if parts.scheme.lower() != "http":
             raise PolicyError("a local server's address begins with http:// or unix: a server on another device is a [cloud]")
         self.host, self.port, self.base = str(host), port or 80, parts.path.rstrip("/") or BASE
-        self.netloc = parts.netloc
         self.origin = f"http://{parts.netloc}"
+        self.address = Address(self.origin)
         with contextlib.suppress(OSError, UnicodeError):  # a name, which is looked up before each connection
             self._resolve(socket.AI_NUMERICHOST, PolicyError)
 
@@ -123,156 +125,98 @@ class Head(NamedTuple):
     """Content-Type in lower case; empty: none."""
 
 
-class Exchange:
-    """One request and its reply on a connection of their own. A stop request shuts the connection down.
+class _LocalWire(Wire):
+    """Requests and errors of a local server: no proxy, and a connection for each request."""
+
+    def __init__(self, local: Local) -> None:
+        super().__init__(local.address)
+        self._origin = local.origin
+
+    def proxy(self) -> None:
+        """Return None: what an edge is sent does not leave the device."""
+
+    def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:  # noqa: ARG002 - no connection is kept
+        """Return the error of a connection, with its reason."""
+        reason = clean(e, 100) or type(e).__name__
+        return CloudError(
+            f"{self._origin} broke off: {reason}" if opened else f"no server at {self._origin} ({reason}): is it started?"
+        )
+
+
+class _LocalSockets(BlockingSockets):
+    """Sockets that connect to this device only."""
+
+    def __init__(self, local: Local) -> None:
+        super().__init__(local.origin)
+        self._local = local
+
+    def connect(self, host: str, port: int) -> socket.socket:  # noqa: ARG002 - the wire's, which has no path of a socket
+        """Return a socket connected to the server's path, or to the first of its addresses that accepts.
+
+        Raises:
+            ModelError: an address is not loopback, or the socket is connected to another device; nothing was sent.
+            OSError: none accepts.
+        """
+        local, until = self._local, self.until
+        self.until = min(until, monotonic() + CONNECT_S)
+        try:
+            if local.socket_path is not None:
+                self.adopt(sock := socket.socket(UNIX, socket.SOCK_STREAM))
+                sock.settimeout(self.left_s())
+                sock.connect(local.socket_path)
+                sock.setblocking(False)
+                self.check()
+                return sock
+            error: OSError = OSError("it has no address")
+            for address in local.addresses():
+                try:
+                    sock = super().connect(address, local.port)
+                except OSError as e:
+                    error = e
+                    continue
+                if not is_loopback(str(sock.getpeername()[0])):
+                    raise ModelError(f"{local.origin} led to another device: nothing was sent")
+                return sock
+            raise error
+        finally:
+            self.until = until
+
+
+@contextlib.contextmanager
+def exchange(
+    local: Local, method: str, path: str, body: bytes, headers: Iterable[tuple[str, str]], *, timeout_s: float, most: int,
+    cancel: StopToken | None = None,
+) -> Iterator[tuple[Head, Iterator[bytes]]]:  # fmt: skip
+    """Connect, send a request, and yield the reply's head with an iterator over its body; close the connection at the end.
+
+    Redirects are not followed. The iterator reads from the connection, and so blocks. A stop request shuts the connection down.
 
     Args:
         local: address of the server.
+        method: of HTTP.
+        path: behind `Local.base`.
+        body: JSON; empty: none.
+        headers: further ones.
         timeout_s: seconds for the whole exchange; received bytes do not restart it.
         most: maximum bytes of the reply's body.
         cancel: token of the stop request; None: cannot be stopped.
+
+    Raises:
+        ModelError: there is no reply, it is too long or a redirect, or the time is over; also while the body is read.
     """
-
-    def __init__(self, local: Local, timeout_s: float, most: int, cancel: StopToken | None) -> None:
-        self._local, self._until, self._timeout_s, self._most = local, monotonic() + timeout_s, timeout_s, most
-        self._cancel = cancel
-        self._socket: socket.socket | None = None
-        if cancel is not None:
-            cancel.on_ask(self._cut)
-
-    @contextlib.contextmanager
-    def send(
-        self, method: str, path: str, body: bytes, headers: Iterable[tuple[str, str]]
-    ) -> Iterator[tuple[Head, Iterator[bytes]]]:
-        """Connect, send a request, and yield the reply's head with an iterator over its body; close the connection at the end.
-
-        Redirects are not followed. The iterator reads from the connection, and so blocks.
-
-        Raises:
-            ModelError: no server, no reply in time, a malformed, too long or redirecting one; also while the body is read.
-        """
-        local = self._local
-        sent = [
-            ("Host", local.netloc),
-            ("Accept-Encoding", "identity"),
-            ("User-Agent", "edgeroute"),
-            ("Connection", "close"),
-            *headers,
-        ]
-        if body:
-            sent += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        head = f"{method} {quote(local.base + path, safe='/%:@')} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in sent)
-        reading = Reading(local.origin, method, _UNBOUNDED)
-        with self._translated(), self._open_socket() as sock:
-            try:
-                sock.settimeout(self._left_s())
-                sock.sendall(head.encode("latin-1") + b"\r\n" + body)
-            except TimeoutError:
-                raise
-            except OSError:  # a server that refuses and closes: what it said can often be read
-                pass
-            while not reading.status:
-                self._read(sock, reading)
-            if 300 <= reading.status < 400:  # noqa: PLR2004 - a redirect
-                raise ModelError(
-                    f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to"
-                )
-            yield Head(reading.status, reading.headers.get("content-type", "").lower()), self._bounded(sock, reading)
-
-    def _bounded(self, sock: socket.socket, reading: Reading) -> Iterator[bytes]:
-        """Yield the body's pieces, reading from the socket; raise ModelError beyond the maximum size or the time."""
-        size = 0
-        while (part := reading.take()) or not reading.ended:
-            size += len(part)
-            if size > self._most:
-                raise ModelError(f"{self._local.origin} answered with more than {self._most:,} bytes: the rest is unread")
-            self._left_s()
-            if part:
-                yield part
-            else:
-                self._read(sock, reading)
-
-    def _read(self, sock: socket.socket, reading: Reading) -> None:
-        """Receive bytes, blocking within the time, and feed them to the parser."""
-        most = reading.most
-        sock.settimeout(self._left_s())
-        reading.feed(sock.recv(most))
-
-    def _left_s(self) -> float:
-        """Return the seconds left; raise ModelError if there are none."""
-        left_s = self._until - monotonic()
-        if left_s <= 0:
-            raise ModelError(f"{self._local.origin} did not answer within {self._timeout_s:g} s")
-        return left_s
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Convert errors of the connection to ModelError; after a stop request to its error alone."""
-        where = self._local.origin
-        try:
-            yield
-        except _NoServer as e:
-            self._check()
-            raise ModelError(f"no server at {where} ({clean(e, 100)}): is it started?") from e
-        except TimeoutError as e:
-            self._check()
-            raise ModelError(f"{where} did not answer within {self._timeout_s:g} s") from e
-        except BadReply as e:  # its encoding, or its framing
-            raise ModelError(str(e)) from None
-        except (Malformed, OSError) as e:
-            if isinstance(e, EdgerouteError):
-                raise
-            self._check()
-            raise ModelError(f"{where} broke off: {clean(e, 100) or type(e).__name__}") from e
-
-    def _check(self) -> None:
-        """Raise ModelError if a stop was requested."""
-        if self._cancel is not None and self._cancel.asked:
-            raise ModelError(f"{self._local.origin} was stopped within its answer") from None
-
-    def _open_socket(self) -> socket.socket:
-        """Return a connection to the unix socket, or to the first of the host's addresses that accepts."""
-        if self._local.socket_path is not None:
-            return self._connect(UNIX, self._local.socket_path)
-        error: _NoServer | None = None
-        for address in self._local.addresses():
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            try:
-                return self._connect(family, (address, self._local.port))
-            except _NoServer as e:
-                error = e
-        raise error or _NoServer("it has no address")
-
-    def _connect(self, family: int, address: Any) -> socket.socket:
-        """Return a socket connected to one address, after a check that its peer is this device.
-
-        Raises:
-            _NoServer: the connection failed, or a stop was requested.
-            ModelError: the peer is another device, or no time is left.
-        """
-        self._socket = sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(min(self._left_s(), CONNECT_S))
-            sock.connect(address)
-            if family != UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if not is_loopback(str(sock.getpeername()[0])):
-                    raise ModelError(f"{self._local.origin} led to another device: nothing was sent")  # noqa: TRY301
-            if self._cancel is not None and self._cancel.asked:  # `_cut` may have come before it was connected
-                raise _NoServer("stopped")  # noqa: TRY301
-        except BaseException as e:
-            sock.close()
-            if isinstance(e, OSError) and not isinstance(e, EdgerouteError | _NoServer):
-                raise _NoServer(str(e)) from e
-            raise
-        return sock
-
-    def _cut(self) -> None:
-        """Shut the connection down; called from another thread."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-
-class _NoServer(OSError):
-    """Failure to connect."""
+    kind = [("Content-Type", "application/json")] if body else []
+    call = Call(method, local.base + path, [("Connection", "close"), *headers, *kind], body, max_reply=most)
+    connection = ThreadConnection(_LocalWire(local), _LocalSockets(local))
+    try:
+        reading = settle(connection.begin(call, monotonic() + timeout_s, cancel))
+        if 300 <= reading.status < 400:  # noqa: PLR2004 - a redirect
+            raise ModelError(f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to")
+        yield Head(reading.status, reading.headers.get("content-type", "").lower()), iter(Response(connection, reading))
+    except CloudError as e:
+        if cancel is not None and cancel.asked:
+            raise ModelError(f"{local.origin} was stopped within its answer") from None
+        if isinstance(e, TimedOut):
+            raise ModelError(f"{local.origin} did not answer within {timeout_s:g} s") from e
+        raise ModelError(str(e)) from e.__cause__
+    finally:
+        connection.close()

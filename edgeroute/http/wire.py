@@ -306,6 +306,10 @@ class Wire:
             self._context = context_for(self.address)
         return self._context
 
+    def proxy(self) -> Proxy | None:
+        """Return the proxy that the environment names for the address; None: none. Raises as `proxy_for`."""
+        return proxy_for(self.address)
+
     def request(self, call: Call, proxy: Proxy | None) -> list[bytes]:
         """Return the bytes of the call, in one part or two, with secrets.
 
@@ -379,7 +383,7 @@ class Line:
         """Host and port to connect to: the proxy's, or the endpoint's."""
         if wire.address.https:
             wire.context()  # unreadable files are reported before anything is connected
-        self._proxy = proxy_for(wire.address)
+        self._proxy = wire.proxy()
         if self._proxy is not None:
             self.there = self._proxy[:2]
         self.opened = False
