@@ -87,7 +87,7 @@ class Egress(Section):
 
 @configures(drift.Audit)
 class Audit(Section):
-    """Compares a sample of answers with the cloud's, and tells when the promise of a certificate fails."""
+    """Compares a sample of answers with the cloud's, and raises an alarm when a guarantee fails."""
 
     def make(self) -> drift.Audit:
         """Make the audit settings."""

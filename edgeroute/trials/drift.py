@@ -25,7 +25,7 @@ RECENT = 256
 
 
 class Audit(NamedTuple):
-    """Audit of a sample of the edge's answers against the cloud's, with an alarm if the promise of a certificate fails.
+    """Audit of a sample of the edge's answers against the cloud's, with an alarm if the guarantee of a certificate fails.
 
     Args:
         share: share of all requests. For those that the edge answers, the cloud is called in the background, if the data class,
@@ -33,14 +33,14 @@ class Audit(NamedTuple):
             monitored.
         on_alarm: effect when more answers differ from the cloud's than should. tell: report it in the log, the reasons and
             `stats`. raise: also defer half of what was accepted, at each alarm. defer: also defer everything. An alarm of the
-            deferral rate only tells, and so does any alarm of a certificate for `max_defer`, whose promise more deferrals would
+            deferral rate only tells, and so does any alarm of a certificate for `max_defer`, whose guarantee more deferrals would
             break.
         agrees: `f(edge's value, cloud's value)`: True if they agree; None: equality. With labels also
             `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
         scene: number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count
             requests that are at least so far apart. 1: the inputs are independent.
         labelled: the right values of audited answers are reported (`router.report`): alarms test the loss of accuracy, or the
-            error rate, that the certificate promises, and not how often the answers differ.
+            error rate, that the certificate guarantees, and not how often the answers differ.
     """
 
     share: Share = 0.005

@@ -44,15 +44,15 @@ def calibrate(
         float | None, typer.Option(parser=share, metavar="SHARE", help="Inputs that are deferred, as in 20%.", show_default=False)
     ] = None,
     sure: Annotated[
-        str, typer.Option(metavar="SHARE", help="How sure the promise is. With --max-defer also `average`: it holds on average.")
+        str, typer.Option(metavar="SHARE", help="Confidence level. With --max-defer also `average`: it holds on average.")
     ] = "95%",
     metric: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="What graded answers were graded by, as in F1: named in the promise.", show_default=False
+            metavar="NAME", help="What graded answers were graded by, as in F1: named in the guarantee.", show_default=False
         ),
     ] = "",
-    per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all promises at once.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all guarantees at once.")] = False,
     score: Annotated[
         Score | None,
         typer.Option(help="`learned` fits one to the examples, `auto` blends it with msp.", show_default="the policy's"),

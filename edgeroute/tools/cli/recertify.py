@@ -47,7 +47,7 @@ def recertify(
     ] = None,
     sure: Annotated[
         float | None,
-        typer.Option(parser=share, metavar="SHARE", help="How sure the promise is.", show_default="as the certificate in use"),
+        typer.Option(parser=share, metavar="SHARE", help="Confidence level.", show_default="as the certificate in use"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Roll back also a policy that was edited after the switch.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,

@@ -47,7 +47,7 @@ MaxLoss = Annotated[
     float | None,
     _option(parser=share, metavar="SHARE", help="Accuracy or score that may be lost against the cloud.", show_default="1%"),
 ]
-Sure = Annotated[float | None, _option(parser=share, metavar="SHARE", help="How sure the promise is.", show_default="95%")]
+Sure = Annotated[float | None, _option(parser=share, metavar="SHARE", help="Confidence level.", show_default="95%")]
 EdgeModel = Annotated[
     str | None, _option(metavar="NAME", help="The model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
 ]
