@@ -24,7 +24,6 @@ from edgeroute.router.arguments import checked_options, with_options
 from edgeroute.router.assemble import assemble
 from edgeroute.router.build import edges_of, fingerprints
 from edgeroute.router.engine import Engine, status
-from edgeroute.router.reload import PolicyFile, replace
 from edgeroute.router.stages import Steps
 from edgeroute.system.imports import import_tool
 from edgeroute.system.process import list_weakset
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
     from edgeroute.router.parts import Part
+    from edgeroute.router.reload import PolicyFile
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.drift import Audit
@@ -147,6 +147,8 @@ class BaseRouter(Generic[V]):
         """
         if "options" in more:
             raise PolicyError("a policy file has these settings itself: give fields of Options one by one, as in order='fastest'")
+        from edgeroute.router.reload import PolicyFile
+
         file = PolicyFile(Path(path), more)
         with file.named():
             self = cls(**with_options(file.arguments()))
@@ -176,7 +178,7 @@ class BaseRouter(Generic[V]):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
         with engine.replacing:
             audit = None if engine.auditor is None else engine.auditor.audit
-            replace(engine, engine.arguments, engine.spending.limits, engine.observer.metered, audit)
+            _replace(engine, engine.arguments, engine.spending.limits, engine.observer.metered, audit)
 
     def promote(self) -> None:
         """Make the edge model on trial the edge, and end its trial.
@@ -207,7 +209,7 @@ class BaseRouter(Generic[V]):
             with engine.replacing:  # a reload at the same time does not put the model before in force again
                 audit = None if engine.auditor is None else engine.auditor.audit
                 arguments = engine.arguments._replace(edge=edge, threshold=threshold, trial=rest)
-                replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
+                _replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
 
     def on_late(self, function: Late) -> Late:
         """Register `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
@@ -314,6 +316,13 @@ class BaseRouter(Generic[V]):
 
 
 _told = threading.Event()
+
+
+def _replace(*given: Any) -> None:
+    """Put another policy in force, as `reload.replace`, which is imported with the first reload."""
+    from edgeroute.router.reload import replace
+
+    replace(*given)
 
 
 def _close(engine: Engine, file: PolicyFile | None) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
 from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.guard import Egress
-from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
 from edgeroute.confidence.forms import SLACK
 from edgeroute.confidence.input_score import InputScore
@@ -458,7 +457,9 @@ class _Draft:
             if on_trial and own_name == "cloud":
                 own_name = "cloud-trial"
             name = named("cloud", own_name, i, 0 if on_trial else len(clouds), self.targets)
-            kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
+            kind: Any = FunctionBackend
+            if hasattr(endpoint, "talk"):
+                from edgeroute.cloud.http_backend import HttpBackend as kind  # noqa: N813 - one of two
             backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
             if getattr(backend, "alone_async", False) and not self._arguments.awaits:
                 raise PolicyError(

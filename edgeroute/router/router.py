@@ -15,24 +15,24 @@ from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base import BaseRouter, Spawn
 from edgeroute.router.build import edges_of
-from edgeroute.router.conversation import Conversation
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor, run_first
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, Shows, length
-from edgeroute.router.session import Session
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import Stream, as_one_piece
-from edgeroute.router.warm import Warmed, Warming, view_samples, warm_up
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgeroute.router.conversation import Conversation
     from edgeroute.router.live.audio import Vad
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.updates import Audio, Frames
+    from edgeroute.router.session import Session
+    from edgeroute.router.warm import Warmed, Warming
     from edgeroute.tools.measure.report.progress import Progress
     from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
 
@@ -321,10 +321,14 @@ class Router(BaseRouter[V]):
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Return a conversation that keeps its messages: `talk.infer("Hello")`. After a turn that may not leave all stay."""
+        from edgeroute.router.conversation import Conversation
+
         return Conversation(self, system)
 
     def session(self) -> Session:
         """Return a stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""
+        from edgeroute.router.session import Session
+
         return Session(self)
 
     def decide(
@@ -364,7 +368,9 @@ class Router(BaseRouter[V]):
             ModelError: a model cannot be loaded, or does not run on a sample.
             BadInput: a sample is no input of a model.
         """
-        snapshot, found = self.engine.snapshot, list[Warmed]()
+        from edgeroute.router.warm import view_samples, warm_up
+
+        snapshot, found = self.engine.snapshot, list[Any]()
         models = edges_of(snapshot)
         for i, (name, backend) in enumerate(models):
             if progress is not None:
