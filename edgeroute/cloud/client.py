@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 from time import monotonic, sleep
@@ -177,15 +177,10 @@ class HttpClient(ForkSafe):
         Raises:
             CloudError: the call failed.
         """
-        return settle(self._run(talk, until, exchange, self.in_thread(cancel), posts))
+        return settle(self.ask(self.in_thread(cancel), talk, until, exchange, posts))
 
-    def run_async(
-        self, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None
-    ) -> Coroutine[Any, Any, Any]:
-        """`run` on an event loop; cancelling the task cancels the call."""
-        return self._run(talk, until, exchange, self.on_loop, posts)
-
-    async def _run(self, talk: Talk, until: float, exchange: Exchange, way: Way, posts: Iterator[int] | None) -> Any:
+    async def ask(self, way: Way, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
+        """`run` in this thread or on an event loop; cancelling the task cancels the call."""
         until, reply, posts = self.until(until), None, posts or count()
         OURS.set(True)
         try:

@@ -17,7 +17,7 @@ from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.system.imports import import_late
-from edgeroute.system.process import AbandonedRuns
+from edgeroute.system.process import AbandonedRuns, settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
     from edgeroute.cloud.payloads import Ladder
-    from edgeroute.cloud.pieces import Speech
+    from edgeroute.cloud.pieces import Said, Speech
+    from edgeroute.cloud.retries import Way
     from edgeroute.http.messages import Call
 
 
@@ -120,32 +121,26 @@ class HttpBackend(AbandonedRuns):
         """Run all inputs in one talk, or in one each if the protocol has no batches."""
         if self._ladder is not None:
             inputs = self._pack(inputs, exchange)
-        client, rows = self._client or self.client, self._rows(exchange, inputs, until)
-        if rows is None:
-            return self.reader.many(client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
-        posts = count()
-        for x in rows:
-            with rows:
-                if (speak := self._speak) is not None:
-                    said = [speeches.hear(client, partial(speak, x), rows.until(), exchange, cancel, posts)]
-                else:
-                    said = client.run(self.endpoint.talk([x]), rows.until(), exchange, cancel, posts)
-                rows.append(self.reader.many(said, 1)[0])
-        return rows.found
+        client = self._client or self.client
+        return settle(self._run(client, client.in_thread(cancel), inputs, until, exchange))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """`run` on the event loop."""
-        client, rows = self._client or self.client, self._rows(exchange, inputs, until)
+        client = self._client or self.client
+        return await self._run(client, client.on_loop, inputs, until, exchange)
+
+    async def _run(self, client: HttpClient, way: Way, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+        rows = self._rows(exchange, inputs, until)
         if rows is None:
-            return self.reader.many(await client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
+            return self.reader.many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), len(inputs))
         posts = count()
         for x in rows:
             with rows:
                 if (speak := self._speak) is not None:
-                    said = [await speeches.speak_async(client, partial(speak, x), rows.until(), exchange, posts=posts)]
+                    outputs = [await speeches.run(client, way, partial(speak, x), rows.until(), exchange, posts=posts)]
                 else:
-                    said = await client.run_async(self.endpoint.talk([x]), rows.until(), exchange, posts)
-                rows.append(self.reader.many(said, 1)[0])
+                    outputs = await client.ask(way, self.endpoint.talk([x]), rows.until(), exchange, posts)
+                rows.append(self.reader.many(outputs, 1)[0])
         return rows.found
 
     def _rows(self, exchange: Exchange, inputs: list[Any], until: float) -> Rows | None:
@@ -175,8 +170,12 @@ class HttpBackend(AbandonedRuns):
             (prediction,) = await self.run_async([x], until, exchange)
             show(prediction.value)
             return prediction
-        said = await speeches.speak_async(self.client, partial(self._speak, x), until, exchange, lambda piece: show(piece.value))
-        return self.reader.many([said], 1)[0]
+
+        async def shown(piece: Said) -> None:
+            show(piece.value)
+
+        output = await speeches.run(self.client, self.client.on_loop, partial(self._speak, x), until, exchange, shown)
+        return self.reader.many([output], 1)[0]
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
         """The endpoint's encoding; by that rung of a ladder, if it was sent by one."""
@@ -189,7 +188,8 @@ class HttpBackend(AbandonedRuns):
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Sends the call, and decodes its reply."""
         if (hear := getattr(self.endpoint, "hear", None)) is not None:
-            return self.reader.many([speeches.hear(self.client, partial(hear, call), until, exchange)], 1)[0]
+            output = settle(speeches.run(self.client, self.client.in_thread(None), partial(hear, call), until, exchange))
+            return self.reader.many([output], 1)[0]
 
         def talk() -> Talk:
             return self.endpoint.decode((yield call), 1)

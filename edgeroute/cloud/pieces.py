@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from itertools import count
 from time import monotonic
 from types import coroutine
@@ -13,7 +13,6 @@ from edgeroute.core.policy import INF
 from edgeroute.core.spending import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
-from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ def speak(
     Raises:
         CloudError: it failed; `partial` is what had arrived.
     """
-    steps = _run(client, client.in_thread(cancel), say, until, exchange, _suspend, count())
+    steps = run(client, client.in_thread(cancel), say, until, exchange, _suspend)
     try:
         while True:
             yield steps.send(None)
@@ -239,46 +238,27 @@ def _suspend(piece: Said) -> Generator[Said, None, None]:
     yield piece
 
 
-def hear(
-    client: HttpClient,
-    say: Say,
-    until: float,
-    exchange: Exchange,
-    cancel: StopToken | None = None,
-    posts: Iterator[int] | None = None,
-) -> Any:
-    """Run a speech to its end, where nobody is shown the pieces: so it may be sent again after some have come."""
-    return settle(_run(client, client.in_thread(cancel), say, until, exchange, None, posts or count()))
-
-
-def speak_async(
-    client: HttpClient,
-    say: Say,
-    until: float,
-    exchange: Exchange,
-    show: Callable[[Said], object] | None = None,
-    posts: Iterator[int] | None = None,
-) -> Coroutine[Any, Any, Any]:
-    """`speak` on an event loop; `show` is called with each piece. None: as `hear`. Cancelling the task closes the connection."""
-
-    async def told(piece: Said) -> None:
-        assert show is not None, "it was looked at"
-        show(piece)
-
-    return _run(client, client.on_loop, say, until, exchange, None if show is None else told, posts or count())
-
-
-async def _run(
+async def run(
     client: HttpClient,
     way: Way,
     say: Say,
     until: float,
     exchange: Exchange,
-    show: Callable[[Said], Awaitable[None]] | None,
-    posts: Iterator[int],
+    show: Callable[[Said], Awaitable[None]] | None = None,
+    posts: Iterator[int] | None = None,
 ) -> Any:
-    """Run the attempts of a speech, show its pieces, and return its outputs."""
-    by, n = client.until(until), next(posts)
+    """Run the attempts of a speech, and return its outputs, as `speak`.
+
+    Args:
+        client: of the endpoint.
+        way: in this thread, or on an event loop, where cancelling the task closes the connection.
+        say: makes the speech, for each attempt.
+        until: the instant by which it must have ended.
+        exchange: that its attempts are part of.
+        show: called with each piece; None: nobody is shown them, so it may be sent again after some have come.
+        posts: the numbers of the exchange's calls.
+    """
+    by, n = client.until(until), next(posts or count())
     if n:
         exchange.next_call()
     shown = False
