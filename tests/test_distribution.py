@@ -136,7 +136,7 @@ def test_nothing_of_this_machine_is_in_them(wheel, built):
 
 
 def test_what_the_index_shows(metadata, wheel):
-    """The page is the README, and each link in it leads somewhere from there, too."""
+    """The page is the README. Its links are those of a repository: there is no address yet that they could be made of."""
     assert metadata["Name"] == "edgeroute"
     assert metadata["Description-Content-Type"] == "text/markdown"
     page = metadata.get_payload(decode=True).decode()

@@ -203,6 +203,14 @@ def test_the_first_snippet_runs_anywhere(tmp_path):
     assert re.fullmatch(pattern, done.stdout), done.stdout + done.stderr
 
 
+def test_the_page_of_installing_has_each_extra():
+    """In its table, and no other."""
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == {*extras}
+
+
 @pytest.mark.skipif(not (ROOT / "edgeroute").is_dir(), reason="pages of a clone link to its files")
 def test_links_lead_somewhere():
     """Each relative link of a page is a file of the project."""
