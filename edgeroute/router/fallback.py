@@ -1,4 +1,4 @@
-"""Fallback stage for requests without an accepted answer: offline rules, the outbox, and late replies."""
+"""Answers of requests without an accepted one: offline rules, the outbox, and replies that come after the deadline."""
 
 from __future__ import annotations
 
@@ -30,73 +30,74 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 AGREES = "it agrees with the provisional answer"
+"""Note in the reason of a cloud's answer that equals the edge's answer shown before."""
 CORRECTS = "it corrects that"
-"""Notes in the reason of the cloud's answer, where the edge's was shown before."""
+"""Note in the reason of a cloud's answer that differs from the edge's answer shown before."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Submit = Callable[[Callable[[], object]], bool]
 
 
 class Parts(Protocol):
-    """Optional parts that an offline rule may need."""
+    """Optional parts of a router that an offline rule may need."""
 
     caching: Caching | None
     queue: OfflineQueue | None
 
 
 class OfflineRule(Protocol):
-    """What to do with a request whose cloud was needed and did not answer."""
+    """Rule for a request whose cloud was needed and did not answer."""
 
     def check(self, parts: Parts) -> None:
-        """Raises PolicyError if a part that this rule needs is missing."""
+        """Raise PolicyError if a part that this rule needs is missing."""
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """Announces that `answers` will be called; from now on late replies of its legs may arrive."""
+        """Prepare for late replies of the request's legs, which may come from now on; `answers` or `forget` follows."""
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """The callers' results."""
+        """Return an answer, or the exception to raise, for each request."""
 
     def forget(self, walked: Walked, parts: Parts) -> None:
-        """`answers` will not be called for it: the call was cut off."""
+        """Undo `expect` for a request whose call was interrupted before `answers`."""
 
 
 class EdgeStands:
-    """`edge`: the edge's answer, marked degraded."""
+    """Offline rule `edge`: return the edge's answer, marked degraded."""
 
     def check(self, parts: Parts) -> None:
-        """A no-op."""
+        """Do nothing: the rule needs no part."""
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """A no-op."""
+        """Do nothing."""
 
     def forget(self, walked: Walked, parts: Parts) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
-        """The best available answers."""
+        """Return the best available answers."""
         return [best(walked) for walked in walks]
         yield
 
 
 class Raises(EdgeStands):
-    """`raise`: raises NoAnswer."""
+    """Offline rule `raise`: raise NoAnswer."""
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
-        """The exceptions to raise."""
+        """Return the exceptions to raise."""
         return [no_answer(walked.request.plan, walked.outcome, "") for walked in walks]
         yield
 
 
 class Stale(EdgeStands):
-    """`stale`: a stale cache entry; without one as `edge`."""
+    """Offline rule `stale`: return a stale cache entry; without one, the edge's answer."""
 
     def check(self, parts: Parts) -> None:
-        """Requires a cache."""
+        """Raise PolicyError without a cache."""
         if parts.caching is None:
             raise PolicyError(NO_CACHE)
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """The stale entries, unless the caller was shown a piece of another answer."""
+        """Return the stale entries, read within the deadline; the edge's answer if the caller got a piece of another one."""
         caching, results = parts.caching, list[Result]()
         for walked in walks:
             stale = None
@@ -107,25 +108,25 @@ class Stale(EdgeStands):
 
 
 class Queue(EdgeStands):
-    """`queue`: the edge's answer, and the request is sent later."""
+    """Offline rule `queue`: return the edge's answer, and store the request to send it later."""
 
     def check(self, parts: Parts) -> None:
-        """Requires an outbox."""
+        """Raise PolicyError without an outbox."""
         if parts.queue is None:
             raise PolicyError(NO_OUTBOX)
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """Holds late answers back until the request is stored."""
+        """Delay late answers until the request is stored."""
         if parts.queue is not None:
             parts.queue.expect(walked.request.id)
 
     def forget(self, walked: Walked, parts: Parts) -> None:
-        """A late answer waits no longer."""
+        """Release the late answers that wait for the request."""
         if parts.queue is not None:
             parts.queue.forget(walked.request.id)
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """Stores the requests, within the deadline: a disk may be slow."""
+        """Store the requests, and return the edge's answers, with notes; at the deadline the storing goes on in its thread."""
         queue = parts.queue
         if queue is None:
             return [best(walked) for walked in walks]
@@ -136,20 +137,21 @@ class Queue(EdgeStands):
 
 
 RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
+"""Rule by the policy's `offline`."""
 
 
 class Fallback:
-    """Makes an answer from each walk: the accepted one, or by the policy's offline rule.
+    """Makes an answer from each walk: the accepted one, or one by the policy's offline rule.
 
     Args:
-        parts: returns the parts that the rules may need, when a request ends.
+        parts: parts that the rules may need, as they are when a request ends.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
     def answers(self, walks: Sequence[Walked]) -> Steps[list[Result]]:
-        """The results of these walks."""
+        """Return the results of walks; ends the walks' legs for late replies, and may store requests in the outbox."""
         rules = [self._rule(walked) for walked in walks]
         for walked, rule in zip(walks, rules, strict=True):
             if rule is not None:
@@ -160,12 +162,12 @@ class Fallback:
         results: list[Result | None] = [
             accepted(walked) if rule is None else None for walked, rule in zip(walks, rules, strict=True)
         ]
-        groups = {rule: [i for i, own in enumerate(rules) if own is rule] for rule in rules if rule is not None}
+        groups = {rule: [i for i, row_rule in enumerate(rules) if row_rule is rule] for rule in rules if rule is not None}
         try:
             while groups:
                 rule, rows = groups.popitem()
-                found = yield from rule.answers([walks[i] for i in rows], self._parts)
-                for i, result in zip(rows, found, strict=True):
+                rule_results = yield from rule.answers([walks[i] for i in rows], self._parts)
+                for i, result in zip(rows, rule_results, strict=True):
                     results[i] = result
         finally:  # cut off in the middle, the other rows are not stored any more
             for rule, rows in groups.items():
@@ -174,7 +176,7 @@ class Fallback:
         return cast("list[Result]", results)
 
     def _rule(self, walked: Walked) -> OfflineRule | None:
-        """The offline rule that applies; None: the answer was accepted."""
+        """Return the offline rule for a walk; None: its answer was accepted."""
         plan, outcome = walked.request.plan, walked.outcome
         if outcome.accepted:
             return None
@@ -183,24 +185,24 @@ class Fallback:
 
 
 def accepted(walked: Walked) -> Answer:
-    """The accepted answer, with a note on the provisional one."""
+    """Return the accepted answer, with a note that compares it with the provisional one."""
     answer = Answer(walked.request.plan, walked.outcome, walked.request.id, walked.costs)
-    return answer if walked.shown is None else _compared(answer, walked.shown)
+    return answer if walked.shown is None else _compare_note(answer, walked.shown)
 
 
 def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
-    """The best available answer, marked degraded; without one the exception to raise."""
+    """Return the best available answer, marked degraded; without one, the exception to raise."""
     plan, outcome = walked.request.plan, walked.outcome
     if outcome.leg is None:
         return no_answer(plan, outcome, note)
     answer = Answer(plan, outcome, walked.request.id, walked.costs)
     if walked.shown is not None and not note:
-        return _compared(answer, walked.shown)
+        return _compare_note(answer, walked.shown)
     return answer.add_note(note, final=final)
 
 
-def _compared(answer: Answer, shown: Answer) -> Answer:
-    """Adds a note whether the cloud's answer agrees with the provisional one."""
+def _compare_note(answer: Answer, shown: Answer) -> Answer:
+    """Add a note to a cloud's answer: it agrees with the provisional one, or corrects it. Return the answer."""
     if answer.source == "cloud":
         try:  # values may not be comparable
             agrees = call_contained(lambda: bool(answer.value == shown.value))
@@ -211,12 +213,15 @@ def _compared(answer: Answer, shown: Answer) -> Answer:
 
 
 def _is_fatal(outcome: Outcome) -> bool:
-    """Whether the input itself was invalid: then it is not queued either."""
+    """Return True if the input itself was invalid; then it is not queued either."""
     return any(what == "failed" and isinstance(detail, BadInput) for what, _, _, detail in outcome.log) and outcome.leg is None
 
 
 def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
-    """The exception to raise where no answer may be returned."""
+    """Return the exception to raise for a request without an answer to return.
+
+    That is the only leg's own error if there is nothing to add, else DeadlineExceeded or NoAnswer with the reasons.
+    """
     errors: dict[str, BaseException] = {plan.legs[i].name: detail for what, i, _, detail in outcome.log if what == "failed"}
     late = any(what == "timeout" for what, *_ in outcome.log)
     only = next(iter(errors.values()), None)
@@ -233,16 +238,16 @@ def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
 
 
 class LateReplies(ForkSafe):
-    """Handles cloud replies after the deadline: for the cache, the outbox and `on_late` functions.
+    """Handler of cloud replies after the deadline: passes them to the cache, the outbox and `on_late` functions.
 
     Args:
-        parts: the cache and the outbox, if any.
-        submit: runs a job in a thread that cloud calls cannot exhaust, if one is available.
+        parts: cache and outbox, if any.
+        submit: runs a job in a thread that cloud calls cannot exhaust; returns False if there is none.
         note: counts `late`.
     """
 
     _storing = per_process(threading.RLock)
-    """Held while a reply is stored, so that none is after `close`, which would open the files again."""
+    """Lock held while a reply is stored. After `close` none is, since that would open the files again."""
 
     def __init__(self, parts: Parts, submit: Submit, note: Callable[[str, str], object]) -> None:
         self._parts, self._submit, self._note = parts, submit, note
@@ -251,11 +256,11 @@ class LateReplies(ForkSafe):
 
     @property
     def wanted(self) -> bool:
-        """Whether anything uses late replies."""
+        """True if the cache, the outbox or a function uses late replies."""
         return self._parts.queue is not None or self._parts.caching is not None or bool(self._functions)
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Registers a function for late answers.
+        """Register a function for late answers.
 
         Raises:
             PolicyError: its signature does not fit.
@@ -270,7 +275,13 @@ class LateReplies(ForkSafe):
         self._functions.append(function)
 
     def take(self, request: Request, event: Event, here: bool) -> None:
-        """Handles the event of a leg left running past its request's deadline. here: this thread may be blocked."""
+        """Handle the event of a leg left running past its request's deadline; ignored after `close`.
+
+        Args:
+            request: the request.
+            event: the event.
+            here: True if this thread may be blocked; else a thread is used, and without one the event is lost, which is logged.
+        """
         if self._closed:
             return  # the outbox still has the request, and the next run sends it again
         if here:
@@ -279,6 +290,7 @@ class LateReplies(ForkSafe):
             log.error("the late answer to %s could not be handed on: no thread was free", request.id)
 
     def _handle(self, request: Request, event: Event) -> None:
+        """Pass the event on, after the request is stored if that is under way."""
         queue = self._parts.queue
         if queue is None:
             self._hand_on(request, event)
@@ -286,6 +298,7 @@ class LateReplies(ForkSafe):
             queue.once_stored(request.id, partial(self._hand_on, request, event))
 
     def _hand_on(self, request: Request, event: Event) -> None:
+        """Store the event, or call the registered functions; errors are logged."""
         try:
             with self._storing:
                 stored = self._closed or self._store(request, event)
@@ -295,7 +308,10 @@ class LateReplies(ForkSafe):
             log.exception("a late answer could not be handed on")
 
     def _store(self, request: Request, event: Event) -> bool:
-        """Hands it to the cache and the outbox. Returns whether there is an outbox, which calls the functions."""
+        """Store a late answer in the cache and the outbox, or mark a failed request as ready to send.
+
+        Return True if the functions are not to be called here: the outbox calls them.
+        """
         queue, caching = self._parts.queue, self._parts.caching
         if type(event) is not Done:
             if queue is not None:
@@ -309,6 +325,7 @@ class LateReplies(ForkSafe):
         return queue is not None
 
     def _call(self, request: Request, event: Done) -> None:
+        """Call each registered function with a late answer; errors are logged."""
         from edgeroute.stores.outbox import Late
 
         prediction: Prediction = event.answer
@@ -324,7 +341,7 @@ class LateReplies(ForkSafe):
                 log.exception("a callback for late answers failed at %s", late.id)
 
     def close(self) -> None:
-        """Drops all further replies; one that is being stored is stored."""
+        """Ignore all further replies; wait for the one that is being stored."""
         self._closed = True
         with self._storing:
             pass

@@ -1,4 +1,7 @@
-"""Conversations that stay on the device, as they had a turn that may not leave: recognised by what is said in them."""
+"""Private conversations: recognises calls of a conversation that had a turn that may not leave, so that they stay, too.
+
+Keyed digests of the messages are stored, never the texts.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +24,37 @@ from edgeroute.stores.sqlite import Database
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import now
 
-# Conversations as inputs: their turns, and the digests by which a later call with the same turns is recognised.
+# Turns of a conversation in an input, and the digests by which a later call with the same turns is recognised.
 
 SHORTEST: Final = 8
-"""Characters of a text that is recognised by itself; shorter ones, such as "yes", are in too many conversations."""
+"""Minimum characters of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
 SHORTEST_ANSWER: Final = 40
-"""Likewise of a model's answer, as all greet alike."""
-TOLD: Final = frozenset({"system", "developer"})
-"""Roles of what many conversations begin with."""
+"""Minimum characters of a model's answer that identifies a conversation: all models greet alike."""
+SYSTEM_ROLES: Final = frozenset({"system", "developer"})
+"""Roles of messages with which many conversations begin."""
 Digest = Callable[[bytes], bytes]
-"""A keyed digest."""
+"""Returns the keyed digest of a text."""
 
 
 class Turn(NamedTuple):
-    """One message."""
+    """One message of a conversation."""
 
     role: str
-    """Empty: it is a text in a list of texts, which may as well be the row of a table."""
+    """Role; empty for a text in a list of texts, which may as well be the row of a table."""
     text: str
-    """Its text, without differences in white space and composition."""
+    """Text, normalised in white space and composition."""
     parts: tuple[str, ...] = ()
-    """Those of its content, where it has several: programs join messages, and put others beside them."""
+    """Texts of its content's parts, if there are several: programs join messages, and put others beside them."""
 
     @property
     def telling(self) -> Iterator[str]:
-        """Its text and parts that are long enough to be recognised by themselves."""
+        """Text and parts that are long enough to identify a conversation by themselves."""
         least = SHORTEST_ANSWER if self.role == "assistant" else SHORTEST
         return (text for text in (self.text, *self.parts) if len(text) >= least)
 
 
 def turns(x: Any) -> list[Turn]:
-    """The messages of an input: a list of them, a request with such, or one text; else none."""
+    """Return the messages of an input: a list of messages, a request with messages or a prompt, or a text; else []."""
     if isinstance(x, str):
         return [Turn("user", plain(x))]
     if isinstance(x, Mapping):
@@ -65,32 +68,36 @@ def turns(x: Any) -> list[Turn]:
     return [*map(_turn, x)]
 
 
-def remembered(said: list[Turn], digest: Digest) -> list[bytes]:
-    """The digests to remember of a conversation: that of all of it, and those of its last turn, with the answer before.
+def remembered(conversation: list[Turn], digest: Digest) -> list[bytes]:
+    """Return the digests to store for a conversation: of all its messages together, and of its last turn, with the answer before.
 
-    None of the system's messages. All of it is remembered however short it is: nothing else tells that a conversation goes on
-    from it. One in which nothing is said has none, nor has a list of texts that is short.
+    System messages are left out. The whole is stored however short it is, since only it identifies a continuation. A conversation
+    without text has no digest, nor has a short list of texts without roles.
     """
-    said = [turn for turn in said if turn.role not in TOLD]
-    *_, whole = [b"", *_chained(said, digest)]
-    begins = max((i for i, turn in enumerate(said) if turn.role == "assistant"), default=0)
-    own = [digest(encoded(text)) for turn in said[begins:] for text in turn.telling]
-    return [*([whole] if whole else []), *own]
+    conversation = [turn for turn in conversation if turn.role not in SYSTEM_ROLES]
+    *_, whole = [b"", *_prefix_digests(conversation, digest)]
+    begins = max((i for i, turn in enumerate(conversation) if turn.role == "assistant"), default=0)
+    last = [digest(encoded(text)) for turn in conversation[begins:] for text in turn.telling]
+    return [*([whole] if whole else []), *last]
 
 
-def looked_up(said: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """The digests of which a remembered one means that this conversation goes on from, or quotes, one that was remembered.
+def looked_up(conversation: list[Turn], digest: Digest) -> Iterator[bytes]:
+    """Yield the digests to search: a stored one among them means that the conversation continues or quotes a private one.
 
-    Among them those of the system's messages: what was said before may have been put there.
+    System messages are included, since private text may have been put there.
     """
-    yield from (digest(encoded(text)) for turn in said for text in turn.telling)
-    yield from (one for one in _chained([turn for turn in said if turn.role not in TOLD], digest) if one)
+    yield from (digest(encoded(text)) for turn in conversation for text in turn.telling)
+    yield from (
+        digested
+        for digested in _prefix_digests([turn for turn in conversation if turn.role not in SYSTEM_ROLES], digest)
+        if digested
+    )
 
 
-def _chained(said: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """After each message the digest of all so far; empty while nothing was said, or too little in texts without a role."""
+def _prefix_digests(conversation: list[Turn], digest: Digest) -> Iterator[bytes]:
+    """Yield after each message the digest of all so far; empty while there is no text, or too little in texts without a role."""
     chain, size, heard = b"", 0, False
-    for turn in said:
+    for turn in conversation:
         size += len(turn.text)
         heard = heard or size >= (1 if turn.role else SHORTEST)
         chain = digest(b"%s %s" % (chain, digest(encoded(turn.text))))
@@ -98,24 +105,27 @@ def _chained(said: list[Turn], digest: Digest) -> Iterator[bytes]:
 
 
 def plain(text: str) -> str:
-    """The text without differences in white space and composition."""
+    """Return a text normalised in white space and composition (NFC)."""
     return " ".join(normalize("NFC", text).split())
 
 
 def encoded(text: str) -> bytes:
-    """The text as the bytes that are digested."""
+    """Return a text as the bytes to digest."""
     return text.encode("utf-8", "surrogatepass")
 
 
-def _is_message(one: Any) -> bool:
-    return isinstance(one, str) or (isinstance(one, Mapping) and "role" in one) or hasattr(one, "content")
+def _is_message(value: Any) -> bool:
+    """Return True if a value is a text, or has the form of a message."""
+    return isinstance(value, str) or (isinstance(value, Mapping) and "role" in value) or hasattr(value, "content")
 
 
-def _turn(one: Any) -> Turn:
-    if isinstance(one, str):
-        return Turn("", plain(one))
+def _turn(message: Any) -> Turn:
+    """Return a message as a `Turn`."""
+    if isinstance(message, str):
+        return Turn("", plain(message))
     content, calls, role = (
-        one.get(name) if isinstance(one, Mapping) else getattr(one, name, None) for name in ("content", "tool_calls", "role")
+        message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
+        for name in ("content", "tool_calls", "role")
     )
     parts: list[str] = []
     if isinstance(content, list | tuple):
@@ -128,12 +138,14 @@ def _turn(one: Any) -> Turn:
 
 
 def _part(part: Any) -> str:
+    """Return the text of a content's part; JSON if it has none."""
     if not isinstance(part, Mapping):
         return str(part)
     return text if isinstance(text := part.get("text"), str) else _dumped(part)
 
 
 def _dumped(value: Any) -> str:
+    """Return a value as JSON with sorted keys, or else its repr."""
     try:
         return json.dumps(value, sort_keys=True, default=repr)
     except (TypeError, ValueError, RecursionError):  # keys of several types, or it is in itself
@@ -142,29 +154,28 @@ def _dumped(value: Any) -> str:
 
 log = logging.getLogger("edgeroute")
 MOST: Final = 50_000
-"""Digests that are remembered; the oldest go first."""
+"""Maximum stored digests; the oldest are deleted first."""
 DAYS: Final = 90
-"""How long each is remembered."""
+"""Days for which a digest is stored."""
 _DAY_S: Final = 86400.0
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL)"""
 _TOGETHER: Final = 500
-"""Digests that are looked up in one query."""
+"""Maximum digests in one query."""
 
 
 class Digests(ForkSafe):
-    """Digests of 16 bytes under a key of its own, shared by processes through the file: the texts cannot be told from them.
+    """Store of 16-byte digests under its own key, shared by processes through the file; texts cannot be recovered from them.
 
-    A file that cannot be read, or was damaged, sets `blind`: nothing is known then of what was remembered. One that cannot be
-    written is logged, once: what is added meanwhile is known to this process alone. There is no fsync: a power cut may lose the
-    last ones.
+    A file that is unreadable or damaged sets `blind`: it is then unknown which digests were stored. An unwritable one is logged
+    once: digests added meanwhile are known to this process alone. There is no fsync: a power cut may lose the last ones.
 
     Args:
         path: path of the SQLite file; None: in memory only.
 
     Attributes:
-        blind: why it is not known what was remembered; empty: it is.
+        blind: reason why the stored digests are unknown; empty: they are known.
     """
 
     _lock = per_process(threading.RLock)
@@ -174,7 +185,7 @@ class Digests(ForkSafe):
         self._database = None if path is None else Database(path, _SCHEMA, durable=False)
         self._key = os.urandom(32)
         self._unwritten: dict[bytes, int] = {}
-        """Digests that are remembered here, and not in the file, with their days; the oldest first."""
+        """Digest -> day, of digests that are not in the file; the oldest first."""
         self._logged = False
         self.blind = ""
         self._stored()  # what is digested from here on is under the file's key
@@ -184,14 +195,14 @@ class Digests(ForkSafe):
         return blake2b(text, key=self._key, digest_size=16).digest()
 
     def refreshed(self) -> bool:
-        """Read the file. Return True if anything is remembered, or that is not known."""
+        """Read the file. Return True if any digest is stored, or if that is unknown."""
         return bool(self._unwritten) or self._stored() or bool(self.blind)
 
     def __contains__(self, digest: bytes) -> bool:
         return self.any_of([digest])
 
     def any_of(self, digests: Iterable[bytes]) -> bool:
-        """Return True if one of these is remembered."""
+        """Return True if one of these digests is stored."""
         wanted, oldest = [*digests], int(now() / _DAY_S) - DAYS
         if any(self._unwritten.get(digest, -1) >= oldest for digest in wanted):
             return True
@@ -199,18 +210,18 @@ class Digests(ForkSafe):
         return any(self._stored(f" WHERE digest IN ({', '.join('?' * len(part))}) AND day >= ?", *part, oldest) for part in parts)
 
     def add(self, digests: Iterable[bytes]) -> None:
-        """Remember digests, on disk too before it returns."""
+        """Store digests, in the file before it returns; deletes the oldest ones beyond the limits. An error is logged once."""
         today = int(now() / _DAY_S)
         with self._lock:
             fresh = dict.fromkeys(digests, today)
-            self._unwritten = {one: day for one, day in self._unwritten.items() if one not in fresh} | fresh
+            self._unwritten = {digest: day for digest, day in self._unwritten.items() if digest not in fresh} | fresh
             while len(self._unwritten) > MOST:
                 del self._unwritten[next(iter(self._unwritten))]
             if self._database is None:
                 return
             try:
                 with self._database.transaction() as connection:
-                    self._meet(connection)
+                    self._adopt_key(connection)
                     rows = self._unwritten.items()
                     connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
                     limits = (today - DAYS, MOST)
@@ -224,18 +235,24 @@ class Digests(ForkSafe):
                         "until it ends: %s", self.path, e,
                     )  # fmt: skip
 
-    def _meet(self, connection: sqlite3.Connection) -> None:
-        """Take the file's key, or give the file this one's."""
+    def _adopt_key(self, connection: sqlite3.Connection) -> None:
+        """Adopt the file's key, or write this object's key into a new file."""
         connection.execute("INSERT INTO key SELECT ? WHERE NOT EXISTS (SELECT 1 FROM key)", (self._key,))
-        self._take(connection.execute("SELECT key FROM key").fetchone()[0])
+        self._set_key(connection.execute("SELECT key FROM key").fetchone()[0])
 
-    def _take(self, key: bytes) -> None:
+    def _set_key(self, key: bytes) -> None:
+        """Set the key; raise ValueError if digests in memory were made under another one."""
         if self._unwritten and key != self._key:  # under another key they say nothing, so it stays unknown what was said
             raise ValueError("it has another key than what was remembered meanwhile")
         self._key = key
 
     def _stored(self, which: str = "", *values: object) -> bool:
-        """Return True if the file has such a digest. What prevents to read it is logged, and set as `blind`."""
+        """Return True if the file has a digest that matches; adopts its key. A failure to read is logged, and sets `blind`.
+
+        Args:
+            which: SQL condition; empty: any digest.
+            values: parameters of the condition.
+        """
         if self._database is None or self.path is None:
             return False
         statement = f"SELECT (SELECT key FROM key), EXISTS (SELECT 1 FROM digests{which})"  # noqa: S608 - constants
@@ -243,10 +260,10 @@ class Digests(ForkSafe):
             rows = self._database.read(statement, values)
             if not rows or rows[0][0] is None:  # it is new, or locked
                 with self._database.transaction() as connection:
-                    self._meet(connection)
+                    self._adopt_key(connection)
                     rows = connection.execute(statement, values).fetchall()
             key, exists = rows[0]
-            self._take(cast("bytes", key))
+            self._set_key(cast("bytes", key))
             lost = next(self.path.parent.glob(f"{self.path.name}.corrupt-*"), None)
             self.blind = "" if lost is None else f"what was in {lost.name} is not known"
             return bool(exists)
@@ -259,49 +276,53 @@ class Digests(ForkSafe):
 
 WHY: Final = "this conversation had a turn that may not leave"
 MOST_AWAITED: Final = 10_000
-"""Calls whose answers are remembered once they are there."""
+"""Maximum calls whose answers will be digested."""
 
 
 class Homebound:
-    """Remembers digests of calls that had to stay, and of their answers; a later call with these messages stays, too.
+    """Recogniser of private conversations: stores digests of calls that had to stay, and of their answers.
 
-    A call has to stay by its data class, or by its own mode `only_edge`; or as its conversation had such a turn.
+    A call has to stay by its data class, by its own mode `only_edge`, or because its messages are those of such a call.
 
     Args:
-        path: of the file in which they are stored; None: for this router alone.
+        path: path of the file for the digests; None: in memory.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._digests = Digests(path)
         self.awaited: dict[str, None] = {}
-        """Ids of calls that stay, whose answers are not there yet."""
+        """Ids of calls that stay, and whose answers have not come yet."""
 
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
-        """Why this call stays although its own data class may leave; empty: it does not. One that has to stay is remembered."""
-        named = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
-        private = mode == "only_edge" or (named and isinstance(permit(rules, data_class), Denied))
+        """Return the reason why a call stays although its own data class may leave; empty: it may leave.
+
+        Stores the digests of a call that has to stay, also by its data class or mode.
+        """
+        valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
+        private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
         if not private and (isinstance(x, str) or not self._digests.refreshed()):
             return ""
-        said = turns(x)
-        if not said:
+        conversation = turns(x)
+        if not conversation:
             return ""
-        home = "" if private else self._known(said)
+        home = "" if private else self._known(conversation)
         if private or home:
-            self._digests.add(remembered(said, self._digests.digest))
+            self._digests.add(remembered(conversation, self._digests.digest))
             if len(self.awaited) >= MOST_AWAITED:
                 with suppress(RuntimeError, StopIteration):  # other threads add to it, and take from it
                     self.awaited.pop(next(iter(self.awaited)), None)
             self.awaited[identity] = None
         return home
 
-    def _known(self, said: list[Turn]) -> str:
-        known = self._digests.any_of(looked_up(said, self._digests.digest))
+    def _known(self, conversation: list[Turn]) -> str:
+        """Return the reason if a conversation's digests are stored, or unknown; else empty."""
+        known = self._digests.any_of(looked_up(conversation, self._digests.digest))
         if self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
         return WHY if known else ""
 
     def answered(self, identity: str, value: Any) -> None:
-        """Remembers the answer to a call that stays."""
+        """Store the digests of the answer to a call that stays."""
         if identity not in self.awaited:
             return
         self.awaited.pop(identity, None)

@@ -1,4 +1,4 @@
-"""The outbox of a router: stores requests that the cloud did not answer, and delivers them when it is back."""
+"""Outbox of a router: stores requests that the cloud did not answer, and delivers them when it is back."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ log = logging.getLogger("edgeroute")
 QUEUED = "queued"
 """Note in the reason of a request that is on disk."""
 BEING_QUEUED = "being queued"
-"""Note in the reason of a request that was not on disk by its deadline. If it does not get there, that is reported."""
+"""Note in the reason of a request that was not on disk by its deadline; a later failure is reported."""
 NOT_QUEUED = "not queued"
-"""Note in the reason of a request that cannot be stored; why not follows after a colon."""
+"""Note in the reason of a request that cannot be stored; the cause follows after a colon."""
 TOGETHER = 64
-"""Rows of a batch that are stored in one transaction."""
+"""Maximum rows of a batch stored in one transaction."""
 EDGE = "Edge-Answer"
-"""Name of the header in which a stored input has the edge's answer that goes along."""
+"""Header of a stored input with the edge's answer to send along."""
 CLOSE_S = 5.0
-"""How long `close` waits for requests that are being stored, seconds."""
+"""Maximum seconds that `close` waits for requests that are being stored."""
 
 
 class Storing:
-    """Stores the requests of a call, in whichever thread it is called; its caller may leave before that is done.
+    """Storing of a call's requests, done by the thread that calls this object; the call's caller may leave earlier.
 
     Args:
-        ids: of the requests.
-        notes: for their reasons, of those that are not to be stored; None: it is.
+        ids: ids of the requests.
+        notes: note for the reason of each request that is not to be stored; None: to be stored.
         store: stores the others, and yields the index of each with its note.
-        failed: receives the id and the note of each failure that its caller was not told of.
+        failed: called with id and note of a failure after the caller has left.
     """
 
     def __init__(
@@ -70,30 +70,31 @@ class Storing:
 
     @property
     def pending(self) -> bool:
-        """Whether there is anything to store."""
+        """True if a request is to be stored."""
         return None in self._notes
 
     def __call__(self) -> list[str]:
-        """The notes for the reasons, in order."""
+        """Store the requests, blocking, and return the notes for their reasons, in order."""
         for i, note in self._store:
             with self._lock:
                 self._notes[i], left = note, self._left
             if left and note != QUEUED:
                 self._failed(self._ids[i], note)
-        return self._told()
+        return self._current_notes()
 
     def leave(self) -> list[str]:
-        """The notes for the reasons of a caller that waits no longer."""
+        """Return the notes so far, for a caller that waits no longer; the storing goes on."""
         with self._lock:
             self._left = True
-            return self._told()
+            return self._current_notes()
 
-    def _told(self) -> list[str]:
+    def _current_notes(self) -> list[str]:
+        """Return the notes; of requests not yet stored, `BEING_QUEUED`."""
         return [BEING_QUEUED if note is None else note for note in self._notes]
 
 
 class _Job(NamedTuple):
-    """A request to store."""
+    """Request to store."""
 
     row: int
     walked: Walked
@@ -107,18 +108,18 @@ class _Job(NamedTuple):
 
 
 class OfflineQueue:
-    """Stores requests in an outbox, and delivers them when the cloud is back.
+    """Storing of requests in an outbox, and their delivery when the cloud is back.
 
     Args:
         outbox: the file.
         snapshot: returns the policy in force.
-        note: receives what happens to a request, and its id: `queued`, `not queued` once its answer has said that it is being
-            queued, or `damaged`, as its row in the outbox is.
-        stays_home: why nothing leaves the device by itself now; empty: it may.
+        note: called with an event and the request's id: `queued`; `not queued`, after its answer promised otherwise; `damaged`,
+            of a row in the outbox.
+        stays_home: returns the reason why nothing leaves the device by itself now; empty: it may.
     """
 
     UNSETTLED = QUEUED, BEING_QUEUED
-    """Notes of requests whose answers another one will follow."""
+    """Notes of requests that get a late answer."""
 
     def __init__(
         self,
@@ -129,8 +130,8 @@ class OfflineQueue:
     ) -> None:
         self.outbox, self._snapshot, self._note, self._stays_home = outbox, snapshot, note, stays_home
         self._storing: dict[str, Future[None]] = {}
-        """Id of a request being stored -> jobs to run once it is stored."""
-        self._refusal = ""  # why nothing is stored any more
+        """Id of a request being stored -> future to which jobs for the time after are attached."""
+        self._refusal = ""  # reason of a closed queue to store nothing
         outbox.report_damaged = partial(note, "damaged")
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
         self.delivery = Delivery(
@@ -138,20 +139,20 @@ class OfflineQueue:
         )
 
     def start(self) -> None:
-        """Starts delivery."""
+        """Start the delivery's thread."""
         self.delivery.start()
 
     @property
     def storing(self) -> int:
-        """How many requests are being stored."""
+        """Number of requests being stored."""
         return len(self._storing)
 
     def expect(self, identity: str) -> None:
-        """Announces that `store` will be called for this id."""
+        """Announce that `store` will be called for this id."""
         self._storing[identity] = Future()
 
     def once_stored(self, identity: str, job: Callable[[], object]) -> None:
-        """Runs the job once that request is stored: now, or in the thread that is storing it."""
+        """Run the job once that request is stored: now, or later in the thread that is storing it."""
         storing = self._storing.get(identity)
         if storing is None:
             job()
@@ -159,19 +160,22 @@ class OfflineQueue:
             storing.add_done_callback(lambda _: job())
 
     def store(self, walks: Sequence[Walked]) -> Storing:
-        """Stores the requests once it is called, except those of which sending them again would not help."""
+        """Copy the requests that may succeed later, and return the object that stores them when called.
+
+        A request whose cloud would fail again, or whose input cannot be copied, is not stored.
+        """
         ids, notes, jobs = [walked.request.id for walked in walks], list[str | None](), list[_Job]()
         try:
             for walked in walks:
                 request, note = walked.request, ""
-                found = _who_might(request.plan, walked.outcome)
-                if found is not None:
+                candidate = _retry_candidate(request.plan, walked.outcome)
+                if candidate is not None:
                     try:
                         x = request.inputs if request.until == INF else call_contained(copy_input, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                         note = f"{NOT_QUEUED}: {named(e)}"
                     else:  # its own: at the deadline nobody waits for it
-                        jobs.append(_Job(len(notes), walked, x, *found))
+                        jobs.append(_Job(len(notes), walked, x, *candidate))
                         notes.append(None)
                         continue
                 notes.append(note)
@@ -183,29 +187,31 @@ class OfflineQueue:
         return Storing(ids, notes, self._store(jobs), self._failed)
 
     def _failed(self, identity: str, note: str) -> None:
-        """Reports a request that is not on disk, though its answer said that it is being queued."""
+        """Log and report a request that is not on disk, though its answer promised that it is being queued."""
         log.error("%s was being queued when its deadline came, and is %s", identity, note)
         self._note("not queued", identity)
 
     def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
+        """Store jobs in transactions of `TOGETHER`; yield each row and its note. At the end late answers are released."""
         try:
-            for at in range(0, len(jobs), TOGETHER):
+            for begin in range(0, len(jobs), TOGETHER):
                 ready = list[tuple[_Job, Waiting]]()
-                for job in jobs[at : at + TOGETHER]:
+                for job in jobs[begin : begin + TOGETHER]:
                     waiting = _waiting(job)
                     if isinstance(waiting, str):
                         yield job.row, f"{NOT_QUEUED}: {waiting}"
                     else:
                         ready.append((job, waiting))
                 for (job, _), put in zip(ready, self._put([waiting for _, waiting in ready]), strict=True):
-                    yield job.row, self._stored(job, put)
-                for job in jobs[at : at + TOGETHER]:
+                    yield job.row, self._put_note(job, put)
+                for job in jobs[begin : begin + TOGETHER]:
                     self.forget(job.id)
         finally:
             for job in jobs:
                 self.forget(job.id)
 
     def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
+        """Store entries in one transaction. Return the result of each, or the error."""
         try:
             return self.outbox.put_all(entries, lambda: self._refusal)
         except KeyboardInterrupt:
@@ -213,8 +219,8 @@ class OfflineQueue:
         except BaseException as e:  # noqa: BLE001 - no memory, for example
             return [e] * len(entries)
 
-    def _stored(self, job: _Job, put: Put | BaseException) -> str:
-        """The note of a request that was put."""
+    def _put_note(self, job: _Job, put: Put | BaseException) -> str:
+        """Return the note of a request after its put; counts `queued`, and logs errors."""
         if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", put)
             return f"{NOT_QUEUED}: {named(put)}"
@@ -224,18 +230,18 @@ class OfflineQueue:
         return QUEUED
 
     def forget(self, identity: str) -> None:
-        """It is stored, or will not be: what is late for it may go on."""
+        """Release late answers that wait for a request: it is stored, or will not be."""
         storing = self._storing.get(identity)
         if storing is not None:
             storing.set_result(None)
             del self._storing[identity]
 
     def send(self, entry: Waiting) -> Prediction:
-        """Delivers one entry of the outbox, by the current rules.
+        """Send one entry of the outbox to its cloud, by the current rules, and return the answer; blocks.
 
         Raises:
-            PolicyError, MayNotLeave: it cannot be sent at all.
-            CloudError: it was not answered; or nothing leaves the device by itself now, and it goes on waiting.
+            PolicyError, MayNotLeave: it can never be sent.
+            CloudError: no answer; or nothing leaves the device by itself now. The entry stays in the outbox.
         """
         if why := self._stays_home():
             raise Held(f"nothing leaves by itself: {why}")
@@ -245,14 +251,17 @@ class OfflineQueue:
             raise MayNotLeave(allowed.why)
         try:
             with backend.guard.enter(allowed, entry.id) as exchange:
-                return _asked(backend, entry, exchange)
+                return _send_entry(backend, entry, exchange)
         except Held as e:
             if backend.guard.why():  # the endpoint is down, not a local limit
                 e.retry_after_s = self.outbox.part_s(entry.queued_at)
             raise
 
     def close(self) -> None:
-        """Stops delivery; undelivered entries stay in the file, and those that are being stored get there, if that is soon."""
+        """Stop the delivery, and close the file; undelivered entries stay in it.
+
+        Waits up to `CLOSE_S` for requests that are being stored; later ones are not stored any more.
+        """
         if wait([*self._storing.values()], CLOSE_S).not_done:
             self._refusal = "the router is closed"
         for part in (self.delivery, self.callbacks, self.outbox):
@@ -260,7 +269,7 @@ class OfflineQueue:
 
 
 def _receiver(clouds: Sequence[CloudBackend], entry: Waiting) -> CloudBackend:
-    """The cloud that an entry was queued for, by what it is: a name may be another's by now.
+    """Return the cloud for an entry, identified by its origin: its name may belong to another endpoint now.
 
     Raises:
         PolicyError: there is no such cloud.
@@ -277,7 +286,7 @@ def _receiver(clouds: Sequence[CloudBackend], entry: Waiting) -> CloudBackend:
 
 
 def _waiting(job: _Job) -> Waiting | str:
-    """The entry for the outbox, or why there is none."""
+    """Return the entry for the outbox, or the reason why there is none; any error is such a reason."""
     try:
         return _entry(job, job.walked.request, job.walked.legs)
     except KeyboardInterrupt:
@@ -287,6 +296,7 @@ def _waiting(job: _Job) -> Waiting | str:
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
+    """Return the entry for the outbox; a text: the reason why there is none. Runs view, consent, redaction and encoding."""
     answered = job.walked.outcome.prediction
     targets, target, allowed = request.snapshot.targets, request.plan.legs[job.leg].target, request.plan.legs[job.leg].permit
     assert allowed is not None, "only a leg that may leave is queued"
@@ -327,12 +337,16 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
 
 
 def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The edge's answer beside an input that is stored as it is."""
+    """Return the header with the edge's answer, for an input that is stored as such."""
     return [] if edge is None else [(EDGE, json.dumps(edge))]
 
 
-def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
-    """The cloud's answer to an outbox entry."""
+def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
+    """Send an entry to its cloud, and return the answer; blocks.
+
+    Raises:
+        CloudError: no answer.
+    """
     if entry.kind == "call":
         call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
         return backend.resend(call, INF, exchange)
@@ -353,10 +367,10 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
         raise Unreachable(named(e)) from e
 
 
-def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
-    """(first cloud worth a retry, its error): an empty error if it did not fail, None at the deadline. None: no such cloud.
+def _retry_candidate(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
+    """Return (first cloud worth a retry, its error): the error is empty if it did not fail, None at the deadline. None: no cloud.
 
-    An endpoint on trial is none, as it may be stopped or gone by the time of delivery; unless the plan has no other.
+    An endpoint on trial does not count, as it may be stopped or gone by the time of delivery; unless the plan has no other.
     """
     ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
     clouds = [i for i, leg in enumerate(plan.legs) if leg.permit is not None]

@@ -1,4 +1,4 @@
-"""Audio: segments of speech, each answered by the edge, and finally by the cloud; new speech cancels what is pending."""
+"""Audio: segments of speech, each answered first by the edge and then by the cloud; new speech cancels pending answers."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# What the caller of `audio` gives and gets: settings, utterances, barge-in.
+# Settings and results of `Router.audio`.
 
 LONGEST_S = 86400.0
-"""Audio that is held in memory, and pauses within it."""
+"""Maximum seconds of a segment, and of pauses: a segment is held in memory."""
 
 Vad = Callable[[Any], float]
+"""Voice activity detector: samples of a window, float32 [samples] -> probability of speech, 0..1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Utterance:
-    """An answer to one segment of speech.
+    """Answer to one segment of speech.
 
     Attributes:
-        index: the segment's number from 0, counting those that were dropped.
-        start_s: where it begins in the audio, seconds from the first sample.
-        end_s: where it ends.
-        audio: its samples, float32 [samples] from -1 to 1, with what was heard just before and after it.
-        answer: to it.
-        final: nothing more comes for it. False: the cloud is being asked, and its answer may follow.
-        changed: whether the answer differs from the one before to this segment: what is to be spoken. True for its first answer.
-        cut: the segment was cut for its length; the speech goes on in the next one.
+        index: number of the segment from 0, counting dropped ones.
+        start_s: begin of the segment in the audio, seconds from the first sample.
+        end_s: end of the segment.
+        audio: samples of the segment, float32 [samples] from -1 to 1, with some of the audio just before and after it.
+        answer: answer to the segment.
+        final: True if no more follows for the segment. False: the cloud is being called, and its answer may follow.
+        changed: True if the answer differs from the one before to this segment, and so is to be spoken; True for the first
+            answer.
+        cut: True if the segment was cut for its length; the speech goes on in the next one.
     """
 
     index: int
@@ -58,20 +60,20 @@ class Utterance:
 
     @property
     def provisional(self) -> bool:
-        """Whether the cloud is being asked about it."""
+        """True if the cloud is being called about the segment."""
         return not self.final
 
 
 class BargeIn(NamedTuple):
-    """Speech has begun while an answer was being spoken, or was yet to come from the cloud.
+    """Speech began while an answer was being spoken, or was still expected from the cloud.
 
-    What had not come to earlier segments does not come any more: their provisional answers stand.
+    Pending answers to earlier segments do not come any more: their provisional answers stand.
     """
 
     at_s: float
-    """Where the speech begins in the audio, seconds."""
+    """Begin of the speech in the audio, seconds."""
     cancelled: tuple[int, ...]
-    """The indices of the segments whose final answers do not come any more."""
+    """Indices of the segments whose final answers were cancelled."""
 
 
 class AudioStats(NamedTuple):
@@ -80,21 +82,21 @@ class AudioStats(NamedTuple):
     heard_s: float
     """Seconds of audio."""
     segments: int
-    """Segments of speech that were heard."""
+    """Segments of speech."""
     dropped: int
     """Segments that were dropped, as too many waited."""
     answered: int
-    """Those with a first answer."""
+    """Segments with a first answer."""
     refined: int
     """Segments with a final answer after a provisional one."""
     barge_ins: int
-    """How often new speech cancelled what earlier segments waited for."""
+    """Number of times that new speech cancelled pending answers."""
     in_flight: int
-    """Segments that the cloud is being asked about now."""
+    """Segments that the cloud is being called about now."""
 
 
 class AudioSettings(NamedTuple):
-    """The arguments of `Router.audio`."""
+    """Arguments of `Router.audio`."""
 
     rate: int = 16_000
     vad: Vad | None = None
@@ -114,7 +116,7 @@ class AudioSettings(NamedTuple):
     data_class: str | None = None
 
     def checked(self) -> AudioSettings:
-        """Itself, with the window and whether new speech cancels.
+        """Return the settings after validation, with defaults for `window` and `barge_in`.
 
         Raises:
             PolicyError: an argument is invalid.
@@ -143,11 +145,11 @@ class AudioSettings(NamedTuple):
         return self._replace(window=window, barge_in=barge_in)
 
 
-# Chunks of audio -> segments of speech.
+# Division of audio into segments of speech.
 
 
 class Segment(NamedTuple):
-    """A segment of speech."""
+    """Segment of speech."""
 
     number: int
     start_s: float
@@ -157,11 +159,11 @@ class Segment(NamedTuple):
 
 
 class Listener:
-    """Turns chunks of audio into segments of speech. Holds one segment, and some windows before it.
+    """Divider of audio chunks into segments of speech. Holds one segment, and some windows before it, in memory.
 
     Args:
-        settings: checked ones.
-        began: called where speech begins, with its beginning in seconds.
+        settings: validated settings.
+        began: called at the begin of speech, with its instant in the audio, seconds.
     """
 
     def __init__(self, settings: AudioSettings, began: Callable[[float], object]) -> None:
@@ -189,10 +191,13 @@ class Listener:
         return self.windows * self._window_s
 
     def hear(self, chunk: Any) -> Iterator[Segment]:
-        """The segments that end within a chunk: float32 or int16, [samples] or [samples, channels], or bytes of int16.
+        """Yield the segments that end within a chunk.
+
+        Args:
+            chunk: float32 or int16, [samples] or [samples, channels], or bytes of int16.
 
         Raises:
-            BadInput: it is none.
+            BadInput: the chunk is of another type, or `vad` returns no number.
         """
         import numpy as np
 
@@ -200,21 +205,22 @@ class Listener:
         if self._rest is not None and len(self._rest):
             samples = np.concatenate([self._rest, samples])
         whole = len(samples) - len(samples) % self._size
-        for at in range(0, whole, self._size):
-            if (segment := self._window(samples[at : at + self._size])) is not None:
+        for begin in range(0, whole, self._size):
+            if (segment := self._process_window(samples[begin : begin + self._size])) is not None:
                 yield segment
         self._rest = samples[whole:].copy()
 
     def finish(self) -> Iterator[Segment]:
-        """The segment that the end of the audio ends."""
-        ended = self._speech.finish()
-        if ended is not None:
-            yield self._segment(ended)
+        """Yield the segment that is open at the end of the audio, if any."""
+        end = self._speech.finish()
+        if end is not None:
+            yield self._segment(end)
 
-    def _window(self, window: Any) -> Segment | None:
+    def _process_window(self, window: Any) -> Segment | None:
+        """Process one window. Return the segment that ends with it, or None; call `began` if speech begins."""
         window = window.copy()
         self.windows += 1
-        probability = self._loudness.hear(_level_db(window)) if self._settings.vad is None else self._heard(window)
+        probability = self._loudness.hear(_level_db(window)) if self._settings.vad is None else self._vad_probability(window)
         event = self._speech.hear(probability)
         (self._inside or self._before).append(window)
         if type(event) is Began:
@@ -222,7 +228,8 @@ class Listener:
             self._began(event.start * self._window_s)
         return self._segment(event) if type(event) is Ended else None
 
-    def _heard(self, window: Any) -> float:
+    def _vad_probability(self, window: Any) -> float:
+        """Return the application's probability of speech in a window; raise BadInput if it is no number."""
         assert self._settings.vad is not None, "it was looked at"
         try:
             return float(call_contained(self._settings.vad, window))
@@ -230,6 +237,7 @@ class Listener:
             raise BadInput(f"vad= returns a probability for {self._size} samples: {type(e).__name__}: {e}") from e
 
     def _segment(self, ended: Ended) -> Segment:
+        """Return the segment that ends here, and begin anew; after a cut the speech goes on in the next segment."""
         import numpy as np
 
         audio, self._inside = np.concatenate(self._inside), []
@@ -240,7 +248,7 @@ class Listener:
 
 
 def _mono(chunk: Any) -> NDArray[Any]:
-    """A chunk as float32 [samples] from -1 to 1."""
+    """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types."""
     import numpy as np
 
     if isinstance(chunk, bytes | bytearray | memoryview):
@@ -262,7 +270,7 @@ def _mono(chunk: Any) -> NDArray[Any]:
 
 
 def _level_db(window: NDArray[Any]) -> float:
-    """The level of a window in dB of full scale."""
+    """Return the level of a window in dB of full scale."""
     import numpy as np
 
     power = float(np.square(window - window.mean()).mean())
@@ -270,7 +278,10 @@ def _level_db(window: NDArray[Any]) -> float:
 
 
 def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Event) -> Iterator[Segment]:
-    """Yield the segments of chunks, until it is stopped. What was heard of a segment comes before an error of the source."""
+    """Yield the segments of chunks, until `stopped` is set.
+
+    At an error of the source, an open segment comes before the exception.
+    """
     try:
         for chunk in items(chunks, kind, stopped):
             yield from listener.hear(chunk)
@@ -283,7 +294,7 @@ def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Eve
 
 
 async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> AsyncIterator[Segment]:
-    """Yield the segments of asynchronous chunks, as `segments`."""
+    """Yield the segments of asynchronous chunks. At an error of the source, an open segment comes before the exception."""
     import asyncio  # not for a router of threads
 
     try:
@@ -301,41 +312,43 @@ async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> Asyn
 
 log = logging.getLogger("edgeroute")
 WAITING = 4
-"""Most segments that wait to be answered."""
+"""Maximum segments that wait to be answered."""
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
-    """A segment that an answer is awaited for."""
+class _PendingSegment:
+    """Segment with a call under way."""
 
     segment: Segment
     call: Call
-    told: Answer | None = None
-    """The provisional answer that was given."""
+    shown: Answer | None = None
+    """Provisional answer that the caller got; None: none."""
     ready: Answer | BaseException | None = None
-    """Its final answer, or what it ended with."""
+    """Next answer, or error, of the call after the provisional one; None: not yet."""
 
 
 class AudioFlow:
-    """Decides what is done next with the segments of one source; a driver waits, and threads and asyncio share the rest.
+    """Decider of the next step with the segments of one source.
+
+    A driver does the waiting, so that threads and asyncio share the rest.
 
     Args:
         begin: begins a call of the router.
-        mailbox: the segments.
-        settings: checked ones.
+        mailbox: unread segments.
+        settings: validated settings.
     """
 
     def __init__(self, begin: Begin, mailbox: Mailbox[Segment], settings: AudioSettings) -> None:
         self._begin, self._mailbox, self._settings = begin, mailbox, settings
-        self._current: _Asked | None = None
-        self._flights: list[_Asked] = []
+        self._current: _PendingSegment | None = None
+        self._flights: list[_PendingSegment] = []
         self._barged: deque[float] = deque()
         self._answered = self._refined = self._barge_ins = self._speaking = 0
         self._consumed = False
         self.listener = Listener(settings, self.began)
 
     def began(self, at_s: float) -> None:
-        """Speech begins; called by the reader of the source."""
+        """Record the begin of speech, if it interrupts an answer, and call `on_barge_in`; called by the source's reader."""
         pending = self._consumed or self._speaking or self._flights
         if not (self._settings.barge_in and pending):
             return
@@ -349,7 +362,7 @@ class AudioFlow:
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """An answer is being spoken."""
+        """Mark an answer as being spoken within the block."""
         self._speaking += 1
         try:
             yield
@@ -357,23 +370,24 @@ class AudioFlow:
             self._speaking -= 1
 
     def step(self, now: float) -> Utterance | BargeIn | float | None:
-        """The next event, or the instant until which to wait for it; None: there will be none.
+        """Return the next event, or the instant until which to wait for it; None: the end. Begins, polls and cancels calls.
 
         Raises:
-            BadInput, NoAnswer, PolicyError: of a segment; the next step goes on with the next one.
+            BadInput, NoAnswer, PolicyError: a segment failed; the next step goes on with the next one.
         """
         del now  # a segment waits for nothing but its calls
         self._consumed = False
-        found = self._step()
-        self._consumed = isinstance(found, Utterance)
-        return found
+        event = self._step()
+        self._consumed = isinstance(event, Utterance)
+        return event
 
     def _step(self) -> Utterance | BargeIn | float | None:
+        """Return the next event, without the record of what the caller does with it."""
         if self._barged:
             return self._barge_in(self._barged.popleft())
         for asked in self._flights:
             if asked.ready is None:
-                asked.ready = _polled(asked.call)
+                asked.ready = _poll(asked.call)
         if self._flights and self._flights[0].ready is not None:
             return self._final(self._flights.pop(0))
         ended = self._mailbox.ended  # before it is looked whether there is one
@@ -387,21 +401,21 @@ class AudioFlow:
         return min((asked.call.until for asked in asked_now), default=INF)
 
     def stats(self) -> AudioStats:
-        """Statistics of the audio so far."""
+        """Return statistics of the audio so far."""
         box = self._mailbox
         return AudioStats(
             self.listener.heard_s, box.read, box.dropped, self._answered, self._refined, self._barge_ins, len(self._flights)
         )
 
     def close(self) -> None:
-        """Cancels what is in progress."""
-        asked = [*self._flights, *([] if self._current is None else [self._current])]
+        """Cancel the calls under way."""
+        pending = [*self._flights, *([] if self._current is None else [self._current])]
         self._flights, self._current = [], None
-        for one in asked:
-            one.call.close()
+        for segment in pending:
+            segment.call.close()
 
     def _barge_in(self, at_s: float) -> BargeIn:
-        """Cancels what earlier segments wait for."""
+        """Cancel the calls of segments before an instant. Return the event."""
         earlier = [asked for asked in self._flights if asked.segment.start_s < at_s]
         for asked in earlier:
             self._flights.remove(asked)
@@ -410,14 +424,15 @@ class AudioFlow:
         return BargeIn(at_s, tuple(asked.segment.number for asked in earlier))
 
     def _take(self) -> None:
+        """Begin a call for the next segment, of the edge only if enough clouds' calls are under way, or else wait with it."""
         full = len(self._flights) >= self._settings.max_in_flight
         if full and self._settings.drop == "never":
             return
         if (got := self._mailbox.take()) is not None:
-            self._current = _Asked(got.item, self._begin(got.item.audio, full, self._settings.deadline))
+            self._current = _PendingSegment(got.item, self._begin(got.item.audio, full, self._settings.deadline))
 
-    def _first(self, asked: _Asked) -> Utterance | None:
-        """The first answer to a segment."""
+    def _first(self, asked: _PendingSegment) -> Utterance | None:
+        """Return the first answer to a segment; None: not yet."""
         try:
             answer = asked.call.poll()
         except BaseException:
@@ -428,19 +443,19 @@ class AudioFlow:
         self._current = None
         self._answered += 1
         if not answer.final:
-            asked.told = answer
+            asked.shown = answer
             self._flights.append(asked)
         return _utterance(asked.segment, answer, changed=True)
 
-    def _final(self, asked: _Asked) -> Utterance:
-        """The final answer to a segment."""
+    def _final(self, asked: _PendingSegment) -> Utterance:
+        """Return a later answer to a segment, or raise its error."""
         assert asked.ready is not None, "it has come"
         if isinstance(asked.ready, BaseException):
             raise asked.ready
-        assert asked.told is not None, "there was a provisional one"
-        changed = not equal(asked.told.value, asked.ready.value)
+        assert asked.shown is not None, "there was a provisional one"
+        changed = not equal(asked.shown.value, asked.ready.value)
         if not asked.ready.final:  # of a larger edge: the cloud's may follow
-            answer = asked.told = asked.ready
+            answer = asked.shown = asked.ready
             asked.ready = None
             self._flights.insert(0, asked)
             return _utterance(asked.segment, answer, changed=changed)
@@ -448,7 +463,8 @@ class AudioFlow:
         return _utterance(asked.segment, asked.ready, changed=changed)
 
 
-def _polled(call: Call) -> Answer | BaseException | None:
+def _poll(call: Call) -> Answer | BaseException | None:
+    """Return the next answer of a call, or its exception; None: not yet."""
     try:
         return call.poll()
     except Exception as e:  # noqa: BLE001 - raised where its answer would have come
@@ -456,4 +472,5 @@ def _polled(call: Call) -> Answer | BaseException | None:
 
 
 def _utterance(segment: Segment, answer: Answer, *, changed: bool) -> Utterance:
+    """Return an answer as an `Utterance`."""
     return Utterance(segment.number, segment.start_s, segment.end_s, segment.audio, answer, answer.final, changed, segment.cut)

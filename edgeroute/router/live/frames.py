@@ -1,4 +1,4 @@
-"""Frames: each the newest there is, answered by the edge, and refined by the cloud while later ones are answered."""
+"""Frames: the newest frame of a source is answered by the edge, and refined by the cloud while later ones are answered."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
 
 
-# What the caller of `frames` gives and gets: settings, updates, and the default signature of a frame.
+# Settings and results of `Router.frames`, and the default signature of a frame.
 
 Drop = Literal["oldest", "never"]
 Held = Literal["", "scene", "in_flight"]
 Signature = Callable[[Any], Sequence[float]]
 ACROSS, BLOCK = 32, 4
-"""Samples of a frame in each direction, and how many of them a value of its signature is the mean of."""
+"""Samples of a frame in each direction, and the samples per direction of which a value of its signature is the mean."""
 FOREVER_S = 1e9
-"""Refinements that are of use for so many seconds are so for ever."""
+"""Refinements that are of use for so many seconds do not expire."""
 BYTES_ABOVE = 8.0
-"""Floats with a larger one among them are 0..255: more than resizing and normalising make of 0..1, less than in dark pictures."""
+"""A float array with a larger value is 0..255: no resizing or normalising of 0..1 gives more, and dark pictures have less."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameUpdate:
-    """What is known of one frame.
+    """Answer to one frame.
 
     Attributes:
-        frame_index: the frame's number from 0, counting those that were dropped.
-        frame: the frame itself.
-        at: instant at which the source gave it (`time.monotonic`), seconds.
+        frame_index: number of the frame from 0, counting dropped ones.
+        frame: the frame.
+        at: instant at which the source gave the frame (`time.monotonic`), seconds.
         age_s: seconds from then to this update.
-        answer: the answer to this frame; where `reused_from` is set, that of an earlier frame of the scene.
-        edge: the edge's own answer to this frame; None: it gave none.
-        final: nothing more comes for this frame.
-        held: why the cloud was not to be asked about this frame: "scene" (it was asked about one like it), or "in_flight" (it is
-            being asked about as many as may be); empty: it was not held back.
-        reused_from: the index of the frame whose refined answer this is; None: it is this frame's own.
-        label: what hysteresis looks at: the answer's value, or what `label=` makes of it; None: it cannot be compared, as numbers
-            with a fraction and lists cannot.
-        shown: the answer to show: the last one that has the label which hysteresis lets through.
-        changed: whether `shown` has another label than in the update before; True where labels cannot be compared.
+        answer: answer to this frame, or with `reused_from` to an earlier frame of the scene.
+        edge: the edge's answer to this frame; None: it gave none.
+        final: True if no more follows for this frame.
+        held: reason why the cloud is not called about this frame: "scene" (it was called about a similar one), or "in_flight" (it
+            is being called about as many as allowed); empty: it may be called.
+        reused_from: index of the frame whose refined answer this is; None: this frame's own.
+        label: value for hysteresis: the answer's value, or the result of `label=`; None: not comparable, as numbers with a
+            fraction and lists are not.
+        shown: answer to show: the last one with the label that hysteresis lets through.
+        changed: True if `shown` has another label than in the update before, or if labels cannot be compared.
     """
 
     frame_index: int
@@ -71,7 +71,7 @@ class FrameUpdate:
 
     @property
     def provisional(self) -> bool:
-        """Whether the cloud is being asked about this frame. A final update may follow."""
+        """True if the cloud is being called about this frame. A final update may follow."""
         return not self.final
 
 
@@ -79,31 +79,31 @@ class FrameStats(NamedTuple):
     """Statistics of the frames so far."""
 
     read: int
-    """Frames that the source has given."""
+    """Frames that the source gave."""
     dropped: int
-    """Of these: never looked at, as a newer one was there."""
+    """Frames of these that were never processed, as a newer one was there."""
     answered: int
-    """Frames with an answer of the edge, or of a cloud that is alone."""
+    """Frames with an answer of the edge, or of a cloud without an edge."""
     refined: int
     """Frames with an answer of the cloud."""
     unrefined: int
-    """Frames that the cloud was to be asked about, and did not answer: the reason of their final updates says why."""
+    """Frames about which the cloud was to be called, and did not answer: the reason of their final updates has the cause."""
     reused: int
-    """Frames shown the refined answer of an earlier one of the scene."""
+    """Frames shown with the refined answer of an earlier frame of the scene."""
     outdated: int
-    """Refinements that were cancelled or dropped, as they came too late, after a newer one, or after the scene."""
+    """Refinements that were cancelled or discarded, as they came too late, after a newer one, or after the scene."""
     failed: int
     """Frames for which the edge was too slow."""
     scenes: int
-    """Scenes so far, as `scene=` tells them apart."""
+    """Scenes so far, as separated by `scene=`."""
     in_flight: int
-    """Frames that the cloud is being asked about now."""
+    """Frames about which the cloud is being called now."""
     edge_s: float
     """Smoothed latency of the edge's answers, seconds."""
 
 
 class FrameSettings(NamedTuple):
-    """The arguments of `Router.frames`."""
+    """Arguments of `Router.frames`."""
 
     max_in_flight: int = 2
     drop: Drop = "oldest"
@@ -121,7 +121,7 @@ class FrameSettings(NamedTuple):
     data_class: str | None = None
 
     def checked(self) -> FrameSettings:
-        """Itself.
+        """Return the settings after validation; a `stale` of practically for ever becomes None.
 
         Raises:
             PolicyError: an argument is invalid.
@@ -145,21 +145,24 @@ class FrameSettings(NamedTuple):
 
 
 def check_function(name: str, value: object) -> None:
-    """Raises PolicyError if it is no function; None is not given."""
+    """Raise PolicyError if an argument is neither a function nor None."""
     if value is not None and not callable(value):
         raise PolicyError(f"{name}= takes a function, not {value!r:.40}")
 
 
 def check_drop(drop: object) -> None:
-    """Raises PolicyError if it is no way to drop."""
+    """Raise PolicyError if `drop` has no valid value."""
     if drop not in {"oldest", "never"}:
         raise PolicyError(f'drop= takes "oldest" (a live source) or "never" (a recording), not {drop!r:.40}')
 
 
 def signature_of(frame: Any) -> Sequence[float]:
-    """Brightness of an 8 by 8 grid: means of blocks of samples, 0..1. frame: [rows, columns] or [rows, columns, channels].
+    """Return the brightness of a frame's 8 by 8 grid: means of blocks of samples, 0..1.
 
-    Integers are divided by their largest. Floats are 0..1, or 0..255 where one is above 8; what is not finite counts as 0.
+    Integers are divided by their type's maximum. Floats are 0..1, or 0..255 if one is above 8; non-finite ones count as 0.
+
+    Args:
+        frame: [rows, columns] or [rows, columns, channels].
 
     Raises:
         BadInput: the frame is no such array.
@@ -189,14 +192,14 @@ def signature_of(frame: Any) -> Sequence[float]:
 
 
 UNKNOWN = -1
-"""The scene of a frame whose signature could not be had."""
+"""Scene number of a frame whose signature failed."""
 AGAIN = 3
-"""So many frames in a row the edge says something else before a scene that looks the same counts as a new one."""
+"""Number of consecutive frames with another edge label after which a scene that looks the same counts as a new one."""
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
-    """A frame that an answer is awaited for."""
+class _PendingFrame:
+    """Frame with a call under way."""
 
     taken: Taken
     frame: Any
@@ -204,14 +207,14 @@ class _Asked:
     begun: float
     held: Held
     ends: bool
-    """Whether its call ends by itself once its refinement is of no use any more."""
+    """True if the call's deadline ends it once its refinement is of no use any more."""
     ours: bool
-    """Whether that is its only deadline: passing it is no error."""
+    """True if that is its only deadline, so that passing it is no error."""
     edge: Answer | None = None
 
 
 class _Refined(NamedTuple):
-    """The last answer of the cloud in a scene."""
+    """Last answer of the cloud in a scene."""
 
     number: int
     at: float
@@ -219,13 +222,15 @@ class _Refined(NamedTuple):
 
 
 class FrameFlow:
-    """Decides what is done next with the frames of one source; a driver waits, and threads and asyncio share the rest.
+    """Decider of the next step with the frames of one source.
+
+    A driver does the waiting, so that threads and asyncio share the rest.
 
     Args:
-        engine: the router's.
+        engine: engine of the router.
         begin: begins a call of the router.
-        mailbox: the frames.
-        settings: of the caller.
+        mailbox: unread frames.
+        settings: validated settings.
     """
 
     def __init__(self, engine: Engine, begin: Begin, mailbox: Mailbox[Any], settings: FrameSettings) -> None:
@@ -234,20 +239,22 @@ class FrameFlow:
         self._signature_failed, self._label_failed = Failures(), Failures()
         self._scene, self._last = Scene(), -1
         self._refined_until = self._cloud_until = -1
-        """The newest frames that the cloud has answered: of a scene, and of any or none."""
+        """Number of the newest frame that the cloud answered: in a known scene, and in any."""
         self._refined: _Refined | None = None
-        self._current: _Asked | None = None
-        self._flights: list[_Asked] = []
+        self._current: _PendingFrame | None = None
+        self._flights: list[_PendingFrame] = []
         self._shown_label, self._edge_label = Steady(), Steady()
         self._shown: Answer | None = None
         self._answered = self._refined_count = self._unrefined = 0
         self._reused = self._outdated = self._failed = 0
 
     def step(self, now: float) -> FrameUpdate | float | None:
-        """The next update at the instant `now`, or the instant until which to wait for it; None: there will be none.
+        """Return the next update at the instant `now`, or the instant until which to wait for it; None: the end.
+
+        Begins, polls and cancels calls.
 
         Raises:
-            BadInput, NoAnswer, PolicyError: of a frame; the next step goes on with the next one.
+            BadInput, NoAnswer, PolicyError: a frame failed; the next step goes on with the next one.
         """
         while True:
             for asked in [*self._flights]:
@@ -271,16 +278,16 @@ class FrameFlow:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Cancels what is in progress."""
-        asked = [*self._flights, *([] if self._current is None else [self._current])]
+        """Cancel the calls under way."""
+        pending = [*self._flights, *([] if self._current is None else [self._current])]
         self._flights, self._current = [], None
-        for one in asked:
-            one.call.close()
+        for frame in pending:
+            frame.call.close()
 
-    # what is taken
+    # Taking of frames
 
     def _take(self, now: float) -> bool:
-        """Takes the next frame, if there is one and it is time. Returns whether it did."""
+        """Take the next frame, if there is one and its time has come, and begin its call. Return True if so."""
         full = len(self._flights) >= self._settings.max_in_flight
         alone = self._cloud_alone()
         if now < self._pace.due or (full and alone) or (got := self._mailbox.take()) is None:
@@ -291,7 +298,9 @@ class FrameFlow:
         if not alone:  # else there is nobody else to ask
             held = "scene" if self._settled(taken, now) else "in_flight" if full else ""
         limit, useful = self._limits(held)
-        asked = _Asked(taken, got.item, self._begin(got.item, bool(held), limit), now, held, useful is not None, limit == useful)
+        asked = _PendingFrame(
+            taken, got.item, self._begin(got.item, bool(held), limit), now, held, useful is not None, limit == useful
+        )
         if alone:
             self._flights.append(asked)
         else:
@@ -299,7 +308,7 @@ class FrameFlow:
         return True
 
     def _limits(self, held: Held) -> tuple[float | None, float | None]:
-        """The deadline of a call, and that by which a refinement is of use; None: there is none, or it is not known yet."""
+        """Return the deadline of a call, and the seconds for which a refinement is of use; None: none, or not known yet."""
         given, stale = self._settings.deadline, self._settings.stale
         useful = None if held or stale is None else self._pace.deadline_s(stale)
         if useful is not None and useful < (given or self._engine.snapshot.policy.deadline_s):
@@ -307,21 +316,24 @@ class FrameFlow:
         return given, useful
 
     def _cloud_alone(self) -> bool:
-        """Whether no edge answers: frames are with the cloud from the beginning."""
+        """Return True if no edge answers, so that the cloud is called about each frame."""
         snapshot = self._engine.snapshot
         if (self._settings.mode or snapshot.policy.mode) in {"only_cloud", "shadow"}:
             return True
         return all(target.side == "cloud" for target in snapshot.targets)
 
     def _next_scene(self, frame: Any) -> int:
-        """The scene that the frame is in; `UNKNOWN` if the caller's function fails: then it is asked about as without scenes."""
+        """Return the number of the frame's scene, beginning a new one if it differs; `UNKNOWN` if the caller's function fails.
+
+        That failure is logged, and the cloud is called about the frame as without scenes.
+        """
         if self._settings.scene is None:
             return 0
-        own = self._settings.signature
+        custom = self._settings.signature
         try:
-            signature = signature_of(frame) if own is None else call_contained(lambda: [float(x) for x in own(frame)])
+            signature = signature_of(frame) if custom is None else call_contained(lambda: [float(x) for x in custom(frame)])
         except Exception as e:
-            if own is None:
+            if custom is None:
                 raise
             self._signature_failed.log("signature= of a frame", e, coded=True)
             return UNKNOWN
@@ -331,12 +343,12 @@ class FrameFlow:
         return scene.number
 
     def _enter(self, scene: Scene) -> None:
-        """A new scene: nothing of the one before counts any more."""
+        """Begin a new scene, and discard the refined answer and labels of the one before."""
         self._scene, self._refined = scene, None
         self._shown_label = self._edge_label = Steady()
 
     def _settled(self, taken: Taken, now: float) -> bool:
-        """Whether the cloud was asked, or is being asked, about the scene of a frame."""
+        """Return True if the cloud answered recently about the frame's scene, or is being called about it."""
         if self._settings.scene is None or taken.scene == UNKNOWN:
             return False
         fresh = self._settings.refresh or INF
@@ -344,10 +356,10 @@ class FrameFlow:
             return True
         return any(asked.taken.scene == self._scene.number for asked in self._flights)
 
-    # what comes
+    # Answers to frames
 
-    def _refinement(self, asked: _Asked, now: float) -> FrameUpdate | None:
-        """What has come of a frame that the cloud is being asked about."""
+    def _refinement(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
+        """Poll the cloud's call about a frame. Return the update; None: not yet, or its answer is outdated, which cancels it."""
         scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
         until = self._cloud_until if asked.taken.scene == UNKNOWN else self._refined_until
         why = outdated(asked.taken, now=now, scene=scene, refined=until, stale_s=self._settings.stale)
@@ -375,10 +387,13 @@ class FrameFlow:
         if answer.source == "edge" and asked.taken.number < self._last:  # without the cloud, what is newer stands
             return None
         self._answered += asked.edge is None
-        return self._told(asked, answer, now)
+        return self._update(asked, answer, now)
 
-    def _edge_answer(self, asked: _Asked, now: float) -> FrameUpdate | None:
-        """The first answer to the frame that was taken last."""
+    def _edge_answer(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
+        """Poll the call of the frame taken last.
+
+        Return the update of its first answer; None: not yet, or the edge was too slow.
+        """
         try:
             answer = asked.call.poll()
         except DeadlineExceeded:
@@ -400,13 +415,13 @@ class FrameFlow:
         if answer.source == "edge":
             asked.edge = answer
             self._pace.took(asked.begun, answer.latency_s)
-            self._looked(asked, answer)
+            self._watch_label(asked, answer)
         if not answer.final:
             self._flights.append(asked)
-        return self._told(asked, answer, now)
+        return self._update(asked, answer, now)
 
-    def _looked(self, asked: _Asked, answer: Answer) -> None:
-        """Begins a new scene if the edge goes on saying something else than at its beginning, although it looks the same."""
+    def _watch_label(self, asked: _PendingFrame, answer: Answer) -> None:
+        """Begin a new scene if the edge keeps giving another label than at the scene's beginning, although it looks the same."""
         label, comparable = self._label_of(answer)
         if self._settings.scene is None or asked.taken.scene == UNKNOWN or not comparable:
             return
@@ -416,14 +431,14 @@ class FrameFlow:
             self._enter(Scene(self._scene.number + 1, self._scene.signature))
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
-    def _looked_at(self, asked: _Asked) -> None:
-        """A cloud's answer is shown from now on: the edge's later ones are compared with its own to that frame."""
+    def _reset_label(self, asked: _PendingFrame) -> None:
+        """Set the label to which the edge's later ones are compared: its label of the frame whose cloud's answer is shown."""
         label, comparable = (None, False) if asked.edge is None else self._label_of(asked.edge)
         if comparable:
             self._edge_label = Steady(label, begun=True)
 
-    def _told(self, asked: _Asked, answer: Answer, now: float) -> FrameUpdate:
-        """The update of an answer."""
+    def _update(self, asked: _PendingFrame, answer: Answer, now: float) -> FrameUpdate:
+        """Return the update for an answer; updates the scene's refined answer, the hysteresis and the counts."""
         taken, reused = asked.taken, None
         if answer.source != "edge" and answer.final:
             self._refined_count += 1
@@ -431,7 +446,7 @@ class FrameFlow:
             if taken.scene != UNKNOWN:  # else the frames of the scene are in another one
                 self._refined_until = max(self._refined_until, taken.number)
                 self._refined = _Refined(taken.number, now, answer)
-                self._looked_at(asked)
+                self._reset_label(asked)
         elif self._refined is not None and asked.held == "scene":
             self._reused += 1
             reused, answer = self._refined.number, self._refined.answer
@@ -461,7 +476,7 @@ class FrameFlow:
         )
 
     def _label_of(self, answer: Answer) -> tuple[Hashable, bool]:
-        """What hysteresis looks at, and whether it can."""
+        """Return (label for hysteresis, True if it is comparable); a failure of the caller's function is logged."""
         label = answer.value
         if self._settings.label is not None:
             try:
@@ -478,15 +493,18 @@ class FrameFlow:
         return label, label is not None
 
     def _wake_at(self, now: float) -> float:
-        """The instant of the next step, if nothing comes before."""
+        """Return the instant of the next step if nothing comes before."""
         asked = [*self._flights, *([] if self._current is None else [self._current])]
-        instants = [one.call.until for one in asked]
+        instants = [pending.call.until for pending in asked]
         if self._settings.stale is not None:
-            instants += [math.nextafter(one.taken.at + self._settings.stale, INF) for one in self._flights if not one.ends]
+            instants += [
+                math.nextafter(pending.taken.at + self._settings.stale, INF) for pending in self._flights if not pending.ends
+            ]
         if self._current is None and self._mailbox and self._pace.due > now:
             instants.append(self._pace.due)
         return min(instants, default=INF)
 
 
 def _known(confidence: float | None) -> float | None:
+    """Return a confidence; None in place of NaN."""
     return None if confidence is None or math.isnan(confidence) else confidence

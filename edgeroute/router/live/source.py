@@ -1,4 +1,4 @@
-"""What a live source gave and nobody has taken yet: bounded, and filled by one reader, in a thread or a task (tasks.py)."""
+"""Live sources: kinds, reading in a thread, the bounded mailbox of unread items; calls of a router that run meanwhile."""
 
 from __future__ import annotations
 
@@ -18,55 +18,58 @@ from edgeroute.types import Answer
 T = TypeVar("T")
 Kind = Literal["async", "read", "iterate", "call"]
 POLL_S = 0.01
-"""Seconds between two looks for something new at a function that gives the newest."""
+"""Seconds between two calls of a function that returns its newest item."""
 
 
-class Got(NamedTuple):
-    """An item of a source."""
+class SourceItem(NamedTuple):
+    """Item of a source."""
 
     number: int
-    """From 0, counting those that were dropped."""
+    """Number from 0, counting dropped items."""
     at: float
-    """Instant at which it came, seconds."""
+    """Monotonic instant at which the item came, seconds."""
     item: Any
 
 
 class Space(Protocol):
-    """An event, of threads or of asyncio."""
+    """Event for "the mailbox has space", of threads or of asyncio."""
 
     def set(self) -> None:
-        """There is space."""
+        """Set the event: there is space."""
 
     def clear(self) -> None:
-        """There is none."""
+        """Clear the event: there is none."""
 
 
 class Mailbox(Generic[T]):
-    """Up to `most` items. If it is full, the oldest is dropped, or its reader waits.
+    """Queue of up to `most` items between a source's reader and its consumer. If full, it drops the oldest, or the reader waits.
 
     Args:
-        most: items.
-        drops: the oldest one is dropped.
-        ring: called, in the reader's thread, as there is something to look at.
-        space: is set as there is space.
+        most: maximum items.
+        drops: True: drop the oldest; False: the reader waits.
+        ring: called, in the reader's thread, after an item or the end has come.
+        space: set when there is space.
     """
 
     def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: Space) -> None:
-        self._items: deque[Got] = deque()
+        self._items: deque[SourceItem] = deque()
         self._lock = threading.Lock()
         self._most, self._drops, self.ring, self.space = most, drops, ring, space
         self.stopped = threading.Event()
-        """Whether nobody takes anything any more."""
+        """Set when nobody takes items any more."""
         self.read = self.dropped = 0
         self.ended = False
         self.error: BaseException | None = None
-        """What has ended the source."""
+        """Exception that ended the source; None: none."""
 
     def __len__(self) -> int:
         return len(self._items)
 
     def offer(self, item: T) -> bool:
-        """Takes an item in. Returns False if there is no space: the reader waits for `space`, and offers it again."""
+        """Add an item, dropping the oldest if need be. Return False if there is no space: wait for `space`, and offer it again.
+
+        After `close` the item is ignored.
+        """
         with self._lock:
             if len(self._items) >= self._most:
                 if not self._drops:
@@ -76,13 +79,13 @@ class Mailbox(Generic[T]):
                 self.dropped += 1
             if self.stopped.is_set():
                 return True
-            self._items.append(Got(self.read, monotonic(), item))
+            self._items.append(SourceItem(self.read, monotonic(), item))
             self.read += 1
         self.ring()
         return True
 
-    def take(self) -> Got | None:
-        """The oldest item; None: there is none."""
+    def take(self) -> SourceItem | None:
+        """Remove and return the oldest item; None: there is none."""
         with self._lock:
             if not self._items:
                 return None
@@ -91,12 +94,12 @@ class Mailbox(Generic[T]):
         return got
 
     def end(self, error: BaseException | None = None) -> None:
-        """No further item comes."""
+        """Mark the source as ended, and ring."""
         self.error, self.ended = error, True
         self.ring()
 
     def close(self) -> None:
-        """Nobody takes anything any more: a thread ends once its source has given what it is at. A task has to be cancelled."""
+        """Discard all items, and stop the reader: a thread ends after the item it is reading; a task has to be cancelled."""
         self.stopped.set()
         with self._lock:
             self._items.clear()
@@ -105,16 +108,16 @@ class Mailbox(Generic[T]):
 
 
 def kind_of(source: Any, what: str, *, awaits: bool, calls: bool = True) -> Kind:
-    """How a source is read.
+    """Return how a source is read.
 
     Args:
-        source: of `what`.
-        what: in words.
-        awaits: whether it may be asynchronous.
-        calls: whether it may be a function, or an object with `read`.
+        source: the source.
+        what: name of its items, for messages.
+        awaits: True if it may be asynchronous.
+        calls: True if it may be a function, or an object with `read`.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is no source.
     """
     kind = type(source)
     if hasattr(kind, "__aiter__"):
@@ -138,9 +141,9 @@ def kind_of(source: Any, what: str, *, awaits: bool, calls: bool = True) -> Kind
 
 
 def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
-    """What a source gives that is not asynchronous.
+    """Yield the items of a synchronous source; blocks.
 
-    A function that has nothing new returns None, or the same object again; to end it raises StopIteration.
+    A function without a new item returns None, or the same object again; it raises StopIteration at the end.
     """
     if kind == "iterate":
         for item in source:
@@ -172,12 +175,12 @@ def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
             yield item
 
 
-def fill(mailbox: Mailbox[T], found: Iterable[T]) -> None:
-    """Reads a source to its end, in a thread of its own."""
+def fill(mailbox: Mailbox[T], source: Iterable[T]) -> None:
+    """Read a source to its end into the mailbox; run in a thread of its own. An exception ends the mailbox."""
     stopped, space = mailbox.stopped, mailbox.space
     assert isinstance(space, threading.Event), "of a thread"
     try:
-        for item in found:
+        for item in source:
             while not stopped.is_set() and not mailbox.offer(item):
                 space.wait()
             del item  # not kept alive while the next one is waited for
@@ -188,44 +191,44 @@ def fill(mailbox: Mailbox[T], found: Iterable[T]) -> None:
         mailbox.end(e)
 
 
-# Calls of a router that go on while others begin: polled for their answers, and closed when these are of no use any more.
+# Calls of a router under way at the same time: polled for their answers, and closed when these are not needed any more.
 
 
 class Call(Protocol):
-    """A call under way. `until`: the instant at which it is polled though nothing rang."""
+    """Call under way. `until`: monotonic instant at which it is polled although nothing rang."""
 
     until: float
 
     def poll(self) -> Answer | None:
-        """Its next answer, the provisional ones first; None: not yet. Raises what it ended with."""
+        """Return the next answer, provisional ones first; None: not yet. Raise the error of the call."""
 
     def close(self) -> None:
-        """Cancels what of it is in progress."""
+        """Cancel the call."""
 
 
 Begin = Callable[[Any, bool, float | None], Call]
-"""Begins a call of this input; on the device alone; with this deadline in seconds."""
+"""Begins a call: (input, True for the device alone, deadline in seconds) -> the call."""
 
 
 class PolledCall:
-    """A call whose steps are taken by whoever polls it: there is no thread that waits for it."""
+    """Call whose steps run in the thread that polls it; no other thread waits for it."""
 
     def __init__(self, steps: Generator[Any, None, None]) -> None:
         self._steps, self.until = steps, INF
 
     def poll(self) -> Answer | None:
-        """As `Call.poll`."""
+        """Run the call's next steps. Return the next answer; None: not yet. Raise the error of the call."""
         shown = next(self._steps, None)
         self.until = shown.until if type(shown) is Wait else INF
         return shown if isinstance(shown, Answer) else None
 
     def close(self) -> None:
-        """As `Call.close`."""
+        """Cancel the call."""
         self._steps.close()
 
 
 class DirectCall:
-    """A call that ends as it is polled."""
+    """Call that runs when it is polled."""
 
     until = INF
 
@@ -233,16 +236,16 @@ class DirectCall:
         self._call = call
 
     def poll(self) -> Answer | None:
-        """As `Call.poll`."""
+        """Run the call, blocking, and return its answer."""
         return self._call()
 
     def close(self) -> None:
-        """As `Call.close`."""
+        """Do nothing: the call does not run between polls."""
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal; False if that cannot be told."""
+def equal(value: Any, other: Any) -> bool:
+    """Return True if two values are equal; False if their comparison raises."""
     try:
-        return same(one, other)
+        return same(value, other)
     except Exception:  # noqa: BLE001 - of a value's own comparison
         return False

@@ -1,4 +1,4 @@
-"""Live sources on an event loop: reading one, calls as tasks, and the iterator over what comes of it."""
+"""Live sources on an event loop: reading in a task, calls as tasks, and the asynchronous iterators over their results."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class AsyncBell:
     def __init__(self) -> None:
         self.event = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
-        """Of who waits for it; None: nobody has yet."""
+        """Loop of the consumer; None: not known yet."""
         self.tasks: set[asyncio.Task[None]] = set()
         self._pending = False
 
     def ring(self) -> None:
-        """Set the event, once however often it is called until the loop comes to it: a source may be quick, and the loop busy."""
+        """Set the event, from any thread, once until the loop handles it: a source may be quick, and the loop busy."""
         if self._pending:
             return
         loop = self.loop
@@ -53,15 +53,16 @@ class AsyncBell:
             loop.call_soon_threadsafe(self._set)
 
     def _set(self) -> None:
+        """Set the event, on the loop."""
         self._pending = False
         self.event.set()
 
     def space(self, kind: Kind) -> threading.Event | asyncio.Event:
-        """As `Bell.space`."""
+        """Return a new event for which the reader of a source of this kind waits."""
         return asyncio.Event() if kind == "async" else threading.Event()
 
     def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
-        """As `Bell.begin`, for an `AsyncRouter`."""
+        """Begin a call of an `AsyncRouter` in a task; `alone`: of its edge only."""
         if alone:
             return TaskCall(_one(router.infer(x, mode="only_edge", deadline=deadline, data_class=data_class)), self)
         return TaskCall(router.refine(x, mode=mode, deadline=deadline, data_class=data_class), self)
@@ -75,11 +76,12 @@ class AsyncBell:
 
 
 async def _one(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[Answer, None]:
+    """Yield the answer of a call."""
     yield await call
 
 
 class TaskCall:
-    """A call in a task of its own."""
+    """Call in a task of its own."""
 
     until = INF
 
@@ -88,20 +90,21 @@ class TaskCall:
         self._task = bell.spawn(_collect(answers, self._mail, bell.ring))
 
     def poll(self) -> Answer | None:
-        """As `Call.poll`."""
-        came = self._mail.popleft() if self._mail else None
-        if isinstance(came, BaseException):
-            raise came
-        return came
+        """Return the next answer; None: not yet. Raise the error of the call."""
+        item = self._mail.popleft() if self._mail else None
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def close(self) -> None:
-        """As `Call.close`."""
+        """Cancel the task."""
         self._task.cancel()
 
 
 async def _collect(
     answers: AsyncGenerator[Answer, None], mail: deque[Answer | BaseException], ring: Callable[[], object]
 ) -> None:
+    """Append a call's answers, or its error, to `mail`, and ring after each."""
     try:
         async with aclosing(answers):
             async for answer in answers:
@@ -114,12 +117,12 @@ async def _collect(
         ring()
 
 
-async def fill_async(mailbox: Mailbox[T], found: AsyncIterable[T]) -> None:
-    """Read an asynchronous source to its end, in a task of its own."""
+async def fill_async(mailbox: Mailbox[T], source: AsyncIterable[T]) -> None:
+    """Read an asynchronous source to its end into the mailbox; run in a task. An exception ends the mailbox."""
     space = mailbox.space
     assert isinstance(space, asyncio.Event), "of a task"
     try:
-        async for item in found:
+        async for item in source:
             while not mailbox.offer(item):
                 await space.wait()
             del item
@@ -132,7 +135,7 @@ async def fill_async(mailbox: Mailbox[T], found: AsyncIterable[T]) -> None:
 
 
 class AsyncUpdates(Consumed[U]):
-    """`Updates` for an `async with` and an `async for`."""
+    """Asynchronous iterator over the results of a live source, for an `async with` and an `async for`. See `Updates`."""
 
     _begun = False
     _bell: AsyncBell
@@ -142,7 +145,7 @@ class AsyncUpdates(Consumed[U]):
 
     async def __anext__(self) -> U:
         """Return the next item, as `Updates.__next__`. Cancelling it does not end the iteration."""
-        with self._alone():
+        with self._one_consumer():
             try:
                 item = await self._next()
             except Closed:
@@ -154,6 +157,7 @@ class AsyncUpdates(Consumed[U]):
             return item[0]
 
     async def _next(self) -> tuple[U] | None:
+        """Wait for the next item; (item,), or None at the end. Begins to read the source at the first call."""
         if not self._begun and not self._closed:
             self._begin()
         loop = asyncio.get_running_loop()
@@ -168,14 +172,16 @@ class AsyncUpdates(Consumed[U]):
         return look
 
     def _begin(self) -> None:
+        """Begin to read the source, in a task or a thread."""
         self._begun, self._bell.loop = True, asyncio.get_running_loop()
-        if isinstance(self._found, AsyncIterable):
-            found, self._found = self._found, None
-            self._bell.spawn(fill_async(self._mailbox, found))
+        if isinstance(self._source, AsyncIterable):
+            source, self._source = self._source, None
+            self._bell.spawn(fill_async(self._mailbox, source))
         else:
             self._read_in_thread()
 
     async def _shut(self) -> None:
+        """End the iteration: stop the reader, cancel all calls and tasks, and wait for them up to `CLOSE_S`."""
         self._closed = True
         self._bell.event.set()  # before anything is waited for: this may be cancelled
         self._mailbox.close()
@@ -187,7 +193,7 @@ class AsyncUpdates(Consumed[U]):
             await asyncio.wait(tasks, timeout=CLOSE_S)
 
     async def close(self) -> None:
-        """End the iteration. From another task than the one in the `async for`, this ends the `async for`."""
+        """End the iteration, from any task of the loop: cancels the calls under way. Waits for the reader up to `CLOSE_S`."""
         await self._shut()
         until = monotonic() + CLOSE_S
         while self._reader is not None and (left_s := until - monotonic()) > 0:
@@ -205,7 +211,7 @@ class AsyncUpdates(Consumed[U]):
         await self.close()
 
     def __del__(self) -> None:
-        """End the reader and the tasks of an iterator that was dropped."""
+        """Stop the reader, and cancel the tasks, of an iterator that was garbage collected unclosed."""
         if self.__dict__.get("_busy") is None:
             return
         self._mailbox.close()
@@ -215,11 +221,11 @@ class AsyncUpdates(Consumed[U]):
 
 
 class AsyncFrames(FramesBase, AsyncUpdates[FrameUpdate]):
-    """`Frames` of an `AsyncRouter`."""
+    """Asynchronous iterator over the updates of a source's frames: `AsyncRouter.frames`."""
 
 
 class AsyncAudio(AudioBase, AsyncUpdates[Utterance | BargeIn]):
-    """`Audio` of an `AsyncRouter`."""
+    """Asynchronous iterator over the answers to a source's speech: `AsyncRouter.audio`."""
 
 
 def frames_of(router: Any, source: Any, settings: FrameSettings) -> AsyncFrames:

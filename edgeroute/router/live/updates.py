@@ -1,4 +1,4 @@
-"""Iterators over what comes of a live source. Those for asyncio are in tasks.py."""
+"""Iterators over the results of a live source, for threads; base of those for asyncio (tasks.py)."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ if TYPE_CHECKING:
 
 U = TypeVar("U", covariant=True)  # noqa: PLC0105 - one letter, as everywhere
 CLOSE_S = 1.0
-"""How long closing waits for a source that is being read."""
+"""Maximum seconds that `close` waits for a source that is being read."""
 ROUTER_CLOSED = "the router was closed while its answers were being iterated over"
 BUSY = "another thread or task is at this iterator: one consumer for each"
 
 
 class Flow(Protocol[U]):
-    """Decides what comes next."""
+    """Decider of the next step of an iterator."""
 
     def step(self, now: float) -> U | float | None:
-        """Return the next item at this instant, or the instant until which to wait; None: there is none any more."""
+        """Return the next item at this instant, or the instant until which to wait; None: the end."""
 
     def close(self) -> None:
-        """Cancel what is in progress."""
+        """Cancel the calls under way."""
 
 
 class Bell:
-    """Event that wakes the thread at an iterator, and what else differs between threads and asyncio."""
+    """Event that wakes the thread at an iterator, and the other differences between threads and asyncio."""
 
     awaits = False
-    """Whether a source may be asynchronous."""
+    """True if a source may be asynchronous."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.ring = self.event.set
 
     def space(self, kind: Kind) -> Any:  # noqa: ARG002 - asyncio's depends on it
-        """Return the event that the reader of a source of this kind waits for."""
+        """Return a new event for which the reader of a source of this kind waits."""
         return threading.Event()
 
     def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
-        """Begin a call of a router; alone: of its edge."""
+        """Return a call of a router, to be polled; `alone`: of its edge only."""
         if alone:
             return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
         return PolledCall(router._refined(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
@@ -73,34 +73,40 @@ class Consumed(Generic[U]):
     """Base of both iterators.
 
     Args:
-        flow: decides what comes next.
-        mailbox: what the source gave.
-        bell: rung as there is something to look at.
-        found: what is read into the mailbox.
-        name: of the thread that reads it.
+        flow: decider of the next step.
+        mailbox: unread items of the source.
+        bell: rung after an item, an answer or the end has come.
+        source: source to be read into the mailbox.
+        name: name of the reader's thread.
     """
 
-    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: Any, found: Any, name: str) -> None:
-        self._flow, self._mailbox, self._bell, self._found, self._name = flow, mailbox, bell, found, name
+    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: Any, source: Any, name: str) -> None:
+        self._flow, self._mailbox, self._bell, self._source, self._name = flow, mailbox, bell, source, name
         self._closed = self._router_closed = False
         self._reader: threading.Thread | None = None
         self._busy: dict[None, object] = {}
 
     def _read_in_thread(self) -> None:
-        reader = threading.Thread(target=fill, args=(self._mailbox, self._found), name=self._name, daemon=True)
+        """Start the thread that reads the source."""
+        reader = threading.Thread(target=fill, args=(self._mailbox, self._source), name=self._name, daemon=True)
         reader.start()
-        self._reader, self._found = reader, None
+        self._reader, self._source = reader, None
 
     def router_closed(self) -> None:
-        """End the iteration as the router was closed: who waits for the next item gets `Closed`. From any thread."""
+        """End the iteration with `Closed`, as the router was closed; from any thread."""
         self._router_closed = True
         self._mailbox.close()
         self._mailbox.ring()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        own = object()
-        if self._busy.setdefault(None, own) is not own:  # atomic
+    def _one_consumer(self) -> Iterator[None]:
+        """Allow one consumer at a time within the block.
+
+        Raises:
+            BadInput: another thread or task is in it.
+        """
+        token = object()
+        if self._busy.setdefault(None, token) is not token:  # atomic
             raise BadInput(BUSY)
         try:
             yield
@@ -108,7 +114,11 @@ class Consumed(Generic[U]):
             self._busy.clear()
 
     def _look(self) -> tuple[U] | float | None:
-        """Take the flow's next step. Return the next item, the seconds to wait for it, or None after the last."""
+        """Take the flow's next step. Return (item,), the seconds to wait for it, or None at the end.
+
+        Raises:
+            Closed: the router was closed.
+        """
         self._bell.event.clear()  # before it is looked for what rings it: what comes from here on is not missed
         if self._closed:
             return None
@@ -121,30 +131,30 @@ class Consumed(Generic[U]):
         return None if step is None else (step,)
 
     def _end(self, stop: Exception) -> NoReturn:
-        """Raise what the source has raised, or else `stop`."""
+        """Raise the source's exception, or else `stop`."""
         error, self._mailbox.error = self._mailbox.error, None
         raise error or stop
 
 
 class Updates(Consumed[U]):
-    """An iterator over what comes of a live source, for a `with` and a `for`. One thread at a time.
+    """Iterator over the results of a live source, for a `with` and a `for`. One thread at a time.
 
-    Leaving the `with`, or `close`, cancels the calls that are in progress, and ends the thread that reads the source as soon as
-    that has given what it is at. The source itself is the program's to close.
+    Leaving the `with`, or `close`, cancels the calls under way, and ends the thread that reads the source after the item it is
+    reading. The program closes the source itself.
     """
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> U:
-        """Return the next item.
+        """Return the next item; blocks. Begins to read the source at the first call.
 
         Raises:
-            BadInput, NoAnswer: of one input; the iteration may go on with the next one.
+            BadInput, NoAnswer: one input failed; the iteration may go on with the next one.
             Closed: the router was closed.
-            Exception: what the source has raised, once all that it gave before is answered.
+            Exception: of the source, once all items before it are answered.
         """
-        with self._alone():
+        with self._one_consumer():
             try:
                 item = self._next()
             except Closed:
@@ -156,6 +166,7 @@ class Updates(Consumed[U]):
             return item[0]
 
     def _next(self) -> tuple[U] | None:
+        """Wait for the next item; (item,), or None at the end."""
         if self._reader is None and not self._closed:
             self._read_in_thread()
         while isinstance(look := self._look(), float):
@@ -164,16 +175,17 @@ class Updates(Consumed[U]):
         return look
 
     def _shut(self) -> None:
+        """Stop the reader, and cancel the calls under way."""
         self._closed = True
         self._mailbox.close()
         self._flow.close()
 
     def close(self) -> None:
-        """End the iteration. From another thread than the one that is in the `for`, this ends the `for`."""
+        """End the iteration, from any thread: cancels the calls under way. Waits for the reader up to `CLOSE_S`."""
         self._closed = True
         self._mailbox.close()
         self._bell.ring()
-        with contextlib.suppress(BadInput), self._alone():  # else the thread at it closes what is in progress
+        with contextlib.suppress(BadInput), self._one_consumer():  # else the thread at it closes what is in progress
             self._flow.close()
         reader = self._reader
         if reader is not None and reader is not threading.current_thread():
@@ -186,14 +198,14 @@ class Updates(Consumed[U]):
         self.close()
 
     def __del__(self) -> None:
-        """End what an iterator that was dropped has in progress."""
+        """Stop the reader and the calls of an iterator that was garbage collected unclosed."""
         if self.__dict__.get("_flow") is not None:
             self._mailbox.close()
             call_quietly(self._flow.close, "dropping an iterator over a live source")
 
 
 class FramesBase:
-    """Statistics of an iterator over frames."""
+    """Mixin with the statistics of an iterator over frames."""
 
     _flow: Any
 
@@ -203,7 +215,7 @@ class FramesBase:
 
 
 class AudioBase:
-    """Statistics and barge-in of an iterator over speech."""
+    """Mixin with the statistics and the barge-in of an iterator over speech."""
 
     _flow: Any
 
@@ -212,7 +224,10 @@ class AudioBase:
         return self._flow.stats()  # type: ignore[no-any-return]
 
     def speaking(self) -> AbstractContextManager[None]:
-        """Mark an answer as being spoken, in a `with` outside the body of the `for`: new speech cancels what is pending."""
+        """Return a context manager for the time in which an answer is spoken: new speech then cancels pending answers.
+
+        Use it outside the body of the `for`.
+        """
         return self._flow.speaking()  # type: ignore[no-any-return]
 
 
@@ -233,8 +248,8 @@ def live_frames(router: Any, source: Any, settings: FrameSettings, make: Callabl
     mailbox: Mailbox[Any] = Mailbox(1, settings.drop == "oldest", bell.ring, bell.space(kind))
     begin = partial(bell.begin, router, settings.mode, settings.data_class)
     flow = FrameFlow(router.engine, begin, mailbox, settings)
-    found = source if kind == "async" else items(source, kind, mailbox.stopped)
-    return make(flow, mailbox, bell, found, "edgeroute-frames")
+    unread = source if kind == "async" else items(source, kind, mailbox.stopped)
+    return make(flow, mailbox, bell, unread, "edgeroute-frames")
 
 
 def live_audio(router: Any, chunks: Any, settings: AudioSettings, make: Callable[..., T], bell: Any) -> T:
@@ -242,10 +257,10 @@ def live_audio(router: Any, chunks: Any, settings: AudioSettings, make: Callable
     kind = kind_of(chunks, "chunks", awaits=bell.awaits, calls=False)
     mailbox: Mailbox[Segment] = Mailbox(WAITING, settings.drop == "oldest", bell.ring, bell.space(kind))
     flow = AudioFlow(partial(bell.begin, router, settings.mode, settings.data_class), mailbox, settings)
-    found: Any = segments_async(chunks, flow.listener)
+    unread: Any = segments_async(chunks, flow.listener)
     if kind != "async":
-        found = segments(chunks, kind, flow.listener, mailbox.stopped)
-    return make(flow, mailbox, bell, found, "edgeroute-audio")
+        unread = segments(chunks, kind, flow.listener, mailbox.stopped)
+    return make(flow, mailbox, bell, unread, "edgeroute-audio")
 
 
 def frames_of(router: Any, source: Any, settings: FrameSettings) -> Frames:
