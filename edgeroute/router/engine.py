@@ -447,7 +447,7 @@ class Engine(ForkSafe):
         steps += [] if self.queue is None else [self.queue.close]
         steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
         steps += [backend.close for backend in made_of(self.snapshot).values()]
-        steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
+        steps += [lambda: self.observer.book(None, monotonic()), self.homebound.close, *reversed(self.parts.methods("close"))]
         for close in steps:
             call_quietly(close, "closing a router")
 

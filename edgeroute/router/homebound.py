@@ -235,6 +235,11 @@ class Digests(ForkSafe):
                         "until it ends: %s", self.path, e,
                     )  # fmt: skip
 
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        if self._database is not None:
+            self._database.close()
+
     def _adopt_key(self, connection: sqlite3.Connection) -> None:
         """Adopt the file's key, or write this object's key into a new file."""
         connection.execute("INSERT INTO key SELECT ? WHERE NOT EXISTS (SELECT 1 FROM key)", (self._key,))
@@ -328,3 +333,7 @@ class Homebound:
         self.awaited.pop(identity, None)
         if isinstance(value, str) and (telling := [*Turn("assistant", plain(value)).telling]):
             self._digests.add([self._digests.digest(encoded(text)) for text in telling])
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        self._digests.close()
