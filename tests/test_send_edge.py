@@ -37,7 +37,8 @@ from edgeroute import (
     Trial,
     Variants,
 )
-from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
+from edgeroute.cloud.backend import Escalated
+from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, told
 from edgeroute.core.plan import plan
 from edgeroute.router.views import EdgeAnswers
 from edgeroute.system.imports import package_folder

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from functools import partial
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from edgeroute.cloud.payloads import Escalated, checked
 from edgeroute.confidence.boxes import boxes_without_batch
 from edgeroute.confidence.forms import as_array
 from edgeroute.confidence.labels import Labels, label_names
@@ -188,6 +187,25 @@ SENDS_EDGE = "send_edge"
 """In fingerprints: the cloud is told the edge's answer."""
 MAX_ABANDONED = 16
 """Maximum number of abandoned runs (told to stop, still running), above which the planner skips the endpoint."""
+
+
+class Escalated(NamedTuple):
+    """An input as an endpoint with `send_edge` takes it."""
+
+    x: Any
+    edge: Mapping[str, Any] | None
+    """JSON types, made by `payloads.told`; None: the edge has not answered."""
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return the value of a setting.
+
+    Raises:
+        PolicyError: the value is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise PolicyError(f"{name} is True or False, not a {type(value).__name__}")
+    return value
 
 
 class CloudBackend(Backend, Protocol):
@@ -420,7 +438,7 @@ class Function:
         send_edge: bool = False,
         **terms: Any,
     ) -> None:
-        self.send_edge = checked(send_edge)
+        self.send_edge = checked_flag("send_edge", send_edge)
         if not isinstance(version, str | None):
             raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
         self.version = version

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.cloud.body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.cloud.endpoint import OneByOne, Talk, loads
-from edgeroute.cloud.payloads import Escalated, checked
+from edgeroute.cloud.backend import Escalated, checked_flag
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.core.units import Size
@@ -70,7 +70,7 @@ class PlainJson(OneByOne):
             raise PolicyError("encode= makes the whole body, as JSON: give it, or body= and body_type=")
         if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
             raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
-        self.send_edge = checked(send_edge)
+        self.send_edge = checked_flag("send_edge", send_edge)
         """Whether inputs come with the edge's answers, as `Escalated`."""
         if body is None:
             body = _WITH_EDGE if send_edge and body_type == "json" else _DEFAULT[body_type == "json"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.cloud.backend import Escalated
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.datatypes import blank, stacked
 from edgeroute.core.estimates import Ceiling
@@ -31,25 +32,6 @@ MOST_BITS = 1000
 """Of a whole number in it; one with more is sent as null."""
 MOST_DEEP = 50
 """Levels of lists and objects in it; one with more is sent as null."""
-
-
-class Escalated(NamedTuple):
-    """An input as an endpoint with `send_edge` takes it."""
-
-    x: Any
-    edge: Mapping[str, Any] | None
-    """As `told` makes it; None: the edge has not answered."""
-
-
-def checked(send_edge: object) -> bool:
-    """The setting.
-
-    Raises:
-        PolicyError: it is not true or false.
-    """
-    if not isinstance(send_edge, bool):
-        raise PolicyError(f"send_edge is True or False, not a {type(send_edge).__name__}")
-    return send_edge
 
 
 def told(prediction: Prediction) -> dict[str, Any]:

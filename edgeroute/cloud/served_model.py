@@ -11,10 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from edgeroute.cloud.backend import checked_flag
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
-from edgeroute.cloud.payloads import Choose, Feed, apart, beside, checked, encode, packed, payload_of
+from edgeroute.cloud.payloads import Choose, Feed, apart, beside, encode, packed, payload_of
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
@@ -102,7 +103,7 @@ class ServedModel(ABC):
     ) -> None:
         self.payload = None if codec is None else payload_of(codec)
         """How inputs are encoded; None: as the model's tensors."""
-        self.send_edge = checked(send_edge)
+        self.send_edge = checked_flag("send_edge", send_edge)
         """Whether inputs come with the edge's answers, as `Escalated`."""
         self.address = Address(url, **address)
         base, found, rest = self.address.path.partition("/v2/models/")

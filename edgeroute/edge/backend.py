@@ -22,7 +22,6 @@ from edgeroute.core.stream import Pieces, read_pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gather
 from edgeroute.edge.ensemble import Ensemble
-from edgeroute.edge.inputs import batch_axis_problem
 from edgeroute.edge.members import check_model, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runs import runs_of
 from edgeroute.errors import BadInput, ModelError
@@ -192,8 +191,11 @@ class EdgeBackend(AbandonedRuns):
         if load is not None:
             load()
         card = member(self.model, "card")
-        if card is not None and (text := batch_axis_problem(card, member(self.model, "inputs"))):
-            raise ModelError(f"{self.where}: {text}")
+        if card is not None:
+            from edgeroute.edge.inputs import batch_axis_problem
+
+            if text := batch_axis_problem(card, member(self.model, "inputs")):
+                raise ModelError(f"{self.where}: {text}")
         outputs = self._run_zeros(min(PROBE_S, until - monotonic()))
         if outputs is None:
             return

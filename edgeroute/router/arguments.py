@@ -15,7 +15,6 @@ from edgeroute.core.rules import Rule
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument
-from edgeroute.record.trace import Trace
 from edgeroute.system.declared import check_units
 from edgeroute.types import StopToken
 
@@ -86,7 +85,7 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         'a name, as in score="margin", or a function of the outputs of one input',
     ),
     "trace": (
-        lambda trace: callable(trace) or isinstance(trace, str | os.PathLike | Trace),
+        lambda trace: callable(trace) or isinstance(trace, str | os.PathLike) or _hears(trace),
         "a function, the path of a file, or an edgeroute.Trace",
     ),
     "metered": (lambda metered: callable(metered) or isinstance(metered, bool), "True, False, or a function that returns either"),

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.cloud.backend import CloudBackend
-from edgeroute.cloud.payloads import Escalated
+from edgeroute.cloud.backend import Escalated
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF

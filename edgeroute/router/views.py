@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.cloud.payloads import Escalated, told
+from edgeroute.cloud.backend import Escalated
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.core.words import clean, named, typed
@@ -200,7 +200,7 @@ class EdgeAnswers:
         escalated, along = [], dict[int, Mapping[str, Any] | None]()
         for row, x in zip(range(len(self._rows)) if rows is None else rows, inputs, strict=True):
             answer = self._answers.get(row)
-            along[row] = None if answer is None else told(answer)
+            along[row] = _as_json(answer)
             escalated.append(Escalated(x, along[row]))
         self._sent[leg] = along
         return escalated
@@ -217,12 +217,19 @@ class EdgeAnswers:
         if asked and row in along:
             return along[row]
         answer = self._answers.get(row)
-        return None if answer is None else told(answer)
+        return _as_json(answer)
 
     def all_attached(self, leg: int) -> bool | None:
         """Return True if all inputs of a leg were sent with the edge's answer, False if not; None: the leg takes none."""
         along = self._sent.get(leg)
         return None if along is None else None not in along.values()
+
+
+def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
+    """Return an edge's answer in JSON types, for a cloud that takes it."""
+    from edgeroute.cloud.payloads import told
+
+    return None if answer is None else told(answer)
 
 
 def check_send_edge(
