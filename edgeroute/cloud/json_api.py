@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.cloud.backend import Escalated, checked_flag
 from edgeroute.cloud.body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.cloud.endpoint import OneByOne, Talk, loads
-from edgeroute.cloud.backend import Escalated, checked_flag
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.core.units import Size

@@ -18,9 +18,7 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
-from edgeroute.record.trace import Trace
 from edgeroute.router.arguments import check_types
-from edgeroute.router.audit_calls import put_audits, put_trials
 from edgeroute.router.build import PolicyArguments, build
 from edgeroute.router.engine import Engine, Sensing, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
@@ -31,6 +29,7 @@ from edgeroute.system.threads import ThreadPool
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
+    from edgeroute.record.trace import Trace
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
     from edgeroute.trials.drift import Audit
@@ -82,7 +81,11 @@ def assemble(
 
         store = KeyValueStore.shared(folder / "state.db", counts)
     spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
-    sinks = [*([] if trace is None else [trace if isinstance(trace, Trace) else Trace(trace)]), *instruments]
+    sinks = [*instruments]
+    if trace is not None:
+        from edgeroute.record.trace import Trace
+
+        sinks.insert(0, trace if isinstance(trace, Trace) else Trace(trace))
     engine.instruments = Instruments(sinks)
     if folder is not None and store is not None:
         from edgeroute.record.checkpoint import Checkpoint
@@ -102,7 +105,11 @@ def assemble(
     engine.snapshot = build(engine.arguments, partial(guard, engine))
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
     _fix(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
-    put_trials(engine, engine.snapshot)
+    engine.use()
+    if engine.snapshot.on_trial:
+        from edgeroute.router.audit_calls import put_trials
+
+        put_trials(engine, engine.snapshot)
     RULES[engine.snapshot.policy.offline].check(engine)
     for check in engine.parts.methods("check"):
         check(engine.snapshot)
@@ -117,7 +124,10 @@ def assemble(
         for name, load in engine.parts.named("load").items():
             if (state := engine.checkpoint.store.get(f"part:{name}")) is not None:
                 load(state)
-    put_audits(engine, engine.snapshot, audit)
+    if audit is not None or engine.snapshot.policy.mode == "shadow" or engine.snapshot.hidden is not None:
+        from edgeroute.router.audit_calls import put_audits
+
+        put_audits(engine, engine.snapshot, audit)
     engine.refresh_thresholds()
     SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:

@@ -32,7 +32,6 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.parts import Followed, Method, Part, Parts
 from edgeroute.router.plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
-from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.stages import Proceed, Result, Steps, compose, walk_stage
 from edgeroute.system.forks import ForkSafe, per_process
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from edgeroute.record.instruments import Instruments
     from edgeroute.router.caching import Caching
     from edgeroute.router.offline_queue import OfflineQueue
+    from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.trials import Trials
     from edgeroute.stores.journal import Journal
     from edgeroute.trials.audit import Auditor
@@ -413,12 +413,16 @@ class Engine(ForkSafe):
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
+        from edgeroute.router.preflight import decide
+
         request = self.request(x, mode, deadline, data_class)
         legs = self.legs([request])
         return blocking.drive_inline(decide(request.plan, legs, self.audited), legs.run)
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""
+        from edgeroute.router.preflight import check
+
         check_seconds("timeout", timeout)
         found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
         observer = self.observer

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from unicodedata import normalize
 
 from edgeroute.core.egress import Denied, Rules, permit
 from edgeroute.core.policy import Mode
 from edgeroute.errors import StoreError
-from edgeroute.stores.sqlite import Database
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import now
+
+if TYPE_CHECKING:
+    from edgeroute.stores.sqlite import Database
 
 # Turns of a conversation in an input, and the digests by which a later call with the same turns is recognised.
 
@@ -182,7 +184,11 @@ class Digests(ForkSafe):
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._database = None if path is None else Database(path, _SCHEMA, durable=False)
+        self._database: Database | None = None
+        if path is not None:
+            from edgeroute.stores.sqlite import Database  # imports SQLite, only where there is a file
+
+            self._database = Database(path, _SCHEMA, durable=False)
         self._key = os.urandom(32)
         self._unwritten: dict[bytes, int] = {}
         """Digest -> day, of digests that are not in the file; the oldest first."""

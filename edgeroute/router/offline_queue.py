@@ -10,8 +10,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from edgeroute.cloud.backend import CloudBackend
-from edgeroute.cloud.backend import Escalated
+from edgeroute.cloud.backend import CloudBackend, Escalated
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF

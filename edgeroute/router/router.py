@@ -18,10 +18,8 @@ from edgeroute.router.build import edges_of
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor, run_first
-from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.streams import Stream, as_one_piece
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -31,7 +29,9 @@ if TYPE_CHECKING:
     from edgeroute.router.live.audio import Vad
     from edgeroute.router.live.frames import Drop, Signature
     from edgeroute.router.live.updates import Audio, Frames
+    from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.session import Session
+    from edgeroute.router.streams import Stream
     from edgeroute.router.warm import Warmed, Warming
     from edgeroute.tools.measure.report.progress import Progress
     from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
@@ -175,6 +175,8 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError: as `infer`; of what is wrong with a value, in the `for`.
         """
+        from edgeroute.router.streams import Stream
+
         return Stream(self._pieces(x, mode, deadline, first_token, restart, data_class))
 
     def _pieces(
@@ -193,6 +195,8 @@ class Router(BaseRouter[V]):
         finally:
             pieces.close()
         if not spoken:  # from the cache, or in place of the cloud's
+            from edgeroute.router.streams import as_one_piece
+
             yield as_one_piece(answer)
         return answer
 
