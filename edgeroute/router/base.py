@@ -176,7 +176,6 @@ class BaseRouter(Generic[V]):
         engine = self.engine
         if not any(member(b.model, "release") for _, b in edges_of(engine.snapshot)):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
-        from edgeroute.router.reload import replace
 
         with engine.replacing:
             audit = None if engine.auditor is None else engine.auditor.audit
@@ -204,8 +203,6 @@ class BaseRouter(Generic[V]):
         elif self._file is not None:
             raise PolicyError(f"{self._file.path}: make the edge of [trial] the path of [edge], and remove [trial]")
         else:
-            from edgeroute.router.reload import replace
-
             limit = other.certificates[0]
             threshold = other.targets[0].threshold if limit is None else limit.certificate
             edge = next(trial.edge for trial in now.trials if trial.side == "edge")
