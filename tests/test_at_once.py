@@ -158,14 +158,14 @@ def test_closing_between_making_a_client_and_using_it(monkeypatch):
     """The call is answered, and its client closed after it; so is one of a call that comes later."""
     with CannedServer(GOOD) as server:
         carrier = httpx_carrier(server)
-        make = type(carrier).made
+        make = type(carrier).new_client
 
         def closed_meanwhile(self, kind):
             made = make(self, kind)
             self.close()
             return made
 
-        monkeypatch.setattr(type(carrier), "made", closed_meanwhile)
+        monkeypatch.setattr(type(carrier), "new_client", closed_meanwhile)
         for _ in range(2):
             assert carrier.send(Call("GET", "/"), monotonic() + LONG).status == 200
             assert (carrier.own, connected_to(server.port)) == (None, 0)
