@@ -612,6 +612,8 @@ def test_a_model_that_is_too_large(make, tmp_path, runtime):
     """More bytes than a flatbuffer may have, and tensors that no memory holds."""
     with pytest.raises(ModelError, match=r"has a tensor of 8,796,093,022,208 bytes, and this device a memory of"):
         make(models.huge).load()
+    with pytest.raises(ModelError, match=r"has a tensor of 2,199,023,255,552 bytes, and this device a memory of"):
+        make(models.huge, dtype="int8").load()
     big = tmp_path / "big.tflite"
     with big.open("wb") as file:
         file.truncate(1 << 31)

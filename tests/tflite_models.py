@@ -231,11 +231,11 @@ def without_inputs(path: Path) -> Path:
     return g.save(path)
 
 
-def huge(path: Path) -> Path:
-    """A few bytes that describe tensors of 8 TB each."""
+def huge(path: Path, *, dtype: str = "float32") -> Path:
+    """A few bytes that describe tensors of 8 TB each, or of 2 TB in int8."""
     g = Graph()
     shape = [1 << 15, 1 << 15, 1 << 11]
-    x, y = g.tensor("x", shape), g.tensor("y", shape)
+    x, y = (g.tensor(name, shape, dtype, scale=None if dtype == "float32" else 0.05) for name in "xy")
     g.operator("NEG", [x], [y])
     g.at.inputs, g.at.outputs = [x], [y]
     return g.save(path)

@@ -130,8 +130,8 @@ def _tensor(table: _Table) -> _Tensor:
     size = prod(max(1, n) for n in shape) * _BYTES.get(kind, 1)
     table.text(3)
     if (quantised := table.table(4)) is not None:
-        for field, size in ((0, 4), (1, 4), (2, 4), (3, 8)):
-            quantised.length(field, size)
+        for field, width in ((0, 4), (1, 4), (2, 4), (3, 8)):
+            quantised.length(field, width)
     table.numbers(7)
     return _Tensor(kind, table.unsigned(2), bool(table.signed(5, 1)), size)
 
