@@ -25,14 +25,14 @@ __all__ = ["Settings", "load", "reference", "schema"]
 
 
 def load(path: str | Path, given: Collection[str] = ()) -> Settings:
-    """Load a policy file and the variables. Opens no model and no connection, and reads no secret.
+    """Load and validate a policy file and the environment variables. Opens no model and no connection, and reads no secret.
 
     Args:
-        path: of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
-        given: which of `edge`, `cloud` and `threshold` the program gives, so that the file need not have them.
+        path: path of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
+        given: arguments of `edge`, `cloud` and `threshold` that the program gives, so that the file need not have them.
 
     Raises:
-        PolicyError: one message, with a line per problem.
+        PolicyError: the file is invalid; one message, with a line per problem.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     data = read_policy(Path(path))

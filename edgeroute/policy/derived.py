@@ -1,7 +1,8 @@
-"""Sections derived from the classes that they configure.
+"""Policy sections derived from the classes that they configure.
 
-A setting is declared once, in the signature and docstring of its class: name, type, unit, default, text. `configures` makes its
-key of that; a number of seconds is "300ms" there. What a policy file writes otherwise than Python has a row in `FORMS`.
+A setting is declared once, in the signature and docstring of its class: name, type, unit, default, text. `configures` makes a key
+from each; a number of seconds becomes "300ms" there. A value with another form in policy files than in Python has a row in
+`FORMS`.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ UNITS: Mapping[tuple[str, bool], Any] = {
     ("share", False): Share, ("share", True): Share, ("amount", False): Amount, ("rate", True): Rate,
     ("count", False): Count, ("whole", False): Whole,
 }  # fmt: skip
-"""Kind of a unit, and whether its least value is excluded -> type of the key."""
+"""(kind of unit, True if its least value is excluded) -> type of the key."""
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
+"""Kind of a model's outputs."""
 File = Annotated[Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
 """Path of a file; a relative one starts from the policy's folder."""
 FORMS: Mapping[str, Any] = {
@@ -81,7 +83,7 @@ def text_of(section: type[BaseModel]) -> str:
 
 
 class Section(BaseModel):
-    """Keys that belong together. No other key is taken, and no value of another type."""
+    """Base of sections: keys that belong together. Other keys, and values of other types, are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     configured: ClassVar[Mapping[str, str]] = {}
@@ -97,11 +99,11 @@ class Section(BaseModel):
 
 
 def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
-    """Return a decorator that adds the keys of these classes to a section; a key that the section has already stays.
+    """Return a decorator that adds the keys of classes to a section type; existing keys of the section stay.
 
     Args:
-        classes: what the section configures.
-        forms: argument -> type of its key, in place of that in `FORMS`; None: there is no key for it.
+        classes: classes that the section configures.
+        forms: argument -> type of its key, in place of that in `FORMS`; None: no key.
     """
 
     def derived(base: type[S]) -> type[S]:
@@ -111,18 +113,18 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
             form = forms[name] if name in forms else _form(name, annotation)
             if form is not None and key not in {*base.model_fields, *fields}:
                 fields[key], arguments[key] = _field(form, parameter.default, annotation, text), name
-        made = create_model(base.__name__, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **fields)
-        made.configured = arguments  # type: ignore[attr-defined]
-        return made
+        section = create_model(base.__name__, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **fields)
+        section.configured = arguments  # type: ignore[attr-defined]
+        return section
 
     return derived
 
 
 def _parameters(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
     """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`."""
-    for one in classes:
-        texts, types = described(one), hints(one)
-        for parameter in signature(one).parameters.values():
+    for configured in classes:
+        texts, types = described(configured), hints(configured)
+        for parameter in signature(configured).parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
                 yield from _parameters([FURTHER[parameter.name]])
             else:
@@ -130,6 +132,7 @@ def _parameters(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
 
 
 def _key(name: str, annotation: Any) -> str:
+    """Return the key for an argument: its name without the unit, or the one in `KEYS`."""
     unit, _ = unit_of(annotation)
     suffix = {"duration": "_s", "size": "_bytes"}.get(unit.kind, "") if unit is not None else ""
     return KEYS.get(name) or name.removesuffix(suffix)
@@ -156,10 +159,19 @@ def _form(name: str, annotation: Any) -> Any:
 
 
 def _is_union(annotation: Any) -> bool:
+    """Return True if an annotation is a union of types."""
     return get_origin(annotation) in {Union, UnionType}
 
 
 def _field(form: Any, default: Any, annotation: Any, text: str) -> tuple[Any, Any]:
+    """Return the type and the pydantic field of a key, with its default as policy files have it.
+
+    Args:
+        form: type of the key.
+        default: default of the argument.
+        annotation: type of the argument.
+        text: description of the argument.
+    """
     unit, _ = unit_of(annotation)
     for python, words in WORDS.items():
         text = text.replace(python, words)

@@ -1,4 +1,4 @@
-"""Translates pydantic's errors into messages for users."""
+"""Messages for users, translated from pydantic's errors: they name the key, quote no secret, and suggest a valid one."""
 
 from __future__ import annotations
 
@@ -29,25 +29,33 @@ def explain(error: ValidationError) -> list[Problem]:
     return [_problem(e["loc"], e["type"], e.get("ctx", {}), e["input"]) for e in error.errors(include_url=False)]
 
 
-def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Problem:
+def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Problem:
+    """Return the problem of one pydantic error.
+
+    Args:
+        loc: pydantic's place of the value.
+        kind: pydantic's type of the error.
+        context: context of the error.
+        value: the invalid value.
+    """
     key, model = _place(loc)
     if kind == "extra_forbidden":
-        return Problem(key, f"there is no such key: {_meant(str(key[-1]), model)}")
+        return Problem(key, f"there is no such key: {_suggestion(str(key[-1]), model)}")
     if kind == "missing":
         return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
     if kind == "union_tag_invalid":
         protocols = [*CLOUDS, *installed(PROTOCOLS)]
         return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], protocols)}")
     if kind == "literal_error":
-        words = re.findall(r"'(\w+)'", said["expected"])
+        words = re.findall(r"'(\w+)'", context["expected"])
         if isinstance(value, bool):  # in YAML `off`, too, is one
             return Problem(key, f"found {found(value)}: expected one of {', '.join(words)}, in quotes")
         return Problem(key, f"found {found(value)}: {nearest(value, words)}")
     if kind == "expected":
         shown = sort(value) if key[-1] in _MAY_BE_SECRET else found(value)
-        return Problem(key, f"expected {said['words']}, found {shown}" + (f"; {said['hint']}" if said["hint"] else ""))
+        return Problem(key, f"expected {context['words']}, found {shown}" + (f"; {context['hint']}" if context["hint"] else ""))
     if kind == "policy":
-        return Problem(key, said["text"])
+        return Problem(key, context["text"])
     return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {sort(value)}")
 
 
@@ -56,7 +64,7 @@ _MAY_BE_SECRET = ("cert", "verify")
 
 
 def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
-    """Return the key without the protocol, and the section that it belongs to."""
+    """Return the key without the protocol, and the section type that the key belongs to."""
     models = SECTIONS.get(str(loc[0]), ())
     if len(loc) == 1 or not models:
         return loc, Settings
@@ -65,7 +73,7 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
     return loc, Edge if loc[0] == "trial" and "edge" in loc[1:-1] else models[0]
 
 
-def _meant(word: str, model: type[Section | Settings]) -> str:
+def _suggestion(word: str, model: type[Section | Settings]) -> str:
     """Return a suggestion: the section that such a key belongs to, or the nearest valid key."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():

@@ -1,4 +1,4 @@
-"""The keys of a policy, and their conversion to the arguments of `Router`."""
+"""Sections and top-level keys of a policy, and their conversion to the arguments of `Router`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ IN_ORDER = BeforeValidator(lambda given: list(given.values()) if isinstance(give
 
 @configures(Options)
 class Top(BaseSettings):
-    """Keys at the top of the file."""
+    """Keys at the top of the policy file."""
 
     model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
 
@@ -119,7 +119,7 @@ class Top(BaseSettings):
 
 
 class Settings(Top):
-    """A validated policy, from the file and the variables. The classes of its sections describe these."""
+    """Validated policy, from the file and the variables. The classes of its sections describe these."""
 
     edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = []
     cloud: Annotated[list[AnyCloud], IN_ORDER] = []
@@ -162,7 +162,10 @@ class Settings(Top):
         return settings
 
     def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
-        """Return the arguments of `Router`; `trace` and `instruments` are included only if the policy has those sections.
+        """Return the arguments of `Router`, with their objects made.
+
+        Models are not loaded, and equal sections reuse the objects of an earlier policy. Certificates, cards and scores are read.
+        `trace` and `instruments` are there only if the policy has those sections.
 
         Args:
             folder: base of relative paths in the policy.
@@ -178,23 +181,25 @@ class Settings(Top):
             score, key = _score(self.score, folder)
         with _named("threshold"):
             threshold = _certified(self.threshold, folder)
-        tried = [one.cloud for one in self.trial if one.cloud is not None]
+        tried = [setting.cloud for setting in self.trial if setting.cloud is not None]
         proper = [section for section in self.cloud if section.name not in tried]
         by_name = {section.name: section for section in self.cloud}
         in_order = [*proper, *(by_name[name] for name in tried)]  # as the router numbers its clouds
-        edges, clouds = ([_kept(section, folder, key) for section in sections] for sections in (self.edge, in_order))
+        edges, clouds = ([_make_or_reuse(section, folder, key) for section in sections] for sections in (self.edge, in_order))
         trials, views = list[Any](), dict[Any, Any]()
         for side, sections in (("edge", self.edge), ("cloud", in_order)):
-            views |= {(side, i): one.view for i, one in enumerate(sections) if one.view is not None}
+            views |= {(side, i): setting.view for i, setting in enumerate(sections) if setting.view is not None}
         endpoints = iter(clouds[len(proper) :])
-        for one in self.trial:
-            if one.edge is None:
-                trials.append(one.make(cloud=next(endpoints)))
+        for setting in self.trial:
+            if setting.edge is None:
+                trials.append(setting.make(cloud=next(endpoints)))
                 continue
             with _named("trial.edge"):
-                section = for_file(self.edge[0], one.edge, folder) if isinstance(one.edge, str) else one.edge
+                section = for_file(self.edge[0], setting.edge, folder) if isinstance(setting.edge, str) else setting.edge
             with _named("trial.threshold"):
-                trials.append(one.make(edge=_kept(section, folder, key), threshold=_certified(one.threshold, folder)))
+                trials.append(
+                    setting.make(edge=_make_or_reuse(section, folder, key), threshold=_certified(setting.threshold, folder))
+                )
             views[trial.EDGE_TRIAL] = section.view
         clouds = clouds[: len(proper)]
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
@@ -221,11 +226,12 @@ class Settings(Top):
 
 
 _made: Shared[tuple[Any, ...], Any] = Shared()
+"""Objects made from sections, by weak reference, for later policies."""
 
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Put the key before the text of an error that is raised meanwhile."""
+    """Prefix an error raised within the block by a key."""
     try:
         yield
     except EdgerouteError as e:
@@ -233,7 +239,7 @@ def _named(key: str) -> Iterator[None]:
 
 
 def _part(name: str, keys: dict[str, Any]) -> Any:
-    """Return the part that an installed package makes of its keys."""
+    """Return a part made from its keys by an installed package."""
     with _named(f"parts.{name}"):
         return plugged(PARTS, name, **keys)
 
@@ -243,9 +249,9 @@ PARTS = "edgeroute.parts"
 
 
 def _certified(threshold: Any, folder: Path) -> Any:
-    """Return the threshold with each path of a certificate replaced by the certificate, which is read."""
+    """Return the threshold with each path of a certificate replaced by the certificate, read from its file."""
     if isinstance(threshold, list):
-        return [_certified(one, folder) for one in threshold]
+        return [_certified(item, folder) for item in threshold]
     if not isinstance(threshold, str):
         return threshold
     from edgeroute.confidence.certificate import Certificate
@@ -261,31 +267,31 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
 
     path = at(folder, score)
     key = (path, file_stamp(path))
-    made = _made.get(key)
-    return (_made.first(key, Learned.load(path)) if made is None else made), key
+    saved = _made.get(key)
+    return (_made.first(key, Learned.load(path)) if saved is None else saved), key
 
 
-def _kept(section: Target, folder: Path, score: Any) -> Any:
-    """Return the object made from an equal section of an equal policy, while a router holds it; else make one.
+def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
+    """Return the object that was made from an equal section, if a router still holds it; else make a new one.
 
-    A reload reuses the backends whose model or endpoint is the same object. "Equal" includes the files that the section
-    names, by time and size, so that a new model or certificate under an old name is a new object, and all that the model made
-    from it says that it depends on; and the score, since another score means another backend, and the old one closes its
-    model. The references are weak: what no router holds is freed.
+    A reload so reuses the backends whose model or endpoint is the same object. Equal are also the files that the section names,
+    by time and size, so that a new model or certificate under an old name makes a new object; further files on which the made
+    model depends; and the score, since another score means another backend, and the old one closes its model. The references are
+    weak: an object that no router holds is freed.
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *(getattr(section, "headers", None) or {}).items())  # repr hides which they are
-    own = section.model_copy(
+    section_key = section.model_copy(
         update={"view": None, **(dict.fromkeys(("variant", "group")) if hasattr(section, "variant") else {})}
     )  # the router's
-    key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
+    key = (repr(section_key), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     last = _made.get(key)
-    made = None if last is None else _made.get((key, _files(last)))
-    if made is None:
-        made = section.make(folder)
-        made = _made.first((key, _files(made)), made)
-        _made.put(key, made)
-    return made
+    target = None if last is None else _made.get((key, _files(last)))
+    if target is None:
+        target = section.make(folder)
+        target = _made.first((key, _files(target)), target)
+        _made.put(key, target)
+    return target
 
 
 def _stamp(path: Path) -> Any:
@@ -297,6 +303,6 @@ def _stamp(path: Path) -> Any:
     return None
 
 
-def _files(made: Any) -> Any:
+def _files(target: Any) -> Any:
     """Return the stamps of the files that a model's outputs depend on."""
-    return stamps(made) if is_model(made) else ()
+    return stamps(target) if is_model(target) else ()

@@ -29,10 +29,10 @@ class Problem(NamedTuple):
     """Problem of a policy."""
 
     key: Key
-    """Where, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
+    """Place, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
     text: str
     variable: str = ""
-    """The environment variable, if the problem belongs to no key."""
+    """Environment variable, if the problem belongs to no key."""
 
 
 class Wrong(Exception):
@@ -48,7 +48,7 @@ _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 @contextmanager
 def beside(given: Collection[str]) -> Iterator[None]:
-    """Look for contradictions in a file beside which the program gives these: `edge`, `cloud`, `threshold`."""
+    """Within the block, count `edge`, `cloud` and `threshold` as given by the program, if `given` names them."""
     token = _GIVEN.set(frozenset(given))
     try:
         yield
@@ -57,7 +57,7 @@ def beside(given: Collection[str]) -> Iterator[None]:
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
-    """Return the contradictions between keys as written, of valid type or not."""
+    """Return the contradictions between keys, which may be of valid type or not."""
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
     parts = (_sides, _times, _folder, _classes, _trials, _telemetry)
@@ -65,6 +65,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def _has(data: Mapping[str, Any], key: str) -> bool:
+    """Return True if the file has a side, or the program gives it."""
     return bool(data.get(key)) or key in _GIVEN.get()
 
 
@@ -80,18 +81,19 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
         yield Problem(("threshold",), text)
     score = score if isinstance(score := data.get("score", "msp"), str) else ""
-    for one in threshold if isinstance(threshold, list) else [threshold]:
-        if not isinstance(one, int | float) or not abs(one) <= sys.float_info.max:
+    for number in threshold if isinstance(threshold, list) else [threshold]:
+        if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
             continue
-        if score in SCORES and bounded(score) and not 0 <= one <= 1 + SLACK:
-            percent = f": {one:g} % is {one / 100:g}" if 1 < one <= 100 else ""  # noqa: PLR2004 - a hundred per cent
-            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(one)}{percent}")
+        if score in SCORES and bounded(score) and not 0 <= number <= 1 + SLACK:
+            percent = f": {number:g} % is {number / 100:g}" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(number)}{percent}")
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
         text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
         yield Problem(("threshold",), text)
 
 
 def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem if a hedge comes after the deadline."""
     deadline, hedge = _seconds(data.get("deadline")), _seconds(data.get("hedge_after"))
     if deadline is not None and hedge is not None and hedge >= deadline > 0:
         text = f"expected less than the deadline, {found(data['deadline'])}, found {found(data['hedge_after'])}"
@@ -171,7 +173,7 @@ def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _released(edges: Any) -> bool:
     """Return True if a model is of a catalog: it may come with its certificate."""
     several = edges.values() if isinstance(edges, dict) else edges if isinstance(edges, list) else ()
-    return any(isinstance(one, dict) and str(one.get("path")).lower().endswith(".active") for one in several)
+    return any(isinstance(edge, dict) and str(edge.get("path")).lower().endswith(".active") for edge in several)
 
 
 def found(value: Any) -> str:
@@ -195,6 +197,7 @@ def sort(value: Any) -> str:
 
 
 def _seconds(value: Any) -> float | None:
+    """Return a duration in seconds; None if it is invalid."""
     try:
         return duration(value)
     except PydanticCustomError:

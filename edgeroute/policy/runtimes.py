@@ -1,4 +1,4 @@
-"""Sections of `[edge]` for all runtimes but ONNX Runtime: the keys are the keyword arguments of the runtime's class."""
+"""Sections of `[edge]` for all runtimes but ONNX Runtime: their keys are the keyword arguments of the runtime's class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgeroute.system.declared import described, hints
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"
-"""The suffix whose section is written by hand, as `targets.Edge`."""
+"""Suffix whose section is written by hand, as `targets.Edge`."""
 
 
 class Registered(Model):
@@ -45,11 +45,11 @@ class Registered(Model):
 
 
 def registered(path: object) -> type[Registered] | None:
-    """Return the section type for such a model file; None: `targets.Edge`, or there is no runtime.
+    """Return the section type for such a model file; None: `targets.Edge`, or there is no runtime. May import the runtime.
 
     Raises:
-        PolicyError, RuntimeMissing: the runtime's class cannot be had.
-        ModelMissing, CatalogError, StoreError: it is a model of a catalog, and which version is active is not known.
+        PolicyError, RuntimeMissing: the runtime's class cannot be imported.
+        ModelMissing, CatalogError, StoreError: the active version of a catalog's model is unknown.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
     if suffix == ACTIVE:
@@ -60,7 +60,7 @@ def registered(path: object) -> type[Registered] | None:
 
 
 def all_registered() -> dict[str, type[Registered]]:
-    """Return suffix -> section type; a type that cannot be had is logged and left out."""
+    """Return suffix -> section type of all runtimes; one that cannot be imported is logged and left out."""
     sections: dict[str, type[Registered]] = {}
     for suffix in (*suffixes(), SCHEMES[0]):
         try:
@@ -75,22 +75,25 @@ def all_registered() -> dict[str, type[Registered]]:
 
 @lru_cache(maxsize=64)
 def _section(suffix: str, target: str) -> type[Registered]:
-    made = class_of(suffix)
-    said = described(made)
+    """Return the section type for a runtime, with a key for each argument of its class. Cached."""
+    runtime_class = class_of(suffix)
+    texts = described(runtime_class)
     # by alias: a parameter may have a name that pydantic uses itself
     fields: dict[str, Any] = {
-        f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=said.get(name, "")))
-        for i, (name, parameter, annotation) in enumerate(_parameters(made))
+        f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=texts.get(name, "")))
+        for i, (name, parameter, annotation) in enumerate(_parameters(runtime_class))
     }
-    section = create_model(f"{made.__name__}{suffix}", __base__=Registered, __doc__=inspect.getdoc(made), **fields)
+    section = create_model(
+        f"{runtime_class.__name__}{suffix}", __base__=Registered, __doc__=inspect.getdoc(runtime_class), **fields
+    )
     section.target = target
     return section
 
 
-def _parameters(made: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+def _parameters(runtime_class: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
     """Yield the parameters after the path that a policy can give: those of a type that JSON has."""
-    types = hints(made)
-    _, *rest = inspect.signature(made).parameters.values()
+    types = hints(runtime_class)
+    _, *rest = inspect.signature(runtime_class).parameters.values()
     for parameter in rest:
         if parameter.name in Registered.model_fields:
             continue
@@ -100,7 +103,7 @@ def _parameters(made: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
 
 
 def _plain(annotation: Any) -> Any:
-    """Return the type as a policy has it: what may be text or a path is a path, which starts from the policy's folder."""
+    """Return a parameter's type as a policy has it: text or a path becomes a path, so that it starts from the policy's folder."""
     if get_origin(annotation) not in {Union, UnionType}:
         return annotation
     parts = [part for part in get_args(annotation) if part is not str or Path not in get_args(annotation)]
@@ -108,6 +111,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _usable(annotation: Any) -> bool:
+    """Return True if JSON can have values of a type."""
     try:
         TypeAdapter(annotation).json_schema()
     except PydanticUserError:
@@ -123,7 +127,7 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 
 def _by_runtime(data: Any, built_in: Any) -> Any:
-    """Validate a section by the runtime that its path picks."""
+    """Validate a section by the runtime that its path selects, and return it."""
     try:
         section = registered(data.get("path") if isinstance(data, dict) else None)
     except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
@@ -139,7 +143,7 @@ def _by_runtime(data: Any, built_in: Any) -> Any:
         return section.model_validate_json(json.dumps(data, default=str))  # as JSON: a list may be a tuple, and text a path
     except ValidationError as e:
         problems = e.errors(include_url=False)
-        raise _errors([(one["loc"], _text(section, one), one["input"]) for one in problems]) from None
+        raise _errors([(problem["loc"], _text(section, problem), problem["input"]) for problem in problems]) from None
 
 
 ByRuntime = WrapValidator(_by_runtime)
@@ -153,20 +157,22 @@ def for_file(section: Target, path: str, folder: Path) -> Target:
         ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered`.
     """
     with paths_from(folder):
-        made = registered(path) or Edge
-    aliases = {field.alias or name: name for name, field in made.model_fields.items()}
-    if type(section) is made:
+        kind = registered(path) or Edge
+    aliases = {field.alias or name: name for name, field in kind.model_fields.items()}
+    if type(section) is kind:
         given = section.model_dump(by_alias=True, exclude_unset=True)
         return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if given.get(key)})
     known = aliases.keys() - {"path", "sha256", "card"}
     given = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
     try:
-        return made.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))
+        return kind.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))
     except ValidationError as e:
         raise PolicyError("; ".join(f"{error['loc'][0]}: {error['msg']}" for error in e.errors(include_url=False))) from e
 
 
 def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
+    """Return a pydantic error from (place, text, value) of several problems."""
+
     def detail(loc: Any, text: str, given: Any) -> InitErrorDetails:
         return {"type": PydanticCustomError("policy", "{text}", {"text": text}), "loc": loc, "input": given}
 
@@ -174,16 +180,17 @@ def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
 
 
 def _text(section: type[Registered], error: Any) -> str:
-    kind, key, said = error["type"], str(error["loc"][0]), error.get("ctx", {})
+    """Return the message for one pydantic error of a runtime's section."""
+    kind, key, context = error["type"], str(error["loc"][0]), error.get("ctx", {})
     if kind == "extra_forbidden":
         return f"there is no such key: {nearest(key, keys(section))}"
     if kind == "missing":
         return f"is missing. {keys(section)[key]}".rstrip()
     if kind == "literal_error":
-        words = re.findall(r"'([^']*)'", said["expected"])
+        words = re.findall(r"'([^']*)'", context["expected"])
         return f"found {found(error['input'])}: {nearest(error['input'], words)}"
     if kind == "expected":
-        return f"expected {said['words']}, found {found(error['input'])}"
+        return f"expected {context['words']}, found {found(error['input'])}"
     words = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"expected {words}, found {found(error['input'])}"
 

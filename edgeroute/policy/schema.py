@@ -1,4 +1,4 @@
-"""JSON Schema of the keys, for editors, and Markdown, for readers."""
+"""JSON Schema of the policy's keys, for editors, and their reference in Markdown, for readers."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class _Plain(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        made = super().default_schema(schema)
-        return {key: value for key, value in made.items() if key != "default" or value not in (None, [], {})}
+        field = super().default_schema(schema)
+        return {key: value for key, value in field.items() if key != "default" or value not in (None, [], {})}
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
@@ -50,10 +50,10 @@ class _Plain(GenerateJsonSchema):
 
 def schema(*, built_in: bool = False) -> dict[str, Any]:
     """Return the JSON Schema of the policy, draft 2020-12; `built_in`: without the keys of registered runtimes."""
-    made = Settings.model_json_schema(schema_generator=_Plain)
-    keys = made["properties"]
+    document = Settings.model_json_schema(schema_generator=_Plain)
+    keys = document["properties"]
     runtimes = [] if built_in else [_runtime(suffix, section) for suffix, section in all_registered().items()]
-    tried = made["$defs"]["Trial"]["properties"]
+    tried = document["$defs"]["Trial"]["properties"]
     path = {"type": "string", "title": "path"}
     tried["edge"] = {"anyOf": [path, {"$ref": "#/$defs/Edge"}, *runtimes], "description": tried["edge"]["description"]}
     for section, (kind, *several) in SECTIONS.items():
@@ -61,15 +61,15 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
         if section not in LISTS:
             keys[section]["description"] = text
             continue
-        one = keys[section].pop("items")
+        item = keys[section].pop("items")
         if section == "edge" and runtimes:
-            one = {"anyOf": [one, *runtimes]}
+            item = {"anyOf": [item, *runtimes]}
         if section == "edge":
-            one = {"anyOf": [*one.get("anyOf", [one]), VARIANTS]}
-        keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": text}
+            item = {"anyOf": [*item.get("anyOf", [item]), VARIANTS]}
+        keys[section] = {"anyOf": [item, {"type": "array", "items": item}], "description": text}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **made,
+        **document,
         "title": "edgeroute policy",
         "description": "How edgeroute routes between models on the device and in the cloud.",
     }
@@ -77,42 +77,46 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 
 def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
     """Return the schema of `[edge]` for model files with this suffix."""
-    made = section.model_json_schema(schema_generator=_Plain)
+    document = section.model_json_schema(schema_generator=_Plain)
     ends = f"({re.escape(suffix)}|{re.escape(ACTIVE)})$"  # a model of a catalog has the keys of its version's runtime
-    made["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
-    return made
+    document["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
+    return document
 
 
 def keys_of(paths: Iterable[object]) -> dict[str, Any]:
     """Return key -> schema of `[edge]` for these model files, as far as their runtimes are registered ones."""
-    found: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
     for path in paths:
         try:
             section = registered(path)
         except EdgerouteError:  # said where the section is validated
             continue
-        found |= {} if section is None else _runtime("", section)["properties"]
-    return found
+        properties |= {} if section is None else _runtime("", section)["properties"]
+    return properties
 
 
 @lru_cache(1)
 def sections() -> dict[str, Mapping[str, Any]]:
-    """Return section -> key -> schema; the top level is ""."""
-    made = schema(built_in=True)
-    found: dict[str, Mapping[str, Any]] = {"": made["properties"]}
+    """Return section -> key -> schema, with built-in runtimes only; the top level is "". Cached."""
+    document = schema(built_in=True)
+    by_name: dict[str, Mapping[str, Any]] = {"": document["properties"]}
     for name, models in SECTIONS.items():
-        found[name] = {key: value for model in models for key, value in made["$defs"][model.__name__]["properties"].items()}
-    return found
+        by_name[name] = {key: value for model in models for key, value in document["$defs"][model.__name__]["properties"].items()}
+    return by_name
 
 
 def reference() -> str:
     """Return the keys with types, defaults and meanings, as Markdown: the text of docs/policy.md."""
-    made = schema(built_in=True)
-    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _list(made, {*made["properties"]} - {*SECTIONS}, set())]
+    document = schema(built_in=True)
+    parts = [
+        INTRODUCTION,
+        "## Keys\n\n### At the top of the file\n",
+        _list(document, {*document["properties"]} - {*SECTIONS}, set()),
+    ]
     for name, models in SECTIONS.items():
-        described = linked(made["properties"][name]["description"])
-        kinds = [made["$defs"][model.__name__] for model in models]
-        common = {key for key, said in kinds[0]["properties"].items() if all(k["properties"].get(key) == said for k in kinds)}
+        described = linked(document["properties"][name]["description"])
+        kinds = [document["$defs"][model.__name__] for model in models]
+        common = {key for key, value in kinds[0]["properties"].items() if all(k["properties"].get(key) == value for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
         listed = set[str]()
         parts += [f"### `[{name}]`\n\n{described}{several}\n", _list(kinds[0], common, listed)]
@@ -137,12 +141,12 @@ def _for_models(runtime: str, listed: set[str]) -> list[str]:
     address = suffixes[0] in SCHEMES
     section = registered(suffixes[0] if address else f"model{suffixes[0]}")
     assert section is not None, "ONNX Runtime has the section Edge"
-    made = _runtime(suffixes[0], section)
-    for value in made["properties"].values():
+    document = _runtime(suffixes[0], section)
+    for value in document["properties"].values():
         text = value["description"].replace("; None:", "; without it:").replace("None:", "Without it:")
         value["description"] = text[:1].upper() + text[1:]
     what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
-    return [f"### `[edge]` with {what}\n", _list(made, {*made["properties"]}, listed)]
+    return [f"### `[edge]` with {what}\n", _list(document, {*document["properties"]}, listed)]
 
 
 def _list(section: Mapping[str, Any], keys: set[str], listed: set[str]) -> str:
@@ -168,10 +172,11 @@ def _shown(value: Mapping[str, Any], *, required: bool) -> str:
 
 
 def _type(value: Mapping[str, Any]) -> str:
+    """Return the words for a key's type."""
     if "$ref" in value:
         return "table"
     if "anyOf" in value and "title" not in value:
-        return " or ".join(_type(one) for one in value["anyOf"])
+        return " or ".join(_type(option) for option in value["anyOf"])
     if "enum" in value or "const" in value:
         return ", ".join(map(_code, value.get("enum") or [value["const"]]))
     if value.get("type") == "array":
@@ -183,6 +188,7 @@ _WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false",
 
 
 def _code(value: Any) -> str:
+    """Return a value as JSON in backquotes."""
     return f"`{json.dumps(value)}`"
 
 

@@ -1,4 +1,4 @@
-"""Sections that occur once: limits, egress, audit, cache, outbox, trace, telemetry."""
+"""Policy sections that occur once (limits, egress, audit, cache, outbox, trace, telemetry), rules, and resolution of paths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _folder = ContextVar("folder", default=Path())
 
 @contextmanager
 def paths_from(folder: Path) -> Iterator[None]:
-    """Have paths in the policy that is validated meanwhile start from that folder."""
+    """Within the block, resolve relative paths of the validated policy from a folder."""
     token = _folder.set(folder)
     try:
         yield
@@ -53,17 +53,17 @@ def at(folder: Path, given: str) -> Path:
     """
     path = folder / given
     try:
-        found = path.parent.resolve() / path.name
+        resolved = path.parent.resolve() / path.name
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            found.lstat()
+            resolved.lstat()
     except (OSError, RuntimeError, ValueError) as e:  # too long, links in a circle, a null byte
         raise PolicyError(f"{given[:80]!r} cannot be a path: {e.strerror if isinstance(e, OSError) else e}") from None
-    return found
+    return resolved
 
 
 @configures(spending.Limits)
 class Limits(Section):
-    """The most that asking the cloud may cost. At a limit it is not asked, as if it were away.
+    """Limits of the cost of calls to the cloud. At a limit the cloud is not called, as if it were down.
 
     Without `state` a restart begins anew.
     """
@@ -75,9 +75,9 @@ class Limits(Section):
 
 @configures(guard.Egress)
 class Egress(Section):
-    """Which data may leave the device: a call names its class, as in `infer(x, data_class=...)`.
+    """Rules for data that may leave the device: a call names its class, as in `infer(x, data_class=...)`.
 
-    Without this section all of it.
+    Without this section all data may leave.
     """
 
     def make(self, consent: guard.Consent | None, redact: guard.Redact | None) -> guard.Egress:
@@ -87,7 +87,7 @@ class Egress(Section):
 
 @configures(drift.Audit)
 class Audit(Section):
-    """Compares a sample of answers with the cloud's, and raises an alarm when a guarantee fails."""
+    """Comparison of a sample of answers with the cloud's, with an alarm when a guarantee fails."""
 
     def make(self) -> drift.Audit:
         """Make the audit settings."""
@@ -96,7 +96,7 @@ class Audit(Section):
 
 @configures(cache.Cache)
 class Cache(Section):
-    """Keeps answers for inputs that come again. Without this section: none."""
+    """Cache of answers for repeated inputs. Without this section: none."""
 
     disk: Flag = Field(False, description="Keep answers on disk too, in `cache.db` in the `state` folder.")
 
@@ -110,9 +110,9 @@ class Cache(Section):
 
 @configures(outbox.Outbox, path=None, ttl_s=Duration)
 class Outbox(Section):
-    """Requests that the cloud did not answer wait in `outbox.db` in the `state` folder.
+    """Queue in `outbox.db` in the `state` folder, for requests that the cloud did not answer.
 
-    `offline = "queue"` puts them there, and needs this section only for other values than these.
+    `offline = "queue"` uses it, and needs this section only for other values than these.
     """
 
     def make(self, state: Path) -> outbox.Outbox:
@@ -122,7 +122,7 @@ class Outbox(Section):
 
 @configures(trace.Trace, to=None)
 class Trace(Section):
-    """Writes how each answer came about, a line of JSON each. Without this section: nothing is written."""
+    """File with a line of JSON on how each answer came about. Without this section: none."""
 
     file: Text | None = Field(None, description="The file; without it `trace.jsonl` in the `state` folder.")
 
@@ -153,20 +153,20 @@ class Telemetry(Section):
         Raises:
             RuntimeMissing: an extra is not installed.
         """
-        made: list[Instrument] = []
+        instruments: list[Instrument] = []
         if self.prometheus:
             from edgeroute.record.prometheus import Prometheus
 
-            made.append(Prometheus(router=self.router or ""))
+            instruments.append(Prometheus(router=self.router or ""))
         if self.opentelemetry:
             from edgeroute.record.opentelemetry import OpenTelemetry
 
-            made.append(OpenTelemetry(propagate=self.propagate or ()))
+            instruments.append(OpenTelemetry(propagate=self.propagate or ()))
         if self.requests:
             from edgeroute.record.request_log import RequestLog
 
-            made.append(RequestLog())
-        return made
+            instruments.append(RequestLog())
+        return instruments
 
 
 # Sections `[[rule]]`: what changes while the device is short of something, or hot.
@@ -175,7 +175,7 @@ _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts
 
 
 def _level(value: Any, info: ValidationInfo) -> float | None:
-    """Return a level in the unit of the rule's quantity."""
+    """Parse a level in the unit of the rule's quantity."""
     of = info.data.get("of")
     if of is None or of == "throttled":  # what is wrong there, is said there
         return 0.0
@@ -195,13 +195,14 @@ Level = Annotated[
 
 @configures(rules.Rule, enter=Level, leave=Level, then=Annotated[Then, BeforeValidator(not_only_cloud)])
 class Rule(Section):
-    """What changes while the device is short of battery, memory or power, hot or busy; several as `[[rule]]`.
+    """Changes while the device is short of battery, memory or power, hot or busy; several as `[[rule]]`.
 
     Of those in force that change the mode the first counts (rules.md).
     """
 
     @model_validator(mode="after")
     def _consistent(self) -> Rule:
+        """Refuse a rule whose keys contradict each other."""
         if self.of == "throttled" and self.model_fields_set & {"enter", "leave"}:
             raise refused("a rule of throttled has neither enter nor leave")
         if problem := rules.problem(self.make()):

@@ -1,4 +1,4 @@
-"""Sources of a policy: a file, overridden by environment variables."""
+"""Sources of a policy: a file in TOML, JSON or YAML, overridden by environment variables."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ else:
 
 PREFIX = "EDGEROUTE_"
 MAX_NODES = 10_000
-"""Values of a policy in YAML."""
+"""Maximum values of a policy in YAML, with aliases expanded."""
 MOST_QUOTED = 60
-"""Maximum number of characters of a key quoted in a message."""
+"""Maximum characters of a key quoted in a message."""
 # Kubernetes sets these in every container, for services whose names begin with "edgeroute"
 _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 
 
 def read_policy(path: Path) -> dict[str, Any]:
-    """Parse the file without validating it; a key whose value is null counts as unset.
+    """Read and parse the file without validating it; a key whose value is null counts as unset.
 
     Raises:
-        PolicyError: it cannot be read, or is not in the format of its suffix; the message has line and column.
-        RuntimeMissing: it is YAML, and pyyaml is not installed.
+        PolicyError: the file cannot be read, or is not in the format of its suffix; the message has line and column.
+        RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     parse = _FORMATS.get(path.suffix.lower())
     if path.is_dir():
@@ -105,6 +105,7 @@ class Environment(File):
                     self.problems.append(Problem((), str(e), name))
 
     def _add(self, name: str, text: str) -> None:
+        """Parse a variable, and store its value; raise ValueError if it is no variable of the policy, or invalid."""
         key = self._key(name)
         section = str(key[0]) if len(key) > 1 else ""
         if not text:
@@ -112,10 +113,10 @@ class Environment(File):
         value = _value(name, text, self._sections[section][str(key[-1])])
         if section in self._broken:
             return  # overriding it would hide that it is not a section
-        at = self.data
+        level = self.data
         for part in key[:-1]:
-            at = at.setdefault(str(part), {})
-        at[str(key[-1])] = value
+            level = level.setdefault(str(part), {})
+        level[str(key[-1])] = value
         self._names[key] = name
 
     def _key(self, name: str) -> Key:
@@ -138,7 +139,7 @@ class Environment(File):
         return (section, int(number or 0), key)
 
     def line(self, problem: Problem, path: str | Path) -> str:
-        """Return a problem as one line, with the file or the variable that it is in."""
+        """Return a problem as one line, with the file or the variable to which it belongs."""
         key, name = problem.key, problem.variable
         for length in range(len(key), 0, -1):
             name = name or self._names.get(key[:length], "")
@@ -178,11 +179,14 @@ def _sections(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 _PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")
+"""Variables with the path of a model."""
 
 
 def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Return the names of all environment variables; without `known` sections those of what is built in."""
-    keys = [f"{section}__{key}".removeprefix("__") for section, found in (known or sections()).items() for key in found]
+    keys = [
+        f"{section}__{key}".removeprefix("__") for section, section_keys in (known or sections()).items() for key in section_keys
+    ]
     return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 
 
@@ -205,6 +209,7 @@ def _named(data: Any) -> Iterator[str]:
 
 
 def _without_nulls(data: Any) -> Any:
+    """Return data without keys whose value is null; raise ValueError for text that is not valid."""
     if isinstance(data, dict):
         return {
             _text(str(key)): value if key == "body" else _without_nulls(value)  # a body may send null
@@ -230,52 +235,54 @@ def _without_groups(edges: Any, path: Path) -> Any:
         PolicyError: a group has other keys, which are its members', or a member has no name.
     """
     listed = edges if isinstance(edges, list) else [edges]
-    if not any(isinstance(one, dict) and isinstance(one.get("variant"), list) for one in listed):
+    if not any(isinstance(edge, dict) and isinstance(edge.get("variant"), list) for edge in listed):
         return edges
-    found = []
-    for i, one in enumerate(listed):
-        members = one.get("variant") if isinstance(one, dict) else None
+    flat = []
+    for i, edge in enumerate(listed):
+        members = edge.get("variant") if isinstance(edge, dict) else None
         if not isinstance(members, list):
-            found.append(one)
+            flat.append(edge)
             continue
-        if other := [key for key in one if key not in {"variant", "view"}]:
+        if other := [key for key in edge if key not in {"variant", "view"}]:
             raise PolicyError(f"{path}: edge.{other[0]}: belongs in each [[edge.variant]], not beside them")
         if not all(isinstance(member, dict) and isinstance(member.get("name"), str) and member["name"] for member in members):
             raise PolicyError(f'{path}: edge.variant: expected sections [[edge.variant]], each with a name, as in name = "int8"')
-        view = {"view": one["view"]} if "view" in one else {}
+        view = {"view": edge["view"]} if "view" in edge else {}
         for member in members:
-            own = {k: v for k, v in member.items() if k != "name"}
-            found.append({**view, **own, "variant": member["name"], "group": f"[[edge]] {i + 1}"})
-    return found
+            rest = {k: v for k, v in member.items() if k != "name"}
+            flat.append({**view, **rest, "variant": member["name"], "group": f"[[edge]] {i + 1}"})
+    return flat
 
 
 def _toml(text: str) -> Any:
+    """Parse TOML; raise ValueError with a message that quotes no value."""
     try:
         return tomllib.loads(text)
     except ValueError as e:
         raise ValueError(f"is not TOML: {_toml_words(str(e), text)}") from None
 
 
-def _toml_words(said: str, text: str) -> str:
+def _toml_words(message: str, text: str) -> str:
     """Return the parser's message with the key of its line and what to write; without values, which may be secrets."""
-    at = re.search(r" \(at line (\d+), column \d+\)$", said)
-    line = text.splitlines()[int(at[1]) - 1] if at and int(at[1]) <= len(text.splitlines()) else ""
-    if at is None or (key := re.match(r"\s*([\w.-]{1,60})\s*([=:])|\s*\[+([\w.-]{1,60})\]", line)) is None:
-        return said
-    if said.startswith("Cannot overwrite a value") and key[1]:
-        return _twice(key[1]) + at[0]
+    place = re.search(r" \(at line (\d+), column \d+\)$", message)
+    line = text.splitlines()[int(place[1]) - 1] if place and int(place[1]) <= len(text.splitlines()) else ""
+    if place is None or (key := re.match(r"\s*([\w.-]{1,60})\s*([=:])|\s*\[+([\w.-]{1,60})\]", line)) is None:
+        return message
+    if message.startswith("Cannot overwrite a value") and key[1]:
+        return _twice(key[1]) + place[0]
     if key[3]:
         several = f"; several of them are [[{key[3]}]]" if key[3] in LISTS else ""
-        return f"the section [{key[3]}] is there twice{several}{at[0]}" if "twice" in said else said
+        return f"the section [{key[3]}] is there twice{several}{place[0]}" if "twice" in message else message
     hints = {
         "Invalid value": 'text is in straight quotes, as in "300ms"',
         "Expected '=' after": "a key and its value have = between",
     }
-    hint = next((f"; {words}" for start, words in hints.items() if said.startswith(start)), "")
-    return f"{key[1]}: {said[: at.start()]}{at[0]}{hint}"
+    hint = next((f"; {words}" for start, words in hints.items() if message.startswith(start)), "")
+    return f"{key[1]}: {message[: place.start()]}{place[0]}{hint}"
 
 
 def _json(text: str) -> Any:
+    """Parse JSON; raise ValueError with a message that quotes no value."""
     try:
         return json.loads(text, object_pairs_hook=_once)
     except _Twice as e:
@@ -289,10 +296,10 @@ def _json(text: str) -> Any:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; raise for a key that is there twice, where Python would keep the last."""
-    if len(found := dict(pairs)) < len(pairs):
+    if len(unique := dict(pairs)) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise _Twice(twice)
-    return found
+    return unique
 
 
 class _Twice(ValueError):
@@ -304,10 +311,12 @@ class _Twice(ValueError):
 
 
 def _twice(key: str) -> str:
+    """Return the message for a repeated key."""
     return f"the key {json.dumps(clean(key, MOST_QUOTED), ensure_ascii=False)} is there twice"
 
 
 def _yaml(text: str) -> Any:
+    """Parse YAML with unique keys and limited aliases; raise ValueError with a message that quotes no value."""
     try:
         import yaml
     except ImportError as e:
@@ -322,10 +331,10 @@ def _yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as e:
-        said = _YAML_QUOTED.sub(r"\1", e.problem or "an error")
+        message = _YAML_QUOTED.sub(r"\1", e.problem or "an error")
         if "'\\t'" in (e.problem or ""):
-            said = "found a tab, where YAML is indented with spaces"
-        raise ValueError(f"is not YAML: {said}{_at(e.problem_mark)}") from None
+            message = "found a tab, where YAML is indented with spaces"
+        raise ValueError(f"is not YAML: {message}{_at(e.problem_mark)}") from None
     except (yaml.YAMLError, ValueError) as e:
         raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None
 
@@ -335,6 +344,7 @@ _YAML_QUOTED = re.compile(r"""(\s*(?:'.'|'<[a-z ]+>'))|\s*['"].*""", re.DOTALL)
 
 
 def _at(mark: Any) -> str:
+    """Return the place of a YAML mark for a message."""
     return f" (at line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
 
 
@@ -378,9 +388,11 @@ def _unique_keys() -> Any:
 
 
 def _place(error: ValueError | RecursionError) -> str:
+    """Return the place and text of a JSON error."""
     if isinstance(error, json.JSONDecodeError):
         return f"an error at line {error.lineno}, column {error.colno}: {error.msg}"
     return str(error)
 
 
 _FORMATS = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
+"""Suffix -> parser."""

@@ -1,4 +1,4 @@
-"""Sections of targets: models on the device, endpoints over HTTP."""
+"""Policy sections of targets: models on the device, and endpoints of the cloud."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUP = "Any text: tells two groups of variants apart that are next to each othe
 
 
 def loaded_score(score: str, folder: Path) -> Any:
-    """Return the score of this name, or load the one saved at this path."""
+    """Return a score's name, or load the score saved at a path."""
     if score in SCORES:
         return score
     from edgeroute.confidence.learned import Learned
@@ -44,12 +44,12 @@ def loaded_score(score: str, folder: Path) -> Any:
 
 
 def cards(path: str) -> list[str]:
-    """Return the paths where the card of a model file may be."""
+    """Return the two paths at which the card of a model file may be."""
     return [str(Path(path).with_suffix(".json")), f"{path}.json"]
 
 
 class Target(Section, ABC):
-    """A model or an endpoint."""
+    """Base of sections of a model or an endpoint."""
 
     def files(self) -> list[str]:
         """Return the paths of the files that the section names."""
@@ -61,16 +61,18 @@ class Target(Section, ABC):
 
     @abstractmethod
     def make(self, folder: Path) -> Any:
-        """Make the router's argument for the section; relative paths start from `folder`."""
+        """Make the object for the router's argument; relative paths start from `folder`."""
 
 
 def _listed(value: Any) -> list[Any]:
+    """Return a value as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _resolved(value: Any, folder: Path) -> Any:
+    """Return a value with each path made absolute."""
     if isinstance(value, list | tuple):
-        return type(value)([_resolved(one, folder) for one in value])
+        return type(value)([_resolved(item, folder) for item in value])
     return at(folder, str(value)) if isinstance(value, Path) else value
 
 
@@ -83,11 +85,11 @@ class Model(Target):
     group: Text | None = Field(None, description=GROUP)
 
     def files(self) -> list[str]:
-        """Return the model, its card, its score, and what else is a path."""
-        given, own = self.given(), super().files()
+        """Return the paths of the model, its card, its score, and of other files that the section names."""
+        given, paths = self.given(), super().files()
         score = given.get("score")
-        own += [score] if isinstance(score, str) and score not in SCORES else []
-        return own if is_address(self.path) else [self.path, *([] if given.get("card") else cards(self.path)), *own]
+        paths += [score] if isinstance(score, str) and score not in SCORES else []
+        return paths if is_address(self.path) else [self.path, *([] if given.get("card") else cards(self.path)), *paths]
 
     def make(self, folder: Path) -> Any:
         """Make the model, not loaded yet."""
@@ -128,6 +130,7 @@ class ServedCloud(Cloud):
 
     @model_validator(mode="after")
     def _which(self) -> ServedCloud:
+        """Refuse a section that names no model."""
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
             raise refused("which model? Give model, or a url that ends in /v2/models/NAME")
         return self
@@ -159,6 +162,7 @@ class JsonCloud(Cloud):
     @field_validator("body", mode="after", check_fields=False)
     @classmethod
     def _template(cls, body: Any, info: ValidationInfo) -> Any:
+        """Check the body's template."""
         kind = info.data.get("body_type", "json")
         return checked_body(lambda: Body(body, kind, edge=bool(info.data.get("send_edge"))), body)
 
@@ -187,10 +191,10 @@ class InstalledCloud(Cloud):
     def make(self, folder: Path) -> Any:
         """Call the factory with the URL, the name, the further keys and the arguments of `Address`; return the endpoint."""
         given = self.model_dump(include={"name", "labels", "kind"}, exclude_none=True)
-        made = plugged(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))
-        if not hasattr(made, "talk"):
-            raise PolicyError(f"the entry point {self.protocol} of {PROTOCOLS} made no endpoint, but a {type(made).__name__}")
-        return made
+        endpoint = plugged(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))
+        if not hasattr(endpoint, "talk"):
+            raise PolicyError(f"the entry point {self.protocol} of {PROTOCOLS} made no endpoint, but a {type(endpoint).__name__}")
+        return endpoint
 
 
 PROTOCOLS = "edgeroute.protocols"
@@ -202,6 +206,7 @@ CLOUDS: dict[str, type[Cloud]] = {
 
 
 def _protocol(section: Any) -> str:
+    """Return the tag of a section's type, by its protocol."""
     name = str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
     return name if name in CLOUDS or name not in installed(PROTOCOLS) else PROTOCOLS
 
@@ -214,19 +219,19 @@ else:
 
 
 def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
-    """Return the router's `edge`, of models and their sections: neighbours that are variants of the same group are one.
+    """Return the router's `edge` from models and their sections; neighbouring variants of one group become one `Variants`.
 
     Raises:
         PolicyError: a group has one member, or two of one name.
     """
-    found = list[Any]()
-    for (named, _), run in groupby(zip(models, sections, strict=True), lambda one: (one[1].variant is not None, one[1].group)):
+    edges = list[Any]()
+    for (named, _), run in groupby(zip(models, sections, strict=True), lambda pair: (pair[1].variant is not None, pair[1].group)):
         members = list(run)
         if not named:
-            found += [model for model, _ in members]
+            edges += [model for model, _ in members]
             continue
         variants = {str(section.variant): model for model, section in members}
         if len(variants) < len(members):
             raise PolicyError("edge: two variants have the same name")
-        found.append(Variants(**variants))
-    return found[0] if len(found) == 1 else found or None
+        edges.append(Variants(**variants))
+    return edges[0] if len(edges) == 1 else edges or None

@@ -1,4 +1,4 @@
-"""Durations, sizes and shares as text with a unit: "300ms", "12h", "5MB", "1%"."""
+"""Values with a unit as text in policy files: durations, sizes and shares, such as "300ms", "12h", "5MB", "1%"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ SHARE = r"(100(?:\.0{1,9})?|[0-9]{1,2}(?:\.[0-9]{1,9})?)%"
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _LOOSE = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([a-z]*|%)\s*", re.IGNORECASE)
+"""A number with any word after it, for suggestions."""
 _WORDS = {"ms": "ms|msecs?|milli.*", "s": "s.*", "m": "m|min.*", "h": "h|hrs?|hours?", "d": "d|days?"}
+"""Unit -> words that are taken for it in suggestions."""
 
 
 def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "12h"') -> float:
@@ -32,14 +34,14 @@ def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "1
 
 
 def span(value: Any) -> float:
-    """Parse a duration above 0."""
+    """Parse a duration above 0 to seconds."""
     if not (seconds := duration(value)):
         raise expected("a duration of more than 0")
     return seconds
 
 
 def period(value: Any) -> float:
-    """Parse a duration from a second to a minute."""
+    """Parse a duration from a second to a minute to seconds."""
     words = 'a duration from "1s" to "60s"'
     if not 1 <= (seconds := duration(value, words=words)) <= 60:  # noqa: PLR2004 - said in the words
         raise expected(words)
@@ -88,16 +90,19 @@ def _near(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
 
 
 def _times(word: str) -> list[str]:
+    """Return the units of time that a word may mean."""
     return [unit for unit, words in _WORDS.items() if re.fullmatch(words, word)] if word else ["ms", "s"]
 
 
 def _sizes(word: str) -> list[str]:
+    """Return the units of size that a word may mean."""
     if named := re.fullmatch("(kilo|mega|giga)?bytes?", word):
         return [{"k": "KB", "m": "MB", "g": "GB"}.get((named[1] or "")[:1], "B")]
     return [unit for unit in BYTES if word in {unit.lower(), unit[:-1].lower()}][:1] if word else ["KB", "MB"]
 
 
 def _shares(word: str) -> list[str]:
+    """Return the unit of a share if a word may mean it."""
     return ["%"] if word in {"", "%", "percent"} else []
 
 

@@ -1,4 +1,4 @@
-"""The other value types, each with the words that messages use for it."""
+"""Types of the policy's values, with their validation and the words that messages use for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgeroute.policy.units import DURATION, duration, expected, text
 
 
 def said(words: str) -> WrapValidator:
-    """Return the type's own validation, with this message instead of pydantic's."""
+    """Return a validator that replaces pydantic's message by "expected `words`"."""
 
     def check(value: Any, inner: Any) -> Any:
         try:
@@ -43,20 +43,21 @@ def refused(text: str) -> PydanticCustomError:
 
 
 def not_only_cloud(value: Any) -> Any:
-    """Return the value; raise for that mode in a rule: the nearest name would be the opposite."""
+    """Return the value; raise for "only_cloud" in a rule: the nearest valid name would be the opposite."""
     if value == "only_cloud":
         raise refused(NO_ONLY_CLOUD)
     return value
 
 
 def _model(path: str) -> str:
+    """Return the path of a model file if a runtime has its suffix."""
     if suffix_of(path) is None:
         raise expected(f"a file that ends in {' or '.join(suffixes())}")
     return path
 
 
 def _providers(value: Any) -> list[Any]:
-    """Return the providers as given, checked: relative paths start from the policy's folder, which is not known here."""
+    """Check providers, and return them unchanged: relative paths start from the policy's folder, which is not known here."""
     if not isinstance(value, list) or not value:
         raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
     try:
@@ -67,12 +68,14 @@ def _providers(value: Any) -> list[Any]:
 
 
 def _hedge(value: Any) -> float | str:
+    """Parse a hedge: seconds of a duration, or a quantile or "auto" as text."""
     if isinstance(value, str) and re.fullmatch(HEDGE, value):
         return value
     return duration(value, words='a duration such as "300ms", a quantile from "p10" to "p99", or "auto"')
 
 
 def _url(url: str) -> str:
+    """Return an endpoint's address if it is valid; errors do not quote possible secrets."""
     if "@" in url or "%40" in url:
         raise refused("the address carries a user or password: give it as api_key or in headers")
     if "?" in url or "#" in url:
@@ -93,11 +96,13 @@ _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _SECRET_HEADER = re.compile(
     r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
 )
+""""name: value" of a header that looks like a secret."""
 _HEADER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LITERAL = 'a secret does not belong in a file: put it in an environment variable, and write { env = "ITS_NAME" } here'
 
 
 def _secret(value: Any) -> Secret:
+    """Return the `Secret` of `{ env = "NAME" }`; refuse a literal."""
     if isinstance(value, str):
         raise refused(_LITERAL)
     if not isinstance(value, dict) or set(value) != {"env"} or not re.fullmatch(_VARIABLE, str(value["env"])):
@@ -106,14 +111,16 @@ def _secret(value: Any) -> Secret:
 
 
 def _score(value: Any) -> str:
+    """Return the name of a score, or the path of a saved one."""
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
         return value
     raise refused(f"found {found(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
 
 
 def _thresholds(value: Any) -> Any:
-    if isinstance(value, list) and value and not any(isinstance(one, list) for one in value):
-        return [_thresholds(one) for one in value]
+    """Return thresholds: numbers, paths of certificates, or a list of them."""
+    if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
+        return [_thresholds(item) for item in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
@@ -121,20 +128,24 @@ def _thresholds(value: Any) -> Any:
 
 
 def _no_threshold() -> NoReturn:
+    """Raise the error for an invalid threshold."""
     raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
 
 
 def _verify(value: bool | str) -> bool | Path:
+    """Return a boolean or a path; refuse a word such as "yes"."""
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
         raise expected(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
     return value if isinstance(value, bool) else Path(value)
 
 
 def _paths(value: list[str]) -> tuple[Path, ...]:
+    """Return texts as paths."""
     return tuple(map(Path, value))
 
 
 def _pins(value: str | list[str]) -> str | list[str]:
+    """Check pins, and return them unchanged."""
     try:
         checked_pins(value)
     except PolicyError as e:
@@ -143,6 +154,7 @@ def _pins(value: str | list[str]) -> str | list[str]:
 
 
 def _codec(value: Any) -> Any:
+    """Check a payload codec, and return it unchanged; a missing package is reported when the codec is used."""
     try:
         payload_of(value)
     except RuntimeMissing:  # told when it is used
@@ -153,11 +165,12 @@ def _codec(value: Any) -> Any:
 
 
 def _header(name: str) -> str:
-    """Return a header's name as quoted: a name with spaces or colons may be a whole header, with its value."""
+    """Return a header's name for a message, unless it may be a whole header with its value."""
     return name if _HEADER.fullmatch(name) else "one of them"
 
 
 def _headers(value: Any) -> dict[str, str | Secret]:
+    """Return headers with secrets as `Secret`; refuse literals that look like secrets, and invalid names or values."""
     if not isinstance(value, dict):
         raise refused('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
     literal = [name for name, v in value.items() if isinstance(v, str) and _SECRET_HEADER.match(f"{name}: {v}")]
@@ -175,10 +188,11 @@ def _headers(value: Any) -> dict[str, str | Secret]:
 _SECRET_FIELD = re.compile(
     r"(api|access|secret|private)[_-]?key|.*(passw(or)?d|secret|credentials?)|(access|auth|api|bearer)[_-]?token|authorization"
 )
+"""Names of a body's keys that look like a secret."""
 
 
 def checked_body(make: Callable[[], object], body: Any) -> Any:
-    """Return a body's template as given, checked."""
+    """Check a body's template by making the body, and return the template unchanged; refuse literals that look like secrets."""
     literal = next(_literals(body), None)
     if literal is not None:
         raise refused(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')
@@ -190,7 +204,7 @@ def checked_body(make: Callable[[], object], body: Any) -> Any:
 
 
 def _literals(body: Any) -> Iterator[str]:
-    """Yield the keys of a body that look like a secret's, and have a text."""
+    """Yield the keys of a body, at any depth, that look like a secret's and have a text."""
     if isinstance(body, dict):
         for key, value in body.items():
             if isinstance(value, str) and value and not value.startswith("{") and _SECRET_FIELD.fullmatch(str(key).lower()):

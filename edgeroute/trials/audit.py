@@ -41,7 +41,7 @@ CALM = 10_000
 
 
 class Drawn(NamedTuple):
-    """Decision on a request, drawn at its arrival: its answer, and the side that gives it, have no part in it."""
+    """Draw of a request at its arrival, independent of its answer and of the side that gives it."""
 
     probability: float
     """Probability with which the request was drawn for an audit; 0: not drawn."""
@@ -58,10 +58,10 @@ class Sampler(ForkSafe):
     one: weighted by its inverse, the audits represent all requests.
 
     Args:
-        share: of the requests that are audited, 0..1.
-        scene: requests that a drift alarm counts are at least so far apart, 1 or more.
-        waiting: number of audits that wait to be made.
-        allowed: whether an audit may be made now.
+        share: share of the requests to audit, 0..1.
+        scene: minimum distance, in requests, of those that a drift alarm counts, 1 or more.
+        waiting: returns the number of waiting audits.
+        allowed: returns True if an audit may be made now.
         due: number of requests until the next that is counted for the deferral rate, from an earlier run; None: not known.
         full: number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, ...
     """
@@ -96,6 +96,7 @@ class Sampler(ForkSafe):
             return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
     def _draw(self) -> Drawn | None:
+        """Draw a request that has become due, and the distance to the next one; None: not drawn."""
         with self._lock:
             if self._left > 0:  # another thread's was drawn in its place
                 return None
@@ -128,11 +129,11 @@ class Sampler(ForkSafe):
             self._halvings, self._changed = waiting // self._full, number
         elif waiting == 0 and self._halvings and number - self._changed >= CALM:
             self._halvings, self._changed = self._halvings - 1, number
-        kept = 0.5**self._halvings
-        return self._share * kept if kept == 1 or random.random() < kept else 0.0  # noqa: S311
+        factor = 0.5**self._halvings
+        return self._share * factor if factor == 1 or random.random() < factor else 0.0  # noqa: S311
 
 
-# What is compared in audits: an edge's answer with the cloud's, and what that takes.
+# Comparison of an edge's answer with the cloud's, and the interfaces for it.
 
 NEVER = frozenset({"consent", "redaction", "view"})
 """Codes of calls that were not made and never will be for this input."""
@@ -143,7 +144,7 @@ class Audited(Protocol):
 
     @property
     def id(self) -> str:
-        """Id of its answer."""
+        """Id of the request's answer."""
 
     @property
     def inputs(self) -> Any:
@@ -186,7 +187,7 @@ class Bound(NamedTuple):
 
     def of(self, backends: Any) -> bool:
         """Return True if a request with these backends is compared."""
-        return backends is self.backends or any(backends is one for one in self.others)
+        return backends is self.backends or any(backends is other for other in self.others)
 
 
 class Comparison(NamedTuple):
@@ -224,8 +225,8 @@ def cloud_fields(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> di
     """Return the log fields of a shadow run about the cloud: time and cost of its answer, if known of this request alone."""
     more: dict[str, Any] = {UNHEARD: True}
     if cloud in costs:
-        started = {leg: at for kind, leg, at, _ in outcome.log if kind == "start"}
-        ended = next((at for kind, leg, at, _ in outcome.log if kind == "accepted" and leg == cloud), None)
+        started = {leg: instant for kind, leg, instant, _ in outcome.log if kind == "start"}
+        ended = next((instant for kind, leg, instant, _ in outcome.log if kind == "accepted" and leg == cloud), None)
         if ended is not None:
             more["cloud_s"] = round(ended - started[cloud], 6)
         spent = costs[cloud]
@@ -336,13 +337,13 @@ class Auditor(ForkSafe):
         """Monitor the thresholds of these targets from now on; the statistics of an unchanged certificate are retained.
 
         Args:
-            targets: of the policy.
-            certificates: of each target, if its threshold comes from one.
-            prints: by edge model name: fingerprints of everything that its answers and the cloud's depend on.
-            backends: of the policy.
+            targets: targets of the policy.
+            certificates: certificate of each target, if its threshold comes from one.
+            prints: edge model name -> fingerprints of everything that its answers and the cloud's depend on.
+            backends: backends of the policy.
             audit: new settings; None: those in force.
             full: as for `Sampler`.
-            others: further policies' backends, of arms, whose requests are audited, too.
+            others: backends of further policies, of arms, whose requests are audited, too.
 
         Raises:
             PolicyError: the settings are invalid.
@@ -352,8 +353,8 @@ class Auditor(ForkSafe):
         watches, tallies = {}, {}
         bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
         thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
-        for name, made in bound.prints.items():
-            of, had = (made, thresholds.get(name)), self._tallies.get(name)
+        for name, print_digest in bound.prints.items():
+            of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)
             tallies[name] = had if had is not None and had[0] == of else (of, Tally())
         for target, promise in zip(targets, certificates, strict=True):
             if target.side != "edge" or target.threshold is None:
@@ -398,11 +399,11 @@ class Auditor(ForkSafe):
         """Audit or count a request that was drawn when it arrived; never raises.
 
         Args:
-            drawn: as it was drawn.
-            request: itself.
-            outcome: of its walk.
-            costs: by leg, as far as they are known.
-            unlike: clouds' legs that were asked otherwise than certificates have it: their answers are not compared.
+            drawn: result of `arrives`.
+            request: the request.
+            outcome: outcome of its walk.
+            costs: leg -> cost, as far as known.
+            unlike: clouds' legs that were called otherwise than certificates assume: their answers are not compared.
         """
         self._used = True
         try:
@@ -420,17 +421,17 @@ class Auditor(ForkSafe):
             if self._early.get(identity) is _NONE:
                 self._early[identity] = truth  # taken once the cloud has answered
                 return True
-            one = self._unlabelled.pop(identity, None)
-        if one is None:
+            waiting = self._unlabelled.pop(identity, None)
+        if waiting is None:
             return False
         agrees = self.audit.agrees or same
-        edge, cloud = (float(call_contained(agrees, value, truth)) for value in (one.edge, one.cloud))
+        edge, cloud = (float(call_contained(agrees, value, truth)) for value in (waiting.edge, waiting.cloud))
         with self._lock:
-            watch = self._watches.get(one.leg.name)
-            counted = watch is not None and one.counted and one.leg.threshold == watch.threshold
+            watch = self._watches.get(waiting.leg.name)
+            counted = watch is not None and waiting.counted and waiting.leg.threshold == watch.threshold
             news = watch is not None and watch.reported(edge=edge, cloud=cloud, counted=counted)
             if news and watch is not None:
-                self._report(one.leg.name, watch)
+                self._report(waiting.leg.name, watch)
                 self._note()
         if news:
             self._changed()
@@ -465,7 +466,7 @@ class Auditor(ForkSafe):
         news = False
         legs = request.plan.legs
         marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
-        for leg, below in [*((one.leg, True) for one in request.plan.unsure), *marks]:
+        for leg, below in [*((unsure.leg, True) for unsure in request.plan.unsure), *marks]:
             with self._lock:
                 watch = self._watches.get(leg.name)
                 if watch is not None and watch.sampled(leg.threshold, below=below):
@@ -502,37 +503,38 @@ class Auditor(ForkSafe):
             pending = [] if answer is not None else edges
             if self.audit.labelled and pending and pending[-1].how == "shadow":
                 self._early[request.id] = _NONE
-            one = Pending(request, drawn, bound, answer, ask, pending, rehearse, cloud_fields(outcome, cloud, costs))
-            self._jobs.put(Job(partial(self._finish, one), lambda: answer is not None or self._asks.room(request, cloud)))
+            audit = Pending(request, drawn, bound, answer, ask, pending, rehearse, cloud_fields(outcome, cloud, costs))
+            self._jobs.put(Job(partial(self._finish, audit), lambda: answer is not None or self._asks.room(request, cloud)))
         self._jobs.start()
 
-    def _finish(self, one: Pending) -> None:
+    def _finish(self, audit: Pending) -> None:
         """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks."""
-        answer, identity = one.cloud, one.request.id
+        answer, identity = audit.cloud, audit.request.id
         try:
-            if one.ask is not None:
-                event = one.ask()
+            if audit.ask is not None:
+                event = audit.ask()
                 if type(event) is not Done:
                     return
                 answer = event.answer
             assert answer is not None, "it was known, or asked for"
-            self._compare(identity, one.drawn, one.bound, one.edges, answer)
+            self._compare(identity, audit.drawn, audit.bound, audit.edges, answer)
         finally:
             with self._lock:
                 truth = self._early.pop(identity, _NONE)
         if truth is not _NONE:
             self.report(identity, truth)
-        if one.rehearse is None or one.bound is not self._bound:  # then the models may be closed
+        if audit.rehearse is None or audit.bound is not self._bound:  # then the models may be closed
             return
-        runs = one.rehearse()
-        if one.bound is self._bound:
+        runs = audit.rehearse()
+        if audit.bound is self._bound:
             edges = [
-                Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", run_fields(run, one.more))
+                Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", run_fields(run, audit.more))
                 for run in runs
             ]
-            self._compare(one.request.id, one.drawn, one.bound, edges, answer)
+            self._compare(audit.request.id, audit.drawn, audit.bound, edges, answer)
 
     def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
+        """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels."""
         news = False
         for leg, edge, how, more in edges:
             agrees = edge is not None and bool(call_contained(self.audit.agrees or same, edge.value, cloud.value))
@@ -545,7 +547,7 @@ class Auditor(ForkSafe):
                 "agrees": agrees, "audited": how, "probability": drawn.probability,
                 "fingerprints": bound.prints.get(leg.name, ""), **more,
             }  # fmt: skip
-            self._journalled(line)
+            self._write_line(line)
             with self._lock:
                 if bound is not self._bound:
                     continue
@@ -568,7 +570,8 @@ class Auditor(ForkSafe):
         if news:
             self._changed()
 
-    def _journalled(self, line: Mapping[str, Any]) -> None:
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        """Write a line to the journal; an error is logged once."""
         if self._journal is None:
             return
         try:
@@ -579,17 +582,20 @@ class Auditor(ForkSafe):
                 log.warning("an audit could not be noted: %s", what)
 
     def _note(self) -> None:
+        """Store the monitors' states for later runs."""
         if self._kept is not None:
             for name, watch in self._watches.items():
                 self._kept.put(f"audit:{name}", watch.dump())
 
     def _report(self, name: str, watch: DriftMonitor) -> None:
-        said = "" if watch.alarm is None else watch.alarm.what
-        log.warning("%s: %s; %s; calibrate again", name, said, watch.reaction)
-        self._alarm(name, said)
+        """Log a monitor's alarm, and call `alarm`."""
+        alarm_text = "" if watch.alarm is None else watch.alarm.what
+        log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
+        self._alarm(name, alarm_text)
 
 
 def _allowed(asks: Asks) -> bool:
+    """Return True if an audit may be made; errors are logged."""
     try:
         return asks.allowed()
     except Exception:

@@ -51,7 +51,7 @@ class Audit(NamedTuple):
 
 
 class Alarm(NamedTuple):
-    """A guarantee that is no longer trusted."""
+    """Alarm about a guarantee that is no longer trusted."""
 
     at: float
     """Seconds since 1970."""
@@ -94,7 +94,7 @@ class DriftMonitor:
             self._fewer = Drift(1 - low) if 0 < low < 1 else None
 
     def target(self, target: Target) -> Target:
-        """Return the target with its effective threshold and label, and remember them."""
+        """Return the target with its effective threshold and label, and store it."""
         self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
 
@@ -125,10 +125,10 @@ class DriftMonitor:
         return True
 
     def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
-        """Record how right an audited answer of the edge was, 0..1, and the cloud's. Return True if that raises an alarm.
+        """Record the correctness of an audited answer of the edge and of the cloud's, 0..1. Return True if that raises an alarm.
 
         Raises:
-            ValueError: one is NaN or outside 0..1.
+            ValueError: a value is NaN or outside 0..1.
         """
         if not (0 <= edge <= 1 and 0 <= cloud <= 1):
             raise ValueError(f"how right an answer is, is a number from 0 to 1, not {edge} or {cloud}")
@@ -140,13 +140,13 @@ class DriftMonitor:
         if not self._tested(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
             return False
         of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
-        said = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
+        text = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
         most = (
             f"at most {self.limit:.2%} may be wrong"
             if errors
             else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
         )
-        self._alarmed(f"{said}, {'and ' if errors else ''}{most}")
+        self._alarmed(f"{text}, {'and ' if errors else ''}{most}")
         return True
 
     def _tested(self, x: float, *, counted: bool) -> bool:
@@ -177,14 +177,14 @@ class DriftMonitor:
         """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm."""
         if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
-        for drift, one, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
+        for drift, hit, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
             if drift is None or drift.alarmed:
                 continue
-            drift.add(float(one))
+            drift.add(float(hit))
             if drift.alarmed and self.alarm is None:
                 rate = drift.ones / drift.count
                 share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
-                self._told(
+                self._set_alarm(
                     f"{what} inputs than usual are deferred, {share:.1%} of a sample of {drift.count:,}, where it was "
                     f"{'at most' if what == 'more' else 'at least'} {usual:.1%}",
                     "tell",
@@ -202,14 +202,14 @@ class DriftMonitor:
     def stats(self, name: str) -> AuditStats:
         """Return the statistics so far."""
         evidence = 0.0 if self._audits is None else self._audits.evidence
-        said = "" if self.alarm is None else self.alarm.what
-        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said, self.labelled)
+        alarm_text = "" if self.alarm is None else self.alarm.what
+        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
 
     def _alarmed(self, what: str) -> None:
         """Record an alarm of the audits, and raise the threshold as the settings say."""
         defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
         action = "tell" if defers else self._audit.on_alarm
-        self._told(what, action)
+        self._set_alarm(what, action)
         if action == "defer":
             self.at_least = INF
         elif action == "raise":
@@ -228,7 +228,8 @@ class DriftMonitor:
         highest = highest_certified(self.promise)
         return half if half <= highest else highest if self.at_least < highest else INF
 
-    def _told(self, what: str, action: OnAlarm) -> None:
+    def _set_alarm(self, what: str, action: OnAlarm) -> None:
+        """Set the alarm, with the date."""
         now = process.now()
         self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
 
@@ -277,6 +278,7 @@ class DriftMonitor:
 
 
 def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
+    """Return a stored test; a new one if it is unreadable."""
     try:
         return Drift.load(dumped["drift"][name], level)
     except (KeyError, TypeError, ValueError):

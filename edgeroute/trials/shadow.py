@@ -24,7 +24,7 @@ RISK = 0.05
 LARGEST = 50_000
 """Sample size from which intervals do not become narrower: an exact one of more would take too long."""
 PER = 1000
-"""Number of requests that savings are stated for."""
+"""Number of requests to which stated savings refer."""
 MB = 1e6
 
 
@@ -93,6 +93,7 @@ class _Weights:
         self.sum = self._squares = 0.0
 
     def add(self, weight: float) -> None:
+        """Add a weight."""
         self.sum += weight
         self._squares += weight * weight
 
@@ -107,6 +108,7 @@ class _Weights:
 
 
 def _number(value: Any) -> float | None:
+    """Return a non-negative finite number; None for other values."""
     return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else None
 
 
@@ -164,24 +166,25 @@ class Background(ForkSafe):
             with self._idle:
                 if not self._queue or self._running >= TOGETHER:
                     return
-                one, looks = self._queue.popleft(), self._looks
+                job, looks = self._queue.popleft(), self._looks
                 self._running += 1
             started = False
             try:
-                started = one.room() and self._submit(lambda one=one: self._run(one))  # type: ignore[misc]
+                started = job.room() and self._submit(lambda job=job: self._run(job))  # type: ignore[misc]
             finally:
                 with self._idle:
                     self._held_up = not started
                     if not started:
                         self._running -= 1
-                        self._queue.appendleft(one)
+                        self._queue.appendleft(job)
                         self._idle.notify_all()
             if not started and self._looks == looks:  # else somebody with news has looked while this one was not in the queue
                 return
 
-    def _run(self, one: Job) -> None:
+    def _run(self, job: Job) -> None:
+        """Run a job, in a thread of `submit`, and then start waiting ones; errors are logged."""
         try:
-            one.run()
+            job.run()
         except Exception:
             log.exception("an audit failed; no answer is touched by it")
         finally:

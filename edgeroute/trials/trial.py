@@ -69,7 +69,7 @@ class Trial(NamedTuple):
 
     @property
     def side(self) -> Literal["edge", "cloud"]:
-        """The side of what is on trial."""
+        """Side of the model or endpoint on trial."""
         return "cloud" if self.edge is None else "edge"
 
 
@@ -93,6 +93,7 @@ def checked(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
 
 
 def _checked(trial: Trial) -> Trial:
+    """Check one trial, and return it with its defaults filled in."""
     if (trial.edge is None) == (trial.cloud is None):
         raise PolicyError("trial: give either edge=, a model, or cloud=, an endpoint")
     defaults: dict[str, Any] = {"share": SHOWN if trial.shown else HIDDEN, **MARGINS[trial.side]}
