@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from netns import LONG, Namespace, needs_namespaces
@@ -307,7 +308,7 @@ def test_a_router_that_is_closed_as_a_breaker_opens(monkeypatch):
             return ""
 
     before = threads()
-    watched = health.EndpointHealth(lambda _: True, list, lambda: None)
+    watched = health.EndpointHealth(SimpleNamespace(breaker_changed=lambda *_: None))
     monkeypatch.setattr(watched, "_lock", ThenClosed())  # private: the moment when a thread leaves the lock is seen nowhere else
     watched.opened(Away())
     assert len(left) == 2, "another thread has closed it"

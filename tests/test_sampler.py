@@ -91,11 +91,10 @@ def test_sensors_that_no_policy_uses_are_not_read():
     with make(device, rules=None) as router:
         assert router.infer(1).source == "cloud"
         assert (device.reads, ours()) == (0, [])
-        engine, old = router.engine, router.engine.snapshot
+        engine = router.engine
 
         def use(rules):
-            policy = old.policy._replace(device_rules=tuple(rules))
-            replace(engine, lambda snapshot: snapshot._replace(policy=policy, plans={}), engine.spending.limits, metered=False)
+            replace(engine, engine.arguments._replace(rules=rules), engine.spending.limits, metered=False)
 
         use(LOW_RULE)
         device.again()

@@ -16,6 +16,7 @@ from test_threads import until_idle
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
 from edgeroute.cloud.backend import MAX_ABANDONED
 from edgeroute.observe.stats import TOGETHER
+from edgeroute.router.engine import decide_alone
 from edgeroute.router.legs import STUCK_MOST
 from edgeroute.system.threads import ThreadPool
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
@@ -108,7 +109,7 @@ def test_a_cloud_that_ignores_its_stop_is_counted_and_skipped(make, gate):
     router.engine.snapshot.clouds[0].guard.succeeded(None)  # of one that is not known to be well three runs are too many
     for _ in range(MAX_ABANDONED + 1):
         assert router.infer(1).source == "edge"
-    assert "skip cloud" in str(router.engine.decide(1, None, None, None))
+    assert "skip cloud" in str(decide_alone(router.engine, 1, None, None, None))
     runs = cloud.runs
     for _ in range(TOGETHER):
         router.infer(1)

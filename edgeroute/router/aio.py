@@ -21,7 +21,7 @@ from edgeroute.router.build import edges_of
 from edgeroute.router.conversation import AsyncConversation
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.tasks import drive
-from edgeroute.router.engine import Engine
+from edgeroute.router.engine import Engine, check_all
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
@@ -351,7 +351,7 @@ class AsyncRouter(BaseRouter[V]):
 
     async def check(self, *, timeout: float = 5.0) -> Check:
         """Load the models, ping the endpoints, and report, like `Router.check`."""
-        return await self._loop.in_thread(partial(self.engine.check, timeout))
+        return await self._loop.in_thread(partial(check_all, self.engine, timeout))
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""

@@ -20,7 +20,7 @@ from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
 from edgeroute.router.arguments import check_types
 from edgeroute.router.build import PolicyArguments, build
-from edgeroute.router.engine import Engine, Sensing, status_of
+from edgeroute.router.engine import Engine, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.parts import Instrumented, InstrumentedFromStart, Part, State
 from edgeroute.router.stages import Steps
@@ -93,14 +93,8 @@ def assemble(
 
         engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")
-    engine.health = EndpointHealth(
-        engine.cloud_threads.submit,
-        lambda: (b.guard for b in engine.snapshot.clouds),
-        lambda: None if engine.queue is None else engine.queue.delivery.wake(now=engine.health.outage_was_local()),
-        engine.instruments.breaker_changed if sinks else None,
-        loaded=engine.observe,
-        stays_home=lambda: engine.stays_home(read=True),
-    )
+    engine.health = EndpointHealth(engine)
+    engine.breaker_changed = engine.instruments.breaker_changed
     engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
     engine.snapshot = build(engine.arguments, partial(guard, engine))
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
@@ -113,7 +107,6 @@ def assemble(
     RULES[engine.snapshot.policy.offline].check(engine)
     for check in engine.parts.methods("check"):
         check(engine.snapshot)
-    engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
     observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
     if engine.snapshot.policy.device_rules or observer.limited:
         _first_reading(engine, sensors)
@@ -188,14 +181,7 @@ def _fix(
     parts: Sequence[Part],
 ) -> None:
     """Construct the parts that a reload leaves as they are."""
-
-    def note(what: str, identity: str) -> None:
-        if what in {"queued", "late"}:
-            engine.counts.note(what)
-        if sinks:
-            engine.instruments.outbox_changed(identity, what)
-
-    own: list[Part] = []
+    own: list[Part] = [engine.homebound]
     if sinks:
         kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
         own.append(kind(engine.instruments, engine.observer))
@@ -203,20 +189,15 @@ def _fix(
     if cache is not None:
         from edgeroute.router.caching import Caching
 
-        engine.caching = Caching(
-            cache,
-            note=engine.counts.note,
-            again=engine.again,
-            spawn=lambda steps: spawn(engine, steps),
-        )
+        engine.caching = Caching(cache, engine, spawn)
         own.append(engine.caching)
     if engine.checkpoint is not None and engine.ledger is not None:
         own.append(State(engine.checkpoint, engine.ledger, lambda: engine.snapshot.clouds))
     if outbox is not None:
         from edgeroute.router.offline_queue import OfflineQueue
 
-        engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
-    engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
+        engine.queue = OfflineQueue(outbox, engine)
+    engine.late = LateReplies(engine)
     engine.fallback = Fallback(engine)
     engine.fixed = tuple(own)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
@@ -23,6 +23,9 @@ from edgeroute.system import process
 from edgeroute.system.copies import copy_input
 from edgeroute.types import Answer
 
+if TYPE_CHECKING:
+    from edgeroute.observe.stats import Counts
+
 log = logging.getLogger("edgeroute")
 SHARE = 0.1
 """Share of the deadline for the cache's disk, or for the embedding of a text; after that the look-up counts as a miss."""
@@ -30,26 +33,30 @@ HELD_S = 1.0
 """Maximum seconds to wait for an equal request that shows its answer early: it goes on only as its reader does, who may stop."""
 
 
+class Owned(Protocol):
+    """The parts of a router that are needed."""
+
+    counts: Counts
+
+    def again(self, request: Request) -> Request:
+        """Return a new request equal to one that was served stale, for its revalidation."""
+
+
+Owner = TypeVar("Owner", bound=Owned)
+
+
 class Caching(Part):
     """Cache as a stage around the walk.
 
     Args:
         cache: the cache of answers.
-        note: counts an event by name: `cached`.
-        again: returns a new request equal to one that was served stale, for its revalidation.
+        router: counts answers, and makes the requests of revalidations.
         spawn: executes the steps of a revalidation in the background; returns False if there is no thread for them.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        *,
-        note: Callable[[str], object],
-        again: Callable[[Request], Request],
-        spawn: Callable[[Steps[None]], bool],
-    ) -> None:
+    def __init__(self, cache: Cache, router: Owner, spawn: Callable[[Owner, Steps[None]], bool]) -> None:
         self.cache, self.flights = cache, Flights()
-        self._note, self._again, self._spawn = note, again, spawn
+        self._router, self._spawn = router, partial(spawn, router)
         self.close = cache.close  # type: ignore[method-assign]
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
@@ -173,7 +180,7 @@ class Caching(Part):
 
     def _cached_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
         """Count a cached answer, and return it."""
-        self._note("cached")
+        self._router.counts.note("cached")
         return _answer(entry, source, request, note)
 
     def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
@@ -185,7 +192,7 @@ class Caching(Part):
 
         def steps() -> Steps[None]:
             try:
-                again = self._again(request)
+                again = self._router.again(request)
                 (result,) = yield from proceed([again])
                 self._settle(again, flight, result)
                 answer_of(result)
@@ -214,7 +221,7 @@ class Caching(Part):
             leader: id of the equal request.
             cached: its answer.
         """
-        self._note("cached")
+        self._router.counts.note("cached")
         entry = cached.given()
         note = f"shared with {leader}: {entry.reason}"
         return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)

@@ -60,51 +60,43 @@ class Sensing:
     """The sensors of one router.
 
     Args:
-        observer: reads them, and steps the rules.
-        snapshot: returns the policy in force.
-        observe: updates the facts, and with them the plans.
-        submit: runs a function in another thread, or returns False if it cannot.
+        engine: the router's.
     """
 
-    def __init__(
-        self,
-        observer: Observer,
-        snapshot: Callable[[], Snapshot],
-        observe: Callable[[], None],
-        submit: Callable[[Callable[[], None]], bool],
-    ) -> None:
-        self._observer, self._snapshot, self._observe, self._submit = observer, snapshot, observe, submit
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     def read(self) -> None:
         """Reads the sensors. Once other rules are in force, plans are made anew, and models freed or loaded again."""
-        self._observer.reads_at = INF
+        engine, observer = self._engine, self._engine.observer
+        observer.reads_at = INF
         try:
-            if self._observer.read():
-                cleared(self._snapshot())
-            if self._observer.limited and self._observer.energy.extra_w is not None:
-                self._observe()
-            self._free_or_load(self._snapshot())
+            if observer.read():
+                cleared(engine.snapshot)
+            if observer.limited and observer.energy.extra_w is not None:
+                engine.observe()
+            self._free_or_load(engine.snapshot)
         finally:
-            self._observer.schedule_read()
+            observer.schedule_read()
 
     def _free_or_load(self, snapshot: Snapshot) -> None:
         edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
-        rules = self._observer.facts.rules
+        rules = self._engine.observer.facts.rules
         if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
             for backend in edges:
                 call_quietly(backend.unload, "freeing an edge model")
         elif freed := [backend for backend in edges if backend.unloaded and not backend.loading]:
             for backend in freed:
                 backend.loading = True
-            self._observe()
-            if not self._submit(partial(self._load, freed)):
+            self._engine.observe()
+            if not self._engine.local_threads.submit(partial(self._load, freed)):
                 self._load(freed)
 
     def _load(self, freed: list[EdgeBackend]) -> None:
         """Loads models that were freed; meanwhile calls go to the next target."""
         for backend in freed:
             call_quietly(backend.load, "loading an edge model again")
-        self._observe()
+        self._engine.observe()
 
 
 # After a walk: what failed is logged; and which thresholds are in force.
@@ -175,10 +167,10 @@ class Engine(ForkSafe):
     snapshot: Snapshot
     counts: Counts
     observer: Observer
-    sensing: Sensing
     spending: SharedSpending
     health: EndpointHealth
     instruments: Instruments
+    breaker_changed: Callable[[str, str], None]
     edge_threads: ThreadPool
     cloud_threads: ThreadPool
     local_threads: ThreadPool
@@ -196,6 +188,7 @@ class Engine(ForkSafe):
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
+        self.sensing = Sensing(self)
         self.homebound = Homebound(None if state is None else state / "conversations.db")
         self.caching: Caching | None = None
         self.queue: OfflineQueue | None = None
@@ -396,6 +389,17 @@ class Engine(ForkSafe):
                 self.snapshot = snapshot
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
+    def resume(self) -> None:
+        """Have the outbox deliver now, if there is one: a cloud is back."""
+        if self.queue is not None:
+            self.queue.delivery.wake(now=self.health.outage_was_local())
+
+    def note(self, what: str, identity: str) -> None:
+        """Count and report what happened to a request for the outbox."""
+        if what in {"queued", "late"}:
+            self.counts.note(what)
+        self.instruments.outbox_changed(identity, what)
+
     def on_late(self, function: Callable[..., object]) -> None:
         """Registers a function for late answers."""
         self.late.on_late(function)
@@ -410,24 +414,6 @@ class Engine(ForkSafe):
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         found = self.counts.snapshot(seen, self.spending.spent().usd)
         return found._replace(**self.parts.figures(), **self.observer.energy.stats_fields(self.snapshot.backends))
-
-    def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
-        """The route that this input would take, without sending anything."""
-        from edgeroute.router.preflight import decide
-
-        request = self.request(x, mode, deadline, data_class)
-        legs = self.legs([request])
-        return blocking.drive_inline(decide(request.plan, legs, self.audited), legs.run)
-
-    def check(self, timeout: float) -> Check:
-        """Status of models and endpoints, and what may leave."""
-        from edgeroute.router.preflight import check
-
-        check_seconds("timeout", timeout)
-        found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
-        observer = self.observer
-        told = [*observer.rules(), *observer.budget(), *observer.lacking(self.snapshot.backends)]
-        return found._replace(lines=(*found.lines, *told))
 
     def use(self, *parts: Part) -> None:
         """Have these parts, which may change at a reload, take part in calls from now on, beside the fixed ones."""
@@ -451,9 +437,29 @@ class Engine(ForkSafe):
         steps += [] if self.queue is None else [self.queue.close]
         steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
         steps += [backend.close for backend in made_of(self.snapshot).values()]
-        steps += [lambda: self.observer.book(None, monotonic()), self.homebound.close, *reversed(self.parts.methods("close"))]
+        steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
         for close in steps:
             call_quietly(close, "closing a router")
+
+
+def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
+    """Return the route that this input would take, without sending anything."""
+    from edgeroute.router.preflight import decide
+
+    request = engine.request(x, mode, deadline, data_class)
+    legs = engine.legs([request])
+    return blocking.drive_inline(decide(request.plan, legs, engine.audited), legs.run)
+
+
+def check_all(engine: Engine, timeout: float) -> Check:
+    """Return the status of models and endpoints, and what may leave."""
+    from edgeroute.router.preflight import check
+
+    check_seconds("timeout", timeout)
+    found = check(engine.snapshot, timeout, engine.audited, engine.stays_home(read=True))
+    observer = engine.observer
+    lines = [*observer.rules(), *observer.budget(), *observer.lacking(engine.snapshot.backends)]
+    return found._replace(lines=(*found.lines, *lines))
 
 
 # The status of a router: statistics, limits, outbox, device.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgeroute.router.caching import Caching
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.outbox import Late
+    from edgeroute.system.threads import ThreadPool
 
 log = logging.getLogger("edgeroute")
 AGREES = "it agrees with the provisional answer"
@@ -35,14 +36,17 @@ CORRECTS = "it corrects that"
 """Note in the reason of a cloud's answer that differs from the edge's answer shown before."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
-Submit = Callable[[Callable[[], object]], bool]
 
 
 class Parts(Protocol):
-    """Optional parts of a router that an offline rule may need."""
+    """The parts of a router that an offline rule, or a late reply, may need."""
 
     caching: Caching | None
     queue: OfflineQueue | None
+    local_threads: ThreadPool
+
+    def note(self, what: str, identity: str) -> None:
+        """Count and report what happened to a request."""
 
 
 class OfflineRule(Protocol):
@@ -241,16 +245,14 @@ class LateReplies(ForkSafe):
     """Handler of cloud replies after the deadline: passes them to the cache, the outbox and `on_late` functions.
 
     Args:
-        parts: cache and outbox, if any.
-        submit: runs a job in a thread that cloud calls cannot exhaust; returns False if there is none.
-        note: counts `late`.
+        parts: cache and outbox, if any, and threads that cloud calls cannot exhaust.
     """
 
     _storing = per_process(threading.RLock)
     """Lock held while a reply is stored. After `close` none is, since that would open the files again."""
 
-    def __init__(self, parts: Parts, submit: Submit, note: Callable[[str, str], object]) -> None:
-        self._parts, self._submit, self._note = parts, submit, note
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._functions: list[Callable[[Late], object]] = []
         self._closed = False
 
@@ -286,7 +288,7 @@ class LateReplies(ForkSafe):
             return  # the outbox still has the request, and the next run sends it again
         if here:
             self._handle(request, event)
-        elif not self._submit(partial(self._handle, request, event)):
+        elif not self._parts.local_threads.submit_later(partial(self._handle, request, event)):
             log.error("the late answer to %s could not be handed on: no thread was free", request.id)
 
     def _handle(self, request: Request, event: Event) -> None:
@@ -317,7 +319,7 @@ class LateReplies(ForkSafe):
             if queue is not None:
                 queue.outbox.ready(request.id, named(event.error) if type(event) is Failed else "")
             return True
-        self._note("late", request.id)
+        self._parts.note("late", request.id)
         if caching is not None:
             caching.store_late(request, event)
         if queue is not None:

@@ -20,6 +20,7 @@ from unicodedata import normalize
 from edgeroute.core.egress import Denied, Rules, permit
 from edgeroute.core.policy import Mode
 from edgeroute.errors import StoreError
+from edgeroute.router.parts import Part
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import now
 
@@ -290,7 +291,7 @@ MOST_AWAITED: Final = 10_000
 """Maximum calls whose answers will be digested."""
 
 
-class Homebound:
+class Homebound(Part):
     """Recogniser of private conversations: stores digests of calls that had to stay, and of their answers.
 
     A call has to stay by its data class, by its own mode `only_edge`, or because its messages are those of such a call.

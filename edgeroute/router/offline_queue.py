@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.cloud.backend import CloudBackend, Escalated
 from edgeroute.core.egress import Denied, permit
@@ -106,32 +106,36 @@ class _Job(NamedTuple):
         return self.walked.request.id
 
 
+class Owner(Protocol):
+    """The parts of a router that are needed."""
+
+    snapshot: Snapshot
+
+    def note(self, what: str, identity: str) -> None:
+        """Count and report what happened to a request."""
+
+    def stays_home(self, *, read: bool = False) -> str:
+        """Return the reason why nothing leaves the device by itself now; empty: it may."""
+
+
 class OfflineQueue:
     """Storing of requests in an outbox, and their delivery when the cloud is back.
 
     Args:
         outbox: the file.
-        snapshot: returns the policy in force.
-        note: called with an event and the request's id: `queued`; `not queued`, after its answer promised otherwise; `damaged`,
-            of a row in the outbox.
-        stays_home: returns the reason why nothing leaves the device by itself now; empty: it may.
+        router: has the policy in force, and is told what happens to a request: `queued`; `not queued`, after its answer promised
+            otherwise; `damaged`, of a row in the outbox.
     """
 
     UNSETTLED = QUEUED, BEING_QUEUED
     """Notes of requests that get a late answer."""
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        snapshot: Callable[[], Snapshot],
-        note: Callable[[str, str], object],
-        stays_home: Callable[[], str] = lambda: "",
-    ) -> None:
-        self.outbox, self._snapshot, self._note, self._stays_home = outbox, snapshot, note, stays_home
+    def __init__(self, outbox: Outbox, router: Owner) -> None:
+        self.outbox, self._router = outbox, router
         self._storing: dict[str, Future[None]] = {}
         """Id of a request being stored -> future to which jobs for the time after are attached."""
         self._refusal = ""  # reason of a closed queue to store nothing
-        outbox.report_damaged = partial(note, "damaged")
+        outbox.report_damaged = partial(router.note, "damaged")
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
         self.delivery = Delivery(
             outbox, self.send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
@@ -188,7 +192,7 @@ class OfflineQueue:
     def _failed(self, identity: str, note: str) -> None:
         """Log and report a request that is not on disk, though its answer promised that it is being queued."""
         log.error("%s was being queued when its deadline came, and is %s", identity, note)
-        self._note("not queued", identity)
+        self._router.note("not queued", identity)
 
     def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
         """Store jobs in transactions of `TOGETHER`; yield each row and its note. At the end late answers are released."""
@@ -225,7 +229,7 @@ class OfflineQueue:
             return f"{NOT_QUEUED}: {named(put)}"
         if not put.stored:
             return f"{NOT_QUEUED}: {put.reason}"
-        self._note("queued", job.id)
+        self._router.note("queued", job.id)
         return QUEUED
 
     def forget(self, identity: str) -> None:
@@ -242,9 +246,9 @@ class OfflineQueue:
             PolicyError, MayNotLeave: it can never be sent.
             CloudError: no answer; or nothing leaves the device by itself now. The entry stays in the outbox.
         """
-        if why := self._stays_home():
+        if why := self._router.stays_home(read=True):
             raise Held(f"nothing leaves by itself: {why}")
-        snapshot = self._snapshot()
+        snapshot = self._router.snapshot
         backend, allowed = _receiver(snapshot.clouds, entry), permit(snapshot.policy.rules, entry.data_class)
         if isinstance(allowed, Denied):
             raise MayNotLeave(allowed.why)

@@ -16,7 +16,7 @@ from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base import BaseRouter, Spawn
 from edgeroute.router.build import edges_of
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
-from edgeroute.router.engine import Engine
+from edgeroute.router.engine import Engine, check_all, decide_alone
 from edgeroute.router.legs import LegExecutor, run_first
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
@@ -349,7 +349,7 @@ class Router(BaseRouter[V]):
             BadInput: the edge model cannot take it.
             PolicyError: as `infer`.
         """
-        return self.engine.decide(x, mode, deadline, data_class)
+        return decide_alone(self.engine, x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:
         """Load the models, ping the endpoints, and report what may leave, where to, and what is missing.
@@ -357,7 +357,7 @@ class Router(BaseRouter[V]):
         Args:
             timeout: seconds for each endpoint.
         """
-        return self.engine.check(timeout)
+        return check_all(self.engine, timeout)
 
     def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model on the device and run it twice, so that the first request does not wait for that.
