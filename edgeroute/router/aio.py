@@ -18,7 +18,6 @@ from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base import BaseRouter, Spawn
 from edgeroute.router.build import edges_of
-from edgeroute.router.conversation import AsyncConversation
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine, check_all
@@ -27,7 +26,6 @@ from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, i
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
-from edgeroute.router.session import AsyncSession
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm import Warmed, Warming, view_samples, warm_up, warm_up_async
@@ -36,7 +34,9 @@ from edgeroute.types import Answer, V
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgeroute.router.conversation import AsyncConversation
     from edgeroute.router.live.tasks import AsyncAudio, AsyncFrames
+    from edgeroute.router.session import AsyncSession
     from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
@@ -320,10 +320,14 @@ class AsyncRouter(BaseRouter[V]):
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that keeps its messages, like `Router.conversation`."""
+        from edgeroute.router.conversation import AsyncConversation
+
         return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
         """Return a stream of inputs, like `Router.session`, for `async with`."""
+        from edgeroute.router.session import AsyncSession
+
         return AsyncSession(self)
 
     async def decide(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgeroute.edge.backend import TURN, Turn
 from edgeroute.errors import BadInput, Closed
@@ -16,21 +16,33 @@ from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-    from edgeroute.router.aio import AsyncRouter  # noqa: TC004 - in functions that are not called
-    from edgeroute.router.router import Router  # noqa: TC004
+    from edgeroute.core.policy import Mode
 
-P = ParamSpec("P")
-R = TypeVar("R")
+
 _END: Any = object()
 
 
-def typed_as(
-    _method: Callable[[], Callable[Concatenate[Any, P], Any]],
-) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """Return a decorator that changes nothing; type checkers take the arguments of the other method, which is not called."""
-    return lambda own: own
+class CallOptions(TypedDict, total=False):
+    """Options of each call of a router, for type checkers."""
+
+    mode: Mode | None
+    deadline: float | None
+    data_class: str | None
+
+
+class InferOptions(CallOptions, total=False):
+    """Options of `Router.infer`."""
+
+    importance: float
+
+
+class StreamOptions(CallOptions, total=False):
+    """Options of `Router.stream`."""
+
+    first_token: float | None
+    restart: bool
 
 
 class States(ForkSafe):
@@ -107,8 +119,7 @@ class Session(States):
     The cache is not used. One call at a time.
     """
 
-    @typed_as(lambda: Router.infer)
-    def infer(self, x: Any, **options: Any) -> Answer:
+    def infer(self, x: Any, **options: Unpack[InferOptions]) -> Answer:
         """Return the answer to the next input of the stream.
 
         Args:
@@ -122,14 +133,12 @@ class Session(States):
         with self._turn() as turn, _current(turn):
             return self._router.infer(x, **options)  # type: ignore[no-any-return]
 
-    @typed_as(lambda: Router.infer_many)
-    def infer_many(self, batch: Sequence[Any], **options: Any) -> list[Answer]:
+    def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
         """Return the answers to the next inputs, as `Router.infer_many`; a model with a state runs them one after the other."""
         with self._turn() as turn, _current(turn):
             return self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
-    @typed_as(lambda: Router.refine)
-    def refine(self, x: Any, **options: Any) -> Generator[Answer, None, None]:
+    def refine(self, x: Any, **options: Unpack[CallOptions]) -> Generator[Answer, None, None]:
         """Yield the answers to the next input, as `Router.refine`. Closed early, it leaves the state unchanged."""
         return self._refined(self._router.refine(x, **options))
 
@@ -139,8 +148,7 @@ class Session(States):
             while (answer := _next(turn, answers)) is not _END:
                 yield answer
 
-    @typed_as(lambda: Router.stream)
-    def stream(self, x: Any, **options: Any) -> Stream:
+    def stream(self, x: Any, **options: Unpack[StreamOptions]) -> Stream:
         """Return the answer to the next input in pieces, as `Router.stream`. Left early, it leaves the state unchanged."""
         return Stream(self._pieces(self._router.stream(x, **options)))
 
@@ -163,28 +171,24 @@ class Session(States):
 class AsyncSession(States):
     """Stream of inputs of an `AsyncRouter`: `async with router.session() as s: await s.infer(chunk)`. See `Session`."""
 
-    @typed_as(lambda: AsyncRouter.infer)
-    async def infer(self, x: Any, **options: Any) -> Answer:
+    async def infer(self, x: Any, **options: Unpack[InferOptions]) -> Answer:
         """Return the answer to the next input; see `Session.infer`. Cancelling the call leaves the state unchanged."""
         with self._turn() as turn, _current(turn):
             return await self._router.infer(x, **options)  # type: ignore[no-any-return]
 
-    @typed_as(lambda: AsyncRouter.infer_many)
-    async def infer_many(self, batch: Sequence[Any], **options: Any) -> list[Answer]:
+    async def infer_many(self, batch: Sequence[Any], **options: Unpack[CallOptions]) -> list[Answer]:
         """Return the answers to the next inputs; see `Session.infer_many`."""
         with self._turn() as turn, _current(turn):
             return await self._router.infer_many(batch, **options)  # type: ignore[no-any-return]
 
-    @typed_as(lambda: AsyncRouter.refine)
-    async def refine(self, x: Any, **options: Any) -> AsyncGenerator[Answer, None]:
+    async def refine(self, x: Any, **options: Unpack[CallOptions]) -> AsyncGenerator[Answer, None]:
         """Yield the answers to the next input; see `Session.refine`."""
         with self._turn() as turn:
             async with aclosing(self._router.refine(x, **options)) as answers:
                 while (answer := await _anext(turn, answers)) is not _END:
                     yield answer
 
-    @typed_as(lambda: AsyncRouter.stream)
-    def stream(self, x: Any, **options: Any) -> AsyncStream:
+    def stream(self, x: Any, **options: Unpack[StreamOptions]) -> AsyncStream:
         """Return the answer to the next input in pieces; see `Session.stream`."""
         return AsyncStream(self._pieces(self._router.stream(x, **options)))
 
