@@ -203,6 +203,14 @@ def test_the_first_snippet_runs_anywhere(tmp_path):
     assert re.fullmatch(pattern, done.stdout), done.stdout + done.stderr
 
 
+def test_pages_for_users_have_at_most_55000_words():
+    """With the README, counted as `wc -w` does; pages in the tab of internals are not for users."""
+    yaml = pytest.importorskip("yaml")
+    tabs = {name: pages for tab in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] for name, pages in tab.items()}
+    pages = [page for page in PAGES if page.name not in {*tabs["Internals"], "CONTRIBUTING.md"}]
+    assert sum(len(page.read_text().split()) for page in pages) <= 55_000
+
+
 def test_the_page_of_installing_has_each_extra():
     """In its list, and no other."""
     tomllib = pytest.importorskip("tomllib")
