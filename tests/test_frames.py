@@ -817,8 +817,8 @@ def test_an_hour_of_frames_holds_memory_flat(monkeypatch):
                 elif not (so_far := flow.stats()).in_flight and so_far.answered == so_far.read - so_far.dropped:
                     break
                 else:  # an edge or a cloud is at it in a thread, where no time passes
-                    assert bell.wait(LONG)
-                    bell.clear()
+                    assert bell.event.wait(LONG)
+                    bell.event.clear()
             if number in {1_801, 107_999}:
                 del update
                 gc.collect()
