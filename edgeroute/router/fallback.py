@@ -49,8 +49,8 @@ class Parts(Protocol):
         """Count and report what happened to a request."""
 
 
-class OfflineRule(Protocol):
-    """Rule for a request whose cloud was needed and did not answer."""
+class OfflineRule:
+    """Rule for a request whose cloud was needed and did not answer; by itself the rule `edge`: the degraded edge's answer."""
 
     def check(self, parts: Parts) -> None:
         """Raise PolicyError if a part that this rule needs is missing."""
@@ -58,32 +58,16 @@ class OfflineRule(Protocol):
     def expect(self, walked: Walked, parts: Parts) -> None:
         """Prepare for late replies of the request's legs, which may come from now on; `answers` or `forget` follows."""
 
-    def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """Return an answer, or the exception to raise, for each request."""
-
     def forget(self, walked: Walked, parts: Parts) -> None:
         """Undo `expect` for a request whose call was interrupted before `answers`."""
 
-
-class EdgeStands:
-    """Offline rule `edge`: return the edge's answer, marked degraded."""
-
-    def check(self, parts: Parts) -> None:
-        """Do nothing: the rule needs no part."""
-
-    def expect(self, walked: Walked, parts: Parts) -> None:
-        """Do nothing."""
-
-    def forget(self, walked: Walked, parts: Parts) -> None:
-        """Do nothing."""
-
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
-        """Return the best available answers."""
+        """Return an answer, or the exception to raise, for each request."""
         return [best(walked) for walked in walks]
         yield
 
 
-class Raises(EdgeStands):
+class Raises(OfflineRule):
     """Offline rule `raise`: raise NoAnswer."""
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
@@ -92,7 +76,7 @@ class Raises(EdgeStands):
         yield
 
 
-class Stale(EdgeStands):
+class Stale(OfflineRule):
     """Offline rule `stale`: return a stale cache entry; without one, the edge's answer."""
 
     def check(self, parts: Parts) -> None:
@@ -111,7 +95,7 @@ class Stale(EdgeStands):
         return results
 
 
-class Queue(EdgeStands):
+class Queue(OfflineRule):
     """Offline rule `queue`: return the edge's answer, and store the request to send it later."""
 
     def check(self, parts: Parts) -> None:
@@ -140,7 +124,7 @@ class Queue(EdgeStands):
         return [best(walked, note, final=note not in queue.UNSETTLED) for walked, note in zip(walks, notes, strict=True)]
 
 
-RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
+RULES: Mapping[Offline, OfflineRule] = {"edge": OfflineRule(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
 """Rule by the policy's `offline`."""
 
 
