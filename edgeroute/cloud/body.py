@@ -1,7 +1,7 @@
 """Bodies of requests to HTTP APIs: a template with placeholders, filled with an input; as JSON, multipart or form fields.
 
-A template is a JSON value. In its texts `{input}` is the input, `{input.jpeg}` what a mapping has under that key (`{input.0}`:
-what a list has at that index), and `{input.jpeg|base64}` that after a filter. `{{` and `}}` are braces. A text that is one
+A template is a JSON value. In its texts `{input}` is the input, `{input.jpeg}` the item of a mapping under that key (`{input.0}`:
+of a list at that index), and `{input.jpeg|base64}` that item after a filter. `{{` and `}}` are braces. A text that is one
 placeholder becomes the value; in a longer text the value is a part of it. Values are encoded after the template is filled, so
 none of them can add a key, a field or a header; attributes are never read, and nothing is evaluated.
 """
@@ -23,15 +23,15 @@ from edgeroute.core.words import clean, typed
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.system.process import json_dumps
 
-# Encodes values as JSON, multipart and form fields; what cannot be encoded is the caller's error, with what to write instead.
+# Encoding of values as JSON, multipart and form fields. An error names the value's place, and what to write instead.
 
 QUICK = find_spec("orjson") is not None
-"""Whether JSON is tried by the fast library first."""
+"""True if orjson is installed, so that the fast encoder is tried first."""
 BYTES = (bytes, bytearray, memoryview)
 
 
 class File(NamedTuple):
-    """A file in a multipart body, as a template or as it is sent."""
+    """File in a multipart body, as a template or as sent."""
 
     content: Any
     filename: Any
@@ -39,7 +39,15 @@ class File(NamedTuple):
 
 
 def scalar(value: Any, where: str) -> str:
-    """Text, or a number, true or false as text."""
+    """Return a text, or a number, true or false as text.
+
+    Args:
+        value: the value.
+        where: name of the value and its place, for the error.
+
+    Raises:
+        BadInput: the value is of another type.
+    """
     value = value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
     if isinstance(value, str):
         return str(value)
@@ -50,30 +58,32 @@ def scalar(value: Any, where: str) -> str:
 
 
 def to_json(value: Any, whose: str = "the input") -> bytes:
-    """JSON of a value, with numpy's arrays and numbers in it as lists and numbers.
+    """Return the JSON of a value, with NumPy's arrays and numbers as lists and numbers.
 
     Args:
-        value: of any kind.
-        whose: it is, for the message.
+        value: any value.
+        whose: name of the value, for the error.
 
     Raises:
-        BadInput: there is something in it that JSON does not have; the message says what, where, and what to do.
+        BadInput: a part of the value has no JSON; the message names the part, its place, and a remedy.
     """
     refused = list[Any]()
 
     def listed(part: Any) -> Any:
-        """What is written for a part of another type than JSON has."""
-        found = _listed(part)
-        if found is part:
+        """Return the JSON form of a part of a foreign type, or note it and raise TypeError."""
+        converted = _listed(part)
+        if converted is part:
             refused.append(part)
             raise TypeError
-        return found
+        return converted
 
     if QUICK:
         with suppress(TypeError, RecursionError):  # the error, if it is one, is told below
-            made = json_dumps(value, listed)
-            if not refused and b"null" not in made:  # for NaN, too, and beside it foreign types would have been written as text
-                return made
+            encoded = json_dumps(value, listed)
+            if (
+                not refused and b"null" not in encoded
+            ):  # for NaN, too, and beside it foreign types would have been written as text
+                return encoded
     try:
         return json_dumps(_strict(value, whose, ""))
     except RecursionError:
@@ -81,7 +91,13 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
 
 
 def _strict(value: Any, whose: str, at: str) -> Any:
-    """The value in JSON's types, which its encoder writes without further questions."""
+    """Return a value in JSON's types; raise BadInput with the place of a part that has none.
+
+    Args:
+        value: the value.
+        whose: name of the whole value, for the error.
+        at: place of the part.
+    """
     missing = _missing(value)
     if missing:
         hint = "which JSON does not have: what stands for it is yours to say"
@@ -97,14 +113,14 @@ def _strict(value: Any, whose: str, at: str) -> Any:
             if not isinstance(key, str | int):
                 raise BadInput(f"{whose} has a key of the type {typed(key)}{_there(at)}, and JSON's keys are text")
         return {str(key): _strict(part, whose, f"{at}.{key}") for key, part in value.items()}
-    found = _listed(value)
-    if found is value:
+    converted = _listed(value)
+    if converted is value:
         raise BadInput(f"{whose} {'has' if at else 'is'} {described(value)}{_there(at)}, which JSON does not have{advice(value)}")
-    return _strict(found, whose, at)
+    return _strict(converted, whose, at)
 
 
 def _missing(value: Any) -> str:
-    """What of a number or an array of numbers would be written as null; empty: nothing."""
+    """Return a text for the part of a number or array that JSON would write as null; empty: none."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         return "a masked array"
     floats = isinstance(value, float | np.floating) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
@@ -112,11 +128,12 @@ def _missing(value: Any) -> str:
 
 
 def _there(at: str) -> str:
+    """Return a place for a message; empty for the whole."""
     return f" at {clean(at[1:], 80)!r}" if at else ""
 
 
 def _listed(value: Any) -> Any:
-    """What is written for a value of a type that JSON does not have: an array's numbers; itself: nothing is."""
+    """Return the JSON form of a value of a foreign type, such as an array's numbers; the value itself if there is none."""
     if isinstance(value, np.ndarray):
         return value.tolist() if value.dtype.kind in "biufUO" else value
     if isinstance(value, np.generic):
@@ -127,7 +144,7 @@ def _listed(value: Any) -> Any:
 
 
 def described(value: Any) -> str:
-    """What a value is, without quoting it."""
+    """Return a description of a value, without quoting it."""
     if isinstance(value, str):
         return f"text of {len(value)} characters"
     if isinstance(value, BYTES):
@@ -138,7 +155,7 @@ def described(value: Any) -> str:
 
 
 def advice(value: Any) -> str:
-    """What to write instead."""
+    """Return a hint at what to write instead of a value."""
     if isinstance(value, BYTES):
         return ': give the endpoint a body, as in body={"image": "{input|base64}"}'
     if isinstance(value, os.PathLike):
@@ -149,7 +166,10 @@ def advice(value: Any) -> str:
 
 
 def multipart(fields: list[tuple[str, Any]]) -> tuple[str, bytes]:
-    """multipart/form-data (RFC 7578), with names as browsers write them."""
+    """Return (content type, body) of fields as multipart/form-data (RFC 7578), with names as browsers write them.
+
+    The boundary is random.
+    """
     boundary = os.urandom(16).hex()
     parts: list[Any] = []
     for name, value in fields:
@@ -165,18 +185,19 @@ def multipart(fields: list[tuple[str, Any]]) -> tuple[str, bytes]:
 
 
 def _quoted(name: str) -> str:
+    """Return a name with its quotes escaped."""
     return name.replace('"', "%22")  # there is no line break in it: that is refused
 
 
 def form(fields: list[tuple[str, str]]) -> tuple[str, bytes]:
-    """application/x-www-form-urlencoded."""
+    """Return (content type, body) of fields as application/x-www-form-urlencoded."""
     text = urlencode(fields, encoding="utf-8", errors="surrogatepass")
     return "application/x-www-form-urlencoded", text.encode("ascii")
 
 
 BodyType = Literal["json", "multipart", "form"]
 MAX_BODY = 64 << 20
-"""Default limit of a request's body, bytes."""
+"""Default maximum of a request's body, bytes."""
 MAX_NESTED, MAX_VALUES, MAX_TEXT = 32, 1000, 1 << 16
 """Limits of a template: levels, values, characters."""
 FILE_KEYS = ("file", "filename", "type")
@@ -192,28 +213,29 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Placeholder(NamedTuple):
-    """`{input.path|filter}` of a template."""
+    """`{input.path|filter}` of a template, parsed."""
 
     path: tuple[str, ...]
     filters: tuple[str, ...]
     text: str
-    """As it is written."""
+    """Placeholder as written."""
     edge: bool = False
-    """Whether it is of the edge's answer, which may be missing, and not of the input."""
+    """True if it is of the edge's answer, which may be missing; False: of the input."""
 
 
 class Body:
-    """Encodes inputs as bodies.
+    """Template of a request's body, called with an input to make one.
 
     Args:
-        template: a JSON value with placeholders; a mapping for fields (multipart, form), or `{input}` for the input's own keys.
+        template: JSON value with placeholders; a mapping for fields (multipart, form), or `{input}` for the input's own keys.
         kind: json, multipart or form. In a multipart body bytes are files, and so is a mapping with `file`, and if needed
             `filename` and `type`; other fields, and those of a form, are texts and numbers, several of one name as a list.
-        max_bytes: a longer body is refused.
-        edge: it has the edge's answer in it, as `{edge}`, `{edge.value}` or `{edge.confidence}`; null (in fields: empty) without.
+        max_bytes: maximum bytes of a body; a longer one is refused.
+        edge: True if the template has the edge's answer, as `{edge}`, `{edge.value}` or `{edge.confidence}`; without an answer it
+            is null (in fields: empty).
 
     Raises:
-        PolicyError: no such template; the message says where in it, and the nearest valid name.
+        PolicyError: the template is invalid; the message has the place in it, and the nearest valid name.
     """
 
     def __init__(self, template: Any, kind: str = "json", max_bytes: int = MAX_BODY, *, edge: bool = False) -> None:
@@ -222,7 +244,7 @@ class Body:
         check_number("max_body_bytes", max_bytes, least=1, whole=True)
         self.kind, self.max_bytes = kind, int(max_bytes)
         self.identity = repr((kind, template))
-        """What it makes of an input depends on this alone."""
+        """Text that identifies all settings of which a body depends."""
         parser = _Parser()
         parsed = parser.value(template, "", 0)
         if parser.edges and not edge:
@@ -241,23 +263,27 @@ class Body:
             )
 
     def __call__(self, x: Any, edge: Mapping[str, Any] | None = None) -> tuple[str, bytes]:
-        """The content type and the body for one input. edge: the edge's answer to it; None: there is none.
+        """Return (content type, body) for one input.
+
+        Args:
+            x: the input.
+            edge: the edge's answer to it; None: there is none.
 
         Raises:
-            BadInput: a key is missing, a value cannot be written there, or it is too long.
+            BadInput: a key is missing, a value cannot be written at its place, or the body is too long.
         """
         filled = _Filling(x, self.max_bytes, edge, fields=self.kind != "json")
         if self.kind == "json":
-            made = "application/json", to_json(filled.value(self._template), "the body")
+            encoded = "application/json", to_json(filled.value(self._template), "the body")
         else:
             fields = list(self._fields(filled))
-            made = multipart(fields) if self.kind == "multipart" else form(fields)
-        if len(made[1]) > self.max_bytes:
-            raise filled.too_long(len(made[1]))
-        return made
+            encoded = multipart(fields) if self.kind == "multipart" else form(fields)
+        if len(encoded[1]) > self.max_bytes:
+            raise filled.too_long(len(encoded[1]))
+        return encoded
 
     def _fields(self, filled: _Filling) -> Iterator[tuple[str, Any]]:
-        """Name and value of each field: text, or for a multipart body a `File`."""
+        """Yield name and value of each field: text, or for a multipart body a `File`."""
         template = self._template
         if isinstance(template, dict):
             for name, parts in template.items():
@@ -274,6 +300,7 @@ class Body:
             yield name, self._written(value, name, f"{template.text}[{clean(name, 40)!r}]")
 
     def _value(self, filled: _Filling, name: str, part: Any) -> Any:
+        """Return the filled value of a field, or a `File`; raise BadInput."""
         if not isinstance(part, File):
             return self._written(filled.value(part), name, str(getattr(part, "text", "")) or name)
         content, filename = filled.value(part.content), filled.value(part.filename)
@@ -286,6 +313,7 @@ class Body:
         return File(content, filename, part.kind)
 
     def _written(self, value: Any, name: str, where: str) -> Any:
+        """Return a field's value as text, or bytes as a `File`; raise BadInput."""
         if isinstance(value, BYTES):
             if self.kind == "multipart":
                 return File(value, name, OCTETS)
@@ -297,13 +325,19 @@ class Body:
 
 
 class _Parser:
-    """Reads a template, and counts what is in it."""
+    """Parser of a template, which counts its placeholders and checks its size."""
 
     def __init__(self) -> None:
         self.placeholders = self.edges = self._values = self._text = 0
 
     def value(self, given: Any, at: str, deep: int) -> Any:
-        """The template with its texts parsed; `at`: where it is, for messages."""
+        """Return a template's value with its texts parsed; raise PolicyError.
+
+        Args:
+            given: the value.
+            at: place of the value, for messages.
+            deep: levels above it.
+        """
         self._values += 1
         if self._values > MAX_VALUES or deep > MAX_NESTED:
             raise PolicyError(f"body: more than {MAX_VALUES} values, or {MAX_NESTED} levels")
@@ -318,13 +352,14 @@ class _Parser:
         raise PolicyError(f"{_at(at)}: a body takes what JSON has, not {described(given)}")
 
     def _key(self, key: Any, at: str) -> str:
+        """Return a key; raise PolicyError if it has placeholders."""
         parsed = self._parsed(key, at) if isinstance(key, str) else None
         if not isinstance(parsed, str):
             raise PolicyError(f"{_at(at)}: a key is text without placeholders, not {clean(key, 40)!r}")
         return parsed
 
     def _parsed(self, text: str, at: str) -> Any:
-        """A text; or the one placeholder that it is, or a list of its parts."""
+        """Return a text without placeholders, its only placeholder, or a list of its parts."""
         self._text += len(text)
         if self._text > MAX_TEXT or any("\ud800" <= c <= "\udfff" for c in text):
             raise PolicyError(f"body: more than {MAX_TEXT} characters, or half of one, as \\ud800 is")
@@ -338,25 +373,26 @@ class _Parser:
             elif match[1] is None:
                 raise PolicyError(f"{_at(at)}: a single {match[0]!r}: a placeholder is {{input}}, and a brace is written twice")
             else:
-                parts += [found := _placeholder(match[1], at), ""]
-                self.placeholders, self.edges = self.placeholders + (not found.edge), self.edges + found.edge
+                parts += [placeholder := _placeholder(match[1], at), ""]
+                self.placeholders, self.edges = self.placeholders + (not placeholder.edge), self.edges + placeholder.edge
         parts[-1] += text[end:]
         if len(parts) == 1:
             return parts[0]
-        kept = [part for part in parts if part != ""]
-        return kept[0] if len(kept) == 1 else _Text(kept)
+        nonempty = [part for part in parts if part != ""]
+        return nonempty[0] if len(nonempty) == 1 else _Text(nonempty)
 
 
 class _Text(NamedTuple):
-    """A text with placeholders in it."""
+    """Text with placeholders in it."""
 
     parts: list[Any]
 
 
-def _placeholder(said: str, at: str) -> Placeholder:
-    source, *filters = (part.strip() for part in said.split("|"))
+def _placeholder(content: str, at: str) -> Placeholder:
+    """Return a parsed placeholder; raise PolicyError if it is invalid."""
+    source, *filters = (part.strip() for part in content.split("|"))
     root, *path = source.split(".")
-    text = f"{{{clean(said, 60)}}}"
+    text = f"{{{clean(content, 60)}}}"
     if root not in {"input", "edge"}:
         raise PolicyError(f"{_at(at)}: there is no {text}: {nearest(root, ['input', 'edge'])} (a brace is written twice)")
     if root == "edge" and path and path[0] not in EDGE_KEYS:
@@ -371,14 +407,17 @@ def _placeholder(said: str, at: str) -> Placeholder:
 
 
 def _field(name: str, part: Any, kind: str) -> list[Any]:
-    """The values of a field, mostly one."""
+    """Return the values of a field, mostly one; raise PolicyError."""
     if not name or _CONTROL.search(name):
         raise PolicyError(f"body: a field's name is text on one line, not {clean(name, 40)!r}")
     parts = part if isinstance(part, list) else [part]
-    return [_file(name, one) if isinstance(one, dict) and kind == "multipart" else _constant(name, one, kind) for one in parts]
+    return [
+        _file(name, item) if isinstance(item, dict) and kind == "multipart" else _constant(name, item, kind) for item in parts
+    ]
 
 
 def _constant(name: str, part: Any, kind: str) -> Any:
+    """Return a field's value if it is text, a number or a boolean; raise PolicyError for others."""
     if part is None or isinstance(part, dict | list):
         more = ", or a file, { file = ..., filename = ..., type = ... }" if kind == "multipart" else ""
         raise PolicyError(f"body.{clean(name, 40)}: the value of a field is text, a number, true or false{more}")
@@ -386,6 +425,7 @@ def _constant(name: str, part: Any, kind: str) -> Any:
 
 
 def _file(name: str, part: dict[str, Any]) -> File:
+    """Return a file's template from its table; raise PolicyError."""
     at = f"body.{clean(name, 40)}"
     for key in part:
         if key not in FILE_KEYS:
@@ -402,13 +442,13 @@ def _file(name: str, part: dict[str, Any]) -> File:
 
 
 class _Filling:
-    """Fills a template with one input. What base64 and arrays come to is counted before it is made."""
+    """Filling of a template with one input. The size of base64 and arrays is counted before they are made."""
 
     def __init__(self, x: Any, max_bytes: int, edge: Mapping[str, Any] | None, *, fields: bool) -> None:
         self._x, self._left, self._max, self._edge, self._fields = x, max_bytes, max_bytes, edge, fields
 
     def value(self, template: Any) -> Any:
-        """The template's value: of JSON types, arrays, bytes, or what else the input has."""
+        """Return the template's filled value: of JSON types, arrays, bytes, or other types of the input."""
         if isinstance(template, Placeholder):
             return self._picked(template)
         if isinstance(template, _Text):
@@ -420,56 +460,59 @@ class _Filling:
         return template
 
     def _part(self, placeholder: Placeholder) -> str:
-        """What stands for it within a text."""
-        found = self._picked(placeholder)
-        return "" if found is None and placeholder.edge else scalar(found, f"{placeholder.text} is a part of a text")
+        """Return a placeholder's value as a part of a text."""
+        picked = self._picked(placeholder)
+        return "" if picked is None and placeholder.edge else scalar(picked, f"{placeholder.text} is a part of a text")
 
     def _picked(self, placeholder: Placeholder) -> Any:
-        at = self._edge if placeholder.edge else self._x
+        """Return a placeholder's value, after its filters; raise BadInput if the input lacks it."""
+        item = self._edge if placeholder.edge else self._x
         for i, key in enumerate(placeholder.path):
-            if placeholder.edge and (at is None or (isinstance(at, Mapping) and key not in at)):
-                at = None
+            if placeholder.edge and (item is None or (isinstance(item, Mapping) and key not in item)):
+                item = None
                 break
-            at = _item(at, key, ".".join(("edge" if placeholder.edge else "input", *placeholder.path[:i])))
-        if at is None and placeholder.edge and placeholder.filters != ("json",) and (placeholder.filters or self._fields):
+            item = _item(item, key, ".".join(("edge" if placeholder.edge else "input", *placeholder.path[:i])))
+        if item is None and placeholder.edge and placeholder.filters != ("json",) and (placeholder.filters or self._fields):
             return ""
-        if isinstance(at, memoryview):
-            at = at.tobytes()
+        if isinstance(item, memoryview):
+            item = item.tobytes()
         for name in placeholder.filters:
-            at = FILTERS[name](at, placeholder.text)
-            self.spend(len(at))
-        if isinstance(at, np.ndarray):
-            self.spend(2 * at.size)  # a digit and a comma each, at least
-        elif isinstance(at, str | bytes | bytearray) and not placeholder.filters:
-            self.spend(len(at))
-        return at
+            item = FILTERS[name](item, placeholder.text)
+            self.spend(len(item))
+        if isinstance(item, np.ndarray):
+            self.spend(2 * item.size)  # a digit and a comma each, at least
+        elif isinstance(item, str | bytes | bytearray) and not placeholder.filters:
+            self.spend(len(item))
+        return item
 
     def spend(self, size: int) -> None:
-        """Counts some bytes of the body."""
+        """Count bytes of the body; raise BadInput beyond the maximum."""
         self._left -= size
         if self._left < 0:
             raise self.too_long(self._max - self._left)
 
     def too_long(self, size: int) -> BadInput:
-        """The error of a body of so many bytes or more."""
+        """Return the error for a body of so many bytes or more."""
         return BadInput(f"the request's body would be {size:,} bytes or more, and {self._max:,} are the most (max_body)")
 
 
-def _item(at: Any, key: str, where: str) -> Any:
-    if isinstance(at, Mapping):
-        if key in at:
-            return at[key]
-        names = [name for name in at if isinstance(name, str)]
+def _item(container: Any, key: str, where: str) -> Any:
+    """Return the item of a mapping or list under a key; raise BadInput if there is none."""
+    if isinstance(container, Mapping):
+        if key in container:
+            return container[key]
+        names = [name for name in container if isinstance(name, str)]
         raise BadInput(f"{where} has no {key!r}: {clean(nearest(key, names)) if names else 'it has no keys'}")
-    if isinstance(at, list | tuple | np.ndarray) and key.isdecimal() and key.isascii():
-        length = len(at) if not isinstance(at, np.ndarray) or at.ndim else 0
+    if isinstance(container, list | tuple | np.ndarray) and key.isdecimal() and key.isascii():
+        length = len(container) if not isinstance(container, np.ndarray) or container.ndim else 0
         if len(key) < 10 and int(key) < length:  # noqa: PLR2004 - digits: longer ones are not converted
-            return at[int(key)]
+            return container[int(key)]
         raise BadInput(f"{where} has no item {key[:20]}: there are {length}")
-    raise BadInput(f"{where} is {described(at)}, which has no {key!r}: give a mapping, as in x={{{key!r}: ...}}")
+    raise BadInput(f"{where} is {described(container)}, which has no {key!r}: give a mapping, as in x={{{key!r}: ...}}")
 
 
 def _base64(value: Any, where: str) -> str:
+    """Return bytes, text or an array as Base64; raise BadInput for others."""
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogatepass")
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -480,6 +523,7 @@ def _base64(value: Any, where: str) -> str:
 
 
 def _text(value: Any, where: str) -> str:
+    """Return bytes as UTF-8 text, or a scalar as text; raise BadInput."""
     if isinstance(value, BYTES):
         try:
             return bytes(value).decode()
@@ -489,12 +533,14 @@ def _text(value: Any, where: str) -> str:
 
 
 def _json(value: Any, where: str) -> str:  # noqa: ARG001 - a filter's
+    """Return a value as JSON text; raise BadInput."""
     return to_json(value).decode()
 
 
 FILTERS: Mapping[str, Callable[[Any, str], str]] = {"base64": _base64, "text": _text, "json": _json}
-"""Name -> function of a value and its placeholder."""
+"""Name of a filter -> function of (value, placeholder as written)."""
 
 
 def _at(at: str) -> str:
+    """Return a place in a template for a message."""
     return f"body.{clean(at, 80)}" if at and not at.startswith("[") else f"body{clean(at, 80)}"

@@ -17,46 +17,47 @@ from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import import_late
 
 MEDIA = "media_type"
-"""The tensor's parameter that says what its bytes are."""
+"""Parameter of a tensor with the media type of its bytes."""
 PICTURES = {"jpeg": 95, "webp": 95, "png": None}
-"""Codec of pictures -> its quality where none is given, which costs little (docs/payloads.md); None: it has none."""
+"""Codec of pictures -> default quality, with little loss (docs/payloads.md); None: lossless."""
 MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
+"""Number of channels -> Pillow's mode."""
 MOST_QUALITY = 100
 MOST_LEVEL = 19
-"""Of zstd, without the levels that take much memory."""
+"""Maximum level of zstd, below the levels that take much memory."""
 
 
 class Coded(NamedTuple):
-    """One input, encoded."""
+    """Encoded input."""
 
     data: bytes | Array
-    """An element of a BYTES tensor; or numbers, a row of a tensor of their dtype."""
+    """Element of a BYTES tensor; or numbers, a row of a tensor of their dtype."""
     parameters: dict[str, Any]
-    """Of the tensor: what the server needs to know to decode it."""
+    """Parameters of the tensor, by which the server decodes it."""
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """How an input is encoded. Called from several threads at once."""
+    """Encoder of inputs. Called from several threads at once."""
 
     name: str
-    """With all that changes its result: certificates and cached answers are bound to it."""
+    """Name with all settings that change the result: certificates and cached answers are bound to it."""
     pictures: bool
-    """Whether `encode` takes pictures, uint8 [height, width(, channels)]; else the tensor's rows."""
+    """True if `encode` takes pictures, uint8 [height, width(, channels)]; False: rows of the tensor."""
 
     def encode(self, x: Array) -> Coded:
-        """Encodes one input, without the batch axis. Raises BadInput: this one cannot be."""
+        """Return one input, without the batch axis, encoded. Raise BadInput if it cannot be."""
 
 
 class PictureCodec:
-    """Files of pictures, by Pillow; JPEG by simplejpeg where that is installed.
+    """Codec of picture files, by Pillow; JPEG by simplejpeg if that is installed.
 
     Args:
         kind: jpeg, webp or png.
-        quality: 1 to 100, higher is larger; of png none.
+        quality: 1 to 100, higher is larger; None for png.
 
     Raises:
-        PolicyError: another quality.
+        PolicyError: an invalid quality.
         RuntimeMissing: Pillow is not installed.
     """
 
@@ -77,7 +78,11 @@ class PictureCodec:
         self._fast = kind == "jpeg" and find_spec("simplejpeg") is not None
 
     def encode(self, x: Array) -> Coded:
-        """uint8 [height, width(, channels)] -> the file."""
+        """Return the file of a picture, uint8 [height, width(, channels)].
+
+        Raises:
+            BadInput: the array is no such picture, or the format cannot hold it.
+        """
         x = np.ascontiguousarray(x)
         channels = x.shape[2] if x.ndim == 3 else 0  # noqa: PLR2004 - height, width, channels
         if x.dtype != np.uint8 or x.ndim not in (2, 3) or channels not in MODES or 0 in x.shape:
@@ -97,32 +102,35 @@ class PictureCodec:
         return Coded(out.getvalue(), self._parameters)
 
     def _simple(self, x: Array, channels: int) -> bytes:
+        """Return the JPEG of a picture, by simplejpeg."""
         grey = channels in (0, 1)
         space, x = ("GRAY", x.reshape(*x.shape[:2], 1)) if grey else ("RGB", x)
         try:
-            found: bytes = import_late("simplejpeg").encode_jpeg(
+            jpeg: bytes = import_late("simplejpeg").encode_jpeg(
                 x, quality=self.quality, colorspace=space, colorsubsampling="Gray" if grey else "420", fastdct=False
             )  # as Pillow does it
         except ValueError as e:
             raise BadInput(f"a picture of {shape_text(x.shape)} cannot be written as jpeg: {e}") from e
-        return found
+        return jpeg
 
 
 class Uint8Codec:
-    """Numbers as bytes: q for q * scale + offset. A server whose model takes uint8 gets q alone.
+    """Codec of numbers as bytes: q for q * scale + offset. A server whose model takes uint8 gets q alone.
 
     Args:
-        scale: what a step is worth, as 1/255 for pixels from 0 to 1.
-        offset: what 0 is.
+        scale: value of a step, as 1/255 for pixels from 0 to 1.
+        offset: value of 0.
 
     Raises:
-        PolicyError: a scale that is not above 0, or one that is not finite.
+        PolicyError: the scale is not above 0, or a number is not finite.
     """
 
     pictures = False
 
     def __init__(self, scale: float, offset: float = 0.0) -> None:
-        good = all(isinstance(one, int | float) and not isinstance(one, bool) and np.isfinite(one) for one in (scale, offset))
+        good = all(
+            isinstance(number, int | float) and not isinstance(number, bool) and np.isfinite(number) for number in (scale, offset)
+        )
         if not (good and scale > 0):
             raise PolicyError(f"codec: uint8 takes a scale above 0 and an offset, not {scale!r} and {offset!r}")
         self.scale, self.offset = float(scale), float(offset)
@@ -130,7 +138,7 @@ class Uint8Codec:
         self._parameters = {"scale": self.scale, "offset": self.offset}
 
     def encode(self, x: Array) -> Coded:
-        """Numbers -> the nearest bytes."""
+        """Return numbers as the nearest bytes; raise BadInput if one is out of range."""
         with np.errstate(all="ignore"):
             steps = np.rint((x.astype(np.float64) - self.offset) / self.scale)
         if not ((steps >= 0) & (steps <= 255)).all():  # noqa: PLR2004 - of a byte; false for NaN too
@@ -140,12 +148,12 @@ class Uint8Codec:
 
 
 class Fp16Codec:
-    """Floats of half the bits, about three digits."""
+    """Codec of floats with half the bits, about three digits."""
 
     name, pictures = "fp16", False
 
     def encode(self, x: Array) -> Coded:
-        """Floats -> float16."""
+        """Return floats as float16; raise BadInput if one is too large or not finite."""
         if x.dtype.kind != "f":
             raise BadInput(f'codec "fp16" takes floats, and the input is {x.dtype}: leave it out')
         with np.errstate(all="ignore"):
@@ -156,14 +164,14 @@ class Fp16Codec:
 
 
 class ZstdCodec:
-    """The tensor's bytes, compressed by zstandard, or by Python 3.14's own.
+    """Codec of the tensor's bytes, compressed by zstandard, or by Python 3.14's own module.
 
     Args:
         level: 1 to 19, higher is smaller and slower.
 
     Raises:
-        PolicyError: another level.
-        RuntimeMissing: neither is there.
+        PolicyError: an invalid level.
+        RuntimeMissing: neither module is there.
     """
 
     pictures = False
@@ -175,12 +183,12 @@ class ZstdCodec:
         check_zstd()
 
     def encode(self, x: Array) -> Coded:
-        """A row -> its bytes, little-endian, compressed."""
+        """Return the bytes of a row, little-endian, compressed."""
         if x.dtype.name not in NAMES:
             raise BadInput(f'codec "zstd" takes numbers, and the input is {x.dtype}: leave it out')
         raw = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes()
-        if (own := own_zstd()) is not None:
-            data = import_late(own).compress(raw, self._level)
+        if (module := own_zstd()) is not None:
+            data = import_late(module).compress(raw, self._level)
         else:
             data = import_late("zstandard").ZstdCompressor(level=self._level).compress(raw)
         about = f"application/zstd; datatype={NAMES[x.dtype.name]}; shape={'x'.join(map(str, x.shape))}"
@@ -188,13 +196,13 @@ class ZstdCodec:
 
 
 class FlacCodec:
-    """Audio as FLAC of 16 bits, by soundfile: floats from -1 to 1, or int16, [samples] or [samples, channels].
+    """Codec of audio as 16-bit FLAC, by soundfile: floats from -1 to 1, or int16, [samples] or [samples, channels].
 
     Args:
-        rate: samples a second.
+        rate: samples per second.
 
     Raises:
-        PolicyError: another rate.
+        PolicyError: an invalid rate.
         RuntimeMissing: soundfile is not installed.
     """
 
@@ -207,7 +215,7 @@ class FlacCodec:
         check_sound()
 
     def encode(self, x: Array) -> Coded:
-        """Samples -> the file."""
+        """Return the FLAC file of samples; raise BadInput if they do not fit."""
         fits = x.dtype == np.int16 or x.dtype.kind == "f"
         if not fits or x.ndim not in (1, 2) or x.size == 0 or (x.ndim == 2 and x.shape[1] > 8):  # noqa: PLR2004 - the format's
             raise BadInput(
@@ -231,11 +239,11 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
-    """The codec of a name, as "jpeg" or "jpeg:85", or of a table, as {"name": "uint8", "scale": 1 / 255}; one itself.
+    """Return the codec for a name ("jpeg", "jpeg:85"), a table ({"name": "uint8", "scale": 1 / 255}), or a codec.
 
     Raises:
         PolicyError: there is no such codec, or it has no such option.
-        RuntimeMissing: what it takes is not installed.
+        RuntimeMissing: a package that it needs is not installed.
     """
     if not isinstance(given, str | Mapping):
         if isinstance(given, Codec):
@@ -256,55 +264,55 @@ def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
         raise PolicyError(f'codec: {name} needs its {needed}: write {{ name = "{name}", {needed} = ... }}')
     if name in PICTURES:
         return PictureCodec(name, **options)
-    made: dict[str, Any] = {"uint8": Uint8Codec, "fp16": Fp16Codec, "zstd": ZstdCodec, "flac": FlacCodec}
-    found: Codec = made[name](**options)
-    return found
+    kinds: dict[str, Any] = {"uint8": Uint8Codec, "fp16": Fp16Codec, "zstd": ZstdCodec, "flac": FlacCodec}
+    codec: Codec = kinds[name](**options)
+    return codec
 
 
 @cache
 def own_zstd() -> str | None:
-    """Names the module of Python's own zstd; None: it has none."""
+    """Return the name of Python's own zstd module; None: it has none."""
     return "compression.zstd" if find_spec("_zstd") is not None else None
 
 
 def check_zstd() -> None:
-    """Raises RuntimeMissing: nothing reads and writes zstd."""
+    """Raise RuntimeMissing if there is no zstd module."""
     if own_zstd() is None and find_spec("zstandard") is None:
         raise RuntimeMissing('codec "zstd" needs zstandard, or Python 3.14: pip install zstandard')
 
 
 def check_sound() -> None:
-    """Raises RuntimeMissing: soundfile is not installed."""
+    """Raise RuntimeMissing if soundfile is not installed."""
     if find_spec("soundfile") is None:
         raise RuntimeMissing('codec "flac" needs soundfile: pip install soundfile')
 
 
 def unzstd(data: bytes, size: int) -> bytes:
-    """Decompresses to exactly `size` bytes; no more are ever made.
+    """Return the decompressed bytes, exactly `size`; no more are ever decompressed.
 
     Raises:
-        BadInput: it is no zstd, or of another size.
-        RuntimeMissing: nothing reads zstd here.
+        BadInput: the data is no zstd, or of another size.
+        RuntimeMissing: there is no zstd module.
     """
     check_zstd()
     try:
-        if (own := own_zstd()) is not None:
-            found: bytes = import_late(own).ZstdDecompressor().decompress(data, max_length=size + 1)
+        if (module := own_zstd()) is not None:
+            content: bytes = import_late(module).ZstdDecompressor().decompress(data, max_length=size + 1)
         else:
             with import_late("zstandard").ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:
-                found = reader.read(size + 1)
+                content = reader.read(size + 1)
     except Exception as e:  # each of them has its own
         raise BadInput(f"these {len(data)} bytes are no zstd") from e
-    if len(found) != size:
+    if len(content) != size:
         raise BadInput(f"these {len(data)} bytes of zstd are not {size} bytes of a tensor")
-    return found
+    return content
 
 
 def unflac(data: bytes, dtype: str, most: int) -> Array:
-    """Samples [n, channels] of a FLAC file, int16 or floats.
+    """Return the samples [n, channels] of a FLAC file, int16 or floats.
 
     Raises:
-        BadInput: it is none, is cut off, or has more than `most` numbers.
+        BadInput: the data is no FLAC, is cut off, or has more than `most` numbers.
         RuntimeMissing: soundfile is not installed.
     """
     check_sound()

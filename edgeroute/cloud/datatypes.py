@@ -1,4 +1,4 @@
-"""Datatypes of the Open Inference Protocol: tensors to and from their JSON and binary forms, every size validated before use."""
+"""Datatypes of the Open Inference Protocol: tensors to and from JSON and binary forms, with all sizes checked before use."""
 
 from __future__ import annotations
 
@@ -17,51 +17,52 @@ DTYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
-"""The protocol's datatypes that NumPy has -> its dtypes."""
+"""Datatype of the protocol -> NumPy's dtype, where that exists."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""NumPy's dtype -> datatype of the protocol."""
 TEXTS = "BYTES"
-"""The protocol's datatype of texts and other bytes of any length."""
+"""Datatype of texts and other bytes of any length."""
 BRAIN = "BF16"
-"""The upper half of a float32, which is what a caller gives and gets."""
+"""Datatype of the upper half of a float32; callers give and get float32."""
 _ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}
 """Datatype -> dtype of its arrays."""
 _NATIVE = {datatype: np.dtype(dtype) for datatype, dtype in _ARRAYS.items()}
-"""Likewise, as NumPy's: to compare them takes no call of Python, which their names do."""
+"""Datatype -> NumPy dtype object: comparing these takes no Python call, unlike comparing names."""
 _BITS = np.dtype(np.uint16)
 _HIGHEST = np.maximum.reduce
 MOST_DIMENSIONS = 32
+"""Maximum dimensions of a tensor."""
 MOST_CHARACTERS = 1 << 26
-"""Of a tensor of texts, in which each has the room of the longest."""
-"""Dimensions of a tensor."""
+"""Maximum characters of a tensor of texts, where each text takes the room of the longest."""
 _LENGTH = 4
-"""Bytes before each text, which say how long it is, little-endian."""
+"""Bytes of the length before each text, little-endian."""
 
 
 class Tensor(NamedTuple):
-    """A tensor of a reply, not decoded yet. Fields are as the server gave them: of any type."""
+    """Tensor of a reply, not decoded yet. Its fields are as the server gave them, of any type."""
 
     name: Any
     datatype: Any
     shape: Any
     data: Any
-    """A list of values; or its bytes, as `bytes` or a `memoryview`."""
+    """List of values; or bytes, as `bytes` or a `memoryview`."""
 
 
 class Invalid(ValueError):
-    """A message that quotes no value of a reply."""
+    """Error of an invalid reply, whose message quotes no value."""
 
 
 def spec_of(name: Any, datatype: Any, shape: Any) -> TensorSpec:
-    """The specification of an input as metadata describes it; texts have the dtype object.
+    """Return the specification of an input from metadata; texts have the dtype object.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: it is not described in the protocol's way.
+        KeyError, TypeError, ValueError, OverflowError: the description is not in the protocol's form.
     """
     return TensorSpec(str(name), _ARRAYS[datatype], shape_of(shape, free=True))
 
 
 def stacked(inputs: Sequence[Any], spec: TensorSpec) -> Array:
-    """Stacks inputs, each without the batch axis. A text or bytes alone is a tensor of one.
+    """Return inputs, each without the batch axis, as one array; a single text or bytes becomes a tensor of one.
 
     Raises:
         BadInput: an input does not fit.
@@ -69,32 +70,33 @@ def stacked(inputs: Sequence[Any], spec: TensorSpec) -> Array:
     if spec.dtype != "object":
         return stack(inputs, spec)
     array = stack([_objects(x, spec) for x in inputs], spec)
-    if not all(isinstance(one, str | bytes) for one in array.flat):
+    if not all(isinstance(item, str | bytes) for item in array.flat):
         raise BadInput(f"{spec.name}: expected texts or bytes, and one is something else")
     return array
 
 
 def _objects(x: Any, spec: TensorSpec) -> Array:
+    """Return a text input as an array of objects, with at least the dimensions of the specification."""
     row: Array = x.astype(object) if isinstance(x, np.ndarray) else np.asarray(x, object)
     return row if row.ndim else row.reshape((1,) * (len(spec.shape) - 1))
 
 
 def datatype_of(array: Array, wanted: str | None) -> str:
-    """What an array is sent as: what the server wants, if that has its dtype; else what it is, and the server refuses it."""
+    """Return the datatype in which to send an array: the server's, if its dtype is the same; else the array's own."""
     dtype = array.dtype
     return wanted if wanted is not None and _NATIVE.get(wanted) == dtype else NAMES.get(dtype.name, TEXTS)
 
 
 def blank(array: Array) -> Array:
-    """Zeros, or empty texts, in the shape of the array's first row."""
+    """Return an array of zeros, or empty texts, in the shape of the array's first row."""
     return np.full_like(array[:1], "" if array.dtype.hasobject else 0)
 
 
 def raw(array: Array, datatype: str) -> memoryview | bytes:
-    """The bytes of a tensor."""
+    """Return the bytes of a tensor."""
     if datatype == TEXTS:
-        texts = [one.encode() if isinstance(one, str) else one for one in array.flat]
-        return b"".join(part for one in texts for part in (len(one).to_bytes(_LENGTH, "little"), one))
+        texts = [item.encode() if isinstance(item, str) else item for item in array.flat]
+        return b"".join(part for item in texts for part in (len(item).to_bytes(_LENGTH, "little"), item))
     if datatype == BRAIN:
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
         array = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # rounded to the nearest, or the even one
@@ -102,26 +104,29 @@ def raw(array: Array, datatype: str) -> memoryview | bytes:
 
 
 def listed(array: Array, datatype: str) -> list[Any]:
-    """The values of a tensor for JSON, flat.
+    """Return the values of a tensor for JSON, flat.
 
     Raises:
-        BadInput: bytes that are no text.
+        BadInput: bytes that are no UTF-8 text.
     """
     values: list[Any] = array.ravel().tolist()
     if datatype != TEXTS:
         return values
     try:
-        return [one.decode() if isinstance(one, bytes) else one for one in values]
+        return [item.decode() if isinstance(item, bytes) else item for item in values]
     except UnicodeDecodeError:
         raise BadInput("bytes that are no UTF-8 text cannot be sent as JSON, and the server takes no binary tensors") from None
 
 
 def decoded(tensor: Tensor, shape: tuple[int, ...]) -> Array:
-    """The array of a reply's tensor.
+    """Return a reply's tensor as an array.
+
+    Args:
+        tensor: the tensor.
+        shape: its checked shape.
 
     Raises:
-        Invalid: its values or bytes are not as many as its shape says, or no values of its datatype.
-        KeyError, TypeError, ValueError, OverflowError: it is malformed in another way.
+        Invalid: the number of values or bytes differs from the shape, or a value is none of the datatype, NaN or infinity.
     """
     datatype, data, size = tensor.datatype, tensor.data, prod(shape)
     if datatype == TEXTS:
@@ -143,7 +148,7 @@ def decoded(tensor: Tensor, shape: tuple[int, ...]) -> Array:
 
 
 def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
-    """The numbers of a JSON list, flat."""
+    """Return the numbers of a JSON list, flat."""
     array = np.array(data)
     if array.dtype.kind in "US":
         raise Invalid("text instead of numbers")
@@ -152,28 +157,33 @@ def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _texts(given: Any, size: int) -> Array:
-    """Texts, flat: a list of them, or each with its length before it."""
+    """Return texts, flat, from a list of them, or from bytes with a length before each."""
     if isinstance(given, bytes | memoryview):
-        found, at = list[Any](), 0
-        while at < len(given) and len(found) <= size:
-            length = int.from_bytes(given[at : at + _LENGTH], "little")
-            at += _LENGTH
-            if at + length > len(given):
+        parts, position = list[Any](), 0
+        while position < len(given) and len(parts) <= size:
+            length = int.from_bytes(given[position : position + _LENGTH], "little")
+            position += _LENGTH
+            if position + length > len(given):
                 raise Invalid("a text that is longer than what came")
-            found.append(bytes(given[at : at + length]))
-            at += length
-    elif isinstance(given, list) and all(isinstance(one, str | bytes) for one in given):
-        found = given
+            parts.append(bytes(given[position : position + length]))
+            position += length
+    elif isinstance(given, list) and all(isinstance(part, str | bytes) for part in given):
+        parts = given
     else:
         raise Invalid("no texts where its datatype says so")
-    texts = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in found]
+    texts = [part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts]
     if len(texts) * max(map(len, texts), default=0) > MOST_CHARACTERS:  # each takes the room of the longest
         raise Invalid("texts that take more memory than expected")
     return np.array(texts, str)
 
 
 def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[int, ...]:
-    """A tensor's shape. `free`: with -1 for any size. `empty`: with 0.
+    """Return a tensor's shape as a tuple.
+
+    Args:
+        given: sizes, as the server gave them.
+        free: allow -1, for any size.
+        empty: allow 0.
 
     Raises:
         Invalid: too many dimensions, or a size that is 0, negative or huge.
@@ -188,7 +198,7 @@ def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[in
 
 
 def wrong_with(error: Exception) -> str:
-    """What is wrong with a reply, without quoting it: it may have anything in it that was sent."""
+    """Return a description of the fault in a reply, without quoting the reply: it may repeat any part of the request."""
     if isinstance(error, Invalid):
         return str(error)
     missing = error.args[0] if isinstance(error, KeyError) else None
@@ -196,3 +206,4 @@ def wrong_with(error: Exception) -> str:
 
 
 _KEYS = ("inputs", "outputs", "name", "datatype", "shape", "data")
+"""Keys that a description may quote."""

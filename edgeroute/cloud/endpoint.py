@@ -1,7 +1,7 @@
-"""HTTP endpoint interface: the protocol as a sans-I/O generator (`Talk`).
+"""Interface of HTTP endpoints: the protocol as a generator without I/O (`Talk`); parsing and checking of replies.
 
-A talk yields calls, is sent the replies, and returns the outputs. It does no I/O and has no retries and no clock, so the
-same one serves threads and asyncio.
+A talk yields calls, is sent the replies, and returns the outputs. It does no I/O and has no retries and no clock, so that one
+talk serves threads and asyncio.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 
 
 class HttpEndpoint(Protocol):
-    """An inference protocol over HTTP; or over what its optional `channels()` makes: see `edgeroute.cloud.client.Channels`.
+    """Inference protocol over HTTP, or over the transport returned by an optional `channels()`.
 
-    One whose answers come in pieces has two more members, generators of a `edgeroute.cloud.pieces.Speech`: `speak(x)`, the
-    answer to one input, and `hear(call)`, that to a call from `encode`; and `between_s`, seconds within which the next
-    piece must come (none: no limit). It is asked for one input at a time.
+    See `edgeroute.cloud.client.Channels`. An endpoint with answers in pieces has further members: `speak(x)` and `hear(call)`,
+    generators of `edgeroute.cloud.pieces.Speech` for the answer to one input, and to a call of `encode`; and `between_s`, seconds
+    within which the next piece must come (none: no limit). It gets one input at a time.
     """
 
     name: str
     where: str
-    """Its address, as quoted in messages."""
+    """Address, as quoted in messages."""
     labels: tuple[str, ...] | None
     kind: str
     address: Address
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """Inputs without the batch axis -> their outputs, as decoded by `confidence.Reader`."""
+        """Yield the calls for inputs, each without the batch axis, and return their outputs as decoded by `confidence.Reader`."""
 
     def encode(self, inputs: list[Any]) -> Call | None:
-        """The single call for these inputs; None: the endpoint's metadata is not known yet, or it takes several calls."""
+        """Return the single call for these inputs; None: the metadata is not known yet, or several calls are needed."""
 
     def decode(self, reply: Reply, count: int) -> Any:
-        """The outputs in the reply to such a call for `count` inputs, as a talk returns them."""
+        """Return the outputs in the reply to such a call for `count` inputs, as a talk returns them."""
 
     def ping(self) -> Talk:
-        """Checks readiness and fetches metadata, without user data. Raises like a talk if the endpoint is not ready."""
+        """Yield calls that check readiness and fetch metadata, without user data; raise if the endpoint is not ready."""
 
     def health(self) -> Talk:
-        """Readiness check: one call, without user data."""
+        """Yield one call that checks readiness, without user data."""
 
 
 class OneByOne:
@@ -55,7 +55,7 @@ class OneByOne:
     one_by_one = True
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """Make one request per input."""
+        """Yield a call for each input, and return the answers."""
         answers = []
         for x in inputs:
             reply = yield self._call(x)
@@ -71,20 +71,26 @@ class OneByOne:
         raise NotImplementedError
 
     def _call(self, x: Any) -> Call:
+        """Return the call for one input; overridden."""
         raise NotImplementedError
 
 
 MAX_VALUES = 250_000
-"""Values in a reply, unless its protocol expects more numbers: they parse in some 10 ms."""
+"""Default maximum of values in a reply: that many parse in some 10 ms."""
 MAX_NESTED = 50_000
-"""Lists and objects in a reply: they take ten times as long as numbers."""
+"""Maximum of lists and objects in a reply: they parse ten times as slowly as numbers."""
 
 
 def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) -> Any:
-    """Parses a reply's body as JSON. How many values there are at most is counted before: parsing holds the GIL.
+    """Parse a reply's body as JSON, after its values were counted: parsing holds the GIL.
+
+    Args:
+        body: the body.
+        where: address of the endpoint, for messages.
+        max_values: maximum values.
 
     Raises:
-        BadReply: not JSON, where the message says what it looks like instead; or too many values.
+        BadReply: the body is no JSON (the message names its form), or has too many values.
     """
     if len(body) > MAX_NESTED:  # what is shorter cannot hold as many
         body = bytes(body)  # a no-op for bytes
@@ -99,7 +105,7 @@ def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) ->
 
 
 def looks_like(body: bytes) -> str:
-    """Describes a non-JSON body without quoting it."""
+    """Return a description of a body that is not JSON, without quoting it."""
     start = body.lstrip()[:15].lower()
     if not start:
         return "an empty body"
@@ -113,7 +119,13 @@ def looks_like(body: bytes) -> str:
 
 
 def checked(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:
-    """Returns a successful reply. `body`, and the headers of `address`: what was sent, which no message quotes.
+    """Return a successful reply; raise for others, with the server's message as far as it may be quoted.
+
+    Args:
+        reply: the reply.
+        where: address of the endpoint, for messages.
+        body: body of the request, of which no message quotes anything.
+        address: address whose secrets no message quotes.
 
     Raises:
         Refused: the status is not 2xx.
@@ -135,9 +147,11 @@ _HINTS = {
     **dict.fromkeys((301, 302, 307, 308), " (it redirects: give its final URL)"), 401: " (is api_key set, and current?)",
     403: " (may this api_key do that?)", 404: " (is the URL right, and the model loaded?)",
 }  # fmt: skip
+"""HTTP status -> hint at the likely mistake."""
 
 
 def _retry_after_s(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header; None: there is none, or it is a date."""
     if value is None:
         return None
     try:

@@ -1,4 +1,7 @@
-"""Exchange: one request to an endpoint with all its calls and attempts, as its guard accounts for them."""
+"""Exchange: one request to an endpoint with all its calls and attempts, as its guard accounts for them.
+
+Also load reports in replies, and the turns of waiting requests.
+"""
 
 from __future__ import annotations
 
@@ -47,24 +50,26 @@ if TYPE_CHECKING:
 
 HEADER: Final = "endpoint-load-metrics"
 ASK: Final = ("endpoint-load-metrics-format", "text")
-"""Header of a request by which Triton and vLLM are asked to report."""
+"""Request header by which Triton and vLLM are asked for reports."""
 LONGEST: Final = 2048
-"""Characters of a header that is read."""
+"""Maximum characters of a header to read."""
 MOST: Final = 64
-"""Metrics in one that is read."""
+"""Maximum metrics of a header to read."""
 LARGEST: Final = 1e6
+"""Maximum value of a metric."""
 _USED: Final = ("application_utilization", "cpu_utilization", "kv_cache_utilization", "kv_cache_usage_perc")
-"""The first of them that is more than 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's."""
+"""Metrics of utilisation: the first above 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's."""
 
 
 def report_in(headers: Mapping[str, str]) -> Report | None:
-    """The report in a reply's headers, names in lower case; None: there is none that can be read. Never raises."""
+    """Return the load report in a reply's headers, with names in lower case; None: none, or unreadable. Never raises."""
     text = headers.get(HEADER)
     return None if text is None or len(text) > LONGEST else _report(text)
 
 
 @lru_cache(256)  # a server's numbers have few digits, and to read them takes as long as to send a small request
 def _report(text: str) -> Report | None:
+    """Return the report in a header's text; None: it has no metric of load. Cached."""
     metrics = _metrics(text.strip())
     used = next((value for name in _USED if (value := metrics.get(name, 0.0)) > 0), 0.0)
     queue_s = metrics.get("queue_s", 0.0)
@@ -74,15 +79,15 @@ def _report(text: str) -> Report | None:
 
 
 def _metrics(text: str) -> dict[str, float]:
-    """The plausible metrics by name, those of `named_metrics` without that word."""
+    """Return the plausible metrics by name, those of `named_metrics` without that word."""
     form, _, rest = text.partition(" ")
     if form.upper() == "JSON" or text.startswith("{"):
-        found = _flat(rest if form.upper() == "JSON" else text)
+        raw_metrics = _flat(rest if form.upper() == "JSON" else text)
     else:
         pairs = (part.partition("=")[::2] for part in (rest if form.upper() == "TEXT" else text).split(","))
-        found = {name.strip(): value for name, value in pairs}
+        raw_metrics = {name.strip(): value for name, value in pairs}
     metrics: dict[str, float] = {}
-    for name, given in list(found.items())[:MOST]:
+    for name, given in list(raw_metrics.items())[:MOST]:
         value = _number(given)
         if value is not None:
             metrics[name.removeprefix("named_metrics.")] = value
@@ -90,17 +95,22 @@ def _metrics(text: str) -> dict[str, float]:
 
 
 def _flat(text: str) -> dict[str, Any]:
+    """Return the metrics of JSON, with those under `named_metrics` at the top; {} if it is invalid."""
     try:
-        said = json_loads(text.encode("utf-8", "replace"))
+        document = json_loads(text.encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         return {}
-    named = said.get("named_metrics")
-    return {**(named if isinstance(named, dict) else {}), **{name: one for name, one in said.items() if name != "named_metrics"}}
+    named = document.get("named_metrics")
+    return {
+        **(named if isinstance(named, dict) else {}),
+        **{name: value for name, value in document.items() if name != "named_metrics"},
+    }
 
 
 def _number(given: Any) -> float | None:
+    """Return a plausible number of 0 or more; None for other values."""
     if isinstance(given, bool) or not isinstance(given, int | float | str) or (isinstance(given, str) and len(given) > 40):  # noqa: PLR2004 - longer than any number
         return None
     try:
@@ -110,31 +120,31 @@ def _number(given: Any) -> float | None:
     return value if isfinite(value) and 0 <= value <= LARGEST else None
 
 
-# Turns: requests that wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio.
+# Turns: requests wait for a place among an endpoint's calls under way, in order of arrival, for threads and asyncio.
 
 MOST_THREADS = 200
-"""Most threads that may wait in this process, of the 256 for the clouds of a router: others have some left."""
+"""Maximum waiting threads in this process, of the 256 for the clouds of a router, so that others have some left."""
 MOST_TASKS = 1000
-"""Most tasks that may wait for one endpoint."""
+"""Maximum waiting tasks for one endpoint."""
 LOOK_S = 0.5
-"""Interval at which a waiting request looks for itself, as the place of one that was dropped is freed without notice, seconds."""
+"""Seconds between a waiting request's own checks: the place of a garbage-collected one is freed without notice."""
 _CLOSED = Rejection("stopped", "the router is closed")
 
 
 class Turn:
-    """One waiting request."""
+    """Waiting request."""
 
     __slots__ = ("calls", "done", "rejection", "slot", "wake")
 
     def __init__(self, slot: Hashable, calls: int, wake: Callable[[], object]) -> None:
         self.slot, self.calls, self.wake = slot, calls, wake
         self.done = False
-        """Whether it was admitted, or rejected for another reason than the places."""
+        """True if it was admitted, or rejected for another reason than the places."""
         self.rejection: Rejection | None = None
 
 
 class _WaitingThreads(ForkSafe):
-    """The turns that threads of this process wait for: endpoints share their threads."""
+    """Turns for which threads of this process wait: endpoints share their threads."""
 
     turns: set[Turn] = per_process(set)
 
@@ -143,20 +153,20 @@ _threads = _WaitingThreads()
 
 
 class Turns:
-    """The waiting requests of one endpoint. A place that becomes free goes to the first of them; no lock is held while they wait.
+    """Waiting requests of one endpoint. The first of them gets a free place; no lock is held while they wait.
 
     Args:
-        rules: admit a request.
-        lock: of the rules.
+        rules: rules that admit a request.
+        lock: lock of the rules.
     """
 
     def __init__(self, rules: Admission, lock: AbstractContextManager[Any]) -> None:
         self._rules, self._lock, self._closed = rules, lock, False
         self.waiting: dict[Turn, None] = {}
-        """In order of arrival."""
+        """Turns in order of arrival."""
 
     def advance(self) -> None:
-        """Admits those who are first, while there are places for them."""
+        """Admit the first waiting requests while there are places, and wake them."""
         if not self.waiting:
             return
         ready, now = list[Turn](), monotonic()
@@ -174,7 +184,15 @@ class Turns:
             turn.wake()
 
     def wait(self, slot: Hashable, calls: int, until: float, stop: StopToken | None, why: Rejection) -> Rejection | None:
-        """Waits in this thread. Returns None once it is admitted, or why it was not: `why`, if the instant `until` came first."""
+        """Wait for a turn, blocking this thread. Return None if admitted, else the reason.
+
+        Args:
+            slot: slot of the request's exchange.
+            calls: number of calls.
+            until: instant at which it gives up.
+            stop: token whose request ends the wait; None: none.
+            why: reason to return if it gives up, or if too many wait already.
+        """
         if len(_threads.turns) >= MOST_THREADS or self._is_inside():
             return why
         awake = threading.Event()
@@ -197,7 +215,7 @@ class Turns:
                 stop.on_ask(None)
 
     async def wait_async(self, slot: Hashable, calls: int, until: float, why: Rejection) -> Rejection | None:
-        """Waits in this task; as `wait`. Cancelling it gives its turn up."""
+        """Wait for a turn in this task; see `wait`. Cancelling the task gives the turn up."""
         if len(self.waiting) >= MOST_TASKS:
             return why
         import asyncio  # not for a router without a cloud
@@ -230,30 +248,32 @@ class Turns:
             raise
 
     def close(self) -> None:
-        """Rejects all who wait, and will."""
+        """Reject all waiting requests, and all that would wait from now on."""
         self._closed = True
         self.advance()
 
     def _is_inside(self) -> bool:
-        """Whether this thread has a request under way, as under a signal handler: it would wait for itself."""
+        """Return True if this thread has a request under way, as below a signal handler: it would wait for itself."""
         this = threading.get_ident()
         inside = (slot() for slot in list(self._rules.under_way) if isinstance(slot, ref))
         return any(exchange is not None and exchange.thread == this for exchange in inside)
 
     def _join(self, turn: Turn) -> None:
+        """Append a turn, and admit it if it is first."""
         with self._lock:
             self._rules.rejected -= 1  # it is counted at the end
             self.waiting[turn] = None
         self.advance()
 
     def _left(self, turn: Turn, why: Rejection) -> Rejection | None:
+        """Remove a turn after its wait. Return None if it was admitted, else the reason."""
         with self._lock:
             self.waiting.pop(turn, None)
             self._rules.rejected += not turn.done
             return turn.rejection if turn.done else why
 
     def _drop(self, turn: Turn) -> None:
-        """Gives up a turn, and the place that it may just have been given."""
+        """Give up a turn, and the place that it may just have got."""
         with self._lock:
             self.waiting.pop(turn, None)
         self._rules.leave(turn.slot)
@@ -265,47 +285,60 @@ TOO_LARGE = 413
 """HTTP status of a request whose body is too large."""
 NO_DATA = "no user data"
 NUMBERS = count(1)
-"""Of attempts."""
+"""Numbers of attempts."""
 
 
 class Sending(NamedTuple):
-    """What is about to be sent over the network, as far as instruments are told."""
+    """Request about to be sent over the network, as instruments get it."""
 
     protocol: str
     """http or grpc."""
     method: str
-    """Of HTTP."""
+    """Method of HTTP."""
     origin: str
     """Scheme, host and port of the endpoint, as in `https://api.example.com`."""
     path: str
-    """Of HTTP; or the method of gRPC."""
+    """Path of HTTP, or method of gRPC."""
     model: str
-    """The model's name at the endpoint; empty: none is said."""
+    """Name of the model at the endpoint; empty: none."""
 
 
 class Reported(Protocol):
     """Receiver of attempts, and of rejected requests."""
 
     follows: bool
-    """Whether it is told when attempts begin."""
+    """True if `began` is to be called."""
     prompt: bool
-    """Whether its methods return at once, whatever happens."""
+    """True if its methods return at once, whatever happens."""
 
     def began(self, number: int, target: str, request: str, again: int, sending: Sending) -> Mapping[str, str]:
-        """An attempt is about to be sent -> further headers for it."""
+        """Handle that an attempt is about to be sent. Return further headers for it."""
 
     def attempt(
         self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None, number: int,
         status: int | None, tokens: Tokens | None, cancelled: bool,
     ) -> object:  # fmt: skip
-        """An attempt has ended; bytes of bodies, and seconds. cancelled: before its deadline, as its answer was not needed."""
+        """Handle the end of an attempt.
+
+        Args:
+            target: name of the target.
+            request: id of the request.
+            sent: bytes of the request's body.
+            received: bytes of the reply's body.
+            took_s: seconds.
+            error: why it failed; None: it did not.
+            number: number of the attempt; 0: `began` was not called.
+            status: HTTP status; None: none.
+            tokens: counted tokens; None: none.
+            cancelled: True if it ended before its deadline, as its answer was not needed.
+        """
 
     def held(self, target: str, code: ErrorCode | HeldCode) -> object:
-        """A request was rejected, for a local reason."""
+        """Handle that a request was rejected for a local reason."""
 
 
 class Owner(Protocol):
-    """Interface of the guard that an exchange reports to."""
+    """Interface of the guard to which an exchange reports."""
 
     name: str
     where: str
@@ -318,26 +351,26 @@ class Owner(Protocol):
 
     @property
     def watcher(self) -> Any:
-        """Receives events, such as `loaded`."""
+        """Receiver of events, such as `loaded`."""
 
     def hold(self, wait_s: float) -> None:
-        """Holds all requests, as the endpoint requested."""
+        """Reject all requests for some seconds, as the endpoint requested."""
 
     def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
-        """Records a success, with its latency and the bytes of its bodies."""
+        """Record a success, with its latency and the bytes of its bodies."""
 
     def failed(self) -> None:
-        """Records a fault."""
+        """Record a fault."""
 
     def mark_late(self, exchange: Exchange) -> bool:
-        """Marks an exchange as late. Returns whether that is a fault."""
+        """Mark an exchange as late. Return True if that is a fault."""
 
     def count_rejected(self, code: HeldCode) -> None:
-        """Counts and reports a rejected request."""
+        """Count and report a rejected request."""
 
 
 class _Slot(ref["Exchange"]):
-    """A weak reference to an exchange with a callback that frees its slot.
+    """Weak reference to an exchange, with a callback that frees its slot.
 
     Not `__del__`: an exception that a signal handler raises in there is lost. No Python code runs between the collection and a
     callback written in C.
@@ -348,9 +381,9 @@ class _Slot(ref["Exchange"]):
 
 
 class Exchange:
-    """One call of an endpoint with all its attempts. The HTTP client reports each attempt before and after it.
+    """One request to an endpoint with all its calls and attempts. The HTTP client reports each attempt before and after it.
 
-    Its slot is freed at the end of the `with`, or when it is collected.
+    Its slot is freed at the end of the `with`, or when it is garbage collected.
     """
 
     __slots__ = (
@@ -362,30 +395,32 @@ class Exchange:
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
         self.thread = get_ident()
         self._admitted = calls
-        """Calls that the rate was asked for and that have not begun."""
+        """Calls admitted by the rate limit that have not begun."""
         self._paid = 0
         """Calls booked ahead that have not begun."""
         self._unpaid = rule != NO_DATA
-        """Whether the next attempt is the first one of a call."""
+        """True if the next attempt is the first one of a call."""
         self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
         self.slot = _Slot(self, guard.rules.under_way.discard)
         self.sent = self.received = 0
         self.usd = 0.0
         self.counts = True
-        """Whether the breaker counts it."""
+        """True if the breaker counts its result."""
         self.failure: BaseException | None = None
-        """What ended it, where some of its calls have answered all the same."""
+        """Exception that ended it, although some of its calls have answered."""
         self.wanted_by = INF
         """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
         self.codec = ""
-        """The rung of a ladder by which its inputs are encoded; empty: there is no ladder."""
+        """Rung of a ladder of codecs by which its inputs are encoded; empty: no ladder."""
         self.edge: bool | None = None
-        """Whether the edge's answers go along, to all inputs; None: the endpoint takes none."""
+        """True if the edge's answers are sent along to all inputs, False if not to all; None: the endpoint takes none."""
         self.ended: Callable[..., object] | None = None
-        """Called at the end with `late=`, whether its answer came by `wanted_by`, or never can as it was too large; not if it
-        failed otherwise."""
+        """Called at the end with `late=`, but not after other failures than these.
+
+        True if its answer did not come by `wanted_by`, or could not, as the request was too large.
+        """
         self._tokens_usd = 0.0
-        """Booked for the tokens of the attempt under way, before they are counted."""
+        """Cost booked for the tokens of the attempt under way, before they are counted."""
         self._going = self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
 
@@ -431,10 +466,15 @@ class Exchange:
         return new(Spent, (self.sent, self.received, self.usd, joules, self.codec, self.edge))
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
-        """Books and records an attempt about to send `size` bytes, which must end by `until`. `tokens`: as are expected.
+        """Book an attempt, and write it to the egress ledger; nothing may be sent before.
+
+        Args:
+            size: bytes of the body.
+            until: instant by which the attempt must end.
+            tokens: expected tokens; None: none.
 
         Raises:
-            Held: a limit forbids it, or the egress ledger cannot be written. Nothing may be sent then.
+            Held: a limit forbids it, or the egress ledger cannot be written.
         """
         guard, again, probe, calls = self._guard, self._attempts > 0, self.rule == NO_DATA, 0
         if self._unpaid and not self._paid:
@@ -475,7 +515,7 @@ class Exchange:
         self.begun, self._until, self._open, self._going = monotonic(), until, True, True
 
     def reported(self, headers: Mapping[str, str]) -> None:
-        """Takes what a reply's headers say of the endpoint's load."""
+        """Record the endpoint's load from a reply's headers, and notify the watcher of a change."""
         if (report := report_in(headers)) is not None:
             guard = self._guard
             with guard.lock:
@@ -485,12 +525,12 @@ class Exchange:
 
     @property
     def followed(self) -> bool:
-        """Whether an instrument is told of the beginnings of attempts."""
+        """True if an instrument is to be notified of the beginnings of attempts."""
         report = self._guard.report
         return report is not None and report.follows
 
     def headers(self, sending: Sending) -> Mapping[str, str]:
-        """Reports that an attempt is about to be sent, after `before_attempt` -> further headers to send with it."""
+        """Report that an attempt is about to be sent, after `before_attempt`. Return further headers to send with it."""
         report = self._guard.report
         if report is None or not report.follows:
             return {}
@@ -499,7 +539,7 @@ class Exchange:
         return report.began(self._number, self._guard.name, self.identity, self._again, sending)
 
     def _report(self, size: int, error: BaseException | None, tokens: Tokens | None, *, cut: bool) -> None:
-        """Reports the end of an attempt; one that its deadline has cut was too late."""
+        """Report the end of an attempt; one that its deadline interrupted failed by timeout."""
         self._going, late = False, cut and monotonic() >= self._until
         (number, self._number), (status, self.status), guard = (self._number, 0), (self.status, None), self._guard
         if guard.report is not None:
@@ -510,13 +550,13 @@ class Exchange:
             )
 
     def next_call(self) -> None:
-        """The next attempt is the first one of another call: it counts as one in every limit."""
+        """Declare that the next attempt is the first one of another call, which counts as one in every limit."""
         self._unpaid, self._sending = True, None
 
     def prepay(self) -> bool:
-        """Books all its calls before the first one leaves, if there are several or bookings are written ahead.
+        """Book all its calls before the first one leaves, if there are several or bookings are written ahead.
 
-        Those not made are given back at its end. Returns whether the booking is to be written by `secure` now.
+        Calls not made are returned at its end. Return True if `secure` has to write the booking now.
 
         Raises:
             Held: together they exceed a limit.
@@ -534,7 +574,7 @@ class Exchange:
         return guard.spending.unwritten
 
     def secure(self) -> None:
-        """Writes what `prepay` has booked, which takes as long as the disk does.
+        """Write the booking of `prepay` to disk, blocking.
 
         Raises:
             Held: it could not be written.
@@ -546,30 +586,33 @@ class Exchange:
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> NoReturn:
+        """Report a rejection, and raise Held."""
         guard = self._guard
         if guard.report is not None:
             guard.report.held(guard.name, rejection.code)
         raise self._held(rejection.code, rejection.text, rejection.wait_s)
 
     def _give_back(self) -> None:
+        """Return the cost of booked calls that were not made."""
         cost, self._paid = self._guard.rules.cost(0, self._paid), 0
         self.usd -= cost.usd
         self._guard.spending.settle(cost, Cost(), process.now())
 
     def _held(self, code: HeldCode, text: str, wait_s: float = 0.0) -> Held:
+        """Return the error for a rejection."""
         again = self._attempts > 0
         return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again, wait_s=wait_s)
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
     ) -> None:
-        """Records the end of an attempt: bytes received, or the error.
+        """Record the end of an attempt: settle its cost, and report it to breaker and instruments.
 
         Args:
-            size: bytes of the body that came.
-            error: what ended it, if it failed.
-            cut: it was cancelled, as the answer is no longer needed.
-            tokens: that the endpoint has counted.
+            size: bytes of the body received.
+            error: exception that ended it; None: it succeeded.
+            cut: True if it was cancelled, as the answer is no longer needed.
+            tokens: tokens counted by the endpoint; None: not counted.
         """
         guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
@@ -600,7 +643,7 @@ class Exchange:
             guard.failed()
 
     def _settle_tokens(self, usd: float) -> None:
-        """Corrects what was booked for the attempt's tokens."""
+        """Correct the cost booked for the attempt's tokens."""
         booked, self._tokens_usd = self._tokens_usd, 0.0
         self.usd += usd - booked
         if usd > booked:
@@ -609,18 +652,22 @@ class Exchange:
             self._guard.spending.settle(Cost(booked), Cost(usd), process.now())
 
     def overdue(self) -> None:
-        """Records that the deadline has passed before the attempt had ended, which is a fault already."""
+        """Record that the deadline has passed during an attempt, which is a fault already."""
         if self._open:
             self._open = False
             self._overdue()
 
     def _overdue(self) -> None:
-        """Records lateness as a fault, unless the attempt had less than the endpoint's usual time."""
+        """Record lateness as a fault, unless the attempt had less than the endpoint's usual time."""
         if self.counts and self._guard.mark_late(self):
             self._guard.failed()
 
     def may_retry(self, *, stale: bool = False) -> bool:
-        """Whether the breaker and the retry budget allow another attempt. stale: its connection had been closed: that is free."""
+        """Return True if the breaker and the retry budget allow another attempt, which takes one from the budget.
+
+        Args:
+            stale: True if its kept-alive connection had been closed; then the retry is free.
+        """
         if not self.counts or self.late:
             return False
         if stale:

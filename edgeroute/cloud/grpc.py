@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over gRPC (Triton, KServe, MLServer), with raw tensors."""
+"""Open Inference Protocol v2 over gRPC (Triton, KServe, MLServer): messages, and the endpoint, with raw tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages import Call, Reply
 from edgeroute.system.imports import import_late
 
-# Messages of the Open Inference Protocol over gRPC: those fields that an endpoint writes and reads.
+# Messages of the Open Inference Protocol over gRPC, with the fields that an endpoint writes and reads.
 #
 # They are described here, and not in code that protoc made: that runs with no protobuf older than its protoc, and would be
 # registered under the same names as the stubs of `tritonclient` or `kserve`. Several messages of the protocol have their fields
@@ -43,19 +43,19 @@ FIELDS: dict[str, dict[str, tuple[int, str]]] = {
     },
     "Response": {"model_name": (1, "string"), "model_version": (2, "string"), "outputs": (5, "Tensor*"), "raw": (6, "bytes*")},
 }  # fmt: skip
-"""Message -> field -> its number and type; *: any number of them."""
+"""Message -> field -> (number, type); * after a type: repeated."""
 CONTENTS = {
     "BOOL": "bool_contents", **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"), "INT64": "int64_contents",
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"), "UINT64": "uint64_contents", "FP32": "fp32_contents",
     "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
-"""Datatype -> the field that its values are in, where they are not raw bytes; FP16 and BF16 have none."""
+"""Datatype -> field with its values, if they are not raw bytes; FP16 and BF16 have none."""
 _RAW = bytes([7 << 3 | 2])
-"""The tag of `Request.raw`."""
+"""Tag of `Request.raw`."""
 
 
 def message_classes() -> dict[str, Any]:
-    """The classes of the messages, by name."""
+    """Return message name -> class, made now from `FIELDS`; imports protobuf."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -63,20 +63,20 @@ def message_classes() -> dict[str, Any]:
     for message, fields in FIELDS.items():
         described = file.message_type.add(name=message)
         for name, (number, kind) in fields.items():
-            one = kind.rstrip("*")
+            base = kind.rstrip("*")
             field = described.field.add(name=name, number=number)
             field.label = kinds.LABEL_REPEATED if kind.endswith("*") else kinds.LABEL_OPTIONAL
-            if one in FIELDS:
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".edgeroute.{one}"
+            if base in FIELDS:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".edgeroute.{base}"
             else:
-                field.type = getattr(kinds, f"TYPE_{one.upper()}")
+                field.type = getattr(kinds, f"TYPE_{base.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"edgeroute.{name}")) for name in FIELDS}
 
 
 def with_raw(request: bytes, parts: Sequence[memoryview | bytes]) -> bytes:
-    """A serialised `Request` with raw tensors after it: fields may be in any order, and so the tensors are copied once."""
+    """Return a serialised `Request` with raw tensors after it: fields may be in any order, so each tensor is copied only once."""
     pieces: list[memoryview | bytes] = [request]
     for part in parts:
         pieces += [_RAW, _varint(len(part)), part]
@@ -84,16 +84,17 @@ def with_raw(request: bytes, parts: Sequence[memoryview | bytes]) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    found = bytearray()
+    """Return a number in protobuf's variable-length encoding."""
+    encoded = bytearray()
     while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
 
 
 MOST_TENSORS = 1000
-"""Tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to look at."""
+"""Maximum tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to read."""
 _METADATA = re.compile("(?!grpc-)[a-z0-9_.-]+", re.IGNORECASE)
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -122,6 +123,12 @@ class OpenInferenceGrpc(ServedModel):
     """
 
     def _check(self, headers: Iterable[str]) -> None:
+        """Check the settings that gRPC supports, and that grpcio is installed.
+
+        Raises:
+            PolicyError: TLS without verification, a header that is no metadata, `client=` or `pin=`.
+            RuntimeMissing: grpcio or protobuf is not installed.
+        """
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
         if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in headers):
@@ -133,51 +140,57 @@ class OpenInferenceGrpc(ServedModel):
 
     @cached_property
     def _messages(self) -> dict[str, Any]:
+        """Classes of the messages."""
         return message_classes()
 
     def channels(self) -> tuple[Any, Any]:
-        """What carries its calls, in threads and on an event loop."""
+        """Return new channels for threads and for an event loop."""
         module, longest = import_late("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
         return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
 
     identity = identity
 
     def health(self) -> Talk:
-        """Model readiness, `ModelReady`."""
+        """Yield a call of `ModelReady`; raise Refused if the model is not ready."""
         reply = yield self._asked("ModelReady")
         if not self._read("Ready", reply).ready:
             raise Refused(f"{self.where} answered that the model is not ready", status=503)
 
     def ping(self) -> Talk:
-        """Model readiness, then its metadata."""
+        """Yield calls for the model's readiness, then for its metadata, which is stored."""
         yield from self.health()
         yield from self._meet()
 
     def _asked(self, method: str) -> Call:
+        """Return the call of a method whose message has the model's name and version alone."""
         body = self._messages["Name"](name=self.model, version=self.pinned or "").SerializeToString()
         return Call("GET", f"{SERVICE}/{method}", body=body)
 
     def _read(self, message: str, reply: Reply) -> Any:
-        found = None
+        """Return a reply's message; raise BadReply if the body is none."""
+        parsed = None
         try:
-            found = self._messages[message].FromString(reply.body)
+            parsed = self._messages[message].FromString(reply.body)
         except Exception as e:  # noqa: BLE001 - protobuf's implementations differ in what they raise
             wrong = type(e).__name__
-        if found is None:
+        if parsed is None:
             raise BadReply(f"{self.where} answered what is no {message} of the protocol: {wrong}")
-        return found
+        return parsed
 
     def _describe(self) -> Call:
+        """Return the call for the model's metadata."""
         return self._asked("ModelMetadata")
 
     def _description(self, reply: Reply) -> dict[str, Any]:
-        said = self._read("Metadata", reply)
-        if max(len(said.inputs), len(said.outputs)) > MOST_TENSORS:
+        """Return the metadata in a reply, as the JSON of the protocol over HTTP has it."""
+        metadata = self._read("Metadata", reply)
+        if max(len(metadata.inputs), len(metadata.outputs)) > MOST_TENSORS:
             raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
-        about = {"name": said.name, "versions": list(said.versions), "platform": said.platform}
-        return {**about, "inputs": _listed(said.inputs), "outputs": _listed(said.outputs)}
+        about = {"name": metadata.name, "versions": list(metadata.versions), "platform": metadata.platform}
+        return {**about, "inputs": _listed(metadata.inputs), "outputs": _listed(metadata.outputs)}
 
     def _infer(self, feed: Feed) -> Call:
+        """Return the call of `ModelInfer` for a feed, with raw tensors."""
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
         parts = list[Any]()
         for name, array in feed.items():
@@ -192,18 +205,20 @@ class OpenInferenceGrpc(ServedModel):
         return Call("POST", f"{SERVICE}/ModelInfer", body=body, max_reply=self._limit(len(array)))
 
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
-        said = self._read("Response", reply)
-        if len(said.outputs) > MOST_TENSORS:
+        """Return the model's version, and the tensors, of a reply; raise Invalid."""
+        response = self._read("Response", reply)
+        if len(response.outputs) > MOST_TENSORS:
             raise Invalid(f"more than {MOST_TENSORS} outputs")
-        if said.raw and len(said.raw) != len(said.outputs):
-            raise Invalid(f"{len(said.outputs)} outputs, and the raw contents of {len(said.raw)}")
-        return said.model_version, self._tensors(said, most)
+        if response.raw and len(response.raw) != len(response.outputs):
+            raise Invalid(f"{len(response.outputs)} outputs, and the raw contents of {len(response.raw)}")
+        return response.model_version, self._tensors(response, most)
 
-    def _tensors(self, said: Any, most: int) -> Iterator[Tensor]:
+    def _tensors(self, response: Any, most: int) -> Iterator[Tensor]:
+        """Yield the tensors of a reply, with raw or typed contents; raise Invalid for too many values."""
         fields = CONTENTS
-        for number, output in enumerate(said.outputs):
-            if said.raw:
-                data: Any = said.raw[number]
+        for number, output in enumerate(response.outputs):
+            if response.raw:
+                data: Any = response.raw[number]
             else:
                 field = fields.get(output.datatype)
                 values = () if field is None else getattr(output.contents, field)
@@ -214,4 +229,5 @@ class OpenInferenceGrpc(ServedModel):
 
 
 def _listed(tensors: Any) -> list[dict[str, Any]]:
-    return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in tensors]
+    """Return tensors' descriptions in JSON types."""
+    return [{"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)} for tensor in tensors]

@@ -1,7 +1,7 @@
-"""gRPC channels in place of HTTP connections: carry a call whose path is a method and whose body is a serialised message.
+"""gRPC channels in place of HTTP connections. A call's path is the method, and its body a serialised message.
 
-A status of gRPC becomes one of HTTP, with its name as the code of an error in JSON, so that what follows (messages, retries, the
-breaker, what is quoted) is the same for both.
+A gRPC status becomes an HTTP status, with its name as the code of an error in JSON, so that messages, retries, breaker and
+quoting are the same for both.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from edgeroute.system.process import start_task_on
 from edgeroute.types import StopToken
 
 LONGEST = (1 << 31) - 1
-"""Bytes of a message, at most: gRPC's own limit."""
+"""Maximum bytes of a message: gRPC's own limit."""
 RECONNECT_MS = (100, 1000)
-"""Time between attempts to connect, from and to. gRPC's own is up to two minutes, in which a server that is back is not seen."""
+"""Least and greatest time between attempts to connect, ms. gRPC's own is up to two minutes, too long for a recovered server."""
 _CODES = grpc.StatusCode
 STATUSES = {
     _CODES.INVALID_ARGUMENT: 400, _CODES.FAILED_PRECONDITION: 400, _CODES.OUT_OF_RANGE: 400, _CODES.UNAUTHENTICATED: 401,
     _CODES.PERMISSION_DENIED: 403, _CODES.NOT_FOUND: 404, _CODES.ALREADY_EXISTS: 409, _CODES.ABORTED: 409,
     _CODES.RESOURCE_EXHAUSTED: 429, _CODES.UNIMPLEMENTED: 501, _CODES.UNAVAILABLE: 503, _CODES.DEADLINE_EXCEEDED: 504,
 }  # fmt: skip
-"""Status of gRPC -> that of HTTP; any other is 500."""
+"""gRPC status -> HTTP status; any other is 500."""
 _TOO_LONG = "larger than max"
 LOST = (
     "failed to connect", "errors resolving", "DNS resolution failed", "empty address list", "Socket closed", "Connection reset",
     "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header",
 )  # fmt: skip
-"""Beginnings of gRPC's own texts for UNAVAILABLE where no reply came, which it marks in no other way."""
+"""Beginnings of gRPC's texts for UNAVAILABLE without a reply, which it marks in no other way."""
 REASONS = (
     "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down",
     "Domain name not found", "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED",
     "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
     "Failed parsing HTTP/2", "proxy",
 )  # fmt: skip
-"""What is quoted of them; they may have in them what a server wrote."""
+"""Parts of these texts that may be quoted; the texts may also contain what a server wrote."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
 EARLY_S = 0.05
-"""By how much gRPC's time limit may come too early."""
+"""Seconds by which gRPC's time limit may come too early."""
 
 
 class _Channels(ForkSafe):
-    """Base of both kinds of channels: makes replies of what calls end with."""
+    """Base of both kinds of channels: makes replies from the ends of calls."""
 
     _calls: dict[str, Any] = per_process(dict)
 
@@ -68,18 +68,18 @@ class _Channels(ForkSafe):
         """Return the reply to a call that succeeded.
 
         Raises:
-            BadReply: it is longer than expected.
+            BadReply: the reply is too long.
         """
         limit = self._address.max_reply_bytes if call.max_reply is None else call.max_reply
         if len(body) > limit:
             raise BadReply(f"{self._address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
         return Reply(200, _headers(trailing), body)
 
-    def _answered(self, error: Any, until: float) -> Reply:
-        """Return the reply that is an error of the server's.
+    def _error_reply(self, error: Any, until: float) -> Reply:
+        """Return the reply for an error of the server.
 
         Raises:
-            CloudError: it is none: there was no reply.
+            CloudError: the error is not the server's: there was no reply.
         """
         code, text, origin = error.code(), error.details() or "", self._address.origin
         if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
@@ -98,6 +98,7 @@ class _Channels(ForkSafe):
         return Reply(status, {**headers, "content-type": "application/json"}, body)
 
     def _lost(self, text: str) -> CloudError:
+        """Return the error for a call without a reply; not retriable if its cause is permanent."""
         why = [reason for reason in REASONS if reason in text]
         hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
         error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
@@ -107,11 +108,11 @@ class _Channels(ForkSafe):
 
 
 class Channels(_Channels):
-    """A channel to one address, for threads. Calls share its connection; cancelling one affects no other.
+    """gRPC channel to one address, for threads. Calls share its connection; cancelling one affects no other.
 
     Args:
-        address: of the server; its path is no part of it.
-        longest: bytes of a reply, at most.
+        address: address of the server; its path is ignored.
+        longest: maximum bytes of a reply.
     """
 
     _channel: grpc.Channel | None = initially(None)  # a child does not close its parent's: that would need the parent's threads
@@ -119,10 +120,11 @@ class Channels(_Channels):
     _closed = False
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Sends the call and returns the reply, by the instant `until`.
+        """Send the call and return the reply by the instant `until`; blocks.
 
         Raises:
-            CloudError: there is no reply in time, or no valid one.
+            CloudError: there is no reply in time, no valid one, or the call was cancelled.
+            PolicyError: gRPC cannot send a header.
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._address.origin} was not asked: its answer is not needed any more")
@@ -146,35 +148,39 @@ class Channels(_Channels):
         except ValueError as e:  # the channel was closed meanwhile, or metadata that gRPC does not send
             raise _unsent(self._address, e) from None
         if failed is not None:
-            return self._answered(failed, until)
+            return self._error_reply(failed, until)
         return self._reply(body, rpc.trailing_metadata(), call)
 
     def _method(self, path: str) -> Any:
-        made = self._calls.get(path)
-        if made is None:
+        """Return the callable for a method's path, opening the channel at the first one."""
+        method = self._calls.get(path)
+        if method is None:
             if self._channel is None:
-                made = _open(grpc, self._address, self._longest)
-                self._channel = self._first.setdefault("channel", made)  # atomic: calls at once share one
+                method = _open(grpc, self._address, self._longest)
+                self._channel = self._first.setdefault("channel", method)  # atomic: calls at once share one
                 if self._closed:
                     self.close()
-            made = self._calls[path] = self._channel.unary_unary(path)
-        return made
+            method = self._calls[path] = self._channel.unary_unary(path)
+        return method
 
     def close(self) -> None:
-        """Closes the channel, and ends what is under way."""
+        """Close the channel, which ends the calls under way."""
         self._closed = True
         if self._channel is not None:
             self._channel.close()
 
 
 class AsyncChannels(_Channels):
-    """A channel to one address, for one event loop at a time."""
+    """gRPC channel to one address, for one event loop at a time."""
 
     _channel: grpc.aio.Channel | None = initially(None)
     _loop: asyncio.AbstractEventLoop | None = initially(None)
 
     async def send(self, call: Call, until: float) -> Reply:
-        """As `Channels.send`; cancelling the task cancels the call."""
+        """Send the call and return the reply by the instant `until`; see `Channels.send`.
+
+        Cancelling the task cancels the call.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # a channel of another loop cannot be used here
             self._loop, self._channel, self._calls = loop, None, {}
@@ -196,22 +202,23 @@ class AsyncChannels(_Channels):
         except (ValueError, grpc.aio.UsageError) as e:
             raise _unsent(self._address, e) from None
         if failed is not None:
-            return self._answered(failed, until)
+            return self._error_reply(failed, until)
         return self._reply(body, await rpc.trailing_metadata(), call)
 
     async def close(self) -> None:
-        """Closes the channel, and ends what is under way."""
+        """Close the channel if it belongs to the running loop, which ends the calls under way."""
         if self._channel is not None and self._loop is asyncio.get_running_loop():
             await self._channel.close()
 
     def abandon(self) -> None:
-        """`close` from outside the loop, or from a thread."""
+        """Close the channel on its own loop, without waiting; from outside the loop, or from a thread."""
         channel, self._channel, self._calls = self._channel, None, {}
         if channel is not None and self._loop is not None and self._loop.is_running():
             start_task_on(self._loop, channel.close)
 
 
 def _open(kind: Any, address: Address, longest: int) -> Any:
+    """Return a new channel of `grpc` or `grpc.aio`, without gRPC's own retries and compression."""
     options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", longest),
@@ -230,11 +237,16 @@ def _open(kind: Any, address: Address, longest: int) -> Any:
 
 
 def _credentials(address: Address) -> Any:
+    """Return the TLS credentials of a channel; reads the certificates' files.
+
+    Raises:
+        PolicyError: a file cannot be read.
+    """
     try:
         files: Iterable[Any] = [address.verify]
         if address.verify is True:
-            own = ssl.get_default_verify_paths().cafile
-            files = [certifi.where(), *([own] if own else [])]
+            system_file = ssl.get_default_verify_paths().cafile
+            files = [certifi.where(), *([system_file] if system_file else [])]
         roots = b"\n".join(Path(file).read_bytes() for file in files)
         chain, key = (None, None) if address.cert is None else (Path(file).read_bytes() for file in address.cert)
     except OSError as e:
@@ -243,7 +255,7 @@ def _credentials(address: Address) -> Any:
 
 
 def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
-    """Time limit and metadata of a call.
+    """Return the time limit and the metadata of a call, with secrets.
 
     Raises:
         TimedOut: no time is left.
@@ -256,10 +268,12 @@ def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
 
 
 def _unsent(address: Address, error: Exception) -> CloudError | PolicyError:
+    """Return the error for a call that gRPC did not send."""
     if "metadata" in str(error).lower():
         return PolicyError("headers has a name or value that gRPC cannot send: it takes lower case letters, digits, - and _")
     return Unreachable(f"{address.origin} was not asked: the channel is closed")
 
 
 def _headers(metadata: Any) -> dict[str, str]:
+    """Return the text metadata of a reply as headers."""
     return {str(name).lower(): value for name, value in metadata or () if isinstance(value, str)}

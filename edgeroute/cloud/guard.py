@@ -1,4 +1,4 @@
-"""Guard of one endpoint: its admission rules with lock, clock, egress ledger and events. Used by threads and asyncio."""
+"""Guard of one endpoint: admission rules with lock, clock, egress ledger and events; egress settings. For threads and asyncio."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Watcher(Protocol):
     """Receiver of a guard's events."""
 
     def opened(self, guard: Guard) -> None:
-        """The breaker has opened."""
+        """Handle that the breaker has opened."""
 
     def probe(self, guard: Guard) -> None:
-        """A probe is due: call `guard.check_health()` in the background."""
+        """Handle that a probe is due: call `guard.check_health()` in the background."""
 
     def closed(self, guard: Guard) -> None:
-        """The breaker has closed."""
+        """Handle that the breaker has closed."""
 
     def loaded(self, guard: Guard) -> None:
-        """The endpoint reports another load, as far as anything is decided by it."""
+        """Handle that the endpoint reports another load, as far as decisions depend on it."""
 
 
 class Guard(ForkSafe):
@@ -50,18 +50,18 @@ class Guard(ForkSafe):
     The lock is reentrant: a signal handler that calls the router may run while it is held.
 
     Args:
-        name: of the target.
-        where: its address, as recorded in the egress ledger.
-        terms: its prices and limits.
+        name: name of the target.
+        where: address of the endpoint, as recorded in the egress ledger.
+        terms: prices and limits of the endpoint.
         spending: shared spending limits.
-        health: health check without user data, called with the instant it must end by and an exchange. None: there is none.
+        health: health check without user data, called with its deadline (an instant) and an exchange. None: none.
         watcher: receives events.
-        journal: the egress ledger.
+        journal: the egress ledger; None: none.
         report: receives attempts; None: no receiver.
 
     Attributes:
         rules: the `Admission`.
-        lock: of the rules.
+        lock: lock of the rules.
         watcher: receives events.
     """
 
@@ -85,7 +85,7 @@ class Guard(ForkSafe):
         self.turns = Turns(self.rules, self.lock)
 
     def after_fork(self) -> None:
-        """A child has no call in progress."""
+        """Forget the parent's calls under way, in a forked child."""
         super().after_fork()
         self.rules.under_way.clear()
         self.turns = Turns(self.rules, self.lock)
@@ -93,9 +93,9 @@ class Guard(ForkSafe):
     def enter(
         self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None
     ) -> Exchange:
-        """Admits one request of so many calls; the exchange is a context manager that ends it.
+        """Admit one request of `calls` calls. Return its exchange, a context manager that ends it.
 
-        If as many as may be are under way, it waits for its turn: in this thread, until the instant `until` or a stop request.
+        If the maximum number of calls is under way, the thread blocks for its turn until the instant `until` or a stop request.
 
         Raises:
             Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
@@ -108,7 +108,7 @@ class Guard(ForkSafe):
         return self._admitted(exchange, rejection)
 
     async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
-        """As `enter`, on an event loop."""
+        """Admit one request of `calls` calls, on an event loop; see `enter`."""
         exchange, rejection = self._entered(permit, identity, calls)
         if rejection is None:
             return exchange
@@ -117,6 +117,7 @@ class Guard(ForkSafe):
         return self._admitted(exchange, rejection)
 
     def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
+        """Return a new exchange, and the reason why it is not admitted now; None: it is."""
         now, rules = monotonic(), self.rules
         # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
         exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
@@ -127,6 +128,7 @@ class Guard(ForkSafe):
         return exchange, rejection
 
     def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
+        """Return an admitted exchange; for a rejected one report it, start a probe if one is due, and raise Held."""
         if rejection is None:
             return exchange
         with self.lock:
@@ -138,13 +140,13 @@ class Guard(ForkSafe):
         raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code, wait_s=rejection.wait_s)
 
     def probe(self) -> Exchange:
-        """An exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
+        """Return an exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
         exchange = Exchange(self, "", None, NO_DATA)
         self.rules.under_way.add(exchange.slot)
         return exchange
 
     def check_health(self) -> None:
-        """Sends a probe. Call once per `Watcher.probe`."""
+        """Send a probe, blocking, and record its result. Call it once per `Watcher.probe`."""
         ok, wait_s = False, None
         try:
             if self._health is not None:
@@ -163,12 +165,12 @@ class Guard(ForkSafe):
             self.watcher.closed(self)
 
     def probe_failed(self, wait_s: float | None = None) -> None:
-        """Records a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
+        """Record a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
         with self.lock:
             self.rules.probe_ended(monotonic(), random.random(), ok=False, wait_s=wait_s)  # noqa: S311
 
     def link_up(self) -> None:
-        """Makes a probe due at once if the breaker is open, as the network is back."""
+        """Have a probe sent at once if the breaker is open, as the network is back."""
         with self.lock:
             due = self.rules.link_up(monotonic())
         if due:
@@ -190,30 +192,35 @@ class Guard(ForkSafe):
         return len(self.rules.under_way)
 
     def why(self) -> str:
-        """Why no request may be sent now; empty: one may."""
+        """Return the reason why no request may be sent now; empty: one may."""
         with self.lock:
             rejection = self.rules.why(monotonic())
         return "" if rejection is None else rejection.text
 
     def has_headroom(self) -> bool:
-        """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
+        """Return True if low-priority calls (audits) may be sent: the breaker allows it, half of the rate and places is free."""
         with self.lock:
             return self.rules.has_headroom(monotonic())
 
     def hold(self, wait_s: float) -> None:
-        """Holds all requests for `wait_s` seconds, as the endpoint requested."""
+        """Reject all requests for `wait_s` seconds, as the endpoint requested."""
         with self.lock:
             self.rules.hold(wait_s, monotonic())
 
     def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
-        """Records a success; with its latency, if it is to be counted, and the bytes of its bodies, if they are known."""
+        """Record a success, which may close the breaker.
+
+        Args:
+            took_s: latency, if it is to be counted.
+            moved: bytes of the bodies, if known.
+        """
         with self.lock:
             back = self.rules.succeeded(monotonic(), took_s, moved)
         if back:
             self.watcher.closed(self)
 
     def failed(self) -> None:
-        """Records a fault."""
+        """Record a fault, which may open the breaker and so reject waiting requests."""
         with self.lock:
             opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
         if opened:
@@ -221,14 +228,14 @@ class Guard(ForkSafe):
             self.watcher.opened(self)
 
     def count_rejected(self, code: ErrorCode | HeldCode) -> None:
-        """Counts a request rejected for a reason outside the guard."""
+        """Count and report a request rejected for a reason outside the guard."""
         with self.lock:
             self.rules.rejected += 1
         if self.report is not None:
             self.report.held(self.name, code)
 
     def mark_late(self, exchange: Exchange) -> bool:
-        """Marks an exchange as late. Returns whether that is a fault: it had its usual time, and was not marked before.
+        """Mark an exchange as late. Return True if that is a fault: it had its usual time, and was not marked before.
 
         Both the caller and the leg's own thread may mark it.
         """
@@ -243,7 +250,9 @@ class Guard(ForkSafe):
 # Egress settings: data-class rules, consent and redaction.
 
 Consent = Callable[[str, str | None], bool]
+"""(destination, data class) -> True to permit sending."""
 Redact = Callable[[Any, str | None], Any]
+"""(input, data class) -> the input to send instead; may work in place on a copy."""
 
 
 class Egress:
@@ -287,21 +296,21 @@ class Egress:
 
     @property
     def asks(self) -> bool:
-        """Whether `prepared` calls functions of the application, which may block."""
+        """True if `prepared` calls functions of the application, which may block."""
         return self.consent is not None or self.redact is not None
 
     def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
-        """The inputs to send: copied and redacted, after consent.
+        """Return the inputs to send: copied and redacted, after consent.
 
         Raises:
             Held: consent was not given, or the redaction failed: nothing is sent.
         """
         if self.consent is not None:
             try:
-                given = call_contained(self.consent, where, permit.data_class)
+                consented = call_contained(self.consent, where, permit.data_class)
             except Exception as e:
                 raise Held(f"the consent callback failed ({typed(e)}), so nothing was sent", code="consent") from e
-            if given is not True:
+            if consented is not True:
                 raise Held("consent was not given", code="consent")
         if self.redact is None:
             return inputs

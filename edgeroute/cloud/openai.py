@@ -1,4 +1,4 @@
-"""A language model behind OpenAI's API: chat and completions, whole or in pieces."""
+"""Language model behind OpenAI's API as an endpoint: chat and completions, whole or in pieces, with OpenAI's errors."""
 
 from __future__ import annotations
 
@@ -25,31 +25,33 @@ from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.text.reply import FIELDS, LONG, Events, Gathered, RunningConfidence, answer, is_error, is_piece, is_silent
 from edgeroute.text.request import Chat
 
-# What goes wrong at a language model behind OpenAI's API, as exceptions: the key, the model, the length, the rate.
+# Errors of a language model behind OpenAI's API (key, model, length, rate) as exceptions.
 
 SHORT = 1 << 16
-"""Bytes of an error that are read."""
+"""Maximum bytes of an error reply to read."""
 NOT_FOUND, TOO_MANY, FAILED = 404, 429, 500
 _LONG = re.compile(
     r"context.{0,20}(length|size|window)|maximum context|prompt is too long|too many (input )?tokens", re.IGNORECASE
 )
+"""Messages of a prompt that is too long."""
 _SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
+"""Codes of a key whose quota is used up."""
 _STATUS = {
     **dict.fromkeys(LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
     "invalid_api_key": 401, "permission_error": 403, "not_found_error": 404, "rate_limit_error": 429,
     "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded_error": 503, "unavailable_error": 503,
 }  # fmt: skip
-"""Type or code of an error within a stream -> the status that it would have had before."""
+"""Type or code of an error within a stream -> the HTTP status that it would have had before."""
 
 
 def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address) -> CloudError:
-    """The exception for a reply that is no success. What a server says is quoted as of other endpoints: almost never."""
+    """Return the exception for a reply that is no success; almost nothing of the server's text is quoted."""
     try:
         checked(reply, where, sent, address)
     except Refused as e:
-        said = _error(reply)
-        if e.status < FAILED and _is_long(said):
-            counts = [said.get(name) for name in ("n_prompt_tokens", "n_ctx")]
+        error = _error(reply)
+        if e.status < FAILED and _is_long(error):
+            counts = [error.get(name) for name in ("n_prompt_tokens", "n_ctx")]
             known = all(type(count) is int for count in counts)
             more = f": it has {counts[0]} tokens, and {counts[1]} are the most" if known else ""
             return Refused(f"{where} does not take it: the prompt is longer than the model's context{more}", status=e.status)
@@ -58,72 +60,74 @@ def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address)
                 f"{where} answered 404: it has no model {model!r}, or its API has another path than the url", status=e.status
             )
         if e.status == TOO_MANY:
-            return _too_many(where, said, e)
+            return _too_many(where, error, e)
         return e
     raise AssertionError("the reply is a success")
 
 
-def _too_many(where: str, said: Mapping[str, Any], e: Refused) -> Refused:
-    spent = bool(_codes(said) & _SPENT)
+def _too_many(where: str, error: Mapping[str, Any], e: Refused) -> Refused:
+    """Return the exception for status 429; not retriable if the key's quota is used up."""
+    spent = bool(_codes(error) & _SPENT)
     wait = "" if e.retry_after_s is None else f", and says to wait {e.retry_after_s:g} s"
     what = "the quota of this key is spent" if spent else "too many requests or tokens for this key"
-    made = Refused(f"{where} answered 429: {what}{wait}", status=e.status, retry_after_s=e.retry_after_s)
-    made.retriable = not spent
-    return made
+    exception = Refused(f"{where} answered 429: {what}{wait}", status=e.status, retry_after_s=e.retry_after_s)
+    exception.retriable = not spent
+    return exception
 
 
 def of_event(error: Any, sent: bytes, where: str, model: str, address: Address) -> CloudError:
-    """The exception for an error that came in place of an answer, or within one, with the status of a success."""
-    said = error if isinstance(error, Mapping) else {"message": str(error)}
-    codes = [said.get(name) for name in ("code", "status", "type")]
+    """Return the exception for an error that came in place of an answer, or within one, with the status of a success."""
+    details = error if isinstance(error, Mapping) else {"message": str(error)}
+    codes = [details.get(name) for name in ("code", "status", "type")]
     status = next((code for code in codes if type(code) is int and 400 <= code < 600), None)  # noqa: PLR2004 - HTTP's errors
     status = status or next((_STATUS[code] for code in codes if isinstance(code, str) and code in _STATUS), FAILED)
-    body = json.dumps({"error": dict(said)}, default=str).encode()
+    body = json.dumps({"error": dict(details)}, default=str).encode()
     return refusal(Reply(status, {"content-type": "application/json"}, body), sent, where, model, address)
 
 
 def _error(reply: Reply) -> Mapping[str, Any]:
-    """What it says, as OpenAI's JSON has errors; empty: it is none."""
+    """Return the error in a reply's JSON; empty if there is none."""
     with suppress(ValueError, RecursionError):
-        said = json_loads(reply.body)
-        said = said.get("error", said) if isinstance(said, dict) else said
-        if isinstance(said, Mapping):
-            return said
-        if isinstance(said, str):
-            return {"message": said}
+        document = json_loads(reply.body)
+        document = document.get("error", document) if isinstance(document, dict) else document
+        if isinstance(document, Mapping):
+            return document
+        if isinstance(document, str):
+            return {"message": document}
     return {}
 
 
-def _codes(said: Mapping[str, Any]) -> set[str]:
-    return {code for code in (said.get("type"), said.get("code")) if isinstance(code, str)}
+def _codes(error: Mapping[str, Any]) -> set[str]:
+    """Return the type and code of an error."""
+    return {code for code in (error.get("type"), error.get("code")) if isinstance(code, str)}
 
 
-def _is_long(said: Mapping[str, Any]) -> bool:
-    """Whether it says that the prompt does not fit."""
-    if _codes(said) & LONG:
+def _is_long(error: Mapping[str, Any]) -> bool:
+    """Return True if an error says that the prompt does not fit."""
+    if _codes(error) & LONG:
         return True
-    message = said.get("message")
+    message = error.get("message")
     return isinstance(message, str) and _LONG.search(message[:1000]) is not None
 
 
 BASE = "/v1"
 ROUTES = ("/chat/completions", "/completions")
 MAX_REPLY = 8 << 20
-"""Default limit of a reply, bytes: an event of a stream takes some hundred for a token."""
+"""Default maximum of a reply, bytes: a token's event in a stream takes some hundred."""
 NO_LIST = {404, 405, 501}
-"""Statuses of servers that do not list their models."""
+"""HTTP statuses of servers that do not list their models."""
 EXPECTED = 512
-"""Tokens of an answer that are booked ahead where nothing says how long it may be."""
+"""Tokens of an answer to book ahead if its maximum length is unknown."""
 MOST_TOKENS = 1_000_000_000
-"""Of an answer, in a request: more is a mistake."""
+"""Maximum tokens of an answer in a request: a larger number is a mistake."""
 LETTERS, PART = 3, 1000
-"""Bytes of text for a token, and tokens for an image or another part of a message, where they are not counted yet."""
+"""Estimates where tokens are not counted yet: bytes of text per token, and tokens for an image or another part of a message."""
 
 SILENT = {
     "length": ": it had the most tokens that it may have before it said anything",
     "content_filter": ": a content filter took it",
 }
-"""Why an answer has no text, by `finish_reason`."""
+"""`finish_reason` -> reason why an answer has no text."""
 
 
 class OpenAIChat(OneByOne):
@@ -205,42 +209,46 @@ class OpenAIChat(OneByOne):
         )  # fmt: skip
 
     def identity(self, of: Callable[[Any], str]) -> list[Any]:  # noqa: ARG002 - the protocol's
-        """What decides an answer besides the address."""
+        """Return the settings on which an answer depends, besides the address."""
         return [self.model, self.version, self._base, self._logprobs, json.dumps(self._chat.settings, sort_keys=True)]
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's
-        """What a request has besides its input."""
+        """Return the settings that a request contains, besides its input."""
         return json.dumps([self.model, self._stream, self._usage, self._logprobs, self._chat.settings], sort_keys=True)
 
     def health(self) -> Talk:
-        """That the server is there: it lists its models, or says that it does not."""
+        """Yield a call that checks that the server is there: it lists its models, or replies that it does not."""
         yield from self._models()
 
     def ping(self) -> Talk:
-        """That the server is there, takes the key, and has the model."""
+        """Yield a call that checks the server, the key and the model's name.
+
+        Raises:
+            BadReply: the server lists its models, without this one.
+        """
         reply = yield from self._models()
         names: list[str] = []
         if reply is not None:
             with suppress(LookupError, RecursionError, TypeError, ValueError):
                 listed = json_loads(reply.body)["data"]
-                if [one.get("owned_by") for one in listed] != ["llamacpp"]:  # it answers to any name
-                    names = [str(one["id"]) for one in listed]
+                if [entry.get("owned_by") for entry in listed] != ["llamacpp"]:  # it answers to any name
+                    names = [str(entry["id"]) for entry in listed]
         if names and not {self.model, f"{self.model}:latest"} & {*names}:
             there = ", ".join(clean(self.address.hide(name), 40) for name in names[:8])
             raise BadReply(f"{self.where}: there is no model {self.model!r}: it has {there}")
 
     def _models(self) -> Talk:
-        """The list of models; None: it has none."""
+        """Yield the call for the list of models, and return its reply; None: the server has no list."""
         reply = yield Call("GET", f"{self._base}/models", probe=True)
         if not reply.status:
             raise Unreachable(bytes(reply.body).decode())
         return None if reply.status in NO_LIST else checked(reply, self.where, b"", self.address)
 
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
-        """The answer in a whole reply: one (text, confidence, completion).
+        """Return the answer in a complete reply, as the only item of a list.
 
         Raises:
-            BadReply: it is no completion, or says nothing.
+            BadReply: the reply is no completion, or has no text.
         """
         speech = self._answered(Head(reply.status, reply.headers), Call("POST", self._base, tokens=Tokens()))
         given: bytes | None = bytes(reply.body)
@@ -255,21 +263,21 @@ class OpenAIChat(OneByOne):
             return [end.value]
 
     def speak(self, x: Any) -> Speech[Prediction]:
-        """The answer to one input in pieces of text.
+        """Yield the steps of the call for one input, and return its answer.
 
         Raises:
-            BadInput: the input is none.
+            BadInput: the input is no text, messages or request.
             CloudError: as `hear`.
         """
         return self.hear(self._call(x))
 
     def hear(self, call: Call) -> Speech[Prediction]:
-        """The answer to a call in pieces.
+        """Yield the steps of a call, with the answer's pieces, and return the answer.
 
         Raises:
             Refused: the server refuses the key, the model, the length of the request or the number of requests; or it failed.
-            Unreachable: the answer broke off. `partial` is what had come.
-            BadReply: it is no answer, or says nothing.
+            Unreachable: the answer broke off; `partial` is the answer so far.
+            BadReply: the reply is no answer, or has no text.
         """
         if call.tokens is None:  # it was stored in the outbox
             with suppress(ValueError, RecursionError, TypeError, AttributeError):
@@ -279,6 +287,7 @@ class OpenAIChat(OneByOne):
         return (yield from self._answered(head, call))
 
     def _answered(self, head: Head, call: Call) -> Speech[Prediction]:
+        """Yield the steps of reading a reply, streamed or not, and return the answer."""
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
         kind = head.headers.get("content-type", "").lower()
@@ -336,21 +345,21 @@ class OpenAIChat(OneByOne):
         return prediction
 
     def _at_once(self, reply: Reply, call: Call) -> Speech[Prediction]:
-        """The answer of a server that does not stream."""
-        said = loads(reply.body, self.where)
-        if not isinstance(said, dict):
-            raise BadReply(f"{self.where} gave a reply that is not a completion: a {type(said).__name__}")
-        if said.get("error") is not None or said.get("object") == "error":
-            raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
-        prediction = self._answer(said)
+        """Yield the tokens and the text of a reply that is not streamed, and return the answer."""
+        document = loads(reply.body, self.where)
+        if not isinstance(document, dict):
+            raise BadReply(f"{self.where} gave a reply that is not a completion: a {type(document).__name__}")
+        if document.get("error") is not None or document.get("object") == "error":
+            raise of_event(document.get("error") or document, call.body, self.where, self.model, self.address)
+        prediction = self._answer(document)
         guess = Tokens(
             0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
         )
-        yield _counted(said.get("usage")) or guess
-        choice = said["choices"][0]
+        yield _counted(document.get("usage")) or guess
+        choice = document["choices"][0]
         if is_error(choice.get("finish_reason")):
             e = of_event(choice.get("error") or {"type": "error"}, call.body, self.where, self.model, self.address)
-            e.partial = None if is_silent(prediction.value, said) else prediction
+            e.partial = None if is_silent(prediction.value, document) else prediction
             raise e
         if choice.get("finish_reason", "") is None:  # as of a stream that ends with `[DONE]`
             choice["finish_reason"] = "stop"
@@ -360,10 +369,10 @@ class OpenAIChat(OneByOne):
         return prediction
 
     def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
-        """Adds an event -> the text that it brings."""
-        said, before = loads(event, self.where), len(gathered.logprobs)
+        """Add an event to the answer. Return the text that it brings."""
+        document, before = loads(event, self.where), len(gathered.logprobs)
         try:
-            text = gathered.add(said)
+            text = gathered.add(document)
             if self._logprobs:
                 sure.add(gathered.logprobs[before:])
         except (AttributeError, LookupError, TypeError, ValueError) as e:
@@ -373,29 +382,32 @@ class OpenAIChat(OneByOne):
         return str(text or "")
 
     def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
+        """Return the error for a stream that ended too early."""
         if gathered.empty and start and not start.lstrip().startswith(FIELDS):
             return BadReply(f"{self.where} answered {looks_like(start)}, not a stream")
         return Unreachable(f"{self.where} broke off {'before' if gathered.empty else 'within'} its answer")
 
     def _check_said(self, prediction: Prediction) -> None:
-        """Raises BadReply for a whole answer that says nothing."""
+        """Raise BadReply for a complete answer without text."""
         if is_silent(prediction.value, prediction.outputs):
             why = SILENT.get(truncated(prediction.outputs), "")
             raise BadReply(f"{self.where} gave an answer without a text{why}")
 
     def _answer(self, reply: Mapping[str, Any]) -> Prediction:
+        """Return a completion as a prediction, without confidence if no log-probabilities were requested."""
         prediction = answer(reply, self._chat.rule, self.where, BadReply)
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
     def _call(self, x: Any) -> Call:
+        """Return the call for one input, with the expected tokens; raise BadInput."""
         try:
             request, chat = self._chat.request(x)
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
         request["model"] = self.model
         if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
-            own = x if isinstance(x, Mapping) else {}
-            older = "max_tokens" in own and "max_completion_tokens" not in own
+            caller = x if isinstance(x, Mapping) else {}
+            older = "max_tokens" in caller and "max_completion_tokens" not in caller
             del request["max_completion_tokens" if older else "max_tokens"]
         if self._logprobs:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
@@ -413,7 +425,7 @@ class OpenAIChat(OneByOne):
 
 
 def _counted(usage: Any) -> Tokens | None:
-    """The tokens that a server says it counted; None: it does not."""
+    """Return the tokens in a reply's `usage`; None: the server did not count them."""
     if not isinstance(usage, Mapping):
         return None
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
@@ -422,10 +434,10 @@ def _counted(usage: Any) -> Tokens | None:
 
 
 def _most(given: Any) -> int:
-    """The tokens that an answer may have: a number, also in a text, which servers may take as one; without one `EXPECTED`.
+    """Return the maximum tokens of an answer: a number, also as a text, which servers may accept; else `EXPECTED`.
 
     Raises:
-        BadInput: it is no number that a price can be reserved for.
+        BadInput: the number is too large for a price to be reserved.
     """
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         return EXPECTED
@@ -436,15 +448,15 @@ def _most(given: Any) -> int:
     except OverflowError:
         most = inf
     if not most <= MOST_TOKENS:
-        said = clean(given, 20) if isinstance(given, str) else f"{most:g}"
-        raise BadInput(f"max_tokens is {said}: a request may ask for {MOST_TOKENS:,} at most")
+        quoted = clean(given, 20) if isinstance(given, str) else f"{most:g}"
+        raise BadInput(f"max_tokens is {quoted}: a request may ask for {MOST_TOKENS:,} at most")
     return ceil(most) if most > 0 else EXPECTED
 
 
 def _expected(request: Mapping[str, Any]) -> Tokens:
-    """About how many tokens a request has, and its answer may have."""
+    """Return an estimate of the tokens of a request and of its answer."""
     output = _most(request.get("max_completion_tokens", request.get("max_tokens")))
-    contents = [one.get("content") for one in request.get("messages", ())] or [request.get("prompt")]
+    contents = [message.get("content") for message in request.get("messages", ())] or [request.get("prompt")]
     texts, others = 0, 0
     for content in contents:
         for part in [content] if isinstance(content, str) else content or ():

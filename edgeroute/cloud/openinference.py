@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over HTTP (KServe, Triton, MLServer, Ray Serve, `edgeroute serve`), JSON or binary tensors."""
+"""Open Inference Protocol v2 over HTTP (KServe, Triton, MLServer, Ray Serve, `edgeroute serve`), with JSON or binary tensors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]
 
 _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2
-"""Unanswered binary probes after which the server counts as JSON-only."""
+"""Unanswered probes with binary tensors after which the server counts as JSON-only."""
 BUSY = (429, 503)
-"""Statuses of a server that answers nobody for now."""
+"""HTTP statuses of a server that is busy, and so gives no information."""
 MOST_PROBED = 1 << 22
-"""Largest input, in elements, that `ping` probes with zeros before there is a real input."""
+"""Maximum elements of an input with which `ping` probes, before there is a real input."""
 MOST_HEADS = 64
-"""Shapes of requests of which the JSON is kept."""
+"""Maximum shapes of requests whose JSON is stored."""
 LENGTH = "Inference-Header-Content-Length"
 _LENGTH = LENGTH.lower()
 OCTETS = ("Content-Type", "application/octet-stream")
@@ -86,34 +86,35 @@ class OpenInference(ServedModel):
         self.binary = None if binary == "auto" else binary
         self._tries = 0
         self._heads: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
-        """What precedes binary tensors, by their names, datatypes and shapes: the JSON, and the headers."""
+        """(name, datatype, shape, size) of binary tensors -> the JSON before them, and the headers."""
 
     @property
     def prompt(self) -> bool:
-        """Whether inputs are encoded in no time: sent as they are, without a codec and preprocessing."""
+        """True if inputs are encoded in no time: sent unchanged, without a codec and preprocessing."""
         return self.payload is None and self.card.path is None
 
     identity = identity
 
     def health(self) -> Talk:
-        """Model readiness, `GET .../ready`."""
+        """Yield a call for the model's readiness, `GET .../ready`."""
         yield Call("GET", f"{self.path}/ready")
 
     def ping(self) -> Talk:
-        """Model readiness, then its metadata, and whether it accepts binary tensors."""
+        """Yield calls for readiness and metadata, and perhaps a probe with binary tensors of zeros; stores what they show."""
         yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and self.payload is None and _probed(self.inputs):
             yield from self._try_binary({s.name: blank(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs})
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """As of `ServedModel`; the first one probes for binary tensors."""
+        """Yield the calls for inputs, and return their outputs; the first talk also probes for binary tensors."""
         return super().talk(inputs) if self.binary is not None else self._first_talk(inputs)
 
     def _first_talk(self, inputs: list[Any]) -> Talk:
+        """Fetch metadata, probe for binary tensors with zeros, and go on as `talk`."""
         if self.inputs is None or self._changed:
             yield from self._meet()
-        constants = {one.name for one in self.card.inputs if one.value is not None}
+        constants = {constant.name for constant in self.card.inputs if constant.value is not None}
         feed = self._feed(inputs)
         if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
             yield from self._try_binary(zeros_of(feed, constants, self.payload))
@@ -121,12 +122,12 @@ class OpenInference(ServedModel):
 
     @property
     def known(self) -> dict[str, Any] | None:
-        """Cached metadata, and whether the server takes binary tensors, JSON-serialisable; None: not fetched yet."""
+        """Stored metadata, and whether the server takes binary tensors, in JSON types; None: not fetched yet."""
         known = super().known
         return None if known is None else {**known, "binary": self.binary}
 
     def recall(self, known: dict[str, Any]) -> None:
-        """As of `ServedModel`."""
+        """Restore metadata of an earlier run, unless it was fetched already; raise ValueError if it is invalid."""
         if known["binary"] not in {None, True, False}:
             raise ValueError(f"binary is {known['binary']!r}")
         if self.inputs is None:
@@ -134,7 +135,10 @@ class OpenInference(ServedModel):
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """Probes for binary tensors: a reply means yes, an error no, unless it is busy; silence means no the second time."""
+        """Probe for binary tensors, and set `binary`.
+
+        True after a reply; False after an error, unless the server is busy, or after the second silence.
+        """
         if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
             self.binary = False
             return
@@ -152,13 +156,16 @@ class OpenInference(ServedModel):
             self.binary = False
 
     def _describe(self) -> Call:
+        """Return the call for the model's metadata."""
         return Call("GET", self.path)
 
     def _description(self, reply: Reply) -> dict[str, Any]:
-        said = loads(reply.body, self.where)
-        return said if isinstance(said, dict) else {}
+        """Return the metadata in a reply; {} if the reply is no object."""
+        metadata = loads(reply.body, self.where)
+        return metadata if isinstance(metadata, dict) else {}
 
     def _meet(self) -> Talk:
+        """Fetch and store the metadata; of Triton also its configuration, for the labels."""
         platform = yield from super()._meet()
         if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
             reply = yield Call("GET", f"{self.path}/config", probe=True)
@@ -166,11 +173,13 @@ class OpenInference(ServedModel):
                 self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: Feed) -> Call:
+        """Return the call for a feed, with binary or JSON tensors."""
         if self.binary and not feed.coded and feed.edges is None:
             return self._in_bytes(feed)
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
+        """Return the call for a feed in any form: with files, with the edge's answers, in JSON or binary."""
         edges = feed.edges if isinstance(feed, Feed) else None
         if binary and edges is None and not getattr(feed, "coded", None):
             return self._in_bytes(feed)
@@ -185,7 +194,7 @@ class OpenInference(ServedModel):
                 about["binary_data_size"] = len(parts[-1])
             elif files:
                 about["content_type"] = "base64"
-                tensor["data"] = [b64encode(one).decode() for one in array.flat]
+                tensor["data"] = [b64encode(item).decode() for item in array.flat]
             else:
                 tensor["data"] = listed(array, datatype)
             if about:
@@ -198,7 +207,7 @@ class OpenInference(ServedModel):
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text))), ASK], body, max_reply=limit)
 
     def _in_bytes(self, feed: dict[str, Array]) -> Call:
-        """`_written` for tensors as the model takes them: what precedes them is the same for all of a shape."""
+        """Return the call for binary tensors without extras; the JSON before them is stored for all inputs of a shape."""
         parts, tensors = list[Any](), list[tuple[str, str, tuple[int, ...], int]]()
         for name, array in feed.items():
             datatype = datatype_of(array, self.datatypes.get(name))
@@ -221,7 +230,7 @@ class OpenInference(ServedModel):
     def _head(
         self, inputs: list[dict[str, Any]], *, binary: bool, edges: Sequence[Mapping[str, Any] | None] | None = None
     ) -> bytes:
-        """The JSON of a request for these inputs, with the edge's answers to them."""
+        """Return the JSON of a request for these inputs, with the edge's answers to them."""
         head: dict[str, Any] = {"inputs": inputs}
         if self.output is not None:
             head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
@@ -232,40 +241,47 @@ class OpenInference(ServedModel):
         return json_dumps(head)
 
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+        """Return the model's version, and the tensors, of a reply; raise Invalid."""
         body, length = memoryview(reply.body), reply.headers.get(_LENGTH)
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise Invalid(f"{LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
-        said = loads(reply.body if length is None else body[:cut], self.where, most)
-        if not isinstance(said, dict):
+        response = loads(reply.body if length is None else body[:cut], self.where, most)
+        if not isinstance(response, dict):
             raise TypeError
-        return said.get("model_version"), _tensors(said["outputs"], body[cut:])
+        return response.get("model_version"), _tensors(response["outputs"], body[cut:])
 
 
 def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
-    """The tensors of a reply whose JSON is followed by `rest`."""
-    at = 0
+    """Yield the tensors of a reply.
+
+    Args:
+        outputs: descriptions from the reply's JSON.
+        rest: bytes after the JSON.
+    """
+    offset = 0
     for output in outputs:
         size = (output.get("parameters") or {}).get("binary_data_size")  # KServe has null there
-        data = output.get("data") if size is None else rest[at : at + size]
+        data = output.get("data") if size is None else rest[offset : offset + size]
         if data is None:
             raise KeyError("data")
         yield new(Tensor, (output["name"], output["datatype"], output["shape"], data))
-        at += size or 0
+        offset += size or 0
 
 
 def _octets(feed: Feed) -> bool:
-    """Whether it has bytes of the caller's that are no text, which JSON does not carry."""
+    """Return True if a text input has bytes that are no UTF-8 text, which JSON cannot carry."""
     for name, array in feed.items():
         if array.dtype.hasobject and name not in feed.coded:
             try:
-                for one in array.flat:
-                    _ = isinstance(one, bytes) and one.decode()
+                for item in array.flat:
+                    _ = isinstance(item, bytes) and item.decode()
             except UnicodeDecodeError:
                 return True
     return False
 
 
 def _probed(inputs: tuple[TensorSpec, ...]) -> bool:
+    """Return True if inputs have fixed and moderate sizes, so that zeros can be sent as a probe."""
     shapes = [spec.shape[1:] for spec in inputs]
     return not any(-1 in shape for shape in shapes) and sum(map(prod, shapes)) <= MOST_PROBED

@@ -1,4 +1,4 @@
-"""Retries of a call: the only retry layer."""
+"""Retries of a call to an endpoint, with back-off: the only retry layer."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from edgeroute.types import StopToken
 
 T = TypeVar("T")
 FIRST_S, MOST_S = 0.1, 2.0
-"""Upper limits of the back-off, seconds: before the first retry, and before any."""
+"""Maximum back-off before the first retry, and before any, seconds."""
 
 
 class Way(Protocol):
-    """How a call goes, in coroutines: those of `InThread` never wait, so that one code serves threads and asyncio."""
+    """Sending of a call and waiting, as coroutines.
+
+    Those of `InThread` never wait, so that one code serves threads and asyncio.
+    """
 
     cancel: StopToken | None
-    """Is asked once the answer is not needed any more; None: the task is cancelled instead."""
+    """Token of a stop request; None: the task is cancelled instead."""
 
     async def send(self, call: Call, until: float) -> Reply:
         """Send the call and return the reply, as `Channels.send`."""
 
     def open(self, call: Call, until: float) -> AbstractAsyncContextManager[Any]:
-        """Send the call and give its reply once the head has come, as `Connections.open`."""
+        """Send the call, and yield its reply once the head has come, as `Connections.open`."""
 
     def body(self, response: Any) -> Any:
         """Return the iterator over the pieces of a reply's body."""
@@ -39,34 +42,36 @@ class Way(Protocol):
         """Return the next piece; None: the end."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before a repetition; a stop request ends the wait."""
+        """Wait before a retry; a stop request ends the wait."""
 
 
 class Retries:
-    """Repeats an attempt that failed, as far as it may be repeated.
+    """Retrying of a failed attempt, as far as limits, deadline and breaker allow.
 
     Args:
-        most: how many repetitions.
-        until: the instant by which the last one must begin.
-        exchange: whose rules allow it.
-        way: waits before each; once its answer is not needed any more, there is none.
-        shown: returns True if something of the answer was shown: then there is none.
+        most: maximum retries.
+        until: monotonic instant by which the last retry must begin.
+        exchange: exchange whose breaker and retry budget allow retries.
+        way: waits before each retry; after a stop request there is none.
+        shown: returns True if a part of the answer was shown; then there is no retry.
     """
 
     def __init__(self, most: int, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> None:
         self._most, self._until, self._exchange, self._way, self._shown = most, until, exchange, way, shown
 
     async def call(self, once: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of an attempt, or of one of its repetitions."""
+        """Return the result of the first attempt that succeeds; raise the last error."""
         try:
             return await once()
         except CloudError as e:
             return await self.again(once, iter([e]))
 
     async def again(self, once: Callable[[], Awaitable[T]], failures: Iterator[CloudError]) -> T:
-        """Return the result of a repetition, after the first attempt has failed: tenacity is entered with that as its first.
+        """Return the result of a retry, after the first attempt has failed; tenacity is given that failure as its first attempt.
 
-        failures: its error alone, as an iterator, since no frame that the error's traceback holds may hold it.
+        Args:
+            once: makes an attempt.
+            failures: the first error alone, as an iterator: no frame that the error's traceback refers to may refer to the error.
         """
 
         async def attempt() -> T:
@@ -78,6 +83,7 @@ class Retries:
         return await retrying(attempt)
 
     def _stop(self, state: RetryCallState) -> bool:
+        """Return True if there is no further retry. Takes one from the retry budget otherwise."""
         return (
             state.attempt_number > self._most
             or monotonic() + state.upcoming_sleep >= self._until
@@ -91,7 +97,7 @@ _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retria
 
 
 def wait_s(state: RetryCallState) -> float:
-    """Return the seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015); 0 after a stale connection."""
+    """Return the seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015), drawn at random; 0 if stale."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, CloudError):
         if error.retry_after_s is not None:

@@ -1,4 +1,4 @@
-"""Spending of all clouds of a router, or of several that share a state file, with a record on disk that is written ahead."""
+"""Spending of all clouds of a router, or of routers that share a state file, with a record on disk that is written ahead."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from edgeroute.stores.keyvalue import KeyValueStore
 
 
-# Spending of earlier runs and of other processes, from the state file; what is not known there counts as all of a limit.
+# Spending of earlier runs and of other processes, from the state file; while it is unknown, limits count as used up.
 
 log = logging.getLogger("edgeroute")
 PREFIX = "spending:"
-"""Of the names of records, one per process that spent something."""
+"""Prefix of the names of records, one per process with spending."""
 MOST_RECORDS = 256
-"""Records of earlier processes that are kept although nothing in them counts any more, by a clock that may be wrong."""
+"""Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong."""
 MOST_S = 25 * 3600.0
 """The longest window plus an hour, seconds."""
 AGAIN_S = 5.0
-"""Seconds after which a state file that could not be read is read again."""
+"""Seconds after which an unreadable state file is read again."""
 Lock: TypeAlias = AbstractContextManager[Any]
 
 
 class EarlierSpending:
-    """Adds what others have spent to this process's account.
+    """Spending of other processes, added to this process's account.
 
-    While the file cannot be read, what has a limit is refused; after it was damaged, until what was lost cannot count any more.
-    To begin at zero at once, delete the file that was set aside.
+    While the file cannot be read, requests with a limit are rejected; after damage, until the lost spending cannot count any
+    more. To begin at zero at once, delete the damaged file that was renamed.
 
     Args:
         spending: the account.
@@ -52,12 +52,17 @@ class EarlierSpending:
     def __init__(self, spending: Spending, store: KeyValueStore) -> None:
         self._spending, self._store, self._said = spending, store, ""
         self._read_at = INF
-        """When to read the file again, as it could not be read; inf: it was read, or is being read."""
+        """Instant at which to read an unreadable file again; inf: it was read, or is being read."""
         self.known = set[str]()
         """Names of the records whose amounts are in the account."""
 
-    def recall(self, lock: Lock, own: str) -> bool:
-        """Reads the records of other processes, each once; that of this one is `own`. Returns whether the file could be read."""
+    def recall(self, lock: Lock, own_name: str) -> bool:
+        """Read the records of other processes, and add each once; delete old ones. Return True if the file could be read.
+
+        Args:
+            lock: lock of the account.
+            own_name: name of this process's record.
+        """
         store = self._store
         if store.path is None:
             return True
@@ -72,10 +77,10 @@ class EarlierSpending:
         old: list[str] = []
         with lock:
             self._read_at, self._spending.unknown = INF, ""
-            for at in _set_aside(store.path):
-                self._lost(at, f"{store.path} was damaged")
+            for damaged_at in _set_aside(store.path):
+                self._lost(damaged_at, f"{store.path} was damaged")
             for i, (name, text, updated) in enumerate(rows):
-                if name != own and name not in self.known:
+                if name != own_name and name not in self.known:
                     self.known.add(name)
                     if not self._load(name, text, updated) and i >= MOST_RECORDS:
                         old.append(name)
@@ -84,7 +89,7 @@ class EarlierSpending:
         return True
 
     def _load(self, name: str, text: str, updated: float) -> bool:
-        """Adds one process's record. Returns whether it still counts."""
+        """Add one process's record. Return True if it still counts."""
         try:
             dumped = json.loads(text)
             boot, began = dumped.get("clock") or ("", 0.0)
@@ -94,24 +99,27 @@ class EarlierSpending:
             self._lost(updated, f"the record {name} is damaged")
             return True
 
-    def _lost(self, at: float, why: str) -> None:
-        if at > process.now() - MOST_S:
-            self._spending.lost(min(at, process.now()), f"what was spent is not known, since {why}")
+    def _lost(self, instant: float, why: str) -> None:
+        """Count spending as unknown since an instant, and log the reason."""
+        if instant > process.now() - MOST_S:
+            self._spending.lost(min(instant, process.now()), f"what was spent is not known, since {why}")
             self._say(why)
 
     def _unreadable(self, lock: Lock, what: str) -> None:
+        """Count spending as unknown while the file cannot be read, and log the reason."""
         with lock:
             self._read_at = monotonic() + AGAIN_S
             self._spending.unknown = f"what was spent is not known: {what}"
         self._say(what)
 
     def _say(self, what: str) -> None:
+        """Log a new reason, if there are limits."""
         if self._spending.limits != Limits() and what != self._said:
             self._said = what
             log.error("nothing that has a limit is sent, since what was spent is not known: %s", what)
 
-    def look_again(self, lock: Lock, own: str) -> None:
-        """Reads the file again in the background, if it could not be read, and not just now."""
+    def look_again(self, lock: Lock, own_name: str) -> None:
+        """Read the file again in a thread, if it could not be read, and the last attempt was a while ago."""
         if self._read_at == INF:
             return
         with lock:
@@ -119,34 +127,34 @@ class EarlierSpending:
                 return
             self._read_at = INF
         try:
-            threading.Thread(target=self.recall, args=(lock, own), name="edgeroute-state", daemon=True).start()
+            threading.Thread(target=self.recall, args=(lock, own_name), name="edgeroute-state", daemon=True).start()
         except RuntimeError:  # no more threads, or the interpreter ends
             self._read_at = monotonic() + AGAIN_S
 
 
 def _set_aside(path: Path) -> list[float]:
-    """When damaged files with this path were set aside, seconds since 1970."""
-    found = []
+    """Return the instants at which damaged files of this path were renamed, seconds since 1970, sorted."""
+    instants = []
     with contextlib.suppress(OSError):
         for aside in path.parent.glob(f"{path.name}.corrupt-*"):
             with contextlib.suppress(OSError):
-                found.append(aside.stat().st_ctime)
-    return sorted(found)
+                instants.append(aside.stat().st_ctime)
+    return sorted(instants)
 
 
 _NONE = Limits()
 
 
 class SharedSpending:
-    """A `Spending` for all clouds of a router, behind a reentrant lock, since a signal handler may take it again.
+    """Spending of all clouds of a router, behind a reentrant lock, since a signal handler may take it again.
 
-    With a state file nothing under a limit is spent that the file does not have: `secure` writes it ahead, so a crash forgets
-    nothing. While the file cannot be read or written, what has a limit is refused. Routers of one process that share the file
-    share what is booked, each under its own limits.
+    With a state file, nothing under a limit is spent before the file has it: `secure` writes it ahead, so a crash loses nothing.
+    While the file cannot be read or written, requests with a limit are rejected. Routers of one process with the same file share
+    the bookings, each under its own limits.
 
     Args:
-        spending: the bookings and limits; of a store that another has already, the limits alone.
-        store: the state file; None: spending starts at zero with each process.
+        spending: bookings and limits; if the store is in use already, only the limits count.
+        store: state file; None: spending starts at zero with each process.
 
     Attributes:
         edge_j: energy of a run of the router's edge, joules, as in `up_against`; 0: not known.
@@ -163,33 +171,34 @@ class SharedSpending:
 
     @property
     def limits(self) -> Limits:
-        """The limits; may be set."""
+        """Limits; settable."""
         return self._limits
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
+        """Limits; settable."""
         self._limits = limits
         self._account.join(self)
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Books the cost, or returns the limit that forbids it. Before anything is sent for it, `secure` it."""
+        """Book a cost, and return None; or return the limit that forbids it. Call `secure` before anything is sent for it."""
         limits = up_against(self._limits, cost, self.edge_j) if cost.joules else self._limits
         return self._account.reserve(cost, now, limits)
 
     @property
     def durable(self) -> bool:
-        """Whether a booking may have to be written before what it is for is sent."""
+        """True if a booking may have to be written to the file before anything is sent."""
         return self._account.stored and self._limits != _NONE
 
     @property
     def unwritten(self) -> bool:
-        """Whether something is booked under a limit that the file lacks, so that `secure` would write it."""
+        """True if a booking under a limit is not in the file yet, so that `secure` would write it."""
         return self._account.unwritten
 
     def secure(self, cost: Cost) -> Rejection | None:
-        """Writes ahead what is booked under a limit; may take as long as the disk does.
+        """Write bookings under a limit ahead, blocking for the disk. Return None, or the reason of a failure.
 
-        If that fails it returns the reason: the cost, which was booked before, is then to be taken back by `settle`.
+        After a failure the cost, which was booked before, is to be returned by `settle`.
         """
         if not (self._account.stored and self._account.unwritten):
             return None
@@ -199,24 +208,24 @@ class SharedSpending:
         return Rejection(cast("HeldCode", kind), f"{kind}: what is spent could not be written ahead, see the log")
 
     def keep(self) -> None:
-        """Has the spending so far written soon."""
+        """Have the spending so far written soon."""
         self._account.put()
 
     def close(self) -> None:
-        """Has exactly what was spent written, without an advance, by the store's own `close`."""
+        """Have the exact spending, without an advance, written by the store's `close`."""
         self._account.put(advance=False)
 
     def scarce(self) -> bool:
-        """Whether half of any limit is used up: from then on there are no hedges and no audits."""
+        """Return True if half of any limit is used up: from then on there are no hedges and no audits."""
         return self._account.scarce(self._limits)
 
 
 class _Account(ForkSafe):
-    """What is booked by all that share a state file, with its record. `Spending.limits` are the strictest of all of them."""
+    """Bookings of all routers that share a state file, with their record. `Spending.limits` are the strictest of all."""
 
     lock, _writing = per_process(threading.RLock), per_process(threading.RLock)
     _name = per_process(lambda: PREFIX + os.urandom(6).hex())
-    """Of the record; a child has one of its own."""
+    """Name of the record; a forked child has its own."""
     _version, _written = initially(0), initially(0)
     """Of the record: the latest, and the latest that is in the file."""
 
@@ -227,24 +236,24 @@ class _Account(ForkSafe):
         self._shares: WeakSet[SharedSpending] = WeakSet()
 
     def after_fork(self) -> None:
-        """What is booked so far is in the parent's record."""
+        """Leave the bookings so far to the parent's record, in a forked child."""
         if self._earlier is not None:
             self._earlier.known.add(self._name)
         super().after_fork()
         self._spending.inherited()
 
     def join(self, share: SharedSpending) -> None:
-        """Counts its limits among those by which is decided what must be written ahead."""
+        """Include the limits of a router in the strictest ones, which decide about writing ahead."""
         with self.lock:
             self._shares.add(share)
-            self._spending.limits = Limits(*map(min, zip(*(one.limits for one in self._shares), strict=True)))
+            self._spending.limits = Limits(*map(min, zip(*(member.limits for member in self._shares), strict=True)))
 
     def recall(self) -> bool:
-        """Adds what is not yet known of earlier runs and other processes. Returns whether the state file could be read."""
+        """Add the spending of earlier runs and other processes not added yet. Return True if the state file could be read."""
         return self._earlier is None or self._earlier.recall(self.lock, self._name)
 
     def reserve(self, cost: Cost, now: float, limits: Limits) -> Rejection | None:
-        """Books the cost, or returns the limit that forbids it."""
+        """Book a cost, and return None; or return the limit that forbids it."""
         with self.lock:
             rejection = self._spending.reserve(cost, now, limits)
         if rejection is not None and self._earlier is not None:
@@ -252,12 +261,12 @@ class _Account(ForkSafe):
         return rejection
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects a reservation to the actual cost."""
+        """Correct a reservation to the actual cost."""
         with self.lock:
             self._spending.settle(reserved, actual, now)
 
     def add(self, cost: Cost, now: float) -> None:
-        """Books a cost that has been incurred anyway, and has it written."""
+        """Book a cost that was incurred anyway, and write it."""
         with self.lock:
             self._spending.add(cost, now)
         if self.stored and self.unwritten:
@@ -265,11 +274,11 @@ class _Account(ForkSafe):
 
     @property
     def unwritten(self) -> bool:
-        """Whether something is booked under a limit that the file lacks, so that `secure` would write it."""
+        """True if a booking under a limit is not in the file yet, so that `secure` would write it."""
         return self.stored and (self._written < self._version or self._spending.ahead())
 
     def write(self) -> bool:
-        """Writes the record, unless the file has all that is booked so far. Returns whether it has it now."""
+        """Write the record, unless the file has all bookings so far; blocks. Return True if the file has them now."""
         store = self.store
         assert store is not None, "without a file nothing is unwritten"
         self.put()
@@ -284,7 +293,7 @@ class _Account(ForkSafe):
         return True
 
     def put(self, *, advance: bool = True) -> None:
-        """Hands the record to the store, if there is one, which writes the latest that it was handed."""
+        """Give the record to the store, if there is one; the store writes the latest later."""
         if self.store is None:
             return
         with self.lock:
@@ -296,32 +305,32 @@ class _Account(ForkSafe):
                 self.store.put(self._name, {**dumped, "clock": process.boot_clock()})
 
     def spent(self) -> Cost:
-        """Current spending, each over its window."""
+        """Return the current spending, each over its window."""
         with self.lock:
             return self._spending.spent(process.now())
 
     def scarce(self, limits: Limits) -> bool:
-        """Whether half of any of these limits is used up."""
+        """Return True if half of any of these limits is used up."""
         with self.lock:
             return self._spending.scarce(process.now(), limits)
 
 
 class _Accounts(ForkSafe):
-    """The accounts of all stores in use."""
+    """Accounts of all stores in use."""
 
     _lock = per_process(threading.RLock)
 
     def __init__(self) -> None:
         self._by_store: WeakValueDictionary[int, _Account] = WeakValueDictionary()
-        """By the store's id: an account holds its store, so while it lives no other has that."""
+        """Account by the store's id, unique while the account lives, since the account refers to the store."""
 
     def of(self, spending: Spending, store: KeyValueStore) -> _Account:
-        """The store's account; a new one has this spending."""
+        """Return the store's account; a new one begins with this spending."""
         with self._lock:
-            found = self._by_store.get(id(store))
-            if found is None:
-                found = self._by_store[id(store)] = _Account(spending, store)
-            return found
+            account = self._by_store.get(id(store))
+            if account is None:
+                account = self._by_store[id(store)] = _Account(spending, store)
+            return account
 
 
 _accounts = _Accounts()
