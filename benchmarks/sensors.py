@@ -13,13 +13,11 @@ from pathlib import Path
 from figures import Figure, size
 
 from edgeroute import DeviceSensors, Options, Router, Rule
-from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Files, Measurement
-from edgeroute.observe.device.gpu import Gpu
-from edgeroute.observe.device.links import Links
-from edgeroute.observe.device.load import Load, Memory
+from edgeroute.observe.device.load import Gpu, Load, Memory
 from edgeroute.observe.device.power import Battery, Power
+from edgeroute.observe.device.sources import Commands, Files, Measurement
 from edgeroute.observe.device.thermal import Thermal, Throttling
+from edgeroute.observe.network import Links
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
 SECONDS = size(20.0, 0.2)

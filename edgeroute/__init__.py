@@ -49,7 +49,7 @@ _HOMES = {
     "DeadlineExceeded": "errors",
     "DeviceSensors": "observe.sensors",
     "EdgeModel": "types",
-    "Ensemble": "edge.ensemble",
+    "Ensemble": "edge.runtimes",
     "FrameUpdate": "router.live.frames",
     "Held": "errors",
     "InputScore": "confidence.input_score",

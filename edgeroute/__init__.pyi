@@ -14,7 +14,7 @@ from edgeroute.core.spending import Limits as Limits
 from edgeroute.core.stream import Piece as Piece, Restart as Restart
 from edgeroute.edge.callable import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
-from edgeroute.edge.ensemble import Ensemble as Ensemble
+from edgeroute.edge.runtimes import Ensemble as Ensemble
 from edgeroute.edge.litert import LiteRTModel as LiteRTModel
 from edgeroute.edge.llama import LlamaModel as LlamaModel
 from edgeroute.edge.local_server import LocalServer as LocalServer

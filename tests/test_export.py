@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
-from edgeroute.edge.picture import Picture
+from edgeroute.edge.preprocess import Picture
 from edgeroute.http.messages import Reply
 from edgeroute.tools.export.folder import PROGRAMS, Subject, server_name, whole
 from edgeroute.tools.export.kserve import kserve as export_kserve

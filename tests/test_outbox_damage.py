@@ -18,7 +18,7 @@ from commands import cli
 
 from edgeroute import Instrument, Outbox, PlainJson, Prediction
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
-from edgeroute.stores.outbox.inputs import NPY, NPZ, decode_input, encode_input
+from edgeroute.stores.serialisation import NPY, NPZ, decode_input, encode_input
 from edgeroute.testing import CannedServer, FakeCloud
 
 NAMES = ["r0", "r1", "r2", "r3"]

@@ -37,7 +37,7 @@ from edgeroute import (
 )
 from edgeroute.cloud.codecs import Coded, codec_of, own_zstd
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.edge.picture import MOST_SCANS
+from edgeroute.edge.preprocess import MOST_SCANS
 from edgeroute.tools.server.encoded import Decoder
 from edgeroute.tools.server.serve_app import app
 from edgeroute.types import TensorSpec

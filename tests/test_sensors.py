@@ -16,13 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import DeviceSensors, Reading
-from edgeroute.observe.device import files
-from edgeroute.observe.device.android import Android
-from edgeroute.observe.device.commands import Commands
+from edgeroute.observe.device import sources
 from edgeroute.observe.device.load import Load
-from edgeroute.observe.device.others import Others, parse_pmset_battery, parse_pmset_throttling
+from edgeroute.observe.device.other_systems import (
+    Android,
+    MemoryStatus,
+    Others,
+    PowerStatus,
+    Windows,
+    parse_pmset_battery,
+    parse_pmset_throttling,
+)
 from edgeroute.observe.device.power import Battery
-from edgeroute.observe.device.windows import MemoryStatus, PowerStatus, Windows
+from edgeroute.observe.device.sources import Commands, Files
 from edgeroute.observe.sensors import read
 
 TREES = Path(__file__).parent / "device_trees"
@@ -462,16 +468,14 @@ def test_a_program_that_fails_is_asked_again_later():
 
 def test_programs_of_the_system(monkeypatch):
     """A real one; one that is not there, one that fails and one that takes too long are errors of the system."""
-    from edgeroute.observe.device import commands
-
-    assert commands.run("sh", "-c", "echo $LC_ALL") == "C\n"
+    assert sources.run_program("sh", "-c", "echo $LC_ALL") == "C\n"
     with pytest.raises(OSError, match="there is no program"):
-        commands.run("no-such-program")
+        sources.run_program("no-such-program")
     with pytest.raises(OSError, match="exit status 3"):
-        commands.run("sh", "-c", "exit 3")
-    monkeypatch.setattr(commands, "TIMEOUT_S", 0.01)
+        sources.run_program("sh", "-c", "exit 3")
+    monkeypatch.setattr(sources, "TIMEOUT_S", 0.01)
     with pytest.raises(OSError, match="timed out"):
-        commands.run("sleep", "30")
+        sources.run_program("sleep", "30")
 
 
 # ------------------------------------------------------------------------------------------------- hostile trees
@@ -560,9 +564,9 @@ def test_a_root_that_is_not_there_or_is_no_folder(tmp_path):
 
 def test_a_folder_with_very_many_entries_is_looked_at_in_part(tmp_path, monkeypatch):
     """So looking for sensors is bounded."""
-    monkeypatch.setattr(files, "ENTRIES", 5)
+    monkeypatch.setattr(sources, "ENTRIES", 5)
     plant(tmp_path, {f"sys/class/thermal/thermal_zone{i}/temp": "40000" for i in range(30)})
-    assert len(files.Files(tmp_path).match("sys/class/thermal/*")) == 5
+    assert len(Files(tmp_path).match("sys/class/thermal/*")) == 5
     assert device(tmp_path)().temperature_c == 40.0
 
 
@@ -608,7 +612,7 @@ def test_psutil_where_there_is_no_sysfs():
 
 def test_psutil_that_is_missing_or_fails(monkeypatch):
     """Nothing is known then, and the line says what to do."""
-    monkeypatch.setattr("edgeroute.observe.device.others.imported", lambda _: __import__("no_such_module"))
+    monkeypatch.setattr("edgeroute.observe.device.other_systems.import_late", lambda _: __import__("no_such_module"))
     assert Others(Commands(None)).read(0.0)["cpu"].source == "pip install edgeroute[sensors] (psutil) reads it"
 
     class Broken:
@@ -618,7 +622,7 @@ def test_psutil_that_is_missing_or_fails(monkeypatch):
         def cpu_percent(self, _):
             raise OSError("no")
 
-    monkeypatch.setattr("edgeroute.observe.device.others.imported", lambda _: Broken())
+    monkeypatch.setattr("edgeroute.observe.device.other_systems.import_late", lambda _: Broken())
     told = Others(Commands(None)).read(0.0)
     assert (told["battery"].value, told["mains"].value, told["cpu"].source) == (0.5, None, "psutil failed: OSError")
 
@@ -719,7 +723,7 @@ def test_androids_battery(monkeypatch):
 def test_differences_of_many_threads(tmp_path):
     """Readings of one object are taken one after the other."""
     plant(tmp_path, stat(100, 100))
-    assert Load(files.Files(tmp_path)).read()["cpu"].value is None
+    assert Load(Files(tmp_path)).read()["cpu"].value is None
     sensors, found = device(tmp_path), []
 
     def many():

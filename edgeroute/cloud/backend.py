@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from edgeroute.confidence.boxes import boxes_without_batch
-from edgeroute.confidence.forms import as_array
-from edgeroute.confidence.labels import Labels, label_names
+from edgeroute.confidence.forms import Labels, as_array, label_names
 from edgeroute.confidence.reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.policy import INF, Side, Terms

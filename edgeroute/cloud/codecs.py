@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from edgeroute.cloud.datatypes import NAMES
-from edgeroute.edge.picture import check_pillow
+from edgeroute.edge.preprocess import check_pillow
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import import_late

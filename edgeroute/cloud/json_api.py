@@ -11,7 +11,7 @@ import numpy as np
 from edgeroute.cloud.backend import Escalated, checked_flag
 from edgeroute.cloud.body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.cloud.endpoint import OneByOne, Talk, loads
-from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.forms import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.core.units import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, checked, loads, looks_like
 from edgeroute.cloud.pieces import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
-from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.forms import label_names
 from edgeroute.confidence.prefix import Rule
 from edgeroute.core.explain import truncated
 from edgeroute.core.spending import Tokens

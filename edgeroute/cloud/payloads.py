@@ -13,8 +13,7 @@ from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
 from edgeroute.cloud.datatypes import blank, stacked
 from edgeroute.core.estimates import Ceiling
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.picture import Picture, picture_for
-from edgeroute.edge.preprocess import Preprocess
+from edgeroute.edge.preprocess import Picture, Preprocess, picture_for
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.system.process import json_dumps, plain

@@ -16,7 +16,7 @@ from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.payloads import Choose, Feed, apart, beside, encode, packed, payload_of
-from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.forms import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.inputs import constant

@@ -26,6 +26,7 @@ import numpy as np
 from edgeroute.confidence.boxes import boxes_without_batch, checked_rule, have_boxes, read_boxes
 from edgeroute.confidence.forms import (
     TINY,
+    Labels,
     as_array,
     binary,
     confidence,
@@ -40,7 +41,6 @@ from edgeroute.confidence.forms import (
     sum_to_one,
     tokens_and_logprobs,
 )
-from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
 from edgeroute.core.walk import Prediction, new
 from edgeroute.core.words import named

@@ -21,9 +21,9 @@ from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, read_pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gather
-from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.members import check_model, feed_of, fingerprint, has_async_runs, member
 from edgeroute.edge.runs import runs_of
+from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken

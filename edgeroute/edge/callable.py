@@ -10,7 +10,7 @@ from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
 from edgeroute.confidence.boxes import checked_rule
-from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.forms import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.core.stream import join_result, logprobs_of, whole

@@ -14,8 +14,7 @@ from edgeroute.confidence.boxes import RULES
 from edgeroute.confidence.reader import KINDS
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.words import clean
-from edgeroute.edge.picture import Picture
-from edgeroute.edge.preprocess import Layouts, Preprocess
+from edgeroute.edge.preprocess import Layouts, Picture, Preprocess
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
 from edgeroute.system.process import files_in, is_special_file

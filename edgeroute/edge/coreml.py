@@ -17,7 +17,7 @@ import numpy as np
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.picture import check_pillow
+from edgeroute.edge.preprocess import check_pillow
 from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import import_late, no_fork

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.forms import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.backend import current_turn
 from edgeroute.edge.card import Array, Card, sha256_of
 from edgeroute.edge.inputs import Inputs, batch_axis_problem
-from edgeroute.edge.picture import check_pillow
+from edgeroute.edge.preprocess import check_pillow
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process

@@ -18,10 +18,8 @@ from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.threads import ThreadPool
 
 if TYPE_CHECKING:
-    from edgeroute.observe.device.android import Android
-    from edgeroute.observe.device.commands import Run
-    from edgeroute.observe.device.files import Measurement
-    from edgeroute.observe.device.others import Others
+    from edgeroute.observe.device.other_systems import Android, Others
+    from edgeroute.observe.device.sources import Measurement, Run
 
 Sensors = Callable[[], Reading]
 """Function that reads the sensors."""
@@ -67,26 +65,24 @@ class DeviceSensors(ForkSafe):
             raise PolicyError(f"sensors are read every 1 to 60 seconds, not every_s={every_s!r}")
         self.every_s = every_s
         # late: a router whose policy uses no sensors does without them
-        from edgeroute.observe.device import commands
-        from edgeroute.observe.device.files import Files
-        from edgeroute.observe.device.gpu import Gpu
-        from edgeroute.observe.device.links import Links
-        from edgeroute.observe.device.load import Load, Memory
+        from edgeroute.observe.device.load import Gpu, Load, Memory
         from edgeroute.observe.device.power import Battery, Power
+        from edgeroute.observe.device.sources import Commands, Files, run_program
         from edgeroute.observe.device.thermal import Thermal, Throttling
+        from edgeroute.observe.network import Links
 
         this_device = os.fspath(root) == "/"
         files = Files(root)
-        self.commands = commands.Commands(commands.run if this_device and run is None else run)
+        self.commands = Commands(run_program if this_device and run is None else run)
         self._fresh_s, self._read_at, self._find_at = fresh_s, -inf, -inf
         self._others: Others | None = None
         self._android: Android | None = None
         if this_device and sys.platform not in KERNELS:
-            from edgeroute.observe.device.others import Others
+            from edgeroute.observe.device.other_systems import Others
 
             self._others = Others(self.commands)
         elif this_device and (sys.platform == "android" or "ANDROID_ROOT" in os.environ):  # before Python 3.13 it is linux
-            from edgeroute.observe.device.android import Android
+            from edgeroute.observe.device.other_systems import Android
 
             self._android = Android(self.commands)
         self._battery, self._gpu, self._load = Battery(files), Gpu(files), Load(files)
@@ -118,7 +114,7 @@ class DeviceSensors(ForkSafe):
 
         Reads nothing.
         """
-        from edgeroute.observe.device.files import Measurement
+        from edgeroute.observe.device.sources import Measurement
 
         fields = self._details
         return {name: fields.get(name, Measurement(None, "this system does not report it")) for name in Reading._fields}

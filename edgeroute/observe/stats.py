@@ -230,21 +230,6 @@ class Seen(NamedTuple):
 class _Leg:
     """Counters of one target."""
 
-    __slots__ = (
-        "accepted",
-        "answered",
-        "below",
-        "busy_s",
-        "cancelled",
-        "deficits",
-        "failed",
-        "judged",
-        "latency",
-        "runs",
-        "since",
-        "started",
-    )
-
     def __init__(self) -> None:
         self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
         self.judged = self.below = self.runs = 0

@@ -13,7 +13,7 @@ from edgeroute.policy.derived import Section
 from edgeroute.policy.keys import SECTIONS, Settings
 from edgeroute.policy.problems import Key, Problem, found, sort
 from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
-from edgeroute.system.plugins import installed
+from edgeroute.system.imports import installed
 
 REPLACED = {
     "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",

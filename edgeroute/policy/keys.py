@@ -24,7 +24,7 @@ from edgeroute.policy.singles import Audit, Cache, Egress, Limits, Outbox, Rule,
 from edgeroute.policy.targets import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.policy.units import Duration
 from edgeroute.policy.values import ModelPath, Score, Text, Thresholds
-from edgeroute.system.plugins import plugged
+from edgeroute.system.imports import plugged
 from edgeroute.system.process import Shared, file_stamp
 from edgeroute.trials import trial
 

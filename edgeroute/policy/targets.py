@@ -24,7 +24,7 @@ from edgeroute.http.messages import Address
 from edgeroute.policy.derived import Kind, Section, configures
 from edgeroute.policy.singles import at
 from edgeroute.policy.values import ModelPath, Text, Texts, Url, checked_body, refused
-from edgeroute.system.plugins import installed, plugged
+from edgeroute.system.imports import installed, plugged
 
 VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
 VARIANT = (

@@ -84,7 +84,7 @@ def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]
 
 def _encoded(x: Any) -> dict[str, str] | None:
     """Return an input as JSON: type and base64; None if it cannot be stored."""
-    from edgeroute.stores.outbox.inputs import encode_input
+    from edgeroute.stores.serialisation import encode_input
 
     encoded = encode_input(x)
     return None if encoded is None else {"type": encoded[0], "base64": base64.b64encode(encoded[1]).decode()}

@@ -19,7 +19,7 @@ from edgeroute.core.words import named
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.messages import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
-from edgeroute.stores.outbox.inputs import decode_input, encode_input
+from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import process
 from edgeroute.system.copies import copy_input
 from edgeroute.system.process import call_contained, json_loads

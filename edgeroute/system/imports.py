@@ -1,4 +1,4 @@
-"""Imports on first use, safe for forks and Ctrl-C; access to the programs and the folders that come with edgeroute."""
+"""Imports on first use, safe for forks and Ctrl-C; plug-ins by entry points; programs and folders that come with edgeroute."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import os
 import sys
 import threading
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from edgeroute.errors import ModelMissing
+from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.process import log
 
 # Imports on first use.
@@ -148,3 +150,64 @@ def docs_folder() -> Path:
         ModelMissing: this installation has no documentation.
     """
     return package_folder("docs", has="quickstart.md")
+
+
+# Plug-ins: objects that installed packages bring, found by their entry points.
+
+
+@cache
+def installed(group: str) -> dict[str, tuple[str, ...]]:
+    """Return name -> targets, `module:attribute`, of the entry points of a group in all installed packages. Looked up once."""
+    from importlib.metadata import entry_points
+
+    targets: dict[str, tuple[str, ...]] = {}
+    for point in entry_points(group=group):
+        target = point.value.partition("[")[0].strip()  # without extras
+        if target not in targets.get(point.name, ()):
+            targets[point.name] = (*targets.get(point.name, ()), target)
+    return targets
+
+
+def attribute(target: str, what: str) -> Any:
+    """Import the function or class that a target names.
+
+    Args:
+        target: `module:attribute`.
+        what: its description, with which an error begins.
+
+    Raises:
+        PolicyError: the module has no such function or class.
+        RuntimeMissing: the module, or one that it imports, is not installed.
+    """
+    module, _, path = target.partition(":")
+    try:
+        value: Any = import_late(module)
+    except ImportError as e:
+        raise RuntimeMissing(f"{what}, {target}, cannot be imported: {e}") from e
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    if not callable(value):
+        raise PolicyError(f"{what} is registered as {target}, and {module} has no class {path}")
+    return value
+
+
+def plugged(group: str, name: str, /, *given: Any, **options: Any) -> Any:
+    """Import the factory of an entry point, call it with these arguments and return the result.
+
+    Raises:
+        PolicyError: no installed package has it, or several do, or it does not take these arguments; names the entry point.
+        RuntimeMissing: the factory cannot be imported.
+    """
+    known = installed(group)
+    targets, point = known.get(name, ()), f"the entry point {name} of {group}"
+    if len(targets) > 1:
+        raise PolicyError(f"{len(targets)} installed packages have {point}, {' and '.join(targets)}: uninstall all but one")
+    if not targets:
+        raise PolicyError(f"no installed package has {point}: {nearest(name, known) if known else 'install the one that has it'}")
+    factory = attribute(targets[0], point)
+    try:
+        return factory(*given, **options)
+    except EdgerouteError:
+        raise
+    except (TypeError, ValueError) as e:
+        raise PolicyError(f"{point}, {targets[0]}, does not take what it is given: {e}") from e

@@ -13,8 +13,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.copies import copy_input
-from edgeroute.testing.checks import equal, error_text, short, shown
-from edgeroute.testing.contract import ContractBroken
+from edgeroute.testing.contract import ContractBroken, equal, error_text, short, shown
 
 Server = Callable[[Call], Reply]
 MOST_CALLS = 100

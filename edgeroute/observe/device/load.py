@@ -1,10 +1,10 @@
-"""Load and memory of a device running Linux, with the kernel's pressure figures (PSI)."""
+"""Load and memory of a device running Linux, with the kernel's pressure figures (PSI), and the load of its GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeroute.observe.device.files import Files, Measurement
+from edgeroute.observe.device.sources import SECOND, Files, Measurement
 
 # CPU load, from differences of /proc/stat, and CPU and memory pressure (PSI).
 
@@ -33,7 +33,7 @@ class Load:
             return Measurement(None, self._files.why(STAT))
         if before is None or counted[1] < before[1]:  # the counters began again: a container was moved
             self._counted, self._share = counted, None
-            return Measurement(None, "it is a difference: known from the second reading on")
+            return Measurement(None, SECOND)
         if counted[1] - before[1] >= TICKS:
             self._counted = counted
             self._share = min(1.0, max(0.0, (counted[0] - before[0]) / (counted[1] - before[1])))
@@ -143,3 +143,49 @@ def _table(text: str, between: str) -> dict[str, float]:
         if number and number[0].isascii() and number[0].isdigit():
             values[name] = float(number[0])
     return values
+
+
+PER_MILLE = (
+    "sys/devices/gpu.0/load",
+    "sys/devices/platform/gpu.0/load",
+    "sys/devices/platform/*.ga10b/load",
+    "sys/devices/platform/*.gv11b/load",
+    "sys/devices/*.gv11b/load",
+    "sys/devices/*.gp10b/load",
+    "sys/devices/platform/*.gpu/load",
+    "sys/devices/platform/bus@0/*.gpu/load",
+    "sys/devices/platform/bus@0/*.ga10b/load",
+)
+"""Files of Jetson's boards and JetPack's versions with the load, 0..1000."""
+PERCENT = ("sys/class/drm/card*/device/gpu_busy_percent",)
+"""Files of AMD's driver with the load, 0..100."""
+DEVFREQ = "sys/class/devfreq/*gpu*/load"
+"""Files of devfreq drivers, such as `12@800000000Hz`: percent and frequency."""
+FULL = 100
+
+
+class Gpu:
+    """Reader of the share of the GPU's time that was used."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def find(self) -> None:
+        """Search for files with a GPU's load."""
+        match = self._files.match
+        self._sources = [(path, 1000) for pattern in PER_MILLE for path in match(pattern)]
+        self._sources += [(path, FULL) for pattern in PERCENT for path in match(pattern)]
+        self._devfreq = match(DEVFREQ)
+
+    def read(self) -> dict[str, Measurement]:
+        """Return `gpu`: the load, 0..1, of the first GPU that has one."""
+        for path, whole in self._sources:
+            value = self._files.number(path)
+            if value is not None and 0 <= value <= whole:
+                return {"gpu": Measurement(value / whole, f"/{path}")}
+        for path in self._devfreq:
+            percent, separator, _ = self._files.word(path).partition("@")
+            if separator and percent.isascii() and percent.isdigit() and int(percent) <= FULL:
+                return {"gpu": Measurement(int(percent) / FULL, f"/{path}")}
+        paths = [path for path, _ in self._sources] + self._devfreq
+        return {"gpu": Measurement(None, self._files.why(paths[0]) if paths else "there is no GPU whose load the kernel reports")}

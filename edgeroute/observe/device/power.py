@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from math import isfinite
 
-from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Files, Measurement
+from edgeroute.observe.device.sources import Commands, Files, Measurement
 
 # Power of the whole device where it is measured, otherwise of its processor, in watts.
 
@@ -24,7 +23,7 @@ OLD_S = 600.0
 """Longest time between two readings of a counter, seconds: after more, it may have wrapped around more than once."""
 PMIC_S = 10.0
 """Minimum time between two runs of `vcgencmd`, seconds."""
-_PMIC = re.compile(r"^\s*(\w+)_([AV])\s.*?=\s*(-?[\d.]+)([AV])\s*$", re.MULTILINE)
+_PMIC = re.compile(r"^\s*(\w+)_([AV])\s.*?=\s*(-?\d+\.?\d*)([AV])\s*$", re.MULTILINE)
 
 
 class Power:
@@ -84,10 +83,7 @@ class Power:
         readings: dict[str, dict[str, float]] = {"A": {}, "V": {}}
         for rail, kind, number, unit in _PMIC.findall(output):
             if kind == unit:
-                try:
-                    readings[kind][rail] = float(number)
-                except ValueError:
-                    continue
+                readings[kind][rail] = float(number)
         pairs = [readings["A"][rail] * readings["V"][rail] for rail in readings["A"] if rail in readings["V"]]
         watts = sum(pairs)
         if not pairs or not isfinite(watts) or watts <= 0:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from edgeroute.observe.device.commands import Commands
-from edgeroute.observe.device.files import Files, Measurement
+from edgeroute.observe.device.sources import Commands, Files, Measurement
 
 # Temperature of the hottest thermal zone, or of the hottest sensor where there are no zones.
 

@@ -1,9 +1,13 @@
-"""Data types of the outbox: queued requests, results of a put, list items and late answers."""
+"""Data types of the outbox, and the parsing of its rows: strict where an entry is used, lenient where it is only listed."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+
+from edgeroute.stores.serialisation import decode_input
 
 State: TypeAlias = Literal["waiting", "answered", "dead"]
 """waiting: to be sent. answered: the callback is still due. dead: failed permanently (dead letter), until retried or dropped."""
@@ -106,3 +110,191 @@ class Late(NamedTuple):
     """Time when the request was stored, or else when its deadline passed; Unix time, seconds."""
     answered_at: float
     """Time of the late answer, Unix time, seconds."""
+
+
+LISTED = ", ".join(Listed._fields)
+"""Columns of `Listed`."""
+WAITING = ", ".join(Waiting._fields[:-1]) + ", CASE WHEN outbox_origins.seq IS NULL THEN '' ELSE origin END"
+"""Columns of `Waiting`."""
+LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
+"""Columns of a late answer, as `late` reads them."""
+FAR_S = 1e11
+"""Largest distance of a timestamp from 1970, seconds; one beyond is damaged."""
+MOST_BYTES = 1 << 40
+"""Largest size of an entry, bytes; one beyond is damaged."""
+_METHOD, _PATH = re.compile(r"[A-Za-z]*"), re.compile(r"(/[^\0-\x20\x7f]*)?")
+_NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0-\x08\x0a-\x1f\x7f]*")
+
+
+class Damaged(ValueError):
+    """Raised for a row that differs from what was written; the message says how.
+
+    Args:
+        why: the message.
+        seq: sequence number of the row; 0: the caller knows it.
+    """
+
+    def __init__(self, why: str, seq: int = 0) -> None:
+        super().__init__(why)
+        self.seq = seq
+
+
+def sound(row: Sequence[Any]) -> Listed:
+    """Return the entry in a row of `LISTED`, after checking the columns by which entries are found and chosen.
+
+    Raises:
+        Damaged: one of these columns is damaged.
+    """
+    entry = Listed(*row)
+    try:
+        _check(entry, "id state target", str)
+        _check_one_of(entry.state, get_args(State), "state")
+        _check_class(entry.data_class)
+        _check_times(entry, "ready_at queued_at")
+        _check(entry, "attempts bytes", int)
+        _check_size(entry.bytes)
+    except Damaged as e:
+        raise Damaged(str(e), entry.seq) from None
+    return entry
+
+
+def listed(row: Sequence[Any]) -> Listed:
+    """Return the entry in a row of `LISTED` as far as it can be read; values of a wrong type are replaced by neutral ones."""
+    seq, name, state, target, kind, data_class, rule, importance, queued_at, ready_at, attempts, size, error = row
+    return Listed(
+        seq, _text(name), _text(state), _text(target), _text(kind), None if data_class is None else _text(data_class),
+        _text(rule), importance if isinstance(importance, float) else 0.0, _number(queued_at),
+        _number(ready_at), _count(attempts), size_of(size), _text(error),
+    )  # fmt: skip
+
+
+def waiting(row: Sequence[Any]) -> Waiting:
+    """Return the request in a row of `WAITING`, after checking all columns.
+
+    Raises:
+        Damaged: the request cannot be sent as it was put.
+    """
+    entry = Waiting(*row)
+    _check(entry, "id target kind rule method path error origin", str)
+    _check(entry, "importance", float)
+    _check_times(entry, "ready_at queued_at")
+    _check(entry, "body", bytes)
+    _check(entry, "attempts", int)
+    _check_class(entry.data_class)
+    _check_one_of(entry.kind, ("call", "input"), "kind")
+    if not (_METHOD.fullmatch(entry.method) and _PATH.fullmatch(entry.path)):
+        raise Damaged(f"its method and path cannot be sent: {entry.method!r} {entry.path!r}")
+    headers = _json(entry.headers, "headers")
+    if not (isinstance(headers, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in headers)):  # noqa: PLR2004 - name and value
+        raise Damaged("its headers are no list of names and values")
+    if not all(isinstance(part, str) for pair in headers for part in pair):
+        raise Damaged("its headers are not text")
+    if not all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers):
+        raise Damaged("its headers cannot be sent")
+    if entry.kind == "input" and "Content-Type" not in dict(headers):
+        raise Damaged("the type of its input is missing")
+    pairs = tuple((name, value) for name, value in headers)
+    return entry._replace(headers=pairs, provisional=_json(entry.provisional, "provisional"))
+
+
+def late(row: Sequence[Any]) -> Late:
+    """Return the late answer in a row of `LATE`, after checking all columns.
+
+    Raises:
+        Damaged: the answer cannot be restored.
+    """
+    name, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since = row
+    _check_class(data_class)
+    for what, text in (("id", name), ("target", target), ("outputs_type", outputs_type or "")):
+        if not (isinstance(text, str) and is_whole(text)):
+            raise Damaged(f"its {what} is {text!r}")
+    if not (confidence is None or isinstance(confidence, float)):
+        raise Damaged(f"its confidence is {confidence!r}")
+    if not (_is_instant(queued_at) and _is_instant(since)):
+        raise Damaged(f"its times are {queued_at!r} and {since!r}")
+    decoded = None
+    if outputs_type is not None:
+        try:
+            decoded = decode_input(outputs_type, outputs)
+        except MemoryError:  # of this device, now: the size was checked
+            raise
+        except Exception as e:
+            raise Damaged(f"its outputs cannot be read: {e!r}") from e
+    answer, provisional_answer = _json(value, "value"), _json(provisional, "provisional")
+    return Late(name, answer, confidence, decoded, provisional_answer, data_class, target, queued_at, since)
+
+
+def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
+    """Raise Damaged unless the named fields are of exactly this type, and texts are valid."""
+    for name in names.split():
+        value = getattr(entry, name)
+        if type(value) is not kind:
+            raise Damaged(f"its {name} is {'missing' if value is None else f'of type {type(value).__name__}'}")
+        if type(value) is str and not is_whole(value):
+            raise Damaged(f"its {name} is not text")
+
+
+def _check_one_of(value: str, known: Sequence[str], what: str) -> None:
+    """Raise Damaged unless the value is a known one."""
+    if value not in known:
+        raise Damaged(f"its {what} is {value!r}")
+
+
+def _check_class(data_class: object) -> None:
+    """Raise Damaged unless the data class is None or a valid text."""
+    if not (data_class is None or (isinstance(data_class, str) and is_whole(data_class))):
+        raise Damaged(f"its data class is {data_class!r}")
+
+
+def _check_size(size: int) -> None:
+    """Raise Damaged for a size that is negative or too large."""
+    if size != size_of(size):
+        raise Damaged(f"its bytes are {size}")
+
+
+def _check_times(entry: Waiting | Listed, names: str) -> None:
+    """Raise Damaged unless the named fields are plausible timestamps."""
+    for name in names.split():
+        if not _is_instant(value := getattr(entry, name)):
+            raise Damaged(f"its {name} is {value!r}")
+
+
+def _json(text: object, what: str) -> Any:
+    """Return the value of a JSON column. Raise Damaged if it cannot be parsed."""
+    try:
+        if isinstance(text, str) and is_whole(text):
+            return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise Damaged(f"its {what} cannot be read: {e}") from e
+    raise Damaged(f"its {what} is {'missing' if text is None else 'not text'}")
+
+
+def is_whole(text: str) -> bool:
+    """Return True if a text was valid UTF-8; invalid bytes are read as lone surrogates, which are never written."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _is_instant(value: object) -> bool:
+    """Return True for a plausible timestamp."""
+    return isinstance(value, float) and -FAR_S < value < FAR_S
+
+
+def size_of(value: object) -> int:
+    """Return the size of an entry, bytes; 0 if it is damaged."""
+    return value if isinstance(value, int) and 0 <= value <= MOST_BYTES else 0
+
+
+def _text(value: object) -> Any:
+    """Return a value as valid text."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    return text if is_whole(text) else text.encode(errors="replace").decode()
+
+
+def _number(value: object) -> float:
+    """Return a timestamp; 0 if it is damaged."""
+    return value if isinstance(value, float) and -FAR_S < value < FAR_S else 0.0
+
+
+def _count(value: object) -> int:
+    """Return a number of attempts; 0 if it is damaged."""
+    return value if isinstance(value, int) and value >= 0 else 0

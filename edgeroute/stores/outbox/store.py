@@ -21,9 +21,21 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from edgeroute.core.units import Bytes, Count, Delay, Rate, Seconds
 from edgeroute.errors import Closed, PolicyError, StoreError
-from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
-from edgeroute.stores.outbox.inputs import encode_input
-from edgeroute.stores.outbox.rows import LATE, LISTED, WAITING, Damaged, late, listed, waiting
+from edgeroute.stores.outbox.entries import (
+    LATE,
+    LISTED,
+    WAITING,
+    Answering,
+    Damaged,
+    Late,
+    Listed,
+    Put,
+    State,
+    Waiting,
+    late,
+    listed,
+    waiting,
+)
 from edgeroute.stores.outbox.tables import (
     SCHEMA,
     TRUSTED_S,
@@ -36,6 +48,7 @@ from edgeroute.stores.outbox.tables import (
     tidy,
     total_bytes,
 )
+from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite import Database
 from edgeroute.system.declared import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process

@@ -9,8 +9,7 @@ from itertools import chain, islice, pairwise
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from edgeroute.stores.outbox.entries import Listed, State
-from edgeroute.stores.outbox.rows import LISTED, MOST_BYTES, Damaged, is_whole, listed, size_of, sound
+from edgeroute.stores.outbox.entries import LISTED, MOST_BYTES, Damaged, Listed, State, is_whole, listed, size_of, sound
 
 # Queries by index that find the next entry of an outbox; their time does not depend on the number of entries.
 

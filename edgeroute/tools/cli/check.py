@@ -114,7 +114,7 @@ def sensors(
     as_json: Json = False,
 ) -> int:
     """Shows what this device tells of itself, and what is not known and why: battery, heat, load, memory, power, network."""
-    from edgeroute.observe.device.commands import TIMEOUT_S
+    from edgeroute.observe.device.sources import TIMEOUT_S
     from edgeroute.observe.sensors import DeviceSensors
 
     if not root.is_dir():

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.forms import plain
-from edgeroute.confidence.labels import Labels
+from edgeroute.confidence.forms import Labels, plain
 from edgeroute.confidence.reader import Reader
 from edgeroute.edge.members import files, member
 from edgeroute.edge.runtimes import load

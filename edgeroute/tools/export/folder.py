@@ -19,8 +19,7 @@ from edgeroute.core.words import clean
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.inputs import Inputs, batch_axis_problem
 from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
-from edgeroute.edge.picture import Picture
-from edgeroute.edge.preprocess import Preprocess
+from edgeroute.edge.preprocess import Picture, Preprocess
 from edgeroute.edge.tensors import row_shape
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, StoreError
 from edgeroute.system.imports import import_late

@@ -14,8 +14,7 @@ import numpy as np
 from edgeroute.cloud.codecs import unflac, unzstd
 from edgeroute.cloud.datatypes import DTYPES
 from edgeroute.edge.card import Card
-from edgeroute.edge.picture import MOST_PIXELS, picture_for
-from edgeroute.edge.preprocess import Layouts, Preprocess
+from edgeroute.edge.preprocess import MOST_PIXELS, Layouts, Preprocess, picture_for
 from edgeroute.edge.tensors import Array, row_shape, shape_text
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
