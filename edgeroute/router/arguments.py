@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from math import isnan
@@ -85,7 +86,7 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         'a name, as in score="margin", or a function of the outputs of one input',
     ),
     "trace": (
-        lambda trace: callable(trace) or isinstance(trace, str | os.PathLike) or _hears(trace),
+        lambda trace: callable(trace) or isinstance(trace, str | os.PathLike) or _is_trace(trace),
         "a function, the path of a file, or an edgeroute.Trace",
     ),
     "metered": (lambda metered: callable(metered) or isinstance(metered, bool), "True, False, or a function that returns either"),
@@ -102,6 +103,12 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 def _hears(instrument: Any) -> bool:
     return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in EVENTS)
+
+
+def _is_trace(value: Any) -> bool:
+    """Return True for a `Trace`; its module, if it is not imported, has made none."""
+    module = sys.modules.get("edgeroute.record.trace")
+    return module is not None and isinstance(value, module.Trace)
 
 
 def check_types(given: Mapping[str, Any]) -> None:
