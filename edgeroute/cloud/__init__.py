@@ -1,1 +1,1 @@
-"""Cloud endpoints: one protocol per file, without I/O; `http` carries them."""
+"""Cloud endpoints: one protocol per file, without I/O; their calls, limits, costs and retries."""

@@ -1,4 +1,4 @@
-"""Cloud backends: what the router needs of one, and a function as a cloud. An endpoint over HTTP is in `http_backend.py`."""
+"""Cloud backends: their interface, the checks of replies, and a function as a cloud. HTTP endpoints are in `http_backend.py`."""
 
 from __future__ import annotations
 
@@ -31,32 +31,33 @@ if TYPE_CHECKING:
     from edgeroute.http.messages import Call
 
 
-# Checks of what an endpoint, or a function as the cloud, has answered: nonsense never replaces an edge answer.
+# Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.
 
 SLACK = 0.01
-"""By how much a probability may exceed 1: some servers round."""
+"""Amount by which a probability may exceed 1: some servers round."""
 
 
 class ReplyReader(Reader):
-    """A reader of a cloud's outputs, which refuses what cannot be an answer.
+    """Reader of a cloud's outputs, which refuses outputs that cannot be an answer.
 
-    That is: no value (null), NaN, infinity, logits that are all minus infinity, probabilities outside 0..1, no outputs at
-    all; and where there are labels, a value that is none of them, or outputs of another rank. With a score of the caller's
-    own, outputs may have any structure.
+    These are: no value (null), NaN, infinity, logits that are all minus infinity, probabilities outside 0..1, no outputs at all;
+    and with labels, a value that is none of them, or outputs of another rank. With a score function of the caller, outputs may
+    have any structure.
     """
 
     wrong = BadReply
     served: Callable[[], tuple[Any, ...] | None] | None = None
-    """The labels that the server has, once it has said so: for where nobody else has given any."""
+    """Returns the server's labels, once known; used if no other labels were given."""
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
-        """As of `Reader`."""
+        """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels at first."""
         if self.labels is None and self.served is not None and (labels := self.served()) is not None:
             self._names = Labels(labels, self.name)
             self.labels = self._names.labels
         return super().many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
+        """Check one row of outputs, and return its prediction."""
         if type(row) is Prediction:
             self._check_pair(row.value, row.confidence)
         elif type(row) is tuple and self.kind != "label+probabilities":
@@ -72,6 +73,7 @@ class ReplyReader(Reader):
         return super()._read(row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
+        """Raise BadReply if a value and its confidence are no answer."""
         if value is None:
             raise BadReply("the answer has no value (null)")
         self._check_confidence(sure)
@@ -82,7 +84,7 @@ class ReplyReader(Reader):
             raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
 
     def _check_confidence(self, sure: Any) -> None:
-        """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
+        """Raise BadReply unless a confidence is a finite number, finite log-probabilities of tokens, or None."""
         if sure is None or isinstance(sure, Unscored):
             return
         try:
@@ -97,6 +99,7 @@ class ReplyReader(Reader):
             raise BadReply("the answer's confidence is NaN or infinity")
 
     def _check_row(self, row: Any) -> None:
+        """Raise BadReply if an array of outputs is no answer."""
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
@@ -117,29 +120,31 @@ class ReplyReader(Reader):
 
 
 def _first(row: Any) -> Any:
+    """Return the first of several outputs; other rows unchanged."""
     return next(iter(row.values()), None) if isinstance(row, Mapping) else row
 
 
 def _item(value: Any) -> Any:
+    """Return a NumPy scalar as a Python value."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _kind(value: Any) -> str:
-    """What a value is, without quoting it: it may be an echo of the input."""
+    """Return a description of a value, without quoting it: it may repeat the input."""
     return f"text of {len(value)} characters" if isinstance(value, str) else f"of type {type(value).__name__}"
 
 
-# Rows of a batch that are asked one by one: what one of them comes to costs no other its answer.
+# Rows of a batch that are sent one by one: the error of one costs no other its answer.
 
 SPARE, SPARE_S = 0.05, 0.05
-"""Share of the time that is left, and most seconds of it, that a row leaves for handing on what the others have answered."""
+"""Share of the time left, and maximum seconds of it, that a row leaves for returning the answers of the others."""
 
 
 class Rows:
-    """Collects the predictions, `for x in rows: with rows: ...`, and in place of one the exception that was raised.
+    """Collector of a batch's predictions: `for x in rows: with rows: ...`; an exception takes the place of a row's prediction.
 
-    Where that is a fault of the endpoint (it is away, late, or may not be asked), those that remain fail with it, unasked. It is
-    raised where there is no other row, or none before it.
+    A fault of the endpoint (it is down, late, or rejected by a limit) also fails the remaining rows, without a call. The
+    exception is raised if there is no other row, or none before it.
     """
 
     def __init__(self, exchange: Exchange, inputs: list[Any], until: float) -> None:
@@ -148,12 +153,13 @@ class Rows:
         self.append = self.found.append
 
     def until(self) -> float:
-        """By when the next row must be answered."""
+        """Return the instant by which the next row must be answered."""
         if self._until == INF or not any(type(row) is Prediction for row in self.found):
             return self._until
         return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
 
     def __iter__(self) -> Iterator[Any]:
+        """Yield the inputs that have no result yet."""
         return (x for row, x in enumerate(self._inputs) if len(self.found) == row)
 
     def __enter__(self) -> None:
@@ -164,10 +170,10 @@ class Rows:
             return False
         if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
             return False
-        own = _of_the_input(error)
-        if not own or isinstance(error, BadReply):
+        of_input = _of_the_input(error)
+        if not of_input or isinstance(error, BadReply):
             self._exchange.failure = error
-        if own:
+        if of_input:
             self.append(error)
         elif self.found:
             self.found += [error] * (len(self._inputs) - len(self.found))
@@ -175,7 +181,7 @@ class Rows:
 
 
 def _of_the_input(error: BaseException) -> bool:
-    """Whether another input may fare better."""
+    """Return True if an error is about its input, so that another input may succeed."""
     if isinstance(error, OSError):
         return False
     failure = Failure.of(error)
@@ -183,17 +189,17 @@ def _of_the_input(error: BaseException) -> bool:
 
 
 SENDS_EDGE = "send_edge"
-"""In fingerprints: the cloud is told the edge's answer."""
+"""Part of fingerprints: the cloud is sent the edge's answer."""
 MAX_ABANDONED = 16
-"""Maximum number of abandoned runs (told to stop, still running), above which the planner skips the endpoint."""
+"""Maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint."""
 
 
 class Escalated(NamedTuple):
-    """An input as an endpoint with `send_edge` takes it."""
+    """Input with the edge's answer, as an endpoint with `send_edge` takes it."""
 
     x: Any
     edge: Mapping[str, Any] | None
-    """JSON types, made by `payloads.told`; None: the edge has not answered."""
+    """Answer in JSON types, made by `payloads.told`; None: the edge has not answered."""
 
 
 def checked_flag(name: str, value: object) -> bool:
@@ -208,17 +214,17 @@ def checked_flag(name: str, value: object) -> bool:
 
 
 class CloudBackend(Backend, Protocol):
-    """A target off the device. It runs within an exchange, which its guard opens for a permit."""
+    """Target off the device. It runs within an exchange, which its guard opens for a permit."""
 
     guard: Guard
     origin: str
-    """Protocol and address, or the function: what a request was queued for is sent to no other."""
+    """Protocol and address, or the function: a stored request is sent to no other."""
     sends_edge: bool
-    """Whether it takes inputs with the edge's answers, as `Escalated`."""
+    """True if it takes inputs with the edge's answers, as `Escalated`."""
 
     @property
     def terms(self) -> Terms:
-        """Prices and limits of calling it."""
+        """Prices and limits of its calls."""
 
     @property
     def patience_s(self) -> float:
@@ -226,45 +232,45 @@ class CloudBackend(Backend, Protocol):
 
     @property
     def load(self) -> Callable[[], object] | None:
-        """Performs the imports and construction that a first call needs, which may outlast a deadline; None: that is done."""
+        """Does the imports and construction of a first call, which may outlast a deadline; None: done already."""
 
     @property
     def keeps_time(self) -> bool:
-        """Whether `run` ends by its instant whatever happens, so that no thread is needed for that."""
+        """True if `run` ends by its instant whatever happens, so that no thread is needed for that."""
 
     @property
     def alone_async(self) -> bool:
-        """Whether it runs on an event loop only."""
+        """True if it runs on an event loop only."""
 
     @property
     def run_async(self) -> Callable[[list[Any], float, Exchange], Awaitable[list[Prediction]]] | None:
-        """`run` on an event loop; None: it needs a thread."""
+        """Counterpart of `run` on an event loop; None: it needs a thread."""
 
     def calls(self, inputs: int) -> int:
-        """Number of calls that so many inputs take."""
+        """Return the number of calls for so many inputs."""
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Predictions for several inputs, by the instant `until`."""
+        """Return the predictions for several inputs, by the instant `until`; blocks. A row that failed has its exception."""
 
     @property
     def health(self) -> Callable[[float, Exchange], object] | None:
         """Health check without user data; None: there is none."""
 
     def codec(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of how an input is encoded; `of` as in `fingerprint`."""
+        """Return the fingerprint of the encoding of inputs; `of` as in `fingerprint`."""
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
-        """The call for one input; None: not known yet, or not possible. codec: the rung by which it was sent, of a ladder."""
+        """Return the call for one input; None: not known yet, or not possible. codec: rung of a ladder by which it was sent."""
 
     def above_floor(self, codec: str) -> bool:
-        """Whether a call by that rung of a ladder is another than certificates are about."""
+        """Return True if a call by that rung of a ladder differs from those that certificates are about."""
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Sends an encoded call."""
+        """Send an encoded call, and return the prediction; blocks."""
 
 
 class FunctionBackend(AbandonedRuns):
-    """Any callable as the cloud: `f(x)` returns a value, `(value, confidence)` or logits; it may be a coroutine function."""
+    """Callable as the cloud: `f(x)` returns a value, `(value, confidence)` or logits; it may be a coroutine function."""
 
     side: Side = "cloud"
     traffic = (0, 0)
@@ -289,11 +295,11 @@ class FunctionBackend(AbandonedRuns):
         self.run_async = self._run_async if self.alone_async else None
 
     def calls(self, inputs: int) -> int:
-        """One for each input."""
+        """Return one call for each input."""
         return inputs
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
-        """Calls the function for each input."""
+        """Call the function for each input, and return the predictions; it cannot be stopped."""
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
@@ -301,6 +307,7 @@ class FunctionBackend(AbandonedRuns):
         return rows.found
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
+        """Return the function's result for one input, as one accounted attempt."""
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
@@ -312,6 +319,7 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     def _returned(self, result: Any) -> Any:
+        """Return the function's result; raise BadReply if a plain function returned a coroutine."""
         kind = type(result)
         if kind in (CoroutineType, AsyncGeneratorType):
             if kind is CoroutineType:
@@ -320,11 +328,12 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     def _answer(self, result: Any) -> Any:
-        """Normalises a result: without a kind a bare value has no confidence; what looks like outputs is left to the reader."""
+        """Return a result for the reader: a bare value without a kind gets no confidence; outputs are unchanged."""
         as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
         return result if as_it_is else (result, None)
 
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+        """Call the coroutine function for each input, and return the predictions."""
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
@@ -333,7 +342,7 @@ class FunctionBackend(AbandonedRuns):
         return rows.found
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
-        """As `stream`, on an event loop; calls `show` with each piece of the answer."""
+        """Call `show` with each piece of the function's answer, and return the prediction."""
         pieces: list[Any] = []
         async for piece in self._pieces_async(x, until, exchange):
             pieces.append(piece)
@@ -341,7 +350,7 @@ class FunctionBackend(AbandonedRuns):
         return self.reader.many([(whole(pieces), None)], 1)[0]
 
     async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
-        """The pieces of an asynchronous generator function; for any other function its answer, in one piece."""
+        """Yield the pieces of an asynchronous generator function, or the answer of another one, as one accounted attempt."""
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
@@ -357,7 +366,7 @@ class FunctionBackend(AbandonedRuns):
         exchange.after_attempt(0)
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """The pieces of a generator function; for any other function its answer, in one piece."""
+        """Yield the pieces of a generator function, or the answer of another one, and return the prediction."""
         exchange.before_attempt(0, until)
         try:
             result = self._returned(self._ask(x))
@@ -373,56 +382,56 @@ class FunctionBackend(AbandonedRuns):
         return prediction
 
     def encode(self, x: Any, codec: str = "") -> None:
-        """None: a function takes the input itself."""
+        """Return None: a function takes the input itself."""
 
     def above_floor(self, codec: str) -> bool:  # noqa: ARG002 - the protocol's
-        """False: there is no ladder."""
+        """Return False: there is no ladder."""
         return False
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
-        """Not possible: a function has no encoded call."""
+        """Raise PolicyError: a function has no encoded call."""
         raise PolicyError(f"{self.where} takes no stored calls")
 
     def ready(self, until: float) -> None:
-        """Nothing: a function needs no preparation."""
+        """Do nothing: a function needs no preparation."""
 
     def describe(self) -> str:
-        """Status line for `check`."""
+        """Return the status line for `check`."""
         return f"{self.where} is called with the input"
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of the function's code, or its version."""
+        """Return the fingerprint of the function's code, or its version."""
         return callable_fingerprint(self.function, self.version, of)
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """As `fingerprint`, with the labels of logits."""
+        """Return the fingerprint with the labels of logits, for the cache."""
         edge = (SENDS_EDGE,) if self.sends_edge else ()
         return repr((self.fingerprint(of), self.reader.labels, *edge))
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
-        """A function has no codec."""
+        """Return the fingerprint of the encoding, of which a function has none."""
         return f"as it is+{SENDS_EDGE}" if self.sends_edge else "as it is"
 
     def close(self) -> None:
-        """A no-op."""
+        """Do nothing: there is nothing to close."""
 
 
 class Function:
-    """A callable as a cloud, with its name, health check and prices.
+    """Callable as a cloud, with its name, health check and prices.
 
     Args:
         function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`.
-        name: its name in answers.
+        name: name in answers.
         health: raises while the service behind it is down; called after faults. None: the next input is the probe.
-        labels: the values it may give, or its logits' classes; None: the edge model's, if that has any.
-        kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
-        version: changed by you whenever its answers change, for certificates and the cache on disk; None: its code tells, if it
-            uses functions and constants alone.
+        labels: possible values, or the classes of logits; None: the edge model's, if it has any.
+        kind: kind of the result, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
+        version: text that you change whenever the answers change, for certificates and the cache on disk; None: taken from the
+            code, if that uses functions and constants alone.
         send_edge: call it with the input and the edge's answer, `f(x, edge)` (docs/payloads.md).
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
 
     Raises:
-        PolicyError: one of the terms is no number that it can be.
+        PolicyError: a term is out of range, or another argument is invalid.
     """
 
     def __init__(
@@ -446,8 +455,10 @@ class Function:
 
 
 def _spread(function: Callable[[Any, Any], Any], given: Escalated) -> Any:
+    """Call a function with an input and the edge's answer."""
     return function(given.x, given.edge)
 
 
 def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:
+    """Return a health check with the backend's signature."""
     return lambda until, exchange: health()  # noqa: ARG005 - a function has no time limit and no byte count

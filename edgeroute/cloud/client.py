@@ -1,4 +1,4 @@
-"""Client of an endpoint: carries its talks, over HTTP or what the endpoint brings, and each attempt of its speeches."""
+"""Client of an endpoint: runs its talks and the attempts of its speeches, over HTTP or the endpoint's own channels."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from edgeroute.system.imports import import_late
 from edgeroute.system.process import settle
 from edgeroute.types import StopToken
 
-# What carries an endpoint's calls: connections of its own, an httpx client, or what the endpoint brings.
+# Transport of an endpoint's calls: edgeroute's connections, an httpx client, or channels of the endpoint.
 
 
 class Channels(Protocol):
-    """What carries calls in threads: `Connections`, or what an endpoint brings (`channels`).
+    """Transport of calls in threads: `Connections`, or the endpoint's own (`channels`).
 
-    One that is to carry answers in pieces has `open`, too, as `Connections` has.
+    A transport of answers in pieces also has `open`, as `Connections` has.
     """
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Sends the call and returns the reply, by the instant `until`; a stop ends it. Raises CloudError."""
+        """Send the call and return the reply by the instant `until`; blocks. A stop request ends it. Raise CloudError."""
 
     def close(self) -> None:
-        """Closes it."""
+        """Close the connections."""
 
 
 class AsyncChannels(Protocol):
-    """What carries calls on an event loop: `AsyncConnections`, or what an endpoint brings."""
+    """Transport of calls on an event loop: `AsyncConnections`, or the endpoint's own."""
 
     async def send(self, call: Call, until: float) -> Reply:
-        """As of `Channels`; cancelling the task ends it."""
+        """Send the call and return the reply by the instant `until`; cancelling the task ends it. Raise CloudError."""
 
     async def close(self) -> None:
-        """Closes it, on its loop."""
+        """Close the connections, on their loop."""
 
     def abandon(self) -> None:
-        """`close` from outside the loop, or from a thread."""
+        """Close the connections, from outside the loop or from a thread."""
 
 
 def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
-    """What carries an endpoint's calls: `Channels`, and `AsyncChannels`."""
-    own: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
-    if own is not None:
-        return own()
+    """Return new transports of an endpoint's calls: for threads, and for asyncio."""
+    own_channels: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
+    if own_channels is not None:
+        return own_channels()
     address = endpoint.address
     if address.client is None:
         return Connections(address), AsyncConnections(address)
@@ -74,7 +74,7 @@ def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
 
 
 class _NotGiven:
-    """In place of the client that was not given: says which one is needed."""
+    """Transport in place of a client that the application did not give; each call raises."""
 
     def __init__(self, address: Address, given: str, router: str, needed: str) -> None:
         self._message = (
@@ -83,7 +83,7 @@ class _NotGiven:
         )
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> NoReturn:  # noqa: ARG002 - nothing is sent
-        """Never sends.
+        """Raise PolicyError with the client that is needed.
 
         Raises:
             PolicyError: always.
@@ -93,7 +93,7 @@ class _NotGiven:
     open = send
 
     def close(self) -> _NotGiven:
-        """There is nothing to close, also with `await`."""
+        """Do nothing; may be awaited."""
         return self
 
     abandon = close
@@ -111,23 +111,23 @@ class InThread:
         self._channels, self.cancel = channels, cancel
 
     async def send(self, call: Call, until: float) -> Reply:
-        """As of `Way`."""
+        """Send the call and return the reply, blocking."""
         return self._channels.send(call, until, self.cancel)  # type: ignore[no-any-return]
 
     @asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[Any]:
-        """As of `Way`."""
+        """Send the call, blocking, and yield its reply once the head has come."""
         with self._channels.open(call, until, self.cancel) as response:
             yield response
 
     body = staticmethod(iter)
 
     async def read(self, body: Any) -> bytes | None:
-        """As of `Way`."""
+        """Return the next piece, blocking; None: the end."""
         return next(body, None)
 
     async def sleep(self, seconds: float) -> None:
-        """As of `Way`."""
+        """Block before a retry; a stop request ends the wait."""
         (sleep if self.cancel is None else self.cancel.wait)(seconds)
 
 
@@ -141,15 +141,16 @@ class OnLoop:
         self.open: Any = getattr(channels, "open", None)
 
     def body(self, response: Any) -> Any:
-        """As of `Way`."""
+        """Return the iterator over the pieces of a reply's body."""
         return response.__aiter__()
 
     async def read(self, body: Any) -> bytes | None:
-        """As of `Way`."""
+        """Return the next piece; None: the end."""
         return await anext(body, None)
 
 
 ABSENT = (404, 405, 501)
+"""HTTP statuses of a path that does not exist, which is no fault in a probe."""
 
 
 class HttpClient(ForkSafe):
@@ -165,14 +166,19 @@ class HttpClient(ForkSafe):
         self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
         self._model = str(getattr(endpoint, "model", ""))
         self.keeps_time: bool = getattr(self.channels, "keeps_time", False)
-        """Whether a call in threads ends by its instant, whatever the server does."""
+        """True if a call in threads ends by its instant, whatever the server does."""
 
     def run(
         self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
     ) -> Any:
-        """Run a talk and return its outputs, by the instant `until` or within the endpoint's own timeout, whichever is sooner.
+        """Run a talk, blocking, and return its outputs, by the instant `until` or the endpoint's timeout, whichever is sooner.
 
-        posts: the numbers of its calls, where it is one of several talks of one exchange.
+        Args:
+            talk: the talk.
+            until: monotonic instant.
+            exchange: exchange that accounts for the calls.
+            cancel: its stop request ends the call.
+            posts: numbers of the calls, if the talk is one of several in an exchange.
 
         Raises:
             CloudError: the call failed.
@@ -180,7 +186,10 @@ class HttpClient(ForkSafe):
         return settle(self.ask(self.in_thread(cancel), talk, until, exchange, posts))
 
     async def ask(self, way: Way, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
-        """`run` in this thread or on an event loop; cancelling the task cancels the call."""
+        """Run a talk, in this thread or on an event loop, and return its outputs; see `run`.
+
+        Cancelling the task cancels the call.
+        """
         until, reply, posts = self.until(until), None, posts or count()
         OURS.set(True)
         try:
@@ -201,11 +210,11 @@ class HttpClient(ForkSafe):
             OURS.set(False)
 
     def in_thread(self, cancel: StopToken | None) -> InThread:
-        """Return how calls go in this thread."""
+        """Return the sender for this thread."""
         return InThread(self.channels, cancel)
 
     def until(self, until: float) -> float:
-        """Return the instant by which a call ends: that one, or the endpoint's own timeout, whichever is sooner."""
+        """Return the instant by which a call ends: `until` or the endpoint's own timeout, whichever is sooner."""
         return min(until, monotonic() + self.endpoint.address.timeout_s)
 
     def may_send(self, cancel: StopToken | None) -> None:
@@ -214,6 +223,8 @@ class HttpClient(ForkSafe):
             raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
 
     async def _exchange(self, call: Call, until: float, exchange: Exchange, way: Way) -> Reply:
+        """Send a call, with retries, and return its reply; a probe's failure becomes a reply of status 0."""
+
         async def once() -> Reply:
             if (cancel := way.cancel) is not None:
                 self.may_send(cancel)
@@ -233,11 +244,11 @@ class HttpClient(ForkSafe):
             return await self.retries(until, exchange, way).again(once, iter([e]))
 
     def retries(self, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> Retries:
-        """Return what repeats attempts until that instant. shown: returns True if something of the answer was shown."""
+        """Return the retrying of attempts until an instant. shown: returns True if a part of the answer was shown."""
         return Retries(self.endpoint.address.retries, until, exchange, way, shown)
 
     def leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
-        """The call as it is sent, once the exchange has allowed it."""
+        """Account for an attempt, and return the call to send, with headers of instruments; raise Held."""
         size = len(call.body)
         if call.tokens is None:
             exchange.before_attempt(size, until)
@@ -251,11 +262,12 @@ class HttpClient(ForkSafe):
         return call._replace(headers=(*call.headers, *more.items())) if more else call
 
     def count_received(self, size: int) -> None:
-        """Counts bytes of a reply's body."""
+        """Count bytes of a reply's body."""
         with self._lock:
             self.received += size
 
     def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
+        """Account for a reply, and return it if it is a success, or answers a probe; raise Refused."""
         size, exchange.status = len(reply.body), reply.status
         with self._lock:
             self.received += size
@@ -273,18 +285,18 @@ class HttpClient(ForkSafe):
         return good
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self.channels.close()
         self.channels_async.abandon()
 
     async def aclose(self) -> None:
-        """Closes the connections on the event loop, and waits for it."""
+        """Close the connections on the event loop, and wait for that."""
         await self.channels_async.close()
         self.close()
 
 
 def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
-    """The call with its idempotency key, by which a server can detect a repetition."""
+    """Return the call with its idempotency key, by which a server can detect a repetition."""
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call
     n = next(posts)

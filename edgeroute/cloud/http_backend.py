@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class HttpBackend(AbandonedRuns):
-    """An endpoint over HTTP. The client is imported and constructed at the first call."""
+    """Backend of an endpoint over HTTP. The client is imported and constructed at the first call."""
 
     side: Side = "cloud"
     alone_async = False
@@ -51,13 +51,13 @@ class HttpBackend(AbandonedRuns):
         self.pack: Callable[[list[Any], Exchange], list[Any]] | None = None if payload is None else self._pack
         """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
         self.sends_edge: bool = getattr(endpoint, "send_edge", False)
-        """Whether inputs come with the edge's answers, as `Escalated`."""
+        """True if inputs come with the edge's answers, as `Escalated`."""
         self._client: HttpClient | None = None
         self._closed = False
         self.reader.served = lambda: getattr(endpoint, "served_labels", None)
 
     def _pack(self, inputs: list[Any], exchange: Exchange) -> list[Any]:
-        """Inputs, encoded; where there is a ladder, by the best rung that is predicted to arrive in time."""
+        """Return the inputs encoded; by a ladder's best rung that is predicted to arrive in time, which the exchange records."""
         ladder = self._ladder
         if ladder is None:
             return self.endpoint.pack(inputs)  # type: ignore[no-any-return]
@@ -68,36 +68,38 @@ class HttpBackend(AbandonedRuns):
         def choose(sizes: Sequence[float]) -> int:
             return pick([link.predicted_s(size) for size in sizes], wanted_by - monotonic(), best)
 
-        made: list[Any] = self.endpoint.pack(inputs, choose)
-        (first, *_), _ = apart(made)
+        encoded: list[Any] = self.endpoint.pack(inputs, choose)
+        (first, *_), _ = apart(encoded)
         exchange.codec = getattr(first, "by", "") or ladder.floor.name
         exchange.ended = partial(ladder.ended, ladder.index(exchange.codec))
-        return made
+        return encoded
 
     def above_floor(self, codec: str) -> bool:
-        """Whether inputs that were sent by that rung were sent otherwise than certificates have it."""
+        """Return True if inputs sent by that rung of a ladder differ from those that certificates are about."""
         return self._ladder is not None and codec not in {"", self._ladder.floor.name}
 
     @property
     def load(self) -> Callable[[], object] | None:
-        """Imports and constructs the client; None: that is done."""
+        """Imports and constructs the client; None: done already."""
         return None if self._client is not None else lambda: self.client
 
     @property
     def client(self) -> HttpClient:
-        """The HTTP client."""
+        """HTTP client, constructed at first use."""
         if (client := self._client) is None:
-            made = import_late("edgeroute.cloud.client").HttpClient(self.endpoint)
-            client = self._client = vars(self).setdefault("_made", made)  # atomic: first calls at once share one, which is closed
+            new_client = import_late("edgeroute.cloud.client").HttpClient(self.endpoint)
+            client = self._client = vars(self).setdefault(
+                "_made", new_client
+            )  # atomic: first calls at once share one, which is closed
             if self._closed:  # a reload has dropped it while a request was on its way here
                 client.close()
         return client
 
     @property
     def keeps_time(self) -> bool:
-        """Whether `run` ends by its instant whatever happens, so that no thread is needed for that.
+        """True if `run` ends by its instant whatever happens, so that no thread is needed for that.
 
-        No function of the application takes part, instruments included, no disk is waited for, and the connections are of
+        No function of the application takes part, instruments included, no disk is waited for, and the connections are
         edgeroute's own.
         """
         client, guard = self._client, self.guard
@@ -105,8 +107,8 @@ class HttpBackend(AbandonedRuns):
             return False
         if guard.report is not None and not guard.report.prompt:
             return False
-        own = "prompt" in vars(type(self.endpoint))  # its class says so itself: a subclass may do otherwise
-        return own and self.endpoint.prompt and not callable(self.reader.score)
+        declared = "prompt" in vars(type(self.endpoint))  # its class says so itself: a subclass may do otherwise
+        return declared and self.endpoint.prompt and not callable(self.reader.score)
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -114,22 +116,23 @@ class HttpBackend(AbandonedRuns):
         return (0, 0) if self._client is None else (self._client.sent, self._client.received)
 
     def calls(self, inputs: int) -> int:
-        """One for all, where the protocol has batches."""
+        """Return the number of calls for so many inputs: one, or with a protocol without batches one each."""
         return inputs if getattr(self.endpoint, "one_by_one", False) else 1
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Run all inputs in one talk, or in one each if the protocol has no batches."""
+        """Return the predictions for inputs, blocking: in one talk, or in one each if the protocol has no batches."""
         if self._ladder is not None:
             inputs = self._pack(inputs, exchange)
         client = self._client or self.client
         return settle(self._run(client, client.in_thread(cancel), inputs, until, exchange))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """`run` on the event loop."""
+        """Return the predictions for inputs, on the event loop; see `run`."""
         client = self._client or self.client
         return await self._run(client, client.on_loop, inputs, until, exchange)
 
     async def _run(self, client: HttpClient, way: Way, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+        """Return the predictions for inputs, in this thread or on the event loop."""
         rows = self._rows(exchange, inputs, until)
         if rows is None:
             return self.reader.many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), len(inputs))
@@ -144,7 +147,7 @@ class HttpBackend(AbandonedRuns):
         return rows.found
 
     def _rows(self, exchange: Exchange, inputs: list[Any], until: float) -> Rows | None:
-        """Return the rows where each input takes a call of its own; None: one call takes all."""
+        """Return the collector of rows if each input takes a call of its own; None: one call takes all."""
         if self._speak is not None:
             return Rows(exchange, inputs, until)
         if len(inputs) > 1 and self.calls(2) > 1:
@@ -152,7 +155,7 @@ class HttpBackend(AbandonedRuns):
         return None
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """The answer in pieces, where the endpoint speaks in some; else in one."""
+        """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks."""
         if self._speak is None:
             return (yield from single(self.run([x], until, cancel, exchange)[0]))
         pieces = speeches.speak(self.client, partial(self._speak, x), until, exchange, cancel)
@@ -165,7 +168,7 @@ class HttpBackend(AbandonedRuns):
             pieces.close()
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
-        """As `stream`, on the event loop; calls `show` with each piece of the answer."""
+        """Call `show` with each piece of the answer, or with all of it, and return the prediction."""
         if self._speak is None:
             (prediction,) = await self.run_async([x], until, exchange)
             show(prediction.value)
@@ -178,7 +181,7 @@ class HttpBackend(AbandonedRuns):
         return self.reader.many([output], 1)[0]
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
-        """The endpoint's encoding; by that rung of a ladder, if it was sent by one."""
+        """Return the endpoint's call for one input, encoded by that rung of a ladder if one is given."""
         inputs = [x]
         if self._ladder is not None and codec:
             i = self._ladder.index(codec)
@@ -186,7 +189,7 @@ class HttpBackend(AbandonedRuns):
         return self.endpoint.encode(inputs)  # type: ignore[no-any-return]
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Sends the call, and decodes its reply."""
+        """Send the call, blocking, and return the prediction in its reply."""
         if (hear := getattr(self.endpoint, "hear", None)) is not None:
             output = settle(speeches.run(self.client, self.client.in_thread(None), partial(hear, call), until, exchange))
             return self.reader.many([output], 1)[0]
@@ -197,52 +200,55 @@ class HttpBackend(AbandonedRuns):
         return self.reader.many(self.client.run(talk(), until, exchange), 1)[0]
 
     def ready(self, until: float) -> None:
-        """Pings the endpoint (`ready`)."""
+        """Ping the endpoint, blocking; raise CloudError if it is not ready."""
         with self.guard.probe() as exchange:
             self.client.run(self.endpoint.ping(), until, exchange)
 
     def health(self, until: float, exchange: Exchange) -> None:
-        """Readiness check."""
+        """Send a readiness check, blocking; raise CloudError if the endpoint is not ready."""
         self.client.run(self.endpoint.health(), until, exchange)
 
     def describe(self) -> str:
-        """Its address, with a warning if the server is not authenticated."""
+        """Return a status line with the address, and a warning if the server is not authenticated."""
         unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
         return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - of the server's model, `served` of its endpoint tells
-        """Fingerprint of the address and of the decoding."""
+        """Return the fingerprint of the address and of the decoding."""
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 
     def identity(self, of: Callable[[Any], str]) -> str:
-        """Protocol, address, encoding and decoding. An endpoint's class says it itself: a subclass may do otherwise."""
+        """Return the identity of protocol, address, encoding and decoding, for the cache.
+
+        The endpoint's own `identity` counts only if its class defines it: a subclass may behave otherwise.
+        """
         kind = type(self.endpoint)
-        said = self.endpoint.identity(of) if "identity" in vars(kind) else of(self.endpoint)
+        settings = self.endpoint.identity(of) if "identity" in vars(kind) else of(self.endpoint)
         edge = (SENDS_EDGE,) if self.sends_edge else ()
-        return repr((kind.__module__, kind.__qualname__, said, self.fingerprint(of), *edge))
+        return repr((kind.__module__, kind.__qualname__, settings, self.fingerprint(of), *edge))
 
     def credentials(self) -> list[str]:
-        """As whom it asks, hashed."""
+        """Return the identity with which requests are sent, hashed."""
         return self.endpoint.address.credentials()  # type: ignore[no-any-return]
 
     @property
     def variables(self) -> list[str]:
-        """Environment variables that credentials are read from."""
+        """Environment variables with the credentials."""
         return self.endpoint.address.variables  # type: ignore[no-any-return]
 
     def codec(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of the protocol, and of the card with the preprocessing, or the body, if there is one."""
+        """Return the fingerprint of the protocol, and of the card with the preprocessing, or the body, if there is one."""
         card = getattr(getattr(self.endpoint, "card", None), "path", None)
-        own = self.endpoint.codec(of) if hasattr(self.endpoint, "codec") else "" if card is None else of(card)
-        return type(self.endpoint).__name__ + (f":{own}" if own else "") + (f"+{SENDS_EDGE}" if self.sends_edge else "")
+        details = self.endpoint.codec(of) if hasattr(self.endpoint, "codec") else "" if card is None else of(card)
+        return type(self.endpoint).__name__ + (f":{details}" if details else "") + (f"+{SENDS_EDGE}" if self.sends_edge else "")
 
     def close(self) -> None:
-        """Closes the connections, those in use when they become idle."""
+        """Close idle connections now, and those in use at the end of their calls."""
         self._closed = True
         if self._client is not None:
             self._client.close()
 
     async def aclose(self) -> None:
-        """Closes the connections, including asyncio's."""
+        """Close the connections, including asyncio's."""
         if self._client is not None:
             await self._client.aclose()

@@ -1,4 +1,4 @@
-"""Any HTTP API that answers JSON: one POST per input."""
+"""Endpoint of any HTTP API that answers JSON: one POST per input."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from edgeroute.system.process import call_contained
 
 
 class PlainJson(OneByOne):
-    """POSTs one input, as JSON or as fields, and extracts the answer from the JSON reply by path.
+    """Endpoint that POSTs one input, as JSON or as fields, and extracts the answer from the JSON reply by path.
 
     Args:
-        url: to post to.
+        url: URL of the POST.
         name: name of the endpoint in answers, traces and messages.
         body: body with placeholders such as `{input}` and `{input.jpeg|base64}` (inputs.md); None: `{"input": "{input}"}`, or of
             fields the input's own. Arrays become nested lists.
         body_type: form of the body: JSON, or the fields of an upload or a form.
-        max_body_bytes: a longer body is refused.
+        max_body_bytes: maximum size of a body; a longer one is refused.
         encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
         send_edge: send the edge's answer along, where the body has `{edge}`; without `body` as `edge` beside `input`
             (docs/payloads.md).
@@ -41,7 +41,7 @@ class PlainJson(OneByOne):
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
-        PolicyError: the body is no template, or as `Address`.
+        PolicyError: the body is no valid template, or as for `Address`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PlainJson(OneByOne):
         if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
             raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
         self.send_edge = checked_flag("send_edge", send_edge)
-        """Whether inputs come with the edge's answers, as `Escalated`."""
+        """True if inputs come with the edge's answers, as `Escalated`."""
         if body is None:
             body = _WITH_EDGE if send_edge and body_type == "json" else _DEFAULT[body_type == "json"]
         self._encode, self.body = encode, Body(body, body_type, max_body_bytes, edge=send_edge)
@@ -79,20 +79,24 @@ class PlainJson(OneByOne):
 
     @property
     def prompt(self) -> bool:
-        """Whether inputs are encoded in no time: without a function of the application."""
+        """True if inputs are encoded in no time: without a function of the application."""
         return self._encode is None
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
-        """What decides an answer besides the address; `of` takes the fingerprint of a function."""
+        """Return the settings on which an answer depends, besides the address; `of` returns the fingerprint of a function."""
         made = self.body.identity if self._encode is None else of(self._encode)
         return [made, self.value, self.confidence, self.logits]
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's
-        """The body's template; empty: none was given."""
+        """Return the body's template; empty: the default."""
         return "" if self.body.identity in _DEFAULTS else self.body.identity
 
     def ping(self) -> Talk:
-        """Checks that the server is there."""
+        """Yield a call that checks that the server is there: of `ping_path`, or OPTIONS.
+
+        Raises:
+            Unreachable: no reply came.
+        """
         if self.ping_path is not None:
             yield Call("GET", self.ping_path)
             return
@@ -101,24 +105,25 @@ class PlainJson(OneByOne):
             raise Unreachable(bytes(reply.body).decode())
 
     def health(self) -> Talk:
-        """Checks that the server is there."""
+        """Yield a call that checks that the server is there; see `ping`."""
         return self.ping()
 
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
-        """The answer in a reply: one (value, confidence), or logits [classes].
+        """Return the answer in a reply, as the only item of a list: (value, confidence), or logits [classes].
 
         Raises:
             BadReply: a path is missing, or a value has the wrong type.
         """
-        said = loads(reply.body, self.where)
+        document = loads(reply.body, self.where)
         if self.logits is not None:
-            return [self._numbers(said, self.logits)]
-        sure = None if self.confidence is None else self._pick(said, self.confidence, optional=True)
+            return [self._numbers(document, self.logits)]
+        sure = None if self.confidence is None else self._pick(document, self.confidence, optional=True)
         if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
             raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
-        return [(self._pick(said, self.value), sure)]
+        return [(self._pick(document, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
+        """Return the call for one input; raise BadInput."""
         edge = None
         if self.send_edge and type(x) is Escalated:
             x, edge = x
@@ -132,8 +137,9 @@ class PlainJson(OneByOne):
             raise BadInput(f"{self.where}: {e}") from e
         return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)
 
-    def _numbers(self, said: Any, path: str) -> Any:
-        picked, array = self._pick(said, path), None
+    def _numbers(self, document: Any, path: str) -> Any:
+        """Return the array [classes] at a path; raise BadReply if it is none, is empty, or has NaN or infinity."""
+        picked, array = self._pick(document, path), None
         with suppress(TypeError, ValueError, OverflowError):  # none is chained: it quotes what is no number
             given = np.atleast_1d(picked)
             with np.errstate(over="ignore"):
@@ -146,19 +152,20 @@ class PlainJson(OneByOne):
             raise BadReply(f"{self.where}: {path!r} is empty, or holds NaN or infinity")
         return array
 
-    def _pick(self, said: Any, path: str, *, optional: bool = False) -> Any:
-        at = said
+    def _pick(self, document: Any, path: str, *, optional: bool = False) -> Any:
+        """Return the value at a path; None if `optional` and missing; raise BadReply."""
+        level = document
         for key in path.split("."):
             inner: Any = _MISSING
             with suppress(KeyError, IndexError, TypeError, ValueError):
-                inner = at[int(key)] if isinstance(at, list) else at[key]
+                inner = level[int(key)] if isinstance(level, list) else level[key]
             if inner is _MISSING:
                 if optional:
                     return None
-                there = f"an object with {len(at)} other keys" if isinstance(at, dict) else type(at).__name__
+                there = f"an object with {len(level)} other keys" if isinstance(level, dict) else type(level).__name__
                 raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}")
-            at = inner
-        return at
+            level = inner
+        return level
 
     def __repr__(self) -> str:
         return f"PlainJson({self.where!r})"

@@ -1,4 +1,4 @@
-"""Answers in pieces: how an endpoint speaks them, and how its client runs them, attempt by attempt."""
+"""Answers in pieces: the generator protocol of an endpoint (`Speech`), and the runner of its attempts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from edgeroute.cloud.retries import Way
 
 
-# A reply in pieces, as an endpoint reads it: a generator without I/O, so that the same one serves threads and asyncio.
+# Protocol of a reply in pieces: a generator of the endpoint without I/O, so that one serves threads and asyncio.
 #
-# It yields what it needs or has, and is sent:
+# It yields one of these steps, and is sent its result:
 #
 # > Call     sends the call; is sent the reply's `Head`, of any status. One reply at a time.
-# > Read     reads on; is sent the next bytes of the body, or None at its end. What goes wrong is raised there, a `CloudError`.
+# > Read     reads on; is sent the next bytes of the body, or None at its end. A failure is raised there, a `CloudError`.
 # > Said     a piece of the answer, which is shown; is sent None
 # > Tokens   how many tokens the server counted; is sent None
 #
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LINGER_S = 3.0
-"""How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
+"""Maximum seconds to wait for the rest after a whole answer: token counts, and the end, which keeps the connection."""
 LINE = 1 << 16
-"""Bytes after which a first line is not waited for any longer."""
+"""Maximum bytes of a first line that is waited for."""
 
 
 class Head(NamedTuple):
@@ -43,26 +43,26 @@ class Head(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    """Names are lower case."""
+    """Values by lower-case name."""
 
 
 @final
 class Read(NamedTuple):
-    """Read on."""
+    """Step: read on."""
 
     progress: bool = False
-    """Whether what came last was a part of the answer: then the time for the next one begins anew."""
+    """True if the last bytes were a part of the answer, so that the time for the next ones begins anew."""
     over: bool = False
-    """The answer is whole: what may still come is not waited for long, and nothing that happens there is a fault."""
+    """True if the answer is whole: the rest is not waited for long, and a failure there is no fault."""
 
 
 @final
 class Said(NamedTuple):
-    """A piece of the answer."""
+    """Step: a piece of the answer."""
 
     value: Any
     confidence: float | None = None
-    """Of the answer so far; None: it has none."""
+    """Confidence of the answer so far; None: none."""
 
 
 READ, PROGRESS, OVER = Read(), Read(progress=True), Read(over=True)
@@ -70,7 +70,7 @@ Speech: TypeAlias = Generator[Call | Read | Said | Tokens, Head | bytes | None, 
 
 
 def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply]:
-    """The reply with its whole body; or, of a reply that is no success, with the first `most` bytes of it."""
+    """Yield reads, and return the reply with its whole body, or with the first `most` bytes of it."""
     parts: list[bytes] = []
     size = 0
     while (most is None or size < most) and (part := (yield READ)) is not None:
@@ -80,7 +80,7 @@ def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply
 
 
 def read_first() -> Generator[Any, Any, bytes | None]:
-    """The first part of the body that is not blank; None: there is none."""
+    """Yield reads, and return the first part of the body that is not blank; None: there is none."""
     part: bytes | None
     while (part := (yield READ)) is not None and not part.strip():
         pass
@@ -88,7 +88,11 @@ def read_first() -> Generator[Any, Any, bytes | None]:
 
 
 def read_line(begun: bytes) -> Generator[Any, Any, bytes]:
-    """The beginning of the body, to the end of its first line or to `LINE`; `begun` is what has come of it, and not blank."""
+    """Yield reads, and return the beginning of the body, up to the end of its first line or to `LINE`.
+
+    Args:
+        begun: beginning that has come already, not blank.
+    """
     parts, size, part = [begun], len(begun), begun.lstrip()
     while b"\n" not in part and size < LINE and (more := (yield READ)) is not None:
         part = more
@@ -98,29 +102,29 @@ def read_line(begun: bytes) -> Generator[Any, Any, bytes]:
 
 
 def read_short(head: Head, most: int) -> Generator[Any, Any, Reply]:
-    """As `read_whole`; what is longer, or breaks off, is taken as it came: only its status counts."""
+    """Yield reads, and return an error reply with at most `most` bytes; without a body if that is too long: its status counts."""
     try:
         return (yield from read_whole(head, most))
     except BadReply:  # longer than it may be
         return Reply(head.status, head.headers, b"")
 
 
-# One attempt of an answer in pieces: its steps, its limits of time, and what is counted. No I/O.
+# One attempt of an answer in pieces: its steps, time limits and counts, without I/O.
 
 
 class Speaking:
-    """Advances a speech, and knows until when its next bytes must come.
+    """One attempt of a speech: advances it, and computes the instant by which its next bytes must come.
 
     Args:
-        speech: of the endpoint.
-        where: the endpoint, in messages.
-        first: the instant by which the answer must have begun.
-        until: the instant by which it must have ended, whatever comes.
+        speech: speech of the endpoint.
+        where: address of the endpoint, for messages.
+        first: instant by which the answer must have begun.
+        until: instant by which it must have ended, whatever comes.
         between_s: seconds within which the next piece must come, once it has begun.
 
     Attributes:
-        outputs: what the speech returned, once it has ended.
-        error: what it raised instead. The reply may have been read to its end all the same, so that the connection is kept.
+        outputs: result of the speech, once it has ended.
+        error: its exception instead. The reply may have been read to its end all the same, so that the connection can be reused.
         received: bytes of the body so far.
     """
 
@@ -136,28 +140,28 @@ class Speaking:
         self.received = 0
 
     def begin(self) -> Call:
-        """Its call."""
+        """Start the speech, and return its call."""
         call = next(self._speech)
         assert type(call) is Call, "a speech begins with a call"
         self._call = call
         return call
 
     def opened(self, head: Head) -> Said | Read | None:
-        """The first step after the head of the reply has come; steps are as of `heard`."""
+        """Advance the speech by the head of the reply. Return its next step, as `heard`."""
         self._good = head.status in SUCCESS
         return self.heard(head)
 
     def heard(self, given: Head | bytes | None) -> Said | Read | None:
-        """Hands it what came, or None at the end -> a piece, which is to be shown; or that it reads on; None: it has ended.
+        """Advance the speech by received bytes, None at the end. Return a piece to show, a read, or None: the speech has ended.
 
-        After a piece it is to be called with None.
+        After a piece, call it with None.
         """
         if type(given) is bytes:
             self.received += len(given)
         return self._step(self._speech.send, given)
 
     def failed(self, error: CloudError, read: Read) -> Said | Read | None:
-        """Tells it that nothing more comes, for this reason, which is its error unless the answer is whole without the rest."""
+        """Advance the speech by a failure to read, which becomes its error unless the answer is whole. Return its next step."""
         if read.over:
             return self._step(self._speech.send, None)
         if self._begun and isinstance(error, TimedOut):
@@ -168,6 +172,7 @@ class Speaking:
         return self._step(self._speech.throw, error)
 
     def _step(self, move: Any, given: Any) -> Said | Read | None:
+        """Advance the speech, storing token counts, results and errors. Return its next step; None: it has ended."""
         try:
             step = move(given)
             while type(step) is Tokens:
@@ -184,7 +189,7 @@ class Speaking:
         return step  # type: ignore[no-any-return]
 
     def limit(self, read: Read) -> float:
-        """The instant by which the next bytes must come."""
+        """Return the instant by which the next bytes must come."""
         if read.over:
             self._over = min(self._over, monotonic() + LINGER_S)
             return min(self._over, self._until)
@@ -194,33 +199,33 @@ class Speaking:
         return min(self._next, self._until)
 
     def tokens(self) -> Tokens | None:
-        """Those that the server counted; of an answer that was cut about as many as came. None: there was none."""
+        """Return the tokens counted by the server; for an interrupted answer an estimate by its pieces; None: no answer."""
         if self._tokens is not None or not self._good or self._call is None or self._call.tokens is None:
             return self._tokens
         return Tokens(self._call.tokens.prompt, self._pieces)
 
     def close(self) -> None:
-        """Ends the speech."""
+        """End the speech."""
         self._speech.close()
 
 
-# Speeches of an endpoint, whose answers come in pieces: run by its client, attempt by attempt.
+# Runner of speeches: attempt by attempt, by the endpoint's client.
 
 Say: TypeAlias = Callable[[], Speech[Any]]
-"""Makes a speech anew, for each attempt."""
+"""Returns a new speech, for each attempt."""
 _LEFT = Unreachable("it was left before its end")
 
 
 def speak(
     client: HttpClient, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None
 ) -> Generator[Said, None, Any]:
-    """Run a speech, yield the pieces of its answer, and return its outputs. Closing it early closes the connection.
+    """Run a speech, blocking; yield the pieces of its answer, and return its outputs. Closing it early closes the connection.
 
-    It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in
-    all until the instant `until`. It is not sent again once a piece was shown.
+    It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in all
+    until the instant `until`. There is no retry once a piece was shown.
 
     Raises:
-        CloudError: it failed; `partial` is what had arrived.
+        CloudError: the speech failed; `partial` is the answer so far.
     """
     steps = run(client, client.in_thread(cancel), say, until, exchange, _suspend)
     try:
@@ -247,16 +252,19 @@ async def run(
     show: Callable[[Said], Awaitable[None]] | None = None,
     posts: Iterator[int] | None = None,
 ) -> Any:
-    """Run the attempts of a speech, and return its outputs, as `speak`.
+    """Run the attempts of a speech, and return its outputs; see `speak`.
 
     Args:
-        client: of the endpoint.
-        way: in this thread, or on an event loop, where cancelling the task closes the connection.
-        say: makes the speech, for each attempt.
-        until: the instant by which it must have ended.
-        exchange: that its attempts are part of.
-        show: called with each piece; None: nobody is shown them, so it may be sent again after some have come.
-        posts: the numbers of the exchange's calls.
+        client: client of the endpoint.
+        way: sender for this thread, or for an event loop, where cancelling the task closes the connection.
+        say: returns a new speech, for each attempt.
+        until: instant by which it must have ended.
+        exchange: exchange that accounts for the attempts.
+        show: called with each piece; None: no pieces are shown, so that there may be a retry after some have come.
+        posts: numbers of the exchange's calls.
+
+    Raises:
+        CloudError: the speech failed; `partial` is the answer so far.
     """
     by, n = client.until(until), next(posts or count())
     if n:
@@ -300,7 +308,7 @@ async def run(
             raise
         finally:
             OURS.set(False)
-            _spoken(client, speaking, exchange, ended, cut=ended is _LEFT or (way.cancel is not None and way.cancel.asked))
+            _account_for(client, speaking, exchange, ended, cut=ended is _LEFT or (way.cancel is not None and way.cancel.asked))
         return speaking.outputs
 
     try:
@@ -310,14 +318,15 @@ async def run(
         raise
 
 
-def _spoken(client: HttpClient, speaking: Speaking, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
-    """Counts an attempt that has ended: whole, by an error, or since nobody listens any more."""
+def _account_for(client: HttpClient, speaking: Speaking, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
+    """Account for an attempt that has ended: complete, by an error, or abandoned."""
     speaking.close()
     client.count_received(speaking.received)
     exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())
 
 
 def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
+    """Return the call with its idempotency key."""
     if not exchange.identity:
         return call
     key = f"{exchange.identity}/{n}" if n else exchange.identity
