@@ -1,6 +1,6 @@
 """What every stage around the walk leaves as it is: each alone, for threads and asyncio, in every way of asking.
 
-A stage that is added to `edgeroute/router/assemble.py` is added to `STAGES` here.
+A part with `around` that is added to `edgeroute/router/assemble.py` is added to `STAGES` here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import pytest
 from both import CALLS, ask, makes
 
 from edgeroute import Cache, Instrument, NoAnswer
+from edgeroute.router.parts import Part
 
 
 class Told(Instrument):
@@ -21,7 +22,19 @@ class Told(Instrument):
         """Likewise."""
 
 
-STAGES = {"Answered": lambda: {"instruments": [Told()]}, "Caching": lambda: {"cache": Cache()}}
+class Around(Part):
+    """A stage of another package that changes nothing."""
+
+    def around(self, requests, proceed):
+        """As without it."""
+        return (yield from proceed(requests))
+
+
+STAGES = {
+    "Followed": lambda: {"instruments": [Told()]},
+    "Caching": lambda: {"cache": Cache()},
+    "another package's": lambda: {"parts": [Around()]},
+}
 """Stage -> the arguments of a router that has it."""
 
 
