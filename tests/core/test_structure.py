@@ -29,6 +29,23 @@ LARGE = {
     "stores/outbox/store.py Outbox": "each operation on the queue is a method of its own, and one transaction",
 }
 """Classes with more methods, each with the reason."""
+LOCKS = {
+    "catalog/update.py": "an updater belongs to the process that began it, with its thread",
+    "edge/coreml.py": "of a session, which a child sets aside",
+    "edge/java_onnx.py": "no child can use Java",
+    "edge/litert.py": "of an interpreter, which a child sets aside",
+    "edge/llama_engines.py": "of an engine, which a child sets aside",
+    "router/inputs.py": "of one call",
+    "router/legs.py": "of one call",
+    "router/live/source.py": "of one iterator",
+    "router/offline_queue.py": "of one call",
+    "system/imports.py": "a fork waits for it",
+    "testing/fakes.py": "for tests",
+    "testing/server.py": "for tests",
+    "tools/dashboard/monitor.py": "a page belongs to the process that serves it",
+    "types.py": "of one call",
+}
+"""Files that make a lock which a forked child takes over, each with the reason."""
 LOOK_UP = "edgeroute.system.imports"
 """Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
 TYPED = {"edgeroute.confidence", "edgeroute.router.aio", "edgeroute.router.router"}
@@ -167,3 +184,14 @@ def test_no_class_is_large():
         and len({f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}) > METHODS
     }
     assert large == set(LARGE)
+
+
+def test_a_lock_that_outlives_a_call_is_declared():
+    """By `per_process`, so that a forked child never waits for one that a thread of its parent holds."""
+    made = {
+        FILES[module].relative_to(PACKAGE).as_posix()
+        for module in FILES
+        for node in _nodes(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"threading.Lock", "threading.RLock", "threading.Condition"}
+    }
+    assert made == {*LOCKS}
