@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
 from edgeroute.errors import StoreError
-from edgeroute.router import homebound
-from edgeroute.router.homebound import WHY, Digests, looked_up, remembered, turns
+from edgeroute.router import private_conversations
+from edgeroute.router.private_conversations import WHY, Digests, looked_up, remembered, turns
 from edgeroute.stores.sqlite import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
@@ -385,7 +385,7 @@ def test_what_is_remembered_again_stays_remembered(tmp_path):
 
 def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     """There are limits of number and of age, in memory and in the file."""
-    monkeypatch.setattr(homebound, "MOST", 10)
+    monkeypatch.setattr(private_conversations, "MOST", 10)
     path = tmp_path / "d.db"
     one = Digests(path)
     all_ = [one.digest(b"%d" % n) for n in range(60)]
@@ -395,7 +395,7 @@ def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     again = Digests(path)
     assert [digest in again for digest in all_] == [False] * 50 + [True] * 10
     assert all_[-1] in Digests(path)
-    monkeypatch.setattr(homebound, "now", lambda: 86400.0 * 40_000)
+    monkeypatch.setattr(private_conversations, "now", lambda: 86400.0 * 40_000)
     assert all_[-1] not in Digests(path)
 
 

@@ -10,7 +10,7 @@ from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
 from edgeroute import AsyncRouter, Cache, Egress, Held, Limits, NoAnswer, OpenAIChat, Secret
 from edgeroute.core.admission import FAULTS, Breaker
-from edgeroute.router.homebound import WHY
+from edgeroute.router.private_conversations import WHY
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 from edgeroute.tools.server.faults import fault_of
 

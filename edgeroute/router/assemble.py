@@ -181,7 +181,7 @@ def _fix(
     parts: Sequence[Part],
 ) -> None:
     """Construct the parts that a reload leaves as they are."""
-    own: list[Part] = [engine.homebound]
+    own: list[Part] = [engine.private]
     if sinks:
         kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
         own.append(kind(engine.instruments, engine.observer))

@@ -27,11 +27,11 @@ from edgeroute.router.arguments import check_seconds
 from edgeroute.router.build import PolicyArguments, Snapshot, chosen, cleared, made_of, served
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback import Fallback, LateReplies
-from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.parts import Followed, Method, Part, Parts
 from edgeroute.router.plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
+from edgeroute.router.private_conversations import PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.stages import Proceed, Result, Steps, compose, walk_stage
 from edgeroute.system.forks import ForkSafe, per_process
@@ -154,7 +154,7 @@ class Engine(ForkSafe):
         counts, observer, spending, health: the observing parts.
         caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
         state: the state folder; None: nothing outlives the process.
-        homebound: which conversations stay on the device.
+        private: which conversations stay on the device.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         arguments: those that the policy in force was made from.
         parts: parts that take part in calls.
@@ -189,7 +189,7 @@ class Engine(ForkSafe):
     def __init__(self, state: Path | None) -> None:
         self.state = state
         self.sensing = Sensing(self)
-        self.homebound = Homebound(None if state is None else state / "conversations.db")
+        self.private = PrivateConversations(None if state is None else state / "conversations.db")
         self.caching: Caching | None = None
         self.queue: OfflineQueue | None = None
         self.auditor: Auditor | None = None
@@ -238,7 +238,7 @@ class Engine(ForkSafe):
         made: Plan | None = None
         rules = snapshot.policy.rules
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
-        if talks and (home := self.homebound.why(x, identity, rules, None if renews else mode, data_class)):
+        if talks and (home := self.private.why(x, identity, rules, None if renews else mode, data_class)):
             made = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
             made = snapshot.plans.get(PLAIN)
@@ -261,9 +261,9 @@ class Engine(ForkSafe):
         first = self.request(batch[0], mode, deadline, data_class, together=True)  # whose arm is that of all
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
         rules, facts = first.snapshot.policy.rules, self.observer.facts
-        self.homebound.awaited.pop(first.id, None)
+        self.private.awaited.pop(first.id, None)
         talks = [row for row in rows if type(row.inputs) in TALKS]
-        why = {row.id: self.homebound.why(row.inputs, row.id, rules, mode, data_class) for row in talks}
+        why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in talks}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
             made = make_plan(first.snapshot, facts, mode, deadline, data_class, home)
             rows = [row._replace(plan=made) for row in rows]
@@ -315,8 +315,8 @@ class Engine(ForkSafe):
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
         """Count a request, log what failed, and have its costs stored soon."""
-        if self.homebound.awaited and outcome.prediction is not None:
-            self.homebound.answered(request.id, outcome.prediction.value)
+        if self.private.awaited and outcome.prediction is not None:
+            self.private.answered(request.id, outcome.prediction.value)
         if request.plan.unsure:
             self.counts.count_unsure(request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
@@ -327,8 +327,8 @@ class Engine(ForkSafe):
 
     def leave(self, request: Request, outcome: Left, legs: LegExecutor) -> None:
         """Counts, settles and reports what was left by its caller. No audit and no comparison has it: it has no end."""
-        if self.homebound.awaited and outcome.prediction is not None:
-            self.homebound.answered(request.id, outcome.prediction.value)
+        if self.private.awaited and outcome.prediction is not None:
+            self.private.answered(request.id, outcome.prediction.value)
         if self.counts.record(request.plan, outcome):
             self.observe()
         settle(self, request, outcome, legs)

@@ -101,11 +101,11 @@ def plain(policy: Path, **more: Any) -> Iterator[Router]:
         policy: the file.
         more: further arguments, which override the file's.
     """
-    from edgeroute.router.homebound import Homebound
+    from edgeroute.router.private_conversations import PrivateConversations
     from edgeroute.router.router import Router
 
     none = dict.fromkeys(("cache", "outbox", "trace", "instruments", "audit", "hedge_after", "deadline"))
     arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
     with Router.from_policy(policy, **arguments) as router:
-        router.engine.homebound = Homebound(None)  # examples are nobody's conversations
+        router.engine.private = PrivateConversations(None)  # examples are nobody's conversations
         yield router

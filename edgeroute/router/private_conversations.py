@@ -291,7 +291,7 @@ MOST_AWAITED: Final = 10_000
 """Maximum calls whose answers will be digested."""
 
 
-class Homebound(Part):
+class PrivateConversations(Part):
     """Recogniser of private conversations: stores digests of calls that had to stay, and of their answers.
 
     A call has to stay by its data class, by its own mode `only_edge`, or because its messages are those of such a call.
