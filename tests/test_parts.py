@@ -306,3 +306,39 @@ def test_check_refuses_a_policy():
 
     with pytest.raises(PolicyError, match="no cloud is wanted here"):
         Router(lambda _: ("edge", 0.9), lambda _: ("cloud", 0.9), threshold=0.5, parts=[Refuses()])
+
+
+def test_no_other_package_decides_what_is_sent():
+    """The policy of a request is chosen by trials alone."""
+
+    class Chooses(Part):
+        def choose(self, snapshot, identity, x):
+            """Another policy."""
+            return snapshot, ""
+
+    with pytest.raises(PolicyError, match="the part Chooses has a method choose, which decides what is sent"):
+        Router(lambda _: ("edge", 0.9), threshold=0.5, parts=[Chooses()])
+
+
+def test_a_part_that_does_nothing_costs_nothing(make):
+    """A router calls no method that a part does not override, and keeps its short way; what a walk leaves comes before the answer."""
+
+    class Walks(Part):
+        def __init__(self):
+            self.seen = []
+
+        def walked(self, walks):
+            """Writes down the ids of a call's rows."""
+            self.seen.append([one.request.id for one in walks])
+
+        def closing(self):
+            """Writes down the end."""
+            self.seen.append("closing")
+
+    idle, walks = Part(), Walks()
+    router = make(lambda _: ("edge", 0.9), parts=[idle, walks])
+    assert router.engine.plain
+    assert (router.engine.ended, router.engine.changed, router.engine.choosers) == ((), (), ())
+    ids = [router.infer(1).id, *(answer.id for answer in router.infer_many([2, 3]))]
+    router.close()
+    assert walks.seen == [[ids[0]], ids[1:], "closing"]
