@@ -24,7 +24,7 @@ import edgeroute
 from edgeroute import BadInput, DeadlineExceeded, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.exits import code_of, line
-from edgeroute.tools.cli.inputs import files, read_inputs, recorded
+from edgeroute.tools.cli.inputs import files, read_inputs, recorded_outputs
 from edgeroute.tools.cli.tables import seconds, share
 from edgeroute.tools.server.serve_app import app as served
 
@@ -157,7 +157,7 @@ def test_times(text, value):
 
 @pytest.mark.parametrize("text", ["300", "ms", "-1s", "1w", "1e3s", "", "nan"])
 def test_times_that_are_none(text):
-    with pytest.raises(typer.BadParameter, match="a time has a unit"):
+    with pytest.raises(typer.BadParameter, match="a time needs a unit"):
         seconds(text)
 
 
@@ -265,14 +265,14 @@ def test_whatever_a_parser_raises_is_the_files_fault(tmp_path, name, content, wh
     assert str(told.value).startswith(f"{path} cannot be read: ")
     if b"edge_logits" in content:
         with pytest.raises(BadInput, match=why):
-            recorded(path)
+            recorded_outputs(path)
 
 
 def test_an_array_under_the_name_of_an_archive(tmp_path):
     """It is one input, and no recorded outputs."""
     with (tmp_path / "x.npz").open("wb") as file:
         np.save(file, np.arange(3))
-    assert recorded(tmp_path / "x.npz") is None
+    assert recorded_outputs(tmp_path / "x.npz") is None
     assert [item.x.tolist() for item in read_inputs(tmp_path / "x.npz")] == [[0, 1, 2]]
 
 

@@ -306,16 +306,16 @@ def test_ties_and_missing_scores_are_told(home, policy):
     [
         ([], "exactly one is needed"),
         (["--max-loss", "1%", "--max-error", "1%"], "exactly one is needed"),
-        (["--max-loss", "2"], "a share is 0% to 100%"),
+        (["--max-loss", "2"], "a share must be 0% to 100%"),
         (["--max-loss", "1%", "--sure", "average"], "only --max-defer can hold on average"),
-        (["--max-loss", "1%", "--sure", "95"], "a share is 0% to 100%"),
+        (["--max-loss", "1%", "--sure", "95"], "a share must be 0% to 100%"),
         (["--max-defer", "1%", "--per-class"], "one threshold for all classes"),
         (["--max-loss", "1%", "--audited"], "one of the two is needed"),
         (["--max-loss", "0%"], "more than 0% and less than 100%"),
         (["--max-loss", "1%", "--sure", "100%"], "more than 0% and less than 100%"),
         (["--max-loss", "1%", "--score", "best"], "is not one of"),
         (["--max-loss", "1%", "--edge", "1"], "there is no edge model number 1"),
-        (["--max-loss", "1%", "--score", "msp", "--ood"], "for a score that is fitted"),
+        (["--max-loss", "1%", "--score", "msp", "--ood"], "needs a fitted score"),
     ],
 )
 def test_wrong_usage(home, policy, args, why):
@@ -741,7 +741,7 @@ def test_a_metric_of_answers_that_are_not_graded(home, policy):
     """It would be named in a promise that is about something else. And graded answers are not evaluated."""
     np.savez(home / "f1.npz", **grades())
     code, _, err = cli("evaluate", "-p", policy(first="threshold = 0.7"), "-d", home / "f1.npz")
-    assert (code, "graded answers can be calibrated on" in err) == (1, True)
+    assert (code, "graded answers are for `calibrate`" in err) == (1, True)
     code, _, err = cli("calibrate", "-p", policy(), "-d", home / "val.npz", "--max-error", "20%", "--metric", "F1")
     assert code
     assert "graded answers" in err

@@ -96,7 +96,7 @@ def test_short_help_and_completion():
 
 @pytest.mark.parametrize(
     ("command", "text"),
-    [("serve", "edgeroute[prometheus]"), ("recertify", "Puts a hidden edge on [trial] in force"), ("", "[trial]")],
+    [("serve", "edgeroute[prometheus]"), ("recertify", "Put a hidden edge on [trial] in force"), ("", "[trial]")],
 )
 def test_help_has_its_brackets(command, text):
     """They are no markup."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgeroute import BadInput
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.tools.cli.inputs import read_inputs, recorded
+from edgeroute.tools.cli.inputs import read_inputs, recorded_outputs
 
 ROWS = np.eye(3, 4, dtype=np.float32)
 JPEGS = np.array([b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"])
@@ -41,17 +41,17 @@ def test_which_arrays_are_used(tmp_path, arrays, used, labels, note):
     assert np.array_equal([item.x for item in items], used)
     assert [item.label for item in items] == labels
     assert notes == ([] if note is None else [f"{path}: {note}"])
-    assert recorded(path) is None
+    assert recorded_outputs(path) is None
 
 
 def test_recorded_outputs_with_y(tmp_path):
     """Their labels have the same names, and what is not used is told, too; with inputs beside them they are not read."""
     path, notes = tmp_path / "x.npz", []
     np.savez(path, edge_logits=ROWS, y=[0, 1, 2], seed=3)
-    assert recorded(path, notes.append).labels == [0, 1, 2]
+    assert recorded_outputs(path, notes.append).labels == [0, 1, 2]
     assert notes == [f"{path}: the array 'seed' is not used: outputs are in 'edge_logits'"]
     np.savez(path, edge_logits=ROWS, X=ROWS)
-    assert recorded(path) is None
+    assert recorded_outputs(path) is None
 
 
 def test_commands_tell_of_it(tmp_path):
@@ -100,7 +100,7 @@ def test_a_file_that_lacks_what_the_views_take(tmp_path):
     with pytest.raises(BadInput, match="it holds 3 rows of 'image' and 2 of 'jpeg'"):
         read_inputs(path, ["image", "jpeg"])
     np.save(tmp_path / "x.npy", ROWS[0])
-    with pytest.raises(BadInput, match=r"one array, and the policy's views take 'image' of an input: give an \.npz file with"):
+    with pytest.raises(BadInput, match=r"one array, and the policy's views take 'image' of an input: pass an \.npz file with"):
         read_inputs(tmp_path / "x.npy", ["image"])
 
 

@@ -23,8 +23,7 @@ from edgeroute.stores.journal import Journal
 from edgeroute.stores.outbox import Waiting
 from edgeroute.system import process as system
 from edgeroute.testing import CannedServer, FakeCloud
-from edgeroute.tools.cli.egress import instant
-from edgeroute.tools.cli.outbox import when
+from edgeroute.tools.cli.stores import local_time, parse_time
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""
@@ -303,7 +302,7 @@ def test_a_policys_folder(state, tmp_path):
     policy.write_text('[edge]\npath = "none.onnx"\n')
     code, out, err = cli("egress", "--policy", policy, "--json")
     assert (code, out, json.loads(err)["kind"]) == (2, "", PolicyError.__name__)
-    assert "there is no state" in err
+    assert "has no state folder" in err
 
 
 def test_a_broken_outbox(tmp_path):
@@ -318,14 +317,14 @@ def test_a_broken_outbox(tmp_path):
 @pytest.mark.parametrize("at", [1e30, -1e30, inf, nan, 10.0**12])
 def test_an_instant_that_no_calendar_has(at):
     """A file may hold it: it is shown as it is."""
-    assert when(at) == f"{at:g} s"
+    assert local_time(at) == f"{at:g} s"
 
 
 def test_egress_in_tables(ledger):
     """A row for each attempt, oldest first and from all files; then the totals; what cannot be read is counted."""
     code, out, err = cli("egress", "--state", ledger)
     assert code == 0
-    assert err == "1 lines were skipped: they are not whole, as after a power cut or on a full disk\n"
+    assert err == "1 incomplete lines were skipped, as after a power cut or on a full disk\n"
     found = rows(out)
     assert [row[1:] for row in found[:4]] == [
         ["https://a.example/x", "100", "photo", "a rule", "r-100"],
@@ -365,7 +364,7 @@ def test_egress_as_json(ledger, args, sizes):
 def test_egress_where_nothing_matches(ledger):
     """It is said."""
     code, out, _ = cli("egress", "--state", ledger, "--class", "none")
-    assert (code, out) == (0, "nothing of that kind is in the ledger\n")
+    assert (code, out) == (0, "the ledger has no such attempts\n")
 
 
 @pytest.mark.parametrize(
@@ -403,7 +402,7 @@ def test_a_routers_ledger(tmp_path):
 def test_times_ago(text, ago_s):
     """Seconds before now, in any unit."""
     first = system.now()
-    assert first - ago_s <= instant(text) <= system.now() - ago_s
+    assert first - ago_s <= parse_time(text) <= system.now() - ago_s
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
@@ -413,9 +412,9 @@ def test_dates(zone, monkeypatch):
     time.tzset()
     try:
         midnight = 1_795_478_400 - (9 * 3600 if zone != "UTC" else 0)
-        assert instant("2026-11-24") == midnight
-        assert instant("2026-11-24T12:30") == midnight + 12.5 * 3600
-        assert instant("2026-11-24T00:00+00:00") == 1_795_478_400
+        assert parse_time("2026-11-24") == midnight
+        assert parse_time("2026-11-24T12:30") == midnight + 12.5 * 3600
+        assert parse_time("2026-11-24T00:00+00:00") == 1_795_478_400
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -425,4 +424,4 @@ def test_dates(zone, monkeypatch):
 def test_times_that_are_none(text):
     """What would be right is said."""
     with pytest.raises(typer.BadParameter, match="a time ago, as in 90m"):
-        instant(text)
+        parse_time(text)

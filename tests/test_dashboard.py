@@ -50,7 +50,7 @@ from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
 from edgeroute.record.instruments import RequestEnded
 from edgeroute.stores.journal import Journal
-from edgeroute.tools.cli.dashboard import watched
+from edgeroute.tools.cli.servers import file_monitor
 from edgeroute.tools.dashboard import monitor as monitors
 from edgeroute.tools.dashboard import tail as tails
 from edgeroute.tools.dashboard.inside import Dashboard, sources_of
@@ -759,7 +759,7 @@ def test_mistakes(tmp_path):
         ((tmp_path / "none.toml", None, None), "none.toml"),
     ):
         with pytest.raises(EdgerouteError, match=part):
-            watched(*args)
+            file_monitor(*args)
     code, out, err = cli("top", "--record", tmp_path / "none.jsonl")
     assert (code, out, "no such file" in err, err.count("\n")) == (1, "", True, 1)
     assert cli("dashboard")[0] == 2

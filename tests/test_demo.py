@@ -27,7 +27,7 @@ from edgeroute.tools.cli.demo_report import (
     Report,
     Run,
     choose,
-    gained,
+    gain_text,
     in_terminal,
     notes,
     numbers,
@@ -155,7 +155,7 @@ def test_files_that_are_no_idx(tmp_path, content):
     (tmp_path / "x.gz").write_bytes(content)
     with pytest.raises(BadInput, match="not a gzipped IDX file"):
         read_idx(tmp_path / "x.gz")
-    with pytest.raises(BadInput, match="is not there"):
+    with pytest.raises(BadInput, match="is missing"):
         read_idx(tmp_path / "y.gz")
 
 
@@ -210,7 +210,7 @@ def test_numbers(report):
 
 
 def test_words(report):
-    assert gained(report) == (
+    assert gain_text(report) == (
         "95.0% of the images never left the device: 4.5 KB sent instead of 90.0 KB, a median of 0.20 ms instead of 3.00 ms, and "
         "an accuracy of 95.00%, where the cloud alone has 100.00% and the edge alone 90.00%."
     )

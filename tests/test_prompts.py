@@ -12,7 +12,7 @@ from commands import cli
 from edgeroute import BadInput, Prefix, Router
 from edgeroute.confidence.scores import quantile
 from edgeroute.stores.sqlite import Database
-from edgeroute.tools.cli.prompts import prompts
+from edgeroute.tools.cli.prompts import read_prompts
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
@@ -113,7 +113,7 @@ def test_without_log_probabilities_the_edge_runs(folder):
     lines[7]["edge"] = "something else"
     written(folder, lines)
     code, _, err = cli(*arguments)
-    assert (code != 0, "prompts.jsonl:8: the edge model answers otherwise now" in err) == (True, True), err
+    assert (code != 0, "prompts.jsonl:8: the edge model now gives another answer than the graded one" in err) == (True, True), err
 
 
 def test_prompts_alone_are_answered_by_the_models(folder):
@@ -132,11 +132,11 @@ def test_prompts_alone_are_answered_by_the_models(folder):
         ('{"edge": "a", "grade": 1}', 'expected "prompt"'),
         ('{"prompt": "", "edge": "a", "grade": 1}', 'expected "prompt"'),
         ('{"prompt": "a", "edge": "a", "grade": 1.5}', "from 0 to 1, not 1.5"),
-        ('{"prompt": "a", "edge": "a", "grade": "good"}', "is a number, not 'good'"),
+        ('{"prompt": "a", "edge": "a", "grade": "good"}', "must be a number, not 'good'"),
         ('{"prompt": "a", "edge": "a"}', "no grade of the edge's answer"),
-        ('{"prompt": "a", "edge": 7, "grade": 1}', "edge is an answer's text"),
+        ('{"prompt": "a", "edge": 7, "grade": 1}', "edge must be an answer's text"),
         ('{"prompt": "a", "edge": {"choices": []}, "grade": 1}', "edge is no completion"),
-        ('{"prompt": "a", "edge": {"text": "a", "logprobs": ["x"]}, "grade": 1}', "logprobs are natural logarithms"),
+        ('{"prompt": "a", "edge": {"text": "a", "logprobs": ["x"]}, "grade": 1}', "logprobs must be natural logarithms"),
         ('{"prompt": "a", "edge": "a", "grade": {"edge": 1, "cloud": 1}}', "no grade of the cloud's"),
         ('{"prompt": "a", "edge": "a", "grade": 1, "group": "g"}', "there is no group"),
     ],
@@ -146,7 +146,7 @@ def test_a_line_that_is_wrong_is_named(folder, line, said):
     path = folder / "wrong.jsonl"
     path.write_text('{"prompt": "good", "edge": {"text": "a", "logprobs": [-0.1]}, "grade": 1}\n\n' + line + "\n")
     with pytest.raises(BadInput, match=re.escape(said)) as told:
-        prompts([path], 1)
+        read_prompts([path], 1)
     assert "wrong.jsonl:" in str(told.value)
 
 

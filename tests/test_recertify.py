@@ -23,7 +23,7 @@ from edgeroute.router.audit_calls import edge_fingerprints
 from edgeroute.stores.journal import Journal, read
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.tools.cli.recertify import next_look
-from edgeroute.tools.cli.switch import switched
+from edgeroute.tools.cli.switch import rewrite_policy
 
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
@@ -336,8 +336,8 @@ def test_without_tomlkit(home, monkeypatch):
     path = home / "policy.toml"
     path.write_text(TOML.format(url=NOWHERE))
     monkeypatch.setitem(sys.modules, "tomlkit", None)
-    with pytest.raises(RuntimeMissing, match=r"pip install tomlkit\. By hand: make the edge of trial that of \[edge\]"):
-        switched(path, "certificate.json")
+    with pytest.raises(RuntimeMissing, match=r"pip install tomlkit\. Or by hand: make the edge of trial that of \[edge\]"):
+        rewrite_policy(path, "certificate.json")
 
 
 KILLED = """
@@ -466,4 +466,4 @@ def test_one_at_a_time(home):
         assert turn.take()
         stack.callback(turn.leave)
         code, told = step(path, "--max-loss", "5%")
-        assert (code, "another recertify is under way" in told["error"]) == (2, True)
+        assert (code, "another recertify is running" in told["error"]) == (2, True)

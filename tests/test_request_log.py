@@ -94,8 +94,8 @@ def ended(process):
 TEXT = """
 import logging
 from edgeroute import RequestLog, Router
-from edgeroute.tools.cli.tables import logged
-logged("text")
+from edgeroute.tools.cli.tables import set_up_logging
+set_up_logging("text")
 with Router(lambda _: ("ok", 0.9), instruments=[RequestLog()]) as router:
     print(router.infer(0).id)
 logging.getLogger("edgeroute").warning("no request")

@@ -6,7 +6,6 @@ import importlib
 import os
 import re
 import shutil
-import sys
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -68,7 +67,6 @@ def test_each_public_name_is_in_the_reference_once(module):
             assert hasattr(importlib.import_module(home), last), name
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="types of arguments are written otherwise there")
 def test_the_page_of_commands_is_what_they_are():
     """docs/commands.md is the text of `reference(app)`, and not written by hand: `make docs`."""
     from edgeroute.tools.cli.app import app

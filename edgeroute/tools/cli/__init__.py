@@ -1,1 +1,1 @@
-"""Command line. Each command's imports happen when it runs, so that `--help` is fast."""
+"""Command line of edgeroute. Each command's imports happen when it runs, so that `--help` is fast."""

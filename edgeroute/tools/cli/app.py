@@ -1,4 +1,4 @@
-"""The `edgeroute` command: its subcommands and common behaviour."""
+"""The `edgeroute` command: all subcommands in one Typer application."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from edgeroute.tools.cli.arms import arms
 from edgeroute.tools.cli.calibrate import calibrate
 from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.compress import prune, quantize
-from edgeroute.tools.cli.dashboard import dashboard, top
 from edgeroute.tools.cli.demo import demo
-from edgeroute.tools.cli.egress import egress
 from edgeroute.tools.cli.evaluate import evaluate
 from edgeroute.tools.cli.exits import CODES, exits
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect import inspect
 from edgeroute.tools.cli.models import models
-from edgeroute.tools.cli.outbox import outbox
 from edgeroute.tools.cli.recertify import recertify
 from edgeroute.tools.cli.replay import replay
-from edgeroute.tools.cli.serve import gateway, serve
+from edgeroute.tools.cli.servers import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate import load, simulate
 from edgeroute.tools.cli.status import status
+from edgeroute.tools.cli.stores import egress, outbox
 
 app = typer.Typer(
     name="edgeroute",
@@ -36,8 +34,9 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    """Print the version and exit if the option is set."""
+    if requested:
         typer.echo(f"edgeroute {__version__}")
         raise typer.Exit
 
@@ -46,10 +45,10 @@ def _version(asked: bool) -> None:
 def root(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Runs a model on the edge, and defers to the cloud when its confidence is below the threshold."""
+    """Run a model on the edge, and defer to the cloud when its confidence is below the threshold."""
 
 
 COMMANDS = (

@@ -1,4 +1,4 @@
-"""Command `edgeroute arms`: the arms of trials over many devices."""
+"""Command `edgeroute arms`: an A/B comparison over many devices."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def arms(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Compare the arms of a trial over many devices, and report whether the one on trial is worse than allowed.
+    """Compare the arms of an A/B comparison over many devices, and report whether B is worse than allowed.
 
-    Where each device is in one arm, no single device can compare them. Exit code 4: it is worse, stop it; or an endpoint on
-    trial is stopped on a device.
+    Where each device is in one arm, no single device can compare them. Exit code 4: B is worse, stop it; or an arm of the cloud
+    is
+    stopped. The arms of the cloud are summed over the state folders.
     """
     from edgeroute.tools.measure.fleet import compare
     from edgeroute.tools.measure.report.page import basis
@@ -66,7 +67,7 @@ def arms(
 
 
 def _read(path: Path) -> Iterator[Device]:
-    """Yield the trials of the device of a state folder, or of the devices of a file.
+    """Yield the devices of a state folder, or of a file; None for a device without arms.
 
     Raises:
         BadInput: it is neither.
@@ -120,7 +121,7 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
 
 
 def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
-    """Write the report as an HTML page."""
+    """Write the report."""
     from edgeroute.system.process import replace_file
     from edgeroute.tools.measure.report.page import document, fleets_page
 
@@ -131,7 +132,7 @@ def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
 
 
 def _show(fleet: Fleet, summary: str) -> None:
-    """Print the comparison of one trial."""
+    """Print the comparison."""
     from edgeroute.tools.measure.report.page import difference, how, verdict
 
     print(summary)

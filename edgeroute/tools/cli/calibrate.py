@@ -1,3 +1,5 @@
+"""Command `edgeroute calibrate`: finds a threshold with a guarantee, and writes its certificate."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import PolicyError, StoreError
-from edgeroute.tools.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, Given, given, plain
+from edgeroute.tools.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, FileExamples, plain_router, read_examples
 from edgeroute.tools.cli.exits import OK, TOO_FEW, line
 from edgeroute.tools.cli.tables import Json, Policy, console, pairs, share, table
 
@@ -37,33 +39,35 @@ def calibrate(
     max_error: Annotated[
         float | None,
         typer.Option(
-            parser=share, metavar="SHARE", help="Wrong answers among those that the edge keeps, as in 5%.", show_default=False
+            parser=share, metavar="SHARE", help="Wrong answers among those accepted on the edge, as in 5%.", show_default=False
         ),
     ] = None,
     max_defer: Annotated[
         float | None, typer.Option(parser=share, metavar="SHARE", help="Inputs that are deferred, as in 20%.", show_default=False)
     ] = None,
     sure: Annotated[
-        str, typer.Option(metavar="SHARE", help="Confidence level. With --max-defer also `average`: it holds on average.")
+        str, typer.Option(metavar="SHARE", help="Confidence level of the guarantee. With --max-defer also `average`.")
     ] = "95%",
     metric: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="What graded answers were graded by, as in F1: named in the guarantee.", show_default=False
+            metavar="NAME", help="Name of the metric of graded answers, as in F1, for the guarantee.", show_default=False
         ),
     ] = "",
-    per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all guarantees at once.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Find a threshold for each class; all guarantees hold at once.")
+    ] = False,
     score: Annotated[
         Score | None,
-        typer.Option(help="`learned` fits one to the examples, `auto` blends it with msp.", show_default="the policy's"),
+        typer.Option(help="`learned` fits a score to the examples, `auto` blends it with msp.", show_default="the policy's"),
     ] = None,
-    ood: Annotated[bool, typer.Option("--ood", help="A fitted score also looks at how foreign an input is.")] = False,
+    ood: Annotated[bool, typer.Option("--ood", help="Let a fitted score use how unusual an input is.")] = False,
     score_out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where a fitted score goes.", show_default="MODEL.score.json beside the model"),
+        typer.Option(metavar="FILE", help="File for a fitted score.", show_default="MODEL.score.json beside the model"),
     ] = None,
-    audited_examples: Annotated[
-        bool, typer.Option("--audited", help="Instead of data the audit log in the policy's state folder: no labels needed.")
+    audited: Annotated[
+        bool, typer.Option("--audited", help="Use the audit log in the policy's state folder, instead of data; needs no labels.")
     ] = False,
     every: Every = 1,
     edge: EdgeNumber = 0,
@@ -71,11 +75,11 @@ def calibrate(
     batch: Annotated[int, typer.Option(min=1, help="Inputs in one request to the cloud.")] = 32,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the certificate goes.", show_default="certificate.json beside the policy"),
+        typer.Option(metavar="FILE", help="File for the certificate.", show_default="certificate.json beside the policy"),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Finds the lowest threshold with the requested guarantee, and writes it as a certificate.
+    """Find the lowest threshold with the requested guarantee, and write it as a certificate.
 
     Exactly one of --max-loss, --max-error and --max-defer states the guarantee.
 
@@ -88,60 +92,66 @@ def calibrate(
     Prompts come in .jsonl files: prompt or messages, and perhaps edge, cloud, grade or label. Without answers the models run.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
-    if bool(data) == audited_examples:
+    if bool(data) == audited:
         raise typer.BadParameter("one of the two is needed", param_hint="--data or --audited")
-    if audited_examples and (score or per_class or kind == "max_error"):
-        text = "the log has no labels, no classes and one score: use it with --max-loss or --max-defer and the policy's score"
+    if audited and (score or per_class or kind == "max_error"):
+        text = "the log has no labels, no classes and one score: use --max-loss or --max-defer and the policy's score"
         raise typer.BadParameter(text, param_hint="--audited")
     if per_class and kind == "max_defer":
         raise typer.BadParameter("--max-defer has one threshold for all classes", param_hint="--per-class")
     if ood and score not in {"auto", "learned"}:
-        raise typer.BadParameter("it is for a score that is fitted: --score learned or auto", param_hint="--ood")
+        raise typer.BadParameter("it needs a fitted score: --score learned or auto", param_hint="--ood")
     odds = _sure(sure, kind)
 
     from edgeroute.confidence import NotEnough
     from edgeroute.edge.members import member
-    from edgeroute.tools.cli.graded import certified_graded, graded, only_graded
-    from edgeroute.tools.cli.prompts import graded_prompts, prompts
+    from edgeroute.tools.cli.graded import certify_graded, only_graded, read_graded
+    from edgeroute.tools.cli.prompts import grade_prompts, read_prompts
     from edgeroute.tools.measure.collect import DirectCalls
 
     result: CalibrationResult | CertifiedGraded
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
     with (
-        _instead(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
-        plain(policy) as router,
+        _environment(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
+        plain_router(policy) as router,
     ):
         try:
-            said = None if audited_examples else prompts(data or [], every)
-            scored = None if audited_examples or said is not None else graded(data or [], every)
-            if said is not None:
-                scored = graded_prompts(said, DirectCalls(router.engine, edge), router)
+            prompt_lines = None if audited else read_prompts(data or [], every)
+            scored = None if audited or prompt_lines is not None else read_graded(data or [], every)
+            if prompt_lines is not None:
+                scored = grade_prompts(prompt_lines, DirectCalls(router.engine, edge), router)
             if scored is None and metric:
-                why = "it is of graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
+                why = "it needs graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
                 raise typer.BadParameter(why, param_hint="--metric")
             if scored is not None:
                 only_graded(score=score, per_class=per_class, class_=data_class)
-                result = certified_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
-            elif audited_examples:
-                result = _recorded(router, None, want, edge, policy, every)
-            elif (found := given(data or [], every, router)).recorded:
-                result = _recorded(router, found, want, edge, policy, every)
+                result = certify_graded(scored, kind, value, odds, metric, DirectCalls(router.engine, edge))
+            elif audited:
+                result = _calibrate_recorded(router, None, want, edge, policy, every)
+            elif (examples := read_examples(data or [], every, router)).recorded:
+                result = _calibrate_recorded(router, examples, want, edge, policy, every)
             else:
                 result = router.calibrate(
-                    found.inputs, found.labels, groups=found.groups, edge=edge, data_class=data_class, batch=batch, **want
+                    examples.inputs,
+                    examples.labels,
+                    groups=examples.groups,
+                    edge=edge,
+                    data_class=data_class,
+                    batch=batch,
+                    **want,
                 )
-                result = replace(result, notes=[*found.notes, *result.notes])
+                result = replace(result, notes=[*examples.notes, *result.notes])
         except NotEnough as e:
             missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
             print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
             return TOO_FEW
         model = Path(member(DirectCalls(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"
-    lines = {"threshold": written_as(policy, path)}
+    lines = {"threshold": path_in_policy(policy, path)}
     if result.fitted is not None:
         saved = score_out or model.with_suffix(".score.json")
         result.fitted.save(saved)
-        lines["score"] = written_as(policy, saved)
+        lines["score"] = path_in_policy(policy, saved)
     elif score is not None:
         lines["score"] = str(result.score)
     try:
@@ -159,47 +169,49 @@ def calibrate(
 
 
 def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
-    named = [(kind, value) for kind, value in targets.items() if value is not None]
-    if len(named) != 1:
+    """Return the only guarantee that was given, with its limit."""
+    given_targets = [(kind, value) for kind, value in targets.items() if value is not None]
+    if len(given_targets) != 1:
         raise typer.BadParameter("exactly one is needed", param_hint="--max-loss, --max-error or --max-defer")
-    ((kind, value),) = named
-    return kind, some(value, f"--{kind.replace('_', '-')}")
+    ((kind, value),) = given_targets
+    return kind, proper_share(value, f"--{kind.replace('_', '-')}")
 
 
-def some(value: float, option: str) -> float:
-    """A share that is neither nothing nor all; else the option is refused."""
+def proper_share(value: float, option: str) -> float:
+    """Return a share; refuse the option if the share is 0 or 1."""
     if not 0 < value < 1:
-        raise typer.BadParameter("the share is more than 0% and less than 100%", param_hint=option)
+        raise typer.BadParameter("the share must be more than 0% and less than 100%", param_hint=option)
     return value
 
 
 def _sure(text: str, kind: Kind) -> float | None:
+    """Return the confidence level; None for `average`."""
     if text != "average":
-        return some(share(text), "--sure")
+        return proper_share(share(text), "--sure")
     if kind != "max_defer":
-        why = "only --max-defer can hold on average: the others are promised with a probability"
+        why = "only --max-defer can hold on average: the others hold with a probability"
         raise typer.BadParameter(why, param_hint="--sure")
     return None
 
 
 def _thresholds(policy: Path, edge: int) -> str:
-    """Thresholds to calibrate with: of the edge models before this one those of the policy, and 0 of the others."""
+    """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, and 0 for the others."""
     from edgeroute.policy.sources import read_policy
 
     data = read_policy(policy) if edge else {}
-    edges, given = data.get("edge", []), data.get("threshold")
+    edges, stored = data.get("edge", []), data.get("threshold")
     count = len(edges) if isinstance(edges, list) else 1
     if edge >= count:
         return "0"
-    own = given if isinstance(given, list) else [given] * count
-    if given is None:
+    all_thresholds = stored if isinstance(stored, list) else [stored] * count
+    if stored is None:
         raise PolicyError(f"{policy}: the edge models before number {edge} need their thresholds: calibrate them first")
-    return json.dumps([*own[:edge], *[0] * (count - edge)])
+    return json.dumps([*all_thresholds[:edge], *[0] * (count - edge)])
 
 
 @contextmanager
-def _instead(**keys: str | None) -> Iterator[None]:
-    """Sets EDGEROUTE_ variables that override policy keys whose values may not exist yet."""
+def _environment(**keys: str | None) -> Iterator[None]:
+    """Set EDGEROUTE_ variables during the `with` block; they override policy keys whose values may not exist yet."""
     new = {f"EDGEROUTE_{key.upper()}": value for key, value in keys.items() if value is not None}
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
@@ -213,33 +225,38 @@ def _instead(**keys: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _recorded(
-    router: Router, found: Given | None, want: dict[str, Any], edge: int, policy: Path, every: int
+def _calibrate_recorded(
+    router: Router, found: FileExamples | None, want: dict[str, Any], edge: int, policy: Path, every: int
 ) -> CalibrationResult:
-    """Of what a file has recorded, or, if there is none, the audit log."""
-    from edgeroute.tools.cli.outbox import folder
+    """Calibrate on recorded outputs, or on the audit log if there are none."""
+    from edgeroute.tools.cli.stores import state_folder
     from edgeroute.tools.measure.certification import audited_examples
     from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
     from edgeroute.tools.measure.steps import certify_examples, checked_request
 
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
-    asked = checked_request(**options)
-    aside = DirectCalls(router.engine, edge, "msp" if asked.fit else asked.score)
+    target = checked_request(**options)
+    calls = DirectCalls(router.engine, edge, "msp" if target.fit else target.score)
     if found is not None:
-        made, notes = recorded_examples(aside, found.edge, found.cloud, found.labels, found.groups), found.notes
+        examples, notes = recorded_examples(calls, found.edge, found.cloud, found.labels, found.groups), found.notes
     else:
-        made, notes = audited_examples(folder(policy, None) / "audit.jsonl", aside.runner.name, aside.fingerprints(), every=every)
-    return certify_examples(aside, made, asked, notes, policy=policy.name)
+        examples, notes = audited_examples(
+            state_folder(policy, None) / "audit.jsonl", calls.runner.name, calls.fingerprints(), every=every
+        )
+    return certify_examples(calls, examples, target, notes, policy=policy.name)
 
 
-def written_as(policy: Path, path: Path) -> str:
-    """The path as written in the policy: relative to its folder, unless they have nothing in common."""
-    folder, there = policy.parent.resolve(), path.resolve()
-    apart = there.anchor != folder.anchor or os.path.commonpath([folder, there]) == folder.anchor  # the first: another drive
-    return str(there) if apart else os.path.relpath(there, folder)
+def path_in_policy(policy: Path, path: Path) -> str:
+    """Return a path as written in the policy: relative to its folder, or absolute if they have no common folder."""
+    state_folder, target = policy.parent.resolve(), path.resolve()
+    separate = (
+        target.anchor != state_folder.anchor or os.path.commonpath([state_folder, target]) == state_folder.anchor
+    )  # first: another drive
+    return str(target) if separate else os.path.relpath(target, state_folder)
 
 
 def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
+    """Print the certificate, and the lines for the policy."""
     from edgeroute.tools.measure.report.words import SIDES
 
     certificate = result.certificate
@@ -273,9 +290,11 @@ def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[s
 
 
 def _drawn(certificate: Certificate) -> str:
+    """Return the number of examples and groups as text."""
     of = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
     return f"{certificate.n:,} examples{of}"
 
 
 def _threshold(value: float) -> str:
+    """Format a threshold."""
     return "none: always deferred" if value == inf else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""`edgeroute check` and `decide`, and the commands that print a schema, a page and the sensors."""
+"""Commands `edgeroute check`, `decide`, `docs`, `schema` and `sensors`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from edgeroute.tools.cli.tables import Json, Policy, table
 
 
 def check(*, policy: Policy, as_json: Json = False) -> int:
-    """Reports what works, what may leave the device and where to, and what is missing."""
+    """Report what works, what may leave the device and where to, and what is missing."""
     from edgeroute.router.router import Router
 
     with Router.from_policy(policy) as router:
-        found = router.check()
-    print(json.dumps({"ok": found.ok, "lines": found.lines}) if as_json else printable(str(found)))
-    return OK if found.ok else NOT_READY
+        report = router.check()
+    print(json.dumps({"ok": report.ok, "lines": report.lines}) if as_json else printable(str(report)))
+    return OK if report.ok else NOT_READY
 
 
 def decide(
@@ -37,60 +37,61 @@ def decide(
     index: Annotated[int, typer.Option(min=0, help="The row of an .npz file, or the line of JSON.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Explains which route an input would take. Runs the edge model; sends nothing."""
+    """Explain which route an input would take. Runs the edge model; sends nothing."""
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.inputs import read_inputs
 
-    def told(note: str) -> None:
+    def print_note(note: str) -> None:
+        """Print a note on stderr."""
         print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
 
     with Router.from_policy(policy) as router:
-        items = read_inputs(given, router.engine.snapshot.views.keys, told)
+        items = read_inputs(given, router.engine.snapshot.views.keys, print_note)
         if index >= len(items):
             raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
-        found = router.decide(items[index].x)
+        decision = router.decide(items[index].x)
     if as_json:
-        print(json.dumps({"input": items[index].name, "sends_to": found.sends_to, "steps": found.steps}))
+        print(json.dumps({"input": items[index].name, "sends_to": decision.sends_to, "steps": decision.steps}))
     else:
-        print(printable(str(found)))
-        places = ", then ".join(found.sends_to)
+        print(printable(str(decision)))
+        places = ", then ".join(decision.sends_to)
         print(f"so it would leave the device, to {places}" if places else "so it would stay on the device")
     return OK
 
 
 def docs(
     name: Annotated[
-        str | None, typer.Argument(metavar="PAGE", help="One of the pages; default: list them.", show_default=False)
+        str | None, typer.Argument(metavar="PAGE", help="Page to print; default: list all.", show_default=False)
     ] = None,
     *,
     as_json: Json = False,
 ) -> int:
-    """Prints a page of the documentation of this version, as Markdown, or lists the pages."""
-    known = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
-    if as_json and name in {None, *known}:
-        texts = {title: file.read_text(encoding="utf-8") for title, file in known.items() if name in {None, title}}
-        found = {"pages": [*texts], "folder": str(docs_folder())} if name is None else {"page": name, "text": texts[name]}
-        print(json.dumps(found))
+    """Print a page of this version's documentation, as Markdown, or list the pages."""
+    all_pages = {file.stem: file for file in sorted(docs_folder().glob("*.md"))}
+    if as_json and name in {None, *all_pages}:
+        texts = {title: file.read_text(encoding="utf-8") for title, file in all_pages.items() if name in {None, title}}
+        data = {"pages": [*texts], "folder": str(docs_folder())} if name is None else {"page": name, "text": texts[name]}
+        print(json.dumps(data))
         return OK
     if name is None:
-        width = max(map(len, known), default=0)
-        for title, file in known.items():
+        width = max(map(len, all_pages), default=0)
+        for title, file in all_pages.items():
             heading = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE)
             print(f"{title:{width}}  {heading[1] if heading else ''}")
         print(f"\nin {docs_folder()}")
         return OK
-    if name not in known:
-        raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, known)}", param_hint="PAGE")
-    print(known[name].read_text(encoding="utf-8"), end="")
+    if name not in all_pages:
+        raise typer.BadParameter(f"there is no page {name!r}: {nearest(name, all_pages)}", param_hint="PAGE")
+    print(all_pages[name].read_text(encoding="utf-8"), end="")
     return OK
 
 
 def schema(
-    what: Annotated[Literal["policy", "card"], typer.Argument(help="Of policy files, or of model cards.")] = "policy",
+    what: Annotated[Literal["policy", "card"], typer.Argument(help="Schema of policy files, or of model cards.")] = "policy",
     *,
     as_json: Json = False,
 ) -> int:
-    """Prints the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line."""
+    """Print the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line."""
     if what == "card":
         from edgeroute.edge import card as described
     else:
@@ -101,19 +102,19 @@ def schema(
 
 
 UNITS = {"temperature_c": "{:.1f} C", "power_w": "{:.2f} W"}
-"""Of a reading's numbers; the others are shares."""
+"""Format of a reading; all others are shares."""
 BETWEEN_S = 0.5
-"""Time between the two readings: what is a difference is not known before the second."""
+"""Time between the two readings: rates are known only at the second."""
 
 
 def sensors(
     *,
     root: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where sysfs and procfs are, as in a container that has its host's elsewhere.")
+        Path, typer.Option(metavar="FOLDER", help="Folder with sysfs and procfs, as in a container that mounts its host's.")
     ] = Path("/"),
     as_json: Json = False,
 ) -> int:
-    """Shows what this device tells of itself, and what is not known and why: battery, heat, load, memory, power, network."""
+    """Show the readings of this device's sensors, and why others are missing: battery, heat, load, memory, power, network."""
     from edgeroute.observe.device.sources import TIMEOUT_S
     from edgeroute.observe.sensors import DeviceSensors
 
@@ -128,12 +129,13 @@ def sensors(
     if as_json:
         print(json.dumps({name: {"value": value, "by": by} for name, (value, by) in told.items()}, allow_nan=False))
         return OK
-    rows = [(name, _shown(name, value), printable(by)) for name, (value, by) in told.items()]
+    rows = [(name, _reading_text(name, value), printable(by)) for name, (value, by) in told.items()]
     table(("reading", "value", "from, or why it is not known"), rows, ("reading", "from, or why it is not known"))
     return OK
 
 
-def _shown(name: str, value: bool | float | None) -> str:
+def _reading_text(name: str, value: bool | float | None) -> str:
+    """Format a reading."""
     if value is None:
         return "-"
     if isinstance(value, bool):

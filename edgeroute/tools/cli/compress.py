@@ -1,4 +1,4 @@
-"""`edgeroute quantize` and `edgeroute prune`."""
+"""Commands `edgeroute quantize` and `edgeroute prune`."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from edgeroute.tools.compress.measure import Measured, Result
 
 
-# What `quantize` and `prune` share: the data, and the table of what they made.
+# Parts of both commands: reading the data, and printing the result.
 
 SLOWER = 1.05
-"""By so much it is told that a model is slower, and not only measured at another moment."""
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file; its card beside it is taken along.")]
+"""Ratio of times from which a model is reported as slower."""
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file; its card beside it is copied, too.")]
 Data = Annotated[
     list[Path],
     typer.Option(
         "--data", "-d", metavar="FILE", show_default=False,
-        help="Inputs as callers give them, and labels: .npz (images or X, or an array for each of several inputs; labels or y), "
+        help="Inputs as callers pass them, and labels: .npz (images or X, or an array for each of several inputs; labels or y), "
         ".npy, .png, .jpg, folders of them, or `-`.",
     ),
 ]  # fmt: skip
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The new model.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
 def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] | None]:
-    """The inputs in the files, and their labels.
+    """Read the inputs in the files, and their labels; None if there are no labels. Loads the model to learn its inputs.
 
     Raises:
-        BadInput: a file cannot be read, or some inputs have a label and others have none.
+        BadInput: a file cannot be read, or only some inputs have a label.
         ModelError: the model cannot be loaded.
     """
     from edgeroute.edge.members import member
@@ -51,8 +51,8 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     if (load_it := member(loaded, "load")) is not None:
         load_it()
     card = member(loaded, "card")
-    given = getattr(card, "inputs", ())
-    constant = {one.name for one in given if one.value is not None} | {one.input for one in getattr(card, "state", ())}
+    constant = {field.name for field in getattr(card, "inputs", ()) if field.value is not None}
+    constant |= {state.input for state in getattr(card, "state", ())}
     names = [spec.name for spec in member(loaded, "inputs") if spec.name not in constant]
     notes = list[str]()
     items = [item for path in files(paths) for item in read_inputs(path, names if len(names) > 1 else (), notes.append)]
@@ -60,27 +60,33 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
         print(note, file=sys.stderr)
     labels = [item.label for item in items]
     if labels.count(None) not in {0, len(labels)}:
-        raise BadInput(f"{labels.count(None):,} of {len(labels):,} inputs have no label: give one for all of them, or for none")
+        raise BadInput(f"{labels.count(None):,} of {len(labels):,} inputs have no label: label all of them, or none")
     return [item.x for item in items], None if None in labels or not labels else labels
 
 
 def show(result: Result, *, as_json: bool) -> None:
-    """Prints what was made, and how it compares."""
+    """Print the result of quantising or pruning."""
     for note in result.notes:
         print(note, file=sys.stderr)
     if as_json:
         print(json.dumps(result.as_dict(), allow_nan=False))
         return
-    rows = [_row(one) for one in (result.before, result.after)]
+    rows = [_row(measured) for measured in (result.before, result.after)]
     table(("", "size", "compressed", "median", "accuracy", "same answers", "difference"), rows, ("",))
     if result.layers:
-        tried = any(layer.error is not None for layer in result.layers)
+        with_errors = any(layer.error is not None for layer in result.layers)
         cells = [
-            (one.name, one.operator, one.weights, *((_share(one.error), _share(one.changed)) if tried else ()), one.note)
-            for one in result.layers
+            (
+                layer.name,
+                layer.operator,
+                layer.weights,
+                *((_share(layer.error), _share(layer.changed)) if with_errors else ()),
+                layer.note,
+            )
+            for layer in result.layers
         ]
-        alone = ("difference", "other answers") if tried else ()
-        table(("layer", "operator", "weights", *alone, ""), cells, ("layer", "operator", ""))
+        error_columns = ("difference", "other answers") if with_errors else ()
+        table(("layer", "operator", "weights", *error_columns, ""), cells, ("layer", "operator", ""))
     pairs([
         ("made by", f"{result.used:,} examples" if result.used else "its weights alone"),
         ("measured on", f"{result.held_out:,} others, one at a time, on one thread"),
@@ -90,13 +96,15 @@ def show(result: Result, *, as_json: bool) -> None:
         console().print("It is slower here than the original.", markup=False)
 
 
-def _row(one: Measured) -> tuple[object, ...]:
-    size = [f"{n / 1000:,.1f} kB" for n in (one.bytes, one.packed_bytes)]
-    speed = None if one.median_s is None else f"{one.median_s * 1e3:.3f} ms"
-    return (one.path.name, *size, speed, _share(one.accuracy), _share(one.agreement), _share(one.error))
+def _row(measured: Measured) -> tuple[object, ...]:
+    """Return the cells of a model."""
+    size = [f"{n / 1000:,.1f} kB" for n in (measured.bytes, measured.packed_bytes)]
+    speed = None if measured.median_s is None else f"{measured.median_s * 1e3:.3f} ms"
+    return (measured.path.name, *size, speed, _share(measured.accuracy), _share(measured.agreement), _share(measured.error))
 
 
 def _share(value: float | None) -> str | None:
+    """Format a share; None if unknown."""
     return None if value is None else f"{100 * value:.2f} %"
 
 
@@ -105,7 +113,8 @@ def prune(
     *,
     data: Data,
     sparsity: Annotated[
-        float, typer.Option("--sparsity", "-s", parser=share, metavar="SHARE", help="What goes: 0.5, or 50%.", show_default=False)
+        float,
+        typer.Option("--sparsity", "-s", parser=share, metavar="SHARE", help="Share to remove: 0.5 or 50%.", show_default=False),
     ],
     out: Out = None,
     structured: Annotated[
@@ -116,15 +125,15 @@ def prune(
         typer.Option(
             metavar="MODULE:FUNCTION",
             show_default=False,
-            help="Is called with the pruned model's path, inputs and labels, and trains the file in place.",
+            help="Function of the pruned model's path, inputs and labels, which trains the file in place.",
         ),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Prunes a model by the size of its weights, has it fine-tuned, and measures what that changes.
+    """Prune a model by the size of its weights, fine-tune it, and measure the difference.
 
-    Without --structured the file keeps its size, and is smaller compressed; with it file, memory and time shrink.
+    Without --structured the file keeps its size, but compresses better; with it file, memory and time shrink.
     """
     from edgeroute.tools import compress
 
@@ -138,10 +147,10 @@ def prune(
 
 
 def _function(name: str) -> Any:
-    """The function by its name in Python.
+    """Import and return a function by its name, `module:function`.
 
     Raises:
-        PolicyError: there is none.
+        PolicyError: there is no such function.
     """
     from importlib import import_module
 
@@ -161,7 +170,7 @@ def _function(name: str) -> Any:
 
 
 class Activations(str, Enum):
-    """Of an int8 model."""
+    """Types of an int8 model's activations."""
 
     uint8 = "uint8"
     int8 = "int8"
@@ -173,27 +182,29 @@ def quantize(
     data: Data,
     out: Out = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="float16 in place of int8: for GPUs and NPUs.")] = False,
-    keep_float: Annotated[int, typer.Option(min=0, metavar="N", help="So many layers stay float: the most sensitive ones.")] = 0,
-    layers: Annotated[bool, typer.Option(help="Try each layer by itself, and show how sensitive it is.")] = True,
+    keep_float: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Number of layers that stay float, the most sensitive first.")
+    ] = 0,
+    layers: Annotated[bool, typer.Option(help="Try each layer alone, and show its sensitivity.")] = True,
     last: Annotated[
         bool, typer.Option("--last", help="Quantise the last layer too. Its logits are then some of 256, and confidences tie.")
     ] = False,
     activations: Annotated[
-        Activations, typer.Option(help="uint8 is the fastest on x86; int8, symmetric, is what TensorRT takes, and good on ARM.")
+        Activations, typer.Option(help="uint8 is the fastest on x86; int8, symmetric, is for TensorRT, and good on ARM.")
     ] = Activations.uint8,
     reduce_range: Annotated[
         bool, typer.Option("--reduce-range", help="Weights of 7 bits: for x86 CPUs without VNNI, where uint8 sums overflow.")
     ] = False,
     calibrate: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Examples by which ranges are found; half of the data at most.")
+        int, typer.Option(min=1, metavar="N", help="Examples for calibrating the ranges; half of the data at most.")
     ] = 500,
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Quantises a model to static int8, or to float16, and measures what that changes.
+    """Quantise a model to static int8, or to float16, and measure the difference.
 
-    A part of the data finds the ranges of the layers; the rest, which is not used for that, compares the model with the
-    original: size, speed, accuracy, and how often their answers are the same.
+    A part of the data calibrates the ranges of the layers. The rest compares the model with the original: size, speed, accuracy,
+    and the share of equal answers.
     """
     from edgeroute.tools import compress
 

@@ -1,3 +1,5 @@
+"""Command `edgeroute demo`: starts a cloud on this machine, routes images through it, and shows the gain."""
+
 from __future__ import annotations
 
 import json
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
     from edgeroute.tools.cli.demo_report import Report
 
 MANY, SINGLY = 2_000, 1_000
-"""With more images than the first number, only so many are sent to the cloud alone singly, and the rest in batches."""
+"""With more images than the first number, "cloud alone" sends only the second number singly, and the rest in batches."""
 WITH_RTT = 500
 """Default number of images with a long round trip."""
 START_S = 60.0
 LAST = 5
-"""Lines of the server's output that are shown if it does not start."""
+"""Last lines of the server's output to show if it does not start."""
 
 
 def demo(
     *,
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Images; default: all there are, 500 with --rtt.", show_default=False)
+        int | None, typer.Option("--n", min=1, help="Number of images; default: all, 500 with --rtt.", show_default=False)
     ] = None,
     rtt: Annotated[
         float | None,
@@ -43,16 +45,16 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where curve.png and report.html go; with --json they are written only if this is given.",
+            help="Folder for curve.png and report.html; with --json they are written only if it is given.",
             show_default="edgeroute-demo",
         ),
     ] = None,
     max_defer: Annotated[
-        float, typer.Option(parser=share, metavar="SHARE", help="What may be deferred at most.", show_default="20%")
+        float, typer.Option(parser=share, metavar="SHARE", help="Largest share that may be deferred.", show_default="20%")
     ] = 0.2,
     as_json: Json = False,
 ) -> int:
-    """Starts a cloud on this machine, routes images through it, and shows the gain."""
+    """Start a cloud on this machine, route images through it, and show the gain."""
     from edgeroute.tools.cli.demo_report import show
 
     folder = out or (None if as_json else Path("edgeroute-demo"))
@@ -66,12 +68,12 @@ def demo(
 
 
 def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
-    """Starts a server, measures, and stops it.
+    """Start a server, measure edge, cloud and cascade, stop the server, and return the report.
 
     Args:
         n: number of images; None: all, or 500 with an `rtt`. A number above all is all.
         rtt: seconds added to each round trip.
-        data: the folder with the test images; None: their standard location.
+        data: folder with the test images; None: their standard location.
         most: share of the validation images, 0..1, that the threshold may defer.
 
     Raises:
@@ -88,25 +90,26 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
     test = test_images(folder, data)
     n = min(n or (WITH_RTT if rtt else len(test.images)), len(test.images))
     test = test._replace(images=test.images[:n], labels=test.labels[:n])
-    known = validation(folder)
-    choice = choose(sweep(*known), goal=float(known.cloud_right.mean()) - SLACK, most=most)
+    validated = validation(folder)
+    choice = choose(sweep(*validated), goal=float(validated.cloud_right.mean()) - SLACK, most=most)
     singly = n if n <= MANY else SINGLY
-    with _ended_by_sigterm(), serving(pair.cloud) as (url, name), _link(url, rtt) as base, bar() as progress:
+    with _exit_on_sigterm(), serving(pair.cloud) as (url, name), _link(url, rtt) as base, bar() as progress:
         model = f"{base}/v2/models/{name}"
 
         def over(what: str, router: Router, singly: int = n) -> Run:
+            """Answer all images with this router, with a progress bar."""
             task = progress.add_task(what, total=n)
             return measure(router, test.images, test.labels, singly=singly, advance=lambda count: progress.advance(task, count))
 
         edge = over("edge alone", Router(pair.edge, mode="only_edge"))
         cloud = over("cloud alone", Router(cloud=model, mode="only_cloud"), singly)
         cascade = over("cascade", Router(pair.edge, model, threshold=choice.threshold))
-    return Report(test, edge, cloud, cascade, choice, len(known.confidence), most, singly, rtt)
+    return Report(test, edge, cloud, cascade, choice, len(validated.confidence), most, singly, rtt)
 
 
 @contextmanager
 def _link(url: str, rtt: float) -> Iterator[str]:
-    """The URL of a relay to `url` with a round-trip time of `rtt` seconds."""
+    """Provide the URL of a relay to `url` with a round-trip time of `rtt` seconds; stopped at the end of the `with` block."""
     if not rtt:
         yield url
         return
@@ -119,8 +122,8 @@ def _link(url: str, rtt: float) -> Iterator[str]:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds the block; by default the server would be left running."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM unwind the `with` block; by default the server would be left running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -133,7 +136,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def serving(model: Path) -> Iterator[tuple[str, str]]:
-    """Serves a model on a free port; yields its URL and the model's name. Always stops the process.
+    """Serve a model on a free port in a child process; yield its URL and the model's name. Always stops the process.
 
     Raises:
         Unreachable: it did not start; with the end of its output.
@@ -144,13 +147,14 @@ def serving(model: Path) -> Iterator[tuple[str, str]]:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True) as process,  # noqa: S603 - this Python
     ):
         try:
-            said = json.loads(_first_line(process, log))
-            yield said["ready"], said["models"][0]
+            first_message = json.loads(_first_line(process, log))
+            yield first_message["ready"], first_message["models"][0]
         finally:
-            process.kill()  # it has nothing to keep, and its own end may take longer than Ctrl-C should
+            process.kill()  # it has no data to save, and a graceful end may take longer than Ctrl-C should
 
 
 def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
+    """Return the first line of the server's output; raise `Unreachable` if it exits or takes too long."""
     from edgeroute.errors import Unreachable
 
     assert process.stdout is not None, "it is a pipe"

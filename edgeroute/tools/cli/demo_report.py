@@ -1,4 +1,4 @@
-"""Report of the demo: text, numbers, a curve and an HTML page, on the terminal and in files."""
+"""Measurements of the demo, and their report: text, numbers, a curve and an HTML page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgeroute.tools.measure.report.page import STYLE
 from edgeroute.tools.measure.report.words import size
 from edgeroute.types import Answer
 
-# Data of the demo: the shipped models with their validation split, and test images.
+# Data of the demo: validation results of the shipped models, and test images.
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -41,20 +41,20 @@ class Images(NamedTuple):
     labels: Array
     """[n], class indices."""
     which: str
-    """Their source."""
+    """Source of the images, for people."""
 
 
 class Validation(NamedTuple):
     """Results of both models on images outside the training and test sets."""
 
     confidence: Array
-    """[n], of the edge, by the score msp."""
+    """[n], confidence of the edge, by the score msp."""
     edge_right: Array
     cloud_right: Array
 
 
 def test_images(folder: Path, given: Path | None) -> Images:
-    """All 10,000 images from `given`, or from Debian's dataset-fashion-mnist; else the sample in `folder`.
+    """Load all 10,000 images from `given`, or from Debian's dataset-fashion-mnist; else the sample in `folder`.
 
     Raises:
         BadInput: `given` does not contain them.
@@ -68,14 +68,14 @@ def test_images(folder: Path, given: Path | None) -> Images:
 
 
 def validation(folder: Path) -> Validation:
-    """Computed from both models' logits, stored beside them."""
-    with np.load(folder / "validation.npz") as kept:
-        edge, cloud, labels = kept["edge_logits"], kept["cloud_logits"], kept["labels"]
+    """Compute the results from both models' logits, stored beside them."""
+    with np.load(folder / "validation.npz") as data:
+        edge, cloud, labels = data["edge_logits"], data["cloud_logits"], data["labels"]
     return Validation(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels)
 
 
 def read_idx(path: Path) -> Array:
-    """Reads an IDX file, uint8 of the stored shape: 0, 0, 8 for uint8, the number of axes, their sizes (big-endian), the values.
+    """Read an IDX file, uint8 of the stored shape: 0, 0, 8 for uint8, the number of axes, their sizes (big-endian), the values.
 
     Raises:
         BadInput: the file is missing, or not in this format.
@@ -83,16 +83,16 @@ def read_idx(path: Path) -> Array:
     try:
         raw = gzip.decompress(path.read_bytes())
         if raw[:3] != b"\0\0\x08":
-            raise ValueError("it does not begin like one")  # noqa: TRY301 - said below, with the path
+            raise ValueError("it does not begin like one")  # noqa: TRY301 - reported below, with the path
         shape = np.frombuffer(raw, ">u4", raw[3], 4)
         return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(tuple(map(int, shape)))
     except FileNotFoundError as e:
-        raise BadInput(f"{path} is not there: it is expected to be Fashion-MNIST's own file") from e
+        raise BadInput(f"{path} is missing: put Fashion-MNIST's file there") from e
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as e:
         raise BadInput(f"{path} is not a gzipped IDX file of bytes: {e}") from e
 
 
-# Chooses a threshold, and measures edge, cloud and cascade on the images.
+# Choice of a threshold, and measurement of edge, cloud and cascade.
 
 BATCH = 64
 NEAR = 1e-9
@@ -111,17 +111,20 @@ class Sweep(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A point of a sweep."""
+    """Chosen point of a sweep."""
 
     threshold: float
     deferral: float
     accuracy: float
     reached: bool
-    """Whether it reaches the requested accuracy; if not, it is the most accurate one allowed."""
+    """True if it reaches the requested accuracy; otherwise it is the most accurate one allowed."""
 
 
 def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
-    """The sweep for the edge's confidences [n] and the correctness of each side [n]. Equal confidences are deferred together."""
+    """Return the sweep for the edge's confidences [n] and the correctness of each side [n].
+
+    Equal confidences are deferred together.
+    """
     order = np.argsort(confidence)
     rising = confidence[order]
     first = np.flatnonzero(np.r_[True, rising[1:] != rising[:-1]])
@@ -131,15 +134,15 @@ def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
     return Sweep(threshold, cuts / len(rising), (edge_right.sum() + change[cuts]) / len(rising))
 
 
-def choose(found: Sweep, *, goal: float, most: float) -> Choice:
-    """The point that defers least, of those with accuracy at least `goal` and deferral rate at most `most`, both 0..1.
+def choose(points: Sweep, *, goal: float, most: float) -> Choice:
+    """Return the point that defers least, of those with accuracy at least `goal` and deferral rate at most `most`, both 0..1.
 
     If there is none, the most accurate with deferral rate at most `most`; of several, the one with the lowest deferral rate.
     """
-    allowed = found.deferral <= most + NEAR
-    reaching = np.flatnonzero(allowed & (found.accuracy >= goal - NEAR))
-    i = reaching[0] if len(reaching) else np.argmax(np.where(allowed, found.accuracy, -1))
-    return Choice(float(found.threshold[i]), float(found.deferral[i]), float(found.accuracy[i]), bool(len(reaching)))
+    allowed = points.deferral <= most + NEAR
+    reaching = np.flatnonzero(allowed & (points.accuracy >= goal - NEAR))
+    i = reaching[0] if len(reaching) else np.argmax(np.where(allowed, points.accuracy, -1))
+    return Choice(float(points.threshold[i]), float(points.deferral[i]), float(points.accuracy[i]), bool(len(reaching)))
 
 
 class Run(NamedTuple):
@@ -148,9 +151,9 @@ class Run(NamedTuple):
     right: Array
     """[n], bool."""
     confidence: Array
-    """[n], of the answering target."""
+    """[n], confidence of the answering target."""
     p50_ms: float
-    """Of single calls."""
+    """Median time of single calls."""
     bytes_sent: int
     """Bytes of request bodies; for all n, as if each had been sent singly."""
     deferral: float
@@ -159,15 +162,15 @@ class Run(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """0..1."""
+        """Share of right answers, 0..1."""
         return float(self.right.mean())
 
 
 def measure(router: Router, images: Array, labels: Array, *, singly: int, advance: Callable[[int], object]) -> Run:
-    """Answers `singly` images with one timed call each, and the rest in batches. Loads and connects first.
+    """Answer `singly` images with one timed call each, and the rest in batches. Loads and connects first.
 
     Args:
-        router: closed at the end.
+        router: the router, closed at the end.
         images: uint8 [n, 28, 28].
         labels: [n], class indices.
         singly: 1..n.
@@ -178,9 +181,9 @@ def measure(router: Router, images: Array, labels: Array, *, singly: int, advanc
         CloudError: the cloud was the only target, and failed.
     """
     with router:
-        found = router.check()
-        if not found.ok:
-            raise NoAnswer("; ".join(line.removeprefix("! ") for line in found.lines if line.startswith("!")))
+        report = router.check()
+        if not report.ok:
+            raise NoAnswer("; ".join(line.removeprefix("! ") for line in report.lines if line.startswith("!")))
         before = router.stats().bytes_sent
         answers: list[Answer] = []
         times = []
@@ -209,7 +212,7 @@ SLACK = 0.005
 HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
 LAST = "tbody tr:last-child > * { font-weight: 600; }"
 POINTS = 400
-"""Maximum number of points of the curve, to limit file sizes."""
+"""Most points of the curve, to limit file sizes."""
 EXTRA = "pip install 'edgeroute[demo]'"
 
 
@@ -222,9 +225,9 @@ class Report(NamedTuple):
     cascade: Run
     choice: Choice
     validated: int
-    """Number of images the threshold was chosen on."""
+    """Number of images that the threshold was chosen on."""
     most: float
-    """Maximum deferral rate, 0..1, on those."""
+    """Largest deferral rate, 0..1, on those."""
     singly: int
     """Number of images sent to the cloud alone singly."""
     rtt: float
@@ -237,7 +240,7 @@ class Report(NamedTuple):
 
 
 def numbers(report: Report) -> dict[str, float]:
-    """Numbers for programs: shares 0..1; times in milliseconds; bytes of the cascade's requests."""
+    """Return the numbers for programs: shares 0..1; times in milliseconds; bytes of the cascade's requests."""
     edge, cloud, cascade = report.edge, report.cloud, report.cascade
     return {
         "n": report.n,
@@ -254,7 +257,7 @@ def numbers(report: Report) -> dict[str, float]:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """Table rows, under `HEAD`."""
+    """Return the table's rows, under `HEAD`."""
     ways = {"edge alone": report.edge, "cloud alone": report.cloud, "cascade": report.cascade}
     return [
         (way, f"{run.accuracy:.2%}", f"{run.p50_ms:.2f} ms", f"{run.deferral:.1%}", size(run.bytes_sent))
@@ -262,8 +265,8 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def gained(report: Report) -> str:
-    """One sentence on the gain, valid whatever the numbers are."""
+def gain_text(report: Report) -> str:
+    """Return a sentence on the gain, valid whatever the numbers are."""
     edge, cloud, cascade = report.edge, report.cloud, report.cascade
     return (
         f"{1 - cascade.deferral:.1%} of the images never left the device: {size(cascade.bytes_sent)} sent instead of "
@@ -273,7 +276,7 @@ def gained(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """Caveats about the numbers, one line each."""
+    """Return caveats about the numbers, one line each."""
     choice = report.choice
     if choice.reached:
         why = f"the smallest deferral that came within {SLACK * 100:g} point of the cloud's accuracy there"
@@ -298,14 +301,14 @@ def notes(report: Report) -> list[str]:
 
 
 def points(report: Report) -> tuple[list[float], list[float]]:
-    """Deferral rate and accuracy of every threshold on the test images, in percent, thinned out."""
-    found = sweep(report.edge.confidence, report.edge.right, report.cloud.right)
-    keep = np.unique(np.linspace(0, len(found.deferral) - 1, POINTS).astype(int))
-    return (found.deferral[keep] * 100).tolist(), (found.accuracy[keep] * 100).tolist()
+    """Return deferral rate and accuracy of every threshold on the test images, in percent, thinned out."""
+    all_points = sweep(report.edge.confidence, report.edge.right, report.cloud.right)
+    keep = np.unique(np.linspace(0, len(all_points.deferral) - 1, POINTS).astype(int))
+    return (all_points.deferral[keep] * 100).tolist(), (all_points.accuracy[keep] * 100).tolist()
 
 
 def in_terminal(report: Report, *, width: int) -> str:
-    """The curve in characters, `width` wide, in the terminal's own colours: a theme would paint its background.
+    """Return the curve in characters, `width` wide, in the terminal's colours: a theme would paint its background.
 
     Raises:
         ImportError: plotext is not installed.
@@ -322,13 +325,13 @@ def in_terminal(report: Report, *, width: int) -> str:
     line = figure.signal(x, y, marker="braille")
     line.lines(active=True)
     figure.draw(line)
-    at = report.cascade.deferral * 100, report.cascade.accuracy * 100
-    figure.draw(figure.signal([at[0]], [at[1]], marker="●"))
+    current = report.cascade.deferral * 100, report.cascade.accuracy * 100
+    figure.draw(figure.signal([current[0]], [current[1]], marker="●"))
     return str(plotext.uncolorize(figure.build().string())).rstrip("\n")
 
 
 def drawing(report: Report, *, ink: str = INK) -> Any:
-    """The curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
+    """Return the curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
@@ -337,8 +340,14 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
     figure, axes = frame((7.5, 4.5), ink=ink)
     axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
     axes.plot(x, y, color=EDGE, linewidth=2, label="deferring what the edge is least sure of")
-    at = report.cascade.deferral * 100, report.cascade.accuracy * 100
-    axes.plot(*at, "o", color=CLOUD, markersize=9, label=f"the threshold in use: {at[0]:.1f}% deferred, {at[1]:.2f}% accurate")
+    current = report.cascade.deferral * 100, report.cascade.accuracy * 100
+    axes.plot(
+        *current,
+        "o",
+        color=CLOUD,
+        markersize=9,
+        label=f"the threshold in use: {current[0]:.1f}% deferred, {current[1]:.2f}% accurate",
+    )
     axes.set_xlabel("images sent to the cloud, %")
     axes.set_ylabel("accuracy, %")
     axes.set_xlim(-1, 101)
@@ -347,19 +356,19 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
 
 
 def png(report: Report) -> bytes:
-    """The curve, black on white."""
+    """Return the curve as a PNG, black on white."""
     out = io.BytesIO()
     drawing(report, ink="#1b1b1f").savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
 def svg(report: Report) -> str:
-    """The curve as an element of an HTML page, in the colour of the page's text."""
+    """Return the curve as an element of an HTML page, in the colour of the page's text."""
     return element(drawing(report), "curve")
 
 
 def page(report: Report) -> str:
-    """The HTML page.
+    """Return the HTML page.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
@@ -376,7 +385,7 @@ def page(report: Report) -> str:
 <title>edgeroute demo</title>
 <style>{STYLE}{LAST}</style>
 <h1>edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed</h1>
-<p>{escape(gained(report))}</p>
+<p>{escape(gain_text(report))}</p>
 <div class="wide"><table>
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -392,7 +401,7 @@ def page(report: Report) -> str:
 
 
 def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
-    """Prints the report, as JSON or as text, and writes its files into `folder`, if there is one."""
+    """Print the report, as JSON or as text, and write its files into `folder`, if there is one."""
     console = Console(stderr=as_json, highlight=False)
     if as_json:
         print(json.dumps(numbers(report)))
@@ -410,8 +419,9 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
 
 
 def _print(report: Report, console: Console) -> None:
+    """Print the report as text."""
     table(HEAD, rows(report), ("",))
-    console.print(gained(report), markup=False)
+    console.print(gain_text(report), markup=False)
     console.print()
     try:
         drawn = in_terminal(report, width=min(console.width, 100)) if console.encoding.startswith("utf") else ""

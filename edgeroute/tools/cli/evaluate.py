@@ -1,3 +1,5 @@
+"""Command `edgeroute evaluate`: measures the policy's threshold on examples."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.tools.cli.examples import Data, DataClass, EdgeNumber, Every, Given, given, plain
+from edgeroute.tools.cli.examples import Data, DataClass, EdgeNumber, Every, FileExamples, plain_router, read_examples
 from edgeroute.tools.cli.exits import OK
 from edgeroute.tools.cli.tables import Json, Policy, console, pairs, table
 
@@ -26,49 +28,51 @@ def evaluate(
     policy: Policy,
     data: Data,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page to show, as HTML, too.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Also write the report as an HTML page.", show_default=False)
     ] = None,
     no_cloud: Annotated[bool, typer.Option("--no-cloud", help="Run the edge alone: nothing leaves the device.")] = False,
     every: Every = 1,
     edge: EdgeNumber = 0,
     data_class: DataClass = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Inputs in one request to the cloud. Of more than one its latency is not measured.")
+        int, typer.Option(min=1, help="Inputs in one request to the cloud. With more than one its latency is not measured.")
     ] = 1,
     edge_usd: Annotated[
-        float | None, typer.Option(min=0, help="What a run of the edge costs, for the break-even.", show_default=False)
+        float | None, typer.Option(min=0, help="Cost of a run of the edge, for the break-even.", show_default=False)
     ] = None,
-    edge_joules: Annotated[float | None, typer.Option(min=0, help="Likewise, of energy.", show_default=False)] = None,
+    edge_joules: Annotated[float | None, typer.Option(min=0, help="Energy of a run of the edge.", show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
-    """Evaluates the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
+    """Evaluate the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
 
     Both edge and cloud are called for every example, whatever the threshold.
 
     Without labels, correct means agreeing with the cloud.
     """
-    from edgeroute.tools.cli.graded import graded
+    from edgeroute.tools.cli.graded import read_graded
     from edgeroute.tools.measure.report.words import seen_before
 
     if report is not None:
         _may_write(report)
-    if graded(data, every) is not None:
-        raise BadInput("graded answers can be calibrated on, and are not evaluated: give inputs, or recorded outputs")
+    if read_graded(data, every) is not None:
+        raise BadInput("graded answers are for `calibrate`: pass inputs, or recorded outputs")
     options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
-    with plain(policy) as router:
-        found = given(data, every, router)
+    with plain_router(policy) as router:
+        examples = read_examples(data, every, router)
         if no_cloud:
-            found = found._replace(cloud=None)
-        if found.groups is not None:
-            found.notes.append("the array 'groups' is not used: each example counts by itself, and the intervals are too narrow")
-        if found.recorded:
-            result = _of_recorded(router, found, **options)
+            examples = examples._replace(cloud=None)
+        if examples.groups is not None:
+            examples.notes.append(
+                "the array 'groups' is not used: examples count as independent, so the intervals are too narrow"
+            )
+        if examples.recorded:
+            result = _evaluate_recorded(router, examples, **options)
         else:
             result = router.evaluate(
-                found.inputs, found.labels, ask_cloud=not no_cloud, data_class=data_class, batch=batch, **options
+                examples.inputs, examples.labels, ask_cloud=not no_cloud, data_class=data_class, batch=batch, **options
             )
     names = result.evaluation.names._replace(policy=policy.name, data=", ".join(file.name for file in data))
-    result = replace(result, evaluation=result.evaluation._replace(names=names), notes=[*found.notes, *result.notes])
+    result = replace(result, evaluation=result.evaluation._replace(names=names), notes=[*examples.notes, *result.notes])
     if report is not None:
         result.save(report)
     if as_json:
@@ -85,7 +89,7 @@ def evaluate(
 
 
 def _may_write(report: Path) -> None:
-    """Checks that the report can be written before all inputs are answered.
+    """Check that the report can be written before all inputs are answered.
 
     Raises:
         RuntimeMissing: the plotting library is not installed.
@@ -96,22 +100,24 @@ def _may_write(report: Path) -> None:
         raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
 
 
-def _of_recorded(router: Router, found: Given, edge: int, **costs: float | None) -> EvaluationResult:
+def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **costs: float | None) -> EvaluationResult:
+    """Evaluate recorded outputs."""
     from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.results import EvaluationResult
     from edgeroute.tools.measure.steps import check_threshold, evaluate_examples, missing_notes
 
-    aside = DirectCalls(router.engine, edge)
-    check_threshold(aside)
-    made = recorded_examples(aside, found.edge, found.cloud, found.labels)
-    return EvaluationResult(evaluate_examples(aside, made)._replace(**costs), missing_notes(made))  # type: ignore[arg-type]
+    calls = DirectCalls(router.engine, edge)
+    check_threshold(calls)
+    examples = recorded_examples(calls, recorded.edge, recorded.cloud, recorded.labels)
+    return EvaluationResult(evaluate_examples(calls, examples)._replace(**costs), missing_notes(examples))  # type: ignore[arg-type]
 
 
 def _show(evaluation: Evaluation) -> None:
+    """Print the evaluation."""
     from edgeroute.tools.measure.certification import verdicts
     from edgeroute.tools.measure.report.words import duration, level, ranking, size, verdict
 
-    made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
+    examples, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
     lines = list[tuple[str, ...]]()
     accuracy = evaluation.accuracy()
     for leg, name in {"edge": "edge", "cloud": "cloud", "cascade": "cascade", "accepted": "edge, where kept"}.items():
@@ -124,9 +130,9 @@ def _show(evaluation: Evaluation) -> None:
         ("threshold", "one for each class" if evaluation.thresholds else level(evaluation.threshold)),
         ("deferred", _interval(evaluation.deferral)),
     ]
-    if made.sent_bytes or made.usd:
-        spent = f"{size(made.sent_bytes)} sent, {size(made.received_bytes)} received" + (
-            f", ${made.usd:,.4g}" if made.usd else ""
+    if examples.sent_bytes or examples.usd:
+        spent = f"{size(examples.sent_bytes)} sent, {size(examples.received_bytes)} received" + (
+            f", ${examples.usd:,.4g}" if examples.usd else ""
         )
         rows.append(("the cloud for all", spent))
     if (area := evaluation.area()) is not None and not isnan(area.value):
@@ -138,5 +144,6 @@ def _show(evaluation: Evaluation) -> None:
     console().print(f"{short} {long}", markup=False)
 
 
-def _interval(found: Share) -> str:
-    return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%})" if found.of else "-"
+def _interval(part: Share) -> str:
+    """Format a share with its interval."""
+    return f"{part.value:.2%} ({part.low:.2%} to {part.high:.2%})" if part.of else "-"

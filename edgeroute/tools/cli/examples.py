@@ -1,4 +1,4 @@
-"""Examples for `calibrate` and `evaluate`: inputs to be answered by edge and cloud, or recorded outputs."""
+"""Options of `calibrate` and `evaluate` for their examples, the reader of these, and the router reduced to plain calls."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DATA = (
 )
 Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
 DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
-Every = Annotated[int, typer.Option(min=1, help="Take each N-th alone: the frames of a film are too alike to count each.")]
-EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Which of several edge models, counted from 0.")]
-DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="The inputs' data class.", show_default=False)]
-TRUST = "taken on trust: the outputs are recorded ones, and whether they are of the policy's models cannot be seen from them"
+Every = Annotated[int, typer.Option(min=1, help="Take only each N-th example: the frames of a film are too similar.")]
+EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Index of the edge model, from 0, if there are several.")]
+DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="Data class of the inputs.", show_default=False)]
+TRUST = "taken on trust: the outputs are recorded, and nothing shows if they come from the policy's models"
 
 
-class Given(NamedTuple):
-    """Contents of the files: one of the first two is empty."""
+class FileExamples(NamedTuple):
+    """Examples from files: inputs, or recorded outputs; the other is empty."""
 
     inputs: list[Any]
     edge: Any
@@ -35,18 +35,18 @@ class Given(NamedTuple):
     cloud: Any
     labels: list[Any] | None
     notes: list[str]
-    """On what was read, one line each."""
+    """Notes on the files, one line each."""
     groups: list[Any] | None = None
-    """The scene, user or session of each."""
+    """Scene, user or session of each."""
 
     @property
     def recorded(self) -> bool:
-        """Whether no model needs to run."""
+        """True if the outputs are recorded, so that no model needs to run."""
         return not self.inputs
 
 
-def given(paths: Sequence[Path], every: int, router: Router) -> Given:
-    """Reads the files, with what the router's views take of an input, and takes every `every`-th example.
+def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExamples:
+    """Read the files, with the keys that the router's views need, and take every `every`-th example.
 
     Raises:
         BadInput: a file cannot be read, or they do not fit together.
@@ -54,51 +54,51 @@ def given(paths: Sequence[Path], every: int, router: Router) -> Given:
     """
     import numpy as np
 
-    from edgeroute.tools.cli.inputs import Item, Recorded, files, read_inputs, recorded
+    from edgeroute.tools.cli.inputs import Item, Recorded, files, read_inputs, recorded_outputs
 
-    known, items, notes = list[Recorded](), list[Item](), list[str]()
+    recorded, items, notes = list[Recorded](), list[Item](), list[str]()
     for path in files(paths):
-        found = recorded(path, notes.append)
-        if found is None:
+        outputs_in_file = recorded_outputs(path, notes.append)
+        if outputs_in_file is None:
             items += read_inputs(path, router.engine.snapshot.views.keys, notes.append)
         else:
-            known.append(found)
-    if known and items:
-        raise BadInput("some of the files hold inputs, and others recorded outputs: give one kind at a time")
-    if not known and not items:
+            recorded.append(outputs_in_file)
+    if recorded and items:
+        raise BadInput("some of the files hold inputs, and others recorded outputs: pass one kind at a time")
+    if not recorded and not items:
         raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
-    if not known:
-        labels = _whole([item.label for item in items])
-        groups = _whole([item.group for item in items], "group")
+    if not recorded:
+        labels = _all_or_none([item.label for item in items])
+        groups = _all_or_none([item.group for item in items], "group")
         taken = [item.x for item in items[::every]]
-        return Given(taken, [], None, labels[::every] or None, notes, groups[::every] or None)
-    if len({outputs.edge.shape[1:] for outputs in known}) > 1 or len({outputs.cloud is None for outputs in known}) > 1:
-        raise BadInput("the recorded outputs differ in their classes, or some are of the cloud too and others are not")
-    edge = np.concatenate([outputs.edge for outputs in known])[::every]
-    clouds = [outputs.cloud for outputs in known if outputs.cloud is not None]
+        return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None)
+    if len({outputs.edge.shape[1:] for outputs in recorded}) > 1 or len({outputs.cloud is None for outputs in recorded}) > 1:
+        raise BadInput("the recorded outputs differ in their classes, or only some include the cloud's")
+    edge = np.concatenate([outputs.edge for outputs in recorded])[::every]
+    clouds = [outputs.cloud for outputs in recorded if outputs.cloud is not None]
     none: list[Any] = [None]
-    labels = _whole([label for o in known for label in o.labels or none * len(o.edge)])
-    groups = _whole([group for o in known for group in o.groups or none * len(o.edge)], "group")
+    labels = _all_or_none([label for o in recorded for label in o.labels or none * len(o.edge)])
+    groups = _all_or_none([group for o in recorded for group in o.groups or none * len(o.edge)], "group")
     cloud = np.concatenate(clouds)[::every] if clouds else None
-    return Given([], edge, cloud, labels[::every] or None, [TRUST, *notes], groups[::every] or None)
+    return FileExamples([], edge, cloud, labels[::every] or None, [TRUST, *notes], groups[::every] or None)
 
 
-def _whole(labels: list[Any], what: str = "label") -> list[Any]:
-    """All labels, or [] if there are none; a mixture is an error."""
+def _all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
+    """Return all labels, or [] if there are none; raise `BadInput` if only some are there."""
     missing = labels.count(None)
     if missing == len(labels):
         return []
     if missing:
-        raise BadInput(f"{missing:,} of {len(labels):,} inputs have no {what}: give one for all of them, or for none")
+        raise BadInput(f"{missing:,} of {len(labels):,} inputs have no {what}: add it to all of them, or to none")
     return labels
 
 
 @contextmanager
-def plain(policy: Path, **more: Any) -> Iterator[Router]:
-    """The policy's router reduced to plain calls: no cache, no outbox, no audit, no hedge, no deadline.
+def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
+    """Provide the policy's router reduced to plain calls: no cache, no outbox, no audit, no hedge, no deadline.
 
     Args:
-        policy: the file.
+        policy: the policy file.
         more: further arguments, which override the file's.
     """
     from edgeroute.router.private_conversations import PrivateConversations

@@ -1,4 +1,4 @@
-"""Exit codes of commands, one-line error messages, and how the program ends."""
+"""Exit codes of commands, one-line error messages, and the end of the process."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
 MARKUP = re.compile(r"\[(?=[a-z#/@][^\[\]]*\])")
 LEFT: list[Thread] = []
-"""Threads that nobody waits for any more, and that may be in a native call, which would abort a process that ends as usual."""
+"""Abandoned threads. They may be in a native call, which would abort a process that ends as usual."""
 CODES = (
-    "Exit codes: 0 fine; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
-    "3 no answer, the cloud was needed and could not be reached; 4 `check` found something that is not ready, `arms` a trial "
-    "that is worse; 5 too few examples for what `calibrate` or `recertify` was asked to promise; 70 a mistake in edgeroute; "
-    "130 ended by Ctrl-C or at a question; 141 nobody reads the output."
+    "Exit codes: 0 success; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
+    "3 no answer, the cloud was needed and could not be reached; 4 something is not ready in `check`, or a trial is worse in "
+    "`arms`; 5 too few examples for the promise that `calibrate` or `recertify` was asked for; 70 a bug of edgeroute; "
+    "130 interrupted by Ctrl-C, or at a question; 141 the output's reader has closed it, as with `| head`."
 )
 
 
 def exits(command: Callable[..., int]) -> Callable[..., None]:
-    """Wraps a command for typer: its result becomes the exit code, an EdgerouteError one line on stderr."""
+    """Wrap a command for Typer: its result becomes the exit code, an `EdgerouteError` one line on stderr."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
+        """Run the command, and raise `typer.Exit` with its code."""
         try:
             code = command(*args, **options)
         except KeyboardInterrupt:
@@ -50,14 +51,14 @@ def exits(command: Callable[..., int]) -> Callable[..., None]:
 
 
 def code_of(error: EdgerouteError) -> int:
-    """The exit code for this error."""
+    """Return the exit code for an error."""
     if isinstance(error, NoAnswer | CloudError):
         return NO_ANSWER
     return FAILED if isinstance(error, BadInput) else USAGE
 
 
 def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
-    """Formats an error; `more` has what it is about."""
+    """Format an error as one line of text or JSON; `more` names its subject."""
     text = str(error) or type(error).__name__
     if as_json:
         return json.dumps({**more, "error": text, "kind": type(error).__name__})
@@ -65,10 +66,10 @@ def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
 
 
 def run(app: typer.Typer) -> NoReturn:
-    """Runs the command line, and ends the process: quietly at Ctrl-C, and when nobody reads its output any more (`| head`).
+    """Run the command line, and end the process with its code.
 
-    What the encoding of the output lacks is written as an escape. What Python would do at its end is left out where a command was
-    interrupted, since it may take long: threads are waited for, and all modules are taken apart.
+    Ends quietly at Ctrl-C, and when the reader of the output has closed it (`| head`). Characters that the encoding of the output
+    lacks are written as escapes. After an interruption Python's own shutdown is skipped, since waiting for threads may take long.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -84,21 +85,22 @@ def run(app: typer.Typer) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except _NobodyReads:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for what is still buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for the rest of the buffer
         code = NOBODY_READS
-    _at_ctrl_c(signal.SIG_DFL)  # all is done: Python's own handler would print a traceback
+    _at_ctrl_c(signal.SIG_DFL)  # nothing is left to do: Python's own handler would print a traceback
     if code == INTERRUPTED or any(thread.is_alive() for thread in LEFT):
-        _leave(code)
+        _exit_at_once(code)
     sys.exit(code)
 
 
 def _at_ctrl_c(handler: Any) -> None:
-    """What Ctrl-C does from here on, unless it is ignored, as in the background of a shell."""
+    """Set the handler of Ctrl-C, unless it is ignored, as in the background of a shell."""
     if signal.getsignal(signal.SIGINT) not in {signal.SIG_IGN, None}:
         signal.signal(signal.SIGINT, handler)
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_at_once(code: int) -> NoReturn:
+    """Flush the output and end the process, without Python's shutdown."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, _NobodyReads):
             stream.flush()
@@ -106,13 +108,14 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:
+    """Run the command line and return its exit code; print the error of wrong usage or a crash."""
     try:
         return int(_command(app)(prog_name="edgeroute", standalone_mode=False) or OK)
     except typer.Abort:
         print(file=sys.stderr)
         return INTERRUPTED
-    except Exception as e:  # noqa: BLE001 - told in one way or another
-        if not hasattr(e, "format_message"):  # what the parser raises has it, and no error of another kind
+    except Exception as e:  # noqa: BLE001 - reported in any case
+        if not hasattr(e, "format_message"):  # only the parser's errors have it
             print(json.dumps({"error": str(e), "kind": type(e).__name__}) if as_json else traceback.format_exc(), file=sys.stderr)
             return CRASHED
         if as_json:
@@ -126,27 +129,27 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
 
 @cache
 def _command(app: typer.Typer) -> Any:
-    """Builds the parser, once for each process."""
-    return _plain(typer.main.get_command(app))
+    """Build the parser, once for each process."""
+    return _escape_markup(typer.main.get_command(app))
 
 
-def _plain(command: Any) -> Any:
-    """The command, with brackets in all of its help as they are: Rich takes them for its markup."""
+def _escape_markup(command: Any) -> Any:
+    """Escape the brackets in all help texts of a command, in place: Rich would take them for markup."""
     for part in (command, *command.params):
         for name in ("help", "short_help", "epilog"):
             if isinstance(text := getattr(part, name, None), str):
                 setattr(part, name, MARKUP.sub(r"\\[", text))
     for inner in getattr(command, "commands", {}).values():
-        _plain(inner)
+        _escape_markup(inner)
     return command
 
 
 class _NobodyReads(BaseException):
-    """The other end of the pipe is closed; no handler of other errors is meant."""
+    """Raised when the other end of the pipe is closed; handlers of other errors do not catch it."""
 
 
 class _Output:
-    """Standard output, whose writing raises `_NobodyReads` when its reader has gone."""
+    """Standard output whose writes raise `_NobodyReads` once the pipe is closed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -155,14 +158,14 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text."""
+        """Write text."""
         try:
             return int(self._stream.write(text))
         except BrokenPipeError:
             raise _NobodyReads from None
 
     def flush(self) -> None:
-        """Writes what is buffered."""
+        """Flush the buffer."""
         try:
             self._stream.flush()
         except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""`edgeroute export`: a model as another server takes it."""
+"""Command `edgeroute export`: exports models for Triton, Ray Serve, KServe and Kubernetes."""
 
 from __future__ import annotations
 
@@ -18,29 +18,27 @@ from edgeroute.tools.cli.tables import Json, seconds, share
 if TYPE_CHECKING:
     from edgeroute.tools.export.folder import Subject
 
-export = typer.Typer(
-    name="export", no_args_is_help=True, help="Writes a model as Triton, Ray Serve, KServe or Kubernetes take it."
-)
+export = typer.Typer(name="export", no_args_is_help=True, help="Export models for Triton, Ray Serve, KServe or Kubernetes.")
 
 Models = Annotated[list[Path], typer.Argument(metavar="MODEL...", help=".onnx files, each with its card beside it.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new folder.", show_default=False)]
 Names = Annotated[
     list[str] | None,
-    typer.Option("--name", metavar="NAME", help="Of a model on the server, for each in turn.", show_default="the card's"),
+    typer.Option("--name", metavar="NAME", help="Name of a model on the server, for each in turn.", show_default="the card's"),
 ]
-Most = Annotated[int, typer.Option("--max-batch", min=1, max=4096, metavar="N", help="Rows of one run at most.")]
+Most = Annotated[int, typer.Option("--max-batch", min=1, max=4096, metavar="N", help="Most rows of one run.")]
 Wait = Annotated[
     float | None,
-    typer.Option("--wait", parser=seconds, metavar="TIME", help="A request waits for others.", show_default="2ms"),
+    typer.Option("--wait", parser=seconds, metavar="TIME", help="Time that a request waits for others.", show_default="2ms"),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export, all of it.")]
-Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Requests that wait at most; others are refused (503).")]
-Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="How few and how many there may be.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace all of an earlier export.")]
+Queue = Annotated[int, typer.Option(min=1, metavar="N", help="Most waiting requests; further ones are refused (503).")]
+Replicas = Annotated[str, typer.Option("--replicas", metavar="LOW-HIGH", help="Least and most replicas.")]
 WAIT_S = 0.002
 
 
 class Backend(str, Enum):
-    """What runs the file in Triton."""
+    """Runners of the model file in Triton."""
 
     python = "python"
     onnxruntime = "onnxruntime"
@@ -48,7 +46,7 @@ class Backend(str, Enum):
 
 Runs = Annotated[
     Backend,
-    typer.Option("--backend", help="A program that runs the file with ONNX Runtime, or Triton's own backend, where it has that."),
+    typer.Option("--backend", help="Runner of the file: a program with ONNX Runtime, or Triton's own backend, if it has that."),
 ]
 
 
@@ -63,18 +61,17 @@ def triton(
     max_batch: Most = 32,
     wait: Wait = None,
     queue: Queue = 256,
-    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Of each model, or of each GPU.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Instances of each model, on each GPU.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on the server's GPUs.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
+    """Write a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
     from edgeroute.tools.export.triton import Batching
-    from edgeroute.tools.export.triton import triton as made
+    from edgeroute.tools.export.triton import triton as write
 
     batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, instances, gpu)
-    found = made(models, out, names=name or (), backend=backend.value, batching=batching, force=force)
-    return _said(found, out, as_json)
+    return _report(write(models, out, names=name or (), backend=backend.value, batching=batching, force=force), out, as_json)
 
 
 @export.command()
@@ -89,26 +86,29 @@ def ray(
     queue: Queue = 256,
     replicas: Replicas = "1-4",
     kept: Annotated[
-        int | None, typer.Option("--kept", min=1, metavar="N", help="Models in a replica's memory at most.", show_default="all")
+        int | None, typer.Option("--kept", min=1, metavar="N", help="Most models in a replica's memory.", show_default="all")
     ] = None,
     split: Annotated[
         list[str] | None,
         typer.Option(
-            "--split", metavar="NAME=MODEL:SHARE,...", help="A/B or canary: what answers callers of NAME.", show_default=False
+            "--split",
+            metavar="NAME=MODEL:SHARE,...",
+            help="A/B or canary: models that answer callers of NAME.",
+            show_default=False,
         ),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
-    from edgeroute.tools.export.ray import ray as made
+    """Write an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
+    from edgeroute.tools.export.ray import ray as write
 
     wait_s = WAIT_S if wait is None else wait
-    found = made(
+    exported = write(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait_s, queue=queue, replicas=_range(replicas), kept=kept,
         splits=dict(map(_split, split or ())), force=force,
     )  # fmt: skip
-    return _said(found, out, as_json)
+    return _report(exported, out, as_json)
 
 
 @export.command()
@@ -117,14 +117,14 @@ def kserve(
     models: Models,
     *,
     out: Out,
-    image: Annotated[str, typer.Option(metavar="IMAGE", help="The image of repository/Dockerfile, where you push it.")],
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="Name under which you push the image of repository/Dockerfile.")],
     name: Names = None,
     service: Annotated[
-        str | None, typer.Option("--service", metavar="NAME", help="Of the objects.", show_default="the model's")
+        str | None, typer.Option("--service", metavar="NAME", help="Name of the objects.", show_default="the model's")
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option("--storage", metavar="URI", help="Where KServe fetches the repository.", show_default="in the image"),
+        typer.Option("--storage", metavar="URI", help="Address of the repository for KServe.", show_default="in the image"),
     ] = None,
     backend: Runs = Backend.python,
     max_batch: Most = 32,
@@ -136,41 +136,43 @@ def kserve(
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
-    from edgeroute.tools.export.kserve import kserve as made
+    """Write a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
+    from edgeroute.tools.export.kserve import kserve as write
     from edgeroute.tools.export.kubernetes import Cluster
     from edgeroute.tools.export.triton import Batching
 
     batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, gpu=gpu > 0)
     cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)
-    found = made(
+    exported = write(
         models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend.value, batching=batching,
         force=force,
     )  # fmt: skip
-    return _said(found, out, as_json)
+    return _report(exported, out, as_json)
 
 
 def _range(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
-    if found is None:
-        raise typer.BadParameter(f"replicas are a number or two, as in 1-4, not {text!r}", param_hint="--replicas")
-    return int(found[1]), int(found[2] or found[1])
+    """Parse `LEAST-MOST`, or a single number."""
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if match is None:
+        raise typer.BadParameter(f"replicas must be a number or two, as in 1-4, not {text!r}", param_hint="--replicas")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _split(text: str) -> tuple[str, dict[str, float]]:
-    """Parses `NAME=MODEL:SHARE,MODEL:SHARE`."""
+    """Parse `NAME=MODEL:SHARE,MODEL:SHARE`."""
     name, _, arms = text.partition("=")
     pairs = [one.rpartition(":") for one in arms.split(",")]
     if not name or not all(arm and part for arm, _, part in pairs):
-        raise typer.BadParameter(f"a split is NAME=MODEL:SHARE,MODEL:SHARE, not {text!r}", param_hint="--split")
+        raise typer.BadParameter(f"a split must be NAME=MODEL:SHARE,MODEL:SHARE, not {text!r}", param_hint="--split")
     return name, {arm: share(part) for arm, _, part in pairs}
 
 
-def _said(found: Sequence[Subject], out: Path, as_json: bool) -> int:
+def _report(exported: Sequence[Subject], out: Path, as_json: bool) -> int:
+    """Print the exported models and return exit code 0."""
     if as_json:
-        models = [{"name": one.name, "inputs": one.inputs, "outputs": one.outputs} for one in found]
+        models = [{"name": model.name, "inputs": model.inputs, "outputs": model.outputs} for model in exported]
         print(json.dumps({"out": str(out), "models": models}))
         return OK
-    for one in found:
-        print(printable(f"{one.model.path} is in {out} as {one.name}"))
+    for model in exported:
+        print(printable(f"{model.model.path} is in {out} as {model.name}"))
     return OK

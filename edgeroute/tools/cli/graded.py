@@ -1,4 +1,4 @@
-"""Recorded scores for `calibrate`: how confident the edge was, and how good the answers of both sides were, each 0..1."""
+"""Graded answers for `calibrate`: recorded confidence of the edge, and grades of both sides' answers, each 0..1."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
 
 
 class Graded(NamedTuple):
-    """What the files hold, for n examples; None: it is in none of them."""
+    """Graded answers of n examples; None: absent."""
 
     confidence: Any
-    """[n], by the score in use."""
+    """[n], confidence of the edge by the score in use."""
     edge: Any
-    """[n], 0..1."""
+    """[n], grades of the edge, 0..1."""
     cloud: Any | None
-    """[n], 0..1."""
+    """[n], grades of the cloud, 0..1."""
     groups: Any | None
-    """[n], the scene, user or session of each."""
+    """[n], scene, user or session of each."""
 
 
-def graded(paths: Sequence[Path], every: int) -> Graded | None:
-    """Reads .npz files with `edge_scores`; None: the first file has none, so all hold something else.
+def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
+    """Read .npz files with `edge_scores`; None if no file has them.
 
     Raises:
-        BadInput: a file cannot be read, lacks something, or does not fit the others.
+        BadInput: a file cannot be read, lacks an array, or does not fit the others.
     """
-    found = [(path, by_name(path, NAMES)) for path in files(paths)]
-    if not any("edge_scores" in arrays for _, arrays in found):
+    contents = [(path, by_name(path, NAMES)) for path in files(paths)]
+    if not any("edge_scores" in arrays for _, arrays in contents):
         return None
-    first, wanted = found[0][0], set(found[0][1])
-    for path, arrays in found:
+    first, array_names = contents[0][0], set(contents[0][1])
+    for path, arrays in contents:
         missing = [name for name in ("edge_scores", "confidence") if name not in arrays]
         if missing:
             raise BadInput(f"{path} has no array {missing[0]}: graded answers are confidence, edge_scores and cloud_scores")
         shapes = {name: np.shape(array) for name, array in arrays.items()}
         if len(set(shapes.values())) > 1 or len(shapes["confidence"]) != 1:
-            there = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-            raise BadInput(f"{path}: expected one number for each example in each array, found {there}")
-        if set(arrays) != wanted:
-            raise BadInput(f"{path} and {first} do not hold the same arrays: {', '.join(sorted(set(arrays) ^ wanted))}")
-    whole = {name: np.concatenate([arrays[name] for _, arrays in found])[::every] for name in found[0][1]}
-    return Graded(whole["confidence"], whole["edge_scores"], whole.get("cloud_scores"), whole.get("groups"))
+            listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise BadInput(f"{path}: expected one number for each example in each array, found {listed}")
+        if set(arrays) != array_names:
+            raise BadInput(f"{path} and {first} do not hold the same arrays: {', '.join(sorted(set(arrays) ^ array_names))}")
+    joined = {name: np.concatenate([arrays[name] for _, arrays in contents])[::every] for name in contents[0][1]}
+    return Graded(joined["confidence"], joined["edge_scores"], joined.get("cloud_scores"), joined.get("groups"))
 
 
 def only_graded(**options: object) -> None:
-    """Raises for an option that says nothing of graded answers."""
+    """Refuse options that do not apply to graded answers."""
     for name, value in options.items():
         if value:
             hint = f"--{name.rstrip('_').replace('_', '-')}"
@@ -65,7 +65,7 @@ def only_graded(**options: object) -> None:
 
 
 class CertifiedGraded(NamedTuple):
-    """A certificate of graded answers, with the attributes that a `CalibrationResult` has."""
+    """Certificate of graded answers, with the attributes of a `CalibrationResult`."""
 
     certificate: Certificate
     notes: list[str]
@@ -74,22 +74,22 @@ class CertifiedGraded(NamedTuple):
     fitted: None = None
 
 
-def certified_graded(
-    scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, aside: DirectCalls
+def certify_graded(
+    scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, calls: DirectCalls
 ) -> CertifiedGraded:
-    """The certificate of graded answers; see `edgeroute.confidence.calibrate`.
+    """Calibrate on graded answers; see `edgeroute.confidence.calibrate`.
 
     Raises:
         NotEnough: there are too few.
-        PolicyError: the cloud's are needed, or `calibrate` rejects them.
+        PolicyError: the cloud's grades are missing, or `calibrate` rejects them.
     """
     if kind == "max_loss" and scored.cloud is None:
         raise PolicyError("max_loss is measured against the cloud: record cloud_scores too")
-    score, told = aside.score if isinstance(aside.score, str) else getattr(aside.score, "name", "function"), [TRUST]
+    score, notes = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function"), [TRUST]
     certificate = certificate_of(
         scored.confidence, scored.edge, scored.cloud,
         max_loss=value if kind == "max_loss" else None, max_error=value if kind == "max_error" else None,
         max_defer=value if kind == "max_defer" else None, sure=sure, per_class=None, groups=scored.groups, metric=metric,
-        agree=None, name=score, parameters={}, fingerprints=aside.fingerprints(), notes=told,
+        agree=None, name=score, parameters={}, fingerprints=calls.fingerprints(), notes=notes,
     )  # fmt: skip
-    return CertifiedGraded(certificate, told, score)
+    return CertifiedGraded(certificate, notes, score)

@@ -1,3 +1,5 @@
+"""Command `edgeroute infer`: answers inputs from files, and prints a summary."""
+
 from __future__ import annotations
 
 import json
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
 # Summary of `infer`.
 
 FIRST = 10
-"""Maximum number of answers shown individually."""
+"""Most answers shown individually."""
 
 
 class Tally:
-    """Counts answers, and stores only the first few."""
+    """Counter of answers; only the first few are stored."""
 
     def __init__(self) -> None:
         self.sources: Counter[str] = Counter()
@@ -41,7 +43,7 @@ class Tally:
         return len(self._latencies)
 
     def add(self, item: Item, answer: Answer) -> None:
-        """Counts one answer."""
+        """Count one answer."""
         self.sources[answer.source] += 1
         self.degraded += answer.degraded
         self._latencies.append(answer.latency_s)
@@ -52,14 +54,14 @@ class Tally:
             self.right += _right(answer, item.label)
 
     def show(self, stats: Stats, *, failed: int, batch: int) -> None:
-        """Prints the summary. stats: of the router that answered; batch: inputs answered together."""
+        """Print the summary. stats: of the router that answered; batch: inputs answered together."""
         import numpy as np
 
         from edgeroute.tools.cli.tables import console, pairs
 
         out, total = console(), self.answered
-        for shown in self._first:
-            out.print(shown, markup=False, soft_wrap=True)
+        for text in self._first:
+            out.print(text, markup=False, soft_wrap=True)
         if total > FIRST:
             out.print(f"and {total - FIRST:,} more; --json shows them all")
         rows = list[tuple[str, object]]()
@@ -79,7 +81,7 @@ class Tally:
 
 
 def _right(answer: Answer, label: Any) -> bool:
-    """Whether an answer is correct. A number as label is a class index, whatever the names of the classes."""
+    """Return True if an answer is correct. A number as label is a class index, whatever the names of the classes."""
     import numpy as np
 
     if isinstance(label, int) and isinstance(answer.value, str):
@@ -107,7 +109,7 @@ def infer(
     batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
     as_json: Json = False,
 ) -> int:
-    """Answers inputs. A failed input does not stop the others."""
+    """Answer inputs. A failed input does not stop the others."""
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.inputs import files, read_inputs
     from edgeroute.tools.measure.report.progress import bar
@@ -118,21 +120,24 @@ def infer(
         keys = router.engine.snapshot.views.keys
         task = progress.add_task("answering", total=len(paths))
 
-        def failed(error: EdgerouteError, **about: str) -> None:
+        def report_failure(error: EdgerouteError, **about: str) -> None:
+            """Print an error and count it."""
             failures.append(error)
             progress.print(line(error, as_json=as_json, **about), markup=False, highlight=False, soft_wrap=True)
 
-        def told(note: str) -> None:
+        def print_note(note: str) -> None:
+            """Print a note above the progress bar."""
             text = json.dumps({"note": note}) if as_json else printable(note)
             progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
         def items() -> Iterator[Item]:
+            """Yield the inputs of all files; report files that cannot be read."""
             total = len(paths)
             for path in paths:
                 try:
-                    rows = read_inputs(path, keys, told)
+                    rows = read_inputs(path, keys, print_note)
                 except EdgerouteError as e:  # its message contains the path
-                    failed(e, **({"input": str(path)} if as_json else {}))
+                    report_failure(e, **({"input": str(path)} if as_json else {}))
                     progress.advance(task)
                     continue
                 total += len(rows) - 1
@@ -142,7 +147,7 @@ def infer(
         for item, answer in _answers(router, items(), batch, {"mode": mode, "deadline": deadline}):
             progress.advance(task)
             if isinstance(answer, EdgerouteError):
-                failed(answer, input=item.name)
+                report_failure(answer, input=item.name)
                 continue
             tally.add(item, answer)
             if as_json:
@@ -156,29 +161,31 @@ def infer(
 
 
 def _answers(
-    router: Router, items: Iterator[Item], batch: int, ask: dict[str, Any]
+    router: Router, items: Iterator[Item], batch: int, options: dict[str, Any]
 ) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
+    """Yield each input with its answer or error, in batches."""
     group: list[Item] = []
     for item in items:
         group.append(item)
         if len(group) == batch:
-            yield from _group(router, group, ask)
+            yield from _group(router, group, options)
             group = []
-    yield from _group(router, group, ask)
+    yield from _group(router, group, options)
 
 
-def _group(router: Router, group: list[Item], ask: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
+def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
+    """Answer a batch; if that fails, each input alone, so that one cannot fail the others."""
     if len(group) > 1:
         try:
-            answers = router.infer_many([item.x for item in group], **ask)
-        except EdgerouteError:  # one invalid input fails the batch: find out which
+            answers = router.infer_many([item.x for item in group], **options)
+        except EdgerouteError:  # an invalid input fails the whole batch: answer each alone
             pass
         else:
             yield from zip(group, answers, strict=True)
             return
     for item in group:
         try:
-            yield item, router.infer(item.x, **ask)
+            yield item, router.infer(item.x, **options)
         except EdgerouteError as e:  # noqa: PERF203 - one input must not lose the others
             if isinstance(e, PolicyError | ModelMissing | RuntimeMissing):  # would recur for each input
                 raise
@@ -186,13 +193,14 @@ def _group(router: Router, group: list[Item], ask: dict[str, Any]) -> Iterator[t
 
 
 def _plain(item: Item, answer: Answer) -> dict[str, Any]:
-    value, sure = answer.value, answer.confidence
+    """Return an answer as JSON data."""
+    value, confidence = answer.value, answer.confidence
     return {
         "id": answer.id,
         "input": item.name,
         "value": value.tolist() if hasattr(value, "tolist") else value,
         "source": answer.source,
-        "confidence": None if sure is None or sure != sure else float(sure),  # noqa: PLR0124 - NaN is not JSON
+        "confidence": None if confidence is None or confidence != confidence else float(confidence),  # noqa: PLR0124 - NaN is not JSON
         "degraded": answer.degraded,
         "reason": answer.reason,
         "latency_s": round(answer.latency_s, 6),

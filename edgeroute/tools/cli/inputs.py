@@ -1,4 +1,4 @@
-"""Reads inputs from files, and from stdin."""
+"""Reader of inputs from files and stdin: arrays, images, archives and lines of JSON."""
 
 from __future__ import annotations
 
@@ -21,61 +21,63 @@ SUFFIXES = (".npy", ".npz", ".jsonl", *IMAGES)
 MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
 INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), "groups"
-"""Names of the arrays of inputs, of labels and of groups in an .npz file, the first that is there."""
+"""Names of the arrays of inputs, labels and groups in an .npz file; the first that exists counts."""
 CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
 """Keys of a view that mean the content of an image's file; any other means its pixels."""
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
-"""Beginning of a file -> its suffix, for what is piped; anything else is lines of JSON."""
+"""First bytes of piped data -> its suffix; anything else is lines of JSON."""
 
 
 Note: TypeAlias = Callable[[str], object]
 
 
 class Item(NamedTuple):
-    """One input."""
+    """Input with its name, and its label and group if the file has them."""
 
     name: str
     x: Any
     label: int | str | None = None
-    """The correct answer, if the file contains it."""
+    """Correct answer."""
     group: int | str | None = None
-    """Its scene, user or session, likewise."""
+    """Scene, user or session."""
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """Expands folders recursively to their files. A folder without any stays, for `read` to reject."""
-    found = []
+    """Expand folders recursively to their input files. A folder without any stays, for `read_inputs` to reject."""
+    expanded = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
-        found += inside or [path]
-    return found
+        in_folder = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+        expanded += in_folder or [path]
+    return expanded
 
 
 class Recorded(NamedTuple):
     """Recorded outputs of the models for n inputs that the file does not contain."""
 
     edge: Any
-    """[n, classes], the edge model's outputs."""
+    """[n, classes], outputs of the edge model."""
     cloud: Any | None
-    """[n, classes], the cloud model's; None: not recorded."""
+    """[n, classes], outputs of the cloud model; None: not recorded."""
     labels: list[int | str] | None
     groups: list[int | str] | None = None
 
 
 def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
-    """Reads inputs: a .npy file or an image is one; of an .npz file each row of `images` or `X`, or else of its first array.
+    """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
 
-    `-` is stdin, with one of these formats, or JSON: each line is an input, where a list of numbers is an array. Of a .jsonl
-    file, too; but of a mapping with `prompt` or `messages` these are the input, beside its `label` and `group`.
+    `-` is stdin, with one of these formats, or JSON: each line is an input, and a list of numbers becomes an array. A .jsonl file
+    is
+    read like that, too; but of a mapping with `prompt` or `messages` these are the input, with its `label` and `group`.
 
     Args:
-        path: of the file.
-        keys: that the policy's views take of an input. Then each is a mapping: of an .npz file a row of each of its arrays; of an
-            image its pixels, or the content of the file where a key means that.
-        note: is told what of the file is not used.
+        path: path of the file.
+        keys: keys that the policy's views take of an input. Then each input is a mapping: of an .npz file a row of each of its
+            arrays;
+            of an image its pixels, or the content of the file where a key means that.
+        note: called with a message about unused arrays.
 
     Raises:
-        BadInput: the file cannot be read, or has not what the views take.
+        BadInput: the file cannot be read, or lacks keys that the views take.
         RuntimeMissing: it is an image, and Pillow is not installed.
     """
     suffix = _suffix(path)
@@ -90,69 +92,73 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
     with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _image(path, keys) if keys else _pixels(path))]
-        with _opened(path) as file:  # numpy does not close a path that it opened itself after every error
-            found = np.load(file, allow_pickle=False)
-            if not isinstance(found, np.ndarray):
-                return _rows(path, found, keys, note)
+        with _open(path) as file:  # numpy does not close a path that it opened itself after every error
+            data = np.load(file, allow_pickle=False)
+            if not isinstance(data, np.ndarray):
+                return _rows(path, data, keys, note)
             if keys:
                 raise BadInput(
-                    f"{path} holds one array, and the policy's views take {_listed(keys)} of an input: give an .npz file with "
+                    f"{path} holds one array, and the policy's views take {_listed(keys)} of an input: pass an .npz file with "
                     "arrays of these names, an image, or lines of JSON"
                 )
-            return [Item(str(path), found)]
+            return [Item(str(path), data)]
 
 
-def recorded(path: Path, note: Note = lambda _: None) -> Recorded | None:
-    """Reads outputs from an .npz file that has `edge_logits` and no inputs by their names; None: no such file.
+def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None:
+    """Read outputs from an .npz file that has `edge_logits` and no inputs by their names; None for any other file.
 
-    note: is told what of the file is not used.
+    note: called with a message about unused arrays.
 
     Raises:
         BadInput: the file cannot be read.
     """
     if _suffix(path) != ".npz" or path.is_dir():
         return None
-    with _reading(path), _opened(path) as file:
+    with _reading(path), _open(path) as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             return None
         with archive:
             if "edge_logits" not in archive.files or any(name in archive.files for name in INPUTS):
                 return None
-            used = ["edge_logits", "cloud_logits", _first(LABELS, archive.files) or "labels", GROUPS]
-            _tell(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
+            used = ["edge_logits", "cloud_logits", _first_present(LABELS, archive.files) or "labels", GROUPS]
+            _note_unused(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
             edge = _array(archive, "edge_logits")
             cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
             labels, groups = _labels(archive), _groups(archive)
-    for name, there in {"cloud_logits": cloud, "labels": labels, "groups": groups}.items():
-        if there is not None and (not edge.ndim or len(there) != len(edge)):
-            raise BadInput(f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(there)} {name}")
+    for name, column in {"cloud_logits": cloud, "labels": labels, "groups": groups}.items():
+        if column is not None and (not edge.ndim or len(column) != len(edge)):
+            raise BadInput(
+                f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(column)} {name}"
+            )
     return Recorded(edge, cloud, labels, groups)
 
 
 def _piped() -> bytes:
-    """Reads all of stdin, once."""
-    return b"" if sys.stdin is None else _whole(sys.stdin)
+    """Return all of stdin, read once."""
+    return b"" if sys.stdin is None else _read_all(sys.stdin)
 
 
 @lru_cache(1)
-def _whole(stream: TextIO) -> bytes:
-    """Reads a stream to its end; several callers see the same bytes."""
+def _read_all(stream: TextIO) -> bytes:
+    """Read a stream to its end; later calls return the same bytes."""
     return stream.buffer.read()
 
 
 def _suffix(path: Path) -> str:
-    """Of stdin the one of its format; empty: JSON."""
+    """Return a file's suffix; of stdin that of its format, or "" for JSON."""
     if path != STDIN:
         return path.suffix.lower()
     return next((suffix for magic, suffix in MAGIC.items() if _piped().startswith(magic)), "")
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes]:
+    """Open a file, or stdin's bytes."""
     return io.BytesIO(_piped()) if path == STDIN else path.open("rb")
 
 
 def _json_lines(text: bytes) -> list[Item]:
+    """Parse the lines of stdin as inputs."""
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -166,6 +172,7 @@ def _json_lines(text: bytes) -> list[Item]:
 
 
 def _prompts(path: Path, keys: Sequence[str]) -> list[Item]:
+    """Parse the lines of a .jsonl file as inputs or prompts."""
     with _reading(path):
         text = path.read_bytes()
     items = []
@@ -174,20 +181,20 @@ def _prompts(path: Path, keys: Sequence[str]) -> list[Item]:
             continue
         where = f"{path}:{number}"
         try:
-            one = json.loads(line)
+            data = json.loads(line)
         except (ValueError, RecursionError) as e:
             raise BadInput(f"{where}: expected an input as JSON: {_why(e)}") from e
-        if keys or not isinstance(one, dict) or not {"prompt", "messages"} & {*one}:
-            items.append(Item(where, _value(one)))
+        if keys or not isinstance(data, dict) or not {"prompt", "messages"} & {*data}:
+            items.append(Item(where, _value(data)))
         else:
-            items.append(Item(where, prompt_of(one, where), one.get("label"), one.get("group")))
+            items.append(Item(where, prompt_of(data, where), data.get("label"), data.get("group")))
     if not items:
         raise BadInput(f"{path} has no lines")
     return items
 
 
 def prompt_of(line: dict[str, Any], where: str) -> Any:
-    """The input of a line: its messages, or its prompt, a text.
+    """Return the input of a line: its messages, or its prompt, a text.
 
     Raises:
         BadInput: it has neither.
@@ -201,24 +208,24 @@ def prompt_of(line: dict[str, Any], where: str) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """Lists become arrays, float32 where there is a fraction; those with mappings in them, and the rest, stay as they are."""
+    """Convert lists to arrays, float32 where there is a fraction; lists with mappings in them, and all else, stay."""
     if isinstance(value, dict):
         return {name: _value(part) for name, part in value.items()}
     if not isinstance(value, list) or any(isinstance(part, dict) for part in value):
         return value
-    found = np.asarray(value)
-    return found.astype(np.float32) if found.dtype == np.float64 else found
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """The arrays of an .npz file that have these names; none of a file of another kind.
+    """Read the arrays of an .npz file that have these names; none from a file of another kind.
 
     Raises:
         BadInput: the file cannot be read.
     """
     if _suffix(path) != ".npz" or path.is_dir():
         return {}
-    with _reading(path), _opened(path) as file:
+    with _reading(path), _open(path) as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             return {}
@@ -228,7 +235,7 @@ def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Converts the errors of reading a file to BadInput: the content decides what numpy, zipfile and Pillow raise."""
+    """Raise errors of reading a file as `BadInput`: its content decides what numpy, zipfile and Pillow raise."""
     try:
         yield
     except EdgerouteError:
@@ -240,80 +247,87 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """The message on one line, of a tokenizer without its position; with the type where the message alone says little."""
+    """Return an error's message on one line, with its type if the message alone is unclear."""
     text = " ".join(str(error.args[0] if isinstance(error, TokenError) else error).split())
     clear = text and isinstance(error, OSError | EOFError | ValueError | SyntaxError)
     return text if clear else f"{type(error).__name__}: {text}"
 
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
+    """Return the rows of an .npz file as inputs, with labels and groups."""
     with archive:
         labels, groups = _labels(archive, keys), _groups(archive, keys)
         others = [name for name in archive.files if name not in (*LABELS, GROUPS) or name in keys]
         if not others:
             raise ValueError("it holds no array of inputs")
         if missing := [key for key in keys if key not in others]:
-            there = _listed(archive.files)
-            raise ValueError(f"the policy's views take {_listed(missing)} of an input, and its arrays are {there}")
-        taken = [*keys] or [_first(INPUTS, others) or others[0]]
-        arrays = {name: _array(archive, name) for name in (others if keys else taken)}
-    if any(not arrays[name].ndim for name in taken):
+            listed = _listed(archive.files)
+            raise ValueError(f"the policy's views take {_listed(missing)} of an input, and its arrays are {listed}")
+        input_names = [*keys] or [_first_present(INPUTS, others) or others[0]]
+        arrays = {name: _array(archive, name) for name in (others if keys else input_names)}
+    if any(not arrays[name].ndim for name in input_names):
         raise ValueError("its array is one number, not rows")
-    count = len(arrays[taken[0]])
-    if uneven := [name for name in taken if len(arrays[name]) != count]:
-        raise ValueError(f"it holds {count} rows of {taken[0]!r} and {len(arrays[uneven[0]])} of {uneven[0]!r}")
+    count = len(arrays[input_names[0]])
+    if uneven := [name for name in input_names if len(arrays[name]) != count]:
+        raise ValueError(f"it holds {count} rows of {input_names[0]!r} and {len(arrays[uneven[0]])} of {uneven[0]!r}")
     if labels is not None and len(labels) != count:
         raise ValueError(f"it holds {count} inputs and {len(labels)} labels")
     if groups is not None and len(groups) != count:
         raise ValueError(f"it holds {count} inputs and {len(groups)} groups")
     rows = {name: array for name, array in arrays.items() if array.ndim and len(array) == count}
-    used = [*rows, _first([name for name in LABELS if name not in keys], archive.files), GROUPS]
-    _tell(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(taken)}", note)
-    inputs: list[Any] = [_row(row) for row in rows[taken[0]]]
+    used = [*rows, _first_present([name for name in LABELS if name not in keys], archive.files), GROUPS]
+    _note_unused(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(input_names)}", note)
+    inputs: list[Any] = [_row(row) for row in rows[input_names[0]]]
     if keys:
         inputs = [{name: _row(array[i]) for name, array in rows.items()} for i in range(count)]
-    none: list[Any] = [None] * count
-    each = zip(inputs, labels or none, groups or none, strict=True)
-    return [Item(f"{path}[{i}]", x, label, group) for i, (x, label, group) in enumerate(each)]
+    no_values: list[Any] = [None] * count
+    columns = zip(inputs, labels or no_values, groups or no_values, strict=True)
+    return [Item(f"{path}[{i}]", x, label, group) for i, (x, label, group) in enumerate(columns)]
 
 
 def _row(row: Any) -> Any:
-    """One of an array: bytes and text as such."""
+    """Return a row; bytes and text as such."""
     return row.item() if isinstance(row, np.bytes_ | np.str_) else row
 
 
-def _tell(path: Path, unused: Sequence[str], instead: str, note: Note) -> None:
+def _note_unused(path: Path, unused: Sequence[str], instead: str, note: Note) -> None:
+    """Report arrays that are not used."""
     if unused:
         arrays = "the array" if len(unused) == 1 else "the arrays"
         note(f"{path}: {arrays} {_listed(unused)} {'is' if len(unused) == 1 else 'are'} not used: {instead}")
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Return names as text."""
     return ", ".join(map(repr, names))
 
 
-def _first(names: Sequence[str], there: Sequence[str]) -> str | None:
-    return next((name for name in names if name in there), None)
+def _first_present(names: Sequence[str], existing: Sequence[str]) -> str | None:
+    """Return the first of these names that exists; None if none does."""
+    return next((name for name in names if name in existing), None)
 
 
 def _array(archive: Any, name: str) -> Any:
-    found = archive[name]
-    if not isinstance(found, np.ndarray):  # numpy gives bytes for what is no .npy file
-        raise ValueError(f"its {name!r} is no array")  # noqa: TRY004 - of the file, and no mistake in the program
-    return found
+    """Return an array of an archive; raise `ValueError` if it is no array."""
+    array = archive[name]
+    if not isinstance(array, np.ndarray):  # numpy returns bytes for a member that is no .npy file
+        raise ValueError(f"its {name!r} is no array")  # noqa: TRY004 - an error of the file, not of the program
+    return array
 
 
 def _labels(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
-    name = _first([name for name in LABELS if name not in keys], archive.files)
+    """Return the labels of an archive; None if it has none."""
+    name = _first_present([name for name in LABELS if name not in keys], archive.files)
     return None if name is None else _array(archive, name).ravel().tolist()
 
 
 def _groups(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
+    """Return the groups of an archive; None if it has none."""
     return _array(archive, GROUPS).ravel().tolist() if GROUPS in archive.files and GROUPS not in keys else None
 
 
 def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Under each key the pixels, or the file's content."""
+    """Return an image's pixels, or the file's content, under each key."""
     suffix = _suffix(path)
     if wrong := [key for key in keys if f".{key}" in IMAGES and MEDIA[f".{key}"] != MEDIA[suffix]]:
         raise BadInput(f"{path} is a {MEDIA[suffix]} file, and the policy's views take {_listed(wrong)} of an input")
@@ -323,13 +337,13 @@ def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> Any:
-    """Pixels, uint8 [height, width] for grey, [height, width, channels] for colour."""
+    """Return pixels, uint8 [height, width] for grey, [height, width, channels] for colour."""
     try:
         from PIL import Image
     except ImportError as e:
         raise RuntimeMissing(f"{path}: images are read with Pillow, which is not installed: pip install pillow") from e
     try:
-        with _opened(path) as file, Image.open(file) as image:
+        with _open(path) as file, Image.open(file) as image:
             plain = {"1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
             return np.asarray(image.convert(plain.get(image.mode, image.mode)))
     except Image.DecompressionBombError as e:

@@ -1,3 +1,5 @@
+"""Command `edgeroute inspect`: shows a model's inputs and outputs, and writes its card."""
+
 from __future__ import annotations
 
 import os
@@ -28,23 +30,23 @@ def inspect(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Input: .npy, .npz (of several inputs, with their names), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
+            help="Input: .npy, .npz (for several inputs, by name), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
             show_default=False,
         ),
     ] = None,
     index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Write the card, NAME.json beside the model.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also over a card that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing card.")] = False,
     timeout: Annotated[
-        float, typer.Option(parser=seconds, metavar="TIME", help="For the runs, or the endpoint's replies.", show_default="10s")
+        float, typer.Option(parser=seconds, metavar="TIME", help="Limit for the runs, or the endpoint.", show_default="10s")
     ] = "10s",  # type: ignore[assignment]  # the parser's
     key_env: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The environment variable with the endpoint's key.", show_default=False),
+        typer.Option(metavar="NAME", help="Environment variable with the endpoint's key.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Says what a model takes and gives, what of it is certain, guessed and open, and writes its card."""
+    """Show a model's inputs and outputs, which facts are certain, guessed and open, and write its card."""
     report: Report
     if model.lower().startswith(("http://", "https://")):
         if write:
@@ -65,13 +67,14 @@ def inspect(
         print(report.as_json())
     else:
         report.show()
-    return FAILED if report.shown and all(one.error for one in report.shown) else OK
+    return FAILED if report.shown and all(answer.error for answer in report.shown) else OK
 
 
 def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
+    """Inspect a model file of any format."""
     if path.suffix.lower() == ".gguf":
         if sample is not None:
-            raise typer.BadParameter("a language model is asked by `edgeroute infer`", param_hint="--sample")
+            raise typer.BadParameter("a language model is run by `edgeroute infer`", param_hint="--sample")
         from edgeroute.tools.cli.inspect_file import inspect_gguf
 
         return inspect_gguf(path)
@@ -81,18 +84,19 @@ def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Rep
 
 
 def _check_free(path: Path, *, force: bool) -> None:
+    """Refuse `--write` if the card exists."""
     from edgeroute.edge.card import card_path
 
     card = card_path(path)
     if not force and (card.exists() or card.is_symlink()):
-        raise typer.BadParameter(f"{card} is there already: --force writes over it", param_hint="--write")
+        raise typer.BadParameter(f"{card} exists already: --force replaces it", param_hint="--write")
 
 
 def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
-    """Writes the card as a whole, once a router has accepted it. -> its path.
+    """Write the card, once a router has run the model with it, and return its path. Writes all or nothing.
 
     Raises:
-        ModelError: it does not load, or cannot be written.
+        ModelError: the model does not run with it, or it cannot be written.
     """
     from edgeroute.edge.card import card_path
     from edgeroute.edge.runtimes import load
@@ -101,36 +105,36 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
     from edgeroute.tools.cli.inspect_report import card_text
 
     target = card_path(path)
-    made = path.with_name(f".{path.stem}.{os.getpid()}.json")
+    new_card = path.with_name(f".{path.stem}.{os.getpid()}.json")
     try:
-        with made.open("x", encoding="utf-8") as file:
+        with new_card.open("x", encoding="utf-8") as file:
             file.write(card_text(card))
-        with Router(load(path, card=made), threshold=0.5) as router:
-            found = router.check()
-        if not found.ok:
-            raise ModelError(f"the card was not written, since the model does not run with it: {found.lines[0]}")
+        with Router(load(path, card=new_card), threshold=0.5) as router:
+            report = router.check()
+        if not report.ok:
+            raise ModelError(f"the card was not written, because the model does not run with it: {report.lines[0]}")
         if force:
-            made.replace(target)
+            new_card.replace(target)
         else:
-            _put(made, target)
+            _rename_new(new_card, target)
     except FileExistsError:
-        raise typer.BadParameter(f"{target} is there already: --force writes over it", param_hint="--write") from None
+        raise typer.BadParameter(f"{target} exists already: --force replaces it", param_hint="--write") from None
     except OSError as e:
         if isinstance(e, ModelError):
             raise
         raise ModelError(f"{target} cannot be written: {e.strerror}") from e
     finally:
-        made.unlink(missing_ok=True)
+        new_card.unlink(missing_ok=True)
     return target
 
 
-def _put(made: Path, target: Path) -> None:
-    """Gives the file its name, unless there is one of that name."""
+def _rename_new(new_card: Path, target: Path) -> None:
+    """Rename a file, unless the new name exists; raise `FileExistsError` then."""
     try:
-        target.hardlink_to(made)
+        target.hardlink_to(new_card)
     except FileExistsError:
         raise
     except OSError:  # a file system without links
         with target.open("x"):
             pass
-        made.replace(target)
+        new_card.replace(target)

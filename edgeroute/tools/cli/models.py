@@ -1,4 +1,4 @@
-"""`edgeroute models`: the models of a device, and where their updates come from."""
+"""Command `edgeroute models`: lists, updates and activates the models of a device, and publishes catalogs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["models"]
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the model.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.", show_default=False)]
 Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder of the device's models.")]
-Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="Which one.", show_default=False)]
+Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="Version of the model.", show_default=False)]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="WHERE", help="The catalog, a folder or https://...; remembered.", show_default=False),
+    typer.Option("--from", metavar="WHERE", help="Catalog, a folder or https://...; remembered.", show_default=False),
 ]
 Root = Annotated[
     Path | None,
@@ -36,32 +36,41 @@ Root = Annotated[
 ]
 Authority = Annotated[
     Path | None,
-    typer.Option("--ca", metavar="FILE", help="Authorities for HTTPS, in place of the usual ones.", show_default=False),
+    typer.Option("--ca", metavar="FILE", help="Certificate authorities for HTTPS, instead of the system's.", show_default=False),
 ]
 STORE = Path("model-store")
 
 models = typer.Typer(
     name="models",
     no_args_is_help=True,
-    help="Shows, updates and publishes the models of a device. A router takes STORE/NAME.active as a model's path.",
+    help="List, update and publish the models of a device. A router takes STORE/NAME.active as a model's path.",
 )
 
 
 @models.command("list")
 @exits
-def listed(*, store: Store = STORE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False) -> int:
-    """Reads the catalog, and shows what it has."""
+def list_models(
+    *, store: Store = STORE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False
+) -> int:
+    """Download the catalog's list of models, and show it."""
     with _catalog(store, source, root, ca) as catalog:
-        found = catalog.refresh()
-        here = {(entry.name, v) for entry in found for v in catalog.store.versions(entry.name)}
+        catalog_entries = catalog.refresh()
+        downloaded = {(entry.name, v) for entry in catalog_entries for v in catalog.store.versions(entry.name)}
     if as_json:
-        print(json.dumps([{**entry.json(), "size": entry.size, "here": (entry.name, entry.version) in here} for entry in found]))
+        print(
+            json.dumps(
+                [
+                    {**entry.json(), "size": entry.size, "here": (entry.name, entry.version) in downloaded}
+                    for entry in catalog_entries
+                ]
+            )
+        )
         return OK
     columns = ("name", "version", "bytes", "runtime", "certificate", "needs", "here", "notes")
     rows = [
         (e.name, e.version, e.size, e.runtime, "yes" if e.certificate else "", e.requires,
-         "yes" if (e.name, e.version) in here else "", e.notes)
-        for e in found
+         "yes" if (e.name, e.version) in downloaded else "", e.notes)
+        for e in catalog_entries
     ]  # fmt: skip
     table(columns, rows, [name for name in columns if name != "bytes"])
     return OK
@@ -79,55 +88,55 @@ def pull(
     ca: Authority = None,
     as_json: Json = False,
 ) -> int:
-    """Downloads a version, the newest by default, and verifies it. It is not in use before `activate`."""
+    """Download a version, the newest by default, and verify it. It is not in use before `activate`."""
     with _catalog(store, source, root, ca) as catalog:
-        entry = catalog.pull(name, version, progress=None if as_json or not sys.stderr.isatty() else _shown())
+        entry = catalog.pull(name, version, progress=None if as_json or not sys.stderr.isatty() else _progress_printer())
         folder = catalog.store.version(name, entry.version)
-    return _said(f"{name} {entry.version} is here, verified: {entry.size:,} bytes in {folder}", as_json, version=entry.version)
+    return _print(f"{name} {entry.version} is here, verified: {entry.size:,} bytes in {folder}", as_json, version=entry.version)
 
 
 @models.command()
 @exits
 def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = False) -> int:
-    """Pulls the newest version, tries it with a policy (warm-up, canary inputs, certificate), and activates it if all is well.
+    """Pull the newest version, try it with a policy (warm-up, canary inputs, certificate), and activate it if all is well.
 
     One step a run, for cron or a timer. Exit code 4: the version was refused; the active one stays.
     """
     from edgeroute.catalog.update import Updater
-    from edgeroute.tools.cli.examples import plain
+    from edgeroute.tools.cli.examples import plain_router
 
-    with _catalog(store) as catalog, plain(policy, state=None) as router:
-        step = Updater(catalog, name, router, progress=None if as_json or not sys.stderr.isatty() else _shown()).step()
+    with _catalog(store) as catalog, plain_router(policy, state=None) as router:
+        step = Updater(catalog, name, router, progress=None if as_json or not sys.stderr.isatty() else _progress_printer()).step()
         if step.did == "updated":
-            catalog.mark(name, trial=0)  # nobody is here to look at its runs
+            catalog.mark(name, trial=0)  # no router watches its runs
     text = step.text.partition(", on trial")[0]
-    _said(text, as_json, did=step.did, version=step.version)
+    _print(text, as_json, did=step.did, version=step.version)
     return NOT_READY if step.did == "refused" else OK
 
 
 @models.command()
 @exits
 def verify(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> int:
-    """Compares the files of a version, the active one by default, with what was signed."""
+    """Compare the files of a version, the active one by default, with the signed hashes."""
     with _catalog(store) as catalog:
         entry = catalog.verify(name, version)
-    return _said(f"{name} {entry.version}: {len(entry.files)} files are what was signed", as_json, version=entry.version)
+    return _print(f"{name} {entry.version}: {len(entry.files)} files are what was signed", as_json, version=entry.version)
 
 
 @models.command()
 @exits
 def activate(name: Name, *, version: Version = None, store: Store = STORE, as_json: Json = False) -> int:
-    """Puts a version in use that is here: for a router that watches its policy within a second."""
+    """Activate a downloaded version: a router that watches its policy uses it within a second."""
     with _catalog(store) as catalog:
-        return _pointed(f"{name} {{}} is active", catalog.activate(name, version), as_json)
+        return _print_pointer(f"{name} {{}} is active", catalog.activate(name, version), as_json)
 
 
 @models.command()
 @exits
 def rollback(name: Name, *, store: Store = STORE, as_json: Json = False) -> int:
-    """Puts the version before in use again; updates do not try the present one again."""
+    """Activate the previous version again; updates do not try the present one again."""
     with _catalog(store) as catalog:
-        return _pointed(f"rolled back: {name} {{}} is active", catalog.rollback(name), as_json)
+        return _print_pointer(f"rolled back: {name} {{}} is active", catalog.rollback(name), as_json)
 
 
 @models.command()
@@ -136,60 +145,62 @@ def pin(
     name: Name,
     *,
     version: Version = None,
-    off: Annotated[bool, typer.Option("--off", help="Let updates change it again.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Let updates change the version again.")] = False,
     store: Store = STORE,
     as_json: Json = False,
 ) -> int:
-    """Keeps updates from changing the active version, which is `--version` if that is given."""
+    """Keep updates from changing the active version; activates `--version` if that is given."""
     if off and version:
-        raise typer.BadParameter("one of the two", param_hint="--version or --off")
+        raise typer.BadParameter("they exclude each other", param_hint="--version and --off")
     with _catalog(store) as catalog:
-        made = catalog.pin(name, version, pinned=not off)
-    return _pointed(f"{name} {{}} is {'not pinned any more' if off else 'pinned'}", made, as_json)
+        pointer = catalog.pin(name, version, pinned=not off)
+    return _print_pointer(f"{name} {{}} is {'not pinned any more' if off else 'pinned'}", pointer, as_json)
 
 
 @models.command()
 @exits
-def remove(name: Name, *, version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Which one.")],
+def remove(name: Name, *, version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Version to remove.")],
            store: Store = STORE, as_json: Json = False) -> int:  # fmt: skip
-    """Deletes a version that is not active from the device."""
+    """Delete an inactive version from the device."""
     with _catalog(store) as catalog:
         catalog.remove(name, version)
-    return _said(f"{name} {version} is removed", as_json, version=version)
+    return _print(f"{name} {version} is removed", as_json, version=version)
 
 
 @models.command()
 @exits
 def status(*, store: Store = STORE, as_json: Json = False) -> int:
-    """Shows the models of the device: active, previous and newest versions, and what is wrong. Asks nobody."""
+    """Show the models of the device: active, previous and newest versions, and problems. Sends no request."""
     with _catalog(store) as catalog:
-        found = catalog.status()
-    code = NOT_READY if any(one.problems for one in found) else OK
+        statuses = catalog.status()
+    code = NOT_READY if any(m.problems for m in statuses) else OK
     if as_json:
-        print(json.dumps([{**one._asdict(), "refused": dict(one.refused)} for one in found]))
+        print(json.dumps([{**m._asdict(), "refused": dict(m.refused)} for m in statuses]))
         return code
     columns = ("name", "active", "previous", "pinned", "newest known", "here")
-    rows = [(m.name, m.active or "none", m.previous, "yes" if m.pinned else "", m.newest, ", ".join(m.here)) for m in found]
+    rows = [(m.name, m.active or "none", m.previous, "yes" if m.pinned else "", m.newest, ", ".join(m.here)) for m in statuses]
     table(columns, rows, columns)
-    for one in found:
-        for version, why in one.refused:
-            print(printable(f"{one.name} {version} is not tried again by updates: {why}"))
-        for problem in one.problems:
+    for m in statuses:
+        for version, why in m.refused:
+            print(printable(f"{m.name} {version} is not tried again by updates: {why}"))
+        for problem in m.problems:
             print(printable(f"! {problem}"))
     return code
 
 
 def _catalog(store: Path, source: str | None = None, root: Path | None = None, ca: Path | None = None) -> Catalog:
+    """Open the catalog of a store."""
     from edgeroute.catalog import Catalog as Made
 
     return Made(store, source, root=root, verify=True if ca is None else ca)
 
 
-def _shown() -> Any:
-    """Shows progress in the terminal's last line."""
+def _progress_printer() -> Any:
+    """Return a function that shows progress in the terminal's last line."""
     last = -1
 
     def show(progress: Progress) -> None:
+        """Print the percentage if it has changed."""
         nonlocal last
         percent = 100 * progress.done // max(1, progress.total)
         if percent != last:
@@ -200,20 +211,26 @@ def _shown() -> Any:
     return show
 
 
-def _pointed(text: str, made: Pointer, as_json: bool) -> int:
-    return _said(text.format(made.version), as_json, version=made.version, previous=made.previous, pinned=made.pinned)
+def _print_pointer(text: str, pointer: Pointer, as_json: bool) -> int:
+    """Print which version is active."""
+    return _print(
+        text.format(pointer.version), as_json, version=pointer.version, previous=pointer.previous, pinned=pointer.pinned
+    )
 
 
-def _said(text: str, as_json: bool, **more: object) -> int:
+def _print(text: str, as_json: bool, **more: object) -> int:
+    """Print a text, or JSON with further fields; return the exit code."""
     print(json.dumps({"text": text, **more}) if as_json else printable(text))
     return OK
 
 
-# The publisher's commands of `edgeroute models`.
+# Commands for publishers.
 
-CatalogFolder = Annotated[Path, typer.Option("--catalog", metavar="DIR", help="The catalog's folder, which a web server serves.")]
-Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="The folder of the keys.")]
-Days = Annotated[float, typer.Option("--days", min=0.001, metavar="N", help="How long devices accept the list of models.")]
+CatalogFolder = Annotated[
+    Path, typer.Option("--catalog", metavar="DIR", help="Folder of the catalog, which a web server serves.")
+]
+Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="Folder of the keys.")]
+Days = Annotated[float, typer.Option("--days", min=0.001, metavar="N", help="Days that devices accept the list of models.")]
 CATALOG, KEYS = Path("catalog"), Path("keys")
 
 
@@ -223,62 +240,62 @@ def keygen(
     *,
     keys: Keys = KEYS,
     rotate: Annotated[
-        Path | None, typer.Option("--rotate", metavar="DIR", help="Folder of new keys.", show_default=False)
+        Path | None, typer.Option("--rotate", metavar="DIR", help="Replace the keys by those in this folder.", show_default=False)
     ] = None,
     catalog: CatalogFolder = CATALOG,
     as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Makes the keys of a publisher: root.pem, which is kept offline, and models.pem, which signs the lists of models."""
-    from edgeroute.tools import catalog_publish as made
+    """Create the keys of a publisher: root.pem, to be stored offline, and models.pem, which signs the lists of models."""
+    from edgeroute.tools import catalog_publish
 
     if rotate is not None:
-        made.rotate(catalog, keys=keys, new=rotate)
-        return _said(f"{catalog} is signed by the keys in {rotate}; devices follow by themselves", as_json)
-    root, lists = made.keygen(keys)
-    return _said(f"{root} signs the list of keys: keep it offline; {lists} signs the lists of models", as_json)
+        catalog_publish.rotate(catalog, keys=keys, new=rotate)
+        return _print(f"{catalog} is signed by the keys in {rotate}; devices follow by themselves", as_json)
+    root, lists = catalog_publish.keygen(keys)
+    return _print(f"{root} signs the list of keys: keep it offline; {lists} signs the lists of models", as_json)
 
 
 @models.command()
 @exits
 def publish(
     name: Name,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The model, and what belongs beside it.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The model, and files that belong to it.")],
     *,
-    version: Annotated[str, typer.Option("--version", metavar="VERSION", help="A new one.")],
+    version: Annotated[str, typer.Option("--version", metavar="VERSION", help="New version.")],
     catalog: CatalogFolder = CATALOG,
     keys: Keys = KEYS,
     certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="Of the model's threshold.", show_default=False)
+        Path | None, typer.Option("--certificate", metavar="FILE", help="Certificate of its threshold.", show_default=False)
     ] = None,
     canaries: Annotated[
         Path | None,
         typer.Option("--canaries", metavar="FILE", help="Inputs and answers to try (.npz).", show_default=False),
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="The file of canaries has inputs alone: take the model's answers here for right.")
+        bool, typer.Option("--record", help="Run the model here on the canary inputs, and take its answers as right.")
     ] = False,
     requires: Annotated[str, typer.Option("--requires", metavar="VERSION", help="Lowest edgeroute.", show_default=False)] = "",
-    notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="For people.", show_default=False)] = "",
+    notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="Text for people.", show_default=False)] = "",
     days: Days = 30,
     as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Adds a version of a model to a catalog, and signs it. The catalog is made if it is not there."""
+    """Add a version of a model to a catalog, created if missing, and sign it."""
     from tempfile import TemporaryDirectory
 
-    from edgeroute.tools import catalog_publish as made
+    from edgeroute.tools import catalog_publish
 
     with TemporaryDirectory() as folder:
         if record:
             if canaries is None:
-                raise typer.BadParameter("which inputs? Give --canaries", param_hint="--record")
-            canaries = _recorded(files[0], canaries, Path(folder) / "canaries.npz")
-        entry = made.publish(
+                raise typer.BadParameter("it needs inputs: add --canaries", param_hint="--record")
+            canaries = _record_answers(files[0], canaries, Path(folder) / "canaries.npz")
+        entry = catalog_publish.publish(
             catalog, name, version, files, keys=keys, certificate=certificate, canaries=canaries, requires=requires, notes=notes,
             days=days,
         )  # fmt: skip
     size = f"{len(entry.files)} files, {entry.size:,} bytes"
     text = f"{name} {version} is in {catalog}: {size}; devices need {catalog / 'root.json'} once"
-    return _said(text, as_json, entry=entry.json())
+    return _print(text, as_json, entry=entry.json())
 
 
 @models.command()
@@ -289,20 +306,20 @@ def sign(
     keys: Keys = KEYS,
     days: Days = 30,
     withdraw: Annotated[
-        list[str] | None, typer.Option("--withdraw", metavar="NAME=VERSION", help="Take it from the list.", show_default=False)
+        list[str] | None, typer.Option("--withdraw", metavar="NAME=VERSION", help="Remove it from the list.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Signs a catalog again, so that its list of models does not expire; root.pem is not needed."""
-    from edgeroute.tools import catalog_publish as made
+    """Sign a catalog again, so that its list of models does not expire; root.pem is not needed."""
+    from edgeroute.tools import catalog_publish
 
-    gone = [tuple(one.partition("=")[::2]) for one in withdraw or ()]
-    found = made.sign(catalog, keys=keys, days=days, withdraw=gone)  # type: ignore[arg-type]  # partition gives three
-    return _said(f"{catalog} is signed for {days:g} days: {len(found)} versions", as_json)
+    versions = [tuple(text.partition("=")[::2]) for text in withdraw or ()]
+    remaining = catalog_publish.sign(catalog, keys=keys, days=days, withdraw=versions)  # type: ignore[arg-type]  # pairs
+    return _print(f"{catalog} is signed for {days:g} days: {len(remaining)} versions", as_json)
 
 
-def _recorded(model: Path, inputs: Path, to: Path) -> Path:
-    """Runs the model on the inputs, and writes both."""
+def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
+    """Run the model on the inputs of a file, and write inputs and answers to another."""
     import numpy as np
 
     from edgeroute.catalog.update import NAMED, write_canaries
@@ -311,9 +328,11 @@ def _recorded(model: Path, inputs: Path, to: Path) -> Path:
     try:
         with np.load(inputs, allow_pickle=False) as data:
             arrays: dict[str, Any] = {key: data[key] for key in data.files}
-        named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
+        input_arrays = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         rows = (
-            [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)] if named else list(arrays["inputs"])
+            [dict(zip(input_arrays, row, strict=True)) for row in zip(*input_arrays.values(), strict=True)]
+            if input_arrays
+            else list(arrays["inputs"])
         )
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadInput(f"{inputs} has no inputs: an .npz file with `inputs`, or `input:NAME` for each of several ({e})") from e

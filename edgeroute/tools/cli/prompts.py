@@ -1,4 +1,4 @@
-"""Prompts with the answers of two models, in lines of JSON: graded, 0 or 1 by a label, or without a grade."""
+"""Prompts with the answers of two models, in lines of JSON, for `calibrate`: graded, labelled, or compared with each other."""
 
 from __future__ import annotations
 
@@ -25,36 +25,37 @@ SIDES = ("edge", "cloud")
 
 
 class Line(NamedTuple):
-    """One prompt."""
+    """Prompt with its answers, grades and confidence."""
 
     where: str
     x: Any
-    said: dict[str, Any]
-    """Side -> its answer's text; None: it is not there."""
+    answers: dict[str, Any]
+    """Side -> its answer's text; None: absent."""
     grades: dict[str, float | None]
-    """Side -> how good its answer is, 0..1."""
+    """Side -> grade of its answer, 0..1."""
     confidence: float | None
     logprobs: list[float]
-    """Of the edge's tokens; empty: they are not there."""
+    """Log-probabilities of the edge's tokens; empty: absent."""
     group: Any
 
 
-def prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
-    """Reads .jsonl files whose lines have answers or grades; None: there are none, or they hold inputs alone.
+def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
+    """Read .jsonl files whose lines have answers or grades; None if there are none, or they hold only inputs.
 
     A line has `prompt` or `messages`; `edge` and `cloud`, each an answer's text, or a mapping with `text` and `logprobs`, or a
     completion in OpenAI's JSON; `grade`, the edge's, or a mapping from side to grade, 0..1; or `label`, the right answer; and
-    perhaps `confidence` and `group`.
+    perhaps
+    `confidence` and `group`.
 
     Raises:
-        BadInput: a line is not that, or only some have grades.
+        BadInput: a line is invalid, or only some have grades.
     """
-    found = [path for path in files(paths) if path.suffix.lower() == ".jsonl"]
-    lines = [_line(f"{path}:{n}", text) for path in found for n, text in _numbered(path)][::every]
-    if not lines or not any(line.said["edge"] is not None or line.grades["edge"] is not None for line in lines):
+    json_files = [path for path in files(paths) if path.suffix.lower() == ".jsonl"]
+    lines = [_line(f"{path}:{n}", text) for path in json_files for n, text in _numbered_lines(path)][::every]
+    if not lines or not any(line.answers["edge"] is not None or line.grades["edge"] is not None for line in lines):
         return None
-    if len(found) < len(files(paths)):
-        raise BadInput("some of the files are lines of JSON with answers, and others are not: give one kind at a time")
+    if len(json_files) < len(files(paths)):
+        raise BadInput("some of the files are lines of JSON with answers, and others are not: pass one kind at a time")
     for side in SIDES:
         missing = [line.where for line in lines if line.grades[side] is None]
         if missing and (side == "edge" or len(missing) < len(lines)):
@@ -65,38 +66,40 @@ def prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     return lines
 
 
-def graded_prompts(lines: Sequence[Line], aside: DirectCalls, router: Router) -> Graded:
-    """The grades, with the confidence of each answer by the score in use: recorded, or that of the edge, which then runs.
+def grade_prompts(lines: Sequence[Line], calls: DirectCalls, router: Router) -> Graded:
+    """Return the grades, with the confidence of each answer by the score in use: recorded, or from a run of the edge.
 
     Raises:
-        BadInput: neither is possible, or the edge answers otherwise now than was graded.
+        BadInput: neither is possible, or the edge now gives another answer than the graded one.
     """
-    confidence = [_confidence(line, aside, router) for line in lines]
+    confidence = [_confidence(line, calls, router) for line in lines]
     cloud = None if lines[0].grades["cloud"] is None else np.array([line.grades["cloud"] for line in lines], float)
     groups = None if lines[0].group is None else np.array([str(line.group) for line in lines])
     return Graded(np.array(confidence, float), np.array([line.grades["edge"] for line in lines], float), cloud, groups)
 
 
-def _confidence(line: Line, aside: DirectCalls, router: Router) -> float:
-    score = aside.score
+def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
+    """Return the confidence of a line's answer; runs the edge if it is not recorded."""
+    score = calls.score
     if line.confidence is not None:
         return line.confidence
     if isinstance(score, InputScore):
         return score.of_input(line.x)
     if line.logprobs and (isinstance(score, Prefix) or not callable(score)):
         return score(line.logprobs) if isinstance(score, Prefix) else quantile(np.array(line.logprobs))
-    if aside.before or aside.number:
-        raise BadInput(f"{line.where}: of several edge models the confidence is recorded, as confidence or logprobs")
+    if calls.before or calls.number:
+        raise BadInput(f"{line.where}: with several edge models the confidence must be recorded, as confidence or logprobs")
     answer = router.infer(line.x, mode="only_edge")
-    if line.said["edge"] is not None and answer.value != line.said["edge"]:
+    if line.answers["edge"] is not None and answer.value != line.answers["edge"]:
         raise BadInput(
-            f"{line.where}: the edge model answers otherwise now than what was graded, so its confidence is of another answer: "
-            "record that with the answer, as logprobs or confidence, or grade its answers of now"
+            f"{line.where}: the edge model now gives another answer than the graded one, so its confidence does not fit: record "
+            "the confidence with the answer, as logprobs or confidence, or grade its present answers"
         )
     return float("nan") if answer.confidence is None else answer.confidence
 
 
-def _numbered(path: Path) -> list[tuple[int, bytes]]:
+def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Return the lines of a file that are not empty, with their numbers."""
     try:
         return [(n, text) for n, text in enumerate(path.read_bytes().splitlines(), 1) if text.strip()]
     except OSError as e:
@@ -104,26 +107,28 @@ def _numbered(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _line(where: str, text: bytes) -> Line:
+    """Parse a line."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise BadInput(f"{where}: expected a line of JSON: {type(e).__name__}") from e
     if not isinstance(line, dict):
         raise BadInput(f'{where}: expected a mapping with "prompt" or "messages", found a {type(line).__name__}')
-    said = {side: _text(where, side, line.get(side)) for side in SIDES}
-    given, label = line.get("grade"), line.get("label")
-    grade = given if isinstance(given, dict) else {"edge": given}
+    answers = {side: _text(where, side, line.get(side)) for side in SIDES}
+    grade_entry, label = line.get("grade"), line.get("label")
+    grade = grade_entry if isinstance(grade_entry, dict) else {"edge": grade_entry}
     grades = {side: _grade(f"{where}: the grade of the {side}", grade.get(side)) for side in SIDES}
     for side in SIDES if label is not None else ():
-        if grades[side] is None and said[side] is not None:
-            grades[side] = float(said[side] == str(label))
-    if label is None and given is None and None not in said.values():  # right is what the cloud says
-        grades = {"edge": float(said["edge"] == said["cloud"]), "cloud": 1.0}
+        if grades[side] is None and answers[side] is not None:
+            grades[side] = float(answers[side] == str(label))
+    if label is None and grade_entry is None and None not in answers.values():  # the cloud's answer counts as right
+        grades = {"edge": float(answers["edge"] == answers["cloud"]), "cloud": 1.0}
     confidence = _number(f"{where}: confidence", line.get("confidence"))
-    return Line(where, prompt_of(line, where), said, grades, confidence, _logprobs(where, line.get("edge")), line.get("group"))
+    return Line(where, prompt_of(line, where), answers, grades, confidence, _logprobs(where, line.get("edge")), line.get("group"))
 
 
 def _text(where: str, side: str, answer: Any) -> str | None:
+    """Return an answer's text; None if absent."""
     if isinstance(answer, dict) and "choices" in answer:
         try:
             choice = answer["choices"][0]
@@ -133,30 +138,32 @@ def _text(where: str, side: str, answer: Any) -> str | None:
     elif isinstance(answer, dict):
         answer = answer.get("text")
     if not isinstance(answer, str | None):
-        raise BadInput(f'{where}: {side} is an answer\'s text, or a mapping with "text", and not a {type(answer).__name__}')
+        raise BadInput(f'{where}: {side} must be an answer\'s text, or a mapping with "text", not a {type(answer).__name__}')
     return answer
 
 
 def _logprobs(where: str, answer: Any) -> list[float]:
+    """Return the log-probabilities of an answer's tokens; empty if absent."""
     if not isinstance(answer, dict):
         return []
     try:
-        found = token_logprobs(answer if "choices" in answer else ("", answer.get("logprobs") or []))
+        return token_logprobs(answer if "choices" in answer else ("", answer.get("logprobs") or []))
     except (AttributeError, BadReply, KeyError, TypeError, ValueError):
-        raise BadInput(f"{where}: logprobs are natural logarithms, one for each token") from None
-    return found
+        raise BadInput(f"{where}: logprobs must be natural logarithms, one for each token") from None
 
 
 def _grade(what: str, given: Any) -> float | None:
+    """Return a grade from 0 to 1; None if absent."""
     grade = _number(what, given)
     if grade is not None and not 0 <= grade <= 1:
-        raise BadInput(f"{what} is a number from 0 to 1, not {grade:g}")
+        raise BadInput(f"{what} must be a number from 0 to 1, not {grade:g}")
     return grade
 
 
 def _number(what: str, given: Any) -> float | None:
+    """Return a finite number; None if absent."""
     if given is None:
         return None
     if not isinstance(given, int | float) or not isfinite(given):
-        raise BadInput(f"{what} is a number, not {given!r:.40}")
+        raise BadInput(f"{what} must be a number, not {given!r:.40}")
     return float(given)

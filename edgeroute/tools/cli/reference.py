@@ -1,4 +1,4 @@
-"""docs/commands.md: every command with its arguments and options, from the functions that are the commands."""
+"""Text of docs/commands.md: every command with its arguments and options, from the command functions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Options of several commands, which their lists leave out:
 """
 KINDS = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 COMMON = 6
-"""An option that is the same in so many commands is described once."""
+"""Number of commands with an equal option from which it is described once for all of them."""
 
 
 class Parameter(NamedTuple):
-    """An argument or an option of a command."""
+    """Argument or option of a command."""
 
     name: str
     info: ArgumentInfo | OptionInfo
@@ -41,12 +41,12 @@ class Parameter(NamedTuple):
 
     @property
     def long(self) -> str:
-        """The option's long name alone."""
+        """The option's first name alone, as in a usage line."""
         return self.shown.partition(" ")[0].rstrip(",")
 
     @property
     def shown(self) -> str:
-        """As in a usage line: `--policy, -p FILE`, or `MODEL...`."""
+        """Names and value: `--policy, -p FILE`, or `MODEL...`."""
         if isinstance(self.info, ArgumentInfo):
             return self.info.metavar or self.name.upper()
         first = str(self.info.default)  # where a name in Annotated goes
@@ -55,18 +55,18 @@ class Parameter(NamedTuple):
 
     @property
     def value(self) -> str:
-        """What stands for an option's value; a flag has none."""
+        """Placeholder of an option's value; empty for a flag."""
         if self.type is bool:
             return ""
         if get_origin(self.type) is Literal:
             return self.info.metavar or " or ".join(get_args(self.type))
-        if issubclass(self.type, Enum):
+        if isinstance(self.type, type) and issubclass(self.type, Enum):
             return self.info.metavar or " or ".join(choice.value for choice in self.type)
         return self.info.metavar or KINDS.get(self.type, "TEXT")
 
     @property
     def help(self) -> str:
-        """Its text, with the default."""
+        """Help text, with the default."""
         text = self.info.help or ""
         default = self.info.show_default if isinstance(self.info.show_default, str) else self.default
         if not self.info.show_default or isinstance(default, bool | NoneType | list | tuple | type):  # `empty` is a type
@@ -75,7 +75,7 @@ class Parameter(NamedTuple):
 
 
 def reference(app: typer.Typer) -> str:
-    """Return docs/commands.md: options of many commands, then each command; what an earlier command has alike is only named."""
+    """Return the text of docs/commands.md: options of many commands, then each command; options described before are only named."""
     commands = [*_commands(app, "edgeroute")]
     counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters)
     common = [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= COMMON}.values()][::-1]
@@ -94,7 +94,7 @@ def _commands(app: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[...
 
 
 def _section(name: str, command: Callable[..., Any], parameters: list[Parameter], first: dict[str, str]) -> str:
-    """Return the text of a command. `first` has the command that describes a row, and gets the new rows."""
+    """Return the text of a command. first: row of an option -> the command that describes it; new rows are added."""
     alike = dict[str, list[str]]()
     rows = []
     for parameter in parameters:
@@ -112,10 +112,12 @@ def _section(name: str, command: Callable[..., Any], parameters: list[Parameter]
 
 
 def _row(parameter: Parameter) -> str:
+    """Return the line that describes a parameter."""
     return f"* `{parameter.shown}`: {parameter.help}"
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
+    """Yield the visible arguments and options of a command."""
     hints = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]

@@ -1,3 +1,5 @@
+"""Command `edgeroute replay`: replays a trace under another policy, or estimates savings from a log of another tool."""
+
 from __future__ import annotations
 
 import json
@@ -20,14 +22,14 @@ if TYPE_CHECKING:
     from edgeroute.tools.replay.logs import Price
 
 
-# `replay --from`: what a certified threshold would save, from a foreign log.
+# `replay --from`: savings of a certified threshold, from a foreign log.
 
 LOG = "A foreign log"
-"""The part of the help with these options."""
+"""Title of these options in the help."""
 
 
 def _price(text: str) -> Price:
-    """Parses `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion."""
+    """Parse `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion."""
     from edgeroute.tools.replay.logs import Price
 
     try:
@@ -35,49 +37,52 @@ def _price(text: str) -> Price:
     except ValueError:
         parts = []
     if len(parts) not in {1, 2} or not all(isfinite(part) and part >= 0 for part in parts):
-        raise typer.BadParameter(f"a price is 0.002 (dollars a request) or 0.15/0.60 (a million tokens in/out), not {text!r}")
+        raise typer.BadParameter(f"a price must be 0.002 (dollars a request) or 0.15/0.60 (a million tokens), not {text!r}")
     return Price(parts[0]) if len(parts) == 1 else Price(0.0, *parts)
 
 
 def _option(*names: str, show_default: bool | str = False, **more: object) -> object:
+    """Return an option in the help's part about foreign logs."""
     return typer.Option(*names, show_default=show_default, rich_help_panel=LOG, **more)  # type: ignore[arg-type]
 
 
 MaxLoss = Annotated[
     float | None,
-    _option(parser=share, metavar="SHARE", help="Accuracy or score that may be lost against the cloud.", show_default="1%"),
+    _option(parser=share, metavar="SHARE", help="Largest loss of accuracy or score against the cloud.", show_default="1%"),
 ]
-Sure = Annotated[float | None, _option(parser=share, metavar="SHARE", help="Confidence level.", show_default="95%")]
+Sure = Annotated[
+    float | None, _option(parser=share, metavar="SHARE", help="Confidence level of the guarantee.", show_default="95%")
+]
 EdgeModel = Annotated[
-    str | None, _option(metavar="NAME", help="The model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
+    str | None, _option(metavar="NAME", help="Model for the edge, as the log names it, or a pattern: 'gpt-4o-mini*'.")
 ]
-CloudModel = Annotated[str | None, _option(metavar="NAME", help="Likewise for the cloud. Of two models one is enough.")]
+CloudModel = Annotated[str | None, _option(metavar="NAME", help="Model for the cloud. Of two models one is enough.")]
 EdgePrice = Annotated[
     object,
     _option(
         parser=_price,
         metavar="USD",
-        help="A request (0 on a device), or IN/OUT: a million tokens.",
+        help="Price of a request on the edge (0 on a device), or IN/OUT: of a million tokens.",
         show_default="as the log says",
     ),
 ]
-CloudPrice = Annotated[object, _option(parser=_price, metavar="USD", help="Likewise of the cloud.")]
+CloudPrice = Annotated[object, _option(parser=_price, metavar="USD", help="Price on the cloud, in the same form.")]
 Id = Annotated[
     str | None,
-    _option("--id", metavar="KEY", help="Where in a line the request's ID is, as metadata.job.", show_default="its messages"),
+    _option("--id", metavar="KEY", help="Path of the request's ID in a line, as metadata.job.", show_default="its messages"),
 ]
 Score = Annotated[
     str | None,
-    _option("--score", metavar="KEY", help="Where in a line the answer's score is, 0..1. Without it: agreement with the cloud."),
+    _option("--score", metavar="KEY", help="Path of the answer's score in a line, 0..1. Without it: agreement with the cloud."),
 ]
 Match = Annotated[
     Literal["text", "exact"] | None,
-    _option(help="Answers agree if alike but for case and spaces, or exactly.", show_default="text"),
+    _option(help="Answers agree if they differ only in case and spaces, or exactly.", show_default="text"),
 ]
 
 
-def given(options: Mapping[str, object], meant: str) -> None:
-    """Rejects options that are for something else.
+def refuse(options: Mapping[str, object], meant: str) -> None:
+    """Refuse options that are for something else.
 
     Raises:
         typer.BadParameter: one of these was given.
@@ -102,7 +107,7 @@ def saving(
     match: Literal["text", "exact"] | None,
     as_json: bool,
 ) -> int:
-    """Prints what a certified threshold would save."""
+    """Print the savings of a certified threshold."""
     from edgeroute.confidence import NotEnough
     from edgeroute.tools.replay.logs import Price, Read
     from edgeroute.tools.replay.saving import saving as run
@@ -110,12 +115,12 @@ def saving(
     prices = [price if isinstance(price, Price) else None for price in (edge_price, cloud_price)]
     how = Read(edge_model or "", cloud_model or "", prices[0], prices[1], id_at or "", score_at or "", match or "text")
     try:
-        found = run(files, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how)
+        result = run(files, log, max_loss=0.01 if max_loss is None else max_loss, sure=0.95 if sure is None else sure, how=how)
     except NotEnough as e:
         missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
         print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
         return TOO_FEW
-    print(json.dumps(found.as_dict(), allow_nan=False) if as_json else printable(str(found)))
+    print(json.dumps(result.as_dict(), allow_nan=False) if as_json else printable(str(result)))
     return OK
 
 
@@ -124,14 +129,14 @@ def replay(
         list[Path],
         typer.Argument(
             metavar="FILE",
-            help="A trace of a router, with the files it has filled; with --from one or more files of a log; or `-` for stdin.",
+            help="Trace of a router, with its rotated files; with --from one or more files of a log; or `-` for stdin.",
             show_default=False,
         ),
     ],
     *,
     policy: Annotated[
         Path | None,
-        typer.Option("--policy", "-p", metavar="FILE", help="The policy that a trace is replayed under.", show_default=False),
+        typer.Option("--policy", "-p", metavar="FILE", help="Policy for the replay of a trace.", show_default=False),
     ] = None,
     network: Annotated[
         str | None,
@@ -147,37 +152,37 @@ def replay(
             parser=seconds,
             metavar="TIME",
             show_default=False,
-            help="With a network, what an endpoint needs for an answer. Without it: as its fastest recorded one.",
+            help="With a network, an endpoint's time for an answer. Without it: as its fastest recorded one.",
         ),
     ] = None,
     battery: Annotated[
         float | None,
         typer.Option(
-            parser=share, metavar="SHARE", help="What the battery has at the first request, as 20%.", show_default=False
+            parser=share, metavar="SHARE", help="Charge of the battery at the first request, as 20%.", show_default=False
         ),
     ] = None,
     battery_wh: Annotated[float, typer.Option(min=0, help="Watt hours of a full battery.")] = 10.0,
-    idle_watts: Annotated[float, typer.Option(min=0, help="What the device takes whatever it does.")] = 0.0,
+    idle_watts: Annotated[float, typer.Option(min=0, help="Base load of the device.")] = 0.0,
     edge_joules: Annotated[
         float | None,
         typer.Option(
             min=0,
             show_default=False,
-            help="What a run of the edge model takes. Without it: as recorded, where the router knew it.",
+            help="Energy of a run of the edge model. Without it: as recorded, where the router knew it.",
         ),
     ] = None,
     thermal: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time."),
     ] = None,
-    keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep the mode that each request was recorded with.")] = False,
-    keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's deadline.")] = False,
-    seed: Annotated[int, typer.Option(help="Of what is left to chance.")] = 0,
+    keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep each request's recorded mode.")] = False,
+    keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's recorded deadline.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     log: Annotated[
         Literal["openai-log", "litellm-log", "csv"] | None,
         typer.Option(
             "--from",
-            help="What a certified threshold would save, from requests that two models answered.",
+            help="Estimate the savings of a certified threshold, from requests that two models answered.",
             show_default=False,
             rich_help_panel=LOG,
         ),
@@ -193,9 +198,9 @@ def replay(
     match: Match = None,
     as_json: Json = False,
 ) -> int:
-    """Replays recorded requests under another policy or network. Runs no model; sends nothing.
+    """Replay recorded requests under another policy or network. Runs no model; sends nothing.
 
-    With --from: what could be left to the smaller of two models, with a guarantee, from a foreign log of what both answered.
+    With --from: estimate which requests the smaller of two models could answer, with a guarantee, from a log of both.
     """
     of_log = {
         "--max-loss": max_loss, "--sure": sure, "--edge-model": edge_model, "--cloud-model": cloud_model,
@@ -206,35 +211,35 @@ def replay(
             "--policy": policy, "--network": network, "--server-time": server_time, "--battery": battery, "--thermal": thermal,
             "--keep-mode": keep_mode or None, "--keep-deadline": keep_deadline or None,
         }  # fmt: skip
-        given(of_trace, "a trace, not a foreign log")
+        refuse(of_trace, "a trace, not a foreign log")
         if log == "csv":
-            given({"--id": id_at, "--score": score_at}, "a log of calls: a table has columns of these names")
+            refuse({"--id": id_at, "--score": score_at}, "a log of calls: a table has columns of these names")
         return saving(
             trace, log, max_loss=max_loss, sure=sure, edge_model=edge_model, cloud_model=cloud_model, edge_price=edge_price,
             cloud_price=cloud_price, id_at=id_at, score_at=score_at, match=match, as_json=as_json,
         )  # fmt: skip
-    given(of_log, "a foreign log: --from says of which kind")
+    refuse(of_log, "a foreign log: --from says of which kind")
     if policy is None:
-        raise typer.BadParameter("a trace is replayed under one; a foreign log is read with --from", param_hint="--policy")
+        raise typer.BadParameter("a trace needs a policy; a foreign log needs --from", param_hint="--policy")
     if len(trace) > 1:
-        raise typer.BadParameter("one trace at a time: the files that it has filled are read with it", param_hint="FILE")
+        raise typer.BadParameter("only one trace at a time: its rotated files are read with it", param_hint="FILE")
 
     from edgeroute.tools.replay import Battery
     from edgeroute.tools.replay import replay as run
 
     with _file(trace[0]) as file:
-        found = run(
+        result = run(
             file, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
             battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
             keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
         )  # fmt: skip
-    print(json.dumps(found.as_dict()) if as_json else printable(str(found)))
+    print(json.dumps(result.as_dict()) if as_json else printable(str(result)))
     return OK
 
 
 @contextmanager
 def _file(trace: Path) -> Iterator[Path]:
-    """The trace as a file: stdin is copied to one that only its owner can read."""
+    """Provide the trace as a file: stdin is copied to one that only its owner can read."""
     if str(trace) != "-":
         yield trace
         return

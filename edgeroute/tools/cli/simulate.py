@@ -1,3 +1,5 @@
+"""Command `edgeroute simulate`: an outage, or a small cloud, for a fleet of simulated devices."""
+
 from __future__ import annotations
 
 import json
@@ -23,52 +25,62 @@ if TYPE_CHECKING:
 
 
 def device_of(policy: Path | None, **more: float | None) -> Device | None:
-    """A device of the fleet with the policy of a file, None without one; `more` are fields of it, as far as they are given."""
-    given = {name: value for name, value in more.items() if value is not None}
-    if any(value != value for value in given.values()):  # noqa: PLR0124 - NaN is in no range, and out of none
-        raise typer.BadParameter("a number is needed for each of the device's figures, and nan is none")
+    """Return the simulated device with a policy file; None without one.
+
+    more: fields of the device; those that are None have its defaults.
+
+    Raises:
+        typer.BadParameter: a field is not a number, or there is no policy to use it, or the policy lacks an edge or a cloud.
+    """
+    fields = {name: value for name, value in more.items() if value is not None}
+    if any(value != value for value in fields.values()):  # noqa: PLR0124 - NaN is in no range, and out of none
+        raise typer.BadParameter("each of the device's options needs a number, not nan")
     if policy is None:
-        if given:
-            raise typer.BadParameter("a device has a battery, heat and load if it has a policy", param_hint="--policy")
+        if fields:
+            raise typer.BadParameter("battery, heat and load of the devices need their policy", param_hint="--policy")
         return None
     from edgeroute.tools.replay.fleet.scenario import Device
     from edgeroute.tools.replay.setup import Setup
 
-    found = Device.of(Setup.read(policy), **given)
-    if {target.side for target in found.targets} != {"edge", "cloud"}:
-        raise typer.BadParameter(f"{policy}: the devices of a fleet have an [edge] and a [cloud]", param_hint="--policy")
-    return found
+    device = Device.of(Setup.read(policy), **fields)
+    if {target.side for target in device.targets} != {"edge", "cloud"}:
+        raise typer.BadParameter(f"{policy}: the devices of a fleet need an [edge] and a [cloud]", param_hint="--policy")
+    return device
 
 
-def plain(scenario: Scenario) -> dict[str, Any]:
-    """The scenario for JSON. The rules of the devices' policy are in the results."""
+def scenario_dict(scenario: Scenario) -> dict[str, Any]:
+    """Return the scenario as JSON data, without the devices' policy: its rules are in the results."""
     device = scenario.device
-    of = None if device is None else {k: v for k, v in device._asdict().items() if k not in {"policy", "targets"}}
-    return {**scenario._asdict(), "device": of}
+    fields = None if device is None else {k: v for k, v in device._asdict().items() if k not in {"policy", "targets"}}
+    return {**scenario._asdict(), "device": fields}
 
 
-def state_of(device: DeviceResult) -> dict[str, Any]:
-    """What became of the devices, for JSON."""
+def device_dict(device: DeviceResult) -> dict[str, Any]:
+    """Return the final state of the devices and the use of each rule, as JSON data."""
     rules = [
-        {"text": f"{one.rule}: {one.rule.then}", **one._asdict(), "rule": {**one.rule._asdict(), "leave": one.rule.ends}}
-        for one in device.rules
+        {
+            "text": f"{usage.rule}: {usage.rule.then}",
+            **usage._asdict(),
+            "rule": {**usage.rule._asdict(), "leave": usage.rule.ends},
+        }
+        for usage in device.rules
     ]
     return {**device._asdict(), "rules": rules}
 
 
-def notes_of(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
-    """What is to be said of the devices' state; nothing if they have none."""
+def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
+    """Return explanations of the devices' state in the output; none without a state."""
     if state is None or scenario.device is None:
         return []
     from edgeroute.tools.replay.fleet.devices import CHARGE, SIMULATED, SURROUNDINGS_C
 
     hottest = f"the hottest one had {state['hottest_c']:.1f} C"
     lines = [
-        "in force: the share of the time, of the average device; switches: how often the rule began or ended there",
-        "at once: the largest share of the devices for which it was in force",
+        "in force: share of the time, for the average device; switches: how often the rule began or ended there",
+        "at once: largest share of the devices for which it was in force at a time",
         f"charges differ by up to {CHARGE:.0%} of a full battery, surroundings by up to {SURROUNDINGS_C:g} degrees",
     ]
-    never = dict.fromkeys(one["rule"]["of"] for one in state["rules"] if one["rule"]["of"] not in SIMULATED)
+    never = dict.fromkeys(usage["rule"]["of"] for usage in state["rules"] if usage["rule"]["of"] not in SIMULATED)
     lines += [f"{of} is not simulated: its rules were never in force" for of in never]
     if state["battery"] is None:
         return [*lines, f"The devices are on mains; {hottest}."]
@@ -78,85 +90,99 @@ def notes_of(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
 
 LENGTH_S = 900.0
 LONGEST_S = 30 * 86_400.0
-"""Of any time that is simulated."""
+"""Longest time to simulate."""
 MOST_PER_S = 1_000_000
-"""Requests to the cloud that are simulated, per second."""
+"""Most requests to the cloud to simulate, per second."""
 MOST_MULTIPLE = 1_000
 POLL_S = 0.2
-"""Between two looks at the simulations, seconds: where a wait cannot be interrupted, Ctrl-C acts within that time."""
+"""Interval of the checks if simulations are done, seconds: where a wait cannot be interrupted, Ctrl-C acts within it."""
 WITHIN = 2
-"""The required capacity is that with which the cloud recovers within so many times the outage."""
+"""The required capacity lets the cloud recover within this many times the outage."""
 
 STATE = "Devices with a state"
 
-simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Shows what many devices would do, without any of them.")
-
-
-@simulate.callback()
-def root() -> None:
-    """A command group, although it has a single command."""
+simulate = typer.Typer(
+    name="simulate", no_args_is_help=True, help="Simulate many devices in front of one cloud; no device is used."
+)
 
 
 def multiple(text: str) -> float:
-    """Parses `1.5x` to 1.5."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
-    if found is None or not 1 < float(found[1]) <= MOST_MULTIPLE:
-        wanted = f"a multiple of the usual load, more than 1x and at most {MOST_MULTIPLE:,}x, as in 1.5x"
-        raise typer.BadParameter(f"a capacity is {wanted}, not {text!r}")
-    return float(found[1])
+    """Parse `1.5x` to 1.5."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
+    if match is None or not 0 < float(match[1]) <= MOST_MULTIPLE:
+        need = f"a multiple of the usual load, more than 0x and at most {MOST_MULTIPLE:,}x, as in 1.5x"
+        raise typer.BadParameter(f"a capacity must be {need}, not {text!r}")
+    return float(match[1])
 
 
-def lasting(text: str) -> float:
-    """Parses a time, as `seconds` does, that is short enough to be simulated."""
-    found = seconds(text)
-    if found > LONGEST_S:
-        raise typer.BadParameter(f"a time that is simulated is at most {LONGEST_S / 86_400:g}d, not {text!r}")
-    return found
+def simulated_time(text: str) -> float:
+    """Parse a time, as `seconds` does, that is short enough to simulate."""
+    time_s = seconds(text)
+    if time_s > LONGEST_S:
+        raise typer.BadParameter(f"the longest time to simulate is {LONGEST_S / 86_400:g}d, not {text!r}")
+    return time_s
+
+
+PerMinute = Annotated[float, typer.Option(min=0.001, help="Requests per minute of each device.")]
+Defer = Annotated[
+    float, typer.Option(parser=share, metavar="SHARE", help="Share of requests that the edge defers.", show_default="10%")
+]
+Length = Annotated[float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Simulated time.", show_default="15m")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(parser=simulated_time, metavar="TIME", help="Timeout of the cloud in the devices' policy.", show_default="2s"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random numbers; the same seed gives the same results.")]
 
 
 @simulate.command()
 @exits
 def fleet(
     *,
-    devices: Annotated[int, typer.Option(min=1, max=5_000_000, help="How many there are.")] = 1_000_000,
-    per_minute: Annotated[float, typer.Option(min=0.001, help="Requests a minute of each.")] = 1.0,
-    defer: Annotated[
-        float, typer.Option(parser=share, metavar="SHARE", help="What the edge is not sure of.", show_default="10%")
-    ] = 0.1,
+    devices: Annotated[int, typer.Option(min=1, max=5_000_000, help="Number of devices.")] = 1_000_000,
+    per_minute: PerMinute = 1.0,
+    defer: Defer = 0.1,
     capacity: Annotated[
         float | None,
         typer.Option(
-            parser=multiple, metavar="MULTIPLE", help="Of the cloud, as a multiple of its usual load.", show_default="1.5x"
+            parser=multiple,
+            metavar="MULTIPLE",
+            help="Capacity of the cloud, as a multiple of its usual load.",
+            show_default="1.5x",
         ),
     ] = None,
     outage: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="How long the cloud is away.", show_default="10s")
+        float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Length of the outage.", show_default="10s")
     ] = None,
     outage_is: Annotated[
-        Literal["silent", "refused"], typer.Option(help="While it is away nothing comes back, or connections are refused.")
+        Literal["silent", "refused"], typer.Option(help="During the outage there is no reply, or connections are refused.")
     ] = "silent",
-    length: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="What is simulated.", show_default="15m")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="The cloud's, in the devices' policy.", show_default="2s")
-    ] = None,
-    offline: Annotated[Literal["edge", "queue"], typer.Option(help="The devices' policy; queue: they have an outbox.")] = "edge",
+    length: Length = None,
+    timeout: Timeout = None,
+    offline: Annotated[
+        Literal["edge", "queue"], typer.Option(help="`offline` in the devices' policy; queue: an outbox.")
+    ] = "edge",
     spread: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="Of their outboxes.", show_default="60s")
+        float | None,
+        typer.Option(parser=simulated_time, metavar="TIME", help="`spread` of the devices' outboxes.", show_default="60s"),
     ] = None,
     queue: Annotated[
         float | None,
-        typer.Option(parser=lasting, metavar="TIME", help="The cloud refuses what would wait longer (503).", show_default="10s"),
+        typer.Option(
+            parser=simulated_time, metavar="TIME", help="Longest wait in the cloud: it refuses others (503).", show_default="10s"
+        ),
     ] = None,
     retry_after: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="What its 503 asks for.", show_default="nothing")
+        float | None,
+        typer.Option(parser=simulated_time, metavar="TIME", help="Retry-After of its 503.", show_default="nothing"),
     ] = None,
     together: Annotated[
         float,
-        typer.Option(parser=share, metavar="SHARE", help="Devices that all ask in the outage's first second.", show_default="0%"),
+        typer.Option(
+            parser=share, metavar="SHARE", help="Share of devices that ask in the outage's first second.", show_default="0%"
+        ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same numbers.")] = 0,
+    seed: Seed = 0,
     policy: Annotated[
         Path | None,
         typer.Option(
@@ -165,7 +191,7 @@ def fleet(
             metavar="FILE",
             show_default=False,
             rich_help_panel=STATE,
-            help="The devices' policy, whose rules are stepped by their battery, heat and load. Without it they have no state.",
+            help="The devices' policy: its rules react to their battery, heat and load. Without it devices have no state.",
         ),
     ] = None,
     battery: Annotated[
@@ -175,32 +201,33 @@ def fleet(
             metavar="SHARE",
             rich_help_panel=STATE,
             show_default=False,
-            help="Charge at the start, of the average device. Without it they are on mains.",
+            help="Charge of the average device at the start. Without it devices are on mains.",
         ),
     ] = None,
     battery_wh: Annotated[
-        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="10", help="Watt hours of a full battery.")
+        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="10", help="Capacity of the battery, Wh.")
     ] = None,
     idle_watts: Annotated[
         float | None,
-        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="What it takes whatever it does."),
+        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="Power of an idle device, W."),
     ] = None,
     edge_joules: Annotated[
         float | None,
-        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="0.1", help="What a run of the edge takes."),
+        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="0.1", help="Energy of a run of the edge, J."),
     ] = None,
     edge_time: Annotated[
         float | None,
         typer.Option(
-            parser=lasting, metavar="TIME", rich_help_panel=STATE, show_default="50ms", help="How long such a run lasts."
+            parser=simulated_time, metavar="TIME", rich_help_panel=STATE, show_default="50ms", help="Time of a run of the edge."
         ),
     ] = None,
     ambient: Annotated[
-        float | None, typer.Option(min=-100, max=100, rich_help_panel=STATE, show_default="25", help="Degrees Celsius around it.")
+        float | None,
+        typer.Option(min=-100, max=100, rich_help_panel=STATE, show_default="25", help="Ambient temperature, Celsius."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Simulates an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
+    """Simulate an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
 
     The cloud serves one queue, and also serves requests whose device has given up.
 
@@ -208,38 +235,43 @@ def fleet(
     """
     from edgeroute.tools.replay.fleet.scenario import AGAIN_S, EDGEROUTE, Scenario, clients
 
-    given = {
+    if capacity is not None and capacity <= 1:
+        raise typer.BadParameter("a cloud recovers only with more than 1x", param_hint="--capacity")
+    fields = {
         "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
         "retry_after_s": retry_after,
     }  # fmt: skip
     device = device_of(
         policy, battery=battery, battery_wh=battery_wh, idle_w=idle_watts, run_j=edge_joules, run_s=edge_time, ambient_c=ambient
     )
-    of: dict[str, Any] = {"device": device, **{name: value for name, value in given.items() if value is not None}}
+    settings: dict[str, Any] = {"device": device, **{name: value for name, value in fields.items() if value is not None}}
     scenario = Scenario(
-        devices, per_minute, defer, offline=offline, silent=outage_is == "silent", together=together, seed=seed, **of
+        devices, per_minute, defer, offline=offline, silent=outage_is == "silent", together=together, seed=seed, **settings
     )
     if not scenario.normal_per_s:
-        what = "with nothing deferred" if not defer or device is None else f"under {policy}, without a rule in force,"
-        raise typer.BadParameter(f"{what} the cloud has no load", param_hint="--policy" if defer else "--defer")
+        why = "with nothing deferred" if not defer or device is None else f"under {policy}, without a rule in force,"
+        raise typer.BadParameter(f"{why} the cloud has no load", param_hint="--policy" if defer else "--defer")
     if not scenario.normal_per_s <= MOST_PER_S:
         raise typer.BadParameter(
-            f"more than {MOST_PER_S:,} requests a second to the cloud are not simulated", param_hint="--per-minute"
+            f"at most {MOST_PER_S:,} requests per second to the cloud can be simulated", param_hint="--per-minute"
         )
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
-        raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
-    rows = rows_of(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread), _row)
+        raise typer.BadParameter(f"too short: the outage is over at {scenario.back_at_s:g} s", param_hint="--length")
+    rows = simulate_clients(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread), _outage_results)
     if as_json:
-        print(json.dumps({"scenario": plain(scenario), "clients": rows}))
+        print(json.dumps({"scenario": scenario_dict(scenario), "clients": rows}))
         return OK
     show(scenario, rows)
     return OK
 
 
-def rows_of(
+def simulate_clients(
     scenario: Scenario, compared: Sequence[Client], row: Callable[[Scenario, Client], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The result of each simulation. They run in processes, which are ended at once if this one is interrupted."""
+    """Run the simulation of each client in its own process, with a progress bar, and return the results in order.
+
+    The processes are terminated at once if this one is interrupted.
+    """
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import active_children, get_context
 
@@ -250,7 +282,7 @@ def rows_of(
         min(len(compared), os.cpu_count() or 1), mp_context=get_context("spawn"), initializer=signal.signal, initargs=quiet
     )
     try:
-        with _deaf():
+        with _without_ctrl_c():
             results = [processes.submit(row, scenario, client) for client in compared]
         with bar() as progress:
             task, left = progress.add_task(f"simulating {scenario.devices:,} devices", total=len(results)), {*results}
@@ -267,13 +299,13 @@ def rows_of(
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Lets Ctrl-C wait. A process that is started meanwhile never hears of it, where its own handler would print a traceback."""
+def _without_ctrl_c() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the `with` block. Processes started in it ignore Ctrl-C, and so print no traceback."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))  # a thread of a library may take the signal
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))  # a thread of a library may take the signal
     if sys.platform != "win32":
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -282,12 +314,12 @@ def _deaf() -> Iterator[None]:
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
-    if heard:
+    if received:
         raise KeyboardInterrupt
 
 
-def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
-    """Runs one simulation, in a process of its own; returns numbers. Times in seconds, shares 0..1."""
+def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
+    """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
     from edgeroute.tools.replay.fleet.run import needed
     from edgeroute.tools.replay.fleet.run import simulate as run
 
@@ -308,12 +340,12 @@ def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
         "probes": result.probes,
         "wasted": round(result.wasted_share, 4),
         "capacity_needed": needed(scenario, client, WITHIN * scenario.outage_s),
-        **({} if result.device is None else {"device": state_of(result.device)}),
+        **({} if result.device is None else {"device": device_dict(result.device)}),
     }
 
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
-    """Prints the results as a table."""
+    """Print the results of an outage as tables, with notes."""
     from edgeroute.tools.replay.fleet.run import MOST
 
     lines = [
@@ -331,14 +363,14 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     )
     table(("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"), lines, ("devices",))
     if (state := rows[0].get("device")) is not None:
-        rules = [(one["text"], f"{one['share']:.1%}", f"{one['switches']:.2f}", f"{one['most']:.0%}") for one in state["rules"]]
+        rules = [(use["text"], f"{use['share']:.1%}", f"{use['switches']:.2f}", f"{use['most']:.0%}") for use in state["rules"]]
         table(("rule", "in force", "switches", "at once"), rules, ("rule",))
     for line in notes(scenario, rows):
         out.print(line)
 
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
-    """Conclusions from the table, valid whatever the numbers are."""
+    """Return explanations of the columns, and conclusions from the results that hold for any numbers."""
     from edgeroute.core.admission import CAP, RETRY
     from edgeroute.tools.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
@@ -347,33 +379,33 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     slow = [row["name"] for row in others if _more(row["cloud_back_s"], within_s)]
     lines = [
         f"cloud back: time after the outage from which {GOOD:.0%} of attempts were answered in any {AGAIN_S:g} s",
-        "fleet back: the same of requests, those that a breaker held back among them",
-        "degraded: the share of the requests that have the edge's answer, though it was not sure",
-        "peak: the busiest second after the outage, as a multiple of the usual load",
-        "in vain: the share of the cloud's work that was for devices which had given up",
-        f"needs: the capacity to have the cloud back within {within_s:g} s",
+        "fleet back: the same for requests, including those that a breaker did not let through",
+        "degraded: share of the requests with the edge's answer although it was not sure",
+        "peak: busiest second after the outage, as a multiple of the usual load",
+        "in vain: share of the cloud's work for devices that had given up",
+        f"needs: capacity with which the cloud is back within {within_s:g} s",
     ]
-    lines += notes_of(scenario, ours.get("device"))
+    lines += state_notes(scenario, ours.get("device"))
     if scenario.offline == "queue":
         lines.append(
-            "no spread: the outboxes send what waits as soon as they may, and not after a random part of "
+            "no spread: the outboxes send waiting requests as soon as they may, and not after a random part of "
             f"{ours['spread_s']:g} s, or more once they have waited long"
         )
     if (takes_s := 1 / scenario.capacity_per_s) > scenario.timeout_s:
         lines.append(
             f"At this capacity the cloud takes {takes_s:.3g} s for a request, and devices wait for {scenario.timeout_s:g} s: any "
-            "real server is faster, so give few devices a larger --capacity."
+            "real server is faster, so use a larger --capacity with few devices."
         )
     a_minute = scenario.per_minute * scenario.defer
     if EDGEROUTE.retries * a_minute / 60 * (scenario.outage_s + scenario.timeout_s) < CAP / RETRY:
         lines.append(
-            f"A device asks the cloud {a_minute:g} times a minute, too seldom to empty its retry budget: that shows only where "
-            "devices are busy."
+            f"A device asks the cloud {a_minute:g} times a minute, too seldom to empty its retry budget: only busy devices "
+            "show its effect."
         )
         if any(row["name"] == PER_ATTEMPT.name and _more(row["capacity_needed"], ours["capacity_needed"]) for row in others):
             lines.append(
-                "What spares the cloud from quiet devices is that the timeout is that of the whole call, and that a timeout is "
-                f"never retried: without both ({PER_ATTEMPT.name}) it needs more."
+                "The cloud is spared by quiet devices since the timeout is for the whole call, and a timeout is never retried: "
+                f"without both ({PER_ATTEMPT.name}) it needs more."
             )
     if ours["cloud_back_s"] is None:
         lines.append(
@@ -385,65 +417,56 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
             f"With {ours['name']} the cloud was back {ours['cloud_back_s']:g} s after the outage of {scenario.outage_s:g} s."
         )
     if slow:
-        lines.append(f"It became a long one: {'; '.join(slow)}.")
+        lines.append(f"Others took more than {within_s:g} s: {'; '.join(slow)}.")
     lost = sum(row["lost"] for row in rows)
     lines.append(f"{lost:,} requests had no answer." if lost else "Every request had an answer, the cloud's or the edge's.")
     return lines
 
 
 def _more(a: float | None, b: float | None) -> bool:
-    """Whether `a` is larger; None is the maximum."""
+    """Return True if `a` is larger; None is the maximum."""
     return b is not None and (a is None or a > b)
 
 
 def _time(back_s: float | None) -> str:
+    """Format a time to recovery."""
     return "never" if back_s is None else f"{back_s:g} s"
 
 
-# `edgeroute simulate load`: what devices do before a cloud that is too small, with and without what it reports of its load.
+# `edgeroute simulate load`: devices in front of a cloud that is too small, with and without its reports of load.
 
 FEW = 20_000
-"""Devices, at most: of each its limit of concurrent calls is simulated."""
-
-
-def part(text: str) -> float:
-    """Parses `0.6x` to 0.6."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
-    if found is None or not 0 < float(found[1]) <= MOST_MULTIPLE:
-        raise typer.BadParameter(f"a capacity is a multiple of the usual load, more than 0x, as in 0.6x, not {text!r}")
-    return float(found[1])
+"""Most devices: each one's limit of concurrent calls is simulated."""
 
 
 def load(
     *,
-    devices: Annotated[int, typer.Option(min=1, max=FEW, help="How many there are.")] = 1_000,
-    per_minute: Annotated[float, typer.Option(min=0.001, help="Requests a minute of each.")] = 60.0,
-    defer: Annotated[
-        float, typer.Option(parser=share, metavar="SHARE", help="What the edge is not sure of.", show_default="10%")
-    ] = 0.1,
+    devices: Annotated[int, typer.Option(min=1, max=FEW, help="Number of devices.")] = 1_000,
+    per_minute: PerMinute = 60.0,
+    defer: Defer = 0.1,
     capacity: Annotated[
         float | None,
-        typer.Option(parser=part, metavar="MULTIPLE", help="Of the cloud, as a multiple of that load.", show_default="0.6x"),
+        typer.Option(
+            parser=multiple, metavar="MULTIPLE", help="Capacity of the cloud, as a multiple of its load.", show_default="0.6x"
+        ),
     ] = None,
-    length: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="What is simulated.", show_default="15m")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="The cloud's, in the devices' policy.", show_default="2s")
-    ] = None,
+    length: Length = None,
+    timeout: Timeout = None,
     queue: Annotated[
         float | None,
-        typer.Option(parser=lasting, metavar="TIME", help="The cloud refuses what would wait longer (503).", show_default="1s"),
+        typer.Option(
+            parser=simulated_time, metavar="TIME", help="Longest wait in the cloud: it refuses others (503).", show_default="1s"
+        ),
     ] = None,
     retry_after: Annotated[
-        float | None, typer.Option(parser=lasting, metavar="TIME", help="What its 503 asks for.", show_default="1s")
+        float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Retry-After of its 503.", show_default="1s")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same numbers.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> int:
-    """Simulates a fleet before a cloud that is too small for it: with load hints, adaptive concurrency, both and neither.
+    """Simulate a fleet with a cloud that is too small for it: with load hints, adaptive concurrency, both and neither.
 
-    The edge's answers to what it would defer are taken to be right in 80 % where it is surest, to 20 %, and the cloud's in 95 %.
+    Where the edge would defer, its answers are assumed right in 80 % where it is surest, down to 20 %, and the cloud's in 95 %.
     """
     from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Scenario
 
@@ -455,10 +478,10 @@ def load(
     )  # fmt: skip
     if not 0 < scenario.normal_per_s <= MOST_PER_S:
         raise typer.BadParameter(
-            f"more than 0 and up to {MOST_PER_S:,} requests a second to the cloud are simulated, not {scenario.normal_per_s:g}",
+            f"up to {MOST_PER_S:,} requests per second to the cloud can be simulated, not {scenario.normal_per_s:g}",
             param_hint="--per-minute",
         )
-    rows = rows_of(scenario, LOAD_AWARE, _load_row)
+    rows = simulate_clients(scenario, LOAD_AWARE, _load_results)
     if as_json:
         print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
         return OK
@@ -477,16 +500,16 @@ def load(
     columns = ("devices", "cloud", "kept", "degraded", "refused", "late", "in vain", "p50", "p99", "right")
     table(columns, lines, ("devices",))
     out.print(
-        "cloud, kept, degraded: shares of what the edge is not sure of: answered by the cloud; kept by the edge, as the cloud"
+        "cloud, kept, degraded: shares of the requests that the edge would defer: answered by the cloud; answered by the edge,\n"
+        "as the cloud reported its load; answered by the edge since the cloud was not asked, refused or was late\n"
+        "refused, late: shares of the calls; in vain: share of the cloud's work for devices that had given up\n"
+        "p50, p99: time until the answer; right: expected share of right answers to the requests that the edge would defer"
     )
-    out.print("reported its load; answered by the edge since the cloud was not asked, refused or was late")
-    out.print("refused, late: shares of the calls; in vain: the share of the cloud's work for devices which had given up")
-    out.print("p50, p99: time until the answer; right: expected share of right answers to what the edge is not sure of")
     return OK
 
 
-def _load_row(scenario: Scenario, client: Client) -> dict[str, Any]:
-    """Runs one simulation, in a process of its own; returns numbers. Times in seconds, shares 0..1."""
+def _load_results(scenario: Scenario, client: Client) -> dict[str, Any]:
+    """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
     from edgeroute.tools.replay.fleet.run import simulate as run
 
     result = run(scenario, client)

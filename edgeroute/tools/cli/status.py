@@ -1,3 +1,5 @@
+"""Command `edgeroute status`: what routers have stored in a state folder; and readers of that folder for other commands."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,7 +17,7 @@ from edgeroute.core.words import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
 from edgeroute.tools.cli.exits import OK
-from edgeroute.tools.cli.outbox import InFolder, OfPolicy, folder, when
+from edgeroute.tools.cli.stores import PolicyOption, StateOption, local_time, state_folder
 from edgeroute.tools.cli.tables import Json, table
 from edgeroute.trials.trial import EDGE_TRIAL, STORED
 
@@ -27,25 +29,26 @@ if TYPE_CHECKING:
     from edgeroute.trials.drift import Audit
 
 
-# Reads a router's state.db without changing it, also while another process writes it.
+# Reading a router's state.db, without changing it, also while another process writes it.
 
 BUSY_S = 5.0
+"""Longest wait for a lock of the database, seconds."""
 
 
 class Value(NamedTuple):
-    """A stored value."""
+    """Value stored by a router."""
 
     value: Any
     updated: float
-    """When it was last written, seconds since 1970."""
+    """Time of its last write, seconds since 1970."""
 
 
 def read_state(folder: Path) -> dict[str, Value]:
-    """All values stored in that state folder, by name; those that are not JSON are left out.
+    """Read all values in the state folder, by name, without those that are not JSON.
 
     Raises:
-        BadInput: there are none.
-        StoreError: it cannot be read.
+        BadInput: the folder has no state.
+        StoreError: the state cannot be read.
     """
     import sqlite3
 
@@ -53,119 +56,125 @@ def read_state(folder: Path) -> dict[str, Value]:
     if not path.exists():
         raise BadInput(f"{path}: there is no state: no router with this state folder has run, or it was removed")
     # without a journal file nobody has it open: opened this way, none is created either
-    alone = "" if path.with_name("state.db-wal").exists() else "&immutable=1"
+    immutable = "" if path.with_name("state.db-wal").exists() else "&immutable=1"
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True, timeout=BUSY_S)
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True, timeout=BUSY_S)
         ) as connection:
             rows = connection.execute("SELECT name, value, updated FROM kept").fetchall()
     except sqlite3.Error as e:
         raise StoreError(f"{path} cannot be read: {e}") from e
-    found = {}
+    values = {}
     for name, text, updated in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            found[str(name)] = Value(json.loads(text), float(updated))
-    return found
+            values[str(name)] = Value(json.loads(text), float(updated))
+    return values
 
 
-# The figures of trials, as `status` and `arms` show them, of one device or many.
+# Results of trials, as `status` and `arms` show them, for one device or many.
 
 
-def trials_of(kept: Mapping[str, Value]) -> list[dict[str, Any]]:
-    """Return the settings and arms of each trial, as they were stored last."""
-    stored = kept[STORED].value if STORED in kept else None
+def trials_of(state: Mapping[str, Value]) -> list[dict[str, Any]]:
+    """Return the stored settings and arms of each trial."""
+    stored = state[STORED].value if STORED in state else None
     return [
-        {"settings": one["settings"], "arms": one["arms"]}
-        for one in (stored if isinstance(stored, list) else ())
-        if isinstance(one, dict) and isinstance(one.get("settings"), dict) and isinstance(one.get("arms"), list)
+        {"settings": trial["settings"], "arms": trial["arms"]}
+        for trial in (stored if isinstance(stored, list) else ())
+        if isinstance(trial, dict) and isinstance(trial.get("settings"), dict) and isinstance(trial.get("arms"), list)
     ]
 
 
 def arms_of(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the arms of trials, those of what is in use once."""
-    found = dict[str, Mapping[str, Any]]()
-    for arm in (arm for one in trials for arm in one["arms"] if isinstance(arm, dict)):
-        found.setdefault(str(arm.get("arm")), arm)
-    return [*found.values()]
+    """Return the arms of all trials; the arm in use, which they share, once."""
+    arms = dict[str, Mapping[str, Any]]()
+    for arm in (arm for trial in trials for arm in trial["arms"] if isinstance(arm, dict)):
+        arms.setdefault(str(arm.get("arm")), arm)
+    return [*arms.values()]
 
 
 def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
-    """Print them, with 95 % intervals."""
+    """Print arms as a table, with 95 % intervals, and which are stopped."""
     if not arms:
         return
     from edgeroute.tools.measure.report.words import arm_cells, arm_rows
 
-    rows = [(one.get("arm"), one.get("model"), *arm_cells(one, "-")) for one in arms]
+    rows = [(arm.get("arm"), arm.get("model"), *arm_cells(arm, "-")) for arm in arms]
     table(("arm", "model", *arm_rows(arms)), rows, ("arm", "model"))
-    for one in arms:
-        if one.get("stopped"):
-            print(printable(f"  {one.get('arm')} is stopped: {one['stopped']}"))
+    for arm in arms:
+        if arm.get("stopped"):
+            print(printable(f"  {arm.get('arm')} is stopped: {arm['stopped']}"))
 
 
-# What `status` says of edge models that run in shadow.
+# Results of edge models that run in shadow.
 
 
-def shadows(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
-    """Statistics of the shadow runs in the audit log.
+def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
+    """Compute statistics of shadow runs from the audit log.
 
     Args:
-        log: its path.
-        snapshot: of a router with the policy: the runs made with its models are counted, by its thresholds; None: of each edge
-            model those made as the last one was, by the threshold of that time.
+        log: path of the audit log.
+        snapshot: snapshot of a router with the policy: only runs of its models count, by its thresholds. None: for each edge
+            model the runs of its latest version count, by the threshold of that time.
     """
     from edgeroute.confidence.certificate import digest
     from edgeroute.router.audit_calls import edge_fingerprints
     from edgeroute.stores.journal import read
     from edgeroute.trials.shadow import UNHEARD, Tally
 
-    wanted: dict[str, str] = {}
+    digests: dict[str, str] = {}
     targets: dict[str, Target] = {}
     if snapshot is not None:
-        wanted = {name: digest(used) for name, used in edge_fingerprints(snapshot).items()}
+        digests = {name: digest(bound) for name, bound in edge_fingerprints(snapshot).items()}
         targets = {target.name: target for target in snapshot.targets}
-    tallies: dict[str, Tally] = {name: Tally() for name in wanted}
+    tallies: dict[str, Tally] = {name: Tally() for name in digests}
     for line in read(log):
-        name, made, probability = line.get("target"), line.get("fingerprints"), line.get("probability")
+        name, fingerprints, probability = line.get("target"), line.get("fingerprints"), line.get("probability")
         if not (line.get(UNHEARD) and isinstance(name, str) and isinstance(line.get("agrees"), bool)):
             continue
         if not isinstance(probability, int | float) or not 0 < probability <= 1:
             continue
-        if snapshot is None and wanted.get(name) != made:
-            wanted[name], tallies[name] = str(made), Tally()
-        if wanted.get(name) == made:
+        if snapshot is None and digests.get(name) != fingerprints:
+            digests[name], tallies[name] = str(fingerprints), Tally()
+        if digests.get(name) == fingerprints:
             tallies[name].add(line, accepted=_accepted(line, targets.get(name)))
     return [tally.stats(name) for name, tally in tallies.items() if tally.count]
 
 
 def _accepted(line: Mapping[str, Any], target: Target | None) -> bool:
-    """Whether the edge's answer would be accepted by the target's threshold; else as then, if that cannot be told."""
-    sure = line.get("edge_confidence")
-    if target is None or target.thresholds or not isinstance(sure, int | float):
+    """Return True if the target's threshold would accept the edge's answer; without one threshold, if it was accepted then."""
+    confidence = line.get("edge_confidence")
+    if target is None or target.thresholds or not isinstance(confidence, int | float):
         return line.get("audited") == "shadow"
-    return target.threshold is not None and target.threshold != INF and sure >= target.threshold
+    return target.threshold is not None and target.threshold != INF and confidence >= target.threshold
 
 
-def show(found: ShadowStats, target: Target | None, *, first: bool) -> list[str]:
-    """Lines for readers. `target`: in the policy, if that is known. `first`: it is asked first, so all requests reach it."""
+def shadow_lines(stats: ShadowStats, target: Target | None, *, first: bool) -> list[str]:
+    """Return the lines of text about shadow runs.
+
+    Args:
+        stats: statistics of an edge model's shadow runs.
+        target: that model in the policy; None: unknown.
+        first: True for the model that is asked first, which all requests reach.
+    """
     of = "requests" if first else "requests that reach it"
-    share = f"{found.answers:.1%} ({found.answers_low:.1%} to {found.answers_high:.1%})"
-    lines = [f"{found.target} in shadow: of {found.compared:,} {of} it would answer {share}"]
-    if found.answers:
+    share = f"{stats.answers:.1%} ({stats.answers_low:.1%} to {stats.answers_high:.1%})"
+    lines = [f"{stats.target} in shadow: of {stats.compared:,} {of} it would answer {share}"]
+    if stats.answers:
         lines[0] += (
-            f", of these {found.differs:.2%} ({found.differs_low:.2%} to {found.differs_high:.2%}) differ from the cloud's"
+            f", of these {stats.differs:.2%} ({stats.differs_low:.2%} to {stats.differs_high:.2%}) differ from the cloud's"
         )
-        saved = [f"{found.saved_calls:,.0f} calls"]
-        saved += [f"${found.saved_usd:,.4g}"] if found.saved_usd else []
-        saved += [f"{found.saved_mb:,.3g} MB"] if found.saved_mb else []
+        saved = [f"{stats.saved_calls:,.0f} calls"]
+        saved += [f"${stats.saved_usd:,.4g}"] if stats.saved_usd else []
+        saved += [f"{stats.saved_mb:,.3g} MB"] if stats.saved_mb else []
         lines.append(f"  of 1,000 requests that saves {', '.join(saved)}")
-    if found.target == EDGE_TRIAL:
-        lines = [f"{EDGE_TRIAL}, hidden: {found.compared:,} requests compared; `edgeroute recertify` says what is missing"]
+    if stats.target == EDGE_TRIAL:
+        lines = [f"{EDGE_TRIAL}, hidden: {stats.compared:,} requests compared; `edgeroute recertify` says what is missing"]
     elif target is not None and target.threshold is None:
-        why = "no threshold yet, which `edgeroute calibrate --audited` finds once they are enough"
-        lines = [f"{found.target} in shadow: {found.compared:,} {of} compared; {why}"]
-    if found.failed:
-        lines.append(f"  on {found.failed:,} it failed: the log says why")
-    edge, cloud = (found.edge_p50_s, found.edge_p99_s), (found.cloud_p50_s, found.cloud_p99_s)
+        why = "no threshold yet: `edgeroute calibrate --audited` finds one once they are enough"
+        lines = [f"{stats.target} in shadow: {stats.compared:,} {of} compared; {why}"]
+    if stats.failed:
+        lines.append(f"  on {stats.failed:,} it failed: the log says why")
+    edge, cloud = (stats.edge_p50_s, stats.edge_p99_s), (stats.cloud_p50_s, stats.cloud_p99_s)
     if None not in edge:
         beside = "" if None in cloud else f", the cloud {_ms_quantiles(cloud)}"
         lines.append(f"  it takes {_ms_quantiles(edge)}{beside}")
@@ -173,6 +182,7 @@ def show(found: ShadowStats, target: Target | None, *, first: bool) -> list[str]
 
 
 def _ms_quantiles(quantiles: tuple[float | None, float | None]) -> str:
+    """Format median and 99 % quantile in milliseconds."""
     p50, p99 = (1000 * (seconds or 0.0) for seconds in quantiles)
     return f"{p50:,.2f} ms (p99 {p99:,.2f} ms)"
 
@@ -187,64 +197,62 @@ class Edge(NamedTuple):
 
     target: str
     threshold: float | str | None
-    """The effective threshold; `inf`: every input is deferred; with per-class thresholds the one for any other class."""
+    """Effective threshold; `inf` defers every input; with thresholds per class the one of any other class."""
     promise: str
-    """The certificate's label, or why there is none. Empty: unknown."""
+    """Label of the certificate, or why there is none. Empty: unknown."""
     made: str | None
     """Date of the certificate."""
     age_days: int | None
     audited: int
-    """Accepted answers compared with the cloud's."""
+    """Number of accepted answers that were compared with the cloud's."""
     disagreed: int
     limit: float | None
-    """Share of them that may differ; with labels the loss, or error rate, that there may be."""
+    """Largest share of them that may differ; with labels the largest loss or error rate."""
     evidence: float
-    """Evidence that it is more; at 10,000 there is an alarm."""
+    """Evidence that it is exceeded; at 10,000 there is an alarm."""
     alarm: Mapping[str, Any] | None
-    """Time (seconds since 1970), text, and the reaction."""
+    """Time (seconds since 1970), text and action of the alarm; None: there is none."""
     judged: int
-    """Answers compared with the threshold, since the certificate was first used; without one, in the last run."""
+    """Answers compared with the threshold since the certificate was first used; without one, in the last run."""
     deferred: int
     usual: tuple[float, float] | None
     """Interval of the deferral rate in the certificate."""
     labelled: int | None = None
-    """Audited answers of which the right value was reported; None: labels are not expected."""
+    """Audited answers with a reported label; None: labels are not expected."""
 
 
-def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = False) -> int:
-    """Shows the state of routers with a state folder: guarantees, latencies, spending, the outbox.
-
-    Changes nothing.
+def status(*, policy: PolicyOption = None, state: StateOption = None, as_json: Json = False) -> int:
+    """Show the state that routers have stored: guarantees, latencies, spending, the outbox. Changes nothing.
 
     With --state alone, values from the policy are left out: limits, and whether a certificate fits the models.
     """
-    home = folder(policy, state)
-    of = opened(policy)
-    found = gathered(of, home)
-    snapshot, in_shadow = of.snapshot, of.in_shadow
+    home = state_folder(policy, state)
+    opened = open_policy(policy)
+    report = read_status(opened, home)
+    snapshot, in_shadow = opened.snapshot, opened.in_shadow
     if as_json:
-        print(json.dumps(found.as_dict(), allow_nan=False))
+        print(json.dumps(report.as_dict(), allow_nan=False))
         return OK
-    edges, latencies, links, spent, joules, shadow, trials, box, written, notes = found
+    edges, latencies, links, spent, joules, shadow, trials, box, written, notes = report
     for note in notes:
         print(printable(note), file=sys.stderr)
     for edge in edges:
         _show(edge)
     targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
-    for i, one in enumerate(shadow):
-        print(printable("\n".join(show(one, targets.get(one.target), first=i == 0))))
+    for i, stats in enumerate(shadow):
+        print(printable("\n".join(shadow_lines(stats, targets.get(stats.target), first=i == 0))))
     if in_shadow and not shadow:
         print("mode is shadow: no request has been compared yet with these models and endpoints")
     if not edges and not shadow and not in_shadow:
-        print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
+        print("no edge model's promise is monitored here: that needs a threshold, and [audit] in the policy")
     show_arms(arms_of(trials))
     if latencies:
-        rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
+        rows = [(name, f"{leg['count']:,}", *(_ms(leg[q]) for q in ("p50_s", "p99_s"))) for name, leg in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))
     for name, link in links.items():
         speed = "" if link["bytes_per_s"] is None else f", and its bytes go at {link['bytes_per_s'] / MB:.3g} MB/s"
         print(printable(f"{name}: a call takes {_ms(link['call_s'])}{speed}"))
-    rows = [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()]
+    rows = [(name, f"{use['spent']:.4g}", _limit(use["limit"])) for name, use in spent.items()]
     table(("spent", "so far", "limit"), rows, ("spent",))
     for name, one_call in joules.items():
         print(printable(f"energy: {one_call:.3g} J a call of {name}"))
@@ -253,27 +261,27 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     if box is not None:
         print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
     if written is not None:
-        print(f"last written at {when(written)}")
+        print(f"last written at {local_time(written)}")
     return OK
 
 
 class Opened(NamedTuple):
-    """A policy as a router started now would have it."""
+    """Policy as a router would have it if it started now."""
 
     snapshot: Snapshot | None = None
-    """None: there is no policy, or a model of it is missing."""
+    """None without a policy, or with a missing model."""
     audit: Audit | None = None
     limits: Limits | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def in_shadow(self) -> bool:
-        """Whether its edges run in shadow alone."""
+        """True if its edges run only in shadow."""
         return self.snapshot is not None and self.snapshot.policy.mode == "shadow"
 
 
-class Gathered(NamedTuple):
-    """What a state folder says."""
+class Status(NamedTuple):
+    """Contents of a state folder, as `status` shows them."""
 
     edges: list[Edge]
     latencies: dict[str, dict[str, Any]]
@@ -287,59 +295,67 @@ class Gathered(NamedTuple):
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """It for JSON."""
-        told: dict[str, Any] = {"edges": [e._asdict() for e in self.edges], "latency": self.latencies, "link": self.links}
-        told |= {"spent": self.spent, "outbox": self.outbox, "written_at": self.written}
+        """Return everything as JSON data."""
+        data: dict[str, Any] = {"edges": [e._asdict() for e in self.edges], "latency": self.latencies, "link": self.links}
+        data |= {"spent": self.spent, "outbox": self.outbox, "written_at": self.written}
         if self.joules:
-            told["joules"] = self.joules
-        told["shadow"] = [one._asdict() for one in self.shadow]
-        told["trials"] = self.trials
-        return {**told, "notes": self.notes}
+            data["joules"] = self.joules
+        data["shadow"] = [stats._asdict() for stats in self.shadow]
+        data["trials"] = self.trials
+        return {**data, "notes": self.notes}
 
 
-def opened(policy: Path | None) -> Opened:
-    """Reads a policy, and its models' cards; a missing model is told in a note. None: there is none.
+def open_policy(policy: Path | None) -> Opened:
+    """Read a policy and its models' cards; a missing model gives only a note. None: no policy.
 
     Raises:
-        PolicyError, ModelError: it is invalid.
+        PolicyError: the policy is invalid.
+        ModelError: a model's card is invalid.
     """
     if policy is None:
         return Opened()
     from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
-    none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace", "instruments"))
+    without: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace", "instruments"))
     try:
-        with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
+        with Router.from_policy(policy, **without, offline="edge", uncalibrated="tell") as router:
             engine = router.engine
             audit = None if engine.auditor is None else engine.auditor.audit
             return Opened(engine.snapshot, audit, engine.spending.limits)
     except ModelMissing as e:
-        text = f"{e}: whether a certificate fits the models is not known, and the policy is left out of what follows"
+        text = f"{e}: the policy is left out, so it is not known if a certificate fits the models"
         return Opened(notes=(text,))
 
 
-def gathered(of: Opened, home: Path, *, shadow_runs: bool = True) -> Gathered:
-    """Reads a state folder. shadow_runs: with their statistics, for which the whole audit log is read.
+def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
+    """Read a state folder.
+
+    Args:
+        of: the policy.
+        home: the state folder.
+        shadow_runs: False leaves out the statistics of shadow runs, for which the whole audit log is read.
 
     Raises:
-        BadInput, StoreError: there is none, or it cannot be read.
+        BadInput: the folder has no state.
+        StoreError: it cannot be read.
     """
-    kept = read_state(home)
-    shadow = shadows(home / "audit.jsonl", of.snapshot) if shadow_runs else []
+    state = read_state(home)
+    shadow = shadow_stats(home / "audit.jsonl", of.snapshot) if shadow_runs else []
     if of.snapshot is not None and not of.in_shadow:
-        shadow = [one for one in shadow if one.target == EDGE_TRIAL]
-    joules = _joules(kept)
-    return Gathered(
-        _edges(of, kept), _latencies(kept), _links(kept), _spent(kept, of.limits), joules, shadow, trials_of(kept),
+        shadow = [stats for stats in shadow if stats.target == EDGE_TRIAL]
+    joules = _joules(state)
+    return Status(
+        _edges(of, state), _latencies(state), _links(state), _spent(state, of.limits), joules, shadow, trials_of(state),
         _outbox(home / "outbox.db"),
-        max((value.updated for value in kept.values()), default=None),
+        max((value.updated for value in state.values()), default=None),
         [*of.notes, *_uncounted(of.snapshot, of.limits, joules)],
     )  # fmt: skip
 
 
-def _edges(of: Opened, kept: Mapping[str, Value]) -> list[Edge]:
-    dumps = {name.removeprefix(EDGE): value.value for name, value in kept.items() if name.startswith(EDGE)}
+def _edges(of: Opened, state: Mapping[str, Value]) -> list[Edge]:
+    """Return the status of each edge model with a threshold."""
+    dumps = {name.removeprefix(EDGE): value.value for name, value in state.items() if name.startswith(EDGE)}
     dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
     if of.snapshot is None:
         return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())]
@@ -351,24 +367,24 @@ def _edges(of: Opened, kept: Mapping[str, Value]) -> list[Edge]:
 
 
 def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
-    """The status that a router started now with this policy would have."""
+    """Return the status that a router with this policy would have if it started now."""
     from edgeroute.trials.drift import DriftMonitor
 
     certificate = None if promise is None else promise.certificate
     fits = dumped is not None and certificate is not None and dumped.get("certificate") == certificate.checksum
     if audit is not None and dumped is not None:
-        watch = DriftMonitor(promise, audit)
-        watch.load(dumped)
-        target = watch.target(target)
-    found = _of_dump(target.name, dumped if dumped is not None and (fits or certificate is None) else {})
-    found = found._replace(threshold=finite(target.threshold), promise=target.label)
+        monitor = DriftMonitor(promise, audit)
+        monitor.load(dumped)
+        target = monitor.target(target)
+    edge = _of_dump(target.name, dumped if dumped is not None and (fits or certificate is None) else {})
+    edge = edge._replace(threshold=finite(target.threshold), promise=target.label)
     if certificate is None:
-        return found
-    return found._replace(made=certificate.date, age_days=_age_days(certificate.date), usual=certificate.deferral_interval)
+        return edge
+    return edge._replace(made=certificate.date, age_days=_age_days(certificate.date), usual=certificate.deferral_interval)
 
 
 def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
-    """The status at the end of the last run."""
+    """Return the status that was stored by the last run."""
     drifts = dumped.get("drift") or {}
     alarm, threshold, usual = dumped.get("alarm"), dumped.get("threshold"), dumped.get("deferral_interval")
     return Edge(
@@ -390,6 +406,7 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
 
 
 def _evidence(drift: Any) -> float:
+    """Return the evidence of a stored drift test; 0 if it cannot be read."""
     from edgeroute.core.sequential import Drift
 
     with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -397,40 +414,42 @@ def _evidence(drift: Any) -> float:
     return 0.0
 
 
-def _latencies(kept: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
-    """Leg -> number of answers, and median and 99 % quantile of latency, seconds."""
+def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
+    """Return number of answers, and median and 99 % quantile of latency in seconds, by leg."""
     from edgeroute.core.estimates import Latency
 
-    found = {}
-    for name, dumped in dict(kept["latency"].value if "latency" in kept else {}).items():
+    legs = {}
+    for name, dumped in dict(state["latency"].value if "latency" in state else {}).items():
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            known = Latency.load(dumped)
-            found[name] = {"count": known.count, "p50_s": known.quantile(0.5), "p99_s": known.quantile(0.99)}
-    return found
+            latency = Latency.load(dumped)
+            legs[name] = {"count": latency.count, "p50_s": latency.quantile(0.5), "p99_s": latency.quantile(0.99)}
+    return legs
 
 
-def _links(kept: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
-    """Endpoint -> time of a call but for its bytes, seconds, and bandwidth, bytes a second, as its calls had them."""
+def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
+    """Return time of a call without its bytes, seconds, and bandwidth, bytes a second, by endpoint, as measured."""
     from edgeroute.core.estimates import Link
 
-    found = {}
-    links = kept["link"].value if "link" in kept else {}
+    measured = {}
+    links = state["link"].value if "link" in state else {}
     for name, dumped in links.items() if isinstance(links, dict) else ():
         with contextlib.suppress(ValueError):
             link = Link.load(dumped)
             if link.count:
-                found[name] = {"call_s": link.call_s, "bytes_per_s": link.bytes_per_s}
-    return found
+                measured[name] = {"call_s": link.call_s, "bytes_per_s": link.bytes_per_s}
+    return measured
 
 
-def _joules(kept: Mapping[str, Value]) -> dict[str, float]:
-    """Target -> energy of a call, joules, as the router knew it."""
-    found = kept["energy"].value if "energy" in kept else {}
-    return {str(name): float(one) for name, one in dict(found).items() if isinstance(one, int | float) and 0 <= one < inf}
+def _joules(state: Mapping[str, Value]) -> dict[str, float]:
+    """Return the measured energy of a call, joules, by target."""
+    energy = state["energy"].value if "energy" in state else {}
+    return {
+        str(name): float(joules) for name, joules in dict(energy).items() if isinstance(joules, int | float) and 0 <= joules < inf
+    }
 
 
 def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
-    """When the edge first takes less energy than the cloud alone; empty: not known."""
+    """Return a sentence: from which deferral rate on the edge takes less energy than the cloud alone; empty: unknown."""
     from edgeroute.core.estimates import break_even
 
     edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))
@@ -441,20 +460,20 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
 
 
 def _uncounted(snapshot: Snapshot | None, limits: Limits | None, joules: Mapping[str, float]) -> list[str]:
-    """What the limit of energy does not count, as it is not known what a run takes, in one line."""
+    """Return a note if the energy limit cannot count the runs of some edge models, since their energy is unknown."""
     edges = [] if snapshot is None else [t.name for t in snapshot.targets if t.side == "edge" and t.name not in joules]
     if not edges or limits is None or limits.joules_per_hour == inf:
         return []
-    why = "the device tells no power, or too few readings of it are known"
-    return [f"joules_per_hour counts no runs of {', '.join(edges)}, as it is not known what one takes: {why}"]
+    why = "the device reports no power, or too few readings so far"
+    return [f"joules_per_hour counts no runs of {', '.join(edges)}, since their energy is not known: {why}"]
 
 
-def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:
-    """Limit -> spending over its window by all routers with this folder, and the limit; None: there is none."""
+def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:
+    """Return spending over each limit's window by all routers with this folder, and the limit; None: no limit."""
     from edgeroute.core.spending import Limits, Spending
 
     now, spending = process.now(), Spending(limits or Limits())
-    for name, dumped in kept.items():
+    for name, dumped in state.items():
         if name.startswith("spending:"):
             with contextlib.suppress(ValueError):
                 spending.load(dumped.value, now)
@@ -465,6 +484,7 @@ def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[s
 
 
 def _outbox(path: Path) -> dict[str, int] | None:
+    """Return the numbers of entries in an outbox; None if there is none."""
     if not path.exists():  # opening it would create one
         return None
     from edgeroute.stores.outbox import Outbox
@@ -477,12 +497,13 @@ def _outbox(path: Path) -> dict[str, int] | None:
 
 
 def _show(edge: Edge) -> None:
+    """Print the status of an edge model."""
     threshold = "not known" if edge.threshold is None else "none" if edge.threshold == "inf" else f"{float(edge.threshold):.6g}"
     print(printable(f"{edge.target}: threshold {threshold}" + (f" ({edge.promise})" if edge.promise else "")))
     if edge.made is not None:
         print(printable(f"  certificate of {edge.made}, {edge.age_days} days old"))
     if edge.alarm is not None:
-        print(printable(f"  ALARM at {when(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}"))
+        print(printable(f"  ALARM at {local_time(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}"))
     if edge.audited:
         most = "" if edge.limit is None or edge.labelled is not None else f", and at most {edge.limit:.2%} should"
         rate = edge.disagreed / edge.audited
@@ -495,17 +516,21 @@ def _show(edge: Edge) -> None:
         print(f"  deferred {edge.deferred:,} of {edge.judged:,} ({edge.deferred / edge.judged:.1%}){usual}")
 
 
-def _age_days(made: str) -> int:
-    return (datetime.fromtimestamp(process.now(), timezone.utc).date() - date.fromisoformat(made)).days
+def _age_days(date_: str) -> int:
+    """Return the age of a certificate, days."""
+    return (datetime.fromtimestamp(process.now(), timezone.utc).date() - date.fromisoformat(date_)).days
 
 
 def _count(value: Any) -> int:
+    """Return a stored count; 0 if it is invalid."""
     return int(value) if isinstance(value, int | float) and 0 <= value < inf else 0
 
 
 def _ms(seconds: float | None) -> str:
+    """Format a time in milliseconds."""
     return "-" if seconds is None else f"{seconds * 1000:,.2f} ms"
 
 
 def _limit(value: float | None) -> str:
+    """Format a limit."""
     return "none" if value is None else f"{value:g}"

@@ -1,4 +1,4 @@
-"""Puts a hidden edge on trial in force, and takes it back. Files are replaced one by one: a kill leaves a valid policy."""
+"""Putting a hidden edge on trial in force, and rolling back; files are replaced one by one, so a kill leaves a valid policy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
 from edgeroute.policy.sources import read_policy
 from edgeroute.system import process
 from edgeroute.system.process import replace_file
-from edgeroute.tools.cli.examples import plain
+from edgeroute.tools.cli.examples import plain_router
 from edgeroute.tools.cli.status import read_state
 
-# Rewrites a policy's text so that its hidden edge on trial becomes its edge model; comments stay, where the format has them.
+# Rewriting a policy's text so that its hidden edge on trial becomes its edge model; comments of TOML stay.
 
 
-def switched(path: Path, threshold: str) -> str | None:
-    """Return the policy's text with the hidden edge on trial as its edge, and this threshold; None: this format is not rewritten.
+def rewrite_policy(path: Path, threshold: str) -> str | None:
+    """Return a policy's text with the hidden edge on trial as its edge, and this threshold; None for a format without rewriting.
 
     Args:
-        path: of the policy, which has one edge model and a hidden one on trial.
+        path: path of a policy with one edge model and a hidden one on trial.
         threshold: path of the certificate, as in the policy.
 
     Raises:
@@ -35,18 +35,19 @@ def switched(path: Path, threshold: str) -> str | None:
     if rewrite is None:
         return None
     text = path.read_text(encoding="utf-8-sig")
-    made = rewrite(text, threshold)
-    if _plain(path, made) != _wanted(read_policy(path), threshold):
-        raise PolicyError(f"{path} cannot be rewritten as it is written: {by_hand(threshold)}")
-    return made
+    text_after = rewrite(text, threshold)
+    if _parse(path, text_after) != _with_trial(read_policy(path), threshold):
+        raise PolicyError(f"{path} cannot be rewritten as it is written: {instruction(threshold)}")
+    return text_after
 
 
-def by_hand(threshold: str) -> str:
-    """What to write in place of `switched`."""
+def instruction(threshold: str) -> str:
+    """Return an instruction for the user: what to edit in the policy."""
     return f"make the edge of trial that of [edge], remove trial, and set threshold to {json.dumps(threshold)}"
 
 
-def _wanted(data: dict[str, Any], threshold: str) -> dict[str, Any]:
+def _with_trial(data: dict[str, Any], threshold: str) -> dict[str, Any]:
+    """Return the policy's data with the hidden edge on trial as its edge, and this threshold."""
     edge = _without_trial(data)
     return {**data, "edge": edge, "threshold": threshold}
 
@@ -54,24 +55,24 @@ def _wanted(data: dict[str, Any], threshold: str) -> dict[str, Any]:
 def _without_trial(data: Any) -> Any:
     """Remove the hidden edge from the trials, and return it as the section `[edge]`."""
     trials = data["trial"]
-    several = trials if isinstance(trials, list) else [trials]
-    at = next(i for i, one in enumerate(several) if "edge" in one and one.get("shown") is False)
-    edge = several[at]["edge"]
-    if len(several) > 1:
-        del several[at]
+    trial_list = trials if isinstance(trials, list) else [trials]
+    index = next(i for i, trial in enumerate(trial_list) if "edge" in trial and trial.get("shown") is False)
+    edge = trial_list[index]["edge"]
+    if len(trial_list) > 1:
+        del trial_list[index]
     else:
         del data["trial"]
     if not isinstance(edge, str):
         return edge
-    own = data["edge"][0] if isinstance(data["edge"], list) else data["edge"]
-    own["path"] = edge
+    section = data["edge"][0] if isinstance(data["edge"], list) else data["edge"]
+    section["path"] = edge
     for key in ("sha256", "card"):  # of the file before
-        own.pop(key, None)
-    return own
+        section.pop(key, None)
+    return section
 
 
-def _plain(path: Path, text: str) -> dict[str, Any]:
-    """The text as it will be read."""
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    """Parse a policy's text into plain data."""
     if path.suffix.lower() == ".json":
         return dict(json.loads(text))
     import tomlkit
@@ -80,15 +81,17 @@ def _plain(path: Path, text: str) -> dict[str, Any]:
 
 
 def _json(text: str, threshold: str) -> str:
-    return json.dumps(_wanted(json.loads(text), threshold), indent=2, ensure_ascii=False) + "\n"
+    """Rewrite a policy in JSON."""
+    return json.dumps(_with_trial(json.loads(text), threshold), indent=2, ensure_ascii=False) + "\n"
 
 
 def _toml(text: str, threshold: str) -> str:
+    """Rewrite a policy in TOML."""
     try:
         import tomlkit
     except ImportError as e:
         raise RuntimeMissing(
-            f"rewriting a policy in TOML needs tomlkit: pip install tomlkit. By hand: {by_hand(threshold)}"
+            f"rewriting a policy in TOML needs tomlkit: pip install tomlkit. Or by hand: {instruction(threshold)}"
         ) from e
     document = tomlkit.parse(text)
     document["edge"] = _without_trial(document)
@@ -99,20 +102,20 @@ def _toml(text: str, threshold: str) -> str:
 _FORMATS = {".toml": _toml, ".json": _json}
 
 
-KEPT = ".before"
-"""Suffix of the policy before the switch, beside it."""
+BACKUP_SUFFIX = ".before"
+"""Suffix of the file with the policy before the switch."""
 
 
 class Memory:
-    """What `recertify` remembers in the state folder: how often it looked at a trial, and the last switch.
+    """File `recertify.json` in the state folder: looks at trials, and the last switch.
 
     Args:
         folder: the state folder.
 
     Attributes:
         looks: fingerprints and promise -> numbers of audits at which the trial's certificate did not hold.
-        switch: of the last switch: the certificate's checksum, hashes of the policy before and after it, the trial's
-            fingerprints, and when it was rolled back, if it was. Empty: there was none.
+        switch: data of the last switch: the certificate's checksum, hashes of the policy before and after it, the trial's
+            fingerprints, and the time of a rollback. Empty: there was none.
 
     Raises:
         StoreError: the file cannot be read.
@@ -130,12 +133,12 @@ class Memory:
             raise StoreError(f"{self._path} cannot be read ({e}): remove it to forget the last switch") from e
 
     def save(self) -> None:
-        """Writes it."""
+        """Write the file."""
         write(self._path, json.dumps({"looks": self.looks, "switch": self.switch}, indent=2) + "\n")
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces a file.
+    """Replace a file.
 
     Raises:
         StoreError: it cannot be written.
@@ -147,41 +150,41 @@ def write(path: Path, text: str) -> None:
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file; empty: there is none."""
+    """Return the SHA-256 of a file; empty if it does not exist."""
     with suppress(FileNotFoundError):
         return sha256(path.read_bytes()).hexdigest()
     return ""
 
 
-def kept(policy: Path) -> Path:
-    """Where the policy before the switch is."""
-    return policy.with_name(policy.name + KEPT)
+def backup_path(policy: Path) -> Path:
+    """Return the path of the policy before the switch."""
+    return policy.with_name(policy.name + BACKUP_SUFFIX)
 
 
 def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, memory: Memory) -> bool:
-    """Put the edge on trial in force. Return False if this format of policies is not rewritten: nothing was written then.
+    """Put the edge on trial in force. Return False, and write nothing, if this format of policies is not rewritten.
 
-    The policy is replaced last: until then the old one is in force, whole, whatever was written before.
+    The policy is replaced last: until then the old one is in force, complete, whatever was written before.
 
     Args:
         policy: path of the policy.
-        threshold: path of the certificate, which is there, as in the policy.
-        certificate: the trial's.
-        trial: its fingerprints.
-        memory: of the state folder.
+        threshold: path of the certificate, which exists, as in the policy.
+        certificate: certificate of the trial.
+        trial: fingerprints of the trial.
+        memory: memory of the state folder.
 
     Raises:
-        PolicyError: it cannot be rewritten, or would not be valid.
+        PolicyError: the policy cannot be rewritten, would not be valid, or was changed meanwhile.
         StoreError: a file cannot be written.
     """
     before, old = hash_of(policy), policy.read_text(encoding="utf-8")
-    text = switched(policy, threshold)
+    text = rewrite_policy(policy, threshold)
     if text is None:
         return False
     _try(policy, text)
-    write(kept(policy), old)
+    write(backup_path(policy), old)
     memory.switch = {
-        "at": process.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(kept(policy)),
+        "at": process.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(backup_path(policy)),
         "after": sha256(text.replace("\n", os.linesep).encode()).hexdigest(),
     }  # fmt: skip
     memory.save()
@@ -192,13 +195,13 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
 
 
 def roll_back(policy: Path, memory: Memory) -> None:
-    """Puts the policy before the switch in force again.
+    """Put the policy before the switch in force again.
 
     Raises:
-        PolicyError: it is not there any more.
+        PolicyError: its file is missing or was changed.
         StoreError: a file cannot be written.
     """
-    old = kept(policy)
+    old = backup_path(policy)
     if hash_of(old) != memory.switch["before"]:
         raise PolicyError(f"{old} is not the policy before the switch any more: put the model that you trust in {policy} by hand")
     memory.switch["rolled_back"] = process.now()
@@ -207,7 +210,7 @@ def roll_back(policy: Path, memory: Memory) -> None:
 
 
 def alarm(folder: Path, checksum: str) -> str:
-    """The alarm of the audits under that certificate, in words; empty: there is none. One of the deferral rate is none."""
+    """Return the text of the audits' alarm under that certificate; empty without one, or for an alarm of the deferral rate."""
     try:
         stored = read_state(folder).get("audit:edge")
     except BadInput:
@@ -220,15 +223,15 @@ def alarm(folder: Path, checksum: str) -> str:
 
 
 def _try(policy: Path, text: str) -> None:
-    """Makes a router of the text, in the folder of the policy, as its paths start there.
+    """Build a router from the text, in the policy's folder, since its paths are relative to it; then delete the file.
 
     Raises:
-        PolicyError: it is not valid, or the certificate does not hold for its models.
+        PolicyError: it is invalid, or the certificate does not hold for its models.
     """
     trial = policy.with_name(f".{policy.stem}-trial{policy.suffix}")
     write(trial, text)
     try:
-        with plain(trial, state=None, uncalibrated="error"):
+        with plain_router(trial, state=None, uncalibrated="error"):
             pass
     finally:
         trial.unlink(missing_ok=True)

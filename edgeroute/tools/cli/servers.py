@@ -1,0 +1,295 @@
+"""Commands `serve` and `gateway`, servers of models and a router; `dashboard` and `top`, live views of another router."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.system.process import file_stamp
+from edgeroute.tools.cli.exits import INTERRUPTED, OK
+from edgeroute.tools.cli.tables import Json, Log, Metrics, Policy, set_up_logging
+
+if TYPE_CHECKING:
+    from edgeroute.confidence.certificate import BoundCertificate
+    from edgeroute.tools.cli.status import Opened
+    from edgeroute.tools.dashboard.monitor import Monitor
+    from edgeroute.tools.replay.setup import Setup
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.",
+            show_default=False,
+        ),
+    ],
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no authentication.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8080,
+    max_batch: Annotated[int, typer.Option(min=1, help="Rows of several requests to merge into one run.")] = 32,
+    metrics: Metrics = False,
+    log: Log = None,
+    as_json: Json = False,
+) -> int:
+    """Serve models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
+    from edgeroute import models as built_in
+    from edgeroute.tools.server.serve import named_model
+    from edgeroute.tools.server.serve import serve as run
+
+    files = [getattr(built_in, name)().cloud if name in built_in.NAMES and not Path(name).is_file() else name for name in models]
+    loaded = [named_model(model) for model in files]
+    names = [model.name for model in loaded]
+
+    def ready(url: str) -> None:
+        """Print the URLs of the models."""
+        places = ", ".join(f"{url}/v2/models/{name}" for name in names)
+        print(json.dumps({"ready": url, "models": names}) if as_json else f"serving {places}", flush=True)
+
+    set_up_logging(log)
+    number = run(loaded, host=host, port=port, max_batch=max_batch, metrics=metrics, logs=log is not None, on_ready=ready)
+    return INTERRUPTED if number == signal.SIGINT else OK
+
+
+def gateway(
+    *,
+    policy: Policy,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8484,
+    token_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the token that clients send as OPENAI_API_KEY."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Further host name by which clients reach this machine; may be repeated."),
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Further name of the model, beside edgeroute and the policy's; may be repeated.")
+    ] = None,
+    max_concurrent: Annotated[int, typer.Option(min=1, help="Most requests at a time; further ones get 429.")] = 64,
+    metrics: Metrics = False,
+    log: Log = None,
+    as_json: Json = False,
+) -> int:
+    """Serve a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol."""
+    from edgeroute.record.request_log import RequestLog
+    from edgeroute.tools.server.gateway import gateway as run
+
+    set_up_logging(log)
+
+    def ready(url: str) -> None:
+        """Print the URL, as a line for the shell of a client."""
+        print(json.dumps({"ready": url}) if as_json else f"serving: export OPENAI_BASE_URL={url}/v1", flush=True)
+
+    number = run(
+        policy, host=host, port=port, token_env=token_env, hosts=allow_host or (), names=name or (),
+        max_concurrent=max_concurrent, on_ready=ready, metrics=metrics, instruments=[RequestLog()] if log else [],
+    )  # fmt: skip
+    return INTERRUPTED if number == signal.SIGINT else OK
+
+
+# Sources of `dashboard` and `top`: trace file, state folder and policy, written by another process.
+
+Watched = Annotated[
+    Path | None,
+    typer.Option("--policy", "-p", metavar="FILE", help="The policy of the router to watch.", show_default=False),
+]
+Record = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The trace file, instead of the policy's.", show_default=False),
+]
+State = Annotated[
+    Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.", show_default=False)
+]
+
+
+def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -> Monitor:
+    """Return a monitor that follows these files; not started yet.
+
+    Raises:
+        PolicyError: the policy is invalid.
+        BadInput: there is nothing to follow.
+    """
+    from edgeroute.tools.dashboard.monitor import Monitor, Sources, TraceFile
+
+    if policy is None and record is None and state is None:
+        raise typer.BadParameter("one of the three is needed", param_hint="--policy, --record or --state")
+    folder, traced, sample = (None, None, 1.0) if policy is None else _places(policy)
+    folder = folder if state is None else state
+    notes = []
+    path = record or traced
+    if path is None and folder is not None:
+        path = folder / "trace.jsonl"
+        if policy is not None:
+            notes.append(f"{policy.name} has no [trace]: add the line [trace] to it, and restart its program, to see requests")
+    if sample < 1 and record is None:
+        notes.append(
+            f"the trace is a random sample of {sample:.3g} of the answers: all numbers of requests are those of the sample"
+        )
+    if path is None:
+        raise BadInput(
+            f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]"
+        )
+    if record is not None and record.exists() and not record.is_file():
+        raise BadInput(f"{record}: is no regular file: expected a trace's")
+    if record is not None and not any(record.parent.glob(f"{record.name}*")):
+        raise BadInput(f"{record}: there is no such file")
+    sources = FileSources(policy, folder, notes)
+    beside = Sources(sources.state, sources.setup, sources.certificates, folder)
+    return Monitor(TraceFile(path), beside, str(policy or record or state))
+
+
+def _places(policy: Path) -> tuple[Path | None, Path | None, float]:
+    """Return a policy's state folder and trace file, None if it has none, and the share of requests that is traced."""
+    from edgeroute import policy as settings
+    from edgeroute.policy.singles import at
+
+    sections = settings.load(policy)
+    folder = None if sections.state is None else at(policy.parent, sections.state)
+    if sections.trace is None:
+        return folder, None, 1.0
+    if sections.trace.file:
+        return folder, at(policy.parent, sections.trace.file), sections.trace.sample
+    return folder, None if folder is None else folder / "trace.jsonl", sections.trace.sample
+
+
+class FileSources:
+    """Reader of state and policy files; the policy is read again when it changes.
+
+    Args:
+        policy: policy file; None: unknown.
+        folder: state folder; None: there is none.
+        notes: notes for the page, one line each.
+    """
+
+    def __init__(self, policy: Path | None, folder: Path | None, notes: list[str]) -> None:
+        self._policy, self._folder, self._notes = policy, folder, notes
+        self._given: dict[str, Any] = {}
+        """Settings of the policy that `open_policy` overrides."""
+        self._stamp: Any = None
+        self._opened: Opened | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as `edgeroute status --json` prints it, with the policy."""
+        from edgeroute.tools.cli.status import read_status
+        from edgeroute.tools.dashboard.window import policy_summary
+
+        data: dict[str, Any] = {"notes": [*self._notes]}
+        try:
+            policy_now = self._now()
+        except EdgerouteError as e:
+            from edgeroute.tools.cli.status import Opened
+
+            policy_now = Opened(notes=(str(e),))
+            data["notes"].append(str(e))
+        if policy_now.snapshot is not None:
+            data["policy"] = {**policy_summary(policy_now.snapshot), **self._given}
+        if self._folder is None:
+            return data
+        try:
+            status = read_status(policy_now, self._folder, shadow_runs=False).as_dict()
+        except BadInput as e:
+            data["notes"].append(str(e))
+            return data
+        return {**status, **data, "notes": [*data["notes"], *status["notes"]]}
+
+    def setup(self) -> Setup | None:
+        """Read the policy for replays; None without a policy."""
+        from edgeroute.tools.replay.setup import Setup
+
+        return None if self._policy is None else Setup.read(self._policy)
+
+    def certificates(self) -> dict[str, BoundCertificate] | None:
+        """Return the certificates of the edges; None if the policy is unknown, or a model is missing."""
+        snapshot = self._now().snapshot
+        if snapshot is None:
+            return None
+        return {
+            t.name: certificate
+            for t, certificate in zip(snapshot.targets, snapshot.certificates, strict=True)
+            if certificate is not None
+        }
+
+    def _now(self) -> Opened:
+        """Return the policy, read again if the file has changed."""
+        from edgeroute.tools.cli.status import open_policy
+
+        stamp = None if self._policy is None else file_stamp(self._policy)
+        if self._opened is None or stamp != self._stamp:
+            self._opened, self._stamp = open_policy(self._policy), stamp
+            if self._policy is not None:
+                from edgeroute import policy
+
+                self._given = {"offline": policy.load(self._policy).offline}
+        return self._opened
+
+
+def dashboard(
+    *,
+    policy: Watched = None,
+    record: Record = None,
+    state: State = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. There is no TLS: elsewhere the token can be intercepted.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8585,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Environment variable with the token, which the page asks for; else a random one is printed."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Further host name by which browsers reach this machine; may be repeated."),
+    ] = None,
+    metrics: Metrics = False,
+    as_json: Json = False,
+) -> int:
+    """Show a router live on a local page: routes, reasons, drift, latencies, budgets, outbox, egress. Tries thresholds.
+
+    Reads the trace and the state folder that the router's program writes. Changes nothing.
+    """
+    from edgeroute.tools.dashboard.run import serve as run
+    from edgeroute.tools.server.guard import token_of
+
+    token = None if token_env is None else token_of(token_env)
+    monitor = file_monitor(policy, record, state)
+
+    routes = []
+    if metrics:
+        from edgeroute.tools.dashboard.metrics import route
+
+        routes.append(route(monitor))
+
+    def ready(url: str) -> None:
+        """Print the URL, without a token that the user has chosen."""
+        url = url if token is None else url.partition("#")[0]
+        print(json.dumps({"ready": url}) if as_json else f"open {url}", flush=True)
+
+    number = run(monitor, host=host, port=port, token=token, hosts=allow_host or (), routes=routes, on_ready=ready)
+    return INTERRUPTED if number == signal.SIGINT else OK
+
+
+def top(*, policy: Watched = None, record: Record = None, state: State = None, as_json: Json = False) -> int:
+    """Show a router live in the terminal; q quits. --json: once, for programs.
+
+    Reads the trace and the state folder that the router's program writes. Changes nothing.
+    """
+    monitor = file_monitor(policy, record, state)
+    if as_json:
+        monitor.poll()
+        print(monitor.text().decode())
+        monitor.close()
+        return OK
+    from edgeroute.tools.dashboard.top import run
+
+    run(monitor)
+    return OK
