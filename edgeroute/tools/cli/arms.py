@@ -1,4 +1,4 @@
-"""Command `edgeroute arms`: an A/B comparison over many devices."""
+"""Command `edgeroute arms`: the arms of trials over many devices."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ def arms(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Compare the arms of an A/B comparison over many devices, and report whether B is worse than allowed.
+    """Compare the arms of a trial over many devices, and report whether the one on trial is worse than allowed.
 
-    Where each device is in one arm, no single device can compare them. Exit code 4: B is worse, stop it; or an arm of the cloud
-    is
-    stopped. The arms of the cloud are summed over the state folders.
+    Where each device is in one arm, no single device can compare them. Exit code 4: it is worse, stop it; or an endpoint on
+    trial is stopped on a device.
     """
     from edgeroute.tools.measure.fleet import compare
     from edgeroute.tools.measure.report.page import basis
@@ -67,7 +66,7 @@ def arms(
 
 
 def _read(path: Path) -> Iterator[Device]:
-    """Yield the devices of a state folder, or of a file; None for a device without arms.
+    """Yield the trials of the device of a state folder, or of the devices of a file.
 
     Raises:
         BadInput: it is neither.

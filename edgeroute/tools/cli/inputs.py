@@ -66,14 +66,12 @@ def read_inputs(path: Path, keys: Sequence[str] = (), note: Note = lambda _: Non
     """Read inputs: a .npy file or an image is one; an .npz file has one in each row of `images` or `X`, or of its first array.
 
     `-` is stdin, with one of these formats, or JSON: each line is an input, and a list of numbers becomes an array. A .jsonl file
-    is
-    read like that, too; but of a mapping with `prompt` or `messages` these are the input, with its `label` and `group`.
+    is read like that, too; but of a mapping with `prompt` or `messages` these are the input, with its `label` and `group`.
 
     Args:
         path: path of the file.
         keys: keys that the policy's views take of an input. Then each input is a mapping: of an .npz file a row of each of its
-            arrays;
-            of an image its pixels, or the content of the file where a key means that.
+            arrays; of an image its pixels, or the content of the file where a key means that.
         note: called with a message about unused arrays.
 
     Raises:

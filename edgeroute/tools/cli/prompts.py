@@ -44,8 +44,7 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
 
     A line has `prompt` or `messages`; `edge` and `cloud`, each an answer's text, or a mapping with `text` and `logprobs`, or a
     completion in OpenAI's JSON; `grade`, the edge's, or a mapping from side to grade, 0..1; or `label`, the right answer; and
-    perhaps
-    `confidence` and `group`.
+    perhaps `confidence` and `group`.
 
     Raises:
         BadInput: a line is invalid, or only some have grades.

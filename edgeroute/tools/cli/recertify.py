@@ -176,8 +176,7 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
     """Return the number of audits for the next look at a hidden edge, and the risk of that look.
 
     A look at each new audit would find a certificate by chance sooner or later. So looks are few, and share the risk: the first
-    has half of it,
-    the next half of the rest, and so on.
+    has half of it, the next half of the rest, and so on.
 
     Args:
         looks: numbers of audits at the looks that did not suffice.

@@ -75,7 +75,7 @@ class Parameter(NamedTuple):
 
 
 def reference(app: typer.Typer) -> str:
-    """Return the text of docs/commands.md: options of many commands, then each command; options described before are only named."""
+    """Return docs/commands.md: options of many commands, then each command; options described before are only named."""
     commands = [*_commands(app, "edgeroute")]
     counts = Counter(_row(parameter) for _, _, parameters in commands for parameter in parameters)
     common = [*{row.partition(":")[0]: row for row, count in reversed(counts.most_common()) if count >= COMMON}.values()][::-1]

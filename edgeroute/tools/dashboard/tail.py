@@ -33,8 +33,7 @@ class Tail:
     """Reader of the lines appended to a file, and to those that replace it.
 
     An incomplete line is returned once its end is written. Lines appended to a full file after a newer one was started are
-    missed, as
-    may happen to a line of a process that had it open when another one rotated it.
+    missed, as may happen to a line of a process that had it open when another one rotated it.
 
     Args:
         path: path of the file of a `Journal`: full files are `path.1`, the latest, `path.2`, ...

@@ -37,8 +37,7 @@ def audited_examples(
     """Read the audits of one edge model, made with the models, cloud and score in use, as examples.
 
     Requests are drawn when they arrive, whether edge or cloud will answer, and lines that were drawn with a higher probability
-    than
-    others are thinned at random to the lowest. So the rest represents all traffic, except for requests that are withheld
+    than others are thinned at random to the lowest. So the rest represents all traffic, except for requests that are withheld
     systematically (by a limit, a metered link or a data class).
 
     Args:
@@ -136,8 +135,7 @@ def fit_score(
     """Fit a score to all examples for deployment, and score the examples by 5-fold cross-fitting for calibration.
 
     The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample scores
-    would
-    be biased.
+    would be biased.
 
     Args:
         outputs: [n, classes], the edge's logits.

@@ -215,8 +215,7 @@ def collect(
 
     Returns the examples, and how many inputs reached the edge model. An edge model is reached by the inputs that the edge models
     before it defer, by their thresholds. They run inputs one by one. Egress rules, consent, limits and ledger apply to the cloud,
-    and
-    its rate is respected. Inputs without a cloud answer are dropped, at most `MAY_FAIL` of them.
+    and its rate is respected. Inputs without a cloud answer are dropped, at most `MAY_FAIL` of them.
 
     Args:
         calls: caller of the router's models.

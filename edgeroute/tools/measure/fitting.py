@@ -276,8 +276,7 @@ def narrow(inputs: Array) -> tuple[Array, Array]:
     """Factor inputs with more columns than rows: [n, k] -> [n, m] and [m, k], whose product they are.
 
     Equally penalised weights lie in the span of the rows, so nothing is lost (the representer theorem; Schoelkopf et al., 2001).
-    The
-    first two columns, which are penalised otherwise, stay.
+    The first two columns, which are penalised otherwise, stay.
     """
     n, k = inputs.shape
     if k <= n + 2:

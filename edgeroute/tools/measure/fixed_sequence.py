@@ -3,10 +3,8 @@
 Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis "the
 guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no correction for
 multiple testing is needed. No candidate is skipped: to pass the first threshold t* that violates the guarantee, the sequence
-would
-have to reject the null at t* itself, which does not depend on the data; so the total risk is that of one test. All thresholds
-that
-were passed are certified at once, and none above the first that was tested.
+would have to reject the null at t* itself, which does not depend on the data; so the total risk is that of one test. All
+thresholds that were passed are certified at once, and none above the first that was tested.
 
 For max_error testing begins at a rank, since few examples prove little; and where a noisy top ends it, it begins again at further
 ranks, each with a part of the risk that is added to the rest of the parts before (the fallback procedure; Wiens, 2003).
@@ -252,8 +250,7 @@ def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -
     """Return the first tested block, and the number of leading blocks that pass the max_error test; 0: none does.
 
     wrong, m: cumulative errors and examples [blocks]. The first blocks are chosen by rank, not by a fixed score, so the test is
-    exact
-    except for the examples at these ranks.
+    exact except for the examples at these ranks.
     """
     parts, spare = dict[int, float](), 0.0
     for rate, after in zip(STARTS, [*list(STARTS)[1:], 1.0], strict=True):

@@ -55,8 +55,7 @@ class TensorModel:
     """Adapter that runs a model on tensors: by its own `run_feed`, or row by row.
 
     A model whose `run` is a coroutine function gets an event loop in a thread. A model of a fixed number of rows takes any
-    number:
-    its runs are padded. A model without declared outputs is run on zeros.
+    number: its runs are padded. A model without declared outputs is run on zeros.
     """
 
     def __init__(self, model: EdgeModel) -> None:

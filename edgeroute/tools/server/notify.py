@@ -27,8 +27,7 @@ class Notify:
 
     Args:
         environment: mapping with NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID. They are removed from it, so that no child
-            process
-            has them.
+            process has them.
 
     Attributes:
         watchdog_s: time within which the manager expects a notice of life, seconds; None: it expects none.

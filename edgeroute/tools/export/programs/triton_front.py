@@ -1,8 +1,7 @@
 """Preprocessing step of a Triton ensemble, for its Python backend. Copied by `edgeroute export`; needs no edgeroute.
 
 Where `model.json` has `"front": "decode"`, picture files (JPEG, PNG, WebP) become uint8 arrays; where it has `"prepare"`, arrays
-of
-callers become the model's tensors.
+of callers become the model's tensors.
 """
 
 from __future__ import annotations

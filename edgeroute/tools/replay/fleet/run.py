@@ -1,8 +1,7 @@
 """Simulation of a fleet of devices against one cloud through an outage, and a search for the capacity that the cloud needs.
 
 Vectorised, not sampled: every device has its own breaker, retry budget and outbox, as elements of arrays. Time advances in steps
-of
-`STEP_S`; the events of a step are one array operation, each with its exact time: only the order of events within a step is
+of `STEP_S`; the events of a step are one array operation, each with its exact time: only the order of events within a step is
 approximate. Accepted edge answers are not simulated: they do not reach the cloud. Nor is a recovery of the network (the outage is
 the cloud's), nor a probe's wait in a crowd: the health route does not queue.
 """
