@@ -479,7 +479,7 @@ def test_the_ray_application_says_what_was_asked_for(fashion, tmp_path):
         tmp_path / "out",
         replicas=(1, 3),
         max_batch=8,
-        kept=1,
+        models_per_replica=1,
         splits={"fashion": {"fashion-edge": 0.1, "fashion-large": 0.9}},
     )
     config = yaml.safe_load((tmp_path / "out/serve.yaml").read_text())

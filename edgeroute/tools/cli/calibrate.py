@@ -226,7 +226,7 @@ def _environment(**keys: str | None) -> Iterator[None]:
 
 
 def _calibrate_recorded(
-    router: Router, found: FileExamples | None, want: dict[str, Any], edge: int, policy: Path, every: int
+    router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int, policy: Path, every: int
 ) -> CalibrationResult:
     """Calibrate on recorded outputs, or on the audit log if there are none."""
     from edgeroute.tools.cli.stores import state_folder
@@ -237,8 +237,11 @@ def _calibrate_recorded(
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
     target = checked_request(**options)
     calls = DirectCalls(router.engine, edge, "msp" if target.fit else target.score)
-    if found is not None:
-        examples, notes = recorded_examples(calls, found.edge, found.cloud, found.labels, found.groups), found.notes
+    if file_examples is not None:
+        examples, notes = (
+            recorded_examples(calls, file_examples.edge, file_examples.cloud, file_examples.labels, file_examples.groups),
+            file_examples.notes,
+        )
     else:
         examples, notes = audited_examples(
             state_folder(policy, None) / "audit.jsonl", calls.runner.name, calls.fingerprints(), every=every
@@ -248,11 +251,10 @@ def _calibrate_recorded(
 
 def path_in_policy(policy: Path, path: Path) -> str:
     """Return a path as written in the policy: relative to its folder, or absolute if they have no common folder."""
-    state_folder, target = policy.parent.resolve(), path.resolve()
-    separate = (
-        target.anchor != state_folder.anchor or os.path.commonpath([state_folder, target]) == state_folder.anchor
-    )  # first: another drive
-    return str(target) if separate else os.path.relpath(target, state_folder)
+    folder, target = policy.parent.resolve(), path.resolve()
+    if target.anchor != folder.anchor or os.path.commonpath([folder, target]) == folder.anchor:  # first: another drive
+        return str(target)
+    return os.path.relpath(target, folder)
 
 
 def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:

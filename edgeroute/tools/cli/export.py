@@ -105,7 +105,8 @@ def ray(
 
     wait_s = WAIT_S if wait is None else wait
     exported = write(
-        models, out, names=name or (), max_batch=max_batch, wait_s=wait_s, queue=queue, replicas=_range(replicas), kept=kept,
+        models, out, names=name or (), max_batch=max_batch, wait_s=wait_s, queue=queue, replicas=_range(replicas),
+        models_per_replica=kept,
         splits=dict(map(_split, split or ())), force=force,
     )  # fmt: skip
     return _report(exported, out, as_json)
@@ -161,7 +162,7 @@ def _range(text: str) -> tuple[int, int]:
 def _split(text: str) -> tuple[str, dict[str, float]]:
     """Parse `NAME=MODEL:SHARE,MODEL:SHARE`."""
     name, _, arms = text.partition("=")
-    pairs = [one.rpartition(":") for one in arms.split(",")]
+    pairs = [pair.rpartition(":") for pair in arms.split(",")]
     if not name or not all(arm and part for arm, _, part in pairs):
         raise typer.BadParameter(f"a split must be NAME=MODEL:SHARE,MODEL:SHARE, not {text!r}", param_hint="--split")
     return name, {arm: share(part) for arm, _, part in pairs}

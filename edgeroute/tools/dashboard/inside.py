@@ -183,7 +183,7 @@ def sources_of(router: BaseRouter) -> Sources:
 def state_of(engine: Engine) -> dict[str, Any]:
     """Return the state of a router, with the keys of `edgeroute status --json`."""
     snapshot, stats = engine.snapshot, engine.stats()
-    audits = {one.target: one for one in stats.audits}
+    audits = {entry.target: entry for entry in stats.audits}
     edges = []
     for target in snapshot.targets:
         if target.side == "edge" and target.threshold is not None:

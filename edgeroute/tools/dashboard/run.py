@@ -107,6 +107,7 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        """Start the monitor, and close it at the end of the application."""
         monitor.start()
         try:
             yield

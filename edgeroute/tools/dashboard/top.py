@@ -214,9 +214,9 @@ def percent(share: float | None) -> str:
     return NONE if share is None else f"{share:.1%}"
 
 
-def when(at: float) -> str:
+def when(time: float) -> str:
     """Format the local time of day of a timestamp."""
     try:
-        return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%H:%M:%S")
+        return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime("%H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return NONE

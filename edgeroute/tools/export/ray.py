@@ -26,7 +26,7 @@ def ray(
     wait_s: float = 0.002,
     queue: int = 256,
     replicas: tuple[int, int] = (1, 4),
-    kept: int | None = None,
+    models_per_replica: int | None = None,
     splits: Mapping[str, Mapping[str, float]] | None = None,
     force: bool = False,
 ) -> list[Subject]:
@@ -40,7 +40,7 @@ def ray(
         wait_s: time that the first request waits for others, seconds.
         queue: most waiting requests; further ones are refused (503).
         replicas: least and most replicas of the models.
-        kept: most models in a replica's memory; None: all of them.
+        models_per_replica: most models in a replica's memory; None: all of them.
         splits: name for callers -> model -> share, for A/B and canaries.
         force: True replaces an earlier export.
 
@@ -55,12 +55,12 @@ def ray(
     if not 1 <= low <= high:
         raise PolicyError(f"replicas must be LEAST-MOST with 1 <= LEAST <= MOST, not {low}-{high}")
     shares = _splits(splits or {}, models)
-    kept = len(models) if kept is None else kept
-    if kept < 1:
+    models_per_replica = len(models) if models_per_replica is None else models_per_replica
+    if models_per_replica < 1:
         raise PolicyError("a replica has at least one model in memory")
     args = {
         "models": [model.name for model in models], "max_batch": max_batch, "wait_s": wait_s,
-        "models_per_replica": min(kept, len(models)),
+        "models_per_replica": min(models_per_replica, len(models)),
     }  # fmt: skip
     about = {"edgeroute": __version__, "format": "ray", "models": args["models"]}
     config = yaml_of(_config(args, queue, low, high, max(1, max_batch // 2), shares), head=HEAD)

@@ -308,15 +308,15 @@ def card(
 ) -> dict[str, Any]:
     """Return a card with the certain and likely findings."""
     data: dict[str, Any] = {}
-    written = [one.written for one in inputs if one.role != "state"]
+    written = [guess.written for guess in inputs if guess.role != "state"]
     if written:
         data.update({"input": written[0]} if len(written) == 1 and len(inputs) == 1 else {"inputs": written})
-    if states_written := [{"input": one.input, "output": one.output} for one in states if one.sure != "open"]:
+    if states_written := [{"input": pair.input, "output": pair.output} for pair in states if pair.sure != "open"]:
         data["state"] = states_written
     output: dict[str, Any] = {}
-    for one in findings:
-        if one.sure != "open" and one.about in {NAME, KIND} and one.says != "?":
-            output[one.about.removeprefix("output.")] = one.says
+    for finding in findings:
+        if finding.sure != "open" and finding.about in {NAME, KIND} and finding.says != "?":
+            output[finding.about.removeprefix("output.")] = finding.says
     if batch not in (None, 0):
         output["batch"] = batch
     return {**data, "output": output} if output else data

@@ -91,9 +91,9 @@ class Share(NamedTuple):
         return self.found / self.of if self.of else float("nan")
 
 
-def share(found: Bools, risk: float = RISK) -> Share:
+def share(flags: Bools, risk: float = RISK) -> Share:
     """Return the proportion of true values, with its two-sided interval at level 1 - risk."""
-    count, of = int(np.count_nonzero(found)), found.size
+    count, of = int(np.count_nonzero(flags)), flags.size
     return Share(count, of, 1 - upper(of - count, of, risk / 2), upper(count, of, risk / 2))
 
 
@@ -116,10 +116,10 @@ def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
     return [Bin(float(score[i:j].mean()), share(right[i:j])) for i, j in pairwise(parts)]
 
 
-def calibration_error(found: list[Bin]) -> float:
+def calibration_error(groups: list[Bin]) -> float:
     """Return the expected calibration error (ECE): size-weighted mean of abs(score - accuracy); NaN without bins."""
-    n = sum(part.right.of for part in found)
-    return sum(part.right.of * abs(part.score - part.right.value) for part in found) / n if n else float("nan")
+    n = sum(part.right.of for part in groups)
+    return sum(part.right.of * abs(part.score - part.right.value) for part in groups) / n if n else float("nan")
 
 
 Line = tuple[Floats, Floats]

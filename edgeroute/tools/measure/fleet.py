@@ -251,17 +251,17 @@ def _difference(
     return Difference(name, value, max(-1.0, low), min(1.0, high), allowed)
 
 
-def _randomised(found: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[float, float]:
+def _randomised(counts: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[float, float]:
     """Return the ends of the difference's interval by re-randomisation (Fisher, 1935), each at level alpha.
 
-    found, of: counts [devices]. If B adds d to each device's share, then found - d * of on B's devices is what A would have
-    given, and any other assignment of devices is as likely as the one in use. So d is too small where the difference of
-    hardly any other assignment is as large.
+    counts, of: [devices]. If B adds d to each device's share, then counts - d * of on B's devices is what A would have given,
+    and any other assignment of devices is as likely as the one in use. So d is too small where the difference of hardly any
+    other assignment is as large.
     """
     took_part = of > 0
-    found, of, in_b = found[took_part], of[took_part], in_b[took_part]
+    counts, of, in_b = counts[took_part], of[took_part], in_b[took_part]
     rng, here = np.random.default_rng(0), int(in_b.sum())
-    columns = np.stack([found, of, of * in_b])
+    columns = np.stack([counts, of, of * in_b])
     total, lows, highs = columns.sum(1), [-inf], [inf]
 
     def split(picked: Any) -> tuple[float, float]:
@@ -274,7 +274,7 @@ def _randomised(found: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[f
 
     value, _ = split(np.flatnonzero(in_b))
     for _ in range(DRAWS):
-        drawn, part = split(rng.permutation(len(found))[:here])
+        drawn, part = split(rng.permutation(len(counts))[:here])
         same = part > 1 - 1e-12
         lows.append(-inf if same else (value - drawn) / (1 - part))
         highs.append(inf if same else (value - drawn) / (1 - part))

@@ -116,9 +116,9 @@ class Gate:
             self.rules.leave(slot)
         return rejection
 
-    def answered(self, slot: Hashable, at: float, took_s: float) -> None:
+    def answered(self, slot: Hashable, at_s: float, took_s: float) -> None:
         """Schedule the answer of a call."""
-        self._push(at, "answered", slot, took_s)
+        self._push(at_s, "answered", slot, took_s)
 
     def failed(self, slot: Hashable, at: float, took_s: float, failure: Failure) -> None:
         """Schedule the failure of a call."""

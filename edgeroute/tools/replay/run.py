@@ -36,9 +36,9 @@ def is_sequential(plan: Plan) -> bool:
     return all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in plan.legs)
 
 
-def drive(walk: Walk, answer: Answer, begun: float, until: float, *, one: bool) -> Outcome:
+def drive(walk: Walk, answer: Answer, begun: float, until: float, *, sequential: bool) -> Outcome:
     """Drive a walk up to the deadline `until`, and return its outcome. `one`: from `is_sequential`, avoids sorting events."""
-    if not one:
+    if not sequential:
         return virtual.drive(walk, lambda start, now: (answer(start, now),), begun)[0]
     now, reply = begun, None
     try:
@@ -204,7 +204,7 @@ class _Run:
                 continue
             script.begin(request, route)
             try:
-                outcome = drive(walk(route, begun), script, begun, begun + route.deadline_s, one=sequential)
+                outcome = drive(walk(route, begun), script, begun, begun + route.deadline_s, sequential=sequential)
                 script.end(outcome, tally)
             except Unknown as e:
                 self.unknown[str(e)] += 1

@@ -187,6 +187,7 @@ def app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        """Close the router and the parser thread at the end of the application."""
         try:
             yield
         finally:

@@ -267,6 +267,7 @@ def app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        """Close the models at the end of the application."""
         yield
         for model in served.values():
             model.close()

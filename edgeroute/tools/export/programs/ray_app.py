@@ -46,10 +46,10 @@ class Models:
     Args:
         max_batch: most requests, and most rows, of one run.
         wait_s: time that the first request waits for others, seconds.
-        kept: most models in memory; the least recently used is unloaded.
+        models_per_replica: most models in memory; the least recently used is unloaded.
     """
 
-    def __init__(self, max_batch: int, wait_s: float, kept: int) -> None:
+    def __init__(self, max_batch: int, wait_s: float, models_per_replica: int) -> None:
         self._batch, self._failed = (max_batch, wait_s), 0
         self._ill: Model | None = None
         self._used, self._level, self._at = 0.0, 0.0, monotonic()
@@ -58,7 +58,7 @@ class Models:
             """Load a model and return its request function."""
             return self._request_function(await asyncio.to_thread(Model, HERE / name, most=max_batch))
 
-        self._load = serve.multiplexed(max_num_models_per_replica=kept)(load)
+        self._load = serve.multiplexed(max_num_models_per_replica=models_per_replica)(load)
 
     def _request_function(self, model: Model) -> Any:
         """Return an async function that answers one request of a model, sharing runs between requests at the same time."""
@@ -151,9 +151,9 @@ def _busy_reply(error: Exception) -> Response:
 class Ingress:
     """Ray Serve deployment that handles HTTP, and chooses the model for each caller."""
 
-    def __init__(self, models: Any, names: list[str], kept: int) -> None:
+    def __init__(self, models: Any, names: list[str], models_per_replica: int) -> None:
         self._models, self._descriptions = models, descriptions(names)
-        self._routed = kept < len(names)
+        self._routed = models_per_replica < len(names)
         """True sends a request to a replica that has its model in memory; otherwise each has all models."""
         self._splits: dict[str, dict[str, float]] = {}
         self._key = "x-edgeroute-key"
@@ -270,6 +270,6 @@ class Ingress:
 
 def build(args: dict[str, Any]) -> Any:
     """Build the application from `args` of the YAML."""
-    names, kept = [str(name) for name in args["models"]], int(args["models_per_replica"])
-    models = Models.bind(int(args["max_batch"]), float(args["wait_s"]), kept)  # type: ignore[attr-defined]  # a deployment's
-    return Ingress.bind(models, names, kept)  # type: ignore[attr-defined]  # a deployment's
+    names, models_per_replica = [str(name) for name in args["models"]], int(args["models_per_replica"])
+    models = Models.bind(int(args["max_batch"]), float(args["wait_s"]), models_per_replica)  # type: ignore[attr-defined]  # a deployment's
+    return Ingress.bind(models, names, models_per_replica)  # type: ignore[attr-defined]  # a deployment's

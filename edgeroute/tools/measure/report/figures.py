@@ -143,11 +143,11 @@ def latency(evaluation: Evaluation) -> str | None:
     return element(figure, "latency")
 
 
-def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
+def reliability(bins: list[Bin], *, diagonal: bool, right: str) -> str:
     """Draw a reliability diagram: share of correct answers over the score, by bin.
 
     Args:
-        found: the bins.
+        bins: the bins.
         diagonal: True draws the diagonal: the score is a probability.
         right: label of the y axis.
     """
@@ -155,14 +155,14 @@ def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
     if diagonal:
         axes.plot([0, 1], [0, 100], "--", color=INK, alpha=0.6, linewidth=1, label="as sure as it is right")
     axes.errorbar(
-        [part.score for part in found],
-        [part.right.value * 100 for part in found],
-        yerr=np.hstack([_error_bars(part.right) for part in found]),
+        [part.score for part in bins],
+        [part.right.value * 100 for part in bins],
+        yerr=np.hstack([_error_bars(part.right) for part in bins]),
         **(MARKED | {"color": EDGE, "ecolor": EDGE, "marker": "o", "markersize": 4}),
         label="examples of similar score, with 95 % intervals",
     )
     if diagonal:
-        least = min(*(part.score for part in found), *(part.right.low for part in found))
+        least = min(*(part.score for part in bins), *(part.right.low for part in bins))
         axes.set_xlim(least - 0.02, 1.02)
         axes.set_ylim(least * 100 - 2, 102)
     axes.set_xlabel("score")

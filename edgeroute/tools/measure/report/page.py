@@ -1,4 +1,4 @@
-"""Pages of an evaluation, a calibration and an A/B comparison, as an HTML file or as the output of a notebook's cell."""
+"""Pages of an evaluation, a calibration and trials, as an HTML file or as the output of a notebook's cell."""
 
 from __future__ import annotations
 

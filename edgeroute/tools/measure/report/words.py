@@ -43,6 +43,7 @@ def arm_cells(arm: Mapping[str, Any], none: str = NONE) -> list[str]:
     there, compared = arm.get("requests") or 0, arm.get("compared")
 
     def between(name: str, form: Callable[[float], str], known: object = there) -> str:
+        """Return the value of a field with its interval, as text."""
         part = arm.get(name)
         if not known or not isinstance(part, list | tuple) or len(part) != 3:  # noqa: PLR2004 - a number and its interval
             return none
@@ -117,7 +118,7 @@ def counted_classes(n: int) -> str:
     return "1 class" if n == 1 else f"{n:,} classes"
 
 
-def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
+def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
     """Return a headline and an explanation: if the guarantee held on these inputs. found: from `verdicts`."""
     certificate = evaluation.certificate
     if certificate is None:
@@ -127,14 +128,14 @@ def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
         )
     if evaluation.uncalibrated:
         return "The certificate says nothing about what is in use:", f"{evaluation.uncalibrated}."
-    if not found:
+    if not verdicts:
         return _unmeasured(evaluation, certificate)
-    worst = found[0]
+    worst = verdicts[0]
     measured = _measured(certificate, worst)
     if certificate.thresholds:
-        held = sum(result.held for result in found)
-        measured = f"Measured in {counted_classes(len(found))}, it held in {held}. The worst is {worst.where}: {measured}"
-        broken, all_held = worst.broken, held == len(found)
+        held = sum(result.held for result in verdicts)
+        measured = f"Measured in {counted_classes(len(verdicts))}, it held in {held}. The worst is {worst.where}: {measured}"
+        broken, all_held = worst.broken, held == len(verdicts)
     else:
         measured = measured[0].upper() + measured[1:]
         broken, all_held = worst.broken, worst.held
@@ -169,18 +170,18 @@ def ranking(area: Area) -> str:
     return f"{text}: no better than chance, try another score, or a learned one" if area.by_chance else text
 
 
-def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
+def outcome(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
     """Return the CSS class of the verdict, held, broken, open or none, and a sign for it."""
     if evaluation.certificate is None:
         return "none", ""
-    if evaluation.uncalibrated or not found:
+    if evaluation.uncalibrated or not verdicts:
         certificate = evaluation.certificate
         by_label = certificate.kind == "max_error" and evaluation.labelled and not certificate.metric
         nothing_wrong = by_label and not evaluation.uncalibrated
         return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
-    if all(result.held for result in found):
+    if all(result.held for result in verdicts):
         return "held", "\N{CHECK MARK}"
-    return ("broken", "\N{BALLOT X}") if found[0].broken else ("open", "?")
+    return ("broken", "\N{BALLOT X}") if verdicts[0].broken else ("open", "?")
 
 
 def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:
@@ -193,16 +194,18 @@ def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, 
     return "Whether it held is not known:", f"it cannot be measured without {missing}."
 
 
-def _measured(certificate: Certificate, found: Verdict) -> str:
+def _measured(certificate: Certificate, measured: Verdict) -> str:
     """Return a verdict's measured value in words."""
-    value, low, high = (f"{round(share * 100, 2) + 0.0:.2f}" for share in (found.measured, found.low, found.high))  # no -0.00
-    within = f"(95 % interval{' for all classes at once' if found.where else ''}: {low} to {high})"
-    inputs = f"{within} of {counted(found.n, 'input')}"
+    value, low, high = (
+        f"{round(share * 100, 2) + 0.0:.2f}" for share in (measured.measured, measured.low, measured.high)
+    )  # no -0.00
+    within = f"(95 % interval{' for all classes at once' if measured.where else ''}: {low} to {high})"
+    inputs = f"{within} of {counted(measured.n, 'input')}"
     most = f"{certificate.value * 100:g} is allowed"
     if certificate.kind == "max_defer":
         return f"{value} % {inputs} were deferred, and {most}"
     if certificate.kind == "max_error":
-        return f"{value} % {within} of {counted(found.n, 'answer')} that the edge gave alone were wrong, and {most}"
+        return f"{value} % {within} of {counted(measured.n, 'answer')} that the edge gave alone were wrong, and {most}"
     if certificate.agreement:
         return f"{value} % {inputs} got another answer than the cloud's, and {most}"
-    return f"the loss against the cloud is {value} percentage points {within} on {counted(found.n, 'input')}, and {most}"
+    return f"the loss against the cloud is {value} percentage points {within} on {counted(measured.n, 'input')}, and {most}"
