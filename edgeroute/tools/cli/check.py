@@ -125,11 +125,11 @@ def sensors(
     device.commands.wait(TIMEOUT_S)
     sleep(BETWEEN_S)
     device()
-    told = device.details()
+    details = device.details()
     if as_json:
-        print(json.dumps({name: {"value": value, "by": by} for name, (value, by) in told.items()}, allow_nan=False))
+        print(json.dumps({name: {"value": value, "by": by} for name, (value, by) in details.items()}, allow_nan=False))
         return OK
-    rows = [(name, _reading_text(name, value), printable(by)) for name, (value, by) in told.items()]
+    rows = [(name, _reading_text(name, value), printable(by)) for name, (value, by) in details.items()]
     table(("reading", "value", "from, or why it is not known"), rows, ("reading", "from, or why it is not known"))
     return OK
 

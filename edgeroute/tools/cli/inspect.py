@@ -41,8 +41,7 @@ def inspect(
         float, typer.Option(parser=seconds, metavar="TIME", help="Limit for the runs, or the endpoint.", show_default="10s")
     ] = "10s",  # type: ignore[assignment]  # the parser's
     key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Environment variable with the endpoint's key.", show_default=False),
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the endpoint's key.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> int:

@@ -25,8 +25,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.", 
 Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder of the device's models.")]
 Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="Version of the model.", show_default=False)]
 From = Annotated[
-    str | None,
-    typer.Option("--from", metavar="WHERE", help="Catalog, a folder or https://...; remembered.", show_default=False),
+    str | None, typer.Option("--from", metavar="WHERE", help="Catalog, a folder or https://...; remembered.", show_default=False)
 ]
 Root = Annotated[
     Path | None,
@@ -54,15 +53,12 @@ def list_models(
 ) -> int:
     """Download the catalog's list of models, and show it."""
     with _catalog(store, source, root, ca) as catalog:
-        catalog_entries = catalog.refresh()
-        downloaded = {(entry.name, v) for entry in catalog_entries for v in catalog.store.versions(entry.name)}
+        entries = catalog.refresh()
+        downloaded = {(entry.name, v) for entry in entries for v in catalog.store.versions(entry.name)}
     if as_json:
         print(
             json.dumps(
-                [
-                    {**entry.json(), "size": entry.size, "here": (entry.name, entry.version) in downloaded}
-                    for entry in catalog_entries
-                ]
+                [{**entry.json(), "size": entry.size, "here": (entry.name, entry.version) in downloaded} for entry in entries]
             )
         )
         return OK
@@ -70,7 +66,7 @@ def list_models(
     rows = [
         (e.name, e.version, e.size, e.runtime, "yes" if e.certificate else "", e.requires,
          "yes" if (e.name, e.version) in downloaded else "", e.notes)
-        for e in catalog_entries
+        for e in entries
     ]  # fmt: skip
     table(columns, rows, [name for name in columns if name != "bytes"])
     return OK
@@ -328,10 +324,10 @@ def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
     try:
         with np.load(inputs, allow_pickle=False) as data:
             arrays: dict[str, Any] = {key: data[key] for key in data.files}
-        input_arrays = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
+        columns = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         rows = (
-            [dict(zip(input_arrays, row, strict=True)) for row in zip(*input_arrays.values(), strict=True)]
-            if input_arrays
+            [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            if columns
             else list(arrays["inputs"])
         )
     except (OSError, ValueError, KeyError, TypeError) as e:

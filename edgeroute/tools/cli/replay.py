@@ -135,8 +135,7 @@ def replay(
     ],
     *,
     policy: Annotated[
-        Path | None,
-        typer.Option("--policy", "-p", metavar="FILE", help="Policy for the replay of a trace.", show_default=False),
+        Path | None, typer.Option("--policy", "-p", metavar="FILE", help="Policy for the replay of a trace.", show_default=False)
     ] = None,
     network: Annotated[
         str | None,
@@ -172,8 +171,7 @@ def replay(
         ),
     ] = None,
     thermal: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time."),
+        str | None, typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time.")
     ] = None,
     keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep each request's recorded mode.")] = False,
     keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's recorded deadline.")] = False,

@@ -63,8 +63,7 @@ def gateway(
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.")] = 8484,
     token_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Environment variable with the token that clients send as OPENAI_API_KEY."),
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the token that clients send as OPENAI_API_KEY.")
     ] = None,
     allow_host: Annotated[
         list[str] | None,
@@ -98,13 +97,9 @@ def gateway(
 # Sources of `dashboard` and `top`: trace file, state folder and policy, written by another process.
 
 Watched = Annotated[
-    Path | None,
-    typer.Option("--policy", "-p", metavar="FILE", help="The policy of the router to watch.", show_default=False),
+    Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy of the router to watch.", show_default=False)
 ]
-Record = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="The trace file, instead of the policy's.", show_default=False),
-]
+Record = Annotated[Path | None, typer.Option(metavar="FILE", help="The trace file, instead of the policy's.", show_default=False)]
 State = Annotated[
     Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.", show_default=False)
 ]

@@ -173,8 +173,7 @@ def fleet(
         ),
     ] = None,
     retry_after: Annotated[
-        float | None,
-        typer.Option(parser=simulated_time, metavar="TIME", help="Retry-After of its 503.", show_default="nothing"),
+        float | None, typer.Option(parser=simulated_time, metavar="TIME", help="Retry-After of its 503.", show_default="nothing")
     ] = None,
     together: Annotated[
         float,
@@ -208,8 +207,7 @@ def fleet(
         float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="10", help="Capacity of the battery, Wh.")
     ] = None,
     idle_watts: Annotated[
-        float | None,
-        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="Power of an idle device, W."),
+        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="Power of an idle device, W.")
     ] = None,
     edge_joules: Annotated[
         float | None,
@@ -359,7 +357,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     out = console()
     out.print(
         f"{scenario.devices:,} devices ask the cloud {scenario.normal_per_s:,.0f} times a second. It can answer "
-        f"{scenario.capacity_per_s:,.0f}, and is away for {scenario.outage_s:g} s.",
+        f"{scenario.capacity_per_s:,.0f}, and is away for {scenario.outage_s:g} s."
     )
     table(("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"), lines, ("devices",))
     if (state := rows[0].get("device")) is not None:

@@ -80,13 +80,9 @@ def _cell_text(cell: object) -> str:
 
 Form = Literal["text", "json"]
 Log = Annotated[
-    Form | None,
-    typer.Option("--log", help="Log each request, with its id, on stderr. Without it only warnings and errors."),
+    Form | None, typer.Option("--log", help="Log each request, with its id, on stderr. Without it only warnings and errors.")
 ]
-Metrics = Annotated[
-    bool,
-    typer.Option("--metrics", help="Serve /metrics for Prometheus: pip install 'edgeroute[prometheus]'."),
-]
+Metrics = Annotated[bool, typer.Option("--metrics", help="Serve /metrics for Prometheus: pip install 'edgeroute[prometheus]'.")]
 
 
 def set_up_logging(form: Form | None) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -24,14 +23,12 @@ try:
 
     from edgeroute.tools.server.faults import HANDLERS
     from edgeroute.tools.server.guard import Guard, checked_token
-    from edgeroute.tools.server.host import run
-    from edgeroute.tools.server.notify import BEATS
+    from edgeroute.tools.server.host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e
 
 if TYPE_CHECKING:
     from edgeroute.tools.dashboard.monitor import Monitor
-    from edgeroute.tools.server.notify import Notify
 
 PORT = 8585
 OPEN = ("/",)
@@ -81,15 +78,7 @@ def serve(
         if on_ready is not None:
             on_ready(f"{url}/#token={secret}")
 
-    return run(application, host, port, _alive, ready, stops)
-
-
-async def _alive(notify: Notify) -> None:
-    """Notify the service manager that the page is ready, then that the event loop is alive, until cancelled."""
-    notify.ready("serving the dashboard")
-    while notify.watchdog_s is not None:
-        notify.alive()
-        await asyncio.sleep(notify.watchdog_s / BEATS)
+    return run(application, host, port, partial(notify_alive, "serving the dashboard"), ready, stops)
 
 
 def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iterable[BaseRoute] = ()) -> Starlette:

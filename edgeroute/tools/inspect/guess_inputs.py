@@ -226,11 +226,7 @@ def _given_guess(spec: TensorSpec) -> InputGuess:
         says = ("none", "likely", "any number of values, such as samples of sound: they are passed unchanged")
     else:
         count = "numbers" if -1 in row else "one number" if prod(row) == 1 else f"{prod(row)} numbers"
-        says = (
-            "none",
-            "likely",
-            f"{count} for each input: features are passed unchanged; scale them yourself as for training",
-        )
+        says = ("none", "likely", f"{count} for each input: features are passed unchanged; scale them yourself as for training")
     line = ""
     if says[1] == "open" and len(row) == _PICTURE_AXES:
         line = '"layout": "CHW"  (or "HWC"), and "preprocess", if it is a picture'

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,13 @@ from edgeroute.router.preflight import unsendable
 try:
     from edgeroute.tools.server.gateway_app import app
     from edgeroute.tools.server.guard import token_of
-    from edgeroute.tools.server.host import run
-    from edgeroute.tools.server.notify import BEATS
+    from edgeroute.tools.server.host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
 if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument
     from edgeroute.router.aio import AsyncRouter
-    from edgeroute.tools.server.notify import Notify
 
 log = logging.getLogger("edgeroute")
 PORT = 8484
@@ -81,7 +80,7 @@ def gateway(
         application = app(
             router, names=names_all, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
         )  # fmt: skip
-        return run(application, host, port, _alive, on_ready)
+        return run(application, host, port, partial(notify_alive, "serving a router"), on_ready)
     finally:
         if not router.engine.closed:  # the application never started
             asyncio.run(router.close())
@@ -105,14 +104,6 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
 
     more = [*instruments, *([Prometheus()] if metrics and not has_metrics(Path(policy)) else [])]
     return AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
-
-
-async def _alive(notify: Notify) -> None:
-    """Notify the service manager that the gateway is ready, then that the event loop is alive, until cancelled."""
-    notify.ready("serving a router")
-    while notify.watchdog_s is not None:
-        notify.alive()
-        await asyncio.sleep(notify.watchdog_s / BEATS)
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
 from edgeroute.system.forks import ForkSafe
-from edgeroute.tools.server.notify import Notify
+from edgeroute.tools.server.notify import BEATS, Notify
 
 HEAD_S = 10.0
 """Time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds."""
@@ -81,6 +81,14 @@ class Connection(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+
+async def notify_alive(status: str, notify: Notify) -> None:
+    """Notify the service manager of the status, ready, then that the event loop is alive, until cancelled."""
+    notify.ready(status)
+    while notify.watchdog_s is not None:
+        notify.alive()
+        await asyncio.sleep(notify.watchdog_s / BEATS)
 
 
 def run(

@@ -72,11 +72,7 @@ def _plain(array: Array) -> Any:
 
 
 def read(
-    body: bytes,
-    length: str | None,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    encoded: Container[str] = (),
+    body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], encoded: Container[str] = ()
 ) -> Ask:
     """Parse and validate an infer request.
 
