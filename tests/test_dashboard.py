@@ -755,7 +755,7 @@ def test_mistakes(tmp_path):
     policy.write_text('mode = "only_edge"\n[edge]\npath = "x.onnx"\n')
     for args, part in (
         ((policy, None, None), "nothing to follow"),
-        ((None, tmp_path, None), "is no file"),
+        ((None, tmp_path, None), "is no regular file"),
         ((tmp_path / "none.toml", None, None), "none.toml"),
     ):
         with pytest.raises(EdgerouteError, match=part):

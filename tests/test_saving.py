@@ -540,9 +540,9 @@ def test_options_that_belong_together(tmp_path):
         (("replay", path, "--from", "csv", "--keep-mode"), "--keep-mode: it is for a trace"),
         (("replay", path, "--from", "csv", "--id", "job"), "--id: it is for a log of calls"),
         (("replay", path, path, "-p", "p.toml"), "one trace at a time"),
-        (("replay", path, "--from", "csv", "--edge-price", "1/2/3"), "a price is"),
-        (("replay", path, "--from", "csv", "--cloud-price=-1"), "a price is"),
-        (("replay", path, "--from", "csv", "--cloud-price=x"), "a price is"),
+        (("replay", path, "--from", "csv", "--edge-price", "1/2/3"), "a price must be"),
+        (("replay", path, "--from", "csv", "--cloud-price=-1"), "a price must be"),
+        (("replay", path, "--from", "csv", "--cloud-price=x"), "a price must be"),
     ):
         code, out, err = run(*args, "--json")
         assert (code, out) == (2, ""), args

@@ -74,19 +74,11 @@ def show(result: Result, *, as_json: bool) -> None:
     rows = [_row(measured) for measured in (result.before, result.after)]
     table(("", "size", "compressed", "median", "accuracy", "same answers", "difference"), rows, ("",))
     if result.layers:
-        with_errors = any(layer.error is not None for layer in result.layers)
-        cells = [
-            (
-                layer.name,
-                layer.operator,
-                layer.weights,
-                *((_share(layer.error), _share(layer.changed)) if with_errors else ()),
-                layer.note,
-            )
-            for layer in result.layers
-        ]
-        error_columns = ("difference", "other answers") if with_errors else ()
-        table(("layer", "operator", "weights", *error_columns, ""), cells, ("layer", "operator", ""))
+        columns = ["layer", "operator", "weights", "difference", "other answers", ""]
+        rows = [(x.name, x.operator, x.weights, _share(x.error), _share(x.changed), x.note) for x in result.layers]
+        if all(layer.error is None for layer in result.layers):
+            columns, rows = [*columns[:3], ""], [(*row[:3], row[-1]) for row in rows]
+        table(columns, rows, ("layer", "operator", ""))
     pairs([
         ("made by", f"{result.used:,} examples" if result.used else "its weights alone"),
         ("measured on", f"{result.held_out:,} others, one at a time, on one thread"),

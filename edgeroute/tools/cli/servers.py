@@ -133,7 +133,7 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
             f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]"
         )
     if record is not None and record.exists() and not record.is_file():
-        raise BadInput(f"{record}: is no regular file: expected a trace's")
+        raise BadInput(f"{record} is no regular file: pass a trace's file")
     if record is not None and not any(record.parent.glob(f"{record.name}*")):
         raise BadInput(f"{record}: there is no such file")
     sources = FileSources(policy, folder, notes)
@@ -203,14 +203,10 @@ class FileSources:
 
     def certificates(self) -> dict[str, BoundCertificate] | None:
         """Return the certificates of the edges; None if the policy is unknown, or a model is missing."""
+        from edgeroute.tools.dashboard.window import certificates_of
+
         snapshot = self._now().snapshot
-        if snapshot is None:
-            return None
-        return {
-            t.name: certificate
-            for t, certificate in zip(snapshot.targets, snapshot.certificates, strict=True)
-            if certificate is not None
-        }
+        return None if snapshot is None else certificates_of(snapshot)
 
     def _now(self) -> Opened:
         """Return the policy, read again if the file has changed."""

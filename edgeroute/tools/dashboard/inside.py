@@ -9,7 +9,6 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument, RequestEnded
@@ -17,7 +16,7 @@ from edgeroute.record.trace import Trace
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.tools.dashboard.monitor import Monitor, Sources
-from edgeroute.tools.dashboard.window import policy_summary
+from edgeroute.tools.dashboard.window import certificates_of, policy_summary
 from edgeroute.tools.replay.setup import Setup
 
 if TYPE_CHECKING:
@@ -177,7 +176,7 @@ def _metrics(router: BaseRouter) -> BaseRoute:
 def sources_of(router: BaseRouter) -> Sources:
     """Return the sources of a router in this process."""
     engine = router.engine
-    return Sources(partial(state_of, engine), partial(_setup, engine), partial(_certificates, engine), engine.state)
+    return Sources(partial(state_of, engine), partial(_setup, engine), lambda: certificates_of(engine.snapshot), engine.state)
 
 
 def state_of(engine: Engine) -> dict[str, Any]:
@@ -221,13 +220,3 @@ def _setup(engine: Engine) -> Setup:
     return Setup.of(
         engine.snapshot, engine.spending.limits, metered=engine.observer.metered is True, cached=engine.caching is not None
     )
-
-
-def _certificates(engine: Engine) -> dict[str, BoundCertificate]:
-    """Return the certificates of the edges, by name."""
-    snapshot = engine.snapshot
-    return {
-        t.name: certificate
-        for t, certificate in zip(snapshot.targets, snapshot.certificates, strict=True)
-        if certificate is not None
-    }

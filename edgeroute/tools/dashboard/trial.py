@@ -89,13 +89,10 @@ class Trial:
     def _steps(self, target: Target) -> list[float]:
         """Return thresholds between which as many recorded confidences lie, with the one in force."""
         confidences = [request.legs[target.name].confidence for request in self.recording.requests if target.name in request.legs]
-        finite_values = np.array([value for value in confidences if value is not None and abs(value) < INF])
-        steps = (
-            set(np.quantile(finite_values, np.linspace(0, 1, STEPS + 1), method="inverted_cdf").tolist())
-            if finite_values.size
-            else set()
-        )
-        if steps:
+        known = [value for value in confidences if value is not None and abs(value) < INF]
+        steps = set[float]()
+        if known:
+            steps.update(np.quantile(known, np.linspace(0, 1, STEPS + 1), method="inverted_cdf").tolist())
             steps.add(float(np.nextafter(max(steps), INF)))  # defers everything
         if target.threshold is not None and abs(target.threshold) < INF:
             steps.add(float(target.threshold))

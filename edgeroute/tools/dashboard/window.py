@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.explain import CODES, Took, finite
 from edgeroute.core.policy import INF
 from edgeroute.core.words import HELD, UNFIT, Failure, clean
@@ -152,22 +153,19 @@ def reason(of: Row) -> str:
     started = dict[str, float]()
     for event in record["events"]:
         what, leg = event["what"], legs[event["leg"]]
-        name, confidence_now = leg["leg"], event.get("confidence")
+        name, confidence = leg["leg"], event.get("confidence")
         if what == "start":
             started[name] = event["at_s"]
         elif what == "limit":
             limits[name] = event["threshold"]
         elif what in ANSWERED:
             limit = limits.get(name, leg["threshold"])
-            if limit is None or (leg["side"] == "cloud" and confidence_now is None):
+            if limit is None or (leg["side"] == "cloud" and confidence is None):
                 parts.append(f"{name} {(event['at_s'] - started[name]) * 1000:.0f} ms")
             else:
-                comparison = (
-                    "without confidence"
-                    if confidence_now is None
-                    else f"{_number(confidence_now)} {'<' if what == 'below' else '>='}"
-                )
-                parts.append(f"{name} {comparison} {_number(limit)} ({leg['label']})")
+                sign = "<" if what == "below" else ">="
+                left = "without confidence" if confidence is None else f"{_number(confidence)} {sign}"
+                parts.append(f"{name} {left} {_number(limit)} ({leg['label']})")
         elif what == "failed":
             parts.append(f"{name}: {event.get('error', 'failed')}")
         elif what == "timeout":
@@ -415,3 +413,9 @@ def policy_summary(snapshot: Snapshot) -> dict[str, Any]:
             {"name": t.name, "side": t.side, "threshold": finite(t.threshold), "label": t.label} for t in snapshot.targets
         ],
     }  # fmt: skip
+
+
+def certificates_of(snapshot: Snapshot) -> dict[str, BoundCertificate]:
+    """Return the certificates of the edges that have one, by name."""
+    pairs = zip(snapshot.targets, snapshot.certificates, strict=True)
+    return {target.name: certificate for target, certificate in pairs if certificate is not None}

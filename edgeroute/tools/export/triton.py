@@ -170,9 +170,9 @@ class Parts:
         """Return the configuration of each part, by its name."""
         subject, parts = self.one, dict[str, dict[str, Any]]()
         sent = [self._tensor_config(spec) for spec in subject.inputs]
-        wants = [(spec, spec["tensor"]) for spec in subject.inputs]
         tensors = [
-            self._tensor_config({**spec, "dtype": tensor["dtype"], "shape": tensor["shape"][1:]}) for spec, tensor in wants
+            self._tensor_config({**spec, "dtype": spec["tensor"]["dtype"], "shape": spec["tensor"]["shape"][1:]})
+            for spec in subject.inputs
         ]
         parts[self.runs] = self._model_config(tensors if self.ensemble else sent)
         steps = [(self.runs, [spec["name"] for spec in subject.inputs], [spec["name"] for spec in subject.outputs])]
@@ -212,11 +212,8 @@ class Parts:
         """Return a first run on zeros when the model is loaded; empty if a size is unknown."""
         if not self.most or any(-1 in tensor["dims"] or tensor["data_type"].text == "TYPE_STRING" for tensor in inputs):
             return {}
-        copied_keys = ("data_type", "dims")
-        zeros = [
-            {"key": tensor["name"], "value": {**{key: tensor[key] for key in copied_keys}, "zero_data": True}}
-            for tensor in inputs
-        ]
+        values = [{"data_type": tensor["data_type"], "dims": tensor["dims"], "zero_data": True} for tensor in inputs]
+        zeros = [{"key": tensor["name"], "value": value} for tensor, value in zip(inputs, values, strict=True)]
         return {"model_warmup": [{"name": "zeros", "batch_size": 1, "inputs": zeros}]}
 
     def _python_config(self, name: str, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -245,10 +245,8 @@ def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
     for hints, kind in ((_PROBABILITIES, "probabilities"), (_LOGITS, "logits")):
         if names[name] & hints:
             return [*findings, _kind_finding(kind, "likely", f"by its name, {quoted(name)}; it was not run")]
-    return [
-        *findings,
-        _kind_finding(None, "open", "it was not run, and its name does not tell", f"{_card_line('logits')}  (or another kind)"),
-    ]
+    hint = f"{_card_line('logits')}  (or another kind)"
+    return [*findings, _kind_finding(None, "open", "it was not run, and its name does not tell", hint)]
 
 
 def named_classes(metadata: Mapping[str, str], count: int | None) -> tuple[str, list[str]] | None:
@@ -258,20 +256,15 @@ def named_classes(metadata: Mapping[str, str], count: int | None) -> tuple[str, 
     """
     readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
     for key in ("names", "labels", "classes", "class_names"):
-        text_value = metadata.get(key, "")
-        if not 1 < len(text_value) < 1 << 16:
+        text = metadata.get(key, "")
+        if not 1 < len(text) < 1 << 16:
             continue
         for read in readers:
             with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                names = read(text_value)
+                names = read(text)
                 if isinstance(names, dict) and sorted(map(int, names)) == list(range(len(names))):
                     names = [name for _, name in sorted((int(i), name) for i, name in names.items())]
-                if (
-                    isinstance(names, list)
-                    and names
-                    and all(isinstance(label, str) for label in names)
-                    and count in (None, len(names))
-                ):
+                if isinstance(names, list) and names and count in (None, len(names)) and {*map(type, names)} == {str}:
                     return key, names
     return None
 

@@ -207,9 +207,8 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
         summary = f"learned, {trust:.0%} of it and {1 - trust:.0%} of {name}"
         fit_score = expit(with_constant(table) @ weights.T) @ [-1, 1]
         blending = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(fit_score)}
-    comparison = (
-        f"area {area:.3f} of the fit against {plain:.3f} for {name}, {folds}-fold cross-validated; ridge {ridge[best - 1]:g}"
-    )
+    areas_text = f"area {area:.3f} of the fit against {plain:.3f} for {name}"
+    comparison = f"{areas_text}, {folds}-fold cross-validated; ridge {ridge[best - 1]:g}"
     return Learned(
         {
             **examples.described,

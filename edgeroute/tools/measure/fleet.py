@@ -104,14 +104,8 @@ def settings_of(stored: Any) -> Settings | None:
         return None
     if not all(0 <= number <= 1 for number in numbers) or not numbers[-1]:
         return None
-    return Settings(
-        str(stored.get("side")),
-        stored.get("shown") is not False,
-        (str(a), str(b)),
-        numbers[0],
-        str(stored.get("salt", "")),
-        *numbers[1:],
-    )
+    side, shown, salt = str(stored.get("side")), stored.get("shown") is not False, str(stored.get("salt", ""))
+    return Settings(side, shown, (str(a), str(b)), numbers[0], salt, *numbers[1:])
 
 
 def compare(devices: Iterable[Device]) -> Fleet:

@@ -161,17 +161,10 @@ class Script:
                 if threshold == recorded[0]:
                     return value
         assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
-        all_thresholds = (leg.threshold, *leg.thresholds.values())
-        edge_confidence = seen.confidence
-        if (
-            edge_confidence is not None
-            and not leg.final
-            and not leg.standby
-            and min(all_thresholds) <= edge_confidence
-            and (edge_confidence < max(all_thresholds) or INF in all_thresholds)
-        ):
-            raise Unknown(NO_CLASS.format(leg.name))
-        return None
+        levels, sure = (leg.threshold, *leg.thresholds.values()), seen.confidence
+        if leg.final or leg.standby or sure is None or sure < min(levels) or (sure >= max(levels) and INF not in levels):
+            return None
+        raise Unknown(NO_CLASS.format(leg.name))
 
     def _cloud(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
         """Return the event of a cloud: rejected by its gate, or answered."""

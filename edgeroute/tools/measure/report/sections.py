@@ -250,8 +250,8 @@ def classes(evaluation: Evaluation) -> str:
     if evaluation.thresholds:
         head.append("threshold")
         for row in rows:
-            class_threshold = evaluation.thresholds.get(row[0], evaluation.threshold)
-            row.append("none" if isinf(class_threshold) else level(class_threshold))
+            threshold = evaluation.thresholds.get(row[0], evaluation.threshold)
+            row.append("none" if isinf(threshold) else level(threshold))
     return html.section("Classes", html.paragraph(caption), html.table(head, rows, "Classes"))
 
 

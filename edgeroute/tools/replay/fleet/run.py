@@ -238,11 +238,10 @@ class Fleet:
         """Generate the deferred requests of a step, and send or answer them."""
         scenario = self._scenario
         crowd = scenario.together * scenario.devices if scenario.outage_at_s <= time < scenario.outage_at_s + 1 else 0.0
-        who = (
-            self._random_devices((scenario.normal_per_s + crowd) * STEP_S)
-            if self._course is None
-            else self._devices_by_state(time, crowd)
-        )
+        if self._course is None:
+            who = self._random_devices((scenario.normal_per_s + crowd) * STEP_S)
+        else:
+            who = self._devices_by_state(time, crowd)
         if not len(who):
             return
         times = time + STEP_S * self._random.random(len(who))

@@ -273,16 +273,8 @@ def litellm_answer(record: Mapping[str, Any], options: Options) -> Answer:
     prompt, completion = (number(payload.get(name)) for name in ("prompt_tokens", "completion_tokens"))
     if tokens is None and prompt is not None and completion is not None:
         tokens = prompt, completion
-    usd = number(payload.get("response_cost"))
-    return Answer(
-        key,
-        model_name(payload.get("model")),
-        answer_digest(text, calls, options),
-        confidence,
-        score_of(payload, options),
-        usd,
-        tokens,
-    )
+    model, digest, score = model_name(payload.get("model")), answer_digest(text, calls, options), score_of(payload, options)
+    return Answer(key, model, digest, confidence, score, number(payload.get("response_cost")), tokens)
 
 
 # Logs of OpenAI's APIs: output files of batches, stored completions, and lines of a request with its response.
