@@ -112,7 +112,7 @@ def test_status_has_the_break_even(tmp_path, capsys):
         assert status(policy=policy, state=None) == 0
         out, err = capsys.readouterr()
         assert [one for one in out.splitlines() if one.startswith("energy: the")] == ([] if line is None else [line])
-        assert ("joules_per_hour counts no runs of edge, as it is not known what one takes" in err) is ("edge" not in joules)
+        assert ("joules_per_hour counts no runs of edge, since their energy is not known" in err) is ("edge" not in joules)
 
 
 # ------------------------------------------------------------------------------------------------------- the joule budget

@@ -160,7 +160,7 @@ def test_what_takes_no_tensors():
     with serving(AsyncRouter(lambda x: ("ok", 0.9))) as url:
         for path in ("/v2/models/edgeroute", "/v2/models/edgeroute/ready"):
             reply = httpx.get(url + path, timeout=LONG)
-            assert (reply.status_code, "chats are at /v1" in reply.json()["error"]) == (404, True)
+            assert (reply.status_code, "send chats to /v1" in reply.json()["error"]) == (404, True)
         assert raw(url, post(INFER, {"inputs": []}, "Connection: close")).startswith(b"HTTP/1.1 404 ")
 
 
@@ -202,7 +202,7 @@ def test_an_edge_that_cannot_be_loaded(fashion, fashion_server, images, tmp_path
     with serving(AsyncRouter.from_policy(policy)) as url:
         reply = httpx.post(url + INFER, json=body, timeout=LONG)
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-        assert "what the edge takes is not known" in reply.json()["error"]
+        assert "the inputs of the edge model are unknown" in reply.json()["error"]
     policy.write_text(f'threshold = 0.5\n[edge]\npath = "{fashion / "edge.int8.onnx"}"\n{cloud}')
     router = AsyncRouter.from_policy(policy)
     with serving(router) as url:
