@@ -90,33 +90,35 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
         raise BadInput(f"{whose} is nested too deeply for JSON, or in itself") from None
 
 
-def _strict(value: Any, whose: str, at: str) -> Any:
+def _strict(value: Any, whose: str, place: str) -> Any:
     """Return a value in JSON's types; raise BadInput with the place of a part that has none.
 
     Args:
         value: the value.
         whose: name of the whole value, for the error.
-        at: place of the part.
+        place: place of the part.
     """
     missing = _missing(value)
     if missing:
         hint = "which JSON does not have: what stands for it is yours to say"
-        raise BadInput(f"{whose} {'has' if at else 'is'} {missing}{_there(at)}, {hint}")
+        raise BadInput(f"{whose} {'has' if place else 'is'} {missing}{_there(place)}, {hint}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
         return value.tolist()
     if isinstance(value, list | tuple):
-        return [_strict(part, whose, f"{at}.{i}") for i, part in enumerate(value)]
+        return [_strict(part, whose, f"{place}.{i}") for i, part in enumerate(value)]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str | int):
-                raise BadInput(f"{whose} has a key of the type {typed(key)}{_there(at)}, and JSON's keys are text")
-        return {str(key): _strict(part, whose, f"{at}.{key}") for key, part in value.items()}
+                raise BadInput(f"{whose} has a key of the type {typed(key)}{_there(place)}, and JSON's keys are text")
+        return {str(key): _strict(part, whose, f"{place}.{key}") for key, part in value.items()}
     converted = _listed(value)
     if converted is value:
-        raise BadInput(f"{whose} {'has' if at else 'is'} {described(value)}{_there(at)}, which JSON does not have{advice(value)}")
-    return _strict(converted, whose, at)
+        raise BadInput(
+            f"{whose} {'has' if place else 'is'} {described(value)}{_there(place)}, which JSON does not have{advice(value)}"
+        )
+    return _strict(converted, whose, place)
 
 
 def _missing(value: Any) -> str:
@@ -127,9 +129,9 @@ def _missing(value: Any) -> str:
     return "" if not floats or np.isfinite(value).all() else "NaN or infinity"
 
 
-def _there(at: str) -> str:
+def _there(place: str) -> str:
     """Return a place for a message; empty for the whole."""
-    return f" at {clean(at[1:], 80)!r}" if at else ""
+    return f" at {clean(place[1:], 80)!r}" if place else ""
 
 
 def _listed(value: Any) -> Any:
@@ -330,35 +332,37 @@ class _Parser:
     def __init__(self) -> None:
         self.placeholders = self.edges = self._values = self._text = 0
 
-    def value(self, given: Any, at: str, deep: int) -> Any:
+    def value(self, given: Any, place: str, deep: int) -> Any:
         """Return a template's value with its texts parsed; raise PolicyError.
 
         Args:
             given: the value.
-            at: place of the value, for messages.
+            place: place of the value, for messages.
             deep: levels above it.
         """
         self._values += 1
         if self._values > MAX_VALUES or deep > MAX_NESTED:
             raise PolicyError(f"body: more than {MAX_VALUES} values, or {MAX_NESTED} levels")
         if isinstance(given, str):
-            return self._parsed(given, at)
+            return self._parsed(given, place)
         if given is None or isinstance(given, bool | int) or (isinstance(given, float) and abs(given) < np.inf):
             return given
         if isinstance(given, Mapping):
-            return {self._key(key, at): self.value(part, f"{at}.{key}".lstrip("."), deep + 1) for key, part in given.items()}
+            return {
+                self._key(key, place): self.value(part, f"{place}.{key}".lstrip("."), deep + 1) for key, part in given.items()
+            }
         if isinstance(given, list | tuple):
-            return [self.value(part, f"{at}[{i}]", deep + 1) for i, part in enumerate(given)]
-        raise PolicyError(f"{_at(at)}: a body takes what JSON has, not {described(given)}")
+            return [self.value(part, f"{place}[{i}]", deep + 1) for i, part in enumerate(given)]
+        raise PolicyError(f"{_at(place)}: a body takes what JSON has, not {described(given)}")
 
-    def _key(self, key: Any, at: str) -> str:
+    def _key(self, key: Any, place: str) -> str:
         """Return a key; raise PolicyError if it has placeholders."""
-        parsed = self._parsed(key, at) if isinstance(key, str) else None
+        parsed = self._parsed(key, place) if isinstance(key, str) else None
         if not isinstance(parsed, str):
-            raise PolicyError(f"{_at(at)}: a key is text without placeholders, not {clean(key, 40)!r}")
+            raise PolicyError(f"{_at(place)}: a key is text without placeholders, not {clean(key, 40)!r}")
         return parsed
 
-    def _parsed(self, text: str, at: str) -> Any:
+    def _parsed(self, text: str, place: str) -> Any:
         """Return a text without placeholders, its only placeholder, or a list of its parts."""
         self._text += len(text)
         if self._text > MAX_TEXT or any("\ud800" <= c <= "\udfff" for c in text):
@@ -371,9 +375,11 @@ class _Parser:
             if match[0] in {"{{", "}}"}:
                 parts[-1] += match[0][0]
             elif match[1] is None:
-                raise PolicyError(f"{_at(at)}: a single {match[0]!r}: a placeholder is {{input}}, and a brace is written twice")
+                raise PolicyError(
+                    f"{_at(place)}: a single {match[0]!r}: a placeholder is {{input}}, and a brace is written twice"
+                )
             else:
-                parts += [placeholder := _placeholder(match[1], at), ""]
+                parts += [placeholder := _placeholder(match[1], place), ""]
                 self.placeholders, self.edges = self.placeholders + (not placeholder.edge), self.edges + placeholder.edge
         parts[-1] += text[end:]
         if len(parts) == 1:
@@ -388,21 +394,21 @@ class _Text(NamedTuple):
     parts: list[Any]
 
 
-def _placeholder(content: str, at: str) -> Placeholder:
+def _placeholder(content: str, place: str) -> Placeholder:
     """Return a parsed placeholder; raise PolicyError if it is invalid."""
     source, *filters = (part.strip() for part in content.split("|"))
     root, *path = source.split(".")
     text = f"{{{clean(content, 60)}}}"
     if root not in {"input", "edge"}:
-        raise PolicyError(f"{_at(at)}: there is no {text}: {nearest(root, ['input', 'edge'])} (a brace is written twice)")
+        raise PolicyError(f"{_at(place)}: there is no {text}: {nearest(root, ['input', 'edge'])} (a brace is written twice)")
     if root == "edge" and path and path[0] not in EDGE_KEYS:
-        raise PolicyError(f"{_at(at)}: the edge's answer has no {clean(path[0], 40)!r}: {nearest(path[0], EDGE_KEYS)}")
+        raise PolicyError(f"{_at(place)}: the edge's answer has no {clean(path[0], 40)!r}: {nearest(path[0], EDGE_KEYS)}")
     for name in path:
         if not _NAME.fullmatch(name):
-            raise PolicyError(f"{_at(at)}: {text}: after a dot comes a key of letters, digits, _ and -, or an index")
+            raise PolicyError(f"{_at(place)}: {text}: after a dot comes a key of letters, digits, _ and -, or an index")
     for name in filters:
         if name not in FILTERS:
-            raise PolicyError(f"{_at(at)}: {text}: there is no filter {clean(name, 40)!r}: {nearest(name, FILTERS)}")
+            raise PolicyError(f"{_at(place)}: {text}: there is no filter {clean(name, 40)!r}: {nearest(name, FILTERS)}")
     return Placeholder(tuple(path), tuple(filters), text, root == "edge")
 
 
@@ -426,18 +432,18 @@ def _constant(name: str, part: Any, kind: str) -> Any:
 
 def _file(name: str, part: dict[str, Any]) -> File:
     """Return a file's template from its table; raise PolicyError."""
-    at = f"body.{clean(name, 40)}"
+    place = f"body.{clean(name, 40)}"
     for key in part:
         if key not in FILE_KEYS:
-            raise PolicyError(f"{at}: a file has no {clean(key, 40)!r}: {nearest(key, FILE_KEYS)}")
+            raise PolicyError(f"{place}: a file has no {clean(key, 40)!r}: {nearest(key, FILE_KEYS)}")
     kind = part.get("type", OCTETS)
     if not isinstance(part.get("file"), Placeholder | _Text | str):
-        raise PolicyError(f'{at}: a file takes its content, as in {{ file = "{{input.jpeg}}" }}')
+        raise PolicyError(f'{place}: a file takes its content, as in {{ file = "{{input.jpeg}}" }}')
     if not isinstance(kind, str) or not _MEDIA.fullmatch(kind):
-        raise PolicyError(f'{at}.type: expected a media type, as in "image/jpeg"')
+        raise PolicyError(f'{place}.type: expected a media type, as in "image/jpeg"')
     filename = part.get("filename", name)
     if not isinstance(filename, Placeholder | _Text | str) or filename == "" or _CONTROL.search(str(filename)):
-        raise PolicyError(f"{at}.filename: expected text on one line")
+        raise PolicyError(f"{place}.filename: expected text on one line")
     return File(part["file"], filename, kind)
 
 
@@ -541,6 +547,6 @@ FILTERS: Mapping[str, Callable[[Any, str], str]] = {"base64": _base64, "text": _
 """Name of a filter -> function of (value, placeholder as written)."""
 
 
-def _at(at: str) -> str:
+def _at(place: str) -> str:
     """Return a place in a template for a message."""
-    return f"body.{clean(at, 80)}" if at and not at.startswith("[") else f"body{clean(at, 80)}"
+    return f"body.{clean(place, 80)}" if place and not place.startswith("[") else f"body{clean(place, 80)}"

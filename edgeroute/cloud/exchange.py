@@ -425,7 +425,7 @@ class Exchange:
         self._attempts = self._made = self._moved = self._size = 0
 
         self._number = self._again = 0
-        """Of the attempt under way, if its beginning was reported; else 0. How often the same was sent before it."""
+        """Number of the attempt under way, 0 if its beginning was not reported; and how often the same was sent before."""
         self._sending: Sending | None = None
         self.status: int | None = None
         """HTTP status of its reply."""

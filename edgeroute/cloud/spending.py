@@ -32,7 +32,7 @@ PREFIX = "spending:"
 MOST_RECORDS = 256
 """Maximum records of earlier processes that stay although they do not count any more, by a clock that may be wrong."""
 MOST_S = 25 * 3600.0
-"""The longest window plus an hour, seconds."""
+"""Longest window plus an hour, seconds."""
 AGAIN_S = 5.0
 """Seconds after which an unreadable state file is read again."""
 Lock: TypeAlias = AbstractContextManager[Any]
@@ -167,7 +167,7 @@ class SharedSpending:
 
         account = self._account
         self.recall, self.settle, self.add, self.spent = account.recall, account.settle, account.add, account.spent
-        """As of the account that all share."""
+        """Methods of the account that all share."""
 
     @property
     def limits(self) -> Limits:
@@ -227,7 +227,7 @@ class _Account(ForkSafe):
     _name = per_process(lambda: PREFIX + os.urandom(6).hex())
     """Name of the record; a forked child has its own."""
     _version, _written = initially(0), initially(0)
-    """Of the record: the latest, and the latest that is in the file."""
+    """Versions of the record: the latest, and the latest in the file."""
 
     def __init__(self, spending: Spending, store: KeyValueStore | None) -> None:
         self._spending, self.store = spending, store

@@ -239,16 +239,17 @@ class AsyncConnections(Pool):
         Raises:
             CloudError: as for `send`; also while the body is read.
         """
-        channel, kept = self._take(), False
+        channel, reused = self._take(), False
         try:
             reading = await channel.begin(call, until)
             yield AsyncResponse(channel, reading)
-            kept = self._done(channel, reading)
+            reused = self._done(channel, reading)
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     def _take(self, cancel: StopToken | None = None) -> _Connection:  # noqa: ARG002 - its task is cancelled
+        """Return an idle connection of the running loop, removed from the pool, or a new one; closes those of another loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._close_idle()  # connections of another loop cannot be used here
@@ -260,6 +261,7 @@ class AsyncConnections(Pool):
         return channel
 
     def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None = None) -> bool:  # noqa: ARG002 - likewise
+        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
         if self._closed or channel.sockets.loop is not self._loop or not channel.clean(reading):
             return False
         self._idle.append(channel)
@@ -318,7 +320,7 @@ class _Connection(Connection):
     sockets: AsyncSockets
 
     async def _in_time(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Await what has no limit of its own, by the instant."""
+        """Await steps that have no time limit, until the instant `until`, and return their result; raise TimedOut."""
         if (left_s := self.sockets.until - monotonic()) <= 0:
             steps.close()
             self.sockets.late()
@@ -331,9 +333,11 @@ class _Connection(Connection):
         return result  # type: ignore[return-value]  # there is one, or the error
 
     async def _connected(self, line: Line) -> socket.socket:
+        """Return a socket connected to the line's host."""
         return await self._in_time(self.sockets.connect(*line.there))
 
     async def _receive(self, most: int) -> bytes:
+        """Return up to `most` received bytes; raise TimedOut. Lets the loop's other tasks run after `FREE_READS` reads."""
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         self._reads += 1
@@ -347,14 +351,15 @@ class _Connection(Connection):
             except BlockingIOError:
                 pass
         try:
-            came = await sockets.receive(sock, most)
+            received = await sockets.receive(sock, most)
         except NotImplementedError:  # Windows' own loop
-            came = await self._in_time(sockets.loop.sock_recv(sock, most))
-        if came is None:
+            received = await self._in_time(sockets.loop.sock_recv(sock, most))
+        if received is None:
             sockets.late()
-        return came
+        return received
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
+        """Send some bytes, once that is possible. Return (number sent, None); (0, received bytes) if the server sent first."""
         sock, sockets = self._sock, self.sockets
         assert sock is not None
         while True:
@@ -363,11 +368,11 @@ class _Connection(Connection):
             except BlockingIOError:
                 pass
             try:
-                come = await self._in_time(sockets.ready(sock))
+                has_bytes = await self._in_time(sockets.ready(sock))
             except NotImplementedError:  # Windows' own loop does not tell
                 await self._in_time(sockets.loop.sock_sendall(sock, parts[0]))
                 return len(parts[0]), None
-            if come:
+            if has_bytes:
                 with contextlib.suppress(BlockingIOError):
                     return 0, sock.recv(RECORD)
 

@@ -46,17 +46,17 @@ class Sockets:
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self.until = INF
-        """The instant by which the next step must be done."""
+        """Instant by which the next step must be done."""
         self.doing = ""
-        """What the server is to do meanwhile, in words."""
+        """What the server is to do now, for the error of a timeout."""
         self._sockets: list[socket.socket] = []
 
     def begin(self, until: float, cancel: StopToken | None) -> None:  # noqa: ARG002 - of threads
-        """Begin a call that must end by `until`."""
+        """Set the time limit of a call."""
         self.until = until
 
     def late(self) -> NoReturn:
-        """Raise, as no time is left."""
+        """Raise TimedOut: the server did not do the present step in time."""
         raise TimedOut(f"{self.origin} did not {self.doing} in time")
 
     def open(self, family: int) -> socket.socket:
@@ -275,7 +275,11 @@ class Connection:
         return self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
 
     async def begin(self, call: Call, until: float, cancel: StopToken | None = None) -> Reading:
-        """Send a call, and read until its reply's head has come, by the instant `until`."""
+        """Connect if need be, send a call, and read until its reply's head has come, by the instant `until`. Return the parser.
+
+        Raises:
+            CloudError: the time is over, the connection fails, or the reply is invalid.
+        """
         if until <= monotonic():
             raise self._wire.not_asked()
         self._reads = 0
@@ -295,7 +299,7 @@ class Connection:
         return reading
 
     async def more(self, reading: Reading) -> None:
-        """Read on in the body."""
+        """Read more of the body into `reading`."""
         assert self._line is not None
         self.sockets.doing = "finish its answer"
         try:
@@ -306,37 +310,37 @@ class Connection:
             raise self._failed(e, reading) from e
 
     async def _pump(self, steps: Steps[T]) -> T:
-        """Send and receive what the steps ask for."""
+        """Send and receive what the steps yield, and return their result."""
         try:
             step = next(steps)
             while True:
-                came: Any
+                answer: Any
                 try:
                     if isinstance(step, int):
                         if self.sockets.doing == "take the request":
                             self.sockets.doing = "answer"
-                        came = await self._receive(step)
+                        answer = await self._receive(step)
                     else:
-                        came = await self._send(step)
+                        answer = await self._send(step)
                 except CloudError:
                     raise
                 except OSError as e:
                     step = steps.throw(e)
                     continue
-                step = steps.send(came)
+                step = steps.send(answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
     async def _connected(self, line: Line) -> socket.socket:
-        """Return a socket that is connected to where the line leads."""
+        """Return a socket connected to the line's host; overridden."""
         raise NotImplementedError
 
     async def _receive(self, most: int) -> bytes:
-        """Return up to so many bytes, once there are some."""
+        """Return up to `most` received bytes, once there are some; overridden. Raise TimedOut."""
         raise NotImplementedError
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
-        """Send some. Return how many bytes, and what came instead, if nothing could be sent."""
+        """Send some bytes. Return (number sent, None); (0, received bytes) if the server sent first; overridden."""
         raise NotImplementedError
 
     def clean(self, reading: Reading) -> bool:
@@ -384,25 +388,25 @@ class Pool(ForkSafe):
         self._closed = False
 
     async def _sent(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Send the call on a connection of its own and return the reply."""
-        channel, kept = self._take(cancel), False
+        """Send the call on a connection of its own, and return the reply."""
+        channel, reused = self._take(cancel), False
         try:
             reading = await channel.begin(call, until, cancel)
             while not reading.ended:
                 await channel.more(reading)
             reply = new(Reply, (reading.status, reading.headers, reading.take()))
-            kept = self._done(channel, reading, cancel)
+            reused = self._done(channel, reading, cancel)
             return reply
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     def _take(self, cancel: StopToken | None) -> Any:
-        """Remove and return an idle connection, or a new one."""
+        """Return an idle connection, removed from the pool, or a new one."""
         raise NotImplementedError
 
     def _done(self, channel: Any, reading: Reading, cancel: StopToken | None) -> bool:
-        """Keep a connection after a call, if it may be used again. Return whether it is."""
+        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
         raise NotImplementedError
 
 
@@ -438,20 +442,20 @@ class Connections(Pool):
 
     @contextlib.contextmanager
     def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
-        """Send the call, and give the reply once its head has come, by the instant `until`: its body is read piece by piece.
+        """Send the call, and yield the reply once its head has come, by the instant `until`; blocks.
 
-        Leaving before the end of the body closes the connection.
+        The body is read piece by piece. Leaving before its end closes the connection.
 
         Raises:
-            CloudError: as `send`; also while the body is read.
+            CloudError: as for `send`; also while the body is read.
         """
-        channel, kept = self._take(cancel), False
+        channel, reused = self._take(cancel), False
         try:
             reading = settle(channel.begin(call, until, cancel))
             yield Response(channel, reading)
-            kept = self._done(channel, reading, cancel)
+            reused = self._done(channel, reading, cancel)
         finally:
-            if not kept:
+            if not reused:
                 channel.close()
 
     def _take(self, cancel: StopToken | None) -> ThreadConnection:
@@ -523,9 +527,11 @@ class ThreadConnection(Connection):
     sockets: BlockingSockets
 
     async def _connected(self, line: Line) -> socket.socket:
+        """Return a socket connected to the line's host, blocking."""
         return self.sockets.connect(*line.there)
 
     async def _receive(self, most: int) -> bytes:
+        """Return up to `most` received bytes, blocking within the time; raise TimedOut."""
         sock, poll, sockets = self._sock, self._poll, self.sockets
         assert sock is not None
         assert poll is not None
@@ -540,6 +546,10 @@ class ThreadConnection(Connection):
                     pass
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
+        """Send some bytes, blocking until that is possible.
+
+        Return (number sent, None); (0, received bytes) if the server sent first.
+        """
         sock, poll = self._sock, self._poll
         assert sock is not None
         assert poll is not None

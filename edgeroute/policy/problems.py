@@ -136,7 +136,7 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each trial of an endpoint that is not there, or beside no edge."""
     clouds, trials = _several(data, "cloud"), _several(data, "trial")
-    names, seen = [str(one.get("name", "cloud")) for one in clouds if isinstance(one, dict)], set[str]()
+    names, seen = [str(cloud.get("name", "cloud")) for cloud in clouds if isinstance(cloud, dict)], set[str]()
     for i, trial in enumerate(trials):
         if not isinstance(trial, dict):
             continue

@@ -1,1 +1,1 @@
-"""The routers: an engine, and stages around the walk of each request."""
+"""Routers: an engine, and stages around the walk of each request."""

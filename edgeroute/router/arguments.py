@@ -1,4 +1,4 @@
-"""Checks of the types of a router's arguments, so that a wrong one fails at construction and not later inside a call."""
+"""Checks of the types of a router's arguments, so that an error shows at construction, and not later within a call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Runs(Protocol):
-    """Edge model, as far as its type can be checked: `EdgeModel` has the rest."""
+    """Edge model, as far as its type can be checked; see `EdgeModel`."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None, /) -> Any:
         """Run a batch."""
@@ -47,17 +47,17 @@ DEFAULTS = Options()
 
 
 def with_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with those that are fields of `Options` as one, `options`."""
+    """Return the arguments, with the fields of `Options` combined in one argument `options`."""
     options = {name: given[name] for name in Options._fields if name in given}
     rest = {name: value for name, value in given.items() if name not in options}
     return {**rest, "options": Options(**options)} if options else rest
 
 
 def checked_options(options: Options | None) -> Options:
-    """Return the options, or the defaults.
+    """Return the options, or the defaults for None.
 
     Raises:
-        PolicyError: they are something else.
+        PolicyError: another type.
     """
     if options is not None and not isinstance(options, Options):
         raise _wrong("options", "an edgeroute.Options, as in options=Options(...)", options)
@@ -71,7 +71,7 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "limits": ("edgeroute.core.spending", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }
-"""Argument -> module and name of its class, imported only if it is given."""
+"""Argument -> module and name of its class, imported only if the argument is given."""
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 EVENTS = [name for name in vars(Instrument) if not name.startswith("_")]
 
@@ -102,20 +102,21 @@ FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _hears(instrument: Any) -> bool:
+    """Return True if an object has a method of an instrument."""
     return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in EVENTS)
 
 
 def _is_trace(value: Any) -> bool:
-    """Return True for a `Trace`; its module, if it is not imported, has made none."""
+    """Return True for a `Trace`. If its module is not imported, nothing can be one."""
     module = sys.modules.get("edgeroute.record.trace")
     return module is not None and isinstance(value, module.Trace)
 
 
 def check_types(given: Mapping[str, Any]) -> None:
-    """Check the arguments that are given; None is an argument that is not.
+    """Check the types of the given arguments; None counts as not given.
 
     Raises:
-        PolicyError: one has the wrong type; the message says what to pass.
+        PolicyError: a wrong type; the message names what to pass.
     """
     for name, (module, kind) in CLASSES.items():
         value = given.get(name)
@@ -126,8 +127,8 @@ def check_types(given: Mapping[str, Any]) -> None:
             check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
     for side in ("edge", "cloud"):
         several = given.get(side)
-        for one in several if isinstance(several, list | tuple) else [several]:
-            for model in each(one):
+        for target in several if isinstance(several, list | tuple) else [several]:
+            for model in each(target):
                 _check_target(side, model)
     trials = given.get("trial")
     for trial in trials if isinstance(trials, list | tuple) and not hasattr(trials, "shown") else [trials]:
@@ -144,27 +145,27 @@ def check_types(given: Mapping[str, Any]) -> None:
 
 
 def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
-    """Check a number of seconds; None is not given.
+    """Check a number of seconds; None counts as not given.
 
     Args:
-        name: of the argument.
-        value: as it was given.
-        least: 0 is one, too.
+        name: name of the argument, for the message.
+        value: its value.
+        least: True: 0 is allowed.
 
     Raises:
-        PolicyError: it is something else; the message says what to write.
+        PolicyError: the value is invalid; the message names what to write.
     """
     if value is None:
         return
     number = isinstance(value, Real) and not isinstance(value, bool) and not isnan(value)
     if not number or not (value >= 0 if least else value > 0):
-        found = value if isinstance(value, Real) else f"a {type(value).__name__}"
+        quoted = value if isinstance(value, Real) else f"a {type(value).__name__}"
         wanted = "seconds, a number of 0 or more" if least else "seconds, a number of more than 0"
-        raise PolicyError(f"{name}= takes {wanted}, not {found}{_in_seconds(name, value)}")
+        raise PolicyError(f"{name}= takes {wanted}, not {quoted}{_in_seconds(name, value)}")
 
 
 def _in_seconds(name: str, value: Any) -> str:
-    """Return how to write a duration that is no number; empty if the value is no duration."""
+    """Return a hint how to write a duration as a number; empty if the value is no duration."""
     if hasattr(value, "total_seconds"):
         return f": write {name}={value.total_seconds():.12g}"
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)\s*", value) if isinstance(value, str) else None
@@ -174,23 +175,26 @@ def _in_seconds(name: str, value: Any) -> str:
 
 
 def _check_target(side: str, value: Any) -> None:
-    """Raise for an object that looks like a model, but cannot be called as one."""
+    """Raise PolicyError for an estimator that cannot be called, with the code that makes it callable."""
     estimator = next((name for name in ("predict_proba", "predict") if hasattr(value, name)), None)
     if isinstance(value, type) and (estimator or hasattr(value, "run") or hasattr(value, "talk")):
         raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)
     if estimator is None or callable(value) or hasattr(value, "run") or hasattr(value, "talk"):
         return
-    one = "lambda x: model.predict([x])[0]"
+    remedy = "lambda x: model.predict([x])[0]"
     if side == "edge" and estimator == "predict":  # no confidence
-        one = "lambda x: (model.predict([x])[0], None)"
+        remedy = "lambda x: (model.predict([x])[0], None)"
     elif side == "edge":
-        one = (
+        remedy = (
             'CallableModel(lambda x: model.predict_proba([x])[0], kind="probabilities", labels=tuple(model.classes_)), '
             "or export it to ONNX"
         )
-    raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={one}")
+    raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={remedy}")
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
-    found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__  # not quoted: it may hold secrets
-    return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else found}")
+    """Return the error for an argument of another type; a value is not quoted, since it may hold secrets."""
+    type_text = (
+        f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    )  # not quoted: it may hold secrets
+    return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else type_text}")

@@ -1,4 +1,4 @@
-"""Composition root: constructs an engine from a router's arguments."""
+"""Composition root: constructs an engine, with all its parts, from a router's arguments."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from edgeroute.trials.drift import Audit
 
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
-"""Thread limits: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
+"""Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
 
 FIRST_S = 5.0
-"""Longest wait of a new router for the first reading of the application's own sensors, seconds."""
+"""Maximum seconds that a new router waits for the first reading of the application's own sensors."""
 
 
 def assemble(
@@ -58,9 +58,23 @@ def assemble(
     parts: Sequence[Part] = (),
     **policy: Any,
 ) -> Engine:
-    """Constructs the parts of a router. `Router` documents the arguments; `policy` has those of `PolicyArguments`.
+    """Construct an engine and its parts; opens the state folder's files, reads sensors, and starts the outbox's delivery.
 
-    `spawn` executes steps in the background, or returns False if it cannot. `awaits`: whether edges may be async.
+    Args:
+        spawn: executes steps in the background; returns False if it cannot.
+        awaits: True if edges may be asynchronous.
+        offline: see `Router`, as for all that follow.
+        limits: see `Router`.
+        metered: see `Options`.
+        cache: see `Router`.
+        outbox: see `Router`.
+        audit: see `Router`.
+        sensors: see `Options`.
+        state: see `Router`.
+        trace: see `Router`.
+        instruments: see `Router`.
+        parts: see `Router`.
+        policy: arguments of `PolicyArguments`.
 
     Raises:
         PolicyError, ModelMissing: the arguments are invalid together.
@@ -131,12 +145,12 @@ def assemble(
 
 
 def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
-    """Whether readings of the sensors are wanted for instruments."""
-    return (bool(sinks) and sensors is not None) or any(getattr(one, "reads_sensors", False) for one in sinks)
+    """Return True if instruments want readings of the sensors."""
+    return (bool(sinks) and sensors is not None) or any(getattr(sink, "reads_sensors", False) for sink in sinks)
 
 
 def _first_reading(engine: Engine, sensors: Any) -> None:
-    """Reads the sensors; a function of the application, which may hang, in a thread that is waited for no longer than that."""
+    """Read the sensors, blocking; for a function of the application, which may hang, in a thread, and at most `FIRST_S`."""
     done, late = threading.Event(), threading.Event()
     raised = list[BaseException]()
 
@@ -164,7 +178,7 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
 
 
 def guard(engine: Engine, backend: CloudBackend) -> Guard:
-    """The guard of one cloud of this router."""
+    """Return a new guard for one cloud of this router."""
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
@@ -180,29 +194,30 @@ def _fix(
     sinks: Sequence[Instrument],
     parts: Sequence[Part],
 ) -> None:
-    """Construct the parts that a reload leaves as they are."""
-    own: list[Part] = [engine.private]
+    """Construct the parts that a reload does not change, and set them on the engine."""
+    fixed_parts: list[Part] = [engine.private]
     if sinks:
         kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
-        own.append(kind(engine.instruments, engine.observer))
-    own += parts
+        fixed_parts.append(kind(engine.instruments, engine.observer))
+    fixed_parts += parts
     if cache is not None:
         from edgeroute.router.caching import Caching
 
         engine.caching = Caching(cache, engine, spawn)
-        own.append(engine.caching)
+        fixed_parts.append(engine.caching)
     if engine.checkpoint is not None and engine.ledger is not None:
-        own.append(State(engine.checkpoint, engine.ledger, lambda: engine.snapshot.clouds))
+        fixed_parts.append(State(engine.checkpoint, engine.ledger, lambda: engine.snapshot.clouds))
     if outbox is not None:
         from edgeroute.router.offline_queue import OfflineQueue
 
         engine.queue = OfflineQueue(outbox, engine)
     engine.late = LateReplies(engine)
     engine.fallback = Fallback(engine)
-    engine.fixed = tuple(own)
+    engine.fixed = tuple(fixed_parts)
 
 
 def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:
+    """Return the outbox of a router; for `offline='queue'` without one, a new one in the state folder."""
     if outbox is not None or offline != "queue":
         return outbox
     if folder is None:
@@ -213,20 +228,20 @@ def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox 
 
 
 class _Report:
-    """Forwards attempts and rejections to the instruments."""
+    """Forwarder of attempts and rejections to the instruments."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
         self.follows, self.prompt = instruments.follow_attempts, instruments.prompt
 
     def began(self, *attempt: Any) -> Mapping[str, str]:
-        """An attempt is about to be sent."""
+        """Report that an attempt is about to be sent. Return further headers for it."""
         return self._instruments.attempt_began(AttemptBegan(*attempt))
 
     def attempt(self, *attempt: Any) -> None:
-        """An attempt has ended."""
+        """Report that an attempt has ended."""
         self._instruments.attempt_ended(AttemptEnded(*attempt))
 
     def held(self, target: str, code: str) -> None:
-        """A request was rejected."""
+        """Report that a request was rejected."""
         self._instruments.limit_hit(target, code)

@@ -1,4 +1,4 @@
-"""Snapshot: the policy in force with its targets, and its construction from a router's arguments."""
+"""Snapshot: the policy in force with its targets and backends; its construction from arguments, and its fingerprints."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
 
 
-# What is given to a router as its models and endpoints, in one form.
+# Arguments `edge` and `cloud` of a router, in one form.
 
 
 def listed(given: Any) -> list[Any]:
-    """None, one or several, as a list."""
+    """Return None, one or several values as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
-    """The edge models, the members of groups in place of these; and of each its group and name in it, empty without one."""
+    """Return the edge models, with variants in place of their groups, and (group, name in it) of each; empty without a group."""
     models, groups = list[Any](), list[tuple[str, str]]()
     for i, given in enumerate(edges):
         if isinstance(given, Variants):
@@ -75,7 +75,15 @@ def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
 
 
 def named(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
-    """The target's name: `edge` or `cloud` if it is the only one, else its own, made unique."""
+    """Return the target's name: `edge` or `cloud` if it is the only one, else its own, made unique.
+
+    Args:
+        side: `edge` or `cloud`.
+        own: name of the model or endpoint.
+        i: its index on its side.
+        of: number of targets on its side.
+        taken: targets named so far.
+    """
     if of == 1:
         return side
     name = own if own and own != side else f"{side}-{i + 1}"
@@ -83,10 +91,10 @@ def named(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
 
 
 def endpoint_of(given: Any) -> Any:
-    """The endpoint of what was given as a cloud.
+    """Return the endpoint for an argument `cloud`; made here for a URL of the Open Inference Protocol.
 
     Raises:
-        PolicyError: it is none.
+        PolicyError: it is no URL, endpoint or callable.
     """
     if isinstance(given, str):
         from edgeroute.cloud.openinference import OpenInference
@@ -100,11 +108,11 @@ def endpoint_of(given: Any) -> Any:
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
 
 
-# Models that are versions of a catalog, with the certificate that came with one; and the policy of an edge on trial.
+# Models of a catalog, with the certificate that came with a version.
 
 
 def released(model: Any) -> Certificate | None:
-    """The certificate that came with a version of a catalog; None: there is none."""
+    """Read and return the certificate that came with a version of a catalog; None: there is none."""
     release = member(model, "release")
     if release is None or release.certificate is None:
         return None
@@ -114,20 +122,20 @@ def released(model: Any) -> Certificate | None:
 
 
 def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
-    """A certificate that came with a model, without its threshold where it is for something else: everything is deferred then."""
+    """Return a certificate that came with a model; for other settings than its own with infinite thresholds, which defer all."""
     if promise is None or promise._replace(max_age_days=INF).broken() is None:
         return promise
     return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
 
 
-# Validates a policy and its thresholds against the targets that there are.
+# Validation of a policy and its thresholds against the targets.
 
 
 def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
-    """Refuses a policy that contradicts itself, or these targets.
+    """Raise PolicyError for a policy that contradicts itself, or these targets.
 
     Raises:
-        PolicyError: with what is wrong.
+        PolicyError: with the contradiction.
     """
     for name, value, kind in (
         ("uncalibrated", uncalibrated, Uncalibrated),
@@ -160,7 +168,7 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
 
 
 def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
-    """Refuses what needs targets that there are not."""
+    """Raise PolicyError if a mode or rule needs targets that do not exist."""
     for side in NEEDS.get(then, ()):
         if not (edges if side == "edge" else clouds):
             raise PolicyError(f"{what} needs {side}=, and there is none")
@@ -169,7 +177,16 @@ def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> N
 
 
 def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
-    """One threshold or certificate for each edge model; `needed`: without them there is no policy."""
+    """Return a threshold or certificate for each edge model.
+
+    Args:
+        given: the argument.
+        count: number of edge models.
+        needed: True if the policy needs thresholds.
+
+    Raises:
+        PolicyError: thresholds are missing, invalid, or of another number.
+    """
     if given is None:
         if needed and count:
             raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
@@ -187,7 +204,7 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
 
 
 def check_range(threshold: Any, score: str | Score) -> None:
-    """Refuses a threshold outside the range of confidences by this score."""
+    """Raise PolicyError for a threshold outside the range of confidences by this score."""
     if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
         percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
         raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
@@ -197,51 +214,51 @@ DAY_S = 86400.0
 
 
 class Snapshot(NamedTuple):
-    """A policy with its targets and backends; a reload replaces it as a whole, so a request sees one from start to end."""
+    """Policy with its targets and backends; a reload replaces it as a whole, so a request has one from start to end."""
 
     policy: Policy
     targets: tuple[Target, ...]
     backends: tuple[Backend, ...]
     specs: tuple[tuple[Any, ...], ...]
-    """What each backend was made from: a reload reuses a backend if that is unchanged."""
+    """Arguments from which each backend was made: a reload reuses a backend if they are unchanged."""
     egress: Egress
     plans: dict[tuple[Mode | None, float | None, str | None, str], Plan]
-    """Plans made so far, by mode, deadline and data class of the call, and by its arm of the cloud."""
+    """Plans made so far, by (mode, deadline, data class, arm of the cloud)."""
     prefixes: KeyPrefixes
     """Cache key prefixes; unlike plans they do not depend on thresholds."""
     certificates: tuple[BoundCertificate | None, ...]
-    """Per target: its certificate, if its threshold comes from one."""
+    """Certificate of each target, if its threshold comes from one."""
     views: TargetViews
-    """What of an input each target takes."""
+    """Each target's view of an input."""
     trials: tuple[Trial, ...] = ()
-    """The trials, with their defaults filled in."""
+    """Trials, with their defaults filled in."""
     trial: Snapshot | None = None
-    """The policy with the edge model on trial in place of the edge; None: there is none."""
+    """Policy with the edge model on trial in place of the edge; None: no trial of an edge."""
     sends_edge: bool = False
-    """Whether a cloud takes the edge's answer along."""
+    """True if a cloud takes the edge's answer along."""
     before: bool = False
-    """Whether an edge is judged by the input alone, before it runs."""
+    """True if an edge is judged by the input alone, before it runs."""
 
     @property
     def shown(self) -> Snapshot | None:
-        """The policy of an edge on trial whose answers callers get."""
+        """Policy of an edge on trial whose answers callers get; None: none."""
         return self.trial if any(t.side == "edge" and t.shown for t in self.trials) else None
 
     @property
     def hidden(self) -> Snapshot | None:
-        """The policy of a hidden edge on trial."""
+        """Policy of a hidden edge on trial; None: none."""
         return None if self.shown is not None else self.trial
 
     @property
     def on_trial(self) -> list[tuple[Trial, str]]:
-        """The trials under way, with the names of the targets on trial; a hidden edge is judged by audits instead."""
+        """(trial, name of the target on trial) of the trials under way; a hidden edge is judged by audits instead."""
         names = iter([target.name for target in self.targets if target.trial])
-        found = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
-        return [one for one in found if one[0].side == "cloud" or self.shown is not None]
+        pairs = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
+        return [pair for pair in pairs if pair[0].side == "cloud" or self.shown is not None]
 
     @property
     def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
-        """The targets and backends that requests may reach, with a shown edge on trial."""
+        """Targets and backends that requests may reach, with a shown edge on trial."""
         other = self.shown
         if other is None:
             return self.targets, self.backends
@@ -249,17 +266,17 @@ class Snapshot(NamedTuple):
 
     @property
     def clouds(self) -> list[CloudBackend]:
-        """The backends that leave the device."""
+        """Backends off the device."""
         return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
 
     @property
     def proper(self) -> list[CloudBackend]:
-        """Those of them that are not on trial: certificates are made with these."""
+        """Backends off the device that are not on trial: certificates are made with these."""
         return [cloud for cloud in self.clouds if not any(t.trial and t.name == cloud.name for t in self.targets)]
 
 
 class PolicyArguments(NamedTuple):
-    """Arguments of a router that make its policy. `Router` and `Options` document them."""
+    """Arguments of a router for its policy. `Router` and `Options` document them."""
 
     edge: Any = None
     cloud: Any = None
@@ -293,7 +310,7 @@ class PolicyArguments(NamedTuple):
 
 
 Guards: TypeAlias = "Callable[[CloudBackend], Guard]"
-"""Function that makes the guard of a cloud."""
+"""Function that returns a new guard of a cloud."""
 
 
 def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None) -> Snapshot:
@@ -304,8 +321,8 @@ def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None
         ModelMissing: there is no file at a model's path.
     """
     trials = checked(arguments.trial)
-    snapshot = _built(arguments, trials, guard, old)
-    trial = next((one for one in trials if one.side == "edge"), None)
+    snapshot = _build_without_edge_trial(arguments, trials, guard, old)
+    trial = next((candidate for candidate in trials if candidate.side == "edge"), None)
     return snapshot if trial is None else snapshot._replace(trial=_of_edge_trial(snapshot, trial, arguments, guard, old))
 
 
@@ -319,8 +336,12 @@ def _of_edge_trial(
     if hidden and not snapshot.clouds:
         raise PolicyError("trial: the answers of a hidden edge are compared with the cloud's, and there is no cloud=")
     model = load(trial.edge)
-    release, own = member(model, "release"), member(cast("Any", edges[0]).model, "release")
-    if release is not None and own is not None and (release.name, release.version) == (own.name, own.version):
+    release, release_in_use = member(model, "release"), member(cast("Any", edges[0]).model, "release")
+    if (
+        release is not None
+        and release_in_use is not None
+        and (release.name, release.version) == (release_in_use.name, release_in_use.version)
+    ):
         return None
     limit = trial.threshold
     if limit is None and not hidden and released(model) is None and isinstance(arguments.threshold, Real):
@@ -328,32 +349,46 @@ def _of_edge_trial(
     arguments = arguments._replace(edge=trial.edge, threshold=limit)
     if hidden:
         arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
-    clouds = tuple(one for one in snapshot.trials if one.side == "cloud")
-    made = _built(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
-    if made.clouds != snapshot.clouds:
+    clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
+    tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
+    if tried.clouds != snapshot.clouds:
         raise PolicyError(
             "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
         )
-    return made
+    return tried
 
 
-def _built(arguments: PolicyArguments, trials: tuple[Trial, ...], guard: Guards, old: Snapshot | None, arm: str = "") -> Snapshot:
-    """Build a snapshot without an edge on trial. arm: name of the edge; empty: its own."""
+def _build_without_edge_trial(
+    arguments: PolicyArguments, trials: tuple[Trial, ...], guard: Guards, old: Snapshot | None, arm: str = ""
+) -> Snapshot:
+    """Build a snapshot without an edge on trial.
+
+    Args:
+        arguments: arguments of the router.
+        trials: trials to include.
+        guard: makes the guard of a cloud.
+        old: previous snapshot, whose unchanged backends are reused.
+        arm: name of the edge; empty: its own.
+
+    Raises:
+        PolicyError: the arguments are invalid together.
+        ModelMissing: there is no file at a model's path.
+    """
     policy, egress = arguments.policy(), arguments.egress or Egress()
     edges, clouds = listed(arguments.edge), listed(arguments.cloud)
     models, groups = members(edges)
     check_policy(policy, models, clouds, arguments.uncalibrated)
-    tried = [one.cloud for one in trials if one.side == "cloud"]
+    tried = [candidate.cloud for candidate in trials if candidate.side == "cloud"]
     if tried and not clouds:
         raise PolicyError("trial: a cloud on trial is beside cloud=, and there is none")
     draft = _Draft(arguments, {} if old is None else made_of(old), arm)
     certified = draft.add_edges(models, groups, needed=bool(clouds) and policy.mode == "prefer_edge")
     draft.add_clouds(clouds, tried, guard)
     targets, backends = draft.targets, draft.backends
-    seen = TargetViews(_views(arguments.views, arm, [one for one in trials if one.side == "edge"]), targets)
+    seen = TargetViews(_views(arguments.views, arm, [candidate for candidate in trials if candidate.side == "edge"]), targets)
     scores = [spec[3] for spec in draft.specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
-    hidden = any(one.side == "edge" and not one.shown for one in trials)
+    hidden = any(candidate.side == "edge" and not candidate.shown for candidate in trials)
     snapshot = Snapshot(
         policy, tuple(targets), tuple(backends), tuple(draft.specs), egress, {}, prefixes, (None,) * len(targets), seen, trials,
         sends_edge=check_send_edge(policy, targets, backends, egress, hidden=hidden),
@@ -365,7 +400,7 @@ def _built(arguments: PolicyArguments, trials: tuple[Trial, ...], guard: Guards,
         certificates = tuple(map(only_if_it_holds, certificates))
     if arguments.uncalibrated == "error":
         _all_hold(targets, certificates)
-        if any(one.share and one.shown and one.side == "cloud" for one in trials) and any(certificates):
+        if any(candidate.share and candidate.shown and candidate.side == "cloud" for candidate in trials) and any(certificates):
             raise PolicyError(
                 "trial: no certificate is for the endpoint on trial, and uncalibrated is 'error': try it with shown=False"
             )
@@ -379,11 +414,11 @@ def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial])
     views = dict(given or {})
     if not (arm or of_edge) or EDGE_TRIAL not in views:
         return views
-    own = views.pop(EDGE_TRIAL)
+    view = views.pop(EDGE_TRIAL)
     if arm:
         views.pop(("edge", 0), None)
-        if own is not None:
-            views["edge", 0] = own
+        if view is not None:
+            views["edge", 0] = view
     return views
 
 
@@ -406,6 +441,7 @@ class _Draft:
         """Number of a target -> the certificate that its threshold comes from."""
 
     def _add(self, spec: tuple[Any, ...], target: Target, backend: Any) -> None:
+        """Add a target with its backend; a reusable backend takes precedence."""
         self.specs.append(spec)
         self.targets.append(target)
         self.backends.append(self._known.get(_key(spec)) or backend)
@@ -414,9 +450,13 @@ class _Draft:
         """Add the edge models; return True if no threshold was given and some came with a certificate.
 
         Args:
-            edges: the models, as they were given.
-            groups: of each the group and the name of the variant; empty: none.
-            needed: without thresholds there is no policy.
+            edges: the models, as given.
+            groups: (group, name of the variant) of each; empty: none.
+            needed: True if the policy needs thresholds.
+
+        Raises:
+            PolicyError: a model or threshold is invalid.
+            ModelMissing: there is no file at a model's path.
         """
         arguments, models = self._arguments, [load(given) for given in edges]
         own_thresholds = [released(model) for model in models] if arguments.threshold is None else []
@@ -436,15 +476,15 @@ class _Draft:
             else:
                 self.promised[len(self.targets)] = limit
                 target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
-            own = member(model, "score") or arguments.score
-            check_range(limit, own)
-            runner = edge_backend(name, model, own)
+            score = member(model, "score") or arguments.score
+            check_range(limit, score)
+            runner = edge_backend(name, model, score)
             if runner.alone_async and not arguments.awaits:
                 raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
             if runner.alone_async and arguments.mode == "shadow":
                 raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
             read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
-            self._add(("edge", name, given, own, read), target, runner)
+            self._add(("edge", name, given, score, read), target, runner)
             self._labels = member(model, "labels") or self._labels
         return bool(own_thresholds)
 
@@ -471,63 +511,63 @@ class _Draft:
 
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
     """Return name and backend of each edge model, with the one on trial."""
-    found = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
-    return found if snapshot.trial is None else found + edges_of(snapshot.trial)
+    edges = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
+    return edges if snapshot.trial is None else edges + edges_of(snapshot.trial)
 
 
 def cleared(snapshot: Snapshot) -> None:
-    """Forget the plans made so far, after facts have changed."""
-    for one in (snapshot, snapshot.trial):
-        if one is not None:
-            one.plans.clear()
+    """Delete the stored plans of a snapshot, after facts have changed."""
+    for policy in (snapshot, snapshot.trial):
+        if policy is not None:
+            policy.plans.clear()
 
 
 def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
-    """Return the backends of a policy and of its edge on trial, by what they were made from."""
+    """Return the backends of a policy and of its edge on trial, by the arguments from which they were made."""
     known = {} if snapshot.trial is None else made_of(snapshot.trial)
     return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
 
 
 def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
-    """What a certificate for edge model number `i` is bound to, by the names of `BOUND_TO`.
+    """Return the fingerprints to which a certificate for edge model number `i` is bound, by the names of `BOUND_TO`.
 
-    That is the model, its score and view, the cloud behind it and its codec; and the edge models before it, each with its own
-    threshold, as they decide which inputs reach it.
+    They are of the model, its score and view, the cloud behind it and its codec; and of the edge models before it, each with its
+    own threshold, as these decide which inputs reach it. Reads files.
     """
     from edgeroute.stores.cache import fingerprint
 
-    egress, clouds, found = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
+    egress, clouds, prints = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
     if clouds:
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
-        found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
-        found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
-        if said := served(snapshot):
-            found["served"] = said
+        prints["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
+        prints["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+        if served_text := served(snapshot):
+            prints["served"] = served_text
     for number, backend in enumerate(snapshot.backends):
         if (
             backend.side == "cloud"
             and not snapshot.targets[number].trial
             and (view := snapshot.views.identity(number, fingerprint))
         ):
-            found["codec"] += f" {view}"
+            prints["codec"] += f" {view}"
     if earlier := before(snapshot.targets, i):
-        found["earlier"] = _earlier(snapshot, earlier)
-    return found
+        prints["earlier"] = _earlier(snapshot, earlier)
+    return prints
 
 
 def served(snapshot: Snapshot) -> str:
-    """What the clouds' servers have said of their models; empty: none of them says anything."""
-    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.proper]
-    return " ".join(one or "-" for one in said) if any(said) else ""
+    """Return the identities of the clouds' models, as reported by their servers; empty: none is reported."""
+    identities = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.proper]
+    return " ".join(text or "-" for text in identities) if any(identities) else ""
 
 
 def before(targets: Sequence[Target], i: int) -> list[int]:
-    """The edge models whose thresholds decide which inputs reach number `i`: those before it, but the variants beside it."""
+    """Return the indices of earlier edge models whose thresholds decide which inputs reach number `i`; no variants of it."""
     return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
 
 
 def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
-    """The fingerprints of an edge model with its view, and of its score."""
+    """Return the fingerprints of an edge model with its view, and of its score."""
     from edgeroute.stores.cache import fingerprint
 
     score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
@@ -538,7 +578,7 @@ def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
 
 
 def chosen(snapshot: Snapshot, i: int) -> Target:
-    """The target with the threshold that it was given, whatever an alarm has made of it since."""
+    """Return a target with the threshold of its certificate, without the effect of alarms."""
     target, promise = snapshot.targets[i], snapshot.certificates[i]
     if promise is None:
         return target
@@ -546,18 +586,19 @@ def chosen(snapshot: Snapshot, i: int) -> Target:
 
 
 def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
-    """One hash over the edge models before another: their fingerprints and their own thresholds."""
+    """Return one hash over the edge models before another: their fingerprints and their own thresholds."""
     models = []
     for number in earlier:
         target = chosen(snapshot, number)
-        own = {label: str(t) for label, t in target.thresholds.items()}
-        models.append([_own_prints(snapshot, number), str(target.threshold), own])
+        thresholds = {label: str(t) for label, t in target.thresholds.items()}
+        models.append([_own_prints(snapshot, number), str(target.threshold), thresholds])
     text = json.dumps(models, sort_keys=True)
     unknown = f"{UNIDENTIFIED} " if UNIDENTIFIED in text else ""
     return unknown + sha256(text.encode()).hexdigest()
 
 
 def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
+    """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate."""
     if certificate is None:
         return None
     if snapshot.policy.no_confidence != "defer":
@@ -567,6 +608,7 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
 
 
 def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:
+    """Raise PolicyError if a threshold is a plain number, or its certificate does not hold here."""
     for target, promise in zip(targets, certificates, strict=True):
         if target.threshold is None:
             continue
@@ -578,9 +620,10 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
 
 
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a backend was made from, to look it up by; what has no hash, as a dataclass has none, is the same only as itself."""
+    """Return a hashable key of the arguments from which a backend was made; unhashable ones count by identity."""
     return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
 
 
 def _seconds(given: float | None) -> float:
+    """Return a number of seconds; inf for None."""
     return INF if given is None else float(given)

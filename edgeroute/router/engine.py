@@ -1,4 +1,4 @@
-"""Engine: plans requests, records their ends, and holds the policy in force. Each router owns one."""
+"""Engine: makes requests with their plans, records their ends, and holds the policy in force. Each router owns one."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ if TYPE_CHECKING:
     from edgeroute.trials.audit import Auditor
 
 
-# Reads the device's sensors for a router; frees its edge models while a rule asks for that, and loads them again.
+# Readings of the device's sensors for a router; a rule may have edge models freed, and loaded again later.
 
 
 class Sensing:
-    """The sensors of one router.
+    """Reader of one router's sensors.
 
     Args:
-        engine: the router's.
+        engine: engine of the router.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def read(self) -> None:
-        """Reads the sensors. Once other rules are in force, plans are made anew, and models freed or loaded again."""
+        """Read the sensors. When other rules are in force, delete stored plans, and free models or load them again."""
         engine, observer = self._engine, self._engine.observer
         observer.reads_at = INF
         try:
@@ -80,6 +80,7 @@ class Sensing:
             observer.schedule_read()
 
     def _free_or_load(self, snapshot: Snapshot) -> None:
+        """Free the edge models if a rule in force demands it; else load freed ones again, in a thread if one is free."""
         edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
         rules = self._engine.observer.facts.rules
         if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
@@ -93,17 +94,17 @@ class Sensing:
                 self._load(freed)
 
     def _load(self, freed: list[EdgeBackend]) -> None:
-        """Loads models that were freed; meanwhile calls go to the next target."""
+        """Load models that were freed; meanwhile calls go to the next target."""
         for backend in freed:
             call_quietly(backend.load, "loading an edge model again")
         self._engine.observe()
 
 
-# After a walk: what failed is logged; and which thresholds are in force.
+# Logging of failures after a walk; thresholds in force.
 
 
 def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
-    """Have the costs of a request's calls stored soon, and log what the application's functions raised.
+    """Have the costs of a request's calls stored soon, and log the failures of its legs.
 
     Called once the walk has ended, so that no leg is late for it.
     """
@@ -119,16 +120,16 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
 
 
 def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
-    """The policy with thresholds and labels as they are now, after alarms and certificates' expiry."""
+    """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry."""
     targets, moved, by = [], "", ""
     for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
         monitor = None if auditor is None else auditor.watch(target.name)
-        made = effective_target(target, certificate) if monitor is None else monitor.target(target)
+        effective = effective_target(target, certificate) if monitor is None else monitor.target(target)
         beside = bool(by) and target.group == by  # a variant of the edge that was moved: inputs reach it as before
-        kept = not moved or certificate is None or beside
-        targets.append(made if kept else made._replace(label=f"uncalibrated: {moved}"))
+        unchanged = not moved or certificate is None or beside
+        targets.append(effective if unchanged else effective._replace(label=f"uncalibrated: {moved}"))
         given = chosen(snapshot, i)
-        if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
+        if (effective.threshold, effective.thresholds) != (given.threshold, given.thresholds):
             by = target.group
             moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
     return snapshot if tuple(targets) == snapshot.targets else snapshot._replace(targets=tuple(targets), plans={})
@@ -136,7 +137,7 @@ def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
 
 log = logging.getLogger("edgeroute")
 AGES_S = 60.0
-"""Minimum interval between checks of certificates' age, seconds."""
+"""Minimum seconds between checks of certificates' age."""
 CLOSED = "this router is closed"
 NO_RULES = Rules()
 """Egress rules by which everything may leave."""
@@ -147,21 +148,22 @@ MOST_PLANS = 1000
 
 
 class Engine(ForkSafe):
-    """The parts of one router, and the handling of a request before and after its walk. Made by `assemble`.
+    """Parts of one router, and the handling of a request before and after its walk. Made by `assemble`.
 
     Attributes:
-        snapshot: the policy in force, with its targets.
-        counts, observer, spending, health: the observing parts.
+        snapshot: policy in force, with its targets.
+        counts, observer, spending, health: observing parts.
         caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
-        state: the state folder; None: nothing outlives the process.
-        private: which conversations stay on the device.
-        edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
-        arguments: those that the policy in force was made from.
+        state: state folder; None: nothing outlives the process.
+        private: recogniser of conversations that stay on the device.
+        edge_threads, cloud_threads, local_threads: thread pools for legs on the device, for calls of a cloud, and for the rest.
+        arguments: arguments of the policy in force.
         parts: parts that take part in calls.
-        choosers, walked, ended, changed: their methods for these events.
-        steps: the composed stages, for calls that any optional part takes part in.
-        name, numbers: of which the ids of requests are made.
-        refreshing: held while the snapshot is exchanged. replacing: while another policy is made, which may take long.
+        choosers, walked, ended, changed: methods of the parts for these events.
+        steps: composed stages, for calls in which an optional part takes part.
+        name, numbers: prefix and counter of the ids of requests.
+        refreshing: lock held while the snapshot is exchanged.
+        replacing: lock held while another policy is made, which may take long.
     """
 
     snapshot: Snapshot
@@ -200,28 +202,37 @@ class Engine(ForkSafe):
         self.plain = True
         """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
         self.fixed: tuple[Part, ...] = ()
-        """The parts that a reload leaves as they are, the outermost first."""
+        """Parts that a reload does not change, the outermost first."""
         self.audited = 0.0
         """Share of requests audited, 0..1."""
         self.numbers = count(1)
         self.refresh_at = INF
-        """Instant of the next check whether certificates have expired."""
+        """Instant of the next check for expired certificates."""
         self.served = ""
-        """What the clouds' servers had said of their models at the last one."""
+        """Identities of the servers' models at the last check."""
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
         together: bool = False, renews: bool = False,
     ) -> Request:  # fmt: skip
-        """Observes and plans: makes one request, beginning now. `like`: the id of another one, in whose arm it is.
+        """Make one request, beginning now, with its id and plan; updates the facts if that is due.
 
-        together: with others, so the plan is not of this input alone.
-        renews: its mode is that of the plan of an earlier one, and nobody asked for it.
+        Args:
+            x: the input.
+            mode: mode of the call; None: the policy's.
+            deadline: seconds; None: the policy's.
+            data_class: name of the data class; None: the policy's.
+            importance: order of delivery from the outbox.
+            shows: what the caller gets before the final answer.
+            first_token: limit of the time to the first token, seconds; None: the policy's.
+            like: id of a request whose arm it shares; empty: none.
+            together: True if the plan is for several inputs.
+            renews: True for a revalidation: its mode is that of an earlier plan, not the caller's.
 
         Raises:
-            Closed, PolicyError, MayNotLeave: there is no plan for it.
-            BadInput: it can be read only once.
+            Closed, PolicyError, MayNotLeave: there is no plan for the request.
+            BadInput: the input can be read only once.
         """
         if self.closed:
             raise Closed(CLOSED)
@@ -235,26 +246,26 @@ class Engine(ForkSafe):
         if begun >= observer.eases_at:
             observer.eases_at = begun + EASES_S
             self.observe()
-        made: Plan | None = None
+        plan: Plan | None = None
         rules = snapshot.policy.rules
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
         if talks and (home := self.private.why(x, identity, rules, None if renews else mode, data_class)):
-            made = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
+            plan = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
-            made = snapshot.plans.get(PLAIN)
+            plan = snapshot.plans.get(PLAIN)
         else:
-            made = stored_plan(snapshot, mode, deadline, data_class, arm)
-        if made is None:
-            made = self._plan(snapshot, mode, deadline, data_class, arm)
+            plan = stored_plan(snapshot, mode, deadline, data_class, arm)
+        if plan is None:
+            plan = self._plan(snapshot, mode, deadline, data_class, arm)
         if snapshot.before and not together:
-            made = drop_unsure_edges(snapshot, made, x)
+            plan = drop_unsure_edges(snapshot, plan, x)
         if begun >= observer.reads_at:
             SAMPLER.read(self)
         first_s = INF if shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
-        return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
+        return new(Request, (identity, x, plan, snapshot, begun, begun + plan.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
-        """One request per row of a batch; see `request`."""
+        """Make one request per row of a batch, all with one plan; see `request`."""
         for x in batch:
             if is_read_once(x):
                 raise read_once_error(x)
@@ -265,56 +276,56 @@ class Engine(ForkSafe):
         talks = [row for row in rows if type(row.inputs) in TALKS]
         why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in talks}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
-            made = make_plan(first.snapshot, facts, mode, deadline, data_class, home)
-            rows = [row._replace(plan=made) for row in rows]
+            plan = make_plan(first.snapshot, facts, mode, deadline, data_class, home)
+            rows = [row._replace(plan=plan) for row in rows]
         return rows
 
     def again(self, request: Request) -> Request:
-        """A new request equal to one served stale, for its revalidation: without a deadline, and never queued.
+        """Make a request equal to one served stale, for its revalidation: without a deadline, and never queued.
 
         Raises:
-            Held: it would leave the device, where nothing leaves by itself now.
+            Held: it would leave the device, and nothing leaves by itself now.
         """
         why = self.stays_home() or ("the cloud is loaded" if self.observer.facts.kept else "")
         if why and any(leg.permit is not None for leg in request.plan.legs):
             raise Held(f"nothing leaves by itself: {why}")
         like = request.batch or request.id
-        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
-        return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
+        renewal = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
+        return renewal._replace(plan=renewal.plan._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
-        """The cached plan for such a request; plans are cached until the facts change."""
+        """Make a plan, and store it until the facts change."""
         facts = self.observer.facts
-        made = make_plan(snapshot, facts, mode, deadline, data_class, "", arm)
+        plan = make_plan(snapshot, facts, mode, deadline, data_class, "", arm)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
-            snapshot.plans[mode, deadline, data_class, arm] = made
+            snapshot.plans[mode, deadline, data_class, arm] = plan
             if facts is not self.observer.facts:  # they have changed meanwhile
                 cleared(snapshot)
-        return made
+        return plan
 
     def legs(self, requests: Sequence[Request], first: Event | None = None) -> LegExecutor:
-        """The executor of these requests' legs. first: the event of a first leg that has run already."""
+        """Return a new executor of these requests' legs. first: event of a first leg that has run already."""
         late = self.late.take if self.late.wanted else None
         cache = None if self.caching is None else self.caching.cache
-        made = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.add_latency)
-        if made.edge is not None:
-            made.edge.note_event(first)
-        return made
+        executor = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.add_latency)
+        if executor.edge is not None:
+            executor.edge.note_event(first)
+        return executor
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
-        """The innermost step: walks, records and makes answers."""
+        """Walk the requests, record the walks, and return the results: the innermost stage."""
         walks = yield from walk_stage(requests, self.legs(requests), self.leave)
-        for one in walks:
-            self.record(one.request, one.outcome, one.legs)
+        for walk_result in walks:
+            self.record(walk_result.request, walk_result.outcome, walk_result.legs)
         for method in self.walked:
             method(walks)
         results = yield from self.fallback.answers(walks)
         return results
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
-        """Count a request, log what failed, and have its costs stored soon."""
+        """Count a request, log its failures, and have its costs stored soon; updates the facts if they changed."""
         if self.private.awaited and outcome.prediction is not None:
             self.private.answered(request.id, outcome.prediction.value)
         if request.plan.unsure:
@@ -326,7 +337,7 @@ class Engine(ForkSafe):
             settle(self, request, outcome, legs)
 
     def leave(self, request: Request, outcome: Left, legs: LegExecutor) -> None:
-        """Counts, settles and reports what was left by its caller. No audit and no comparison has it: it has no end."""
+        """Count, settle and report a request whose caller left early. It has no end, so audits and comparisons ignore it."""
         if self.private.awaited and outcome.prediction is not None:
             self.private.answered(request.id, outcome.prediction.value)
         if self.counts.record(request.plan, outcome):
@@ -345,15 +356,15 @@ class Engine(ForkSafe):
                 method(walks)
         if outcome.accepted:
             return Answer(request.plan, outcome, request.id, costs)
-        one = Walked(request, outcome, costs, legs=legs)
+        walk_result = Walked(request, outcome, costs, legs=legs)
         try:
-            next(self.fallback.answers([one]))
+            next(self.fallback.answers([walk_result]))
         except StopIteration as end:
             return end.value[0]  # type: ignore[no-any-return]
         raise AssertionError("without an outbox and a cache no offline rule waits")
 
     def observe(self) -> None:
-        """Updates the facts, and with them the plans."""
+        """Update the facts, and with them plans, parts and thresholds."""
         snapshot = self.snapshot
         if self.observer.observe(snapshot.policy, *snapshot.watched):
             cleared(snapshot)
@@ -363,10 +374,10 @@ class Engine(ForkSafe):
             self.refresh_thresholds()
 
     def stays_home(self, *, read: bool = False) -> str:
-        """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may.
+        """Return the reason why nothing leaves the device by itself now; empty: deliveries, audits, probes and revalidation may.
 
         Args:
-            read: reads the sensors first if that is due: an idle device has no requests that would do it.
+            read: read the sensors first if that is due: an idle device has no requests that would do it.
         """
         policy, observer = self.snapshot.policy, self.observer
         if read and policy.device_rules and monotonic() >= observer.reads_at:
@@ -374,12 +385,12 @@ class Engine(ForkSafe):
         return stays_home(policy, observer.facts)
 
     def read_sensors(self) -> None:
-        """Reads the device's sensors, does what the rules in force ask for, and has them read from now on."""
+        """Read the device's sensors, apply the rules in force, and have them read from now on."""
         self.sensing.read()
         SAMPLER.add(self)
 
     def refresh_thresholds(self) -> None:
-        """Updates thresholds and labels, after an alarm or a certificate's expiry."""
+        """Update thresholds and labels in the snapshot, after an alarm or a certificate's expiry."""
         with self.refreshing:
             self.served = served(self.snapshot)
             snapshot = standing(self.snapshot, self.auditor)
@@ -395,36 +406,36 @@ class Engine(ForkSafe):
             self.queue.delivery.wake(now=self.health.outage_was_local())
 
     def note(self, what: str, identity: str) -> None:
-        """Count and report what happened to a request for the outbox."""
+        """Count and report an event of a request in the outbox."""
         if what in {"queued", "late"}:
             self.counts.note(what)
         self.instruments.outbox_changed(identity, what)
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Registers a function for late answers."""
+        """Register a function for late answers."""
         self.late.on_late(function)
         self.plain = False
 
     def stats(self) -> Stats:
-        """Counts, deferral rate, latency quantiles, bytes and cost, so far."""
+        """Return counts, deferral rate, latency quantiles, bytes and cost, so far."""
         seen = []
         for b in self.snapshot.watched[1]:
             guard = getattr(b, "guard", None)
-            told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
-            seen.append(Seen(b.name, b.side, *b.traffic, *told))
-        found = self.counts.snapshot(seen, self.spending.spent().usd)
-        return found._replace(**self.parts.figures(), **self.observer.energy.stats_fields(self.snapshot.backends))
+            link_figures = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
+            seen.append(Seen(b.name, b.side, *b.traffic, *link_figures))
+        figures = self.counts.snapshot(seen, self.spending.spent().usd)
+        return figures._replace(**self.parts.figures(), **self.observer.energy.stats_fields(self.snapshot.backends))
 
     def use(self, *parts: Part) -> None:
         """Have these parts, which may change at a reload, take part in calls from now on, beside the fixed ones."""
-        self.parts = made = Parts((*self.fixed, *parts))
-        self.choosers, self.walked, self.ended, self.changed = map(made.methods, ("choose", "walked", "ended", "changed"))
-        around = made.methods("around")
-        self.steps = compose([Followed(made).around, *around], self.walk)
-        self.plain = self.plain and not (around or made.methods("began") or self.late.wanted or self.snapshot.views)
+        self.parts = all_parts = Parts((*self.fixed, *parts))
+        self.choosers, self.walked, self.ended, self.changed = map(all_parts.methods, ("choose", "walked", "ended", "changed"))
+        around = all_parts.methods("around")
+        self.steps = compose([Followed(all_parts).around, *around], self.walk)
+        self.plain = self.plain and not (around or all_parts.methods("began") or self.late.wanted or self.snapshot.views)
         if self.checkpoint is not None:
             self.checkpoint.dumps = {
-                **made.states(),
+                **all_parts.states(),
                 "energy": lambda: self.observer.energy.joules(self.snapshot.backends) or None,
             }
 
@@ -443,7 +454,7 @@ class Engine(ForkSafe):
 
 
 def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
-    """Return the route that this input would take, without sending anything."""
+    """Return the route that an input would take, running edges if need be, without sending anything."""
     from edgeroute.router.preflight import decide
 
     request = engine.request(x, mode, deadline, data_class)
@@ -452,21 +463,21 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
 
 
 def check_all(engine: Engine, timeout: float) -> Check:
-    """Return the status of models and endpoints, and what may leave."""
+    """Load the models and ping the endpoints, blocking. Return their status, and what may leave."""
     from edgeroute.router.preflight import check
 
     check_seconds("timeout", timeout)
-    found = check(engine.snapshot, timeout, engine.audited, engine.stays_home(read=True))
+    result = check(engine.snapshot, timeout, engine.audited, engine.stays_home(read=True))
     observer = engine.observer
     lines = [*observer.rules(), *observer.budget(), *observer.lacking(engine.snapshot.backends)]
-    return found._replace(lines=(*found.lines, *lines))
+    return result._replace(lines=(*result.lines, *lines))
 
 
-# The status of a router: statistics, limits, outbox, device.
+# Status of a router: statistics, limits, outbox, device.
 
 
 def status(engine: Engine) -> Status:
-    """The status of a router, taken from its parts. Waits for the outbox's file, if there is one, and for no network."""
+    """Return the status of a router. Waits for the outbox's file, if there is one, and for no network."""
     observer = engine.observer
     read_at = observer.read_at
     return Status(
@@ -482,7 +493,7 @@ def status(engine: Engine) -> Status:
 
 
 def status_of(engine: Engine) -> Callable[[], Status | None]:
-    """A function that returns a router's status; None once it is closed or gone. It does not keep the router alive."""
+    """Return a function that returns a router's status; None once it is closed or gone. It does not keep the router alive."""
     weak = weakref.ref(engine)
 
     def now() -> Status | None:
@@ -493,6 +504,7 @@ def status_of(engine: Engine) -> Callable[[], Status | None]:
 
 
 def _outbox(engine: Engine) -> dict[str, int] | None:
+    """Return the counts of the outbox; None: there is none, or it cannot be read."""
     if engine.queue is None or engine.closed:  # reading would open a closed file again
         return None
     try:

@@ -1,4 +1,4 @@
-"""Parts: what takes part in a router's calls beside models and endpoints, from this package or from others."""
+"""Parts: objects that take part in a router's calls beside models and endpoints, of this package or of others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class Part:
         raise NotImplementedError
 
     def opened(self, status: Callable[[], Status | None]) -> None:
-        """The router was made. `status` returns its state, as `Router.status` does; None once the router is closed."""
+        """Handle that the router was made.
+
+        `status` returns its state, as `Router.status` does; None once the router is closed.
+        """
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
         """Run all that is inside this stage, as a generator: `results = yield from proceed(requests)`.
@@ -69,19 +72,22 @@ class Part:
         return (yield from proceed(requests))
 
     def began(self, request: Request) -> None:
-        """A request begins. A router with a part that has this method, or `around`, takes the longer way through all stages."""
+        """Handle that a request begins.
+
+        A router with a part that overrides this, or `around`, uses the slower path through all stages.
+        """
 
     def left(self, request: Request) -> None:
-        """A request that began will not end: its caller was interrupted or cancelled, or closed the stream."""
+        """Handle that a request will not end: its caller was interrupted or cancelled, or closed the stream."""
 
     def ended(self, request: Request, result: Result) -> None:
-        """A request ended with what its caller gets: an `Answer`, or an exception."""
+        """Handle that a request ended with an `Answer`, or an exception, for its caller."""
 
     def walked(self, walks: Sequence[Walked]) -> None:
-        """A request, or all rows of a batch, were walked and counted, and their callers have no answer yet."""
+        """Handle that a request, or all rows of a batch, were walked and counted; their callers have no answer yet."""
 
     def changed(self, snapshot: Snapshot) -> None:
-        """The facts were looked at again, by which plans are made: loads, latencies, breakers, sensors."""
+        """Handle that the facts behind plans were updated: loads, latencies, breakers, sensors."""
 
     def stats(self) -> Mapping[str, Any]:
         """Return figures for `Stats.parts`."""
@@ -91,13 +97,13 @@ class Part:
         """Return the state to store in the state folder, as JSON has it; None: there is nothing to store."""
 
     def load(self, state: Any) -> None:
-        """Take the state that an earlier run stored; called as the router is made, and only if there is one."""
+        """Restore the state that an earlier run stored; called when the router is made, and only if there is one."""
 
     def closing(self) -> None:
-        """The router begins to close: its threads still run."""
+        """Handle that the router begins to close: its threads still run."""
 
     def close(self) -> None:
-        """The router is closed."""
+        """Handle that the router is closed."""
 
 
 Method: TypeAlias = Callable[..., Any]
@@ -124,14 +130,18 @@ class Parts:
             raise PolicyError(f"parts: two have the name {twice!r}: give one another `name`")
 
     def methods(self, event: str) -> tuple[Method, ...]:
-        """Return the methods of that name that do something, contained if they are another package's."""
+        """Return the overridden methods for an event; those of other packages' parts log exceptions in place of raising them.
+
+        Raises:
+            PolicyError: another package's part has a method `choose`.
+        """
         parts = [part for part in self.all if overrides(part, event)]
         if event == "choose" and (other := next((part for part in parts if not own(part)), None)):
             raise PolicyError(f"the part {name_of(other)} has a method choose, which decides what is sent: no other package may")
         return tuple(_contained(part, event) for part in parts)
 
     def named(self, event: str) -> dict[str, Method]:
-        """Return the methods of other packages' parts, by the parts' names."""
+        """Return part's name -> overridden method for an event, of other packages' parts."""
         return {name_of(part): _contained(part, event) for part in self.all if overrides(part, event) and not own(part)}
 
     def figures(self) -> dict[str, Any]:
@@ -142,7 +152,7 @@ class Parts:
         return fields
 
     def states(self) -> dict[str, Method]:
-        """Return the functions that return states to store, by the names under which they are stored."""
+        """Return name in the state folder -> function that returns the state to store."""
         mine = {name_of(part): part.dump for part in self.all if own(part) and overrides(part, "dump")}
         return mine | {f"part:{name}": dump for name, dump in self.named("dump").items()}
 
@@ -153,17 +163,17 @@ def name_of(part: Part) -> str:
 
 
 def own(part: Part) -> bool:
-    """Return True for a part of this package, whose methods are called as they are."""
+    """Return True if the part is of this package, so that its methods are called directly."""
     return type(part).__module__.startswith("edgeroute.")
 
 
 def overrides(part: Part, event: str) -> bool:
-    """Return True if the part has a method of its own for an event."""
+    """Return True if the part overrides the method for an event."""
     return getattr(getattr(part, event), "__func__", None) is not getattr(Part, event)
 
 
 def _contained(part: Part, event: str) -> Method:
-    """Return the part's method; another package's one returns None and logs where it raises an exception."""
+    """Return the part's method; for another package's part, one that logs exceptions and returns None."""
     method: Method = getattr(part, event)
     if own(part) or event == "check":
         return method
@@ -185,25 +195,25 @@ def _contained(part: Part, event: str) -> Method:
 def _around(
     method: Callable[..., Steps[Any]], failed: Callable[[BaseException], object], requests: Sequence[Request], proceed: Proceed
 ) -> Steps[list[Result]]:
-    """Run a part's stage; where it fails, its requests proceed without it, unless they have already.
+    """Run a part's stage. If it fails, its requests proceed without it, unless they did already.
 
     Args:
         method: the part's `around`.
-        failed: receives what the part raised.
+        failed: called with the part's exception.
         requests: as for `around`.
-        proceed: likewise.
+        proceed: as for `around`.
     """
     results: dict[str, Result] = {}
     raised = list[BaseException]()
 
     def inner(given: Sequence[Request]) -> Steps[list[Result]]:
         try:
-            found = yield from proceed(given)
+            inner_results = yield from proceed(given)
         except BaseException as e:
             raised.append(e)
             raise
-        results.update((request.id, result) for request, result in zip(given, found, strict=True))
-        return found
+        results.update((request.id, result) for request, result in zip(given, inner_results, strict=True))
+        return inner_results
 
     try:
         given = yield from method(requests, inner)
@@ -211,7 +221,7 @@ def _around(
             return given
         failed(TypeError(f"it returned no list of {len(requests)} results"))
     except Exception as e:
-        if any(e is one for one in raised):  # of the walk: the caller's
+        if any(e is walk_error for walk_error in raised):  # of the walk: the caller's
             raise
         failed(e)
     rest = [request for request in requests if request.id not in results]
@@ -221,6 +231,7 @@ def _around(
 
 
 def _is_result(value: object) -> bool:
+    """Return True if a value is an answer or an exception."""
     return isinstance(value, Answer | BaseException)
 
 
@@ -266,7 +277,7 @@ class Instrumented(Part):
 
 
 class InstrumentedFromStart(Instrumented):
-    """As `Instrumented`, for instruments of which one follows requests from their beginning."""
+    """Part that also forwards the beginnings of requests, for instruments of which one follows requests from there."""
 
     def began(self, request: Request) -> None:
         """Report a request's beginning."""

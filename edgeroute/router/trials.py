@@ -1,4 +1,4 @@
-"""Trials of a router: which arm a request is in, what came of each arm, and the guardrail that stops a trial."""
+"""Trials of a router: the arm of each request, the figures of each arm, and the guardrail that stops a trial."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ AWAY = {"breaker", "retry_after"}
 """Codes of calls that were not made because of the endpoint's own faults."""
 
 
-# The sums of one arm.
+# Sums of one arm.
 
 
 class Seen(NamedTuple):
-    """The end of one request in its arm."""
+    """Outcome of one request in its arm."""
 
     name: str
-    """The arm."""
+    """Name of the arm."""
     failed: bool
     deferred: bool
     differs: bool | None
-    """None: not compared."""
+    """True if its answer differs from the one it is compared with; None: not compared."""
     took_s: float | None
-    """None: unknown, or that of a batch."""
+    """Latency; None: unknown, or a batch's."""
     usd: float | None
     leg: int = 0
     answer: Prediction | None = None
-    """The cloud's."""
+    """Answer of the cloud."""
     edge: Prediction | None = None
-    """The edge's, which was not accepted."""
+    """Answer of the edge, which was not accepted."""
 
 
 _SUMS = (
@@ -70,20 +70,23 @@ _SUMS = (
 
 
 class _Tally:
-    """The sums of one arm."""
+    """Sums of one arm."""
 
     def __init__(self, sums: Mapping[str, Any] = {}, latency: Latency | None = None) -> None:
         self._sums = {name: float(sums.get(name, 0)) for name in _SUMS}
         self._latency = latency or Latency()
 
     def dump(self) -> dict[str, Any]:
+        """Return the sums in JSON types."""
         return {"sums": self._sums.copy(), "latency": self._latency.dump()}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> _Tally:
+        """Return the sums from a dump."""
         return cls(dumped["sums"], Latency.load(dumped["latency"]))
 
     def add(self, seen: Seen) -> None:
+        """Add a request's outcome."""
         added: dict[str, float] = {"requests": 1, "failed": seen.failed, "deferred": seen.deferred}
         if seen.took_s is not None:
             self._latency.add(seen.took_s)
@@ -96,22 +99,25 @@ class _Tally:
             self._sums[name] += value
 
     def compare(self, *, differs: bool) -> None:
+        """Add a comparison."""
         self._sums["compared"] += 1
         self._sums["differ"] += differs
 
     def _mean(self, name: str, count: str) -> Part:
+        """Return a mean with its 95 % interval."""
         n = max(1.0, self._sums[count])
         mean = self._sums[name] / n
         error = 1.96 * sqrt(max(0.0, self._sums[f"{name}_squares"] / n - mean * mean) / n)
         return Part(mean, max(0.0, mean - error), mean + error)
 
     def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
+        """Return the statistics of the arm."""
         requests, failed, away, compared, differ = (int(self._sums[name]) for name in _SUMS[:5])
         deferred = loss = usd = None
         if side == "edge":
-            kept, wrong = part(requests - away, requests, RISK / 2), part(differ, compared, RISK / 2)
+            kept_share, wrong = part(requests - away, requests, RISK / 2), part(differ, compared, RISK / 2)
             deferred = part(away, requests)
-            loss = Part(*(one * other for one, other in zip(kept, wrong, strict=True)))
+            loss = Part(*(factor * other for factor, other in zip(kept_share, wrong, strict=True)))
         else:
             usd = self._mean("usd", "priced")
         return ArmStats(
@@ -125,11 +131,11 @@ def part(count: int, of: int, risk: float = RISK) -> Part:
     return Part(*proportion(count, of, risk))
 
 
-# One trial: its arms, and its guardrail.
+# Arms and guardrail of one trial.
 
 ERRORS, DEFERRED, DIFFERS = "more_errors", "more_deferred", "more_differs"
 TESTS = {("edge", True): (ERRORS, DEFERRED, DIFFERS), ("cloud", True): (ERRORS, DIFFERS), ("cloud", False): (DIFFERS,)}
-"""Side, and whether it is shown -> what the guardrail tests. A hidden edge is judged by its audits instead."""
+"""(side, True if shown) -> quantities that the guardrail tests. A hidden edge is judged by its audits instead."""
 WORDS = {
     ("edge", ERRORS): "has more requests that its edge model failed on than {}",
     ("edge", DEFERRED): "has more deferrals than {}",
@@ -141,19 +147,19 @@ HIDDEN_DIFFERS = "has more hidden answers that differ from those of {}"
 
 
 class RunningTrial(ForkSafe):
-    """A trial under way: the figures of its two arms, and the guardrail that stops it.
+    """Trial under way: the figures of its two arms, and the guardrail that stops it.
 
     Args:
         trial: the settings, with their defaults filled in.
-        names: of what is in use, and of the target on trial.
-        models: the same in words.
-        prints: what identifies both; figures of others that had their names are not continued.
+        names: names of the target in use, and of the one on trial.
+        models: descriptions of both.
+        prints: identities of both; figures of others that had their names are not continued.
         free: share of the keys that earlier trials of the same side leave, 0..1.
-        left: share that all trials of the side leave to what is in use, 0..1.
+        left: share that all trials of the side leave to the target in use, 0..1.
         alarm: called with the name on trial and the reason once the guardrail stops it.
 
     Attributes:
-        stopped: why no request is in its arm any more; empty: some are.
+        stopped: reason why no request is in its arm any more; empty: under way.
     """
 
     _lock = per_process(threading.Lock)
@@ -165,13 +171,14 @@ class RunningTrial(ForkSafe):
         self.trial, self.names, self._models, self._alarm, self._left, self.stopped = trial, names, models, alarm, left, ""
         numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]
         self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
-        """What the figures are about; equal after JSON. Shares may change: a canary's grows."""
+        """Identity of the figures; equal after JSON. Shares may change: a canary's grows."""
         self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
         self._said = set[str]()
         self._fixed = None if trial.device is None else self._draws(trial.device)
 
     def _new_tests(self) -> dict[str, ArmTest]:
+        """Return new tests of the guardrail."""
         kinds = TESTS[self.trial.side, self.trial.shown]
         return {kind: ArmTest(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
 
@@ -195,13 +202,13 @@ class RunningTrial(ForkSafe):
             return False
 
     def log_once(self, text: str, error: Exception) -> None:
-        """Log an exception of the application's, the first time."""
+        """Log an exception of the application, the first time."""
         if text not in self._said:
             self._said.add(text)
             log.error("trial of %s: %s (said once)", self.names[1], text, exc_info=error)
 
     def count(self, rows: Iterable[Seen]) -> None:
-        """Add the ends of a request, or of the rows of a batch, which are in one arm.
+        """Add the outcomes of a request, or of the rows of a batch, which are in one arm; may stop the trial.
 
         For the guardrail a batch is one observation: its rows fail together, and the tests are of independent ones.
         """
@@ -219,7 +226,7 @@ class RunningTrial(ForkSafe):
         self._look()
 
     def compared(self, *, differs: bool, b: bool) -> None:
-        """Add a comparison: of an edge's answer by an audit, or of a hidden cloud's answer with that of the one in use."""
+        """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial."""
         with self._lock:
             self._tallies[b].compare(differs=differs)
             if not self.trial.shown:
@@ -233,6 +240,7 @@ class RunningTrial(ForkSafe):
             self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
 
     def _bet(self, kind: str, values: Sequence[bool], *, b: bool) -> None:
+        """Add the mean of values to a test."""
         if values and kind in self._tests:
             self._tests[kind].add(sum(values) / len(values), b=b)
 
@@ -257,40 +265,40 @@ class RunningTrial(ForkSafe):
         return {"of": self.of, "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": arms, "settings": settings}
 
     def load(self, dumped: Iterable[Any]) -> None:
-        """Continue from the dump that is about the same; one that cannot be read is logged."""
+        """Continue from the dump with the same identity; an unreadable one is logged."""
         try:
-            for one in dumped:
-                if isinstance(one, dict) and one.get("of") == self.of:
-                    (a, b), tests = map(_Tally.load, one["tallies"]), self._new_tests()
+            for candidate in dumped:
+                if isinstance(candidate, dict) and candidate.get("of") == self.of:
+                    (a, b), tests = map(_Tally.load, candidate["tallies"]), self._new_tests()
                     for kind, test in tests.items():
-                        test.load(one["tests"][kind])
-                    self._tallies, self._tests, self.stopped = (a, b), tests, str(one["stopped"])
+                        test.load(candidate["tests"][kind])
+                    self._tallies, self._tests, self.stopped = (a, b), tests, str(candidate["stopped"])
         except (KeyError, TypeError, ValueError) as e:
             log.warning("the figures of a trial cannot be read, and begin anew: %r", e)
 
     def stats(self) -> tuple[ArmStats, ArmStats]:
-        """Return the statistics of what is in use, and of what is on trial."""
-        (a, b), (one, other), trial = self.names, self._models, self.trial
+        """Return the statistics of the target in use, and of the one on trial."""
+        (a, b), (model, other), trial = self.names, self._models, self.trial
         with self._lock:
             mine, tried = self._tallies
             return (
-                mine.stats(a, trial.side, one, self._left, "", shown=True),
+                mine.stats(a, trial.side, model, self._left, "", shown=True),
                 tried.stats(b, trial.side, other, trial.share or 0.0, self.stopped, shown=trial.shown),
             )
 
 
-# All trials of a router.
+# All trials of a router, as a part of it.
 
 
 class Trials(ForkSafe, parts.Part):
-    """The trials of a router.
+    """All trials of a router.
 
     Args:
         snapshot: the policy in force, with its trials.
         alarm: called with a name on trial and the reason once a guardrail stops it.
         calls: makes the calls of hidden clouds.
         submit: runs a call in a thread; returns False if none is free.
-        dumped: figures of earlier runs, or of the policy before; those about the same are continued.
+        dumped: figures of earlier runs, or of the previous policy; those with the same identity are continued.
     """
 
     _lock = per_process(threading.Lock)
@@ -322,29 +330,29 @@ class Trials(ForkSafe, parts.Part):
             self._arms[name] = name
             tried = next(cloud for cloud in snapshot.clouds if cloud.name == name)
             prints = " ".join(map(identity, snapshot.proper)), identity(tried)
-            own = free if trial.shown else 1.0
-            self.all.append(RunningTrial(trial, (clouds, name), (clouds, name), prints, own, left, alarm))
+            free_share = free if trial.shown else 1.0
+            self.all.append(RunningTrial(trial, (clouds, name), (clouds, name), prints, free_share, left, alarm))
             free -= (trial.share or 0.0) * trial.shown
-        self._edge = next((one for one in self.all if one.trial.side == "edge"), None)
-        self._clouds = [one for one in self.all if one.trial.side == "cloud"]
-        for one in self.all:
-            one.load(dumped if isinstance(dumped, list) else ())
+        self._edge = next((running for running in self.all if running.trial.side == "edge"), None)
+        self._clouds = [running for running in self.all if running.trial.side == "cloud"]
+        for running in self.all:
+            running.load(dumped if isinstance(dumped, list) else ())
 
     @property
     def of(self) -> list[Any]:
-        """What the trials are about, with their settings."""
-        return [(one.trial, one.of) for one in self.all]
+        """Identities and settings of the trials."""
+        return [(running.trial, running.of) for running in self.all]
 
     def dump(self) -> list[dict[str, Any]]:
         """Return the state and the statistics of each trial, in JSON types."""
-        return [one.dump() for one in self.all]
+        return [running.dump() for running in self.all]
 
     def stats(self) -> dict[str, Any]:
-        """Return the statistics of each arm; those of what is in use once a side."""
-        found = dict[str, ArmStats]()
-        for arm in (arm for one in self.all for arm in one.stats()):
-            found.setdefault(arm.arm, arm)
-        return {"arms": tuple(found.values())}
+        """Return the statistics of each arm; those of the targets in use once for a side."""
+        by_arm = dict[str, ArmStats]()
+        for arm in (arm for running in self.all for arm in running.stats()):
+            by_arm.setdefault(arm.arm, arm)
+        return {"arms": tuple(by_arm.values())}
 
     @property
     def busy(self) -> int:
@@ -362,9 +370,9 @@ class Trials(ForkSafe, parts.Part):
         edge, other = self._edge, snapshot.trial
         if edge is not None and other is not None and not edge.stopped and edge.draws(identity, x):
             snapshot = other
-        for one in self._clouds:
-            if one.trial.shown and one.draws(identity, x):
-                return snapshot, "" if one.stopped else one.names[1]
+        for running in self._clouds:
+            if running.trial.shown and running.draws(identity, x):
+                return snapshot, "" if running.stopped else running.names[1]
         return snapshot, ""
 
     def compared(self, name: str, *, agrees: bool) -> None:
@@ -373,7 +381,7 @@ class Trials(ForkSafe, parts.Part):
             self._edge.compared(differs=not agrees, b=name == EDGE_TRIAL)
 
     def walked(self, walks: Sequence[Walked]) -> None:
-        """Add a request, or the rows of a batch; call hidden clouds for those that are drawn for it."""
+        """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""
         rows = [(one.request, one.outcome, {} if one.request.batch else one.costs) for one in walks]
         try:
             if self._edge is not None:
@@ -385,17 +393,18 @@ class Trials(ForkSafe, parts.Part):
             log.exception("a trial could not be counted; the answer is not touched by it")
 
     def _of_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
-        found = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
-        for one in self._clouds:
-            one.count(seen for _, seen in found if seen.name in one.names)
-            if one.trial.shown or one.stopped:
+        """Count the outcomes of clouds' calls, and call hidden clouds for those that are drawn."""
+        outcomes = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
+        for running in self._clouds:
+            running.count(seen for _, seen in outcomes if seen.name in running.names)
+            if running.trial.shown or running.stopped:
                 continue
-            for request, seen in found:
-                if seen.answer is not None and seen.name == one.names[0] and one.draws(request.id, request.inputs):
-                    self._hidden(one, request, seen.leg, seen.answer.value, seen.edge)
+            for request, seen in outcomes:
+                if seen.answer is not None and seen.name == running.names[0] and running.draws(request.id, request.inputs):
+                    self._hidden(running, request, seen.leg, seen.answer.value, seen.edge)
 
     def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
-        """Return the end of the first cloud's leg; None: it was not called, or nothing is known of it."""
+        """Return the outcome of the first cloud's leg; None: it was not called, or its outcome is unknown."""
         legs = request.plan.legs
         i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
         if i is None or (arm := self._arms.get(legs[i].name)) is None:
@@ -412,17 +421,17 @@ class Trials(ForkSafe, parts.Part):
         usd = costs[i].usd if i in costs else None
         return Seen(arm, failed, False, differs, took_s, usd, i, answer, edge)
 
-    def _differ(self, one: Any, other: Any) -> bool | None:
+    def _differ(self, value: Any, other: Any) -> bool | None:
         """Return True if two values differ; None: they cannot be compared, which is logged once."""
         try:
-            return not call_contained(same, one, other)
+            return not call_contained(same, value, other)
         except Exception as e:  # noqa: BLE001 - the application's values
             self._clouds[0].log_once("answers cannot be compared, so failures alone are", e)
             return None
 
-    def _hidden(self, one: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
-        """Call a hidden cloud in a thread, and compare its answer, if there is room for that now."""
-        name, legs = one.names[1], request.plan.legs
+    def _hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
+        """Call a hidden cloud in a thread, and compare its answer, unless too many calls are under way."""
+        name, legs = running.names[1], request.plan.legs
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
         if target is None or self._under_way >= MOST_HIDDEN:
             return
@@ -437,11 +446,11 @@ class Trials(ForkSafe, parts.Part):
                 begun = monotonic()
                 event = call()
                 if type(event) is Done:
-                    one.called(event.at - begun)
+                    running.called(event.at - begun)
                     if (differs := self._differ(event.answer.value, value)) is not None:
-                        one.compared(differs=differs, b=True)
+                        running.compared(differs=differs, b=True)
                 elif type(event) is Failed and _its_own(event.error):
-                    one.called(None)
+                    running.called(None)
             except Exception:
                 log.exception("a call of a hidden cloud failed; no answer is touched by it")
             finally:
@@ -456,13 +465,13 @@ class Trials(ForkSafe, parts.Part):
 
 
 def _words(snapshot: Snapshot) -> str:
-    """Return the edge model of a policy in words: its version of a catalog, or its name."""
+    """Return a description of a policy's edge model: its version of a catalog, or its name."""
     model = cast("EdgeBackend", snapshot.backends[0]).model
     return str(member(model, "release") or model.name)
 
 
 def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
-    """Return the end of a request in the arm of its edge model; None: its plan has none."""
+    """Return the outcome of a request in the arm of its edge model; None: its plan has none."""
     legs = request.plan.legs
     edge = next((i for i, leg in enumerate(legs) if leg.permit is None), None)
     if edge is None:
@@ -474,25 +483,27 @@ def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
 
 
 def _its_own(error: BaseException) -> bool:
-    """Return True if an endpoint has failed, also one that its breaker holds back, which its own faults opened."""
+    """Return True if an endpoint itself failed, also if its breaker, opened by its own faults, rejects the call."""
     failure = Failure.of(error)
     return failure.code in AWAY or not (failure.held or failure.of_the_input)
 
 
 def identity(backend: CloudBackend) -> str:
-    """Return a hash of what an endpoint is: its address, protocol and model, or a function's code; equal after a restart.
+    """Return a hash of an endpoint's address, protocol and model, or of a function's code; equal after a restart.
 
-    Labels are left out, as a server may tell them later. A function that holds an object has no identity that two processes
-    agree on, and is known by its name alone.
+    Labels are left out, as a server may report them later. A function that refers to an object has no identity that two processes
+    agree on, so only its name counts.
     """
     from edgeroute.stores.cache import fingerprint
 
     endpoint: Any = getattr(backend, "endpoint", None)
     if endpoint is None:
-        said = backend.fingerprint(fingerprint)
+        description = backend.fingerprint(fingerprint)
     else:  # a subclass may do otherwise
-        said = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
-    return sha256(repr((backend.origin, "" if UNIDENTIFIED in said else said)).encode("utf-8", "surrogatepass")).hexdigest()
+        description = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
+    return sha256(
+        repr((backend.origin, "" if UNIDENTIFIED in description else description)).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def _leg(like: Leg, name: str, target: int) -> Leg:
