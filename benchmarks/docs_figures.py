@@ -18,7 +18,7 @@ from specialist import CASES
 from validity import EPS, scenarios
 
 from edgeroute.confidence import deferral_curve, msp
-from edgeroute.confidence.exact import needed
+from edgeroute.confidence.binomial_tests import needed
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.fitting import fit
 

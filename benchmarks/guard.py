@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from figures import Figure, medians, size, table, timed
 
-from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.admission import Breaker, RetryBudget
 from edgeroute.core.egress import Permit, Rules, permit

@@ -3,7 +3,7 @@
 python benchmarks/rules.py --courses 100000
 
 Each course is a random walk, noise about the limit, jumps, or unplugging by turns, with readings missing and out of range, of
-one rule with a random band and hold. The rule is stepped by `edgeroute.core.rules.step`. Counted is, of the same readings, how
+one rule with a random band and hold. The rule is stepped by `edgeroute.core.device_rules.step`. Counted is, of the same readings, how
 often a course crosses the whole band (by a reckoning of its own, of a few lines), and how often a rule without a band would
 have switched.
 """
@@ -17,7 +17,7 @@ from time import perf_counter
 
 from figures import size
 
-from edgeroute.core.rules import OF, Reading, Rule, in_force, problem, step
+from edgeroute.core.device_rules import OF, Reading, Rule, in_force, problem, step
 
 STEPS = 200
 """Readings of a course."""

@@ -17,7 +17,7 @@ from edgeroute.observe.device.load import Gpu, Load, Memory
 from edgeroute.observe.device.power import Battery, Power
 from edgeroute.observe.device.sources import Commands, Files, Measurement
 from edgeroute.observe.device.thermal import Thermal, Throttling
-from edgeroute.observe.network import Links
+from edgeroute.observe.link_monitor import Links
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
 SECONDS = size(20.0, 0.2)

@@ -17,7 +17,7 @@ import numpy as np
 from figures import MODELS, size
 
 from edgeroute.confidence import msp
-from edgeroute.confidence.exact import most
+from edgeroute.confidence.binomial_tests import most
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.fixed_sequence import accept_relative, between, passed
 

@@ -3,16 +3,16 @@
 
 from edgeroute.cloud.backend import Function as Function
 from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
-from edgeroute.cloud.guard import Egress as Egress
+from edgeroute.cloud.endpoint_guard import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson
 from edgeroute.cloud.openai import OpenAIChat as OpenAIChat
 from edgeroute.cloud.openinference import OpenInference as OpenInference
 from edgeroute.confidence.input_score import InputScore as InputScore
-from edgeroute.confidence.prefix import Prefix as Prefix
-from edgeroute.core.rules import Reading as Reading, Rule as Rule
+from edgeroute.confidence.first_tokens import Prefix as Prefix
+from edgeroute.core.device_rules import Reading as Reading, Rule as Rule
 from edgeroute.core.spending import Limits as Limits
-from edgeroute.core.stream import Piece as Piece, Restart as Restart
-from edgeroute.edge.callable import CallableModel as CallableModel
+from edgeroute.core.stream_walk import Piece as Piece, Restart as Restart
+from edgeroute.edge.callable_model import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
 from edgeroute.edge.runtimes import Ensemble as Ensemble
 from edgeroute.edge.litert import LiteRTModel as LiteRTModel
@@ -48,9 +48,9 @@ from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
 from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as metrics
 from edgeroute.record.request_log import RequestLog as RequestLog
 from edgeroute.record.trace import Trace as Trace
-from edgeroute.router.aio import AsyncRouter as AsyncRouter
+from edgeroute.router.async_router import AsyncRouter as AsyncRouter
 from edgeroute.core.policy import Options as Options
-from edgeroute.router.live.audio import BargeIn as BargeIn, Utterance as Utterance
+from edgeroute.router.live.speech import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
 from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Stream

@@ -30,8 +30,8 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
-from edgeroute.core import words as codes
-from edgeroute.core.words import Coded, ErrorCode, HeldCode, clean, passing
+from edgeroute.core import error_codes as codes
+from edgeroute.core.error_codes import Coded, ErrorCode, HeldCode, clean, passing
 
 if TYPE_CHECKING:
     from edgeroute.core.walk import Prediction

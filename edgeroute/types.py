@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
+from edgeroute.core.error_codes import clean
 from edgeroute.core.explain import Took, reason_code, took
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.core.words import clean
 from edgeroute.system.logs import Failures
 from edgeroute.system.process import plain, short
 
@@ -105,7 +105,7 @@ def _call_hook(hook: Callable[[], object]) -> None:
 class EdgeModel(Protocol):
     """Structural interface of an edge model: `name` and `run`.
 
-    Every other member of a model that edgeroute reads is one of `edgeroute.edge.members.EdgeMembers`, and optional. A model
+    Every other member of a model that edgeroute reads is one of `edgeroute.edge.model_members.EdgeMembers`, and optional. A model
     is thread-safe, unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are
     `run_one` and `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and stops a run by cancelling
     the coroutine.

@@ -9,13 +9,13 @@ from itertools import count
 from math import inf
 
 from edgeroute import Limits
-from edgeroute.cloud.guard import PROBE_S
+from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.cloud.retries import FIRST_S, MOST_S
 from edgeroute.core.admission import Admission, Rate
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
 from edgeroute.stores.outbox import delivery
-from edgeroute.stores.outbox.store import spread_for
+from edgeroute.stores.outbox.queue import spread_for
 from edgeroute.tools.replay.fleet.run import PARALLEL, POLL_S, Result
 
 

@@ -51,13 +51,13 @@ from edgeroute import (
 from edgeroute.cloud.backend import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned import Learned
+from edgeroute.confidence.learned_score import Learned
 from edgeroute.edge.card import Card
 from edgeroute.http import reading
 from edgeroute.http.connections import Connections
+from edgeroute.http.endpoint_terms import pin_of
 from edgeroute.http.messages import MAX_REPLY, Address, Call, Reply
 from edgeroute.http.reading import H11, Llhttp, Malformed, Reading
-from edgeroute.http.terms import pin_of
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.testing import CannedServer
 from edgeroute.tools.replay import records

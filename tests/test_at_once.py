@@ -23,19 +23,19 @@ from tiny import linear
 from edgeroute import Closed, Limits, Outbox, Prediction, Router, StoreError
 from edgeroute.cloud import spending as earlier
 from edgeroute.core.spending import Spending
-from edgeroute.edge.runs import runs_of
+from edgeroute.edge.run_counts import runs_of
 from edgeroute.http.messages import Address, Call
-from edgeroute.observe import network
-from edgeroute.router import base as methods
+from edgeroute.observe import link_monitor as network
+from edgeroute.router import base_router as methods
 from edgeroute.router import reload
 from edgeroute.stores import keyvalue
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox.entries import Waiting
-from edgeroute.stores.outbox.late import Callbacks
+from edgeroute.stores.outbox.late_callbacks import Callbacks
 from edgeroute.stores.sqlite import Database
 from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.testing.running import Token
+from edgeroute.testing.edge_runs import Token
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 
@@ -485,7 +485,7 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
 def test_a_child_may_update_once_its_parent_has(tmp_path):
     """Though its parent was updating as it was forked."""
     pytest.importorskip("tuf")
-    from edgeroute.catalog.store import Store
+    from edgeroute.catalog.model_folder import Store
 
     store, (heard, said) = Store(tmp_path), os.pipe()
     with store.downloading():

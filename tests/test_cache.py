@@ -33,8 +33,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgeroute import BadInput, Cache, Semantic
 from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
 from edgeroute.stores.cache import disk as disk_module
-from edgeroute.stores.cache.entry import keep
-from edgeroute.stores.cache.key import encoded
+from edgeroute.stores.cache.cache_entry import keep
+from edgeroute.stores.cache.input_key import encoded
 from edgeroute.stores.sqlite import Database
 
 LONG = 60.0

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lazily import Later
 
 from edgeroute import PolicyError
-from edgeroute.confidence import certificate, exact
+from edgeroute.confidence import binomial_tests as exact
+from edgeroute.confidence import certificate
 from edgeroute.confidence.certificate import BoundCertificate, Certificate, NotEnough, effective_target
 from edgeroute.core.policy import Target
 from edgeroute.tools.measure import fixed_sequence

@@ -19,8 +19,8 @@ from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, Stop
 from edgeroute.http import reading
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
+from edgeroute.http.endpoint_terms import pin_of
 from edgeroute.http.messages import Address, Call
-from edgeroute.http.terms import pin_of
 from edgeroute.http.wire import Wire
 from edgeroute.testing import CannedServer, http_reply
 

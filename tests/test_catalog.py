@@ -28,11 +28,11 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.catalog import Catalog, installed
-from edgeroute.catalog.entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
+from edgeroute.catalog.catalog_entry import check_distinct, checked_name, checked_path, checked_version, entries, fits
 from edgeroute.confidence import calibrate
 from edgeroute.errors import CatalogAway
 from edgeroute.router import reload
-from edgeroute.router.build import build
+from edgeroute.router.policy_snapshot import build
 from edgeroute.tools.catalog_publish import keygen, rotate, sign
 
 X = np.array([1, 0, 0, 0], np.float32)

@@ -18,7 +18,7 @@ from edgeroute import BadInput, CoreMLModel, ModelError, ModelMissing, PolicyErr
 from edgeroute import policy as settings
 from edgeroute.edge import coreml
 from edgeroute.edge.card import sha256_of
-from edgeroute.edge.members import stamps
+from edgeroute.edge.model_members import stamps
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import edge_contract
 

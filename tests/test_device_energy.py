@@ -10,7 +10,7 @@ from both import flat
 
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.estimates import ENOUGH_READINGS
-from edgeroute.observe import observer
+from edgeroute.observe import planning_facts as observer
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.system.imports import package_folder
 from edgeroute.tools.cli.status import status

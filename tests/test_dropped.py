@@ -18,7 +18,7 @@ import pytest
 from both import GOOD, LONG, nothing_left, open_files, sure, unsure
 
 from edgeroute import AsyncRouter, Cache, PlainJson, Router
-from edgeroute.router import base
+from edgeroute.router import base_router as base
 from edgeroute.testing import CannedServer
 
 

@@ -19,7 +19,7 @@ from edgeroute.core.admission import Admission
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
 from edgeroute.stores.outbox.delivery import longest
-from edgeroute.stores.outbox.store import spread_for
+from edgeroute.stores.outbox.queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show
 from edgeroute.tools.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
 from edgeroute.tools.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices

@@ -10,9 +10,9 @@ import pytest
 from commands import cli
 
 from edgeroute import Reading, Rule
+from edgeroute.core.device_rules import in_force, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.rules import in_force, step
 from edgeroute.tools.cli.simulate import show
 from edgeroute.tools.replay.fleet import devices
 from edgeroute.tools.replay.fleet.devices import Course

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, PolicyError
 from edgeroute.tools.server import gateway_requests, host
-from edgeroute.tools.server.guard import Guard
+from edgeroute.tools.server.access import Guard
 
 CHATS = "/v1/chat/completions"
 

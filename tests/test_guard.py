@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadReply, Held, Limits, OpenInference, PlainJson, Refused, Router, StoreError, TimedOut, Unreachable
+from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.cloud import exchange as exchanges
 from edgeroute.cloud import exchange as turns
-from edgeroute.cloud import guard as guards
-from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit

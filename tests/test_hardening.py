@@ -31,7 +31,7 @@ from edgeroute import (
     Rule,
     Unreachable,
 )
-from edgeroute.router.build import PolicyArguments
+from edgeroute.router.policy_snapshot import PolicyArguments
 from edgeroute.router.reload import replace
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 

@@ -23,7 +23,7 @@ from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
 from edgeroute.cloud.backend import FunctionBackend
-from edgeroute.stores.outbox.store import LONGEST_S, TIMES
+from edgeroute.stores.outbox.queue import LONGEST_S, TIMES
 from edgeroute.system.process import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
@@ -793,7 +793,7 @@ AGES = 1e6
 @pytest.fixture
 def wide(tmp_path, monkeypatch):
     """An outbox whose random waits are as long as they can be."""
-    monkeypatch.setattr("edgeroute.stores.outbox.store.random.uniform", lambda _, most: most)
+    monkeypatch.setattr("edgeroute.stores.outbox.queue.random.uniform", lambda _, most: most)
     return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=AGES)
 
 
@@ -939,7 +939,7 @@ def test_what_is_held_is_looked_at_at_once(make, wide):
 def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatch):
     """After a probe alone what waits goes within the spread; with the device's own link, and for a while after that, at once."""
     clock = [0.0]
-    monkeypatch.setattr("edgeroute.observe.health.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgeroute.observe.endpoint_health.monotonic", lambda: clock[0])
     with link() as (_, relay):
         router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
         told, delivery = listen(router), router.engine.queue.delivery

@@ -25,8 +25,8 @@ from edgeroute.confidence import (
     msp,
     quantile,
 )
-from edgeroute.confidence import features as f
-from edgeroute.confidence.learned import irls
+from edgeroute.confidence import learned_features as f
+from edgeroute.confidence.learned_score import irls
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to
 anything = st.floats(width=32)

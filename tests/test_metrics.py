@@ -41,10 +41,10 @@ from edgeroute import (
 from edgeroute.core.explain import CODES, Took
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Part
-from edgeroute.record import tally
+from edgeroute.record import request_counts as tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
-from edgeroute.record.tally import Kind, Tally
+from edgeroute.record.request_counts import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.tools.server.gateway import router_of
 
@@ -159,7 +159,7 @@ def test_the_devices_own_sensors(monkeypatch):
         read.set()
         return Reading(battery=0.7)
 
-    monkeypatch.setattr("edgeroute.observe.observer.read", sensors)
+    monkeypatch.setattr("edgeroute.observe.planning_facts.read", sensors)
     with Router(sure, None, instruments=[Prometheus()]) as router:
         assert read.wait(LONG)
         assert router.engine.observer.wanted

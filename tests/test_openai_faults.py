@@ -28,7 +28,7 @@ from edgeroute import (
     PolicyError,
     Router,
 )
-from edgeroute.cloud import pieces as speaking
+from edgeroute.cloud import reply_pieces as speaking
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.explain import truncated
 from edgeroute.http.messages import Reply

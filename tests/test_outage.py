@@ -19,10 +19,10 @@ import routes
 from both import DOWN, LONG, GatedServer, flat, unsure, wait_for
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, Options, PlainJson, Router, StopToken
-from edgeroute.cloud import guard as guards
+from edgeroute.cloud import endpoint_guard as guards
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS, Admission
-from edgeroute.observe.network import NetworkMonitor
+from edgeroute.observe.link_monitor import NetworkMonitor
 from edgeroute.stores.journal import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
@@ -255,7 +255,7 @@ def test_a_probe_that_goes_well_and_a_model_that_does_not(make, opening_s, pass_
 @pytest.mark.parametrize("bad", [DOWN, http_reply(status=503, headers=[("Retry-After", "250")]), None])
 def test_a_probe_that_fails(make, bad, monkeypatch, opening_s, pass_time):
     """It is sent once, not repeated, and the breaker stays open for longer, or as long as the server asks."""
-    monkeypatch.setattr("edgeroute.cloud.guard.PROBE_S", 0.1)
+    monkeypatch.setattr("edgeroute.cloud.endpoint_guard.PROBE_S", 0.1)
     asks = bad is not None and b"250" in bad
     if asks:
         monkeypatch.setattr(admission, "FIRST_S", 5.0)

@@ -14,7 +14,7 @@ from both import LONG, Tasks, Threads, interrupted, unsure
 
 from edgeroute import Outbox, PlainJson, StoreError
 from edgeroute.stores.outbox import Waiting
-from edgeroute.stores.outbox.store import MOST
+from edgeroute.stores.outbox.queue import MOST
 from edgeroute.stores.sqlite import Database
 from edgeroute.testing import CannedServer
 

@@ -8,8 +8,9 @@ import sqlite3
 import pytest
 
 from edgeroute import Held, Outbox, Prediction, Unreachable
-from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, tables
-from edgeroute.stores.outbox.tables import MOST_LANES
+from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
+from edgeroute.stores.outbox import sql as tables
+from edgeroute.stores.outbox.sql import MOST_LANES
 from edgeroute.system.process import now
 from edgeroute.system.threads import ThreadPool
 
@@ -226,7 +227,7 @@ def test_too_old_are_dropped_little_by_little(make, monkeypatch):
 
 def test_pages(make, monkeypatch):
     """All entries, a page at a time, also those that come meanwhile."""
-    monkeypatch.setattr("edgeroute.stores.outbox.store.PAGE", 3)
+    monkeypatch.setattr("edgeroute.stores.outbox.queue.PAGE", 3)
     outbox = make(7)
     seen = []
     for e in outbox.pages("waiting"):

@@ -18,8 +18,8 @@ import routes
 from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, StoreError, Unreachable
-from edgeroute.core.words import named
-from edgeroute.stores.outbox.store import GroupCommit
+from edgeroute.core.error_codes import named
+from edgeroute.stores.outbox.queue import GroupCommit
 from edgeroute.stores.sqlite import Database
 from edgeroute.testing import FakeCloud
 
@@ -197,8 +197,8 @@ def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, capl
         def __init__(self, write):
             super().__init__(lambda entries: (begun.append(len(entries)), write(entries))[1])
 
-    monkeypatch.setattr("edgeroute.stores.outbox.store.Database", partial(Database, busy_s=1e9))
-    monkeypatch.setattr("edgeroute.stores.outbox.store.GroupCommit", Counted)
+    monkeypatch.setattr("edgeroute.stores.outbox.queue.Database", partial(Database, busy_s=1e9))
+    monkeypatch.setattr("edgeroute.stores.outbox.queue.GroupCommit", Counted)
     box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
     assert box.size() == 0
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:

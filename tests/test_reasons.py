@@ -47,7 +47,7 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.explain import CODES, before_run, reason, reason_code
 from edgeroute.core.plan import Facts, Plan, plan, without_first
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.stream import FirstTokenLate
+from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
 from edgeroute.errors import Unfit
 from edgeroute.router.drivers import virtual

@@ -25,7 +25,7 @@ from edgeroute.tools.measure.certification import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
 from edgeroute.tools.measure.report.page import EVALUATION, STYLE, page
-from edgeroute.tools.measure.report.results import EvaluationResult
+from edgeroute.tools.measure.report.router_results import EvaluationResult
 from edgeroute.tools.measure.report.words import duration, level, methods, size, verdict
 
 stats = Later("scipy.stats")

@@ -15,9 +15,10 @@ from both import LONG
 import edgeroute
 from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute import policy as settings
-from edgeroute.edge import members, runtimes
-from edgeroute.edge.members import DEFAULTS, EdgeMembers
-from edgeroute.edge.runs import runs_of
+from edgeroute.edge import model_members as members
+from edgeroute.edge import runtimes
+from edgeroute.edge.model_members import DEFAULTS, EdgeMembers
+from edgeroute.edge.run_counts import runs_of
 from edgeroute.edge.runtimes import load
 from edgeroute.testing import fresh_runtimes
 from edgeroute.tools.server.serve import named_model

@@ -40,7 +40,7 @@ from edgeroute import (
 from edgeroute.cloud.backend import Escalated
 from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, told
 from edgeroute.core.plan import plan
-from edgeroute.router.views import EdgeAnswers
+from edgeroute.router.input_views import EdgeAnswers
 from edgeroute.system.imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app

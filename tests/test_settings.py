@@ -39,11 +39,12 @@ from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.units import Bytes, Delay, Patience, Share
 from edgeroute.edge.runtimes import suffixes
-from edgeroute.policy import keys, sources, units
+from edgeroute.policy import file_and_environment as sources
+from edgeroute.policy import keys, units
 from edgeroute.policy.derived import Section as Base
 from edgeroute.policy.derived import configures
 from edgeroute.policy.schema import linked
-from edgeroute.system.declared import check_units
+from edgeroute.system.class_signatures import check_units
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"

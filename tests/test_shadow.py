@@ -401,7 +401,7 @@ def test_a_reload_in_the_middle(tmp_path):
 
     from edgeroute import Limits
     from edgeroute.confidence.certificate import digest
-    from edgeroute.router.build import PolicyArguments
+    from edgeroute.router.policy_snapshot import PolicyArguments
 
     models, stop, errors = [Named(str(i), i / 100) for i in range(20)], threading.Event(), []
     with Router(models[0], cloud, threshold=0.5, mode="shadow", state=tmp_path) as router:

@@ -15,7 +15,7 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import BadInput, LlamaModel, NoAnswer, PolicyError, Prefix, Router  # noqa: E402
-from edgeroute.core.words import Failure  # noqa: E402
+from edgeroute.core.error_codes import Failure  # noqa: E402
 from edgeroute.errors import Unfit  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
 from edgeroute.text.reply import failure  # noqa: E402

@@ -15,7 +15,7 @@ from commands import cli
 from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyError, Router, Trace, Trial, Unreachable
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.sequential import ArmTest
+from edgeroute.core.sequential_tests import ArmTest
 from edgeroute.router.trials import RunningTrial
 from edgeroute.testing import FakeModel
 
@@ -255,7 +255,7 @@ def test_an_answer_names_its_arm_and_the_certificates_cloud(tmp_path):
 
 
 def test_the_fingerprint_of_the_cloud_is_that_of_the_first(tmp_path):
-    from edgeroute.router.build import fingerprints
+    from edgeroute.router.policy_snapshot import fingerprints
 
     clouds = {"cloud": always("cat", version="1"), "next": always("cat", version="2")}
     alone = Router(unsure, cloud=clouds["cloud"], threshold=0.8)

@@ -13,7 +13,7 @@ from both import GOOD, LONG, GatedServer, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router
 from edgeroute.cloud import exchange as turns
-from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS

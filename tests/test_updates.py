@@ -22,7 +22,7 @@ pytest.importorskip("cryptography")
 
 from edgeroute import AsyncRouter, Audit, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
-from edgeroute.catalog.store import Pointer
+from edgeroute.catalog.model_folder import Pointer
 from edgeroute.errors import CatalogAway
 from edgeroute.tools.catalog_publish import publish
 
@@ -107,7 +107,7 @@ def test_a_policy_file_that_is_wrong_is_not_the_versions_fault(publisher, device
 
 def test_canaries_of_which_some_may_be_wrong(publisher, device):
     """And numbers that are close are right."""
-    from edgeroute.catalog.update import read_canaries, same
+    from edgeroute.catalog.model_updates import read_canaries, same
 
     np.savez(publisher.home / "c.npz", inputs=np.eye(4, dtype=np.float32)[:3], answers=["c", "a", "a"], most_wrong=1)
     publisher.publish("1.1", SECOND, canaries=publisher.home / "c.npz")

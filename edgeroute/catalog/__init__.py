@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeroute.catalog.catalog import Catalog
+    from edgeroute.catalog.catalog_entry import Entry
     from edgeroute.catalog.download import Progress
-    from edgeroute.catalog.entry import Entry
     from edgeroute.catalog.installed import ModelStatus
-    from edgeroute.catalog.update import Step, Updater
+    from edgeroute.catalog.model_updates import Step, Updater
 
 _MODULE_OF = {
     "Catalog": "catalog", "Entry": "entry", "ModelStatus": "installed", "Progress": "download",

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from edgeroute.catalog.entry import Entry, FileEntry
+from edgeroute.catalog.catalog_entry import Entry, FileEntry
+from edgeroute.catalog.model_folder import ENTRY, Store, replace, stored, synced
 from edgeroute.catalog.source import Source
-from edgeroute.catalog.store import ENTRY, Store, replace, stored, synced
 from edgeroute.errors import CatalogAway, CatalogError, StoreError
 from edgeroute.system.process import json_dumps
 

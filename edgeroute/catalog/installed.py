@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.catalog.entry import Entry, checked_version, entries, fits, own_version
-from edgeroute.catalog.store import SUFFIX, Pointer, Store, pointer
+from edgeroute.catalog.catalog_entry import Entry, checked_version, entries, fits, own_version
+from edgeroute.catalog.model_folder import SUFFIX, Pointer, Store, pointer
 from edgeroute.edge.runtimes import load
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
 from edgeroute.types import EdgeModel

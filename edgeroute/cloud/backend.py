@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from edgeroute.confidence.boxes import boxes_without_batch
-from edgeroute.confidence.forms import Labels, as_array, label_names
-from edgeroute.confidence.reader import CLASSES, Reader, checked_kind
+from edgeroute.confidence.detector_boxes import boxes_without_batch
+from edgeroute.confidence.output_forms import Labels, as_array, label_names
+from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
+from edgeroute.core.error_codes import Failure
 from edgeroute.core.policy import INF, Side, Terms
-from edgeroute.core.stream import Pieces, join_result, read_pieces, single, whole
+from edgeroute.core.stream_walk import Pieces, join_result, read_pieces, single, whole
 from edgeroute.core.walk import Prediction
-from edgeroute.core.words import Failure
-from edgeroute.edge.members import callable_fingerprint
+from edgeroute.edge.model_members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.http.terms import checked_terms
+from edgeroute.http.endpoint_terms import checked_terms
 from edgeroute.system.process import AbandonedRuns, is_task_cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.exchange import Exchange
-    from edgeroute.cloud.guard import Guard
     from edgeroute.http.messages import Call
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgeroute.cloud.datatypes import NAMES
+from edgeroute.cloud.tensor_types import NAMES
 from edgeroute.edge.preprocess import check_pillow
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute.core.admission import price
+from edgeroute.core.error_codes import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.estimates import Report
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.walk import new
-from edgeroute.core.words import Crowded, ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, per_process

@@ -8,13 +8,13 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud import pieces as speeches
+from edgeroute.cloud import reply_pieces as speeches
 from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
 from edgeroute.cloud.payloads import apart
 from edgeroute.confidence.scores import Score
 from edgeroute.core.estimates import pick
 from edgeroute.core.policy import INF, Side, Terms
-from edgeroute.core.stream import Pieces, single
+from edgeroute.core.stream_walk import Pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.system.imports import import_late
 from edgeroute.system.process import AbandonedRuns, settle
@@ -23,10 +23,10 @@ from edgeroute.types import StopToken
 if TYPE_CHECKING:
     from edgeroute.cloud.client import HttpClient
     from edgeroute.cloud.endpoint import Talk
+    from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.exchange import Exchange
-    from edgeroute.cloud.guard import Guard
     from edgeroute.cloud.payloads import Ladder
-    from edgeroute.cloud.pieces import Said, Speech
+    from edgeroute.cloud.reply_pieces import Said, Speech
     from edgeroute.cloud.retries import Way
     from edgeroute.http.messages import Call
 

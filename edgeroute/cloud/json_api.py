@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.backend import Escalated, checked_flag
-from edgeroute.cloud.body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.cloud.endpoint import OneByOne, Talk, loads
-from edgeroute.confidence.forms import label_names
-from edgeroute.confidence.reader import checked_kind
+from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
+from edgeroute.confidence.output_forms import label_names
+from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.core.units import Size
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
 from edgeroute.http.messages import Address, Call, Reply

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
 from edgeroute.cloud.endpoint import Talk, checked, loads
 from edgeroute.cloud.exchange import ASK
 from edgeroute.cloud.payloads import PARAMETER, Feed, described, written, zeros_of
 from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, labels_in
+from edgeroute.cloud.tensor_types import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
 from edgeroute.core.walk import new
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.cloud.backend import Escalated
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
-from edgeroute.cloud.datatypes import blank, stacked
+from edgeroute.cloud.tensor_types import blank, stacked
 from edgeroute.core.estimates import Ceiling
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.preprocess import Picture, Preprocess, picture_for

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from edgeroute.cloud.backend import checked_flag
 from edgeroute.cloud.codecs import Codec
-from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
 from edgeroute.cloud.payloads import Choose, Feed, apart, beside, encode, packed, payload_of
-from edgeroute.confidence.forms import label_names
-from edgeroute.confidence.reader import checked_kind
+from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
+from edgeroute.confidence.output_forms import label_names
+from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.edge.card import Array, Card
-from edgeroute.edge.inputs import constant
+from edgeroute.edge.model_inputs import constant
 from edgeroute.edge.preprocess import Preprocess
 from edgeroute.edge.tensors import Plain
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused

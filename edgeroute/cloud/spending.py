@@ -13,9 +13,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakSet, WeakValueDictionary
 
+from edgeroute.core.error_codes import HeldCode, Rejection
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Limits, Spending, up_against
-from edgeroute.core.words import HeldCode, Rejection
 from edgeroute.errors import StoreError
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process

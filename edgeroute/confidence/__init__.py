@@ -5,16 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.confidence.reader import KINDS, Reader
+from edgeroute.confidence.output_reader import KINDS, Reader
 from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
 from edgeroute.system.imports import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
-    from edgeroute.confidence.features import text_features
+    from edgeroute.confidence.first_tokens import Prefix
     from edgeroute.confidence.input_score import InputScore
-    from edgeroute.confidence.learned import Learned, prompt_features
-    from edgeroute.confidence.prefix import Prefix
+    from edgeroute.confidence.learned_features import text_features
+    from edgeroute.confidence.learned_score import Learned, prompt_features
     from edgeroute.tools.measure.calibration import calibrate, crossfit
     from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
     from edgeroute.tools.measure.fitting import auto, fit, fit_text

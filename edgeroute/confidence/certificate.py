@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.exact import Floats
+from edgeroute.confidence.binomial_tests import Floats
+from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.explain import finite
 from edgeroute.core.policy import INF, Target
-from edgeroute.core.words import UNIDENTIFIED
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now, replace_file
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeroute.confidence.scores import Unscored
-from edgeroute.core.words import UNIDENTIFIED, named
+from edgeroute.core.error_codes import UNIDENTIFIED, named
 from edgeroute.errors import PolicyError
 from edgeroute.system.logs import Failures
 from edgeroute.system.process import call_contained

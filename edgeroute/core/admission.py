@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final, Literal, Protocol
 
+from edgeroute.core.error_codes import Crowded, Lasting, Rejection
 from edgeroute.core.estimates import FROM, Latency, Link, Load, Numbers, least, most
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.walk import new
-from edgeroute.core.words import Crowded, Lasting, Rejection
 
 # Circuit breaker: stops calls to a failing endpoint, and probes for its recovery.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from edgeroute.core.error_codes import UNFIT, ErrorCode, Failure, HeldCode, named, told, typed
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF, Side
 from edgeroute.core.walk import Left, Mark, Outcome, new
-from edgeroute.core.words import UNFIT, ErrorCode, Failure, HeldCode, named, told, typed
 
 VERSION = 3
 """Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules."""

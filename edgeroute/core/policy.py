@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from edgeroute.core.device_rules import Reading, Rule
 from edgeroute.core.egress import Rules
-from edgeroute.core.rules import Reading, Rule
 from edgeroute.core.units import Amount, Patience, Rate
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
+from edgeroute.core.error_codes import HeldCode, Lasting, Rejection
 from edgeroute.core.policy import INF
 from edgeroute.core.units import Limit
-from edgeroute.core.words import HeldCode, Lasting, Rejection
 
 BUCKETS: Final = 60
 """Buckets per window. An amount counts for its whole window, and at most one bucket longer."""

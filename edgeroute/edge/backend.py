@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgeroute.confidence.forms import probabilities_warning
 from edgeroute.confidence.input_score import InputScore
-from edgeroute.confidence.reader import Reader
+from edgeroute.confidence.output_forms import probabilities_warning
+from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.policy import Side
-from edgeroute.core.stream import Pieces, read_pieces, single
+from edgeroute.core.stream_walk import Pieces, read_pieces, single
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.callable import gather
-from edgeroute.edge.members import check_model, feed_of, fingerprint, has_async_runs, member
-from edgeroute.edge.runs import runs_of
+from edgeroute.edge.callable_model import gather
+from edgeroute.edge.model_members import check_model, feed_of, fingerprint, has_async_runs, member
+from edgeroute.edge.run_counts import runs_of
 from edgeroute.edge.runtimes import Ensemble
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import AbandonedRuns
@@ -192,7 +192,7 @@ class EdgeBackend(AbandonedRuns):
             load()
         card = member(self.model, "card")
         if card is not None:
-            from edgeroute.edge.inputs import batch_axis_problem
+            from edgeroute.edge.model_inputs import batch_axis_problem
 
             if text := batch_axis_problem(card, member(self.model, "inputs")):
                 raise ModelError(f"{self.where}: {text}")

@@ -10,10 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.confidence.boxes import RULES
-from edgeroute.confidence.reader import KINDS
+from edgeroute.confidence.detector_boxes import RULES
+from edgeroute.confidence.output_reader import KINDS
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.edge.preprocess import Layouts, Picture, Preprocess
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest

@@ -296,7 +296,7 @@ class LiteRTModel(ModelFile):
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
 
     Raises:
         ValueError: `runtime` or `on_downgrade` has another value.

@@ -15,11 +15,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
+from edgeroute.confidence.first_tokens import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
-from edgeroute.core.stream import Piece
+from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
-from edgeroute.core.words import FOREIGN, clean
 from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions

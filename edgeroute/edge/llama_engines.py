@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from edgeroute.core.words import FOREIGN, clean
+from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.imports import import_late, no_fork

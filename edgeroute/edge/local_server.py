@@ -7,11 +7,11 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
+from edgeroute.confidence.first_tokens import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
-from edgeroute.core.stream import Piece
+from edgeroute.core.error_codes import clean
+from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
-from edgeroute.core.words import clean
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.http.loopback import SHORT, Head, Local, exchange
 from edgeroute.system.process import json_loads

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.forms import label_names
-from edgeroute.confidence.reader import checked_kind
+from edgeroute.confidence.output_forms import label_names
+from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.backend import current_turn
 from edgeroute.edge.card import Array, Card, sha256_of
-from edgeroute.edge.inputs import Inputs, batch_axis_problem
+from edgeroute.edge.model_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.preprocess import check_pillow
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
@@ -39,7 +39,7 @@ class ModelFile(ForkSafe, ABC):
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
     """
 
     _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads

@@ -216,7 +216,7 @@ class OnnxModel(ModelFile):
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
         labels: class index -> value; None: the card's.
         score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule for a detector that finds nothing, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
 
     Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: ONNX Runtime would write and send by default.
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgeroute.confidence.scores import agreement
-from edgeroute.edge.callable import CallableModel
-from edgeroute.edge.members import check_model, has_async_runs, is_model, member
-from edgeroute.edge.runs import runs_of
+from edgeroute.edge.callable_model import CallableModel
+from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
+from edgeroute.edge.run_counts import runs_of
 from edgeroute.errors import BadReply, EdgerouteError, PolicyError, nearest
 from edgeroute.system.imports import attribute, installed
 from edgeroute.types import EdgeModel, StopToken

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
 from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
 from edgeroute.http.messages import Address, Call

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from edgeroute.core.error_codes import clean
 from edgeroute.core.spending import Tokens
 from edgeroute.core.units import Size, Timeout, Whole
-from edgeroute.core.words import clean
 from edgeroute.errors import PolicyError
-from edgeroute.http.terms import checked_pins, checked_terms
-from edgeroute.system.declared import check_units
+from edgeroute.http.endpoint_terms import checked_pins, checked_terms
+from edgeroute.system.class_signatures import check_units
 
 
 class Call(NamedTuple):

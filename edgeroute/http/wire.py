@@ -16,9 +16,9 @@ from urllib.parse import quote, unquote, urlsplit
 import certifi
 
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
+from edgeroute.http.endpoint_terms import pin_of
 from edgeroute.http.messages import SUCCESS, Address, Call
 from edgeroute.http.reading import Early, Malformed, Reading
-from edgeroute.http.terms import pin_of
 
 # Proxy to an endpoint, from the environment variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
-from edgeroute.core.rules import Reading
+from edgeroute.core.device_rules import Reading
 from edgeroute.errors import PolicyError
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.threads import ThreadPool
@@ -69,7 +69,7 @@ class DeviceSensors(ForkSafe):
         from edgeroute.observe.device.power import Battery, Power
         from edgeroute.observe.device.sources import Commands, Files, run_program
         from edgeroute.observe.device.thermal import Thermal, Throttling
-        from edgeroute.observe.network import Links
+        from edgeroute.observe.link_monitor import Links
 
         this_device = os.fspath(root) == "/"
         files = Files(root)

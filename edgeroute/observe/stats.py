@@ -7,13 +7,13 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edgeroute.core.device_rules import Reading
+from edgeroute.core.error_codes import UNFIT
 from edgeroute.core.estimates import Latency, slack
 from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
 from edgeroute.core.policy import INF
-from edgeroute.core.rules import Reading
 from edgeroute.core.spending import Cost, Limits
 from edgeroute.core.walk import Left, Mark, Outcome, judged
-from edgeroute.core.words import UNFIT
 from edgeroute.system.forks import ForkSafe, per_process
 
 __all__ = ["ArmStats", "Counts", "Part", "Stats"]

@@ -47,7 +47,7 @@ from edgeroute.policy.values import (
     Verify,
     Whole,
 )
-from edgeroute.system.declared import described, hints, unit_of
+from edgeroute.system.class_signatures import described, hints, unit_of
 
 S = TypeVar("S", bound=BaseModel)
 WORDS = {"; None:": "; without it:", "None:": "Without it:", "inf:": "Without it:", ", seconds": "", ", 0..1": "", "docs/": ""}

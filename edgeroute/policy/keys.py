@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapV
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from edgeroute.catalog.installed import version_of
-from edgeroute.catalog.store import SUFFIX
-from edgeroute.cloud.guard import Consent, Redact
+from edgeroute.catalog.model_folder import SUFFIX
+from edgeroute.cloud.endpoint_guard import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Offline, Options, PolicyMode
-from edgeroute.edge.members import is_model, stamps
+from edgeroute.edge.model_members import is_model, stamps
 from edgeroute.errors import EdgerouteError
 from edgeroute.policy.derived import Section, configures
 from edgeroute.policy.problems import Wrong, contradictions
@@ -263,7 +263,7 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
     """Return the score and its identity; reads a saved score, and returns the same object while its file is unchanged."""
     if score in SCORES:
         return score, score
-    from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.learned_score import Learned
 
     path = at(folder, score)
     key = (path, file_stamp(path))

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from edgeroute.confidence.forms import SLACK
-from edgeroute.confidence.reader import bounded
+from edgeroute.confidence.output_forms import SLACK
+from edgeroute.confidence.output_reader import bounded
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import NEEDS
 from edgeroute.policy.units import duration

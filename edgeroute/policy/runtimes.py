@@ -22,7 +22,7 @@ from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyE
 from edgeroute.policy.problems import found
 from edgeroute.policy.singles import at, paths_from, policy_folder
 from edgeroute.policy.targets import Edge, Model, Target
-from edgeroute.system.declared import described, hints
+from edgeroute.system.class_signatures import described, hints
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
-from edgeroute.cloud import guard
-from edgeroute.core import rules, spending
-from edgeroute.core.rules import OF, Then
+from edgeroute.cloud import endpoint_guard as guard
+from edgeroute.core import device_rules as rules
+from edgeroute.core import spending
+from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.derived import Section, configures
 from edgeroute.policy.units import SHARE, Duration, expected, share, text

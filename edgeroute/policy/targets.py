@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from edgeroute.cloud.body import Body
 from edgeroute.cloud.grpc import OpenInferenceGrpc
 from edgeroute.cloud.json_api import PlainJson
 from edgeroute.cloud.openai import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.request_body import Body
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.providers import parse_providers
@@ -38,7 +38,7 @@ def loaded_score(score: str, folder: Path) -> Any:
     """Return a score's name, or load the score saved at a path."""
     if score in SCORES:
         return score
-    from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.learned_score import Learned
 
     return Learned.load(at(folder, score))
 

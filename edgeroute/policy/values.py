@@ -14,13 +14,13 @@ from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.payloads import payload_of
 from edgeroute.confidence.scores import SCORES
+from edgeroute.core.device_rules import NO_ONLY_CLOUD
 from edgeroute.core.policy import HEDGE
-from edgeroute.core.rules import NO_ONLY_CLOUD
 from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
+from edgeroute.http.endpoint_terms import checked_pins
 from edgeroute.http.messages import Secret, bare
-from edgeroute.http.terms import checked_pins
 from edgeroute.policy.problems import found
 from edgeroute.policy.units import DURATION, duration, expected, text
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edgeroute.cloud.exchange import Sending
-from edgeroute.core.rules import Reading
+from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending import Tokens
 from edgeroute.observe.stats import Status
 from edgeroute.types import Answer

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.stats import Stats, Status
 from edgeroute.record.instruments import Instruments
-from edgeroute.record.tally import Histogram, Tallied, Tally
+from edgeroute.record.request_counts import Histogram, Tallied, Tally
 from edgeroute.system.forks import ForkSafe, per_process
 
 __all__ = ["Exposition", "Prometheus", "metrics"]

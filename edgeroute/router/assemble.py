@@ -8,21 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.endpoint_guard import Guard
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.policy import Offline
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.errors import PolicyError
-from edgeroute.observe.health import EndpointHealth
-from edgeroute.observe.observer import Observer
+from edgeroute.observe.endpoint_health import EndpointHealth
+from edgeroute.observe.planning_facts import Observer
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
-from edgeroute.router.arguments import check_types
-from edgeroute.router.build import PolicyArguments, build
+from edgeroute.router.argument_checks import check_types
 from edgeroute.router.engine import Engine, status_of
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.parts import Instrumented, InstrumentedFromStart, Part, State
+from edgeroute.router.policy_snapshot import PolicyArguments, build
 from edgeroute.router.stages import Steps
 from edgeroute.system.process import log
 from edgeroute.system.threads import ThreadPool

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeroute.core.plan import Leg, shadow_leg
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
-from edgeroute.router.build import Snapshot, fingerprints
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.parts import Part
+from edgeroute.router.policy_snapshot import Snapshot, fingerprints
 from edgeroute.system.copies import copy_input
 from edgeroute.system.process import call_contained
 from edgeroute.trials.audit import FULL, FULL_OF_RUNS

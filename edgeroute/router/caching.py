@@ -13,12 +13,12 @@ from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.backend import TURN
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.router.keys import is_accepted
+from edgeroute.router.cache_keys import is_accepted
 from edgeroute.router.parts import Part
 from edgeroute.router.request import Request
 from edgeroute.router.stages import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
-from edgeroute.stores.cache.entry import CachedEntry, keep
+from edgeroute.stores.cache.cache_entry import CachedEntry, keep
 from edgeroute.system import process
 from edgeroute.system.copies import copy_input
 from edgeroute.types import Answer

@@ -19,18 +19,18 @@ from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Left, Outcome, new
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.errors import Closed, Held, StoreError
-from edgeroute.observe.health import EndpointHealth
-from edgeroute.observe.observer import EASES_S, Observer
+from edgeroute.observe.endpoint_health import EndpointHealth
+from edgeroute.observe.planning_facts import EASES_S, Observer
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.observe.stats import Counts, Seen, Stats, Status
-from edgeroute.router.arguments import check_seconds
-from edgeroute.router.build import PolicyArguments, Snapshot, chosen, cleared, made_of, served
+from edgeroute.router.argument_checks import check_seconds
+from edgeroute.router.cache_keys import LONGEST
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback import Fallback, LateReplies
-from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.parts import Followed, Method, Part, Parts
 from edgeroute.router.plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
+from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, chosen, cleared, made_of, served
 from edgeroute.router.private_conversations import PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.stages import Proceed, Result, Steps, compose, walk_stage

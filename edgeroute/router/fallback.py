@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from edgeroute.core import explain
+from edgeroute.core.error_codes import named
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
-from edgeroute.core.words import named
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request

@@ -10,16 +10,16 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from edgeroute.core.batch import of_row
+from edgeroute.core.batch_walk import of_row
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
-from edgeroute.core.stream import Pieces
+from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.input_views import EdgeAnswers
 from edgeroute.router.inputs import CallInputs
 from edgeroute.router.request import Request
-from edgeroute.router.views import EdgeAnswers
 from edgeroute.system.process import is_task_cancelled
 from edgeroute.types import Answer, Backend, Spent, StopToken
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.cloud.backend import CloudBackend, Escalated
 from edgeroute.core.egress import Denied, permit
+from edgeroute.core.error_codes import named
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Outcome, Prediction
-from edgeroute.core.words import named
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.messages import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
@@ -26,8 +26,8 @@ from edgeroute.system.process import call_contained, json_loads
 
 if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
-    from edgeroute.router.build import Snapshot
     from edgeroute.router.legs import LegExecutor, Walked
+    from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")

@@ -14,11 +14,11 @@ from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.observe.observer import Observer
+    from edgeroute.observe.planning_facts import Observer
     from edgeroute.observe.stats import Status
     from edgeroute.record.checkpoint import Checkpoint
-    from edgeroute.router.build import Snapshot
     from edgeroute.router.legs import Walked
+    from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
     from edgeroute.router.stages import Proceed, Result, Steps
     from edgeroute.stores.journal import Journal

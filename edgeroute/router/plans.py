@@ -10,8 +10,8 @@ from edgeroute.core.policy import MODES, POLICY_MODES, Mode
 from edgeroute.core.walk import Prediction, acceptable, judged
 from edgeroute.edge.backend import InputScoredBackend
 from edgeroute.errors import BadInput, MayNotLeave, PolicyError, nearest
-from edgeroute.router.arguments import check_seconds
-from edgeroute.router.build import Snapshot
+from edgeroute.router.argument_checks import check_seconds
+from edgeroute.router.policy_snapshot import Snapshot
 
 
 def make_plan(

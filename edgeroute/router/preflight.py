@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
+from edgeroute.core.error_codes import named
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.core.words import named
 from edgeroute.errors import PolicyError
-from edgeroute.router.build import Snapshot
 from edgeroute.router.legs import PASSING, LegExecutor
+from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.types import Backend
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.spending import Limits
-from edgeroute.edge.members import member
+from edgeroute.edge.model_members import member
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
 from edgeroute.observe.sensors import SAMPLER
 from edgeroute.router.assemble import guard
 from edgeroute.router.audit_calls import put_audits, put_trials
-from edgeroute.router.build import PolicyArguments, build, cleared, made_of
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.fallback import RULES
-from edgeroute.router.warm import check_releases
+from edgeroute.router.policy_snapshot import PolicyArguments, build, cleared, made_of
+from edgeroute.router.warm_up import check_releases
 from edgeroute.system.logs import call_quietly
 from edgeroute.system.process import file_stamp
 
@@ -199,7 +199,7 @@ class PolicyFile:
         """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files."""
         if not self._versions:
             return False
-        from edgeroute.catalog.store import pointer
+        from edgeroute.catalog.model_folder import pointer
 
         changed = False
         for path, version in self._versions.items():

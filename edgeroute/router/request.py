@@ -10,7 +10,7 @@ from edgeroute.core.policy import INF
 from edgeroute.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgeroute.router.build import Snapshot
+    from edgeroute.router.policy_snapshot import Snapshot
 
 Shows = Literal["", "provisional", "pieces", "restarts"]
 

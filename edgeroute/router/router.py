@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
-from edgeroute.router.base import BaseRouter, Spawn
-from edgeroute.router.build import edges_of
+from edgeroute.router.base_router import BaseRouter, Spawn
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, check_all, decide_alone
 from edgeroute.router.legs import LegExecutor, run_first
+from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.types import Answer, V
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.conversation import Conversation
-    from edgeroute.router.live.audio import Vad
     from edgeroute.router.live.frames import Drop, Signature
+    from edgeroute.router.live.speech import Vad
     from edgeroute.router.live.updates import Audio, Frames
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.session import Session
     from edgeroute.router.streams import Stream
-    from edgeroute.router.warm import Warmed, Warming
+    from edgeroute.router.warm_up import Warmed, Warming
     from edgeroute.tools.measure.report.progress import Progress
-    from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
+    from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
 T = TypeVar("T")
 
@@ -314,7 +314,7 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
-        from edgeroute.router.live.audio import AudioSettings
+        from edgeroute.router.live.speech import AudioSettings
         from edgeroute.router.live.updates import audio_of
 
         settings = AudioSettings(
@@ -372,7 +372,7 @@ class Router(BaseRouter[V]):
             ModelError: a model cannot be loaded, or does not run on a sample.
             BadInput: a sample is no input of a model.
         """
-        from edgeroute.router.warm import view_samples, warm_up
+        from edgeroute.router.warm_up import view_samples, warm_up
 
         snapshot, found = self.engine.snapshot, list[Any]()
         models = edges_of(snapshot)

@@ -12,8 +12,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from edgeroute.core.batch import walk_many
-from edgeroute.core.stream import StreamWalk
+from edgeroute.core.batch_walk import walk_many
+from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Emit, Left, Mark, Outcome, left, walk
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request

@@ -10,15 +10,15 @@ from math import sqrt
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from edgeroute.confidence.exact import proportion
+from edgeroute.confidence.binomial_tests import proportion
+from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.policy import INF
-from edgeroute.core.sequential import ArmTest
+from edgeroute.core.sequential_tests import ArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
-from edgeroute.core.words import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.edge.backend import TURN, EdgeBackend
-from edgeroute.edge.members import member
+from edgeroute.edge.model_members import member
 from edgeroute.observe.stats import ArmStats, Part
 from edgeroute.router import parts
 from edgeroute.system.forks import ForkSafe, initially, per_process
@@ -29,8 +29,8 @@ from edgeroute.types import Spent
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.router.build import Snapshot
     from edgeroute.router.legs import Walked
+    from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")

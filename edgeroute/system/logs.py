@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from edgeroute.core.words import FOREIGN, OWN, Coded, named, printable, told
+from edgeroute.core.error_codes import FOREIGN, OWN, Coded, named, printable, told
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"

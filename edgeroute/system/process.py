@@ -16,7 +16,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
-from edgeroute.core.words import told, typed
+from edgeroute.core.error_codes import told, typed
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.logs import Failures
 

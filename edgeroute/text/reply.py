@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import exp
 from typing import Any, Final
 
-from edgeroute.confidence.prefix import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
+from edgeroute.confidence.first_tokens import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.scores import Unscored
-from edgeroute.core.stream import Piece
+from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
-from edgeroute.core.words import FOREIGN, clean
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
 from edgeroute.system.process import json_dumps
 from edgeroute.system.quoting import quote

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.prefix import RULES, Prefix, Rule
-from edgeroute.core.words import FOREIGN, clean
+from edgeroute.confidence.first_tokens import RULES, Prefix, Rule
+from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.errors import BadInput, PolicyError, Unfit, check_number
 
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from edgeroute.catalog.catalog_entry import Entry, catalog_json, entries, read_entry
 from edgeroute.catalog.download import FILES
-from edgeroute.catalog.entry import Entry, catalog_json, entries, read_entry
+from edgeroute.catalog.model_folder import replace
 from edgeroute.catalog.source import INDEX, METADATA, TARGETS
-from edgeroute.catalog.store import replace
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, RuntimeMissing, StoreError

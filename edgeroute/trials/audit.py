@@ -11,10 +11,10 @@ from math import log1p
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
+from edgeroute.core.error_codes import Failure, typed
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF, Target
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
-from edgeroute.core.words import Failure, typed
 from edgeroute.errors import StoreError
 from edgeroute.observe.stats import AuditStats, ShadowStats
 from edgeroute.system import process

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
 from edgeroute.core.policy import INF, OnAlarm, Target
-from edgeroute.core.sequential import Drift
+from edgeroute.core.sequential_tests import Drift
 from edgeroute.core.units import Count, Share
 from edgeroute.errors import PolicyError
 from edgeroute.observe.stats import AuditStats
 from edgeroute.system import process
-from edgeroute.system.declared import check_units
+from edgeroute.system.class_signatures import check_units
 
 SHOWN = 50
 """Number of audits that an alarm reports."""

@@ -10,7 +10,7 @@ from math import ceil
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.confidence.exact import upper
+from edgeroute.confidence.binomial_tests import upper
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
 from edgeroute.core.walk import Prediction

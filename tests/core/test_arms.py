@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from edgeroute.core.sequential import ArmTest
+from edgeroute.core.sequential_tests import ArmTest
 
 
 def run(rng, p_a, p_b, n, share=0.5, margin=0.0, alpha=0.05):

@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edgeroute import Limits
 from edgeroute.core.admission import FAULT, LEAST, MOST, ROUND, SLOWER, Admission, Concurrency
+from edgeroute.core.error_codes import Crowded, Rejection
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
-from edgeroute.core.words import Crowded, Rejection
 
 
 class Calls(RuleBasedStateMachine):

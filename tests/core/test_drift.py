@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core.sequential import ALARM, MOST, Drift
+from edgeroute.core.sequential_tests import ALARM, MOST, Drift
 
 LEVEL = 0.02
 levels = st.floats(1e-4, 0.999)

@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction
-from edgeroute.core.batch import walk_many
+from edgeroute.core.batch_walk import walk_many
 from edgeroute.core.explain import reason, reason_code, trace
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.policy import INF, Policy, Target

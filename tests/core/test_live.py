@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.live import Began, Ended, Loudness, Pace, Scene, Speech, Steady, Taken, distance, outdated, scene_of, steadied
+from edgeroute.core.live_decisions import (
+    Began,
+    Ended,
+    Loudness,
+    Pace,
+    Scene,
+    Speech,
+    Steady,
+    Taken,
+    distance,
+    outdated,
+    scene_of,
+    steadied,
+)
 
 
 def shown(labels, **how):

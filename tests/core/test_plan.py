@@ -12,7 +12,7 @@ from edgeroute import Prediction, Rule
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Facts, Plan, plan, stays_home
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.stream import StreamWalk
+from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, left, walk
 from edgeroute.router.drivers import blocking, tasks, virtual
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from edgeroute import Prediction, Reading, Rule
 from edgeroute.core import explain
+from edgeroute.core.device_rules import OF, Standing, in_force, problem, step
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.rules import OF, Standing, in_force, problem, step
-from edgeroute.core.stream import walk_stream
+from edgeroute.core.stream_walk import walk_stream
 from edgeroute.core.walk import Done, Failed, walk
 from edgeroute.router.drivers import virtual
 

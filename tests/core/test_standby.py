@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from edgeroute import Prediction
-from edgeroute.core.batch import for_rows
+from edgeroute.core.batch_walk import for_rows
 from edgeroute.core.estimates import ERROR, HALF_LIFE, Latency
 from edgeroute.core.plan import ENOUGH_RUNS, LEAST_S, MANY, RECENT, Facts, Plan, plan, reserve_s
 from edgeroute.core.policy import INF, Policy, Target

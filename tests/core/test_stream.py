@@ -15,7 +15,7 @@ from edgeroute import Piece, Prediction, Restart
 from edgeroute.core.explain import broken, reason_code
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.stream import FirstTokenLate, walk_stream
+from edgeroute.core.stream_walk import FirstTokenLate, walk_stream
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Start, Wait
 from edgeroute.router.drivers import blocking, tasks, virtual
 

@@ -24,13 +24,13 @@ LONG: dict[str, str] = {}
 """Longer files, each with the reason."""
 METHODS = 20
 LARGE = {
-    "edge/members.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
+    "edge/model_members.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
     "cloud/http_backend.py HttpBackend": "each method is a member of the backends' interface, most of one line",
-    "stores/outbox/store.py Outbox": "each operation on the queue is a method of its own, and one transaction",
+    "stores/outbox/queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",
 }
 """Classes with more methods, each with the reason."""
 LOCKS = {
-    "catalog/update.py": "an updater belongs to the process that began it, with its thread",
+    "catalog/model_updates.py": "an updater belongs to the process that began it, with its thread",
     "edge/coreml.py": "of a session, which a child sets aside",
     "edge/java_onnx.py": "no child can use Java",
     "edge/litert.py": "of an interpreter, which a child sets aside",
@@ -48,7 +48,7 @@ LOCKS = {
 """Files that make a lock which a forked child takes over, each with the reason."""
 LOOK_UP = "edgeroute.system.imports"
 """Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
-TYPED = {"edgeroute.confidence", "edgeroute.router.aio", "edgeroute.router.router"}
+TYPED = {"edgeroute.confidence", "edgeroute.router.async_router", "edgeroute.router.router"}
 """Modules that name what the look-up returns for type checkers, where nothing is imported at run time."""
 
 

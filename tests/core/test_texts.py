@@ -3,7 +3,7 @@
 import pytest
 
 from edgeroute import BadReply
-from edgeroute.core.words import FOREIGN, LOST, OWN, clean, printable, told, typed
+from edgeroute.core.error_codes import FOREIGN, LOST, OWN, clean, printable, told, typed
 
 
 class Unspeakable(Exception):

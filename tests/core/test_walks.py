@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import Prediction
-from edgeroute.core.batch import for_rows, walk_many
+from edgeroute.core.batch_walk import for_rows, walk_many
 from edgeroute.core.plan import Facts, Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
 from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, walk

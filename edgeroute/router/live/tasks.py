@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.core.policy import INF, Mode
 from edgeroute.errors import Closed
-from edgeroute.router.live.audio import AudioSettings, BargeIn, Utterance
 from edgeroute.router.live.frames import FrameSettings, FrameUpdate
 from edgeroute.router.live.source import Call, Kind, Mailbox
+from edgeroute.router.live.speech import AudioSettings, BargeIn, Utterance
 from edgeroute.router.live.updates import CLOSE_S, AudioBase, Consumed, FramesBase, live_audio, live_frames
 from edgeroute.system.process import await_within
 from edgeroute.types import Answer

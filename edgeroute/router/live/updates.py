@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from edgeroute.core.policy import INF, Mode
 from edgeroute.errors import BadInput, Closed
-from edgeroute.router.live.audio import (
+from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
+from edgeroute.router.live.source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
+from edgeroute.router.live.speech import (
     WAITING,
     AudioFlow,
     AudioSettings,
@@ -24,8 +26,6 @@ from edgeroute.router.live.audio import (
     segments,
     segments_async,
 )
-from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
-from edgeroute.router.live.source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
 from edgeroute.system.logs import call_quietly
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from edgeroute.errors import StoreError
-from edgeroute.stores.cache.entry import CachedEntry, Entry
+from edgeroute.stores.cache.cache_entry import CachedEntry, Entry
 from edgeroute.stores.serialisation import pack, unpack
 from edgeroute.stores.sqlite import Database
 from edgeroute.system.forks import ForkSafe, initially, per_process

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from edgeroute.core.words import typed
+from edgeroute.core.error_codes import typed
 from edgeroute.errors import BadInput, check_number
-from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
+from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.process import call_contained, now
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.words import named
+from edgeroute.core.error_codes import named
 from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.journal import ProcessLock
 from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
-from edgeroute.stores.outbox.store import Outbox
-from edgeroute.stores.outbox.tables import Heads, Lane, Turns
+from edgeroute.stores.outbox.queue import Outbox
+from edgeroute.stores.outbox.sql import Heads, Lane, Turns
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.threads import ThreadPool
 

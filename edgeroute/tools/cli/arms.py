@@ -16,7 +16,7 @@ from edgeroute.tools.cli.status import show_arms, trials_of
 from edgeroute.tools.cli.tables import Json, console, table
 
 if TYPE_CHECKING:
-    from edgeroute.tools.measure.fleet import Device, Fleet
+    from edgeroute.tools.measure.fleet_trial import Device, Fleet
 
 Devices = Annotated[
     list[Path],
@@ -40,7 +40,7 @@ def arms(
     Where each device is in one arm, no single device can compare them. Exit code 4: it is worse, stop it; or an endpoint on
     trial is stopped on a device.
     """
-    from edgeroute.tools.measure.fleet import compare
+    from edgeroute.tools.measure.fleet_trial import compare
     from edgeroute.tools.measure.report.page import basis
 
     trials: dict[tuple[str, str], list[Device]] = {}
@@ -101,7 +101,7 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
     Raises:
         BadInput: it is no status, or the settings of a trial cannot be read.
     """
-    from edgeroute.tools.measure.fleet import Device, settings_of
+    from edgeroute.tools.measure.fleet_trial import Device, settings_of
 
     if not isinstance(status, dict) or not isinstance(trials := status.get("trials", []), list):
         raise BadInput(f"{origin} is not what `edgeroute status --json` prints")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.graded import CertifiedGraded
-    from edgeroute.tools.measure.report.results import CalibrationResult
+    from edgeroute.tools.measure.report.router_results import CalibrationResult
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
 
@@ -104,7 +104,7 @@ def calibrate(
     odds = _sure(sure, kind)
 
     from edgeroute.confidence import NotEnough
-    from edgeroute.edge.members import member
+    from edgeroute.edge.model_members import member
     from edgeroute.tools.cli.graded import certify_graded, only_graded, read_graded
     from edgeroute.tools.cli.prompts import grade_prompts, read_prompts
     from edgeroute.tools.measure.collect import DirectCalls
@@ -196,7 +196,7 @@ def _sure(text: str, kind: Kind) -> float | None:
 
 def _thresholds(policy: Path, edge: int) -> str:
     """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, and 0 for the others."""
-    from edgeroute.policy.sources import read_policy
+    from edgeroute.policy.file_and_environment import read_policy
 
     data = read_policy(policy) if edge else {}
     edges, stored = data.get("edge", []), data.get("threshold")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
 from edgeroute.system.imports import docs_folder
 from edgeroute.tools.cli.exits import NOT_READY, OK

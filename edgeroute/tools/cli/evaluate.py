@@ -20,7 +20,7 @@ from edgeroute.tools.cli.tables import Json, Policy, console, pairs, table
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
     from edgeroute.tools.measure.evaluation import Evaluation, Share
-    from edgeroute.tools.measure.report.results import EvaluationResult
+    from edgeroute.tools.measure.report.router_results import EvaluationResult
 
 
 def evaluate(
@@ -103,7 +103,7 @@ def _may_write(report: Path) -> None:
 def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **costs: float | None) -> EvaluationResult:
     """Evaluate recorded outputs."""
     from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
-    from edgeroute.tools.measure.report.results import EvaluationResult
+    from edgeroute.tools.measure.report.router_results import EvaluationResult
     from edgeroute.tools.measure.steps import check_threshold, evaluate_examples, missing_notes
 
     calls = DirectCalls(router.engine, edge)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.exits import OK, exits
 from edgeroute.tools.cli.tables import Json, seconds, share
 

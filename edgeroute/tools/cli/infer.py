@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.tools.cli.exits import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.tools.cli.tables import Json, Policy, seconds

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.boxes import are_boxes
-from edgeroute.confidence.reader import Reader
-from edgeroute.core.words import named
+from edgeroute.confidence.detector_boxes import are_boxes
+from edgeroute.confidence.output_reader import Reader
+from edgeroute.core.error_codes import named
 from edgeroute.edge import gguf
 from edgeroute.edge.backend import in_new_session
 from edgeroute.edge.card import Card, card_path, sha256_of
-from edgeroute.edge.inputs import Inputs
-from edgeroute.edge.members import feed_of, member
+from edgeroute.edge.model_inputs import Inputs
+from edgeroute.edge.model_members import feed_of, member
 from edgeroute.edge.runtimes import load
 from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.forms import form_of
-from edgeroute.core.words import LOST, clean, printable
+from edgeroute.confidence.output_forms import form_of
+from edgeroute.core.error_codes import LOST, clean, printable
 from edgeroute.edge.tensors import shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, quoted
 from edgeroute.types import TensorSpec

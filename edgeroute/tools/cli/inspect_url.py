@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgeroute.cloud.datatypes import DTYPES
 from edgeroute.cloud.openinference import OpenInference
-from edgeroute.confidence.reader import Reader
+from edgeroute.cloud.tensor_types import DTYPES
+from edgeroute.confidence.output_reader import Reader
+from edgeroute.core.error_codes import named
 from edgeroute.core.policy import Options
-from edgeroute.core.words import named
 from edgeroute.edge.card import Card
-from edgeroute.edge.inputs import Inputs
+from edgeroute.edge.model_inputs import Inputs
 from edgeroute.errors import BadInput, CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
 from edgeroute.router.router import Router

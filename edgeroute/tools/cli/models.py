@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
 from edgeroute.tools.cli.exits import NOT_READY, OK, exits
 from edgeroute.tools.cli.tables import Json, Policy, table
@@ -17,7 +17,7 @@ from edgeroute.tools.cli.tables import Json, Policy, table
 if TYPE_CHECKING:
     from edgeroute.catalog import Catalog
     from edgeroute.catalog.download import Progress
-    from edgeroute.catalog.store import Pointer
+    from edgeroute.catalog.model_folder import Pointer
 
 __all__ = ["models"]
 
@@ -98,7 +98,7 @@ def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = 
 
     One step a run, for cron or a timer. Exit code 4: the version was refused; the active one stays.
     """
-    from edgeroute.catalog.update import Updater
+    from edgeroute.catalog.model_updates import Updater
     from edgeroute.tools.cli.examples import plain_router
 
     with _catalog(store) as catalog, plain_router(policy, state=None) as router:
@@ -318,7 +318,7 @@ def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
     """Run the model on the inputs of a file, and write inputs and answers to another."""
     import numpy as np
 
-    from edgeroute.catalog.update import NAMED, write_canaries
+    from edgeroute.catalog.model_updates import NAMED, write_canaries
     from edgeroute.router.router import Router
 
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.calibrate import path_in_policy, proper_share
 from edgeroute.tools.cli.examples import plain_router
@@ -183,7 +183,7 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
         value: share of answers that may differ.
         risk: risk of the promise, over all looks.
     """
-    from edgeroute.confidence.exact import needed
+    from edgeroute.confidence.binomial_tests import needed
 
     look_risk = risk / 2 ** (len(looks) + 1)
     return max(needed(value, look_risk), ceil(GROWTH * looks[-1]) if looks else 0), look_risk

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edgeroute.core.words import printable
+from edgeroute.core.error_codes import printable
 from edgeroute.tools.cli.exits import OK, TOO_FEW, line
 from edgeroute.tools.cli.tables import Json, seconds, share
 

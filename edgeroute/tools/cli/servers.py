@@ -249,7 +249,7 @@ def dashboard(
     Reads the trace and the state folder that the router's program writes. Changes nothing.
     """
     from edgeroute.tools.dashboard.run import serve as run
-    from edgeroute.tools.server.guard import token_of
+    from edgeroute.tools.server.access import token_of
 
     token = None if token_env is None else token_of(token_env)
     monitor = file_monitor(policy, record, state)

@@ -11,9 +11,9 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeroute.core.error_codes import printable
 from edgeroute.core.explain import finite
 from edgeroute.core.policy import INF, Target
-from edgeroute.core.words import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
 from edgeroute.tools.cli.exits import OK
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
     from edgeroute.core.spending import Limits
     from edgeroute.observe.stats import ShadowStats
-    from edgeroute.router.build import Snapshot
+    from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.trials.drift import Audit
 
 
@@ -407,7 +407,7 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
 
 def _evidence(drift: Any) -> float:
     """Return the evidence of a stored drift test; 0 if it cannot be read."""
-    from edgeroute.core.sequential import Drift
+    from edgeroute.core.sequential_tests import Drift
 
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return Drift.load(drift, drift["level"]).evidence

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
-from edgeroute.policy.sources import read_policy
+from edgeroute.policy.file_and_environment import read_policy
 from edgeroute.system import process
 from edgeroute.system.process import replace_file
 from edgeroute.tools.cli.examples import plain_router

@@ -22,7 +22,7 @@ from edgeroute.tools.replay.setup import Setup
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-    from edgeroute.router.base import BaseRouter
+    from edgeroute.router.base_router import BaseRouter
     from edgeroute.router.engine import Engine
 
 MOST = 20_000

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from edgeroute.core.device_rules import Reading
 from edgeroute.core.policy import INF
-from edgeroute.core.rules import Reading
 from edgeroute.core.spending import Cost, Limits
 from edgeroute.observe.stats import AuditStats, LegStats, Stats, Status
 from edgeroute.record.prometheus import installed, shown

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate
-from edgeroute.core.rules import Rule
-from edgeroute.core.words import clean, told
+from edgeroute.core.device_rules import Rule
+from edgeroute.core.error_codes import clean, told
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.observe import sensors
-from edgeroute.record.tally import Tallied
+from edgeroute.record.request_counts import Tallied
 from edgeroute.system import process
 from edgeroute.system.process import json_dumps, json_loads
 from edgeroute.tools.dashboard.tail import Tail

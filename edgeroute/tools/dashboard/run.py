@@ -21,8 +21,8 @@ try:
     from starlette.responses import Response
     from starlette.routing import BaseRoute, Route
 
+    from edgeroute.tools.server.access import Guard, checked_token
     from edgeroute.tools.server.faults import HANDLERS
-    from edgeroute.tools.server.guard import Guard, checked_token
     from edgeroute.tools.server.host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[dashboard]'") from e

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from edgeroute.confidence.certificate import BoundCertificate
+from edgeroute.core.error_codes import HELD, UNFIT, Failure, clean
 from edgeroute.core.explain import CODES, Took, finite
 from edgeroute.core.policy import INF
-from edgeroute.core.words import HELD, UNFIT, Failure, clean
-from edgeroute.record.tally import Kind, Tally
-from edgeroute.router.build import Snapshot
+from edgeroute.record.request_counts import Kind, Tally
+from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.tools.replay.records import checked_number, confidence
 
 # Rows for display, from the records of a trace: the route of each request, and its reason in words.

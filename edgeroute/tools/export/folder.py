@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.cloud.openinference import NAMES
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.edge.card import sha256_of
-from edgeroute.edge.inputs import Inputs, batch_axis_problem
+from edgeroute.edge.model_inputs import Inputs, batch_axis_problem
 from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
 from edgeroute.edge.preprocess import Picture, Preprocess
 from edgeroute.edge.tensors import row_shape

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgeroute import __version__
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
 from edgeroute.tools.export.folder import Subject, subjects, whole, write, yaml_of
 from edgeroute.tools.export.kubernetes import METRICS, MIB, Cluster, container, manifests, object_name, volumes

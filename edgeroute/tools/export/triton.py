@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgeroute import __version__
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
 from edgeroute.tools.export.folder import FILE, TEXTS, Subject, Word, copies, dumps, programs, subjects, text_of, whole, write
 

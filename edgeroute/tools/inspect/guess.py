@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.boxes import are_boxes
-from edgeroute.confidence.forms import SUM_SLACK, as_array, is_by_class, label_and_probabilities, sum_to_one, tokens_and_logprobs
+from edgeroute.confidence.detector_boxes import are_boxes
+from edgeroute.confidence.output_forms import (
+    SUM_SLACK,
+    as_array,
+    is_by_class,
+    label_and_probabilities,
+    sum_to_one,
+    tokens_and_logprobs,
+)
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.types import TensorSpec

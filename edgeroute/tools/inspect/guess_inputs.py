@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.types import TensorSpec
 

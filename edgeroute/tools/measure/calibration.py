@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeroute.confidence.binomial_tests import Floats, Ints, needed, upper
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough, least_deferral, spread
-from edgeroute.confidence.exact import Floats, Ints, needed, upper
+from edgeroute.core.error_codes import clean
 from edgeroute.core.policy import INF
-from edgeroute.core.words import clean
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now
 from edgeroute.tools.measure.curve import Area, grades, measured_area

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.binomial_tests import Floats, Ints
 from edgeroute.confidence.certificate import Certificate, Kind, digest
-from edgeroute.confidence.exact import Floats, Ints
-from edgeroute.confidence.learned import Learned
+from edgeroute.confidence.learned_score import Learned
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.journal import read
 from edgeroute.tools.measure.calibration import certificate_of, crossfit

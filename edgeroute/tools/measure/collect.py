@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from edgeroute.confidence.exact import Floats
-from edgeroute.confidence.forms import TINY
-from edgeroute.confidence.reader import Reader
+from edgeroute.confidence.binomial_tests import Floats
+from edgeroute.confidence.output_forms import TINY
+from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
+from edgeroute.core.error_codes import named
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Prediction, acceptable
-from edgeroute.core.words import named
 from edgeroute.edge.backend import EdgeBackend, edge_backend
-from edgeroute.edge.members import member
+from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
-from edgeroute.router.build import before, chosen, fingerprints
 from edgeroute.router.engine import settle
 from edgeroute.router.fallback import no_answer
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.plans import make_plan
+from edgeroute.router.policy_snapshot import before, chosen, fingerprints
 from edgeroute.router.request import Request
 from edgeroute.router.stages import Block, Pause, Steps, walk_stage
 from edgeroute.tools.measure.evaluation import Examples
@@ -33,8 +33,8 @@ from edgeroute.types import Spent
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.router.build import Snapshot
     from edgeroute.router.engine import Engine
+    from edgeroute.router.policy_snapshot import Snapshot
 
 
 # Direct calls of a router's models, to measure them.

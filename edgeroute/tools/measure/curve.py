@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.exact import Ints
-from edgeroute.confidence.features import Array
+from edgeroute.confidence.binomial_tests import Ints
+from edgeroute.confidence.learned_features import Array
 from edgeroute.errors import PolicyError
 
 ROUNDING = 1e-6

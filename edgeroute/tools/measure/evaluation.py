@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeroute.confidence.binomial_tests import Floats, upper
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.exact import Floats, upper
 from edgeroute.core.policy import Terms
 from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence import overlap

@@ -17,8 +17,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.features import PER_CLASS, TEXT, Array, Foreign, names, of_logits, text_features
-from edgeroute.confidence.learned import VERSION, Learned, expit, fallback, irls, is_table, log_odds, table_of, with_constant
+from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, names, of_logits, text_features
+from edgeroute.confidence.learned_score import (
+    VERSION,
+    Learned,
+    expit,
+    fallback,
+    irls,
+    is_table,
+    log_odds,
+    table_of,
+    with_constant,
+)
 from edgeroute.errors import PolicyError
 from edgeroute.tools.measure.curve import area_parts, area_share, outcomes
 
@@ -51,7 +61,7 @@ def fit(
     """Fit a learned score; fall back to msp, or the base score, where there is too little to learn from, with the reason in it.
 
     Args:
-        features: logits of the edge model, [n, classes]; or a table of any features (`edgeroute.confidence.learned`): a mapping
+        features: logits of the edge model, [n, classes]; or any features (`edgeroute.confidence.learned_score`): a mapping
             from name to [n] or [n, d], or a list of mappings. Rows with NaN or inf are excluded.
         edge_correct: [n], 0 to 1.
         cloud_correct: [n], 0 to 1.

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeroute.confidence.binomial_tests import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
 from edgeroute.confidence.certificate import Kind
-from edgeroute.confidence.exact import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
 from edgeroute.core.policy import INF
 from edgeroute.errors import PolicyError
 

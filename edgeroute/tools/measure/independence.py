@@ -11,7 +11,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.exact import Floats, Ints
+from edgeroute.confidence.binomial_tests import Floats, Ints
 
 TIED = 0.1
 """Share of examples with the same score from which a warning is given."""

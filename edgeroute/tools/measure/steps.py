@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.certificate import BoundCertificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
+from edgeroute.core.error_codes import UNIDENTIFIED, typed
 from edgeroute.core.policy import INF
-from edgeroute.core.words import UNIDENTIFIED, typed
-from edgeroute.edge.members import member
+from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.router.request import is_read_once, read_once_error
 from edgeroute.router.stages import Block, Steps
@@ -26,7 +26,7 @@ from edgeroute.tools.measure.certification import Fit, certify
 from edgeroute.tools.measure.collect import DirectCalls, collect
 from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
 from edgeroute.tools.measure.report.progress import Progress, show_progress
-from edgeroute.tools.measure.report.results import CalibrationResult, EvaluationResult
+from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine

@@ -8,9 +8,9 @@ from random import Random
 from typing import Any, Final, Literal, NamedTuple
 
 from edgeroute.core.admission import Admission
+from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Spending
-from edgeroute.core.words import Failure, Rejection
 from edgeroute.tools.replay.records import Past
 from edgeroute.tools.replay.setup import Port
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from edgeroute.core.device_rules import Reading
+from edgeroute.core.error_codes import Failure
 from edgeroute.core.explain import VERSION
 from edgeroute.core.policy import INF, MODES, Mode
-from edgeroute.core.rules import Reading
 from edgeroute.core.walk import new
-from edgeroute.core.words import Failure
 from edgeroute.errors import BadInput
 from edgeroute.stores import journal
 

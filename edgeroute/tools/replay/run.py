@@ -9,14 +9,14 @@ from random import Random
 from typing import Final
 
 from edgeroute.core import explain
+from edgeroute.core.device_rules import Reading, State, in_force, step
+from edgeroute.core.error_codes import Failure
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
 from edgeroute.core.policy import INF, Mode
-from edgeroute.core.rules import Reading, State, in_force, step
 from edgeroute.core.spending import Cost, Spending
 from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk, walk
-from edgeroute.core.words import Failure
 from edgeroute.errors import PolicyError, nearest
-from edgeroute.observe.observer import READS_S, unsure_share
+from edgeroute.observe.planning_facts import READS_S, unsure_share
 from edgeroute.observe.stats import Counts
 from edgeroute.router.drivers import virtual
 from edgeroute.tools.replay.gate import NETWORKS, SERVER_S, Gate, Link

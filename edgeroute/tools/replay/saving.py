@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.certificate import NotEnough
-from edgeroute.confidence.exact import Floats
+from edgeroute.core.error_codes import clean
 from edgeroute.core.explain import finite
-from edgeroute.core.words import clean
 from edgeroute.errors import BadInput
 from edgeroute.tools.measure.calibration import calibrate
 from edgeroute.tools.measure.curve import area_parts, area_share

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any, Final, NamedTuple
 
+from edgeroute.core.error_codes import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Spending
 from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
-from edgeroute.core.words import Failure, Rejection
 from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
 from edgeroute.tools.replay.gate import Gate
 from edgeroute.tools.replay.records import ANSWERED, Request, Seen, Tally

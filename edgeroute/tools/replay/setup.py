@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from edgeroute.core.policy import Policy, Target, Terms
 from edgeroute.core.spending import Limits
-from edgeroute.edge.members import member
+from edgeroute.edge.model_members import member
 from edgeroute.errors import ModelMissing
-from edgeroute.router.build import PolicyArguments, Snapshot, build
+from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, build
 
 if TYPE_CHECKING:
     from edgeroute.policy.targets import Edge

@@ -13,13 +13,13 @@ from time import time
 from typing import Any
 
 from edgeroute.core.egress import Rules
-from edgeroute.core.words import clean, named
+from edgeroute.core.error_codes import clean, named
 from edgeroute.errors import EdgerouteError, NoAnswer
-from edgeroute.router.aio import AsyncRouter
+from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams import AsyncStream
 from edgeroute.system.process import json_dumps, plain
+from edgeroute.tools.server.access import Options
 from edgeroute.tools.server.gateway_requests import CompletionRequest
-from edgeroute.tools.server.guard import Options
 from edgeroute.types import Answer
 
 REASON = 400

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.codecs import unflac, unzstd
-from edgeroute.cloud.datatypes import DTYPES
+from edgeroute.cloud.tensor_types import DTYPES
 from edgeroute.edge.card import Card
 from edgeroute.edge.preprocess import MOST_PIXELS, Layouts, Preprocess, picture_for
 from edgeroute.edge.tensors import Array, row_shape, shape_text

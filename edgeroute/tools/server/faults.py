@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeroute.core.words import Failure, clean
+from edgeroute.core.error_codes import Failure, clean
 from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.tools.server.protocol import reply
 

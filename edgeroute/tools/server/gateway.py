@@ -16,15 +16,15 @@ from edgeroute.record.prometheus import Prometheus, of_router
 from edgeroute.router.preflight import unsendable
 
 try:
+    from edgeroute.tools.server.access import token_of
     from edgeroute.tools.server.gateway_app import app
-    from edgeroute.tools.server.guard import token_of
     from edgeroute.tools.server.host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
 if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument
-    from edgeroute.router.aio import AsyncRouter
+    from edgeroute.router.async_router import AsyncRouter
 
 log = logging.getLogger("edgeroute")
 PORT = 8484
@@ -99,7 +99,7 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
         ModelError: its model file is missing.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
-    from edgeroute.router.aio import AsyncRouter
+    from edgeroute.router.async_router import AsyncRouter
     from edgeroute.router.reload import has_metrics
 
     more = [*instruments, *([Prometheus()] if metrics and not has_metrics(Path(policy)) else [])]

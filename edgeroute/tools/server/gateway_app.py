@@ -18,14 +18,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from edgeroute.errors import EdgerouteError, PolicyError, check_number
-from edgeroute.router.aio import AsyncRouter
+from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.process import json_dumps, plain
+from edgeroute.tools.server.access import Calls, Guard, Options, checked_token, options, plain_body, unless_left
 from edgeroute.tools.server.bodies import Bodies
 from edgeroute.tools.server.completions import Completion, Routing, error_event, headers_of
 from edgeroute.tools.server.faults import HANDLERS, fault_of
 from edgeroute.tools.server.gateway_requests import CompletionRequest, missing, parse_json, read_request
 from edgeroute.tools.server.gateway_tensors import Tensors
-from edgeroute.tools.server.guard import Calls, Guard, Options, checked_token, options, plain_body, unless_left
 from edgeroute.tools.server.protocol import reply
 
 # `/v1/...`: OpenAI's API.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 
-from edgeroute.core.words import clean
+from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.system.process import json_loads
 

@@ -13,9 +13,9 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from edgeroute.cloud.datatypes import NAMES, TEXTS
+from edgeroute.cloud.tensor_types import NAMES, TEXTS
 from edgeroute.edge.card import Array, Card
-from edgeroute.edge.members import feed_of, has_async_runs, member
+from edgeroute.edge.model_members import feed_of, has_async_runs, member
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError
 from edgeroute.tools.server.batching import Batcher, Tensors
 from edgeroute.tools.server.encoded import ENCODED, Decoder, Files

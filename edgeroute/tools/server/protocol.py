@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeroute.cloud.datatypes import NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.cloud.payloads import PARAMETER
+from edgeroute.cloud.tensor_types import NAMES, TEXTS
 from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.process import json_dumps, json_loads

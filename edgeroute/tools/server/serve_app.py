@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.tools.server import protocol
+from edgeroute.tools.server.access import is_loopback, is_named, of_a_page
 from edgeroute.tools.server.batching import Tensors
 from edgeroute.tools.server.bodies import Bodies, Body, OneLength
-from edgeroute.tools.server.guard import is_loopback, is_named, of_a_page
 from edgeroute.tools.server.model import Served, find_model
 from edgeroute.tools.server.protocol import FAULTS, reply
 from edgeroute.types import EdgeModel

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgeroute.tools.measure.evaluation import Evaluation
-from edgeroute.tools.measure.fleet import Difference, Fleet
+from edgeroute.tools.measure.fleet_trial import Difference, Fleet
 from edgeroute.tools.measure.report import html, sections
 from edgeroute.tools.measure.report.html import beside, escape
 from edgeroute.tools.measure.report.words import arm_cells, arm_rows, counted, limit, size

@@ -8,9 +8,9 @@ import numpy as np
 
 from edgeroute.core import admission, estimates
 from edgeroute.core.admission import Concurrency
+from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
 from edgeroute.core.plan import Facts, stays_home
-from edgeroute.core.rules import Reading, Rule, State, in_force, step
-from edgeroute.observe.observer import READS_S
+from edgeroute.observe.planning_facts import READS_S
 from edgeroute.tools.replay.fleet.cloud import Floats, Ints, Some
 from edgeroute.tools.replay.fleet.scenario import Client, Device, Scenario, Shares
 

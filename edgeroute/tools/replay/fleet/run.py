@@ -15,9 +15,10 @@ from typing import Final
 
 import numpy as np
 
-from edgeroute.cloud.guard import PROBE_S
+from edgeroute.cloud.endpoint_guard import PROBE_S
 from edgeroute.cloud.retries import FIRST_S, MOST_S
-from edgeroute.stores.outbox import delivery, store
+from edgeroute.stores.outbox import delivery
+from edgeroute.stores.outbox import queue as store
 from edgeroute.tools.replay.fleet.cloud import ANSWERED, BUSY, LATE, Cloud, Floats, Ints, Some
 from edgeroute.tools.replay.fleet.devices import Course, DeviceResult, Devices, Places, Reported
 from edgeroute.tools.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, Client, Scenario

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
+from edgeroute.core.device_rules import Rule
 from edgeroute.core.plan import Facts, Refusal, plan
 from edgeroute.core.policy import Policy, Target
-from edgeroute.core.rules import Rule
 from edgeroute.tools.replay.setup import Setup
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.exact import Floats
-from edgeroute.core.words import clean
+from edgeroute.confidence.binomial_tests import Floats
+from edgeroute.core.error_codes import clean
 from edgeroute.errors import BadInput
 from edgeroute.tools.replay.logs.bodies import Answer, Match, Options, Reader, Skip, litellm_answer, openai_answer
 from edgeroute.tools.replay.logs.lines import Left, LeftOut, Row, lines, rows

@@ -1,0 +1,256 @@
+"""Folder of a device's models: each version in its own folder, and for each model a file that names the active version.
+
+STORE/NAME.active                 {"version": ..., "previous": ...}: replaced atomically
+STORE/versions/NAME/VERSION/      the files, and entry.json, which is written last
+STORE/parts/SHA256                files that are being downloaded
+STORE/metadata/                   TUF's metadata, by which an older catalog is refused
+STORE/catalog.json                the list of models that was verified last
+STORE/lock, STORE/active.lock     locks: to download, and to change the active versions
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeroute.catalog.catalog_entry import Entry, checked_name, checked_version, read_entry
+from edgeroute.edge.card import sha256_of
+from edgeroute.edge.runtimes import ACTIVE
+from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
+from edgeroute.stores.journal import ProcessLock
+from edgeroute.system.forks import ForkSafe, per_process
+
+SUFFIX = ACTIVE
+ENTRY = "entry.json"
+TURN_S = 10.0
+"""Maximum time that a change of the active version waits for another change, seconds."""
+
+
+class _Lock(ForkSafe):
+    """Lock that one thread of all processes has at a time."""
+
+    _thread = per_process(threading.Lock)
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._lock = folder, ProcessLock(folder / name)
+
+    @contextmanager
+    def held(self, wait_s: float) -> Iterator[None]:
+        """Hold the lock within the `with` block, waiting up to `wait_s` seconds.
+
+        Raises:
+            StoreError: another thread or process has the lock, or the folder cannot be written.
+        """
+        thread = self._thread
+        if not thread.acquire(timeout=wait_s):
+            raise StoreError(f"{self._folder}: another thread is updating these models")
+        try:
+            with stored(self._folder):
+                if not self._lock.take(wait_s):
+                    raise StoreError(f"{self._folder}: another process is updating these models")
+            yield
+        finally:
+            self._lock.leave()
+            thread.release()
+
+
+class Pointer(NamedTuple):
+    """Which version of a model is active, and the state of its update: the content of `NAME.active`."""
+
+    version: str
+    previous: str = ""
+    """Version in use before, for a rollback; empty: there is none."""
+    pinned: bool = False
+    """True if updates do not change the active version."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Versions that updates do not try again, each with the reason."""
+    trial: int = 0
+    """Number of process starts with the version on trial; 0: it is confirmed."""
+    tried: str = ""
+    """Version that is being tried before it is activated; empty: none."""
+
+
+class Store:
+    """Folder of a device's models.
+
+    Args:
+        folder: path; created if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._downloads, self._pointers = _Lock(folder, "lock"), _Lock(folder, "active.lock")
+
+    def downloading(self) -> AbstractContextManager[None]:
+        """Return a context manager that holds the lock to download, of all processes and threads.
+
+        Raises:
+            StoreError: another process or thread has the lock, or the folder cannot be written.
+        """
+        return self._downloads.held(0.0)
+
+    def pointing(self) -> AbstractContextManager[None]:
+        """Return a context manager that holds the lock to change active versions; a rollback does not wait for a download.
+
+        Raises:
+            StoreError: another process or thread has the lock for 10 seconds, or the folder cannot be written.
+        """
+        return self._pointers.held(TURN_S)
+
+    def version(self, name: str, version: str) -> Path:
+        """Return the path of a version's folder, which may not exist."""
+        return self.folder / "versions" / checked_name(name) / checked_version(version)
+
+    def pointer_file(self, name: str) -> Path:
+        """Return the path of the file that names the active version: the model's path for a router."""
+        return self.folder / f"{checked_name(name)}{SUFFIX}"
+
+    def entry(self, name: str, version: str) -> Entry:
+        """Return the entry of a version on this device.
+
+        Raises:
+            ModelMissing: the version is not on the device.
+            CatalogError: its entry cannot be read.
+        """
+        path = self.version(name, version) / ENTRY
+        try:
+            return read_entry(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as e:
+            raise ModelMissing(f"{name} {version} is not in {self.folder}: edgeroute models pull {name}") from e
+        except (OSError, ValueError) as e:
+            raise CatalogError(f"{path} cannot be read: {e}") from e
+
+    def versions(self, name: str) -> list[str]:
+        """Return the complete versions of a model on this device, sorted."""
+        with suppress(OSError):
+            entries = self.version(name, "0").parent.glob(f"*/{ENTRY}")
+            return sorted(path.parent.name for path in entries if not path.parent.name.startswith("."))
+        return []
+
+    def names(self) -> list[str]:
+        """Return the models that have a version or an active version here, sorted."""
+        names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}")}
+        return sorted(names | {path.name for path in (self.folder / "versions").glob("*") if path.is_dir()})
+
+    def pointer(self, name: str) -> Pointer | None:
+        """Return which version is active; None: none."""
+        return pointer(self.pointer_file(name))
+
+    def point(self, name: str, new: Pointer) -> None:
+        """Replace the file that names the active version, atomically.
+
+        Raises:
+            StoreError: the file cannot be written; the old one stays.
+        """
+        data = {key: value for key, value in new._asdict().items() if value}
+        with stored(self.folder):
+            replace(self.pointer_file(name), json.dumps({**data, "refused": dict(new.refused)}).encode())
+
+    def problems(self, entry: Entry) -> dict[str, str]:
+        """Check the files of a version by size and hash. Return path -> problem of each file that is missing or damaged."""
+        folder, problems = self.version(entry.name, entry.version), dict[str, str]()
+        for file in entry.files:
+            path = folder / file.path
+            try:
+                if path.is_symlink() or not path.is_file():
+                    problems[file.path] = "is missing"
+                elif path.stat().st_size != file.size or sha256_of(path) != file.sha256:
+                    problems[file.path] = "is not what was published: its hash differs"
+            except (OSError, ModelError) as e:
+                problems[file.path] = f"cannot be read: {e}"
+        return problems
+
+    def remove(self, name: str, version: str) -> None:
+        """Delete a version: its entry first, so that a partly deleted folder is no version."""
+        folder = self.version(name, version)
+        with stored(folder):
+            (folder / ENTRY).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def pointer(path: Path) -> Pointer | None:
+    """Return the content of a file that names the active version; None if there is no file.
+
+    Raises:
+        CatalogError: the file is damaged.
+        StoreError: the file cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        previous, refused = data.get("previous", ""), data.get("refused", {})
+        return Pointer(
+            checked_version(data["version"]), checked_version(previous) if previous else "", bool(data.get("pinned")),
+            tuple((str(version), str(why)) for version, why in refused.items()),
+            int(data.get("trial", 0)), str(data.get("tried", "")),
+        )  # fmt: skip
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise StoreError(f"{path} cannot be read: {e.strerror}") from e
+    except (CatalogError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+        raise CatalogError(f"{path} does not name a version: edgeroute models activate {path.stem} --version VERSION") from e
+
+
+@contextmanager
+def stored(path: Path) -> Iterator[None]:
+    """Translate an OSError in the `with` block to StoreError.
+
+    Raises:
+        StoreError: the disk is full, or cannot be written.
+    """
+    try:
+        yield
+    except (StoreError, ModelMissing):
+        raise
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}; the active models stay as they are") from e
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file atomically: a power cut leaves the old content or the new.
+
+    Raises:
+        OSError: it cannot be written; the old file stays.
+    """
+    new = path.with_name(path.name + ".new")
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    synced(path.parent)
+
+
+def synced(folder: Path) -> None:
+    """Flush the names in a folder to the disk (fsync), where the system can."""
+    with suppress(OSError):  # Windows opens no folder
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def loads(path: Path) -> Any:
+    """Return the JSON of a file; None if there is no file.
+
+    Raises:
+        CatalogError: it is not JSON, or cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise CatalogError(f"{path} cannot be read: {e}") from e

@@ -1,0 +1,376 @@
+"""Automatic updates of a router's model: download, canary inputs, trial, rollback.
+
+`Updater` does them in a thread; `Canaries` are inputs with right answers, read from an .npz file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from weakref import finalize
+
+import numpy as np
+
+from edgeroute.catalog.catalog import Catalog
+from edgeroute.catalog.download import Progress
+from edgeroute.catalog.installed import resolved_folder, trying
+from edgeroute.catalog.model_folder import Pointer
+from edgeroute.edge.model_members import member
+from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
+from edgeroute.stores.journal import ProcessLock
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger("edgeroute")
+LOOKS_S = 1.0
+"""Interval of checks of a version on trial, seconds."""
+MOST_STARTS = 3
+"""Process starts with a version on trial after which that version is rolled back, as the cause of the crashes."""
+Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confirmed"]
+
+
+class Step(NamedTuple):
+    """Result of one step of an update."""
+
+    did: Did
+    """on_trial: still to be confirmed; refused: the version failed before it was activated."""
+    text: str
+    """Result in words."""
+    version: str = ""
+    """Version that the step was about."""
+
+
+class Reloads(Protocol):
+    """Router, as far as an update needs it."""
+
+    @property
+    def engine(self) -> Any:
+        """Parts of the router."""
+
+    def reload(self) -> None:
+        """Load the active version again."""
+
+    def stats(self) -> Any:
+        """Return the router's statistics."""
+
+
+class Updater:
+    """Keeps one model of a router up to date. In a `with` block, a thread checks the catalog at an interval.
+
+    A new version is downloaded, loaded, warmed up, and tried on its canary inputs beside the active one; only then it is
+    activated. For its first runs it is on trial: it is rolled back when too many of them fail, when an audit alarms, or when the
+    process ends with it again and again. A version that failed is not tried again.
+
+    Args:
+        catalog: catalog of this device.
+        name: name of the model; the router has `catalog.path(name)` as its edge, and a version is active.
+        router: a `Router` or an `AsyncRouter`.
+        every_s: seconds between two checks of the catalog.
+        trial_runs: runs after which a version is confirmed.
+        max_errors: share of them that may fail, beyond that of the version before.
+        progress: called during downloads, see `Catalog.pull`.
+        on_step: called from the thread with each `Step` that changed something.
+
+    Raises:
+        PolicyError: the router has no such model, or a number is not valid.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: str,
+        router: Reloads,
+        *,
+        every_s: float = 3600.0,
+        trial_runs: int = 200,
+        max_errors: float = 0.05,
+        progress: Callable[[Progress], object] | None = None,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> None:
+        check_number("every_s", every_s, above=True)
+        check_number("trial_runs", trial_runs, least=1, whole=True)
+        check_number("max_errors", max_errors, most=1)
+        self.catalog, self.name, self.router = catalog, name, router
+        self._every_s, self._runs, self._most, self._progress, self._on_step = every_s, trial_runs, max_errors, progress, on_step
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()
+        self._index()
+        self._base = self._run_counts()
+        self._usual = 0.0
+        lock = ProcessLock(catalog.store.folder / f"{name}.trial.lock")
+        self._leave = finalize(self, lock.leave)
+        try:
+            if lock.take():  # else another one is alive, and has not ended with it
+                self._begin()
+        except (OSError, StoreError) as e:  # a full disk, say
+            log.warning("%s: crashes with a version on trial are not counted: %s", name, e)
+
+    def _index(self) -> int:
+        """Return the index of the model among the router's targets. Raise PolicyError if the router does not have it."""
+        pointer = resolved_folder(self.catalog.path(self.name))
+        for i, backend in enumerate(self.router.engine.snapshot.backends):
+            release = member(backend.model, "release") if backend.side == "edge" else None
+            if release is not None and resolved_folder(release.pointer) == pointer:
+                return i
+        raise PolicyError(f"the router has no {self.name} of this catalog: give it {self.catalog.path(self.name)} as its edge")
+
+    def _run_counts(self) -> tuple[int, int]:
+        """Return the number of runs of the model so far, and of those that failed."""
+        leg = self.router.stats().legs[self._index()]
+        return leg.started, leg.failed
+
+    def _begin(self) -> None:
+        """Handle a version that an earlier process was trying or had on trial when it ended: refuse it, or count the start."""
+        now = self.catalog.active(self.name)
+        if now.tried and now.tried != now.version:
+            self.catalog.refuse(self.name, now.tried, "the process ended while it was tried")
+            now = self.catalog.active(self.name)
+        if now.trial >= MOST_STARTS:
+            self._roll_back(now, f"the process ended {now.trial} times while it was on trial")
+        elif now.trial:
+            self.catalog.mark(self.name, trial=now.trial + 1)
+
+    def step(self) -> Step:
+        """Check the catalog once; download, try and activate a newer version. Return what was done.
+
+        Raises:
+            CatalogAway, CatalogError, StoreError: the catalog cannot be reached or trusted, or the disk is full; the active
+                version stays.
+        """
+        with self._turn:
+            return self._report(self._step())
+
+    def _step(self) -> Step:
+        """Refresh the catalog; download, try and activate a newer version, unless pinned, on trial or refused before."""
+        now = self.catalog.active(self.name)
+        if now.pinned:
+            return Step("nothing", f"{self.name} is pinned to {now.version}", now.version)
+        if now.trial:
+            return Step("nothing", f"{self.name} {now.version} is on trial", now.version)
+        self.catalog.refresh()
+        entry = self.catalog.entry(self.name)
+        if entry.version == now.version:
+            return Step("nothing", f"{self.name} {now.version} is the newest", now.version)
+        if entry.version in dict(now.refused):
+            why = dict(now.refused)[entry.version]
+            return Step("nothing", f"{self.name} {entry.version} is not tried again: {why}", entry.version)
+        self.catalog.download(entry, progress=self._downloaded)
+        self.catalog.mark(self.name, tried=entry.version)
+        before = self._run_counts()
+        try:
+            with trying(self.catalog.path(self.name), entry.version):
+                self.router.reload()
+        except EdgerouteError as e:
+            self._check_reloads()
+            self.catalog.refuse(self.name, entry.version, str(e))
+            return Step("refused", f"{self.name} stays at {now.version}: {e}", entry.version)
+        try:
+            self.catalog.activate(self.name, entry.version, trial=1)
+        except EdgerouteError:
+            self.router.reload()  # the version before, which is still the active one
+            raise
+        self._usual, self._base = before[1] / max(1, before[0]), self._run_counts()
+        return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
+
+    def _downloaded(self, progress: Progress) -> None:
+        """Pass on the progress of a download; raise CatalogAway to stop it once this updater is closed."""
+        if self._stop.is_set():
+            raise CatalogAway(f"the download of {self.name} was stopped, since this updater was closed; the next one resumes it")
+        if self._progress is not None:
+            self._progress(progress)
+
+    def _check_reloads(self) -> None:
+        """Reload the router without the new version. Raise if that fails too: then the version is not at fault."""
+        try:
+            self.router.reload()
+        except EdgerouteError:
+            self.catalog.mark(self.name, tried="")
+            raise
+
+    def look(self) -> Step:
+        """Check a version on trial once: confirm it after enough runs, or roll it back. Reload if others activated a version.
+
+        Raises:
+            CatalogError, StoreError: the active version cannot be read or written.
+        """
+        with self._turn:
+            return self._report(self._look())
+
+    def _look(self) -> Step:
+        """Follow others' activations; roll back for failed runs or an audit's alarm; confirm after enough runs, and prune."""
+        now = self.catalog.active(self.name)
+        if member(self.router.engine.snapshot.backends[self._index()].model, "release").version != now.version:
+            self.router.reload()
+            return Step("updated", f"{self.name} {now.version} was activated by somebody else", now.version)
+        if not now.trial:
+            return Step("nothing", f"{self.name} {now.version} is not on trial", now.version)
+        started, failed = (a - b for a, b in zip(self._run_counts(), self._base, strict=True))
+        if failed > (self._most + self._usual) * self._runs:
+            return self._roll_back(now, f"{failed} of its first {started} runs failed")
+        target = self.router.engine.snapshot.targets[self._index()].name
+        for audit in self.router.stats().audits:
+            if audit.target == target and audit.alarm:
+                return self._roll_back(now, audit.alarm)
+        if started < self._runs:
+            return Step("on_trial", f"{self.name} {now.version}: {started} of {self._runs:,} runs, {failed} failed", now.version)
+        self.catalog.mark(self.name, trial=0)
+        with suppress(StoreError):  # somebody downloads now: another time
+            self.catalog.prune(self.name)
+        return Step("confirmed", f"{self.name} {now.version} is confirmed: {failed} of {started} runs failed", now.version)
+
+    def _roll_back(self, now: Pointer, why: str) -> Step:
+        """Roll back to the previous version and reload; confirm the present one if there is no previous one to use."""
+        try:
+            pointer = self.catalog.rollback(self.name, why=why)
+        except (CatalogError, ModelMissing) as e:  # damaged, or removed: this one is better than none
+            self.catalog.mark(self.name, trial=0)
+            log.warning("%s %s stays, although %s: %s", self.name, now.version, why, e)
+            return Step("nothing", f"{self.name} {now.version} stays, although {why}: {e}", now.version)
+        self.router.reload()
+        return Step("rolled_back", f"{self.name} is back at {pointer.version}: {why}", now.version)
+
+    def _report(self, step: Step) -> Step:
+        """Log a step that changed something, and pass it to `on_step`."""
+        if step.did in {"updated", "refused", "rolled_back", "confirmed"}:
+            (log.info if step.did in {"updated", "confirmed"} else log.warning)("%s", step.text)
+            if self._on_step is not None:
+                self._on_step(step)
+        return step
+
+    def start(self) -> None:
+        """Start a thread that checks the catalog now and at the interval, and versions on trial every second."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name=f"edgeroute-update-{self.name}", daemon=True)
+            self._thread.start()
+
+    def _loop(self) -> None:
+        """Check repeatedly, in the thread, until closed."""
+        left = 0.0
+        while True:
+            self._run_logged(self.look)
+            if left <= 0:
+                self._run_logged(self.step)
+                left = self._every_s
+            if self._stop.wait(LOOKS_S):
+                return
+            left -= LOOKS_S
+
+    def _run_logged(self, look: Callable[[], Step]) -> None:
+        """Run a check, and log its exceptions: whatever fails, the active model answers."""
+        try:
+            look()
+        except EdgerouteError as e:
+            log.warning("%s was not updated: %s", self.name, e)
+        except Exception:
+            log.exception("%s was not updated", self.name)
+
+    def close(self) -> None:
+        """Stop checking. A download in progress is stopped, and resumed another time."""
+        self._stop.set()
+        self.catalog.close()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+            self.catalog.close()  # again: between two files it may have opened another connection
+        self._leave()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+# Canary inputs: a few inputs with their right answers, on which a new version is tried before it is activated.
+
+CLOSE = 1e-3
+"""Relative and absolute difference of numbers that count as equal: devices sum in another order."""
+NAMED = "input:"
+"""Prefix of an input's name in a file, for a model with several inputs."""
+
+
+class Canaries(NamedTuple):
+    """Inputs with their right answers."""
+
+    inputs: Sequence[Any]
+    """Inputs, each as a router takes it."""
+    answers: Sequence[Any]
+    most_wrong: int
+    """Number of wrong answers that is allowed."""
+
+    def wrong(self, answer: Callable[[Any], Any]) -> list[str]:
+        """Answer each input by a function, and return a text for each wrong answer; empty if no more are wrong than allowed."""
+        texts = []
+        for i, (x, right) in enumerate(zip(self.inputs, self.answers, strict=True)):
+            value = answer(x)
+            if not same(value, right):
+                texts.append(f"canary input {i}: {value!s:.60}, and {right!s:.60} is right")
+        return texts if len(texts) > self.most_wrong else []
+
+
+def same(value: Any, right: Any) -> bool:
+    """Return True if an answer is the right one: equal as text, or close as numbers."""
+    try:
+        a, b = np.asarray(value), np.asarray(right)
+        if np.issubdtype(b.dtype, np.inexact):
+            return (
+                np.issubdtype(a.dtype, np.number)
+                and a.shape == b.shape
+                and bool(np.allclose(a.astype(float), b, rtol=CLOSE, atol=CLOSE, equal_nan=True))
+            )
+    except (TypeError, ValueError):
+        return False
+    return bool(a.shape == b.shape and (a.astype(str) == b.astype(str)).all())
+
+
+def read_canaries(path: Path) -> Canaries:
+    """Read canary inputs from an .npz file.
+
+    The file has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...], and `most_wrong` unless all must be
+    right.
+
+    Raises:
+        CatalogError: the file cannot be read, or lacks one of these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {key: data[key] for key in data.files}
+        named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
+        answers = arrays["answers"]
+        inputs = _rows(named, len(answers)) if named else list(arrays["inputs"])
+        if len(inputs) != len(answers) or not inputs:
+            raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers")  # noqa: TRY301 - translated below, like the others
+        return Canaries(inputs, list(answers), int(arrays.get("most_wrong", 0)))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
+        raise CatalogError(f"{path} has no canary inputs with answers: {e}") from e
+
+
+def _rows(named: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Return the inputs of a model with several, a mapping for each example."""
+    return [{name: value[i] for name, value in named.items()} for i in range(n)]
+
+
+def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
+    """Write inputs, with the answers that a function gives, to an .npz file: for a publisher, who has checked the answers.
+
+    Raises:
+        CatalogError: the answers are neither labels nor numbers.
+    """
+    answers = np.array([answer(x) for x in inputs])
+    if answers.dtype.hasobject:
+        raise CatalogError("the model's answers are no labels or numbers: write the canary file yourself")
+    columns: Iterator[tuple[str, Any]] = (
+        ((f"{NAMED}{name}", np.stack([x[name] for x in inputs])) for name in inputs[0])
+        if isinstance(inputs[0], dict)
+        else iter([("inputs", np.stack([np.asarray(x) for x in inputs]))])
+    )
+    arrays: dict[str, Any] = {**dict(columns), "answers": answers}
+    np.savez_compressed(path, **arrays)

@@ -1,0 +1,322 @@
+"""Guard of one endpoint: admission rules with lock, clock, egress ledger and events; egress settings. For threads and asyncio."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeroute.cloud.exchange import NO_DATA, Exchange, Reported, Turns
+from edgeroute.cloud.spending import SharedSpending
+from edgeroute.core.admission import Admission, State, behind
+from edgeroute.core.egress import Permit, Rules, Unknown
+from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection, typed
+from edgeroute.core.policy import INF, Terms
+from edgeroute.errors import Held, PolicyError
+from edgeroute.system.copies import copy_input
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import call_contained
+
+if TYPE_CHECKING:
+    from edgeroute.stores.journal import Journal
+    from edgeroute.types import StopToken
+
+PROBE_S = 5.0
+"""Timeout of a probe, seconds."""
+
+
+class Watcher(Protocol):
+    """Receiver of a guard's events."""
+
+    def opened(self, guard: Guard) -> None:
+        """Handle that the breaker has opened."""
+
+    def probe(self, guard: Guard) -> None:
+        """Handle that a probe is due: call `guard.check_health()` in the background."""
+
+    def closed(self, guard: Guard) -> None:
+        """Handle that the breaker has closed."""
+
+    def loaded(self, guard: Guard) -> None:
+        """Handle that the endpoint reports another load, as far as decisions depend on it."""
+
+
+class Guard(ForkSafe):
+    """Circuit breaker, rate limit and spending for one endpoint: an `Admission` with lock and clock.
+
+    The lock is reentrant: a signal handler that calls the router may run while it is held.
+
+    Args:
+        name: name of the target.
+        where: address of the endpoint, as recorded in the egress ledger.
+        terms: prices and limits of the endpoint.
+        spending: shared spending limits.
+        health: health check without user data, called with its deadline (an instant) and an exchange. None: none.
+        watcher: receives events.
+        journal: the egress ledger; None: none.
+        report: receives attempts; None: no receiver.
+
+    Attributes:
+        rules: the `Admission`.
+        lock: lock of the rules.
+        watcher: receives events.
+    """
+
+    lock: AbstractContextManager[Any] = per_process(threading.RLock)
+
+    def __init__(
+        self,
+        name: str,
+        where: str,
+        terms: Terms,
+        spending: SharedSpending,
+        *,
+        health: Callable[[float, Exchange], object] | None,
+        watcher: Watcher,
+        journal: Journal | None,
+        report: Reported | None = None,
+    ) -> None:
+        self.name, self.where, self.terms, self.spending = name, where, terms, spending
+        self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
+        self.rules = Admission(terms, spending, careful=True)
+        self.turns = Turns(self.rules, self.lock)
+
+    def after_fork(self) -> None:
+        """Forget the parent's calls under way, in a forked child."""
+        super().after_fork()
+        self.rules.under_way.clear()
+        self.turns = Turns(self.rules, self.lock)
+
+    def enter(
+        self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None
+    ) -> Exchange:
+        """Admit one request of `calls` calls. Return its exchange, a context manager that ends it.
+
+        If the maximum number of calls is under way, the thread blocks for its turn until the instant `until` or a stop request.
+
+        Raises:
+            Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
+        """
+        exchange, rejection = self._entered(permit, identity, calls)
+        if rejection is None:
+            return exchange
+        if isinstance(rejection, Crowded) and until > monotonic():
+            rejection = self.turns.wait(exchange.slot, calls, until, stop, rejection)
+        return self._admitted(exchange, rejection)
+
+    async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
+        """Admit one request of `calls` calls, on an event loop; see `enter`."""
+        exchange, rejection = self._entered(permit, identity, calls)
+        if rejection is None:
+            return exchange
+        if isinstance(rejection, Crowded) and until > monotonic():
+            rejection = await self.turns.wait_async(exchange.slot, calls, until, rejection)
+        return self._admitted(exchange, rejection)
+
+    def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
+        """Return a new exchange, and the reason why it is not admitted now; None: it is."""
+        now, rules = monotonic(), self.rules
+        # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
+        exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
+        with self.lock:
+            ahead = self.turns.waiting and rules.why(now) is None
+            rejection = behind(rules, now) if ahead else rules.enter(exchange.slot, now, calls)
+            rules.rejected += bool(ahead)
+        return exchange, rejection
+
+    def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
+        """Return an admitted exchange; for a rejected one report it, start a probe if one is due, and raise Held."""
+        if rejection is None:
+            return exchange
+        with self.lock:
+            due = self.rules.take_probe(monotonic())
+        if due:
+            self.watcher.probe(self)
+        if self.report is not None:
+            self.report.held(self.name, rejection.code)
+        raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code, wait_s=rejection.wait_s)
+
+    def probe(self) -> Exchange:
+        """Return an exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
+        exchange = Exchange(self, "", None, NO_DATA)
+        self.rules.under_way.add(exchange.slot)
+        return exchange
+
+    def check_health(self) -> None:
+        """Send a probe, blocking, and record its result. Call it once per `Watcher.probe`."""
+        ok, wait_s = False, None
+        try:
+            if self._health is not None:
+                with self.probe() as exchange:
+                    exchange.counts = False
+                    self._health(monotonic() + PROBE_S, exchange)
+            ok = True
+        except Exception as e:  # noqa: BLE001 - any failure means that it is not back
+            wait_s = getattr(e, "retry_after_s", None)
+        finally:
+            if not ok:
+                self.probe_failed(wait_s)
+        if ok:
+            with self.lock:
+                self.rules.probe_ended(monotonic(), random.random(), ok=True)  # noqa: S311 - jitter, not a secret
+            self.watcher.closed(self)
+
+    def probe_failed(self, wait_s: float | None = None) -> None:
+        """Record a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
+        with self.lock:
+            self.rules.probe_ended(monotonic(), random.random(), ok=False, wait_s=wait_s)  # noqa: S311
+
+    def link_up(self) -> None:
+        """Have a probe sent at once if the breaker is open, as the network is back."""
+        with self.lock:
+            due = self.rules.link_up(monotonic())
+        if due:
+            self.watcher.probe(self)
+
+    @property
+    def state(self) -> State:
+        """State of the breaker: closed, open or half-open."""
+        return self.rules.state
+
+    @property
+    def held(self) -> int:
+        """Number of requests rejected for a local reason."""
+        return self.rules.rejected
+
+    @property
+    def under_way(self) -> int:
+        """Number of calls in progress."""
+        return len(self.rules.under_way)
+
+    def why(self) -> str:
+        """Return the reason why no request may be sent now; empty: one may."""
+        with self.lock:
+            rejection = self.rules.why(monotonic())
+        return "" if rejection is None else rejection.text
+
+    def has_headroom(self) -> bool:
+        """Return True if low-priority calls (audits) may be sent: the breaker allows it, half of the rate and places is free."""
+        with self.lock:
+            return self.rules.has_headroom(monotonic())
+
+    def hold(self, wait_s: float) -> None:
+        """Reject all requests for `wait_s` seconds, as the endpoint requested."""
+        with self.lock:
+            self.rules.hold(wait_s, monotonic())
+
+    def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
+        """Record a success, which may close the breaker.
+
+        Args:
+            took_s: latency, if it is to be counted.
+            moved: bytes of the bodies, if known.
+        """
+        with self.lock:
+            back = self.rules.succeeded(monotonic(), took_s, moved)
+        if back:
+            self.watcher.closed(self)
+
+    def failed(self) -> None:
+        """Record a fault, which may open the breaker and so reject waiting requests."""
+        with self.lock:
+            opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
+        if opened:
+            self.turns.advance()  # those who wait are told at once
+            self.watcher.opened(self)
+
+    def count_rejected(self, code: ErrorCode | HeldCode) -> None:
+        """Count and report a request rejected for a reason outside the guard."""
+        with self.lock:
+            self.rules.rejected += 1
+        if self.report is not None:
+            self.report.held(self.name, code)
+
+    def mark_late(self, exchange: Exchange) -> bool:
+        """Mark an exchange as late. Return True if that is a fault: it had its usual time, and was not marked before.
+
+        Both the caller and the leg's own thread may mark it.
+        """
+        with self.lock:
+            fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
+            exchange.late = exchange.late or fault
+            if fault:
+                self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}
+        return fault
+
+
+# Egress settings: data-class rules, consent and redaction.
+
+Consent = Callable[[str, str | None], bool]
+"""(destination, data class) -> True to permit sending."""
+Redact = Callable[[Any, str | None], Any]
+"""(input, data class) -> the input to send instead; may work in place on a copy."""
+
+
+class Egress:
+    """Egress rules, consent and redaction.
+
+    Args:
+        never_leave: data classes that stay on the device, whatever the mode.
+        may_leave: data classes that may leave; an empty list: nothing may, unless `unknown_class` is "allow".
+        unknown_class: decision for a class in neither list: "deny" or "allow"; once any class is declared, also for calls
+            without a class.
+        default_class: class of a call that names none.
+        consent: called with the destination and the data class just before sending; only True permits it.
+        redact: called with each input and its data class before it is encoded; its result is sent instead.
+
+    Raises:
+        PolicyError: invalid rules.
+    """
+
+    def __init__(
+        self,
+        *,
+        never_leave: Collection[str] = (),
+        may_leave: Collection[str] | None = None,
+        unknown_class: Unknown = "deny",
+        default_class: str | None = None,
+        consent: Consent | None = None,
+        redact: Redact | None = None,
+    ) -> None:
+        declared, may_leave = may_leave is not None, () if may_leave is None else may_leave
+        for name, classes in (("never_leave", never_leave), ("may_leave", may_leave)):
+            if isinstance(classes, str) or not all(isinstance(c, str) and c for c in classes):
+                raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {classes!r}")
+        if unknown_class not in {"deny", "allow"}:
+            raise PolicyError(f"unknown_class is 'deny' or 'allow', not {unknown_class!r}")
+        if both := set(never_leave) & set(may_leave):
+            raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
+        if default_class is not None and not (isinstance(default_class, str) and default_class):
+            raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
+        self.rules = Rules(frozenset(never_leave), frozenset(may_leave), unknown_class, default_class, declared)
+        self.consent, self.redact = consent, redact
+
+    @property
+    def asks(self) -> bool:
+        """True if `prepared` calls functions of the application, which may block."""
+        return self.consent is not None or self.redact is not None
+
+    def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
+        """Return the inputs to send: copied and redacted, after consent.
+
+        Raises:
+            Held: consent was not given, or the redaction failed: nothing is sent.
+        """
+        if self.consent is not None:
+            try:
+                consented = call_contained(self.consent, where, permit.data_class)
+            except Exception as e:
+                raise Held(f"the consent callback failed ({typed(e)}), so nothing was sent", code="consent") from e
+            if consented is not True:
+                raise Held("consent was not given", code="consent")
+        if self.redact is None:
+            return inputs
+        try:
+            return [
+                call_contained(self.redact, call_contained(copy_input, x), permit.data_class) for x in inputs
+            ]  # redaction may work in place
+        except Exception as e:
+            raise Held(f"the redaction failed ({typed(e)}), so nothing was sent", code="redaction") from e

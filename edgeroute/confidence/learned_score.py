@@ -1,0 +1,437 @@
+"""Learned score: two logistic regressions applied to a model's outputs, and their JSON file.
+
+Harm is that the cloud is right and the edge is not; win is the reverse. On the features of `learned_features.py`
+
+    score = (1 + P(win) - P(harm)) / 2     0..1; above 1/2 the edge is the better bet, below it the cloud
+
+Also here: the blend of two scores by their ranks, ridge logistic regression, and features that the caller gives (named tables,
+`prompt_features`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from math import exp, isfinite, log1p, nan
+from operator import mul
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from edgeroute.confidence.learned_features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
+from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
+from edgeroute.errors import BadReply, ModelError, ModelMissing, PolicyError, StoreError
+from edgeroute.system.process import replace_file
+
+# Blend of two scores: each becomes its rank among the examples of the fit, and the ranks are averaged with weights.
+
+BEYOND = 1e-3
+"""Part of a rank that separates values where the examples had none between: beyond the lowest and the highest, above all."""
+
+
+class Ranks:
+    """Map from a score to its rank among the examples, 0..1, by quantiles; strictly increasing."""
+
+    def __init__(self, knots: list[float]) -> None:
+        self._knots = [float(v) for v in knots]
+        if len(knots) < 2 or not np.isfinite(self._knots).all() or sorted(self._knots) != self._knots:  # noqa: PLR2004 - two ends
+            raise ValueError("quantiles that are not ascending")
+        self._last = len(knots) - 1
+        self._middle, self._scale = self._knots[self._last // 2], max(self._knots[-1] - self._knots[0], 1e-9)
+
+    def one(self, value: float) -> float:
+        """Return the rank of a value."""
+        knots, i = self._knots, bisect_right(self._knots, value) - 1
+        if i < 0 or i >= self._last:
+            rank = 0.0 if i < 0 else 1.0
+        else:
+            rank = (i + (value - knots[i]) / (knots[i + 1] - knots[i])) / self._last
+        off = (value - self._middle) / self._scale
+        return rank * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + abs(off)))
+
+    def many(self, values: Array) -> Array:
+        """Return the ranks of values, [n] -> [n]."""
+        knots = np.array(self._knots)
+        i = np.searchsorted(knots, values, "right") - 1
+        inside = (i >= 0) & (i < self._last)
+        j = np.clip(i, 0, self._last - 1)
+        gap = np.where(inside, knots[j + 1] - knots[j], 1)
+        ranks = np.where(inside, (j + (values - knots[j]) / gap) / self._last, np.where(i < 0, 0.0, 1.0))
+        off = (values - self._middle) / self._scale
+        return ranks * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + np.abs(off)))  # type: ignore[no-any-return]
+
+
+class Blend:
+    """Weighted average of the ranks of two scores.
+
+    Args:
+        data: `weight` of the fit, 0..1, and the quantiles of `base` and `fit`.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._weight = float(data["weight"])
+        if not 0 <= self._weight <= 1:
+            raise ValueError(f"a weight of {self._weight}")
+        self._base, self._fit = Ranks(data["base"]), Ranks(data["fit"])
+
+    def one(self, base: float, fit: float) -> float:
+        """Return the blended score of one input, 0..1; NaN if either score is NaN."""
+        if base != base or fit != fit:  # noqa: PLR0124 - NaN
+            return float("nan")
+        return self._base.one(base) * (1 - self._weight) + self._fit.one(fit) * self._weight
+
+    def many(self, base: Array, fit: Array) -> Array:
+        """Return the blended scores of inputs, [n] -> [n]."""
+        return self._base.many(base) * (1 - self._weight) + self._fit.many(fit) * self._weight
+
+
+# Ridge logistic regression, by iteratively reweighted least squares (IRLS).
+
+
+def irls(x: Array, y: Array, penalty: Array) -> Array:
+    """Fit a logistic regression by Newton's method, and return the weights, [k].
+
+    A step that lowers the objective is halved until it does not.
+
+    Args:
+        x: [n, k], its first column ones.
+        y: [n], 0 or 1.
+        penalty: [k], above 0: half of it times the square of its weight is taken off the log-likelihood.
+    """
+
+    def height(w: Array) -> float:
+        logits = x @ w
+        return float(y @ logits - np.logaddexp(0, logits).sum() - penalty @ (w * w) / 2)
+
+    w = np.zeros(x.shape[1])
+    w[0] = log_odds(y)
+    reached = height(w)
+    for _ in range(100):
+        p = expit(x @ w)
+        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + np.diag(penalty), x.T @ (y - p) - penalty * w)
+        while (higher := height(w + step)) < reached and np.abs(step).max() > 1e-9:  # noqa: PLR2004 - no step at all
+            step /= 2
+        if higher < reached:
+            break
+        w, gained, reached = w + step, higher - reached, higher
+        if gained < 1e-9 * (1 + abs(reached)):
+            break
+    return w
+
+
+def log_odds(y: Array) -> float:
+    """Return the log odds of the share of ones in y: [n], 0 or 1; finite where all are alike."""
+    return float(np.log((y.sum() + 0.5) / (y.size - y.sum() + 0.5)))
+
+
+def with_constant(x: Array) -> Array:
+    """Return x: [n, k] with a first column of ones for the intercept, [n, 1 + k]."""
+    return np.concatenate([np.ones((len(x), 1)), x], 1)
+
+
+def expit(x: Array) -> Array:
+    """Return the logistic function of each element."""
+    return 0.5 + 0.5 * np.tanh(x / 2)
+
+
+def sigmoid(x: float) -> float:
+    """Return the logistic function of one number, without numpy."""
+    return 0.0 if x < -700 else 1 / (1 + exp(-x))  # noqa: PLR2004 - where exp would overflow
+
+
+# Features that the caller gives a learned score: named tables; and features of a prompt, before anything is generated.
+#
+# A table is a mapping from name to numbers [n] or [n, d] (an embedding), or a list with a mapping from name to number, or to a
+# row of numbers, for each example. The features of one input are such a mapping.
+
+LARGEST = 1e100
+"""Largest absolute value of a feature."""
+BUCKETS = 64
+"""Number of buckets for words and pairs of words, by their hashes."""
+
+
+def is_table(given: Any) -> bool:
+    """Return True for features with names, rather than logits."""
+    return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
+
+
+def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
+    """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first.
+
+    Raises:
+        PolicyError: it is not a table, its columns differ in length, or it has no column of the base score.
+    """
+    names = list(given if isinstance(given, Mapping) else given[0])
+    if base is not None and base not in names:
+        raise PolicyError(f"there is no feature {base!r}: there are {', '.join(map(str, names))}")
+    names.sort(key=lambda name: name != base)
+    try:
+        rows = given if isinstance(given, Mapping) else {name: [example[name] for example in given] for name in names}
+        columns = [np.asarray(rows[name], np.float64) for name in names]
+    except (KeyError, OverflowError, TypeError, ValueError) as e:
+        raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e
+    n = len(columns[0]) if columns and columns[0].ndim else 0
+    if any(column.ndim not in {1, 2} or len(column) != n for column in columns):
+        there = ", ".join(f"{name} {list(column.shape)}" for name, column in zip(names, columns, strict=True))
+        raise PolicyError(f"each feature is [n] or [n, d], with the same n: there are {there}")
+    if base is not None and columns[0].ndim == 2:  # noqa: PLR2004 - rows of numbers
+        raise PolicyError(f"the base score {base!r} is one number for each example")
+    if not n:
+        raise PolicyError("there are no features, or no examples")
+    columns = [column.reshape(n, -1) for column in columns]
+    table = np.concatenate([np.empty((n, 0)), *columns], 1)
+    if (np.isfinite(table) & (np.abs(table) > LARGEST)).any():
+        raise PolicyError(f"features are numbers of a size that can be squared, up to {LARGEST:g}: scale them")
+    return names, [column.shape[1] for column in columns], table
+
+
+def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[float]:
+    """Return one input's features as numbers, in the order of the fit.
+
+    Raises:
+        BadReply: a feature is missing, or has another number of columns than in the fit.
+    """
+    row = list[float]()
+    for name, width in zip(names, widths, strict=True):
+        try:
+            value = features[name]
+            numbers = [float(value)] if width == 1 and np.ndim(value) == 0 else [float(v) for v in value]
+        except (KeyError, OverflowError, TypeError, ValueError) as e:
+            raise BadReply(f"the score needs a feature {name!r} that it was fitted to: {type(e).__name__}") from e
+        if len(numbers) != width:
+            raise BadReply(f"the feature {name!r} has {len(numbers)} numbers, and the score was fitted to {width}")
+        row += numbers
+    return row
+
+
+def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
+    """Return features of a prompt, known before anything is generated: microseconds per word, the same in each process.
+
+    Args:
+        text: the prompt.
+        buckets: number of counts into which words, and pairs of neighbouring words, are hashed; 0: none.
+
+    Returns:
+        Name -> number: sizes and counts as logarithms of one plus them, and shares of characters.
+
+    Raises:
+        PolicyError: `text` is not a text, or `buckets` is negative or no whole number.
+    """
+    if not isinstance(text, str):
+        raise PolicyError(f"a prompt is a text, not a {type(text).__name__}")
+    if not isinstance(buckets, int) or buckets < 0:
+        raise PolicyError(f"buckets= takes a whole number, 0 or more, not {buckets!r}")
+    words = text.lower().split()
+    size = max(1, len(text))
+
+    def share(test: Callable[[str], bool]) -> float:
+        return sum(map(test, text)) / size
+
+    features = {
+        "characters": log1p(len(text)),
+        "words": log1p(len(words)),
+        "lines": log1p(text.count("\n")),
+        "questions": log1p(text.count("?")),
+        "word length": sum(map(len, words)) / max(1, len(words)),
+        "distinct words": len(set(words)) / max(1, len(words)),
+        "longest word": log1p(max(map(len, words), default=0)),
+        "digits": share(str.isdigit),
+        "capitals": share(str.isupper),
+        "letters": share(str.isalpha),
+        "foreign": share(lambda c: not c.isascii()),
+        "signs": share(lambda c: c in "=+-*/^<>\\$%"),
+        "brackets": share(lambda c: c in "()[]{}"),
+        "numbers": log1p(sum(word[0].isdigit() for word in words)),
+    }
+    counts = [0] * buckets
+    if buckets:
+        for part in (*words, *(f"{a} {b}" for a, b in pairwise(words))):
+            counts[crc32(part.encode("utf-8", "surrogatepass")) % buckets] += 1
+    return features | {f"bucket {i}": log1p(count) for i, count in enumerate(counts)}
+
+
+VERSION = 1
+
+
+class Learned:
+    """Fitted score: a function of one input's outputs, higher where the edge should answer.
+
+    `fit`, `fit_text` and `auto` return it. `name` is `learned` (0..1) or the fallback score: `msp`, `quantile`, or `base` of a
+    table; `chosen_because` has the reason. Outputs with NaN score NaN, and features with inf too. Calibrate its threshold on
+    examples that it was not fitted to.
+
+    Args:
+        data: contents of a file that `save` wrote.
+
+    Attributes:
+        of_logits: True if the score takes logits: for a model that gives probabilities, their logarithms. False: it takes the
+            model's outputs as they are.
+
+    Raises:
+        ModelError: the data is broken, or of another version.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        try:
+            if data["version"] != VERSION:
+                raise ModelError(f"the score is of version {data['version']}, and this edgeroute knows version {VERSION}")
+            self.name, self.chosen_because = str(data["name"]), str(data["chosen_because"])
+            self.classes: int = data["classes"]
+            self._read(data)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            raise ModelError(f"the score is broken: {type(e).__name__}: {e}") from e
+        self.data = dict(data)
+
+    def _read(self, data: Mapping[str, Any]) -> None:
+        """Validate and unpack the weights: whole for `many`; for one row, the one-hot part apart, with the constant added."""
+        if type(self.classes) is not int or self.classes < 0 or self.classes == 1:
+            raise ValueError(f"{self.classes!r} classes")
+        self._table = None if "columns" not in data else (list(data["columns"]), [int(width) for width in data["widths"]])
+        self._base = data.get("base")
+        self._text, self._fitted = self.classes == 0 and self._table is None, self.name == "learned"
+        self.of_logits = self.classes > 0
+        if not self._fitted:
+            if self.name != (fallback(self.classes) if self._table is None else "base"):
+                raise ValueError(f"there is no score {self.name!r} of {self.classes} classes")
+            return
+        self._blend = Blend(data["blend"]) if "blend" in data else None
+        self._foreign: Foreign | None = None
+        if data["foreign"] is not None:
+            self._foreign = Foreign(*(np.array(data["foreign"][part], np.float64) for part in Foreign._fields))
+            whiten, means = self._foreign
+            if whiten.shape != (self.classes, self.classes) or means.shape != (len(means) or 1, self.classes):
+                raise ValueError(f"{means.shape} means and {whiten.shape} to whiten, for {self.classes} classes")
+        columns: Any = names(self.classes, self._foreign is not None)
+        if self._table is not None:
+            columns = sum(self._table[1]) + (self._base is None)
+        if data["features"] != columns:
+            raise ValueError("its features are not those of this version")
+        count = columns if isinstance(columns, int) else len(columns)
+        self._weights = np.array([data["harm"], data["win"]], np.float64)
+        if self._weights.shape != (2, count + 1):
+            raise ValueError(f"{self._weights.shape} weights for {count} features and a constant, twice")
+        if not all(np.isfinite(part).all() for part in (self._weights, *(self._foreign or ()))):
+            raise ValueError("a weight is not finite")
+        plain = count + 1 - (self.classes if self.classes <= PER_CLASS else 0)
+        (self._harm, self._harm_of), (self._win, self._win_of) = (
+            (w[1:plain], [w[0] + v for v in w[plain:]] or w[:1]) for w in self._weights.tolist()
+        )
+
+    def __call__(self, outputs: Any) -> float:
+        """Return the score of one input.
+
+        outputs: logits [classes]; or, alone or in `(value, these)`, a text's token log-probabilities or a mapping of features.
+
+        Raises:
+            BadReply: the number of classes differs from that of the fit, or a feature is missing.
+        """
+        if self._table is not None:
+            return self._of_features(outputs[1] if type(outputs) is tuple else outputs)
+        if self._text:
+            logprobs = outputs[1] if type(outputs) is tuple else outputs
+            return self._weigh(text_features(logprobs), 0) if self._fitted else quantile(logprobs)
+        row = next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs
+        if isinstance(row, np.ndarray):
+            row = row.tolist()
+        if len(row) != self.classes:
+            raise BadReply(f"{len(row)} outputs, and the score was fitted to {self.classes}: these are not this model's")
+        if self.classes > SMALL:
+            return float(self.many([row])[0])
+        return self._weigh(*of_row(row, self._foreign)) if self._fitted else ROWS["msp"](row, max(row))
+
+    def _weigh(self, vector: list[float], predicted: int) -> float:
+        """Return the score for features and the predicted class, by both regressions."""
+        harm = self._harm_of[predicted] + sum(map(mul, self._harm, vector))
+        win = self._win_of[predicted] + sum(map(mul, self._win, vector))
+        better = sigmoid(win) - sigmoid(harm)
+        return 0.5 + 0.5 * better if self._blend is None else self._blend.one(vector[0], better)
+
+    def _of_features(self, features: Any) -> float:
+        """Return the score of one input's named features."""
+        assert self._table is not None
+        row = row_of(features, *self._table)
+        if not self._fitted:
+            return 0.5 if self._base is None else row[0] if isfinite(row[0]) else nan
+        if not all(map(isfinite, row)):  # no example of the fit was like it
+            return nan
+        return self._weigh(row if self._base is not None else [0.0, *row], 0)
+
+    def many(self, outputs: Any) -> Array:
+        """Return the scores of inputs, [n].
+
+        outputs: logits [n, classes], n texts' token log-probabilities, or a table like the one of the fit.
+
+        Raises:
+            BadReply: the number of classes differs from that of the fit, or a feature is missing.
+        """
+        if self._table is not None:
+            names_ = self._table[0]
+            if isinstance(outputs, Mapping):
+                missing = [name for name in names_ if name not in outputs]
+                if missing:
+                    raise BadReply(f"the score needs a feature {missing[0]!r} that it was fitted to")
+                outputs = [dict(zip(names_, row, strict=True)) for row in zip(*(outputs[name] for name in names_), strict=True)]
+            return np.array([self._of_features(example) for example in outputs], np.float64)
+        if self._text:
+            return np.array([self(example) for example in outputs], np.float64)
+        logits = np.asarray(outputs, np.float64)
+        if logits.shape != (len(logits), self.classes):
+            raise BadReply(f"outputs {list(logits.shape)}, and the score was fitted to [n, {self.classes}]")
+        with np.errstate(invalid="ignore"):
+            if not self._fitted:
+                return msp(logits)
+            features = of_logits(logits, self._foreign)
+            harm, win = expit(with_constant(features) @ self._weights.T).T
+            better: Array = win - harm
+            return 0.5 + 0.5 * better if self._blend is None else self._blend.many(features[:, 0], better)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file that `save` writes, hex."""
+        return hashlib.sha256(_json(self.data).encode()).hexdigest()
+
+    def save(self, path: Path | str) -> None:
+        """Write the score as JSON, replacing an existing file atomically.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        try:
+            replace_file(Path(path), _json(self.data))
+        except OSError as e:
+            raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+
+    @classmethod
+    def load(cls, path: Path | str) -> Learned:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ModelMissing: there is no such file.
+            ModelError: the file cannot be read, is broken, or is of another version.
+        """
+        try:
+            return cls(json.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError as e:
+            raise ModelMissing(f"there is no score at {path}") from e
+        except OSError as e:
+            raise ModelError(f"{path} cannot be read: {e.strerror or e}") from e
+        except (ValueError, RecursionError) as e:
+            raise ModelError(f"{path} is broken: {e}") from e
+        except ModelError as e:
+            raise ModelError(f"{path}: {e}") from e
+
+
+def fallback(classes: int) -> str:
+    """Return the name of the score that is used if nothing is learned: for classes, or for texts (0 classes)."""
+    return "msp" if classes else "quantile"
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """Return data as compact JSON with sorted keys."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))

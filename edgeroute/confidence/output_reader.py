@@ -1,0 +1,398 @@
+"""Decoding of a model's raw outputs to predictions: value, confidence, outputs.
+
+The kind of the outputs says what they are:
+
+    logits                a number for each class, before the softmax; one number: a binary classifier's, before the sigmoid
+    probabilities         a number for each class, after the softmax or sigmoid; or a mapping from class to probability
+    logprobs              natural logarithms of the probabilities; or, beside an output of tokens, one for each token of a text
+    label+probabilities   the class and the probabilities of all classes, as scikit-learn's models give them
+    value                 a number or an array, as a regression gives them: no confidence, except by a custom score
+    boxes                 a detector's boxes, scores and classes (`edgeroute.confidence.detector_boxes`)
+    answers               (value, confidence), or (text, log-probabilities of its tokens), or a `Prediction` with the outputs too
+
+Without a kind, outputs are read by their form: tuples as answers, integers and texts as labels, one float as a value, an output
+of labels beside one of probabilities as `label+probabilities`, boxes beside scores as `boxes`, and other floats as logits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from math import log
+from typing import Any, Final
+
+import numpy as np
+
+from edgeroute.confidence.detector_boxes import boxes_without_batch, checked_rule, have_boxes, read_boxes
+from edgeroute.confidence.output_forms import (
+    TINY,
+    Labels,
+    as_array,
+    binary,
+    confidence,
+    form_of,
+    is_by_class,
+    label_and_probabilities,
+    looks_like_probabilities,
+    out_of_range,
+    plain,
+    probabilities_warning,
+    several,
+    sum_to_one,
+    tokens_and_logprobs,
+)
+from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
+from edgeroute.core.error_codes import named
+from edgeroute.core.walk import Prediction, new
+from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
+from edgeroute.system.logs import Failures
+from edgeroute.system.process import call_contained
+
+logger = logging.getLogger("edgeroute")
+KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")
+"""Kinds of model outputs."""
+CLASSES: Final = ("logits", "probabilities", "logprobs")
+"""Kinds with a number for each class."""
+LIMITED: Final = ("probabilities", "logprobs")
+"""Kinds whose numbers have limits."""
+
+
+def checked_kind(kind: str | None) -> str | None:
+    """Return the kind if it is one of `KINDS`, or None.
+
+    Raises:
+        PolicyError: it is neither.
+    """
+    if kind is not None and kind not in KINDS:
+        raise PolicyError(f"there is no kind of outputs {kind!r}: {nearest(kind, KINDS)}")
+    return kind
+
+
+def bounded(score: str | Score) -> bool:
+    """Return True if confidences by this score are from 0 to 1."""
+    return isinstance(score, str) and score != "energy"
+
+
+class Reader:
+    """Decodes model outputs to predictions: (value, confidence, outputs).
+
+    Args:
+        score: a name from `SCORES`, or any `f(outputs of one input) -> float`.
+        labels: class index -> value; None: the value is the index, or the label that the model gives.
+        kind: kind of the outputs, one of `KINDS`; None: by their form, see above.
+        name: name of the model or function, in messages.
+        none_found: confidence of a picture in which a detector finds nothing: see `edgeroute.confidence.detector_boxes`.
+
+    Raises:
+        PolicyError: unknown score, kind or rule, or the score cannot be computed from that kind.
+    """
+
+    wrong: type[EdgerouteError] = ModelError
+    """Class of the exception for outputs that cannot be an answer: a fault of the model on the device."""
+
+    def __init__(
+        self,
+        score: str | Score = "msp",
+        *,
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        name: str = "the model",
+        none_found: str = "defer",
+    ) -> None:
+        if isinstance(score, str) and score not in SCORES:
+            raise PolicyError(f"there is no score {score!r}: expected one of {', '.join(SCORES)}, or a function of the outputs")
+        if score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities"}:
+            raise PolicyError("the energy score needs logits, and this model gives probabilities")
+        self.kind, self.score, self.name = checked_kind(kind), score, name
+        self._names = Labels(labels, name)
+        self.labels = self._names.labels
+        self.none_found = checked_rule(none_found)
+        row = score if isinstance(score, str) and score in ROWS else "msp"
+        self._row, self._array = ROWS[row], ARRAYS[row]
+        self._custom: Score | None = score if callable(score) else None
+        self.failures = Failures()
+        self._bounded = bounded(score)
+        self._logits = kind in {"probabilities", "label+probabilities"} and getattr(score, "of_logits", False)
+        """True if the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
+        self._special = {"label+probabilities": self._labelled, "value": self._value, "boxes": self._boxes}.get(kind or "")
+        self._seen = kind not in {None, "logits"}
+        """True once outputs have been checked for probabilities that are taken for logits."""
+        fast = kind in {None, "logits"} and isinstance(score, str) and self.labels is not None
+        self._fast = len(self.labels or ()) if fast and 1 < len(self.labels or ()) <= SMALL else 0
+        self._simple = 0
+        """Number of classes of the usual case, known once outputs have been seen; 0: there is no usual case."""
+
+    def one(self, outputs: Any) -> Prediction:
+        """Return the prediction for outputs of one input, with their batch axis of length 1.
+
+        Raises:
+            BadReply: the number of outputs differs from 1.
+        """
+        if self._simple and type(outputs) is np.ndarray and outputs.shape == (1, self._simple):  # the usual case
+            row = outputs[0]
+            z = row.tolist()
+            top = max(z)
+            if (sure := self._row(z, top)) == sure:  # false for NaN
+                return new(Prediction, (self.labels[z.index(top)], sure, row))  # type: ignore[index]
+        if boxes_without_batch(self.kind, outputs):
+            return self._read(outputs)
+        _check_count(outputs, 1)
+        return self._read(_row(outputs, 0))
+
+    def many(self, outputs: Any, count: int) -> list[Prediction]:
+        """Return the predictions for outputs of `count` inputs along the first axis.
+
+        Raises:
+            BadReply: the number of outputs differs.
+        """
+        if type(outputs) is np.ndarray and outputs.ndim and len(outputs) == count:  # the usual case
+            return list(map(self._read, outputs))
+        if count == 1 and boxes_without_batch(self.kind, outputs):
+            return [self._read(outputs)]
+        _check_count(outputs, count)
+        return [self._read(_row(outputs, i)) for i in range(count)]
+
+    def answer(self, result: Any) -> Prediction:
+        """Return the prediction for what a callable returned for one input."""
+        return self._read(result)
+
+    def _read(self, row: Any) -> Prediction:
+        """Return the prediction for one input's outputs, without batch axis."""
+        if self._special is not None:
+            return self._special(row)
+        if type(row) is tuple:
+            return self._pair(row)
+        if type(row) is Prediction:
+            value, sure, outputs = row
+            return self._pair((value, sure), outputs)
+        first = row
+        if type(row) is not np.ndarray and isinstance(row, Mapping):  # the first saves a call of `abc`
+            if (outputs := self._mapping(row)) is not None:
+                return outputs
+            first = next(iter(row.values()), None)
+        z = first.tolist() if isinstance(first, np.ndarray) else first
+        if not isinstance(z, list) or not 0 < len(z) <= SMALL or type(z[0]) is not float:
+            return self._large(row, first)
+        if z is first and not all(type(v) is float for v in z):  # a list may have anything in it
+            return self._large(row, first)
+        return self._classes(row, z, first)
+
+    def _classes(self, row: Any, z: list[float], first: Any) -> Prediction:
+        """Return the prediction for a number for each class, or for the only one."""
+        kind = self.kind
+        if not self._seen:
+            self._check_first(z, first)
+        if len(z) == 1 and kind not in CLASSES:
+            return self._regression(row, z[0])
+        if kind in LIMITED and self._custom is None and (wrong := out_of_range(kind, min(z), max(z), first)) is not None:
+            best = z.index(max(z)) if len(z) > 1 else int(z[0] > 0.5)  # noqa: PLR2004 - the second of two classes
+            return Prediction(self._names.at(best, max(len(z), 2)), wrong, row)
+        if len(z) == 1:
+            z = binary(z[0], kind)
+        elif kind == "probabilities":
+            z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
+        top = max(z)
+        sure = self._row(z, top) if self._custom is None else self._custom_score(z if self._logits else row)
+        value = self._names.at(z.index(top), len(z))
+        return Prediction(value, sure, row) if sure == sure else _unscored_prediction(value, sure, row, first)  # noqa: PLR0124 - NaN
+
+    def _check_first(self, z: list[float], first: Any) -> None:
+        """Check the first outputs: log one warning if they look like probabilities that are taken for logits."""
+        self._seen = True
+        self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
+        if looks_like_probabilities(z):
+            logger.warning("%s", probabilities_warning(self.name))
+
+    def mistakes(self, outputs: Any) -> bool:
+        """Return True if outputs with a batch axis of 1 are probabilities that would be read as logits."""
+        first = next(iter(outputs.values()), None) if isinstance(outputs, Mapping) else outputs
+        if self.kind is None and isinstance(outputs, Mapping) and self._mapping(_row(outputs, 0)) is not None:
+            return False
+        array = as_array(first)
+        return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
+
+    def _large(self, row: Any, first: Any) -> Prediction:
+        """Return the prediction for outputs that are not a short row of floats."""
+        array = as_array(first)
+        if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis
+            array = array[0]
+        if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
+            return self._label(row, first, array)
+        if not array.size and self.labels is not None:
+            raise BadReply(f"0 outputs, but {len(self.labels)} labels: these outputs are not this model's")
+        if array.ndim == 0 and array.dtype.kind == "f":
+            return self._regression(row, float(array)) if self.kind not in CLASSES else self._classes(row, [float(array)], first)
+        if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
+            # not a classifier's outputs: the value is the raw output, and only a custom score applies
+            return Prediction(row, self._custom_score(row) if self._custom is not None else None, row)
+        if len(array) <= SMALL:
+            return self._classes(row, [float(v) for v in array.tolist()], first)
+        if not self._seen:
+            self._check_first([float(v) for v in array.tolist()], first)
+        if self._custom is not None and not self._logits:
+            confidence = self._custom_score(row)
+        elif self._custom is None and (wrong := out_of_range(self.kind, array.min(), array.max(), array)) is not None:
+            confidence = wrong
+        else:
+            with np.errstate(all="ignore"):
+                z = np.log(array) if self.kind == "probabilities" else array
+                confidence = float(self._array(z)) if self._custom is None else self._custom_score(z)
+        value = self._names.at(int(array.argmax()), array.size)
+        if confidence != confidence:  # noqa: PLR0124 - NaN
+            return _unscored_prediction(value, confidence, row, array)
+        return Prediction(value, confidence, row)
+
+    def _regression(self, row: Any, value: float) -> Prediction:
+        """Return the prediction for one float: a regression's value."""
+        if self.labels is not None:
+            raise self.wrong(
+                f"{self.name} gives one number, and there are {len(self.labels)} labels. If it is a binary classifier write "
+                'kind = "probabilities" (after the sigmoid) or "logits" (before it), and two labels; if it is a value, no labels'
+            )
+        return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
+
+    def _label(self, row: Any, first: Any, array: Array) -> Prediction:
+        """Return the prediction for integers, bools and texts: labels, which are never taken for scores."""
+        sure = self._custom_score(row) if self._custom is not None else None
+        if array.size != 1:
+            if self.labels is not None and array.dtype.kind in "biu" and self._custom is None:
+                raise self.wrong(
+                    f"{self.name} gives {array.size} integers, which are read as labels and never as scores; "
+                    'if they are one for each class, quantised, write kind = "logits" or "probabilities"'
+                )
+            return Prediction(row, sure, row)
+        if array.ndim == 0 and not hasattr(first, "dtype") and self.labels is None:
+            return Prediction(row, sure, row)  # as the function gave it
+        return Prediction(self._names.named(array.reshape(-1)[0].item()), sure, row)
+
+    def _value(self, row: Any) -> Prediction:
+        """Return the prediction for a regression: a float if it is one number, else the array."""
+        first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
+        if type(first) is tuple:
+            return self._pair(first)
+        array = as_array(first)
+        value = array.reshape(-1)[0].item() if array.size == 1 and array.dtype.kind in "fiub" else first
+        return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
+
+    def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
+        """Return the prediction for named outputs whose names or forms tell their kind; None to read the first output."""
+        if self.kind is None and have_boxes(row):
+            return self._boxes(row)
+        if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
+            if self.kind is None and not sum_to_one(list(row.values())):
+                return None
+            return self._by_class(row, row)
+        if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
+            value, logprobs = tokens
+            sure = self._custom_score(row) if self._custom is not None else None
+            if self._custom is None:
+                sure = out_of_range("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(
+                    logprobs
+                )
+            return Prediction(plain(value), sure, row)
+        if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
+            p = parts[1]
+            if isinstance(p, Mapping) or sum_to_one(as_array(p).tolist()):
+                return self._labelled(row)
+        return None
+
+    def _labelled(self, row: Any) -> Prediction:
+        """Return the prediction for a label and the probabilities of all classes; the label is the value."""
+        parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
+        if parts is None:
+            raise self.wrong(
+                f"{self.name} is to give a label and probabilities (kind = label+probabilities), and gives {form_of(row)}. "
+                "Name the output that is read (output), or write another kind"
+            )
+        label, p = parts
+        read = self._by_class(p, row) if isinstance(p, Mapping) else self._from_probabilities(as_array(p), row)
+        return Prediction(self._names.named(plain(label)), read.confidence, row)
+
+    def _from_probabilities(self, p: Array, row: Any) -> Prediction:
+        """Return the prediction for probabilities [classes], with the class number as value."""
+        wrong = out_of_range("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
+        if wrong is not None:
+            return Prediction(int(p.argmax()), wrong, row)
+        z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
+        if len(z) == 1:
+            z = binary(float(p[0]), "probabilities")
+        sure = self._row(z, max(z)) if self._custom is None else self._custom_score(z if self._logits else row)
+        return Prediction(z.index(max(z)), sure, row)
+
+    def _by_class(self, p: Mapping[Any, Any], row: Any) -> Prediction:
+        """Return the prediction for a mapping from class to probability."""
+        names = list(p)
+        read = self._from_probabilities(np.array([float(v) for v in p.values()]), row)
+        return Prediction(self._names.named(plain(names[read.value])), read.confidence, row)
+
+    def _boxes(self, row: Any) -> Prediction:
+        """Return the prediction for a detector's outputs."""
+        detections, sure = read_boxes(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
+        return Prediction(detections, self._custom_score(row) if self._custom is not None else sure, row)
+
+    def _pair(self, row: tuple[Any, ...], outputs: Any = None) -> Prediction:
+        """Return the prediction for (value, confidence), read from `outputs`; None: from the pair itself."""
+        if len(row) != 2:  # noqa: PLR2004 - a pair
+            raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
+        value, sure = row
+        if isinstance(value, np.generic):
+            value = value.item()
+        if self.labels is not None:
+            value = self._names.meant(value)
+        outputs = row if outputs is None else outputs
+        if self._custom is not None:
+            return Prediction(value, self._custom_score(outputs), outputs)
+        if isinstance(sure, Unscored) or (type(sure) is float and 0.0 <= sure <= 1.0):
+            return Prediction(value, sure, outputs)
+        return Prediction(value, self._given_confidence(sure), outputs)
+
+    def _given_confidence(self, given: Any) -> float | None:
+        """Return a confidence that the model gave, checked; raise `wrong` if it is not one."""
+        sure, wrong = confidence(given, bounded=self._bounded)
+        if wrong:
+            raise self.wrong(f"{self.name} gives {wrong}")
+        return sure
+
+    def _custom_score(self, outputs: Any) -> float | None:
+        """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same."""
+        assert self._custom is not None
+        try:
+            sure = call_contained(self._custom, outputs)
+            return None if sure is None else float(sure)
+        except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
+            self.failures.log("the score", e)
+            return Unscored(f"the score failed: {named(e)}")
+
+
+def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:
+    """Return the prediction of a classifier whose confidence is NaN: without a value if its numbers are not finite."""
+    if isinstance(sure, Unscored) or np.isfinite(as_array(numbers)).all():
+        return Prediction(value, sure, row)
+    return Prediction(None, Unscored("its outputs hold NaN or infinity, or are all minus infinity"), row)
+
+
+def _row(outputs: Any, i: int) -> Any:
+    """Return the outputs of input number i."""
+    if type(outputs) is dict:
+        return {name: array[i] for name, array in outputs.items()}
+    return outputs[i]
+
+
+def _length(outputs: Any) -> int:
+    """Return the length of the first axis."""
+    return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)
+
+
+def _check_count(outputs: Any, count: int) -> None:
+    """Raise BadReply for outputs whose first axis does not count the inputs: a row of them would belong to no input."""
+    try:
+        length = _length(outputs)
+        if length == count:
+            return
+        description = f"{length} outputs"
+    except TypeError:  # an array that has no axes
+        description = "an output without axes"
+    raise BadReply(
+        f"{count} inputs gave {description}: where another axis than the first counts the inputs, or none, the model's card "
+        'says so, as in "output": {"batch": "none"}'
+    )

@@ -1,0 +1,160 @@
+"""Adapter that makes an edge model of a Python function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType
+from typing import Any
+
+from edgeroute.confidence.detector_boxes import checked_rule
+from edgeroute.confidence.output_forms import label_names
+from edgeroute.confidence.output_reader import checked_kind
+from edgeroute.confidence.scores import Score
+from edgeroute.core.stream_walk import join_result, logprobs_of, whole
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.model_members import is_async
+from edgeroute.errors import PolicyError
+from edgeroute.types import StopToken, TensorSpec
+
+
+class CallableModel:
+    """Edge model that calls `f(x)` for each input.
+
+    The function returns `(value, confidence)`, a `Prediction`, or logits, an array [classes]. A generator function yields its
+    value in pieces and returns the confidence. A coroutine function, an asynchronous generator function, and an object whose
+    `__call__` is one of them are awaited, by `AsyncRouter` alone.
+
+    Args:
+        function: must be thread-safe, unless `parallel` is 1: concurrent requests call it concurrently.
+        name: in answers; None: the function's name.
+        labels: class index -> value; None: the value is the index.
+        kind: kind of its results, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
+        score: for this function, in place of the router's.
+        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: "defer".
+        version: text that you change whenever its answers change, for certificates and the cache on disk. None: the function's
+            code and constants identify it; a function that uses an object, such as a model, cannot be identified by them.
+        parallel: most calls at a time; None: any number.
+        inputs: specifications of its inputs, with the batch axis, for `edgeroute serve`.
+        outputs: specifications of its outputs, with the batch axis, for `edgeroute serve`.
+        takes_edge: the function is `f(x, edge)`: behind `edgeroute serve` it gets the edge's answer to x, as a client with
+            `send_edge` sends it, a mapping with `value` and `confidence`; None: there is none (docs/payloads.md).
+
+    Raises:
+        PolicyError: `takes_edge` with a function that is not a plain one, or an unknown kind or rule.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        score: str | Score | None = None,
+        none_found: str | None = None,
+        version: str | None = None,
+        parallel: int | None = None,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
+        takes_edge: bool = False,
+    ) -> None:
+        self._given = function
+        self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
+        if takes_edge:
+            self.run_escalated = self._run_escalated
+            if is_async(function) or inspect.isgeneratorfunction(function):
+                raise PolicyError(
+                    f"takes_edge is for a plain function: make {getattr(function, '__name__', 'it')} a def that returns"
+                )
+            function = partial(_call_without_edge, function)
+        self.function = function
+        self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
+        self.labels, self.kind = label_names(labels), checked_kind(kind)
+        self.score, self.none_found = score, checked_rule(none_found or "defer")
+        self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
+        self.settings: Mapping[str, Any] = {"function": self._given}
+        self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
+        call = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a generator function
+        self._yields_async = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
+        if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(call) or self._yields_async:
+            self.stream = lambda x, cancel: function(x)  # noqa: ARG005 - it cannot be stopped
+        if is_async(function):
+            self.run = self._run_async  # type: ignore[method-assign]
+            if self._yields_async:
+                self.stream = self._stream_async
+
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
+        """Call the function once per input; return a list of its results."""
+        return [self._result(self.function(x)) for x in inputs]
+
+    def _run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
+        """Call the function once per input, with the edge's answer to each; return a list of its results."""
+        return [self._result(self._given(x, edge)) for x, edge in zip(inputs, edges, strict=True)]
+
+    def _result(self, result: Any) -> Any:
+        """Return a result of the function as `(value, confidence)` or array; the pieces of a generator are joined.
+
+        Raises:
+            PolicyError: the function returned a coroutine or an asynchronous generator.
+        """
+        kind = type(result)
+        if kind is tuple:
+            return result
+        if kind is Prediction:
+            return result[:2]
+        if kind in _AWAITED:
+            if kind is CoroutineType:
+                result.close()  # or Python would warn that it was never awaited
+            raise PolicyError(f"{self.name} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+        return join_result(result)
+
+    async def _run_async(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - its task is
+        """Await the function once per input, one after the other; return a list of its results."""
+        if self._yields_async:
+            return [await gather(self._stream_async(x)) for x in inputs]
+        results = [await self.function(x) for x in inputs]
+        return [result[:2] if type(result) is Prediction else result for result in results]
+
+    async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
+        """Yield the function's pieces for one input."""
+        async with aclosing(self.function(x)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+def _call_without_edge(function: Callable[[Any, Any], Any], x: Any) -> Any:
+    """Call a function that takes an edge's answer without one."""
+    return function(x, None)
+
+
+_AWAITED = (CoroutineType, AsyncGeneratorType)
+"""Types of results that only `AsyncRouter` can await."""
+
+
+async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:
+    """Await all pieces of an asynchronous generator, close it, and return (joined pieces, confidence).
+
+    A `Prediction` among the pieces stands for both; without one, the confidence is the pieces' log-probabilities.
+
+    Args:
+        stream: the generator.
+        show: called with each piece as it comes; None: nobody waits for them.
+    """
+    pieces: list[Any] = []
+    value = confidence = None
+    try:
+        async for piece in stream:
+            if type(piece) is Prediction:
+                value, confidence = piece.value, piece.confidence
+                continue
+            pieces.append(piece)
+            if show is not None:
+                show(piece)
+    finally:
+        await stream.aclose()
+    if value is None:
+        return whole(pieces), logprobs_of(pieces) if confidence is None else confidence
+    return value, confidence

@@ -1,0 +1,348 @@
+"""Members of edge models: their documentation, defaults and checks, and the model's fingerprint.
+
+No other file looks for members.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from hashlib import sha256
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.errors import PolicyError, check_number
+from edgeroute.system.process import file_stamp
+from edgeroute.types import EdgeModel, StopToken, TensorSpec
+
+
+class EdgeMembers(EdgeModel, Protocol):
+    """All members of an edge model that edgeroute reads.
+
+    A member that a model lacks, or that is None, has the default named here.
+    """
+
+    @property
+    def labels(self) -> tuple[Any, ...] | None:
+        """Class index -> value. Default: the value is the index, or the label that the model returns."""
+
+    @property
+    def kind(self) -> str | None:
+        """Kind of the outputs, one of `edgeroute.confidence.KINDS`. Default: recognised by their form."""
+
+    @property
+    def output(self) -> str | None:
+        """Name of the output that is read. Default: all of them."""
+
+    @property
+    def score(self) -> Any:
+        """Confidence score for this model. Default: the router's."""
+
+    @property
+    def none_found(self) -> str:
+        """Rule for a detector that finds nothing: see `edgeroute.confidence.detector_boxes`. Default: defer."""
+
+    @property
+    def path(self) -> str | PathLike[str] | None:
+        """File or folder of the model; a router whose model lacks its file cannot be made. Default: the model has none."""
+
+    @property
+    def files(self) -> Sequence[str | PathLike[str]]:
+        """Further files or folders that the outputs depend on, such as the card. For fingerprints and `reload`. Default: none."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything else that the outputs depend on: providers, precision, plain functions, models that it calls.
+
+        For fingerprints.
+
+        Values are plain data, functions and edge models. Reading this may load the model. Default: nothing else.
+        """
+
+    @property
+    def version(self) -> str | None:
+        """Text that the model's author changes whenever its outputs change. For fingerprints.
+
+        It stands for functions and objects among the settings, which have no identity across processes. Default: `path`, `files`
+        and `settings` identify the model.
+        """
+
+    @property
+    def release(self) -> Any:
+        """Version of a catalog, for models from a catalog: set by `edgeroute.catalog`, never by a runtime. Default: none."""
+
+    @property
+    def card(self) -> Any:
+        """Model card (`edgeroute.edge.card.Card`). Default: none."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """Specifications of the inputs, with the batch axis, once the model is loaded. For `edgeroute serve`.
+
+        Default: unknown.
+        """
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Specifications of the outputs, with the batch axis, once the model is loaded. Default: unknown."""
+
+    @property
+    def parallel(self) -> int | None:
+        """Most runs at a time; a further run waits for its turn. Default: any number."""
+
+    @property
+    def closes_after_runs(self) -> bool:
+        """True if `close` may be called during runs, which hold what they need. Default: `close` is called after the last run."""
+
+    @property
+    def downgraded(self) -> str | None:
+        """How the model runs otherwise than requested, once it is loaded; `check` shows it. Default: it runs as requested."""
+
+    @property
+    def stateful(self) -> bool:
+        """True if the model keeps a state from one input to the next, and so runs in a session only.
+
+        Default: as its card states.
+        """
+
+    @property
+    def placement(self) -> str | None:
+        """Text that states which parts of the model run on which hardware, once it is loaded; `check` shows it.
+
+        Default: unknown.
+        """
+
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:
+        """Return `run([x], cancel)` by a faster way: its cost is part of each call's. Default: `run`."""
+
+    def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[Any, None, Any] | AsyncGenerator[Any, None]:
+        """Yield the answer to one input in pieces. Default: one piece, from `run_one`.
+
+        A generator returns the confidence, the log-probabilities of the answer's tokens, or a `Prediction` of the whole; an
+        asynchronous generator may yield that as its last item.
+        """
+
+    def run_feed(self, feed: dict[str, Any]) -> Any:
+        """Run tensors by name, as in `inputs`, with the batch axis: for `edgeroute serve`. Default: `run` on the rows.
+
+        If the method has a second parameter, that is the stop token, or None, as for `run`.
+        """
+
+    def run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
+        """Run as `run` does, with the edge's answer to each input, as clients with `send_edge` send it; None: a client sent none.
+
+        `edgeroute serve` calls it in place of `run`. Default: answers that come are ignored.
+        """
+
+    def load(self) -> Any:
+        """Load the model, unless it is loaded; `run` does so by itself. A plain function, called from any thread."""
+
+    def close(self) -> Any:
+        """Free the model; a later run loads it again, and a second call does nothing.
+
+        A plain function, called from any thread.
+        """
+
+
+Name: TypeAlias = Literal[
+    "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
+    "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one", "score", "settings",
+    "stateful", "stream", "version",
+]  # fmt: skip
+"""Names of the optional members."""
+DEFAULTS: Mapping[Name, Any] = {
+    "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
+    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
+    "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None, "score": None, "settings": {},
+    "stateful": False, "stream": None, "version": None,
+}  # fmt: skip
+"""Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
+_METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")
+"""Optional members that are methods."""
+
+
+def member(model: EdgeModel, name: Name) -> Any:
+    """Return an optional member of a model, or its default if the model lacks it or has None."""
+    value = getattr(model, name, None)
+    return DEFAULTS[name] if value is None else value
+
+
+def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
+    """Return the model's `run_feed` as a function of tensors and a stop token; None: the model has none.
+
+    The token is passed on only if `run_feed` takes one.
+    """
+    run: Callable[..., Any] | None = member(model, "run_feed")
+    if run is None:
+        return None
+    try:
+        inspect.signature(run).bind({}, None)
+    except (TypeError, ValueError):  # it takes the tensors alone; or a native function does not say what it takes
+        return lambda feed, _: run(feed)
+    return run
+
+
+def is_model(thing: object) -> bool:
+    """Return True if an object has a `run` to be called, and is no class."""
+    return callable(getattr(thing, "run", None)) and not isinstance(thing, type)
+
+
+def files(model: EdgeModel) -> list[Path]:
+    """Return the files and folders that the model's outputs depend on, the model's own first."""
+    further = member(model, "files")
+    listed = [further] if isinstance(further, str | Path) else [*further]  # a single one is meant as one
+    return [Path(path) for path in (member(model, "path"), *listed) if path is not None]
+
+
+def stamps(model: EdgeModel) -> tuple[Any, ...]:
+    """Return (path, stamp) of the model's files and folders, to detect that a model on disk has changed since it was loaded."""
+    return tuple((path.absolute(), file_stamp(path)) for path in files(model))
+
+
+def is_async(function: Any) -> bool:
+    """Return True if a call returns a coroutine or an asynchronous generator."""
+    while isinstance(function, partial):
+        function = function.func
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a coroutine function
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, called))
+
+
+def has_async_runs(model: EdgeModel) -> bool:
+    """Return True if the model's runs are awaited.
+
+    Raises:
+        PolicyError: some runs are `async def` and some are not, or `load`, `close` or another method is.
+    """
+    runs = {"run": model.run, "run_one": member(model, "run_one"), "stream": member(model, "stream")}
+    async_by_name = {name: is_async(run) for name, run in runs.items() if run is not None}
+    if len({*async_by_name.values()}) > 1:
+        asynchronous, plain = ([name for name, is_one in async_by_name.items() if is_one is wanted] for wanted in (True, False))
+        raise PolicyError(
+            f"{model_text(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
+            f" {' and '.join(plain)} {'is' if len(plain) == 1 else 'are'} not: make all of them async def, or none"
+        )
+    for name in ("load", "close", "run_escalated", "run_feed"):
+        if is_async(member(model, name)):
+            raise PolicyError(f"{model_text(model)}: {name} is async def, and is called from threads: make it a plain def")
+    return async_by_name["run"]
+
+
+def check_model(model: EdgeModel) -> None:
+    """Check a model's name, and the types of its methods, `parallel` and `version`, before its first run.
+
+    Raises:
+        PolicyError: a member has the wrong type; the message names it.
+    """
+    name = getattr(model, "name", None)
+    if not isinstance(name, str) or not name:
+        raise PolicyError(
+            f"{type(model).__name__} has a run but no name, so it is no edge model: pass a model file's path, a function f(x),"
+            " or an object with a name and run(inputs, cancel)"
+        )
+    for method in _METHODS:
+        if not callable(member(model, method) or check_model):
+            raise PolicyError(f"{name}: {method} is a {type(member(model, method)).__name__}, and no method")
+    if (parallel := member(model, "parallel")) is not None:
+        check_number(f"{name}: parallel", parallel, least=1, whole=True)
+    if not isinstance(version := member(model, "version"), str | None):
+        raise PolicyError(f'{name}: version is text, as in version="{version}", and not a {type(version).__name__}')
+
+
+def model_text(model: EdgeModel) -> str:
+    """Return the model's name for a message, as in `the edge 'tiny'`."""
+    return f"the edge {model.name!r}"
+
+
+# Fingerprint of an edge model: all that its outputs depend on, in one text.
+
+Of = Callable[[Any], str]
+"""Function that returns the fingerprint of a file, a folder or a callable."""
+
+
+def fingerprint(model: EdgeModel, of: Of, of_callable: Of | None = None) -> str:
+    """Return a fingerprint of a model's class, files, settings, labels and kind of outputs, the same in each process.
+
+    Functions and objects in the settings count by their fingerprints, or, beside a `version`, by their names alone. Without a
+    version and anything else that identifies the model, or with a setting that has no identity, the text begins with
+    `UNIDENTIFIED`, and differs each time.
+
+    Args:
+        model: the model.
+        of: returns the fingerprint of a file, a folder or a callable.
+        of_callable: returns that of a callable in the settings; None: `of`, or with a version the name.
+
+    Raises:
+        OSError: a file cannot be read.
+        PolicyError: the settings are no mapping.
+    """
+    settings, version = member(model, "settings"), member(model, "version")
+    if not isinstance(settings, Mapping):
+        raise PolicyError(f"{model_text(model)}: settings is a mapping of names to values, and not a {type(settings).__name__}")
+    paths = files(model)
+    of_callable = of_callable or (of if version is None else _name)
+    if version is None and not paths and not settings:
+        return of_callable(model)
+    kind = type(model)
+    parts = [
+        f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
+        *map(of, paths),
+        _text("version", version),
+        _value_text(settings, of, of_callable),
+        repr((member(model, "labels"), member(model, "kind"), member(model, "output"), member(model, "none_found"))),
+    ]
+    return _digest(parts) or of(model)
+
+
+def callable_fingerprint(function: Any, version: str | None, of: Of) -> str:
+    """Return the fingerprint of a callable: by its version and name if it has a version, else by `of`."""
+    return of(function) if version is None else _digest([_name(function), _text("version", version)])
+
+
+def _digest(parts: list[str]) -> str:
+    """Return the first part and a hash over all parts; empty if a part has no identity."""
+    if any(UNIDENTIFIED in part for part in parts):
+        return ""
+    h = sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        h.update(b"%d:" % len(data) + data)
+    return f"{parts[0]} {h.hexdigest()}"
+
+
+def _name(thing: Any) -> str:
+    """Return the module and the qualified name of an object, or of its class."""
+    kind = type(thing)
+    module = getattr(thing, "__module__", None) or kind.__module__
+    return f"{module}.{getattr(thing, '__qualname__', kind.__qualname__)}"
+
+
+def _text(tag: str, value: object) -> str:
+    """Return `tag repr(value)`."""
+    return f"{tag} {value!r}"
+
+
+def _value_text(value: Any, of: Of, of_callable: Of) -> str:
+    """Return a value of the settings as a text that is the same in each process."""
+    if isinstance(value, Enum):
+        return _text(type(value).__qualname__, value.name)
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return _text(type(value).__name__, value)
+    if isinstance(value, PathLike):
+        return _text("path", fspath(value))
+    if isinstance(value, np.generic | np.ndarray) and not value.dtype.hasobject:
+        return _text("array", (value.dtype.str, value.shape, sha256(value.tobytes()).hexdigest()))
+    if isinstance(value, Mapping):
+        return _text(
+            "mapping", sorted((_value_text(k, of, of_callable), _value_text(v, of, of_callable)) for k, v in value.items())
+        )
+    if isinstance(value, list | tuple):
+        return _text("list", [_value_text(item, of, of_callable) for item in value])
+    if isinstance(value, set | frozenset):
+        return _text("set", sorted(_value_text(item, of, of_callable) for item in value))
+    return fingerprint(value, of, of_callable) if is_model(value) else of_callable(value)

@@ -1,0 +1,200 @@
+"""Checks of the types of a router's arguments, so that an error shows at construction, and not later within a call."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from math import isnan
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from edgeroute.core.device_rules import Rule
+from edgeroute.core.policy import Options
+from edgeroute.edge.runtimes import each
+from edgeroute.errors import PolicyError
+from edgeroute.record.instruments import Instrument
+from edgeroute.system.class_signatures import check_units
+from edgeroute.types import StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.backend import Function
+    from edgeroute.edge.runtimes import Variants
+    from edgeroute.types import V
+
+
+class Runs(Protocol):
+    """Edge model, as far as its type can be checked; see `EdgeModel`."""
+
+    def run(self, inputs: list[Any], cancel: StopToken | None, /) -> Any:
+        """Run a batch."""
+
+
+class Talks(Protocol):
+    """Endpoint, as far as its type can be checked."""
+
+    def talk(self, inputs: list[Any], /) -> Any:
+        """Return the calls for a batch."""
+
+
+Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
+Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
+
+
+DEFAULTS = Options()
+
+
+def with_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments, with the fields of `Options` combined in one argument `options`."""
+    options = {name: given[name] for name in Options._fields if name in given}
+    rest = {name: value for name, value in given.items() if name not in options}
+    return {**rest, "options": Options(**options)} if options else rest
+
+
+def checked_options(options: Options | None) -> Options:
+    """Return the options, or the defaults for None.
+
+    Raises:
+        PolicyError: another type.
+    """
+    if options is not None and not isinstance(options, Options):
+        raise _wrong("options", "an edgeroute.Options, as in options=Options(...)", options)
+    return options or DEFAULTS
+
+
+CLASSES: Mapping[str, tuple[str, str]] = {
+    "audit": ("edgeroute.trials.drift", "Audit"),
+    "cache": ("edgeroute.stores.cache", "Cache"),
+    "egress": ("edgeroute.cloud.endpoint_guard", "Egress"),
+    "limits": ("edgeroute.core.spending", "Limits"),
+    "outbox": ("edgeroute.stores.outbox", "Outbox"),
+}
+"""Argument -> module and name of its class, imported only if the argument is given."""
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+EVENTS = [name for name in vars(Instrument) if not name.startswith("_")]
+
+
+FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "rules": (
+        lambda rules: isinstance(rules, list | tuple) and all(isinstance(rule, Rule) for rule in rules),
+        'a list of rules, as in rules=[Rule("heat", "prefer_cloud", enter=80)]',
+    ),
+    "score": (
+        lambda score: isinstance(score, str) or callable(score),
+        'a name, as in score="margin", or a function of the outputs of one input',
+    ),
+    "trace": (
+        lambda trace: callable(trace) or isinstance(trace, str | os.PathLike) or _is_trace(trace),
+        "a function, the path of a file, or an edgeroute.Trace",
+    ),
+    "metered": (lambda metered: callable(metered) or isinstance(metered, bool), "True, False, or a function that returns either"),
+    "sensors": (callable, "a function that returns a Reading"),
+    "views": (lambda views: isinstance(views, Mapping), 'a mapping such as {"edge": "image", "cloud": "jpeg"}'),
+    "state": (lambda state: isinstance(state, str | os.PathLike), "the path of a folder"),
+    "instruments": (
+        lambda given: isinstance(given, Collection) and not isinstance(given, str | bytes | Mapping) and all(map(_hears, given)),
+        "a list of instruments, objects with methods as edgeroute.Instrument has",
+    ),
+}
+"""Argument -> test of its value, and the words for a value that fits."""
+
+
+def _hears(instrument: Any) -> bool:
+    """Return True if an object has a method of an instrument."""
+    return not isinstance(instrument, type) and any(hasattr(instrument, event) for event in EVENTS)
+
+
+def _is_trace(value: Any) -> bool:
+    """Return True for a `Trace`. If its module is not imported, nothing can be one."""
+    module = sys.modules.get("edgeroute.record.trace")
+    return module is not None and isinstance(value, module.Trace)
+
+
+def check_types(given: Mapping[str, Any]) -> None:
+    """Check the types of the given arguments; None counts as not given.
+
+    Raises:
+        PolicyError: a wrong type; the message names what to pass.
+    """
+    for name, (module, kind) in CLASSES.items():
+        value = given.get(name)
+        if value is not None and not isinstance(value, getattr(import_module(module), kind)):
+            raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
+    for name in ("limits", "audit"):  # plain data, which cannot refuse a number itself
+        if given.get(name) is not None:
+            check_units(type(given[name]), given[name]._asdict(), f"{name}: ")
+    for side in ("edge", "cloud"):
+        several = given.get(side)
+        for target in several if isinstance(several, list | tuple) else [several]:
+            for model in each(target):
+                _check_target(side, model)
+    trials = given.get("trial")
+    for trial in trials if isinstance(trials, list | tuple) and not hasattr(trials, "shown") else [trials]:
+        for side in ("edge", "cloud"):
+            _check_target(side, getattr(trial, side, None))
+    for name, (fits, words) in FITS.items():
+        value = given.get(name)
+        if value is not None and not fits(value):
+            raise _wrong(name, words, value)
+    for name in ("deadline", "first_token", "certificate_max_age", "sensors_every"):
+        check_seconds(name, given.get(name))
+    if not isinstance(given.get("hedge_after"), str):
+        check_seconds("hedge_after", given.get("hedge_after"), least=True)
+
+
+def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
+    """Check a number of seconds; None counts as not given.
+
+    Args:
+        name: name of the argument, for the message.
+        value: its value.
+        least: True: 0 is allowed.
+
+    Raises:
+        PolicyError: the value is invalid; the message names what to write.
+    """
+    if value is None:
+        return
+    number = isinstance(value, Real) and not isinstance(value, bool) and not isnan(value)
+    if not number or not (value >= 0 if least else value > 0):
+        quoted = value if isinstance(value, Real) else f"a {type(value).__name__}"
+        wanted = "seconds, a number of 0 or more" if least else "seconds, a number of more than 0"
+        raise PolicyError(f"{name}= takes {wanted}, not {quoted}{_in_seconds(name, value)}")
+
+
+def _in_seconds(name: str, value: Any) -> str:
+    """Return a hint how to write a duration as a number; empty if the value is no duration."""
+    if hasattr(value, "total_seconds"):
+        return f": write {name}={value.total_seconds():.12g}"
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return ""
+    return f": write {name}={float(match[1]) * UNITS.get(match[2], 1):.12g}" + (' ("2s" is for policy files)' if match[2] else "")
+
+
+def _check_target(side: str, value: Any) -> None:
+    """Raise PolicyError for an estimator that cannot be called, with the code that makes it callable."""
+    estimator = next((name for name in ("predict_proba", "predict") if hasattr(value, name)), None)
+    if isinstance(value, type) and (estimator or hasattr(value, "run") or hasattr(value, "talk")):
+        raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)
+    if estimator is None or callable(value) or hasattr(value, "run") or hasattr(value, "talk"):
+        return
+    remedy = "lambda x: model.predict([x])[0]"
+    if side == "edge" and estimator == "predict":  # no confidence
+        remedy = "lambda x: (model.predict([x])[0], None)"
+    elif side == "edge":
+        remedy = (
+            'CallableModel(lambda x: model.predict_proba([x])[0], kind="probabilities", labels=tuple(model.classes_)), '
+            "or export it to ONNX"
+        )
+    raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={remedy}")
+
+
+def _wrong(name: str, wanted: str, value: Any) -> PolicyError:
+    """Return the error for an argument of another type; a value is not quoted, since it may hold secrets."""
+    type_text = (
+        f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    )  # not quoted: it may hold secrets
+    return PolicyError(f"{name}= takes {wanted}, not {value if isinstance(value, bool) else type_text}")

@@ -1,0 +1,450 @@
+"""AsyncRouter: the router for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from functools import cached_property, partial, wraps
+from inspect import signature
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF, Mode
+from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
+from edgeroute.errors import Held, ModelError, Unreachable
+from edgeroute.router.base_router import BaseRouter, Spawn
+from edgeroute.router.drivers import Deferrable, Send, Stop
+from edgeroute.router.drivers.tasks import drive
+from edgeroute.router.engine import Engine, check_all
+from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
+from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
+from edgeroute.router.policy_snapshot import edges_of
+from edgeroute.router.preflight import Check, Decision, decide
+from edgeroute.router.request import Request, Shows, length
+from edgeroute.router.router import Router
+from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.streams import AsyncStream, End, Last, as_one_piece
+from edgeroute.router.warm_up import Warmed, Warming, view_samples, warm_up, warm_up_async
+from edgeroute.types import Answer, V
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from edgeroute.router.conversation import AsyncConversation
+    from edgeroute.router.live.tasks import AsyncAudio, AsyncFrames
+    from edgeroute.router.session import AsyncSession
+    from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+QUICK_S = 0.001
+"""A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
+0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
+CLOSE_S = 1.0
+"""How long closing waits for tasks that were cancelled."""
+
+
+def like(method: Callable[Concatenate[Any, P], Any]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
+    """Return a decorator that gives a method the arguments and defaults of another one; its body gets them by name."""
+    arguments = signature(method)
+
+    def decorated(own: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
+        @wraps(own)
+        def call(self: Any, *given: P.args, **named: P.kwargs) -> R:
+            bound = arguments.bind(self, *given, **named)
+            bound.apply_defaults()
+            return own(**bound.arguments)
+
+        call.__signature__ = arguments.replace(return_annotation=signature(own).return_annotation)  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]  # the name of its first argument
+
+    return decorated
+
+
+class Loop:
+    """The event loop's side of a router: pumps, the tasks of legs, and threads for what may block.
+
+    Args:
+        engine: of the router.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._inside = InsideLegs()
+
+    async def pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
+        """Execute the steps of a call on the event loop; `show` is called with what the caller is shown."""
+        value: Any = None
+        move: Callable[[Any], Step] = steps.send
+        try:
+            while True:
+                step = move(value)
+                try:
+                    value, move = await self._take(step, show), steps.send
+                except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
+                    value, move = e, steps.throw
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _take(self, step: Step, show: Callable[[Any], object] | None) -> Any:
+        if type(step) is Walk:
+            to = None if step.show is None or show is None else partial(_show, step.show, show)
+            return await drive(step.walk, partial(self.begin, step.legs, step.streams, None), to)
+        if type(step) is Join:
+            return await step.flight.wait_async(step.timeout_s)
+        if type(step) is Pause:
+            return await asyncio.sleep(step.seconds)
+        assert type(step) is Block, "there is no other step"
+        return await self.in_thread(*step)
+
+    def begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event | Deferrable:
+        """Start a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
+        if first is not None and start.leg == 0:
+            return first
+        backend: Any = legs.backend(start)
+        permit = legs.plan.legs[start.leg].permit
+        if backend.run_async is None:
+            if streams:
+                return legs.begin_stream(start, send)
+            quick = permit is None and legs.sequential and _quick(legs.plan, backend)
+            return legs.run(start) if quick else legs.begin(start, send)
+        begin = partial(self._begin_async, legs, streams, start, send)
+        if permit is None or streams or self.engine.closed or not TAKES_BACK or not legs.keeps_time(start):
+            return begin()
+        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
+        return Deferrable(
+            start.leg, legs.until, lambda: self._inside.run(start.leg, legs.run_async(start, permit, backend, off_loop)), begin
+        )
+
+    def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
+        """Start a leg that is awaited, in a task of its own."""
+        backend: Any = legs.backend(start)
+        permit = legs.plan.legs[start.leg].permit
+        error = _refusal(self.engine, legs, start, backend)
+        if error is not None:
+            return Failed(start.leg, error, monotonic())
+        to = legs.mail(start, send, own_thread=False)
+        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
+        if permit is None:
+            off_loop = partial(in_edge_thread, self.engine.edge_threads)
+        leg = legs.run_async(start, permit, backend, off_loop, send if streams else None)
+        return self._leg(leg, start, backend, to)
+
+    def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
+        """Run a leg as a task, which always sends an event. An edge that goes on though it was cancelled is counted."""
+
+        def ended(task: asyncio.Task[Event]) -> None:
+            backend.stopping.discard(task)
+            error = Unreachable("it was cancelled") if task.cancelled() else task.exception()
+            send(task.result() if error is None else Failed(start.leg, error, monotonic()))
+
+        def stop() -> None:
+            if not task.done():
+                if backend.side == "edge":
+                    backend.stopping.add(task)
+                task.cancel()
+
+        task = self.task(leg)
+        task.add_done_callback(ended)
+        return stop
+
+    def task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task, which `end` cancels."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def end(self) -> None:
+        """Cancel the tasks and legs on this loop, and wait for them up to a second; close the backends that are awaited."""
+        loop = asyncio.get_running_loop()
+        tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
+        for task in tasks:
+            task.cancel()
+        ends: set[asyncio.Future[Any]] = {*tasks, *self._inside.close(loop)}
+        if ends:
+            await asyncio.wait(ends, timeout=CLOSE_S)
+        for backend in self.engine.snapshot.backends:
+            if hasattr(backend, "aclose"):
+                await backend.aclose()
+
+    async def in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
+        """Return the result of `call` in a thread; `late` if there is none by the instant `until`.
+
+        Called here if it is needed, and there is no thread for it, or too much waits for one.
+        """
+        threads = self.engine.local_threads
+        done = submitted(threads.submit_later if needed and until < INF else threads.submit, call)
+        if done is None:
+            return call() if needed else late
+        await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
+        return done.result() if done.done() else late
+
+
+class AsyncRouter(BaseRouter[V]):
+    """Router for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
+
+    The arguments are those of `Router`.
+    """
+
+    _awaits = True
+
+    def _spawner(self) -> Spawn:
+        return partial(_spawn, weakref.ref(self))
+
+    @cached_property
+    def _loop(self) -> Loop:
+        return Loop(self.engine)
+
+    async def infer(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        importance: float = 0.0,
+    ) -> Answer[V]:
+        """Answer one input, like `Router.infer`. Cancelling the call cancels all running legs."""
+        engine = self.engine
+        request = engine.request(x, mode, deadline, data_class, importance)
+        if engine.plain:
+            result = await _plain(self._loop, request)
+            for ended in engine.ended:
+                ended(request, result)
+        else:
+            (result,) = await self._loop.pump(engine.steps([request]))
+        return answer_of(result)
+
+    async def refine(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> AsyncGenerator[Answer[V], None]:
+        """Yield the edge's answer and then the final one, like `Router.refine`."""
+        request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
+        async with aclosing(self._shown(request)) as answers:
+            async for shown in answers:
+                yield shown if isinstance(shown, Answer) else answer_of(shown[0])
+
+    async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
+        """Yield what the caller is shown, and finally an `End` with the results."""
+        mail: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.ensure_future(self._loop.pump(self.engine.steps([request]), mail.put_nowait))
+        task.add_done_callback(lambda _: mail.put_nowait(_END))
+        try:
+            while (shown := await mail.get()) is not _END:
+                yield shown
+            yield End(await task)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def infer_many(
+        self,
+        batch: Sequence[Any],
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> list[Answer[V]]:
+        """Answer several inputs, like `Router.infer_many`."""
+        if not length(batch):
+            return []
+        results = await self._loop.pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
+        return [answer_of(result) for result in results]
+
+    def stream(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        first_token: float | None = None,
+        restart: bool = False,
+        data_class: str | None = None,
+    ) -> AsyncStream:
+        """Return the answer in pieces, like `Router.stream`, for `async with` and `async for`.
+
+        Clouds may be asynchronous generator functions.
+        """
+        return AsyncStream(self._pieces(x, mode, deadline, first_token, restart, data_class))
+
+    async def _pieces(
+        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
+    ) -> AsyncGenerator[Any, None]:
+        shows: Shows = "restarts" if restart else "pieces"
+        request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
+        spoken = False
+        async with aclosing(self._shown(request)) as pieces:
+            async for shown in pieces:
+                if not isinstance(shown, End):
+                    spoken = True
+                    yield shown
+                    continue
+                answer = answer_of(shown[0])
+                if not spoken:  # from the cache, or in place of the cloud's
+                    yield as_one_piece(answer)
+                yield Last(answer)
+
+    @like(Router.frames)
+    def frames(self, source: Any, **settings: Any) -> AsyncFrames:
+        """Answer the frames of a live source, like `Router.frames`, for `async with` and `async for`.
+
+        The source may be an async iterable, which is read in a task.
+        """
+        from edgeroute.router.live.frames import FrameSettings
+        from edgeroute.router.live.tasks import frames_of
+
+        return self._watched(frames_of(self, source, FrameSettings(**settings).checked()))
+
+    @like(Router.audio)
+    def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
+        """Answer speech, like `Router.audio`, for `async with` and `async for`.
+
+        The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
+        """
+        from edgeroute.router.live.speech import AudioSettings
+        from edgeroute.router.live.tasks import audio_of
+
+        return self._watched(audio_of(self, chunks, AudioSettings(**settings).checked()))
+
+    def conversation(self, system: str | None = None) -> AsyncConversation:
+        """Return a conversation that keeps its messages, like `Router.conversation`."""
+        from edgeroute.router.conversation import AsyncConversation
+
+        return AsyncConversation(self, system)
+
+    def session(self) -> AsyncSession:
+        """Return a stream of inputs, like `Router.session`, for `async with`."""
+        from edgeroute.router.session import AsyncSession
+
+        return AsyncSession(self)
+
+    async def decide(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+    ) -> Decision:
+        """Explain the route that this input would take, like `Router.decide`."""
+        request = self.engine.request(x, mode, deadline, data_class)
+        legs, event = self.engine.legs([request]), None
+        steps = decide(request.plan, legs, self.engine.audited)
+        try:
+            while True:
+                start = steps.send(event)
+                backend: Any = legs.backend(start)
+                if backend.alone_async:
+                    event = await legs.run_async(start, None, backend, self._loop.in_thread)
+                else:
+                    event = await self._loop.in_thread(partial(legs.run, start))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def check(self, *, timeout: float = 5.0) -> Check:
+        """Load the models, ping the endpoints, and report, like `Router.check`."""
+        return await self._loop.in_thread(partial(check_all, self.engine, timeout))
+
+    async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
+        """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""
+        found, models = list[Warmed](), edges_of(self.engine.snapshot)
+        for i, (name, backend) in enumerate(models):
+            if progress is not None:
+                progress(i, len(models), name)
+            if backend.run_async is not None:
+                found.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend)))
+            else:
+                call = partial(warm_up, name, backend, view_samples(self.engine.snapshot, samples, backend))
+                found.append(await in_edge_thread(self.engine.edge_threads, call))
+        if progress is not None:
+            progress(len(models), len(models), "")
+        return found
+
+    @like(Router.calibrate)
+    async def calibrate(self, X: Any, y: Any, **given: Any) -> CalibrationResult:  # noqa: N803 - as in scikit-learn
+        """Find the lowest threshold with a guarantee, like `Router.calibrate`, beside other tasks.
+
+        Cancelling the call ends it; `progress` is called on the event loop.
+        """
+        return await self._loop.pump(self._calibration(X, y, **given))
+
+    @like(Router.evaluate)
+    async def evaluate(self, X: Any, y: Any, **given: Any) -> EvaluationResult:  # noqa: N803 - as in scikit-learn
+        """Evaluate the threshold in use, like `Router.evaluate`, beside other tasks. Cancelling it ends it."""
+        return await self._loop.pump(self._evaluation(X, y, **given))
+
+    async def close(self) -> None:
+        """End threads, tasks and connections, also if the call is cancelled. Never raises.
+
+        Calls under way end with what they have. A coroutine that goes on though it was cancelled is waited for up to a second, as
+        threads are.
+        """
+        self.engine.closed = True  # no leg begins any more
+        try:
+            await self._loop.end()
+        finally:
+            await self._loop.in_thread(self._close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+async def _plain(loop: Loop, request: Request) -> Result:
+    """Answer one request without optional stages: walk and record directly."""
+    engine = loop.engine
+    backend: Any = request.snapshot.backends[request.plan.legs[0].target]
+    first = run_first(request) if _quick(request.plan, backend) else None
+    if type(first) is Outcome:
+        return engine.finish(request, first)
+    known: Any = first
+    legs = engine.legs([request], known)
+    begin = partial(loop.begin, legs, False, known)
+    return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs)
+
+
+def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
+    """Execute steps in the background; False if the router was dropped: its parts do not keep it alive."""
+    owner = router()
+    if owner is None:
+        return False
+    owner._loop.task(owner._loop.pump(steps))  # noqa: SLF001 - its own module's
+    return True
+
+
+def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> Exception | None:
+    """Return why a leg that is awaited does not begin; None: it begins. Copies its inputs if it may outlive the call."""
+    if engine.closed:
+        return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
+    if backend.side == "edge":
+        if backend.abandoned >= STUCK_MOST:
+            return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
+        error = legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
+        return None if legs.sequential and not legs.shows else error
+    return legs.detach(start) if not legs.sequential or legs.shows or legs.blocks(start) else None
+
+
+def _quick(plan: Plan, backend: Any) -> bool:
+    """Return True if an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
+    return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
+
+
+_END = object()
+
+
+def _show(shown: Callable[[Any], Any], show: Callable[[Any], object], emit: Any) -> None:
+    show(shown(emit))

@@ -1,0 +1,361 @@
+"""Base of both routers: the constructor, and the methods that need no pump."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from weakref import WeakSet
+
+from edgeroute.confidence.scores import Score
+from edgeroute.core.policy import Offline, Options, PolicyMode
+from edgeroute.core.spending import Limits
+from edgeroute.edge.model_members import member
+from edgeroute.errors import BadInput, PolicyError
+from edgeroute.observe.stats import Stats, Status
+from edgeroute.router.argument_checks import checked_options, with_options
+from edgeroute.router.assemble import assemble
+from edgeroute.router.engine import Engine, status
+from edgeroute.router.policy_snapshot import edges_of, fingerprints
+from edgeroute.router.stages import Steps
+from edgeroute.system.imports import import_tool
+from edgeroute.system.process import list_weakset
+from edgeroute.types import V
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from edgeroute.cloud.endpoint_guard import Egress
+    from edgeroute.confidence.certificate import Certificate
+    from edgeroute.core.device_rules import Rule
+    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.trace import Trace
+    from edgeroute.router.argument_checks import Cloud, Edge
+    from edgeroute.router.parts import Part
+    from edgeroute.router.reload import PolicyFile
+    from edgeroute.stores.cache import Cache
+    from edgeroute.stores.outbox import Outbox
+    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.trial import Trial
+
+log = logging.getLogger("edgeroute")
+Late = TypeVar("Late", bound=Callable[..., object])
+W = TypeVar("W")
+Spawn: TypeAlias = Callable[[Engine, Steps[None]], bool]
+"""Executes steps in the background; returns False if the router cannot."""
+
+
+class BaseRouter(Generic[V]):
+    """Base of both routers: the constructor, the policy file, reports, and the end.
+
+    Attributes:
+        engine: the router's parts.
+    """
+
+    engine: Engine
+    _awaits: bool
+    _file: PolicyFile | None = None
+    _live: WeakSet[Any] | None = None
+
+    def __init__(
+        self,
+        edge: Edge[V] | Sequence[Edge[V]] | None = None,
+        cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
+        *,
+        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+        score: str | Score = "msp",
+        mode: PolicyMode = "prefer_edge",
+        deadline: float | None = None,
+        offline: Offline = "edge",
+        egress: Egress | None = None,
+        limits: Limits | None = None,
+        cache: Cache | None = None,
+        outbox: Outbox | None = None,
+        audit: Audit | None = None,
+        trial: Trial | Sequence[Trial] | None = None,
+        rules: Sequence[Rule] | None = None,
+        state: str | Path | None = None,
+        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
+        instruments: Sequence[Instrument] = (),
+        parts: Sequence[Part] = (),
+        options: Options | None = None,
+    ) -> None:
+        """Make a router; nothing is loaded and nothing is sent yet.
+
+        Args:
+            edge: a path (its suffix selects the runtime), an `EdgeModel`, or any callable `f(x) -> (value, confidence)` or
+                logits; several as a list, the smallest first.
+            cloud: the URL of a model (`.../v2/models/NAME`), an endpoint (`OpenInference`, `PlainJson`), any callable, a
+                list of them in order of trying, or None: then nothing can leave.
+            threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
+                `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
+            score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
+            mode: prefer_edge, only_edge, prefer_cloud or only_cloud; or shadow: as only_cloud, and of the audited requests
+                (without `audit=`: of all) it is recorded what the edge would have answered.
+            deadline: seconds over all legs; at the deadline the best available answer is returned.
+            offline: if the cloud was needed and did not answer: "edge" returns the edge's answer, marked degraded; "queue" does
+                too, and sends the request later; "stale" returns a stale cache entry; "raise" raises NoAnswer.
+            egress: an `Egress`: which data classes may leave, consent, redaction.
+            limits: a `Limits`: maximum spending per day, hour and minute.
+            audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
+            trial: a `Trial`, or a list of them: another edge model or endpoint for a share of the requests, shown or hidden.
+            cache: a `Cache` of answers.
+            outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
+            rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
+            state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
+            instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
+            trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
+            parts: further parts, the outermost first (`edgeroute.router.parts.Part`).
+            options: an `Options`: hedging, views, sensors, and other settings that few programs change.
+
+        Raises:
+            PolicyError: the arguments are invalid together.
+            ModelMissing: there is no file at the edge's path.
+        """
+        self.engine = assemble(
+            self._spawner(), awaits=self._awaits, edge=edge, cloud=cloud, threshold=threshold, score=score, mode=mode,
+            deadline=deadline, offline=offline, egress=egress, limits=limits, cache=cache, outbox=outbox, audit=audit,
+            trial=trial, rules=rules, state=state, trace=trace, instruments=instruments, parts=parts,
+            **checked_options(options)._asdict(),
+        )  # fmt: skip
+
+    def _spawner(self) -> Spawn:
+        """Return the function that executes steps in the background."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
+        """Make a router from a policy file: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables.
+
+        Args:
+            path: of the file; relative paths in it start from its folder.
+            watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
+            more: further arguments of the router and fields of `Options`, which override the file's, and `consent` and `redact`
+                for its egress rules.
+                With an `edge`, `cloud` or `threshold` here the file need not have one.
+                `instruments` are added to those of the file; of one kind there is only yours. None: there are none.
+
+        Raises:
+            PolicyError: one message with all problems, and the nearest valid names.
+        """
+        if "options" in more:
+            raise PolicyError("a policy file has these settings itself: give fields of Options one by one, as in order='fastest'")
+        from edgeroute.router.reload import PolicyFile
+
+        file = PolicyFile(Path(path), more)
+        with file.named():
+            self = cls(**with_options(file.arguments()))
+        self._file = file
+        if watch:
+            file.watch(weakref.WeakMethod(self.reload))
+        return self
+
+    def reload(self) -> None:
+        """Read the policy file again, and put it in force.
+
+        Requests in progress end under the policy they began with; unchanged models and connections are reused. What is on disk
+        (state, cache, outbox, trace) stays as configured at construction.
+
+        A router that was not made from a file looks for the active versions of its models (`NAME.active`). A new version is
+        warmed up, and tried on its canary inputs, before it is in force.
+
+        Raises:
+            PolicyError: the file is invalid, or there is none, and no model of a catalog either; the policy in force stays.
+            ModelError: a new version failed, likewise.
+        """
+        if self._file is not None:
+            self._file.reload(self.engine)
+            return
+        engine = self.engine
+        if not any(member(b.model, "release") for _, b in edges_of(engine.snapshot)):
+            raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
+
+        with engine.replacing:
+            audit = None if engine.auditor is None else engine.auditor.audit
+            _replace(engine, engine.arguments, engine.spending.limits, engine.observer.metered, audit)
+
+    def promote(self) -> None:
+        """Make the edge model on trial the edge, and end its trial.
+
+        Where both are versions of one model of a catalog, the one on trial is activated: it stays so after a restart.
+
+        Raises:
+            PolicyError: no shown edge is on trial; or the models are those of a policy file, which has to be changed.
+            CatalogError, StoreError: the model's files are damaged, or the change cannot be written.
+        """
+        engine = self.engine
+        other, now = engine.snapshot.shown, engine.snapshot
+        if other is None:
+            raise PolicyError("there is no edge on trial that could be promoted: give trial=Trial(edge=...)")
+        one, own = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
+        if one is not None and own is not None and (one.pointer.parent, one.name) == (own.pointer.parent, own.name):
+            from edgeroute.catalog.installed import Installed
+
+            Installed(one.pointer.parent).activate(one.name, one.version)
+            self.reload()
+        elif self._file is not None:
+            raise PolicyError(f"{self._file.path}: make the edge of [trial] the path of [edge], and remove [trial]")
+        else:
+            limit = other.certificates[0]
+            threshold = other.targets[0].threshold if limit is None else limit.certificate
+            edge = next(trial.edge for trial in now.trials if trial.side == "edge")
+            rest = [trial for trial in now.trials if trial.side == "cloud"]
+            with engine.replacing:  # a reload at the same time does not put the model before in force again
+                audit = None if engine.auditor is None else engine.auditor.audit
+                arguments = engine.arguments._replace(edge=edge, threshold=threshold, trial=rest)
+                _replace(engine, arguments, engine.spending.limits, engine.observer.metered, audit)
+
+    def on_late(self, function: Late) -> Late:
+        """Register `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
+
+        Called once per request, in a thread, in whichever run of the program the answer arrives. With an outbox an answer
+        whose call did not end (the process was killed) is delivered again, with the same id. `function(late, tx)` makes
+        it exactly once: what it writes by `tx.execute(...)`, in the outbox's own file, is committed if and only if the answer
+        is marked as delivered. With an outbox there is one such function: a later one replaces it.
+
+        Raises:
+            PolicyError: its signature does not fit.
+        """
+        self.engine.on_late(function)
+        return function
+
+    def link_up(self) -> None:
+        """Report that the network is back, where the system does not tell: a modem behind a cable, a tunnel, a test.
+
+        Endpoints whose breaker is open are probed at once, in the background, and what is due in the outbox is sent without
+        spreading. Linux tells of its own links, and then this is not needed. May be called from any thread, at any time.
+        """
+        if not self.engine.closed:
+            self.engine.health.link_up()
+
+    def report(self, identity: str, truth: Any) -> bool:
+        """Report the right value for an answer, by its `id`: with `Audit(labelled=True)` drift alarms test the loss of accuracy.
+
+        Report it for all answers, or for a random part of them, not only for wrong ones. Labels of earlier runs are not taken.
+
+        Args:
+            identity: of the answer.
+            truth: what the answer's value should be; compared by `Audit.agrees`, or for equality.
+
+        Returns:
+            Whether it was of use: the edge gave that answer, and it was audited. At most 10,000 audited answers wait for a label.
+
+        Raises:
+            PolicyError: labels are not expected.
+            BadInput: the label is None or NaN: it says nothing about the answer.
+        """
+        auditor = self.engine.auditor
+        if auditor is None or not auditor.audit.labelled:
+            raise PolicyError("labels are for drift alarms: give audit=Audit(labelled=True), or labelled = true in [audit]")
+        if truth is None or (isinstance(truth, float) and truth != truth):  # noqa: PLR0124 - NaN
+            raise BadInput(f"report takes the right value for an answer, not {truth}: leave out what is not known")
+        return auditor.report(identity, truth)
+
+    def stats(self) -> Stats:
+        """Return counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
+        return self.engine.stats()
+
+    def status(self) -> Status:
+        """Return statistics with limits, outbox, sensors and rules, as metrics and dashboards show them. Reads the outbox."""
+        return status(self.engine)
+
+    def fingerprints(self, edge: int = 0) -> dict[str, str]:
+        """Return the fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
+
+        Args:
+            edge: index of the edge model, from 0.
+        """
+        snapshot = self.engine.snapshot
+        i = [i for i, t in enumerate(snapshot.targets) if t.side == "edge"][edge]
+        return fingerprints(snapshot, i)
+
+    def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
+        """Return the steps of `calibrate`."""
+        steps = import_tool("measure.steps")
+        wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
+        want = steps.checked_request(**{name: given.pop(name) for name in wanted})
+        return steps.calibration(self.engine, x, y, want, policy=self._policy_name, **given)
+
+    def _evaluation(self, x: Any, y: Any, **given: Any) -> Any:
+        """Return the steps of `evaluate`."""
+        return import_tool("measure.steps").evaluation(self.engine, x, y, policy=self._policy_name, **given)
+
+    @property
+    def _policy_name(self) -> str:
+        """Name of the policy file; empty: there is none."""
+        return "" if self._file is None else self._file.path.name
+
+    def _close(self) -> None:
+        for one in [] if self._live is None else list_weakset(self._live):
+            one.router_closed()
+        _close(self.engine, self._file)
+
+    def _watched(self, updates: W) -> W:
+        """Return the iterator, which ends when the router is closed."""
+        found: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
+        found.add(updates)
+        return updates
+
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Close a router that was dropped without `close`, in the background, and warn.
+
+        Not while the interpreter ends: its threads and files end with it.
+        """
+        engine: Engine | None = self.__dict__.get("engine")  # None: it could not be made
+        if engine is None or engine.closed or _ending():
+            return
+        engine.closed = True
+        _in_background(partial(_close_dropped, engine, self._file))
+        warnings.warn(f"unclosed router {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+
+_told = threading.Event()
+
+
+def _replace(*given: Any) -> None:
+    """Put another policy in force, as `reload.replace`, which is imported with the first reload."""
+    from edgeroute.router.reload import replace
+
+    replace(*given)
+
+
+def _close(engine: Engine, file: PolicyFile | None) -> None:
+    if file is not None:
+        file.close()
+    engine.close()
+
+
+def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
+    if not _told.is_set():
+        _told.set()
+        log.warning(
+            "a router was dropped without close(), and is closed now: use `with Router(...)`, or call close(); said once, each "
+            "further one is a ResourceWarning"
+        )
+    _close(engine, file)
+
+
+def _in_background(job: Callable[[], object]) -> None:
+    """Call the job in a thread, or here if there is none.
+
+    For a `__del__`: the garbage collector may call that inside `threading` itself, whose locks no thread takes twice. So the new
+    thread is started by another one, which takes none of them.
+    """
+    try:
+        _thread.start_new_thread(_start, (job,))
+    except RuntimeError:
+        job()
+
+
+def _start(job: Callable[[], object]) -> None:
+    try:
+        threading.Thread(target=job, name="edgeroute-close", daemon=True).start()
+    except RuntimeError:
+        job()

@@ -1,0 +1,629 @@
+"""Snapshot: the policy in force with its targets and backends; its construction from arguments, and its fingerprints."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
+
+from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
+from edgeroute.cloud.endpoint_guard import Egress
+from edgeroute.confidence.certificate import BoundCertificate, effective_target
+from edgeroute.confidence.input_score import InputScore
+from edgeroute.confidence.output_forms import SLACK
+from edgeroute.confidence.output_reader import bounded
+from edgeroute.confidence.scores import Score
+from edgeroute.core.device_rules import Rule, problem
+from edgeroute.core.error_codes import UNIDENTIFIED
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import (
+    HEDGE,
+    INF,
+    NEEDS,
+    POLICY_MODES,
+    CloudOrder,
+    Mode,
+    NoConfidence,
+    Offline,
+    Policy,
+    PolicyMode,
+    Target,
+    Uncalibrated,
+)
+from edgeroute.edge.backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
+from edgeroute.edge.model_members import member, stamps
+from edgeroute.edge.runtimes import Variants, load
+from edgeroute.errors import ModelMissing, PolicyError, nearest
+from edgeroute.observe.sensors import LEAST_S, MOST_S
+from edgeroute.router.cache_keys import KeyPrefixes, score_print
+from edgeroute.router.input_views import TargetViews, View, check_send_edge
+from edgeroute.trials.trial import EDGE_TRIAL, Trial, checked
+from edgeroute.types import Backend
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.endpoint_guard import Guard
+    from edgeroute.confidence.certificate import Certificate
+
+
+# Arguments `edge` and `cloud` of a router, in one form.
+
+
+def listed(given: Any) -> list[Any]:
+    """Return None, one or several values as a list."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
+    """Return the edge models, with variants in place of their groups, and (group, name in it) of each; empty without a group."""
+    models, groups = list[Any](), list[tuple[str, str]]()
+    for i, given in enumerate(edges):
+        if isinstance(given, Variants):
+            group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
+            models += given.models.values()
+            groups += [(group, name) for name in given.models]
+        else:
+            models.append(given)
+            groups.append(("", ""))
+    return models, groups
+
+
+def named(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
+    """Return the target's name: `edge` or `cloud` if it is the only one, else its own, made unique.
+
+    Args:
+        side: `edge` or `cloud`.
+        own: name of the model or endpoint.
+        i: its index on its side.
+        of: number of targets on its side.
+        taken: targets named so far.
+    """
+    if of == 1:
+        return side
+    name = own if own and own != side else f"{side}-{i + 1}"
+    return name if name not in {t.name for t in taken} else f"{name}-{i + 1}"
+
+
+def endpoint_of(given: Any) -> Any:
+    """Return the endpoint for an argument `cloud`; made here for a URL of the Open Inference Protocol.
+
+    Raises:
+        PolicyError: it is no URL, endpoint or callable.
+    """
+    if isinstance(given, str):
+        from edgeroute.cloud.openinference import OpenInference
+        from edgeroute.http.messages import bare
+
+        if "/v2/models/" not in given:
+            raise PolicyError(f"what does {bare(given)} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+        return OpenInference(given)
+    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
+        return given
+    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")
+
+
+# Models of a catalog, with the certificate that came with a version.
+
+
+def released(model: Any) -> Certificate | None:
+    """Read and return the certificate that came with a version of a catalog; None: there is none."""
+    release = member(model, "release")
+    if release is None or release.certificate is None:
+        return None
+    from edgeroute.confidence.certificate import Certificate
+
+    return Certificate.load(release.certificate)
+
+
+def only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
+    """Return a certificate that came with a model; for other settings than its own with infinite thresholds, which defer all."""
+    if promise is None or promise._replace(max_age_days=INF).broken() is None:
+        return promise
+    return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
+
+
+# Validation of a policy and its thresholds against the targets.
+
+
+def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
+    """Raise PolicyError for a policy that contradicts itself, or these targets.
+
+    Raises:
+        PolicyError: with the contradiction.
+    """
+    for name, value, kind in (
+        ("uncalibrated", uncalibrated, Uncalibrated),
+        ("no_confidence", policy.no_confidence, NoConfidence),
+        ("offline", policy.offline, Offline),
+        ("order", policy.order, CloudOrder),
+    ):
+        if value not in (valid := get_args(kind)):
+            raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
+    if not policy.deadline_s > 0 or not policy.first_token_s > 0:
+        raise PolicyError("deadline and first_token are more than 0 seconds")
+    hedge = policy.hedge_after
+    if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
+        raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
+    if (every_s := policy.sensors_every_s) is not None and not LEAST_S <= every_s <= MOST_S:
+        raise PolicyError(f"sensors_every= takes seconds, from {LEAST_S:g} to {MOST_S:g}, not {every_s:g}")
+    if not edges and not clouds:
+        raise PolicyError("a router needs edge=, cloud= or both")
+    if policy.mode not in POLICY_MODES:
+        raise PolicyError(f"there is no mode {policy.mode!r}: {nearest(policy.mode, POLICY_MODES)}")
+    _check_sides(policy.mode, f"mode {policy.mode!r}", edges, clouds)
+    for i, rule in enumerate(policy.device_rules):
+        if text := problem(rule):
+            raise PolicyError(f"rules: {text}")
+        try:
+            _check_sides(rule.then, f"a rule with then={rule.then!r}", edges, clouds)
+        except PolicyError as e:
+            e.key = f"rule[{i}].then"
+            raise
+
+
+def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
+    """Raise PolicyError if a mode or rule needs targets that do not exist."""
+    for side in NEEDS.get(then, ()):
+        if not (edges if side == "edge" else clouds):
+            raise PolicyError(f"{what} needs {side}=, and there is none")
+    if then == "small_model" and len(edges) < 2:  # noqa: PLR2004 - one to leave out
+        raise PolicyError(f"{what} needs several edge models, of which it leaves the smallest, and there are {len(edges)}")
+
+
+def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
+    """Return a threshold or certificate for each edge model.
+
+    Args:
+        given: the argument.
+        count: number of edge models.
+        needed: True if the policy needs thresholds.
+
+    Raises:
+        PolicyError: thresholds are missing, invalid, or of another number.
+    """
+    if given is None:
+        if needed and count:
+            raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
+        return [None] * count
+    several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
+    values = list(given) if several else [given] * count
+    if len(values) != count:
+        raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
+    for value in values:
+        if hasattr(value, "guarantee"):  # a certificate
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+            raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
+    return [value if hasattr(value, "guarantee") else float(value) for value in values]
+
+
+def check_range(threshold: Any, score: str | Score) -> None:
+    """Raise PolicyError for a threshold outside the range of confidences by this score."""
+    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
+        percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+        raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
+
+
+DAY_S = 86400.0
+
+
+class Snapshot(NamedTuple):
+    """Policy with its targets and backends; a reload replaces it as a whole, so a request has one from start to end."""
+
+    policy: Policy
+    targets: tuple[Target, ...]
+    backends: tuple[Backend, ...]
+    specs: tuple[tuple[Any, ...], ...]
+    """Arguments from which each backend was made: a reload reuses a backend if they are unchanged."""
+    egress: Egress
+    plans: dict[tuple[Mode | None, float | None, str | None, str], Plan]
+    """Plans made so far, by (mode, deadline, data class, arm of the cloud)."""
+    prefixes: KeyPrefixes
+    """Cache key prefixes; unlike plans they do not depend on thresholds."""
+    certificates: tuple[BoundCertificate | None, ...]
+    """Certificate of each target, if its threshold comes from one."""
+    views: TargetViews
+    """Each target's view of an input."""
+    trials: tuple[Trial, ...] = ()
+    """Trials, with their defaults filled in."""
+    trial: Snapshot | None = None
+    """Policy with the edge model on trial in place of the edge; None: no trial of an edge."""
+    sends_edge: bool = False
+    """True if a cloud takes the edge's answer along."""
+    before: bool = False
+    """True if an edge is judged by the input alone, before it runs."""
+
+    @property
+    def shown(self) -> Snapshot | None:
+        """Policy of an edge on trial whose answers callers get; None: none."""
+        return self.trial if any(t.side == "edge" and t.shown for t in self.trials) else None
+
+    @property
+    def hidden(self) -> Snapshot | None:
+        """Policy of a hidden edge on trial; None: none."""
+        return None if self.shown is not None else self.trial
+
+    @property
+    def on_trial(self) -> list[tuple[Trial, str]]:
+        """(trial, name of the target on trial) of the trials under way; a hidden edge is judged by audits instead."""
+        names = iter([target.name for target in self.targets if target.trial])
+        pairs = [(trial, EDGE_TRIAL if trial.side == "edge" else next(names)) for trial in self.trials]
+        return [pair for pair in pairs if pair[0].side == "cloud" or self.shown is not None]
+
+    @property
+    def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
+        """Targets and backends that requests may reach, with a shown edge on trial."""
+        other = self.shown
+        if other is None:
+            return self.targets, self.backends
+        return self.targets + other.targets[:1], self.backends + other.backends[:1]
+
+    @property
+    def clouds(self) -> list[CloudBackend]:
+        """Backends off the device."""
+        return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
+
+    @property
+    def proper(self) -> list[CloudBackend]:
+        """Backends off the device that are not on trial: certificates are made with these."""
+        return [cloud for cloud in self.clouds if not any(t.trial and t.name == cloud.name for t in self.targets)]
+
+
+class PolicyArguments(NamedTuple):
+    """Arguments of a router for its policy. `Router` and `Options` document them."""
+
+    edge: Any = None
+    cloud: Any = None
+    threshold: float | Certificate | Sequence[float | Certificate] | None = None
+    score: str | Score = "msp"
+    mode: PolicyMode = "prefer_edge"
+    deadline: float | None = None
+    hedge_after: float | str | None = None
+    first_token: float | None = None
+    no_confidence: NoConfidence = "defer"
+    offline: Offline = "edge"
+    order: CloudOrder = "listed"
+    egress: Egress | None = None
+    uncalibrated: Uncalibrated = "tell"
+    certificate_max_age: float | None = None
+    views: Mapping[Any, View] | None = None
+    rules: Sequence[Rule] | None = None
+    sensors_every: float | None = None
+    trial: Trial | Sequence[Trial] | None = None
+    awaits: bool = False
+    """True if the router can await models and clouds that are async."""
+
+    def policy(self) -> Policy:
+        """Return the routing rules."""
+        hedge = self.hedge_after if isinstance(self.hedge_after, str) else _seconds(self.hedge_after)
+        rules = (self.egress or Egress()).rules
+        return Policy(
+            self.mode, _seconds(self.deadline), hedge, self.offline, _seconds(self.first_token), self.no_confidence, self.order,
+            rules, tuple(self.rules or ()), self.sensors_every,
+        )  # fmt: skip
+
+
+Guards: TypeAlias = "Callable[[CloudBackend], Guard]"
+"""Function that returns a new guard of a cloud."""
+
+
+def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None) -> Snapshot:
+    """Build a snapshot; unchanged backends of `old` are reused.
+
+    Raises:
+        PolicyError: the arguments are invalid together.
+        ModelMissing: there is no file at a model's path.
+    """
+    trials = checked(arguments.trial)
+    snapshot = _build_without_edge_trial(arguments, trials, guard, old)
+    trial = next((candidate for candidate in trials if candidate.side == "edge"), None)
+    return snapshot if trial is None else snapshot._replace(trial=_of_edge_trial(snapshot, trial, arguments, guard, old))
+
+
+def _of_edge_trial(
+    snapshot: Snapshot, trial: Trial, arguments: PolicyArguments, guard: Guards, old: Snapshot | None
+) -> Snapshot | None:
+    """Build the policy with the edge model on trial in place of the edge; None: it is the version in use already."""
+    edges, hidden = [b for b in snapshot.backends if b.side == "edge"], not trial.shown
+    if len(edges) != 1:
+        raise PolicyError(f"trial: an edge on trial is beside the only edge model, and there are {len(edges)} edges")
+    if hidden and not snapshot.clouds:
+        raise PolicyError("trial: the answers of a hidden edge are compared with the cloud's, and there is no cloud=")
+    model = load(trial.edge)
+    release, release_in_use = member(model, "release"), member(cast("Any", edges[0]).model, "release")
+    if (
+        release is not None
+        and release_in_use is not None
+        and (release.name, release.version) == (release_in_use.name, release_in_use.version)
+    ):
+        return None
+    limit = trial.threshold
+    if limit is None and not hidden and released(model) is None and isinstance(arguments.threshold, Real):
+        limit = cast("float", arguments.threshold)
+    arguments = arguments._replace(edge=trial.edge, threshold=limit)
+    if hidden:
+        arguments = arguments._replace(mode="shadow", rules=(), uncalibrated="tell")
+    clouds = tuple(candidate for candidate in snapshot.trials if candidate.side == "cloud")
+    tried = _build_without_edge_trial(arguments, clouds, guard, snapshot._replace(trial=old), EDGE_TRIAL)
+    if tried.clouds != snapshot.clouds:
+        raise PolicyError(
+            "trial: the model on trial has other labels than the edge, by which the cloud's are read: give the cloud its own"
+        )
+    return tried
+
+
+def _build_without_edge_trial(
+    arguments: PolicyArguments, trials: tuple[Trial, ...], guard: Guards, old: Snapshot | None, arm: str = ""
+) -> Snapshot:
+    """Build a snapshot without an edge on trial.
+
+    Args:
+        arguments: arguments of the router.
+        trials: trials to include.
+        guard: makes the guard of a cloud.
+        old: previous snapshot, whose unchanged backends are reused.
+        arm: name of the edge; empty: its own.
+
+    Raises:
+        PolicyError: the arguments are invalid together.
+        ModelMissing: there is no file at a model's path.
+    """
+    policy, egress = arguments.policy(), arguments.egress or Egress()
+    edges, clouds = listed(arguments.edge), listed(arguments.cloud)
+    models, groups = members(edges)
+    check_policy(policy, models, clouds, arguments.uncalibrated)
+    tried = [candidate.cloud for candidate in trials if candidate.side == "cloud"]
+    if tried and not clouds:
+        raise PolicyError("trial: a cloud on trial is beside cloud=, and there is none")
+    draft = _Draft(arguments, {} if old is None else made_of(old), arm)
+    certified = draft.add_edges(models, groups, needed=bool(clouds) and policy.mode == "prefer_edge")
+    draft.add_clouds(clouds, tried, guard)
+    targets, backends = draft.targets, draft.backends
+    seen = TargetViews(_views(arguments.views, arm, [candidate for candidate in trials if candidate.side == "edge"]), targets)
+    scores = [spec[3] for spec in draft.specs]
+    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
+    hidden = any(candidate.side == "edge" and not candidate.shown for candidate in trials)
+    snapshot = Snapshot(
+        policy, tuple(targets), tuple(backends), tuple(draft.specs), egress, {}, prefixes, (None,) * len(targets), seen, trials,
+        sends_edge=check_send_edge(policy, targets, backends, egress, hidden=hidden),
+        before=any(isinstance(backend, InputScoredBackend) for backend in backends),
+    )  # fmt: skip
+    promised = draft.promised
+    certificates = tuple(_promise(promised.get(i), snapshot, i, arguments.certificate_max_age) for i in range(len(targets)))
+    if certified:
+        certificates = tuple(map(only_if_it_holds, certificates))
+    if arguments.uncalibrated == "error":
+        _all_hold(targets, certificates)
+        if any(candidate.share and candidate.shown and candidate.side == "cloud" for candidate in trials) and any(certificates):
+            raise PolicyError(
+                "trial: no certificate is for the endpoint on trial, and uncalibrated is 'error': try it with shown=False"
+            )
+    if promised:
+        snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
+    return snapshot
+
+
+def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
+    """Return the views of a policy; that of an edge on trial is the edge's in its own policy."""
+    views = dict(given or {})
+    if not (arm or of_edge) or EDGE_TRIAL not in views:
+        return views
+    view = views.pop(EDGE_TRIAL)
+    if arm:
+        views.pop(("edge", 0), None)
+        if view is not None:
+            views["edge", 0] = view
+    return views
+
+
+class _Draft:
+    """Targets of a snapshot in the making, with their backends.
+
+    Args:
+        arguments: the router's arguments.
+        known: backends that are reused, by what they were made from.
+        arm: name of the edge; empty: its own.
+    """
+
+    def __init__(self, arguments: PolicyArguments, known: Mapping[tuple[Any, ...], Backend], arm: str) -> None:
+        self._arguments, self._known, self._arm = arguments, known, arm
+        self._labels: tuple[str, ...] | None = None
+        self.targets: list[Target] = []
+        self.backends: list[Backend] = []
+        self.specs: list[tuple[Any, ...]] = []
+        self.promised: dict[int, Certificate] = {}
+        """Number of a target -> the certificate that its threshold comes from."""
+
+    def _add(self, spec: tuple[Any, ...], target: Target, backend: Any) -> None:
+        """Add a target with its backend; a reusable backend takes precedence."""
+        self.specs.append(spec)
+        self.targets.append(target)
+        self.backends.append(self._known.get(_key(spec)) or backend)
+
+    def add_edges(self, edges: list[Any], groups: Sequence[tuple[str, str]], *, needed: bool) -> bool:
+        """Add the edge models; return True if no threshold was given and some came with a certificate.
+
+        Args:
+            edges: the models, as given.
+            groups: (group, name of the variant) of each; empty: none.
+            needed: True if the policy needs thresholds.
+
+        Raises:
+            PolicyError: a model or threshold is invalid.
+            ModelMissing: there is no file at a model's path.
+        """
+        arguments, models = self._arguments, [load(given) for given in edges]
+        own_thresholds = [released(model) for model in models] if arguments.threshold is None else []
+        certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else all answers of others are accepted
+        thresholds = own_thresholds if certified else checked_thresholds(arguments.threshold, len(edges), needed=needed)
+        for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
+            path = member(model, "path")
+            if path is not None and not Path(path).exists():
+                raise ModelMissing(f"there is no model at {path}")
+            group, variant = groups[i]
+            name = f"{group} {variant}" if group else self._arm or named("edge", model.name, i, len(edges), self.targets)
+            target = Target(name, "edge", group=group)
+            if group and has_state(model):
+                raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
+            if isinstance(limit, float | None):
+                target = target._replace(threshold=limit)
+            else:
+                self.promised[len(self.targets)] = limit
+                target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
+            score = member(model, "score") or arguments.score
+            check_range(limit, score)
+            runner = edge_backend(name, model, score)
+            if runner.alone_async and not arguments.awaits:
+                raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
+            if runner.alone_async and arguments.mode == "shadow":
+                raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
+            read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
+            self._add(("edge", name, given, score, read), target, runner)
+            self._labels = member(model, "labels") or self._labels
+        return bool(own_thresholds)
+
+    def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
+        """Add the clouds, and after them those on trial, each with its guard."""
+        score, labels = self._arguments.score, self._labels
+        for i, given in enumerate([*clouds, *tried]):
+            endpoint, on_trial = endpoint_of(given), i >= len(clouds)
+            own_name = getattr(endpoint, "name", "cloud")
+            if on_trial and own_name == "cloud":
+                own_name = "cloud-trial"
+            name = named("cloud", own_name, i, 0 if on_trial else len(clouds), self.targets)
+            kind: Any = FunctionBackend
+            if hasattr(endpoint, "talk"):
+                from edgeroute.cloud.http_backend import HttpBackend as kind  # noqa: N813 - one of two
+            backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
+            if getattr(backend, "alone_async", False) and not self._arguments.awaits:
+                raise PolicyError(
+                    f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
+                )
+            backend.guard = guard(backend)
+            self._add(("cloud", name, given, score, labels), Target(name, "cloud", trial=on_trial), backend)
+
+
+def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
+    """Return name and backend of each edge model, with the one on trial."""
+    edges = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
+    return edges if snapshot.trial is None else edges + edges_of(snapshot.trial)
+
+
+def cleared(snapshot: Snapshot) -> None:
+    """Delete the stored plans of a snapshot, after facts have changed."""
+    for policy in (snapshot, snapshot.trial):
+        if policy is not None:
+            policy.plans.clear()
+
+
+def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
+    """Return the backends of a policy and of its edge on trial, by the arguments from which they were made."""
+    known = {} if snapshot.trial is None else made_of(snapshot.trial)
+    return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
+
+
+def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """Return the fingerprints to which a certificate for edge model number `i` is bound, by the names of `BOUND_TO`.
+
+    They are of the model, its score and view, the cloud behind it and its codec; and of the edge models before it, each with its
+    own threshold, as these decide which inputs reach it. Reads files.
+    """
+    from edgeroute.stores.cache import fingerprint
+
+    egress, clouds, prints = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
+    if clouds:
+        redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
+        prints["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
+        prints["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+        if served_text := served(snapshot):
+            prints["served"] = served_text
+    for number, backend in enumerate(snapshot.backends):
+        if (
+            backend.side == "cloud"
+            and not snapshot.targets[number].trial
+            and (view := snapshot.views.identity(number, fingerprint))
+        ):
+            prints["codec"] += f" {view}"
+    if earlier := before(snapshot.targets, i):
+        prints["earlier"] = _earlier(snapshot, earlier)
+    return prints
+
+
+def served(snapshot: Snapshot) -> str:
+    """Return the identities of the clouds' models, as reported by their servers; empty: none is reported."""
+    identities = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.proper]
+    return " ".join(text or "-" for text in identities) if any(identities) else ""
+
+
+def before(targets: Sequence[Target], i: int) -> list[int]:
+    """Return the indices of earlier edge models whose thresholds decide which inputs reach number `i`; no variants of it."""
+    return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
+
+
+def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """Return the fingerprints of an edge model with its view, and of its score."""
+    from edgeroute.stores.cache import fingerprint
+
+    score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
+    return {
+        "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
+        "score": score_print(score, fingerprint),
+    }
+
+
+def chosen(snapshot: Snapshot, i: int) -> Target:
+    """Return a target with the threshold of its certificate, without the effect of alarms."""
+    target, promise = snapshot.targets[i], snapshot.certificates[i]
+    if promise is None:
+        return target
+    return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
+
+
+def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
+    """Return one hash over the edge models before another: their fingerprints and their own thresholds."""
+    models = []
+    for number in earlier:
+        target = chosen(snapshot, number)
+        thresholds = {label: str(t) for label, t in target.thresholds.items()}
+        models.append([_own_prints(snapshot, number), str(target.threshold), thresholds])
+    text = json.dumps(models, sort_keys=True)
+    unknown = f"{UNIDENTIFIED} " if UNIDENTIFIED in text else ""
+    return unknown + sha256(text.encode()).hexdigest()
+
+
+def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
+    """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate."""
+    if certificate is None:
+        return None
+    if snapshot.policy.no_confidence != "defer":
+        raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
+    used = {"earlier": "", **fingerprints(snapshot, i)}
+    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served, snapshot))
+
+
+def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:
+    """Raise PolicyError if a threshold is a plain number, or its certificate does not hold here."""
+    for target, promise in zip(targets, certificates, strict=True):
+        if target.threshold is None:
+            continue
+        broken = "it is a plain number" if promise is None else promise.broken()
+        if broken is not None:
+            error = PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+            error.key = "uncalibrated"
+            raise error
+
+
+def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a hashable key of the arguments from which a backend was made; unhashable ones count by identity."""
+    return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
+
+
+def _seconds(given: float | None) -> float:
+    """Return a number of seconds; inf for None."""
+    return INF if given is None else float(given)

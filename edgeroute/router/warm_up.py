@@ -1,0 +1,159 @@
+"""Warm-up of a model, and the tests of a catalog's new version before it is put in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeroute.core.error_codes import named
+from edgeroute.edge.backend import EdgeBackend, in_new_session
+from edgeroute.edge.model_members import member
+from edgeroute.errors import EdgerouteError, ModelError
+from edgeroute.router.policy_snapshot import Snapshot, edges_of, made_of
+from edgeroute.system.logs import call_quietly
+
+if TYPE_CHECKING:
+    from edgeroute.catalog.installed import Release
+
+Warming = Callable[[int, int, str], object]
+"""Called with (number of models done, number of all, name of the next)."""
+CHECK_S = 60.0
+"""Time limit of a run on zeros, seconds."""
+
+
+class Warmed(NamedTuple):
+    """Timings of one model's warm-up."""
+
+    name: str
+    """Name of the target."""
+    load_s: float
+    """Seconds that loading took; about 0: it was loaded already."""
+    first_s: float | None
+    """Seconds of the first run; None: no run, without samples and without an input shape."""
+    again_s: float | None
+    """Seconds of a second run on the same input; None: no run."""
+
+    def __str__(self) -> str:
+        if self.first_s is None or self.again_s is None:
+            return f"{self.name}: loaded in {1000 * self.load_s:.0f} ms, not run: give samples="
+        times = f"first run {1000 * self.first_s:.1f} ms, then {1000 * self.again_s:.1f} ms"
+        return f"{self.name}: loaded in {1000 * self.load_s:.0f} ms, {times}"
+
+
+def warm_up(name: str, backend: EdgeBackend, samples: Sequence[Any] = ()) -> Warmed:
+    """Load one model, and run it on the samples, or on zeros; blocks. Return the timings, and store them in `backend.warmth`.
+
+    Raises:
+        ModelError, BadInput: the model cannot be loaded, or does not run.
+    """
+    timings = _load_and_run(name, backend, samples)
+    backend.warmth = str(timings).partition(": ")[2]
+    return timings
+
+
+def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
+    """Load one model, and run it; without the effect on `backend.warmth`."""
+    begun = monotonic()
+    load = member(backend.model, "load")
+    if load is not None:
+        load()
+    loaded = monotonic()
+    if backend.alone_async:
+        return Warmed(name, loaded - begun, None, None)
+    if samples:
+        for x in samples:
+            value(backend, x)
+        first = monotonic()
+        value(backend, samples[0])
+        return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)
+    times = backend.time_on_zeros(CHECK_S)
+    return Warmed(name, loaded - begun, *(times or (None, None)))
+
+
+def value(backend: EdgeBackend, x: Any) -> Any:
+    """Run a model on an input, in a new session if it has a state, and return its value.
+
+    Raises:
+        ModelError, BadInput: the run failed.
+    """
+    try:
+        return in_new_session(backend.run_one, x, None).value
+    except EdgerouteError:
+        raise
+    except Exception as e:
+        raise ModelError(f"{backend.where} does not run: {named(e)}") from e
+
+
+def check_releases(new: Snapshot, old: Snapshot) -> None:
+    """Load and warm up a catalog's new versions, and run their canary inputs, before they are put in force; blocks.
+
+    Models of other files are loaded by their first request, as when a router is made.
+
+    Args:
+        new: snapshot with the new versions.
+        old: snapshot in force.
+
+    Raises:
+        ModelError: a version failed. All new models are closed; the snapshot in force stays.
+    """
+    known = {id(backend) for backend in made_of(old).values()}
+    fresh = [b for _, b in edges_of(new) if id(b) not in known]
+    try:
+        for backend in fresh:
+            release: Release | None = member(backend.model, "release")
+            if release is not None:
+                _rehearse(backend, release)
+                if release.trial and backend in new.backends:
+                    _check_certificate(new, new.backends.index(backend), release)
+    except BaseException:
+        for backend in fresh:
+            call_quietly(backend.close, "dropping a version that was tried")
+        raise
+
+
+def _rehearse(backend: EdgeBackend, release: Release) -> None:
+    """Warm up a release's model, and compare its answers to the canary inputs; raise ModelError if either fails."""
+    from edgeroute.catalog import model_updates as update
+
+    try:
+        canaries = None if release.canaries is None else update.read_canaries(release.canaries)
+        warm_up(backend.name, backend, [] if canaries is None else canaries.inputs[:1])
+        wrong = [] if canaries is None else canaries.wrong(lambda x: value(backend, x))
+    except Exception as e:
+        raise ModelError(f"{release} failed its warm-up: {named(e)}") from e
+    if wrong:
+        raise ModelError(f"{release} failed its canary inputs: {'; '.join(wrong[:3])}")
+
+
+def _check_certificate(snapshot: Snapshot, i: int, release: Release) -> None:
+    """Raise ModelError if the certificate of a release on trial does not hold with this router's settings."""
+    promise = snapshot.certificates[i]
+    broken = None if promise is None or release.certificate is None else promise.broken()
+    if broken is not None:
+        raise ModelError(f"the certificate of {release} does not hold here: {broken}")
+
+
+def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
+    """Return the model's view of each sample."""
+    for candidate in (snapshot, snapshot.trial):
+        if candidate is not None and backend in candidate.backends:
+            i = candidate.backends.index(backend)
+            return [candidate.views.of(candidate.targets[i], i, x) for x in samples]
+    return samples
+
+
+async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
+    """Load one asynchronous model, and run it on the samples. Return the timings."""
+    begun = monotonic()
+    load = member(backend.model, "load")
+    if load is not None:
+        load()
+    loaded = monotonic()
+    if not samples or backend.run_async is None:
+        return Warmed(name, loaded - begun, None, None)
+    for x in samples:
+        await backend.run_async([x], many=False)
+    first = monotonic()
+    await backend.run_async([samples[0]], many=False)
+    return Warmed(name, loaded - begun, (first - loaded) / len(samples), monotonic() - first)

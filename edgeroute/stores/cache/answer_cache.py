@@ -1,0 +1,341 @@
+"""Answer cache: LRU in memory, optional disk tier, stale-while-revalidate, stale-if-error, negative caching, singleflight."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cachetools import LRUCache
+
+from edgeroute.core.units import Bytes, Seconds
+from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
+from edgeroute.stores.cache.disk import Disk
+from edgeroute.stores.cache.semantic import Semantic
+from edgeroute.system.class_signatures import check_units
+from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
+from edgeroute.system.process import now
+
+State = Literal["fresh", "revalidate", "stale"]
+REFUSALS = 4096
+"""Capacity of the negative cache; least recently used refusals are evicted."""
+
+
+class CacheStats(NamedTuple):
+    """Counters of the cache since it was created."""
+
+    hits: int
+    """Fresh entries returned from memory."""
+    disk_hits: int
+    """Fresh entries returned from disk."""
+    misses: int
+    """Look-ups without an entry that could be used."""
+    stale: int
+    """Expired entries returned by `lookup`."""
+    stored: int
+    """Entries put."""
+    evicted: int
+    """Entries evicted from memory."""
+    bytes: int
+    """Current size in memory."""
+
+
+class Cache(ForkSafe):
+    """Answers by key. Thread-safe; a forked child starts with an empty memory and the same disk file.
+
+    The age of an entry counts from its `at`. A time in the future (the clock was set back) counts from the first lookup.
+
+    Args:
+        max_bytes: maximum size in memory, contents and overhead.
+        ttl_s: how long an entry is fresh, seconds; 0: never.
+        stale_while_revalidate_s: how long after that an entry may be returned while it is refreshed, seconds.
+        stale_if_offline_s: how long after its time `offline="stale"` returns an entry if the cloud is unavailable, seconds.
+        negative_ttl_s: how long a refusal is cached, seconds.
+        disk: path of the disk tier's file; None: memory only.
+        disk_max_bytes: maximum size of the file on disk.
+        never: data classes that are not cached.
+        semantic: semantic cache for text inputs; this cache sets its `ttl_s` and `clock`.
+        clock: returns the Unix time, seconds.
+
+    Raises:
+        PolicyError: a size or a time is not valid.
+    """
+
+    _lock = per_process(threading.RLock)
+    _recent: LRUCache[bytes, CachedEntry] = per_process_of(lambda self: LRUCache(self._max_bytes, getsizeof=_bytes))
+    """Empty in a child: another thread of the parent may have been in the middle of a change."""
+    _refusals: LRUCache[bytes, tuple[str, int, float]] = per_process(lambda: LRUCache(REFUSALS))
+    _hits, _disk_hits, _misses = initially(0), initially(0), initially(0)
+    _stale, _stored, _evicted = initially(0), initially(0), initially(0)
+
+    def __init__(
+        self,
+        *,
+        max_bytes: Bytes = 16 << 20,
+        ttl_s: Seconds = 3600.0,
+        stale_while_revalidate_s: Seconds = 0.0,
+        stale_if_offline_s: Seconds = 86400.0,
+        negative_ttl_s: Seconds = 60.0,
+        disk: str | Path | None = None,
+        disk_max_bytes: Bytes = 256 << 20,
+        never: frozenset[str] = frozenset(),
+        semantic: Semantic | None = None,
+        clock: Callable[[], float] = now,
+    ) -> None:
+        check_units(Cache, locals())
+        self.never, self.semantic = never, semantic
+        self._max_bytes, self._ttl_s, self._negative_ttl_s, self._clock = max_bytes, ttl_s, negative_ttl_s, clock
+        self._renewing_s, self._offline_s = ttl_s + stale_while_revalidate_s, ttl_s + stale_if_offline_s
+        keep_s = max(self._renewing_s, self._offline_s)
+        self._disk = None if disk is None else Disk(Path(disk), disk_max_bytes, keep_s, clock)
+        if semantic is not None:
+            semantic.ttl_s, semantic.clock = ttl_s, clock
+
+    def get(self, key: bytes) -> Entry | None:
+        """Return the entry if it is fresh, else None; counts a hit or a miss. Arrays are read-only, mutable values are copies."""
+        return self._find(key, False, None)[0]
+
+    def lookup(self, key: bytes, fetched: Mapping[bytes, Entry] | None = None) -> tuple[Entry | None, State | None]:
+        """Return the entry and its state: fresh, revalidate (usable, but to be refreshed), or stale (for failures of the cloud).
+
+        An entry beyond all limits is deleted from memory, and (None, None) is returned.
+
+        Args:
+            key: key of the answer.
+            fetched: result of `fetch`, used in place of the disk; None: the disk is read.
+        """
+        return self._find(key, True, fetched)
+
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Return the keys of which memory has no fresh entry, for `fetch`; none without a disk."""
+        if self._disk is None:
+            return []
+        now_s = self._clock()
+        with self._lock:
+            return [
+                key for key in keys if (seen := self._recent.get(key)) is None or not 0 <= now_s - seen.entry.at < self._ttl_s
+            ]
+
+    def fetch(self, keys: Iterable[bytes]) -> dict[bytes, Entry]:
+        """Read the entries of these keys from disk, for `lookup`. Waits for the disk, but never for a lock."""
+        return {} if self._disk is None else {key: entry for key in keys if (entry := self._disk.get(key)) is not None}
+
+    def late(self) -> None:
+        """Report that a `fetch` took too long: after two reports the disk is not used for a while."""
+        if self._disk is not None:
+            self._disk.late()
+
+    def put(self, key: bytes, entry: Entry, data_class: str | None = None) -> None:
+        """Store a copy of the entry in memory, and queue it for the disk.
+
+        Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. The disk takes only
+        values that are restored unchanged: JSON values, with outputs that are arrays or JSON values.
+        """
+        cached = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
+        if cached is not None:
+            with self._lock:
+                self._insert(key, cached)
+                self._stored += 1
+            if self._disk is not None:
+                self._disk.put(key, cached)
+
+    def refuse(self, key: bytes, text: str, status: int) -> None:
+        """Cache that the endpoint refused this input, with its message and HTTP status."""
+        with self._lock:
+            self._refusals[key] = text, status, self._clock()
+
+    def refused(self, key: bytes) -> tuple[str, int] | None:
+        """Return message and status of a refusal within the last `negative_ttl_s`, else None."""
+        now_s = self._clock()
+        with self._lock:
+            text, status, since = self._refusals.get(key, ("", 0, -float("inf")))
+        return (text, status) if 0 <= now_s - since < self._negative_ttl_s else None
+
+    def stats(self) -> CacheStats:
+        """Return the counters so far."""
+        with self._lock:
+            counts = self._hits, self._disk_hits, self._misses, self._stale, self._stored, self._evicted
+            return CacheStats(*counts, int(self._recent.currsize))
+
+    def flush(self) -> None:
+        """Write pending entries to disk now; usually a thread writes them within moments."""
+        if self._disk is not None:
+            self._disk.flush()
+
+    def close(self) -> None:
+        """Write pending entries to disk and close it; a later call opens it again."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
+        """Return entry and state by memory, then by disk; update memory and counters. `late`: expired entries may be returned."""
+        now_s = self._clock()
+        with self._lock:
+            seen = self._recent.get(key)
+            if fresh := seen is not None and 0 <= now_s - seen.entry.at < self._ttl_s:
+                self._hits += 1
+        if seen is not None and fresh:
+            return seen.given(), "fresh"
+        cached = self._newer(key, seen, fetched)
+        if cached is not None and cached.entry.at > now_s:
+            cached = cached._replace(entry=cached.entry._replace(at=now_s))
+            if self._disk is not None:
+                self._disk.put(key, cached)  # else it would be fresh again each time it is read from there
+        state = None if cached is None else self._state(now_s - cached.entry.at)
+        with self._lock:
+            if self._recent.get(key) is seen:  # no newer entry was put meanwhile
+                if cached is None or state is None:
+                    self._recent.pop(key, None)
+                elif cached is not seen:
+                    self._insert(key, cached)
+            if cached is None or state is None or (state != "fresh" and not late):
+                self._misses += 1
+                return None, None
+            if state != "fresh":
+                self._stale += 1
+            elif self._disk is None:
+                self._hits += 1
+            else:
+                self._disk_hits += 1
+        return cached.given(), state
+
+    def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
+        """Return the disk's entry if it is newer (another process may have refreshed it), else `seen`."""
+        entry = (self.fetch([key]) if fetched is None else fetched).get(key)
+        return keep(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
+
+    def _state(self, age_s: float) -> State | None:
+        """Return the state of an entry of this age; None if it is too old for any use."""
+        if age_s < self._ttl_s:
+            return "fresh"
+        if age_s < self._renewing_s:
+            return "revalidate"
+        return "stale" if age_s < self._offline_s else None
+
+    def _insert(self, key: bytes, cached: CachedEntry) -> None:
+        """Put an entry into memory, count evictions, and skip one that alone exceeds `max_bytes`. The caller holds the lock."""
+        recent = self._recent
+        recent.pop(key, None)
+        if cached.bytes <= self._max_bytes:
+            before = len(recent)
+            recent[key] = cached
+            self._evicted += before + 1 - len(recent)
+
+
+def _bytes(cached: CachedEntry) -> int:
+    """Return the size of an entry for the LRU."""
+    return cached.bytes
+
+
+# Singleflight: one of several equal concurrent requests (the leader) runs, and the others (followers) wait for its result.
+
+
+class _Shared:
+    """State shared by the leader and the followers of one flight."""
+
+    __slots__ = ("future", "held", "thread")
+
+    def __init__(self, held: bool) -> None:
+        self.held, self.thread = held, threading.get_ident()
+        self.future: concurrent.futures.Future[Any] | None = None  # created for the first follower: most flights have none
+
+
+class Flight:
+    """Part of one caller in a flight. The leader calls `done`, and always finally `failed`, which is a no-op after `done`."""
+
+    __slots__ = ("_flights", "_key", "_shared", "leads")
+
+    def __init__(self, flights: Flights, key: bytes, shared: _Shared, leads: bool) -> None:
+        self._flights, self._key, self._shared, self.leads = flights, key, shared, leads
+
+    @property
+    def held(self) -> bool:
+        """Return True if the leader's answer is a stream that goes on only while its caller reads."""
+        return self._shared.held
+
+    def done(self, make: Callable[[], Any]) -> None:
+        """End the flight, and pass `make()` to all followers; `make` is not called if there are none. A no-op for followers."""
+        self._end(make)
+
+    def failed(self) -> None:
+        """End the flight, and release all followers without a result. A no-op for a follower, or once the flight has ended."""
+        self._end(None)
+
+    def wait(self, timeout_s: float) -> Any:
+        """Block a follower for the leader's result, up to `timeout_s` seconds. Return None if the leader failed or time ran out.
+
+        A leader of the same thread is lower on this stack, in a generator or under a signal handler: the call returns None at
+        once.
+        """
+        future = self._shared.future
+        assert future is not None, "the leader has nobody to wait for"
+        if self._shared.thread == threading.get_ident() and not future.done():
+            return None
+        try:
+            return future.result(min(timeout_s, threading.TIMEOUT_MAX))
+        except concurrent.futures.TimeoutError:
+            return None
+
+    async def wait_async(self, timeout_s: float) -> Any:
+        """Await the leader's result, as `wait` does. Cancelling affects this follower only."""
+        assert self._shared.future is not None, "the leader has nobody to wait for"
+        result = asyncio.wrap_future(self._shared.future)
+        await asyncio.wait([result], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
+        return result.result() if result.done() else None
+
+    def _end(self, make: Callable[[], Any] | None) -> None:
+        """End the flight, if this is its leader."""
+        if self.leads:
+            self._flights.end(self._key, self._shared, make)
+
+    def __del__(self) -> None:
+        self._end(None)
+
+
+class Flights(ForkSafe):
+    """Flights in progress, by key. A flight is removed when it ends, however it ended."""
+
+    _lock = per_process(threading.RLock)  # an abandoned leader may be collected, and so ended, during a `join`
+    _open: dict[bytes, _Shared] = per_process(dict)
+    """Empty in a forked child, which does not have the threads that lead the parent's flights."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def followed(self) -> int:
+        """Number of flights that have followers."""
+        with self._lock:
+            return sum(shared.future is not None for shared in self._open.values())
+
+    def join(self, key: bytes, *, held: bool = False) -> Flight:
+        """Start a flight and return its leader's part, or follow the one in progress. `held`: see `Flight.held`."""
+        with self._lock:
+            shared = self._open.get(key)
+            if shared is None:
+                shared = self._open[key] = _Shared(held)
+                return Flight(self, key, shared, True)
+            if shared.future is None:
+                future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+                shared.future = future
+                if self._open.get(key) is not shared and not future.done():  # its leader was collected meanwhile
+                    future.set_result(None)
+            return Flight(self, key, shared, False)
+
+    def end(self, key: bytes, shared: _Shared, make: Callable[[], Any] | None) -> None:
+        """Remove this flight if it is still in progress, and release its followers with the result of `make()`, or with None."""
+        with self._lock:
+            if self._open.get(key) is not shared:
+                return
+            del self._open[key]
+            future = shared.future
+        if future is None:
+            return
+        result = None
+        try:
+            result = None if make is None else make()
+        finally:
+            future.set_result(result)

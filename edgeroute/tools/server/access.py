@@ -1,0 +1,337 @@
+"""Access checks of the gateway and the dashboard: host, token, web pages, request options, and the number of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import re
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, NamedTuple, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgeroute.core.egress import Rules
+from edgeroute.core.error_codes import clean
+from edgeroute.core.policy import MODES, Mode
+from edgeroute.errors import BadInput, PolicyError, nearest
+from edgeroute.tools.server.bodies import Bodies
+from edgeroute.tools.server.faults import Busy, Fault
+
+# Calls in progress: their number, their bodies, and cancellation when the client disconnects.
+
+T = TypeVar("T")
+LARGE = 1 << 16
+"""Bytes from which a body is parsed in a thread: the event loop goes on meanwhile."""
+
+
+class Calls:
+    """Calls in progress.
+
+    Args:
+        bodies: limits of their bodies.
+        most: calls at a time; a further one gets 429.
+    """
+
+    def __init__(self, bodies: Bodies, most: int) -> None:
+        self.bodies, self.most = bodies, most
+        self.running = 0
+        self._parser = ThreadPoolExecutor(1, "edgeroute-gateway-json")  # one: parsed JSON takes several times its size
+
+    def close(self) -> None:
+        """Shut down the parser thread without waiting."""
+        self._parser.shutdown(wait=False)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places during the `with` block.
+
+        Raises:
+            Busy: all places are taken.
+        """
+        if self.running >= self.most:
+            raise Busy(self.most)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
+        """Apply `read` to a body, in the parser thread if the body is large."""
+        return read(body) if len(body) < LARGE else await self.in_thread(partial(read, body))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run a function in the parser thread and return its result."""
+        return await asyncio.get_running_loop().run_in_executor(self._parser, work)
+
+
+def plain_body(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a compressed body."""
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise HTTPException(415, "the body is compressed, which this gateway does not read: send it as it is")
+
+
+LEFT: Any = object()
+"""Result of a call whose client has disconnected."""
+
+
+async def unless_left(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else LEFT
+    finally:
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the client disconnects."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# Options of one request, from its headers `x-edgeroute-...`. Unknown names are refused: a typo must not let data leave.
+
+PREFIX = b"x-edgeroute-"
+NAMES = ("mode", "deadline", "first-token", "data-class")
+LONGEST = 200
+"""Most characters of a value."""
+MOST_S = 86400.0
+"""Longest deadline, seconds."""
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|m)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+
+class Options(NamedTuple):
+    """Options of one request; None: as the policy says."""
+
+    mode: Mode | None = None
+    deadline: float | None = None
+    first_token: float | None = None
+    data_class: str | None = None
+
+
+NONE = Options()
+
+
+def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
+    """Parse a request's options from its headers.
+
+    Args:
+        headers: headers of the request, with names in lower case.
+        rules: egress rules of the policy, which name the data classes.
+
+    Raises:
+        BadInput: an option is unknown, repeated, or has an invalid value.
+    """
+    texts: dict[str, str] = {}
+    for raw, value in headers:
+        if b"edgeroute" not in raw:
+            continue
+        name, text = raw[len(PREFIX) :].decode("latin-1"), value.decode("latin-1").strip()
+        if not raw.startswith(PREFIX) or name not in NAMES:
+            raise BadInput(f"there is no header {clean(raw.decode('latin-1'), 60)}: {nearest(name, NAMES)}")
+        if name in texts:
+            raise BadInput(f"the header x-edgeroute-{name} is there twice: send it once")
+        if not 0 < len(text) <= LONGEST or not text.isprintable():
+            raise BadInput(f"the header x-edgeroute-{name} takes 1 to {LONGEST} printable characters")
+        texts[name] = text
+    return _parsed_options(texts, rules) if texts else NONE
+
+
+def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
+    """Validate the texts of the options and return them with their types."""
+    mode: Any = texts.get("mode")
+    if mode not in (None, *MODES):
+        raise BadInput(f"x-edgeroute-mode is {clean(mode, 40)!r}: {nearest(mode, MODES)}")
+    data_class = texts.get("data-class")
+    classes = {*rules.never_leave, *rules.may_leave, *([rules.default_class] if rules.default_class else [])}
+    if data_class is not None and data_class not in classes and rules.unknown_class == "deny":
+        hint = nearest(data_class, sorted(classes)) if classes else "it has no classes, see [egress]"
+        raise BadInput(f"x-edgeroute-data-class is {clean(data_class, 40)!r}, which the policy does not name: {hint}")
+    return Options(
+        mode, _seconds("deadline", texts), _seconds("first-token", texts), data_class
+    )  # fmt: skip
+
+
+def _seconds(name: str, texts: dict[str, str]) -> float | None:
+    """Parse an option that is a time with a unit; None if it is missing."""
+    text = texts.get(name)
+    if text is None:
+        return None
+    match = _TIME.fullmatch(text)
+    seconds = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
+    if not 0 < seconds <= MOST_S:
+        raise BadInput(f"x-edgeroute-{name} is a time with a unit, as in 300ms, 1.5s or 2m, not {clean(text, 40)!r}")
+    return seconds
+
+
+# Origin of a request, by its headers: a web page or a program, and the name of the server that it used.
+
+
+def of_a_page(headers: Mapping[bytes, bytes]) -> bool:
+    """Return True if a web page sent the request: it has `Origin`, or a browser marks it as another site's."""
+    return b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
+
+
+def is_opened(headers: Mapping[bytes, bytes]) -> bool:
+    """Return True if a browser opens it as a page in a window of its own, after a click on a link.
+
+    The page with the link cannot read it.
+    """
+    kind = headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")
+    return b"origin" not in headers and kind == (b"navigate", b"document")
+
+
+def is_named(host: str, names: Collection[str]) -> bool:
+    """Return True if the header `Host` is an address or one of these names, with or without a port.
+
+    Another name may be a page's own that resolves to this machine (DNS rebinding).
+    """
+    if host.startswith("["):
+        name, closed, rest = host[1:].partition("]")
+        return bool(closed) and _is_address(name, 6) and (not rest or (rest[0] == ":" and _is_port(rest[1:])))
+    name, colon, port = host.partition(":")
+    if colon and not _is_port(port):
+        return False
+    return name.lower().rstrip(".") in names or _is_address(name, 4)
+
+
+def is_loopback(address: str) -> bool:
+    """Return True if only this machine can reach an address."""
+    try:
+        return ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_port(text: str) -> bool:
+    """Return True if a text is a decimal number."""
+    return text.isascii() and text.isdigit()
+
+
+def _is_address(name: str, version: int) -> bool:
+    """Return True if a text is an IP address of that version."""
+    try:
+        return ip_address(name).version == version
+    except ValueError:
+        return False
+
+
+# Access: requests of web pages, for other hosts' names, and without the token are refused before a body is read.
+
+OPEN = ("/v2/health/live", "/v2/health/ready")
+"""Paths that need no token: they tell only that the gateway is alive."""
+SIMPLE = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
+"""Media types that a web page may send to any address without permission (CORS)."""
+
+
+class Guard:
+    """ASGI middleware that refuses requests by host, origin and token.
+
+    * `Host` must be an address, `localhost`, or a name that was allowed: else a page whose own name resolves to this machine (DNS
+      rebinding) would have access.
+    * A request with `Origin`, or that a browser marks as another site's, comes from a web page, and is refused: nothing here is
+      meant for pages, and there are no CORS headers.
+    * With a token, `Authorization: Bearer TOKEN` is needed; compared in constant time.
+
+    Args:
+        app: the application behind it.
+        hosts: further names accepted in `Host`.
+        token: the token; None: no token is needed.
+        without_token: paths that need no token.
+        what: name of the guarded command in messages; that command has the option --allow-host.
+        links: paths that a page of another site may link to, as a notebook does: opened in a window of their own, never read.
+
+    Raises:
+        PolicyError: the token is empty, or one that a header cannot have.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str] = (),
+        token: str | None = None,
+        without_token: Iterable[str] = OPEN,
+        what: str = "gateway",
+        links: Iterable[str] = (),
+    ) -> None:
+        self.app, self._open, self._what, self._links = app, frozenset(without_token), what, frozenset(links)
+        self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
+        self._token = None if token is None else checked_token(token).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an allowed request to the application; answer any other with its fault."""
+        if scope["type"] == "http" and (fault := self._fault(scope)) is not None:
+            await fault.reply(scope["path"])(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _fault(self, scope: Scope) -> Fault | None:
+        """Return the reason to refuse a request; None if it is allowed."""
+        headers: dict[bytes, bytes] = {}
+        what = self._what
+        for name, value in scope["headers"]:
+            if name in headers and name in {b"host", b"authorization", b"content-length"}:
+                return Fault(
+                    400, f"the header {clean(name.decode('latin-1'), 40)} is there twice: send it once", "bad_request", CLOSE
+                )
+            headers[name] = value
+        if {b"content-length", b"transfer-encoding"} <= headers.keys():
+            return Fault(400, "Content-Length and Transfer-Encoding contradict each other: send one", "bad_request", CLOSE)
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not is_named(host, self._hosts):
+            return Fault(
+                421,
+                f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
+                "unknown_host", CLOSE,
+            )  # fmt: skip
+        if of_a_page(headers) and not (scope["path"] in self._links and is_opened(headers)):
+            return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
+        if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
+            return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)
+        if self._token is None or scope["path"] in self._open:
+            return None
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
+            message = "the token is missing or wrong: send Authorization: Bearer TOKEN, as OPENAI_API_KEY does"
+            return Fault(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer", **CLOSE})
+        return None
+
+
+CLOSE = {"Connection": "close"}
+
+
+def checked_token(token: str) -> str:
+    """Return the token stripped of white space, such as the line break at the end of its file.
+
+    Raises:
+        PolicyError: it is empty, or has characters that a header cannot have.
+    """
+    stripped = token.strip()
+    if not stripped or not (stripped.isascii() and stripped.isprintable()) or " " in stripped:
+        raise PolicyError("the token is empty, or has spaces or other characters that a header cannot have")
+    return stripped
+
+
+def token_of(name: str) -> str:
+    """Return the token in that environment variable.
+
+    Raises:
+        PolicyError: the variable is unset, empty or invalid.
+    """
+    try:
+        return checked_token(os.environ.get(name, ""))
+    except PolicyError:
+        raise PolicyError(
+            f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"
+        ) from None
