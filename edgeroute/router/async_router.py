@@ -43,34 +43,37 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 QUICK_S = 0.001
-"""A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
-0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
+"""Maximum 99 % quantile, seconds, of the latency of a model that runs on the event loop itself.
+
+A thread and back takes up to 0.2 ms, twice as long as a small model. With a deadline or a hedge, and for a batch, a model always
+runs in a thread.
+"""
 CLOSE_S = 1.0
-"""How long closing waits for tasks that were cancelled."""
+"""Maximum seconds that closing waits for cancelled tasks."""
 
 
 def like(method: Callable[Concatenate[Any, P], Any]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
     """Return a decorator that gives a method the arguments and defaults of another one; its body gets them by name."""
     arguments = signature(method)
 
-    def decorated(own: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
-        @wraps(own)
+    def decorated(inner: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
+        @wraps(inner)
         def call(self: Any, *given: P.args, **named: P.kwargs) -> R:
             bound = arguments.bind(self, *given, **named)
             bound.apply_defaults()
-            return own(**bound.arguments)
+            return inner(**bound.arguments)
 
-        call.__signature__ = arguments.replace(return_annotation=signature(own).return_annotation)  # type: ignore[attr-defined]
+        call.__signature__ = arguments.replace(return_annotation=signature(inner).return_annotation)  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]  # the name of its first argument
 
     return decorated
 
 
 class Loop:
-    """The event loop's side of a router: pumps, the tasks of legs, and threads for what may block.
+    """Event loop's side of a router: pumps, the tasks of legs, and threads for blocking work.
 
     Args:
-        engine: of the router.
+        engine: engine of the router.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -79,20 +82,21 @@ class Loop:
         self._inside = InsideLegs()
 
     async def pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
-        """Execute the steps of a call on the event loop; `show` is called with what the caller is shown."""
+        """Execute the steps of a call on the event loop, and return their result. `show` is called with what the caller gets."""
         value: Any = None
         move: Callable[[Any], Step] = steps.send
         try:
             while True:
                 step = move(value)
                 try:
-                    value, move = await self._take(step, show), steps.send
+                    value, move = await self._execute(step, show), steps.send
                 except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
                     value, move = e, steps.throw
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    async def _take(self, step: Step, show: Callable[[Any], object] | None) -> Any:
+    async def _execute(self, step: Step, show: Callable[[Any], object] | None) -> Any:
+        """Execute one step, and return its result."""
         if type(step) is Walk:
             to = None if step.show is None or show is None else partial(_show, step.show, show)
             return await drive(step.walk, partial(self.begin, step.legs, step.streams, None), to)
@@ -123,7 +127,7 @@ class Loop:
         )
 
     def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
-        """Start a leg that is awaited, in a task of its own."""
+        """Start an asynchronous leg, in a task of its own. Return the function that stops it, or a failure."""
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
         error = _refusal(self.engine, legs, start, backend)
@@ -137,7 +141,7 @@ class Loop:
         return self._leg(leg, start, backend, to)
 
     def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
-        """Run a leg as a task, which always sends an event. An edge that goes on though it was cancelled is counted."""
+        """Run a leg as a task, which always sends an event. An edge that goes on after its cancellation is counted."""
 
         def ended(task: asyncio.Task[Event]) -> None:
             backend.stopping.discard(task)
@@ -155,7 +159,7 @@ class Loop:
         return stop
 
     def task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task, which `end` cancels."""
+        """Start a task, which `end` cancels, and return it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -196,10 +200,12 @@ class AsyncRouter(BaseRouter[V]):
     _awaits = True
 
     def _spawner(self) -> Spawn:
+        """Return a function that executes steps in a task."""
         return partial(_spawn, weakref.ref(self))
 
     @cached_property
     def _loop(self) -> Loop:
+        """Event loop's side of the router."""
         return Loop(self.engine)
 
     async def infer(
@@ -211,7 +217,7 @@ class AsyncRouter(BaseRouter[V]):
         data_class: str | None = None,
         importance: float = 0.0,
     ) -> Answer[V]:
-        """Answer one input, like `Router.infer`. Cancelling the call cancels all running legs."""
+        """Return the answer to one input, like `Router.infer`. Cancelling the call cancels all running legs."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -237,7 +243,7 @@ class AsyncRouter(BaseRouter[V]):
                 yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Yield what the caller is shown, and finally an `End` with the results."""
+        """Yield the answers or pieces for the caller, and finally an `End` with the results."""
         mail: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.ensure_future(self._loop.pump(self.engine.steps([request]), mail.put_nowait))
         task.add_done_callback(lambda _: mail.put_nowait(_END))
@@ -257,7 +263,7 @@ class AsyncRouter(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> list[Answer[V]]:
-        """Answer several inputs, like `Router.infer_many`."""
+        """Return the answers to several inputs, like `Router.infer_many`."""
         if not length(batch):
             return []
         results = await self._loop.pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
@@ -282,6 +288,7 @@ class AsyncRouter(BaseRouter[V]):
     async def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
     ) -> AsyncGenerator[Any, None]:
+        """Yield the pieces of an answer, and the answer as `Last`."""
         shows: Shows = "restarts" if restart else "pieces"
         request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken = False
@@ -298,7 +305,7 @@ class AsyncRouter(BaseRouter[V]):
 
     @like(Router.frames)
     def frames(self, source: Any, **settings: Any) -> AsyncFrames:
-        """Answer the frames of a live source, like `Router.frames`, for `async with` and `async for`.
+        """Return an iterator that answers a live source's frames, like `Router.frames`, for `async with` and `async for`.
 
         The source may be an async iterable, which is read in a task.
         """
@@ -309,7 +316,7 @@ class AsyncRouter(BaseRouter[V]):
 
     @like(Router.audio)
     def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
-        """Answer speech, like `Router.audio`, for `async with` and `async for`.
+        """Return an iterator that answers speech, like `Router.audio`, for `async with` and `async for`.
 
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
@@ -319,13 +326,13 @@ class AsyncRouter(BaseRouter[V]):
         return self._watched(audio_of(self, chunks, AudioSettings(**settings).checked()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
-        """Return a conversation that keeps its messages, like `Router.conversation`."""
+        """Return a conversation that stores its messages, like `Router.conversation`."""
         from edgeroute.router.conversation import AsyncConversation
 
         return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
-        """Return a stream of inputs, like `Router.session`, for `async with`."""
+        """Return a session, a stream of inputs, like `Router.session`, for `async with`."""
         from edgeroute.router.session import AsyncSession
 
         return AsyncSession(self)
@@ -338,7 +345,7 @@ class AsyncRouter(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Decision:
-        """Explain the route that this input would take, like `Router.decide`."""
+        """Return the route that this input would take, like `Router.decide`."""
         request = self.engine.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
         steps = decide(request.plan, legs, self.engine.audited)
@@ -354,23 +361,23 @@ class AsyncRouter(BaseRouter[V]):
             return end.value  # type: ignore[no-any-return]
 
     async def check(self, *, timeout: float = 5.0) -> Check:
-        """Load the models, ping the endpoints, and report, like `Router.check`."""
+        """Load the models, ping the endpoints, and return their status, like `Router.check`."""
         return await self._loop.in_thread(partial(check_all, self.engine, timeout))
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
         """Load each model and run it twice, like `Router.warm`; models that are async are awaited, others run in a thread."""
-        found, models = list[Warmed](), edges_of(self.engine.snapshot)
+        timings, models = list[Warmed](), edges_of(self.engine.snapshot)
         for i, (name, backend) in enumerate(models):
             if progress is not None:
                 progress(i, len(models), name)
             if backend.run_async is not None:
-                found.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend)))
+                timings.append(await warm_up_async(name, backend, view_samples(self.engine.snapshot, samples, backend)))
             else:
                 call = partial(warm_up, name, backend, view_samples(self.engine.snapshot, samples, backend))
-                found.append(await in_edge_thread(self.engine.edge_threads, call))
+                timings.append(await in_edge_thread(self.engine.edge_threads, call))
         if progress is not None:
             progress(len(models), len(models), "")
-        return found
+        return timings
 
     @like(Router.calibrate)
     async def calibrate(self, X: Any, y: Any, **given: Any) -> CalibrationResult:  # noqa: N803 - as in scikit-learn
@@ -405,7 +412,7 @@ class AsyncRouter(BaseRouter[V]):
 
 
 async def _plain(loop: Loop, request: Request) -> Result:
-    """Answer one request without optional stages: walk and record directly."""
+    """Return the result of one request without optional stages: walk and record directly."""
     engine = loop.engine
     backend: Any = request.snapshot.backends[request.plan.legs[0].target]
     first = run_first(request) if _quick(request.plan, backend) else None
@@ -418,7 +425,7 @@ async def _plain(loop: Loop, request: Request) -> Result:
 
 
 def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
-    """Execute steps in the background; False if the router was dropped: its parts do not keep it alive."""
+    """Execute steps in a task; return False if the router is gone: its parts do not keep it alive."""
     owner = router()
     if owner is None:
         return False
@@ -427,7 +434,7 @@ def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None])
 
 
 def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> Exception | None:
-    """Return why a leg that is awaited does not begin; None: it begins. Copies its inputs if it may outlive the call."""
+    """Return the reason why an asynchronous leg does not begin; None: it begins. Copies its inputs if it may outlive the call."""
     if engine.closed:
         return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
     if backend.side == "edge":
@@ -439,7 +446,7 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
 
 
 def _quick(plan: Plan, backend: Any) -> bool:
-    """Return True if an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
+    """Return True if an edge runs on the event loop itself: it is known to be quick, synchronous, and without a deadline."""
     return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
 
 
@@ -447,4 +454,5 @@ _END = object()
 
 
 def _show(shown: Callable[[Any], Any], show: Callable[[Any], object], emit: Any) -> None:
+    """Convert an effect, and show the result."""
     show(shown(emit))

@@ -117,19 +117,25 @@ def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
 
 
 def put_trials(engine: Engine, snapshot: Snapshot) -> None:
-    """Put the trials of a policy in force."""
+    """Put the trials of a policy in force: set `engine.trials`, which continue the figures of unchanged ones."""
     engine.trials = _trials(engine, snapshot)
     _use(engine)
 
 
 def _use(engine: Engine) -> None:
-    """Have trials and audits take part in calls, as far as there are some."""
+    """Have trials and audits take part in the engine's calls, as far as there are some."""
     audits = [] if engine.auditor is None else [Audits(engine.auditor)]
     engine.use(*([] if engine.trials is None else [engine.trials]), *audits)
 
 
 def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
-    """Put settings of audits in force under a policy. None: only where something hidden runs."""
+    """Put the settings of audits in force under a policy: make, update or close the engine's auditor.
+
+    Args:
+        engine: engine of the router; `auditor` and `audited` are set.
+        snapshot: the policy.
+        audit: settings; None: audits only where something hidden runs.
+    """
     before = engine.auditor
     audit = effective_audit(audit, snapshot)
     auditor = None if audit is None else before or _auditor(engine, audit)
@@ -177,15 +183,17 @@ class Audits(Part):
 
 
 def _unlike(legs: LegExecutor | None) -> Collection[int]:
-    """Return the clouds' legs that were asked otherwise than `calibrate` asks: without the edge's answer, or above the floor."""
+    """Return the clouds' legs that were called otherwise than by `calibrate`: without the edge's answer, or above the floor."""
     if legs is None:
         return ()
-    asked = ((legs.backends[legs.plan.legs[leg].target], leg, one) for leg, one in [*legs.exchanges.items()])  # others may begin
-    return {leg for backend, leg, one in asked if one.edge is False or cast("Any", backend).above_floor(one.codec)}
+    asked = (
+        (legs.backends[legs.plan.legs[leg].target], leg, exchange) for leg, exchange in [*legs.exchanges.items()]
+    )  # others may begin
+    return {leg for backend, leg, exchange in asked if exchange.edge is False or cast("Any", backend).above_floor(exchange.codec)}
 
 
 def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
-    """Return the trials of that policy, which go on with the figures of those before; None: there are none."""
+    """Return the trials of a policy, which continue the figures of the previous ones; None: there are none."""
     known = engine.trials
     if not snapshot.on_trial:
         return None
@@ -193,8 +201,8 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
 
     store = None if engine.checkpoint is None else engine.checkpoint.store
     dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)
-    made = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
-    return known if known is not None and known.of == made.of else made
+    trials = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
+    return known if known is not None and known.of == trials.of else trials
 
 
 def edge_fingerprints(snapshot: Snapshot) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Base of both routers: the constructor, and the methods that need no pump."""
+"""Base of both routers: the constructor, policy files, reloads, reports, and the methods that need no pump."""
 
 from __future__ import annotations
 
@@ -56,13 +56,15 @@ class BaseRouter(Generic[V]):
     """Base of both routers: the constructor, the policy file, reports, and the end.
 
     Attributes:
-        engine: the router's parts.
+        engine: parts of the router.
     """
 
     engine: Engine
     _awaits: bool
+    """True if edges and clouds may be asynchronous."""
     _file: PolicyFile | None = None
     _live: WeakSet[Any] | None = None
+    """Iterators over live sources, which end with the router."""
 
     def __init__(
         self,
@@ -135,12 +137,12 @@ class BaseRouter(Generic[V]):
         """Make a router from a policy file: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables.
 
         Args:
-            path: of the file; relative paths in it start from its folder.
+            path: path of the file; relative paths in it start from its folder.
             watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
             more: further arguments of the router and fields of `Options`, which override the file's, and `consent` and `redact`
                 for its egress rules.
                 With an `edge`, `cloud` or `threshold` here the file need not have one.
-                `instruments` are added to those of the file; of one kind there is only yours. None: there are none.
+                `instruments` are added to those of the file, whose ones of the same class are left out. None: no instruments.
 
         Raises:
             PolicyError: one message with all problems, and the nearest valid names.
@@ -163,12 +165,12 @@ class BaseRouter(Generic[V]):
         Requests in progress end under the policy they began with; unchanged models and connections are reused. What is on disk
         (state, cache, outbox, trace) stays as configured at construction.
 
-        A router that was not made from a file looks for the active versions of its models (`NAME.active`). A new version is
-        warmed up, and tried on its canary inputs, before it is in force.
+        A router that was not made from a file reads the active versions of its models (`NAME.active`). A new version is
+        warmed up, and tested on its canary inputs, before it is in force.
 
         Raises:
             PolicyError: the file is invalid, or there is none, and no model of a catalog either; the policy in force stays.
-            ModelError: a new version failed, likewise.
+            ModelError: a new version failed; the policy in force stays.
         """
         if self._file is not None:
             self._file.reload(self.engine)
@@ -184,7 +186,7 @@ class BaseRouter(Generic[V]):
     def promote(self) -> None:
         """Make the edge model on trial the edge, and end its trial.
 
-        Where both are versions of one model of a catalog, the one on trial is activated: it stays so after a restart.
+        If both are versions of one model of a catalog, the one on trial is activated in the catalog, for later runs, too.
 
         Raises:
             PolicyError: no shown edge is on trial; or the models are those of a policy file, which has to be changed.
@@ -194,11 +196,15 @@ class BaseRouter(Generic[V]):
         other, now = engine.snapshot.shown, engine.snapshot
         if other is None:
             raise PolicyError("there is no edge on trial that could be promoted: give trial=Trial(edge=...)")
-        one, own = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
-        if one is not None and own is not None and (one.pointer.parent, one.name) == (own.pointer.parent, own.name):
+        release_on_trial, release_in_use = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
+        if (
+            release_on_trial is not None
+            and release_in_use is not None
+            and (release_on_trial.pointer.parent, release_on_trial.name) == (release_in_use.pointer.parent, release_in_use.name)
+        ):
             from edgeroute.catalog.installed import Installed
 
-            Installed(one.pointer.parent).activate(one.name, one.version)
+            Installed(release_on_trial.pointer.parent).activate(release_on_trial.name, release_on_trial.version)
             self.reload()
         elif self._file is not None:
             raise PolicyError(f"{self._file.path}: make the edge of [trial] the path of [edge], and remove [trial]")
@@ -227,25 +233,25 @@ class BaseRouter(Generic[V]):
         return function
 
     def link_up(self) -> None:
-        """Report that the network is back, where the system does not tell: a modem behind a cable, a tunnel, a test.
+        """Report that the network is back, if the system does not: a modem behind a cable, a tunnel, a test.
 
-        Endpoints whose breaker is open are probed at once, in the background, and what is due in the outbox is sent without
-        spreading. Linux tells of its own links, and then this is not needed. May be called from any thread, at any time.
+        Endpoints whose breaker is open are probed at once, in the background, and due entries of the outbox are sent without
+        spreading. Linux reports its own links, and then this is not needed. May be called from any thread, at any time.
         """
         if not self.engine.closed:
             self.engine.health.link_up()
 
     def report(self, identity: str, truth: Any) -> bool:
-        """Report the right value for an answer, by its `id`: with `Audit(labelled=True)` drift alarms test the loss of accuracy.
+        """Report the right value for an answer, by its `id`. With `Audit(labelled=True)` drift alarms test the loss of accuracy.
 
         Report it for all answers, or for a random part of them, not only for wrong ones. Labels of earlier runs are not taken.
 
         Args:
-            identity: of the answer.
-            truth: what the answer's value should be; compared by `Audit.agrees`, or for equality.
+            identity: id of the answer.
+            truth: right value; compared by `Audit.agrees`, or for equality.
 
         Returns:
-            Whether it was of use: the edge gave that answer, and it was audited. At most 10,000 audited answers wait for a label.
+            True if it counts: the edge gave that answer, and it was audited. At most 10,000 audited answers wait for a label.
 
         Raises:
             PolicyError: labels are not expected.
@@ -293,18 +299,19 @@ class BaseRouter(Generic[V]):
         return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
-        for one in [] if self._live is None else list_weakset(self._live):
-            one.router_closed()
+        """Close the iterators over live sources, the policy file and the engine."""
+        for updates in [] if self._live is None else list_weakset(self._live):
+            updates.router_closed()
         _close(self.engine, self._file)
 
     def _watched(self, updates: W) -> W:
-        """Return the iterator, which ends when the router is closed."""
-        found: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
-        found.add(updates)
+        """Register an iterator over a live source, to end when the router is closed, and return it."""
+        live: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
+        live.add(updates)
         return updates
 
     def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Close a router that was dropped without `close`, in the background, and warn.
+        """Close a router that was garbage collected without `close`, in the background, and warn.
 
         Not while the interpreter ends: its threads and files end with it.
         """
@@ -316,7 +323,7 @@ class BaseRouter(Generic[V]):
         warnings.warn(f"unclosed router {self!r}", ResourceWarning, stacklevel=2, source=self)
 
 
-_told = threading.Event()
+_warned = threading.Event()
 
 
 def _replace(*given: Any) -> None:
@@ -327,14 +334,16 @@ def _replace(*given: Any) -> None:
 
 
 def _close(engine: Engine, file: PolicyFile | None) -> None:
+    """Stop watching the policy file, and close the engine."""
     if file is not None:
         file.close()
     engine.close()
 
 
 def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
-    if not _told.is_set():
-        _told.set()
+    """Close the engine of a router that was garbage collected unclosed; log a warning, once."""
+    if not _warned.is_set():
+        _warned.set()
         log.warning(
             "a router was dropped without close(), and is closed now: use `with Router(...)`, or call close(); said once, each "
             "further one is a ResourceWarning"
@@ -345,8 +354,8 @@ def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
 def _in_background(job: Callable[[], object]) -> None:
     """Call the job in a thread, or here if there is none.
 
-    For a `__del__`: the garbage collector may call that inside `threading` itself, whose locks no thread takes twice. So the new
-    thread is started by another one, which takes none of them.
+    For a `__del__`: the garbage collector may run within `threading`, whose locks a thread cannot take twice. So a thread without
+    these locks starts the new thread.
     """
     try:
         _thread.start_new_thread(_start, (job,))
@@ -355,6 +364,7 @@ def _in_background(job: Callable[[], object]) -> None:
 
 
 def _start(job: Callable[[], object]) -> None:
+    """Call the job in a new thread, or here if there is none."""
     try:
         threading.Thread(target=job, name="edgeroute-close", daemon=True).start()
     except RuntimeError:

@@ -34,7 +34,7 @@ HELD_S = 1.0
 
 
 class Owned(Protocol):
-    """The parts of a router that are needed."""
+    """Parts of a router that the cache needs."""
 
     counts: Counts
 

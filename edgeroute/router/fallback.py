@@ -39,7 +39,7 @@ NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 
 
 class Parts(Protocol):
-    """The parts of a router that an offline rule, or a late reply, may need."""
+    """Parts of a router that an offline rule, or a late reply, may need."""
 
     caching: Caching | None
     queue: OfflineQueue | None

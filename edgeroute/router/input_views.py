@@ -45,7 +45,7 @@ class TargetViews:
         self.views: list[View | None] = []
         """View of each target; None: it takes the whole input."""
         self.cells: list[int] = []
-        """Of each target the number of the first one on its side with the same view."""
+        """For each target, the index of the first one on its side with the same view."""
         for target in targets:
             number = (target.side, numbers[target.side].index(target.name))
             named = None if target.name in SIDES else views.get(target.name)

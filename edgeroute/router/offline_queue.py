@@ -103,11 +103,12 @@ class _Job(NamedTuple):
 
     @property
     def id(self) -> str:
+        """Id of the request."""
         return self.walked.request.id
 
 
 class Owner(Protocol):
-    """The parts of a router that are needed."""
+    """Parts of a router that the outbox needs."""
 
     snapshot: Snapshot
 

@@ -110,13 +110,13 @@ Method: TypeAlias = Callable[..., Any]
 
 
 class Parts:
-    """The parts of one router, and for each event the methods of those that take part in it.
+    """Parts of one router, and for each event the methods of those that take part in it.
 
     Attributes:
         all: the parts, the outermost first.
 
     Raises:
-        PolicyError: one is no part, or two have one name.
+        PolicyError: an object is no part, or two parts have one name.
     """
 
     def __init__(self, parts: Iterable[Part]) -> None:

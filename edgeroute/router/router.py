@@ -48,6 +48,7 @@ class Router(BaseRouter[V]):
     _awaits = False
 
     def _spawner(self) -> Spawn:
+        """Return a function that executes steps in a thread for clouds."""
         return lambda engine, steps: engine.cloud_threads.submit(lambda: _whole(pump(steps, engine)))  # they may hang on a cloud
 
     def infer(
@@ -59,19 +60,19 @@ class Router(BaseRouter[V]):
         data_class: str | None = None,
         importance: float = 0.0,
     ) -> Answer[V]:
-        """Answer one input: an array without batch axis, name -> array, or whatever the callables take.
+        """Return the answer to one input: an array without batch axis, name -> array, or any value that the callables take.
 
         Args:
             x: the input.
             mode: overrides the policy's.
             deadline: seconds from now; overrides the policy's.
             data_class: the kind of data; egress rules decide whether it may leave.
-            importance: if it is queued and the outbox is full, the least important entry is dropped first.
+            importance: if the request is queued and the outbox is full, the least important entry is deleted first.
 
         Raises:
-            BadInput: the edge model cannot take it, or it can be read only once: an iterator, an open file.
+            BadInput: the edge model rejects the input, or it can be read only once: an iterator, an open file.
             NoAnswer: no leg answered, or the cloud was needed and did not, and the policy's offline rule is "raise".
-            CloudError, ModelError: in its place if one leg alone was asked and failed, its own error, or what a function raised.
+            CloudError, ModelError: the error of the only leg that was called, or the exception of a function.
             PolicyError: an argument is invalid.
         """
         engine = self.engine
@@ -114,7 +115,7 @@ class Router(BaseRouter[V]):
         data_class: str | None,
         ring: Callable[[], object] | None = None,
     ) -> Generator[Any, None, None]:
-        """Yield the answers; with `ring` also each `Wait`, as `drivers.blocking.stream` has it."""
+        """Yield the answers of `refine`; with `ring` also each `Wait`, as `drivers.blocking.stream` does."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, shows="provisional")
         (result,) = yield from pump(engine.steps([request]), engine, ring)
@@ -128,12 +129,12 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> list[Answer[V]]:
-        """Answer several inputs, in order.
+        """Return the answers to several inputs, in order.
 
         The edge runs them as one batch, and those below the threshold go to the cloud in one request.
 
         Raises:
-            BadInput: the edge model cannot take one of them.
+            BadInput: the edge model rejects an input.
             NoAnswer, CloudError, ModelError: as `infer`, for the first input without an answer; the others were answered and
                 recorded all the same.
             PolicyError: as `infer`.
@@ -182,6 +183,7 @@ class Router(BaseRouter[V]):
     def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
     ) -> Generator[Any, None, Answer]:
+        """Yield the pieces of an answer, and return the answer."""
         shows: Shows = "restarts" if restart else "pieces"
         request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken, pieces = False, pump(self.engine.steps([request]), self.engine)
@@ -219,7 +221,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Frames:
-        """Answer the frames of a live source: each time the newest, by the edge, and by the cloud while others are answered.
+        """Return an iterator that answers a live source's frames: always the newest, by the edge, and later by the cloud.
 
         Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them another one
         later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
@@ -281,7 +283,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Audio:
-        """Answer speech: yields an `Utterance` for each of its segments with the edge's answer, and then with the cloud's.
+        """Return an iterator that answers speech: an `Utterance` for each segment with the edge's answer, then with the cloud's.
 
         The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
         ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an
@@ -324,13 +326,13 @@ class Router(BaseRouter[V]):
         return self._watched(audio_of(self, chunks, settings))
 
     def conversation(self, system: str | None = None) -> Conversation:
-        """Return a conversation that keeps its messages: `talk.infer("Hello")`. After a turn that may not leave all stay."""
+        """Return a conversation that stores its messages: `talk.infer("Hello")`. After a turn that may not leave, all stay."""
         from edgeroute.router.conversation import Conversation
 
         return Conversation(self, system)
 
     def session(self) -> Session:
-        """Return a stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""
+        """Return a session, a stream of inputs for models with a state: `with router.session() as s: s.infer(chunk)`."""
         from edgeroute.router.session import Session
 
         return Session(self)
@@ -343,7 +345,7 @@ class Router(BaseRouter[V]):
         deadline: float | None = None,
         data_class: str | None = None,
     ) -> Decision:
-        """Explain the route that this input would take. Runs the edge; sends nothing.
+        """Return the route that this input would take. Runs the edge; sends nothing.
 
         Raises:
             BadInput: the edge model cannot take it.
@@ -352,7 +354,7 @@ class Router(BaseRouter[V]):
         return decide_alone(self.engine, x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:
-        """Load the models, ping the endpoints, and report what may leave, where to, and what is missing.
+        """Load the models, ping the endpoints, and return their status, what may leave and where to, and what is missing.
 
         Args:
             timeout: seconds for each endpoint.
@@ -360,7 +362,7 @@ class Router(BaseRouter[V]):
         return check_all(self.engine, timeout)
 
     def warm(self, samples: Sequence[Any] = (), *, progress: Warming | None = None) -> list[Warmed]:
-        """Load each model on the device and run it twice, so that the first request does not wait for that.
+        """Load each model on the device and run it twice, so that the first request is not slow. Return the timings.
 
         Nothing is sent, and nothing is counted.
 
@@ -374,15 +376,15 @@ class Router(BaseRouter[V]):
         """
         from edgeroute.router.warm_up import view_samples, warm_up
 
-        snapshot, found = self.engine.snapshot, list[Any]()
+        snapshot, timings = self.engine.snapshot, list[Any]()
         models = edges_of(snapshot)
         for i, (name, backend) in enumerate(models):
             if progress is not None:
                 progress(i, len(models), name)
-            found.append(warm_up(name, backend, view_samples(snapshot, samples, backend)))
+            timings.append(warm_up(name, backend, view_samples(snapshot, samples, backend)))
         if progress is not None:
             progress(len(models), len(models), "")
-        return found
+        return timings
 
     def calibrate(
         self,
@@ -489,6 +491,7 @@ class Router(BaseRouter[V]):
         )  # fmt: skip
 
     def _run(self, steps: Steps[T]) -> T:
+        """Execute steps in this thread, and return their result."""
         return _whole(pump(steps, self.engine))
 
     def close(self) -> None:
@@ -503,7 +506,7 @@ class Router(BaseRouter[V]):
 
 
 def _plain(engine: Engine, request: Request) -> Result:
-    """Answer one request without optional stages: walk and record directly."""
+    """Return the result of one request without optional stages: walk and record directly."""
     first: Any = run_first(request)
     if type(first) is Outcome:
         return engine.finish(request, first)
@@ -515,28 +518,32 @@ def _plain(engine: Engine, request: Request) -> Result:
 
 
 def _begin(legs: LegExecutor, start: Start, send: Send) -> Stop | Event | Deferrable:
-    """Begin a leg in a thread; a call that keeps its time by itself may run here, which spares two handovers and a copy."""
+    """Begin a leg in a thread; or defer a call that ends by its deadline by itself, to run it here.
+
+    That saves two handovers and a copy.
+    """
     if legs.keeps_time(start):
         return Deferrable(start.leg, legs.until, partial(legs.run, start), partial(legs.begin, start, send))
     return legs.begin(start, send)
 
 
 def pump(steps: Steps[T], engine: Engine, ring: Callable[[], object] | None = None) -> Generator[Any, None, T]:
-    """Execute the steps of a call in the caller's thread; yields what the caller is shown, and returns the steps' result."""
+    """Execute the steps of a call in the caller's thread; yield the answers or pieces for the caller, and return the result."""
     value: Any = None
     move: Callable[[Any], Step] = steps.send
     try:
         while True:
             step = move(value)
             try:
-                value, move = (yield from _taken(step, engine, ring)), steps.send
+                value, move = (yield from _execute(step, engine, ring)), steps.send
             except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
                 value, move = e, steps.throw
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
 
-def _taken(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Generator[Any, None, Any]:
+def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Generator[Any, None, Any]:
+    """Execute one step; yield the answers or pieces for the caller, and return the step's result."""
     if type(step) is Walk:
         legs = step.legs
         if step.show is None and legs.plan.sequential:
@@ -559,7 +566,7 @@ def _taken(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Gen
 
 
 def _blocked(step: Block, engine: Engine) -> Any:
-    """Execute a `Block`, with a deadline in another thread; here if it is needed and too much waits for one."""
+    """Execute a `Block`: with a deadline in another thread; here if it is needed and too many wait for one."""
     done: SimpleQueue[Any] = SimpleQueue()
     submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit
     if step.until == INF or not submit(lambda: done.put(step.call())):
@@ -571,7 +578,7 @@ def _blocked(step: Block, engine: Engine) -> Any:
 
 
 def _whole(shown: Generator[Any, None, T]) -> T:
-    """Run a pump that shows nothing, and return its result."""
+    """Run a pump, ignoring what it yields, and return its result."""
     try:
         while True:
             next(shown)

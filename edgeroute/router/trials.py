@@ -382,11 +382,14 @@ class Trials(ForkSafe, parts.Part):
 
     def walked(self, walks: Sequence[Walked]) -> None:
         """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""
-        rows = [(one.request, one.outcome, {} if one.request.batch else one.costs) for one in walks]
+        rows = [
+            (walk_result.request, walk_result.outcome, {} if walk_result.request.batch else walk_result.costs)
+            for walk_result in walks
+        ]
         try:
             if self._edge is not None:
-                seen = [one for request, outcome, _ in rows if (one := _of_edge(request, outcome)) is not None]
-                self._edge.count(one for one in seen if one.name in self._edge.names)
+                seen = [walk_result for request, outcome, _ in rows if (walk_result := _of_edge(request, outcome)) is not None]
+                self._edge.count(walk_result for walk_result in seen if walk_result.name in self._edge.names)
             if self._clouds:
                 self._of_clouds(rows)
         except Exception:

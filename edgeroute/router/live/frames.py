@@ -270,7 +270,7 @@ class FrameFlow:
                 return None if ended and not self._flights and not self._mailbox else self._wake_at(now)
 
     def stats(self) -> FrameStats:
-        """Statistics of the frames so far."""
+        """Return statistics of the frames so far."""
         box = self._mailbox
         return FrameStats(
             box.read, box.dropped, self._answered, self._refined_count, self._unrefined, self._reused, self._outdated,
