@@ -68,7 +68,7 @@ def _hits(folder: Path) -> Iterator[Figure]:
 
             def select(x: np.ndarray) -> object:
                 key = keys[hashlib.sha256(x).digest()]
-                return plain.execute("SELECT entry, outputs FROM answers WHERE key = ?", key).fetchone()
+                return plain.execute("SELECT entry FROM answers WHERE key = ?", key).fetchone()
 
             found = medians(
                 {

@@ -702,7 +702,7 @@ def test_damage_that_sqlite_does_not_see_as_such(made, tmp_path):
     file = tmp_path / "c.db"
     fill(made(disk=file), 3)
     with sqlite3.connect(file) as connection:
-        for i, damage in enumerate(["outputs = 5", "outputs = 'text'", "entry = x'ff00', crc = 'none'"]):
+        for i, damage in enumerate(["entry = 5", "entry = 'text'", "entry = x'ff00', crc = 'none'"]):
             connection.execute(f"UPDATE answers SET {damage} WHERE key = ?", (key(i),))
     connection.close()
     cache = made(disk=file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -16,7 +15,7 @@ from edgeroute.catalog.catalog_entry import Entry, FileEntry
 from edgeroute.catalog.model_folder import ENTRY, Store, replace, stored, synced
 from edgeroute.catalog.source import Source
 from edgeroute.errors import CatalogAway, CatalogError, StoreError
-from edgeroute.system.process import json_dumps
+from edgeroute.system.process import file_sha256, json_dumps
 
 FILES = "files"
 """Folder of a catalog with the models' files: `files/NAME/VERSION/...`."""
@@ -143,7 +142,7 @@ def _resume(source: Source, entry: Entry, file: FileEntry, part: Path, report: C
     size = part.stat().st_size
     if size < file.size:
         return False
-    if size > file.size or _hash(part) != file.sha256:
+    if size > file.size or file_sha256(part) != file.sha256:
         _drop(part)
         raise CatalogError(
             f"{file.path} of {entry.name} {entry.version} is not what was signed: {source.where} sends another size or hash"
@@ -161,15 +160,6 @@ def _copy_blocks(blocks: Iterable[bytes], out: IO[bytes], end: int, file: FileEn
             return
         out.write(block)
         report(end)
-
-
-def _hash(path: Path) -> str:
-    """Return SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _drop(part: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from edgeroute.cloud.tensor_types import NAMES
-from edgeroute.edge.preprocess import check_pillow
+from edgeroute.edge.preprocess import load_pillow
 from edgeroute.edge.tensors import Array, shape_text
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import import_late
@@ -74,7 +74,7 @@ class PictureCodec:
         self.name = kind if quality is None else f"{kind}:{quality}"
         self._parameters = {MEDIA: f"image/{kind}"}
         if find_spec("PIL") is None:
-            check_pillow()
+            load_pillow()
         self._fast = kind == "jpeg" and find_spec("simplejpeg") is not None
 
     def encode(self, x: Array) -> Coded:

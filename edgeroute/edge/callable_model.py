@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
@@ -69,8 +68,7 @@ class CallableModel:
                 raise PolicyError(
                     f"takes_edge is for a plain function: make {getattr(function, '__name__', 'it')} a def that returns"
                 )
-            function = partial(_call_without_edge, function)
-        self.function = function
+        self.function: Callable[..., Any] = (lambda x: function(x, None)) if takes_edge else function
         self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
         self.score, self.none_found = score, checked_rule(none_found or "defer")
@@ -123,11 +121,6 @@ class CallableModel:
         async with aclosing(self.function(x)) as pieces:
             async for piece in pieces:
                 yield piece
-
-
-def _call_without_edge(function: Callable[[Any, Any], Any], x: Any) -> Any:
-    """Call a function that takes an edge's answer without one."""
-    return function(x, None)
 
 
 _AWAITED = (CoroutineType, AsyncGeneratorType)

@@ -17,10 +17,10 @@ from edgeroute.core.error_codes import clean
 from edgeroute.edge.preprocess import Layouts, Picture, Preprocess
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import ModelError, ModelMissing, nearest
-from edgeroute.system.process import files_in, is_special_file
+from edgeroute.system.process import file_sha256, files_in, is_special_file
 from edgeroute.types import TensorSpec
 
-__all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "sha256_of", "stack"]
+__all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "checked_sha256", "sha256_of", "stack"]
 
 
 # Format of model cards: the keys, their JSON Schema, and the check of a card.
@@ -526,8 +526,8 @@ def sha256_of(path: Path) -> str:
         if is_special_file(path):
             raise ModelError(f"{path} is no file")
         if not path.is_dir():
-            return _sha256(path)
-        files = {file.relative_to(path).as_posix().encode(): _sha256(file) for file in files_in(path)}
+            return file_sha256(path)
+        files = {file.relative_to(path).as_posix().encode(): file_sha256(file) for file in files_in(path)}
     except FileNotFoundError as e:
         raise ModelMissing(f"there is no model at {path}") from e
     except OSError as e:
@@ -535,10 +535,16 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(b"".join(b"%b  %b\n" % (files[name].encode(), name) for name in sorted(files))).hexdigest()
 
 
-def _sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def checked_sha256(path: Path, expected: str | None) -> str:
+    """Return `sha256_of` a model, after comparing it with the expected one, if there is one.
+
+    Raises:
+        ModelMissing, ModelError: as `sha256_of`, or it is another model.
+    """
+    sha256 = sha256_of(path)
+    if expected and sha256 != expected.lower():
+        raise ModelError(
+            f"{path} is not the expected model: its sha256 is {sha256}, expected {expected}. "
+            "Fetch the model again, or correct the card or policy"
+        )
+    return sha256

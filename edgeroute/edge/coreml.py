@@ -17,7 +17,7 @@ import numpy as np
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.preprocess import check_pillow
+from edgeroute.edge.preprocess import load_pillow
 from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
 from edgeroute.system.imports import import_late, no_fork
@@ -168,7 +168,7 @@ class CoreMLModel(ModelFile):
         except ValueError as e:
             raise ModelError(f"{self.path}: {e}") from e
         if any(entry.convert is _picture for entry in inputs):
-            check_pillow()
+            load_pillow()
         self._describe([entry.spec for entry in inputs], outputs)
         self._flexible = {entry.spec.name: entry for entry in inputs if -1 in entry.spec.shape}
         self._convert = {entry.spec.name: entry.convert for entry in inputs if entry.convert is not None}

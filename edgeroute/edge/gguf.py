@@ -69,12 +69,9 @@ class _Reader:
         Raises:
             _Damaged: the file ends before that.
         """
-        end = self.position + count
-        if count < 0 or end > len(self.data):
-            raise _Damaged("it ends within its header: it is truncated")
-        data = self.data[self.position : end]
-        self.position = end
-        return bytes(data)
+        begin = self.position
+        self.skip(count)
+        return bytes(self.data[begin : self.position])
 
     def skip(self, count: int) -> None:
         """Skip the next `count` bytes.

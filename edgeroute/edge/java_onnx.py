@@ -15,17 +15,14 @@ import numpy as np
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.onnx import external_data
+from edgeroute.edge.onnx import DTYPES, external_data
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.imports import import_late
 from edgeroute.types import StopToken, TensorSpec
 
 _JAVA = "ai.onnxruntime."
 _PREFIX = "ONNX_TENSOR_ELEMENT_DATA_TYPE_"
-_DTYPES = {
-    "FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BOOL": "bool", "INT8": "int8", "INT16": "int16",
-    "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
-}  # fmt: skip
+_DTYPES = {kind.upper(): dtype for kind, dtype in DTYPES.items()}
 _VIEWS = {
     "float32": "asFloatBuffer", "float64": "asDoubleBuffer", "int16": "asShortBuffer", "int32": "asIntBuffer",
     "int64": "asLongBuffer",

@@ -21,7 +21,7 @@ from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
-from edgeroute.edge.card import Card, sha256_of
+from edgeroute.edge.card import Card, checked_sha256
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.system.forks import ForkSafe, initially, per_process
@@ -324,11 +324,8 @@ class LlamaModel(ForkSafe):
     def _load(self) -> Engine:
         """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one."""
         about = gguf.read(self.path)
-        if self._expected and (sha256 := sha256_of(self.path)) != self._expected.lower():
-            raise ModelError(
-                f"{self.path} is not the expected model: its sha256 is {sha256}, expected {self._expected}. "
-                "Fetch the model again, or correct the card or policy"
-            )
+        if self._expected:
+            checked_sha256(self.path, self._expected)
         if not about.tokens:
             raise ModelError(f"{self.path} has no vocabulary: it is no language model (its architecture is {about.architecture})")
         if self._chat.is_chat and not about.template and self._wanted.template is None:

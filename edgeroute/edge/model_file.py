@@ -14,9 +14,9 @@ from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.backend import current_turn
-from edgeroute.edge.card import Array, Card, sha256_of
+from edgeroute.edge.card import Array, Card, checked_sha256
 from edgeroute.edge.model_inputs import Inputs, batch_axis_problem
-from edgeroute.edge.preprocess import check_pillow
+from edgeroute.edge.preprocess import load_pillow
 from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
@@ -99,12 +99,7 @@ class ModelFile(ForkSafe, ABC):
         """Check the file's SHA-256 and open it. The caller holds the lock."""
         if not self.folders and self.path.is_dir():
             raise ModelError(f"{self.path} cannot be read: it is a folder")
-        self.fingerprint = sha256_of(self.path)
-        if self._expected and self.fingerprint != self._expected.lower():
-            raise ModelError(
-                f"{self.path} is not the expected model: its sha256 is {self.fingerprint}, expected {self._expected}. "
-                "Fetch the model again, or correct the card or policy"
-            )
+        self.fingerprint = checked_sha256(self.path, self._expected)
         return self._open()
 
     @abstractmethod
@@ -132,7 +127,7 @@ class ModelFile(ForkSafe, ABC):
             RuntimeMissing: the card needs Pillow, which is not installed.
         """
         if any(spec.preprocess is not None and spec.preprocess.fits_pictures for spec in self.card.inputs):
-            check_pillow()
+            load_pillow()
         try:
             self._plan = Inputs(self.card, inputs, outputs, plain)
         except ValueError as e:

@@ -193,11 +193,11 @@ def _downgrade(providers: Sequence[Provider], running: Sequence[str], nodes: Seq
     return None
 
 
-_DTYPES = {
-    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
-    "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32", "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
-}  # fmt: skip
+DTYPES = {"float": "float32", "double": "float64"} | {
+    kind: kind for kind in ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+"""ONNX's type of an element -> dtype."""
+_DTYPES = {f"tensor({kind})": dtype for kind, dtype in DTYPES.items()}
 
 
 class OnnxModel(ModelFile):

@@ -84,7 +84,9 @@ class Picture(NamedTuple):
             raise self._other_size(array.shape[0], array.shape[1])
         if 0 in array.shape:
             raise BadInput(f"{self.name}: the picture is empty, {shape_text(array.shape)}")
-        return self._array(self._fit(_pillow().fromarray(np.ascontiguousarray(array[..., 0] if self.channels == 1 else array))))
+        return self._array(
+            self._fit(load_pillow().fromarray(np.ascontiguousarray(array[..., 0] if self.channels == 1 else array)))
+        )
 
     def _fits(self, height: int, width: int) -> bool:
         """Return True if this is the size that the model takes."""
@@ -103,7 +105,7 @@ class Picture(NamedTuple):
         Raises:
             BadInput: it cannot be read, is too large, or takes too long.
         """
-        what, pillow = f"these {len(data)} bytes", _pillow()
+        what, pillow = f"these {len(data)} bytes", load_pillow()
         if data[:2] == b"\xff\xd8" and _scans(data) > MOST_SCANS:
             raise BadInput(f"{self.name}: a JPEG of more than {MOST_SCANS} scans, which takes too long")
         try:
@@ -171,7 +173,7 @@ class Picture(NamedTuple):
         if width * height > MOST_PIXELS:
             sizes = f"{shape_text((image.height, image.width))} would be resized to {shape_text((height, width))}"
             raise BadInput(f"{self.name}: a picture of {sizes}, which is too large")
-        return image.resize((width, height), getattr(_pillow().Resampling, self.filter.upper()))
+        return image.resize((width, height), getattr(load_pillow().Resampling, self.filter.upper()))
 
     def _crop(self, image: Any, height: int, width: int) -> Any:
         """Return the middle of the image, of this height and width.
@@ -239,7 +241,7 @@ def _deep_mode(image: Any) -> str:
     return next((mode for mode in raw if ";16" in mode), "")
 
 
-def _pillow() -> Any:
+def load_pillow() -> Any:
     """Import and return `PIL.Image`.
 
     Raises:
@@ -249,15 +251,6 @@ def _pillow() -> Any:
         return import_late("PIL.Image")
     except ImportError as e:
         raise RuntimeMissing("Pillow, which pictures need, is not installed: pip install 'edgeroute[image]'") from e
-
-
-def check_pillow() -> None:
-    """Import Pillow, to fail early if it is missing.
-
-    Raises:
-        RuntimeMissing: Pillow is not installed.
-    """
-    _pillow()
 
 
 class Layouts(NamedTuple):

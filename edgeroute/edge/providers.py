@@ -46,15 +46,13 @@ class Option(NamedTuple):
     keys: tuple[str, ...]
     """ONNX Runtime's names: the first gets the value, the others get 1."""
     kind: type
-    """Type of the value: bool, int (0 or more), str, or Path."""
+    """Type of the value: bool, int (0 or more), str, or Path, which is a folder that is created if missing."""
     meaning: str
     counts: bool = False
     """True if the option may change outputs."""
     values: Mapping[str, str] | None = None
     """Allowed value -> ONNX Runtime's word for it; None: any of its type."""
     convert: Callable[[str], str] | None = None
-    folder: bool = False
-    """True if the value is a folder, which is created if missing."""
 
 
 class Kind(NamedTuple):
@@ -62,93 +60,64 @@ class Kind(NamedTuple):
 
     name: str
     options: Mapping[str, Option] = {}
-    threads: str | None = None
+
+    @property
+    def threads(self) -> str | None:
+        """ONNX Runtime's name of the option for the number of threads; None: there is none."""
+        return self.options["threads"].keys[0] if "threads" in self.options else None
 
 
 def _cache(*keys: str) -> Option:
     """Return the option for a folder of compiled models."""
-    return Option(keys, Path, "Folder for what it compiles, so that only the first load takes long.", folder=True)
+    return Option(keys, Path, "Folder for what it compiles, so that only the first load takes long.")
+
+
+def _one_of(key: str, meaning: str, values: Mapping[str, str], *, counts: bool = True) -> Option:
+    """Return an option with a few allowed values."""
+    return Option((key,), str, meaning, counts, values)
 
 
 _DEVICE = Option(("device_id",), int, "Number of the GPU.")
+_THREADS = "Threads for one run, other than the model's."
+_SPEEDS = (
+    "default", "burst", "balanced", "high_performance", "sustained_high_performance", "low_balanced", "high_power_saver",
+    "power_saver", "low_power_saver", "extreme_power_saver",
+)  # fmt: skip
 KINDS: Mapping[str, Kind] = {
-    "tensorrt": Kind(
-        "TensorrtExecutionProvider",
-        {
-            "fp16": Option(("trt_fp16_enable",), bool, "Layers may run in float16.", counts=True),
-            "int8": Option(("trt_int8_enable",), bool, "Layers of a quantised model (QDQ) run in int8.", counts=True),
-            "engine_cache": _cache("trt_engine_cache_path", "trt_engine_cache_enable"),
-            "device": _DEVICE,
-        },
-    ),
-    "cuda": Kind(
-        "CUDAExecutionProvider",
-        {"tf32": Option(("use_tf32",), bool, "Products of float32 may run in TF32.", counts=True), "device": _DEVICE},
-    ),
-    "openvino": Kind(
-        "OpenVINOExecutionProvider",
-        {
-            "device": Option(("device_type",), str, 'As "cpu", "gpu", "gpu.1", "npu".', counts=True, convert=str.upper),
-            "precision": Option(
-                ("precision",),
-                str,
-                "What it computes in; accuracy: as the model says.",
-                counts=True,
-                values={"fp32": "FP32", "fp16": "FP16", "accuracy": "ACCURACY"},
-            ),
-            "engine_cache": _cache("cache_dir"),
-            "threads": Option(("num_of_threads",), int, "Threads for one run, other than the model's."),
-        },
-        "num_of_threads",
-    ),
-    "coreml": Kind(
-        "CoreMLExecutionProvider",
-        {
-            "compute_units": Option(
-                ("MLComputeUnits",),
-                str,
-                "Which of CPU, GPU and Neural Engine it may use.",
-                counts=True,
-                values={"all": "ALL", "cpu_only": "CPUOnly", "cpu_and_gpu": "CPUAndGPU", "cpu_and_ne": "CPUAndNeuralEngine"},
-            ),
-            "format": Option(
-                ("ModelFormat",),
-                str,
-                "What the model is converted to.",
-                counts=True,
-                values={"mlprogram": "MLProgram", "neuralnetwork": "NeuralNetwork"},
-            ),
-            "static_shapes": Option(("RequireStaticInputShapes",), bool, "It takes only nodes whose shapes are fixed."),
-            "engine_cache": _cache("ModelCacheDirectory"),
-        },
-    ),
-    "qnn": Kind(
-        "QNNExecutionProvider",
-        {
-            "backend": Option(
-                ("backend_type",), str, "The NPU, or another.", counts=True, values={"htp": "htp", "gpu": "gpu", "cpu": "cpu"}
-            ),
-            "fp16": Option(("enable_htp_fp16_precision",), bool, "float32 runs in float16 on the NPU.", counts=True),
-            "performance": Option(
-                ("htp_performance_mode",),
-                str,
-                "Speed against power.",
-                values={
-                    word: word
-                    for word in (
-                        "default", "burst", "balanced", "high_performance", "sustained_high_performance", "low_balanced",
-                        "high_power_saver", "power_saver", "low_power_saver", "extreme_power_saver",
-                    )
-                },
-            ),
-        },
-    ),
+    "tensorrt": Kind("TensorrtExecutionProvider", {
+        "fp16": Option(("trt_fp16_enable",), bool, "Layers may run in float16.", counts=True),
+        "int8": Option(("trt_int8_enable",), bool, "Layers of a quantised model (QDQ) run in int8.", counts=True),
+        "engine_cache": _cache("trt_engine_cache_path", "trt_engine_cache_enable"),
+        "device": _DEVICE,
+    }),
+    "cuda": Kind("CUDAExecutionProvider", {
+        "tf32": Option(("use_tf32",), bool, "Products of float32 may run in TF32.", counts=True), "device": _DEVICE,
+    }),
+    "openvino": Kind("OpenVINOExecutionProvider", {
+        "device": Option(("device_type",), str, 'As "cpu", "gpu", "gpu.1", "npu".', counts=True, convert=str.upper),
+        "precision": _one_of("precision", "What it computes in; accuracy: as the model says.", {
+            "fp32": "FP32", "fp16": "FP16", "accuracy": "ACCURACY",
+        }),
+        "engine_cache": _cache("cache_dir"),
+        "threads": Option(("num_of_threads",), int, _THREADS),
+    }),
+    "coreml": Kind("CoreMLExecutionProvider", {
+        "compute_units": _one_of("MLComputeUnits", "Which of CPU, GPU and Neural Engine it may use.", {
+            "all": "ALL", "cpu_only": "CPUOnly", "cpu_and_gpu": "CPUAndGPU", "cpu_and_ne": "CPUAndNeuralEngine",
+        }),
+        "format": _one_of("ModelFormat", "What the model is converted to.", {
+            "mlprogram": "MLProgram", "neuralnetwork": "NeuralNetwork",
+        }),
+        "static_shapes": Option(("RequireStaticInputShapes",), bool, "It takes only nodes whose shapes are fixed."),
+        "engine_cache": _cache("ModelCacheDirectory"),
+    }),
+    "qnn": Kind("QNNExecutionProvider", {
+        "backend": _one_of("backend_type", "The NPU, or another.", {"htp": "htp", "gpu": "gpu", "cpu": "cpu"}),
+        "fp16": Option(("enable_htp_fp16_precision",), bool, "float32 runs in float16 on the NPU.", counts=True),
+        "performance": _one_of("htp_performance_mode", "Speed against power.", {w: w for w in _SPEEDS}, counts=False),
+    }),
     "nnapi": Kind("NnapiExecutionProvider"),
-    "xnnpack": Kind(
-        "XnnpackExecutionProvider",
-        {"threads": Option(("intra_op_num_threads",), int, "Threads for one run, other than the model's.")},
-        "intra_op_num_threads",
-    ),
+    "xnnpack": Kind("XnnpackExecutionProvider", {"threads": Option(("intra_op_num_threads",), int, _THREADS)}),
     "cpu": Kind(CPU),
 }  # fmt: skip
 """Short name -> provider."""
@@ -236,7 +205,7 @@ def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path |
         options |= {option.keys[0]: word} | dict.fromkeys(option.keys[1:], "1")
         if option.counts:
             output_options[key] = word
-        if option.folder:
+        if option.kind is Path:
             folders.append(Path(word))
     native = _native_options(name, given.get(NATIVE, {}))
     return Provider(kind.name, options | native, output_options | native, tuple(folders), kind.threads)
@@ -285,30 +254,16 @@ def names_of(providers: Sequence[Provider]) -> str:
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a list of providers."""
     types = {bool: "boolean", int: "integer", str: "string", Path: "string"}
-    tables = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": short, "description": kind.name},
-                **{
-                    key: {
-                        "type": types[option.kind],
-                        "description": option.meaning,
-                        **({"enum": [*option.values]} if option.values else {}),
-                    }
-                    for key, option in kind.options.items()
-                },
-                NATIVE: {"type": "object", "description": "Options by ONNX Runtime's own names, unchecked."},
-            },
-            "required": ["name"],
-            "additionalProperties": False,
-        }
-        for short, kind in KINDS.items()
-    ]
+    native = {"type": "object", "description": "Options by ONNX Runtime's own names, unchecked."}
+    tables = []
+    for short, kind in KINDS.items():
+        keys: dict[str, Any] = {"name": {"const": short, "description": kind.name}}
+        for key, option in kind.options.items():
+            keys[key] = {"type": types[option.kind], "description": option.meaning}
+            keys[key] |= {"enum": [*option.values]} if option.values else {}
+        keys[NATIVE] = native
+        tables.append({"type": "object", "properties": keys, "required": ["name"], "additionalProperties": False})
     full = {"type": "string", "pattern": f"{SUFFIX}$"}
     other = {"type": "object", "properties": {"name": full}, "required": ["name"]}
-    return {
-        "type": "array",
-        "minItems": 1,
-        "items": {"anyOf": [{"enum": [*KINDS]}, full, *tables, other], "title": "provider"},
-    }
+    items = {"anyOf": [{"enum": [*KINDS]}, full, *tables, other], "title": "provider"}
+    return {"type": "array", "minItems": 1, "items": items}

@@ -366,6 +366,21 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in sorted(files))
 
 
+def file_sha256(path: Path) -> str:
+    """Read a file and return the SHA-256 of its content, hex.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    from hashlib import sha256
+
+    digest = sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def is_special_file(path: Path) -> bool:
     """Return True if the path is a pipe, socket or device: reading it may block, or never end."""
     return path.exists() and not path.is_file() and not path.is_dir()

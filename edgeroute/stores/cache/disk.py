@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import sqlite3
 import threading
@@ -11,10 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
-
-import numpy as np
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache.cache_entry import CachedEntry, Entry
@@ -27,18 +23,16 @@ log = logging.getLogger("edgeroute")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-    key BLOB PRIMARY KEY, at REAL NOT NULL, crc INTEGER NOT NULL, entry TEXT NOT NULL, outputs BLOB
+    key BLOB PRIMARY KEY, at REAL NOT NULL, crc INTEGER NOT NULL, entry BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS answers_at ON answers (at)
 """
-_FIND = "SELECT at, crc, CAST(entry AS TEXT), CAST(outputs AS BLOB) FROM answers WHERE key = ?"
-"""Query of an entry. The casts matter in a damaged file, where a column may have another type."""
+_FIND = "SELECT at, crc, CAST(entry AS BLOB) FROM answers WHERE key = ?"
+"""Query of an entry. The cast matters in a damaged file, where a column may have another type."""
 _FAULTS = (StoreError, UnicodeDecodeError)
 """UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message."""
 WAITING_BYTES = 4 << 20
 """Write-behind buffer limit; beyond it, new entries stay in memory only."""
-MIXED_PARTS = 4
-"""Length of the JSON list of an entry whose value and outputs are in the binary column."""
 TOGETHER = 64
 """Maximum entries written in one transaction."""
 BUSY_MS = 100
@@ -47,13 +41,6 @@ PAUSES_S = (0.001, 0.01, 0.1)
 """Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting."""
 REST_S = 30.0
 """Time for which the disk is not used after the second consecutive failure, seconds."""
-
-
-class _Row(NamedTuple):
-    """Columns of a row that hold an entry."""
-
-    entry: str
-    outputs: bytes | None
 
 
 class _BackOff:
@@ -100,7 +87,7 @@ class Disk(ForkSafe):
     _waiting_bytes, _begun = initially(0), initially(False)
 
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
-        self._database = Database(path, SCHEMA, durable=False, busy_s=BUSY_MS / 1000)
+        self._database = Database(path, SCHEMA, version=2, durable=False, busy_s=BUSY_MS / 1000)
         self._max_bytes, self._keep_s, self._clock = max_bytes, keep_s, clock
         self._writer = _writer()
         self._reads, self._writes = _BackOff("read from"), _BackOff("write to")
@@ -115,10 +102,9 @@ class Disk(ForkSafe):
             self._reads.failed(e)
             return None
         self._reads.succeeded()
-        if not rows or rows[0][1] != _crc(key, rows[0][0], *rows[0][2:]):
+        if not rows or rows[0][1] != _crc(key, rows[0][0], rows[0][2]):
             return None
-        stored_s, _, *packed = rows[0]
-        return _unpack_entry(stored_s, *packed)
+        return Entry._make([*unpack(rows[0][2]), rows[0][0]])
 
     def late(self) -> None:
         """Count a read that its caller stopped waiting for as a failure of the disk."""
@@ -171,16 +157,15 @@ class Disk(ForkSafe):
                 return
         self._writes.failed(fault)
 
-    def _insert(self, rows: list[tuple[bytes, float, _Row | None]]) -> None:
+    def _insert(self, rows: list[tuple[bytes, float, bytes | None]]) -> None:
         """Write entries in one transaction; delete expired ones before."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
-            for key, stored_s, row in rows:
+            for key, stored_s, entry in rows:
                 connection.execute("DELETE FROM answers WHERE key = ?", (key,))
-                if row is not None and self._make_room(connection, len(row.entry) + len(row.outputs or b"")):
-                    connection.execute(
-                        "INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, stored_s, _crc(key, stored_s, *row), *row)
-                    )
+                if entry is not None and self._make_room(connection, len(entry)):
+                    crc = _crc(key, stored_s, entry)
+                    connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (key, stored_s, crc, entry))
 
     def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
         """Delete the oldest entries until `size` more bytes fit in the file. Return True if they do."""
@@ -198,61 +183,15 @@ class Disk(ForkSafe):
             count *= 2
 
 
-def _crc(key: bytes, stored_s: float, entry: str, outputs: bytes | None) -> int:
+def _crc(key: bytes, stored_s: float, entry: bytes) -> int:
     """Return a checksum of a row: SQLite detects a broken structure, but not a value changed by worn-out flash."""
-    return crc32(outputs or b"", crc32(f"{stored_s!r} {entry}".encode(), crc32(key)))
+    return crc32(entry, crc32(repr(stored_s).encode(), crc32(key)))
 
 
-def _pack_entry(entry: Entry) -> _Row | None:
-    """Return an entry's columns, plain or mixed; None if the entry would not be restored unchanged."""
-    return _pack_plain(entry) or _pack_mixed(entry)
-
-
-def _pack_mixed(entry: Entry) -> _Row | None:
-    """Return an entry's columns, with value and outputs packed as nested values; None if that is impossible."""
-    value, confidence, outputs, *rest, _ = entry
+def _pack_entry(entry: Entry) -> bytes | None:
+    """Return an entry without its time as bytes; None if it would not be restored unchanged."""
     try:
-        packed, text = pack([value, outputs]), json.dumps([None if confidence is None else float(confidence), *rest])
+        sure = None if entry.confidence is None else float(entry.confidence)
+        return pack(list(entry._replace(confidence=sure)[:-1]))
     except Exception:  # noqa: BLE001 - serialising a user's value may raise anything
         return None
-    return None if packed is None else _Row(text, packed)
-
-
-def _pack_plain(entry: Entry) -> _Row | None:
-    """Return an entry's columns as JSON and .npy; None if it would not be restored unchanged."""
-    value, confidence, outputs, *rest, _ = entry
-    names: Any = None
-    arrays: list[Any] = []
-    if type(outputs) is np.ndarray:
-        names, arrays, outputs = "", [outputs], None
-    elif type(outputs) is dict and outputs and all(type(array) is np.ndarray for array in outputs.values()):
-        names, arrays, outputs = [*outputs], [*outputs.values()], None
-    kind = "tuple" if type(outputs) is tuple else ""  # as a callable returns: (value, confidence)
-    plain = [value, list(outputs) if kind else outputs, None if names is None else names]
-    try:
-        text = json.dumps([*plain, kind, None if confidence is None else float(confidence), *rest])
-        if json.loads(text)[: len(plain)] != plain or any(a.dtype.isbuiltin != 1 or a.dtype.hasobject for a in arrays):
-            return None
-    except Exception:  # noqa: BLE001 - serialising or comparing a user's value may raise anything
-        return None
-    file = io.BytesIO()
-    for array in arrays:
-        np.save(file, array, allow_pickle=False)
-    return _Row(text, file.getvalue() if arrays else None)
-
-
-def _unpack_entry(stored_s: float, entry: str, blob: bytes | None) -> Entry:
-    """Return the entry that a row holds."""
-    fields = json.loads(entry)
-    if len(fields) == MIXED_PARTS:
-        confidence, leg, side, reason = fields
-        value, outputs = unpack(blob or b"")
-        return Entry(value, confidence, outputs, leg, side, reason, stored_s)
-    value, outputs, names, kind, confidence, leg, side, reason = fields
-    if kind == "tuple":
-        outputs = tuple(outputs)
-    if blob is not None:
-        file = io.BytesIO(blob)
-        arrays = [np.load(file, allow_pickle=False) for _ in names or [""]]
-        outputs = dict(zip(names, arrays, strict=True)) if names else arrays[0]
-    return Entry(value, confidence, outputs, leg, side, reason, stored_s)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from edgeroute.core.error_codes import UNIDENTIFIED
-from edgeroute.system.process import files_in
+from edgeroute.system.process import file_sha256, files_in
 
 _BYTES = np.dtype(np.uint8)
 _ARRAYS = frozenset({np.ndarray, np.memmap})  # other subclasses may hold more than their data, as a mask
@@ -105,7 +105,6 @@ def _dtype(dtype: np.dtype[Any]) -> bytes:
 
 # Fingerprints of models, functions and files, for cache keys and certificates.
 
-_CHUNK_BYTES = 1 << 20
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -154,11 +153,7 @@ def _folder(folder: Path) -> str:
 @lru_cache(maxsize=64)
 def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - they are the cache's key
     """Read a file and return the SHA-256 of its content, hex; cached by path, mtime and size."""
-    h = sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            h.update(chunk)
-    return h.hexdigest()
+    return file_sha256(path)
 
 
 def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
