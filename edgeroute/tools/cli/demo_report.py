@@ -21,6 +21,7 @@ from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
 from edgeroute.tools.cli.tables import table
+from edgeroute.tools.measure.curve import deferral_curve
 from edgeroute.tools.measure.report.figures import CLOUD, EDGE, INK, element, frame
 from edgeroute.tools.measure.report.page import STYLE
 from edgeroute.tools.measure.report.words import size
@@ -125,13 +126,8 @@ def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
 
     Equal confidences are deferred together.
     """
-    order = np.argsort(confidence)
-    rising = confidence[order]
-    first = np.flatnonzero(np.r_[True, rising[1:] != rising[:-1]])
-    cuts = np.r_[first, len(rising)]
-    change = np.r_[0, np.cumsum(cloud_right[order].astype(int) - edge_right[order].astype(int))]
-    threshold = np.r_[rising[first], np.nextafter(rising[-1], np.inf)]
-    return Sweep(threshold, cuts / len(rising), (edge_right.sum() + change[cuts]) / len(rising))
+    curve, levels = deferral_curve(confidence, edge_right, cloud_right), np.unique(confidence)
+    return Sweep(np.append(levels, np.nextafter(levels[-1], np.inf)), curve.deferred, curve.accuracy)
 
 
 def choose(points: Sweep, *, goal: float, most: float) -> Choice:

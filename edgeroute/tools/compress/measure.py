@@ -14,8 +14,9 @@ import numpy as np
 from edgeroute.confidence.output_forms import Labels, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.edge.model_members import files, member
+from edgeroute.edge.onnx import OnnxModel
 from edgeroute.edge.runtimes import load
-from edgeroute.errors import BadInput, BadReply
+from edgeroute.errors import BadInput, BadReply, ModelError
 from edgeroute.types import EdgeModel
 
 # Results of quantising or pruning.
@@ -201,6 +202,20 @@ def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
         outputs.append(_floats(out))
         values.append(reader.one(out).value)
     return Answers(outputs, values if all(isinstance(value, str | int | bool) for value in values) else None)
+
+
+def load_original(path: Path, held_out: Examples) -> tuple[OnnxModel, Answers, list[str]]:
+    """Load an ONNX model, and return it with its answers to the examples, and notes on their labels.
+
+    Raises:
+        ModelError: the model keeps a state between its inputs.
+    """
+    model = OnnxModel(path)
+    if model.card.state:
+        raise ModelError(f"{path} has a state between its inputs, and examples are single inputs: it cannot be changed here")
+    model.load()
+    original = answers(model, held_out.inputs)
+    return model, original, original.check(held_out.labels, labels_of(model))
 
 
 def labels_of(model: EdgeModel) -> Labels:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.edge.model_file import first_line
-from edgeroute.edge.onnx import OnnxModel, external_data
+from edgeroute.edge.onnx import external_data
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.tools.compress.graph import (
     last_layers,
@@ -23,7 +23,7 @@ from edgeroute.tools.compress.graph import (
     workplace,
     write_card,
 )
-from edgeroute.tools.compress.measure import Examples, Layer, Result, answers, labels_of, measure_both, split
+from edgeroute.tools.compress.measure import Examples, Layer, Result, load_original, measure_both, split
 
 # Structured pruning of an ONNX graph: removes output channels of layers, and their rows in all later tensors.
 #
@@ -334,12 +334,7 @@ def prune(
     used, held_out = split(examples, len(examples.inputs) // 2)
     graph = read_graph(path)
     name_nodes(graph)
-    model = OnnxModel(path)
-    if model.card.state:
-        raise ModelError(f"{path} has a state between its inputs, and examples are single inputs: it cannot be pruned here")
-    model.load()
-    original = answers(model, held_out.inputs)
-    notes = original.check(held_out.labels, labels_of(model))
+    model, original, notes = load_original(path, held_out)
     layers = (_prune_channels if structured else _prune_weights)(graph, sparsity, path)
     with workplace(path_out) as folder:
         pruned = folder / "made" / path_out.name

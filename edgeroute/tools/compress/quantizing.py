@@ -18,7 +18,17 @@ from edgeroute.edge.runtimes import load
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing, check_number
 from edgeroute.system.imports import import_late
 from edgeroute.tools.compress.graph import put, target, workplace, write_card
-from edgeroute.tools.compress.measure import Examples, Layer, Result, answers, labels_of, measure_both, measure_files, split
+from edgeroute.tools.compress.measure import (
+    Examples,
+    Layer,
+    Result,
+    answers,
+    labels_of,
+    load_original,
+    measure_both,
+    measure_files,
+    split,
+)
 from edgeroute.tools.compress.onnx import Int8
 
 # Models of other formats than ONNX, quantised by their own tools.
@@ -187,12 +197,7 @@ def quantize(
     used, held_out = split(Examples([*inputs], None if labels is None else [*labels]), calibration)
     if path.suffix.lower() != ".onnx":
         return quantize_other(path, path_out, used, held_out, fp16=fp16, keep_float=keep_float)
-    model = OnnxModel(path)
-    if model.card.state:
-        raise ModelError(f"{path} has a state between its inputs, and examples are single inputs: it cannot be quantised here")
-    model.load()
-    original = answers(model, held_out.inputs)
-    notes = original.check(held_out.labels, labels_of(model))
+    model, original, notes = load_original(path, held_out)
     layers: tuple[Layer, ...] = ()
     with workplace(path_out) as folder:
         quantised = folder / "made" / path_out.name
