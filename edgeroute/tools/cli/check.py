@@ -1,4 +1,4 @@
-"""Commands `edgeroute check`, `decide`, `docs`, `schema` and `sensors`."""
+"""Commands `check` (readiness), `decide` (route of an input), `docs` (pages), `schema` (of policies) and `sensors` (readings)."""
 
 from __future__ import annotations
 

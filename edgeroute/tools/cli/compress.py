@@ -1,4 +1,4 @@
-"""Commands `edgeroute quantize` and `edgeroute prune`."""
+"""Commands `edgeroute quantize` and `edgeroute prune`: write a smaller model, and print how it differs from the original."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Live view of a router: as a local web page (`run.dashboard`, `inside.Dashboard`) and in a terminal (`top.run`)."""
+"""Live view of a router: as a local web page (`run.serve`, `inside.Dashboard`) and in a terminal (`top.run`)."""
