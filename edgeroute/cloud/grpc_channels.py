@@ -50,7 +50,7 @@ REASONS = (
     "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
     "Failed parsing HTTP/2", "proxy",
 )  # fmt: skip
-"""Parts of these texts that may be quoted; the texts may also contain what a server wrote."""
+"""Parts of these texts that may be quoted; the texts may also contain a server's words."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
 EARLY_S = 0.05
 """Seconds by which gRPC's time limit may come too early."""

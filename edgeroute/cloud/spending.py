@@ -253,7 +253,7 @@ class _Account(ForkSafe):
         return self._earlier is None or self._earlier.recall(self.lock, self._name)
 
     def reserve(self, cost: Cost, now: float, limits: Limits) -> Rejection | None:
-        """Book a cost, and return None; or return the limit that forbids it."""
+        """Book a cost, and return None; or return the limit that forbids it. Then an unreadable state file may be read again."""
         with self.lock:
             rejection = self._spending.reserve(cost, now, limits)
         if rejection is not None and self._earlier is not None:

@@ -48,7 +48,7 @@ class Sockets:
         self.until = INF
         """Instant by which the next step must be done."""
         self.doing = ""
-        """What the server is to do now, for the error of a timeout."""
+        """Present step of the server, for the error of a timeout, as in "did not {doing} in time"."""
         self._sockets: list[socket.socket] = []
 
     def begin(self, until: float, cancel: StopToken | None) -> None:  # noqa: ARG002 - of threads

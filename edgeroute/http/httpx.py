@@ -26,7 +26,7 @@ from edgeroute.system.process import await_within, start_task_on
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
-"""httpx's timeout -> what the endpoint did not do in time."""
+"""httpx's timeout -> step that the endpoint did not do in time."""
 MOST_KEPT = 10
 """Maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault."""
 
@@ -230,7 +230,7 @@ class HttpxConnections(Carrier):
                 self._close_unused()
 
     def _send_following(self, client: Any, request: Any) -> Any:
-        """Send a request, follow redirects within the host, and return the last response, unread."""
+        """Send a request, follow redirects within the host, and return the last response, its body unread."""
         for _ in range(client.max_redirects + 1):
             response = client.send(request, stream=True, follow_redirects=False)
             request = self.redirected(client, response)

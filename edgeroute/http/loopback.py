@@ -133,7 +133,7 @@ class _LocalWire(Wire):
         self._origin = local.origin
 
     def proxy(self) -> None:
-        """Return None: what an edge is sent does not leave the device."""
+        """Return None: inputs of an edge do not leave the device."""
 
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:  # noqa: ARG002 - no connection is kept
         """Return the error of a connection, with its reason."""

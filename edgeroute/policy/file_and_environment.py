@@ -183,7 +183,7 @@ _PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")
 
 
 def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
-    """Return the names of all environment variables; without `known` sections those of what is built in."""
+    """Return the names of all environment variables; without `known` sections those with built-in runtimes only."""
     keys = [
         f"{section}__{key}".removeprefix("__") for section, section_keys in (known or sections()).items() for key in section_keys
     ]
@@ -340,7 +340,7 @@ def _yaml(text: str) -> Any:
 
 
 _YAML_QUOTED = re.compile(r"""(\s*(?:'.'|'<[a-z ]+>'))|\s*['"].*""", re.DOTALL)
-"""What pyyaml quotes in a message: a character or the kind of a token (the group), else text of the file, perhaps a secret."""
+"""Quotes in pyyaml's messages: a character or the kind of a token (the group), else text of the file, perhaps a secret."""
 
 
 def _at(mark: Any) -> str:

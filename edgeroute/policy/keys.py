@@ -38,7 +38,7 @@ def _path_or_section(value: Any, inner: Any) -> Any:
 class Trial(Section):
     """Another edge model, or another endpoint, for a stable share of the requests or devices, shown or hidden.
 
-    What comes of it is compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).
+    Its answers are compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).
     """
 
     edge: Annotated[Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
@@ -274,10 +274,10 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
 def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
     """Return the object that was made from an equal section, if a router still holds it; else make a new one.
 
-    A reload so reuses the backends whose model or endpoint is the same object. Equal are also the files that the section names,
-    by time and size, so that a new model or certificate under an old name makes a new object; further files on which the made
-    model depends; and the score, since another score means another backend, and the old one closes its model. The references are
-    weak: an object that no router holds is freed.
+    Thereby a reload reuses the backends whose model or endpoint is the same object. The files that the section names count as
+    well, by time and size, so that a new model or certificate under an old name makes a new object; so do further files on which
+    the made model depends, and the score, since another score means another backend, and the old one closes its model. The
+    references are weak: an object that no router holds is freed.
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *(getattr(section, "headers", None) or {}).items())  # repr hides which they are

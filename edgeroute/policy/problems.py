@@ -48,7 +48,7 @@ _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 @contextmanager
 def beside(given: Collection[str]) -> Iterator[None]:
-    """Within the block, count `edge`, `cloud` and `threshold` as given by the program, if `given` names them."""
+    """Within the block, treat the sides in `given` (`edge`, `cloud`, `threshold`) as present, since the program gives them."""
     token = _GIVEN.set(frozenset(given))
     try:
         yield

@@ -395,8 +395,8 @@ class AsyncRouter(BaseRouter[V]):
     async def close(self) -> None:
         """End threads, tasks and connections, also if the call is cancelled. Never raises.
 
-        Calls under way end with what they have. A coroutine that goes on though it was cancelled is waited for up to a second, as
-        threads are.
+        Calls under way end with the answers so far. Coroutines that ignore their cancellation, and threads, are waited for up to
+        a second.
         """
         self.engine.closed = True  # no leg begins any more
         try:

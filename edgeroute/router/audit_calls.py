@@ -174,7 +174,7 @@ class Audits(Part):
         self._auditor.observe()
 
     def stats(self) -> dict[str, Any]:
-        """Return the statistics of audits and of what ran in shadow."""
+        """Return the statistics of audits and of shadow runs."""
         return {"audits": self._auditor.stats(), "shadows": self._auditor.shadows()}
 
     def closing(self) -> None:

@@ -162,8 +162,8 @@ class BaseRouter(Generic[V]):
     def reload(self) -> None:
         """Read the policy file again, and put it in force.
 
-        Requests in progress end under the policy they began with; unchanged models and connections are reused. What is on disk
-        (state, cache, outbox, trace) stays as configured at construction.
+        Requests in progress end under the policy they began with; unchanged models and connections are reused. Files on
+        disk (state, cache, outbox, trace) stay as configured at construction.
 
         A router that was not made from a file reads the active versions of its models (`NAME.active`). A new version is
         warmed up, and tested on its canary inputs, before it is in force.
@@ -223,7 +223,7 @@ class BaseRouter(Generic[V]):
 
         Called once per request, in a thread, in whichever run of the program the answer arrives. With an outbox an answer
         whose call did not end (the process was killed) is delivered again, with the same id. `function(late, tx)` makes
-        it exactly once: what it writes by `tx.execute(...)`, in the outbox's own file, is committed if and only if the answer
+        it exactly once: its writes by `tx.execute(...)`, in the outbox's own file, are committed if and only if the answer
         is marked as delivered. With an outbox there is one such function: a later one replaces it.
 
         Raises:

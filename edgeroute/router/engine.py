@@ -406,7 +406,7 @@ class Engine(ForkSafe):
             self.queue.delivery.wake(now=self.health.outage_was_local())
 
     def note(self, what: str, identity: str) -> None:
-        """Count and report an event of a request in the outbox."""
+        """Count and report an event (`queued`, `late`, ...) of a request in the outbox."""
         if what in {"queued", "late"}:
             self.counts.note(what)
         self.instruments.outbox_changed(identity, what)

@@ -46,11 +46,14 @@ class Parts(Protocol):
     local_threads: ThreadPool
 
     def note(self, what: str, identity: str) -> None:
-        """Count and report what happened to a request."""
+        """Count and report an event (`queued`, `late`, ...) of a request."""
 
 
 class OfflineRule:
-    """Rule for a request whose cloud was needed and did not answer; by itself the rule `edge`: the degraded edge's answer."""
+    """Rule for requests whose cloud was needed and did not answer.
+
+    The base class is rule `edge`: the edge's answer, marked degraded.
+    """
 
     def check(self, parts: Parts) -> None:
         """Raise PolicyError if a part that this rule needs is missing."""

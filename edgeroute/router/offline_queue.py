@@ -113,7 +113,7 @@ class Owner(Protocol):
     snapshot: Snapshot
 
     def note(self, what: str, identity: str) -> None:
-        """Count and report what happened to a request."""
+        """Count and report an event (`queued`, `damaged`, ...) of a request."""
 
     def stays_home(self, *, read: bool = False) -> str:
         """Return the reason why nothing leaves the device by itself now; empty: it may."""
@@ -124,8 +124,8 @@ class OfflineQueue:
 
     Args:
         outbox: the file.
-        router: has the policy in force, and is told what happens to a request: `queued`; `not queued`, after its answer promised
-            otherwise; `damaged`, of a row in the outbox.
+        router: owner of the policy in force. Its `note` gets the events of a request: `queued`; `not queued`, after its answer
+            promised otherwise; `damaged`, of a row in the outbox.
     """
 
     UNSETTLED = QUEUED, BEING_QUEUED

@@ -173,7 +173,7 @@ def overrides(part: Part, event: str) -> bool:
 
 
 def _contained(part: Part, event: str) -> Method:
-    """Return the part's method; for another package's part, one that logs exceptions and returns None."""
+    """Return the part's method. That of another package's part logs exceptions, and returns None then; but `check` raises."""
     method: Method = getattr(part, event)
     if own(part) or event == "check":
         return method
@@ -289,7 +289,7 @@ class InstrumentedFromStart(Instrumented):
 
 
 class State(Part):
-    """Part that stores what outlives the process: the state file and the egress ledger."""
+    """Part that stores the state that outlives the process: the state file and the egress ledger."""
 
     def __init__(self, checkpoint: Checkpoint, ledger: Journal, clouds: Callable[[], Iterable[CloudBackend]]) -> None:
         self._checkpoint, self._ledger, self._clouds = checkpoint, ledger, clouds

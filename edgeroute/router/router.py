@@ -99,7 +99,7 @@ class Router(BaseRouter[V]):
 
         If the edge is confident enough, its answer is final and the only one. Otherwise the cloud is called while the caller has
         the provisional answer, and the final one is the cloud's, or the edge's again if the cloud failed or the
-        deadline came. Closing the generator early cancels what is in progress.
+        deadline came. Closing the generator early cancels the calls in progress.
 
         Raises:
             BadInput: the edge model cannot take it.
@@ -163,7 +163,7 @@ class Router(BaseRouter[V]):
 
         Once a piece was shown, no other target continues, and the others are cancelled: if the current one fails, the answer is
         degraded. With `restart` an edge is shown at once, and a target may follow that begins anew: then the stream yields a
-        `Restart`, and what was shown before is void.
+        `Restart`, and the pieces before it are void.
 
         Args:
             x: the input.
@@ -174,7 +174,7 @@ class Router(BaseRouter[V]):
             data_class: the kind of data.
 
         Raises:
-            PolicyError: as `infer`; of what is wrong with a value, in the `for`.
+            PolicyError: as `infer`; for an invalid value, raised in the `for`.
         """
         from edgeroute.router.streams import Stream
 
@@ -224,15 +224,15 @@ class Router(BaseRouter[V]):
         """Return an iterator that answers a live source's frames: always the newest, by the edge, and later by the cloud.
 
         Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them another one
-        later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
-        queued: what the source gives while a frame is being answered, or before the program asks for the next update, is replaced
-        by what it gives next.
+        later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Frames are
+        not queued: one that comes while another is being answered, or before the program requests the next update, is replaced by
+        the next one.
 
         Args:
             source: an iterable of frames, an object with `read() -> (ok, frame)` (`cv2.VideoCapture`), or a function that gives
                 the newest frame (None or the same object again: there is none; StopIteration: the end). It is read in one
                 thread. Each frame is an object of its own, which is not written to later.
-            max_in_flight: frames that the cloud is asked about at once; meanwhile others are answered by the edge alone.
+            max_in_flight: maximum frames that the cloud is called about at once; meanwhile others are answered by the edge alone.
             drop: "oldest": a newer frame replaces one that was not taken; "never": the source waits (a recording).
             every: seconds between two frames that are taken, at least; None: as quickly as the edge answers.
             stale: seconds from a frame on within which its refinement is of use; a call that takes longer is cancelled. None:
@@ -242,10 +242,10 @@ class Router(BaseRouter[V]):
                 shown at once.
             scene: the largest mean difference of two frames' signatures within a scene. In a scene the cloud is asked once, and
                 its answer is that of the frames that follow. None: no scenes.
-            refresh: seconds after which the cloud is asked about a scene again; None: never.
+            refresh: seconds after which the cloud is called about a scene again; None: never.
             signature: a function of a frame that returns some numbers; None: the brightness of an 8 by 8 grid, 0..1, of integers,
                 or of floats that are 0..1 or 0..255 (those with one above 8); NaN and infinities count as 0.
-            label: a function of an answer's value that returns what hysteresis compares; None: the value, if it is hashable.
+            label: a function of an answer's value that returns the label for hysteresis; None: the value, if it is hashable.
             busy: the share of time that the edge may run, more than 0 up to 1: it rests in proportion to its measured latency.
             mode: overrides the policy's.
             deadline: seconds for a frame; overrides the policy's.
@@ -303,10 +303,10 @@ class Router(BaseRouter[V]):
             hangover: seconds without speech with which it ends.
             lead: seconds before it that are part of its audio.
             max_segment: seconds of a segment; a longer one is cut, and goes on as the next.
-            max_in_flight: segments that the cloud is asked about at once.
+            max_in_flight: maximum segments that the cloud is called about at once.
             drop: "oldest" (a live source): where more than four segments wait, one is dropped, and while the cloud is being asked
                 about as many as may be, the edge alone answers; "never" (a recording): the source waits.
-            barge_in: whether new speech cancels what is pending; None: of a live source it does.
+            barge_in: True if new speech cancels pending answers; None: True for a live source.
             on_barge_in: called at once, with the position of the speech in seconds, in the thread that reads the source: to stop
                 speaking.
             mode: overrides the policy's.
@@ -367,7 +367,7 @@ class Router(BaseRouter[V]):
         Nothing is sent, and nothing is counted.
 
         Args:
-            samples: inputs as of `infer`; empty: zeros in the shape that a model says it takes.
+            samples: inputs as for `infer`; empty: zeros in the shape that a model declares.
             progress: called as `progress(done, of, name)` before each model, and once at the end with an empty name.
 
         Raises:
@@ -407,14 +407,14 @@ class Router(BaseRouter[V]):
     ) -> CalibrationResult:
         """Find the lowest threshold with a guarantee, on examples that are drawn like future inputs and independent.
 
-        Exactly one of `max_loss`, `max_error` and `max_defer` says what is guaranteed. Nothing of the router changes: the result
+        Exactly one of `max_loss`, `max_error` and `max_defer` selects the guarantee. The router does not change: the result
         has the certificate, and the score that it is for. The edge runs every example, and for `max_loss` the cloud is asked
         about each, whatever threshold and mode. Egress rules, consent, limits and ledger hold; half of an endpoint's rate is left
         to other calls. Cache, outbox, audits, deadline and hedges take no part. In `stats()` examples count as bytes and cost.
 
         Args:
             X: the inputs: an array [n, ...], a sequence of them, or a mapping from name to the rows of one of several inputs.
-            y: what is right for each, as the edge answers, or as class indices. Without it `max_loss` guarantees agreement with
+            y: right value for each, as the edge answers, or as class indices. Without it `max_loss` guarantees agreement with
                 the cloud, and `max_defer` needs it only to fit a score.
             max_loss: accuracy of edge and cloud together below that of the cloud alone, at most; 0..1.
             max_error: share of wrong answers among those that the edge gives alone, at most.
@@ -434,9 +434,9 @@ class Router(BaseRouter[V]):
                 False: nothing; None: a bar in a terminal or a notebook.
 
         Raises:
-            NotEnough: too few examples for the guarantee; it says how many are missing.
-            BadInput: X or y is not what it should be, or an input does not fit the edge model.
-            PolicyError: what is asked for contradicts itself or this router.
+            NotEnough: too few examples for the guarantee; the message has the missing number.
+            BadInput: X or y has no valid form, or an input does not fit the edge model.
+            PolicyError: the arguments contradict each other or this router.
             MayNotLeave: the data class forbids asking the cloud.
             NoAnswer: the cloud did not answer more than one in a hundred.
             Closed: the router is closed.
@@ -465,7 +465,7 @@ class Router(BaseRouter[V]):
         """Evaluate the threshold in use on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
 
         Edge and cloud are called for every example, as by `calibrate`, whatever the threshold. Use other examples than for the
-        calibration. Without labels, right means: as the cloud says.
+        calibration. Without labels, right means equal to the cloud's answer.
 
         Args:
             X: as for `calibrate`.
@@ -475,8 +475,8 @@ class Router(BaseRouter[V]):
             data_class: of the inputs.
             batch: inputs in one request to the cloud; with more than one its latency is not measured.
             every: take each N-th example alone.
-            edge_usd: what a run of the edge costs, in dollars, for the break-even; None: not known.
-            edge_joules: likewise, of energy.
+            edge_usd: cost of a run of the edge, in dollars, for the break-even; None: not known.
+            edge_joules: energy of a run of the edge, for the break-even; None: not known.
             progress: as for `calibrate`.
 
         Raises:

@@ -284,7 +284,7 @@ class Auditor(ForkSafe):
 
     Attributes:
         sampler: draws requests.
-        arrives: draws a request that arrives now; what it returns, unless that is None, `ended` takes once it has ended.
+        arrives: draws a request that arrives now; a result other than None is passed to `ended` at the request's end.
 
     Raises:
         PolicyError: the settings are invalid.

@@ -218,7 +218,7 @@ class DriftMonitor:
             self._audits = self._new()
 
     def _raised(self) -> float:
-        """Return the next lower bound of the threshold: half of what was accepted is below; inf if that is not known.
+        """Return the next lower bound of the threshold, with half of the accepted answers below it; inf if that is not known.
 
         Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an
         alarm even there, nothing is accepted.

@@ -382,7 +382,7 @@ class AudioFlow:
         return event
 
     def _step(self) -> Utterance | BargeIn | float | None:
-        """Return the next event, without the record of what the caller does with it."""
+        """Return the next event, or the instant until which to wait for it; None: the end."""
         if self._barged:
             return self._barge_in(self._barged.popleft())
         for asked in self._flights:
