@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from edgeroute.catalog.model_updates import Step, Updater
 
 _MODULE_OF = {
-    "Catalog": "catalog", "Entry": "entry", "ModelStatus": "installed", "Progress": "download",
-    **dict.fromkeys(("Step", "Updater"), "update"),
+    "Catalog": "catalog", "Entry": "catalog_entry", "ModelStatus": "installed", "Progress": "download",
+    **dict.fromkeys(("Step", "Updater"), "model_updates"),
 }  # fmt: skip
 
 __all__ = ["Catalog", "Entry", "ModelStatus", "Progress", "Step", "Updater"]

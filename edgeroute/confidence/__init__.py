@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
-    "text_features": "features",
+    "text_features": "learned_features",
     "InputScore": "input_score",
-    "Learned": "learned",
-    "Prefix": "prefix",
-    "prompt_features": "learned",
+    "Learned": "learned_score",
+    "Prefix": "first_tokens",
+    "prompt_features": "learned_score",
 }
 _TOOL_OF = {
     **dict.fromkeys(("Area", "measured_area"), "measure.curve"),
