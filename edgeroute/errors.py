@@ -42,6 +42,10 @@ INPUTS_OWN = codes.INPUTS_OWN
 class EdgerouteError(Coded, Exception):
     """Base class of all exceptions that edgeroute raises deliberately."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the attributes: Python's own way would call the class with the message alone."""
+        return _unpickle, (type(self), self.args, self.__dict__)
+
 
 class PolicyError(EdgerouteError, ValueError):
     """Invalid policy file, or an invalid argument of the same meaning."""
@@ -73,10 +77,6 @@ class Unfit(ModelError):
         super().__init__(message)
         self.code = code
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the attributes: Python's own way would lose them."""
-        return _unpickle, (type(self), self.args, self.__dict__)
-
 
 class ModelMissing(ModelError, FileNotFoundError):
     """Path without a model file."""
@@ -103,14 +103,11 @@ class CloudError(EdgerouteError):
     def __init__(self, message: str = "") -> None:
         super().__init__(clean(message))
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the attributes: Python's own way would call the class with the message alone."""
-        return _unpickle, (type(self), self.args, self.__dict__)
-
 
 def _unpickle(kind: type[EdgerouteError], args: tuple[object, ...], state: dict[str, object]) -> EdgerouteError:
     """Return an exception of this class with these attributes, without calling its `__init__`."""
     self = kind.__new__(kind, *args)
+    self.args = args  # an OSError with an `__init__` of its own has none yet
     self.__dict__.update(state)
     return self
 

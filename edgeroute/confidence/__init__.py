@@ -20,59 +20,30 @@ if TYPE_CHECKING:
     from edgeroute.tools.measure.fitting import auto, fit, fit_text
     from edgeroute.tools.measure.independence import overlap, sketch
 
-_MODULE_OF = {
-    **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
-    "text_features": "learned_features",
-    "InputScore": "input_score",
-    "Learned": "learned_score",
-    "Prefix": "first_tokens",
-    "prompt_features": "learned_score",
-}
-_TOOL_OF = {
-    **dict.fromkeys(("Area", "measured_area"), "measure.curve"),
-    **dict.fromkeys(("calibrate", "crossfit"), "measure.calibration"),
-    "deferral_curve": "measure.curve",
-    **dict.fromkeys(("auto", "fit", "fit_text"), "measure.fitting"),
-    **dict.fromkeys(("overlap", "sketch"), "measure.independence"),
-}
+_TOOLS_OF = {
+    "calibration": ("calibrate", "crossfit"), "curve": ("Area", "deferral_curve", "measured_area"),
+    "fitting": ("auto", "fit", "fit_text"), "independence": ("overlap", "sketch"),
+}  # fmt: skip
+"""Module of `edgeroute.tools.measure` -> its public names."""
+_NAMES_OF = {
+    "certificate": ("Certificate", "NotEnough"), "learned_features": ("text_features",), "input_score": ("InputScore",),
+    "learned_score": ("Learned", "prompt_features"), "first_tokens": ("Prefix",),
+}  # fmt: skip
+"""Module of this package -> its public names that are imported at their first use."""
 
 __all__ = [
-    "KINDS",
-    "SCORES",
-    "Area",
-    "Certificate",
-    "InputScore",
-    "Learned",
-    "NotEnough",
-    "Prefix",
-    "Reader",
-    "agreement",
-    "auto",
-    "calibrate",
-    "crossfit",
-    "deferral_curve",
-    "energy",
-    "entropy",
-    "fit",
-    "fit_text",
-    "margin",
-    "measured_area",
-    "msp",
-    "overlap",
-    "prompt_features",
-    "quantile",
-    "sketch",
-    "text_features",
-]
+    "KINDS", "SCORES", "Area", "Certificate", "InputScore", "Learned", "NotEnough", "Prefix", "Reader", "agreement", "auto",
+    "calibrate", "crossfit", "deferral_curve", "energy", "entropy", "fit", "fit_text", "margin", "measured_area", "msp",
+    "overlap", "prompt_features", "quantile", "sketch", "text_features",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import the module of a public name at its first use: a router needs no calibration."""
-    if name in _TOOL_OF:
-        module = import_tool(_TOOL_OF[name])
-    elif name in _MODULE_OF:
-        module = import_module(f"edgeroute.confidence.{_MODULE_OF[name]}")
-    else:
+    tool = next((module for module, names in _TOOLS_OF.items() if name in names), "")
+    home = next((module for module, names in _NAMES_OF.items() if name in names), "")
+    if not tool and not home:
         raise AttributeError(f"module 'edgeroute.confidence' has no attribute {name!r}")
+    module = import_tool(f"measure.{tool}") if tool else import_module(f"edgeroute.confidence.{home}")
     value = globals()[name] = getattr(module, name)
     return value

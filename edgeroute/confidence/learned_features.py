@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.scores import quantile_of
+
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOOR = -80.0
 """Lower bound of z and of log-probabilities, -inf included."""
@@ -147,13 +149,5 @@ def text_features(token_logprobs: Sequence[float]) -> list[float]:
         return [nan] * len(TEXT)
     values = sorted([FLOOR if v < FLOOR else v for v in given])  # noqa: FURB136 - max() would be a call for each token
     count = len(values)
-    quantiles = [_quantile(values, q) for q in (0.1, 0.25, 0.5)]
+    quantiles = [quantile_of(values, q) for q in (0.1, 0.25, 0.5)]
     return [*quantiles, sum(values) / count, values[0], max(given[0], FLOOR), log(count)]
-
-
-def _quantile(ordered: list[float], q: float) -> float:
-    """Return a quantile by linear interpolation, like numpy's default."""
-    place = q * (len(ordered) - 1)
-    i = int(place)
-    low, high = ordered[i], ordered[min(i + 1, len(ordered) - 1)]
-    return low + (high - low) * (place - i)

@@ -55,17 +55,6 @@ class Ranks:
         off = (value - self._middle) / self._scale
         return rank * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + abs(off)))
 
-    def many(self, values: Array) -> Array:
-        """Return the ranks of values, [n] -> [n]."""
-        knots = np.array(self._knots)
-        i = np.searchsorted(knots, values, "right") - 1
-        inside = (i >= 0) & (i < self._last)
-        j = np.clip(i, 0, self._last - 1)
-        gap = np.where(inside, knots[j + 1] - knots[j], 1)
-        ranks = np.where(inside, (j + (values - knots[j]) / gap) / self._last, np.where(i < 0, 0.0, 1.0))
-        off = (values - self._middle) / self._scale
-        return ranks * (1 - BEYOND) + BEYOND * (0.5 + 0.5 * off / (1 + np.abs(off)))  # type: ignore[no-any-return]
-
 
 class Blend:
     """Weighted average of the ranks of two scores.
@@ -88,7 +77,7 @@ class Blend:
 
     def many(self, base: Array, fit: Array) -> Array:
         """Return the blended scores of inputs, [n] -> [n]."""
-        return self._base.many(base) * (1 - self._weight) + self._fit.many(fit) * self._weight
+        return np.array([self.one(*pair) for pair in zip(base.tolist(), fit.tolist(), strict=True)], np.float64)
 
 
 # Ridge logistic regression, by iteratively reweighted least squares (IRLS).

@@ -175,8 +175,28 @@ _DURING = ("attempt_began", "attempt_ended", "breaker_changed", "limit_hit")
 """Events while a call is under way."""
 
 
+def _forward(name: str) -> Callable[..., None]:
+    """Return a method that calls the method of this name of each instrument, and logs their exceptions."""
+
+    def forward(self: Instruments, *event: Any) -> None:
+        for method in self._methods[name]:
+            try:
+                method(*event)
+            except KeyboardInterrupt:  # noqa: PERF203 - each on its own
+                raise
+            except BaseException as e:  # noqa: BLE001 - it is logged
+                _failed(name, e)
+
+    return forward
+
+
 class Instruments(Instrument):
     """List of instruments; forwards each event to all of them, and logs their exceptions."""
+
+    opened, request_began, request_left = _forward("opened"), _forward("request_began"), _forward("request_left")
+    request_ended, attempt_ended = _forward("request_ended"), _forward("attempt_ended")
+    breaker_changed, alarm, outbox_changed = _forward("breaker_changed"), _forward("alarm"), _forward("outbox_changed")
+    limit_hit, close = _forward("limit_hit"), _forward("close")
 
     def __init__(self, instruments: Iterable[Instrument]) -> None:
         self.all = tuple(instruments)
@@ -201,32 +221,6 @@ class Instruments(Instrument):
         methods = [method for name in _DURING for method in self._methods[name]]
         return all(vars(type(getattr(method, "__self__", None))).get("prompt", False) for method in methods)
 
-    def _each(self, name: str, *event: Any) -> None:
-        """Call a method of each instrument; log exceptions."""
-        for method in self._methods[name]:
-            try:
-                method(*event)
-            except KeyboardInterrupt:  # noqa: PERF203 - each on its own
-                raise
-            except BaseException as e:  # noqa: BLE001 - it is logged
-                _failed(name, e)
-
-    def opened(self, status: Callable[[], Status | None]) -> None:
-        """Forward the event."""
-        self._each("opened", status)
-
-    def request_began(self, began: RequestBegan) -> None:
-        """Forward the event."""
-        self._each("request_began", began)
-
-    def request_left(self, identity: str) -> None:
-        """Forward the event."""
-        self._each("request_left", identity)
-
-    def request_ended(self, ended: RequestEnded) -> None:
-        """Forward the event."""
-        self._each("request_ended", ended)
-
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str]:
         """Forward the event, and return the headers of all instruments."""
         headers: dict[str, str] = {}
@@ -238,27 +232,3 @@ class Instruments(Instrument):
             except BaseException as e:  # noqa: BLE001 - it is logged at the event
                 _failed("attempt_began", e)
         return headers
-
-    def attempt_ended(self, ended: AttemptEnded) -> None:
-        """Forward the event."""
-        self._each("attempt_ended", ended)
-
-    def breaker_changed(self, target: str, state: str) -> None:
-        """Forward the event."""
-        self._each("breaker_changed", target, state)
-
-    def alarm(self, target: str, what: str) -> None:
-        """Forward the event."""
-        self._each("alarm", target, what)
-
-    def outbox_changed(self, identity: str, what: str) -> None:
-        """Forward the event."""
-        self._each("outbox_changed", identity, what)
-
-    def limit_hit(self, target: str, code: str) -> None:
-        """Forward the event."""
-        self._each("limit_hit", target, code)
-
-    def close(self) -> None:
-        """Close each instrument."""
-        self._each("close")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
@@ -94,10 +94,10 @@ class Tally(ForkSafe, Instrument):
         self._happened = deque[str](maxlen=WAITING)
         self._names = set[str]()
         self._requests: Counter[Kind] = Counter()
-        self._sources: dict[str, Histogram] = {}
-        self._legs: dict[tuple[str, str], Histogram] = {}
+        self._sources: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self._legs: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
         self._attempts: Counter[tuple[str, str]] = Counter()
-        self._endpoints: dict[str, Histogram] = {}
+        self._endpoints: defaultdict[str, Histogram] = defaultdict(Histogram)
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._held: Counter[tuple[str, str]] = Counter()
         self._events: Counter[str] = Counter()
@@ -121,9 +121,7 @@ class Tally(ForkSafe, Instrument):
 
     def count(self, kind: Kind, latency_s: float, legs: tuple[Took, ...]) -> None:
         """Queue a recorded request for counting; `legs`: times of its targets that answered, none of a batch."""
-        self._new.append((kind, latency_s, legs))
-        if len(self._new) >= TOGETHER:
-            self._count_queued()
+        self._queue(self._new, (kind, latency_s, legs))
 
     def _count_queued(self) -> None:
         """Count the queued events, unless another thread counts or reads: then they wait."""
@@ -139,7 +137,7 @@ class Tally(ForkSafe, Instrument):
         for target, code, took_s, tokens in _drain(self._tried):
             name = self._endpoint(target)
             self._attempts[name, code] += 1
-            self._endpoints.setdefault(name, Histogram()).add(took_s)
+            self._endpoints[name].add(took_s)
             if tokens is not None:
                 self._tokens[name, "input"] += tokens.prompt
                 self._tokens[name, "output"] += tokens.answer
@@ -157,16 +155,9 @@ class Tally(ForkSafe, Instrument):
                 kind = Kind(kind.source, self._leg(kind.leg), kind.reason if kind.reason in CODES else "error", kind.degraded)
             requests[kind] += 1
             if kind.source != "none":
-                source = self._sources.get(kind.source)
-                if source is None:
-                    source = self._sources.setdefault(kind.source, Histogram())
-                source.add(latency_s)
+                self._sources[kind.source].add(latency_s)
             for leg, side, seconds in legs:
-                key = leg, side
-                histogram = self._legs.get(key)
-                if histogram is None:
-                    histogram = self._legs.setdefault((self._leg(leg), side), Histogram())
-                histogram.add(seconds)
+                self._legs[(leg, side) if (leg, side) in self._legs else (self._leg(leg), side)].add(seconds)
 
     def _leg(self, name: str) -> str:
         """Return the target's name, or `other` if there are too many: a policy may be reloaded with others again and again."""
@@ -174,11 +165,9 @@ class Tally(ForkSafe, Instrument):
 
     def _endpoint(self, name: str) -> str:
         """Return the endpoint's name, or `other` if there are too many."""
-        names = self._names
-        if name not in names:
-            if len(names) >= MOST:
-                return OTHER
-            names.add(name)
+        if name not in self._names and len(self._names) >= MOST:
+            return OTHER
+        self._names.add(name)
         return name
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
@@ -186,28 +175,24 @@ class Tally(ForkSafe, Instrument):
         error = ended.error
         code = "cancelled" if ended.cancelled else "ok" if error is None else Failure.of(error).code
         known = code in {"ok", "cancelled"} or code in CODES
-        self._tried.append((ended.target, code if known else "error", ended.took_s, ended.tokens))
-        if len(self._tried) >= TOGETHER:
-            self._count_queued()
+        self._queue(self._tried, (ended.target, code if known else "error", ended.took_s, ended.tokens))
 
     def limit_hit(self, target: str, code: str) -> None:
         """Queue the call that was not made for counting."""
-        self._limits.append((target, code if code in CODES else "other"))
-        if len(self._limits) >= TOGETHER:
-            self._count_queued()
+        self._queue(self._limits, (target, code if code in CODES else "other"))
 
     def outbox_changed(self, identity: str, what: str) -> None:  # noqa: ARG002 - each is counted alike
         """Queue the event for counting."""
-        self._queue_event(what)
+        self._queue(self._happened, what)
 
     def alarm(self, target: str, what: str) -> None:  # noqa: ARG002 - likewise
         """Queue the alarm for counting."""
-        self._queue_event("alarm")
+        self._queue(self._happened, "alarm")
 
-    def _queue_event(self, what: str) -> None:
+    def _queue(self, fresh: deque[K], event: K) -> None:
         """Queue an event for counting."""
-        self._happened.append(what)
-        if len(self._happened) >= TOGETHER:
+        fresh.append(event)
+        if len(fresh) >= TOGETHER:
             self._count_queued()
 
     def read(self) -> Tallied:

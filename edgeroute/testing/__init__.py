@@ -11,16 +11,6 @@ from edgeroute.testing.relay import Relay
 from edgeroute.testing.server import CannedServer, chat_events, http_reply, sse_reply
 
 __all__ = [
-    "Answers",
-    "CannedServer",
-    "ContractBroken",
-    "FakeCloud",
-    "FakeModel",
-    "Relay",
-    "chat_events",
-    "edge_contract",
-    "endpoint_contract",
-    "fresh_runtimes",
-    "http_reply",
-    "sse_reply",
-]
+    "Answers", "CannedServer", "ContractBroken", "FakeCloud", "FakeModel", "Relay", "chat_events", "edge_contract",
+    "endpoint_contract", "fresh_runtimes", "http_reply", "sse_reply",
+]  # fmt: skip

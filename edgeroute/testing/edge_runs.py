@@ -18,8 +18,8 @@ Ask = Callable[[], object]
 """Function that asks a run to stop."""
 
 
-class Hangs(Exception):
-    """Raised for a run that does not end in time."""
+class Hangs(BaseException):
+    """Raised for a run that does not end in time; no Exception, so that it ends the checks, wherever one waits for a run."""
 
 
 class Token(StopToken):

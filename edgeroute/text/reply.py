@@ -14,7 +14,7 @@ from math import exp
 from typing import Any, Final
 
 from edgeroute.confidence.first_tokens import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
-from edgeroute.confidence.scores import Unscored
+from edgeroute.confidence.scores import Unscored, quantile_of
 from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
@@ -412,10 +412,7 @@ class RunningConfidence:
             return None
         if self._rule != "quantile":
             return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
-        place = QUANTILE * (len(known) - 1)
-        low = known[int(place)]
-        high = known[min(int(place) + 1, len(known) - 1)]
-        return exp(low if high == low else low + (place - int(place)) * (high - low))
+        return exp(quantile_of(known, QUANTILE))
 
 
 def _confidence(logprobs: list[float], rule: str) -> Any:
