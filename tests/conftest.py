@@ -102,5 +102,5 @@ def due(monkeypatch):
 @pytest.fixture
 def no_time_left(monkeypatch):
     """Whatever a call waits for until its deadline, be it a disk, is late at once; its legs have all the time that they have."""
-    for module in ("router", "aio"):
+    for module in ("router", "async_router"):
         monkeypatch.setattr(f"edgeroute.router.{module}.monotonic", lambda: math.inf)
