@@ -143,9 +143,9 @@ def test_what_is_no_client(client):
 
 def test_what_a_client_settles_itself():
     """Its TLS is set where it is made; a pin is checked by connections of ours alone."""
-    with pytest.raises(PolicyError, match="set them there"):
+    with pytest.raises(PolicyError, match="set them on the client"):
         Address("https://a", client=httpx.Client(), verify=False)
-    with pytest.raises(PolicyError, match="pin is checked on connections"):
+    with pytest.raises(PolicyError, match="pin= is checked on edgeroute"):
         Address("https://a", client="httpx", pin="sha256/" + "A" * 43 + "=")
 
 

@@ -103,7 +103,7 @@ class ReplyReader(Reader):
         plain = type(row) is np.ndarray and row.dtype.kind != "O"
         array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
-            raise BadReply("0 outputs, which say nothing")
+            raise BadReply("the reply has no outputs")
         if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
             array = array[0]
         numbers = array.ndim == 1 and array.dtype.kind in "fiub"

@@ -252,13 +252,13 @@ def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
     options = dict(given) if isinstance(given, Mapping) else {}
     name, _, first = given.partition(":") if isinstance(given, str) else (str(options.pop("name", "")), "", "")
     if name not in _OPTIONS:
-        raise PolicyError(f"codec: {name!r} is none: {nearest(name, _OPTIONS)}")
+        raise PolicyError(f"codec: there is no {name!r}: {nearest(name, _OPTIONS)}")
     takes = _OPTIONS[name]
     if unknown := [key for key in options if key not in takes]:
         raise PolicyError(f"codec: {name} has no option {unknown[0]!r}, only: {', '.join(takes) or 'none'}")
     if first:
         if not (takes and first.isascii() and first.isdigit() and len(first) < 7 and name != "uint8"):  # noqa: PLR2004 - digits
-            raise PolicyError(f'codec: {given!r} is none: write a whole number behind the colon, as in "jpeg:85"')
+            raise PolicyError(f'codec: {given!r} is invalid: write a whole number after the colon, as in "jpeg:85"')
         options[takes[0]] = int(first)
     if (needed := {"uint8": "scale", "flac": "rate"}.get(name)) and needed not in options:
         raise PolicyError(f'codec: {name} needs its {needed}: write {{ name = "{name}", {needed} = ... }}')

@@ -45,7 +45,7 @@ def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
         return frozenset()
     pins = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
     if not pins:
-        raise PolicyError("pin has no pin in it: leave it out, or give sha256/BASE64 of the server's public key")
+        raise PolicyError("pin= is empty: leave it out, or give sha256/BASE64 of the server's public key")
     hashes = set()
     for pin in pins:
         if not isinstance(pin, str) or not _PIN.fullmatch(pin):

@@ -183,17 +183,17 @@ class Address:
         try:
             self.netloc = parts.netloc.encode("idna")
         except UnicodeError:
-            raise PolicyError(f"{bare(url)}: its host is not one that can be looked up") from None
+            raise PolicyError(f"{bare(url)}: its host name is invalid") from None
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
         self.verify, self.cert, self.pins = verify, cert, checked_pins(pin)
         if self.pins and not self.https:
-            raise PolicyError(f"{self.origin}: pin is of TLS, and this is no https:// URL")
+            raise PolicyError(f"{self.origin}: pin= needs an https:// URL: it is checked in the handshake of TLS")
         self.client = None if client is None else _clients(client)
         if self.client is not None and self.pins:
-            raise PolicyError(f"{self.origin}: pin is checked on connections of its own alone, not by a client (client=)")
+            raise PolicyError(f"{self.origin}: pin= is checked on edgeroute's own connections only: leave out client=, or pin=")
         if self.client not in (None, (None, None)) and (verify is not True or cert is not None):
-            raise PolicyError(f"{self.origin}: verify and cert are those of the client that is given (client=): set them there")
+            raise PolicyError(f"{self.origin}: verify= and cert= have no effect with client=: set them on the client")
         self.hidden: set[str] = set()
         """Password of the proxy, in the forms in which a text may quote it; `proxy_for` fills it."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
@@ -201,7 +201,7 @@ class Address:
             if not (
                 isinstance(name, str) and _HEADER_NAME.fullmatch(name)
             ):  # not quoted: it may be a whole header, with its value
-                raise PolicyError("headers has a name that is none: it takes letters, digits and -, as in X-Tenant")
+                raise PolicyError("headers has an invalid name: use letters, digits and -, as in X-Tenant")
         self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
         given_secret = [name for name, value in (headers or {}).items() if isinstance(value, Secret)]
         self._credentials = {*given_secret, *(name for name in self._headers if name.lower() == "authorization"), "Authorization"}

@@ -448,7 +448,7 @@ def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
     if coded is not None and (length is not None or coded.lower() != "chunked" or head.version != "1.1"):
         raise Malformed("illegal reply (a transfer coding beside a length, or an unknown one)")
     if length is not None and not _LENGTH.fullmatch(length):
-        raise Malformed("illegal reply (a length that is none)")
+        raise Malformed("illegal reply (an invalid length)")
 
 
 def _words(value: str) -> set[str]:

@@ -437,7 +437,7 @@ class LegExecutor:
         """
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
-            raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
+            raise Refused(f"{refused[0]} (as before, for the same input)", status=refused[1])
         rows = len(start.rows) if start.rows is not None else len(self.inputs) if self._many else 1
         return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
@@ -506,7 +506,7 @@ class LegExecutor:
             backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
             return Held(f"{backend.name} was not asked: no thread is free", code="threads")
         if backend.abandoned >= STUCK_MOST:
-            return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
+            return ModelError(f"{backend.name}: {backend.abandoned} runs go on after a request to stop")
         return None
 
     def detach(self, start: Start) -> Exception | None:

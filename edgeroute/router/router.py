@@ -286,9 +286,9 @@ class Router(BaseRouter[V]):
         """Return an iterator that answers speech: an `Utterance` for each segment with the edge's answer, then with the cloud's.
 
         The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
-        ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an
+        ones. `changed` is False if a final answer equals the provisional one. A `BargeIn` comes where speech begins while an
         answer is being consumed (the program has not asked for the next item) or spoken (`Audio.speaking`), or while the cloud is
-        being asked about an earlier segment: what was pending is cancelled, and the provisional answers stand.
+        being called about an earlier segment: pending answers are cancelled, and the provisional ones stand.
 
         Args:
             chunks: an iterable of chunks: float32 from -1 to 1 or int16, [samples] or [samples, channels] (which are mixed), or
@@ -427,7 +427,7 @@ class Router(BaseRouter[V]):
                 its ranks and those of msp, by how much there was to learn from. None: the one in use.
             ood: a fitted score also looks at how foreign an input is.
             edge: index of the edge model, from 0.
-            data_class: of the inputs.
+            data_class: data class of the inputs.
             batch: inputs in one request to the cloud.
             every: take each N-th example alone: the frames of a film are too alike to count each.
             progress: a function of (done, total), which may raise to stop; True: a bar, or lines where there is no terminal;
@@ -472,7 +472,7 @@ class Router(BaseRouter[V]):
             y: as for `calibrate`.
             ask_cloud: False: the edge runs alone, and nothing leaves the device.
             edge: index of the edge model, from 0.
-            data_class: of the inputs.
+            data_class: data class of the inputs.
             batch: inputs in one request to the cloud; with more than one its latency is not measured.
             every: take each N-th example alone.
             edge_usd: cost of a run of the edge, in dollars, for the break-even; None: not known.
