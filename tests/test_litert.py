@@ -581,12 +581,12 @@ def test_a_model_that_is_replaced_while_it_is_loaded(make, monkeypatch):
     """What runs is what was compared with the expected sha256."""
     model = make(models.linear)
 
-    def replaced(path):
+    def replaced(path, _):
         found = sha256_of(path)
         models.linear(path, weights=np.eye(4, 3) * 5)
         return found
 
-    monkeypatch.setattr(model_file, "sha256_of", replaced)
+    monkeypatch.setattr(model_file, "checked_sha256", replaced)
     with pytest.raises(ModelError, match="was replaced while it was loaded: load it again"):
         model.load()
     monkeypatch.undo()

@@ -68,18 +68,10 @@ class Installed:
             raise CatalogError(f"the catalog has no model {name!r}: it has {', '.join(known) or 'none'}")
         if version is None:
             usable = [entry for entry in versions if fits(entry.requires, own_version())]
-            if not usable:
-                raise CatalogError(
-                    f"{name} needs edgeroute {versions[-1].requires}, and this is {own_version()}: update edgeroute"
-                )
-            return usable[-1]
+            return usable[-1] if usable else _checked_requires(versions[-1])
         for entry in versions:
             if entry.version == version:
-                if not fits(entry.requires, own_version()):
-                    raise CatalogError(
-                        f"{name} {version} needs edgeroute {entry.requires}, and this is {own_version()}: update it"
-                    )
-                return entry
+                return _checked_requires(entry)
         raise CatalogError(f"the catalog has no {name} {version}: it has {', '.join(entry.version for entry in versions)}")
 
     def verify(self, name: str, version: str | None = None) -> Entry:
@@ -148,9 +140,7 @@ class Installed:
 
     def _activate(self, name: str, version: str, trial: int = 0) -> Pointer:
         """Verify and activate a version, for a caller that has the turn; no change if it is active already."""
-        entry = self._verified(name, version)
-        if not fits(entry.requires, own_version()):
-            raise CatalogError(f"{name} {version} needs edgeroute {entry.requires}, and this is {own_version()}: update it")
+        _checked_requires(self._verified(name, version))
         old = Pointer("")
         with suppress(CatalogError):  # it is damaged: this is how it is repaired
             old = self.store.pointer(name) or old
@@ -245,16 +235,21 @@ class Installed:
         except (CatalogError, ModelMissing) as e:
             problems.append(str(e))
         active = now or Pointer("")
-        return ModelStatus(
-            name,
-            active.version,
-            active.previous,
-            active.pinned,
-            tuple(self.store.versions(name)),
-            newest,
-            active.refused,
-            tuple(problems),
-        )
+        here = tuple(self.store.versions(name))
+        more = newest, active.refused, tuple(problems)
+        return ModelStatus(name, active.version, active.previous, active.pinned, here, *more)
+
+
+def _checked_requires(entry: Entry) -> Entry:
+    """Return an entry that this edgeroute can run.
+
+    Raises:
+        CatalogError: it needs a newer one.
+    """
+    if not fits(entry.requires, own_version()):
+        needs = f"{entry.name} {entry.version} needs edgeroute {entry.requires}"
+        raise CatalogError(f"{needs}, and this is {own_version()}: update edgeroute")
+    return entry
 
 
 def _refused_with(old: Pointer, version: str, why: str) -> tuple[tuple[str, str], ...]:

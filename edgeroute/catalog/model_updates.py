@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -321,11 +321,8 @@ def same(value: Any, right: Any) -> bool:
     try:
         a, b = np.asarray(value), np.asarray(right)
         if np.issubdtype(b.dtype, np.inexact):
-            return (
-                np.issubdtype(a.dtype, np.number)
-                and a.shape == b.shape
-                and bool(np.allclose(a.astype(float), b, rtol=CLOSE, atol=CLOSE, equal_nan=True))
-            )
+            alike = np.issubdtype(a.dtype, np.number) and a.shape == b.shape
+            return alike and bool(np.allclose(a.astype(float), b, rtol=CLOSE, atol=CLOSE, equal_nan=True))
     except (TypeError, ValueError):
         return False
     return bool(a.shape == b.shape and (a.astype(str) == b.astype(str)).all())
@@ -345,17 +342,14 @@ def read_canaries(path: Path) -> Canaries:
             arrays = {key: data[key] for key in data.files}
         named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
         answers = arrays["answers"]
-        inputs = _rows(named, len(answers)) if named else list(arrays["inputs"])
+        inputs = (
+            [{name: value[i] for name, value in named.items()} for i in range(len(answers))] if named else list(arrays["inputs"])
+        )
         if len(inputs) != len(answers) or not inputs:
             raise ValueError(f"{len(inputs)} inputs and {len(answers)} answers")  # noqa: TRY301 - translated below, like the others
         return Canaries(inputs, list(answers), int(arrays.get("most_wrong", 0)))
     except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
         raise CatalogError(f"{path} has no canary inputs with answers: {e}") from e
-
-
-def _rows(named: dict[str, Any], n: int) -> list[dict[str, Any]]:
-    """Return the inputs of a model with several, a mapping for each example."""
-    return [{name: value[i] for name, value in named.items()} for i in range(n)]
 
 
 def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
@@ -367,10 +361,8 @@ def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], An
     answers = np.array([answer(x) for x in inputs])
     if answers.dtype.hasobject:
         raise CatalogError("the model's answers are no labels or numbers: write the canary file yourself")
-    columns: Iterator[tuple[str, Any]] = (
-        ((f"{NAMED}{name}", np.stack([x[name] for x in inputs])) for name in inputs[0])
-        if isinstance(inputs[0], dict)
-        else iter([("inputs", np.stack([np.asarray(x) for x in inputs]))])
-    )
-    arrays: dict[str, Any] = {**dict(columns), "answers": answers}
-    np.savez_compressed(path, **arrays)
+    if isinstance(inputs[0], dict):
+        columns = {f"{NAMED}{name}": np.stack([x[name] for x in inputs]) for name in inputs[0]}
+    else:
+        columns = {"inputs": np.stack([np.asarray(x) for x in inputs])}
+    np.savez_compressed(path, answers=answers, **columns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import subprocess
@@ -21,10 +20,11 @@ from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
-from edgeroute.edge.card import Card, checked_sha256
+from edgeroute.edge.card import checked_sha256
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions
+from edgeroute.edge.model_file import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
-from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.forks import initially
 from edgeroute.system.imports import import_late
 from edgeroute.text.reply import Gathered, answer, failure
 from edgeroute.text.request import Chat, checked_score
@@ -194,7 +194,7 @@ NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_trigge
 """Keys of a request that llama.cpp's server sets by the template, and trusts."""
 
 
-class LlamaModel(ForkSafe):
+class LlamaModel(LoadsLate):
     """Language model in a .gguf file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
 
     An input is a text, messages (`[{"role": "user", "content": ...}]`), or a request in OpenAI's JSON (`{"messages": ...,
@@ -231,11 +231,7 @@ class LlamaModel(ForkSafe):
         PolicyError: a value is invalid, or contradicts another.
     """
 
-    _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
-    _engine: Engine | None = initially(None, lambda engine: engine and engine.never_free())
-
-    closes_after_runs = True
-    """True, as each run holds the loaded model."""
+    _session: Engine | None = initially(None, lambda engine: engine and engine.never_free())
 
     def __init__(
         self,
@@ -278,13 +274,10 @@ class LlamaModel(ForkSafe):
             raise PolicyError("response_format= is of chats: with chat=False an answer takes its form from grammar=")
         if runtime not in {"auto", *ENGINES}:
             raise PolicyError(f"runtime= takes one of auto, {', '.join(ENGINES)}, not {runtime!r}")
-        self.path = Path(path)
-        self.card = Card.read(Path(card)) if card else Card.beside(self.path)
-        self.name = self.card.name or self.path.stem
+        super().__init__(path, card, sha256)
         self.labels = self.card.labels
         self.score = checked_score(score, decide_after, confidence)
         self.parallel = slots
-        self.downgraded: str | None = None
         self._chat = Chat(
             chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=grammar,
             response_format=response_format, confidence=confidence, request=request,
@@ -292,12 +285,7 @@ class LlamaModel(ForkSafe):
         self._wanted = LoadOptions(
             self.path, context or 0, slots, threads, -1 if gpu_layers is None else gpu_layers, batch, chat_template, verbose
         )
-        self._runtime, self._expected = runtime, sha256 or self.card.sha256
-
-    @property
-    def files(self) -> list[Path]:
-        """The card's path, if there is a card."""
-        return [] if self.card.path is None else [self.card.path]
+        self._runtime = runtime
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -306,20 +294,6 @@ class LlamaModel(ForkSafe):
         Threads, batches and slots are not included: they change the order of sums, and so the last digits at most.
         """
         return {"runtime": "llama.cpp", "template": self._wanted.template, **self._chat.settings}
-
-    def load(self) -> Engine:
-        """Read, check and load the model, unless it is loaded; return the engine.
-
-        Raises:
-            ModelMissing: there is no such file.
-            RuntimeMissing: neither package with llama.cpp is installed.
-            ModelError: the file is no whole .gguf, is not the one that its card or the policy names, or does not load; or the
-                grammar or the format is refused.
-        """
-        with self._lock:
-            if self._engine is None:
-                self._engine = self._load()
-            return self._engine
 
     def _load(self) -> Engine:
         """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one."""
@@ -389,7 +363,7 @@ class LlamaModel(ForkSafe):
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
         """Answer one input; return a list of one prediction, as `run`."""
         request, chat = self._request(x)
-        engine = self._engine or self.load()
+        engine = self._session or self.load()
         if cancel is None or request.get("tools"):  # with tools llama.cpp gives no log-probabilities in pieces
             reply = engine.whole(request, chat)
             if "error" in reply:
@@ -432,7 +406,7 @@ class LlamaModel(ForkSafe):
             (prediction,) = self.run_one(x, cancel)
             yield Piece(prediction.value, token_logprobs(prediction.outputs))
             return prediction
-        engine = self._engine or self.load()
+        engine = self._session or self.load()
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
         left, gathered = threading.Event(), Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
@@ -464,14 +438,6 @@ class LlamaModel(ForkSafe):
             left.set()
             thread.join()
         return self._whole(gathered, request, is_request=isinstance(x, Mapping))
-
-    def close(self) -> None:
-        """Free the model, once the generations in progress have ended; a later run loads it again."""
-        with self._lock:
-            self._engine = None
-
-    def __repr__(self) -> str:
-        return f"LlamaModel({os.fspath(self.path)!r})"
 
 
 def _too_nested(grammar: str) -> bool:

@@ -26,56 +26,26 @@ UNFREED_SESSIONS: list[Any] = []
 """Sessions of the parent of a forked process, which are never freed."""
 
 
-class ModelFile(ForkSafe, ABC):
-    """Model file with its card, loaded at the first run.
-
-    A runtime is a subclass that opens the file and executes tensors; the base class checks, prepares and batches.
+class LoadsLate(ForkSafe, ABC):
+    """Model in a file with its card, which is loaded at the first run.
 
     Args:
         path: the model file.
-        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
         card: path of the card, if it is not beside the model.
-        output: name of the output to read; None: the card's, else all of them.
-        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
-        labels: class index -> value; None: the card's.
-        score: for this model, in place of the router's; None: the card's, if it names one.
-        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
+        sha256: expected SHA-256 of the file, hex; None: the card's.
     """
 
     _lock = per_process(threading.RLock)  # a signal handler may run the model while it loads
     _session: Any = initially(None, UNFREED_SESSIONS.append)
-
     closes_after_runs = True
     """True, as each run holds its session: closing during a run frees it after the last run."""
-    folders = False
-    """True if the model may be a folder."""
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        sha256: str | None = None,
-        card: str | Path | None = None,
-        output: str | None = None,
-        kind: str | None = None,
-        labels: Iterable[Any] | None = None,
-        score: str | Score | None = None,
-        none_found: str | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, card: str | Path | None, sha256: str | None) -> None:
         self.path = Path(path)
         self.card = Card.read(Path(card)) if card else Card.beside(self.path)
         self.name = self.card.name or self.path.stem
-        self.labels = label_names(labels) or self.card.labels
-        self.kind = checked_kind(kind) or self.card.kind
-        self.output = output or self.card.output
-        self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
         self.downgraded: str | None = None
-        self.fingerprint: str | None = None
-        self.inputs: tuple[TensorSpec, ...] = ()
-        self.outputs: tuple[TensorSpec, ...] = ()
         self._expected = sha256 or self.card.sha256
-        self._names: list[str] = []
-        self._plan = Inputs(Card(), (), ())
 
     @property
     def files(self) -> list[Path]:
@@ -94,6 +64,64 @@ class ModelFile(ForkSafe, ABC):
             if self._session is None:
                 self._session = self._load()
             return self._session
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """Check the file and open it. The caller holds the lock."""
+
+    def close(self) -> None:
+        """Free the model after the last run that is in progress; a later run loads it again.
+
+        Each run refers to the session itself, and the last reference frees it.
+        """
+        with self._lock:
+            self._session = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+
+class ModelFile(LoadsLate):
+    """Model file with its card, loaded at the first run.
+
+    A runtime is a subclass that opens the file and executes tensors; the base class checks, prepares and batches.
+
+    Args:
+        path: the model file.
+        sha256: expected SHA-256 of the file, hex; None: the card's; unchecked if the card has none.
+        card: path of the card, if it is not beside the model.
+        output: name of the output to read; None: the card's, else all of them.
+        kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.
+        labels: class index -> value; None: the card's.
+        score: for this model, in place of the router's; None: the card's, if it names one.
+        none_found: rule where nothing is detected, see `edgeroute.confidence.detector_boxes`; None: the card's, else "defer".
+    """
+
+    folders = False
+    """True if the model may be a folder."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        sha256: str | None = None,
+        card: str | Path | None = None,
+        output: str | None = None,
+        kind: str | None = None,
+        labels: Iterable[Any] | None = None,
+        score: str | Score | None = None,
+        none_found: str | None = None,
+    ) -> None:
+        super().__init__(path, card, sha256)
+        self.labels = label_names(labels) or self.card.labels
+        self.kind = checked_kind(kind) or self.card.kind
+        self.output = output or self.card.output
+        self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
+        self.fingerprint: str | None = None
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self._names: list[str] = []
+        self._plan = Inputs(Card(), (), ())
 
     def _load(self) -> Any:
         """Check the file's SHA-256 and open it. The caller holds the lock."""
@@ -225,17 +253,6 @@ class ModelFile(ForkSafe, ABC):
     def _run_error(self, error: Exception) -> ModelError:
         """Return a ModelError for a failed run, with the first line of the runtime's error."""
         return ModelError(f"{self.name} failed to run: {first_line(error)}")
-
-    def close(self) -> None:
-        """Free the model after the last run that is in progress; a later run loads it again.
-
-        Each run refers to the session itself, and the last reference frees it.
-        """
-        with self._lock:
-            self._session = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
 
 
 def _concatenate(parts: tuple[Any, ...]) -> Any:

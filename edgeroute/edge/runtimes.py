@@ -15,8 +15,8 @@ from edgeroute.confidence.scores import agreement
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
 from edgeroute.edge.run_counts import runs_of
-from edgeroute.errors import BadReply, EdgerouteError, PolicyError, nearest
-from edgeroute.system.imports import attribute, installed
+from edgeroute.errors import BadReply, PolicyError, nearest
+from edgeroute.system.imports import attribute, installed, made
 from edgeroute.types import EdgeModel, StopToken
 
 BUILT_IN = {
@@ -167,12 +167,7 @@ def load(edge: Any, **options: Any) -> EdgeModel:
                 'edgeroute.register(".suffix", "package.module:Class")'
             )
         runtime = class_of(suffix)
-        try:
-            model: EdgeModel = runtime(edge, **options)
-        except EdgerouteError:
-            raise
-        except (TypeError, ValueError) as e:
-            raise PolicyError(f"the runtime for {suffix}, {runtime.__name__}, does not take what it is given: {e}") from e
+        model: EdgeModel = made(runtime, f"the runtime for {suffix}, {runtime.__name__}", edge, **options)
         check_model(model)
         return model
     if isinstance(edge, type) and callable(vars(edge).get("run")):

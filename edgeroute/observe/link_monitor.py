@@ -135,7 +135,6 @@ class NetworkMonitor(ForkSafe):
 
     def __init__(self, on_up: Callable[[], None]) -> None:
         self._on_up = on_up
-        self._sockets: tuple[socket.socket, ...] = ()
 
     def start(self) -> None:
         """Start the thread, unless it runs.

@@ -204,10 +204,18 @@ def plugged(group: str, name: str, /, *given: Any, **options: Any) -> Any:
         raise PolicyError(f"{len(targets)} installed packages have {point}, {' and '.join(targets)}: uninstall all but one")
     if not targets:
         raise PolicyError(f"no installed package has {point}: {nearest(name, known) if known else 'install the one that has it'}")
-    factory = attribute(targets[0], point)
+    return made(attribute(targets[0], point), f"{point}, {targets[0]}", *given, **options)
+
+
+def made(factory: Any, what: str, /, *given: Any, **options: Any) -> Any:
+    """Call a factory with these arguments and return the result.
+
+    Raises:
+        PolicyError: it does not take these arguments; begins with `what`.
+    """
     try:
         return factory(*given, **options)
     except EdgerouteError:
         raise
     except (TypeError, ValueError) as e:
-        raise PolicyError(f"{point}, {targets[0]}, does not take what it is given: {e}") from e
+        raise PolicyError(f"{what}, does not take what it is given: {e}") from e

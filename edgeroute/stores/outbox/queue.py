@@ -321,8 +321,6 @@ class Outbox(Listing):
         self._owner = 0
         """Id of the thread that is in a transaction."""
         self._listeners: list[Callable[[], object]] = []
-        self.first_put: int | None = None
-        """Sequence number of the first entry put since this was None; a new `Delivery` sets it to None."""
         self.report_damaged: Callable[[str], object] = lambda _: None
         """Called with the id of each entry that became a dead letter because its row is damaged."""
 
