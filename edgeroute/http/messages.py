@@ -316,6 +316,7 @@ OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)
 
 class _NamesOnly(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten the record in place if it is of an edgeroute call. Return True: it is logged."""
         if OURS.get():
             record.msg = str(record.msg).partition(" ")[0]
         return True

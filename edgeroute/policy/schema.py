@@ -38,13 +38,16 @@ class _Plain(GenerateJsonSchema):
     """Schema without null, since an unset key is absent, and without titles generated from names."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        """Return the schema of the type without null."""
         return self.generate_inner(schema["schema"])
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Return the schema without an empty default."""
         field = super().default_schema(schema)
         return {key: value for key, value in field.items() if key != "default" or value not in (None, [], {})}
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        """Return False: no titles are generated."""
         return False
 
 

@@ -118,6 +118,7 @@ class AsyncConversation(History):
         return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
 
     async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:
+        """Yield a stream's pieces; at its end add the turn to the messages, and yield the answer as `Last`."""
         async with stream:
             async for piece in stream:
                 yield Shown(stream.leg or "", piece)
