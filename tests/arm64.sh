@@ -38,7 +38,7 @@ if [ ! -e "$home/site.done" ] || [ pyproject.toml -nt "$home/site.done" ]; then
     rm -rf "$home/site"
     env -u PYTHONHOME "${PYTHON:-python3}" -m pip install --quiet --target "$home/site" --only-binary=:all: "${tags[@]}" \
         --python-version "$version" --implementation cp --abi "cp${version/./}" --abi abi3 --abi none \
-        numpy onnxruntime ai-edge-litert httptools certifi tenacity cachetools pydantic-settings \
+        numpy onnxruntime ai-edge-litert httptools certifi tenacity pydantic-settings \
         onnx psutil pytest pytest-timeout hypothesis typer rich tomlkit
     touch "$home/site.done"
 fi

@@ -91,7 +91,7 @@ def test_the_wheel_has_what_a_phone_requires():
     for platform in ("linux", "darwin", "win32", "android"):  # the builder's, or from Python 3.13 on the phone's
         there = {"platform_system": "Android", "sys_platform": platform, "platform_machine": "x86_64", "python_version": "3.12"}
         needed = {one.name for one in listed if one.marker is None or one.marker.evaluate(there)} - {"filelock"}
-        assert needed == {"numpy", "h11", "certifi", "tenacity", "cachetools"}
+        assert needed == {"numpy", "h11", "certifi", "tenacity"}
 
 
 AS_PACKED = """

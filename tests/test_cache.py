@@ -31,10 +31,11 @@ from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadInput, Cache, Semantic
-from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
+from edgeroute.stores.cache import Entry, Flights, digest, fingerprint, recent
 from edgeroute.stores.cache import disk as disk_module
 from edgeroute.stores.cache.cache_entry import keep
 from edgeroute.stores.cache.input_key import encoded
+from edgeroute.stores.cache.recent import Recent
 from edgeroute.stores.sqlite import Database
 
 LONG = 60.0
@@ -1216,3 +1217,69 @@ def test_threads_find_nothing_wrong_while_others_add(clock):
     stop.set()
     adder.join(LONG)
     assert not wrong
+
+
+def test_an_interrupt_at_any_line_leaves_the_table_whole():
+    """Ctrl-C within a full cache: later calls evict, and the size is that of the entries."""
+    for line in range(1, 60):
+        table = Recent(10)
+        for n in range(10):
+            table.put(n, n)
+        lines = iter(range(1, line + 1))
+
+        def interrupt(frame, event, _, lines=lines, line=line):
+            if frame.f_code.co_filename != recent.__file__:
+                return None
+            if event == "line" and next(lines, line) == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return interrupt
+
+        sys.settrace(interrupt)
+        try:
+            table.put(5, 5)
+            table.put(10, 10)
+        except KeyboardInterrupt:
+            interrupted = True
+        else:
+            interrupted = False
+        finally:
+            sys.settrace(None)
+        for n in range(20, 50):
+            table.put(n, n)
+        assert (len(table), table.size, table.get(49), table.get(5)) == (10, 10, 49, None), line
+        if not interrupted:
+            assert line > 20
+            return
+    raise AssertionError("it never ran to its end")
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_signal_handler_within_a_change_leaves_the_table_whole(at):
+    """It may itself evict: no entry is lost track of."""
+    table, seen = Recent(3, lambda value: value), [0]
+
+    def handle(frame, event, _):
+        if frame.f_code.co_name != "_change":
+            return None
+        seen[0] += event == "line"
+        if seen[0] == at:
+            seen[0] += 1
+            sys.settrace(None)
+            for n in range(100, 104):
+                table.put(n, 1)
+        return handle
+
+    for n in range(3):
+        table.put(n, 1)
+    sys.settrace(handle)
+    try:
+        table.put("large", 3)
+    finally:
+        sys.settrace(None)
+    for n in range(10):
+        table.put(n, 1)
+    assert (len(table), table.size) == (3, 3)
+    table.pop(9)
+    table.put("too large", 4)
+    assert (len(table), table.size, "too large" in table) == (2, 2, False)

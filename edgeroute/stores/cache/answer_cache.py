@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cachetools import LRUCache
-
 from edgeroute.core.units import Bytes, Seconds
 from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
 from edgeroute.stores.cache.disk import Disk
+from edgeroute.stores.cache.recent import Recent
 from edgeroute.stores.cache.semantic import Semantic
 from edgeroute.system.class_signatures import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
@@ -65,9 +64,9 @@ class Cache(ForkSafe):
     """
 
     _lock = per_process(threading.RLock)
-    _recent: LRUCache[bytes, CachedEntry] = per_process_of(lambda self: LRUCache(self._max_bytes, getsizeof=_bytes))
+    _recent: Recent[bytes, CachedEntry] = per_process_of(lambda self: Recent(self._max_bytes, _bytes))
     """Empty in a child: another thread of the parent may have been in the middle of a change."""
-    _refusals: LRUCache[bytes, tuple[str, int, float]] = per_process(lambda: LRUCache(REFUSALS))
+    _refusals: Recent[bytes, tuple[str, int, float]] = per_process(lambda: Recent(REFUSALS))
     _hits, _disk_hits, _misses = initially(0), initially(0), initially(0)
     _stale, _stored, _evicted = initially(0), initially(0), initially(0)
 
@@ -137,7 +136,7 @@ class Cache(ForkSafe):
         cached = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
         if cached is not None:
             with self._lock:
-                self._insert(key, cached)
+                self._evicted += self._recent.put(key, cached)
                 self._stored += 1
             if self._disk is not None:
                 self._disk.put(key, cached)
@@ -145,20 +144,20 @@ class Cache(ForkSafe):
     def refuse(self, key: bytes, text: str, status: int) -> None:
         """Cache that the endpoint refused this input, with its message and HTTP status."""
         with self._lock:
-            self._refusals[key] = text, status, self._clock()
+            self._refusals.put(key, (text, status, self._clock()))
 
     def refused(self, key: bytes) -> tuple[str, int] | None:
         """Return message and status of a refusal within the last `negative_ttl_s`, else None."""
         now_s = self._clock()
         with self._lock:
-            text, status, since = self._refusals.get(key, ("", 0, -float("inf")))
+            text, status, since = self._refusals.get(key) or ("", 0, -float("inf"))
         return (text, status) if 0 <= now_s - since < self._negative_ttl_s else None
 
     def stats(self) -> CacheStats:
         """Return the counters so far."""
         with self._lock:
             counts = self._hits, self._disk_hits, self._misses, self._stale, self._stored, self._evicted
-            return CacheStats(*counts, int(self._recent.currsize))
+            return CacheStats(*counts, self._recent.size)
 
     def flush(self) -> None:
         """Write pending entries to disk now; usually a thread writes them within moments."""
@@ -188,9 +187,9 @@ class Cache(ForkSafe):
         with self._lock:
             if self._recent.get(key) is seen:  # no newer entry was put meanwhile
                 if cached is None or state is None:
-                    self._recent.pop(key, None)
+                    self._recent.pop(key)
                 elif cached is not seen:
-                    self._insert(key, cached)
+                    self._evicted += self._recent.put(key, cached)
             if cached is None or state is None or (state != "fresh" and not late):
                 self._misses += 1
                 return None, None
@@ -214,15 +213,6 @@ class Cache(ForkSafe):
         if age_s < self._renewing_s:
             return "revalidate"
         return "stale" if age_s < self._offline_s else None
-
-    def _insert(self, key: bytes, cached: CachedEntry) -> None:
-        """Put an entry into memory, count evictions, and skip one that alone exceeds `max_bytes`. The caller holds the lock."""
-        recent = self._recent
-        recent.pop(key, None)
-        if cached.bytes <= self._max_bytes:
-            before = len(recent)
-            recent[key] = cached
-            self._evicted += before + 1 - len(recent)
 
 
 def _bytes(cached: CachedEntry) -> int:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from cachetools import LRUCache
 
 from edgeroute.core.error_codes import typed
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
+from edgeroute.stores.cache.recent import Recent
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.process import call_contained, now
 
@@ -43,7 +43,7 @@ class Semantic(ForkSafe):
     _kept: list[tuple[bytes, str, CachedEntry]] = per_process(list)
     _rows: dict[tuple[bytes, str], int] = per_process(dict)
     _next = initially(0)
-    _embedded: LRUCache[str, Vector] = per_process(lambda: LRUCache(EMBEDDED))
+    _embedded: Recent[str, Vector] = per_process(lambda: Recent(EMBEDDED))
 
     def __init__(
         self,
@@ -137,5 +137,6 @@ class Semantic(ForkSafe):
             if not 0 < largest < np.inf:
                 return None
             scaled = raw / largest  # so that no square overflows
-            unit = self._embedded[text] = (scaled / np.linalg.norm(scaled)).astype(np.float32)
+            unit: Vector = (scaled / np.linalg.norm(scaled)).astype(np.float32)
+            self._embedded.put(text, unit)
         return unit
