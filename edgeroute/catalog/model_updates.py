@@ -362,7 +362,7 @@ def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], An
     if answers.dtype.hasobject:
         raise CatalogError("the model's answers are no labels or numbers: write the canary file yourself")
     if isinstance(inputs[0], dict):
-        columns = {f"{NAMED}{name}": np.stack([x[name] for x in inputs]) for name in inputs[0]}
+        columns: dict[str, Any] = {f"{NAMED}{name}": np.stack([x[name] for x in inputs]) for name in inputs[0]}
     else:
         columns = {"inputs": np.stack([np.asarray(x) for x in inputs])}
     np.savez_compressed(path, answers=answers, **columns)
