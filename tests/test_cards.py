@@ -20,6 +20,7 @@ from PIL import Image
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError, Router, RuntimeMissing
 from edgeroute.edge import card as card_format
 from edgeroute.edge.card import Card
+from edgeroute.tools.cli.reference import card_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RED = np.zeros((4, 5, 3), np.uint8)
@@ -630,9 +631,9 @@ def test_a_fast_path_takes_nothing_that_the_long_one_refuses(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------- the page
 def test_the_page_has_the_tables_of_the_format():
-    """docs/cards.md has the tables that `edgeroute.edge.card.tables()` makes."""
+    """docs/cards.md has the tables that `card_tables` makes."""
     page = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8")
-    assert card_format.tables() in page
+    assert card_tables() in page
 
 
 def test_the_command_prints_either_schema():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lazily import Later
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
-from edgeroute.confidence.certificate import least_deferral, spread
+from edgeroute.tools.measure.calibration import least_deferral, spread
 from edgeroute.tools.measure.curve import student_quantile
 from edgeroute.tools.measure.independence import correlations, dependence
 

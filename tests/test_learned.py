@@ -26,7 +26,7 @@ from edgeroute.confidence import (
     quantile,
 )
 from edgeroute.confidence import learned_features as f
-from edgeroute.confidence.learned_score import irls
+from edgeroute.tools.measure.fitting import fit_foreign, irls
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to
 anything = st.floats(width=32)
@@ -220,15 +220,15 @@ def test_features_are_their_formulas_and_a_constant_changes_none(rows, constant)
 def test_distance_from_what_is_known():
     """The distance is small at a class's mean, large far from all, and one row has what many have."""
     z, edge, _ = specialist(2_000)
-    foreign = f.Foreign.fit(z, edge)
+    foreign = fit_foreign(z, edge)
     u = z - z.mean(1, keepdims=True)
     centre = u[edge & (z.argmax(1) == 0)].mean(0)
     near, far = foreign.distance(np.stack([centre, np.eye(6)[0] * 40]))
     assert near < 0.5
     assert far > 5
     assert foreign.distance_of(u[0].tolist()) == pytest.approx(foreign.distance(u[:1])[0])
-    assert np.isfinite(f.Foreign.fit(z, np.zeros(2_000, bool)).distance(u)).all()
-    assert np.isfinite(f.Foreign.fit(z[:1], edge[:1]).distance(u)).all()
+    assert np.isfinite(fit_foreign(z, np.zeros(2_000, bool)).distance(u)).all()
+    assert np.isfinite(fit_foreign(z[:1], edge[:1]).distance(u)).all()
 
 
 @settings(max_examples=draws(100), deadline=None)

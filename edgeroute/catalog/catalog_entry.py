@@ -227,11 +227,6 @@ def entries(text: bytes) -> tuple[Entry, ...]:
     return listed
 
 
-def catalog_json(listed: tuple[Entry, ...]) -> bytes:
-    """Return the text of a catalog with these entries."""
-    return json.dumps({"format": FORMAT, "models": [entry.json() for entry in listed]}, indent=1).encode()
-
-
 def own_version() -> str:
     """Return the version of this edgeroute."""
     return str(sys.modules["edgeroute"].__version__)  # the package, which has been imported before this module

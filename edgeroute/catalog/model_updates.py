@@ -350,19 +350,3 @@ def read_canaries(path: Path) -> Canaries:
         return Canaries(inputs, list(answers), int(arrays.get("most_wrong", 0)))
     except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
         raise CatalogError(f"{path} has no canary inputs with answers: {e}") from e
-
-
-def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
-    """Write inputs, with the answers that a function gives, to an .npz file: for a publisher, who has checked the answers.
-
-    Raises:
-        CatalogError: the answers are neither labels nor numbers.
-    """
-    answers = np.array([answer(x) for x in inputs])
-    if answers.dtype.hasobject:
-        raise CatalogError("the model's answers are no labels or numbers: write the canary file yourself")
-    if isinstance(inputs[0], dict):
-        columns: dict[str, Any] = {f"{NAMED}{name}": np.stack([x[name] for x in inputs]) for name in inputs[0]}
-    else:
-        columns = {"inputs": np.stack([np.asarray(x) for x in inputs])}
-    np.savez_compressed(path, answers=answers, **columns)

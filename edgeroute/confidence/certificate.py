@@ -1,6 +1,6 @@
 """Certificate: a calibrated threshold, its guarantee, and the models and score it is bound to; a JSON file with a checksum.
 
-Also here: the comparison of a certificate with the setup in use, the threshold in force, and bounds of the deferral rate.
+Also here: the comparison of a certificate with the setup in use, and the threshold in force.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ from collections.abc import Callable, Mapping
 from datetime import date as day
 from datetime import datetime, timezone
 from hashlib import sha256
-from math import e, log, sqrt
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.explain import finite
 from edgeroute.core.policy import INF, Target
@@ -377,36 +373,3 @@ def effective_target(target: Target, promise: BoundCertificate | None, alarm: st
         thresholds={label: certificate.raised(at_least, label) for label in certificate.thresholds},
         label=certificate.label if broken is None else f"uncalibrated: {broken}",
     )
-
-
-# The deferral rate of a threshold: its confidence interval, and the rate of the best possible score.
-
-_SUPREMUM = 0.8885
-"""Bound of the mean of the largest deviation of an empirical distribution from the true one, times the root of n."""
-
-
-def spread(n: int, delta: float, *, classes: int = 1, grouped: bool = False) -> float:
-    """Return by how much the deferral rate of n units may differ from that of all inputs, at any threshold, with risk delta.
-
-    Uniform over thresholds, since the threshold is chosen on the same units. For one threshold it is Massart's bound (1990). For
-    means of groups its tail is at most e times as large, since the mean of a group is that of one example of it drawn by chance,
-    over draws (Jensen's inequality; Pinelis, 1999). With a threshold for each class the shares of the classes are estimated too:
-    McDiarmid's bound about the mean of the largest deviation.
-    """
-    if classes == 1:
-        return sqrt(log((2 * e if grouped else 2) / delta) / (2 * n))
-    return (_SUPREMUM * sqrt(classes) + sqrt(classes - 1) / 2) / sqrt(n) + sqrt(log(1 / delta) / (2 * n))
-
-
-def least_deferral(kind: Kind, value: float, edge: Floats, cloud: Floats) -> float:
-    """Return the share of examples that an oracle defers to stay within the limit: first those where deferring gains most.
-
-    edge, cloud: [n], correctness of each answer, 0..1.
-    """
-    if kind == "max_error":
-        wrong = np.sort(1 - edge)[::-1]
-        rest = wrong.sum() - np.append(0, wrong.cumsum())
-        return int((rest <= value * (len(edge) - np.arange(len(edge) + 1)) + 1e-9).argmax()) / len(edge)
-    gain = np.sort(cloud - edge)[::-1]
-    lost = gain.sum() - np.append(0, gain.cumsum())
-    return int((lost <= value * len(edge) + 1e-9).argmax()) / len(edge)

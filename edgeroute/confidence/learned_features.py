@@ -38,8 +38,6 @@ FOREIGN = ("energy", "distance")
 """Names of the out-of-distribution features."""
 TEXT = ("log quantile 0.1", "log quantile 0.25", "log quantile 0.5", "mean", "min", "first", "log length")
 """Names of the features of a text."""
-SHRINKAGE = 0.1
-"""Shrinkage of the covariance towards a scaled identity, so that it can be inverted."""
 
 
 class Foreign(NamedTuple):
@@ -60,26 +58,6 @@ class Foreign(NamedTuple):
         gap = self.means - np.array(u) @ self.whiten
         return sqrt(np.einsum("ij,ij->i", gap, gap).min())
 
-    @classmethod
-    def fit(cls, logits: Array, right: Array) -> Foreign:
-        """Estimate means and covariance from logits of correctly answered examples; predictions serve as class labels.
-
-        Args:
-            logits: [n, C], finite or -inf.
-            right: [n], bool: rows to use; all, if none is right.
-        """
-        z, u = _centred(logits)
-        predicted, keep = z.argmax(1), right if right.any() else np.ones(len(z), bool)
-        u, predicted = u[keep], predicted[keep]
-        seen, class_index = np.unique(predicted, return_inverse=True)
-        means = np.stack([u[predicted == k].mean(0) for k in seen])
-        spread = u - means[class_index]
-        covariance = spread.T @ spread / len(u)
-        size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
-        values, vectors = np.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance)))
-        whiten = vectors / np.sqrt(values)
-        return cls(whiten, means @ whiten)
-
 
 def names(classes: int, foreign: bool) -> list[str]:
     """Return the column names of `of_logits`; without classes, those of `text_features`."""
@@ -89,7 +67,7 @@ def names(classes: int, foreign: bool) -> list[str]:
     return [*LOGITS, *(FOREIGN if foreign else ()), *[f"p {k}" for k in each], *[f"predicted {k}" for k in each]]
 
 
-def _centred(logits: Array) -> tuple[Array, Array]:
+def centred(logits: Array) -> tuple[Array, Array]:
     """Return z and u of the logits, see above."""
     x = np.asarray(logits, np.float64)
     z = np.maximum(x - x.max(1, keepdims=True), FLOOR)
@@ -99,7 +77,7 @@ def _centred(logits: Array) -> tuple[Array, Array]:
 def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
     """Return the features of logits [n, C], [n, features]; a row with NaN, or with inf, has NaN."""
     with np.errstate(invalid="ignore"):
-        z, u = _centred(logits)
+        z, u = centred(logits)
         rows, classes = np.arange(len(z)), z.shape[1]
         k = z.argmax(1)
         weights = np.exp(z)

@@ -4,8 +4,7 @@ Harm is that the cloud is right and the edge is not; win is the reverse. On the 
 
     score = (1 + P(win) - P(harm)) / 2     0..1; above 1/2 the edge is the better bet, below it the cloud
 
-Also here: the blend of two scores by their ranks, ridge logistic regression, and features that the caller gives (named tables,
-`prompt_features`).
+Also here: the blend of two scores by their ranks, and features that the caller gives (named tables, `prompt_features`).
 """
 
 from __future__ import annotations
@@ -80,45 +79,6 @@ class Blend:
         return np.array([self.one(*pair) for pair in zip(base.tolist(), fit.tolist(), strict=True)], np.float64)
 
 
-# Ridge logistic regression, by iteratively reweighted least squares (IRLS).
-
-
-def irls(x: Array, y: Array, penalty: Array) -> Array:
-    """Fit a logistic regression by Newton's method, and return the weights, [k].
-
-    A step that lowers the objective is halved until it does not.
-
-    Args:
-        x: [n, k], its first column ones.
-        y: [n], 0 or 1.
-        penalty: [k], above 0: half of it times the square of its weight is taken off the log-likelihood.
-    """
-
-    def height(w: Array) -> float:
-        logits = x @ w
-        return float(y @ logits - np.logaddexp(0, logits).sum() - penalty @ (w * w) / 2)
-
-    w = np.zeros(x.shape[1])
-    w[0] = log_odds(y)
-    reached = height(w)
-    for _ in range(100):
-        p = expit(x @ w)
-        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + np.diag(penalty), x.T @ (y - p) - penalty * w)
-        while (higher := height(w + step)) < reached and np.abs(step).max() > 1e-9:  # noqa: PLR2004 - no step at all
-            step /= 2
-        if higher < reached:
-            break
-        w, gained, reached = w + step, higher - reached, higher
-        if gained < 1e-9 * (1 + abs(reached)):
-            break
-    return w
-
-
-def log_odds(y: Array) -> float:
-    """Return the log odds of the share of ones in y: [n], 0 or 1; finite where all are alike."""
-    return float(np.log((y.sum() + 0.5) / (y.size - y.sum() + 0.5)))
-
-
 def with_constant(x: Array) -> Array:
     """Return x: [n, k] with a first column of ones for the intercept, [n, 1 + k]."""
     return np.concatenate([np.ones((len(x), 1)), x], 1)
@@ -139,45 +99,8 @@ def sigmoid(x: float) -> float:
 # A table is a mapping from name to numbers [n] or [n, d] (an embedding), or a list with a mapping from name to number, or to a
 # row of numbers, for each example. The features of one input are such a mapping.
 
-LARGEST = 1e100
-"""Largest absolute value of a feature."""
 BUCKETS = 64
 """Number of buckets for words and pairs of words, by their hashes."""
-
-
-def is_table(given: Any) -> bool:
-    """Return True for features with names, rather than logits."""
-    return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
-
-
-def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
-    """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first.
-
-    Raises:
-        PolicyError: it is not a table, its columns differ in length, or it has no column of the base score.
-    """
-    names = list(given if isinstance(given, Mapping) else given[0])
-    if base is not None and base not in names:
-        raise PolicyError(f"there is no feature {base!r}: there are {', '.join(map(str, names))}")
-    names.sort(key=lambda name: name != base)
-    try:
-        rows = given if isinstance(given, Mapping) else {name: [example[name] for example in given] for name in names}
-        columns = [np.asarray(rows[name], np.float64) for name in names]
-    except (KeyError, OverflowError, TypeError, ValueError) as e:
-        raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e
-    n = len(columns[0]) if columns and columns[0].ndim else 0
-    if any(column.ndim not in {1, 2} or len(column) != n for column in columns):
-        there = ", ".join(f"{name} {list(column.shape)}" for name, column in zip(names, columns, strict=True))
-        raise PolicyError(f"each feature is [n] or [n, d], with the same n: there are {there}")
-    if base is not None and columns[0].ndim == 2:  # noqa: PLR2004 - rows of numbers
-        raise PolicyError(f"the base score {base!r} is one number for each example")
-    if not n:
-        raise PolicyError("there are no features, or no examples")
-    columns = [column.reshape(n, -1) for column in columns]
-    table = np.concatenate([np.empty((n, 0)), *columns], 1)
-    if (np.isfinite(table) & (np.abs(table) > LARGEST)).any():
-        raise PolicyError(f"features are numbers of a size that can be squared, up to {LARGEST:g}: scale them")
-    return names, [column.shape[1] for column in columns], table
 
 
 def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[float]:

@@ -170,25 +170,6 @@ def schema() -> dict[str, Any]:
     }
 
 
-def tables() -> str:
-    """Return the keys with types and meanings, as Markdown: the tables of docs/cards.md."""
-    parts = []
-    for title, table in (
-        ("At the top", CARD), ("`input`, and each of `inputs`", INPUT), ("`preprocess`", PREPROCESS),
-        ("Each of `state`", STATE), ("`output`", OUTPUT),
-    ):  # fmt: skip
-        rows = [f"### {title}\n"]
-        free = [key for key, value in table["properties"].items() if value["description"] == "For readers."]
-        for key, value in table["properties"].items():
-            if key not in free:
-                needed = "; required" if key in table["required"] else ""
-                kind = ", ".join(f"`{choice}`" for choice in value["enum"]) if "enum" in value else value["title"]
-                rows.append(f"* `{key}` ({kind}{needed}): {value['description']}")
-        rows += [f"* For readers alone: {', '.join(f'`{key}`' for key in free)}."] if free else []
-        parts.append("\n".join(rows) + "\n")
-    return "\n".join(parts)
-
-
 def problems(value: Any, rule: Schema = CARD, place: str = "") -> Iterator[str]:
     """Yield the problems of a value by its schema, in words.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from edgeroute.catalog.catalog_entry import Entry, catalog_json, entries, read_entry
+from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.download import FILES
 from edgeroute.catalog.model_folder import replace
+from edgeroute.catalog.model_updates import NAMED
 from edgeroute.catalog.source import INDEX, METADATA, TARGETS
 from edgeroute.edge.card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
@@ -297,3 +299,26 @@ def _signing() -> Any:
         return import_late("securesystemslib.signer")
     except ImportError as e:
         raise RuntimeMissing(f"keys and signatures need more: pip install 'edgeroute[publish]' ({e})") from e
+
+
+def catalog_json(listed: tuple[Entry, ...]) -> bytes:
+    """Return the text of a catalog with these entries."""
+    return json.dumps({"format": FORMAT, "models": [entry.json() for entry in listed]}, indent=1).encode()
+
+
+def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
+    """Write inputs, with the answers that a function gives, to an .npz file: for a publisher, who has checked the answers.
+
+    Raises:
+        CatalogError: the answers are neither labels nor numbers.
+    """
+    import numpy as np
+
+    answers = np.array([answer(x) for x in inputs])
+    if answers.dtype.hasobject:
+        raise CatalogError("the model's answers are no labels or numbers: write the canary file yourself")
+    if isinstance(inputs[0], dict):
+        columns: dict[str, Any] = {f"{NAMED}{name}": np.stack([x[name] for x in inputs]) for name in inputs[0]}
+    else:
+        columns = {"inputs": np.stack([np.asarray(x) for x in inputs])}
+    np.savez_compressed(path, answers=answers, **columns)

@@ -318,8 +318,9 @@ def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
     """Run the model on the inputs of a file, and write inputs and answers to another."""
     import numpy as np
 
-    from edgeroute.catalog.model_updates import NAMED, write_canaries
+    from edgeroute.catalog.model_updates import NAMED
     from edgeroute.router.router import Router
+    from edgeroute.tools.catalog_publish import write_canaries
 
     try:
         with np.load(inputs, allow_pickle=False) as data:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from edgeroute.edge import card
+
 HEAD = """\
 # Commands
 
@@ -127,3 +129,22 @@ def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
                 kind = next(part for part in get_args(kind) if part is not NoneType)
             if isinstance(info, ArgumentInfo | OptionInfo) and not info.hidden:
                 yield Parameter(parameter.name, info, kind, parameter.default)
+
+
+def card_tables() -> str:
+    """Return the keys with types and meanings, as Markdown: the tables of docs/cards.md."""
+    parts = []
+    for title, table in (
+        ("At the top", card.CARD), ("`input`, and each of `inputs`", card.INPUT), ("`preprocess`", card.PREPROCESS),
+        ("Each of `state`", card.STATE), ("`output`", card.OUTPUT),
+    ):  # fmt: skip
+        rows = [f"### {title}\n"]
+        free = [key for key, value in table["properties"].items() if value["description"] == "For readers."]
+        for key, value in table["properties"].items():
+            if key not in free:
+                needed = "; required" if key in table["required"] else ""
+                kind = ", ".join(f"`{choice}`" for choice in value["enum"]) if "enum" in value else value["title"]
+                rows.append(f"* `{key}` ({kind}{needed}): {value['description']}")
+        rows += [f"* For readers alone: {', '.join(f'`{key}`' for key in free)}."] if free else []
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)

@@ -9,7 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, isnan
+from math import ceil, e, isnan, log, sqrt
 from numbers import Real
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeroute.confidence.binomial_tests import Floats, Ints, needed, upper
-from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough, least_deferral, spread
+from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
 from edgeroute.core.error_codes import clean
 from edgeroute.core.policy import INF
 from edgeroute.errors import PolicyError
@@ -421,3 +421,36 @@ def _accuracy(accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | 
 def _mean(values: NDArray[Any], weights: Floats | None) -> float:
     """Return the mean, weighted if there are weights."""
     return float(values.mean() if weights is None else np.average(values, weights=weights))
+
+
+# The deferral rate of a threshold: its confidence interval, and the rate of the best possible score.
+
+_SUPREMUM = 0.8885
+"""Bound of the mean of the largest deviation of an empirical distribution from the true one, times the root of n."""
+
+
+def spread(n: int, delta: float, *, classes: int = 1, grouped: bool = False) -> float:
+    """Return by how much the deferral rate of n units may differ from that of all inputs, at any threshold, with risk delta.
+
+    Uniform over thresholds, since the threshold is chosen on the same units. For one threshold it is Massart's bound (1990). For
+    means of groups its tail is at most e times as large, since the mean of a group is that of one example of it drawn by chance,
+    over draws (Jensen's inequality; Pinelis, 1999). With a threshold for each class the shares of the classes are estimated too:
+    McDiarmid's bound about the mean of the largest deviation.
+    """
+    if classes == 1:
+        return sqrt(log((2 * e if grouped else 2) / delta) / (2 * n))
+    return (_SUPREMUM * sqrt(classes) + sqrt(classes - 1) / 2) / sqrt(n) + sqrt(log(1 / delta) / (2 * n))
+
+
+def least_deferral(kind: Kind, value: float, edge: Floats, cloud: Floats) -> float:
+    """Return the share of examples that an oracle defers to stay within the limit: first those where deferring gains most.
+
+    edge, cloud: [n], correctness of each answer, 0..1.
+    """
+    if kind == "max_error":
+        wrong = np.sort(1 - edge)[::-1]
+        rest = wrong.sum() - np.append(0, wrong.cumsum())
+        return int((rest <= value * (len(edge) - np.arange(len(edge) + 1)) + 1e-9).argmax()) / len(edge)
+    gain = np.sort(cloud - edge)[::-1]
+    lost = gain.sum() - np.append(0, gain.cumsum())
+    return int((lost <= value * len(edge) + 1e-9).argmax()) / len(edge)

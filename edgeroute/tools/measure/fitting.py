@@ -10,23 +10,19 @@ events are the examples on which edge and cloud differ, and all that can be lear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, names, of_logits, text_features
+from edgeroute.confidence.learned_features import PER_CLASS, TEXT, Array, Foreign, centred, names, of_logits, text_features
 from edgeroute.confidence.learned_score import (
     VERSION,
     Learned,
     expit,
     fallback,
-    irls,
-    is_table,
-    log_odds,
-    table_of,
     with_constant,
 )
 from edgeroute.errors import PolicyError
@@ -142,7 +138,7 @@ class _Examples(NamedTuple):
         """Return the features of all examples, with the class means of the training examples. train: [n], bool."""
         if self.logits is None:
             return self.table, None
-        foreign = Foreign.fit(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - more right than wrong
+        foreign = fit_foreign(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - more right than wrong
         return of_logits(self.logits, foreign), foreign
 
 
@@ -295,3 +291,102 @@ def narrow(inputs: Array) -> tuple[Array, Array]:
     directions[[0, 1], [0, 1]] = 1
     directions[2:, 2:] = vt
     return np.concatenate([inputs[:, :2], u * s], 1), directions
+
+
+SHRINKAGE = 0.1
+"""Shrinkage of the covariance towards a scaled identity, so that it can be inverted."""
+
+
+def fit_foreign(logits: Array, right: Array) -> Foreign:
+    """Estimate means and covariance from logits of correctly answered examples; predictions serve as class labels.
+
+    Args:
+        logits: [n, C], finite or -inf.
+        right: [n], bool: rows to use; all, if none is right.
+    """
+    z, u = centred(logits)
+    predicted, keep = z.argmax(1), right if right.any() else np.ones(len(z), bool)
+    u, predicted = u[keep], predicted[keep]
+    seen, class_index = np.unique(predicted, return_inverse=True)
+    means = np.stack([u[predicted == k].mean(0) for k in seen])
+    spread = u - means[class_index]
+    covariance = spread.T @ spread / len(u)
+    size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    values, vectors = np.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance)))
+    whiten = vectors / np.sqrt(values)
+    return Foreign(whiten, means @ whiten)
+
+
+def irls(x: Array, y: Array, penalty: Array) -> Array:
+    """Fit a logistic regression by Newton's method, and return the weights, [k].
+
+    A step that lowers the objective is halved until it does not.
+
+    Args:
+        x: [n, k], its first column ones.
+        y: [n], 0 or 1.
+        penalty: [k], above 0: half of it times the square of its weight is taken off the log-likelihood.
+    """
+
+    def height(w: Array) -> float:
+        logits = x @ w
+        return float(y @ logits - np.logaddexp(0, logits).sum() - penalty @ (w * w) / 2)
+
+    w = np.zeros(x.shape[1])
+    w[0] = log_odds(y)
+    reached = height(w)
+    for _ in range(100):
+        p = expit(x @ w)
+        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + np.diag(penalty), x.T @ (y - p) - penalty * w)
+        while (higher := height(w + step)) < reached and np.abs(step).max() > 1e-9:  # noqa: PLR2004 - no step at all
+            step /= 2
+        if higher < reached:
+            break
+        w, gained, reached = w + step, higher - reached, higher
+        if gained < 1e-9 * (1 + abs(reached)):
+            break
+    return w
+
+
+def log_odds(y: Array) -> float:
+    """Return the log odds of the share of ones in y: [n], 0 or 1; finite where all are alike."""
+    return float(np.log((y.sum() + 0.5) / (y.size - y.sum() + 0.5)))
+
+
+LARGEST = 1e100
+"""Largest absolute value of a feature."""
+
+
+def is_table(given: Any) -> bool:
+    """Return True for features with names, rather than logits."""
+    return isinstance(given, Mapping) or (isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], Mapping))
+
+
+def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]:
+    """Return a table's names, the number of columns of each, and all columns [n, k]; the base score comes first.
+
+    Raises:
+        PolicyError: it is not a table, its columns differ in length, or it has no column of the base score.
+    """
+    names = list(given if isinstance(given, Mapping) else given[0])
+    if base is not None and base not in names:
+        raise PolicyError(f"there is no feature {base!r}: there are {', '.join(map(str, names))}")
+    names.sort(key=lambda name: name != base)
+    try:
+        rows = given if isinstance(given, Mapping) else {name: [example[name] for example in given] for name in names}
+        columns = [np.asarray(rows[name], np.float64) for name in names]
+    except (KeyError, OverflowError, TypeError, ValueError) as e:
+        raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e
+    n = len(columns[0]) if columns and columns[0].ndim else 0
+    if any(column.ndim not in {1, 2} or len(column) != n for column in columns):
+        there = ", ".join(f"{name} {list(column.shape)}" for name, column in zip(names, columns, strict=True))
+        raise PolicyError(f"each feature is [n] or [n, d], with the same n: there are {there}")
+    if base is not None and columns[0].ndim == 2:  # noqa: PLR2004 - rows of numbers
+        raise PolicyError(f"the base score {base!r} is one number for each example")
+    if not n:
+        raise PolicyError("there are no features, or no examples")
+    columns = [column.reshape(n, -1) for column in columns]
+    table = np.concatenate([np.empty((n, 0)), *columns], 1)
+    if (np.isfinite(table) & (np.abs(table) > LARGEST)).any():
+        raise PolicyError(f"features are numbers of a size that can be squared, up to {LARGEST:g}: scale them")
+    return names, [column.shape[1] for column in columns], table
