@@ -18,7 +18,7 @@ import tomllib
 from PIL import Image, ImageOps
 
 from edgeroute import BadInput, EdgerouteError, OpenInference, Outbox, PolicyError, Router, models
-from edgeroute.core.policy import Mode
+from edgeroute.core.routing_policy import Mode
 from edgeroute.stores.outbox import Listed
 
 HERE = Path(__file__).parent

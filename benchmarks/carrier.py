@@ -19,7 +19,7 @@ from figures import machine, size
 
 from edgeroute import Router
 from edgeroute.cloud.openinference import OpenInference
-from edgeroute.http import reading
+from edgeroute.http import reply_parser as reading
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import Address, Call, Reply

@@ -23,10 +23,10 @@ import psutil
 from figures import Figure, serving, size, table
 
 from edgeroute import Router
-from edgeroute.cloud.backend import Function
+from edgeroute.cloud.cloud_backend import Function
 from edgeroute.record.instruments import RequestEnded
 from edgeroute.stores.journal import Journal
-from edgeroute.tools.dashboard.inside import AnswerFeed
+from edgeroute.tools.dashboard.in_process import AnswerFeed
 
 RATE, SECONDS, STEP_S = 1000, size(20, 1), 0.02
 REPLAYED = size(5000, 100)

@@ -20,7 +20,7 @@ from validity import EPS, scenarios
 from edgeroute.confidence import deferral_curve, msp
 from edgeroute.confidence.binomial_tests import needed
 from edgeroute.tools.measure.calibration import calibrate
-from edgeroute.tools.measure.fitting import fit
+from edgeroute.tools.measure.score_fitting import fit
 
 STYLE = {"svg.hashsalt": "edgeroute", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "path.simplify": True}
 OURS, OTHER, ORACLE, GREY = "#2f7ed8", "#e8590c", "#2b8a3e", "#868e96"

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from figures import Figure, size, table
 
-from edgeroute.tools.replay.fleet.run import simulate
+from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.scenario import EDGEROUTE, Scenario, clients
 
 SILENT = size(Scenario(silent=True), Scenario(silent=True, devices=1000))

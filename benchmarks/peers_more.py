@@ -155,7 +155,7 @@ def gateway(cloud: Any = None, **more: Any) -> Iterator[Callable[[str, dict[str,
     import uvicorn
 
     from edgeroute.tools.server.gateway_app import app
-    from edgeroute.tools.server.host import Connection
+    from edgeroute.tools.server.uvicorn_host import Connection
 
     router = AsyncRouter(lambda _: ("a local answer", 0.9), cloud, threshold=0.5, **more)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -29,7 +29,7 @@ from edgeroute import (
     models,
 )
 from edgeroute.confidence import calibrate, msp, prompt_features
-from edgeroute.core.policy import CloudOrder
+from edgeroute.core.routing_policy import CloudOrder
 from edgeroute.edge.runtimes import suffixes
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 

@@ -13,7 +13,7 @@ from typing import Any
 from figures import Figure, size, table, timed
 
 from edgeroute import Limits, Router
-from edgeroute.cloud.backend import Function
+from edgeroute.cloud.cloud_backend import Function
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.journal import read as records_of
 from edgeroute.tools.replay import Recording, Setup, read, replay

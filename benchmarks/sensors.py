@@ -13,10 +13,10 @@ from pathlib import Path
 from figures import Figure, size
 
 from edgeroute import DeviceSensors, Options, Router, Rule
-from edgeroute.observe.device.load import Gpu, Load, Memory
+from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
+from edgeroute.observe.device.load_and_memory import Gpu, Load, Memory
 from edgeroute.observe.device.power import Battery, Power
-from edgeroute.observe.device.sources import Commands, Files, Measurement
-from edgeroute.observe.device.thermal import Thermal, Throttling
+from edgeroute.observe.device.temperature import Thermal, Throttling
 from edgeroute.observe.link_monitor import Links
 
 TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"

@@ -1,7 +1,7 @@
 # ruff: noqa: I001 - two names in a line
 # The public names for type checkers: those of `_HOMES` in `__init__.py`, where they are imported at their first use.
 
-from edgeroute.cloud.backend import Function as Function
+from edgeroute.cloud.cloud_backend import Function as Function
 from edgeroute.cloud.grpc import OpenInferenceGrpc as OpenInferenceGrpc
 from edgeroute.cloud.endpoint_guard import Egress as Egress
 from edgeroute.cloud.json_api import PlainJson as PlainJson
@@ -10,7 +10,7 @@ from edgeroute.cloud.openinference import OpenInference as OpenInference
 from edgeroute.confidence.input_score import InputScore as InputScore
 from edgeroute.confidence.first_tokens import Prefix as Prefix
 from edgeroute.core.device_rules import Reading as Reading, Rule as Rule
-from edgeroute.core.spending import Limits as Limits
+from edgeroute.core.spending_limits import Limits as Limits
 from edgeroute.core.stream_walk import Piece as Piece, Restart as Restart
 from edgeroute.edge.callable_model import CallableModel as CallableModel
 from edgeroute.edge.coreml import CoreMLModel as CoreMLModel
@@ -41,23 +41,23 @@ from edgeroute.errors import (
     Unreachable as Unreachable,
 )
 from edgeroute.http.messages import Secret as Secret
-from edgeroute.observe.sensors import DeviceSensors as DeviceSensors
-from edgeroute.observe.stats import Stats as Stats, Status as Status
+from edgeroute.observe.device_sensors import DeviceSensors as DeviceSensors
+from edgeroute.observe.router_stats import Stats as Stats, Status as Status
 from edgeroute.record.instruments import Instrument as Instrument
 from edgeroute.record.opentelemetry import OpenTelemetry as OpenTelemetry
 from edgeroute.record.prometheus import Prometheus as Prometheus, metrics as metrics
 from edgeroute.record.request_log import RequestLog as RequestLog
 from edgeroute.record.trace import Trace as Trace
 from edgeroute.router.async_router import AsyncRouter as AsyncRouter
-from edgeroute.core.policy import Options as Options
+from edgeroute.core.routing_policy import Options as Options
 from edgeroute.router.live.speech import BargeIn as BargeIn, Utterance as Utterance
 from edgeroute.router.live.frames import FrameUpdate as FrameUpdate
 from edgeroute.router.router import Router as Router
 from edgeroute.router.streams import AsyncStream as AsyncStream, Stream as Stream
 from edgeroute.stores.cache import Cache as Cache, Semantic as Semantic
 from edgeroute.stores.outbox import Outbox as Outbox
-from edgeroute.trials.drift import Audit as Audit
-from edgeroute.trials.trial import Trial as Trial
+from edgeroute.trials.drift_monitor import Audit as Audit
+from edgeroute.trials.trial_setting import Trial as Trial
 from edgeroute.types import (
     Answer as Answer,
     EdgeModel as EdgeModel,

@@ -14,15 +14,15 @@ def main() -> None:
     from importlib.util import find_spec
 
     if find_spec("typer") is None or find_spec("rich") is None:
-        from edgeroute.system.imports import docs_folder
+        from edgeroute.system.late_imports import docs_folder
 
         extra = next((name for name in ("serve", "demo") if name in sys.argv[1:2]), "cli")
         more = f"pip install 'edgeroute[{extra}]'"
         print(f"the command line needs more: {more}; the documentation is in {docs_folder()}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    from edgeroute.system.imports import import_tool
+    from edgeroute.system.late_imports import import_tool
 
-    import_tool("cli.exits").run(import_tool("cli.app").app)
+    import_tool("cli.exit_codes").run(import_tool("cli.app").app)
 
 
 def _end(*_: object) -> None:

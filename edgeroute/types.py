@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
-from edgeroute.core import explain
+from edgeroute.core import answer_reasons as explain
+from edgeroute.core.answer_reasons import Took, reason_code, took
 from edgeroute.core.error_codes import clean
-from edgeroute.core.explain import Took, reason_code, took
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import Side
+from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.system.logs import Failures
+from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import plain, short
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class Answer(Generic[V]):
 
     @property
     def reason_code(self) -> str:
-        """Reason as one of the few words of `edgeroute.core.explain.CODES`, for counting."""
+        """Reason as one of the few words of `edgeroute.core.answer_reasons.CODES`, for counting."""
         plan, outcome = self._plan, self._outcome
         if type(plan) is Plan and outcome is not None:
             return reason_code(plan, outcome)

@@ -20,10 +20,10 @@ from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
 from edgeroute.router.argument_checks import with_options
 from edgeroute.router.async_router import Loop
-from edgeroute.router.legs import LegExecutor
+from edgeroute.router.leg_execution import LegExecutor
 from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
-from edgeroute.tools.measure.collect import DirectCalls, collect
+from edgeroute.tools.measure.collect_examples import DirectCalls, collect
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

@@ -25,7 +25,7 @@ import numpy as np
 from both import flat
 
 from edgeroute import AsyncRouter, Cache, EdgerouteError, OpenInference, PlainJson, Router
-from edgeroute.testing.server import Listener, finish
+from edgeroute.testing.canned_server import Listener, finish
 
 TOLERANCE_S = 0.03
 """An answer that is later than the deadline by more than this, and by more than the machine stood still, counts as late."""

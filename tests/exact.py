@@ -9,14 +9,14 @@ from itertools import count
 from math import inf
 
 from edgeroute import Limits
+from edgeroute.cloud.call_retries import FIRST_S, MOST_S
 from edgeroute.cloud.endpoint_guard import PROBE_S
-from edgeroute.cloud.retries import FIRST_S, MOST_S
 from edgeroute.core.admission import Admission, Rate
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Spending
+from edgeroute.core.routing_policy import Terms
+from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox import delivery
-from edgeroute.stores.outbox.queue import spread_for
-from edgeroute.tools.replay.fleet.run import PARALLEL, POLL_S, Result
+from edgeroute.stores.outbox.sqlite_queue import spread_for
+from edgeroute.tools.replay.fleet.fleet_simulation import PARALLEL, POLL_S, Result
 
 
 class Entry:

@@ -48,20 +48,20 @@ from edgeroute import (
     Router,
     StoreError,
 )
-from edgeroute.cloud.backend import ReplyReader
+from edgeroute.cloud.cloud_backend import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
-from edgeroute.edge.card import Card
-from edgeroute.http import reading
+from edgeroute.edge.model_card import Card
+from edgeroute.http import reply_parser as reading
 from edgeroute.http.connections import Connections
-from edgeroute.http.endpoint_terms import pin_of
 from edgeroute.http.messages import MAX_REPLY, Address, Call, Reply
-from edgeroute.http.reading import H11, Llhttp, Malformed, Reading
-from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.http.prices_and_pins import pin_of
+from edgeroute.http.reply_parser import H11, Llhttp, Malformed, Reading
+from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.testing import CannedServer
-from edgeroute.tools.replay import records
-from edgeroute.tools.server import protocol
+from edgeroute.tools.replay import trace_reader as records
+from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.types import TensorSpec
 
 reading.h11 = h11  # where there is httptools it is not imported

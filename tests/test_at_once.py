@@ -21,18 +21,18 @@ from test_connections import connected_to, in_thread
 from tiny import linear
 
 from edgeroute import Closed, Limits, Outbox, Prediction, Router, StoreError
-from edgeroute.cloud import spending as earlier
-from edgeroute.core.spending import Spending
+from edgeroute.cloud import spending_file as earlier
+from edgeroute.core.spending_limits import Spending
 from edgeroute.edge.run_counts import runs_of
 from edgeroute.http.messages import Address, Call
 from edgeroute.observe import link_monitor as network
 from edgeroute.router import base_router as methods
-from edgeroute.router import reload
-from edgeroute.stores import keyvalue
-from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.stores.outbox.entries import Waiting
+from edgeroute.router import policy_reload as reload
+from edgeroute.stores import key_value_store as keyvalue
+from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.outbox.late_callbacks import Callbacks
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores.outbox.outbox_entries import Waiting
+from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.process import Shared, list_weakset, start_task_on
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.testing.edge_runs import Token
@@ -150,7 +150,7 @@ def test_threads_share_what_is_held_by_key(monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- connections
 def httpx_carrier(server):
     pytest.importorskip("httpx")
-    from edgeroute.http.httpx import HttpxConnections
+    from edgeroute.http.httpx_connections import HttpxConnections
 
     return HttpxConnections(Address(server.url, client="httpx"), None)
 
@@ -188,7 +188,7 @@ def test_closing_lets_a_call_by_httpx_end():
 def test_a_client_of_another_event_loop_is_closed_there():
     """Where the router is closed on another one."""
     httpx = pytest.importorskip("httpx")
-    from edgeroute.http.httpx import AsyncHttpxConnections
+    from edgeroute.http.httpx_connections import AsyncHttpxConnections
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -387,7 +387,7 @@ def test_spending_is_read_again_where_there_was_no_thread(tmp_path, monkeypatch)
 # --------------------------------------------------------------------------------------------------------------- device, catalog
 AT_ONCE = """
 import threading
-from edgeroute.observe import sensors
+from edgeroute.observe import device_sensors as sensors
 
 together, found = threading.Barrier(2), []
 
@@ -436,7 +436,7 @@ def test_an_updater_that_is_closed_between_two_files(tmp_path, monkeypatch):
     from catalogs import Web as Server
 
     from edgeroute.catalog import Updater
-    from edgeroute.catalog.source import Web
+    from edgeroute.catalog.catalog_source import Web
     from edgeroute.errors import CatalogAway
 
     httpx = pytest.importorskip("httpx")
@@ -509,8 +509,8 @@ def test_a_dashboard_that_is_closed_as_it_starts(monkeypatch):
     """Its page ends, though it was not yet known how to end it."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    from edgeroute.tools.dashboard import run
-    from edgeroute.tools.dashboard.inside import Dashboard
+    from edgeroute.tools.dashboard import web_page as run
+    from edgeroute.tools.dashboard.in_process import Dashboard
 
     ended, dashboard = [], Dashboard()
 

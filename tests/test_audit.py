@@ -13,12 +13,12 @@ from both import LONG, Tasks, flat, makes
 
 from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
-from edgeroute.observe.stats import TOGETHER
+from edgeroute.observe.router_stats import TOGETHER
 from edgeroute.stores.journal import read
 from edgeroute.system.process import now
 from edgeroute.testing import FakeCloud
-from edgeroute.trials.audit import FULL
-from edgeroute.trials.drift import DriftMonitor, limit
+from edgeroute.trials.drift_monitor import DriftMonitor, limit
+from edgeroute.trials.edge_audits import FULL
 
 pytestmark = [pytest.mark.pure, pytest.mark.usefixtures("leaves_nothing")]
 make = makes(threshold=0.5)
@@ -111,7 +111,7 @@ def test_of_a_batch_each_row_may_be_audited(make, tmp_path):
 
 def test_the_sample_is_uniform(monkeypatch, tmp_path):
     """Of 4,000 requests 5 % are compared, accepted or not, and no pattern in the requests meets a pattern in the sample."""
-    monkeypatch.setattr("edgeroute.trials.shadow.TOGETHER", 1 << 30)
+    monkeypatch.setattr("edgeroute.trials.shadow_runs.TOGETHER", 1 << 30)
     with Router(edge, right, threshold=0.5, audit=Audit(share=0.05), state=tmp_path) as router:
         for i in range(4000):
             router.infer(0.1 if i % 2 else 0.9)
@@ -549,7 +549,7 @@ def test_graded_labels_are_taken(certificate):
 
 def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
     """Most audited answers never get one."""
-    monkeypatch.setattr("edgeroute.trials.audit.UNLABELLED_MOST", 3)
+    monkeypatch.setattr("edgeroute.trials.edge_audits.UNLABELLED_MOST", 3)
     with Router(edge, right, threshold=0.5, audit=Audit(share=1, labelled=True)) as router:
         ids = []
         for _ in range(5):
@@ -560,7 +560,7 @@ def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
 
 def test_a_raise_stops_at_the_highest_certified_threshold(certificate):
     """Above it what is accepted may be worse. If there is an alarm even there, nothing is accepted."""
-    from edgeroute.trials import drift
+    from edgeroute.trials import drift_monitor as drift
 
     watch = a_watch(certificate, on_alarm="raise")
     with pytest.MonkeyPatch.context() as patch:

@@ -31,12 +31,13 @@ from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import BadInput, Cache, Semantic
-from edgeroute.stores.cache import Entry, Flights, digest, fingerprint, recent
-from edgeroute.stores.cache import disk as disk_module
+from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
+from edgeroute.stores.cache import disk_tier as disk_module
+from edgeroute.stores.cache import lru_table as recent
 from edgeroute.stores.cache.cache_entry import keep
 from edgeroute.stores.cache.input_key import encoded
-from edgeroute.stores.cache.recent import Recent
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores.cache.lru_table import Recent
+from edgeroute.stores.sqlite_file import Database
 
 LONG = 60.0
 """Seconds after which a test that waits for something has failed."""
@@ -910,7 +911,7 @@ import gc, os, signal, sys, threading
 from pathlib import Path
 import numpy as np
 from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
-from edgeroute.stores import sqlite
+from edgeroute.stores import sqlite_file as sqlite
 from edgeroute.system.process import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
 sqlite.BUSY_S = 0.1  # how long a fork waits for the lock of a file

@@ -14,8 +14,8 @@ from both import CALLS, LONG, ask, makes, sure, unsure
 
 from edgeroute import Cache, Semantic, StoreError
 from edgeroute.stores.cache import Entry
-from edgeroute.stores.sqlite import Database
-from edgeroute.system.threads import ThreadPool
+from edgeroute.stores.sqlite_file import Database
+from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import FakeCloud
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"

@@ -19,7 +19,7 @@ from edgeroute import PolicyError
 from edgeroute.confidence import binomial_tests as exact
 from edgeroute.confidence import certificate
 from edgeroute.confidence.certificate import BoundCertificate, Certificate, NotEnough, effective_target
-from edgeroute.core.policy import Target
+from edgeroute.core.routing_policy import Target
 from edgeroute.tools.measure import fixed_sequence
 from edgeroute.tools.measure.calibration import calibrate, crossfit
 

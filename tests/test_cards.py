@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError, Router, RuntimeMissing
-from edgeroute.edge import card as card_format
-from edgeroute.edge.card import Card
-from edgeroute.tools.cli.reference import card_tables
+from edgeroute.edge import model_card as card_format
+from edgeroute.edge.model_card import Card
+from edgeroute.tools.cli.command_reference import card_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RED = np.zeros((4, 5, 3), np.uint8)

@@ -16,12 +16,12 @@ import trustme
 from both import LONG, Peer, request_of, wait_for
 
 from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
-from edgeroute.http import reading
+from edgeroute.http import reply_parser as reading
 from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.connection_protocol import Wire
 from edgeroute.http.connections import Connections
-from edgeroute.http.endpoint_terms import pin_of
 from edgeroute.http.messages import Address, Call
-from edgeroute.http.wire import Wire
+from edgeroute.http.prices_and_pins import pin_of
 from edgeroute.testing import CannedServer, http_reply
 
 ASK = Call("POST", "/", body=b"x")

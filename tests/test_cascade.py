@@ -16,10 +16,10 @@ from both import LONG, flat
 from edgeroute import AsyncRouter, OpenAIChat, Options, Piece, PolicyError, Prediction, Prefix, Restart, Router
 from edgeroute.confidence.scores import quantile
 from edgeroute.core.plan import Facts, plan
-from edgeroute.core.policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Elapsed, Mark, Outcome, Start, Wait
-from edgeroute.observe.stats import Counts, Seen
-from edgeroute.router.drivers import tasks
+from edgeroute.observe.router_stats import Counts, Seen
+from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 pytestmark = pytest.mark.pure

@@ -304,7 +304,7 @@ def test_a_file_without_end(web, where):
 def test_a_server_that_drips(web, publisher, authority, part, monkeypatch):
     """A byte now and then is nothing: it counts as away."""
     server, _ = web
-    monkeypatch.setattr("edgeroute.catalog.source.CONNECT_S", 0.2)
+    monkeypatch.setattr("edgeroute.catalog.catalog_source.CONNECT_S", 0.2)
     ended = []
 
     def behave(handler, path):

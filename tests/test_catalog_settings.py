@@ -17,7 +17,7 @@ pytest.importorskip("ai_edge_litert")
 import tflite_models
 
 from edgeroute import LiteRTModel, ModelMissing, OnnxModel, PolicyError, Router
-from edgeroute.edge.card import sha256_of
+from edgeroute.edge.model_card import sha256_of
 from edgeroute.policy import load, schema
 from edgeroute.tools.catalog_publish import publish
 

@@ -19,11 +19,11 @@ from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.stores.journal import Journal
-from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.stores.outbox import Waiting
 from edgeroute.system import process
 from edgeroute.tools.measure.certification import audited_examples, fit_score
-from edgeroute.tools.measure.collect import DirectCalls, label_values, recorded_examples
+from edgeroute.tools.measure.collect_examples import DirectCalls, label_values, recorded_examples
 
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]

@@ -23,7 +23,7 @@ from commands import PYTHON, cli
 
 from edgeroute.testing import CannedServer
 from edgeroute.tools.cli.app import app
-from edgeroute.tools.cli.exits import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
+from edgeroute.tools.cli.exit_codes import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
 
 ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
 GROUPS = ("outbox list", "outbox retry", "outbox drop", "outbox export", "simulate fleet")
@@ -329,7 +329,7 @@ def test_ctrl_c_while_the_command_line_is_imported(interruptible):
 def test_ctrl_c_ends_a_command_without_the_end_of_python(interruptible):
     """Which may take longer than all else: modules are taken apart, threads waited for. What was printed is there."""
     at = (
-        "import atexit, edgeroute.system.imports as p; atexit.register(print, 'the end of Python')\n"
+        "import atexit, edgeroute.system.late_imports as p; atexit.register(print, 'the end of Python')\n"
         f"def docs_folder(): print('begun'); exec({SIGINT!r})\n"
         "p.docs_folder = docs_folder"
     )

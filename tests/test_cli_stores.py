@@ -23,7 +23,7 @@ from edgeroute.stores.journal import Journal
 from edgeroute.stores.outbox import Waiting
 from edgeroute.system import process as system
 from edgeroute.testing import CannedServer, FakeCloud
-from edgeroute.tools.cli.stores import local_time, parse_time
+from edgeroute.tools.cli.outbox_and_egress import local_time, parse_time
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

@@ -8,12 +8,13 @@ from typing import get_args
 import pytest
 
 from edgeroute import EdgerouteError, Egress, Limits, NoAnswer, Outbox, PlainJson, Router
-from edgeroute.core import admission, explain
+from edgeroute.core import admission
+from edgeroute.core import answer_reasons as explain
 from edgeroute.core.error_codes import HELD, ErrorCode, Rejection
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.replay import read, replay
-from edgeroute.tools.replay.setup import Setup
+from edgeroute.tools.replay.replay_setup import Setup
 
 WORDS = "Refused: Held: BadInput: consent redaction breaker answered 422, answered 503, was not asked again: asked to wait"
 """Whatever was ever looked for in a message."""

@@ -20,7 +20,7 @@ import tiny
 import trustme
 
 from edgeroute import PlainJson, Router, StopToken, TimedOut, Unreachable
-from edgeroute.http import resolver
+from edgeroute.http import dns_resolver as resolver
 from edgeroute.http.aio_connections import AsyncConnections
 from edgeroute.http.connections import Connections
 from edgeroute.http.messages import Address, Call
@@ -724,8 +724,8 @@ def test_connections_that_are_dropped_are_closed():
 def test_first_calls_at_once_share_what_carries_them(kind, monkeypatch):
     """Each thread finds no client yet and makes one; none of theirs is left open, but for the one that is closed in the end."""
     where, name = {
-        "own": ("edgeroute.cloud.client", "HttpClient.__init__"),
-        "httpx": ("edgeroute.http.httpx", "HttpxConnections.new_client"),
+        "own": ("edgeroute.cloud.endpoint_client", "HttpClient.__init__"),
+        "httpx": ("edgeroute.http.httpx_connections", "HttpxConnections.new_client"),
     }[kind]
     at = importlib.import_module(where)
     *of, name = name.split(".")
@@ -874,7 +874,7 @@ thread.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("module", ["edgeroute.cloud.client", "onnxruntime"])
+@pytest.mark.parametrize("module", ["edgeroute.cloud.endpoint_client", "onnxruntime"])
 def test_a_fork_while_a_leg_imports(tmp_path, module):
     """The first call imports what it needs: a fork waits for that, so that the child need not, in vain."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -19,7 +19,7 @@ from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, R
 from edgeroute.errors import StoreError
 from edgeroute.router import private_conversations
 from edgeroute.router.private_conversations import WHY, Digests, looked_up, remembered, turns
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores.sqlite_file import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
 SECRET = "My test for diabetes was positive, what should I eat?"

@@ -51,15 +51,15 @@ from edgeroute.core.admission import FAULTS
 from edgeroute.record.instruments import RequestEnded
 from edgeroute.stores.journal import Journal
 from edgeroute.tools.cli.servers import file_monitor
+from edgeroute.tools.dashboard import journal_tail as tails
 from edgeroute.tools.dashboard import monitor as monitors
-from edgeroute.tools.dashboard import tail as tails
-from edgeroute.tools.dashboard.inside import Dashboard, sources_of
+from edgeroute.tools.dashboard.in_process import Dashboard, sources_of
+from edgeroute.tools.dashboard.journal_tail import Tail
+from edgeroute.tools.dashboard.latest_requests import RECENT, reason, row
 from edgeroute.tools.dashboard.monitor import Monitor
-from edgeroute.tools.dashboard.tail import Tail
-from edgeroute.tools.dashboard.trial import Trial
-from edgeroute.tools.dashboard.window import RECENT, reason, row
+from edgeroute.tools.dashboard.threshold_trial import Trial
 from edgeroute.tools.replay import Setup, collect
-from edgeroute.tools.server.host import InChild
+from edgeroute.tools.server.uvicorn_host import InChild
 
 ROOT = Path(__file__).parents[1]
 
@@ -656,7 +656,7 @@ def test_a_router_on_an_event_loop():
 
 def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
     """Drops what waits longest, and says how many; a dashboard that nobody serves holds nothing."""
-    from edgeroute.tools.dashboard import inside
+    from edgeroute.tools.dashboard import in_process as inside
 
     monkeypatch.setattr(inside, "MOST", 10)
     ended = inside.AnswerFeed()
@@ -679,7 +679,7 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
 
 def test_values_do_not_wait_for_the_dashboard():
     """Nor do outputs, inputs, or the exceptions of clouds that failed; the record is the same."""
-    from edgeroute.tools.dashboard.inside import AnswerFeed
+    from edgeroute.tools.dashboard.in_process import AnswerFeed
 
     class Large:
         """Some megabytes."""

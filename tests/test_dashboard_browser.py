@@ -11,7 +11,7 @@ from lazily import Later, needs
 from watched import EVIL, LONG
 
 from edgeroute import Audit, CallableModel, Egress, Function, Limits, Router, Unreachable
-from edgeroute.tools.dashboard.inside import Dashboard
+from edgeroute.tools.dashboard.in_process import Dashboard
 
 needs("playwright", "uvicorn")
 playwright = Later("playwright.sync_api")

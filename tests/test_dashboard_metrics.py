@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, page_of
 
 from edgeroute import Cache, Function, Limits, Options, Reading, Router, Rule, Unreachable
-from edgeroute.core.explain import CODES
+from edgeroute.core.answer_reasons import CODES
 from edgeroute.errors import Unfit
 from edgeroute.tools.dashboard.monitor import OLD_S, Monitor
 
@@ -24,8 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from edgeroute import Prometheus, metrics
 from edgeroute.record.prometheus import shown
-from edgeroute.tools.dashboard.metrics import page_of as page_of_metrics
-from edgeroute.tools.dashboard.metrics import route
+from edgeroute.tools.dashboard.dashboard_metrics import page_of as page_of_metrics
+from edgeroute.tools.dashboard.dashboard_metrics import route
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("_seconds", "_bucket", "_sum", "age_seconds")

@@ -40,7 +40,7 @@ from edgeroute.tools.cli.demo_report import (
     validation,
 )
 from edgeroute.tools.measure.report.figures import INK
-from edgeroute.tools.measure.report.words import size
+from edgeroute.tools.measure.report.numbers_in_words import size
 
 test_images.__test__ = False  # a function of the demo, not a test
 

@@ -11,11 +11,11 @@ from both import flat
 from edgeroute import Function, Limits, Options, Reading, Router, Rule
 from edgeroute.core.estimates import ENOUGH_READINGS
 from edgeroute.observe import planning_facts as observer
-from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.system.imports import package_folder
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.system.late_imports import package_folder
 from edgeroute.tools.cli.status import status
 from edgeroute.tools.replay import replay
-from edgeroute.tools.replay.records import collect
+from edgeroute.tools.replay.trace_reader import collect
 
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
 

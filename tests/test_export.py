@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
-from edgeroute.edge.preprocess import Picture
+from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.messages import Reply
-from edgeroute.tools.export.folder import PROGRAMS, Subject, server_name, whole
+from edgeroute.tools.export.exported_models import PROGRAMS, Subject, server_name, whole
 from edgeroute.tools.export.kserve import kserve as export_kserve
 from edgeroute.tools.export.kubernetes import Cluster, object_name
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares
@@ -302,7 +302,7 @@ def test_a_killed_export_is_none(tmp_path):
     """Killed with all its files written, it has put nothing in its place, and the next one is whole."""
     path = tiny.linear(tmp_path / "m.onnx")
     hang = (
-        "import sys, time, edgeroute.tools.export.folder as f; from edgeroute.tools.export.triton import triton\n"
+        "import sys, time, edgeroute.tools.export.exported_models as f; from edgeroute.tools.export.triton import triton\n"
         "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
         "triton([sys.argv[1]], sys.argv[2])"
     )

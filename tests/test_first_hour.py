@@ -16,7 +16,7 @@ from commands import cli
 
 import edgeroute
 from edgeroute import AsyncRouter, OnnxModel, OpenInference, Options, PolicyError, Router, models
-from edgeroute.edge.card import Card
+from edgeroute.edge.model_card import Card
 
 
 class Forest:

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from edgeroute import Limits
 from edgeroute.core.admission import Admission
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Spending
+from edgeroute.core.routing_policy import Terms
+from edgeroute.core.spending_limits import Spending
 from edgeroute.stores.outbox.delivery import longest
-from edgeroute.stores.outbox.queue import spread_for
+from edgeroute.stores.outbox.sqlite_queue import spread_for
 from edgeroute.tools.cli.simulate import notes, show
-from edgeroute.tools.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
-from edgeroute.tools.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices
-from edgeroute.tools.replay.fleet.run import longest_s, needed, simulate, spreads_s
+from edgeroute.tools.replay.fleet.fleet_simulation import longest_s, needed, simulate, spreads_s
 from edgeroute.tools.replay.fleet.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
 from edgeroute.tools.replay.fleet.scenario import clients as compared
+from edgeroute.tools.replay.fleet.simulated_cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
+from edgeroute.tools.replay.fleet.simulated_devices import CLOSED, HALF_OPEN, OPEN, Devices
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute.core.estimates import Load, kept_share
-from edgeroute.tools.replay.fleet.devices import Places, Reported
-from edgeroute.tools.replay.fleet.run import simulate
+from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Scenario
+from edgeroute.tools.replay.fleet.simulated_devices import Places, Reported
 
 pytestmark = pytest.mark.slow
 SMALL = Scenario(

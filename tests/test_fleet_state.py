@@ -12,13 +12,13 @@ from commands import cli
 from edgeroute import Reading, Rule
 from edgeroute.core.device_rules import in_force, step
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.tools.cli.simulate import show
-from edgeroute.tools.replay.fleet import devices
-from edgeroute.tools.replay.fleet.devices import Course
-from edgeroute.tools.replay.fleet.run import simulate
+from edgeroute.tools.replay.fleet import simulated_devices as devices
+from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.scenario import Device, Scenario, Shares
-from edgeroute.tools.replay.setup import Setup
+from edgeroute.tools.replay.fleet.simulated_devices import Course
+from edgeroute.tools.replay.replay_setup import Setup
 
 LOW, HOT = Rule("battery", "only_edge", 0.3), Rule("heat", "prefer_cloud", 40)
 TARGETS = (Target("small", "edge", 0.8), Target("large", "edge", 0.9), Target("cloud", "cloud"))

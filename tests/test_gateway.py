@@ -17,7 +17,7 @@ from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 from lazily import Later, needs
 
 from edgeroute import AsyncRouter, BadInput, Egress, Piece, PolicyError, Prediction, Prefix
-from edgeroute.tools.server.completions import Completion
+from edgeroute.tools.server.completion_format import Completion
 from edgeroute.tools.server.gateway_app import app
 
 needs("openai")

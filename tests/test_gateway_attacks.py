@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, PolicyError
-from edgeroute.tools.server import gateway_requests, host
+from edgeroute.tools.server import gateway_requests
+from edgeroute.tools.server import uvicorn_host as host
 from edgeroute.tools.server.access import Guard
 
 CHATS = "/v1/chat/completions"

@@ -468,7 +468,7 @@ def test_a_fork(server):
 
 def test_errors_have_types(server):
     """As over HTTP."""
-    from edgeroute.cloud.client import HttpClient
+    from edgeroute.cloud.endpoint_client import HttpClient
 
     def of(**options):
         client = HttpClient(endpoint(server, **options))

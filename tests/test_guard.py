@@ -17,14 +17,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from edgeroute import BadReply, Held, Limits, OpenInference, PlainJson, Refused, Router, StoreError, TimedOut, Unreachable
 from edgeroute.cloud import endpoint_guard as guards
-from edgeroute.cloud import exchange as exchanges
-from edgeroute.cloud import exchange as turns
+from edgeroute.cloud import request_exchange as exchanges
+from edgeroute.cloud import request_exchange as turns
 from edgeroute.cloud.endpoint_guard import Guard
-from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Spending
+from edgeroute.core.routing_policy import Terms
+from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0

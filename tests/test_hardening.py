@@ -31,8 +31,8 @@ from edgeroute import (
     Rule,
     Unreachable,
 )
+from edgeroute.router.policy_reload import replace
 from edgeroute.router.policy_snapshot import PolicyArguments
-from edgeroute.router.reload import replace
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")

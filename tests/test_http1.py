@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import BadReply
-from edgeroute.http import reading
-from edgeroute.http.reading import FRAMING, H11, Malformed, Reading
+from edgeroute.http import reply_parser as reading
+from edgeroute.http.reply_parser import FRAMING, H11, Malformed, Reading
 
 pytest.importorskip("httptools")
 LIMIT = 1 << 16
@@ -237,7 +237,7 @@ from edgeroute.testing import CannedServer, http_reply
 with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
     with Router(lambda x: ("edge", 0.1), PlainJson(server.url), threshold=0.5) as router:
         assert router.infer(1).value == "cloud"
-from edgeroute.http import reading
+from edgeroute.http import reply_parser as reading
 assert reading.new_parser.__name__.lower() == sys.argv[1]
 assert ("h11" in sys.modules) == (sys.argv[1] == "h11")
 """

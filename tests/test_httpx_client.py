@@ -12,7 +12,7 @@ import trustme
 from both import Tasks, Threads
 
 from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
-from edgeroute.http.httpx import AsyncHttpxConnections, HttpxConnections
+from edgeroute.http.httpx_connections import AsyncHttpxConnections, HttpxConnections
 from edgeroute.http.messages import Address, Call
 from edgeroute.testing import CannedServer, http_reply
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from both import GOOD, LONG, Stop
 
-from edgeroute.system import imports
+from edgeroute.system import late_imports as imports
 from edgeroute.testing import CannedServer
 
 PRELUDE = """
@@ -34,7 +34,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder)
 """
-LAZY = pytest.mark.parametrize("module", ["edgeroute.cloud.client", "httptools", "tenacity.asyncio", "onnxruntime"])
+LAZY = pytest.mark.parametrize("module", ["edgeroute.cloud.endpoint_client", "httptools", "tenacity.asyncio", "onnxruntime"])
 
 
 def says(tmp_path, body, module, name="program.py"):

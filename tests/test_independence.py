@@ -15,7 +15,7 @@ from lazily import Later
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
 from edgeroute.tools.measure.calibration import least_deferral, spread
-from edgeroute.tools.measure.curve import student_quantile
+from edgeroute.tools.measure.deferral_curve import student_quantile
 from edgeroute.tools.measure.independence import correlations, dependence
 
 stats = Later("scipy.stats")

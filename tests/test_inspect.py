@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edgeroute import OnnxModel, Options, Router, register
-from edgeroute.edge.card import Card
+from edgeroute.edge.model_card import Card
 from edgeroute.testing import CannedServer, fresh_runtimes, http_reply
-from edgeroute.tools.inspect.guess import batch_of, named_classes, outputs
 from edgeroute.tools.inspect.guess_inputs import describe, pairs
+from edgeroute.tools.inspect.guess_outputs import batch_of, named_classes, outputs
 from edgeroute.tools.server.serve_app import app as served
 from edgeroute.types import TensorSpec
 
@@ -422,8 +422,8 @@ def test_ascii(tmp_path):
 def test_a_device_is_no_model(tmp_path):
     """Nor is a pipe, which would be waited for, for ever: neither is read, wherever a model file is."""
     from edgeroute import ModelError
-    from edgeroute.edge import gguf
-    from edgeroute.edge.card import sha256_of
+    from edgeroute.edge import gguf_format as gguf
+    from edgeroute.edge.model_card import sha256_of
 
     path = tmp_path / "device.gguf"
     path.symlink_to(os.devnull)

@@ -22,8 +22,8 @@ from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, flat, head
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, Egress, Held, Limits, NoAnswer, OpenInference, Outbox, PlainJson, PolicyError, Router
-from edgeroute.cloud.backend import FunctionBackend
-from edgeroute.stores.outbox.queue import LONGEST_S, TIMES
+from edgeroute.cloud.cloud_backend import FunctionBackend
+from edgeroute.stores.outbox.sqlite_queue import LONGEST_S, TIMES
 from edgeroute.system.process import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
@@ -793,7 +793,7 @@ AGES = 1e6
 @pytest.fixture
 def wide(tmp_path, monkeypatch):
     """An outbox whose random waits are as long as they can be."""
-    monkeypatch.setattr("edgeroute.stores.outbox.queue.random.uniform", lambda _, most: most)
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.random.uniform", lambda _, most: most)
     return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=AGES)
 
 

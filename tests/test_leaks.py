@@ -17,9 +17,9 @@ from commands import cli
 
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
 from edgeroute.http.messages import Address
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.process import log, plain
-from edgeroute.system.quoting import MOST_COMPARED, MOST_READ, quote
+from edgeroute.system.quotable_codes import MOST_COMPARED, MOST_READ, quote
 from edgeroute.testing import CannedServer, http_reply
 
 LABELS = ["cat", "dog"]

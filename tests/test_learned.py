@@ -26,7 +26,7 @@ from edgeroute.confidence import (
     quantile,
 )
 from edgeroute.confidence import learned_features as f
-from edgeroute.tools.measure.fitting import fit_foreign, irls
+from edgeroute.tools.measure.score_fitting import fit_foreign, irls
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to
 anything = st.floats(width=32)

@@ -15,11 +15,11 @@ import routes
 from both import GOOD, LONG, ask, header, makes, unsure
 
 from edgeroute import Function, Limits, PlainJson
-from edgeroute.cloud import spending as earlier
-from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core.spending import Cost, Spending
-from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.stores.sqlite import Database
+from edgeroute.cloud import spending_file as earlier
+from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.sqlite_file import Database
 from edgeroute.system import process
 from edgeroute.testing import CannedServer, FakeCloud
 

@@ -31,7 +31,7 @@ from edgeroute import (
 )
 from edgeroute import policy as policies
 from edgeroute.edge import litert, model_file
-from edgeroute.edge.card import sha256_of
+from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import load
 from edgeroute.edge.tflite_format import read_contents
 from edgeroute.testing import edge_contract

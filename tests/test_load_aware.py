@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, PolicyError, Router, Trial
-from edgeroute.cloud.exchange import LONGEST, report_in
+from edgeroute.cloud.request_exchange import LONGEST, report_in
 from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
-from edgeroute.edge.card import Card
+from edgeroute.edge.model_card import Card
 from edgeroute.router.audit_calls import Asks
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.tools.server import batching

@@ -15,7 +15,7 @@ from both import LONG
 
 from edgeroute import BadInput, EdgerouteError, LocalServer, ModelError, PolicyError, Router, StopToken
 from edgeroute.edge.runtimes import load
-from edgeroute.http import loopback
+from edgeroute.http import loopback_client as loopback
 from edgeroute.testing import CannedServer, edge_contract, http_reply
 
 HI = [{"role": "user", "content": "hi"}]

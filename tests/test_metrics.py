@@ -38,9 +38,9 @@ from edgeroute import (
     Status,
     metrics,
 )
-from edgeroute.core.explain import CODES, Took
-from edgeroute.core.spending import Cost, Tokens
-from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Part
+from edgeroute.core.answer_reasons import CODES, Took
+from edgeroute.core.spending_limits import Cost, Tokens
+from edgeroute.observe.router_stats import ArmStats, AuditStats, LegStats, Part
 from edgeroute.record import request_counts as tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router

@@ -30,7 +30,7 @@ from edgeroute import (
 )
 from edgeroute.cloud import reply_pieces as speaking
 from edgeroute.cloud.http_backend import HttpBackend
-from edgeroute.core.explain import truncated
+from edgeroute.core.answer_reasons import truncated
 from edgeroute.http.messages import Reply
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 

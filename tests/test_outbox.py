@@ -39,8 +39,8 @@ from edgeroute import (
 )
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, encode_input
 from edgeroute.stores.outbox.delivery import Loop, backoff, longest
-from edgeroute.stores.outbox.queue import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
-from edgeroute.stores.outbox.sql import TRUSTED_S, Heads
+from edgeroute.stores.outbox.sql_tables import TRUSTED_S, Heads
+from edgeroute.stores.outbox.sqlite_queue import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
 from edgeroute.system.process import now, plain
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
@@ -375,7 +375,7 @@ def test_the_same_id_twice_is_one_request(outbox):
 
 def test_so_many_ids_are_remembered(outbox, monkeypatch):
     """Of the ids that are done the last ones are not stored again."""
-    monkeypatch.setattr("edgeroute.stores.outbox.queue.REMEMBERED", 2)
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.REMEMBERED", 2)
     for name in "abc":
         outbox.put(request(name))
         outbox.answer(name, sure())
@@ -1204,7 +1204,7 @@ def test_effects_and_the_mark_are_one(outbox, call, no_wait):
 )  # fmt: skip
 def test_what_a_callback_may_not_do(outbox, sql):
     """Ending the transaction, other files and the outbox's own tables are refused, also by way of a trigger."""
-    from edgeroute.stores.outbox.queue import Tx
+    from edgeroute.stores.outbox.sqlite_queue import Tx
 
     answered(outbox, "a")
 

@@ -14,8 +14,8 @@ from both import LONG, Tasks, Threads, interrupted, unsure
 
 from edgeroute import Outbox, PlainJson, StoreError
 from edgeroute.stores.outbox import Waiting
-from edgeroute.stores.outbox.queue import MOST
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores.outbox.sqlite_queue import MOST
+from edgeroute.stores.sqlite_file import Database
 from edgeroute.testing import CannedServer
 
 CALLERS = 100

@@ -9,10 +9,10 @@ import pytest
 
 from edgeroute import Held, Outbox, Prediction, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Waiting
-from edgeroute.stores.outbox import sql as tables
-from edgeroute.stores.outbox.sql import MOST_LANES
+from edgeroute.stores.outbox import sql_tables as tables
+from edgeroute.stores.outbox.sql_tables import MOST_LANES
 from edgeroute.system.process import now
-from edgeroute.system.threads import ThreadPool
+from edgeroute.system.thread_pool import ThreadPool
 
 FEW, MANY = 20, 5000
 MORE = 3.0
@@ -227,7 +227,7 @@ def test_too_old_are_dropped_little_by_little(make, monkeypatch):
 
 def test_pages(make, monkeypatch):
     """All entries, a page at a time, also those that come meanwhile."""
-    monkeypatch.setattr("edgeroute.stores.outbox.queue.PAGE", 3)
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.PAGE", 3)
     outbox = make(7)
     seen = []
     for e in outbox.pages("waiting"):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, PolicyError, Prediction, Router
-from edgeroute.cloud.backend import ReplyReader
+from edgeroute.cloud.cloud_backend import ReplyReader
 from edgeroute.confidence import KINDS, Reader
 from edgeroute.testing import CannedServer, http_reply
 
@@ -294,7 +294,7 @@ def test_the_kinds_are_the_same_everywhere():
     """In Python, in the policy and in the page about them."""
     from typing import get_args
 
-    from edgeroute.policy.targets import Kind
+    from edgeroute.policy.target_sections import Kind
 
     assert get_args(Kind) == KINDS
     for make in (

@@ -11,7 +11,7 @@ from both import CALLS, LONG, GatedServer, ask, makes
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
 from edgeroute.core.plan import Facts
-from edgeroute.system.copies import copy_input
+from edgeroute.system.input_copies import copy_input
 from edgeroute.testing import CannedServer, http_reply
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")

@@ -6,7 +6,7 @@ import pytest
 from both import LONG, Tasks, Threads
 
 from edgeroute.core.plan import ENOUGH_RUNS
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 
 MANY = 5_000
 """Requests after which a test that waits for something has failed."""

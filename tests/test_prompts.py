@@ -11,8 +11,8 @@ from commands import cli
 
 from edgeroute import BadInput, Prefix, Router
 from edgeroute.confidence.scores import quantile
-from edgeroute.stores.sqlite import Database
-from edgeroute.tools.cli.prompts import read_prompts
+from edgeroute.stores.sqlite_file import Database
+from edgeroute.tools.cli.answered_prompts import read_prompts
 
 pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")

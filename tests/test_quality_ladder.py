@@ -15,8 +15,8 @@ from both import LONG, Link, Tasks, Threads, flat, header, running, unsure
 
 from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router
 from edgeroute.cloud.codecs import Coded, codec_of
+from edgeroute.cloud.input_encoding import Ladder, payload_of
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.cloud.payloads import Ladder, payload_of
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app
 from edgeroute.types import TensorSpec

@@ -20,9 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, models
 from edgeroute.edge import runtimes
-from edgeroute.edge.card import Card
+from edgeroute.edge.model_card import Card
 from edgeroute.tools import compress
-from edgeroute.tools.compress import graph, measure, prune, quantize
+from edgeroute.tools.compress import measurement as measure
+from edgeroute.tools.compress import onnx_graphs as graph
+from edgeroute.tools.compress import prune, quantize
 
 EXPORTED = Path(__file__).parent / "exported"
 F = TensorProto.FLOAT
@@ -495,7 +497,7 @@ def test_a_full_disk(tmp_path, images, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("edgeroute.tools.compress.quantizing.write_card", full)
+    monkeypatch.setattr("edgeroute.tools.compress.quantize_models.write_card", full)
     with pytest.raises(StoreError, match=r"m.int8.onnx cannot be written: No space left on device"):
         compress.quantize(path, images, sensitivity=False, overwrite=True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -19,8 +19,8 @@ from both import GOOD, LONG, GatedServer, unsure
 
 from edgeroute import Instrument, Outbox, StoreError, Unreachable
 from edgeroute.core.error_codes import named
-from edgeroute.stores.outbox.queue import GroupCommit
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores.outbox.sqlite_queue import GroupCommit
+from edgeroute.stores.sqlite_file import Database
 from edgeroute.testing import FakeCloud
 
 
@@ -190,15 +190,15 @@ def test_closing_waits_for_what_is_being_queued(make, box, monkeypatch):
 def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, tmp_path, caplog, monkeypatch):
     """Another process keeps the file locked for good: what is being queued by then is refused, and reported."""
     monkeypatch.setattr("edgeroute.router.offline_queue.CLOSE_S", 0.01)
-    monkeypatch.setattr("edgeroute.stores.sqlite.CLOSE_S", 0.01)
+    monkeypatch.setattr("edgeroute.stores.sqlite_file.CLOSE_S", 0.01)
     changes, begun = Changes(), []
 
     class Counted(GroupCommit):
         def __init__(self, write):
             super().__init__(lambda entries: (begun.append(len(entries)), write(entries))[1])
 
-    monkeypatch.setattr("edgeroute.stores.outbox.queue.Database", partial(Database, busy_s=1e9))
-    monkeypatch.setattr("edgeroute.stores.outbox.queue.GroupCommit", Counted)
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.Database", partial(Database, busy_s=1e9))
+    monkeypatch.setattr("edgeroute.stores.outbox.sqlite_queue.GroupCommit", Counted)
     box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
     assert box.size() == 0
     with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:

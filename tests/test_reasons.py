@@ -41,20 +41,20 @@ from edgeroute import (
     TimedOut,
     Unreachable,
 )
-from edgeroute.cloud import exchange
+from edgeroute.cloud import request_exchange as exchange
 from edgeroute.confidence import calibrate
+from edgeroute.core.answer_reasons import CODES, before_run, reason, reason_code
 from edgeroute.core.egress import Rules
-from edgeroute.core.explain import CODES, before_run, reason, reason_code
 from edgeroute.core.plan import Facts, Plan, plan, without_first
-from edgeroute.core.policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.stream_walk import FirstTokenLate
 from edgeroute.core.walk import Done, Elapsed, Failed, Left, Mark, Outcome, walk
 from edgeroute.errors import Unfit
-from edgeroute.router.drivers import virtual
+from edgeroute.router.drivers import virtual_time as virtual
 from edgeroute.router.offline_queue import Storing
 from edgeroute.stores.journal import Journal
-from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.system.threads import ThreadPool
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")

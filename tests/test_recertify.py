@@ -21,9 +21,9 @@ from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.certificate import digest
 from edgeroute.router.audit_calls import edge_fingerprints
 from edgeroute.stores.journal import Journal, read
-from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.tools.cli.policy_switch import rewrite_policy
 from edgeroute.tools.cli.recertify import next_look
-from edgeroute.tools.cli.switch import rewrite_policy
 
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
@@ -343,7 +343,7 @@ def test_without_tomlkit(home, monkeypatch):
 KILLED = """
 import os, signal, sys
 from edgeroute.system import process as system
-from edgeroute.tools.cli import switch
+from edgeroute.tools.cli import policy_switch as switch
 from edgeroute.__main__ import main
 left, real = int(sys.argv.pop(1)), system.replace_file
 def replaced(path, text):

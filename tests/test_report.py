@@ -20,13 +20,13 @@ from pages import Closed
 from edgeroute import RuntimeMissing
 from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.core.policy import Terms
+from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.certification import Verdict, verdicts
 from edgeroute.tools.measure.evaluation import Cost, Evaluation, Examples, Names, bins, calibration_error, share
 from edgeroute.tools.measure.report.figures import INK
-from edgeroute.tools.measure.report.page import EVALUATION, STYLE, page
+from edgeroute.tools.measure.report.numbers_in_words import duration, level, methods, size, verdict
+from edgeroute.tools.measure.report.report_page import EVALUATION, STYLE, page
 from edgeroute.tools.measure.report.router_results import EvaluationResult
-from edgeroute.tools.measure.report.words import duration, level, methods, size, verdict
 
 stats = Later("scipy.stats")
 CLASSES = ["a", "b", "c"]

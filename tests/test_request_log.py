@@ -94,7 +94,7 @@ def ended(process):
 TEXT = """
 import logging
 from edgeroute import RequestLog, Router
-from edgeroute.tools.cli.tables import set_up_logging
+from edgeroute.tools.cli.tables_and_options import set_up_logging
 set_up_logging("text")
 with Router(lambda _: ("ok", 0.9), instruments=[RequestLog()]) as router:
     print(router.infer(0).id)

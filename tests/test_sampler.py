@@ -9,11 +9,11 @@ import pytest
 from both import LONG, flat, unsure
 
 from edgeroute import DeviceSensors, Reading, Router, Rule
-from edgeroute.observe import sensors as system
+from edgeroute.observe import device_sensors as system
 from edgeroute.observe.device.power import Battery
-from edgeroute.observe.sensors import SAMPLER, Sampler, period_s
-from edgeroute.router import assemble
-from edgeroute.router.reload import replace
+from edgeroute.observe.device_sensors import SAMPLER, Sampler, period_s
+from edgeroute.router import engine_assembly as assemble
+from edgeroute.router.policy_reload import replace
 
 LOW_RULE = [Rule("battery", "only_edge", 0.2)]
 FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)
@@ -195,12 +195,12 @@ def test_a_router_that_is_closed_or_dropped_is_not_read_any_more():
 
 def test_without_a_thread_it_is_tried_again(monkeypatch):
     """Once there are threads again."""
-    monkeypatch.setattr("edgeroute.observe.sensors.AGAIN_S", 0.005)
+    monkeypatch.setattr("edgeroute.observe.device_sensors.AGAIN_S", 0.005)
     device = Device(FULL)
     with make(device) as router:
         observer = router.engine.observer
         with monkeypatch.context() as patch:
-            patch.setattr("edgeroute.system.threads.ThreadPool.submit_later", lambda *_: False)
+            patch.setattr("edgeroute.system.thread_pool.ThreadPool.submit_later", lambda *_: False)
             observer.reads_at = 0.0
             assert router.infer(1).source == "cloud"
             assert 0.0 < observer.reads_at < float("inf")

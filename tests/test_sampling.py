@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from edgeroute import Audit, Router
-from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.trials.audit import CALM, FULL, UNTIL_NEXT, Sampler
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.trials.edge_audits import CALM, FULL, UNTIL_NEXT, Sampler
 
 
 def sampler(share=0.1, scene=30, waiting=lambda: 0, allowed=lambda: True, due=None):

@@ -37,11 +37,11 @@ from edgeroute import (
     Trial,
     Variants,
 )
-from edgeroute.cloud.backend import Escalated
-from edgeroute.cloud.payloads import MOST_OUTPUTS, MOST_VALUE, PARAMETER, told
+from edgeroute.cloud.cloud_backend import Escalated
+from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, told
 from edgeroute.core.plan import plan
 from edgeroute.router.input_views import EdgeAnswers
-from edgeroute.system.imports import package_folder
+from edgeroute.system.late_imports import package_folder
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.tools.server.serve_app import app
 from edgeroute.types import TensorSpec
@@ -617,4 +617,4 @@ def test_a_function_that_takes_answers():
     with pytest.raises(PolicyError, match="takes_edge"):
         CallableModel(later, takes_edge=True)
     with pytest.raises(BadInput):
-        importlib.import_module("edgeroute.tools.server.protocol").edge_answers("[", 1)
+        importlib.import_module("edgeroute.tools.server.oip_messages").edge_answers("[", 1)

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import DeviceSensors, Reading
-from edgeroute.observe.device import sources
-from edgeroute.observe.device.load import Load
-from edgeroute.observe.device.other_systems import (
+from edgeroute.observe.device import kernel_files as sources
+from edgeroute.observe.device.kernel_files import Commands, Files
+from edgeroute.observe.device.load_and_memory import Load
+from edgeroute.observe.device.phone_and_desktop import (
     Android,
     MemoryStatus,
     Others,
@@ -28,8 +29,7 @@ from edgeroute.observe.device.other_systems import (
     parse_pmset_throttling,
 )
 from edgeroute.observe.device.power import Battery
-from edgeroute.observe.device.sources import Commands, Files
-from edgeroute.observe.sensors import read
+from edgeroute.observe.device_sensors import read
 
 TREES = Path(__file__).parent / "device_trees"
 DEVICES = ("pi4", "pi5", "orin", "laptop")
@@ -192,7 +192,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_a_battery_that_comes_later_is_found(tmp_path, monkeypatch):
     """Sensors are looked for again once a minute."""
-    monkeypatch.setattr("edgeroute.observe.sensors.FIND_S", 0.0)
+    monkeypatch.setattr("edgeroute.observe.device_sensors.FIND_S", 0.0)
     sensors = device(tmp_path)
     assert sensors().battery is None
     plant(tmp_path, battery())
@@ -227,7 +227,7 @@ def test_load_is_a_difference(tmp_path):
 def test_energy_of_the_processor_is_a_difference(tmp_path, monkeypatch):
     """The counter wraps around; a core's domain, the platform's and the same package by another interface are not added."""
     clock = [1000.0]
-    monkeypatch.setattr("edgeroute.observe.sensors.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgeroute.observe.device_sensors.monotonic", lambda: clock[0])
     given, _ = tree("laptop")
     rapl = "sys/class/powercap/intel-rapl:0/energy_uj"
     plant(tmp_path, {name: text for name, text in given.items() if "powercap" in name})
@@ -424,7 +424,7 @@ def test_a_program_that_hangs_holds_up_no_reading(tmp_path):
 
 def test_a_driver_that_hangs_holds_up_no_other_thread(tmp_path, monkeypatch):
     """The last reading is what the others get."""
-    monkeypatch.setattr("edgeroute.observe.sensors.PATIENCE_S", 0.01)
+    monkeypatch.setattr("edgeroute.observe.device_sensors.PATIENCE_S", 0.01)
     plant(tmp_path, battery())
     sensors = device(tmp_path)
     last = sensors()
@@ -612,7 +612,7 @@ def test_psutil_where_there_is_no_sysfs():
 
 def test_psutil_that_is_missing_or_fails(monkeypatch):
     """Nothing is known then, and the line says what to do."""
-    monkeypatch.setattr("edgeroute.observe.device.other_systems.import_late", lambda _: __import__("no_such_module"))
+    monkeypatch.setattr("edgeroute.observe.device.phone_and_desktop.import_late", lambda _: __import__("no_such_module"))
     assert Others(Commands(None)).read(0.0)["cpu"].source == "pip install edgeroute[sensors] (psutil) reads it"
 
     class Broken:
@@ -622,7 +622,7 @@ def test_psutil_that_is_missing_or_fails(monkeypatch):
         def cpu_percent(self, _):
             raise OSError("no")
 
-    monkeypatch.setattr("edgeroute.observe.device.other_systems.import_late", lambda _: Broken())
+    monkeypatch.setattr("edgeroute.observe.device.phone_and_desktop.import_late", lambda _: Broken())
     told = Others(Commands(None)).read(0.0)
     assert (told["battery"].value, told["mains"].value, told["cpu"].source) == (0.5, None, "psutil failed: OSError")
 

@@ -25,9 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import BadInput, ModelError, OnnxModel, PolicyError
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
-from edgeroute.edge.card import Card
+from edgeroute.edge.model_card import Card
 from edgeroute.system import process as system
-from edgeroute.tools.server import protocol
+from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.batching import Batcher
 from edgeroute.tools.server.serve import serve
 from edgeroute.tools.server.serve_app import app

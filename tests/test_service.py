@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from edgeroute.tools.server.notify import Notify
+from edgeroute.tools.server.systemd_notices import Notify
 
 ROOT = Path(__file__).parents[1]
 UNIT = ROOT / "examples" / "edgeroute.service"

@@ -36,13 +36,14 @@ from edgeroute import (
 )
 from edgeroute import policy as settings
 from edgeroute.confidence import Learned, calibrate, fit
-from edgeroute.core.policy import INF, Terms
+from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.core.units import Bytes, Delay, Patience, Share
 from edgeroute.edge.runtimes import suffixes
 from edgeroute.policy import file_and_environment as sources
-from edgeroute.policy import keys, units
-from edgeroute.policy.derived import Section as Base
-from edgeroute.policy.derived import configures
+from edgeroute.policy import policy_keys as keys
+from edgeroute.policy import units_as_text as units
+from edgeroute.policy.derived_sections import Section as Base
+from edgeroute.policy.derived_sections import configures
 from edgeroute.policy.schema import linked
 from edgeroute.system.class_signatures import check_units
 

@@ -17,11 +17,11 @@ from lazily import Later
 
 from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
-from edgeroute.router.reload import replace
+from edgeroute.router.policy_reload import replace
 from edgeroute.stores.journal import read
 from edgeroute.testing import FakeCloud
-from edgeroute.trials.audit import MOST_WAITING
-from edgeroute.trials.shadow import Tally
+from edgeroute.trials.edge_audits import MOST_WAITING
+from edgeroute.trials.shadow_runs import Tally
 
 stats = Later("scipy.stats")
 LABELS = ["a", "b", "c"]

@@ -70,7 +70,7 @@ def test_each_public_name_is_in_the_reference_once(module):
 def test_the_page_of_commands_is_what_they_are():
     """docs/commands.md is the text of `reference(app)`, and not written by hand: `make docs`."""
     from edgeroute.tools.cli.app import app
-    from edgeroute.tools.cli.reference import reference
+    from edgeroute.tools.cli.command_reference import reference
 
     text = reference(app)
     assert (ROOT / "docs" / "commands.md").read_text() == text

@@ -1,6 +1,6 @@
 """What every stage around the walk leaves as it is: each alone, for threads and asyncio, in every way of asking.
 
-A part with `around` that is added to `edgeroute/router/assemble.py` is added to `STAGES` here.
+A part with `around` that is added to `edgeroute/router/engine_assembly.py` is added to `STAGES` here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pytest
 from both import CALLS, ask, makes
 
 from edgeroute import Cache, Instrument, NoAnswer
-from edgeroute.router.parts import Part
+from edgeroute.router.router_parts import Part
 
 
 class Told(Instrument):

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgeroute import AsyncRouter, Audit, OpenInference, Router
-from edgeroute.stores import keyvalue as state
-from edgeroute.stores.keyvalue import KeyValueStore
-from edgeroute.stores.sqlite import Database
+from edgeroute.stores import key_value_store as state
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.stores.sqlite_file import Database
 
 LONG = 30.0
 
@@ -385,7 +385,7 @@ def test_fork(path, make):
 KILLED = """
 import sys
 from pathlib import Path
-from edgeroute.stores import keyvalue as state
+from edgeroute.stores import key_value_store as state
 
 state.DELAY_S = 0.001
 kept, i = state.KeyValueStore(Path(sys.argv[1])), 0

@@ -50,7 +50,7 @@ def test_more_features_than_examples(monkeypatch):
     edge, cloud = rng.random(120) < 1 / (1 + np.exp(-2 * embedding[:, 0])), rng.random(120) < 0.9
     narrow = fit({"embedding": embedding}, edge, cloud)
     assert narrow.name == "learned"
-    monkeypatch.setattr("edgeroute.tools.measure.fitting.narrow", lambda inputs: (inputs, np.eye(inputs.shape[1])))
+    monkeypatch.setattr("edgeroute.tools.measure.score_fitting.narrow", lambda inputs: (inputs, np.eye(inputs.shape[1])))
     assert fit({"embedding": embedding}, edge, cloud).many({"embedding": embedding}) == pytest.approx(
         narrow.many({"embedding": embedding})
     )

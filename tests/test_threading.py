@@ -14,11 +14,11 @@ from both import CALLS, LONG, GatedServer, Tasks, ask, flat, makes, sure, unsure
 from test_threads import until_idle
 
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
-from edgeroute.cloud.backend import MAX_ABANDONED
-from edgeroute.observe.stats import TOGETHER
+from edgeroute.cloud.cloud_backend import MAX_ABANDONED
+from edgeroute.observe.router_stats import TOGETHER
 from edgeroute.router.engine import decide_alone
-from edgeroute.router.legs import STUCK_MOST
-from edgeroute.system.threads import ThreadPool
+from edgeroute.router.leg_execution import STUCK_MOST
+from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')

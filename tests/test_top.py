@@ -11,7 +11,7 @@ from lazily import needs
 from watched import EVIL, LONG, Records
 
 from edgeroute import Audit, Egress, Function, Limits, Router, Unreachable
-from edgeroute.tools.dashboard.inside import sources_of
+from edgeroute.tools.dashboard.in_process import sources_of
 from edgeroute.tools.dashboard.monitor import Monitor
 
 needs("textual")
@@ -60,7 +60,7 @@ def cells(app, name):
 
 def test_what_it_shows(monitor):
     """Requests, targets, reasons, routes, budgets and what was sent; markup of others is text."""
-    from edgeroute.tools.dashboard.top import Top
+    from edgeroute.tools.dashboard.terminal_view import Top
 
     async def run():
         app = Top(monitor)
@@ -81,7 +81,7 @@ def test_what_it_shows(monitor):
 
 def test_its_keys(monitor, feed):
     """f: failures alone; p: what comes is not shown until it goes on; tabs by keyboard; q ends it, and what it follows."""
-    from edgeroute.tools.dashboard.top import Top
+    from edgeroute.tools.dashboard.terminal_view import Top
 
     last = dict(feed.fresh[-1])
 
@@ -108,7 +108,7 @@ def test_its_keys(monitor, feed):
 
 def test_nothing_yet(tmp_path):
     """Before the first request it shows that there is none."""
-    from edgeroute.tools.dashboard.top import Top
+    from edgeroute.tools.dashboard.terminal_view import Top
 
     async def run():
         app = Top(Monitor(Records()))

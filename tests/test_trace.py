@@ -12,7 +12,7 @@ import routes
 from both import DOWN, GOOD, LONG, GatedServer, Link, makes, sure, unsure
 
 from edgeroute import Cache, Egress, Outbox, PlainJson, PolicyError, Secret, Trace
-from edgeroute.router.fallback import CORRECTS
+from edgeroute.router.fallback_answers import CORRECTS
 from edgeroute.stores.journal import read
 from edgeroute.stores.outbox import decode_input
 from edgeroute.system import process

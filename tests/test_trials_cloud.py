@@ -14,9 +14,9 @@ from commands import cli
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, Options, PolicyError, Router, Trace, Trial, Unreachable
 from edgeroute.core.plan import Facts, plan
-from edgeroute.core.policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.sequential_tests import ArmTest
-from edgeroute.router.trials import RunningTrial
+from edgeroute.router.trial_arms import RunningTrial
 from edgeroute.testing import FakeModel
 
 

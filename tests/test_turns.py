@@ -12,14 +12,14 @@ import pytest
 from both import GOOD, LONG, GatedServer, makes, unsure
 
 from edgeroute import AsyncRouter, Function, Held, Limits, PlainJson, Router
-from edgeroute.cloud import exchange as turns
+from edgeroute.cloud import request_exchange as turns
 from edgeroute.cloud.endpoint_guard import Guard
-from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
 from edgeroute.core.egress import Rules, permit
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Spending
+from edgeroute.core.routing_policy import Terms
+from edgeroute.core.spending_limits import Spending
 from edgeroute.testing import CannedServer, FakeCloud
 
 PERMIT = permit(Rules(), None)

@@ -16,7 +16,7 @@ from both import LONG, Peer, Tasks, Threads, request_of
 from both import unsure as edge
 
 from edgeroute import OpenInference, PlainJson, PolicyError
-from edgeroute.http.reading import EARLY, Early
+from edgeroute.http.reply_parser import EARLY, Early
 from edgeroute.testing import CannedServer, http_reply
 
 BIG = "x" * (8 << 20)

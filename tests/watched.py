@@ -14,7 +14,7 @@ EVIL = "<script>globalThis.evil = 1</script><img src=x onerror='globalThis.evil 
 @contextlib.contextmanager
 def page_of(monitor, **more):
     """-> the page's address, with its token."""
-    from edgeroute.tools.dashboard.run import serve
+    from edgeroute.tools.dashboard.web_page import serve
 
     ready, found, stops, failed = threading.Event(), [], [], []
 

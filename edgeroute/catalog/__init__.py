@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeroute.catalog.catalog import Catalog
     from edgeroute.catalog.catalog_entry import Entry
-    from edgeroute.catalog.download import Progress
-    from edgeroute.catalog.installed import ModelStatus
+    from edgeroute.catalog.file_downloads import Progress
+    from edgeroute.catalog.installed_models import ModelStatus
     from edgeroute.catalog.model_updates import Step, Updater
 
 _MODULE_OF = {
-    "Catalog": "catalog", "Entry": "catalog_entry", "ModelStatus": "installed", "Progress": "download",
+    "Catalog": "catalog", "Entry": "catalog_entry", "ModelStatus": "installed_models", "Progress": "file_downloads",
     **dict.fromkeys(("Step", "Updater"), "model_updates"),
 }  # fmt: skip
 

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgeroute.catalog.catalog_entry import Entry, entries
-from edgeroute.catalog.download import Progress, download
-from edgeroute.catalog.installed import KNOWN, Installed
+from edgeroute.catalog.catalog_source import Source, download_index, source_of
+from edgeroute.catalog.file_downloads import Progress, download
+from edgeroute.catalog.installed_models import KNOWN, Installed
 from edgeroute.catalog.model_folder import loads, replace, stored
-from edgeroute.catalog.source import Source, download_index, source_of
 from edgeroute.errors import PolicyError
 
 if TYPE_CHECKING:

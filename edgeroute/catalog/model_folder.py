@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, checked_name, checked_version, read_entry
-from edgeroute.edge.card import sha256_of
+from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.errors import CatalogError, ModelError, ModelMissing, StoreError
 from edgeroute.stores.journal import ProcessLock

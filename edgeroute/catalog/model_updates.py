@@ -17,8 +17,8 @@ from weakref import finalize
 import numpy as np
 
 from edgeroute.catalog.catalog import Catalog
-from edgeroute.catalog.download import Progress
-from edgeroute.catalog.installed import resolved_folder, trying
+from edgeroute.catalog.file_downloads import Progress
+from edgeroute.catalog.installed_models import resolved_folder, trying
 from edgeroute.catalog.model_folder import Pointer
 from edgeroute.edge.model_members import member
 from edgeroute.errors import CatalogAway, CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from edgeroute.cloud.tensor_types import NAMES
-from edgeroute.edge.preprocess import load_pillow
-from edgeroute.edge.tensors import Array, shape_text
+from edgeroute.edge.input_tensors import Array, shape_text
+from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.imports import import_late
+from edgeroute.system.late_imports import import_late
 
 MEDIA = "media_type"
 """Parameter of a tensor with the media type of its bytes."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from edgeroute.errors import BadReply, Refused
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.process import json_loads
-from edgeroute.system.quoting import quote
+from edgeroute.system.quotable_codes import quote
 
 Talk: TypeAlias = Generator[Call, Reply, Any]
 
@@ -21,9 +21,9 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 class HttpEndpoint(Protocol):
     """Inference protocol over HTTP, or over the transport returned by an optional `channels()`.
 
-    See `edgeroute.cloud.client.Channels`. An endpoint with answers in pieces has further members: `speak(x)` and `hear(call)`,
-    generators (`edgeroute.cloud.reply_pieces.Speech`) for the answer to one input, and to a call of `encode`; and `between_s`,
-    seconds within which the next piece must come (none: no limit). It gets one input at a time.
+    See `edgeroute.cloud.endpoint_client.Channels`. An endpoint with answers in pieces has further members: `speak(x)`
+    and `hear(call)`, generators (`edgeroute.cloud.reply_pieces.Speech`) for the answer to one input, and to a call of `encode`;
+    and `between_s`, seconds within which the next piece must come (none: no limit). It gets one input at a time.
     """
 
     name: str

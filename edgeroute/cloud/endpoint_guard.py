@@ -9,15 +9,15 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.cloud.exchange import NO_DATA, Exchange, Reported, Turns
-from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.request_exchange import NO_DATA, Exchange, Reported, Turns
+from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import Admission, State, behind
 from edgeroute.core.egress import Permit, Rules, Unknown
 from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection, typed
-from edgeroute.core.policy import INF, Terms
+from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.errors import Held, PolicyError
-from edgeroute.system.copies import copy_input
 from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from edgeroute.cloud.endpoint import Talk
-from edgeroute.cloud.payloads import PARAMETER, Feed, written
+from edgeroute.cloud.input_encoding import PARAMETER, Feed, written
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel, identity
 from edgeroute.cloud.tensor_types import Invalid, Tensor, datatype_of, raw
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages import Call, Reply
-from edgeroute.system.imports import import_late
+from edgeroute.system.late_imports import import_late
 
 # Messages of the Open Inference Protocol over gRPC, with the fields that an endpoint writes and reads.
 #

@@ -20,7 +20,7 @@ import certifi
 import grpc
 import grpc.aio
 
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.forks import ForkSafe, initially, per_process

@@ -9,25 +9,25 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud import reply_pieces as speeches
-from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
-from edgeroute.cloud.payloads import apart
+from edgeroute.cloud.cloud_backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
+from edgeroute.cloud.input_encoding import apart
 from edgeroute.confidence.scores import Score
 from edgeroute.core.estimates import pick
-from edgeroute.core.policy import INF, Side, Terms
+from edgeroute.core.routing_policy import INF, Side, Terms
 from edgeroute.core.stream_walk import Pieces, single
 from edgeroute.core.walk import Prediction
-from edgeroute.system.imports import import_late
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import AbandonedRuns, settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.client import HttpClient
+    from edgeroute.cloud.call_retries import Way
     from edgeroute.cloud.endpoint import Talk
+    from edgeroute.cloud.endpoint_client import HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
-    from edgeroute.cloud.exchange import Exchange
-    from edgeroute.cloud.payloads import Ladder
+    from edgeroute.cloud.input_encoding import Ladder
     from edgeroute.cloud.reply_pieces import Said, Speech
-    from edgeroute.cloud.retries import Way
+    from edgeroute.cloud.request_exchange import Exchange
     from edgeroute.http.messages import Call
 
 
@@ -87,7 +87,7 @@ class HttpBackend(AbandonedRuns):
     def client(self) -> HttpClient:
         """HTTP client, constructed at first use."""
         if (client := self._client) is None:
-            new_client = import_late("edgeroute.cloud.client").HttpClient(self.endpoint)
+            new_client = import_late("edgeroute.cloud.endpoint_client").HttpClient(self.endpoint)
             client = self._client = vars(self).setdefault(
                 "_made", new_client
             )  # atomic: first calls at once share one, which is closed

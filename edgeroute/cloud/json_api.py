@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.backend import Escalated, checked_flag
+from edgeroute.cloud.cloud_backend import Escalated, checked_flag
 from edgeroute.cloud.endpoint import OneByOne, Talk, loads
 from edgeroute.cloud.request_body import MAX_BODY, Body, BodyType, to_json
 from edgeroute.confidence.output_forms import label_names

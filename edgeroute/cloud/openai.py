@@ -13,17 +13,17 @@ from edgeroute.cloud.endpoint import OneByOne, Talk, checked, loads, looks_like
 from edgeroute.cloud.reply_pieces import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms import label_names
+from edgeroute.core.answer_reasons import truncated
 from edgeroute.core.error_codes import clean
-from edgeroute.core.explain import truncated
-from edgeroute.core.spending import Tokens
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Amount, Count, Patience, Size, Timeout, Whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Refused, Unreachable
 from edgeroute.http.messages import SUCCESS, Address, Call, Reply
 from edgeroute.system.class_signatures import check_units
 from edgeroute.system.process import json_dumps, json_loads
-from edgeroute.text.reply import FIELDS, LONG, Events, Gathered, RunningConfidence, answer, is_error, is_piece, is_silent
-from edgeroute.text.request import Chat
+from edgeroute.text.openai_replies import FIELDS, LONG, Events, Gathered, RunningConfidence, answer, is_error, is_piece, is_silent
+from edgeroute.text.openai_requests import Chat
 
 # Errors of a language model behind OpenAI's API (key, model, length, rate) as exceptions.
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeroute.cloud.endpoint import Talk, checked, loads
-from edgeroute.cloud.exchange import ASK
-from edgeroute.cloud.payloads import PARAMETER, Feed, described, written, zeros_of
+from edgeroute.cloud.input_encoding import PARAMETER, Feed, described, written, zeros_of
+from edgeroute.cloud.request_exchange import ASK
 from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, labels_in
 from edgeroute.cloud.tensor_types import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
 from edgeroute.core.walk import new
-from edgeroute.edge.card import Array
+from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError
 from edgeroute.http.messages import SUCCESS, Call, Reply
 from edgeroute.system.process import json_dumps

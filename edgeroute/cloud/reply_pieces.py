@@ -8,16 +8,16 @@ from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, final
 
-from edgeroute.cloud.exchange import HEADER, Exchange
-from edgeroute.core.policy import INF
-from edgeroute.core.spending import Tokens
+from edgeroute.cloud.request_exchange import HEADER, Exchange
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.client import HttpClient
-    from edgeroute.cloud.retries import Way
+    from edgeroute.cloud.call_retries import Way
+    from edgeroute.cloud.endpoint_client import HttpClient
 
 
 # Protocol of a reply in pieces: a generator of the endpoint without I/O, so that one serves threads and asyncio.

@@ -11,21 +11,21 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from edgeroute.cloud.backend import checked_flag
+from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
-from edgeroute.cloud.payloads import Choose, Feed, apart, beside, encode, packed, payload_of
+from edgeroute.cloud.input_encoding import Choose, Feed, apart, beside, encode, packed, payload_of
 from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
-from edgeroute.edge.card import Array, Card
+from edgeroute.edge.input_tensors import Plain
+from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.model_inputs import constant
-from edgeroute.edge.preprocess import Preprocess
-from edgeroute.edge.tensors import Plain
+from edgeroute.edge.preprocessing import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.http.messages import Address, Call, Reply
 from edgeroute.system.process import json_loads
-from edgeroute.system.quoting import quoted_names
+from edgeroute.system.quotable_codes import quoted_names
 from edgeroute.types import TensorSpec
 
 # Labels in a server's metadata of its model, as `edgeroute export` writes them there.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.core.policy import INF
-from edgeroute.edge.tensors import Array, stack
+from edgeroute.core.routing_policy import INF
+from edgeroute.edge.input_tensors import Array, stack
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.output_reader import KINDS, Reader
 from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
-from edgeroute.system.imports import import_tool
+from edgeroute.system.late_imports import import_tool
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, NotEnough
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from edgeroute.confidence.learned_features import text_features
     from edgeroute.confidence.learned_score import Learned, prompt_features
     from edgeroute.tools.measure.calibration import calibrate, crossfit
-    from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
-    from edgeroute.tools.measure.fitting import auto, fit, fit_text
+    from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
     from edgeroute.tools.measure.independence import overlap, sketch
+    from edgeroute.tools.measure.score_fitting import auto, fit, fit_text
 
 _TOOLS_OF = {
-    "calibration": ("calibrate", "crossfit"), "curve": ("Area", "deferral_curve", "measured_area"),
-    "fitting": ("auto", "fit", "fit_text"), "independence": ("overlap", "sketch"),
+    "calibration": ("calibrate", "crossfit"), "deferral_curve": ("Area", "deferral_curve", "measured_area"),
+    "score_fitting": ("auto", "fit", "fit_text"), "independence": ("overlap", "sketch"),
 }  # fmt: skip
 """Module of `edgeroute.tools.measure` -> its public names."""
 _NAMES_OF = {

@@ -14,9 +14,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import UNIDENTIFIED
-from edgeroute.core.explain import finite
-from edgeroute.core.policy import INF, Target
+from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now, replace_file
 

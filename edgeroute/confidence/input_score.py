@@ -8,7 +8,7 @@ from typing import Any
 from edgeroute.confidence.scores import Unscored
 from edgeroute.core.error_codes import UNIDENTIFIED, named
 from edgeroute.errors import PolicyError
-from edgeroute.system.logs import Failures
+from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import call_contained
 
 

@@ -45,7 +45,7 @@ from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array,
 from edgeroute.core.error_codes import named
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.system.logs import Failures
+from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import call_contained
 
 logger = logging.getLogger("edgeroute")

@@ -10,8 +10,8 @@ from typing import Final, Literal, Protocol
 
 from edgeroute.core.error_codes import Crowded, Lasting, Rejection
 from edgeroute.core.estimates import FROM, Latency, Link, Load, Numbers, least, most
-from edgeroute.core.policy import INF, Terms
-from edgeroute.core.spending import Cost, Tokens
+from edgeroute.core.routing_policy import INF, Terms
+from edgeroute.core.spending_limits import Cost, Tokens
 from edgeroute.core.walk import new
 
 # Circuit breaker: stops calls to a failing endpoint, and probes for its recovery.

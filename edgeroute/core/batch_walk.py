@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import TypeAlias
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Emit, Event, Failed, Leave, Outcome, Start, Wait, Walk, walk
 
 BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]

@@ -129,7 +129,7 @@ UNIDENTIFIED = "unidentified:"
 
 # Sanitising of foreign texts (of servers, models, functions, stored rows) for reasons, traces, logs, stores and terminals.
 #
-# `edgeroute.system.quoting` decides which parts of a server's reply such a text may have at all.
+# `edgeroute.system.quotable_codes` decides which parts of a server's reply such a text may have at all.
 
 FOREIGN = 200
 """Maximum characters of a server's text, or of an exception that edgeroute did not raise."""

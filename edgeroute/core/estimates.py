@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, inf, isfinite, log, sqrt
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 
 # Latency sketch: decaying quantiles in constant memory.
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from edgeroute.core.device_rules import Applying, Rule, applying
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.estimates import Latency
-from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
+from edgeroute.core.routing_policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 
 # Facts: the current state that planning depends on, observed elsewhere and passed in.
 

@@ -59,7 +59,7 @@ from typing import Any, TypeAlias, final
 
 from edgeroute.core.error_codes import Coded
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import (
     Cancel,
     Delta,

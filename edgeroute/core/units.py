@@ -1,7 +1,8 @@
 """Units of settings.
 
 The signature of a class declares a setting once: its name, its unit, its default, and a line of the docstring. The check of the
-class's arguments (`edgeroute.system.class_signatures`) and its section in policy files (`edgeroute.policy.derived`) read that.
+class's arguments (`edgeroute.system.class_signatures`) and its section in policies (`edgeroute.policy.derived_sections`)
+read that.
 """
 
 from __future__ import annotations

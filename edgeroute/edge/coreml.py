@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.card import Array
+from edgeroute.edge.input_tensors import shape_text
+from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.preprocess import load_pillow
-from edgeroute.edge.tensors import shape_text
+from edgeroute.edge.preprocessing import load_pillow
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, nearest
-from edgeroute.system.imports import import_late, no_fork
+from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 ComputeUnits: TypeAlias = Literal["all", "cpu", "cpu_and_gpu", "cpu_and_ne"]
@@ -58,8 +58,8 @@ class CoreMLModel(ModelFile):
         path: the package, which is a folder, or the file.
         compute_units: hardware that it may run on: "all", "cpu", "cpu_and_gpu", or "cpu_and_ne" (the Neural Engine, from macOS
             13).
-        sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.card.sha256_of`), hex; None: the card's; unchecked
-            if the card has none.
+        sha256: expected SHA-256 of the file, or of a package (`edgeroute.edge.model_card.sha256_of`), hex; None: the card's;
+            unchecked if the card has none.
         card: path of the card, if it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
         kind: kind of the outputs, one of `edgeroute.confidence.KINDS`; None: the card's, else recognised by their form.

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.card import Array
+from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
 from edgeroute.edge.onnx import DTYPES, external_data
 from edgeroute.errors import ModelError, RuntimeMissing
-from edgeroute.system.imports import import_late
+from edgeroute.system.late_imports import import_late
 from edgeroute.types import StopToken, TensorSpec
 
 _JAVA = "ai.onnxruntime."

@@ -18,13 +18,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.backend import TURN, current_turn
-from edgeroute.edge.card import Array
+from edgeroute.edge.edge_backend import TURN, current_turn
+from edgeroute.edge.input_tensors import Plain, Prepare
+from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.tensors import Plain, Prepare
 from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, read_contents
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system.imports import import_late, no_fork
+from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.types import StopToken, TensorSpec
 
 # Delegates of TFLite: libraries that run a model's operators on other hardware.

@@ -19,15 +19,15 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
-from edgeroute.edge import gguf
-from edgeroute.edge.card import checked_sha256
+from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, LoadOptions
+from edgeroute.edge.model_card import checked_sha256
 from edgeroute.edge.model_file import LoadsLate
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.system.forks import initially
-from edgeroute.system.imports import import_late
-from edgeroute.text.reply import Gathered, answer, failure
-from edgeroute.text.request import Chat, checked_score
+from edgeroute.system.late_imports import import_late
+from edgeroute.text.openai_replies import Gathered, answer, failure
+from edgeroute.text.openai_requests import Chat, checked_score
 from edgeroute.types import StopToken
 
 # Trial of a .gguf file's chat template in a process of its own, as llama.cpp's template engine can end its process.

@@ -20,9 +20,9 @@ import numpy as np
 from edgeroute.core.error_codes import FOREIGN, clean
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.imports import import_late, no_fork
+from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.system.process import list_weakset
-from edgeroute.text.reply import TOO_LONG, Gathered
+from edgeroute.text.openai_replies import TOO_LONG, Gathered
 
 OnPiece = Callable[[Mapping[str, Any]], bool]
 """Function that takes each piece of a reply, and returns True to stop the generation."""

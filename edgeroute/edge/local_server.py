@@ -13,10 +13,10 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.stream_walk import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import ModelError, PolicyError, check_number
-from edgeroute.http.loopback import SHORT, Head, Local, exchange
+from edgeroute.http.loopback_client import SHORT, Head, Local, exchange
 from edgeroute.system.process import json_loads
-from edgeroute.text.reply import Gathered, answer, events, failure
-from edgeroute.text.request import Chat, checked_score
+from edgeroute.text.openai_replies import Gathered, answer, events, failure
+from edgeroute.text.openai_requests import Chat, checked_score
 from edgeroute.types import StopToken
 
 OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503

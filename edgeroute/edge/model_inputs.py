@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.edge.card import Card, CardInput, CardState
-from edgeroute.edge.tensors import Array, MakePrepare, Plain, Prepare, shape_text
+from edgeroute.edge.input_tensors import Array, MakePrepare, Plain, Prepare, shape_text
+from edgeroute.edge.model_card import Card, CardInput, CardState
 from edgeroute.errors import BadInput, nearest
 from edgeroute.types import TensorSpec
 

@@ -79,7 +79,7 @@ class EdgeMembers(EdgeModel, Protocol):
 
     @property
     def card(self) -> Any:
-        """Model card (`edgeroute.edge.card.Card`). Default: none."""
+        """Model card (`edgeroute.edge.model_card.Card`). Default: none."""
 
     @property
     def inputs(self) -> Sequence[TensorSpec]:

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.units import Count
-from edgeroute.edge.card import Array
+from edgeroute.edge.execution_providers import CPU, Given, Provider, names_of, parse_providers
+from edgeroute.edge.model_card import Array
 from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.edge.providers import CPU, Given, Provider, names_of, parse_providers
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
-from edgeroute.system.imports import import_late, no_fork
+from edgeroute.system.late_imports import import_late, no_fork
 from edgeroute.system.process import is_special_file
 from edgeroute.types import StopToken, TensorSpec
 

@@ -16,11 +16,11 @@ from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
 from edgeroute.edge.run_counts import runs_of
 from edgeroute.errors import BadReply, PolicyError, nearest
-from edgeroute.system.imports import attribute, installed, made
+from edgeroute.system.late_imports import attribute, installed, made
 from edgeroute.types import EdgeModel, StopToken
 
 BUILT_IN = {
-    ".active": "edgeroute.catalog.installed:active_model",
+    ".active": "edgeroute.catalog.installed_models:active_model",
     ".gguf": "edgeroute.edge.llama:LlamaModel",
     ".mlmodel": "edgeroute.edge.coreml:CoreMLModel",
     ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
+from edgeroute.http.connection_protocol import RECORD, Line
 from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, refused, send_some
+from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages import Call, Reply
-from edgeroute.http.reading import Reading
-from edgeroute.http.resolver import RESOLVER, SocketAddress
-from edgeroute.http.wire import RECORD, Line
+from edgeroute.http.reply_parser import Reading
 from edgeroute.system.forks import initially, per_process
 from edgeroute.system.process import await_within
 from edgeroute.types import StopToken

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgeroute.core.error_codes import clean
-from edgeroute.core.spending import Tokens
+from edgeroute.core.spending_limits import Tokens
 from edgeroute.core.units import Size, Timeout, Whole
 from edgeroute.errors import PolicyError
-from edgeroute.http.endpoint_terms import checked_pins, checked_terms
+from edgeroute.http.prices_and_pins import checked_pins, checked_terms
 from edgeroute.system.class_signatures import check_units
 
 

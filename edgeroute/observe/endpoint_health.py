@@ -14,7 +14,7 @@ from edgeroute.system.process import LINUX
 if TYPE_CHECKING:
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.observe.link_monitor import NetworkMonitor
-    from edgeroute.system.threads import ThreadPool
+    from edgeroute.system.thread_pool import ThreadPool
 
 log = logging.getLogger("edgeroute")
 NEWS_S = 30.0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
 
-from edgeroute.observe.device.sources import Commands, Files, Measurement
+from edgeroute.observe.device.kernel_files import Commands, Files, Measurement
 from edgeroute.system.forks import ForkSafe, initially, per_process
 
 MOST = 65536

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force, step, value_of
 from edgeroute.core.estimates import FROM, PowerFit, break_even, kept_share
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
-from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.spending import Cost
+from edgeroute.core.routing_policy import INF, Policy, Target
+from edgeroute.core.spending_limits import Cost
 from edgeroute.core.walk import Outcome
-from edgeroute.observe.sensors import Sensors, period_s, read
-from edgeroute.observe.stats import ALONE, Counts
+from edgeroute.observe.device_sensors import Sensors, period_s, read
+from edgeroute.observe.router_stats import ALONE, Counts
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import LINUX, call_contained, now
 from edgeroute.types import Backend

@@ -14,12 +14,12 @@ except ImportError as e:
         "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
     ) from e
 
+from edgeroute.policy.contradictions import Wrong, beside
 from edgeroute.policy.error_messages import explain
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
-from edgeroute.policy.keys import Settings
-from edgeroute.policy.problems import Wrong, beside
+from edgeroute.policy.policy_keys import Settings
 from edgeroute.policy.schema import reference, schema
-from edgeroute.policy.singles import paths_from
+from edgeroute.policy.single_sections import paths_from
 
 __all__ = ["Settings", "load", "reference", "schema"]
 

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeroute.errors import nearest
-from edgeroute.policy.derived import Section
-from edgeroute.policy.keys import SECTIONS, Settings
-from edgeroute.policy.problems import Key, Problem, found, sort
-from edgeroute.policy.targets import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
-from edgeroute.system.imports import installed
+from edgeroute.policy.contradictions import Key, Problem, found, sort
+from edgeroute.policy.derived_sections import Section
+from edgeroute.policy.policy_keys import SECTIONS, Settings
+from edgeroute.policy.target_sections import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
+from edgeroute.system.late_imports import installed
 
 REPLACED = {
     "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",

@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
-from edgeroute.policy.keys import LISTS, SECTIONS
-from edgeroute.policy.problems import Key, Problem
+from edgeroute.policy.contradictions import Key, Problem
+from edgeroute.policy.policy_keys import LISTS, SECTIONS
 from edgeroute.policy.schema import keys_of, sections
 
 if sys.version_info >= (3, 11):

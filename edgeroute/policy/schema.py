@@ -13,10 +13,10 @@ from pydantic_core import core_schema
 
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.errors import EdgerouteError
-from edgeroute.policy.derived import text_of
-from edgeroute.policy.keys import LISTS, SECTIONS, Settings
-from edgeroute.policy.runtimes import Registered, all_registered, registered
-from edgeroute.policy.targets import Cloud
+from edgeroute.policy.derived_sections import text_of
+from edgeroute.policy.policy_keys import LISTS, SECTIONS, Settings
+from edgeroute.policy.runtime_sections import Registered, all_registered, registered
+from edgeroute.policy.target_sections import Cloud
 
 VARIANTS = {
     "type": "object",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
-from edgeroute.cloud.backend import CloudBackend
-from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.cloud_backend import CloudBackend
+from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.estimates import Latency, Link
-from edgeroute.observe.stats import Counts
-from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.observe.router_stats import Counts
+from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.system.process import plain
 
 EVERY_S = 1.0

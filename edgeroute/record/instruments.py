@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from edgeroute.cloud.exchange import Sending
+from edgeroute.cloud.request_exchange import Sending
 from edgeroute.core.device_rules import Reading
-from edgeroute.core.spending import Tokens
-from edgeroute.observe.stats import Status
+from edgeroute.core.spending_limits import Tokens
+from edgeroute.observe.router_stats import Status
 from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")

@@ -7,8 +7,8 @@ import logging
 from datetime import datetime, timezone
 from typing import Any
 
+from edgeroute.core.answer_reasons import error_code
 from edgeroute.core.error_codes import clean, printable
-from edgeroute.core.explain import error_code
 from edgeroute.record.instruments import Instrument, RequestEnded
 
 log = logging.getLogger("edgeroute.requests")

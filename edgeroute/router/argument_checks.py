@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.device_rules import Rule
-from edgeroute.core.policy import Options
+from edgeroute.core.routing_policy import Options
 from edgeroute.edge.runtimes import each
 from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument
@@ -20,7 +20,7 @@ from edgeroute.system.class_signatures import check_units
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.backend import Function
+    from edgeroute.cloud.cloud_backend import Function
     from edgeroute.edge.runtimes import Variants
     from edgeroute.types import V
 
@@ -65,10 +65,10 @@ def checked_options(options: Options | None) -> Options:
 
 
 CLASSES: Mapping[str, tuple[str, str]] = {
-    "audit": ("edgeroute.trials.drift", "Audit"),
+    "audit": ("edgeroute.trials.drift_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
     "egress": ("edgeroute.cloud.endpoint_guard", "Egress"),
-    "limits": ("edgeroute.core.spending", "Limits"),
+    "limits": ("edgeroute.core.spending_limits", "Limits"),
     "outbox": ("edgeroute.stores.outbox", "Outbox"),
 }
 """Argument -> module and name of its class, imported only if the argument is given."""

@@ -13,20 +13,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.base_router import BaseRouter, Spawn
+from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Deferrable, Send, Stop
-from edgeroute.router.drivers.tasks import drive
+from edgeroute.router.drivers.asyncio_task import drive
 from edgeroute.router.engine import Engine, check_all
-from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.off_loop import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
+from edgeroute.router.event_loop_threads import TAKES_BACK, InsideLegs, in_cloud_thread, in_edge_thread, submitted
+from edgeroute.router.leg_execution import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, Shows, length
 from edgeroute.router.router import Router
-from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.streams import AsyncStream, End, Last, as_one_piece
 from edgeroute.router.warm_up import Warmed, Warming, view_samples, warm_up, warm_up_async
 from edgeroute.types import Answer, V
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.router.conversation import AsyncConversation
-    from edgeroute.router.live.tasks import AsyncAudio, AsyncFrames
-    from edgeroute.router.session import AsyncSession
+    from edgeroute.router.live.asyncio_source import AsyncAudio, AsyncFrames
+    from edgeroute.router.sessions import AsyncSession
     from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
 
 P = ParamSpec("P")
@@ -309,8 +309,8 @@ class AsyncRouter(BaseRouter[V]):
 
         The source may be an async iterable, which is read in a task.
         """
+        from edgeroute.router.live.asyncio_source import frames_of
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.tasks import frames_of
 
         return self._watched(frames_of(self, source, FrameSettings(**settings).checked()))
 
@@ -320,8 +320,8 @@ class AsyncRouter(BaseRouter[V]):
 
         The source may be an async iterable, which is read in a task; `vad` and `on_barge_in` are called on the event loop then.
         """
+        from edgeroute.router.live.asyncio_source import audio_of
         from edgeroute.router.live.speech import AudioSettings
-        from edgeroute.router.live.tasks import audio_of
 
         return self._watched(audio_of(self, chunks, AudioSettings(**settings).checked()))
 
@@ -333,7 +333,7 @@ class AsyncRouter(BaseRouter[V]):
 
     def session(self) -> AsyncSession:
         """Return a session, a stream of inputs, like `Router.session`, for `async with`."""
-        from edgeroute.router.session import AsyncSession
+        from edgeroute.router.sessions import AsyncSession
 
         return AsyncSession(self)
 

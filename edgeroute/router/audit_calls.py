@@ -8,21 +8,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from edgeroute.core.plan import Leg, shadow_leg
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
 from edgeroute.router.engine import Engine
-from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.parts import Part
+from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import Snapshot, fingerprints
-from edgeroute.system.copies import copy_input
+from edgeroute.router.router_parts import Part
+from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained
-from edgeroute.trials.audit import FULL, FULL_OF_RUNS
-from edgeroute.trials.shadow import ShadowRun
+from edgeroute.trials.edge_audits import FULL, FULL_OF_RUNS
+from edgeroute.trials.shadow_runs import ShadowRun
 
 if TYPE_CHECKING:
-    from edgeroute.router.trials import Trials
-    from edgeroute.trials.audit import Auditor
-    from edgeroute.trials.drift import Audit
+    from edgeroute.router.trial_arms import Trials
+    from edgeroute.trials.drift_monitor import Audit
+    from edgeroute.trials.edge_audits import Auditor
 
 
 class Asks:
@@ -109,7 +109,7 @@ def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
 def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
     """Return the settings in force: without any, in shadow mode all requests are audited, and a hidden edge has its share."""
     if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
-        from edgeroute.trials.drift import Audit as Made
+        from edgeroute.trials.drift_monitor import Audit as Made
 
         share = next((t.share for t in snapshot.trials if t.side == "edge"), None)
         return Made(share=1.0 if snapshot.policy.mode == "shadow" or share is None else share)
@@ -197,7 +197,7 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
     known = engine.trials
     if not snapshot.on_trial:
         return None
-    from edgeroute.router.trials import Trials as Made
+    from edgeroute.router.trial_arms import Trials as Made
 
     store = None if engine.checkpoint is None else engine.checkpoint.store
     dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)
@@ -219,7 +219,7 @@ def _report_comparison(engine: Engine, name: str, *, agrees: bool) -> None:
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:
     """Return a new auditor for an engine, with a journal if the engine has a folder for its state."""
-    from edgeroute.trials.audit import Auditor
+    from edgeroute.trials.edge_audits import Auditor
 
     journal = None
     if engine.state is not None:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import Offline, Options, PolicyMode
-from edgeroute.core.spending import Limits
+from edgeroute.core.routing_policy import Offline, Options, PolicyMode
+from edgeroute.core.spending_limits import Limits
 from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.observe.stats import Stats, Status
+from edgeroute.observe.router_stats import Stats, Status
 from edgeroute.router.argument_checks import checked_options, with_options
-from edgeroute.router.assemble import assemble
+from edgeroute.router.call_stages import Steps
 from edgeroute.router.engine import Engine, status
+from edgeroute.router.engine_assembly import assemble
 from edgeroute.router.policy_snapshot import edges_of, fingerprints
-from edgeroute.router.stages import Steps
-from edgeroute.system.imports import import_tool
+from edgeroute.system.late_imports import import_tool
 from edgeroute.system.process import list_weakset
 from edgeroute.types import V
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.argument_checks import Cloud, Edge
-    from edgeroute.router.parts import Part
-    from edgeroute.router.reload import PolicyFile
+    from edgeroute.router.policy_reload import PolicyFile
+    from edgeroute.router.router_parts import Part
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
-    from edgeroute.trials.drift import Audit
-    from edgeroute.trials.trial import Trial
+    from edgeroute.trials.drift_monitor import Audit
+    from edgeroute.trials.trial_setting import Trial
 
 log = logging.getLogger("edgeroute")
 Late = TypeVar("Late", bound=Callable[..., object])
@@ -114,7 +114,7 @@ class BaseRouter(Generic[V]):
             state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
             instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
             trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
-            parts: further parts, the outermost first (`edgeroute.router.parts.Part`).
+            parts: further parts, the outermost first (`edgeroute.router.router_parts.Part`).
             options: an `Options`: hedging, views, sensors, and other settings that few programs change.
 
         Raises:
@@ -149,7 +149,7 @@ class BaseRouter(Generic[V]):
         """
         if "options" in more:
             raise PolicyError("a policy file has these settings itself: give fields of Options one by one, as in order='fastest'")
-        from edgeroute.router.reload import PolicyFile
+        from edgeroute.router.policy_reload import PolicyFile
 
         file = PolicyFile(Path(path), more)
         with file.named():
@@ -202,7 +202,7 @@ class BaseRouter(Generic[V]):
             and release_in_use is not None
             and (release_on_trial.pointer.parent, release_on_trial.name) == (release_in_use.pointer.parent, release_in_use.name)
         ):
-            from edgeroute.catalog.installed import Installed
+            from edgeroute.catalog.installed_models import Installed
 
             Installed(release_on_trial.pointer.parent).activate(release_on_trial.name, release_on_trial.version)
             self.reload()
@@ -284,14 +284,14 @@ class BaseRouter(Generic[V]):
 
     def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
         """Return the steps of `calibrate`."""
-        steps = import_tool("measure.steps")
+        steps = import_tool("measure.calibrate_steps")
         wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
         want = steps.checked_request(**{name: given.pop(name) for name in wanted})
         return steps.calibration(self.engine, x, y, want, policy=self._policy_name, **given)
 
     def _evaluation(self, x: Any, y: Any, **given: Any) -> Any:
         """Return the steps of `evaluate`."""
-        return import_tool("measure.steps").evaluation(self.engine, x, y, policy=self._policy_name, **given)
+        return import_tool("measure.calibrate_steps").evaluation(self.engine, x, y, policy=self._policy_name, **given)
 
     @property
     def _policy_name(self) -> str:
@@ -328,7 +328,7 @@ _warned = threading.Event()
 
 def _replace(*given: Any) -> None:
     """Put another policy in force, as `reload.replace`, which is imported with the first reload."""
-    from edgeroute.router.reload import replace
+    from edgeroute.router.policy_reload import replace
 
     replace(*given)
 

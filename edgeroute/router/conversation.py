@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeroute.core.egress import Denied, permit
 from edgeroute.errors import BadInput, MayNotLeave
-from edgeroute.router.stages import Shown
+from edgeroute.router.call_stages import Shown
 from edgeroute.router.streams import AsyncStream, Last, Stream
 from edgeroute.types import Answer
 

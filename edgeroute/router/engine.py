@@ -15,42 +15,42 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeroute.confidence.certificate import effective_target
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Left, Outcome, new
-from edgeroute.edge.backend import EdgeBackend
+from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.errors import Closed, Held, StoreError
+from edgeroute.observe.device_sensors import SAMPLER
 from edgeroute.observe.endpoint_health import EndpointHealth
 from edgeroute.observe.planning_facts import EASES_S, Observer
-from edgeroute.observe.sensors import SAMPLER
-from edgeroute.observe.stats import Counts, Seen, Stats, Status
+from edgeroute.observe.router_stats import Counts, Seen, Stats, Status
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.cache_keys import LONGEST
+from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_stage
 from edgeroute.router.drivers import blocking
-from edgeroute.router.fallback import Fallback, LateReplies
-from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.parts import Followed, Method, Part, Parts
-from edgeroute.router.plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
+from edgeroute.router.fallback_answers import Fallback, LateReplies
+from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, chosen, cleared, made_of, served
 from edgeroute.router.private_conversations import PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, is_read_once, read_once_error
-from edgeroute.router.stages import Proceed, Result, Steps, compose, walk_stage
+from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
+from edgeroute.router.router_parts import Followed, Method, Part, Parts
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.logs import call_quietly
-from edgeroute.system.threads import ThreadPool
+from edgeroute.system.log_filter import call_quietly
+from edgeroute.system.thread_pool import ThreadPool
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgeroute.cloud.spending import SharedSpending
+    from edgeroute.cloud.spending_file import SharedSpending
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instruments import Instruments
-    from edgeroute.router.caching import Caching
+    from edgeroute.router.cache_stage import Caching
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.router.preflight import Check, Decision
-    from edgeroute.router.trials import Trials
+    from edgeroute.router.trial_arms import Trials
     from edgeroute.stores.journal import Journal
-    from edgeroute.trials.audit import Auditor
+    from edgeroute.trials.edge_audits import Auditor
 
 
 # Readings of the device's sensors for a router; a rule may have edge models freed, and loaded again later.

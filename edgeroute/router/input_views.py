@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeroute.cloud.backend import Escalated
+from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.core.error_codes import clean, named, typed
-from edgeroute.core.policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
-from edgeroute.edge.backend import InputScoredBackend
+from edgeroute.edge.edge_backend import InputScoredBackend
 from edgeroute.errors import BadInput, Held, ModelError, PolicyError, nearest
 from edgeroute.system.process import call_contained
 
@@ -227,7 +227,7 @@ class EdgeAnswers:
 
 def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
     """Return an edge's answer in JSON types, for a cloud that takes it."""
-    from edgeroute.cloud.payloads import told
+    from edgeroute.cloud.input_encoding import told
 
     return None if answer is None else told(answer)
 

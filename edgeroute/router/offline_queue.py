@@ -10,23 +10,23 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from edgeroute.cloud.backend import CloudBackend, Escalated
+from edgeroute.cloud.cloud_backend import CloudBackend, Escalated
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.error_codes import named
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.http.messages import Call
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.serialisation import decode_input, encode_input
 from edgeroute.system import process
-from edgeroute.system.copies import copy_input
+from edgeroute.system.input_copies import copy_input
 from edgeroute.system.process import call_contained, json_loads
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.exchange import Exchange
-    from edgeroute.router.legs import LegExecutor, Walked
+    from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.router.leg_execution import LegExecutor, Walked
     from edgeroute.router.policy_snapshot import Snapshot
     from edgeroute.router.request import Request
 

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args
 
-from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
+from edgeroute.cloud.cloud_backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.endpoint_guard import Egress
 from edgeroute.confidence.certificate import BoundCertificate, effective_target
 from edgeroute.confidence.input_score import InputScore
@@ -23,7 +23,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.device_rules import Rule, problem
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import (
+from edgeroute.core.routing_policy import (
     HEDGE,
     INF,
     NEEDS,
@@ -37,14 +37,14 @@ from edgeroute.core.policy import (
     Target,
     Uncalibrated,
 )
-from edgeroute.edge.backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
+from edgeroute.edge.edge_backend import EdgeBackend, InputScoredBackend, edge_backend, has_state
 from edgeroute.edge.model_members import member, stamps
 from edgeroute.edge.runtimes import Variants, load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
-from edgeroute.observe.sensors import LEAST_S, MOST_S
+from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.input_views import TargetViews, View, check_send_edge
-from edgeroute.trials.trial import EDGE_TRIAL, Trial, checked
+from edgeroute.trials.trial_setting import EDGE_TRIAL, Trial, checked
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:

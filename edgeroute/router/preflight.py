@@ -6,13 +6,13 @@ from collections.abc import Generator
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.core import explain
+from edgeroute.core import answer_reasons as explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import named
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.errors import PolicyError
-from edgeroute.router.legs import PASSING, LegExecutor
+from edgeroute.router.leg_execution import PASSING, LegExecutor
 from edgeroute.router.policy_snapshot import Snapshot
 from edgeroute.types import Backend
 

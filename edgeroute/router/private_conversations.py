@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from unicodedata import normalize
 
 from edgeroute.core.egress import Denied, Rules, permit
-from edgeroute.core.policy import Mode
+from edgeroute.core.routing_policy import Mode
 from edgeroute.errors import StoreError
-from edgeroute.router.parts import Part
+from edgeroute.router.router_parts import Part
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import now
 
 if TYPE_CHECKING:
-    from edgeroute.stores.sqlite import Database
+    from edgeroute.stores.sqlite_file import Database
 
 # Turns of a conversation in an input, and the digests by which a later call with the same turns is recognised.
 
@@ -187,7 +187,7 @@ class Digests(ForkSafe):
         self.path = path
         self._database: Database | None = None
         if path is not None:
-            from edgeroute.stores.sqlite import Database  # imports SQLite, only where there is a file
+            from edgeroute.stores.sqlite_file import Database  # imports SQLite, only where there is a file
 
             self._database = Database(path, _SCHEMA, durable=False)
         self._key = os.urandom(32)

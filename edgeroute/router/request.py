@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadInput
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Outcome, Start, Wait, walk
 from edgeroute.router.base_router import BaseRouter, Spawn
+from edgeroute.router.call_stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Deferrable, Send, Stop, blocking
 from edgeroute.router.engine import Engine, check_all, decide_alone
-from edgeroute.router.legs import LegExecutor, run_first
+from edgeroute.router.leg_execution import LegExecutor, run_first
 from edgeroute.router.policy_snapshot import edges_of
 from edgeroute.router.request import Request, Shows, length
-from edgeroute.router.stages import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from edgeroute.router.conversation import Conversation
     from edgeroute.router.live.frames import Drop, Signature
+    from edgeroute.router.live.result_iterators import Audio, Frames
     from edgeroute.router.live.speech import Vad
-    from edgeroute.router.live.updates import Audio, Frames
     from edgeroute.router.preflight import Check, Decision
-    from edgeroute.router.session import Session
+    from edgeroute.router.sessions import Session
     from edgeroute.router.streams import Stream
     from edgeroute.router.warm_up import Warmed, Warming
     from edgeroute.tools.measure.report.progress import Progress
@@ -255,7 +255,7 @@ class Router(BaseRouter[V]):
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
         from edgeroute.router.live.frames import FrameSettings
-        from edgeroute.router.live.updates import frames_of
+        from edgeroute.router.live.result_iterators import frames_of
 
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
@@ -316,8 +316,8 @@ class Router(BaseRouter[V]):
         Raises:
             PolicyError, BadInput: an argument, or the source, is invalid.
         """
+        from edgeroute.router.live.result_iterators import audio_of
         from edgeroute.router.live.speech import AudioSettings
-        from edgeroute.router.live.updates import audio_of
 
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
@@ -333,7 +333,7 @@ class Router(BaseRouter[V]):
 
     def session(self) -> Session:
         """Return a session, a stream of inputs for models with a state: `with router.session() as s: s.infer(chunk)`."""
-        from edgeroute.router.session import Session
+        from edgeroute.router.sessions import Session
 
         return Session(self)
 

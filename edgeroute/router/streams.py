@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.router.stages import Result, Shown
+from edgeroute.router.call_stages import Result, Shown
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

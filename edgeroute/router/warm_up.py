@@ -7,14 +7,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.error_codes import named
-from edgeroute.edge.backend import EdgeBackend, in_new_session
+from edgeroute.edge.edge_backend import EdgeBackend, in_new_session
 from edgeroute.edge.model_members import member
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, edges_of, made_of
-from edgeroute.system.logs import call_quietly
+from edgeroute.system.log_filter import call_quietly
 
 if TYPE_CHECKING:
-    from edgeroute.catalog.installed import Release
+    from edgeroute.catalog.installed_models import Release
 
 Warming = Callable[[int, int, str], object]
 """Called with (number of models done, number of all, name of the next)."""

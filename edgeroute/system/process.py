@@ -18,7 +18,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.core.error_codes import told, typed
 from edgeroute.system.forks import ForkSafe, per_process
-from edgeroute.system.logs import Failures
+from edgeroute.system.log_filter import Failures
 
 if TYPE_CHECKING:
     import asyncio

@@ -26,7 +26,7 @@ from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import files, fingerprint, member
 from edgeroute.edge.runtimes import Ensemble, load
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.system.copies import copy_input
+from edgeroute.system.input_copies import copy_input
 from edgeroute.testing.edge_runs import Ask, Hangs, Running, Token
 from edgeroute.types import EdgeModel, StopToken
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.backend import EdgeBackend
+from edgeroute.edge.edge_backend import EdgeBackend
 from edgeroute.types import EdgeModel, StopToken
 
 Ask = Callable[[], object]

@@ -12,7 +12,7 @@ from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
 from edgeroute.http.messages import Address, Call, Reply
-from edgeroute.system.copies import copy_input
+from edgeroute.system.input_copies import copy_input
 from edgeroute.testing.edge_contract import ContractBroken, equal, error_text, short, shown
 
 Server = Callable[[Call], Reply]

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
-from edgeroute.catalog.download import FILES
+from edgeroute.catalog.catalog_source import INDEX, METADATA, TARGETS
+from edgeroute.catalog.file_downloads import FILES
 from edgeroute.catalog.model_folder import replace
 from edgeroute.catalog.model_updates import NAMED
-from edgeroute.catalog.source import INDEX, METADATA, TARGETS
-from edgeroute.edge.card import sha256_of
+from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, RuntimeMissing, StoreError
-from edgeroute.system.imports import import_late
+from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import files_in
 
 ROOT_DAYS, LISTS_DAYS = 3650, 30

@@ -20,7 +20,7 @@ from sensor import recordings
 
 from edgeroute import Prometheus, Router, metrics
 from edgeroute.record.request_log import JsonFormatter
-from edgeroute.tools.server.notify import Notify
+from edgeroute.tools.server.systemd_notices import Notify
 
 log = logging.getLogger("monitor")
 HOSTS = frozenset({"127.0.0.1", "localhost"})

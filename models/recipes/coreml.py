@@ -25,7 +25,7 @@ import onnx
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - as coremltools calls it
 from onnx import numpy_helper
 
-from edgeroute.edge.card import sha256_of
+from edgeroute.edge.model_card import sha256_of
 
 FASHION = Path(__file__).resolve().parent.parent / "fashion"
 TARGET = ct.target.iOS16

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeroute.edge.card import Card
+from edgeroute.edge.model_card import Card
 
 
 def fold(model: onnx.ModelProto, card: dict[str, Any]) -> tuple[onnx.ModelProto, dict[str, Any]]:

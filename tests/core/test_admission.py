@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
 from edgeroute.core.admission import FAULTS, Admission, behind
 from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Spending
+from edgeroute.core.routing_policy import Terms
+from edgeroute.core.spending_limits import Spending
 
 INF = float("inf")
 DAY = 1_700_000_040.0

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edgeroute import Limits
 from edgeroute.core.admission import FAULT, LEAST, MOST, ROUND, SLOWER, Admission, Concurrency
 from edgeroute.core.error_codes import Crowded, Rejection
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Spending
+from edgeroute.core.routing_policy import Terms
+from edgeroute.core.spending_limits import Spending
 
 
 class Calls(RuleBasedStateMachine):

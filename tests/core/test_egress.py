@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeroute.core.egress import Denied, Permit, Rules, permit
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.policy import MODES, Policy, Target
+from edgeroute.core.routing_policy import MODES, Policy, Target
 
 TARGETS = (Target("small", "edge", 0.7), Target("edge", "edge", 0.85), Target("eu", "cloud"), Target("us", "cloud"))
 RULES = Rules(never_leave=frozenset({"medical"}), may_leave=frozenset({"public"}))

@@ -9,12 +9,14 @@ from time import monotonic
 import pytest
 
 from edgeroute import Prediction
+from edgeroute.core.answer_reasons import reason, reason_code, trace
 from edgeroute.core.batch_walk import walk_many
-from edgeroute.core.explain import reason, reason_code, trace
 from edgeroute.core.plan import Facts, Plan, Refusal, plan
-from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Start, Wait, walk
-from edgeroute.router.drivers import blocking, tasks, virtual
+from edgeroute.router.drivers import asyncio_task as tasks
+from edgeroute.router.drivers import blocking
+from edgeroute.router.drivers import virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

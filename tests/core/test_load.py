@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from edgeroute.core import estimates
 from edgeroute.core.estimates import Load, Report, kept_share, slack
 from edgeroute.core.plan import Facts, plan
-from edgeroute.core.policy import Policy, Target
+from edgeroute.core.routing_policy import Policy, Target
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 loads = st.floats(0, 10)

@@ -11,10 +11,12 @@ import pytest
 from edgeroute import Prediction, Rule
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Facts, Plan, plan, stays_home
-from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
 from edgeroute.core.walk import Done, Emit, Mark, left, walk
-from edgeroute.router.drivers import blocking, tasks, virtual
+from edgeroute.router.drivers import asyncio_task as tasks
+from edgeroute.router.drivers import blocking
+from edgeroute.router.drivers import virtual_time as virtual
 
 HOT = Rule("heat", "only_edge", enter=80)
 LOW, SPARING = Rule("battery", "only_edge", 0.5), Rule("battery", "prefer_edge", 0.5)

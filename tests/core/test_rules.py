@@ -9,13 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeroute import Prediction, Reading, Rule
-from edgeroute.core import explain
+from edgeroute.core import answer_reasons as explain
 from edgeroute.core.device_rules import OF, Standing, in_force, problem, step
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import walk_stream
 from edgeroute.core.walk import Done, Failed, walk
-from edgeroute.router.drivers import virtual
+from edgeroute.router.drivers import virtual_time as virtual
 
 LOW = Rule("battery", "only_edge", enter=0.2)
 HOT = Rule("heat", "prefer_cloud", enter=80)

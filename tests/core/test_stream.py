@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import Piece, Prediction, Restart
-from edgeroute.core.explain import broken, reason_code
+from edgeroute.core.answer_reasons import broken, reason_code
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import FirstTokenLate, walk_stream
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Start, Wait
-from edgeroute.router.drivers import blocking, tasks, virtual
+from edgeroute.router.drivers import asyncio_task as tasks
+from edgeroute.router.drivers import blocking
+from edgeroute.router.drivers import virtual_time as virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 

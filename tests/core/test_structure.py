@@ -26,7 +26,7 @@ METHODS = 20
 LARGE = {
     "edge/model_members.py EdgeMembers": "a protocol: each member that is read of a model is a method that documents it",
     "cloud/http_backend.py HttpBackend": "each method is a member of the backends' interface, most of one line",
-    "stores/outbox/queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",
+    "stores/outbox/sqlite_queue.py Outbox": "each operation on the queue is a method of its own, and one transaction",
 }
 """Classes with more methods, each with the reason."""
 LOCKS = {
@@ -35,18 +35,18 @@ LOCKS = {
     "edge/java_onnx.py": "no child can use Java",
     "edge/litert.py": "of an interpreter, which a child sets aside",
     "edge/llama_engines.py": "of an engine, which a child sets aside",
-    "router/inputs.py": "of one call",
-    "router/legs.py": "of one call",
-    "router/live/source.py": "of one iterator",
+    "router/request_inputs.py": "of one call",
+    "router/leg_execution.py": "of one call",
+    "router/live/live_source.py": "of one iterator",
     "router/offline_queue.py": "of one call",
-    "system/imports.py": "a fork waits for it",
+    "system/late_imports.py": "a fork waits for it",
     "testing/fakes.py": "for tests",
-    "testing/server.py": "for tests",
+    "testing/canned_server.py": "for tests",
     "tools/dashboard/monitor.py": "a page belongs to the process that serves it",
     "types.py": "of one call",
 }
 """Files that make a lock which a forked child takes over, each with the reason."""
-LOOK_UP = "edgeroute.system.imports"
+LOOK_UP = "edgeroute.system.late_imports"
 """Its function `import_tool` imports a program of edgeroute/tools/ by its name; nothing else outside that folder does."""
 TYPED = {"edgeroute.confidence", "edgeroute.router.async_router", "edgeroute.router.router"}
 """Modules that name what the look-up returns for type checkers, where nothing is imported at run time."""

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from edgeroute import Prediction
 from edgeroute.core.batch_walk import for_rows, walk_many
 from edgeroute.core.plan import Facts, Plan, plan
-from edgeroute.core.policy import INF, MODES, Policy, Target
+from edgeroute.core.routing_policy import INF, MODES, Policy, Target
 from edgeroute.core.walk import Done, Failed, acceptable, first_leg_outcome, walk
-from edgeroute.router.drivers import blocking, virtual
+from edgeroute.router.drivers import blocking
+from edgeroute.router.drivers import virtual_time as virtual
 
 BEGUN = 100.0
 WALKS = 3000

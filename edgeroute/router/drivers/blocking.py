@@ -9,7 +9,7 @@ from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import TypeVar
 
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
 from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, do_nothing, in_time
 

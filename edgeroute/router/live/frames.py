@@ -10,11 +10,11 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.live_decisions import Pace, Scene, Steady, Taken, outdated, scene_of, steadied
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_number
 from edgeroute.router.argument_checks import check_seconds
-from edgeroute.router.live.source import Begin, Call, Mailbox
-from edgeroute.system.logs import Failures
+from edgeroute.router.live.live_source import Begin, Call, Mailbox
+from edgeroute.system.log_filter import Failures
 from edgeroute.system.process import call_contained
 from edgeroute.types import Answer
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.live_decisions import Began, Ended, Loudness, Speech
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, PolicyError, check_number
 from edgeroute.router.argument_checks import check_seconds
 from edgeroute.router.live.frames import Drop, check_drop, check_function
-from edgeroute.router.live.source import Begin, Call, Kind, Mailbox, equal, items
+from edgeroute.router.live.live_source import Begin, Call, Kind, Mailbox, equal, items
 from edgeroute.system.process import call_contained
 from edgeroute.types import Answer
 

@@ -3,6 +3,6 @@
 from edgeroute.stores.cache.answer_cache import Cache, CacheStats, Flight, Flights, State
 from edgeroute.stores.cache.cache_entry import Entry
 from edgeroute.stores.cache.input_key import digest, fingerprint
-from edgeroute.stores.cache.semantic import Semantic
+from edgeroute.stores.cache.semantic_cache import Semantic
 
 __all__ = ["Cache", "CacheStats", "Entry", "Flight", "Flights", "Semantic", "State", "digest", "fingerprint"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgeroute.stores.outbox.delivery import Delivery
-from edgeroute.stores.outbox.entries import Late, Listed, Put, Waiting
 from edgeroute.stores.outbox.late_callbacks import Callbacks
-from edgeroute.stores.outbox.queue import Outbox, Tx
+from edgeroute.stores.outbox.outbox_entries import Late, Listed, Put, Waiting
+from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.stores.serialisation import decode_input, encode_input
 
 __all__ = ["Callbacks", "Delivery", "Late", "Listed", "Outbox", "Put", "Tx", "Waiting", "decode_input", "encode_input"]

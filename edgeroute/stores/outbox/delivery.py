@@ -19,11 +19,11 @@ from typing import TypeAlias
 from edgeroute.core.error_codes import named
 from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.journal import ProcessLock
-from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
-from edgeroute.stores.outbox.queue import Outbox
-from edgeroute.stores.outbox.sql import Heads, Lane, Turns
+from edgeroute.stores.outbox.outbox_entries import Answering, Listed, Waiting
+from edgeroute.stores.outbox.sql_tables import Heads, Lane, Turns
+from edgeroute.stores.outbox.sqlite_queue import Outbox
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.threads import ThreadPool
+from edgeroute.system.thread_pool import ThreadPool
 
 # Background thread with leader election: only the process that holds a lock file does the work.
 

@@ -11,9 +11,9 @@ from math import inf
 
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.stores.outbox.delivery import Loop, backoff
-from edgeroute.stores.outbox.entries import Late, Listed
-from edgeroute.stores.outbox.queue import Outbox, Tx
-from edgeroute.stores.outbox.sql import Heads, Lane, Turns
+from edgeroute.stores.outbox.outbox_entries import Late, Listed
+from edgeroute.stores.outbox.sql_tables import Heads, Lane, Turns
+from edgeroute.stores.outbox.sqlite_queue import Outbox, Tx
 from edgeroute.system.forks import ForkSafe, initially, per_process
 
 MOST_FAILURES = 10_000

@@ -13,17 +13,17 @@ from edgeroute.tools.cli.check import check, decide, docs, schema, sensors
 from edgeroute.tools.cli.compress import prune, quantize
 from edgeroute.tools.cli.demo import demo
 from edgeroute.tools.cli.evaluate import evaluate
-from edgeroute.tools.cli.exits import CODES, exits
+from edgeroute.tools.cli.exit_codes import CODES, exits
 from edgeroute.tools.cli.export import export
 from edgeroute.tools.cli.infer import infer
 from edgeroute.tools.cli.inspect import inspect
 from edgeroute.tools.cli.models import models
+from edgeroute.tools.cli.outbox_and_egress import egress, outbox
 from edgeroute.tools.cli.recertify import recertify
 from edgeroute.tools.cli.replay import replay
 from edgeroute.tools.cli.servers import dashboard, gateway, serve, top
 from edgeroute.tools.cli.simulate import load, simulate
 from edgeroute.tools.cli.status import status
-from edgeroute.tools.cli.stores import egress, outbox
 
 app = typer.Typer(
     name="edgeroute",

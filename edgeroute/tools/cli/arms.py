@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, StoreError
-from edgeroute.tools.cli.exits import NOT_READY, OK
+from edgeroute.tools.cli.exit_codes import NOT_READY, OK
 from edgeroute.tools.cli.status import show_arms, trials_of
-from edgeroute.tools.cli.tables import Json, console, table
+from edgeroute.tools.cli.tables_and_options import Json, console, table
 
 if TYPE_CHECKING:
     from edgeroute.tools.measure.fleet_trial import Device, Fleet
@@ -41,7 +41,7 @@ def arms(
     trial is stopped on a device.
     """
     from edgeroute.tools.measure.fleet_trial import compare
-    from edgeroute.tools.measure.report.page import basis
+    from edgeroute.tools.measure.report.report_page import basis
 
     trials: dict[tuple[str, str], list[Device]] = {}
     for path in devices:
@@ -122,7 +122,7 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
 def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
     """Write the report."""
     from edgeroute.system.process import replace_file
-    from edgeroute.tools.measure.report.page import document, fleets_page
+    from edgeroute.tools.measure.report.report_page import document, fleets_page
 
     try:
         replace_file(report, document(fleets_page(pages)))
@@ -132,7 +132,7 @@ def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
 
 def _show(fleet: Fleet, summary: str) -> None:
     """Print the comparison."""
-    from edgeroute.tools.measure.report.page import difference, how, verdict
+    from edgeroute.tools.measure.report.report_page import difference, how, verdict
 
     print(summary)
     show_arms([{key: list(value) if isinstance(value, tuple) else value for key, value in arm._asdict().items()}

@@ -15,14 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edgeroute.errors import PolicyError, StoreError
-from edgeroute.tools.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, FileExamples, plain_router, read_examples
-from edgeroute.tools.cli.exits import OK, TOO_FEW, line
-from edgeroute.tools.cli.tables import Json, Policy, console, pairs, share, table
+from edgeroute.tools.cli.example_options import (
+    DataClass,
+    DataOrNone,
+    EdgeNumber,
+    Every,
+    FileExamples,
+    plain_router,
+    read_examples,
+)
+from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
+from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, share, table
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.graded import CertifiedGraded
+    from edgeroute.tools.cli.graded_answers import CertifiedGraded
     from edgeroute.tools.measure.report.router_results import CalibrationResult
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
@@ -105,9 +113,9 @@ def calibrate(
 
     from edgeroute.confidence import NotEnough
     from edgeroute.edge.model_members import member
-    from edgeroute.tools.cli.graded import certify_graded, only_graded, read_graded
-    from edgeroute.tools.cli.prompts import grade_prompts, read_prompts
-    from edgeroute.tools.measure.collect import DirectCalls
+    from edgeroute.tools.cli.answered_prompts import grade_prompts, read_prompts
+    from edgeroute.tools.cli.graded_answers import certify_graded, only_graded, read_graded
+    from edgeroute.tools.measure.collect_examples import DirectCalls
 
     result: CalibrationResult | CertifiedGraded
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
@@ -229,10 +237,10 @@ def _calibrate_recorded(
     router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int, policy: Path, every: int
 ) -> CalibrationResult:
     """Calibrate on recorded outputs, or on the audit log if there are none."""
-    from edgeroute.tools.cli.stores import state_folder
+    from edgeroute.tools.cli.outbox_and_egress import state_folder
+    from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
-    from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
-    from edgeroute.tools.measure.steps import certify_examples, checked_request
+    from edgeroute.tools.measure.collect_examples import DirectCalls, recorded_examples
 
     options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
     target = checked_request(**options)
@@ -259,7 +267,7 @@ def path_in_policy(policy: Path, path: Path) -> str:
 
 def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
     """Print the certificate, and the lines for the policy."""
-    from edgeroute.tools.measure.report.words import SIDES
+    from edgeroute.tools.measure.report.numbers_in_words import SIDES
 
     certificate = result.certificate
     console().print(certificate.guarantee, markup=False)

@@ -13,9 +13,9 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import nearest
-from edgeroute.system.imports import docs_folder
-from edgeroute.tools.cli.exits import NOT_READY, OK
-from edgeroute.tools.cli.tables import Json, Policy, table
+from edgeroute.system.late_imports import docs_folder
+from edgeroute.tools.cli.exit_codes import NOT_READY, OK
+from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
 
 def check(*, policy: Policy, as_json: Json = False) -> int:
@@ -39,7 +39,7 @@ def decide(
 ) -> int:
     """Explain which route an input would take. Runs the edge model; sends nothing."""
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.inputs import read_inputs
+    from edgeroute.tools.cli.input_files import read_inputs
 
     def print_note(note: str) -> None:
         """Print a note on stderr."""
@@ -93,7 +93,7 @@ def schema(
 ) -> int:
     """Print the JSON Schema of policy files or of model cards, for an editor or a validator; with --json on one line."""
     if what == "card":
-        from edgeroute.edge import card as described
+        from edgeroute.edge import model_card as described
     else:
         from edgeroute import policy as described  # type: ignore[no-redef]
 
@@ -115,8 +115,8 @@ def sensors(
     as_json: Json = False,
 ) -> int:
     """Show the readings of this device's sensors, and why others are missing: battery, heat, load, memory, power, network."""
-    from edgeroute.observe.device.sources import TIMEOUT_S
-    from edgeroute.observe.sensors import DeviceSensors
+    from edgeroute.observe.device.kernel_files import TIMEOUT_S
+    from edgeroute.observe.device_sensors import DeviceSensors
 
     if not root.is_dir():
         raise typer.BadParameter(f"{str(root)!r} is no folder", param_hint="--root")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.tools.cli.exits import OK
-from edgeroute.tools.cli.tables import Json, console, pairs, share, table
+from edgeroute.tools.cli.exit_codes import OK
+from edgeroute.tools.cli.tables_and_options import Json, console, pairs, share, table
 
 if TYPE_CHECKING:
-    from edgeroute.tools.compress.measure import Measured, Result
+    from edgeroute.tools.compress.measurement import Measured, Result
 
 
 # Parts of both commands: reading the data, and printing the result.
@@ -45,7 +45,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
     """
     from edgeroute.edge.model_members import member
     from edgeroute.edge.runtimes import load
-    from edgeroute.tools.cli.inputs import files, read_inputs
+    from edgeroute.tools.cli.input_files import files, read_inputs
 
     loaded = load(model)
     if (load_it := member(loaded, "load")) is not None:

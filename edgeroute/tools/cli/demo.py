@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from edgeroute.tools.cli.exits import OK
-from edgeroute.tools.cli.tables import Json, seconds, share
+from edgeroute.tools.cli.exit_codes import OK
+from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router

@@ -20,11 +20,11 @@ from rich.text import Text
 from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, NoAnswer
 from edgeroute.router.router import Router
-from edgeroute.tools.cli.tables import table
-from edgeroute.tools.measure.curve import deferral_curve
+from edgeroute.tools.cli.tables_and_options import table
+from edgeroute.tools.measure.deferral_curve import deferral_curve
 from edgeroute.tools.measure.report.figures import CLOUD, EDGE, INK, element, frame
-from edgeroute.tools.measure.report.page import STYLE
-from edgeroute.tools.measure.report.words import size
+from edgeroute.tools.measure.report.numbers_in_words import size
+from edgeroute.tools.measure.report.report_page import STYLE
 from edgeroute.types import Answer
 
 # Data of the demo: validation results of the shipped models, and test images.

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.errors import BadInput, RuntimeMissing
-from edgeroute.tools.cli.examples import Data, DataClass, EdgeNumber, Every, FileExamples, plain_router, read_examples
-from edgeroute.tools.cli.exits import OK
-from edgeroute.tools.cli.tables import Json, Policy, console, pairs, table
+from edgeroute.tools.cli.example_options import Data, DataClass, EdgeNumber, Every, FileExamples, plain_router, read_examples
+from edgeroute.tools.cli.exit_codes import OK
+from edgeroute.tools.cli.tables_and_options import Json, Policy, console, pairs, table
 
 if TYPE_CHECKING:
     from edgeroute.router.router import Router
@@ -49,8 +49,8 @@ def evaluate(
 
     Without labels, correct means agreeing with the cloud.
     """
-    from edgeroute.tools.cli.graded import read_graded
-    from edgeroute.tools.measure.report.words import seen_before
+    from edgeroute.tools.cli.graded_answers import read_graded
+    from edgeroute.tools.measure.report.numbers_in_words import seen_before
 
     if report is not None:
         _may_write(report)
@@ -102,9 +102,9 @@ def _may_write(report: Path) -> None:
 
 def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **costs: float | None) -> EvaluationResult:
     """Evaluate recorded outputs."""
-    from edgeroute.tools.measure.collect import DirectCalls, recorded_examples
+    from edgeroute.tools.measure.calibrate_steps import check_threshold, evaluate_examples, missing_notes
+    from edgeroute.tools.measure.collect_examples import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.router_results import EvaluationResult
-    from edgeroute.tools.measure.steps import check_threshold, evaluate_examples, missing_notes
 
     calls = DirectCalls(router.engine, edge)
     check_threshold(calls)
@@ -115,7 +115,7 @@ def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **cost
 def _show(evaluation: Evaluation) -> None:
     """Print the evaluation."""
     from edgeroute.tools.measure.certification import verdicts
-    from edgeroute.tools.measure.report.words import duration, level, ranking, size, verdict
+    from edgeroute.tools.measure.report.numbers_in_words import duration, level, ranking, size, verdict
 
     examples, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
     lines = list[tuple[str, ...]]()

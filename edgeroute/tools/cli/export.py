@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exits import OK, exits
-from edgeroute.tools.cli.tables import Json, seconds, share
+from edgeroute.tools.cli.exit_codes import OK, exits
+from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 
 if TYPE_CHECKING:
-    from edgeroute.tools.export.folder import Subject
+    from edgeroute.tools.export.exported_models import Subject
 
 export = typer.Typer(name="export", no_args_is_help=True, help="Export models for Triton, Ray Serve, KServe or Kubernetes.")
 

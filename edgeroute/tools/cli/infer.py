@@ -12,13 +12,13 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
-from edgeroute.tools.cli.exits import FAILED, NO_ANSWER, OK, code_of, line
-from edgeroute.tools.cli.tables import Json, Policy, seconds
+from edgeroute.tools.cli.exit_codes import FAILED, NO_ANSWER, OK, code_of, line
+from edgeroute.tools.cli.tables_and_options import Json, Policy, seconds
 
 if TYPE_CHECKING:
-    from edgeroute.observe.stats import Stats
+    from edgeroute.observe.router_stats import Stats
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.inputs import Item
+    from edgeroute.tools.cli.input_files import Item
     from edgeroute.types import Answer
 
 
@@ -57,7 +57,7 @@ class Tally:
         """Print the summary. stats: of the router that answered; batch: inputs answered together."""
         import numpy as np
 
-        from edgeroute.tools.cli.tables import console, pairs
+        from edgeroute.tools.cli.tables_and_options import console, pairs
 
         out, total = console(), self.answered
         for text in self._first:
@@ -111,7 +111,7 @@ def infer(
 ) -> int:
     """Answer inputs. A failed input does not stop the others."""
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.inputs import files, read_inputs
+    from edgeroute.tools.cli.input_files import files, read_inputs
     from edgeroute.tools.measure.report.progress import bar
 
     tally, failures = Tally(), list[EdgerouteError]()

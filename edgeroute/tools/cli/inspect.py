@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute.tools.cli.exits import FAILED, OK
-from edgeroute.tools.cli.tables import Json, seconds
+from edgeroute.tools.cli.exit_codes import FAILED, OK
+from edgeroute.tools.cli.tables_and_options import Json, seconds
 
 if TYPE_CHECKING:
     from edgeroute.tools.cli.inspect_report import Report
@@ -84,7 +84,7 @@ def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Rep
 
 def _check_free(path: Path, *, force: bool) -> None:
     """Refuse `--write` if the card exists."""
-    from edgeroute.edge.card import card_path
+    from edgeroute.edge.model_card import card_path
 
     card = card_path(path)
     if not force and (card.exists() or card.is_symlink()):
@@ -97,7 +97,7 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
     Raises:
         ModelError: the model does not run with it, or it cannot be written.
     """
-    from edgeroute.edge.card import card_path
+    from edgeroute.edge.model_card import card_path
     from edgeroute.edge.runtimes import load
     from edgeroute.errors import ModelError
     from edgeroute.router.router import Router

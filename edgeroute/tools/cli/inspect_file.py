@@ -14,20 +14,20 @@ import numpy as np
 from edgeroute.confidence.detector_boxes import are_boxes
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import named
-from edgeroute.edge import gguf
-from edgeroute.edge.backend import in_new_session
-from edgeroute.edge.card import Card, card_path, sha256_of
+from edgeroute.edge import gguf_format as gguf
+from edgeroute.edge.edge_backend import in_new_session
+from edgeroute.edge.input_tensors import shape_text
+from edgeroute.edge.model_card import Card, card_path, sha256_of
 from edgeroute.edge.model_inputs import Inputs
 from edgeroute.edge.model_members import feed_of, member
 from edgeroute.edge.runtimes import load
-from edgeroute.edge.tensors import shape_text
 from edgeroute.errors import BadInput, EdgerouteError, ModelError, PolicyError, RuntimeMissing
 from edgeroute.system.process import is_special_file
-from edgeroute.tools.cli.exits import LEFT
-from edgeroute.tools.cli.inputs import IMAGES, STDIN, by_name, read_inputs
+from edgeroute.tools.cli.exit_codes import LEFT
+from edgeroute.tools.cli.input_files import IMAGES, STDIN, by_name, read_inputs
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
-from edgeroute.tools.inspect.guess import LABELS, batch_of, card, named_classes, outputs
 from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
+from edgeroute.tools.inspect.guess_outputs import LABELS, batch_of, card, named_classes, outputs
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 # Language models: only the file's header is read, so that llama.cpp need not be installed.

@@ -11,17 +11,17 @@ from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.tensor_types import DTYPES
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.core.error_codes import named
-from edgeroute.core.policy import Options
-from edgeroute.edge.card import Card
+from edgeroute.core.routing_policy import Options
+from edgeroute.edge.model_card import Card
 from edgeroute.edge.model_inputs import Inputs
 from edgeroute.errors import BadInput, CloudError, EdgerouteError
 from edgeroute.http.messages import Reply, Secret
 from edgeroute.router.router import Router
-from edgeroute.system.quoting import quoted_names
-from edgeroute.tools.cli.inputs import by_name, read_inputs
+from edgeroute.system.quotable_codes import quoted_names
+from edgeroute.tools.cli.input_files import by_name, read_inputs
 from edgeroute.tools.cli.inspect_report import Report, SampleAnswer
-from edgeroute.tools.inspect.guess import KIND, NAME, outputs
 from edgeroute.tools.inspect.guess_inputs import Finding, describe
+from edgeroute.tools.inspect.guess_outputs import KIND, NAME, outputs
 from edgeroute.types import TensorSpec
 
 # An endpoint that is known only by its metadata; all outputs of its replies are read.

@@ -11,12 +11,12 @@ import typer
 
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput
-from edgeroute.tools.cli.exits import NOT_READY, OK, exits
-from edgeroute.tools.cli.tables import Json, Policy, table
+from edgeroute.tools.cli.exit_codes import NOT_READY, OK, exits
+from edgeroute.tools.cli.tables_and_options import Json, Policy, table
 
 if TYPE_CHECKING:
     from edgeroute.catalog import Catalog
-    from edgeroute.catalog.download import Progress
+    from edgeroute.catalog.file_downloads import Progress
     from edgeroute.catalog.model_folder import Pointer
 
 __all__ = ["models"]
@@ -99,7 +99,7 @@ def update(name: Name, *, policy: Policy, store: Store = STORE, as_json: Json = 
     One step a run, for cron or a timer. Exit code 4: the version was refused; the active one stays.
     """
     from edgeroute.catalog.model_updates import Updater
-    from edgeroute.tools.cli.examples import plain_router
+    from edgeroute.tools.cli.example_options import plain_router
 
     with _catalog(store) as catalog, plain_router(policy, state=None) as router:
         step = Updater(catalog, name, router, progress=None if as_json or not sys.stderr.isatty() else _progress_printer()).step()

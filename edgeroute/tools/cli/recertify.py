@@ -13,15 +13,15 @@ import typer
 from edgeroute.core.error_codes import printable
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.tools.cli.calibrate import path_in_policy, proper_share
-from edgeroute.tools.cli.examples import plain_router
-from edgeroute.tools.cli.exits import NOT_READY, OK, TOO_FEW
-from edgeroute.tools.cli.stores import local_time, state_folder
-from edgeroute.tools.cli.tables import Json, Policy, share
+from edgeroute.tools.cli.example_options import plain_router
+from edgeroute.tools.cli.exit_codes import NOT_READY, OK, TOO_FEW
+from edgeroute.tools.cli.outbox_and_egress import local_time, state_folder
+from edgeroute.tools.cli.tables_and_options import Json, Policy, share
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.router.router import Router
-    from edgeroute.tools.cli.switch import Memory
+    from edgeroute.tools.cli.policy_switch import Memory
 
 GROWTH = 1.5
 """Factor by which the number of audits grows from one look to the next."""
@@ -62,7 +62,7 @@ def recertify(
     One step per run, for cron or a timer. Exit code 5: more audits are needed.
     """
     from edgeroute.stores.journal import ProcessLock
-    from edgeroute.tools.cli.switch import Memory
+    from edgeroute.tools.cli.policy_switch import Memory
 
     home = state_folder(policy, None)
     turn = ProcessLock(home / "recertify.lock")
@@ -81,7 +81,7 @@ def recertify(
 
 def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_run: bool) -> Step | None:
     """Roll back after an alarm; None if there was no switch that is in force, or no alarm."""
-    from edgeroute.tools.cli.switch import alarm, backup_path, hash_of, roll_back, write
+    from edgeroute.tools.cli.policy_switch import alarm, backup_path, hash_of, roll_back, write
 
     switch, now = memory.switch, hash_of(policy)
     if not switch or now == switch["before"] or not (why := alarm(home, switch["certificate"])):
@@ -136,11 +136,11 @@ def _judge(
 ) -> tuple[Step, Certificate | None, str]:
     """Return the certificate that the hidden edge's audits give, or None with the step to report; and its fingerprints."""
     from edgeroute.confidence.certificate import digest
-    from edgeroute.core.policy import INF
+    from edgeroute.core.routing_policy import INF
+    from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
-    from edgeroute.tools.measure.collect import DirectCalls
-    from edgeroute.tools.measure.steps import certify_examples, checked_request
-    from edgeroute.trials.trial import EDGE_TRIAL
+    from edgeroute.tools.measure.collect_examples import DirectCalls
+    from edgeroute.trials.trial_setting import EDGE_TRIAL
 
     calls = DirectCalls(router.engine, 0, of=router.engine.snapshot.hidden)
     fingerprints = calls.fingerprints()
@@ -191,7 +191,7 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
 
 def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, *, dry_run: bool) -> Step:
     """Write the certificate, and put the hidden edge in force."""
-    from edgeroute.tools.cli.switch import backup_path, instruction, switch
+    from edgeroute.tools.cli.policy_switch import backup_path, instruction, switch
 
     path = policy.parent / f"certificate-{certificate.date}-{certificate.checksum[:8]}.json"
     more = {"certificate": str(path), "guarantee": certificate.guarantee, "deferral_rate": certificate.deferral_rate}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgeroute.core.error_codes import printable
-from edgeroute.tools.cli.exits import OK, TOO_FEW, line
-from edgeroute.tools.cli.tables import Json, seconds, share
+from edgeroute.tools.cli.exit_codes import OK, TOO_FEW, line
+from edgeroute.tools.cli.tables_and_options import Json, seconds, share
 
 if TYPE_CHECKING:
     from edgeroute.tools.replay.logs import Price
@@ -110,7 +110,7 @@ def saving(
     """Print the savings of a certified threshold."""
     from edgeroute.confidence import NotEnough
     from edgeroute.tools.replay.logs import Price, Read
-    from edgeroute.tools.replay.saving import saving as run
+    from edgeroute.tools.replay.savings_estimate import saving as run
 
     prices = [price if isinstance(price, Price) else None for price in (edge_price, cloud_price)]
     how = Read(edge_model or "", cloud_model or "", prices[0], prices[1], id_at or "", score_at or "", match or "text")

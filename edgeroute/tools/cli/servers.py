@@ -11,14 +11,14 @@ import typer
 
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.system.process import file_stamp
-from edgeroute.tools.cli.exits import INTERRUPTED, OK
-from edgeroute.tools.cli.tables import Json, Log, Metrics, Policy, set_up_logging
+from edgeroute.tools.cli.exit_codes import INTERRUPTED, OK
+from edgeroute.tools.cli.tables_and_options import Json, Log, Metrics, Policy, set_up_logging
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
     from edgeroute.tools.cli.status import Opened
     from edgeroute.tools.dashboard.monitor import Monitor
-    from edgeroute.tools.replay.setup import Setup
+    from edgeroute.tools.replay.replay_setup import Setup
 
 
 def serve(
@@ -144,7 +144,7 @@ def file_monitor(policy: Path | None, record: Path | None, state: Path | None) -
 def _places(policy: Path) -> tuple[Path | None, Path | None, float]:
     """Return a policy's state folder and trace file, None if it has none, and the share of requests that is traced."""
     from edgeroute import policy as settings
-    from edgeroute.policy.singles import at
+    from edgeroute.policy.single_sections import at
 
     sections = settings.load(policy)
     folder = None if sections.state is None else at(policy.parent, sections.state)
@@ -174,7 +174,7 @@ class FileSources:
     def state(self) -> dict[str, Any]:
         """Return the state as `edgeroute status --json` prints it, with the policy."""
         from edgeroute.tools.cli.status import read_status
-        from edgeroute.tools.dashboard.window import policy_summary
+        from edgeroute.tools.dashboard.latest_requests import policy_summary
 
         data: dict[str, Any] = {"notes": [*self._notes]}
         try:
@@ -197,13 +197,13 @@ class FileSources:
 
     def setup(self) -> Setup | None:
         """Read the policy for replays; None without a policy."""
-        from edgeroute.tools.replay.setup import Setup
+        from edgeroute.tools.replay.replay_setup import Setup
 
         return None if self._policy is None else Setup.read(self._policy)
 
     def certificates(self) -> dict[str, BoundCertificate] | None:
         """Return the certificates of the edges; None if the policy is unknown, or a model is missing."""
-        from edgeroute.tools.dashboard.window import certificates_of
+        from edgeroute.tools.dashboard.latest_requests import certificates_of
 
         snapshot = self._now().snapshot
         return None if snapshot is None else certificates_of(snapshot)
@@ -248,7 +248,7 @@ def dashboard(
 
     Reads the trace and the state folder that the router's program writes. Changes nothing.
     """
-    from edgeroute.tools.dashboard.run import serve as run
+    from edgeroute.tools.dashboard.web_page import serve as run
     from edgeroute.tools.server.access import token_of
 
     token = None if token_env is None else token_of(token_env)
@@ -256,7 +256,7 @@ def dashboard(
 
     routes = []
     if metrics:
-        from edgeroute.tools.dashboard.metrics import route
+        from edgeroute.tools.dashboard.dashboard_metrics import route
 
         routes.append(route(monitor))
 
@@ -280,7 +280,7 @@ def top(*, policy: Watched = None, record: Record = None, state: State = None, a
         print(monitor.text().decode())
         monitor.close()
         return OK
-    from edgeroute.tools.dashboard.top import run
+    from edgeroute.tools.dashboard.terminal_view import run
 
     run(monitor)
     return OK

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.tools.cli.exits import OK, exits
-from edgeroute.tools.cli.tables import Json, console, seconds, share, table
+from edgeroute.tools.cli.exit_codes import OK, exits
+from edgeroute.tools.cli.tables_and_options import Json, console, seconds, share, table
 
 if TYPE_CHECKING:
-    from edgeroute.tools.replay.fleet.devices import DeviceResult
-    from edgeroute.tools.replay.fleet.run import Result
+    from edgeroute.tools.replay.fleet.fleet_simulation import Result
     from edgeroute.tools.replay.fleet.scenario import Client, Device, Scenario
+    from edgeroute.tools.replay.fleet.simulated_devices import DeviceResult
 
 
 def device_of(policy: Path | None, **more: float | None) -> Device | None:
@@ -40,7 +40,7 @@ def device_of(policy: Path | None, **more: float | None) -> Device | None:
             raise typer.BadParameter("battery, heat and load of the devices need their policy", param_hint="--policy")
         return None
     from edgeroute.tools.replay.fleet.scenario import Device
-    from edgeroute.tools.replay.setup import Setup
+    from edgeroute.tools.replay.replay_setup import Setup
 
     device = Device.of(Setup.read(policy), **fields)
     if {target.side for target in device.targets} != {"edge", "cloud"}:
@@ -72,7 +72,7 @@ def state_notes(scenario: Scenario, state: dict[str, Any] | None) -> list[str]:
     """Return explanations of the devices' state in the output; none without a state."""
     if state is None or scenario.device is None:
         return []
-    from edgeroute.tools.replay.fleet.devices import CHARGE, SIMULATED, SURROUNDINGS_C
+    from edgeroute.tools.replay.fleet.simulated_devices import CHARGE, SIMULATED, SURROUNDINGS_C
 
     hottest = f"the hottest one had {state['hottest_c']:.1f} C"
     lines = [
@@ -318,8 +318,8 @@ def _without_ctrl_c() -> Iterator[None]:
 
 def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
     """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
-    from edgeroute.tools.replay.fleet.run import needed
-    from edgeroute.tools.replay.fleet.run import simulate as run
+    from edgeroute.tools.replay.fleet.fleet_simulation import needed
+    from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
 
     result: Result = run(scenario, client)
     asked = int(result.asked.sum())
@@ -344,7 +344,7 @@ def _outage_results(scenario: Scenario, client: Client) -> dict[str, Any]:
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     """Print the results of an outage as tables, with notes."""
-    from edgeroute.tools.replay.fleet.run import MOST
+    from edgeroute.tools.replay.fleet.fleet_simulation import MOST
 
     lines = [
         (
@@ -508,7 +508,7 @@ def load(
 
 def _load_results(scenario: Scenario, client: Client) -> dict[str, Any]:
     """Run one simulation, in its own process, and return its results. Times in seconds, shares 0..1."""
-    from edgeroute.tools.replay.fleet.run import simulate as run
+    from edgeroute.tools.replay.fleet.fleet_simulation import simulate as run
 
     result = run(scenario, client)
     asked, attempts = max(1, int(result.asked.sum())), max(1, int(result.attempts.sum()))

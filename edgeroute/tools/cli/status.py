@@ -11,22 +11,22 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import printable
-from edgeroute.core.explain import finite
-from edgeroute.core.policy import INF, Target
+from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import BadInput, StoreError
 from edgeroute.system import process
-from edgeroute.tools.cli.exits import OK
-from edgeroute.tools.cli.stores import PolicyOption, StateOption, local_time, state_folder
-from edgeroute.tools.cli.tables import Json, table
-from edgeroute.trials.trial import EDGE_TRIAL, STORED
+from edgeroute.tools.cli.exit_codes import OK
+from edgeroute.tools.cli.outbox_and_egress import PolicyOption, StateOption, local_time, state_folder
+from edgeroute.tools.cli.tables_and_options import Json, table
+from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import BoundCertificate
-    from edgeroute.core.spending import Limits
-    from edgeroute.observe.stats import ShadowStats
+    from edgeroute.core.spending_limits import Limits
+    from edgeroute.observe.router_stats import ShadowStats
     from edgeroute.router.policy_snapshot import Snapshot
-    from edgeroute.trials.drift import Audit
+    from edgeroute.trials.drift_monitor import Audit
 
 
 # Reading a router's state.db, without changing it, also while another process writes it.
@@ -96,7 +96,7 @@ def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     """Print arms as a table, with 95 % intervals, and which are stopped."""
     if not arms:
         return
-    from edgeroute.tools.measure.report.words import arm_cells, arm_rows
+    from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows
 
     rows = [(arm.get("arm"), arm.get("model"), *arm_cells(arm, "-")) for arm in arms]
     table(("arm", "model", *arm_rows(arms)), rows, ("arm", "model"))
@@ -119,7 +119,7 @@ def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
     from edgeroute.confidence.certificate import digest
     from edgeroute.router.audit_calls import edge_fingerprints
     from edgeroute.stores.journal import read
-    from edgeroute.trials.shadow import UNHEARD, Tally
+    from edgeroute.trials.shadow_runs import UNHEARD, Tally
 
     digests: dict[str, str] = {}
     targets: dict[str, Target] = {}
@@ -368,7 +368,7 @@ def _edges(of: Opened, state: Mapping[str, Value]) -> list[Edge]:
 
 def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
     """Return the status that a router with this policy would have if it started now."""
-    from edgeroute.trials.drift import DriftMonitor
+    from edgeroute.trials.drift_monitor import DriftMonitor
 
     certificate = None if promise is None else promise.certificate
     fits = dumped is not None and certificate is not None and dumped.get("certificate") == certificate.checksum
@@ -470,7 +470,7 @@ def _uncounted(snapshot: Snapshot | None, limits: Limits | None, joules: Mapping
 
 def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:
     """Return spending over each limit's window by all routers with this folder, and the limit; None: no limit."""
-    from edgeroute.core.spending import Limits, Spending
+    from edgeroute.core.spending_limits import Limits, Spending
 
     now, spending = process.now(), Spending(limits or Limits())
     for name, dumped in state.items():

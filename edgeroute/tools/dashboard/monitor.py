@@ -13,15 +13,15 @@ from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.error_codes import clean, told
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.observe import sensors
+from edgeroute.observe import device_sensors as sensors
 from edgeroute.record.request_counts import Tallied
 from edgeroute.system import process
 from edgeroute.system.process import json_dumps, json_loads
-from edgeroute.tools.dashboard.tail import Tail
-from edgeroute.tools.dashboard.trial import Trial
-from edgeroute.tools.dashboard.window import NAME, TEXT, Window, row
+from edgeroute.tools.dashboard.journal_tail import Tail
+from edgeroute.tools.dashboard.latest_requests import NAME, TEXT, Window, row
+from edgeroute.tools.dashboard.threshold_trial import Trial
 from edgeroute.tools.replay import Setup, collect
-from edgeroute.tools.replay.records import MOST
+from edgeroute.tools.replay.trace_reader import MOST
 
 log = logging.getLogger("edgeroute")
 EVERY_S = 0.5

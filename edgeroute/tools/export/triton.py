@@ -10,7 +10,19 @@ from typing import Any, Literal, NamedTuple
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.folder import FILE, TEXTS, Subject, Word, copies, dumps, programs, subjects, text_of, whole, write
+from edgeroute.tools.export.exported_models import (
+    FILE,
+    TEXTS,
+    Subject,
+    Word,
+    copies,
+    dumps,
+    programs,
+    subjects,
+    text_of,
+    whole,
+    write,
+)
 
 Backend = Literal["python", "onnxruntime"]
 VERSION_FOLDER = "1"

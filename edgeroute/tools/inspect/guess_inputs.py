@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.tensors import Array, shape_text
+from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.types import TensorSpec
 
 Sure = Literal["certain", "likely", "open"]

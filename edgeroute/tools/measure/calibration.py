@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from edgeroute.confidence.binomial_tests import Floats, Ints, needed, upper
 from edgeroute.confidence.certificate import BOUND_TO, Certificate, Kind, NotEnough
 from edgeroute.core.error_codes import clean
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now
-from edgeroute.tools.measure.curve import Area, grades, measured_area
+from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each
 from edgeroute.tools.measure.independence import dependence, sketch
 

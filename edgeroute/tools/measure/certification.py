@@ -16,8 +16,8 @@ from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.journal import read
 from edgeroute.tools.measure.calibration import certificate_of, crossfit
 from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, share
-from edgeroute.tools.measure.fitting import auto, fit
 from edgeroute.tools.measure.independence import sketch
+from edgeroute.tools.measure.score_fitting import auto, fit
 
 # The audit log as unlabelled calibration examples: edge confidence, and agreement with the cloud.
 

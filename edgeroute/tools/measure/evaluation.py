@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from edgeroute.confidence.binomial_tests import Floats, upper
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.core.policy import Terms
-from edgeroute.tools.measure.curve import Area, deferral_curve, measured_area
+from edgeroute.core.routing_policy import Terms
+from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
 from edgeroute.tools.measure.independence import overlap
 
 # Examples: answers of edge and cloud to the same inputs.

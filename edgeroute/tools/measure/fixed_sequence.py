@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgeroute.confidence.binomial_tests import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
 from edgeroute.confidence.certificate import Kind
-from edgeroute.core.policy import INF
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
 
 # Test by betting that a mean loss is below a limit, whatever the losses' sizes (Waudby-Smith and Ramdas, 2024).

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, proportion
 from edgeroute.errors import BadInput
-from edgeroute.observe.stats import ArmStats, Part
+from edgeroute.observe.router_stats import ArmStats, Part
 from edgeroute.tools.measure.evaluation import Bools
 
 DRAWS = 4_999

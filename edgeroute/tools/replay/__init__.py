@@ -1,11 +1,11 @@
 """Replay of a recorded trace under another policy, network, battery or thermal course, in virtual time."""
 
-from edgeroute.tools.replay.gate import NETWORKS
-from edgeroute.tools.replay.records import Numbers, Recording, collect, read
-from edgeroute.tools.replay.result import Change, Gated, Replay
-from edgeroute.tools.replay.run import replay
-from edgeroute.tools.replay.script import THERMAL, Battery
-from edgeroute.tools.replay.setup import Setup
+from edgeroute.tools.replay.leg_results import THERMAL, Battery
+from edgeroute.tools.replay.replay_result import Change, Gated, Replay
+from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.replay.simulated_endpoint import NETWORKS
+from edgeroute.tools.replay.trace_reader import Numbers, Recording, collect, read
+from edgeroute.tools.replay.trace_replay import replay
 
 __all__ = [
     "NETWORKS",

@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import clean
-from edgeroute.core.policy import MODES, Mode
+from edgeroute.core.routing_policy import MODES, Mode
 from edgeroute.errors import BadInput, PolicyError, nearest
-from edgeroute.tools.server.bodies import Bodies
-from edgeroute.tools.server.faults import Busy, Fault
+from edgeroute.tools.server.body_reader import Bodies
+from edgeroute.tools.server.error_replies import Busy, Fault
 
 # Calls in progress: their number, their bodies, and cancellation when the client disconnects.
 

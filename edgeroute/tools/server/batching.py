@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeroute.edge.card import Array, Card
+from edgeroute.edge.model_card import Array, Card
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.types import TensorSpec
 
@@ -57,7 +57,7 @@ Tensors = Mapping[str, Array]
 
 
 class Model(Protocol):
-    """Interface of a model that takes tensors by name; `edgeroute.tools.server.model.TensorModel` implements it."""
+    """Interface of a model that takes tensors by name; `edgeroute.tools.server.served_models.TensorModel` implements it."""
 
     @property
     def name(self) -> str:

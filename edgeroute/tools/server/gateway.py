@@ -18,7 +18,7 @@ from edgeroute.router.preflight import unsendable
 try:
     from edgeroute.tools.server.access import token_of
     from edgeroute.tools.server.gateway_app import app
-    from edgeroute.tools.server.host import notify_alive, run
+    from edgeroute.tools.server.uvicorn_host import notify_alive, run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
@@ -100,7 +100,7 @@ def router_of(policy: str | Path, *, metrics: bool = False, instruments: Sequenc
         RuntimeMissing: metrics need the extra `prometheus`.
     """
     from edgeroute.router.async_router import AsyncRouter
-    from edgeroute.router.reload import has_metrics
+    from edgeroute.router.policy_reload import has_metrics
 
     more = [*instruments, *([Prometheus()] if metrics and not has_metrics(Path(policy)) else [])]
     return AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))

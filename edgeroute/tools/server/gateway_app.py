@@ -21,12 +21,12 @@ from edgeroute.errors import EdgerouteError, PolicyError, check_number
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.system.process import json_dumps, plain
 from edgeroute.tools.server.access import Calls, Guard, Options, checked_token, options, plain_body, unless_left
-from edgeroute.tools.server.bodies import Bodies
-from edgeroute.tools.server.completions import Completion, Routing, error_event, headers_of
-from edgeroute.tools.server.faults import HANDLERS, fault_of
+from edgeroute.tools.server.body_reader import Bodies
+from edgeroute.tools.server.completion_format import Completion, Routing, error_event, headers_of
+from edgeroute.tools.server.error_replies import HANDLERS, fault_of
 from edgeroute.tools.server.gateway_requests import CompletionRequest, missing, parse_json, read_request
 from edgeroute.tools.server.gateway_tensors import Tensors
-from edgeroute.tools.server.protocol import reply
+from edgeroute.tools.server.oip_messages import reply
 
 # `/v1/...`: OpenAI's API.
 
@@ -210,7 +210,7 @@ def app(
             Route(f"{base}/ready", tensors.model_ready),
         ]
     if metrics:
-        from edgeroute.tools.server.metrics import Metrics
+        from edgeroute.tools.server.gateway_metrics import Metrics
 
         routes.append(Route("/metrics", Metrics(router).page))
     guard = Middleware(Guard, hosts=tuple(hosts), token=token)

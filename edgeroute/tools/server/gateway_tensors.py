@@ -14,18 +14,18 @@ from starlette.types import Receive, Scope, Send
 
 from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.core.error_codes import clean
-from edgeroute.edge.card import Array, Card
+from edgeroute.edge.input_tensors import row_shape
+from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.model_members import member
-from edgeroute.edge.tensors import row_shape
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
 from edgeroute.system.process import json_dumps, plain
-from edgeroute.tools.server import protocol
+from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.access import LEFT, Calls, options, plain_body, unless_left
-from edgeroute.tools.server.completions import REASON, Routing, confidence_of, headers_of
-from edgeroute.tools.server.faults import AGAIN
+from edgeroute.tools.server.completion_format import REASON, Routing, confidence_of, headers_of
+from edgeroute.tools.server.error_replies import AGAIN
 from edgeroute.tools.server.gateway_requests import missing
-from edgeroute.tools.server.protocol import reply
+from edgeroute.tools.server.oip_messages import reply
 from edgeroute.types import Answer, TensorSpec
 
 MOST_ROWS = 1024

@@ -15,9 +15,9 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.types import EdgeModel
 
 try:
-    from edgeroute.tools.server.host import run as host_run
-    from edgeroute.tools.server.model import watch
     from edgeroute.tools.server.serve_app import app
+    from edgeroute.tools.server.served_models import watch
+    from edgeroute.tools.server.uvicorn_host import run as host_run
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 

@@ -22,12 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
-from edgeroute.tools.server import protocol
+from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.access import is_loopback, is_named, of_a_page
 from edgeroute.tools.server.batching import Tensors
-from edgeroute.tools.server.bodies import Bodies, Body, OneLength
-from edgeroute.tools.server.model import Served, find_model
-from edgeroute.tools.server.protocol import FAULTS, reply
+from edgeroute.tools.server.body_reader import Bodies, Body, OneLength
+from edgeroute.tools.server.oip_messages import FAULTS, reply
+from edgeroute.tools.server.served_models import Served, find_model
 from edgeroute.types import EdgeModel
 
 # Handler of POST .../infer.

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.errors import RuntimeMissing
 from edgeroute.tools.measure.evaluation import Bin, Evaluation, Share
-from edgeroute.tools.measure.report.words import LEGS
+from edgeroute.tools.measure.report.numbers_in_words import LEGS
 
 # Shared matplotlib style of the figures, and their conversion to inline SVG.
 

@@ -14,14 +14,14 @@ from uuid import uuid4
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned_score import Learned
 from edgeroute.confidence.scores import Score
-from edgeroute.core.explain import finite
-from edgeroute.core.policy import INF
+from edgeroute.core.answer_reasons import finite
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import RuntimeMissing, StoreError
 from edgeroute.system.process import replace_file
 from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
-from edgeroute.tools.measure.report.page import Page, calibration_page, cell, document, evaluation_page
-from edgeroute.tools.measure.report.words import counted, counted_classes, level, percent, seen_before, verdict
+from edgeroute.tools.measure.report.numbers_in_words import counted, counted_classes, level, percent, seen_before, verdict
+from edgeroute.tools.measure.report.report_page import Page, calibration_page, cell, document, evaluation_page
 
 # Numbers of an evaluation as JSON data.
 

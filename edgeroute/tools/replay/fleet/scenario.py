@@ -6,8 +6,8 @@ from typing import Final, Literal, NamedTuple
 
 from edgeroute.core.device_rules import Rule
 from edgeroute.core.plan import Facts, Refusal, plan
-from edgeroute.core.policy import Policy, Target
-from edgeroute.tools.replay.setup import Setup
+from edgeroute.core.routing_policy import Policy, Target
+from edgeroute.tools.replay.replay_setup import Setup
 
 # A device of the fleet with its policy: power, heat, and the routes of its requests under the rules in force.
 

@@ -1,0 +1,464 @@
+"""Cloud backends: their interface, the checks of replies, and a function as a cloud. HTTP endpoints are in `http_backend.py`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
+from time import monotonic
+from types import AsyncGeneratorType, CoroutineType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from edgeroute.confidence.detector_boxes import boxes_without_batch
+from edgeroute.confidence.output_forms import Labels, as_array, label_names
+from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
+from edgeroute.confidence.scores import Score, Unscored
+from edgeroute.core.error_codes import Failure
+from edgeroute.core.routing_policy import INF, Side, Terms
+from edgeroute.core.stream_walk import Pieces, join_result, read_pieces, single, whole
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.model_members import callable_fingerprint
+from edgeroute.errors import BadReply, PolicyError
+from edgeroute.http.prices_and_pins import checked_terms
+from edgeroute.system.process import AbandonedRuns, is_task_cancelled
+from edgeroute.types import Backend, StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.endpoint_guard import Guard
+    from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.http.messages import Call
+
+
+# Checks of the answers of an endpoint, or of a function as the cloud: nonsense never replaces an edge answer.
+
+SLACK = 0.01
+"""Amount by which a probability may exceed 1: some servers round."""
+
+
+class ReplyReader(Reader):
+    """Reader of a cloud's outputs, which refuses outputs that cannot be an answer.
+
+    These are: no value (null), NaN, infinity, logits that are all minus infinity, probabilities outside 0..1, no outputs at all;
+    and with labels, a value that is none of them, or outputs of another rank. With a score function of the caller, outputs may
+    have any structure.
+    """
+
+    wrong = BadReply
+    served: Callable[[], tuple[Any, ...] | None] | None = None
+    """Returns the server's labels, once known; used if no other labels were given."""
+
+    def many(self, outputs: Any, count: int) -> list[Prediction]:
+        """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels at first."""
+        if self.labels is None and self.served is not None and (labels := self.served()) is not None:
+            self._names = Labels(labels, self.name)
+            self.labels = self._names.labels
+        return super().many(outputs, count)
+
+    def _read(self, row: Any) -> Prediction:
+        """Check one row of outputs, and return its prediction."""
+        if type(row) is Prediction:
+            self._check_pair(row.value, row.confidence)
+        elif type(row) is tuple and self.kind != "label+probabilities":
+            if len(row) == 2:  # noqa: PLR2004 - a pair
+                self._check_pair(*row)
+        elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
+            pass  # none found is an answer; its form is checked as it is read
+        elif type(row) is np.ndarray:  # the usual case
+            self._check_row(row)
+        else:
+            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
+                self._check_row(part)
+        return super()._read(row)
+
+    def _check_pair(self, value: Any, sure: Any) -> None:
+        """Raise BadReply if a value and its confidence are no answer."""
+        if value is None:
+            raise BadReply("the answer has no value (null)")
+        self._check_confidence(sure)
+        structured = not isinstance(value, str | int | float | np.generic)
+        if self.labels is None or (structured and self._custom is not None):
+            return
+        if structured or self._names.same(_item(value)) not in self.labels:
+            raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
+
+    def _check_confidence(self, sure: Any) -> None:
+        """Raise BadReply unless a confidence is a finite number, finite log-probabilities of tokens, or None."""
+        if sure is None or isinstance(sure, Unscored):
+            return
+        try:
+            known = np.isfinite(np.asarray(sure, np.float64)).all()
+        except (TypeError, ValueError, OverflowError):  # none is chained: its text quotes the value
+            known = None
+        if known is None:
+            if self._custom is None:
+                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number")
+            return
+        if not known:
+            raise BadReply("the answer's confidence is NaN or infinity")
+
+    def _check_row(self, row: Any) -> None:
+        """Raise BadReply if an array of outputs is no answer."""
+        plain = type(row) is np.ndarray and row.dtype.kind != "O"
+        array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
+        if not array.size:
+            raise BadReply("the reply has no outputs")
+        if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
+            array = array[0]
+        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
+        if self.labels is not None and self._custom is None and not numbers and not labelled and self.kind != "value":
+            raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
+        if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
+            return
+        low, high = np.minimum.reduce(array, None), np.maximum.reduce(array, None)  # as `min` and `max`, without their calls
+        if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
+            raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
+        if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):
+            raise BadReply("the outputs are no probabilities, which are from 0 to 1")
+
+
+def _first(row: Any) -> Any:
+    """Return the first of several outputs; other rows unchanged."""
+    return next(iter(row.values()), None) if isinstance(row, Mapping) else row
+
+
+def _item(value: Any) -> Any:
+    """Return a NumPy scalar as a Python value."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _kind(value: Any) -> str:
+    """Return a description of a value, without quoting it: it may repeat the input."""
+    return f"text of {len(value)} characters" if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+# Rows of a batch that are sent one by one: the error of one costs no other its answer.
+
+SPARE, SPARE_S = 0.05, 0.05
+"""Share of the time left, and maximum seconds of it, that a row leaves for returning the answers of the others."""
+
+
+class Rows:
+    """Collector of a batch's predictions: `for x in rows: with rows: ...`; an exception takes the place of a row's prediction.
+
+    A fault of the endpoint (it is down, late, or rejected by a limit) also fails the remaining rows, without a call. The
+    exception is raised if there is no other row, or none before it.
+    """
+
+    def __init__(self, exchange: Exchange, inputs: list[Any], until: float) -> None:
+        self._exchange, self._inputs, self._until = exchange, inputs, until
+        self.found: list[Any] = []
+        self.append = self.found.append
+
+    def until(self) -> float:
+        """Return the instant by which the next row must be answered."""
+        if self._until == INF or not any(type(row) is Prediction for row in self.found):
+            return self._until
+        return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the inputs that have no result yet."""
+        return (x for row, x in enumerate(self._inputs) if len(self.found) == row)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            return False
+        if len(self._inputs) == 1 or isinstance(error, KeyboardInterrupt | SystemExit) or is_task_cancelled(error):
+            return False
+        of_input = _of_the_input(error)
+        if not of_input or isinstance(error, BadReply):
+            self._exchange.failure = error
+        if of_input:
+            self.append(error)
+        elif self.found:
+            self.found += [error] * (len(self._inputs) - len(self.found))
+        return bool(self.found)
+
+
+def _of_the_input(error: BaseException) -> bool:
+    """Return True if an error is about its input, so that another input may succeed."""
+    if isinstance(error, OSError):
+        return False
+    failure = Failure.of(error)
+    return failure.code in {"", "bad_input", "bad_reply"} or failure.of_the_input
+
+
+SENDS_EDGE = "send_edge"
+"""Part of fingerprints: the cloud is sent the edge's answer."""
+MAX_ABANDONED = 16
+"""Maximum abandoned runs (requested to stop, still running), above which the planner skips the endpoint."""
+
+
+class Escalated(NamedTuple):
+    """Input with the edge's answer, as an endpoint with `send_edge` takes it."""
+
+    x: Any
+    edge: Mapping[str, Any] | None
+    """Answer in JSON types, made by `payloads.told`; None: the edge has not answered."""
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return the value of a setting.
+
+    Raises:
+        PolicyError: the value is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise PolicyError(f"{name} is True or False, not a {type(value).__name__}")
+    return value
+
+
+class CloudBackend(Backend, Protocol):
+    """Target off the device. It runs within an exchange, which its guard opens for a permit."""
+
+    guard: Guard
+    origin: str
+    """Protocol and address, or the function: a stored request is sent to no other."""
+    sends_edge: bool
+    """True if it takes inputs with the edge's answers, as `Escalated`."""
+
+    @property
+    def terms(self) -> Terms:
+        """Prices and limits of its calls."""
+
+    @property
+    def patience_s(self) -> float:
+        """Its own timeout, seconds."""
+
+    @property
+    def load(self) -> Callable[[], object] | None:
+        """Does the imports and construction of a first call, which may outlast a deadline; None: done already."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """True if `run` ends by its instant whatever happens, so that no thread is needed for that."""
+
+    @property
+    def alone_async(self) -> bool:
+        """True if it runs on an event loop only."""
+
+    @property
+    def run_async(self) -> Callable[[list[Any], float, Exchange], Awaitable[list[Prediction]]] | None:
+        """Counterpart of `run` on an event loop; None: it needs a thread."""
+
+    def calls(self, inputs: int) -> int:
+        """Return the number of calls for so many inputs."""
+
+    def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
+        """Return the predictions for several inputs, by the instant `until`; blocks. A row that failed has its exception."""
+
+    @property
+    def health(self) -> Callable[[float, Exchange], object] | None:
+        """Health check without user data; None: there is none."""
+
+    def codec(self, of: Callable[[Any], str]) -> str:
+        """Return the fingerprint of the encoding of inputs; `of` as in `fingerprint`."""
+
+    def encode(self, x: Any, codec: str = "") -> Call | None:
+        """Return the call for one input; None: not known yet, or not possible. codec: rung of a ladder by which it was sent."""
+
+    def above_floor(self, codec: str) -> bool:
+        """Return True if a call by that rung of a ladder differs from those that certificates are about."""
+
+    def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
+        """Send an encoded call, and return the prediction; blocks."""
+
+
+class FunctionBackend(AbandonedRuns):
+    """Callable as the cloud: `f(x)` returns a value, `(value, confidence)` or logits; it may be a coroutine function."""
+
+    side: Side = "cloud"
+    traffic = (0, 0)
+    load = None
+    keeps_time = False
+    patience_s = 10.0
+    guard: Guard
+
+    def __init__(self, name: str, function: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
+        given = function if isinstance(function, Function) else Function(function)
+        self.name, self.function, self.terms, self.version = name, given.function, given.terms, given.version
+        self.sends_edge = given.send_edge
+        self._ask: Callable[[Any], Any] = partial(_spread, self.function) if given.send_edge else self.function
+        self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
+        self.origin = self.where
+        self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
+        super().__init__(MAX_ABANDONED)
+        self.health = None if given.health is None else _without_arguments(given.health)
+        call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
+        self._speaks = inspect.isasyncgenfunction(self.function)
+        self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        self.run_async = self._run_async if self.alone_async else None
+
+    def calls(self, inputs: int) -> int:
+        """Return one call for each input."""
+        return inputs
+
+    def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
+        """Call the function for each input, and return the predictions; it cannot be stopped."""
+        rows = Rows(exchange, inputs, until)
+        for x in rows:
+            with rows:
+                rows.append(self.reader.many([self._answer(self._call(x, until, exchange))], 1)[0])
+        return rows.found
+
+    def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
+        """Return the function's result for one input, as one accounted attempt."""
+        exchange.next_call()
+        exchange.before_attempt(0, until)
+        try:
+            result = join_result(self._returned(self._ask(x)))
+        except BaseException as e:
+            exchange.after_attempt(0, e)
+            raise
+        exchange.after_attempt(0)
+        return result
+
+    def _returned(self, result: Any) -> Any:
+        """Return the function's result; raise BadReply if a plain function returned a coroutine."""
+        kind = type(result)
+        if kind in (CoroutineType, AsyncGeneratorType):
+            if kind is CoroutineType:
+                result.close()  # or Python would warn that it was never awaited
+            raise BadReply(f"{self.where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+        return result
+
+    def _answer(self, result: Any) -> Any:
+        """Return a result for the reader: a bare value without a kind gets no confidence; outputs are unchanged."""
+        as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
+        return result if as_it_is else (result, None)
+
+    async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+        """Call the coroutine function for each input, and return the predictions."""
+        rows = Rows(exchange, inputs, until)
+        for x in rows:
+            with rows:
+                pieces = [piece async for piece in self._pieces_async(x, until, exchange)]
+                rows.append(self.reader.many([self._answer(whole(pieces) if self._speaks else pieces[0])], 1)[0])
+        return rows.found
+
+    async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
+        """Call `show` with each piece of the function's answer, and return the prediction."""
+        pieces: list[Any] = []
+        async for piece in self._pieces_async(x, until, exchange):
+            pieces.append(piece)
+            show(piece)
+        return self.reader.many([(whole(pieces), None)], 1)[0]
+
+    async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
+        """Yield the pieces of an asynchronous generator function, or the answer of another one, as one accounted attempt."""
+        exchange.next_call()
+        exchange.before_attempt(0, until)
+        try:
+            if self._speaks:
+                async for piece in self._ask(x):
+                    yield piece
+            else:
+                yield await self._ask(x)
+        except BaseException as e:
+            if not is_task_cancelled(e):
+                exchange.after_attempt(0, e)
+            raise
+        exchange.after_attempt(0)
+
+    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
+        """Yield the pieces of a generator function, or the answer of another one, and return the prediction."""
+        exchange.before_attempt(0, until)
+        try:
+            result = self._returned(self._ask(x))
+            if isinstance(result, Generator):
+                prediction = yield from read_pieces(result, self.reader.answer)
+            else:
+                prediction = yield from single(self.reader.many([self._answer(result)], 1)[0])
+        except BaseException as e:
+            if cancel is None or not cancel.asked or not isinstance(e, GeneratorExit):  # else it was closed
+                exchange.after_attempt(0, e)
+            raise
+        exchange.after_attempt(0)
+        return prediction
+
+    def encode(self, x: Any, codec: str = "") -> None:
+        """Return None: a function takes the input itself."""
+
+    def above_floor(self, codec: str) -> bool:  # noqa: ARG002 - the protocol's
+        """Return False: there is no ladder."""
+        return False
+
+    def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
+        """Raise PolicyError: a function has no encoded call."""
+        raise PolicyError(f"{self.where} takes no stored calls")
+
+    def ready(self, until: float) -> None:
+        """Do nothing: a function needs no preparation."""
+
+    def describe(self) -> str:
+        """Return the status line for `check`."""
+        return f"{self.where} is called with the input"
+
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """Return the fingerprint of the function's code, or its version."""
+        return callable_fingerprint(self.function, self.version, of)
+
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """Return the fingerprint with the labels of logits, for the cache."""
+        edge = (SENDS_EDGE,) if self.sends_edge else ()
+        return repr((self.fingerprint(of), self.reader.labels, *edge))
+
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
+        """Return the fingerprint of the encoding, of which a function has none."""
+        return f"as it is+{SENDS_EDGE}" if self.sends_edge else "as it is"
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+
+class Function:
+    """Callable as a cloud, with its name, health check and prices.
+
+    Args:
+        function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`.
+        name: name in answers.
+        health: raises while the service behind it is down; called after faults. None: the next input is the probe.
+        labels: possible values, or the classes of logits; None: the edge model's, if it has any.
+        kind: kind of the result, one of `edgeroute.confidence.KINDS`; None: recognised by its form.
+        version: text that you change whenever the answers change, for certificates and the cache on disk; None: taken from the
+            code, if that uses functions and constants alone.
+        send_edge: call it with the input and the edge's answer, `f(x, edge)` (docs/payloads.md).
+        terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
+
+    Raises:
+        PolicyError: a term is out of range, or another argument is invalid.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str = "cloud",
+        health: Callable[[], object] | None = None,
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        version: str | None = None,
+        send_edge: bool = False,
+        **terms: Any,
+    ) -> None:
+        self.send_edge = checked_flag("send_edge", send_edge)
+        if not isinstance(version, str | None):
+            raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
+        self.version = version
+        self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
+        self.labels, self.kind = label_names(labels), checked_kind(kind)
+
+
+def _spread(function: Callable[[Any, Any], Any], given: Escalated) -> Any:
+    """Call a function with an input and the edge's answer."""
+    return function(given.x, given.edge)
+
+
+def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:
+    """Return a health check with the backend's signature."""
+    return lambda until, exchange: health()  # noqa: ARG005 - a function has no time limit and no byte count

@@ -1,0 +1,307 @@
+"""Client of an endpoint: runs its talks and the attempts of its speeches, over HTTP or the endpoint's own channels."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from time import monotonic, sleep
+from typing import Any, NoReturn, Protocol
+
+from edgeroute.cloud.call_retries import Retries, Way
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, checked
+from edgeroute.cloud.request_exchange import HEADER, Exchange, Sending
+from edgeroute.core.walk import new
+from edgeroute.errors import CloudError, Held, PolicyError, Refused
+from edgeroute.http.aio_connections import AsyncConnections
+from edgeroute.http.connections import Connections
+from edgeroute.http.messages import OURS, Address, Call, Reply
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.late_imports import import_late
+from edgeroute.system.process import settle
+from edgeroute.types import StopToken
+
+# Transport of an endpoint's calls: edgeroute's connections, an httpx client, or channels of the endpoint.
+
+
+class Channels(Protocol):
+    """Transport of calls in threads: `Connections`, or the endpoint's own (`channels`).
+
+    A transport of answers in pieces also has `open`, as `Connections` has.
+    """
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Send the call and return the reply by the instant `until`; blocks. A stop request ends it. Raise CloudError."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+class AsyncChannels(Protocol):
+    """Transport of calls on an event loop: `AsyncConnections`, or the endpoint's own."""
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """Send the call and return the reply by the instant `until`; cancelling the task ends it. Raise CloudError."""
+
+    async def close(self) -> None:
+        """Close the connections, on their loop."""
+
+    def abandon(self) -> None:
+        """Close the connections, from outside the loop or from a thread."""
+
+
+def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
+    """Return new transports of an endpoint's calls: for threads, and for asyncio."""
+    own_channels: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
+    if own_channels is not None:
+        return own_channels()
+    address = endpoint.address
+    if address.client is None:
+        return Connections(address), AsyncConnections(address)
+    client, async_client = address.client
+    threads = import_late("edgeroute.http.httpx_connections").HttpxConnections
+    tasks = import_late("edgeroute.http.httpx_connections").AsyncHttpxConnections
+    if client is None and async_client is None:
+        return threads(address, None), tasks(address, None)
+    return (
+        _NotGiven(address, "httpx.AsyncClient", "Router", "httpx.Client") if client is None else threads(address, client),
+        _NotGiven(address, "httpx.Client", "AsyncRouter", "httpx.AsyncClient")
+        if async_client is None
+        else tasks(address, async_client),
+    )
+
+
+class _NotGiven:
+    """Transport in place of a client that the application did not give; each call raises."""
+
+    def __init__(self, address: Address, given: str, router: str, needed: str) -> None:
+        self._message = (
+            f"{address.origin} is reached by the {given} that was given (client=), and {router} needs an {needed}:"
+            " give it, or both as client=(httpx.Client(...), httpx.AsyncClient(...))"
+        )
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> NoReturn:  # noqa: ARG002 - nothing is sent
+        """Raise PolicyError with the client that is needed.
+
+        Raises:
+            PolicyError: always.
+        """
+        raise PolicyError(self._message)
+
+    open = send
+
+    def close(self) -> _NotGiven:
+        """Do nothing; may be awaited."""
+        return self
+
+    abandon = close
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
+class InThread:
+    """Calls in this thread; a stop request ends them."""
+
+    __slots__ = ("_channels", "cancel")
+
+    def __init__(self, channels: Any, cancel: StopToken | None) -> None:
+        self._channels, self.cancel = channels, cancel
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """Send the call and return the reply, blocking."""
+        return self._channels.send(call, until, self.cancel)  # type: ignore[no-any-return]
+
+    @asynccontextmanager
+    async def open(self, call: Call, until: float) -> AsyncIterator[Any]:
+        """Send the call, blocking, and yield its reply once the head has come."""
+        with self._channels.open(call, until, self.cancel) as response:
+            yield response
+
+    body = staticmethod(iter)
+
+    async def read(self, body: Any) -> bytes | None:
+        """Return the next piece, blocking; None: the end."""
+        return next(body, None)
+
+    async def sleep(self, seconds: float) -> None:
+        """Block before a retry; a stop request ends the wait."""
+        (sleep if self.cancel is None else self.cancel.wait)(seconds)
+
+
+class OnLoop:
+    """Calls on an event loop; cancelling the task ends them."""
+
+    cancel: StopToken | None = None
+
+    def __init__(self, channels: Any) -> None:
+        self.send, self.sleep = channels.send, asyncio.sleep
+        self.open: Any = getattr(channels, "open", None)
+
+    def body(self, response: Any) -> Any:
+        """Return the iterator over the pieces of a reply's body."""
+        return response.__aiter__()
+
+    async def read(self, body: Any) -> bytes | None:
+        """Return the next piece; None: the end."""
+        return await anext(body, None)
+
+
+ABSENT = (404, 405, 501)
+"""HTTP statuses of a path that does not exist, which is no fault in a probe."""
+
+
+class HttpClient(ForkSafe):
+    """Client of one endpoint, for threads and asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
+
+    def __init__(self, endpoint: HttpEndpoint) -> None:
+        self.endpoint = endpoint
+        self.sent = self.received = 0
+        self.channels, self.channels_async = carriers(endpoint)
+        self.on_loop = OnLoop(self.channels_async)
+        self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
+        self._model = str(getattr(endpoint, "model", ""))
+        self.keeps_time: bool = getattr(self.channels, "keeps_time", False)
+        """True if a call in threads ends by its instant, whatever the server does."""
+
+    def run(
+        self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
+    ) -> Any:
+        """Run a talk, blocking, and return its outputs, by the instant `until` or the endpoint's timeout, whichever is sooner.
+
+        Args:
+            talk: the talk.
+            until: monotonic instant.
+            exchange: exchange that accounts for the calls.
+            cancel: its stop request ends the call.
+            posts: numbers of the calls, if the talk is one of several in an exchange.
+
+        Raises:
+            CloudError: the call failed.
+        """
+        return settle(self.ask(self.in_thread(cancel), talk, until, exchange, posts))
+
+    async def ask(self, way: Way, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
+        """Run a talk, in this thread or on an event loop, and return its outputs; see `run`.
+
+        Cancelling the task cancels the call.
+        """
+        until, reply, posts = self.until(until), None, posts or count()
+        OURS.set(True)
+        try:
+            while True:
+                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
+                try:
+                    reply = await self._exchange(call, until, exchange, way)
+                except Refused as e:
+                    talk.throw(e)  # it may have met another model
+                    raise
+        except StopIteration as end:
+            return end.value
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
+        finally:
+            talk.close()
+            OURS.set(False)
+
+    def in_thread(self, cancel: StopToken | None) -> InThread:
+        """Return the sender for this thread."""
+        return InThread(self.channels, cancel)
+
+    def until(self, until: float) -> float:
+        """Return the instant by which a call ends: `until` or the endpoint's own timeout, whichever is sooner."""
+        return min(until, monotonic() + self.endpoint.address.timeout_s)
+
+    def may_send(self, cancel: StopToken | None) -> None:
+        """Raise Held if the answer is not needed any more."""
+        if cancel is not None and cancel.asked:
+            raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
+
+    async def _exchange(self, call: Call, until: float, exchange: Exchange, way: Way) -> Reply:
+        """Send a call, with retries, and return its reply; a probe's failure becomes a reply of status 0."""
+
+        async def once() -> Reply:
+            if (cancel := way.cancel) is not None:
+                self.may_send(cancel)
+            sent = self.leaving(call, until, exchange)
+            try:
+                reply = await way.send(sent, until)
+            except CloudError as e:
+                exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
+                raise
+            return self._taken(call, reply, exchange)
+
+        try:
+            return await once()
+        except CloudError as e:
+            if call.probe:
+                return Reply(0, {}, str(e).encode())
+            return await self.retries(until, exchange, way).again(once, iter([e]))
+
+    def retries(self, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> Retries:
+        """Return the retrying of attempts until an instant. shown: returns True if a part of the answer was shown."""
+        return Retries(self.endpoint.address.retries, until, exchange, way, shown)
+
+    def leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
+        """Account for an attempt, and return the call to send, with headers of instruments; raise Held."""
+        size = len(call.body)
+        if call.tokens is None:
+            exchange.before_attempt(size, until)
+        else:
+            exchange.before_attempt(size, until, call.tokens)
+        with self._lock:
+            self.sent += size
+        if not exchange.followed:
+            return call
+        more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
+        return call._replace(headers=(*call.headers, *more.items())) if more else call
+
+    def count_received(self, size: int) -> None:
+        """Count bytes of a reply's body."""
+        with self._lock:
+            self.received += size
+
+    def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
+        """Account for a reply, and return it if it is a success, or answers a probe; raise Refused."""
+        size, exchange.status = len(reply.body), reply.status
+        with self._lock:
+            self.received += size
+        if HEADER in reply.headers:
+            exchange.reported(reply.headers)
+        try:
+            good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
+        except CloudError as e:
+            absent = call.probe and reply.status in ABSENT  # what was only looked for is not there, which is no fault
+            exchange.after_attempt(size, None if absent else e)
+            if call.probe:
+                return reply
+            raise
+        exchange.after_attempt(size)
+        return good
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.channels.close()
+        self.channels_async.abandon()
+
+    async def aclose(self) -> None:
+        """Close the connections on the event loop, and wait for that."""
+        await self.channels_async.close()
+        self.close()
+
+
+def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
+    """Return the call with its idempotency key, by which a server can detect a repetition."""
+    if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
+        return call
+    n = next(posts)
+    if n:
+        exchange.next_call()
+    method, path, headers, *rest = call
+    key = f"{exchange.identity}/{n}" if n else exchange.identity
+    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))

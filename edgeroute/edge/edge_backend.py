@@ -1,0 +1,357 @@
+"""Edge backend: runs a model on the device, decodes its outputs to predictions, and passes a session's state to it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
+from contextvars import ContextVar, copy_context
+from math import prod
+from time import monotonic
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgeroute.confidence.input_score import InputScore
+from edgeroute.confidence.output_forms import probabilities_warning
+from edgeroute.confidence.output_reader import Reader
+from edgeroute.confidence.scores import Score, Unscored
+from edgeroute.core.routing_policy import Side
+from edgeroute.core.stream_walk import Pieces, read_pieces, single
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.callable_model import gather
+from edgeroute.edge.model_members import check_model, feed_of, fingerprint, has_async_runs, member
+from edgeroute.edge.run_counts import runs_of
+from edgeroute.edge.runtimes import Ensemble
+from edgeroute.errors import BadInput, ModelError
+from edgeroute.system.process import AbandonedRuns
+from edgeroute.types import EdgeModel, StopToken
+
+# State of a model, which a session carries from one call to the next.
+#
+# A session sets a `Turn` for the time of a call, in a context variable, which reaches the threads and tasks of its legs. A model
+# with a state reads it from there, and stores the next one there. So the state moves on only with the call, and a run that
+# was abandoned (by a deadline, say) changes nothing any more.
+
+T = TypeVar("T")
+
+
+class Turn:
+    """States of models during one call of a session.
+
+    Args:
+        states: model -> its state before the call, copied; a model without one starts from its first state.
+        stream: id of the session; empty: the state lasts for this call only.
+    """
+
+    def __init__(self, states: Mapping[object, Any], stream: str = "") -> None:
+        self.states: dict[object, Any] = dict(states)
+        self.stream = stream
+
+
+TURN: ContextVar[Turn | None] = ContextVar("edgeroute_turn", default=None)
+"""Turn of the current call; None: the call belongs to no session."""
+
+
+IN_SESSION = (
+    "keeps a state from one input to the next, one for each stream: use a session, `with router.session() as s: s.infer(x)`"
+)
+"""Message about a model with a state, with the code to write."""
+
+
+def current_turn(name: str) -> Turn:
+    """Return the session's turn of the current call, for a model of that name.
+
+    Raises:
+        BadInput: the call belongs to no session.
+    """
+    turn = TURN.get()
+    if turn is None:
+        raise BadInput(f"{name} {IN_SESSION}")
+    return turn
+
+
+def in_new_session(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function as the first call of a new session, and return its result."""
+    context = copy_context()
+    context.run(TURN.set, Turn({}))
+    return context.run(function, *arguments)
+
+
+log = logging.getLogger("edgeroute")
+MOST_PROBED = 1 << 22
+"""Largest input, in elements, that `ready` runs with zeros."""
+PROBE_S = 2.0
+"""Longest run on zeros, seconds."""
+MAX_ABANDONED = 4
+"""Abandoned runs of one model (cancelled, still running) at which the planner skips it; `parallel` may set fewer."""
+
+
+class EdgeBackend(AbandonedRuns):
+    """Backend of a model on the device: runs it, and decodes its outputs to predictions.
+
+    Attributes:
+        alone_async: True if the model runs on an event loop only: its runs are awaited.
+        run_async: coroutine function that runs the model there; None: the model needs a thread.
+        at_once: True if a run begins at once, in the calling thread, without waiting for a turn.
+        unloaded: True if the model was freed, and is to be loaded again.
+        loading: True while the model is being loaded again: until then other targets are asked first.
+
+    Raises:
+        PolicyError: the model's members contradict the protocol.
+    """
+
+    side: Side = "edge"
+    traffic = (0, 0)
+    warmth = ""
+    """Times of loading and first runs, as text; empty: the model was not warmed up."""
+    unloaded = loading = False
+
+    def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
+        check_model(model)
+        self.name, self.model = name, model
+        self.where = str(member(model, "path") or model.name)
+        self.reader = Reader(
+            member(model, "score") or score, labels=member(model, "labels"), kind=member(model, "kind"), name=model.name,
+            none_found=member(model, "none_found"),
+        )  # fmt: skip
+        parallel = member(model, "parallel")
+        super().__init__(min(MAX_ABANDONED, parallel or MAX_ABANDONED))
+        self.alone_async, self._close = has_async_runs(model), member(model, "close")
+        self.at_once = not self.alone_async and parallel is None
+        self.run_async = self._run_async if self.alone_async else None
+        self._one: Callable[..., Any] = member(model, "run_one") or (lambda x, cancel: model.run([x], cancel))
+        self._run: Callable[..., Any] = model.run
+        runs = self._runs = runs_of(model)
+        if runs is not None:
+            self._close = None if self._close is None else runs.close
+            if not self.alone_async:
+                self._one, self._run = runs.count_runs(self._one), runs.count_runs(self._run)
+
+    def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
+        """Run the inputs as one batch; return a prediction for each."""
+        return self.reader.many(self._run(inputs, cancel), len(inputs))
+
+    def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
+        """Run one input, by the model's `run_one` if it has one."""
+        return self.reader.one(self._one(x, cancel))
+
+    def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
+        """Run one input, and yield the answer in pieces: those of the model's `stream`, or one piece. Returns the prediction."""
+        stream = member(self.model, "stream")
+        if stream is None:
+            return single(self.run_one(x, cancel))
+        return self._stream_counted(stream(x, cancel), cancel)
+
+    def _stream_counted(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
+        """Yield the pieces of a model's stream as one counted run, and return the prediction."""
+        if self._runs is None:
+            return (yield from read_pieces(pieces, self.reader.answer))
+        with self._runs.one(cancel):
+            return (yield from read_pieces(pieces, self.reader.answer))
+
+    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`."""
+        if self._runs is not None:
+            async with self._runs.one_async():
+                return await self._run_uncounted(inputs, many)
+        return await self._run_uncounted(inputs, many)
+
+    async def _run_uncounted(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        """Await the model's `run`, or its `run_one`, and decode the outputs."""
+        if many:
+            return self.reader.many(await self._run(inputs, None), len(inputs))
+        return [self.reader.one(await self._one(inputs[0], None))]
+
+    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+        """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction."""
+        stream = member(self.model, "stream")
+        if stream is None:
+            (prediction,) = await self._run_async([x], many=False)
+            show(prediction.value)
+            return prediction
+        if self._runs is None:
+            return self.reader.answer(await gather(stream(x, None), show))
+        async with self._runs.one_async():
+            return self.reader.answer(await gather(stream(x, None), show))
+
+    def ready(self, until: float) -> None:
+        """Load the model, and run it once on zeros to check its outputs, if its inputs are known and the run takes little time.
+
+        Args:
+            until: monotonic instant at which the run on zeros is stopped at the latest.
+
+        Raises:
+            ModelError: the outputs are not as the card states, or would be misread; or the axis that counts the inputs is
+                unknown.
+            BadReply: the outputs have other classes than there are labels, or another number of rows than there are inputs.
+        """
+        load = member(self.model, "load")
+        if load is not None:
+            load()
+        card = member(self.model, "card")
+        if card is not None:
+            from edgeroute.edge.model_inputs import batch_axis_problem
+
+            if text := batch_axis_problem(card, member(self.model, "inputs")):
+                raise ModelError(f"{self.where}: {text}")
+        outputs = self._run_zeros(min(PROBE_S, until - monotonic()))
+        if outputs is None:
+            return
+        if self.reader.kind in {None, "logits"} and self.reader.mistakes(outputs):
+            raise ModelError(probabilities_warning(self.model.name))
+        if card is None or card.batch_first:
+            self._check_read(outputs)
+
+    def _check_read(self, outputs: Any) -> None:
+        """Decode the outputs for zeros without the caller's score, which was not made for such an input.
+
+        Raises:
+            ModelError: they have no confidence.
+            BadReply: they do not fit the labels, or the number of inputs.
+        """
+        reader = self.reader
+        prediction = Reader(labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found).one(outputs)
+        if isinstance(prediction.confidence, Unscored) and not callable(reader.score):
+            raise ModelError(f"{reader.name} gives {prediction.confidence.why}")
+
+    def time_on_zeros(self, seconds: float) -> tuple[float, float] | None:
+        """Run the model twice on zeros, and return the seconds of each run; None: it cannot be run on zeros.
+
+        The first run often prepares what later ones need.
+        """
+        begun = monotonic()
+        if self._run_zeros(seconds) is None:
+            return None
+        first = monotonic()
+        self._run_zeros(seconds)
+        return first - begun, monotonic() - first
+
+    def _run_zeros(self, seconds: float) -> Any:
+        """Run the model on zeros as a new session, and return its outputs.
+
+        None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`.
+        """
+        specs, run = member(self.model, "inputs"), feed_of(self.model)
+        shapes = [(1, *spec.shape[1:]) for spec in specs]
+        if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
+            return None
+        stop = StopToken()
+        timer = threading.Timer(max(0.0, seconds), stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            with nullcontext() if self._runs is None else self._runs.one(stop):
+                feed = {spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
+                return in_new_session(run, feed, stop)
+        except Exception as e:  # noqa: BLE001 - zeros may not be an input of this model: its first one tells
+            log.debug("%s does not run on zeros: %s", self.where, e)
+            return None
+        finally:
+            timer.cancel()
+
+    def describe(self) -> str:
+        """Return the status line of `check`: the model, a note if it needs a session, hardware, version, downgrade, warm-up."""
+        session = f", but only in a session, since it {IN_SESSION}" if has_state(self.model) else ""
+        where = f", {placement}" if (placement := member(self.model, "placement")) else ""
+        more = [str(note) for note in (member(self.model, "release"), member(self.model, "downgraded"), self.warmth) if note]
+        return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
+
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """Return a fingerprint of all that the model's outputs depend on.
+
+        Args:
+            of: returns the fingerprint of a file, a folder or a callable.
+        """
+        return fingerprint(self.model, of)
+
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """Return the fingerprint and how the outputs are decoded, for cache keys.
+
+        Args:
+            of: returns the fingerprint of a file, a folder or a callable.
+        """
+        reader = self.reader
+        return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found))
+
+    def after_fork(self) -> None:
+        """Forget the parent's runs in a forked child, and load the model anew if a thread of the parent was loading it."""
+        super().after_fork()
+        if self.loading:
+            self.unloaded, self.loading = True, False
+
+    def unload(self) -> None:
+        """Free the model as `close` does, until `load`; a run in between loads it."""
+        self.unloaded = True
+        self.close()
+
+    def load(self) -> None:
+        """Load the model again. Its error passes, and the next run raises it again."""
+        self.unloaded, load = False, member(self.model, "load")
+        try:
+            if load is not None:
+                load()
+        finally:
+            self.loading = False
+
+    def close(self) -> None:
+        """Free the model once no run is in progress: a native runtime would crash the process."""
+        if self._close is not None:
+            self._close()
+
+
+def has_state(model: EdgeModel) -> bool:
+    """Return True if the model, its card, or a model of an ensemble has a state."""
+    card = member(model, "card")
+    return bool(member(model, "stateful") or getattr(card, "state", ())) or (
+        isinstance(model, Ensemble) and any(map(has_state, model.models))
+    )
+
+
+# Edge backend whose confidence is computed from the input, before the model runs.
+
+
+class InputScoredBackend(EdgeBackend):
+    """Edge backend whose answers have the confidence of their inputs, in place of a confidence from the outputs.
+
+    Attributes:
+        before: the score of an input.
+    """
+
+    def __init__(self, name: str, model: EdgeModel, score: InputScore) -> None:
+        super().__init__(name, model, "msp")
+        self.before = score
+
+    def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
+        """Run the inputs as one batch; return a prediction for each, with its input's confidence."""
+        return [self._with_confidence(p, x) for p, x in zip(super().run(inputs, cancel), inputs, strict=True)]
+
+    def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
+        """Run one input; return the prediction with the input's confidence."""
+        return self._with_confidence(super().run_one(x, cancel), x)
+
+    def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
+        """Run one input, and yield the answer in pieces. Returns the prediction with the input's confidence."""
+        return self._pieces(super().stream(x, cancel), x)
+
+    def _pieces(self, pieces: Pieces, x: Any) -> Pieces:
+        """Yield the pieces, and return the prediction with the input's confidence."""
+        return self._with_confidence((yield from pieces), x)
+
+    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        """Await a run, and return the predictions with their inputs' confidences."""
+        return [self._with_confidence(p, x) for p, x in zip(await super()._run_async(inputs, many), inputs, strict=True)]
+
+    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+        """Run one input on an event loop, calling `show` with each piece; return the prediction with the input's confidence."""
+        return self._with_confidence(await super().stream_async(x, show), x)
+
+    def _with_confidence(self, prediction: Prediction, x: Any) -> Prediction:
+        """Return the prediction with the input's confidence."""
+        return prediction._replace(confidence=self.before.of_input(x))
+
+
+def edge_backend(name: str, model: EdgeModel, score: str | Score) -> EdgeBackend:
+    """Return a backend of the model with this score."""
+    return InputScoredBackend(name, model, score) if isinstance(score, InputScore) else EdgeBackend(name, model, score)

@@ -1,0 +1,404 @@
+"""Connections by an httpx client, for threads and asyncio: for SOCKS, auth flows, HTTP/2 or mock transports.
+
+httpx is imported at the first call. Unlike `connections`, httpx limits the time of each read but not of a reply's whole head, and
+cannot be interrupted from another thread before the reply begins. The time of the body is checked after each piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from edgeroute.core.routing_policy import INF
+from edgeroute.errors import BadReply, CloudError, RuntimeMissing, TimedOut, Unreachable
+from edgeroute.http.connection_protocol import context_for, is_tls
+from edgeroute.http.messages import SUCCESS, Address, Call, Reply
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.late_imports import import_late
+from edgeroute.system.process import await_within, start_task_on
+from edgeroute.types import StopToken
+
+_DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
+"""httpx's timeout -> step that the endpoint did not do in time."""
+MOST_KEPT = 10
+"""Maximum of `Carrier._kept`: after so many closed connections in a row, the server itself is at fault."""
+
+
+class Carrier(ForkSafe):
+    """Base of the connections by an httpx client: builds requests, follows redirects, maps errors."""
+
+    own: Any = initially(None)
+    """httpx client made by edgeroute; None: none yet, or the application gave one."""
+    _first: dict[str, Any] = per_process(dict)
+    """Client under the key "client", so that concurrent first calls share it."""
+    _using: set[object] = per_process(set)
+    """Tokens of the calls under way."""
+
+    def __init__(self, address: Address, client: Any) -> None:
+        self.address, self.given = address, client
+        self._met = False
+        self._kept = 0
+        """Estimate of the connections that the client keeps alive: so many may prove closed by the server."""
+
+    def new_client(self, kind: str) -> Any:
+        """Return a new httpx client: with the environment's proxies, this address's TLS settings, no redirects and no timeout.
+
+        Args:
+            kind: `Client` or `AsyncClient`.
+
+        Raises:
+            RuntimeMissing: httpx is not installed.
+            PolicyError: the certificates cannot be read.
+        """
+        try:
+            web = import_late("httpx")
+        except ImportError as e:
+            raise RuntimeMissing(f"client = 'httpx' needs httpx: pip install 'edgeroute[httpx]' ({e})") from e
+        verify = context_for(self.address) if self.address.https else True
+        return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
+
+    def request(self, client: Any, call: Call, left_s: float, *, limited: bool = True) -> Any:
+        """Return the call as a request of the client.
+
+        Args:
+            client: the httpx client.
+            call: the call.
+            left_s: seconds left.
+            limited: True: each step of the client has `left_s` as its timeout; False: no timeout.
+
+        Raises:
+            TimedOut: no time is left.
+            PolicyError: a secret is not set, or cannot be sent.
+        """
+        if left_s <= 0:
+            raise TimedOut(f"{self.address.origin} was not asked: no time was left")
+        headers = [("Accept-Encoding", "identity"), *call.headers, *self.address.headers()]
+        url = self.address.origin + (quote(call.path, safe="/%:@!$&'()*+,;=~") or "/")
+        timeout = left_s if limited and left_s != INF else None
+        return client.build_request(call.method, url, content=call.body or None, headers=headers, timeout=timeout)
+
+    def redirected(self, client: Any, response: Any) -> Any:
+        """Return the request of a redirect, if the client follows redirects and the host stays the same; else None.
+
+        The input and the credentials go only to the host that the policy names.
+        """
+        following = response.next_request if client.follow_redirects else None
+        if following is None or f"{following.url.scheme}://{following.url.netloc.decode()}" != self.address.origin.lower():
+            return None
+        return following
+
+    def note_reply(self) -> None:
+        """Record that a reply came, on a connection that the client may keep alive."""
+        self._met, self._kept = True, min(self._kept + 1, MOST_KEPT)
+
+    def late(self, doing: str = "finish its answer") -> TimedOut:
+        """Return the error for an endpoint that did not do something in time."""
+        return TimedOut(f"{self.address.origin} did not {doing} in time")
+
+    def error(self, e: Exception) -> CloudError:
+        """Return the CloudError for an exception of the client: of httpx, or of the application's auth flow, hooks and transport.
+
+        Sets `retriable` and `stale`; hides secrets. Counts a closed connection off `_kept`.
+        """
+        origin, web = self.address.origin, sys.modules["httpx"]
+        name = type(e).__name__
+        if isinstance(e, web.TimeoutException):
+            return self.late(_DOING.get(name, "answer"))
+        text = str(e)
+        if isinstance(e, web.ProxyError):  # status and the proxy's own words
+            error = Unreachable(
+                f"{origin}: " + (f"the proxy answered {text[:3]}" if text[:3].isdecimal() else "the proxy failed")
+            )
+            error.retriable = not text.startswith("4")
+            return error
+        if isinstance(e, web.ProtocolError):  # its text may quote what came
+            gone = text.startswith(("Server disconnected", "peer closed"))
+            text = "disconnected without sending complete reply" if gone else "illegal reply"
+        error = Unreachable(f"{origin}: {self.address.hide(text or name)[:200]}")
+        if isinstance(e, web.ProtocolError | web.ReadError) and self.address.https and not self._met:
+            error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {text}")
+            error.retriable = False
+        elif isinstance(e, web.LocalProtocolError) or is_tls(e) or not isinstance(e, web.NetworkError | web.RemoteProtocolError):
+            error.retriable = False
+        if self._kept and isinstance(e, web.RemoteProtocolError) and str(e).startswith("Server disconnected"):
+            error.stale, self._kept = True, self._kept - 1  # the client does not say whether it was a connection that it had kept
+        return error
+
+
+class Received:
+    """Reply whose head has come, and count of its body's bytes.
+
+    Attributes:
+        status: HTTP status.
+        headers: values by lower-case name.
+        until: instant of the monotonic clock by which the next piece must come.
+
+    Raises:
+        BadReply: the reply has a content encoding, or is a success whose Content-Length exceeds the limit.
+    """
+
+    def __init__(self, carrier: Any, call: Call, response: Any, until: float) -> None:
+        carrier.note_reply()
+        self._carrier, self._response, self.until = carrier, response, until
+        address: Address = carrier.address
+        self._origin = address.origin
+        self._limit = address.max_reply_bytes if call.max_reply is None else call.max_reply
+        self._size = 0
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw
+        }
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise BadReply(f"{self._origin} answered with an encoding, though asked not to: unread")
+        length = self.headers.get("content-length", "")
+        declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0  # noqa: PLR2004 - of 64 bits
+        self.unread = not self._fits(declared)
+        """True if the rest of the body is not read: of an error reply that is too long."""
+
+    def add(self, piece: bytes) -> bool:
+        """Count a piece of the body. Return True if it is within the limit, False if it is to be dropped.
+
+        Raises:
+            BadReply: a success exceeds the limit.
+        """
+        self._size += len(piece)
+        self.unread = not self._fits(self._size)
+        return not self.unread
+
+    def _fits(self, size: int) -> bool:
+        """Return True if a size is within the limit; raise BadReply if it is not and the reply is a success."""
+        if size > self._limit and self.status in SUCCESS:
+            raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
+        return size <= self._limit
+
+
+class HttpxConnections(Carrier):
+    """Connections for threads, with the methods of `Connections`, by an `httpx.Client`.
+
+    The application's client stays open; one made by edgeroute is closed by `close`.
+    """
+
+    _closed = False
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Send the call and return the reply by the instant `until`; blocks. See `Connections.send`."""
+        with self.open(call, until, cancel) as response:
+            pieces = list(response)
+            return Reply(response.status, response.headers, b"" if response.unread else b"".join(pieces))
+
+    @contextlib.contextmanager
+    def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[HttpxResponse]:
+        """Send the call, and yield the reply once its head has come; blocks. See `Connections.open`.
+
+        At the end the response is closed, also if its body was not read.
+        """
+        if cancel is not None and cancel.asked:
+            raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
+        response, failed, using, token = None, None, self._using, object()
+        using.add(token)
+        try:
+            client = self.given or self.own
+            if client is None:
+                client = self.own = self._first.setdefault("client", self.new_client("Client"))  # atomic: calls at once share one
+            request = self.request(client, call, until - monotonic())
+            try:
+                response = self._send_following(client, request)
+            except CloudError:
+                raise
+            except Exception as e:  # noqa: BLE001 - code of the application may run in it
+                failed = self.error(e)
+            if failed is not None:
+                raise failed
+            if cancel is not None:
+                cancel.on_ask(partial(_cut, response))
+            yield HttpxResponse(self, call, response, until, cancel)
+        finally:
+            if cancel is not None:
+                cancel.on_ask(None)
+            if response is not None:
+                with contextlib.suppress(Exception):
+                    response.close()
+            using.discard(token)
+            if self._closed:
+                self._close_unused()
+
+    def _send_following(self, client: Any, request: Any) -> Any:
+        """Send a request, follow redirects within the host, and return the last response, its body unread."""
+        for _ in range(client.max_redirects + 1):
+            response = client.send(request, stream=True, follow_redirects=False)
+            request = self.redirected(client, response)
+            if request is None:
+                break
+            response.close()
+        return response
+
+    def close(self) -> None:
+        """Close the client made by edgeroute, once no call is under way."""
+        self._closed = True
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        """Close the client made by edgeroute, if no call is under way."""
+        if not self._using:
+            client, self.own, self._first = self.own, None, {}
+            if client is not None:
+                client.close()
+
+
+class HttpxResponse(Received):
+    """Reply for `for`, as `Response`, from an httpx client."""
+
+    def __init__(self, carrier: Carrier, call: Call, response: Any, until: float, cancel: StopToken | None) -> None:
+        super().__init__(carrier, call, response, until)
+        self._cancel = cancel
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body as it comes, within its limit and time.
+
+        Raises:
+            CloudError: a piece is late, the connection breaks, the call is cancelled, or a success is too long.
+        """
+        response = self._response
+        pieces = iter([response.content]) if response.is_stream_consumed else response.iter_raw()  # a mock's may be there
+        while not self.unread:
+            failed = None
+            try:
+                piece = next(pieces, None)
+            except Exception as e:  # noqa: BLE001 - as above
+                failed = self._carrier.error(e)
+            if self._cancel is not None and self._cancel.asked:
+                failed = Unreachable(f"{self._origin}: its answer is not needed any more")
+            if failed is not None:
+                raise failed
+            if piece is None:
+                return
+            if monotonic() > self.until:
+                raise self._carrier.late()
+            if self.add(piece):
+                yield piece
+
+
+def _cut(response: Any) -> None:
+    """Shut down a response's socket, from another thread. An HTTP/2 connection is shared: there the next piece ends it."""
+    stream = response.extensions.get("network_stream")
+    sock = None if stream is None or response.http_version == "HTTP/2" else stream.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+# Connections by an httpx client for asyncio.
+#
+# Here the time limit holds for the whole call, and cancelling the task ends the call at once.
+
+T = TypeVar("T")
+
+
+class AsyncHttpxConnections(Carrier):
+    """Connections for asyncio, with the methods of `AsyncConnections`, by an `httpx.AsyncClient`.
+
+    The application's client stays open; edgeroute makes one for each event loop.
+    """
+
+    def __init__(self, address: Address, client: Any) -> None:
+        super().__init__(address, client)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """Send the call and return the reply by the instant `until`. See `AsyncConnections.send`."""
+        async with self.open(call, until) as response:
+            pieces = [piece async for piece in response]
+            return Reply(response.status, response.headers, b"" if response.unread else b"".join(pieces))
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, until: float) -> AsyncIterator[AsyncHttpxResponse]:
+        """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`."""
+        client, loop = self.given or self.own, asyncio.get_running_loop()
+        if client is None or (self.given is None and self._loop is not loop):  # one of another loop cannot be used here
+            client, self._loop = self.new_client("AsyncClient"), loop
+            self.own = client
+        request = self.request(client, call, until - monotonic(), limited=False)
+        response = await self.await_step(until, self._send_following(client, request), "answer")
+        try:
+            yield AsyncHttpxResponse(self, call, response, until)
+        finally:
+            with contextlib.suppress(Exception):
+                await response.aclose()
+
+    async def await_step(self, until: float, steps: Coroutine[Any, Any, T], doing: str = "finish its answer") -> T:
+        """Await a step of the client until an instant, and return its result.
+
+        Raises:
+            CloudError: the step failed, or was late ("did not `doing` in time").
+        """
+        left_s = until - monotonic()
+        if left_s <= 0:
+            steps.close()
+            raise self.late(doing)
+        try:
+            return await await_within(left_s, steps)
+        except CloudError:
+            raise
+        except (asyncio.TimeoutError, TimeoutError):
+            failed: CloudError = self.late(doing)
+        except Exception as e:  # noqa: BLE001 - code of the application may run in it
+            failed = self.error(e)
+        raise failed
+
+    async def _send_following(self, client: Any, request: Any) -> Any:
+        """Send a request, follow redirects within the host, and return the last response, unread."""
+        for _ in range(client.max_redirects + 1):
+            response = await client.send(request, stream=True, follow_redirects=False)
+            request = self.redirected(client, response)
+            if request is None:
+                break
+            await response.aclose()
+        return response
+
+    async def close(self) -> None:
+        """Close the client made by edgeroute, if it belongs to the running loop; else `abandon` does."""
+        client = self.own
+        if client is not None and self._loop is asyncio.get_running_loop():  # else `abandon` has its own loop close it
+            self.own = None
+            await client.aclose()
+
+    def abandon(self) -> None:
+        """Close the client made by edgeroute on its own loop, without waiting; from outside the loop, or from a thread."""
+        client, loop, self.own = self.own, self._loop, None
+        if client is not None and loop is not None and loop.is_running():
+            start_task_on(loop, client.aclose)
+
+
+class AsyncHttpxResponse(Received):
+    """Reply for `async for`, as `AsyncResponse`, from an httpx client."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes, within its limit and time.
+
+        Raises:
+            CloudError: a piece is late, the connection breaks, or a success is too long.
+        """
+        response = self._response
+        if response.is_stream_consumed:  # a mock's may be there
+            if self.add(response.content):
+                yield response.content
+            return
+        pieces = response.aiter_raw()
+        while not self.unread:
+            piece = await self._carrier.await_step(self.until, _next(pieces))
+            if piece is None:
+                return
+            if self.add(piece):
+                yield piece
+
+
+async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next piece, None at the end; a coroutine, since `anext` returns another kind of awaitable."""
+    return await anext(pieces, None)  # a coroutine, as `anext` gives another awaitable

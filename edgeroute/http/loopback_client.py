@@ -1,0 +1,222 @@
+"""HTTP to a server on this device only: loopback addresses and unix sockets. No permit guards what an edge sends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from edgeroute.core.error_codes import clean
+from edgeroute.errors import CloudError, ModelError, PolicyError, TimedOut
+from edgeroute.http.connection_protocol import Wire
+from edgeroute.http.connections import BlockingSockets, Response, ThreadConnection
+from edgeroute.http.messages import Address, Call
+from edgeroute.system.process import settle
+from edgeroute.types import StopToken
+
+CONNECT_S = 5.0
+"""Timeout of a connection, seconds: on one device it is made at once, or the server is stuck."""
+BASE = "/v1"
+"""Path prefix if the address has none."""
+UNIX: Any = getattr(socket, "AF_UNIX", None)
+"""Address family of unix sockets; None: Python has none here."""
+SHORT = 1 << 16
+"""Maximum bytes to read of an error reply's body."""
+
+
+def is_loopback(address: str) -> bool:
+    """Return True if a numeric address belongs to this device alone: 127.0.0.0/8, ::1, and the former mapped into IPv6."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+def _is_path(text: str) -> bool:
+    """Return True if the system can encode a text as a path."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+class Local:
+    """Address of a server on this device; another device's address is refused.
+
+    A host name is resolved anew before each connection, and each of its addresses is checked then.
+
+    Args:
+        url: `http://127.0.0.1:PORT/v1`, a name in place of the number, or `unix:/PATH` of a socket; the default path is `/v1`.
+
+    Attributes:
+        origin: the address as quoted in messages.
+        socket_path: path of the unix socket; None: TCP.
+        host, port: of the server.
+        base: path prefix of each request.
+        address: the address as HTTP has it.
+
+    Raises:
+        PolicyError: the URL is malformed, or its address is another device's.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.socket_path: str | None = None
+        if url[:5].lower() == "unix:":
+            self.socket_path = url[5:]
+            if UNIX is None or not Path(self.socket_path).is_absolute() or not _is_path(self.socket_path):
+                raise PolicyError("the address of a unix socket is unix:/PATH, absolute, on a system that has them")
+            self.origin, self.host, self.port, self.base = f"unix:{self.socket_path}", "localhost", 80, BASE
+            self.address = Address("http://localhost")
+            return
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if host and not host.isascii():
+            raise PolicyError("a local server's address has a name in ASCII, or a number")
+        if not host or "@" in url or "?" in url or "#" in url or not url.isprintable():
+            raise PolicyError(
+                "a local server's address is http://127.0.0.1:PORT/v1 or unix:/PATH, without user, password and query"
+            )
+        if parts.scheme.lower() != "http":
+            raise PolicyError("a local server's address begins with http:// or unix: a server on another device is a [cloud]")
+        self.host, self.port, self.base = str(host), port or 80, parts.path.rstrip("/") or BASE
+        self.origin = f"http://{parts.netloc}"
+        self.address = Address(self.origin)
+        with contextlib.suppress(OSError, UnicodeError):  # a name, which is looked up before each connection
+            self._resolve(socket.AI_NUMERICHOST, PolicyError)
+
+    def addresses(self) -> list[str]:
+        """Resolve the host, blocking, and return its numeric addresses.
+
+        Raises:
+            ModelError: the host has no address, or one that is not this device's own.
+        """
+        try:
+            return self._resolve(0, ModelError)
+        except (OSError, UnicodeError) as e:
+            raise ModelError(f"{self.origin} has no address: {clean(e, 100)}") from e
+
+    def _resolve(self, flags: int, error: type[ModelError | PolicyError]) -> list[str]:
+        """Resolve the host with flags of getaddrinfo, and return its numeric addresses; raise `error` if one is not loopback."""
+        infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
+        addresses = [str(entry[0]) for _, _, _, _, entry in infos]
+        if away := [address for address in addresses if not is_loopback(address)]:
+            raise error(
+                f"{self.origin} is at {away[0]}, which is not this device's loopback: nothing guards what an edge sends. "
+                "A server elsewhere is a [cloud]"
+            )
+        return addresses
+
+
+class Head(NamedTuple):
+    """Status and content type of a reply."""
+
+    status: int
+    kind: str
+    """Content-Type in lower case; empty: none."""
+
+
+class _LocalWire(Wire):
+    """Requests and errors of a local server: no proxy, and a connection for each request."""
+
+    def __init__(self, local: Local) -> None:
+        super().__init__(local.address)
+        self._origin = local.origin
+
+    def proxy(self) -> None:
+        """Return None: inputs of an edge do not leave the device."""
+
+    def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:  # noqa: ARG002 - no connection is kept
+        """Return the error of a connection, with its reason."""
+        reason = clean(e, 100) or type(e).__name__
+        return CloudError(
+            f"{self._origin} broke off: {reason}" if opened else f"no server at {self._origin} ({reason}): is it started?"
+        )
+
+
+class _LocalSockets(BlockingSockets):
+    """Sockets that connect to this device only."""
+
+    def __init__(self, local: Local) -> None:
+        super().__init__(local.origin)
+        self._local = local
+
+    def connect(self, host: str, port: int) -> socket.socket:  # noqa: ARG002 - the wire's, which has no path of a socket
+        """Return a socket connected to the server's path, or to the first of its addresses that accepts.
+
+        Raises:
+            ModelError: an address is not loopback, or the socket is connected to another device; nothing was sent.
+            OSError: none accepts.
+        """
+        local, until = self._local, self.until
+        self.until = min(until, monotonic() + CONNECT_S)
+        try:
+            if local.socket_path is not None:
+                self.adopt(sock := socket.socket(UNIX, socket.SOCK_STREAM))
+                sock.settimeout(self.left_s())
+                sock.connect(local.socket_path)
+                sock.setblocking(False)
+                self.check()
+                return sock
+            error: OSError = OSError("it has no address")
+            for address in local.addresses():
+                try:
+                    sock = super().connect(address, local.port)
+                except OSError as e:
+                    error = e
+                    continue
+                if not is_loopback(str(sock.getpeername()[0])):
+                    raise ModelError(f"{local.origin} led to another device: nothing was sent")
+                return sock
+            raise error
+        finally:
+            self.until = until
+
+
+@contextlib.contextmanager
+def exchange(
+    local: Local, method: str, path: str, body: bytes, headers: Iterable[tuple[str, str]], *, timeout_s: float, most: int,
+    cancel: StopToken | None = None,
+) -> Iterator[tuple[Head, Iterator[bytes]]]:  # fmt: skip
+    """Connect, send a request, and yield the reply's head with an iterator over its body; close the connection at the end.
+
+    Redirects are not followed. The iterator reads from the connection, and so blocks. A stop request shuts the connection down.
+
+    Args:
+        local: address of the server.
+        method: of HTTP.
+        path: behind `Local.base`.
+        body: JSON; empty: none.
+        headers: further ones.
+        timeout_s: seconds for the whole exchange; received bytes do not restart it.
+        most: maximum bytes of the reply's body.
+        cancel: token of the stop request; None: cannot be stopped.
+
+    Raises:
+        ModelError: there is no reply, it is too long or a redirect, or the time is over; also while the body is read.
+    """
+    kind = [("Content-Type", "application/json")] if body else []
+    call = Call(method, local.base + path, [("Connection", "close"), *headers, *kind], body, max_reply=most)
+    connection = ThreadConnection(_LocalWire(local), _LocalSockets(local))
+    try:
+        reading = settle(connection.begin(call, monotonic() + timeout_s, cancel))
+        if 300 <= reading.status < 400:  # noqa: PLR2004 - a redirect
+            raise ModelError(f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to")
+        yield Head(reading.status, reading.headers.get("content-type", "").lower()), iter(Response(connection, reading))
+    except CloudError as e:
+        if cancel is not None and cancel.asked:
+            raise ModelError(f"{local.origin} was stopped within its answer") from None
+        if isinstance(e, TimedOut):
+            raise ModelError(f"{local.origin} did not answer within {timeout_s:g} s") from e
+        raise ModelError(str(e)) from e.__cause__
+    finally:
+        connection.close()

@@ -1,0 +1,210 @@
+"""Sensors of Android, macOS and Windows, where apps cannot read sysfs or there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import sys
+from typing import Any
+
+from edgeroute.observe.device.kernel_files import SECOND, Commands, Measurement
+from edgeroute.system.late_imports import import_late
+from edgeroute.system.process import json_loads
+
+PMSET_S = 10.0
+"""Minimum time between two runs of macOS's `pmset`, seconds."""
+FULL = 100
+MISSING = "pip install edgeroute[sensors] (psutil) reads it"
+"""Reason why a field is unknown, with the advice."""
+
+
+class Others:
+    """Reader of battery, load and memory on systems without sysfs."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._windows = Windows() if sys.platform == "win32" else None
+        self._psutil: Any = None
+        self._tried = self._counting = False
+
+    def read(self, now: float) -> dict[str, Measurement]:
+        """Return the fields that this system has.
+
+        Imports psutil at the first call, and starts `pmset` in the background on macOS.
+        """
+        fields = dict.fromkeys(("battery", "mains", "cpu", "memory_available"), Measurement(None, MISSING))
+        if not self._tried:
+            self._tried = True
+            try:
+                self._psutil = import_late("psutil")
+            except Exception:  # noqa: BLE001 - there is none, or it does not work here
+                self._psutil = None
+        if self._psutil is not None:
+            fields.update(self._by_psutil())
+        elif self._windows is not None:
+            fields.update(self._windows.read())
+        elif sys.platform == "darwin":
+            fields.update(parse_pmset_battery(self._commands.output("pmset", "-g", "batt", every_s=PMSET_S, now=now)))
+        if sys.platform == "darwin":
+            fields.update(parse_pmset_throttling(self._commands.output("pmset", "-g", "therm", every_s=PMSET_S, now=now)))
+        return fields
+
+    def _by_psutil(self) -> dict[str, Measurement]:
+        """Return battery, mains, cpu and memory by psutil; fields that fail have the error as the reason."""
+        fields, psutil = dict[str, Measurement](), self._psutil
+        try:
+            battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+            none = Measurement(None, "there is no battery")
+            fields["battery"] = none if battery is None else Measurement(min(1.0, battery.percent / 100), "psutil")
+            fields["mains"] = none if battery is None else Measurement(battery.power_plugged, "psutil")
+            share = psutil.cpu_percent(None) / 100
+            first, self._counting = not self._counting, True
+            fields["cpu"] = Measurement(None, SECOND) if first else Measurement(share, "psutil")
+            memory = psutil.virtual_memory()
+            fields["memory_available"] = Measurement(memory.available / memory.total, "psutil")
+        except Exception as e:  # noqa: BLE001 - its errors are the system's, of many kinds
+            why = Measurement(None, f"psutil failed: {type(e).__name__}")
+            return {**dict.fromkeys(("battery", "mains", "cpu", "memory_available"), why), **fields}
+        return fields
+
+
+def parse_pmset_battery(output: str | None) -> dict[str, Measurement]:
+    """Return `battery` (charge, 0..1) and `mains` from the output of `pmset -g batt`; None: there is no output yet."""
+    percent = re.search(r"(\d{1,3})%", output or "")
+    source = re.search(r"drawing from '(AC|Battery|UPS) Power'", output or "")
+    why = "pmset has not answered yet" if output is None else "pmset reports no battery"
+    charge = Measurement(min(100, int(percent[1])) / 100, "pmset") if percent else Measurement(None, why)
+    return {"battery": charge, "mains": Measurement(source[1] == "AC", "pmset") if source else Measurement(None, why)}
+
+
+def parse_pmset_throttling(output: str | None) -> dict[str, Measurement]:
+    """Return `throttled` from the output of `pmset -g therm`: True if macOS limits the processor's speed.
+
+    Apple silicon has no limit there.
+    """
+    limit = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", output or "")
+    if not limit:
+        return {"throttled": Measurement(None, "pmset does not report it on this machine")}
+    return {"throttled": Measurement(int(limit[1]) < FULL, f"pmset: speed limit {limit[1]} %")}
+
+
+UNKNOWN, NO_BATTERY = 255, 128
+
+
+class PowerStatus(ctypes.Structure):
+    """Windows structure SYSTEM_POWER_STATUS."""
+
+    _fields_ = (
+        ("line", ctypes.c_ubyte), ("flag", ctypes.c_ubyte), ("percent", ctypes.c_ubyte), ("saver", ctypes.c_ubyte),
+        ("left_s", ctypes.c_uint32), ("full_s", ctypes.c_uint32),
+    )  # fmt: skip
+
+
+class MemoryStatus(ctypes.Structure):
+    """Windows structure MEMORYSTATUSEX."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("total", ctypes.c_uint64), ("available", ctypes.c_uint64),
+        ("page_total", ctypes.c_uint64), ("page_available", ctypes.c_uint64), ("virtual_total", ctypes.c_uint64),
+        ("virtual_available", ctypes.c_uint64), ("extended", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+class Windows:
+    """Reader of battery, load and memory by Windows alone, without another package.
+
+    Args:
+        kernel32: its functions; None: the system's.
+    """
+
+    def __init__(self, kernel32: Any = None) -> None:
+        if kernel32 is None and sys.platform == "win32":
+            kernel32 = ctypes.WinDLL("kernel32")
+        self._kernel = kernel32
+        self._counted: tuple[int, int] | None = None
+
+    def read(self) -> dict[str, Measurement]:
+        """Return the fields that Windows has; functions that fail are left out."""
+        fields = dict[str, Measurement]()
+        for part in (self._power, self._memory, self._load):
+            with contextlib.suppress(OSError, AttributeError):  # an old or a cut-down Windows
+                fields.update(part())
+        return fields
+
+    def _power(self) -> dict[str, Measurement]:
+        """Return `battery` (charge, 0..1) and `mains`."""
+        status = PowerStatus()
+        if not self._kernel.GetSystemPowerStatus(ctypes.byref(status)):
+            return {}
+        by = "GetSystemPowerStatus"
+        none = status.percent > FULL or status.flag == UNKNOWN or status.flag & NO_BATTERY
+        return {
+            "battery": Measurement(None, "there is no battery") if none else Measurement(status.percent / FULL, by),
+            "mains": Measurement(bool(status.line), by) if status.line in {0, 1} else Measurement(None, f"{by} does not know"),
+        }
+
+    def _memory(self) -> dict[str, Measurement]:
+        """Return `memory_available`, 0..1."""
+        status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+        if not self._kernel.GlobalMemoryStatusEx(ctypes.byref(status)) or not status.total:
+            return {}
+        return {"memory_available": Measurement(status.available / status.total, "GlobalMemoryStatusEx")}
+
+    def _load(self) -> dict[str, Measurement]:
+        """Return `cpu`: the load since the last call, 0..1, and store the new counts; unknown at the first call."""
+        times = [ctypes.c_uint64() for _ in range(3)]  # FILETIMEs: idle; kernel, with idle in it; user
+        if not self._kernel.GetSystemTimes(*(ctypes.byref(time) for time in times)):
+            return {}
+        idle, kernel, user = (time.value for time in times)
+        before, self._counted = self._counted, (idle, kernel + user)
+        if before is None or kernel + user <= before[1]:
+            return {"cpu": Measurement(None, SECOND)}
+        share = 1 - (idle - before[0]) / (kernel + user - before[1])
+        return {"cpu": Measurement(min(1.0, max(0.0, share)), "GetSystemTimes")}
+
+
+TERMUX_S = 30.0
+"""Minimum time between two runs of `termux-battery-status`, which queries another app, seconds."""
+CAPACITY = 4
+"""BatteryManager.BATTERY_PROPERTY_CAPACITY: remaining charge, in percent."""
+
+
+class Android:
+    """Reader of the battery, in an app of Chaquopy, or in Termux with its API package."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    def read(self, now: float) -> dict[str, Measurement]:
+        """Return `battery` (charge, 0..1) and `mains`."""
+        return self._java() or self._termux(now)
+
+    def _java(self) -> dict[str, Measurement]:
+        """Read the battery by Java through Chaquopy, which is part of its apps; empty: there is no Chaquopy, or Java failed."""
+        try:
+            from com.chaquo.python import Python  # type: ignore[import-not-found]  # Chaquopy's, as is `java`
+
+            manager: Any = Python.getPlatform().getApplication().getSystemService("batterymanager")
+            percent, charging = int(manager.getIntProperty(CAPACITY)), bool(manager.isCharging())
+        except Exception:  # noqa: BLE001 - no Chaquopy, or what Java throws
+            return {}
+        if not 0 <= percent <= FULL:
+            return {}
+        return {"battery": Measurement(percent / FULL, "BatteryManager"), "mains": Measurement(charging, "BatteryManager")}
+
+    def _termux(self, now: float) -> dict[str, Measurement]:
+        """Read the battery from the last output of `termux-battery-status`, which runs again in the background if that is old."""
+        output = self._commands.output("termux-battery-status", every_s=TERMUX_S, now=now)
+        try:
+            status: Any = json_loads((output or "").encode())
+            fields = {
+                "battery": Measurement(float(status["percentage"]) / FULL, "termux-battery-status"),
+                "mains": Measurement(status["plugged"] != "UNPLUGGED", "termux-battery-status"),
+            }
+        except (ValueError, TypeError, KeyError):
+            why = "termux-battery-status has not answered yet" if output is None else "neither Chaquopy nor Termux:API reports it"
+            return {name: Measurement(None, why) for name in ("battery", "mains")}
+        if not 0 <= fields["battery"].value <= 1:
+            return {}
+        return fields

@@ -1,0 +1,277 @@
+"""Device sensors (battery, heat, load, memory, power, network) as one `Reading`, and the thread that reads them when due."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
+
+from edgeroute.core.device_rules import Reading
+from edgeroute.errors import PolicyError
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.thread_pool import ThreadPool
+
+if TYPE_CHECKING:
+    from edgeroute.observe.device.kernel_files import Measurement, Run
+    from edgeroute.observe.device.phone_and_desktop import Android, Others
+
+Sensors = Callable[[], Reading]
+"""Function that reads the sensors."""
+
+FIND_S = 60.0
+"""Time after which the files of sensors are searched again, seconds: a battery, a dock or a driver may come later."""
+LEAST_S, MOST_S = 1.0, 60.0
+"""Least and most time between two readings, seconds."""
+EVERY_S = 10.0
+"""Usual time between two readings, seconds."""
+PATIENCE_S = 1.0
+"""Longest wait for another thread that reads, seconds; after it the last reading is returned."""
+FRESH_S = 0.5
+"""Age up to which a reading is returned again, seconds: routers that are made together share one."""
+KERNELS = frozenset({"linux", "android"})
+"""Values of `sys.platform` with sysfs and procfs."""
+
+
+class DeviceSensors(ForkSafe):
+    """Sensors of this device; an instance may be given to a router as `sensors=`.
+
+    Calling it returns a `Reading`, and never raises.
+
+    Thread-safe. Values that are differences (load, energy, thermal events) count from the reading before.
+
+    Args:
+        root: directory that holds `sys` and `proc`; a container may have its host's elsewhere.
+        run: runs a program with arguments and returns its output, in a thread of its own; None: programs of the system if root
+            is "/", otherwise none.
+        every_s: seconds between two readings of a router that has these sensors, 1 to 60.
+        fresh_s: seconds for which a reading is returned again.
+
+    Raises:
+        PolicyError: `every_s` is out of its range.
+    """
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call the router
+
+    def __init__(
+        self, root: str | Path = "/", *, run: Run | None = None, every_s: float = EVERY_S, fresh_s: float = FRESH_S
+    ) -> None:
+        if not (isinstance(every_s, int | float) and LEAST_S <= every_s <= MOST_S):
+            raise PolicyError(f"sensors are read every 1 to 60 seconds, not every_s={every_s!r}")
+        self.every_s = every_s
+        # late: a router whose policy uses no sensors does without them
+        from edgeroute.observe.device.kernel_files import Commands, Files, run_program
+        from edgeroute.observe.device.load_and_memory import Gpu, Load, Memory
+        from edgeroute.observe.device.power import Battery, Power
+        from edgeroute.observe.device.temperature import Thermal, Throttling
+        from edgeroute.observe.link_monitor import Links
+
+        this_device = os.fspath(root) == "/"
+        files = Files(root)
+        self.commands = Commands(run_program if this_device and run is None else run)
+        self._fresh_s, self._read_at, self._find_at = fresh_s, -inf, -inf
+        self._others: Others | None = None
+        self._android: Android | None = None
+        if this_device and sys.platform not in KERNELS:
+            from edgeroute.observe.device.phone_and_desktop import Others
+
+            self._others = Others(self.commands)
+        elif this_device and (sys.platform == "android" or "ANDROID_ROOT" in os.environ):  # before Python 3.13 it is linux
+            from edgeroute.observe.device.phone_and_desktop import Android
+
+            self._android = Android(self.commands)
+        self._battery, self._gpu, self._load = Battery(files), Gpu(files), Load(files)
+        self._links, self._memory, self._power = Links(files, self.commands), Memory(files), Power(files, self.commands)
+        self._thermal, self._throttling = Thermal(files), Throttling(files, self.commands)
+        self._details: dict[str, Measurement] = {}
+        self._reading = Reading()
+
+    def __call__(self) -> Reading:
+        """Read the sensors, in some tenths of a millisecond, or return the last reading if it is fresh.
+
+        Unknown values are None.
+        """
+        lock = self._lock
+        if not lock.acquire(timeout=PATIENCE_S):  # a driver hangs in another thread's reading
+            return self._reading
+        try:
+            now = monotonic()
+            if now >= self._read_at + self._fresh_s:
+                self._details = self._read_all(now) if self._others is None else self._others.read(now)
+                self._reading = Reading(**{name: field.value for name, field in self._details.items()})
+                self._read_at = now
+            return self._reading
+        finally:
+            lock.release()
+
+    def details(self) -> Mapping[str, Measurement]:
+        """Return for each field of the last reading its value with its source, or None with the reason why it is unknown.
+
+        Reads nothing.
+        """
+        from edgeroute.observe.device.kernel_files import Measurement
+
+        fields = self._details
+        return {name: fields.get(name, Measurement(None, "this system does not report it")) for name in Reading._fields}
+
+    def _read_all(self, now: float) -> dict[str, Measurement]:
+        """Read all sensors of sysfs and procfs, after searching for their files if that is due; return field -> measurement."""
+        if now >= self._find_at:
+            self._find_at = now + FIND_S
+            for part in (self._battery, self._gpu, self._links, self._memory, self._power, self._thermal, self._throttling):
+                part.find()
+        fields = self._battery.read()
+        if self._android is not None and fields["battery"].value is None:
+            fields.update(self._android.read(now))
+        fields.update(self._power.read(now, fields["power_w"]))
+        for read in (self._gpu.read, self._load.read, self._memory.read, self._thermal.read):
+            fields.update(read())
+        fields.update(self._throttling.read(now))
+        fields.update(self._links.read(now))
+        return fields
+
+
+_system: dict[str, DeviceSensors] = {}
+"""Has the process's sensors under "sensors" once they are used."""
+
+
+def system_sensors() -> DeviceSensors:
+    """Return the sensors of this device, one object for all routers of the process, made at the first call."""
+    sensors = _system.get("sensors")
+    return _system.setdefault("sensors", DeviceSensors()) if sensors is None else sensors  # atomic
+
+
+def period_s(sensors: Sensors, usual_s: float) -> float:
+    """Return the seconds between two readings of these sensors: their attribute `every_s`, cut to 1..60, or else `usual_s`."""
+    every_s = getattr(sensors, "every_s", None)
+    return min(MOST_S, max(LEAST_S, every_s)) if isinstance(every_s, int | float) else usual_s
+
+
+def read() -> Reading:
+    """Read the sensors of this device. Takes some tenths of a millisecond; never raises."""
+    return system_sensors()()
+
+
+# Sampler: reads the sensors of all routers of the process in the background when they are due, also while no request comes.
+
+MOST = 8
+"""Most threads in which sensors are read: functions of the application may hang."""
+AGAIN_S = 1.0
+"""Seconds until a reading is tried again for which there was no thread; also until a sampler without work ends."""
+
+
+class Due(Protocol):
+    """Part of an observer that the sampler uses."""
+
+    reads_at: float
+    """Monotonic instant from which the sensors are due; inf: they are not used, or are being read."""
+
+
+class Router(Protocol):
+    """Part of a router that the sampler uses."""
+
+    closed: bool
+
+    @property
+    def observer(self) -> Due:
+        """Observer, which has the instant of the next reading."""
+
+    def read_sensors(self) -> None:
+        """Read the sensors, and set the instant of the next reading."""
+
+
+class Sampler(ForkSafe):
+    """Thread that starts the readings of all routers whose policy uses sensors, and a few threads that read.
+
+    The thread ends when no router uses sensors. Routers are referred to weakly. The device's sensors are read once for all
+    routers that are due together.
+    """
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may make or close a router
+    _routers: WeakSet[Router] = per_process(WeakSet)
+    """Empty in a forked child, where a router's first request starts the reading again."""
+    _thread: threading.Thread | None = initially(None)
+    _wake = per_process(threading.Event)
+    _next = initially(inf)
+    """Monotonic instant at which the thread looks again; inf while it does."""
+    _threads = per_process(lambda: ThreadPool("edgeroute-sensors", MOST))
+
+    def __len__(self) -> int:
+        """Number of routers whose sensors are read."""
+        return len(self._routers)
+
+    def read(self, router: Router) -> None:
+        """Start a reading of a router's sensors in another thread, without waiting. Takes no lock.
+
+        Without a free thread, the reading is due again in `AGAIN_S` seconds.
+        """
+        router.observer.reads_at = inf  # until they have been read
+        if not self._threads.submit_later(router.read_sensors):
+            router.observer.reads_at = monotonic() + AGAIN_S
+
+    def add(self, router: Router) -> None:
+        """Read a router's sensors from now on whenever they are due; starts the thread.
+
+        Ignores a router that is closed or uses none.
+        """
+        with self._lock:
+            if router.closed or router.observer.reads_at == inf:
+                return
+            self._routers.add(router)
+            if router.observer.reads_at < self._next:
+                self._wake.set()
+            if self._thread is None:
+                self._wake = threading.Event()
+                self._thread = threading.Thread(target=self._run, args=(self._wake,), name="edgeroute-sampler", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # no more threads, or the interpreter ends: requests alone have them read
+                    self._thread = None
+
+    def remove(self, router: Router) -> None:
+        """Stop reading a router's sensors. With the last router, end the threads, waiting for at most about a second."""
+        with self._lock:
+            self._routers.discard(router)
+            if self._routers or (self._thread is None and not len(self._threads)):
+                return
+            thread, self._thread = self._thread, None
+            threads, self._threads = self._threads, ThreadPool("edgeroute-sensors", MOST)
+            self._wake.set()
+        threads.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(AGAIN_S)
+
+    def _run(self, wake: threading.Event) -> None:
+        """Start the readings that are due, in a loop, until no router uses sensors."""
+        idle = False
+        while True:
+            due = self._round()
+            with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
+                if due == inf and idle and not wake.is_set():
+                    self._thread = None  # a reading that is still under way adds its router when it ends
+                    return
+                idle = due == inf
+                self._next = monotonic() + AGAIN_S if idle else due
+            wake.wait(max(0.0, self._next - monotonic()))
+            wake.clear()
+
+    def _round(self) -> float:
+        """Start the readings that are due now. Return the monotonic instant at which the next one is due; inf: none."""
+        with self._lock:
+            self._next = inf
+            routers = list(self._routers)
+        for router in routers:
+            if monotonic() >= router.observer.reads_at:
+                self.read(router)
+        return min((router.observer.reads_at for router in routers), default=inf)
+
+
+SAMPLER = Sampler()
+"""The sampler of this process."""

@@ -1,0 +1,469 @@
+"""Statistics of a router: the public tuples of figures, per target and in total, and the thread-safe counters behind them."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from edgeroute.core.device_rules import Reading
+from edgeroute.core.error_codes import UNFIT
+from edgeroute.core.estimates import Latency, slack
+from edgeroute.core.plan import Leg, Plan, Unsure, reserve_s
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.spending_limits import Cost, Limits
+from edgeroute.core.walk import Left, Mark, Outcome, judged
+from edgeroute.system.forks import ForkSafe, per_process
+
+__all__ = ["ArmStats", "Counts", "Part", "Stats"]
+
+
+# Statistics of the arms of trials.
+
+
+class Part(NamedTuple):
+    """Estimate with its 95 % interval."""
+
+    share: float
+    """The estimate: a share 0..1, or a mean in the unit of its field."""
+    low: float
+    high: float
+
+
+class ArmStats(NamedTuple):
+    """Statistics of one arm of a trial: the target in use, or the target on trial."""
+
+    arm: str
+    """Name of the target: `edge`, `edge-trial`, or an endpoint's name."""
+    side: str
+    """Side of the target: edge or cloud."""
+    model: str
+    """Name of the edge model; for a cloud the same as `arm`."""
+    share: float
+    """Share of the requests or devices by the settings, 0..1; the target in use has the rest of the trials' shares."""
+    shown: bool
+    """True if callers get the arm's answers. False: a hidden trial, whose answers are only compared."""
+    requests: int
+    """Requests of the arm that have ended; for a cloud those for which it was called."""
+    failed: Part
+    """Share of those requests on which the target failed.
+
+    Calls that were cancelled because nobody waited count in neither number.
+    """
+    deferred: Part | None
+    """Share of those requests for which the cloud was called; None: a cloud's arm."""
+    compared: int
+    """Answers that were compared: an edge's with the cloud's by audits, a cloud's with the edge's or the other cloud's."""
+    differs: Part
+    """Share of these that differ."""
+    loss: Part | None
+    """Share of all requests that the edge answered otherwise than the cloud, by audits; None: a cloud's arm."""
+    usd: Part | None
+    """Mean cost of a call, US dollars; None: an edge's arm."""
+    mean_s: Part
+    """Mean time of a request of an edge's arm, or of an endpoint's answer, seconds; batches are left out."""
+    p50_s: float | None
+    """Median of these times, seconds; None: unknown."""
+    p99_s: float | None
+    """99th percentile, seconds; None: not known."""
+    stopped: str
+    """Reason why the guardrail stopped the trial; empty: it did not."""
+    devices: int | None = None
+    """Number of devices with a request in the arm, whose figures these are together; None: those of one router."""
+
+
+RECENT = 128
+"""Number of a target's latest deferred answers whose distance from their threshold is stored."""
+TOGETHER = 64
+"""Requests that are counted together; an answer that was not simply accepted triggers counting at once."""
+
+ALONE = 2
+"""Number of marks in the log of a request whose only leg's answer was accepted."""
+
+
+class LegStats(NamedTuple):
+    """Statistics of one target. Latencies in seconds, None before the first; bytes of bodies, retries included."""
+
+    name: str
+    """Name of the target in answers and traces."""
+    side: str
+    """Side of the target: edge or cloud."""
+    started: int
+    """Runs or calls that began."""
+    answered: int
+    """Runs or calls with an answer, accepted or not."""
+    accepted: int
+    """Runs or calls whose answer was accepted."""
+    failed: int
+    """Runs or calls that failed; inputs that an edge cannot take (`Unfit`) are not counted."""
+    cancelled: int
+    """Runs or calls that were stopped, or had not answered at the deadline."""
+    p50_s: float | None
+    """Median time of an answer to a single input, seconds; recent answers count more."""
+    p90_s: float | None
+    """90th percentile of that time, seconds."""
+    p99_s: float | None
+    """99th percentile of that time, seconds."""
+    bytes_sent: int
+    """Bytes of the request bodies, retries included."""
+    bytes_received: int
+    """Bytes of the reply bodies, retries included."""
+    breaker: str
+    """State of the endpoint's circuit breaker: closed, open or half-open; empty for an edge."""
+    held: int
+    """Calls that were not made, for a local reason: breaker, limits, consent."""
+    call_s: float | None = None
+    """Time of an endpoint's call without the transfer of its bytes, with the endpoint's work, fitted from real calls; seconds."""
+    bytes_per_s: float | None = None
+    """Bandwidth to an endpoint, fitted from real calls; None: an edge, too few calls, or times that do not depend on the size."""
+
+
+class AuditStats(NamedTuple):
+    """Audit statistics of one edge model, since its certificate was first used with this `state`."""
+
+    target: str
+    """Name of the edge model."""
+    audited: int
+    """Accepted answers that were compared with the cloud's."""
+    disagreed: int
+    """Compared answers that differ."""
+    limit: float | None
+    """Share that the certificate allows to differ; with labels the loss, or error rate, of accepted answers. None: not stated."""
+    evidence: float
+    """Evidence against that limit.
+
+    10,000 is an alarm; without a change, an alarm takes as many counted audits on average, or more.
+    """
+    alarm: str
+    """Text of the alarm; empty: none."""
+    labelled: int = 0
+    """Audited answers for which the right value was reported."""
+
+
+class ShadowStats(NamedTuple):
+    """Forecast, from an edge model's runs in shadow, of the effect of using its answers. Intervals are at 95 %."""
+
+    target: str
+    """Name of the edge model."""
+    compared: int
+    """Requests on which the model ran beside the cloud: a sample of those that would reach it."""
+    failed: int
+    """Compared requests on which the model's run failed."""
+    answers: float
+    """Share of the compared requests, 0..1, that the model would answer."""
+    answers_low: float
+    answers_high: float
+    differs: float
+    """Share of those answers that differ from the cloud's."""
+    differs_low: float
+    differs_high: float
+    saved_calls: float
+    """Requests, of 1,000, for which the cloud would not be called."""
+    saved_usd: float
+    """Cost of those calls, by the endpoint's prices, US dollars."""
+    saved_mb: float
+    """Bodies of those calls in both directions, millions of bytes."""
+    edge_p50_s: float | None
+    edge_p99_s: float | None
+    cloud_p50_s: float | None
+    """Median time of the cloud on the same requests, seconds; None: not known."""
+    cloud_p99_s: float | None
+
+
+class Stats(NamedTuple):
+    """Statistics of the router since its start."""
+
+    requests: int
+    """Requests that have ended, without those answered by the cache; each row of a batch is one."""
+    deferred: int
+    """Requests for which the cloud was called."""
+    degraded: int
+    """Answers that are the best available, but not accepted by the policy."""
+    unanswered: int
+    """Requests that ended in an error."""
+    deferral_rate: float
+    """`deferred / requests`; 0 before the first request."""
+    cached: int
+    """Answers served from the cache."""
+    queued: int
+    """Requests stored in the outbox."""
+    late: int
+    """Cloud replies that arrived after their request's deadline."""
+    bytes_sent: int
+    """Bytes of the request bodies of all endpoints, retries included."""
+    bytes_received: int
+    """Bytes of the reply bodies of all endpoints, retries included."""
+    usd_today: float
+    """Cost of calls over the last 24 hours, by the endpoints' prices, US dollars."""
+    legs: tuple[LegStats, ...]
+    """Figures per edge model and endpoint."""
+    audits: tuple[AuditStats, ...]
+    """Figures per edge model with a threshold, if there is an `Audit`."""
+    shadows: tuple[ShadowStats, ...] = ()
+    """Figures per edge model that has run in shadow."""
+    arms: tuple[ArmStats, ...] = ()
+    """Figures per arm of the trials: the target in use, then the target on trial."""
+    joules: Mapping[str, float] = {}
+    """Target -> energy of a call, joules, as far as known: an edge's fitted from the device's power, a cloud's by its prices."""
+    spared: int = 0
+    """Answers of the edge below its own threshold that were accepted because the cloud was loaded."""
+    parts: Mapping[str, Mapping[str, Any]] = {}
+    """Part -> its figures, of the parts that have some (`edgeroute.router.router_parts`)."""
+    break_even: float | None = None
+    """Share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
+
+
+class Seen(NamedTuple):
+    """State of a target that its backend knows and the counters lack; the fields are those of `LegStats`."""
+
+    name: str
+    side: str
+    sent: int
+    received: int
+    breaker: str
+    held: int
+    call_s: float | None = None
+    bytes_per_s: float | None = None
+
+
+class _Leg:
+    """Counters of one target."""
+
+    def __init__(self) -> None:
+        self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
+        self.judged = self.below = self.runs = 0
+        self.since = self.busy_s = 0.0
+        self.latency = Latency()
+        self.deficits: deque[float] = deque(maxlen=RECENT)
+
+    def note_deficit(self, leg: Leg, confidence: float | None, limit: float | None, *, accepted: bool) -> bool:
+        """Store how far an answer was below its own threshold. Return True if the answer was below and accepted all the same.
+
+        Args:
+            leg: the leg, whose threshold may have been lowered.
+            confidence: of the answer; None: it has none.
+            limit: the threshold that counted, lowered; None: none.
+            accepted: whether the answer was accepted.
+        """
+        if limit is None or confidence is None:
+            return False
+        deficit = limit + leg.lowered - confidence
+        if not 0 < deficit < INF:
+            return False
+        self.deficits.append(deficit)
+        return accepted
+
+    def add_time(self, seconds: float) -> None:
+        """Add the time of an answer, seconds, to the latencies and the busy time."""
+        self.latency.add(seconds)
+        self.runs += 1
+        self.busy_s += seconds
+
+
+class Counts(ForkSafe):
+    """Thread-safe counters behind `Stats`."""
+
+    _lock = per_process(threading.RLock)  # reentrant: a signal handler may call in between
+
+    def __init__(self) -> None:
+        self.requests = self.deferred = self.degraded = self.unanswered = 0
+        self.cached = self.queued = self.late = self.spared = 0
+        self._added = 0
+        """Requests counted since `record` last returned True."""
+        self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
+        self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
+        """Outcomes that are not counted yet: legs, answering leg, accepted, log, row of a batch."""
+
+    def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
+        """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.
+
+        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted.
+
+        Args:
+            plan: the request's plan.
+            outcome: how the request ended.
+            batch: True for a row of a batch, whose latency is left out: it is not that of one input.
+        """
+        fresh, log = self._fresh, outcome.log
+        if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
+            log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
+        left = not outcome.accepted and type(outcome) is Left  # neither degraded nor without an answer
+        fresh.append((plan.legs, None if left else outcome.leg, left or outcome.accepted, log, batch))
+        if len(fresh) + self._added < TOGETHER and outcome.accepted:
+            return False
+        with self._lock:
+            self._add_up()
+            self._added = 0
+        return True
+
+    def _add_up(self) -> None:
+        """Count the stored outcomes and drop them. The caller holds the lock."""
+        known = self._legs
+        self._added += len(self._fresh)
+        while True:
+            try:
+                legs, answered_by, accepted, log, batch = self._fresh.popleft()
+            except IndexError:  # the log is empty, or a signal handler has counted the rest
+                return
+            self.requests += 1
+            if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
+                leg, (started, ended) = known[legs[answered_by].name], log
+                leg.started += 1
+                leg.answered += 1
+                leg.accepted += 1
+                leg.judged += judged(legs[answered_by])
+                if (only := legs[answered_by]).lowered:
+                    self.spared += leg.note_deficit(only, ended.detail, only.threshold, accepted=True)
+                if not batch:
+                    leg.add_time(ended.at - started.at)
+                continue
+            deferred, early, limits = False, set[int](), dict[int, float]()
+            for kind, i, at_s, detail in log:
+                leg = known[legs[i].name]
+                if kind == "start":
+                    leg.started += 1
+                    leg.since = at_s
+                    deferred = deferred or legs[i].permit is not None
+                elif kind == "failed":
+                    leg.failed += (detail if isinstance(detail, str) else getattr(detail, "code", "")) not in UNFIT
+                elif kind in {"cancelled", "timeout"}:
+                    leg.cancelled += 1
+                elif kind == "decided":
+                    early.add(i)
+                elif kind == "limit":
+                    limits[i] = detail
+                else:
+                    whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
+                    counted = i not in early or kind != "kept"  # else at the decision
+                    leg.answered += counted
+                    leg.accepted += kind == "accepted"
+                    if counted and judged(legs[i]):
+                        leg.judged += 1
+                        leg.below += kind == "below"
+                        limit = limits.get(i, legs[i].threshold)
+                        self.spared += leg.note_deficit(legs[i], detail, limit, accepted=kind == "accepted")
+                    if whole and not batch:
+                        leg.add_time(at_s - leg.since)
+            self.deferred += deferred
+            self.unanswered += answered_by is None and not accepted
+            self.degraded += answered_by is not None and not accepted
+
+    def count_unsure(self, edges: Iterable[Unsure]) -> None:
+        """Count edges that were skipped because their confidence, known before the run, was below their thresholds."""
+        with self._lock:
+            for planned, confidence in edges:
+                leg = self._legs[planned.name]
+                leg.judged += 1
+                leg.below += 1
+                leg.note_deficit(planned, confidence, planned.threshold, accepted=False)
+
+    def note(self, what: str) -> None:
+        """Add one to the counter of this name: `cached`, `queued` or `late`."""
+        with self._lock:
+            setattr(self, what, getattr(self, what) + 1)
+
+    def quantile(self, name: str, q: float) -> float | None:
+        """Return a latency quantile of one target, seconds; None: the target has not answered."""
+        with self._lock:
+            self._add_up()
+            leg = self._legs.get(name)
+            return None if leg is None else leg.latency.quantile(q)
+
+    def reserves(self, names: Iterable[str]) -> dict[str, float]:
+        """Return edge -> time to reserve for its run before a deadline, seconds; inf: too few runs. Unused edges are missing."""
+        with self._lock:
+            self._add_up()
+            return {name: reserve_s(leg.latency) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def took_s(self, names: Iterable[str], q: float) -> list[tuple[str, int, float]]:
+        """Return (name, number of latencies, their quantile `q` in seconds) of each of these targets that has answered."""
+        with self._lock:
+            self._add_up()
+            known = [(name, self._legs[name].latency) for name in names if name in self._legs]
+            return [(name, latency.count, s) for name, latency in known if (s := latency.quantile(q)) is not None]
+
+    def add_latency(self, name: str, seconds: float) -> None:
+        """Add the latency of a run that was cancelled and went on to its end."""
+        with self._lock:
+            self._legs[name].add_time(seconds)
+
+    def busy(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
+        """Return target -> (answers to single inputs, seconds that these took together); unused targets are missing."""
+        with self._lock:
+            self._add_up()
+            return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def slacks(self, names: Iterable[str], share: float) -> dict[str, float]:
+        """Return edge -> how far its thresholds have to be lowered, so that this share of its deferrals is accepted."""
+        with self._lock:
+            self._add_up()
+            return {name: slack(leg.deficits, share) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def latencies(self) -> dict[str, Latency]:
+        """Return target -> a copy of its latency sketch."""
+        with self._lock:
+            self._add_up()
+            return {name: leg.latency.copy() for name, leg in self._legs.items()}
+
+    def restore_latency(self, name: str, latency: Latency) -> None:
+        """Replace a target's latency sketch by one of an earlier process."""
+        with self._lock:
+            self._legs[name].latency = latency
+
+    @property
+    def deferral_rate(self) -> float:
+        """Share of requests so far for which the cloud was called."""
+        return self.deferred / max(1, self.requests)
+
+    def judged(self, name: str) -> tuple[int, int]:
+        """Return (answers of an edge that were compared with its threshold, answers below the threshold)."""
+        with self._lock:
+            self._add_up()
+            leg = self._legs.get(name)
+            return (0, 0) if leg is None else (leg.judged, leg.below)
+
+    def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
+        """Return the current statistics, without those of parts.
+
+        Args:
+            targets: state of the targets that the counters lack.
+            usd_today: cost of the last 24 hours, US dollars.
+        """
+        with self._lock:
+            self._add_up()
+            legs = []
+            for name, side, sent, received, breaker, held, *link in targets:
+                leg = self._legs.get(name, _Leg())
+                p50, p90, p99 = (leg.latency.quantile(q) for q in (0.5, 0.9, 0.99))
+                counts = leg.started, leg.answered, leg.accepted, leg.failed, leg.cancelled
+                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received, breaker, held, *link))
+            return Stats(
+                self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
+                self.cached, self.queued, self.late,
+                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today,
+                tuple(legs), (), spared=self.spared,
+            )  # fmt: skip
+
+
+# Status: the state of a router, as metrics and dashboards show it.
+
+
+class Status(NamedTuple):
+    """State of a router, for metrics and dashboards. Contains no inputs, answers or secrets."""
+
+    stats: Stats
+    """Statistics as `Router.stats` returns them."""
+    limits: Limits
+    """Limits of the spending, each over its own window; inf: no limit."""
+    spent: Cost
+    """Spending so far, over the same windows."""
+    outbox: Mapping[str, int] | None = None
+    """State of requests in the outbox -> how many are on disk; None: there is no outbox, or its file cannot be read."""
+    reading: Reading | None = None
+    """Last reading of the device's sensors; None: they are not read, or have not been."""
+    reading_age_s: float = 0.0
+    """Age of that reading, seconds; 0 without one."""
+    rules: tuple[str, ...] = ()
+    """Device rules in force."""
+    closed: bool = False

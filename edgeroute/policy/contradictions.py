@@ -1,0 +1,204 @@
+"""Contradictions in a policy, beyond errors in single keys, and their messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from edgeroute.confidence.output_forms import SLACK
+from edgeroute.confidence.output_reader import bounded
+from edgeroute.confidence.scores import SCORES
+from edgeroute.core.routing_policy import NEEDS
+from edgeroute.policy.units_as_text import duration
+
+Key = tuple[str | int, ...]
+SHOWN = 60
+"""Maximum number of characters of a value quoted in a message."""
+HUGE = 1e300
+"""Longer integers are not quoted: some cannot be converted to float, which formats numbers."""
+
+
+class Problem(NamedTuple):
+    """Problem of a policy."""
+
+    key: Key
+    """Place, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
+    text: str
+    variable: str = ""
+    """Environment variable, if the problem belongs to no key."""
+
+
+class Wrong(Exception):
+    """Carrier of problems out of pydantic, to where PolicyError is raised: errors in single keys, and contradictions."""
+
+    def __init__(self, error: ValidationError | None, contradictions: list[Problem]) -> None:
+        super().__init__()
+        self.error, self.contradictions = error, contradictions
+
+
+_GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
+
+
+@contextmanager
+def beside(given: Collection[str]) -> Iterator[None]:
+    """Within the block, treat the sides in `given` (`edge`, `cloud`, `threshold`) as present, since the program gives them."""
+    token = _GIVEN.set(frozenset(given))
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def contradictions(data: Mapping[str, Any]) -> list[Problem]:
+    """Return the contradictions between keys, which may be of valid type or not."""
+    if not _has(data, "edge") and not _has(data, "cloud"):
+        return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
+    parts = (_sides, _times, _folder, _classes, _trials, _telemetry)
+    return [problem for part in parts for problem in part(data)]
+
+
+def _has(data: Mapping[str, Any], key: str) -> bool:
+    """Return True if the file has a side, or the program gives it."""
+    return bool(data.get(key)) or key in _GIVEN.get()
+
+
+def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each side that the mode needs, but that is not configured."""
+    mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
+    for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
+        if not _has(data, side):
+            yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
+    threshold = data.get("threshold")
+    missing = threshold is None and "threshold" not in _GIVEN.get()
+    if missing and edges and clouds and mode == "prefer_edge" and not _released(edges):
+        text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
+        yield Problem(("threshold",), text)
+    score = score if isinstance(score := data.get("score", "msp"), str) else ""
+    for number in threshold if isinstance(threshold, list) else [threshold]:
+        if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
+            continue
+        if score in SCORES and bounded(score) and not 0 <= number <= 1 + SLACK:
+            percent = f": {number:g} % is {number / 100:g}" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(number)}{percent}")
+    if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
+        text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
+        yield Problem(("threshold",), text)
+
+
+def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem if a hedge comes after the deadline."""
+    deadline, hedge = _seconds(data.get("deadline")), _seconds(data.get("hedge_after"))
+    if deadline is not None and hedge is not None and hedge >= deadline > 0:
+        text = f"expected less than the deadline, {found(data['deadline'])}, found {found(data['hedge_after'])}"
+        yield Problem(("hedge_after",), text)
+
+
+def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each section that needs a state folder, without one."""
+    offline = data.get("offline")
+    if offline == "queue" and not _has(data, "cloud"):
+        yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
+    if offline == "stale" and "cache" not in data:
+        yield Problem(("offline",), '"stale" needs a [cache] section, and there is none')
+    if "state" in data:
+        return
+    needs = "needs state, the folder for what outlives the process, and there is none"
+    if offline == "queue":
+        yield Problem(("offline",), f'"queue" {needs}')
+    if "outbox" in data:
+        yield Problem(("outbox",), needs)
+    cache, trace = data.get("cache"), data.get("trace")
+    if isinstance(cache, dict) and cache.get("disk") is True:
+        yield Problem(("cache", "disk"), needs)
+    if isinstance(trace, dict) and "file" not in trace:
+        yield Problem(("trace", "file"), "is missing, and so is state, the folder where it would be")
+
+
+def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for egress rules that contradict each other, or have no effect and so let everything leave."""
+    rules = data.get("egress")
+    if not isinstance(rules, dict):
+        return
+    if {*rules} <= {"unknown_class"}:
+        yield Problem(("egress",), "expected never_leave, may_leave or default_class, found none of them")
+    never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
+    for name in [name for name in may if isinstance(name, str) and name in never]:
+        yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
+
+
+def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each trial of an endpoint that is not there, or beside no edge."""
+    clouds, trials = _several(data, "cloud"), _several(data, "trial")
+    names, seen = [str(cloud.get("name", "cloud")) for cloud in clouds if isinstance(cloud, dict)], set[str]()
+    for i, trial in enumerate(trials):
+        if not isinstance(trial, dict):
+            continue
+        name = trial.get("cloud")
+        if ("edge" in trial) == ("cloud" in trial):
+            yield Problem(("trial", i), "expected either edge, a model, or cloud, the name of a [[cloud]]")
+        elif "edge" in trial and len(_several(data, "edge")) != 1:
+            yield Problem(("trial", i, "edge"), "is on trial beside the only [edge]: expected one of that")
+        elif isinstance(name, str) and names.count(name) != 1:
+            yield Problem(("trial", i, "cloud"), f"expected the name of one of {', '.join(names)}, found {found(name)}")
+        elif isinstance(name, str) and name in seen:
+            yield Problem(("trial", i, "cloud"), "is on trial already")
+        elif isinstance(name, str) and len(names) == 1:
+            yield Problem(("trial", i, "cloud"), "is the only endpoint: expected another [[cloud]], which it is compared with")
+        seen.add(str(name))
+
+
+def _several(data: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the sections of that name, each as it was written."""
+    given = data.get(key) or []
+    if isinstance(given, dict):
+        return list(given.values()) if all(str(name).isdigit() for name in given) else [given]
+    return given if isinstance(given, list) else []
+
+
+def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each key that has no effect without another."""
+    telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
+    for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
+        if key in telemetry and telemetry.get(needed, False) is False:
+            yield Problem(("telemetry", key), f"has no effect without {needed} = true")
+
+
+def _released(edges: Any) -> bool:
+    """Return True if a model is of a catalog: it may come with its certificate."""
+    several = edges.values() if isinstance(edges, dict) else edges if isinstance(edges, list) else ()
+    return any(isinstance(edge, dict) and str(edge.get("path")).lower().endswith(".active") for edge in several)
+
+
+def found(value: Any) -> str:
+    """Return a value as quoted in a message."""
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) > HUGE:
+        return "a huge number"
+    if isinstance(value, int | float):
+        return f"{value:.9g}"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def sort(value: Any) -> str:
+    """Return the kind of a value, without quoting a text or number, which may be a secret, or have one in it."""
+    return "text" if isinstance(value, str) else "a number" if type(value) in (int, float) else found(value)
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a duration in seconds; None if it is invalid."""
+    try:
+        return duration(value)
+    except PydanticCustomError:
+        return None

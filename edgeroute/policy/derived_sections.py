@@ -1,0 +1,185 @@
+"""Policy sections derived from the classes that they configure.
+
+A setting is declared once, in the signature and docstring of its class: name, type, unit, default, text. `configures` makes a key
+from each; a number of seconds becomes "300ms" there. A value with another form in policy files than in Python has a row in
+`FORMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from inspect import Parameter, signature
+from math import isinf
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from edgeroute.core.routing_policy import Terms
+from edgeroute.http.messages import Address
+from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, written
+from edgeroute.policy.value_types import (
+    Amount,
+    AnyTexts,
+    Binary,
+    BodyTemplate,
+    Cert,
+    Client,
+    Concurrent,
+    Count,
+    Flag,
+    Headers,
+    Hedge,
+    PayloadCodec,
+    PingPath,
+    Pins,
+    Providers,
+    Rate,
+    Retries,
+    Score,
+    SecretReference,
+    Sha256,
+    Table,
+    Text,
+    Texts,
+    Threads,
+    Verify,
+    Whole,
+)
+from edgeroute.system.class_signatures import described, hints, unit_of
+
+S = TypeVar("S", bound=BaseModel)
+WORDS = {"; None:": "; without it:", "None:": "Without it:", "inf:": "Without it:", ", seconds": "", ", 0..1": "", "docs/": ""}
+"""Words of a docstring -> words of the reference of policy files."""
+FURTHER: Mapping[str, Any] = {"address": Address, "terms": Terms}
+"""Name of a parameter `**name` -> the class whose arguments it takes."""
+KEYS = {"max_bytes": "max_size", "rate_per_s": "rate"}
+"""Argument -> key, where that is another name and not only one without the unit."""
+UNITS: Mapping[tuple[str, bool], Any] = {
+    ("duration", False): Delay, ("duration", True): Duration, ("size", False): Size,
+    ("share", False): Share, ("share", True): Share, ("amount", False): Amount, ("rate", True): Rate,
+    ("count", False): Count, ("whole", False): Whole,
+}  # fmt: skip
+"""(kind of unit, True if its least value is excluded) -> type of the key."""
+Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
+"""Kind of a model's outputs."""
+File = Annotated[Text, AfterValidator(lambda text: Path(text))]  # noqa: PLW0108 - a class has no signature that fits
+"""Path of a file; a relative one starts from the policy's folder."""
+FORMS: Mapping[str, Any] = {
+    "api_key": SecretReference, "binary": Binary, "body": BodyTemplate, "card": File, "cert": Cert,
+    "client": Client, "codec": PayloadCodec, "headers": Headers, "hedge_after": Hedge,
+    "kind": Kind, "labels": Texts, "max_concurrent": Concurrent, "may_leave": AnyTexts,
+    "metered": Flag, "none_found": Literal["defer", "accept", "score"], "pin": Pins,
+    "ping_path": PingPath, "providers": Providers, "retries": Retries, "score": Score, "sensors_every": Period,
+    "sha256": Sha256, "threads": Threads, "verify": Verify,
+}  # fmt: skip
+"""Argument -> type of its key, where a policy file writes the value otherwise than Python, or checks more than its type."""
+
+
+def text_of(section: type[BaseModel]) -> str:
+    """Return the description of a section, from its docstring."""
+    return " ".join((section.__doc__ or "").split())
+
+
+class Section(BaseModel):
+    """Base of sections: keys that belong together. Other keys, and values of other types, are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    configured: ClassVar[Mapping[str, str]] = {}
+    """Field -> argument of the class that the section configures."""
+
+    if TYPE_CHECKING:  # of a derived key
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def given(self) -> dict[str, Any]:
+        """Return argument -> value of the keys that are set."""
+        return {argument: getattr(self, key) for key, argument in self.configured.items() if key in self.model_fields_set}
+
+
+def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
+    """Return a decorator that adds the keys of classes to a section type; existing keys of the section stay.
+
+    Args:
+        classes: classes that the section configures.
+        forms: argument -> type of its key, in place of that in `FORMS`; None: no key.
+    """
+
+    def derived(base: type[S]) -> type[S]:
+        fields, arguments = dict[str, Any](), dict[str, str]()
+        for parameter, annotation, text in _parameters(classes):
+            name, key = parameter.name, _key(parameter.name, annotation)
+            form = forms[name] if name in forms else _form(name, annotation)
+            if form is not None and key not in {*base.model_fields, *fields}:
+                fields[key], arguments[key] = _field(form, parameter.default, annotation, text), name
+        section = create_model(base.__name__, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **fields)
+        section.configured = arguments  # type: ignore[attr-defined]
+        return section
+
+    return derived
+
+
+def _parameters(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
+    """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`."""
+    for configured in classes:
+        texts, types = described(configured), hints(configured)
+        for parameter in signature(configured).parameters.values():
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                yield from _parameters([FURTHER[parameter.name]])
+            else:
+                yield parameter, types.get(parameter.name, Any), texts.get(parameter.name, "")
+
+
+def _key(name: str, annotation: Any) -> str:
+    """Return the key for an argument: its name without the unit, or the one in `KEYS`."""
+    unit, _ = unit_of(annotation)
+    suffix = {"duration": "_s", "size": "_bytes"}.get(unit.kind, "") if unit is not None else ""
+    return KEYS.get(name) or name.removesuffix(suffix)
+
+
+def _form(name: str, annotation: Any) -> Any:
+    """Return the type of the key; None: a policy file cannot have the argument."""
+    unit, _ = unit_of(annotation)
+    if name in FORMS or unit is not None:
+        return FORMS.get(name) or UNITS[unit.kind, unit.above]  # type: ignore[union-attr]
+    parts = [part for part in get_args(annotation) if part is not NoneType] if _is_union(annotation) else [annotation]
+    if Path in parts:
+        return File
+    if len(parts) != 1:
+        return None
+    origin, within = get_origin(parts[0]), get_args(parts[0])
+    if parts[0] in (bool, str):
+        return Flag if parts[0] is bool else Text
+    if origin is Literal:
+        return parts[0]
+    if isinstance(origin, type) and issubclass(origin, Mapping) and within == (str, Any):
+        return Table
+    return Texts if within and within[0] is str and origin is not type and not issubclass(origin, Mapping) else None
+
+
+def _is_union(annotation: Any) -> bool:
+    """Return True if an annotation is a union of types."""
+    return get_origin(annotation) in {Union, UnionType}
+
+
+def _field(form: Any, default: Any, annotation: Any, text: str) -> tuple[Any, Any]:
+    """Return the type and the pydantic field of a key, with its default as policy files have it.
+
+    Args:
+        form: type of the key.
+        default: default of the argument.
+        annotation: type of the argument.
+        text: description of the argument.
+    """
+    unit, _ = unit_of(annotation)
+    for python, words in WORDS.items():
+        text = text.replace(python, words)
+    text = text[:1].upper() + text[1:]
+    if default is Parameter.empty:
+        return form, Field(description=text)
+    if default is None or (isinstance(default, float) and isinf(default)) or default in ((), frozenset()):
+        return form | None, Field(None, description=text)
+    if unit is not None and unit.kind in {"duration", "size", "share"}:
+        return form, Field(written(unit.kind, default), validate_default=True, description=text)
+    return form, Field(list(default) if isinstance(default, tuple) else default, description=text)

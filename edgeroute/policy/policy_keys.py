@@ -1,0 +1,308 @@
+"""Sections and top-level keys of a policy, and their conversion to the arguments of `Router`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WrapValidator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from edgeroute.catalog.installed_models import version_of
+from edgeroute.catalog.model_folder import SUFFIX
+from edgeroute.cloud.endpoint_guard import Consent, Redact
+from edgeroute.confidence.scores import SCORES
+from edgeroute.core.routing_policy import Offline, Options, PolicyMode
+from edgeroute.edge.model_members import is_model, stamps
+from edgeroute.errors import EdgerouteError
+from edgeroute.policy.contradictions import Wrong, contradictions
+from edgeroute.policy.derived_sections import Section, configures
+from edgeroute.policy.runtime_sections import ByRuntime, for_file
+from edgeroute.policy.single_sections import Audit, Cache, Egress, Limits, Outbox, Rule, Telemetry, Trace, at
+from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, grouped
+from edgeroute.policy.units_as_text import Duration
+from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
+from edgeroute.system.late_imports import plugged
+from edgeroute.system.process import Shared, file_stamp
+from edgeroute.trials import trial_setting as trial
+
+
+def _path_or_section(value: Any, inner: Any) -> Any:
+    """Validate a path, or a section with the keys of `[edge]`."""
+    return TypeAdapter(ModelPath).validate_python(value) if isinstance(value, str) else inner(value)
+
+
+@configures(trial.Trial)
+class Trial(Section):
+    """Another edge model, or another endpoint, for a stable share of the requests or devices, shown or hidden.
+
+    Its answers are compared, and a guardrail stops it. Several as `[[trial]]` (trials.md).
+    """
+
+    edge: Annotated[Edge, ByRuntime, WrapValidator(_path_or_section)] | None = Field(
+        None,
+        description="The model on trial beside the only `[edge]`: its file, with the other keys of `[edge]` that its runtime "
+        "has, without `sha256` and `card`; or a table, `[trial.edge]`, with keys of its own.",
+    )
+    cloud: Text | None = Field(
+        None,
+        description="Or the endpoint on trial beside those in use: the `name` of another `[[cloud]]`, which has no other part.",
+    )
+    threshold: float | Text | None = Field(
+        None,
+        description="Of an edge: a number, or the path of a certificate. Without it the one that it came with, else the number "
+        "in use.",
+    )
+
+    def make(self, **more: Any) -> Any:
+        """Make the router's setting."""
+        return trial.Trial(**{**self.given(), **more})
+
+
+SECTIONS: dict[str, tuple[type[Section], ...]] = {
+    "edge": (Edge,),
+    "cloud": tuple(CLOUDS.values()),
+    "trial": (Trial,),
+    "limits": (Limits,),
+    "egress": (Egress,),
+    "audit": (Audit,),
+    "cache": (Cache,),
+    "outbox": (Outbox,),
+    "rule": (Rule,),
+    "trace": (Trace,),
+    "telemetry": (Telemetry,),
+}
+"""Types of a section; if there are several, its key `protocol` selects one."""
+LISTS = ("edge", "cloud", "trial", "rule")
+"""Sections that may occur several times."""
+
+# the sources number such sections, "0" and on, so that a variable can override one of several
+IN_ORDER = BeforeValidator(lambda given: list(given.values()) if isinstance(given, dict) else given)
+
+
+@configures(Options)
+class Top(BaseSettings):
+    """Keys at the top of the policy file."""
+
+    model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
+
+    mode: PolicyMode = Field(
+        "prefer_edge",
+        description='Which side is asked first, and whether the other is asked at all. `"shadow"`: the cloud answers everything, '
+        "and of the audited requests (without `[audit]`: of all) it is recorded what the edge would have answered (trials.md).",
+    )
+    threshold: Thresholds | None = Field(
+        None,
+        description="Confidence from which an edge answer is accepted and nothing is sent: a number, or the path of a "
+        "certificate, which `edgeroute calibrate` writes; one, or one for each edge model. Required with both sides and mode "
+        "prefer_edge.",
+    )
+    deadline: Duration | None = Field(
+        None, description="From call to answer; then the best there is stands. Without it: no limit."
+    )
+    score: Score = Field(
+        "msp", description="How the confidence is taken from a model's outputs, or the path of a score that was fitted and saved."
+    )
+    offline: Offline = Field(
+        "edge",
+        description="When the cloud was needed and did not answer: "
+        '`"edge"`: the edge\'s answer stands, marked degraded; `"queue"`: it does, and the outbox sends the request later; '
+        '`"stale"`: an answer that the cache has past its time; `"raise"`: NoAnswer.',
+    )
+    state: Text | None = Field(
+        None,
+        description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
+        "ledger, the outbox, the cache on disk, the trace. Without it nothing of this is kept.",
+    )
+
+
+class Settings(Top):
+    """Validated policy, from the file and the variables. The classes of its sections describe these."""
+
+    edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = []
+    cloud: Annotated[list[AnyCloud], IN_ORDER] = []
+    trial: Annotated[list[Trial], IN_ORDER] = []
+    limits: Limits | None = None
+    egress: Egress | None = None
+    audit: Audit | None = None
+    cache: Cache | None = None
+    outbox: Outbox | None = None
+    rule: Annotated[list[Rule], IN_ORDER] = []
+    trace: Trace | None = None
+    telemetry: Telemetry | None = None
+    parts: dict[str, dict[str, Any]] = Field(
+        {}, description="Parts that installed packages bring, each a section `[parts.NAME]` with the part's own keys (extend.md)."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources that `load` made; the first one takes precedence."""
+        return init_settings()["sources"]  # type: ignore[no-any-return]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _whole(cls, data: Any, inner: Any) -> Any:
+        """Validate, and raise `Wrong` with the contradictions beside the errors in single keys, at which pydantic would stop."""
+        problems = contradictions(data)
+        try:
+            settings = inner(data)
+        except ValidationError as e:
+            raise Wrong(e, problems) from None
+        if problems:
+            raise Wrong(None, problems)
+        return settings
+
+    def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
+        """Return the arguments of `Router`, with their objects made.
+
+        Models are not loaded, and equal sections reuse the objects of an earlier policy. Certificates, cards and scores are read.
+        `trace` and `instruments` are there only if the policy has those sections.
+
+        Args:
+            folder: base of relative paths in the policy.
+            consent: as for `Egress`.
+            redact: as for `Egress`.
+
+        Raises:
+            ModelMissing: a card or score named by the policy is missing.
+            ModelError: a card or score is invalid.
+            PolicyError: a certificate is missing or invalid.
+        """
+        with _named("score"):
+            score, key = _score(self.score, folder)
+        with _named("threshold"):
+            threshold = _certified(self.threshold, folder)
+        tried = [setting.cloud for setting in self.trial if setting.cloud is not None]
+        proper = [section for section in self.cloud if section.name not in tried]
+        by_name = {section.name: section for section in self.cloud}
+        in_order = [*proper, *(by_name[name] for name in tried)]  # as the router numbers its clouds
+        edges, clouds = ([_make_or_reuse(section, folder, key) for section in sections] for sections in (self.edge, in_order))
+        trials, views = list[Any](), dict[Any, Any]()
+        for side, sections in (("edge", self.edge), ("cloud", in_order)):
+            views |= {(side, i): setting.view for i, setting in enumerate(sections) if setting.view is not None}
+        endpoints = iter(clouds[len(proper) :])
+        for setting in self.trial:
+            if setting.edge is None:
+                trials.append(setting.make(cloud=next(endpoints)))
+                continue
+            with _named("trial.edge"):
+                section = for_file(self.edge[0], setting.edge, folder) if isinstance(setting.edge, str) else setting.edge
+            with _named("trial.threshold"):
+                trials.append(
+                    setting.make(edge=_make_or_reuse(section, folder, key), threshold=_certified(setting.threshold, folder))
+                )
+            views[trial.EDGE_TRIAL] = section.view
+        clouds = clouds[: len(proper)]
+        state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
+        rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
+        return {
+            **self.model_dump(exclude={*SECTIONS, "parts"}),
+            "threshold": threshold,
+            "score": score,
+            "state": state if self.state else None,
+            "edge": grouped(edges, self.edge),
+            "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
+            "trial": trials or None,
+            "limits": self.limits.make() if self.limits else None,
+            "egress": rules.make(consent, redact) if rules else None,
+            "audit": self.audit.make() if self.audit else None,
+            "cache": self.cache.make(state) if self.cache else None,
+            "rules": [rule.make() for rule in self.rule] or None,
+            "views": views or None,
+            "outbox": self.outbox.make(state) if self.outbox else None,
+            **({"trace": self.trace.make(folder, state)} if self.trace else {}),
+            **({"instruments": self.telemetry.make()} if self.telemetry else {}),
+            **({"parts": [_part(name, keys) for name, keys in self.parts.items()]} if self.parts else {}),
+        }
+
+
+_made: Shared[tuple[Any, ...], Any] = Shared()
+"""Objects made from sections, by weak reference, for later policies."""
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Prefix an error raised within the block by a key."""
+    try:
+        yield
+    except EdgerouteError as e:
+        raise type(e)(f"{key}: {e}") from e
+
+
+def _part(name: str, keys: dict[str, Any]) -> Any:
+    """Return a part made from its keys by an installed package."""
+    with _named(f"parts.{name}"):
+        return plugged(PARTS, name, **keys)
+
+
+PARTS = "edgeroute.parts"
+"""Group of the entry points by which an installed package adds parts: `name = "module:Class"`."""
+
+
+def _certified(threshold: Any, folder: Path) -> Any:
+    """Return the threshold with each path of a certificate replaced by the certificate, read from its file."""
+    if isinstance(threshold, list):
+        return [_certified(item, folder) for item in threshold]
+    if not isinstance(threshold, str):
+        return threshold
+    from edgeroute.confidence.certificate import Certificate
+
+    return Certificate.load(at(folder, threshold))
+
+
+def _score(score: str, folder: Path) -> tuple[Any, Any]:
+    """Return the score and its identity; reads a saved score, and returns the same object while its file is unchanged."""
+    if score in SCORES:
+        return score, score
+    from edgeroute.confidence.learned_score import Learned
+
+    path = at(folder, score)
+    key = (path, file_stamp(path))
+    saved = _made.get(key)
+    return (_made.first(key, Learned.load(path)) if saved is None else saved), key
+
+
+def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
+    """Return the object that was made from an equal section, if a router still holds it; else make a new one.
+
+    Thereby a reload reuses the backends whose model or endpoint is the same object. The files that the section names count as
+    well, by time and size, so that a new model or certificate under an old name makes a new object; so do further files on which
+    the made model depends, and the score, since another score means another backend, and the old one closes its model. The
+    references are weak: an object that no router holds is freed.
+    """
+    paths = [at(folder, path) for path in section.files()]
+    secrets = (getattr(section, "api_key", None), *(getattr(section, "headers", None) or {}).items())  # repr hides which they are
+    section_key = section.model_copy(
+        update={"view": None, **(dict.fromkeys(("variant", "group")) if hasattr(section, "variant") else {})}
+    )  # the router's
+    key = (repr(section_key), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
+    last = _made.get(key)
+    target = None if last is None else _made.get((key, _files(last)))
+    if target is None:
+        target = section.make(folder)
+        target = _made.first((key, _files(target)), target)
+        _made.put(key, target)
+    return target
+
+
+def _stamp(path: Path) -> Any:
+    """Return the stamp of a file; of a file that names a model's active version, the version."""
+    if path.suffix.lower() != SUFFIX:
+        return file_stamp(path)
+    with suppress(EdgerouteError):  # said where the model is made
+        return version_of(path)
+    return None
+
+
+def _files(target: Any) -> Any:
+    """Return the stamps of the files that a model's outputs depend on."""
+    return stamps(target) if is_model(target) else ()

@@ -1,0 +1,200 @@
+"""Sections of `[edge]` for all runtimes but ONNX Runtime: their keys are the keyword arguments of the runtime's class."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, create_model
+from pydantic.errors import PydanticUserError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from edgeroute.catalog.installed_models import model_file
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
+from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
+from edgeroute.policy.contradictions import found
+from edgeroute.policy.single_sections import at, paths_from, policy_folder
+from edgeroute.policy.target_sections import Edge, Model, Target
+from edgeroute.system.class_signatures import described, hints
+
+log = logging.getLogger("edgeroute")
+WRITTEN = ".onnx"
+"""Suffix whose section is written by hand, as `targets.Edge`."""
+
+
+class Registered(Model):
+    """A model on the device, whose keys are its class's arguments."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    target: ClassVar[str]
+    """The runtime's class, `module:Class`."""
+
+    def __repr_name__(self) -> str:
+        return self.target
+
+    def given(self) -> dict[str, Any]:
+        """Return argument -> value of the keys that are set, except the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={*Model.model_fields})
+
+
+def registered(path: object) -> type[Registered] | None:
+    """Return the section type for such a model file; None: `targets.Edge`, or there is no runtime. May import the runtime.
+
+    Raises:
+        PolicyError, RuntimeMissing: the runtime's class cannot be imported.
+        ModelMissing, CatalogError, StoreError: the active version of a catalog's model is unknown.
+    """
+    suffix = suffix_of(path) if isinstance(path, str) else None
+    if suffix == ACTIVE:
+        suffix = suffix_of(model_file(at(policy_folder(), str(path))))
+    if suffix is None or (target := target_of(suffix)) == BUILT_IN[WRITTEN]:
+        return None
+    return _section(suffix, target)
+
+
+def all_registered() -> dict[str, type[Registered]]:
+    """Return suffix -> section type of all runtimes; one that cannot be imported is logged and left out."""
+    sections: dict[str, type[Registered]] = {}
+    for suffix in (*suffixes(), SCHEMES[0]):
+        try:
+            section = registered(suffix if suffix in SCHEMES else f"model{suffix}")
+        except EdgerouteError as e:
+            log.warning("the keys for a model in %s are not known: %s", suffix, e)
+            continue
+        if section is not None:
+            sections[suffix] = section
+    return sections
+
+
+@lru_cache(maxsize=64)
+def _section(suffix: str, target: str) -> type[Registered]:
+    """Return the section type for a runtime, with a key for each argument of its class. Cached."""
+    runtime_class = class_of(suffix)
+    texts = described(runtime_class)
+    # by alias: a parameter may have a name that pydantic uses itself
+    fields: dict[str, Any] = {
+        f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=texts.get(name, "")))
+        for i, (name, parameter, annotation) in enumerate(_parameters(runtime_class))
+    }
+    section = create_model(
+        f"{runtime_class.__name__}{suffix}", __base__=Registered, __doc__=inspect.getdoc(runtime_class), **fields
+    )
+    section.target = target
+    return section
+
+
+def _parameters(runtime_class: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
+    """Yield the parameters after the path that a policy can give: those of a type that JSON has."""
+    types = hints(runtime_class)
+    _, *rest = inspect.signature(runtime_class).parameters.values()
+    for parameter in rest:
+        if parameter.name in Registered.model_fields:
+            continue
+        annotation = _plain(types.get(parameter.name, Any))
+        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
+            yield parameter.name, parameter, annotation
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a parameter's type as a policy has it: text or a path becomes a path, so that it starts from the policy's folder."""
+    if get_origin(annotation) not in {Union, UnionType}:
+        return annotation
+    parts = [part for part in get_args(annotation) if part is not str or Path not in get_args(annotation)]
+    return Union[tuple(parts)]  # noqa: UP007 - of a tuple
+
+
+def _usable(annotation: Any) -> bool:
+    """Return True if JSON can have values of a type."""
+    try:
+        TypeAdapter(annotation).json_schema()
+    except PydanticUserError:
+        return False
+    return True
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    """Return the default that the reference shows; a key that is not given is not passed."""
+    if parameter.default is parameter.empty:
+        return ...
+    return parameter.default if isinstance(parameter.default, bool | int | float | str | NoneType) else None
+
+
+def _by_runtime(data: Any, built_in: Any) -> Any:
+    """Validate a section by the runtime that its path selects, and return it."""
+    try:
+        section = registered(data.get("path") if isinstance(data, dict) else None)
+    except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
+        try:
+            return built_in(data)
+        except ValidationError:
+            raise _errors([(("path",), f"what keys its runtime has is not known: {e}", data["path"])]) from None
+    except EdgerouteError as e:
+        raise _errors([(("path",), str(e), data["path"])]) from None
+    if section is None:
+        return built_in(data)
+    try:
+        return section.model_validate_json(json.dumps(data, default=str))  # as JSON: a list may be a tuple, and text a path
+    except ValidationError as e:
+        problems = e.errors(include_url=False)
+        raise _errors([(problem["loc"], _text(section, problem), problem["input"]) for problem in problems]) from None
+
+
+ByRuntime = WrapValidator(_by_runtime)
+
+
+def for_file(section: Target, path: str, folder: Path) -> Target:
+    """Return the section for another model file, with the keys of this one that its runtime has, without hash and card.
+
+    Raises:
+        PolicyError: one of them has a value that this runtime does not take.
+        ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered`.
+    """
+    with paths_from(folder):
+        kind = registered(path) or Edge
+    aliases = {field.alias or name: name for name, field in kind.model_fields.items()}
+    if type(section) is kind:
+        given = section.model_dump(by_alias=True, exclude_unset=True)
+        return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if given.get(key)})
+    known = aliases.keys() - {"path", "sha256", "card"}
+    given = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    try:
+        return kind.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))
+    except ValidationError as e:
+        raise PolicyError("; ".join(f"{error['loc'][0]}: {error['msg']}" for error in e.errors(include_url=False))) from e
+
+
+def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:
+    """Return a pydantic error from (place, text, value) of several problems."""
+
+    def detail(loc: Any, text: str, given: Any) -> InitErrorDetails:
+        return {"type": PydanticCustomError("policy", "{text}", {"text": text}), "loc": loc, "input": given}
+
+    return ValidationError.from_exception_data("edge", [detail(*problem) for problem in problems])
+
+
+def _text(section: type[Registered], error: Any) -> str:
+    """Return the message for one pydantic error of a runtime's section."""
+    kind, key, context = error["type"], str(error["loc"][0]), error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"there is no such key: {nearest(key, keys(section))}"
+    if kind == "missing":
+        return f"is missing. {keys(section)[key]}".rstrip()
+    if kind == "literal_error":
+        words = re.findall(r"'([^']*)'", context["expected"])
+        return f"found {found(error['input'])}: {nearest(error['input'], words)}"
+    if kind == "expected":
+        return f"expected {context['words']}, found {found(error['input'])}"
+    words = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"expected {words}, found {found(error['input'])}"
+
+
+def keys(section: type[Registered]) -> Mapping[str, str]:
+    """Return key -> description."""
+    return {field.alias or name: field.description or "" for name, field in section.model_fields.items()}

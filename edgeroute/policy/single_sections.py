@@ -1,0 +1,215 @@
+"""Policy sections that occur once (limits, egress, audit, cache, outbox, trace, telemetry), rules, and resolution of paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
+
+from edgeroute.cloud import endpoint_guard as guard
+from edgeroute.core import device_rules as rules
+from edgeroute.core import spending_limits as spending
+from edgeroute.core.device_rules import OF, Then
+from edgeroute.errors import PolicyError
+from edgeroute.policy.derived_sections import Section, configures
+from edgeroute.policy.units_as_text import SHARE, Duration, expected, share, text
+from edgeroute.policy.value_types import Flag, Text, Texts, not_only_cloud, refused
+from edgeroute.record import trace
+from edgeroute.stores import cache, outbox
+from edgeroute.trials import drift_monitor as drift
+
+if TYPE_CHECKING:
+    from edgeroute.record.instruments import Instrument
+
+
+# Resolution of paths.
+
+_folder = ContextVar("folder", default=Path())
+
+
+@contextmanager
+def paths_from(folder: Path) -> Iterator[None]:
+    """Within the block, resolve relative paths of the validated policy from a folder."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def policy_folder() -> Path:
+    """Return the folder of the policy that is validated."""
+    return _folder.get()
+
+
+def at(folder: Path, given: str) -> Path:
+    """Return the absolute path without `..`; a link at its end is not followed, since a model's card is beside the link.
+
+    Raises:
+        PolicyError: no file can have that name.
+    """
+    path = folder / given
+    try:
+        resolved = path.parent.resolve() / path.name
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            resolved.lstat()
+    except (OSError, RuntimeError, ValueError) as e:  # too long, links in a circle, a null byte
+        raise PolicyError(f"{given[:80]!r} cannot be a path: {e.strerror if isinstance(e, OSError) else e}") from None
+    return resolved
+
+
+@configures(spending.Limits)
+class Limits(Section):
+    """Limits of the cost of calls to the cloud. At a limit the cloud is not called, as if it were down.
+
+    Without `state` a restart begins anew.
+    """
+
+    def make(self) -> spending.Limits:
+        """Make the limits."""
+        return spending.Limits(**self.given())
+
+
+@configures(guard.Egress)
+class Egress(Section):
+    """Rules for data that may leave the device: a call names its class, as in `infer(x, data_class=...)`.
+
+    Without this section all data may leave.
+    """
+
+    def make(self, consent: guard.Consent | None, redact: guard.Redact | None) -> guard.Egress:
+        """Make the egress rules, with the functions that a file cannot contain."""
+        return guard.Egress(**self.given(), consent=consent, redact=redact)
+
+
+@configures(drift.Audit)
+class Audit(Section):
+    """Comparison of a sample of answers with the cloud's, with an alarm when a guarantee fails."""
+
+    def make(self) -> drift.Audit:
+        """Make the audit settings."""
+        return drift.Audit(**self.given())
+
+
+@configures(cache.Cache)
+class Cache(Section):
+    """Cache of answers for repeated inputs. Without this section: none."""
+
+    disk: Flag = Field(False, description="Keep answers on disk too, in `cache.db` in the `state` folder.")
+
+    def make(self, state: Path) -> cache.Cache:
+        """Make the cache; `state` is the state folder."""
+        given = self.given()
+        return cache.Cache(
+            **given | {"disk": state / "cache.db" if self.disk else None, "never": frozenset(given.get("never", ()))}
+        )
+
+
+@configures(outbox.Outbox, path=None, ttl_s=Duration)
+class Outbox(Section):
+    """Queue in `outbox.db` in the `state` folder, for requests that the cloud did not answer.
+
+    `offline = "queue"` uses it, and needs this section only for other values than these.
+    """
+
+    def make(self, state: Path) -> outbox.Outbox:
+        """Make the outbox; `state` is the state folder."""
+        return outbox.Outbox(state / "outbox.db", **self.given())
+
+
+@configures(trace.Trace, to=None)
+class Trace(Section):
+    """File with a line of JSON on how each answer came about. Without this section: none."""
+
+    file: Text | None = Field(None, description="The file; without it `trace.jsonl` in the `state` folder.")
+
+    def make(self, folder: Path, state: Path) -> trace.Trace:
+        """Make the trace; a relative path starts from `folder`."""
+        return trace.Trace(at(folder, self.file) if self.file else state / "trace.jsonl", **self.given())
+
+
+class Telemetry(Section):
+    """Metrics, spans and log records of requests, without inputs and answers (observe.md). Without this section: none."""
+
+    prometheus: Flag = Field(
+        False,
+        description="Count for Prometheus; the gateway then has `/metrics`. Needs the extra `prometheus`.",
+    )
+    router: Text | None = Field(None, description="Value of the label `router` of these metrics. Without it: none.")
+    opentelemetry: Flag = Field(
+        False, description="Spans, by the providers that the program or its environment has set up. Needs the extra `otel`."
+    )
+    propagate: Texts | None = Field(
+        None, description="Hosts of endpoints whose calls carry `traceparent`, so that they join the trace. Without it: none."
+    )
+    requests: Flag = Field(False, description="A log record for each request, of the logger `edgeroute.requests`.")
+
+    def make(self) -> list[Instrument]:
+        """Make the instruments.
+
+        Raises:
+            RuntimeMissing: an extra is not installed.
+        """
+        instruments: list[Instrument] = []
+        if self.prometheus:
+            from edgeroute.record.prometheus import Prometheus
+
+            instruments.append(Prometheus(router=self.router or ""))
+        if self.opentelemetry:
+            from edgeroute.record.opentelemetry import OpenTelemetry
+
+            instruments.append(OpenTelemetry(propagate=self.propagate or ()))
+        if self.requests:
+            from edgeroute.record.request_log import RequestLog
+
+            instruments.append(RequestLog())
+        return instruments
+
+
+# Sections `[[rule]]`: what changes while the device is short of something, or hot.
+
+_WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts, a number such as 12.5"}
+
+
+def _level(value: Any, info: ValidationInfo) -> float | None:
+    """Parse a level in the unit of the rule's quantity."""
+    of = info.data.get("of")
+    if of is None or of == "throttled":  # what is wrong there, is said there
+        return 0.0
+    if OF[of].share:
+        return share(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # noqa: PLR2004 - nor a NaN
+        raise expected(_WORDS[of])
+    return float(value)
+
+
+Level = Annotated[
+    float | None,
+    PlainValidator(_level),
+    WithJsonSchema({"anyOf": [text("percentage", SHARE, "20%"), {"type": "number"}]}),
+]
+
+
+@configures(rules.Rule, enter=Level, leave=Level, then=Annotated[Then, BeforeValidator(not_only_cloud)])
+class Rule(Section):
+    """Changes while the device is short of battery, memory or power, hot or busy; several as `[[rule]]`.
+
+    Of those in force that change the mode the first counts (rules.md).
+    """
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rule:
+        """Refuse a rule whose keys contradict each other."""
+        if self.of == "throttled" and self.model_fields_set & {"enter", "leave"}:
+            raise refused("a rule of throttled has neither enter nor leave")
+        if problem := rules.problem(self.make()):
+            raise refused(problem)
+        return self
+
+    def make(self) -> rules.Rule:
+        """Make the rule."""
+        return rules.Rule(**self.given())

@@ -1,0 +1,237 @@
+"""Policy sections of targets: models on the device, and endpoints of the cloud."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+
+from edgeroute.cloud.grpc import OpenInferenceGrpc
+from edgeroute.cloud.json_api import PlainJson
+from edgeroute.cloud.openai import OpenAIChat
+from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.request_body import Body
+from edgeroute.confidence.scores import SCORES
+from edgeroute.edge.execution_providers import parse_providers
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.runtimes import Variants, is_address, load
+from edgeroute.errors import PolicyError
+from edgeroute.http.messages import Address
+from edgeroute.policy.derived_sections import Kind, Section, configures
+from edgeroute.policy.single_sections import at
+from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, refused
+from edgeroute.system.late_imports import installed, plugged
+
+VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
+VARIANT = (
+    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one, and the same `group`, are "
+    "a group. In `[[edge.variant]]` it is `name`."
+)
+GROUP = "Any text: tells two groups of variants apart that are next to each other. In `[[edge.variant]]` it is not needed."
+
+
+def loaded_score(score: str, folder: Path) -> Any:
+    """Return a score's name, or load the score saved at a path."""
+    if score in SCORES:
+        return score
+    from edgeroute.confidence.learned_score import Learned
+
+    return Learned.load(at(folder, score))
+
+
+def cards(path: str) -> list[str]:
+    """Return the two paths at which the card of a model file may be."""
+    return [str(Path(path).with_suffix(".json")), f"{path}.json"]
+
+
+class Target(Section, ABC):
+    """Base of sections of a model or an endpoint."""
+
+    def files(self) -> list[str]:
+        """Return the paths of the files that the section names."""
+        return [str(path) for value in self.given().values() for path in _listed(value) if isinstance(path, Path)]
+
+    def resolved(self, folder: Path) -> dict[str, Any]:
+        """Return argument -> value of the keys that are set; relative paths start from `folder`."""
+        return {name: _resolved(value, folder) for name, value in self.given().items()}
+
+    @abstractmethod
+    def make(self, folder: Path) -> Any:
+        """Make the object for the router's argument; relative paths start from `folder`."""
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a value as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """Return a value with each path made absolute."""
+    if isinstance(value, list | tuple):
+        return type(value)([_resolved(item, folder) for item in value])
+    return at(folder, str(value)) if isinstance(value, Path) else value
+
+
+class Model(Target):
+    """The model on the device; several as `[[edge]]`, the smallest first."""
+
+    path: ModelPath = Field(description="The model file or folder; its suffix picks the runtime.")
+    view: Text | None = Field(None, description=VIEW)
+    variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
+
+    def files(self) -> list[str]:
+        """Return the paths of the model, its card, its score, and of other files that the section names."""
+        given, paths = self.given(), super().files()
+        score = given.get("score")
+        paths += [score] if isinstance(score, str) and score not in SCORES else []
+        return paths if is_address(self.path) else [self.path, *([] if given.get("card") else cards(self.path)), *paths]
+
+    def make(self, folder: Path) -> Any:
+        """Make the model, not loaded yet."""
+        options = self.resolved(folder)
+        if isinstance(score := options.get("score"), str):
+            options["score"] = loaded_score(score, folder)
+        if "providers" in options:
+            options["providers"] = parse_providers(options["providers"], folder)
+        return load(self.path if is_address(self.path) else at(folder, self.path), **options)
+
+
+@configures(OnnxModel)
+class Edge(Model):
+    """The model on the device; several as `[[edge]]`, the smallest first."""
+
+
+class Cloud(Target):
+    """The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device.
+
+    An installed package may add a `protocol` (extend.md).
+    """
+
+    endpoint: ClassVar[Any]
+    """Class of the endpoint."""
+    url: Url = Field(description="Where it is, without user, password or query.")
+    view: Text | None = Field(None, description=VIEW)
+
+    def make(self, folder: Path) -> Any:
+        """Make the endpoint."""
+        return self.endpoint(self.url, **self.resolved(folder))
+
+
+PROTOCOL = "How the endpoint is talked to."
+
+
+class ServedCloud(Cloud):
+    """A model behind the Open Inference Protocol v2."""
+
+    @model_validator(mode="after")
+    def _which(self) -> ServedCloud:
+        """Refuse a section that names no model."""
+        if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
+            raise refused("which model? Give model, or a url that ends in /v2/models/NAME")
+        return self
+
+
+@configures(OpenInference)
+class OpenInferenceCloud(ServedCloud):
+    """A model behind the Open Inference Protocol v2, over HTTP ([servers](servers.md))."""
+
+    endpoint = OpenInference
+    protocol: Literal["openinference"] = Field("openinference", description=PROTOCOL)
+
+
+@configures(OpenInferenceGrpc)
+class OpenInferenceGrpcCloud(ServedCloud):
+    """A model behind the Open Inference Protocol v2, over gRPC ([servers](servers.md)); needs `edgeroute[grpc]`."""
+
+    endpoint = OpenInferenceGrpc
+    protocol: Literal["openinference-grpc"] = Field(description=PROTOCOL)
+
+
+@configures(PlainJson)
+class JsonCloud(Cloud):
+    """Any HTTP API that answers JSON: `{"input": ...}`, or a body of your own, is posted to the URL."""
+
+    endpoint = PlainJson
+    protocol: Literal["json"] = Field(description=PROTOCOL)
+
+    @field_validator("body", mode="after", check_fields=False)
+    @classmethod
+    def _template(cls, body: Any, info: ValidationInfo) -> Any:
+        """Check the body's template."""
+        kind = info.data.get("body_type", "json")
+        return checked_body(lambda: Body(body, kind, edge=bool(info.data.get("send_edge"))), body)
+
+
+@configures(OpenAIChat)
+class OpenAICloud(Cloud):
+    """A language model behind OpenAI's API: a hosted one, vLLM, llama-server, Ollama (chat.md)."""
+
+    endpoint = OpenAIChat
+    protocol: Literal["openai"] = Field(description=PROTOCOL)
+
+
+@configures(Address)
+class InstalledCloud(Cloud):
+    """An endpoint whose protocol an installed package brings: further keys are arguments of its factory ([extend](extend.md))."""
+
+    model_config = ConfigDict(extra="allow")
+    protocol: Text = Field(
+        description="The name of an entry point in the group `edgeroute.protocols`.",
+        json_schema_extra=lambda made: made.update({"not": {"enum": [*CLOUDS]}}),
+    )
+    name: Text = Field("cloud", description="Name of the endpoint in answers, traces and messages.")
+    labels: Texts | None = Field(None, description="Class index -> value; without it the edge model's.")
+    kind: Kind | None = Field(None, description="Kind of the outputs; without it their form decides.")
+
+    def make(self, folder: Path) -> Any:
+        """Call the factory with the URL, the name, the further keys and the arguments of `Address`; return the endpoint."""
+        given = self.model_dump(include={"name", "labels", "kind"}, exclude_none=True)
+        endpoint = plugged(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))
+        if not hasattr(endpoint, "talk"):
+            raise PolicyError(f"the entry point {self.protocol} of {PROTOCOLS} made no endpoint, but a {type(endpoint).__name__}")
+        return endpoint
+
+
+PROTOCOLS = "edgeroute.protocols"
+"""Group of the entry points by which an installed package adds protocols: `name = "module:Class"`."""
+CLOUDS: dict[str, type[Cloud]] = {
+    "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud, "openai": OpenAICloud,
+}  # fmt: skip
+"""Protocol -> section type."""
+
+
+def _protocol(section: Any) -> str:
+    """Return the tag of a section's type, by its protocol."""
+    name = str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
+    return name if name in CLOUDS or name not in installed(PROTOCOLS) else PROTOCOLS
+
+
+if TYPE_CHECKING:
+    AnyCloud: TypeAlias = Cloud
+else:
+    _TAGGED = [Annotated[kind, Tag(name)] for name, kind in {**CLOUDS, PROTOCOLS: InstalledCloud}.items()]
+    AnyCloud = Annotated[Union[tuple(_TAGGED)], Discriminator(_protocol)]  # noqa: UP007 - of a tuple
+
+
+def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
+    """Return the router's `edge` from models and their sections; neighbouring variants of one group become one `Variants`.
+
+    Raises:
+        PolicyError: a group has one member, or two of one name.
+    """
+    edges = list[Any]()
+    for (named, _), run in groupby(zip(models, sections, strict=True), lambda pair: (pair[1].variant is not None, pair[1].group)):
+        members = list(run)
+        if not named:
+            edges += [model for model, _ in members]
+            continue
+        variants = {str(section.variant): model for model, section in members}
+        if len(variants) < len(members):
+            raise PolicyError("edge: two variants have the same name")
+        edges.append(Variants(**variants))
+    return edges[0] if len(edges) == 1 else edges or None

@@ -1,0 +1,287 @@
+"""Types of the policy's values, with their validation and the words that messages use for them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from edgeroute.cloud.input_encoding import payload_of
+from edgeroute.confidence.scores import SCORES
+from edgeroute.core.device_rules import NO_ONLY_CLOUD
+from edgeroute.core.routing_policy import HEDGE
+from edgeroute.edge import execution_providers as providers
+from edgeroute.edge.runtimes import suffix_of, suffixes
+from edgeroute.errors import PolicyError, RuntimeMissing, nearest
+from edgeroute.http.messages import Secret, bare
+from edgeroute.http.prices_and_pins import checked_pins
+from edgeroute.policy.contradictions import found
+from edgeroute.policy.units_as_text import DURATION, duration, expected, text
+
+
+def said(words: str) -> WrapValidator:
+    """Return a validator that replaces pydantic's message by "expected `words`"."""
+
+    def check(value: Any, inner: Any) -> Any:
+        try:
+            return inner(value)
+        except ValidationError:
+            raise expected(words) from None
+
+    return WrapValidator(check)
+
+
+def refused(text: str) -> PydanticCustomError:
+    """Return an error with this text, which quotes nothing."""
+    return PydanticCustomError("policy", "{text}", {"text": text})
+
+
+def not_only_cloud(value: Any) -> Any:
+    """Return the value; raise for "only_cloud" in a rule: the nearest valid name would be the opposite."""
+    if value == "only_cloud":
+        raise refused(NO_ONLY_CLOUD)
+    return value
+
+
+def _model(path: str) -> str:
+    """Return the path of a model file if a runtime has its suffix."""
+    if suffix_of(path) is None:
+        raise expected(f"a file that ends in {' or '.join(suffixes())}")
+    return path
+
+
+def _providers(value: Any) -> list[Any]:
+    """Check providers, and return them unchanged: relative paths start from the policy's folder, which is not known here."""
+    if not isinstance(value, list) or not value:
+        raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
+    try:
+        providers.parse_providers(value)
+    except PolicyError as e:
+        raise refused(str(e)) from None
+    return value
+
+
+def _hedge(value: Any) -> float | str:
+    """Parse a hedge: seconds of a duration, or a quantile or "auto" as text."""
+    if isinstance(value, str) and re.fullmatch(HEDGE, value):
+        return value
+    return duration(value, words='a duration such as "300ms", a quantile from "p10" to "p99", or "auto"')
+
+
+def _url(url: str) -> str:
+    """Return an endpoint's address if it is valid; errors do not quote possible secrets."""
+    if "@" in url or "%40" in url:
+        raise refused("the address carries a user or password: give it as api_key or in headers")
+    if "?" in url or "#" in url:
+        raise refused("the address has a query or fragment (? or #), which is not part of an endpoint's address")
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        words = "an address that begins with http:// or https://"
+        raise expected(words) if repr(url) == bare(url) else refused(f"expected {words}")  # else it may be a key or a token
+    return url
+
+
+_JSON = r".+\.json"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_SECRET_HEADER = re.compile(
+    r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
+)
+""""name: value" of a header that looks like a secret."""
+_HEADER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LITERAL = 'a secret does not belong in a file: put it in an environment variable, and write { env = "ITS_NAME" } here'
+
+
+def _secret(value: Any) -> Secret:
+    """Return the `Secret` of `{ env = "NAME" }`; refuse a literal."""
+    if isinstance(value, str):
+        raise refused(_LITERAL)
+    if not isinstance(value, dict) or set(value) != {"env"} or not re.fullmatch(_VARIABLE, str(value["env"])):
+        raise refused('expected { env = "NAME" }, with the name of an environment variable')
+    return Secret(env=value["env"])
+
+
+def _score(value: Any) -> str:
+    """Return the name of a score, or the path of a saved one."""
+    if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
+        return value
+    raise refused(f"found {found(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
+
+
+def _thresholds(value: Any) -> Any:
+    """Return thresholds: numbers, paths of certificates, or a list of them."""
+    if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
+        return [_thresholds(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(_JSON, value):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if number else _no_threshold()
+
+
+def _no_threshold() -> NoReturn:
+    """Raise the error for an invalid threshold."""
+    raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
+
+
+def _verify(value: bool | str) -> bool | Path:
+    """Return a boolean or a path; refuse a word such as "yes"."""
+    if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
+        raise expected(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
+    return value if isinstance(value, bool) else Path(value)
+
+
+def _paths(value: list[str]) -> tuple[Path, ...]:
+    """Return texts as paths."""
+    return tuple(map(Path, value))
+
+
+def _pins(value: str | list[str]) -> str | list[str]:
+    """Check pins, and return them unchanged."""
+    try:
+        checked_pins(value)
+    except PolicyError as e:
+        raise refused(str(e)) from None
+    return value
+
+
+def _codec(value: Any) -> Any:
+    """Check a payload codec, and return it unchanged; a missing package is reported when the codec is used."""
+    try:
+        payload_of(value)
+    except RuntimeMissing:  # told when it is used
+        return value
+    except (PolicyError, TypeError) as e:
+        raise refused(str(e)) from None
+    return value
+
+
+def _header(name: str) -> str:
+    """Return a header's name for a message, unless it may be a whole header with its value."""
+    return name if _HEADER.fullmatch(name) else "one of them"
+
+
+def _headers(value: Any) -> dict[str, str | Secret]:
+    """Return headers with secrets as `Secret`; refuse literals that look like secrets, and invalid names or values."""
+    if not isinstance(value, dict):
+        raise refused('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
+    literal = [name for name, v in value.items() if isinstance(v, str) and _SECRET_HEADER.match(f"{name}: {v}")]
+    if literal:
+        raise refused(f"{', '.join(map(_header, literal))}: {_LITERAL}")
+    for name, v in value.items():
+        if not _HEADER.fullmatch(name) or (isinstance(v, str) and not (v.isascii() and v.isprintable())):
+            raise refused(
+                f"{_header(name)} is not an HTTP header: it takes letters, digits and - in the name,"
+                " ASCII on one line in the value"
+            )
+    return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
+
+
+_SECRET_FIELD = re.compile(
+    r"(api|access|secret|private)[_-]?key|.*(passw(or)?d|secret|credentials?)|(access|auth|api|bearer)[_-]?token|authorization"
+)
+"""Names of a body's keys that look like a secret."""
+
+
+def checked_body(make: Callable[[], object], body: Any) -> Any:
+    """Check a body's template by making the body, and return the template unchanged; refuse literals that look like secrets."""
+    literal = next(_literals(body), None)
+    if literal is not None:
+        raise refused(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')
+    try:
+        make()
+    except PolicyError as e:
+        raise refused(str(e).removeprefix("body: ").removeprefix("body.")) from None
+    return body
+
+
+def _literals(body: Any) -> Iterator[str]:
+    """Yield the keys of a body, at any depth, that look like a secret's and have a text."""
+    if isinstance(body, dict):
+        for key, value in body.items():
+            if isinstance(value, str) and value and not value.startswith("{") and _SECRET_FIELD.fullmatch(str(key).lower()):
+                yield str(key)[:40]
+    for value in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
+        yield from _literals(value)
+
+
+_THRESHOLD = [{"type": "number"}, text("path of a certificate", _JSON, "certificate.json")]
+_REFERENCE: dict[str, Any] = {
+    "type": "object",
+    "title": '`{ env = "NAME" }`',
+    "properties": {"env": {"type": "string", "pattern": f"^{_VARIABLE}$", "description": "Name of the environment variable."}},
+    "required": ["env"],
+    "additionalProperties": False,
+}
+
+_Text = Annotated[str, Field(min_length=1)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[_Text, said("text in quotes")]
+AnyTexts = Annotated[list[_Text], said('a list of texts, as in ["a", "b"]')]
+Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in ["a", "b"]')]
+Providers = Annotated[list[Any], PlainValidator(_providers), WithJsonSchema(providers.schema())]
+Thresholds = Annotated[
+    float | str | list[float | str],
+    PlainValidator(_thresholds),
+    WithJsonSchema(
+        {
+            "anyOf": [*_THRESHOLD, {"type": "array", "items": {"anyOf": _THRESHOLD}, "minItems": 1}],
+            "title": "number, path of a certificate, or list of them",
+        }
+    ),
+]
+Score = Annotated[
+    str,
+    PlainValidator(_score),
+    WithJsonSchema({"anyOf": [{"enum": [*SCORES]}, text("path of a saved score", _JSON, "edge.score.json")]}),
+]
+Threads = Annotated[int, Field(ge=1, le=1024), said("a whole number, 1 or more")]
+Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
+Flag = Annotated[bool, said("true or false")]
+Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
+Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
+Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
+Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
+Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
+Concurrent = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], said('"auto", or a whole number, 1 or more')]
+Hedge = Annotated[
+    float | str,
+    PlainValidator(_hedge),
+    WithJsonSchema(text('duration, `"p10"` to `"p99"` or `"auto"`', f"{DURATION}|{HEDGE}", "p90")),
+]
+Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
+_VERIFY = "true, false, or the path of a file with authorities in quotes"
+Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
+Cert = Annotated[
+    list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]'), AfterValidator(_paths)
+]
+_PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
+Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
+_CODEC = 'a codec\'s name, as in "jpeg:85", a table, as in { name = "jpeg" }, or a list of them, best first'
+PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], said(_CODEC), AfterValidator(_codec)]
+Client = Annotated[Literal["httpx"], said('"httpx"')]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
+PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]
+ModelPath = Annotated[Text, AfterValidator(_model)]
+Url = Annotated[Text, AfterValidator(_url)]
+SecretReference = Annotated[Secret, PlainValidator(_secret), WithJsonSchema({**_REFERENCE})]
+BodyTemplate = Annotated[
+    Any,
+    WithJsonSchema({
+        "anyOf": [{"type": kind} for kind in ("object", "array", "string")],
+        "title": "table, list or text",
+    }),
+]  # fmt: skip
+Headers = Annotated[
+    dict[str, str | Secret],
+    PlainValidator(_headers),
+    WithJsonSchema({"type": "object", "title": "table", "additionalProperties": {"anyOf": [{"type": "string"}, _REFERENCE]}}),
+]

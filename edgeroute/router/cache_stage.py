@@ -1,0 +1,287 @@
+"""Stage of the cache: answers from the cache; equal concurrent requests share one answer (singleflight)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.walk import Done, Mark, Outcome
+from edgeroute.edge.edge_backend import TURN
+from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.router.cache_keys import is_accepted
+from edgeroute.router.call_stages import Block, Join, Proceed, Result, Steps, answer_of
+from edgeroute.router.request import Request
+from edgeroute.router.router_parts import Part
+from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
+from edgeroute.stores.cache.cache_entry import CachedEntry, keep
+from edgeroute.system import process
+from edgeroute.system.input_copies import copy_input
+from edgeroute.types import Answer
+
+if TYPE_CHECKING:
+    from edgeroute.observe.router_stats import Counts
+
+log = logging.getLogger("edgeroute")
+SHARE = 0.1
+"""Share of the deadline for the cache's disk, or for the embedding of a text; after that the look-up counts as a miss."""
+HELD_S = 1.0
+"""Maximum seconds to wait for an equal request that shows its answer early: it goes on only as its reader does, who may stop."""
+
+
+class Owned(Protocol):
+    """Parts of a router that the cache needs."""
+
+    counts: Counts
+
+    def again(self, request: Request) -> Request:
+        """Return a new request equal to one that was served stale, for its revalidation."""
+
+
+Owner = TypeVar("Owner", bound=Owned)
+
+
+class Caching(Part):
+    """Cache as a stage around the walk.
+
+    Args:
+        cache: the cache of answers.
+        router: counts answers, and makes the requests of revalidations.
+        spawn: executes the steps of a revalidation in the background; returns False if there is no thread for them.
+    """
+
+    def __init__(self, cache: Cache, router: Owner, spawn: Callable[[Owner, Steps[None]], bool]) -> None:
+        self.cache, self.flights = cache, Flights()
+        self._router, self._spawn = router, partial(spawn, router)
+        self.close = cache.close  # type: ignore[method-assign]
+
+    def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
+        """Return cached answers; of the other requests the leaders go on, and followers wait for an equal request.
+
+        A caller that gets something before the answer is final (`refine`, `stream`) always leads.
+        """
+        results: list[Result | None] = [None] * len(requests)
+        leads: list[tuple[int, Request, Flight | None]] = []
+        follows: list[tuple[int, Request, Flight]] = []
+        try:
+            keyed = [self._keyed(given) for given in requests]
+            fetched = yield from self._fetched([request for request, _ in keyed])
+            for i, (request, prefix) in enumerate(keyed):
+                answer, flight = yield from self._look_up(request, prefix, fetched, proceed)
+                if answer is not None:
+                    results[i] = answer
+                elif flight is not None and not flight.leads and not request.shows:
+                    follows.append((i, request, flight))
+                else:
+                    leads.append((i, request, flight))
+            yield from self._run_leads(leads, results, proceed)
+            alone = []
+            for i, request, flight in follows:
+                shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
+                if shared is None or not is_accepted(request.plan, shared[1].entry):
+                    # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
+                    alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
+                else:
+                    results[i] = self._shared(request, *shared)
+            yield from self._run_leads(alone, results, proceed)
+        finally:
+            for _, _, flight in leads:
+                if flight is not None:
+                    flight.failed()  # a no-op if it has ended
+        return [result for result in results if result is not None]
+
+    def _run_leads(
+        self, leads: Sequence[tuple[int, Request, Flight | None]], results: list[Result | None], proceed: Proceed
+    ) -> Steps[None]:
+        """Run the leading requests, and write their results into `results`."""
+        if not leads:
+            return
+        walk_results = yield from proceed([request for _, request, _ in leads])
+        for (i, request, flight), result in zip(leads, walk_results, strict=True):
+            results[i] = result
+            self._settle(request, flight, result)
+
+    def _settle(self, request: Request, flight: Flight | None, result: Result) -> None:
+        """Store an answer, and pass it to the followers; without an answer to share, release them."""
+        if isinstance(result, Answer) and request.key is not None:
+            self.store(request, result)
+        if flight is not None:
+            if isinstance(result, Answer) and not result.degraded and result.final and result.edge_sent is not False:
+                flight.done(partial(_for_followers, result))
+            else:
+                flight.failed()  # followers may have more time, and have ids of their own
+
+    def _keyed(self, request: Request) -> tuple[Request, bytes]:
+        """Return the request with its cache key, and the key's prefix; without a key if it is not to be cached."""
+        plan, snapshot = request.plan, request.snapshot
+        if plan.data_class in self.cache.never or TURN.get() is not None:  # a state decides the answer, too, and has to move on
+            return request, b""
+        prefix = snapshot.prefixes.of(plan)
+        return request._replace(key=digest(prefix, request.inputs)), prefix
+
+    def _fetched(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
+        """Return the entries on disk for the requests' keys; nothing if they do not come within the share of the deadline.
+
+        An edge that needs the rest of the deadline must not wait for a disk.
+        """
+        keys = self.cache.missing(request.key for request in requests if request.key is not None)
+        if not keys:
+            return {}
+        entries = yield Block(partial(self.cache.fetch, keys), self._looks_until(requests[0]), needed=False)
+        if entries is None:
+            self.cache.late()
+            return {}
+        return entries  # type: ignore[no-any-return]
+
+    def _looks_until(self, request: Request) -> float:
+        """Return the instant at which the call goes on without the cache's result."""
+        return INF if request.until == INF else request.begun + SHARE * request.plan.deadline_s
+
+    def _look_up(
+        self, request: Request, prefix: bytes, fetched: Mapping[bytes, Entry], proceed: Proceed
+    ) -> Steps[tuple[Answer | None, Flight | None]]:
+        """Return the cached answer, or None, and the request's part in the flight of equal requests, or None.
+
+        A stale entry is returned, and its revalidation started in the background.
+        """
+        key = request.key
+        if key is None:
+            return None, None
+        entry, age = self.cache.lookup(key, fetched)
+        if entry is not None and not is_accepted(request.plan, entry):
+            entry = None
+        if entry is not None and age == "fresh":
+            return self._cached_answer(entry, "cache", request, ""), None
+        if entry is not None and age == "revalidate":
+            flight = self.flights.join(key)
+            if flight.leads and not self._spawn(self._revalidation(request, flight, proceed)):
+                flight.failed()
+            return self._cached_answer(entry, "stale", request, " and past its time, being renewed"), None
+        semantic = self.cache.semantic
+        if semantic is not None and isinstance(request.inputs, str):
+            near = yield Block(partial(self._near, semantic, prefix, request.inputs), self._looks_until(request), needed=False)
+            if near is not None and is_accepted(request.plan, near[0]):
+                entry, similarity = near
+                note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
+                return self._cached_answer(entry, "cache", request, note), None
+        return None, self.flights.join(key, held=bool(request.shows))
+
+    def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
+        """Return the entry for a similar text, and the similarity; None if there is none. An error of the embedding is logged."""
+        try:
+            return semantic.find(prefix, text)
+        except BadInput as e:  # the embedding's error, logged once; no request may fail because of it
+            log.error("%s", e)  # noqa: TRY400
+            return None
+
+    def _cached_answer(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
+        """Count a cached answer, and return it."""
+        self._router.counts.note("cached")
+        return _answer(entry, source, request, note)
+
+    def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
+        """Return the steps that revalidate a stale entry in the background, on a copy of the input.
+
+        The caller may write to the input meanwhile. Errors are logged.
+        """
+        request = stale._replace(inputs=copy_input(stale.inputs))
+
+        def steps() -> Steps[None]:
+            try:
+                again = self._router.again(request)
+                (result,) = yield from proceed([again])
+                self._settle(again, flight, result)
+                answer_of(result)
+            except EdgerouteError as e:
+                log.info("what the cache has past its time could not be renewed: %s", e)
+            except Exception:
+                log.exception("what the cache has past its time could not be renewed")
+            finally:
+                flight.failed()
+
+        return steps()
+
+    def _patience_s(self, request: Request) -> float:
+        """Return the seconds to wait for an equal request and still have time for the edge."""
+        plan, whole_s = request.plan, request.plan.deadline_s
+        if whole_s == INF:
+            return INF
+        edge_s = max((plan.facts.reserves.get(leg.name, INF) for leg in plan.legs if leg.permit is None), default=INF)
+        return max(0.0, whole_s - (edge_s if edge_s < INF else whole_s / 2) - (monotonic() - request.begun))
+
+    def _shared(self, request: Request, leader: str, cached: CachedEntry) -> Answer:
+        """Count a shared answer, and return it as this request's.
+
+        Args:
+            request: the request.
+            leader: id of the equal request.
+            cached: its answer.
+        """
+        self._router.counts.note("cached")
+        entry = cached.given()
+        note = f"shared with {leader}: {entry.reason}"
+        return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)
+
+    def store(self, request: Request, answer: Answer) -> None:
+        """Store an accepted answer of a request in the cache; others are ignored.
+
+        A text's embedding is stored, too, unless that would delay the deadline.
+        """
+        if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
+            return
+        if answer.edge_sent is False:  # the next request may have the edge's answer to send, and get another one
+            return
+        entry = _entry(answer)
+        self.cache.put(request.key, entry)
+        plan, x = request.plan, request.inputs
+        semantic = self.cache.semantic
+        if semantic is None or not isinstance(x, str):
+            return
+        if request.until == INF or semantic.embedded(x):  # the deadline does not wait for another embedding
+            with contextlib.suppress(BadInput):  # logged at the look-up
+                semantic.add(request.snapshot.prefixes.of(plan), x, entry)
+
+    def store_late(self, request: Request, event: Done) -> None:
+        """Store a late answer for the next equal request.
+
+        Not if clouds take the edge's answer along, since it is not known whether this one did.
+        """
+        if request.snapshot.sends_edge:
+            return
+        now = monotonic()
+        outcome = Outcome(event.leg, event.answer, True, (Mark("start", event.leg, request.until),), now, now)
+        self.store(
+            request, Answer(request.plan, outcome, request.id).add_note("it came after its request's deadline", final=True)
+        )
+
+    def stale(self, request: Request) -> Answer | None:
+        """Return the stale entry as the answer to a request without an accepted one; None: there is none."""
+        if request.key is None:
+            return None
+        entry, _ = self.cache.lookup(request.key)
+        if entry is None or not is_accepted(request.plan, entry):
+            return None
+        return self._cached_answer(entry, "stale", request, ", the cloud is away")
+
+
+def _entry(answer: Answer) -> Entry:
+    """Return the cache entry of an answer, with the time now."""
+    return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, process.now())
+
+
+def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
+    """Return the leader's id, and a copy of its answer, to which the leader's caller cannot write; None: it cannot be copied."""
+    copied = keep(_entry(answer))
+    return None if copied is None else (answer.id, copied)
+
+
+def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
+    """Return the answer of a cache entry, with its age in the reason."""
+    age_s = max(0.0, process.now() - entry.at)
+    return Answer.from_entry(
+        entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun
+    )

@@ -1,0 +1,247 @@
+"""Composition root: constructs an engine, with all its parts, from a router's arguments."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.cloud.endpoint_guard import Guard
+from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.core.routing_policy import Offline
+from edgeroute.core.spending_limits import Limits, Spending
+from edgeroute.errors import PolicyError
+from edgeroute.observe.device_sensors import SAMPLER
+from edgeroute.observe.endpoint_health import EndpointHealth
+from edgeroute.observe.planning_facts import Observer
+from edgeroute.observe.router_stats import Counts
+from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
+from edgeroute.router.argument_checks import check_types
+from edgeroute.router.call_stages import Steps
+from edgeroute.router.engine import Engine, status_of
+from edgeroute.router.fallback_answers import NO_OUTBOX, RULES, Fallback, LateReplies
+from edgeroute.router.policy_snapshot import PolicyArguments, build
+from edgeroute.router.router_parts import Instrumented, InstrumentedFromStart, Part, State
+from edgeroute.system.process import log
+from edgeroute.system.thread_pool import ThreadPool
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.record.trace import Trace
+    from edgeroute.stores.cache import Cache
+    from edgeroute.stores.outbox import Outbox
+    from edgeroute.trials.drift_monitor import Audit
+
+EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
+"""Maximum threads: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
+
+FIRST_S = 5.0
+"""Maximum seconds that a new router waits for the first reading of the application's own sensors."""
+
+
+def assemble(
+    spawn: Callable[[Engine, Steps[None]], bool],
+    *,
+    awaits: bool = False,
+    offline: Offline = "edge",
+    limits: Limits | None = None,
+    metered: bool | Callable[[], bool] = False,
+    cache: Cache | None = None,
+    outbox: Outbox | None = None,
+    audit: Audit | None = None,
+    sensors: Any = None,
+    state: str | Path | None = None,
+    trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
+    instruments: Sequence[Instrument] = (),
+    parts: Sequence[Part] = (),
+    **policy: Any,
+) -> Engine:
+    """Construct an engine and its parts; opens the state folder's files, reads sensors, and starts the outbox's delivery.
+
+    Args:
+        spawn: executes steps in the background; returns False if it cannot.
+        awaits: True if edges may be asynchronous.
+        offline: see `Router`, as for all that follow.
+        limits: see `Router`.
+        metered: see `Options`.
+        cache: see `Router`.
+        outbox: see `Router`.
+        audit: see `Router`.
+        sensors: see `Options`.
+        state: see `Router`.
+        trace: see `Router`.
+        instruments: see `Router`.
+        parts: see `Router`.
+        policy: arguments of `PolicyArguments`.
+
+    Raises:
+        PolicyError, ModelMissing: the arguments are invalid together.
+    """
+    check_types({
+        "audit": audit, "cache": cache, "instruments": instruments, "limits": limits, "metered": metered, "outbox": outbox,
+        "sensors": sensors, "state": state, "trace": trace, **policy,
+    })  # fmt: skip
+    folder = None if state is None else Path(state)
+    engine = Engine(folder)
+    engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST, native=True)
+    engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
+    engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
+    counts = engine.counts = Counts()
+    store = None
+    if folder is not None:
+        from edgeroute.stores.key_value_store import KeyValueStore  # imports SQLite, only if there is something to store
+
+        store = KeyValueStore.shared(folder / "state.db", counts)
+    spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
+    sinks = [*instruments]
+    if trace is not None:
+        from edgeroute.record.trace import Trace
+
+        sinks.insert(0, trace if isinstance(trace, Trace) else Trace(trace))
+    engine.instruments = Instruments(sinks)
+    if folder is not None and store is not None:
+        from edgeroute.record.checkpoint import Checkpoint
+        from edgeroute.stores.journal import Journal
+
+        engine.checkpoint = Checkpoint(store, counts, spending)
+        engine.ledger = Journal(folder / "egress.jsonl")
+    engine.health = EndpointHealth(engine)
+    engine.breaker_changed = engine.instruments.breaker_changed
+    engine.arguments = PolicyArguments(offline=offline, awaits=awaits, **policy)
+    engine.snapshot = build(engine.arguments, partial(guard, engine))
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
+    _fix(engine, cache, _outbox(outbox, offline, folder), spawn, sinks, parts)
+    engine.use()
+    if engine.snapshot.on_trial:
+        from edgeroute.router.audit_calls import put_trials
+
+        put_trials(engine, engine.snapshot)
+    RULES[engine.snapshot.policy.offline].check(engine)
+    for check in engine.parts.methods("check"):
+        check(engine.snapshot)
+    observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
+    if engine.snapshot.policy.device_rules or observer.limited:
+        _first_reading(engine, sensors)
+        for line in [*observer.lacking(()), *(observer.budget() if observer.reading.power_w is None else ())]:
+            log.warning("%s", line)
+    if engine.checkpoint is not None:
+        engine.checkpoint.recall(engine.snapshot.clouds)
+        for name, load in engine.parts.named("load").items():
+            if (state := engine.checkpoint.store.get(f"part:{name}")) is not None:
+                load(state)
+    if audit is not None or engine.snapshot.policy.mode == "shadow" or engine.snapshot.hidden is not None:
+        from edgeroute.router.audit_calls import put_audits
+
+        put_audits(engine, engine.snapshot, audit)
+    engine.refresh_thresholds()
+    SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
+    if engine.queue is not None:
+        engine.queue.start()
+    for opened in engine.parts.methods("opened"):
+        opened(status_of(engine))
+    return engine
+
+
+def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
+    """Return True if instruments want readings of the sensors."""
+    return (bool(sinks) and sensors is not None) or any(getattr(sink, "reads_sensors", False) for sink in sinks)
+
+
+def _first_reading(engine: Engine, sensors: Any) -> None:
+    """Read the sensors, blocking; for a function of the application, which may hang, in a thread, and at most `FIRST_S`."""
+    done, late = threading.Event(), threading.Event()
+    raised = list[BaseException]()
+
+    def read() -> None:
+        try:
+            engine.sensing.read()
+        except BaseException as e:  # noqa: BLE001 - no failure of the sensors, which is logged, but an end: passed on to the caller
+            raised.append(e)
+        finally:
+            done.set()
+        if late.is_set():
+            SAMPLER.add(engine)
+
+    if sensors is None:
+        engine.sensing.read()
+        return
+    try:
+        threading.Thread(target=read, name="edgeroute-sensors", daemon=True).start()
+    except RuntimeError:  # no more threads
+        read()
+    if not done.wait(FIRST_S):
+        late.set()
+    elif raised:
+        raise raised[0]
+
+
+def guard(engine: Engine, backend: CloudBackend) -> Guard:
+    """Return a new guard for one cloud of this router."""
+    return Guard(
+        backend.name, backend.where, backend.terms, engine.spending,
+        health=backend.health, watcher=engine.health, journal=engine.ledger,
+        report=_Report(engine.instruments) if engine.instruments else None,
+    )  # fmt: skip
+
+
+def _fix(
+    engine: Engine,
+    cache: Cache | None,
+    outbox: Outbox | None,
+    spawn: Callable[[Engine, Steps[None]], bool],
+    sinks: Sequence[Instrument],
+    parts: Sequence[Part],
+) -> None:
+    """Construct the parts that a reload does not change, and set them on the engine."""
+    fixed_parts: list[Part] = [engine.private]
+    if sinks:
+        kind = InstrumentedFromStart if engine.instruments.follow_requests else Instrumented
+        fixed_parts.append(kind(engine.instruments, engine.observer))
+    fixed_parts += parts
+    if cache is not None:
+        from edgeroute.router.cache_stage import Caching
+
+        engine.caching = Caching(cache, engine, spawn)
+        fixed_parts.append(engine.caching)
+    if engine.checkpoint is not None and engine.ledger is not None:
+        fixed_parts.append(State(engine.checkpoint, engine.ledger, lambda: engine.snapshot.clouds))
+    if outbox is not None:
+        from edgeroute.router.offline_queue import OfflineQueue
+
+        engine.queue = OfflineQueue(outbox, engine)
+    engine.late = LateReplies(engine)
+    engine.fallback = Fallback(engine)
+    engine.fixed = tuple(fixed_parts)
+
+
+def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:
+    """Return the outbox of a router; for `offline='queue'` without one, a new one in the state folder."""
+    if outbox is not None or offline != "queue":
+        return outbox
+    if folder is None:
+        raise PolicyError(NO_OUTBOX)
+    from edgeroute.stores.outbox import Outbox as Made
+
+    return Made(folder / "outbox.db")
+
+
+class _Report:
+    """Forwarder of attempts and rejections to the instruments."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self.follows, self.prompt = instruments.follow_attempts, instruments.prompt
+
+    def began(self, *attempt: Any) -> Mapping[str, str]:
+        """Report that an attempt is about to be sent. Return further headers for it."""
+        return self._instruments.attempt_began(AttemptBegan(*attempt))
+
+    def attempt(self, *attempt: Any) -> None:
+        """Report that an attempt has ended."""
+        self._instruments.attempt_ended(AttemptEnded(*attempt))
+
+    def held(self, target: str, code: str) -> None:
+        """Report that a request was rejected."""
+        self._instruments.limit_hit(target, code)

@@ -1,0 +1,573 @@
+"""Execution of a request's legs, in this thread, in others, or on an event loop; each leg's result is an event."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from edgeroute.core.batch_walk import of_row
+from edgeroute.core.egress import Permit
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.stream_walk import Pieces
+from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
+from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.input_views import EdgeAnswers
+from edgeroute.router.request import Request
+from edgeroute.router.request_inputs import CallInputs
+from edgeroute.system.process import is_task_cancelled
+from edgeroute.types import Answer, Backend, Spent, StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.cloud.request_exchange import Exchange
+    from edgeroute.stores.cache import Cache
+    from edgeroute.system.thread_pool import ThreadPool
+
+
+# Exchange with a cloud while its leg runs.
+
+
+class ExchangeContext:
+    """Context manager around one exchange with a cloud: yields (deadline, exchange), and ends the exchange.
+
+    Not a generator function for `contextmanager`, which would take three more Python calls: each request has one.
+
+    Args:
+        until: the deadline.
+        exchange: exchange of the guard.
+        refuses: called with message and status if the endpoint rejects the input itself; None: not called. Not called either for
+            an input in another form than usual: with the edge's answer, or by a rung of a ladder above its floor.
+        above_floor: returns True for a codec above the endpoint's floor.
+    """
+
+    __slots__ = ("_above_floor", "_exchange", "_refuses", "_until")
+
+    def __init__(
+        self,
+        until: float,
+        exchange: Exchange,
+        refuses: Callable[[str, int], object] | None,
+        above_floor: Callable[[str], bool],
+    ) -> None:
+        self._until, self._exchange, self._refuses, self._above_floor = until, exchange, refuses, above_floor
+
+    def __enter__(self) -> tuple[float, Exchange]:
+        return self._until, self._exchange
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
+                exchange = self._exchange
+                if not exchange.edge and not self._above_floor(exchange.codec):
+                    self._refuses(str(error), error.status)
+        finally:
+            self._exchange.__exit__(kind, error, trace)
+
+
+# Pieces of a leg's answer, sent to the walk with the confidence that becomes known within it.
+
+Watch = Callable[[Any], float | None]
+"""Takes each piece of an answer; returns the answer's confidence with the piece that makes it known, else None."""
+
+
+def new_watch(backend: Any) -> Watch:
+    """Return a new watcher of an edge's pieces, if its score needs only the answer's beginning; else `nothing`."""
+    watch: Callable[[], Watch] | None = getattr(backend.reader.score, "watch", None)
+    return nothing if watch is None else watch()
+
+
+def nothing(_: Any) -> None:
+    """Return None: the confidence is known once the answer is complete."""
+
+
+def forward(start: Start, pieces: Pieces, send: Send, stop: StopToken | None, watch: Watch = nothing) -> Prediction:
+    """Send the pieces of a leg as they come; return its answer. Closes the pieces.
+
+    Raises:
+        Unreachable: the leg was requested to stop.
+    """
+    try:
+        while True:
+            piece = next(pieces)
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
+            if stop is not None and stop.asked:
+                raise Unreachable("its answer is not needed any more")
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        pieces.close()
+
+
+# Events of legs left running past the deadline, separated from those that the walk waits for.
+
+Late = Callable[[Request, Event, bool], object]
+"""Receives (request, event, True if the thread may be blocked) of a leg that was left running past the request's deadline."""
+
+
+class LateEvents:
+    """Router of legs' events: to the walk until it has ended, and then to the receiver of late events.
+
+    Args:
+        requests: one, or the rows of a batch.
+        take: receives late events.
+    """
+
+    def __init__(self, requests: Sequence[Request], take: Late) -> None:
+        self._requests, self._take = requests, take
+        self._lock = threading.Lock()
+        self._left: dict[int, list[int]] | None = None
+        """Leg left running -> rows that wanted its answer; None: the walk has not ended."""
+        self._early: dict[int, Event] = {}
+        """Leg -> event sent to the walk."""
+        self.rows: dict[int, tuple[int, ...]] = {}
+        """Leg -> rows of the batch that it was started for."""
+        self._answered: set[int] = set()
+        """Rows with a late answer: of several late clouds the first counts."""
+
+    def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
+        """Send a leg's last event to the walk, or report it as late.
+
+        Args:
+            leg: the leg.
+            send: receives events of the walk.
+            own_thread: True if the calling thread may be blocked.
+            event: the event.
+        """
+        with self._lock:
+            left = self._left
+            if left is None:
+                self._early[leg] = event
+        if left is None:
+            send(event)
+        else:
+            self._report(left, leg, event, own_thread)
+
+    def end(self, left: dict[int, list[int]]) -> None:
+        """End the walk: events of these legs left running, also those that came just now, are reported as late.
+
+        Args:
+            left: leg -> rows that wanted its answer.
+        """
+        with self._lock:
+            self._left = left
+        for leg in left:
+            if (event := self._early.get(leg)) is not None:  # it arrived between the deadline and now
+                self._report(left, leg, event, False)
+
+    def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
+        """Report a leg's event for each row that wanted it; an answer only for rows without a late one so far."""
+        places = {row: place for place, row in enumerate(self.rows.get(leg, ()))}
+        for row in left.get(leg, ()):
+            row_event = event
+            if self._requests[row].batch and type(event) is Done:
+                row_event = of_row(event, places[row])
+            if type(row_event) is Done:
+                with self._lock:
+                    known = row in self._answered
+                    self._answered.add(row)
+                if known:
+                    continue
+            self._take(self._requests[row], row_event, own_thread)
+
+
+# Legs in threads: each always sends an event, and its backend counts it while it goes on after a stop request.
+
+Measured = Callable[[str, float], object]
+PASSING = (KeyboardInterrupt, SystemExit)
+"""Exceptions that are no failure of a leg in the caller's own thread, since a signal handler may have raised them."""
+
+
+class LegTask:
+    """Leg in a thread. The backend counts abandoned legs, for the planner."""
+
+    __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
+
+    def __init__(self, leg: int, backend: Backend, measured: Measured | None = None) -> None:
+        self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken()
+        self._begun, self._ended = monotonic(), False
+        self._took_s: float | None = None
+
+    def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
+        """Run the leg, and always send its event.
+
+        Args:
+            execute: returns the leg's event.
+            send: receives it; called in this thread.
+            here: True in the caller's own thread, where `PASSING` is raised.
+        """
+        try:
+            event = execute()
+        except BaseException as e:
+            if here and isinstance(e, PASSING):
+                raise
+            event = Failed(self._leg, e, monotonic())
+        self._took_s = event.at - self._begun if type(event) is Done else None
+        self._ended = True
+        self._backend.stopping.discard(self)
+        if self.token.asked:
+            self._measure()
+        send(event)
+
+    def stop(self) -> None:
+        """Request the leg to stop. Lock-free: if it has just ended, the backend's count is corrected at once."""
+        if not self._ended:
+            self._backend.stopping.add(self)
+            if self._ended:
+                self._backend.stopping.discard(self)
+        else:
+            self._measure()
+        self.token()
+
+    def _measure(self) -> None:
+        """Report the seconds of a completed run, once; the walk, which stopped the leg, ignores its event."""
+        measured, self._measured = self._measured, None
+        if measured is not None and self._took_s is not None:
+            measured(self._backend.name, self._took_s)
+
+
+T = TypeVar("T")
+OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Awaits a blocking call without blocking the event loop."""
+STUCK_MOST = 32
+"""Number of abandoned runs of an edge model at which a further run without a free thread is refused."""
+
+
+class Walked(NamedTuple):
+    """Result of walking a request's plan; immutable."""
+
+    request: Request
+    outcome: Outcome
+    costs: Mapping[int, Spent]
+    """Leg -> cost of its exchange with the cloud."""
+    shown: Answer | None = None
+    """Last provisional answer that the caller got."""
+    spoken: bool = False
+    """True if the caller got pieces of this answer."""
+    legs: LegExecutor | None = None
+    """Executor, if legs may still be running; None: none runs."""
+
+
+class LegExecutor:
+    """Runs the legs of one request or of a batch, and returns or sends their results as events.
+
+    Legs that run beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller may
+    write its next input into the same buffer.
+
+    Args:
+        requests: one, or the rows of a batch, with one plan.
+        edge_threads: pool for legs on the device.
+        cloud_threads: pool for legs off it; separate, so that a hanging cloud cannot exhaust the edge's threads.
+        cache: negative cache of inputs that an endpoint rejected; None: none.
+        late: receives events of legs left running past the deadline; None: such legs are cancelled then.
+        measured: receives name and seconds of an edge that was requested to stop and ran to its end; None: ignored.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        edge_threads: ThreadPool,
+        cloud_threads: ThreadPool,
+        cache: Cache | None = None,
+        late: Late | None = None,
+        measured: Measured | None = None,
+    ) -> None:
+        first = requests[0]
+        self.plan, self.backends = first.plan, first.snapshot.backends
+        self.exchanges: dict[int, Exchange] = {}
+        """Leg -> its exchange with a cloud."""
+        self.shows = bool(first.shows)
+        """True if the caller gets something before the last leg has ended, and may write to its buffer then."""
+        self._many, self.until, self.egress = bool(first.batch), first.until, first.snapshot.egress
+        self._id, self._key = first.batch or first.id, None if first.batch else first.key
+        self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
+        self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
+        self.edge = EdgeAnswers([request.id for request in requests]) if first.snapshot.sends_edge else None
+        """Answers of the edge, for clouds that take them along; None: none does."""
+        self.floor = first.snapshot.policy.mode == "shadow"
+        """True if clouds are called as certificates assume: at the floor of a ladder of codecs."""
+        self.late = None if late is None else LateEvents(requests, late)
+        self._measured = None if self._many else measured  # a batch's time is not that of one input
+
+    @property
+    def sequential(self) -> bool:
+        """True for a single input whose legs run one at a time and cannot be interrupted."""
+        return self.plan.sequential and not self._many
+
+    def backend(self, start: Start) -> Backend:
+        """Return the leg's backend."""
+        return self.backends[self.plan.legs[start.leg].target]
+
+    def run(self, start: Start, stop: StopToken | None = None, send: Send | None = None) -> Event:
+        """Run a leg to its event in this thread; with `send`, send the pieces of its answer as they come.
+
+        Consent, redaction, the guard's admission, the booking of costs and the call happen here. This and `run_async` are the
+        only places where a leg's exception becomes an event.
+
+        Args:
+            start: the leg, and its rows.
+            stop: token of a stop request.
+            send: receives the pieces.
+        """
+        leg = self.plan.legs[start.leg]
+        backend: Any = self.backends[leg.target]
+        try:
+            fit = self.inputs.fit_rows(start, leg.target) if self._many else None
+            if fit is not None:
+                if (ended := fit.early_event()) is not None:
+                    return ended
+                start = fit.start
+            if leg.permit is not None:
+                inputs = self._prepared(start, leg.permit, backend, stop)
+                with self._exchange(
+                    start, backend.guard.enter(leg.permit, self._id, *self._calls_and_patience(start, backend), stop)
+                ) as (
+                    until,
+                    exchange,
+                ):
+                    if exchange.prepay():
+                        exchange.secure()
+                    if send is not None:
+                        answers: Any = [forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)]
+                    else:
+                        answers = backend.run(inputs, until, stop, exchange)
+                answer: Any = answers if self._many else answers[0]
+            elif self._many:
+                answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
+            elif send is not None:
+                answer = forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, new_watch(backend))
+            else:
+                answer = backend.run_one(self.inputs.of(leg.target)[0], stop)
+            if self.edge is not None and leg.permit is None:
+                self.edge.note(start.rows, answer if self._many else [answer])
+        except PASSING:
+            raise
+        except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
+            return failed(start.leg, backend, e)
+        done = new(Done, (start.leg, answer, monotonic()))
+        return done if fit is None else fit.for_all_rows(done)
+
+    async def run_async(
+        self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop, send: Send | None = None
+    ) -> Event:
+        """Run a leg to its event on an event loop; blocking preparations run in threads. Cancellation is raised.
+
+        Args:
+            start: the leg, and its rows.
+            permit: permit of a cloud; None: an edge.
+            backend: backend of the leg, which supports asyncio.
+            off_loop: awaits a blocking call.
+            send: receives the pieces; None: no pieces.
+        """
+        prepare, target = partial(_run_beside, off_loop if self.blocks(start) else None), self.plan.legs[start.leg].target
+        watch = new_watch(backend) if permit is None and send is not None else nothing
+
+        def show(piece: Any) -> None:
+            assert send is not None, "the answer is shown in pieces"
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
+
+        try:
+            fit = await prepare(partial(self.inputs.fit_rows, start, target)) if self._many else None
+            if fit is not None:
+                if (ended := fit.early_event()) is not None:
+                    return ended
+                start = fit.start
+            if permit is None:
+                inputs = await prepare(partial(self.inputs.of, target, start.rows))
+                if send is not None:
+                    answers = [await backend.stream_async(inputs[0], show)]
+                else:
+                    answers = await backend.run_async(inputs, self._many)
+                if self.edge is not None:
+                    self.edge.note(start.rows, answers)
+            else:
+                inputs = await prepare(partial(self._prepared, start, permit, backend))
+                if (load := backend.load) is not None:
+                    await off_loop(load)  # not on the loop, where it would hold up everybody
+                entered = await backend.guard.enter_async(permit, self._id, *self._calls_and_patience(start, backend))
+                with self._exchange(start, entered) as (until, exchange):
+                    if (pack := getattr(backend, "pack", None)) is not None:
+                        inputs = await off_loop(partial(pack, inputs, exchange))
+                    if exchange.prepay():
+                        await off_loop(exchange.secure)
+                    if send is not None:
+                        answers = [await backend.stream_async(inputs[0], until, exchange, show)]
+                    else:
+                        answers = await backend.run_async(inputs, until, exchange)
+        except PASSING:
+            raise
+        except BaseException as e:
+            if is_task_cancelled(e):
+                raise
+            return failed(start.leg, backend, e)
+        done = Done(start.leg, answers if self._many else answers[0], monotonic())
+        return done if fit is None else fit.for_all_rows(done)
+
+    def blocks(self, start: Start) -> bool:
+        """Return True if preparing the leg's inputs calls functions of the application, which may block."""
+        leg = self.plan.legs[start.leg]
+        return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
+
+    def _prepared(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
+        """Return the inputs to send to a cloud: after view, consent and redaction, with the edge's answers if it takes them.
+
+        Raises:
+            Held: consent or redaction refuses, which is counted at the guard, or the leg was requested to stop.
+        """
+        try:
+            seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
+            if stop is not None and stop.asked:
+                raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
+            sent = self.egress.prepared(seen, permit, backend.where)
+            return self.edge.attach(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
+        except Held as e:
+            backend.guard.count_rejected(e.code)
+            raise
+
+    def _calls_and_patience(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
+        """Return the number of calls, and the instant until which they wait for their turn.
+
+        Raises:
+            Refused: the negative cache has the input.
+        """
+        cache, key = self._cache, self._key
+        if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
+            raise Refused(f"{refused[0]} (as before, for the same input)", status=refused[1])
+        rows = len(start.rows) if start.rows is not None else len(self.inputs) if self._many else 1
+        return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
+
+    def _exchange(self, start: Start, entered: Exchange) -> ExchangeContext:
+        """Return the context of an admitted exchange while its leg runs; its end caches a rejection of the input."""
+        self.exchanges[start.leg] = entered
+        entered.edge = None if self.edge is None else self.edge.all_attached(start.leg)
+        entered.wanted_by = -INF if self.floor else self.until
+        until, refuses = INF if self.late is not None else self.until, None
+        if self._cache is not None and self._key is not None:
+            refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
+        backend: Any = self.backend(start)
+        return ExchangeContext(until, entered, refuses, backend.above_floor)
+
+    def keeps_time(self, start: Start) -> bool:
+        """Return True if a leg is a call that ends by the deadline by itself, and does not go on after it."""
+        backend: Any = self.backend(start)
+        cloud = self.plan.legs[start.leg].permit is not None
+        return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
+
+    def begin(self, start: Start, send: Send) -> Stop | Event:
+        """Run a leg in a thread, and return the function that stops it. Without a free thread, return an event.
+
+        Then a cloud is not called, and an edge runs in this thread.
+        """
+        error = self.detach(start)
+        task = LegTask(start.leg, self.backend(start), None if self.plan.legs[start.leg].permit else self._measured)
+        if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
+            return task.stop
+        refusal = self._refusal(start, error)
+        return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
+
+    def begin_stream(self, start: Start, send: Send) -> Stop | Event:
+        """Run a leg in a thread, sending its pieces. Return the function that stops it, or an event; see `begin`."""
+        error = self.detach(start)
+        task = LegTask(start.leg, self.backend(start))
+        execute, to = partial(self.run, start, task.token, send), self.mail(start, send)
+        if error is None and self._submit(start, task, execute, to):
+            return task.stop
+        refusal = self._refusal(start, error)
+        if refusal is not None:
+            return Failed(start.leg, refusal, monotonic())
+        task.run(execute, to, here=True)  # its pieces are read from the mail
+        return task.stop
+
+    def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
+        """Submit a leg to its pool, with the caller's context variables. Return False if no thread is free."""
+        threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
+        try:
+            return threads.submit(partial(copy_context().run, task.run, execute, send))
+        except BaseException:  # a signal handler's, perhaps once the leg runs: nobody is told how to stop it
+            task.stop()
+            raise
+
+    def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
+        """Return the error of a leg that got no thread, or no copy of its inputs, and does not run; None: it runs here.
+
+        Args:
+            start: the leg.
+            error: reason why the inputs cannot be copied; None: no thread is free, which is counted at a cloud's guard.
+        """
+        backend = self.backend(start)
+        if self.plan.legs[start.leg].permit is not None:
+            if error is not None:
+                return error
+            backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
+            return Held(f"{backend.name} was not asked: no thread is free", code="threads")
+        if backend.abandoned >= STUCK_MOST:
+            return ModelError(f"{backend.name}: {backend.abandoned} runs go on after a request to stop")
+        return None
+
+    def detach(self, start: Start) -> Exception | None:
+        """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails, else None.
+
+        After an error the leg may run in the caller's thread only.
+        """
+        if self.late is not None and start.rows is not None:
+            self.late.rows[start.leg] = start.rows
+        return self.inputs.copy_inputs()
+
+    def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
+        """Return the function that takes a leg's last event: to the walk, or after its end to the receiver of late events."""
+        if self.late is None or self.plan.legs[start.leg].permit is None:
+            return send
+        return partial(self.late.deliver, start.leg, send, own_thread)
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """End the walk, of a batch with one outcome per row: overdue exchanges are marked, further events are late."""
+        left: dict[int, list[int]] = {}
+        for row, outcome in enumerate(outcomes):
+            for kind, leg, _, _ in outcome.log:
+                if kind == "timeout":
+                    left.setdefault(leg, []).append(row)
+        for leg in left:
+            if (exchange := self.exchanges.get(leg)) is not None:
+                exchange.overdue()
+        if self.late is not None:
+            self.late.end(left)
+
+    def costs(self) -> Mapping[int, Spent]:
+        """Return leg -> cost of its exchange so far."""
+        return {leg: exchange.spent for leg, exchange in [*self.exchanges.items()]}  # stopped ones may still begin
+
+
+async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
+    """Return the result of views, consent or redaction; if they may block, off the event loop, with the caller's context."""
+    return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
+
+
+def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
+    """Return the event of a failure; fatal if an edge rejects the input (the caller's fault), but not if a cloud does."""
+    return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
+
+
+def run_first(request: Request) -> Outcome | Event | None:
+    """Run the first leg in this thread if it is an edge that cannot be interrupted: the fast path of most calls.
+
+    Return the outcome if that settles the request, else the leg's event; None: the plan begins otherwise.
+    """
+    plan = request.plan
+    leg = plan.legs[0]
+    if leg.permit is not None or not plan.sequential:
+        return None
+    backend: Any = request.snapshot.backends[leg.target]
+    try:
+        prediction: Prediction = backend.run_one(request.inputs, None)
+    except PASSING:
+        raise
+    except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
+        return failed(0, backend, e)
+    now = monotonic()
+    outcome = first_leg_outcome(plan, request.begun, prediction, now)
+    return new(Done, (0, prediction, now)) if outcome is None else outcome

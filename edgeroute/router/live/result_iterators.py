@@ -1,0 +1,273 @@
+"""Iterators over the results of a live source, for threads; base of those for asyncio (asyncio_source.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
+
+from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.errors import BadInput, Closed
+from edgeroute.router.live.frames import FrameFlow, FrameSettings, FrameStats, FrameUpdate
+from edgeroute.router.live.live_source import Call, DirectCall, Kind, Mailbox, PolledCall, fill, items, kind_of
+from edgeroute.router.live.speech import (
+    WAITING,
+    AudioFlow,
+    AudioSettings,
+    AudioStats,
+    BargeIn,
+    Segment,
+    Utterance,
+    segments,
+    segments_async,
+)
+from edgeroute.system.log_filter import call_quietly
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+U = TypeVar("U", covariant=True)  # noqa: PLC0105 - one letter, as everywhere
+CLOSE_S = 1.0
+"""Maximum seconds that `close` waits for a source that is being read."""
+ROUTER_CLOSED = "the router was closed while its answers were being iterated over"
+BUSY = "another thread or task is at this iterator: one consumer for each"
+
+
+class Flow(Protocol[U]):
+    """Decider of the next step of an iterator."""
+
+    def step(self, now: float) -> U | float | None:
+        """Return the next item at this instant, or the instant until which to wait; None: the end."""
+
+    def close(self) -> None:
+        """Cancel the calls under way."""
+
+
+class Bell:
+    """Event that wakes the thread at an iterator, and the other differences between threads and asyncio."""
+
+    awaits = False
+    """True if a source may be asynchronous."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.ring = self.event.set
+
+    def space(self, kind: Kind) -> Any:  # noqa: ARG002 - asyncio's depends on it
+        """Return a new event for which the reader of a source of this kind waits."""
+        return threading.Event()
+
+    def begin(self, router: Any, mode: Mode | None, data_class: str | None, x: Any, alone: bool, deadline: float | None) -> Call:
+        """Return a call of a router, to be polled; `alone`: of its edge only."""
+        if alone:
+            return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
+        return PolledCall(router._refined(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
+
+
+class Consumed(Generic[U]):
+    """Base of both iterators.
+
+    Args:
+        flow: decider of the next step.
+        mailbox: unread items of the source.
+        bell: rung after an item, an answer or the end has come.
+        source: source to be read into the mailbox.
+        name: name of the reader's thread.
+    """
+
+    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: Any, source: Any, name: str) -> None:
+        self._flow, self._mailbox, self._bell, self._source, self._name = flow, mailbox, bell, source, name
+        self._closed = self._router_closed = False
+        self._reader: threading.Thread | None = None
+        self._busy: dict[None, object] = {}
+
+    def _read_in_thread(self) -> None:
+        """Start the thread that reads the source."""
+        reader = threading.Thread(target=fill, args=(self._mailbox, self._source), name=self._name, daemon=True)
+        reader.start()
+        self._reader, self._source = reader, None
+
+    def router_closed(self) -> None:
+        """End the iteration with `Closed`, as the router was closed; from any thread."""
+        self._router_closed = True
+        self._mailbox.close()
+        self._mailbox.ring()
+
+    @contextlib.contextmanager
+    def _one_consumer(self) -> Iterator[None]:
+        """Allow one consumer at a time within the block.
+
+        Raises:
+            BadInput: another thread or task is in it.
+        """
+        token = object()
+        if self._busy.setdefault(None, token) is not token:  # atomic
+            raise BadInput(BUSY)
+        try:
+            yield
+        finally:
+            self._busy.clear()
+
+    def _look(self) -> tuple[U] | float | None:
+        """Take the flow's next step. Return (item,), the seconds to wait for it, or None at the end.
+
+        Raises:
+            Closed: the router was closed.
+        """
+        self._bell.event.clear()  # before it is looked for what rings it: what comes from here on is not missed
+        if self._closed:
+            return None
+        if self._router_closed:
+            raise Closed(ROUTER_CLOSED)
+        now = monotonic()
+        step = self._flow.step(now)
+        if isinstance(step, float):
+            return step - now
+        return None if step is None else (step,)
+
+    def _end(self, stop: Exception) -> NoReturn:
+        """Raise the source's exception, or else `stop`."""
+        error, self._mailbox.error = self._mailbox.error, None
+        raise error or stop
+
+
+class Updates(Consumed[U]):
+    """Iterator over the results of a live source, for a `with` and a `for`. One thread at a time.
+
+    Leaving the `with`, or `close`, cancels the calls under way, and ends the thread that reads the source after the item it is
+    reading. The program closes the source itself.
+    """
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> U:
+        """Return the next item; blocks. Begins to read the source at the first call.
+
+        Raises:
+            BadInput, NoAnswer: one input failed; the iteration may go on with the next one.
+            Closed: the router was closed.
+            Exception: of the source, once all items before it are answered.
+        """
+        with self._one_consumer():
+            try:
+                item = self._next()
+            except Closed:
+                self._shut()
+                raise
+            if item is None:
+                self._shut()
+                self._end(StopIteration())
+            return item[0]
+
+    def _next(self) -> tuple[U] | None:
+        """Wait for the next item; (item,), or None at the end."""
+        if self._reader is None and not self._closed:
+            self._read_in_thread()
+        while isinstance(look := self._look(), float):
+            if look > 0:
+                self._bell.event.wait(None if look == INF else min(look, threading.TIMEOUT_MAX))
+        return look
+
+    def _shut(self) -> None:
+        """Stop the reader, and cancel the calls under way."""
+        self._closed = True
+        self._mailbox.close()
+        self._flow.close()
+
+    def close(self) -> None:
+        """End the iteration, from any thread: cancels the calls under way. Waits for the reader up to `CLOSE_S`."""
+        self._closed = True
+        self._mailbox.close()
+        self._bell.ring()
+        with contextlib.suppress(BadInput), self._one_consumer():  # else the thread at it closes what is in progress
+            self._flow.close()
+        reader = self._reader
+        if reader is not None and reader is not threading.current_thread():
+            reader.join(CLOSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        """Stop the reader and the calls of an iterator that was garbage collected unclosed."""
+        if self.__dict__.get("_flow") is not None:
+            self._mailbox.close()
+            call_quietly(self._flow.close, "dropping an iterator over a live source")
+
+
+class FramesBase:
+    """Mixin with the statistics of an iterator over frames."""
+
+    _flow: Any
+
+    def stats(self) -> FrameStats:
+        """Return statistics of the frames so far."""
+        return self._flow.stats()  # type: ignore[no-any-return]
+
+
+class AudioBase:
+    """Mixin with the statistics and the barge-in of an iterator over speech."""
+
+    _flow: Any
+
+    def stats(self) -> AudioStats:
+        """Return statistics of the audio so far."""
+        return self._flow.stats()  # type: ignore[no-any-return]
+
+    def speaking(self) -> AbstractContextManager[None]:
+        """Return a context manager for the time in which an answer is spoken: new speech then cancels pending answers.
+
+        Use it outside the body of the `for`.
+        """
+        return self._flow.speaking()  # type: ignore[no-any-return]
+
+
+class Frames(FramesBase, Updates[FrameUpdate]):
+    """Iterator over the updates of a source's frames: `with router.frames(camera) as frames: for update in frames: ...`."""
+
+
+class Audio(AudioBase, Updates[Utterance | BargeIn]):
+    """Iterator over the answers to a source's speech: `with router.audio(chunks) as audio: for heard in audio: ...`."""
+
+
+T = TypeVar("T")
+
+
+def live_frames(router: Any, source: Any, settings: FrameSettings, make: Callable[..., T], bell: Any) -> T:
+    """Return an iterator over the frames of a source, made by `make`."""
+    kind = kind_of(source, "frames", awaits=bell.awaits)
+    mailbox: Mailbox[Any] = Mailbox(1, settings.drop == "oldest", bell.ring, bell.space(kind))
+    begin = partial(bell.begin, router, settings.mode, settings.data_class)
+    flow = FrameFlow(router.engine, begin, mailbox, settings)
+    unread = source if kind == "async" else items(source, kind, mailbox.stopped)
+    return make(flow, mailbox, bell, unread, "edgeroute-frames")
+
+
+def live_audio(router: Any, chunks: Any, settings: AudioSettings, make: Callable[..., T], bell: Any) -> T:
+    """Return an iterator over the speech of a source, made by `make`."""
+    kind = kind_of(chunks, "chunks", awaits=bell.awaits, calls=False)
+    mailbox: Mailbox[Segment] = Mailbox(WAITING, settings.drop == "oldest", bell.ring, bell.space(kind))
+    flow = AudioFlow(partial(bell.begin, router, settings.mode, settings.data_class), mailbox, settings)
+    unread: Any = segments_async(chunks, flow.listener)
+    if kind != "async":
+        unread = segments(chunks, kind, flow.listener, mailbox.stopped)
+    return make(flow, mailbox, bell, unread, "edgeroute-audio")
+
+
+def frames_of(router: Any, source: Any, settings: FrameSettings) -> Frames:
+    """Return the iterator of `Router.frames`."""
+    return live_frames(router, source, settings, Frames, Bell())
+
+
+def audio_of(router: Any, chunks: Any, settings: AudioSettings) -> Audio:
+    """Return the iterator of `Router.audio`."""
+    return live_audio(router, chunks, settings, Audio, Bell())

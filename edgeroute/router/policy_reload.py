@@ -1,0 +1,226 @@
+"""Policy files of a router: read when it is made, watched, and put in force again when they change."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.core.spending_limits import Limits
+from edgeroute.edge.model_members import member
+from edgeroute.edge.runtimes import each
+from edgeroute.errors import Closed, EdgerouteError, ModelMissing, PolicyError
+from edgeroute.observe.device_sensors import SAMPLER
+from edgeroute.router.audit_calls import put_audits, put_trials
+from edgeroute.router.engine import CLOSED, Engine
+from edgeroute.router.engine_assembly import guard
+from edgeroute.router.fallback_answers import RULES
+from edgeroute.router.policy_snapshot import PolicyArguments, build, cleared, made_of
+from edgeroute.router.warm_up import check_releases
+from edgeroute.system.log_filter import call_quietly
+from edgeroute.system.process import file_stamp
+
+if TYPE_CHECKING:
+    from edgeroute.trials.drift_monitor import Audit
+
+
+# Replacement of the policy in force of a running router, which reuses models and connections of the old one.
+
+
+def replace(
+    engine: Engine,
+    arguments: PolicyArguments,
+    limits: Limits,
+    metered: bool | Callable[[], bool],
+    audit: Audit | None = None,
+) -> None:
+    """Put another policy in force, which reuses unchanged models and connections of the old one.
+
+    Raises:
+        PolicyError: it is invalid; the old one stays.
+        Closed: the router is closed, also meanwhile.
+    """
+    with engine.replacing:  # and not the other one, which calls wait for: this may take long
+        if engine.closed:
+            raise Closed(CLOSED)
+        old = engine.snapshot
+        new = build(arguments, partial(guard, engine), old)
+        RULES[new.policy.offline].check(engine)
+        for check in engine.parts.methods("check"):
+            check(new)
+        check_releases(new, old)
+        with engine.refreshing:
+            put_audits(engine, new, audit)
+            if new.views:
+                engine.plain = False  # before it is in force
+            engine.snapshot, engine.arguments = new, arguments
+        put_trials(engine, new)
+        engine.spending.limits, engine.observer.metered = limits, metered
+        engine.observer.use(new.policy, new.watched[0])
+        cleared(new)  # of rules that were not there before
+        SAMPLER.add(engine)
+        engine.refresh_thresholds()
+        current = [*made_of(new).values()]
+        models = [getattr(b, "model", b) for b in current]
+        for backend in made_of(old).values():
+            if backend not in current and getattr(backend, "model", backend) not in models:
+                call_quietly(backend.close, "dropping a target that the policy has no more")
+        if engine.closed:
+            for backend in current:
+                call_quietly(backend.close, "closing a router")
+            raise Closed(CLOSED)
+
+
+log = logging.getLogger("edgeroute")
+LOOKS_S = 1.0
+"""Seconds between two checks of a watched file."""
+STAYS = ("cache", "instruments", "outbox", "parts", "sensors", "state", "trace")
+"""Arguments that a reload does not change: most have open files."""
+
+
+def has_metrics(path: Path) -> bool:
+    """Return True if the policy file has metrics for Prometheus. Reads the file.
+
+    Raises:
+        PolicyError: the file is invalid.
+    """
+    from edgeroute import policy  # pydantic is imported only for policy files
+
+    telemetry = policy.load(path).telemetry
+    return telemetry is not None and bool(telemetry.prometheus)
+
+
+class PolicyFile:
+    """Policy file of one router.
+
+    Args:
+        path: path of the file.
+        more: arguments of the router that override the file's, and `consent` and `redact` for its egress rules.
+    """
+
+    def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
+        self.path, self._more = path, more
+        self._seen = file_stamp(path)  # before reading it: later changes are detected
+        self._versions: dict[Path, str] = {}
+        """File that names the active version of a model -> version read last."""
+        self._stop = threading.Event()
+
+    def arguments(self) -> dict[str, Any]:
+        """Read the file, and return the router's arguments. Notes the active versions of its models.
+
+        Raises:
+            PolicyError: the file is invalid.
+            ModelMissing: the file of a model does not exist.
+        """
+        from edgeroute import policy as settings  # pydantic is imported only for policy files
+
+        functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
+        policy = settings.load(self.path, [key for key in ("edge", "cloud", "threshold") if self._more.get(key) is not None])
+        if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
+            policy = policy.model_copy(update={"telemetry": None})
+        try:
+            arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
+        except EdgerouteError as e:
+            raise type(e)(f"{self.path}: {e}") from e
+        merged = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
+        if "instruments" in self._more:
+            instruments = self._more["instruments"]
+            kinds = {type(instrument) for instrument in instruments or ()}
+            merged["instruments"] = (
+                [*(instrument for instrument in arguments.get("instruments", ()) if type(instrument) not in kinds), *instruments]
+                if instruments
+                else ()
+            )
+        self._check_models("edge", merged["edge"])
+        on_trial = [trial.edge for trial in merged["trial"] or () if trial.edge is not None]
+        self._check_models("trial.edge", on_trial)
+        models = [*on_trial, *_models(merged["edge"])]  # the latter's version counts, where both are of one model
+        releases = [release for model in models if (release := member(model, "release")) is not None]
+        self._versions = {release.pointer: release.version for release in releases}
+        return merged
+
+    def _check_models(self, section: str, models: Any) -> None:
+        """Raise ModelMissing, with the policy's key, if the file of a model does not exist."""
+        several = _models(models)
+        for i, model in enumerate(several):
+            path = getattr(model, "path", None)
+            if path is not None and not Path(path).exists():
+                key = f"{section}[{i}].path" if len(several) > 1 else f"{section}.path"
+                raise ModelMissing(f"{self.path}: {key}: there is no model at {path}")
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Add the file and the key to a PolicyError raised within the block, if the mistake is the file's."""
+        try:
+            yield
+        except PolicyError as e:
+            section = {"rule": "rules"}.get(name := re.split(r"[.\[]", e.key)[0], name)
+            if not e.key or section in self._more:  # no key of the file's
+                raise
+            raise PolicyError(f"{self.path}: {e.key}: {e}") from None
+
+    def reload(self, engine: Engine) -> None:
+        """Read the file again, and put it in force.
+
+        Raises:
+            PolicyError: the file is invalid; the policy in force stays.
+            Closed: the router is closed.
+        """
+        with engine.replacing:  # from here on: who has read the file before another does not put it in force after that one
+            arguments = self.arguments()
+            limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
+            for key in STAYS:
+                arguments.pop(key, None)
+            with self.named():
+                settings = PolicyArguments(**arguments, awaits=engine.arguments.awaits)
+                replace(engine, settings, limits or Limits(), metered, audit)
+
+    def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
+        """Start a thread that calls the referent of the weak reference `reload` when the file changes; errors are logged."""
+        threading.Thread(target=self._watch, args=(reload,), name="edgeroute-watch", daemon=True).start()
+
+    def _watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
+        """Check the file, and the active versions, each `LOOKS_S` until `close`; reload after a change, and log errors."""
+        while not self._stop.wait(LOOKS_S):
+            now = file_stamp(self.path)
+            if self._activated() or (now is not None and now != self._seen):
+                self._seen = now or self._seen
+                try:
+                    _call_referent(reload)
+                except Exception:
+                    log.exception("%s cannot be used; the policy in force stays", self.path)
+
+    def _activated(self) -> bool:
+        """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files."""
+        if not self._versions:
+            return False
+        from edgeroute.catalog.model_folder import pointer
+
+        changed = False
+        for path, version in self._versions.items():
+            with contextlib.suppress(EdgerouteError):  # it cannot be read now
+                active = pointer(path)
+                if active is not None and active.version != version:
+                    self._versions, changed = {**self._versions, path: active.version}, True
+        return changed
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+
+
+def _call_referent(reference: Callable[[], Callable[[], object] | None]) -> None:
+    """Call the referent if it still exists; in a function, so that the watching thread keeps no reference."""
+    call = reference()
+    if call is not None:
+        call()
+
+
+def _models(edges: Any) -> list[Any]:
+    """Return the models of one or several edges, each variant of a group by itself."""
+    return [model for edge in (edges if isinstance(edges, list) else [edges]) for model in each(edge)]

@@ -1,0 +1,144 @@
+"""Inputs of one call: each leg's view of them, computed once; copies for legs that may outlive the call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
+
+from edgeroute.core.routing_policy import Side, Target
+from edgeroute.core.walk import Done, Event, Failed, Start
+from edgeroute.errors import BadInput
+from edgeroute.router.input_views import TargetViews
+from edgeroute.router.request import Request
+from edgeroute.system.input_copies import copy_input
+from edgeroute.system.process import call_contained
+
+
+class Fitting(NamedTuple):
+    """Start of a batch's leg for those rows whose view could be computed."""
+
+    start: Start
+    rows: Sequence[int]
+    """All rows for which the leg was to be started."""
+    misfits: Mapping[int, Exception]
+    """Row -> exception of its view."""
+    side: Side
+
+    def early_event(self) -> Event | None:
+        """Return the leg's event if nothing is to run: no row is left, or a row is invalid for the edge, which fails a batch."""
+        invalid = next((e for e in self.misfits.values() if isinstance(e, BadInput)), None)
+        if self.side == "edge" and invalid is not None:
+            return Failed(self.start.leg, invalid, monotonic(), fatal=True)
+        return None if self.start.rows else self.for_all_rows(Done(self.start.leg, [], monotonic()))
+
+    def for_all_rows(self, event: Event) -> Event:
+        """Return the event for all rows: in the answers of the rows that ran, each row without a view has its exception."""
+        if type(event) is not Done:
+            return event
+        answers = iter(event.answer)
+        return event._replace(answer=[self.misfits[row] if row in self.misfits else next(answers) for row in self.rows])
+
+
+class CallInputs:
+    """Inputs of one call, and the views of them, each computed once for a side, in the thread of the leg that needs it first.
+
+    A view's exception is raised again for each later leg. Legs that may outlive the call read a copy (`copy_inputs`).
+
+    Args:
+        requests: the request, or the rows of a batch.
+        targets: targets of the policy.
+        views: their views; None: none.
+    """
+
+    def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews | None) -> None:
+        single = len(requests) == 1
+        self._inputs: list[Any] = [requests[0].inputs] if single else [request.inputs for request in requests]
+        self._copied = False
+        self._targets, self._views = targets, views or None
+        if self._views is not None:
+            self._ids = {request.id: row for row, request in enumerate(requests)}
+            self._seen: dict[tuple[int, int], tuple[Any, Exception | None]] = {}
+            self._locks = [threading.Lock() for _ in targets]
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def of(self, target: int, rows: Sequence[int] | None = None) -> list[Any]:
+        """Return a target's view of each input, computed now if need be; may call a function of the application.
+
+        Args:
+            target: index of the target.
+            rows: rows of the batch; None: all.
+
+        Raises:
+            BadInput, ModelError, Held: as by `TargetViews.of`.
+        """
+        if self._views is None or self._views.views[target] is None:
+            return self._inputs if rows is None else [self._inputs[row] for row in rows]
+        return [self._one(self._views, target, row) for row in (range(len(self._inputs)) if rows is None else rows)]
+
+    def blocks(self, target: int) -> bool:
+        """Return True if the target's view is a function of the application, which may block."""
+        return self._views is not None and self._views.blocks(target)
+
+    def fit_rows(self, start: Start, target: int) -> Fitting | None:
+        """Compute a target's views of a batch's rows. Return the start without the rows that failed; None: none failed."""
+        if self._views is None or self._views.views[target] is None:
+            return None
+        rows, misfits = range(len(self._inputs)) if start.rows is None else start.rows, {}
+        for row in rows:
+            try:
+                self._one(self._views, target, row)
+            except Exception as e:  # noqa: BLE001, PERF203 - each is its row's
+                misfits[row] = e
+        if not misfits:
+            return None
+        fit = start._replace(rows=tuple(row for row in rows if row not in misfits))
+        return Fitting(fit, rows, misfits, self._targets[target].side)
+
+    def for_outbox(self, identity: str, target: int, x: Any) -> Any:
+        """Return a target's view of the request with this id, whose input is `x`. Waits for a leg that is computing it.
+
+        Raises:
+            BadInput, ModelError, Held: as by `TargetViews.of`.
+        """
+        if self._views is None or self._views.views[target] is None:
+            return x
+        return self._one(self._views, target, self._ids[identity])
+
+    def copy_inputs(self) -> Exception | None:
+        """Replace the inputs, and the views computed so far, by copies, once.
+
+        Return the error if they cannot be copied, else None.
+        """
+        if not self._copied:
+            try:
+                self._inputs = [call_contained(copy_input, x) for x in self._inputs]
+                if self._views is not None:
+                    self._seen = {cell: (call_contained(copy_input, seen), error) for cell, (seen, error) in self._seen.items()}
+            except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
+                return e
+            self._copied = True
+        return None
+
+    def _one(self, views: TargetViews, target: int, row: int) -> Any:
+        """Return a target's view of a row, computed once under a lock; raise the view's exception."""
+        cell = views.cells[target]
+        entry = self._seen.get((row, cell))
+        if entry is None:
+            with self._locks[cell]:
+                entry = self._seen.get((row, cell)) or self._computed(views, target, row)
+                self._seen[row, cell] = entry
+        seen, error = entry
+        if error is not None:
+            raise error
+        return seen
+
+    def _computed(self, views: TargetViews, target: int, row: int) -> tuple[Any, Exception | None]:
+        """Compute a view. Return (view, None) or (None, exception)."""
+        try:
+            return views.of(self._targets[target], target, self._inputs[row]), None
+        except Exception as e:  # noqa: BLE001 - raised by `_one`
+            return None, e

@@ -1,0 +1,516 @@
+"""Trials of a router: the arm of each request, the figures of each arm, and the guardrail that stops a trial."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from math import sqrt
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from edgeroute.confidence.binomial_tests import proportion
+from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
+from edgeroute.core.estimates import Latency
+from edgeroute.core.plan import Leg
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.sequential_tests import ArmTest
+from edgeroute.core.walk import Done, Failed, Outcome, Prediction
+from edgeroute.edge.edge_backend import TURN, EdgeBackend
+from edgeroute.edge.model_members import member
+from edgeroute.observe.router_stats import ArmStats, Part
+from edgeroute.router import router_parts as parts
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import call_contained
+from edgeroute.trials.edge_audits import Asks, same
+from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED, Trial
+from edgeroute.types import Spent
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.router.leg_execution import Walked
+    from edgeroute.router.policy_snapshot import Snapshot
+    from edgeroute.router.request import Request
+
+log = logging.getLogger("edgeroute")
+RISK = 0.05
+"""Probability that an interval misses the truth."""
+MOST_HIDDEN = 8
+"""Concurrent calls of hidden clouds; further ones are left out."""
+AWAY = {"breaker", "retry_after"}
+"""Codes of calls that were not made because of the endpoint's own faults."""
+
+
+# Sums of one arm.
+
+
+class Seen(NamedTuple):
+    """Outcome of one request in its arm."""
+
+    name: str
+    """Name of the arm."""
+    failed: bool
+    deferred: bool
+    differs: bool | None
+    """True if its answer differs from the one it is compared with; None: not compared."""
+    took_s: float | None
+    """Latency; None: unknown, or a batch's."""
+    usd: float | None
+    leg: int = 0
+    answer: Prediction | None = None
+    """Answer of the cloud."""
+    edge: Prediction | None = None
+    """Answer of the edge, which was not accepted."""
+
+
+_SUMS = (
+    "requests", "failed", "deferred", "compared", "differ", "timed", "took", "took_squares", "priced", "usd", "usd_squares",
+)  # fmt: skip
+
+
+class _Tally:
+    """Sums of one arm."""
+
+    def __init__(self, sums: Mapping[str, Any] = {}, latency: Latency | None = None) -> None:
+        self._sums = {name: float(sums.get(name, 0)) for name in _SUMS}
+        self._latency = latency or Latency()
+
+    def dump(self) -> dict[str, Any]:
+        """Return the sums in JSON types."""
+        return {"sums": self._sums.copy(), "latency": self._latency.dump()}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any]) -> _Tally:
+        """Return the sums from a dump."""
+        return cls(dumped["sums"], Latency.load(dumped["latency"]))
+
+    def add(self, seen: Seen) -> None:
+        """Add a request's outcome."""
+        added: dict[str, float] = {"requests": 1, "failed": seen.failed, "deferred": seen.deferred}
+        if seen.took_s is not None:
+            self._latency.add(seen.took_s)
+            added |= {"timed": 1, "took": seen.took_s, "took_squares": seen.took_s**2}
+        if seen.usd is not None:
+            added |= {"priced": 1, "usd": seen.usd, "usd_squares": seen.usd**2}
+        if seen.differs is not None:
+            added |= {"compared": 1, "differ": seen.differs}
+        for name, value in added.items():
+            self._sums[name] += value
+
+    def compare(self, *, differs: bool) -> None:
+        """Add a comparison."""
+        self._sums["compared"] += 1
+        self._sums["differ"] += differs
+
+    def _mean(self, name: str, count: str) -> Part:
+        """Return a mean with its 95 % interval."""
+        n = max(1.0, self._sums[count])
+        mean = self._sums[name] / n
+        error = 1.96 * sqrt(max(0.0, self._sums[f"{name}_squares"] / n - mean * mean) / n)
+        return Part(mean, max(0.0, mean - error), mean + error)
+
+    def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
+        """Return the statistics of the arm."""
+        requests, failed, away, compared, differ = (int(self._sums[name]) for name in _SUMS[:5])
+        deferred = loss = usd = None
+        if side == "edge":
+            kept_share, wrong = part(requests - away, requests, RISK / 2), part(differ, compared, RISK / 2)
+            deferred = part(away, requests)
+            loss = Part(*(factor * other for factor, other in zip(kept_share, wrong, strict=True)))
+        else:
+            usd = self._mean("usd", "priced")
+        return ArmStats(
+            arm, side, model, share, shown, requests, part(failed, requests), deferred, compared, part(differ, compared), loss,
+            usd, self._mean("took", "timed"), self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
+        )  # fmt: skip
+
+
+def part(count: int, of: int, risk: float = RISK) -> Part:
+    """Return a share with its interval."""
+    return Part(*proportion(count, of, risk))
+
+
+# Arms and guardrail of one trial.
+
+ERRORS, DEFERRED, DIFFERS = "more_errors", "more_deferred", "more_differs"
+TESTS = {("edge", True): (ERRORS, DEFERRED, DIFFERS), ("cloud", True): (ERRORS, DIFFERS), ("cloud", False): (DIFFERS,)}
+"""(side, True if shown) -> quantities that the guardrail tests. A hidden edge is judged by its audits instead."""
+WORDS = {
+    ("edge", ERRORS): "has more requests that its edge model failed on than {}",
+    ("edge", DEFERRED): "has more deferrals than {}",
+    ("edge", DIFFERS): "has more answers that differ from the cloud's than {}",
+    ("cloud", ERRORS): "has more calls that fail than {}",
+    ("cloud", DIFFERS): "has more answers that differ from the edge's than {}",
+}
+HIDDEN_DIFFERS = "has more hidden answers that differ from those of {}"
+
+
+class RunningTrial(ForkSafe):
+    """Trial under way: the figures of its two arms, and the guardrail that stops it.
+
+    Args:
+        trial: the settings, with their defaults filled in.
+        names: names of the target in use, and of the one on trial.
+        models: descriptions of both.
+        prints: identities of both; figures of others that had their names are not continued.
+        free: share of the keys that earlier trials of the same side leave, 0..1.
+        left: share that all trials of the side leave to the target in use, 0..1.
+        alarm: called with the name on trial and the reason once the guardrail stops it.
+
+    Attributes:
+        stopped: reason why no request is in its arm any more; empty: under way.
+    """
+
+    _lock = per_process(threading.Lock)
+
+    def __init__(
+        self, trial: Trial, names: tuple[str, str], models: tuple[str, str], prints: tuple[str, str], free: float,
+        left: float, alarm: Callable[[str, str], object],
+    ) -> None:  # fmt: skip
+        self.trial, self.names, self._models, self._alarm, self._left, self.stopped = trial, names, models, alarm, left, ""
+        numbers = [float(getattr(trial, name)) for name in (ERRORS, DEFERRED, DIFFERS, "alpha")]
+        self.of: list[Any] = [trial.side, trial.shown, *names, *prints, trial.salt, *numbers]
+        """Identity of the figures; equal after JSON. Shares may change: a canary's grows."""
+        self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
+        self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
+        self._said = set[str]()
+        self._fixed = None if trial.device is None else self._draws(trial.device)
+
+    def _new_tests(self) -> dict[str, ArmTest]:
+        """Return new tests of the guardrail."""
+        kinds = TESTS[self.trial.side, self.trial.shown]
+        return {kind: ArmTest(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
+
+    def _draws(self, key: object) -> bool:
+        """Return True if this key is in the trial's arm. The draws of several trials are independent."""
+        digest = sha256(f"{self.trial.salt}\0{self.names[1]}\0{key}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") < self._limit * 2**64
+
+    def draws(self, identity: str, x: Any) -> bool:
+        """Return True if a request is in the trial's arm: by its device, its key, its session, or its own id."""
+        if self._fixed is not None:
+            return self._fixed
+        by = self.trial.by
+        if by is None:
+            turn = TURN.get()
+            return self._draws(identity if turn is None else turn.stream or identity)
+        try:
+            return call_contained(lambda value: self._draws(by(value)), x)
+        except Exception as e:  # noqa: BLE001 - the application's function
+            self.log_once(f"by failed, so the request is in the arm of {self.names[0]}", e)
+            return False
+
+    def log_once(self, text: str, error: Exception) -> None:
+        """Log an exception of the application, the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            log.error("trial of %s: %s (said once)", self.names[1], text, exc_info=error)
+
+    def count(self, rows: Iterable[Seen]) -> None:
+        """Add the outcomes of a request, or of the rows of a batch, which are in one arm; may stop the trial.
+
+        For the guardrail a batch is one observation: its rows fail together, and the tests are of independent ones.
+        """
+        rows = list(rows)
+        if not rows:
+            return
+        b = rows[0].name == self.names[1]
+        with self._lock:
+            for seen in rows:
+                self._tallies[b].add(seen)
+            if self.trial.shown:
+                self._bet(ERRORS, [seen.failed for seen in rows], b=b)
+                self._bet(DEFERRED, [seen.deferred for seen in rows], b=b)
+                self._bet(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b)
+        self._look()
+
+    def compared(self, *, differs: bool, b: bool) -> None:
+        """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial."""
+        with self._lock:
+            self._tallies[b].compare(differs=differs)
+            if not self.trial.shown:
+                self._bet(DIFFERS, [False], b=False)  # so the test is of one mean against the margin
+            self._bet(DIFFERS, [differs], b=b)
+        self._look()
+
+    def called(self, took_s: float | None) -> None:
+        """Add a call of a hidden cloud; None: it failed."""
+        with self._lock:
+            self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
+
+    def _bet(self, kind: str, values: Sequence[bool], *, b: bool) -> None:
+        """Add the mean of values to a test."""
+        if values and kind in self._tests:
+            self._tests[kind].add(sum(values) / len(values), b=b)
+
+    def _look(self) -> None:
+        """Stop the trial once a test has enough evidence, and raise the alarm."""
+        for kind, test in self._tests.items():
+            if test.alarmed and not self.stopped:
+                a, b = self.names
+                words = WORDS[self.trial.side, kind] if self.trial.shown else HIDDEN_DIFFERS
+                self.stopped = f"{b} {words.format(a)}, by more than is allowed (p = {test.p:.2g}, at any time)"
+                log.warning("trial: %s; no request gets it any more", self.stopped)
+                self._alarm(b, self.stopped)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state and the statistics in JSON types."""
+        with self._lock:
+            tallies = [tally.dump() for tally in self._tallies]
+            tests = {kind: test.dump() for kind, test in self._tests.items()}
+        names = ("side", "shown", "share", "salt", ERRORS, DEFERRED, DIFFERS, "alpha", "device")
+        settings = {"models": [*self._models], **{name: getattr(self.trial, name) for name in names}}
+        arms = [arm._asdict() for arm in self.stats()]
+        return {"of": self.of, "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": arms, "settings": settings}
+
+    def load(self, dumped: Iterable[Any]) -> None:
+        """Continue from the dump with the same identity; an unreadable one is logged."""
+        try:
+            for candidate in dumped:
+                if isinstance(candidate, dict) and candidate.get("of") == self.of:
+                    (a, b), tests = map(_Tally.load, candidate["tallies"]), self._new_tests()
+                    for kind, test in tests.items():
+                        test.load(candidate["tests"][kind])
+                    self._tallies, self._tests, self.stopped = (a, b), tests, str(candidate["stopped"])
+        except (KeyError, TypeError, ValueError) as e:
+            log.warning("the figures of a trial cannot be read, and begin anew: %r", e)
+
+    def stats(self) -> tuple[ArmStats, ArmStats]:
+        """Return the statistics of the target in use, and of the one on trial."""
+        (a, b), (model, other), trial = self.names, self._models, self.trial
+        with self._lock:
+            mine, tried = self._tallies
+            return (
+                mine.stats(a, trial.side, model, self._left, "", shown=True),
+                tried.stats(b, trial.side, other, trial.share or 0.0, self.stopped, shown=trial.shown),
+            )
+
+
+# All trials of a router, as a part of it.
+
+
+class Trials(ForkSafe, parts.Part):
+    """All trials of a router.
+
+    Args:
+        snapshot: the policy in force, with its trials.
+        alarm: called with a name on trial and the reason once a guardrail stops it.
+        calls: makes the calls of hidden clouds.
+        submit: runs a call in a thread; returns False if none is free.
+        dumped: figures of earlier runs, or of the previous policy; those with the same identity are continued.
+    """
+
+    _lock = per_process(threading.Lock)
+    _under_way = initially(0)
+    name = STORED
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        alarm: Callable[[str, str], object],
+        calls: Asks,
+        submit: Callable[[Callable[[], object]], bool],
+        dumped: Any = None,
+    ) -> None:
+        self._calls, self._submit = calls, submit
+        self.all: list[RunningTrial] = []
+        in_use = [cloud.name for cloud in snapshot.proper]
+        clouds, free = ", ".join(in_use), 1.0
+        left = max(0.0, 1 - sum(trial.share or 0.0 for trial, _ in snapshot.on_trial if trial.side == "cloud" and trial.shown))
+        self._arms = dict.fromkeys(in_use, clouds)
+        """Endpoint -> its arm: those in use are one, whichever of them is called first."""
+        for trial, name in snapshot.on_trial:
+            if trial.side == "edge":
+                assert snapshot.trial is not None, "it is shown"
+                names, models = (snapshot.targets[0].name, name), (_words(snapshot), _words(snapshot.trial))
+                rest = 1 - (trial.share or 0.0)
+                self.all.append(RunningTrial(trial, names, models, models, 1.0, rest, alarm))
+                continue
+            self._arms[name] = name
+            tried = next(cloud for cloud in snapshot.clouds if cloud.name == name)
+            prints = " ".join(map(identity, snapshot.proper)), identity(tried)
+            free_share = free if trial.shown else 1.0
+            self.all.append(RunningTrial(trial, (clouds, name), (clouds, name), prints, free_share, left, alarm))
+            free -= (trial.share or 0.0) * trial.shown
+        self._edge = next((running for running in self.all if running.trial.side == "edge"), None)
+        self._clouds = [running for running in self.all if running.trial.side == "cloud"]
+        for running in self.all:
+            running.load(dumped if isinstance(dumped, list) else ())
+
+    @property
+    def of(self) -> list[Any]:
+        """Identities and settings of the trials."""
+        return [(running.trial, running.of) for running in self.all]
+
+    def dump(self) -> list[dict[str, Any]]:
+        """Return the state and the statistics of each trial, in JSON types."""
+        return [running.dump() for running in self.all]
+
+    def stats(self) -> dict[str, Any]:
+        """Return the statistics of each arm; those of the targets in use once for a side."""
+        by_arm = dict[str, ArmStats]()
+        for arm in (arm for running in self.all for arm in running.stats()):
+            by_arm.setdefault(arm.arm, arm)
+        return {"arms": tuple(by_arm.values())}
+
+    @property
+    def busy(self) -> int:
+        """Number of calls of hidden clouds under way."""
+        return self._under_way
+
+    def choose(self, snapshot: Snapshot, identity: str, x: Any) -> tuple[Snapshot, str]:
+        """Return the policy of a request, with the edge model of its arm, and the name of the cloud on trial; empty: none.
+
+        Args:
+            snapshot: the policy in force.
+            identity: id of the request, or of the one whose arm it shares.
+            x: the input, for `by`.
+        """
+        edge, other = self._edge, snapshot.trial
+        if edge is not None and other is not None and not edge.stopped and edge.draws(identity, x):
+            snapshot = other
+        for running in self._clouds:
+            if running.trial.shown and running.draws(identity, x):
+                return snapshot, "" if running.stopped else running.names[1]
+        return snapshot, ""
+
+    def compared(self, name: str, *, agrees: bool) -> None:
+        """Add an audited answer of an edge model."""
+        if self._edge is not None and name in self._edge.names:
+            self._edge.compared(differs=not agrees, b=name == EDGE_TRIAL)
+
+    def walked(self, walks: Sequence[Walked]) -> None:
+        """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""
+        rows = [
+            (walk_result.request, walk_result.outcome, {} if walk_result.request.batch else walk_result.costs)
+            for walk_result in walks
+        ]
+        try:
+            if self._edge is not None:
+                seen = [walk_result for request, outcome, _ in rows if (walk_result := _of_edge(request, outcome)) is not None]
+                self._edge.count(walk_result for walk_result in seen if walk_result.name in self._edge.names)
+            if self._clouds:
+                self._of_clouds(rows)
+        except Exception:
+            log.exception("a trial could not be counted; the answer is not touched by it")
+
+    def _of_clouds(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
+        """Count the outcomes of clouds' calls, and call hidden clouds for those that are drawn."""
+        outcomes = [(row[0], seen) for row in rows if (seen := self._of_cloud(*row)) is not None]
+        for running in self._clouds:
+            running.count(seen for _, seen in outcomes if seen.name in running.names)
+            if running.trial.shown or running.stopped:
+                continue
+            for request, seen in outcomes:
+                if seen.answer is not None and seen.name == running.names[0] and running.draws(request.id, request.inputs):
+                    self._hidden(running, request, seen.leg, seen.answer.value, seen.edge)
+
+    def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
+        """Return the outcome of the first cloud's leg; None: it was not called, or its outcome is unknown."""
+        legs = request.plan.legs
+        i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
+        if i is None or (arm := self._arms.get(legs[i].name)) is None:
+            return None
+        marks = {mark.kind: mark for mark in outcome.log if mark.leg == i}
+        failed = "timeout" in marks or ("failed" in marks and _its_own(marks["failed"].detail))
+        reply = next((marks[kind] for kind in ("accepted", "below", "kept") if kind in marks), None)
+        if "start" not in marks or (reply is None and not failed):
+            return None
+        took_s = None if reply is None or request.batch else reply.at - marks["start"].at
+        answer = outcome.prediction if outcome.leg == i and reply is not None else None
+        edge = next((held for leg, held in outcome.held.items() if legs[leg].permit is None), None)
+        differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
+        usd = costs[i].usd if i in costs else None
+        return Seen(arm, failed, False, differs, took_s, usd, i, answer, edge)
+
+    def _differ(self, value: Any, other: Any) -> bool | None:
+        """Return True if two values differ; None: they cannot be compared, which is logged once."""
+        try:
+            return not call_contained(same, value, other)
+        except Exception as e:  # noqa: BLE001 - the application's values
+            self._clouds[0].log_once("answers cannot be compared, so failures alone are", e)
+            return None
+
+    def _hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
+        """Call a hidden cloud in a thread, and compare its answer, unless too many calls are under way."""
+        name, legs = running.names[1], request.plan.legs
+        target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
+        if target is None or self._under_way >= MOST_HIDDEN:
+            return
+        legs = (*legs, _leg(legs[i], name, target))
+        asks = request._replace(plan=request.plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
+        if not self._calls.room(asks, len(legs) - 1):
+            return
+        call = self._calls.prepare(asks, len(legs) - 1, edge)
+
+        def job() -> None:
+            try:
+                begun = monotonic()
+                event = call()
+                if type(event) is Done:
+                    running.called(event.at - begun)
+                    if (differs := self._differ(event.answer.value, value)) is not None:
+                        running.compared(differs=differs, b=True)
+                elif type(event) is Failed and _its_own(event.error):
+                    running.called(None)
+            except Exception:
+                log.exception("a call of a hidden cloud failed; no answer is touched by it")
+            finally:
+                with self._lock:
+                    self._under_way -= 1
+
+        with self._lock:
+            self._under_way += 1
+        if not self._submit(job):
+            with self._lock:
+                self._under_way -= 1
+
+
+def _words(snapshot: Snapshot) -> str:
+    """Return a description of a policy's edge model: its version of a catalog, or its name."""
+    model = cast("EdgeBackend", snapshot.backends[0]).model
+    return str(member(model, "release") or model.name)
+
+
+def _of_edge(request: Request, outcome: Outcome) -> Seen | None:
+    """Return the outcome of a request in the arm of its edge model; None: its plan has none."""
+    legs = request.plan.legs
+    edge = next((i for i, leg in enumerate(legs) if leg.permit is None), None)
+    if edge is None:
+        return None
+    faults = (error for kind, leg, _, error in outcome.log if kind == "failed" and leg == edge)
+    failed = any(getattr(error, "code", "") not in UNFIT for error in faults)
+    away = any(kind == "start" and legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
+    return Seen(legs[edge].name, failed, away, None, None if request.batch else monotonic() - request.begun, None)
+
+
+def _its_own(error: BaseException) -> bool:
+    """Return True if an endpoint itself failed, also if its breaker, opened by its own faults, rejects the call."""
+    failure = Failure.of(error)
+    return failure.code in AWAY or not (failure.held or failure.of_the_input)
+
+
+def identity(backend: CloudBackend) -> str:
+    """Return a hash of an endpoint's address, protocol and model, or of a function's code; equal after a restart.
+
+    Labels are left out, as a server may report them later. A function that refers to an object has no identity that two processes
+    agree on, so only its name counts.
+    """
+    from edgeroute.stores.cache import fingerprint
+
+    endpoint: Any = getattr(backend, "endpoint", None)
+    if endpoint is None:
+        description = backend.fingerprint(fingerprint)
+    else:  # a subclass may do otherwise
+        description = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
+    return sha256(
+        repr((backend.origin, "" if UNIDENTIFIED in description else description)).encode("utf-8", "surrogatepass")
+    ).hexdigest()
+
+
+def _leg(like: Leg, name: str, target: int) -> Leg:
+    """Return the leg of a hidden cloud, with the permit of the leg that was answered."""
+    return like._replace(
+        name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
+    )

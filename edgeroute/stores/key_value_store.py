@@ -1,0 +1,217 @@
+"""Key-value store for small JSON values, kept in memory and written to a SQLite file about a second later (write-behind)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+from edgeroute.errors import StoreError
+from edgeroute.stores.sqlite_file import Database
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import now
+
+log = logging.getLogger("edgeroute")
+DELAY_S = 1.0
+"""Write-behind delay, seconds. Values put within it are lost if the process is killed."""
+_SCHEMA = "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL) WITHOUT ROWID"
+_MATCH = "substr(name, 1, ?) = ?"
+
+
+class KeyValueStore(ForkSafe):
+    """JSON values by name, in a file shared by processes. The last writer of a name wins.
+
+    Disk errors are never raised, except by `rows`: each distinct error is logged once, and values stay in memory meanwhile. A
+    damaged value is deleted with a warning.
+
+    Args:
+        path: path of the file; None: values are in memory only.
+    """
+
+    _lock, _closing = per_process(threading.RLock), per_process(threading.Event)
+    _thread: threading.Thread | None = initially(None)
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._database = None if path is None else Database(path, _SCHEMA, durable=True, lenient=True)
+        self._fresh: dict[str, tuple[str, float]] = {}
+        """name -> JSON and Unix time of the put, of values not yet written to the file."""
+        self._logged: set[str] = set()
+        self._closed = False
+        self._users: WeakSet[object] = WeakSet()
+
+    def after_fork(self) -> None:
+        """Drop unwritten values too: the parent writes them."""
+        super().after_fork()
+        if self._database is not None:
+            self._fresh = {}
+
+    @classmethod
+    def shared(cls, path: Path, user: object) -> KeyValueStore:
+        """Return the process-wide store of this file, created at the first call, and register `user` with it until `leave`."""
+        key = os.path.realpath(path)
+        with _shared.lock:
+            store = _shared.stores.get(key)
+            if store is None:
+                store = _shared.stores[key] = cls(path)
+            store._users.add(user)
+        return store
+
+    def leave(self, user: object) -> None:
+        """Unregister `user` and write pending values; close the file if no other user is registered."""
+        with _shared.lock:
+            self._users.discard(user)
+            last = not self._users
+            for key in [key for key, store in _shared.stores.items() if last and store is self]:
+                del _shared.stores[key]
+        if last:
+            self.close()
+        else:
+            self.flush()
+
+    def get(self, name: str) -> Any | None:
+        """Return the value of a name; None if there is none or it cannot be read. A damaged value is deleted."""
+        with self._lock:
+            fresh = self._fresh.get(name)
+        if fresh is not None:
+            return json.loads(fresh[0])
+        rows = self._rows("SELECT value FROM kept WHERE name = ?", (name,))
+        return next(self._parsed((name, text) for (text,) in rows), None)
+
+    def others(self, prefix: str, mine: str) -> list[Any]:
+        """Return the values of all names that begin with `prefix`, except `mine`. Damaged values are deleted."""
+        with self._lock:
+            fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
+        stored = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
+        return list(self._parsed((name, text) for name, text in (stored | fresh).items() if name != mine))
+
+    def drop(self, name: str, why: object) -> None:
+        """Delete a damaged value from memory and file, and log a warning with the reason."""
+        log.warning("the value of %r in %s is damaged, and was deleted: %s", name, self.path, why)
+        with self._lock:
+            self._fresh.pop(name, None)
+        with contextlib.suppress(UnicodeEncodeError):  # the name is damaged, too
+            self._rows("DELETE FROM kept WHERE name = ?", (name,))
+
+    def rows(self, prefix: str) -> list[tuple[str, str, float]]:
+        """Return (name, JSON, Unix time of the put) of all names in the file that begin with `prefix`, newest first.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        database = self._database  # `close` may come at any time
+        if database is None:
+            return []
+        with database.transaction() as connection:
+            return connection.execute(
+                f"SELECT name, value, updated FROM kept WHERE {_MATCH} ORDER BY updated DESC",  # noqa: S608 - constants
+                (len(prefix), prefix),
+            ).fetchall()
+
+    def put(self, name: str, value: Any) -> None:
+        """Store a snapshot of the value in memory; a thread writes it to the file about a second later."""
+        text = json.dumps(value, separators=(",", ":"))
+        with self._lock:
+            self._fresh[name] = text, now()
+            if self._database is not None and self._thread is None and not self._closed:
+                thread = threading.Thread(target=self._write, name="edgeroute-state", daemon=True)
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no more threads, or the interpreter ends: a later put or close writes it
+                    thread.start()
+                    self._thread = thread
+
+    def forget(self, prefix: str, older_than_s: float) -> None:
+        """Delete names that begin with `prefix` and were last put more than `older_than_s` seconds ago, from memory and file."""
+        before = now() - older_than_s
+        with self._lock:
+            for name in [n for n, (_, updated) in self._fresh.items() if n.startswith(prefix) and updated < before]:
+                del self._fresh[name]
+        self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
+
+    def flush(self) -> bool:
+        """Write pending values to the file now. Return True if all were written; a failure is logged, and returns False."""
+        database = self._database
+        if database is None or not self._fresh:
+            return database is not None
+        try:
+            with database.transaction() as connection:
+                with self._lock:  # only now: a later writer then has newer values
+                    batch = dict(self._fresh)
+                connection.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", [(n, *v) for n, v in batch.items()])
+        except StoreError as e:
+            self._log_once(e)
+            return False
+        with self._lock:
+            for name, written in batch.items():
+                if self._fresh.get(name) is written:
+                    del self._fresh[name]
+        return True
+
+    def close(self) -> None:
+        """Write pending values and close the file; later values stay in memory."""
+        with self._lock:
+            self._closed, thread = True, self._thread
+        self._closing.set()
+        if thread is not None:
+            thread.join()
+        self.flush()
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def _write(self) -> None:
+        """Flush every `DELAY_S` seconds (writer thread) until nothing is pending or a write fails; the next put restarts it."""
+        while True:
+            self._closing.wait(DELAY_S)
+            well = self.flush()
+            with self._lock:
+                if not (well and self._fresh) or self._closed:
+                    self._thread = None
+                    return
+
+    def _parsed(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+        """Yield the values of (name, JSON) pairs; delete those that cannot be parsed."""
+        for name, text in texts:
+            try:
+                value = json.loads(text.encode())  # fails for text that is not valid UTF-8
+            except (ValueError, AttributeError, RecursionError) as e:  # noqa: PERF203 - the loop is there for it
+                self.drop(name, e)
+            else:
+                yield value
+
+    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        """Run a statement and return its rows; none if the store is in memory or the disk fails, which is logged once."""
+        database = self._database
+        if database is None:
+            return []
+        try:
+            with database.transaction() as connection:
+                return connection.execute(statement, values).fetchall()
+        except StoreError as e:
+            self._log_once(e)
+            return []
+
+    def _log_once(self, error: StoreError) -> None:
+        """Log a disk error, unless the same was logged before."""
+        if (text := str(error)) not in self._logged:
+            self._logged.add(text)
+            log.warning("state that should survive a restart cannot be written or read: %s", text)
+
+
+class _Shared(ForkSafe):
+    """Registry of the stores of `KeyValueStore.shared`, by real path."""
+
+    lock = per_process(threading.RLock)
+
+    def __init__(self) -> None:
+        self.stores: WeakValueDictionary[str, KeyValueStore] = WeakValueDictionary()
+
+
+_shared = _Shared()

@@ -1,0 +1,657 @@
+"""Outbox on disk: a SQLite queue of requests, late answers, dead letters and counters. No threads, no network.
+
+`Outbox` is the queue; `GroupCommit` shares transactions between threads; `Listing` has the queries; `Tx` is the transaction
+handle of a callback.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import random
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from math import inf
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from edgeroute.core.units import Bytes, Count, Delay, Rate, Seconds
+from edgeroute.errors import Closed, PolicyError, StoreError
+from edgeroute.stores.outbox.outbox_entries import (
+    LATE,
+    LISTED,
+    WAITING,
+    Answering,
+    Damaged,
+    Late,
+    Listed,
+    Put,
+    State,
+    Waiting,
+    late,
+    listed,
+    waiting,
+)
+from edgeroute.stores.outbox.sql_tables import (
+    SCHEMA,
+    TRUSTED_S,
+    Heads,
+    add_count,
+    bury,
+    counts,
+    evictions,
+    recount,
+    tidy,
+    total_bytes,
+)
+from edgeroute.stores.serialisation import encode_input
+from edgeroute.stores.sqlite_file import Database
+from edgeroute.system.class_signatures import check_units
+from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.process import now, plain
+
+# Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
+
+MOST = 256
+"""Maximum entries in one transaction."""
+Write: TypeAlias = Callable[[Sequence[Waiting]], Sequence[Put]]
+Refuse: TypeAlias = Callable[[], str]
+"""Returns why entries are not stored any more; empty: they are stored."""
+
+
+class _PendingEntry:
+    """Entry to store, and its result."""
+
+    __slots__ = ("refuse", "result", "waiting")
+
+    def __init__(self, waiting: Waiting, refuse: Refuse) -> None:
+        self.waiting, self.refuse = waiting, refuse
+        self.result: Put | Exception | None = None
+
+
+class GroupCommit(ForkSafe):
+    """Stores entries of concurrent callers together: one thread stores its own and those of all threads that wait.
+
+    Args:
+        write: stores entries in one transaction; all or none.
+    """
+
+    _pending: dict[_PendingEntry, None] = per_process(dict)
+    """Entries to store, in order of arrival."""
+    _turn = per_process(threading.RLock)
+    """Lock for the transaction; reentrant for a signal handler that stores an entry too."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def __len__(self) -> int:
+        """Return the number of entries that wait for their transaction."""
+        return len(self._pending)
+
+    def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
+        """Store entries durably; blocks until they are stored. Return for each its result, or the error.
+
+        Args:
+            entries: the requests.
+            refuse: called before the transaction; see `Refuse`.
+        """
+        tickets = [_PendingEntry(entry, refuse) for entry in entries]
+        try:
+            self._pending.update(dict.fromkeys(tickets))
+            while _unfinished(tickets):
+                with self._turn:
+                    if _unfinished(tickets):  # nobody did it meanwhile
+                        self._store(list(islice(self._pending.copy(), MOST)))
+        finally:
+            for ticket in tickets:
+                self._pending.pop(ticket, None)
+        return [_result(ticket) for ticket in tickets]
+
+    def _store(self, pending: Sequence[_PendingEntry]) -> None:
+        """Store entries in one transaction, and set their results; refused ones get Closed.
+
+        If the transaction fails with an error that is not about the disk, each entry is stored alone, to find the one at fault.
+        """
+        accepted = list[_PendingEntry]()
+        for entry in pending:
+            if why := entry.refuse():
+                self._end(entry, Closed(why))
+            else:
+                accepted.append(entry)
+        if not accepted:
+            return
+        try:
+            results: Sequence[Put | Exception] = self._write([entry.waiting for entry in accepted])
+        except Exception as e:  # noqa: BLE001 - passed to whoever brought them
+            if len(accepted) > 1 and not isinstance(e, StoreError):  # one of them is at fault
+                for entry in accepted:
+                    self._store([entry])
+                return
+            results = [StoreError(str(e)) for _ in accepted] if isinstance(e, StoreError) else [e]
+        for entry, result in zip(accepted, results, strict=True):
+            self._end(entry, result)
+
+    def _end(self, ticket: _PendingEntry, result: Put | Exception) -> None:
+        """Set an entry's result, and remove it from those to store."""
+        ticket.result = result
+        self._pending.pop(ticket, None)
+
+
+def _unfinished(tickets: Sequence[_PendingEntry]) -> bool:
+    """Return True if an entry has no result yet."""
+    return any(ticket.result is None for ticket in tickets)
+
+
+def _result(ticket: _PendingEntry) -> Put | Exception:
+    """Return an entry's result."""
+    assert ticket.result is not None, "it was stored, or was not"
+    return ticket.result
+
+
+# Lists, counts and exports of an outbox's entries, as far as each can be read.
+
+COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
+"""Names of the counters."""
+PAGE = 1000
+"""Entries that `pages` reads at a time."""
+
+
+class Listing(ForkSafe):
+    """Queries about the entries of an outbox. Each call also deletes expired entries."""
+
+    def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Open a transaction; overridden."""
+        raise NotImplementedError
+
+    def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
+        """Return the entries, in the order of puts.
+
+        Args:
+            state: only entries in this state; None: all.
+            latest: maximum number of entries, the latest; None: all.
+        """
+        of = "" if state is None else "INDEXED BY outbox_order WHERE state = :state"
+        which = f"SELECT seq FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most"  # noqa: S608 - a constant
+        with self._transaction() as c:
+            rows = c.execute(
+                f"SELECT {LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
+                {"state": state, "most": -1 if latest is None else latest},
+            )
+            return [listed(row) for row in rows]
+
+    def pages(self, state: State | None = None) -> Iterator[Listed]:
+        """Yield the entries, as `list` returns them, `PAGE` per transaction, so that memory and writers' waits are bounded."""
+        seq, of = -1, "" if state is None else "AND state = :state"
+        while True:
+            with self._transaction() as c:
+                rows = c.execute(
+                    f"SELECT {LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
+                    {"seq": seq, "state": state},
+                )
+                page = [listed(row) for row in rows]
+            if not page:
+                return
+            yield from page
+            seq = page[-1].seq
+
+    def size(self, state: State | None = None) -> int:
+        """Return the number of entries in this state, or in any."""
+        of = "" if state is None else "WHERE state = :state"
+        with self._transaction() as c:
+            (n,) = c.execute(f"SELECT count(*) FROM outbox_entries {of}", {"state": state}).fetchone()  # noqa: S608 - a constant
+        return int(n)
+
+    def states(self, names: Iterable[str]) -> dict[str, State]:
+        """Return id -> state of the entries with these ids."""
+        with self._transaction() as c:
+            rows = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
+            return dict(row for row in rows if row is not None)
+
+    def counts(self) -> dict[str, int]:
+        """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`."""
+        with self._transaction() as c:
+            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Yield every entry with all its contents, ready for JSON; bytes are base64."""
+        seq = -1
+        while True:
+            with self._transaction() as c:
+                cursor = c.execute(
+                    "SELECT * FROM outbox_entries LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_answers USING (seq)"
+                    " LEFT JOIN outbox_origins USING (seq)"
+                    " WHERE seq > ? ORDER BY seq LIMIT 1",
+                    (seq,),
+                )
+                row = cursor.fetchone()
+                if row is None:
+                    return
+            record = dict(zip((column[0] for column in cursor.description), row, strict=True))
+            seq = record["seq"]
+            for name in ("body", "outputs"):
+                record[name] = base64.b64encode(record[name]).decode() if isinstance(record[name], bytes) else record[name]
+            for name in ("headers", "provisional", "value"):
+                with contextlib.suppress(TypeError, ValueError, RecursionError):  # damaged: as it is
+                    record[name] = json.loads(record[name])
+            yield {name: base64.b64encode(v).decode() if isinstance(v, bytes) else v for name, v in record.items()}
+
+
+# Retry spreading: queued requests wait a random time, so that devices that lost a cloud do not return at once.
+
+TIMES = 4.0
+"""Requests are spread over this multiple of their age: after a longer outage more devices have a backlog."""
+LONGEST_S = 3600.0
+"""Maximum spread, unless `spread_s` is longer, seconds."""
+
+
+def spread_for(spread_s: float, age_s: float) -> float:
+    """Return the upper end of the uniformly random wait of a request, seconds.
+
+    Args:
+        spread_s: minimum of that end; 0: no spreading.
+        age_s: seconds since the request was queued.
+    """
+    return min(max(LONGEST_S, spread_s), max(spread_s, TIMES * age_s)) if spread_s else 0.0
+
+
+log = logging.getLogger("edgeroute")
+Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
+ROW_BYTES = 512
+"""Overhead per entry counted towards `max_bytes`."""
+REMEMBERED = 50_000
+"""Number of completed ids stored for deduplication; older ones are deleted."""
+MOST_TEXT = 1000
+"""Characters of an error that are stored."""
+
+T = TypeVar("T")
+
+
+class Outbox(Listing):
+    """Durable queue in one file, shared by threads and processes. Entries survive `kill -9` and a power cut.
+
+    Every method raises StoreError if the disk is full, read-only or broken. A corrupt file has then been renamed, and the next
+    call starts a new one. Every method first deletes expired entries.
+
+    Args:
+        path: path of the file; its folder is created. `path.deliver` and `path.callback` beside it are lock files.
+        max_bytes: maximum size of all entries, with the overhead of each.
+        ttl_s: time to live, seconds: of a waiting entry, of an answer without a callback, and of a dead letter.
+        drop: eviction when full. oldest: oldest first. least_important: least important first, of those the oldest, but none more
+            important than the new one. newest: the new one is rejected. Answers not delivered yet are evicted last.
+        ordered: requests to an endpoint go one at a time, in the order in which they came.
+        parallel: maximum concurrent requests.
+        rate_per_s: maximum requests started per second.
+        spread_s: after a failure of the cloud, entries are sent after a random part of this time, or of more for old entries, so
+            that many devices do not return at once. 0: no spreading.
+        clock: returns the Unix time, seconds.
+
+    Raises:
+        PolicyError: `drop` is unknown, or a number is out of range.
+    """
+
+    first_put: int | None = initially(None)
+    """Sequence number of the first entry put since this was None: a delivery sets it to None as it is made."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        max_bytes: Bytes = 64 << 20,
+        ttl_s: Seconds = 7 * 86400.0,
+        drop: Drop = "oldest",
+        ordered: bool = False,
+        parallel: Count = 2,
+        rate_per_s: Rate = 10.0,
+        spread_s: Delay = 60.0,
+        clock: Callable[[], float] = now,
+    ) -> None:
+        if drop not in get_args(Drop):
+            raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
+        check_units(Outbox, locals())
+        self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
+        self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
+        self._database = Database(self.path, SCHEMA, durable=True, lenient=True)
+        self._group = GroupCommit(self._write)
+        self._plausible = -1
+        """Total size up to which the stored count is trusted, bytes."""
+        self._owner = 0
+        """Id of the thread that is in a transaction."""
+        self._listeners: list[Callable[[], object]] = []
+        self.report_damaged: Callable[[str], object] = lambda _: None
+        """Called with the id of each entry that became a dead letter because its row is damaged."""
+
+    @property
+    def storing(self) -> int:
+        """Number of entries that callers of `put` and `put_all` wait for now: in a transaction, or before it."""
+        return len(self._group)
+
+    def listen(self, f: Callable[[], object]) -> None:
+        """Register a function to call when this process adds something to deliver or to pass to the callback."""
+        self._listeners.append(f)
+
+    def spread_for(self, since: float | None) -> float:
+        """Return the spread of an entry queued at `since`, seconds; None: queued now."""
+        return spread_for(self.spread_s, 0.0 if since is None else max(0.0, self.clock() - since))
+
+    def part_s(self, since: float | None = None) -> float:
+        """Draw a uniformly random part of `spread_for(since)`, seconds."""
+        return random.uniform(0, self.spread_for(since))  # noqa: S311 - a jitter, not a secret
+
+    def put(self, waiting: Waiting) -> Put:
+        """Store a request durably; it will be delivered unless it is evicted, which is counted. See `Put` for the result."""
+        (put,) = self.put_all([waiting])
+        if isinstance(put, Exception):
+            raise put
+        return put
+
+    def put_all(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
+        """Store requests durably, with as few waits for the disk as possible. Return for each its result, or the error.
+
+        Args:
+            entries: the requests.
+            refuse: called before the transaction; returns why they are not to be stored any more; empty: they are.
+        """
+        if self._owner == threading.get_ident():  # within an effect of `settle`: all or none
+            return list(self._write(entries))
+        return self._group.put(entries, refuse)
+
+    def _write(self, entries: Sequence[Waiting]) -> list[Put]:
+        """Store requests in one transaction, evicting others if needed, and notify the listeners."""
+        now_s = self.clock()
+        with self._transaction(now_s) as c:
+            puts = [self._insert(c, now_s, entry) for entry in entries]
+        self._notify()
+        return puts
+
+    def _insert(self, c: sqlite3.Connection, now_s: float, waiting: Waiting) -> Put:
+        """Store one request, evicting others if needed. A known id is not stored again."""
+        queued_at = now_s if waiting.queued_at is None else waiting.queued_at
+        soon_at = queued_at + self.part_s() if waiting.error else queued_at
+        ready_at = soon_at if waiting.ready_at is None else waiting.ready_at
+        headers, provisional = json.dumps(waiting.headers), json.dumps(plain(waiting.provisional))
+        size = ROW_BYTES + len(waiting.body) + len(headers) + len(provisional)
+        known = c.execute(
+            "SELECT state, error FROM outbox_entries WHERE id = :id UNION ALL SELECT 'done', '' FROM outbox_done WHERE id = :id",
+            {"id": waiting.id},
+        ).fetchone()
+        if known is not None:
+            return Put(stored=False, reason=f"refused for good: {known[1]}") if known[0] == "dead" else Put(stored=True)
+        over = self._total(c, size) + size - self.max_bytes
+        fits = size <= self.max_bytes
+        gone = evictions(c, over, waiting.importance, drop=self.drop_policy) if fits else None
+        if gone is None:
+            add_count(c, "dropped_full")
+            return Put(stored=False, reason=f"the outbox is full: {size} bytes more would make it exceed {self.max_bytes}")
+        c.executemany("DELETE FROM outbox_entries WHERE seq = ?", [(seq,) for seq, _ in gone])
+        add_count(c, "dropped_full", len(gone))
+        add_count(c, "stored")
+        seq = c.execute(
+            "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                waiting.id, waiting.target, waiting.kind, waiting.data_class, waiting.rule, waiting.importance, queued_at,
+                ready_at, waiting.attempts, size, _text(waiting.error), queued_at, waiting.method, waiting.path, headers,
+                provisional,
+            ),
+        ).lastrowid  # fmt: skip
+        if self.first_put is None:
+            self.first_put = seq
+        c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
+        if waiting.origin:
+            c.execute("INSERT OR REPLACE INTO outbox_origins VALUES (?, ?)", (seq, waiting.origin))
+        return Put(stored=True, dropped=tuple(name for _, name in gone))
+
+    def _total(self, c: sqlite3.Connection, more: int) -> int:
+        """Return the size of all entries; a suspicious count is recounted before something is refused or evicted for it."""
+        total = total_bytes(c)
+        if total + more > self.max_bytes and total > self._plausible:
+            total = recount(c)
+            self._plausible = max(total, self.max_bytes)
+        return total
+
+    def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
+        """Store the answer to the request with this id, for the callback, and notify the listeners.
+
+        Args:
+            name: id of the request.
+            answer: its value is stored as JSON, its outputs if they can be serialised.
+            attempts: number added to the entry's attempts.
+
+        Returns:
+            False if the request is already answered, or gone.
+        """
+        value = json.dumps(plain(answer.value))
+        outputs = (None if answer.outputs is None else encode_input(answer.outputs)) or (None, b"")
+        confidence = None if answer.confidence is None else float(answer.confidence)  # numpy's are not SQLite's
+        with self._transaction() as c:
+            row = c.execute(
+                "SELECT seq, coalesce(length(provisional), 0) FROM outbox_entries WHERE id = ? AND state IN ('waiting', 'dead')",
+                (name,),
+            ).fetchone()
+            if row is None:
+                return False
+            c.execute(
+                "UPDATE outbox_entries SET state = 'answered', since = :at, ready_at = :at, error = '', bytes = :bytes,"
+                " attempts = attempts + :more WHERE seq = :seq",
+                {"at": self.clock(), "bytes": ROW_BYTES + row[1] + len(value) + len(outputs[1]), "more": attempts, "seq": row[0]},
+            )
+            c.execute("DELETE FROM outbox_bodies WHERE seq = ?", row[:1])
+            c.execute("INSERT INTO outbox_answers VALUES (?, ?, ?, ?, ?)", (row[0], value, confidence, *outputs))
+            add_count(c, "delivered")
+        self._notify()
+        return True
+
+    def failed(self, name: str, error: str, ready_at: float) -> None:
+        """Record a failed attempt of a waiting request; the next is not before `ready_at` (Unix time)."""
+        self._change("attempts = attempts + 1, error = ?, ready_at = ?", (_text(error), ready_at), name)
+
+    def postpone(self, name: str, ready_at: float) -> None:
+        """Delay the callback for this answer until `ready_at` (Unix time)."""
+        with self._transaction() as c:
+            c.execute("UPDATE outbox_entries SET ready_at = ? WHERE id = ? AND state = 'answered'", (ready_at, name))
+
+    def bury(self, name: str, error: str) -> None:
+        """Make a waiting entry a dead letter."""
+        change = "state = 'dead', attempts = attempts + 1, error = ?, since = ?"
+        self._change(change, (_text(error), self.clock()), name, count="dead")
+
+    def ready(self, name: str, error: str = "") -> None:
+        """Make a waiting request due now, or after a random part of `spread_s` if `error` is given, and notify the listeners."""
+        self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
+        self._notify()
+
+    def withdraw(self, name: str) -> bool:
+        """Delete a request whose answer came in time. Return False if it is gone, or answered: then the callback comes."""
+        with self._transaction() as c:
+            there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
+            add_count(c, "withdrawn", there)
+        return there > 0
+
+    def retry(self, names: Collection[str] | None = None) -> int:
+        """Requeue dead letters with a new time to live, and return their number.
+
+        Args:
+            names: ids of dead letters; None: all dead letters.
+        """
+        now_s, n = self.clock(), 0
+        statement = "UPDATE outbox_entries SET state = 'waiting', since = :at, ready_at = :at WHERE state = 'dead'"
+        with self._transaction(now_s) as c:
+            if names is None:
+                n = c.execute(statement, {"at": now_s}).rowcount
+            for name in names or ():
+                n += c.execute(f"{statement} AND id = :id", {"at": now_s, "id": name}).rowcount
+        self._notify()
+        return n
+
+    def drop(self, names: Iterable[str]) -> int:
+        """Delete the entries with these ids, in any state, and return their number."""
+        with self._transaction() as c:
+            n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
+            add_count(c, "dropped_by_hand", n)
+        return n
+
+    def pick(self, choose: Callable[[Heads], Listed | None]) -> Listed | None:
+        """Return the entry that `choose` returns. Entries that it cannot read become dead letters, and it is called again."""
+        while True:
+            with self._transaction() as c:
+                try:
+                    return choose(Heads(c))
+                except Damaged as e:
+                    self._bury(c, e.seq, e)
+
+    def waiting(self, name: str) -> Waiting | None:
+        """Return the request with this id if it is waiting, else None; a damaged one becomes a dead letter."""
+        return self._read(
+            f"SELECT outbox_entries.seq, {WAITING} FROM outbox_entries"  # noqa: S608 - a constant
+            " LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_origins USING (seq)"
+            " WHERE id = ? AND state = 'waiting' AND since >= ?",
+            name,
+            waiting,
+        )
+
+    def late(self, name: str) -> Late | None:
+        """Return the answer to this request if its callback is due, else None; a damaged one becomes a dead letter."""
+        return self._read(
+            f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
+            " WHERE id = ? AND state = 'answered' AND since >= ?",
+            name,
+            late,
+        )
+
+    def _read(self, statement: str, name: str, read: Callable[[Sequence[Any]], T]) -> T | None:
+        """Return the row of this id, parsed by `read`; None if it is gone or expired. A damaged one becomes a dead letter."""
+        with self._transaction() as c:
+            now_s = self.clock()
+            row = c.execute(statement, (name, now_s - self.ttl_s if now_s >= TRUSTED_S else -inf)).fetchone()
+            if row is None:
+                return None
+            try:
+                return read(row[1:])
+            except Damaged as e:
+                self._bury(c, row[0], e)
+                return None
+
+    def _bury(self, c: sqlite3.Connection, seq: int, why: Damaged) -> None:
+        """Make a damaged entry a dead letter, log it, and report its id."""
+        name = bury(c, seq, _text(str(why)), self.clock())
+        log.error("%s: entry %s is damaged, and a dead letter now: %s", self.path, name, why)
+        self.report_damaged(name)
+
+    def settle(self, name: str, effect: Callable[[Late, sqlite3.Connection], object] | None = None) -> bool:
+        """Delete an answer as delivered, in one transaction with `effect`. Return False if that was done already.
+
+        An exception from `effect` rolls back both.
+        """
+        with self._transaction() as c:
+            answer = self.late(name)
+            if answer is None:
+                return False
+            if effect is not None:
+                effect(answer, c)
+            c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,))
+            c.execute("INSERT OR REPLACE INTO outbox_done (id) VALUES (?)", (name,))
+            c.execute("DELETE FROM outbox_done WHERE seq <= (SELECT max(seq) FROM outbox_done) - ?", (REMEMBERED,))
+            add_count(c, "called")
+        return True
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again. Calls that wait long for another process fail."""
+        self._database.close()
+
+    @contextlib.contextmanager
+    def _transaction(self, now_s: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Open a transaction that first deletes expired entries."""
+        with self._database.transaction() as c:
+            outer, self._owner = self._owner, threading.get_ident()
+            try:
+                tidy(c, self.clock() if now_s is None else now_s, self.ttl_s)
+                yield c
+            finally:
+                self._owner = outer
+
+    def _change(self, change: str, values: tuple[Any, ...], name: str, *, count: str | None = None) -> None:
+        """Set columns of the waiting entry with this id, and add to the counter `count` if there is one."""
+        with self._transaction() as c:
+            statement = f"UPDATE outbox_entries SET {change} WHERE id = ? AND state = 'waiting'"  # noqa: S608 - constants
+            n = c.execute(statement, (*values, name)).rowcount
+            if count is not None:
+                add_count(c, count, n)
+
+    def _notify(self) -> None:
+        """Call the listeners."""
+        for f in self._listeners:
+            f()
+
+
+def _text(error: str) -> str:
+    """Return an error truncated, and without lone surrogates, which cannot be stored."""
+    return error[:MOST_TEXT].encode(errors="replace").decode()
+
+
+# Transaction handle of a callback: for tables of the app, not the outbox's; it cannot commit or roll back.
+
+Values: TypeAlias = Sequence[Any] | Mapping[str, Any]
+_CONTROL = {
+    sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA,
+}  # fmt: skip
+
+
+class Tx:
+    """Transaction handle: its writes commit together with the record of the callback. Valid until the callback returns."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection: sqlite3.Connection | None = connection
+        self._refused = False
+
+    def execute(self, sql: str, values: Values = ()) -> list[Any]:
+        """Run a statement and return its rows.
+
+        Raises:
+            PolicyError: the statement would begin or end a transaction, open another file, or change the outbox itself.
+            StoreError: the transaction is over, because the callback has returned or an error ended it.
+            sqlite3.Error: the statement failed.
+        """
+        rows: list[Any] = self._run(lambda c: c.execute(sql, values).fetchall())
+        return rows
+
+    def executemany(self, sql: str, values: Iterable[Values]) -> None:
+        """Run a statement once for each item of `values`; raises as `execute` does."""
+        self._run(lambda c: c.executemany(sql, values))
+
+    def end(self) -> None:
+        """Invalidate the handle."""
+        self._connection = None
+
+    def _run(self, work: Any) -> Any:
+        """Run `work` on the connection, with statements forbidden that would control the transaction or change the outbox."""
+        c = self._connection
+        if c is None or not c.in_transaction:  # some errors, such as a full disk, roll everything back
+            raise StoreError("the transaction is over: what is written now would not be part of it")
+        self._refused = False
+        c.set_authorizer(self._authorize)
+        try:
+            return work(c)
+        except sqlite3.DatabaseError as e:
+            if self._refused:
+                raise PolicyError("a callback cannot end its transaction, open another file or change the outbox's tables") from e
+            raise
+        finally:
+            c.set_authorizer(_allow)  # before 3.11, None would forbid everything
+
+    def _authorize(self, action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
+        """Return SQLITE_OK, or note a refusal and return SQLITE_DENY: for transactions, other files, the outbox's tables."""
+        is_outbox = action != sqlite3.SQLITE_READ and any(
+            n is not None and n.lower().startswith("outbox_") for n in (first, second)
+        )
+        if action in _CONTROL or is_outbox:
+            self._refused = True
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+
+def _allow(*_: object) -> int:
+    """Allow everything: SQLite's default authorizer."""
+    return sqlite3.SQLITE_OK

@@ -1,0 +1,498 @@
+"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence by its tokens, and errors.
+
+`Events` parses server-sent events; `ToolCalls` and `Gathered` join pieces; `answer` reads a whole reply; `failure` translates
+errors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import exp
+from typing import Any, Final
+
+from edgeroute.confidence.first_tokens import IMPOSSIBLE, impossible, of_tokens, token_entries, token_logprobs
+from edgeroute.confidence.scores import Unscored, quantile_of
+from edgeroute.core.error_codes import FOREIGN, clean
+from edgeroute.core.stream_walk import Piece
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
+from edgeroute.system.process import json_dumps
+from edgeroute.system.quotable_codes import quote
+
+# Server-sent events (WHATWG HTML, 9.2), in which the answers of language models come.
+
+DATA, ERROR, EVENT = b"data", b"error", b"event"
+FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
+"""Beginnings of a line of an event stream."""
+
+
+class Events:
+    """Parser of server-sent events from bytes as they arrive, cut anywhere: lines end with LF, CR or CRLF.
+
+    `feed` and `end` return the data of the events that are complete. Anything without `data` is left out: comments, which servers
+    send to keep a connection open, and other fields. A line that is JSON itself, or `error: {...}`, is data too: llama-server had
+    such errors. The data of an event by the name of `error` become `{"error": ...}`.
+    """
+
+    __slots__ = ("_begun", "_cr", "_data", "_failed", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        """Parts of the last line, which is incomplete."""
+        self._data: list[bytes] = []
+        """Lines of data of the last event, which is incomplete."""
+        self._cr = self._begun = False
+        self._failed = False
+        """True if the last event, which is incomplete, is an error by its name."""
+
+    def feed(self, part: bytes) -> list[bytes]:
+        """Parse more bytes. Return the data of the events that end in them."""
+        if self._cr or b"\r" in part:
+            part = self._lf(part)
+        first, *lines = part.split(b"\n")
+        self._parts.append(first)
+        if not lines:
+            return []
+        complete: list[bytes] = []
+        self._line(b"".join(self._parts) if len(self._parts) > 1 else first, complete)
+        self._parts = [lines.pop()]
+        for line in lines:
+            self._line(line, complete)
+        return complete
+
+    def _lf(self, part: bytes) -> bytes:
+        """Return the bytes with LF at the end of each line. A CR at their end may be the first half of a CRLF."""
+        if not part:
+            return part
+        if self._cr:
+            part = part.removeprefix(b"\n")  # the CR has ended the line already
+        self._cr = part.endswith(b"\r")
+        return part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _line(self, line: bytes, complete: list[bytes]) -> None:
+        """Parse one line; append the data of an event that it completes to `complete`."""
+        if not self._begun:
+            self._begun = True
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            if self._data:
+                data = b"\n".join(self._data) if len(self._data) > 1 else self._data[0]
+                complete.append(_as_error(data) if self._failed else data)
+                self._data = []
+            self._failed = False
+            return
+        if line.startswith(b"{"):
+            complete.append(line)
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == DATA:
+            self._data.append(value)
+        elif name == EVENT:
+            self._failed = value == ERROR
+        elif name == ERROR and value.startswith(b"{"):
+            complete.append(value)
+
+    def end(self) -> list[bytes]:
+        """Return the data of the last event, after the last bytes: some servers end without an empty line."""
+        complete: list[bytes] = []
+        self._line(b"".join(self._parts), complete)
+        self._line(b"", complete)
+        self._parts = []
+        return complete
+
+
+def _as_error(data: bytes) -> bytes:
+    """Return the JSON of an error with these data, which are JSON, or a text."""
+    return b'{"error": %s}' % (data if data.startswith(b"{") else json.dumps(data.decode(errors="replace")).encode())
+
+
+def is_piece(body: bytes) -> bool:
+    """Return True if a body begins with a JSON line that is one piece of an answer: more of them follow."""
+    line, ended, _ = body.lstrip().partition(b"\n")
+    try:
+        choice = json.loads(line if ended else b"")["choices"][0]
+        return "delta" in choice or ("text" in choice and choice.get("finish_reason") is None)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return False
+
+
+def events(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the data of the events in a body that comes in parts."""
+    parser = Events()
+    for part in parts:
+        yield from parser.feed(part)
+    yield from parser.end()
+
+
+# Joining of tool calls that come in pieces: not all servers number them as OpenAI does.
+
+
+class ToolCalls:
+    """Tool calls of one answer, joined from their pieces.
+
+    A part belongs to the last call with its index. A new call begins with another id than that one's; with a name, where there is
+    no index; and with another name, or whole arguments once more, after that one has its arguments: Gemini's endpoint and others
+    give each call the index 0, and not all of them ids.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[int, dict[str, Any]]] = []
+        """(index, call) in the order in which they began."""
+        self._function: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._calls or self._function)
+
+    def add(self, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Add parts of calls, the `tool_calls` of a delta: set id and type, append name and arguments."""
+        for part in parts:
+            call = self._call_of(part)
+            call.update({key: part[key] for key in ("id", "type") if part.get(key)})
+            _join(call["function"], part.get("function") or {})
+
+    def add_function(self, part: Mapping[str, Any]) -> None:
+        """Add a part of the one call that OpenAI's API had before it had tools, the `function_call` of a delta."""
+        self._function = self._function or {"name": "", "arguments": ""}
+        _join(self._function, part)
+
+    def message(self) -> dict[str, Any]:
+        """Return the keys of a message for the calls so far."""
+        calls = [call for _, call in sorted(self._calls, key=lambda pair: pair[0])]
+        return {**({"tool_calls": calls} if calls else {}), **({"function_call": self._function} if self._function else {})}
+
+    def _call_of(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the call that a part belongs to; begin a new one if needed."""
+        given, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
+        last = self._calls[-1][0] if self._calls else 0
+        index = last if given is None else int(given)
+        if given is None and call_id:
+            call = next((call for _, call in self._calls if call.get("id") == call_id), None)
+        else:
+            call = next((call for i, call in reversed(self._calls) if i == index), None)
+        if (
+            call is None
+            or (not call_id and given is None and function.get("name"))
+            or _begins_another_call(call, call_id, function)
+        ):
+            call = {"type": "function", "function": {"name": "", "arguments": ""}}
+            self._calls.append((index, call))
+        return call
+
+
+def _begins_another_call(call: Mapping[str, Any], call_id: Any, function: Mapping[str, Any]) -> bool:
+    """Return True if a part with this id and function begins another call than the one with its index."""
+    if call_id and call.get("id"):
+        return bool(call_id != call["id"])
+    if not function.get("name") or not (arguments := call["function"]["arguments"]):
+        return False
+    return function["name"] != call["function"]["name"] or (
+        bool((function.get("arguments") or "").strip()) and _is_whole(arguments)
+    )
+
+
+def _is_whole(arguments: str) -> bool:
+    """Return True if arguments are a complete JSON object."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (RecursionError, ValueError):
+        return False
+
+
+def _join(function: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Append a part to the name and the arguments of a function, in place. Some servers repeat the name with each part."""
+    for key, value in part.items():
+        if key != "name" or value != function["name"]:
+            function[key] = function.get(key, "") + (value or "")
+
+
+QUANTILE: Final = 0.1
+"""Quantile of the rule `quantile`."""
+TOO_LONG: Final = "exceed_context_size_error"
+LONG: Final = frozenset({TOO_LONG, "context_length_exceeded"})
+"""Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
+_PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
+LACKS: Final = re.compile(
+    rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
+)
+"""Messages of servers whose model cannot take a part of the request."""
+_SEARCHED: Final = 1_000
+"""Characters of a message that are searched for these."""
+_KEYS: Final = (
+    "grammar", "response_format", "tools", "tool_choice", "stop", "temperature", "top_p", "top_k", "max_tokens", "seed"
+)  # fmt: skip
+"""Keys of a request that are named if a message has them, whatever else it says."""
+_ALIASES: Final = {"response_format": "schema"}
+UNQUOTED: Final = "its reason may repeat the request, and is not quoted"
+
+
+SIGNS: Final = (
+    "content", "reasoning_content", "reasoning", "reasoning_details", "refusal", "tool_calls", "function_call", "audio",
+)  # fmt: skip
+"""Keys of a delta that bring part of an answer; others, such as `role`, bring nothing new."""
+
+BESIDES: Final = ("tool_calls", "function_call", "audio", "images")
+"""Keys of a message that is an answer without a text."""
+
+
+class Gathered:
+    """Reply that comes in pieces, joined to the one that would have come whole.
+
+    Args:
+        eager: True: log-probabilities of tokens without text come at once, with an empty piece; False: with the next piece.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
+        self._eager = eager
+        self._pending_logprobs: list[float] = []
+        self._text: list[str] = []
+        self._calls = ToolCalls()
+        self._envelope: dict[str, Any] = {}
+        self._last_usage: Any = None
+        self._finish_reason: str | None = None
+        self._thoughts: list[str] = []
+        self._refusal: list[str] = []
+        self._chat = True
+        self.logprobs: list[Any] = []
+        """A mapping with `logprob` for each token that has come."""
+        self.error: Mapping[str, Any] | None = None
+        """Error that the server reported; None: none."""
+        self.progress = False
+        """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
+
+    def add(self, chunk: Mapping[str, Any]) -> Piece | None:
+        """Add a piece. Return its text with the log-probabilities of its tokens; None if it has neither, or is an error."""
+        if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
+            self.error = _error(chunk)
+            return None
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        self.progress = bool(usage) and usage != self._last_usage
+        self._last_usage = usage or self._last_usage
+        ended = choices[0].get("finish_reason") if choices else None
+        if ended or not choices or not self._envelope:  # those between say nothing new
+            self._envelope.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
+        if not choices:
+            return None
+        choice = choices[0]
+        if is_error(ended):
+            self.error, ended = _error({"error": choice.get("error") or {"type": ended}}), None
+        self.progress |= bool(ended and not self._finish_reason)
+        self._finish_reason = ended or self._finish_reason
+        if (logprobs := choice.get("logprobs")) is not None:
+            tokens = token_entries(logprobs)
+            self.progress |= bool(tokens)
+            self.logprobs += tokens
+            for token in tokens:
+                known = token.get("logprob") if type(token) is dict and token.get("token") != "" else None
+                if isinstance(known, int | float):
+                    self._pending_logprobs.append(known)
+        if "text" in choice:
+            self._chat = False
+            text = choice["text"]
+        else:
+            delta = choice.get("delta")
+            delta = (choice.get("message") if delta is None else delta) or {}  # the former of a server that does not stream
+            text = _text(delta.get("content"))
+            self.progress |= any(_has_content(delta[key]) for key in SIGNS if key in delta)
+            if isinstance(thought := delta.get("reasoning_content"), str):
+                self._thoughts.append(thought)
+            if isinstance(refusal := delta.get("refusal"), str):
+                self._refusal.append(refusal)
+            if calls := delta.get("tool_calls"):
+                self._calls.add(calls)
+            if function := delta.get("function_call"):
+                self._calls.add_function(function)
+        self.progress |= bool(text)
+        if not text and not (self._eager and self._pending_logprobs):
+            return None
+        if text:
+            self._text.append(str(text))
+        piece = Piece(str(text or ""), self._pending_logprobs)
+        self._pending_logprobs.clear()
+        return piece
+
+    @property
+    def usage(self) -> Any:
+        """Token counts that the server reported; None: none."""
+        return self._envelope.get("usage")
+
+    @property
+    def empty(self) -> bool:
+        """Return True if no part of an answer has come."""
+        return not (self._text or self._thoughts or self._refusal or self._calls)
+
+    @property
+    def ended(self) -> bool:
+        """Return True if the reply is complete."""
+        return self._finish_reason is not None
+
+    def end(self) -> None:
+        """Mark the reply as complete, as is known from elsewhere."""
+        self._finish_reason = self._finish_reason or "stop"
+
+    def reply(self) -> dict[str, Any]:
+        """Return the reply so far, as one that came whole."""
+        text, logprobs = "".join(self._text), {"content": self.logprobs} if self.logprobs else None
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
+        if refusal := "".join(self._refusal):
+            message["refusal"] = refusal
+        message |= self._calls.message()
+        what = {"message": message} if self._chat else {"text": text}
+        choice = {"index": 0, "finish_reason": self._finish_reason, **what, **({"logprobs": logprobs} if logprobs else {})}
+        about = {key: value for key, value in self._envelope.items() if key not in {"object", "prompt_progress"}}
+        return {**about, "object": "chat.completion" if self._chat else "text_completion", "choices": [choice]}
+
+
+def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
+    """Return the prediction of a whole reply: its text, the confidence by its tokens, and the reply.
+
+    The text of a refusal is the text of a reply that has no other.
+
+    Args:
+        reply: the reply.
+        rule: one of `RULES`.
+        where: name of the model or server, in messages.
+        wrong: class of the exception.
+
+    Raises:
+        ModelError: the reply is not a completion; or `wrong`, another class.
+    """
+    try:
+        choice = reply["choices"][0]
+        message = {} if "text" in choice else choice["message"]
+        text = choice["text"] if "text" in choice else _text(message.get("content"))
+        refusal = message.get("refusal")
+        logprobs = token_logprobs(reply)
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        # none is chained: it may quote the reply
+        raise wrong(f"{where} gave a reply that is not a completion: {type(e).__name__}") from None
+    if not isinstance(text, str | None):
+        raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
+    text = text or ""
+    if not text.strip():
+        text = refusal if isinstance(refusal, str) and refusal.strip() else text
+    sure = Unscored("its answer has no text") if is_silent(text, reply) else _confidence(logprobs, rule)
+    return Prediction(text, sure, reply)
+
+
+def is_silent(text: str, reply: Mapping[str, Any]) -> bool:
+    """Return True if a reply with this text is empty: white space alone, and no tool call, sound or image."""
+    message = reply["choices"][0].get("message")
+    return not text.strip() and not (isinstance(message, Mapping) and any(message.get(key) for key in BESIDES))
+
+
+class RunningConfidence:
+    """Confidence of an answer that is still coming, by one of `RULES`."""
+
+    def __init__(self, rule: str) -> None:
+        self._rule, self._sum, self._sorted, self._first = rule, 0.0, list[float](), 0.0
+        self._impossible = False
+
+    def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
+        """Add tokens, mappings such as those in `Gathered.logprobs`."""
+        for token in tokens:
+            if token.get("token") != "":
+                logprob = float(token["logprob"])
+                self._impossible = self._impossible or impossible((logprob,))
+                logprob = min(logprob, 0.0)
+                self._first = self._first if self._sorted else logprob
+                self._sum += logprob
+                insort(self._sorted, logprob)
+
+    @property
+    def value(self) -> float | None:
+        """Confidence that the answer would have if it ended now, 0..1; None: before its first token, or no confidence."""
+        known = self._sorted
+        if not known or self._impossible:
+            return None
+        if self._rule != "quantile":
+            return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
+        return exp(quantile_of(known, QUANTILE))
+
+
+def _confidence(logprobs: list[float], rule: str) -> Any:
+    """Return the confidence by the rule, or an `Unscored`; for `quantile` the log-probabilities, for a reader to score."""
+    if not logprobs:
+        return Unscored("no log-probabilities of its tokens")
+    if impossible(logprobs):
+        return Unscored(IMPOSSIBLE)
+    known = [min(logprob, 0.0) for logprob in logprobs]
+    return known if rule == "quantile" else of_tokens(known, rule)
+
+
+def _has_content(part: Any) -> bool:
+    """Return True if a value of a delta has content: a text, or a list or mapping with more than numbers and types."""
+    parts = [part]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str) and part:
+            return True
+        if isinstance(part, Mapping):
+            parts += [value for key, value in part.items() if key != "type"]
+        elif isinstance(part, list):
+            parts += part
+    return False
+
+
+def _text(content: Any) -> Any:
+    """Return the text of a message's content, which may be a list of parts; other parts, such as thoughts, are left out."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def is_error(finish_reason: Any) -> bool:
+    """Return True for the `finish_reason` of an answer within which the server failed."""
+    return isinstance(finish_reason, str) and finish_reason.lower() == "error"
+
+
+def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the error in a reply as a mapping."""
+    error = reply.get("error") or reply
+    if isinstance(error, Mapping) and error.get("error"):  # of an event that is an error, and says so itself
+        error = error["error"]
+    return error if isinstance(error, Mapping) else {"message": str(error)}
+
+
+def failure(
+    error: Mapping[str, Any],
+    where: str,
+    *,
+    own: bool,
+    sent: Mapping[str, Any] | None,
+    secrets: Sequence[str] = (),
+    more: str = "",
+) -> ModelError | BadInput:
+    """Return the exception for an error that a runtime reports.
+
+    Args:
+        error: the error in OpenAI's JSON.
+        where: name of the model, for the message.
+        own: True if the caller wrote the request, and not only its text.
+        sent: the request, of which nothing is quoted; None: the request has nothing of a user in it.
+        secrets: keys that are not quoted either.
+        more: text for the end of the message.
+    """
+    text = str(error.get("message") or "")
+    reason = clean(text, FOREIGN) if sent is None else ""
+    if error.get("type") in LONG or error.get("code") in LONG:
+        tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
+        known = isinstance(tokens, int) and isinstance(most, int)
+        reason = f"the prompt has {tokens} tokens, and its context {most}" if known else "the prompt is longer than its context"
+        return Unfit(f"{where} cannot take it: {reason}: a larger context= takes more memory{more}", code="context")
+    if own and (lacks := LACKS.search(text[:_SEARCHED])):
+        part = (lacks[1] or lacks[4]).lower()
+        return Unfit(f"{where} cannot take it: the server or model does not support what is in the request ({part}){more}")
+    if not reason:
+        named = [key for key in _KEYS if sent and key in sent and _ALIASES.get(key, key) in text] if own else []
+        codes = quote(json_dumps(dict(error), repr), json_dumps(sent or {}, repr), secrets)
+        reason = f"it is about {', '.join(named)}" if named else codes or (UNQUOTED if text else "it does not say what")
+    if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
+        return BadInput(f"{where} does not take the request: {reason}{more}")
+    return ModelError(f"{where} gave no answer: {reason}{more}")

@@ -1,0 +1,168 @@
+"""Prompts with the answers of two models, in lines of JSON, for `calibrate`: graded, labelled, or compared with each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.first_tokens import Prefix, token_logprobs
+from edgeroute.confidence.input_score import InputScore
+from edgeroute.confidence.scores import quantile
+from edgeroute.errors import BadInput, BadReply
+from edgeroute.tools.cli.graded_answers import Graded
+from edgeroute.tools.cli.input_files import files, prompt_of
+
+if TYPE_CHECKING:
+    from edgeroute.router.router import Router
+    from edgeroute.tools.measure.collect_examples import DirectCalls
+
+SIDES = ("edge", "cloud")
+
+
+class Line(NamedTuple):
+    """Prompt with its answers, grades and confidence."""
+
+    where: str
+    x: Any
+    answers: dict[str, Any]
+    """Side -> its answer's text; None: absent."""
+    grades: dict[str, float | None]
+    """Side -> grade of its answer, 0..1."""
+    confidence: float | None
+    logprobs: list[float]
+    """Log-probabilities of the edge's tokens; empty: absent."""
+    group: Any
+
+
+def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
+    """Read .jsonl files whose lines have answers or grades; None if there are none, or they hold only inputs.
+
+    A line has `prompt` or `messages`; `edge` and `cloud`, each an answer's text, or a mapping with `text` and `logprobs`, or a
+    completion in OpenAI's JSON; `grade`, the edge's, or a mapping from side to grade, 0..1; or `label`, the right answer; and
+    perhaps `confidence` and `group`.
+
+    Raises:
+        BadInput: a line is invalid, or only some have grades.
+    """
+    json_files = [path for path in files(paths) if path.suffix.lower() == ".jsonl"]
+    lines = [_line(f"{path}:{n}", text) for path in json_files for n, text in _numbered_lines(path)][::every]
+    if not lines or not any(line.answers["edge"] is not None or line.grades["edge"] is not None for line in lines):
+        return None
+    if len(json_files) < len(files(paths)):
+        raise BadInput("some of the files are lines of JSON with answers, and others are not: pass one kind at a time")
+    for side in SIDES:
+        missing = [line.where for line in lines if line.grades[side] is None]
+        if missing and (side == "edge" or len(missing) < len(lines)):
+            raise BadInput(f"{missing[0]}: there is no grade of the {side}'s answer, and no label to compare it with")
+    grouped = [line.group is not None for line in lines]
+    if any(grouped) and not all(grouped):
+        raise BadInput(f"{lines[grouped.index(False)].where}: there is no group, and other lines have one")
+    return lines
+
+
+def grade_prompts(lines: Sequence[Line], calls: DirectCalls, router: Router) -> Graded:
+    """Return the grades, with the confidence of each answer by the score in use: recorded, or from a run of the edge.
+
+    Raises:
+        BadInput: neither is possible, or the edge now gives another answer than the graded one.
+    """
+    confidence = [_confidence(line, calls, router) for line in lines]
+    cloud = None if lines[0].grades["cloud"] is None else np.array([line.grades["cloud"] for line in lines], float)
+    groups = None if lines[0].group is None else np.array([str(line.group) for line in lines])
+    return Graded(np.array(confidence, float), np.array([line.grades["edge"] for line in lines], float), cloud, groups)
+
+
+def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
+    """Return the confidence of a line's answer; runs the edge if it is not recorded."""
+    score = calls.score
+    if line.confidence is not None:
+        return line.confidence
+    if isinstance(score, InputScore):
+        return score.of_input(line.x)
+    if line.logprobs and (isinstance(score, Prefix) or not callable(score)):
+        return score(line.logprobs) if isinstance(score, Prefix) else quantile(np.array(line.logprobs))
+    if calls.before or calls.number:
+        raise BadInput(f"{line.where}: with several edge models the confidence must be recorded, as confidence or logprobs")
+    answer = router.infer(line.x, mode="only_edge")
+    if line.answers["edge"] is not None and answer.value != line.answers["edge"]:
+        raise BadInput(
+            f"{line.where}: the edge model now gives another answer than the graded one, so its confidence does not fit: record "
+            "the confidence with the answer, as logprobs or confidence, or grade its present answers"
+        )
+    return float("nan") if answer.confidence is None else answer.confidence
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Return the lines of a file that are not empty, with their numbers."""
+    try:
+        return [(n, text) for n, text in enumerate(path.read_bytes().splitlines(), 1) if text.strip()]
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read: {e.strerror or e}") from e
+
+
+def _line(where: str, text: bytes) -> Line:
+    """Parse a line."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"{where}: expected a line of JSON: {type(e).__name__}") from e
+    if not isinstance(line, dict):
+        raise BadInput(f'{where}: expected a mapping with "prompt" or "messages", found a {type(line).__name__}')
+    answers = {side: _text(where, side, line.get(side)) for side in SIDES}
+    grade_entry, label = line.get("grade"), line.get("label")
+    grade = grade_entry if isinstance(grade_entry, dict) else {"edge": grade_entry}
+    grades = {side: _grade(f"{where}: the grade of the {side}", grade.get(side)) for side in SIDES}
+    for side in SIDES if label is not None else ():
+        if grades[side] is None and answers[side] is not None:
+            grades[side] = float(answers[side] == str(label))
+    if label is None and grade_entry is None and None not in answers.values():  # the cloud's answer counts as right
+        grades = {"edge": float(answers["edge"] == answers["cloud"]), "cloud": 1.0}
+    confidence = _number(f"{where}: confidence", line.get("confidence"))
+    return Line(where, prompt_of(line, where), answers, grades, confidence, _logprobs(where, line.get("edge")), line.get("group"))
+
+
+def _text(where: str, side: str, answer: Any) -> str | None:
+    """Return an answer's text; None if absent."""
+    if isinstance(answer, dict) and "choices" in answer:
+        try:
+            choice = answer["choices"][0]
+            answer = choice["text"] if "text" in choice else choice["message"]["content"]
+        except (LookupError, TypeError):
+            raise BadInput(f"{where}: {side} is no completion") from None
+    elif isinstance(answer, dict):
+        answer = answer.get("text")
+    if not isinstance(answer, str | None):
+        raise BadInput(f'{where}: {side} must be an answer\'s text, or a mapping with "text", not a {type(answer).__name__}')
+    return answer
+
+
+def _logprobs(where: str, answer: Any) -> list[float]:
+    """Return the log-probabilities of an answer's tokens; empty if absent."""
+    if not isinstance(answer, dict):
+        return []
+    try:
+        return token_logprobs(answer if "choices" in answer else ("", answer.get("logprobs") or []))
+    except (AttributeError, BadReply, KeyError, TypeError, ValueError):
+        raise BadInput(f"{where}: logprobs must be natural logarithms, one for each token") from None
+
+
+def _grade(what: str, given: Any) -> float | None:
+    """Return a grade from 0 to 1; None if absent."""
+    grade = _number(what, given)
+    if grade is not None and not 0 <= grade <= 1:
+        raise BadInput(f"{what} must be a number from 0 to 1, not {grade:g}")
+    return grade
+
+
+def _number(what: str, given: Any) -> float | None:
+    """Return a finite number; None if absent."""
+    if given is None:
+        return None
+    if not isinstance(given, int | float) or not isfinite(given):
+        raise BadInput(f"{what} must be a number, not {given!r:.40}")
+    return float(given)

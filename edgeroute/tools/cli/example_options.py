@@ -1,0 +1,111 @@
+"""Options of `calibrate` and `evaluate` for their examples, the reader of these, and the router reduced to plain calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from edgeroute.errors import BadInput
+
+if TYPE_CHECKING:
+    from edgeroute.router.router import Router
+
+DATA = (
+    ".npz, .npy, .png and .jpg files and folders of them, .jsonl with prompts, or `-` for stdin; "
+    "or .npz files with edge_logits, cloud_logits and labels, recorded."
+)
+Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
+DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
+Every = Annotated[int, typer.Option(min=1, help="Take only each N-th example: the frames of a film are too similar.")]
+EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Index of the edge model, from 0, if there are several.")]
+DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="Data class of the inputs.", show_default=False)]
+TRUST = "taken on trust: the outputs are recorded, and nothing shows if they come from the policy's models"
+
+
+class FileExamples(NamedTuple):
+    """Examples from files: inputs, or recorded outputs; the other is empty."""
+
+    inputs: list[Any]
+    edge: Any
+    """Recorded outputs [n, classes]."""
+    cloud: Any
+    labels: list[Any] | None
+    notes: list[str]
+    """Notes on the files, one line each."""
+    groups: list[Any] | None = None
+    """Scene, user or session of each."""
+
+    @property
+    def recorded(self) -> bool:
+        """True if the outputs are recorded, so that no model needs to run."""
+        return not self.inputs
+
+
+def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExamples:
+    """Read the files, with the keys that the router's views need, and take every `every`-th example.
+
+    Raises:
+        BadInput: a file cannot be read, or they do not fit together.
+        RuntimeMissing: there is an image, and Pillow is not installed.
+    """
+    import numpy as np
+
+    from edgeroute.tools.cli.input_files import Item, Recorded, files, read_inputs, recorded_outputs
+
+    recorded, items, notes = list[Recorded](), list[Item](), list[str]()
+    for path in files(paths):
+        outputs_in_file = recorded_outputs(path, notes.append)
+        if outputs_in_file is None:
+            items += read_inputs(path, router.engine.snapshot.views.keys, notes.append)
+        else:
+            recorded.append(outputs_in_file)
+    if recorded and items:
+        raise BadInput("some of the files hold inputs, and others recorded outputs: pass one kind at a time")
+    if not recorded and not items:
+        raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
+    if not recorded:
+        labels = _all_or_none([item.label for item in items])
+        groups = _all_or_none([item.group for item in items], "group")
+        taken = [item.x for item in items[::every]]
+        return FileExamples(taken, [], None, labels[::every] or None, notes, groups[::every] or None)
+    if len({outputs.edge.shape[1:] for outputs in recorded}) > 1 or len({outputs.cloud is None for outputs in recorded}) > 1:
+        raise BadInput("the recorded outputs differ in their classes, or only some include the cloud's")
+    edge = np.concatenate([outputs.edge for outputs in recorded])[::every]
+    clouds = [outputs.cloud for outputs in recorded if outputs.cloud is not None]
+    none: list[Any] = [None]
+    labels = _all_or_none([label for o in recorded for label in o.labels or none * len(o.edge)])
+    groups = _all_or_none([group for o in recorded for group in o.groups or none * len(o.edge)], "group")
+    cloud = np.concatenate(clouds)[::every] if clouds else None
+    return FileExamples([], edge, cloud, labels[::every] or None, [TRUST, *notes], groups[::every] or None)
+
+
+def _all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
+    """Return all labels, or [] if there are none; raise `BadInput` if only some are there."""
+    missing = labels.count(None)
+    if missing == len(labels):
+        return []
+    if missing:
+        raise BadInput(f"{missing:,} of {len(labels):,} inputs have no {what}: add it to all of them, or to none")
+    return labels
+
+
+@contextmanager
+def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
+    """Provide the policy's router reduced to plain calls: no cache, no outbox, no audit, no hedge, no deadline.
+
+    Args:
+        policy: the policy file.
+        more: further arguments, which override the file's.
+    """
+    from edgeroute.router.private_conversations import PrivateConversations
+    from edgeroute.router.router import Router
+
+    none = dict.fromkeys(("cache", "outbox", "trace", "instruments", "audit", "hedge_after", "deadline"))
+    arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
+    with Router.from_policy(policy, **arguments) as router:
+        router.engine.private = PrivateConversations(None)  # examples are nobody's conversations
+        yield router

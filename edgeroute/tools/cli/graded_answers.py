@@ -1,0 +1,95 @@
+"""Graded answers for `calibrate`: recorded confidence of the edge, and grades of both sides' answers, each 0..1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import typer
+
+from edgeroute.confidence.certificate import Certificate, Kind
+from edgeroute.errors import BadInput, PolicyError
+from edgeroute.tools.cli.example_options import TRUST
+from edgeroute.tools.cli.input_files import by_name, files
+from edgeroute.tools.measure.calibration import certificate_of
+from edgeroute.tools.measure.collect_examples import DirectCalls
+
+NAMES = ("edge_scores", "cloud_scores", "confidence", "groups")
+
+
+class Graded(NamedTuple):
+    """Graded answers of n examples; None: absent."""
+
+    confidence: Any
+    """[n], confidence of the edge by the score in use."""
+    edge: Any
+    """[n], grades of the edge, 0..1."""
+    cloud: Any | None
+    """[n], grades of the cloud, 0..1."""
+    groups: Any | None
+    """[n], scene, user or session of each."""
+
+
+def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
+    """Read .npz files with `edge_scores`; None if no file has them.
+
+    Raises:
+        BadInput: a file cannot be read, lacks an array, or does not fit the others.
+    """
+    contents = [(path, by_name(path, NAMES)) for path in files(paths)]
+    if not any("edge_scores" in arrays for _, arrays in contents):
+        return None
+    first, array_names = contents[0][0], set(contents[0][1])
+    for path, arrays in contents:
+        missing = [name for name in ("edge_scores", "confidence") if name not in arrays]
+        if missing:
+            raise BadInput(f"{path} has no array {missing[0]}: graded answers are confidence, edge_scores and cloud_scores")
+        shapes = {name: np.shape(array) for name, array in arrays.items()}
+        if len(set(shapes.values())) > 1 or len(shapes["confidence"]) != 1:
+            listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise BadInput(f"{path}: expected one number for each example in each array, found {listed}")
+        if set(arrays) != array_names:
+            raise BadInput(f"{path} and {first} do not hold the same arrays: {', '.join(sorted(set(arrays) ^ array_names))}")
+    joined = {name: np.concatenate([arrays[name] for _, arrays in contents])[::every] for name in contents[0][1]}
+    return Graded(joined["confidence"], joined["edge_scores"], joined.get("cloud_scores"), joined.get("groups"))
+
+
+def only_graded(**options: object) -> None:
+    """Refuse options that do not apply to graded answers."""
+    for name, value in options.items():
+        if value:
+            hint = f"--{name.rstrip('_').replace('_', '-')}"
+            raise typer.BadParameter("the answers are graded: there are no classes, inputs or outputs", param_hint=hint)
+
+
+class CertifiedGraded(NamedTuple):
+    """Certificate of graded answers, with the attributes of a `CalibrationResult`."""
+
+    certificate: Certificate
+    notes: list[str]
+    score: str
+    why: str = ""
+    fitted: None = None
+
+
+def certify_graded(
+    scored: Graded, kind: Kind, value: float, sure: float | None, metric: str, calls: DirectCalls
+) -> CertifiedGraded:
+    """Calibrate on graded answers; see `edgeroute.confidence.calibrate`.
+
+    Raises:
+        NotEnough: there are too few.
+        PolicyError: the cloud's grades are missing, or `calibrate` rejects them.
+    """
+    if kind == "max_loss" and scored.cloud is None:
+        raise PolicyError("max_loss is measured against the cloud: record cloud_scores too")
+    score, notes = calls.score if isinstance(calls.score, str) else getattr(calls.score, "name", "function"), [TRUST]
+    certificate = certificate_of(
+        scored.confidence, scored.edge, scored.cloud,
+        max_loss=value if kind == "max_loss" else None, max_error=value if kind == "max_error" else None,
+        max_defer=value if kind == "max_defer" else None, sure=sure, per_class=None, groups=scored.groups, metric=metric,
+        agree=None, name=score, parameters={}, fingerprints=calls.fingerprints(), notes=notes,
+    )  # fmt: skip
+    return CertifiedGraded(certificate, notes, score)

@@ -1,0 +1,298 @@
+"""Commands on the state folder: `outbox` shows and changes waiting requests, `egress` shows the ledger of attempts to send."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from edgeroute.errors import BadInput, PolicyError, StoreError
+from edgeroute.system import process
+from edgeroute.tools.cli.exit_codes import FAILED, OK, exits, line
+from edgeroute.tools.cli.tables_and_options import Json, seconds, table
+
+if TYPE_CHECKING:
+    from edgeroute.stores.outbox import Outbox
+
+MOST_ROWS = 500
+"""Most entries to show, the latest."""
+
+PolicyOption = Annotated[
+    Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy with the state folder.", show_default=False)
+]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of a policy.", show_default=False)
+]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids as `list` shows them.", show_default=False)]
+
+outbox = typer.Typer(
+    name="outbox",
+    no_args_is_help=True,
+    help="Show and change requests that wait to be sent. A router may use the same files at the same time.",
+)
+
+
+@outbox.command("list")
+@exits
+def list_entries(
+    *,
+    policy: PolicyOption = None,
+    state: StateOption = None,
+    state_is: Annotated[
+        Literal["waiting", "answered", "dead"] | None, typer.Option(help="Show only entries in this state.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show the entries, and totals by final state."""
+    with _open_outbox(policy, state) as box:
+        if as_json:
+            separator = '{"entries": ['
+            for entry in box.pages(state_is):
+                print(separator, _dumps(entry._asdict()), sep="", end="")
+                separator = ", "
+            print("" if separator == ", " else separator, f'], "counts": {_dumps(box.counts())}}}', sep="")
+            return OK
+        entries, counts = box.list(state_is, latest=MOST_ROWS), box.counts()
+        total = box.size(state_is)
+    columns = ("id", "state", "target", "class", "queued", "attempts", "bytes", "error")
+    cells = [(e.id, e.state, e.target, e.data_class, local_time(e.queued_at), e.attempts, e.bytes, e.error) for e in entries]
+    table(columns, cells, [name for name in columns if name not in {"attempts", "bytes"}])
+    if total > MOST_ROWS:
+        print(f"these are the latest {MOST_ROWS:,} of {total:,}; --json has them all")
+    now = {name: counts.pop(name) for name in ("waiting", "bytes")}
+    for label, numbers in (("since the file was made", counts), ("now", now)):
+        print(f"{label}: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in numbers.items())}")
+    return OK
+
+
+@outbox.command()
+@exits
+def retry(
+    ids: Ids = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Requeue all dead letters.")] = False,
+    policy: PolicyOption = None,
+    state: StateOption = None,
+    as_json: Json = False,
+) -> int:
+    """Requeue dead letters, with a new time to live. Sends nothing: a router that uses the file does."""
+    names = _ids(ids, every, "--all")
+    with _open_outbox(policy, state) as box:
+        dead = {name for name, state_is in box.states(names or ()).items() if state_is == "dead"}
+        count = box.retry(names)
+    print(_dumps({"requeued": count}) if as_json else f"{count:,} wait again")
+    return _report_missing(names, dead, "there is no dead entry with this id", as_json=as_json)
+
+
+@outbox.command()
+@exits
+def drop(
+    ids: Ids = None,
+    *,
+    every: Annotated[bool, typer.Option("--all-dead", help="Delete all dead letters.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    policy: PolicyOption = None,
+    state: StateOption = None,
+    as_json: Json = False,
+) -> int:
+    """Delete entries permanently, including answers not yet delivered to the application."""
+    names = _ids(ids, every, "--all-dead")
+    with _open_outbox(policy, state) as box:
+        states_by_id = {entry.id: entry.state for entry in box.pages("dead")} if names is None else box.states(names)
+        to_delete = [*states_by_id] if names is None else [name for name in names if name in states_by_id]
+        states = ", ".join(sorted({states_by_id[name] for name in to_delete}))
+        if to_delete and not yes:
+            print(f"remove {len(to_delete):,} ({states}) for good? [y/N]: ", end="", file=sys.stderr, flush=True)  # not on stdout
+            if sys.stdin is None or sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+                raise typer.Abort
+        count = box.drop(to_delete)
+    print(_dumps({"removed": count}) if as_json else f"{count:,} removed")
+    return _report_missing(names, states_by_id, "there is no entry with this id", as_json=as_json)
+
+
+@outbox.command()
+@exits
+def export(
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="New file, which only you may read, instead of stdout.", show_default=False),
+    ] = None,
+    policy: PolicyOption = None,
+    state: StateOption = None,
+    as_json: Json = False,
+) -> int:
+    """Print every entry with all its contents, including user data, as a line of JSON; bytes are base64."""
+    with _open_outbox(policy, state) as box:
+        if out is None:
+            for entry in box.export():
+                print(_dumps(entry))
+            return OK
+        lines = (_dumps(entry) for entry in box.export())
+        try:
+            with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                count = sum(file.write(line + "\n") > 0 for line in lines)
+        except StoreError:
+            raise
+        except OSError as e:
+            raise StoreError(f"{out}: {e.strerror or e}") from e
+    print(_dumps({"entries": count, "file": str(out)}) if as_json else f"{count:,} entries in {out}")
+    return OK
+
+
+def state_folder(policy: Path | None, state: Path | None) -> Path:
+    """Return the state folder, whether it exists or not.
+
+    Raises:
+        PolicyError: the policy is invalid, or has no state folder.
+    """
+    if state is not None and policy is None:
+        return state
+    if policy is None or state is not None:
+        raise typer.BadParameter("one of the two is needed", param_hint="--policy or --state")
+    from edgeroute import policy as settings
+    from edgeroute.policy.single_sections import at
+
+    configured = settings.load(policy).state
+    if configured is None:
+        raise PolicyError(f"{policy} has no state folder: add state")
+    return at(policy.parent, configured)
+
+
+def local_time(time: float) -> str:
+    """Format a time, seconds since 1970, in local time; a time that no calendar has, in seconds."""
+    try:
+        return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{time:g} s"
+
+
+def _dumps(value: Any) -> str:
+    """Write a value as JSON; convert it to plain data first if needed."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        from edgeroute.system.process import plain
+
+        return json.dumps(plain(value))
+
+
+@contextlib.contextmanager
+def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
+    """Open the outbox of a state folder, and close it at the end of the `with` block."""
+    path = state_folder(policy, state) / "outbox.db"
+    if not os.access(path, os.R_OK):  # opening it would create one
+        raise BadInput(f"{path}: there is no outbox, or it cannot be read")
+    from edgeroute.stores.outbox import Outbox
+
+    box = Outbox(path, ttl_s=inf)  # the router expires entries: its policy has the time to live
+    try:
+        yield box
+    finally:
+        box.close()
+
+
+def _ids(ids: list[str] | None, every: bool, option: str) -> list[str] | None:
+    """Return the ids without duplicates; None: all."""
+    if bool(ids) == every:
+        raise typer.BadParameter("one of the two is needed", param_hint=f"ID... or {option}")
+    return [*dict.fromkeys(ids)] if ids else None
+
+
+def _report_missing(names: Iterable[str] | None, existing: Iterable[str], why: str, *, as_json: bool) -> int:
+    """Print an error for each id that does not exist, and return the exit code."""
+    missing = [name for name in names or () if name not in existing]
+    for name in missing:
+        print(line(BadInput(why), as_json=as_json, id=name), file=sys.stderr)
+    return FAILED if missing else OK
+
+
+# `edgeroute egress`.
+
+
+class Sent(NamedTuple):
+    """Line of the ledger."""
+
+    at: float
+    to: str
+    bytes: int
+    data_class: str | None
+    rule: str
+    request: str
+
+
+def parse_time(text: str) -> float:
+    """Parse a time to seconds since 1970: `90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) in local time."""
+    try:
+        return process.now() - seconds(text)
+    except typer.BadParameter:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"expected a time ago, as in 90m, 1h or 7d, or a date, as in 2026-11-24, not {text!r}") from None
+
+
+def egress(
+    *,
+    policy: PolicyOption = None,
+    state: StateOption = None,
+    since: Annotated[
+        float | None, typer.Option(parser=parse_time, metavar="WHEN", help="Show attempts from then on: 1h (ago), or 2026-11-24.")
+    ] = None,
+    data_class: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Show only this data class.", show_default=False)
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Show only destinations that contain this text.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show the egress ledger: each attempt to send, with time, destination, bytes, data class and rule."""
+    from edgeroute.stores.journal import read
+
+    path = state_folder(policy, state) / "egress.jsonl"
+    if not any(path.parent.glob(f"{path.name}*")):
+        raise BadInput(f"{path}: there is no egress ledger: routers with this state folder have sent nothing, or it was removed")
+    ledger = read(path, since=since)
+    parsed_lines = [_sent(record) for record in ledger]
+    skipped = ledger.skipped + parsed_lines.count(None)
+    sent = [s for s in parsed_lines if s and data_class in {None, s.data_class} and (to or "") in s.to]
+    attempts, sizes = Counter[tuple[str, str | None]](), Counter[tuple[str, str | None]]()
+    for attempt in sent:
+        attempts[attempt.to, attempt.data_class] += 1
+        sizes[attempt.to, attempt.data_class] += attempt.bytes
+    totals = [(*key, count, sizes[key]) for key, count in attempts.items()]
+    if as_json:
+        total_rows = [dict(zip(("to", "data_class", "attempts", "bytes"), total, strict=True)) for total in totals]
+        print(json.dumps({"sent": [attempt._asdict() for attempt in sent], "totals": total_rows, "skipped": skipped}))
+        return OK
+    if sent:
+        shown = [(local_time(attempt.at), *attempt[1:]) for attempt in sent[-MOST_ROWS:]]
+        table(("when", "to", "bytes", "class", "rule", "request"), shown, ("when", "to", "class", "rule", "request"))
+        if len(sent) > MOST_ROWS:
+            print(f"these are the latest {MOST_ROWS:,} of {len(sent):,}; --json has them all")
+        table(("to", "class", "attempts", "bytes"), totals, ("to", "class"))
+    else:
+        print("the ledger has no such attempts")
+    if skipped:
+        print(f"{skipped:,} incomplete lines were skipped, as after a power cut or on a full disk", file=sys.stderr)
+    return OK
+
+
+def _sent(record: Mapping[str, Any]) -> Sent | None:
+    """Parse a line of the ledger; None if it is invalid."""
+    try:
+        time, to, size, data_class, rule, request = (record[name] for name in Sent._fields)
+        return Sent(float(time), str(to), int(size), None if data_class is None else str(data_class), str(rule), str(request))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None

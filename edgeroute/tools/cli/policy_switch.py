@@ -1,0 +1,237 @@
+"""Putting a hidden edge on trial in force, and rolling back; files are replaced one by one, so a kill leaves a valid policy."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
+from edgeroute.policy.file_and_environment import read_policy
+from edgeroute.system import process
+from edgeroute.system.process import replace_file
+from edgeroute.tools.cli.example_options import plain_router
+from edgeroute.tools.cli.status import read_state
+
+# Rewriting a policy's text so that its hidden edge on trial becomes its edge model; comments of TOML stay.
+
+
+def rewrite_policy(path: Path, threshold: str) -> str | None:
+    """Return a policy's text with the hidden edge on trial as its edge, and this threshold; None for a format without rewriting.
+
+    Args:
+        path: path of a policy with one edge model and a hidden one on trial.
+        threshold: path of the certificate, as in the policy.
+
+    Raises:
+        PolicyError: it cannot be rewritten; the message says what to write.
+        RuntimeMissing: it is TOML, and tomlkit is not installed.
+    """
+    rewrite = _FORMATS.get(path.suffix.lower())
+    if rewrite is None:
+        return None
+    text = path.read_text(encoding="utf-8-sig")
+    text_after = rewrite(text, threshold)
+    if _parse(path, text_after) != _with_trial(read_policy(path), threshold):
+        raise PolicyError(f"{path} cannot be rewritten as it is written: {instruction(threshold)}")
+    return text_after
+
+
+def instruction(threshold: str) -> str:
+    """Return an instruction for the user: what to edit in the policy."""
+    return f"make the edge of trial that of [edge], remove trial, and set threshold to {json.dumps(threshold)}"
+
+
+def _with_trial(data: dict[str, Any], threshold: str) -> dict[str, Any]:
+    """Return the policy's data with the hidden edge on trial as its edge, and this threshold."""
+    edge = _without_trial(data)
+    return {**data, "edge": edge, "threshold": threshold}
+
+
+def _without_trial(data: Any) -> Any:
+    """Remove the hidden edge from the trials, and return it as the section `[edge]`."""
+    trials = data["trial"]
+    trial_list = trials if isinstance(trials, list) else [trials]
+    index = next(i for i, trial in enumerate(trial_list) if "edge" in trial and trial.get("shown") is False)
+    edge = trial_list[index]["edge"]
+    if len(trial_list) > 1:
+        del trial_list[index]
+    else:
+        del data["trial"]
+    if not isinstance(edge, str):
+        return edge
+    section = data["edge"][0] if isinstance(data["edge"], list) else data["edge"]
+    section["path"] = edge
+    for key in ("sha256", "card"):  # of the file before
+        section.pop(key, None)
+    return section
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    """Parse a policy's text into plain data."""
+    if path.suffix.lower() == ".json":
+        return dict(json.loads(text))
+    import tomlkit
+
+    return dict(tomlkit.parse(text).unwrap())
+
+
+def _json(text: str, threshold: str) -> str:
+    """Rewrite a policy in JSON."""
+    return json.dumps(_with_trial(json.loads(text), threshold), indent=2, ensure_ascii=False) + "\n"
+
+
+def _toml(text: str, threshold: str) -> str:
+    """Rewrite a policy in TOML."""
+    try:
+        import tomlkit
+    except ImportError as e:
+        raise RuntimeMissing(
+            f"rewriting a policy in TOML needs tomlkit: pip install tomlkit. Or by hand: {instruction(threshold)}"
+        ) from e
+    document = tomlkit.parse(text)
+    document["edge"] = _without_trial(document)
+    document["threshold"] = threshold
+    return tomlkit.dumps(document)
+
+
+_FORMATS = {".toml": _toml, ".json": _json}
+
+
+BACKUP_SUFFIX = ".before"
+"""Suffix of the file with the policy before the switch."""
+
+
+class Memory:
+    """File `recertify.json` in the state folder: looks at trials, and the last switch.
+
+    Args:
+        folder: the state folder.
+
+    Attributes:
+        looks: fingerprints and promise -> numbers of audits at which the trial's certificate did not hold.
+        switch: data of the last switch: the certificate's checksum, hashes of the policy before and after it, the trial's
+            fingerprints, and the time of a rollback. Empty: there was none.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "recertify.json"
+        self.looks: dict[str, list[int]] = {}
+        self.switch: dict[str, Any] = {}
+        try:
+            if self._path.exists():
+                data = json.loads(self._path.read_text(encoding="utf-8"))
+                self.looks, self.switch = data["looks"], data["switch"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise StoreError(f"{self._path} cannot be read ({e}): remove it to forget the last switch") from e
+
+    def save(self) -> None:
+        """Write the file."""
+        write(self._path, json.dumps({"looks": self.looks, "switch": self.switch}, indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        replace_file(path, text)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+
+
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file; empty if it does not exist."""
+    with suppress(FileNotFoundError):
+        return sha256(path.read_bytes()).hexdigest()
+    return ""
+
+
+def backup_path(policy: Path) -> Path:
+    """Return the path of the policy before the switch."""
+    return policy.with_name(policy.name + BACKUP_SUFFIX)
+
+
+def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, memory: Memory) -> bool:
+    """Put the edge on trial in force. Return False, and write nothing, if this format of policies is not rewritten.
+
+    The policy is replaced last: until then the old one is in force, complete, whatever was written before.
+
+    Args:
+        policy: path of the policy.
+        threshold: path of the certificate, which exists, as in the policy.
+        certificate: certificate of the trial.
+        trial: fingerprints of the trial.
+        memory: memory of the state folder.
+
+    Raises:
+        PolicyError: the policy cannot be rewritten, would not be valid, or was changed meanwhile.
+        StoreError: a file cannot be written.
+    """
+    before, old = hash_of(policy), policy.read_text(encoding="utf-8")
+    text = rewrite_policy(policy, threshold)
+    if text is None:
+        return False
+    _try(policy, text)
+    write(backup_path(policy), old)
+    memory.switch = {
+        "at": process.now(), "certificate": certificate.checksum, "trial": trial, "before": hash_of(backup_path(policy)),
+        "after": sha256(text.replace("\n", os.linesep).encode()).hexdigest(),
+    }  # fmt: skip
+    memory.save()
+    if hash_of(policy) != before:
+        raise PolicyError(f"{policy} was changed meanwhile: nothing was switched")
+    write(policy, text)
+    return True
+
+
+def roll_back(policy: Path, memory: Memory) -> None:
+    """Put the policy before the switch in force again.
+
+    Raises:
+        PolicyError: its file is missing or was changed.
+        StoreError: a file cannot be written.
+    """
+    old = backup_path(policy)
+    if hash_of(old) != memory.switch["before"]:
+        raise PolicyError(f"{old} is not the policy before the switch any more: put the model that you trust in {policy} by hand")
+    memory.switch["rolled_back"] = process.now()
+    memory.save()
+    write(policy, old.read_text(encoding="utf-8"))
+
+
+def alarm(folder: Path, checksum: str) -> str:
+    """Return the text of the audits' alarm under that certificate; empty without one, or for an alarm of the deferral rate."""
+    try:
+        stored = read_state(folder).get("audit:edge")
+    except BadInput:
+        return ""
+    dumped = None if stored is None else stored.value
+    if not isinstance(dumped, dict) or dumped.get("certificate") != checksum or not isinstance(dumped.get("alarm"), dict):
+        return ""
+    differs = (dumped.get("drift") or {}).get("disagreement") or {}
+    return str(dumped["alarm"].get("what")) if dumped.get("raised") is not None or differs.get("alarmed") else ""
+
+
+def _try(policy: Path, text: str) -> None:
+    """Build a router from the text, in the policy's folder, since its paths are relative to it; then delete the file.
+
+    Raises:
+        PolicyError: it is invalid, or the certificate does not hold for its models.
+    """
+    trial = policy.with_name(f".{policy.stem}-trial{policy.suffix}")
+    write(trial, text)
+    try:
+        with plain_router(trial, state=None, uncalibrated="error"):
+            pass
+    finally:
+        trial.unlink(missing_ok=True)

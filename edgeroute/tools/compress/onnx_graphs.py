@@ -1,0 +1,223 @@
+"""ONNX graphs for quantisation and pruning: reading, preparing, finding layers, and writing the result with its card."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgeroute.edge.model_card import Card, sha256_of
+from edgeroute.edge.onnx import external_data
+from edgeroute.errors import ModelError, ModelMissing, PolicyError, RuntimeMissing, StoreError
+from edgeroute.system.late_imports import import_late
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators with weights, which are quantised."""
+PER_CHANNEL = 13
+"""The first opset whose quantisation has an axis."""
+QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+             "MatMulInteger"}  # fmt: skip
+SHOWN = 6
+"""Maximum number of operators named in a message."""
+
+
+def package() -> Any:
+    """Import and return the package onnx.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
+    try:
+        import_late("onnx.version_converter")
+        return import_late("onnx")
+    except ImportError as e:
+        raise RuntimeMissing("changing a model needs the package onnx: pip install 'edgeroute[quantize]'") from e
+
+
+def read_graph(path: Path) -> Any:
+    """Read a float ONNX model with its external data; turn weights that are listed as inputs into constants.
+
+    Raises:
+        ModelMissing: there is no such file.
+        ModelError: it is no ONNX model, or is quantised already.
+        RuntimeMissing: the package onnx is not installed.
+    """
+    onnx = package()
+    if not path.is_file():
+        raise ModelMissing(f"there is no model at {path}")
+    try:
+        model = onnx.load(str(path))
+    except Exception as e:  # protobuf's errors, and onnx's, derive from Exception alone
+        raise ModelError(f"{path} is not an ONNX model: {type(e).__name__}") from e
+    if not model.graph.node:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph")
+    if operators := sorted({node.op_type for node in model.graph.node} & QUANTISED):
+        raise ModelError(
+            f"{path} is quantised already, it has {', '.join(operators)}: pass the float model that it was made from"
+        )
+    _make_weights_constant(model)
+    return model
+
+
+def _make_weights_constant(model: Any) -> None:
+    """Remove weights from the model's inputs, where older exporters list them and a caller could replace them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    if overridable := [value for value in model.graph.input if value.name in weights]:
+        for value in overridable:
+            model.graph.input.remove(value)
+        model.ir_version = max(model.ir_version, 4)  # which allows that
+
+
+def at_opset(model: Any, least: int, path: Path) -> Any:
+    """Return the model, converted if its opset is lower than `least`.
+
+    Raises:
+        ModelError: it cannot be converted.
+    """
+    version = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), least)
+    if version >= least:
+        return model
+    try:
+        return package().version_converter.convert_version(model, least)
+    except Exception as e:  # onnx's errors derive from Exception alone
+        raise ModelError(
+            f"{path} has opset {version}, quantising per channel needs {least}, and the model cannot be converted: export it"
+            f" again with opset {least} or higher"
+        ) from e
+
+
+def name_nodes(model: Any) -> None:
+    """Name each node in place that has no name, or the same name as another."""
+    seen = Counter(node.name for node in model.graph.node)
+    taken = set(seen)
+    for i, node in enumerate(model.graph.node):
+        if not node.name or seen[node.name] > 1:
+            name = f"{node.op_type}_{i}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+
+
+def flatten_biases(model: Any) -> None:
+    """Change in place the biases [1, n] of Gemm, as in scikit-learn's models, to [n], which the quantiser needs.
+
+    The sum is the same.
+    """
+    others = {name for node in model.graph.node for i, name in enumerate(node.input) if (node.op_type, i) != ("Gemm", 2)}
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Gemm" and len(node.input) > 2} - others  # noqa: PLR2004
+    for name, tensor in constants_of(model).items():
+        if name in biases and len(tensor.dims) == 2 and tensor.dims[0] == 1:  # noqa: PLR2004 - rows and columns
+            del tensor.dims[0]
+
+
+def constants_of(model: Any) -> dict[str, Any]:
+    """Return the initializers that no caller can override, name -> tensor."""
+    inputs = {value.name for value in model.graph.input}
+    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in inputs}
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return the nodes with constant weights, in order of execution."""
+    weights = constants_of(model)
+    return [node for node in model.graph.node if node.op_type in LAYERS and any(name in weights for name in node.input[:2])]
+
+
+def weight_of(node: Any, known: dict[str, Any]) -> Any:
+    """Return the weight tensor of a layer."""
+    return known[node.input[1] if node.input[1] in known else node.input[0]]
+
+
+def nodes_after(model: Any, nodes: Iterable[Any]) -> list[Any]:
+    """Return the nodes that depend on the outputs of these nodes, directly or not."""
+    reached = {name for node in nodes for name in node.output}
+    dependent = []
+    for node in model.graph.node:  # which are in the order of their execution
+        if reached & {*node.input}:
+            dependent.append(node)
+            reached |= {*node.output}
+    return dependent
+
+
+def last_layers(model: Any) -> list[Any]:
+    """Return the layers that no further layer depends on. Nodes must have unique names."""
+    all_layers = layers_of(model)
+    names = {node.name for node in all_layers}
+    return [node for node in all_layers if not any(later.name in names for later in nodes_after(model, [node]))]
+
+
+def operators_of(model: Any) -> str:
+    """Return the names of the model's operators as text for a message, shortened."""
+    operators = sorted({node.op_type for node in model.graph.node})
+    return ", ".join(operators[:SHOWN]) + (", ..." if len(operators) > SHOWN else "")
+
+
+# Writes a new model and its card together: both, or nothing.
+
+
+def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
+    """Return the path for the new model: `out`, or beside the original with `word` in its name.
+
+    Raises:
+        PolicyError: the path is the original or would replace its weights, has another suffix, or exists already.
+    """
+    path_out = out or path.with_name(f"{path.stem}.{word}{path.suffix}")
+    if path_out.suffix.lower() != path.suffix.lower():
+        raise PolicyError(f"{path_out}: a model made of {path.name} must end in {path.suffix}, too")
+    if path_out.resolve() == path.resolve() or path_out.with_suffix(".json").resolve() == path.with_suffix(".json").resolve():
+        raise PolicyError(f"{path_out} is the original: choose another name with --out")
+    weights = external_data(path)
+    written = [path_out, path_out.with_suffix(".json"), *([path_out.with_name(f"{path_out.name}.data")] if weights else [])]
+    if taken := {file.resolve() for file in weights} & {file.resolve() for file in written}:
+        raise PolicyError(
+            f"{path_out} would replace {min(taken).name}, which has weights of the original: choose another name with --out"
+        )
+    for file in written:
+        if file.exists() and not overwrite:
+            raise PolicyError(f"{file} exists already: choose another name with --out, or use --force")
+    if not path_out.parent.is_dir():
+        raise PolicyError(f"{path_out}: there is no folder {path_out.parent}")
+    return path_out
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """Provide a temporary folder on the disk of the result; deleted at the end of the `with` block.
+
+    Raises:
+        StoreError: the disk is full, or may not be written to.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
+            yield Path(folder)
+    except OSError as e:
+        if isinstance(e, StoreError) or e.errno is None:
+            raise
+        raise StoreError(e.errno, f"{out} cannot be written: {e.strerror}") from e
+
+
+def write_card(model_path: Path, original: Card, step: str) -> Path:
+    """Write the card of a new model beside it: the original's card, with the new file, size and sha256 and the step added."""
+    data: dict[str, Any] = {}
+    if original.path is not None:
+        data = json.loads(original.path.read_text(encoding="utf-8"))
+    steps = data.get("steps")
+    data |= {"file": model_path.name, "sha256": sha256_of(model_path)} | (
+        {"bytes": model_path.stat().st_size} if "bytes" in data else {}
+    )
+    data["steps"] = [*(steps if isinstance(steps, list) else [] if steps is None else [steps]), {"step": step}]
+    path = model_path.with_suffix(".json")
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def put(folder: Path, out: Path) -> None:
+    """Move all files from the workplace beside `out`: the weights, then the model, then the card with the model's sha256."""
+    order = {out.name: 1, out.with_suffix(".json").name: 2}
+    for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 0)):
+        os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same

@@ -1,0 +1,252 @@
+"""Quantisation of model files to static int8 or float16, measured before and after."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeroute.edge.model_card import Card
+from edgeroute.edge.model_file import first_line
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.runtimes import load
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing, check_number
+from edgeroute.system.late_imports import import_late
+from edgeroute.tools.compress.measurement import (
+    Examples,
+    Layer,
+    Result,
+    answers,
+    labels_of,
+    load_original,
+    measure_both,
+    measure_files,
+    split,
+)
+from edgeroute.tools.compress.onnx_conversion import Int8
+from edgeroute.tools.compress.onnx_graphs import put, target, workplace, write_card
+
+# Models of other formats than ONNX, quantised by their own tools.
+
+
+def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *, fp16: bool, keep_float: int) -> Result:
+    """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, and measure it; see `quantize`."""
+    tool = _TOOLS.get(path.suffix.lower())
+    if tool is None:
+        raise ModelError(f"{path}: expected a model that ends in .onnx, {' or '.join(_TOOLS)}")
+    if fp16 or keep_float:
+        raise PolicyError(f"{path}: --fp16 and --keep-float are for .onnx")
+    if not path.exists():
+        raise ModelMissing(f"there is no model at {path}")
+    card = Card.beside(path)
+    with workplace(out) as folder:
+        quantised = folder / "made" / out.name
+        quantised.parent.mkdir()
+        step, notes = tool(path, quantised, used)
+        if quantised.is_file():
+            write_card(quantised, card, step)
+        try:
+            original = load(path)
+            original_answers = answers(original, held_out.inputs)
+            notes += original_answers.check(held_out.labels, labels_of(original))
+            before, after = measure_both(original, quantised, original_answers, held_out)
+        except BadInput:
+            raise
+        except EdgerouteError as e:  # such as a Core ML model elsewhere than on macOS
+            before, after = measure_files(path), measure_files(quantised)
+            notes.append(f"it was not run here: {e}")
+        put(quantised.parent, out)
+    return Result(
+        before, after._replace(path=out), (), out.with_suffix(".json"), len(used.inputs), len(held_out.inputs), tuple(notes)
+    )
+
+
+def _quantize_tflite(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:
+    """Write a .tflite model quantised by ai-edge-quantizer; return the step for the card, and notes."""
+    quantizer = _import_tool("ai_edge_quantizer.quantizer", "ai-edge-quantizer", path)
+    recipe = _import_tool("ai_edge_quantizer.recipe", "ai-edge-quantizer", path)
+    litert = _import_tool("ai_edge_litert.interpreter", "ai-edge-litert", path)
+    model: Any = load(path)
+    model.load()  # its inputs are known then, and that it is a model
+    signatures = litert.Interpreter(model_path=str(path)).get_signature_list()
+    if len(signatures) != 1:
+        raise ModelError(f"{path} has {len(signatures)} signatures, and ai-edge-quantizer needs one: convert it again")
+    ((signature, names),) = signatures.items()
+    feeds = [model.feed([x]) for x in used.inputs]
+    if {*names["inputs"]} != {*feeds[0]}:
+        raise ModelError(f"{path} takes {', '.join(names['inputs'])}, and is given {', '.join(feeds[0])}")
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():  # it reports there, and warns of what it does itself
+            warnings.simplefilter("ignore")
+            converter = quantizer.Quantizer(str(path))
+            converter.load_quantization_recipe(recipe.static_wi8_ai8())
+            ranges = _widest_ranges(converter.calibrate({signature: [feed]}, num_threads=1) for feed in feeds)
+            converter.quantize(ranges).export_model(str(out), overwrite=True)
+    except OSError:
+        raise
+    except Exception as e:  # it raises whatever comes up
+        raise ModelError(f"{path} cannot be quantised by ai-edge-quantizer: {first_line(e)}") from e
+    return f"static int8, by edgeroute quantize on {len(used.inputs)} examples", []
+
+
+def _widest_ranges(calibrations: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the least and the largest value of each tensor over several calibrations.
+
+    The tool itself takes a moving average of them, which cuts off what single inputs have beyond it: in a small model the logits
+    were a third of their size away from the original's, and by the widest ranges a hundredth. ONNX Runtime takes these, too.
+    """
+    wide: dict[str, dict[str, Any]] = {}
+    for calibration in calibrations:
+        for name, values in calibration.items():
+            widest = wide.setdefault(name, dict(values))
+            for key, pick in (("min", np.minimum), ("max", np.maximum)):
+                if key in values and key in widest:
+                    widest[key] = pick(widest[key], values[key])
+    return wide
+
+
+def _quantize_coreml(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:  # noqa: ARG001 - weights take no examples
+    """Write a .mlpackage with int8 weights by coremltools; return the step for the card, and notes."""
+    tools = _import_tool("coremltools", "coremltools", path)
+    optimize = _import_tool("coremltools.optimize.coreml", "coremltools", path)
+    try:
+        model = tools.models.MLModel(str(path), skip_model_load=True)
+        kind = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
+        config = optimize.OptimizationConfig(global_config=kind)
+        optimize.linear_quantize_weights(model, config=config).save(str(out))
+    except Exception as e:  # it raises whatever comes up
+        raise ModelError(f"{path} cannot be quantised by coremltools: {first_line(e)}") from e
+    return "int8 weights, by edgeroute quantize", ["weights alone are int8, which takes no examples; sums are float"]
+
+
+_TOOLS: dict[str, Callable[[Path, Path, Examples], tuple[str, list[str]]]] = {
+    ".tflite": _quantize_tflite,
+    ".mlpackage": _quantize_coreml,
+}
+
+
+def _import_tool(module: str, name: str, path: Path) -> Any:
+    """Import a tool's module; raise `RuntimeMissing` with the command that installs it."""
+    try:
+        return import_late(module)
+    except ImportError as e:
+        raise RuntimeMissing(f"{path} is quantised by {name}, which cannot be imported ({e}): pip install {name}") from e
+
+
+CALIBRATION = 500
+"""Most examples for calibrating the ranges; half of the data if that is less."""
+TRIED = 64
+"""Most of them that measure the sensitivity of layers."""
+
+
+def quantize(
+    path: str | Path,
+    inputs: Sequence[Any],
+    labels: Sequence[Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    fp16: bool = False,
+    keep_float: int = 0,
+    sensitivity: bool = True,
+    last: bool = False,
+    activations: Literal["uint8", "int8"] = "uint8",
+    reduce_range: bool = False,
+    calibration: int = CALIBRATION,
+    overwrite: bool = False,
+) -> Result:
+    """Quantise a float model, write the new model with its card, and measure both.
+
+    int8 is static, per channel, with QDQ nodes, as ONNX Runtime, OpenVINO, TensorRT and QNN read it. The last layer stays float:
+    quantised logits would tie confidences. The sensitivity of each layer is the error at the model's outputs while it alone is
+    quantised (Wu et al. 2020, arXiv:2004.09602, section 6).
+
+    Args:
+        path: the model, .onnx; .tflite and .mlpackage where their tools are installed. Its card is copied to the new model.
+        inputs: inputs as callers pass them to the model, before the card's preprocessing.
+        labels: the right answer of each input: names, or class numbers.
+        out: path of the new file; None: beside the model, as NAME.int8.onnx or NAME.fp16.onnx.
+        fp16: True converts to float16 in place of int8; inputs and outputs keep their types.
+        keep_float: number of layers that stay float, the most sensitive first.
+        sensitivity: True tries each layer by itself; `keep_float` needs that.
+        last: True quantises the last layer, too.
+        activations: "uint8" is by far the fastest on x86; "int8", symmetric, is what TensorRT needs, and good on ARM.
+        reduce_range: True gives weights 7 bits, for x86 CPUs without VNNI, whose sums of uint8 and int8 saturate.
+        calibration: number of examples that calibrate the ranges; half of the data at most, the rest measures the result.
+        overwrite: True replaces existing files.
+
+    Raises:
+        ModelMissing, ModelError: the model cannot be read, run or quantised.
+        RuntimeMissing: a package is not installed; the message names it.
+        BadInput: the inputs do not fit the model, or are too few.
+        PolicyError: the arguments contradict each other, or the file exists already.
+        StoreError: the disk is full, or may not be written to.
+    """
+    path, word = Path(path), "fp16" if fp16 else "int8"
+    check_number("keep_float", keep_float, whole=True)
+    check_number("calibration", calibration, least=1, whole=True)
+    if activations not in {"uint8", "int8"}:
+        raise PolicyError(f'activations= is "uint8" or "int8", not {activations!r}')
+    if keep_float and (fp16 or not sensitivity):
+        raise PolicyError("keep_float= is about layers of an int8 model, and needs their sensitivity")
+    path_out = target(path, None if out is None else Path(out), word, overwrite=overwrite)
+    used, held_out = split(Examples([*inputs], None if labels is None else [*labels]), calibration)
+    if path.suffix.lower() != ".onnx":
+        return quantize_other(path, path_out, used, held_out, fp16=fp16, keep_float=keep_float)
+    model, original, notes = load_original(path, held_out)
+    layers: tuple[Layer, ...] = ()
+    with workplace(path_out) as folder:
+        quantised = folder / "made" / path_out.name
+        quantised.parent.mkdir()
+        if fp16:
+            from edgeroute.tools.compress.onnx_conversion import convert
+
+            convert(path, quantised)
+        else:
+            int8 = Int8(path, [model.feed([x]) for x in used.inputs], folder, last=last, activations=activations,
+                        reduce_range=reduce_range)  # fmt: skip
+            notes += int8.notes
+            if sensitivity:
+                layers = _layer_errors(int8, model, used.part(range(min(TRIED, len(used.inputs)))))
+            float_layers = _most_sensitive(layers, keep_float)
+            int8.write(quantised, exclude=float_layers)
+            layers = tuple(layer._replace(note="stays float") if layer.name in float_layers else layer for layer in layers)
+        write_card(quantised, model.card, _step(word, len(used.inputs), keep_float))
+        before, after = measure_both(model, quantised, original, held_out)
+        put(quantised.parent, path_out)
+    after, card, count = after._replace(path=path_out), path_out.with_suffix(".json"), 0 if fp16 else len(used.inputs)
+    return Result(before, after, layers, card, count, len(held_out.inputs), tuple(notes))
+
+
+def _layer_errors(int8: Int8, model: OnnxModel, examples: Examples) -> tuple[Layer, ...]:
+    """Quantise each layer alone, run the examples, and return the layers with their errors, the most sensitive first."""
+    original, layers = answers(model, examples.inputs), []
+    for node, weights in int8.layers():
+        path = int8.write_alone(node)
+        write_card(path, model.card, "")
+        result = answers(OnnxModel(path), examples.inputs)
+        agreement = result.agreement(original)
+        changed = None if agreement is None else 1 - agreement
+        layers.append(Layer(node.name, node.op_type, weights, result.error(original), changed, "int8"))
+    layers.sort(key=lambda layer: (-(layer.error or 0), layer.name))
+    return tuple(layers)
+
+
+def _most_sensitive(layers: Sequence[Layer], count: int) -> list[str]:
+    """Return the names of the first layers; raise `PolicyError` if there are fewer."""
+    if count > len(layers):
+        raise PolicyError(f"keep_float={count}: the model has {len(layers)} layers that are quantised")
+    return [layer.name for layer in layers[:count]]
+
+
+def _step(word: str, used: int, float_layers: int) -> str:
+    """Return the description of this step for the card."""
+    if word == "fp16":
+        return "float16, by edgeroute quantize"
+    return f"static int8, by edgeroute quantize on {used} examples" + (
+        f", {float_layers} layers kept float" if float_layers else ""
+    )

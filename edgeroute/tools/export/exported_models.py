@@ -1,0 +1,358 @@
+"""Common parts of exports: the loaded and checked model, the output folder, protobuf text and YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.cloud.openinference import NAMES
+from edgeroute.core.error_codes import clean
+from edgeroute.edge.input_tensors import row_shape
+from edgeroute.edge.model_card import sha256_of
+from edgeroute.edge.model_inputs import Inputs, batch_axis_problem
+from edgeroute.edge.onnx import OnnxModel, external_data, spec_of
+from edgeroute.edge.preprocessing import Picture, Preprocess
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, StoreError
+from edgeroute.system.late_imports import import_late
+from edgeroute.types import TensorSpec
+
+# The folder of an export: written beside its destination, and moved there once complete.
+
+MARK = "edgeroute-export.json"
+"""File in each export that describes it; a folder without it is never replaced."""
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@contextmanager
+def whole(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]:
+    """Provide a new folder to write to, which becomes `out` at the end; after an error it is deleted.
+
+    Args:
+        out: must not exist, or be an empty folder; or, with `force`, an earlier export, which is replaced as a whole.
+        about: contents of `edgeroute-export.json`.
+        force: True replaces an earlier export.
+
+    Raises:
+        PolicyError: `out` exists and may not be replaced.
+        StoreError: the disk is full, or cannot be written to.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - without following a link, which would be replaced in place of its name
+    _check(out, force=force)
+    new, old = (out.with_name(f".{out.name}.{secrets.token_hex(6)}.{what}") for what in ("new", "old"))
+    try:
+        try:
+            new.mkdir(parents=True)
+            yield new
+            (new / MARK).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            _sync(new)
+            _check(out, force=force)  # another process may have created it meanwhile
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
+        finally:
+            for folder in (new, old):
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as e:
+        if isinstance(e, PolicyError | StoreError):
+            raise
+        raise StoreError(f"{out} cannot be written: {e.strerror or e}; nothing of it was left") from e
+
+
+def _check(out: Path, *, force: bool) -> None:
+    """Raise `PolicyError` unless `out` is new, empty, or an export that may be replaced."""
+    if out.is_symlink():
+        raise PolicyError(f"{out} is a link: name the folder itself")
+    try:
+        empty = not out.exists() or not any(out.iterdir())
+    except OSError as e:
+        raise PolicyError(f"{out} is no folder that can be written: {e.strerror}") from e
+    if empty:
+        return
+    if not (out / MARK).is_file():
+        raise PolicyError(f"{out} exists, and is no export of edgeroute, so it is not replaced: choose another folder")
+    if not force:
+        raise PolicyError(f"{out} exists: choose another folder, or use --force, which replaces all of it")
+
+
+def _sync(folder: Path) -> None:
+    """Flush all files of a folder to the disk, so that write errors are raised now."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("r+b") as opened:
+                os.fsync(opened.fileno())
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, and create the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def programs(folder: Path, names: Mapping[str, str]) -> None:
+    """Copy programs of this package byte for byte, program -> new name; nothing of a model is written into a program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, to in names.items():
+        shutil.copyfile(PROGRAMS / name, folder / to)
+
+
+def copies(files: Iterable[tuple[Path, Path]]) -> None:
+    """Copy files, pairs (source, destination), and create the folders above them."""
+    for source, to in files:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, to)
+
+
+# Text format of protocol buffers, for Triton's configurations.
+
+
+class Word(NamedTuple):
+    """Name of an enumeration, written without quotes."""
+
+    text: str
+
+
+def dumps(message: Mapping[str, Any], indent: str = "") -> str:
+    """Write a message as text: mappings become messages, lists repeated fields, lists of plain values short ones in brackets."""
+    lines = list[str]()
+    for key, value in message.items():
+        for item in value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]:
+            if isinstance(item, Mapping):
+                body = dumps(item, indent + "  ")
+                lines.append(f"{indent}{key} {{\n{body}{indent}}}\n" if body else f"{indent}{key} {{ }}\n")
+            elif isinstance(item, list):
+                lines.append(f"{indent}{key}: [{', '.join(map(_value, item))}]\n")
+            else:
+                lines.append(f"{indent}{key}: {_value(item)}\n")
+    return "".join(lines)
+
+
+def _value(value: Any) -> str:
+    """Write a plain value as text."""
+    if isinstance(value, Word):
+        return value.text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Write a string in quotes; each byte that is no printable ASCII is escaped, so that nothing can end the quotes."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'  # noqa: PLR2004 - ASCII
+
+
+# The exported model: loaded and checked, and its description for `model.json`.
+
+FILE = "model.onnx"
+TEXTS = "object"
+"""Dtype of a tensor of texts."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class Subject:
+    """Model to export, loaded from its file and checked.
+
+    Args:
+        path: path of the .onnx file.
+        name: name on the server; None: derived from the card's name, or the file's.
+        card: path of the card, if it is not beside the model.
+
+    Attributes:
+        name: letters, digits, `.`, `_` and `-`: it is part of paths.
+        inputs: descriptions of the inputs that callers send, as in `model.json`.
+        outputs: descriptions of the outputs, with the shape of a row, without the axis that counts the inputs.
+        size: rows of each run of the file; None: any number.
+
+    Raises:
+        PolicyError: `name` is invalid.
+        ModelError: the model cannot be loaded, its card belongs to another model, or a server could not run it.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None, *, card: str | Path | None = None) -> None:
+        path = Path(path)
+        if path.suffix != ".onnx":
+            raise PolicyError(f"{path} is no .onnx file: only ONNX models are exported")
+        self.model = OnnxModel(path, card=card)
+        self.name = server_name(self.model.name) if name is None else name
+        if not _NAME.fullmatch(self.name):
+            raise PolicyError(f"{clean(self.name, 80)!r} is no name for a server: letters, digits, `.`, `_` and `-`, 63 at most")
+        if self.model.card.state:
+            raise ModelError(f"{path}: it has a state between calls, and a server's calls come from many callers: not exported")
+        session = self.model.load()
+        if text := batch_axis_problem(self.model.card, self.model.inputs):
+            raise ModelError(f"{path}: {text}")
+        for node in session.get_outputs():
+            if not node.type.startswith("tensor(") and self.model.output in (None, node.name):
+                raise ModelError(f"{path}: its output {node.name} is a {node.type}, no tensor: export it without ZipMap")
+        nodes = ([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
+        self.plan = Inputs(self.model.card, *nodes)
+        if not self.plan.given:
+            raise ModelError(f"{path}: no input is left for callers to send")
+        self.inputs = [_input(spec, self.model) for spec in self.plan.given]
+        read = [spec for spec in self.plan.outputs if self.model.output in (None, spec.name)]
+        self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in read]
+        self.raw_outputs = read
+        self.size = self.plan.size
+        try:
+            text_of(self.about()).encode()
+        except UnicodeEncodeError as e:
+            raise ModelError(f"{path}: its card has a text that is no Unicode, but half of a surrogate pair: correct it") from e
+
+    @property
+    def pictures(self) -> bool:
+        """True if callers may send picture files, because the card describes their preparation."""
+        return any(spec["picture"] is not None for spec in self.inputs)
+
+    @property
+    def prepared(self) -> bool:
+        """True if the card has preprocessing."""
+        return any(
+            spec["factor"] is not None or spec["axes"] is not None or spec["flat"] is not None for spec in self.inputs
+        ) or any(spec["dtype"] != spec["tensor"]["dtype"] for spec in self.inputs)
+
+    @property
+    def plain(self) -> bool:
+        """True if the file runs without a program around it: its first axes count the inputs, and no input is constant."""
+        return not self.plan.constants and self.plan.batch == 0 and all(spec["tensor"]["batch"] == 0 for spec in self.inputs)
+
+    @property
+    def rowless(self) -> bool:
+        """True if a tensor has a single number for each input, and no axis but the one that counts them."""
+        return any(not spec["shape"] for spec in (*self.inputs, *self.outputs))
+
+    def about(self, file: str = FILE, **more: Any) -> dict[str, Any]:
+        """Return the contents of `model.json`. `file`: path of the model, relative to the folder of `model.json`."""
+        card = self.model.card
+        constants = {name: {"value": a.tolist(), "dtype": a.dtype.name} for name, a in self.plan.constants.items()}
+        return {
+            "name": self.model.name, "description": card.description, "sha256": self.model.fingerprint, "file": file,
+            "kind": self.model.kind, "labels": None if self.model.labels is None else list(self.model.labels),
+            "inputs": self.inputs, "outputs": self.outputs, "constants": constants, "size": self.size, "batch": self.plan.batch,
+            **more,
+        }  # fmt: skip
+
+    def client(self) -> dict[str, Any]:
+        """Return the card for a client of the server, which describes the outputs."""
+        card = {"name": self.name, "description": self.model.card.description, "labels": self.about()["labels"]}
+        output = {"name": self.model.output, "kind": self.model.kind, "score": self.model.card.score}
+        return {k: v for k, v in {**card, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
+
+    def files(self, folder: Path, file: str = FILE) -> list[tuple[Path, Path]]:
+        """Return pairs (source, destination) of the model and its weights, such that the copy finds its weights."""
+        path, to = self.model.path, folder / file
+        pairs = [(path, to)]
+        for data in external_data(path):
+            destination = to.parent / data.relative_to(path.parent)
+            if destination == to:
+                raise ModelError(f"{path}: the file of its weights is called {data.name}, as the model would be: rename it")
+            pairs.append((data, destination))
+        return pairs
+
+    def check_copied(self, copied: Path) -> None:
+        """Compare a copy's sha256 with that of the loaded model.
+
+        Raises:
+            ModelError: the file changed during the export.
+        """
+        if sha256_of(copied) != self.model.fingerprint:
+            raise ModelError(f"{self.model.path} was changed while it was exported: export it again")
+
+
+def subjects(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Subject]:
+    """Load several models for one server. `names`: of the first ones; the others' names are derived.
+
+    Raises:
+        PolicyError: two would have the same name.
+    """
+    if len(names) > len(paths):
+        raise PolicyError(f"there are {len(names)} names for {len(paths)} models")
+    models = [Subject(path, names[i] if i < len(names) else None) for i, path in enumerate(paths)]
+    lower = [model.name.lower() for model in models]
+    if twice := sorted({name for name in lower if lower.count(name) > 1}):
+        raise PolicyError(f"two models would be called {twice[0]}: name each with --name")
+    return models
+
+
+def server_name(text: str) -> str:
+    """Derive a name for paths from any text."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].rstrip("-._") or "model"
+
+
+def text_of(data: Any) -> str:
+    """Return JSON with indentation, ending in a line break."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Return a tensor's description; raise `ModelError` if the protocol has no type for it."""
+    if dtype != TEXTS and dtype not in NAMES:
+        raise ModelError(f"{name} is {dtype}, which the Open Inference Protocol has no type for")
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+def _input(spec: TensorSpec, model: OnnxModel) -> dict[str, Any]:
+    """Return an input's description with its preprocessing, as in `model.json`."""
+    field = model.card.of(spec.name)
+    prepare = None if field is None else field.preprocess
+    batch = None if not spec.shape else 0 if field is None else field.batch
+    tensor = {"dtype": spec.dtype, "shape": list(spec.shape), "batch": batch}
+    if prepare is None:
+        description = _tensor(spec.name, spec.dtype, row_shape(spec, batch))
+        return {**description, "tensor": tensor, "axes": None, "flat": None, "factor": None, "offset": None, "picture": None}
+    description = _tensor(spec.name, prepare.accepts.dtype, prepare.accepts.shape[1:])
+    return {**description, "tensor": tensor, **_preprocess(prepare, row_shape(prepare.gives, batch))}
+
+
+def _preprocess(prepare: Preprocess, row: tuple[int, ...]) -> dict[str, Any]:
+    """Return the description of a preprocessing."""
+    axes = None if prepare.axes is None else list(prepare.axes)
+    return {
+        "axes": axes, "flat": list(row) if axes is None else None, "factor": _numbers(prepare.factor),
+        "offset": _numbers(prepare.offset), "picture": None if prepare.picture is None else _picture(prepare.picture),
+    }  # fmt: skip
+
+
+def _numbers(array: np.ndarray[Any, Any] | None) -> Any:
+    """Return an array as a list; None stays None."""
+    return None if array is None else array.tolist()
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    """Return the description of a picture's preparation."""
+    to = picture.resize
+    return {
+        "height": picture.height, "width": picture.width, "channels": picture.channels,
+        "resize": list(to) if isinstance(to, tuple) else to, "crop": None if picture.crop is None else list(picture.crop),
+        "filter": picture.filter,
+    }  # fmt: skip
+
+
+# YAML for servers.
+
+
+def yaml_of(*documents: Any, head: str = "") -> str:
+    """Return documents as YAML, in the order of their keys. `head`: comment lines at the top.
+
+    Raises:
+        RuntimeMissing: PyYAML is not installed.
+    """
+    try:
+        yaml = import_late("yaml")
+    except ImportError as e:
+        raise RuntimeMissing("PyYAML is not installed: pip install 'edgeroute[yaml]'") from e
+    # repeated objects are written out again: anchors are hard to read
+    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    text: str = yaml.dump_all(documents, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
+    return head + text

@@ -1,0 +1,315 @@
+"""Guesses of a model's output kind, class names and card, from names, shapes and the values of trial runs. No I/O."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from edgeroute.confidence.detector_boxes import are_boxes
+from edgeroute.confidence.output_forms import (
+    SUM_SLACK,
+    as_array,
+    is_by_class,
+    label_and_probabilities,
+    sum_to_one,
+    tokens_and_logprobs,
+)
+from edgeroute.edge.input_tensors import Array, shape_text
+from edgeroute.tools.inspect.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
+from edgeroute.types import TensorSpec
+
+Row = Mapping[str, Any]
+"""Outputs of one input by name, without a batch axis."""
+_PROBABILITIES = frozenset(["prob", "probs", "probability", "probabilities", "softmax", "proba"])
+_LOGITS = frozenset(["logit", "logits"])
+_SCORES = frozenset(["score", "scores", "class", "classes", "classification", "cls"])
+_EMBEDDINGS = frozenset(
+    ["embedding", "embeddings", "embed", "feature", "features", "hidden", "pooler", "pooled", "vector", "latent"]
+)
+_COLUMNS = 6
+_SIDES = 4
+_MATRIX = 2
+KIND, NAME, LABELS = "output.kind", "output.name", "labels"
+_VALUE = 'A value has no confidence: every input is deferred, unless the policy says no_confidence = "accept"'
+
+
+def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row]) -> list[Finding]:
+    """Guess what the outputs are, and return findings for a card.
+
+    Args:
+        specs: specifications of the outputs, without those that are fed back.
+        rows: outputs of the model for some inputs; empty: it did not run.
+    """
+    seen = [row for row in rows if row]
+    if not specs:
+        return [Finding(KIND, "nothing", "open", "every output is fed back, so that none is left to read")]
+    if not seen:
+        return _by_names(specs)
+    if len(specs) > 1:
+        for together in (_boxes, _label_and_probabilities, _tokens):
+            if (findings := together(seen)) is not None:
+                return findings
+    name, findings = _answer_output(specs)
+    return [*findings, *_single_output(name, [row[name] for row in seen if name in row])]
+
+
+def _row_count(rows: Sequence[Any]) -> str:
+    """Return how many trial rows were seen, as part of a sentence."""
+    return f"in {'the one row' if len(rows) == 1 else f'all {len(rows)} rows'} of its output"
+
+
+def _kind_finding(kind: str | None, sure: Sure, grounds: str, write: str = "") -> Finding:
+    """Return a finding about `output.kind`; None: an open question."""
+    return Finding(KIND, kind or "?", sure, grounds, write)
+
+
+def _card_line(kind: str, name: str | None = None) -> str:
+    """Return the line of a card that states a kind."""
+    return '"output": {' + (f'"name": {text(name)}, ' if name else "") + f'"kind": "{kind}"}}'
+
+
+def _boxes(rows: Sequence[Row]) -> list[Finding] | None:
+    """Return the findings if the outputs are boxes with scores by name and shape; None otherwise."""
+    if not all(are_boxes(_without_batch(row)) for row in rows):
+        return None
+    named = "their names have box and score in them, and the boxes have four sides"
+    return [_kind_finding("boxes", "likely", f"{named}, {_row_count(rows)}"), _class_names_finding(None)]
+
+
+def _without_batch(row: Row) -> Row:
+    """Return outputs without a batch axis of size 1."""
+    return {name: value[0] if np.ndim(value) == 3 and len(value) == 1 else value for name, value in row.items()}  # noqa: PLR2004
+
+
+def _label_and_probabilities(rows: Sequence[Row]) -> list[Finding] | None:
+    """Return the findings if the outputs are a label and numbers for each class; None otherwise."""
+    parts = [label_and_probabilities(row) for row in rows]
+    if not all(parts):
+        return None
+    names = [_name_of(rows[0], part) for part in parts[0] or ()]
+    if all(_are_probabilities(part[1]) for part in parts if part):
+        why = f"{names[0]} is one label, and {names[1]} are numbers from 0 that sum to 1, {_row_count(rows)}"
+        return [_kind_finding("label+probabilities", "likely", why)]
+    why = (
+        f"{names[0]} is one label, and the rows of {names[1]} are no probabilities: they may be scores before the softmax. "
+        "Without a card, the label is read, and there is no confidence"
+    )
+    scores = next(name for name, value in rows[0].items() if parts[0] and value is parts[0][1])
+    return [_kind_finding(None, "open", why, f"{_card_line('logits', scores)}  (if they are)")]
+
+
+def _name_of(row: Row, part: Any) -> str:
+    """Return the name of an output by its value, for messages."""
+    return quoted(next((name for name, value in row.items() if value is part), "an output"))
+
+
+def _are_probabilities(part: Any) -> bool:
+    """Return True if numbers, or the values of a mapping, are a probability distribution."""
+    numbers = list(part.values()) if isinstance(part, Mapping) else as_array(part).reshape(-1).tolist()
+    return sum_to_one([float(v) for v in numbers])
+
+
+def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
+    """Return the findings if the outputs are tokens and their log-probabilities; None otherwise."""
+    parts = [tokens_and_logprobs(row) for row in rows]
+    if not all(parts) or not all((part[1] <= 0).all() and len(part[0]) > 1 for part in parts if part):
+        return None
+    why = f"tokens beside as many numbers that are 0 or less, {_row_count(rows)}: their log-probabilities"
+    return [_kind_finding("logprobs", "likely", why)]
+
+
+def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
+    """Return the name of the output that is read as the answer, with findings if there are several."""
+    if len(specs) == 1:
+        return specs[0].name, []
+    listed = ", ".join(quoted(spec.name) for spec in specs)
+    for hints in (_PROBABILITIES, _LOGITS, _SCORES):
+        by_name = [spec.name for spec in specs if not hints.isdisjoint(words(spec.name))]
+        if len(by_name) == 1:
+            why = f"of {listed} it is the only one named after {'probabilities' if hints is _PROBABILITIES else 'scores'}"
+            return by_name[0], [Finding(NAME, by_name[0], "likely", why)]
+    why = f"there are {listed}, and nothing tells which of them is the answer: without a card, the first is read"
+    return specs[0].name, [Finding(NAME, "?", "open", why, f'"output": {{"name": {text(specs[0].name)}}}  (or another)')]
+
+
+def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
+    """Return the findings about one output, by its values."""
+    if values and all(is_by_class(value) for value in values):
+        good = all(_are_probabilities(value) for value in values)
+        kind = _kind_finding(
+            "probabilities", "likely", f"a number for each class, by name, from 0 and with the sum 1, {_row_count(values)}"
+        )
+        return (
+            [kind]
+            if good
+            else [_kind_finding(None, "open", "a number for each class, which are no probabilities", _card_line("logits"))]
+        )
+    arrays = [as_array(value) for value in values]
+    if not arrays or len({(array.ndim, array.dtype.kind) for array in arrays}) > 1:
+        return [_kind_finding(None, "open", "its rows differ in form", _card_line("value"))]
+    first = arrays[0]
+    if first.dtype.kind in "iubUSO":
+        return _label_output(first, arrays)
+    if first.size == 1:
+        return _number_output(name, arrays)
+    if first.ndim == 1:
+        return _vector_output(name, arrays)
+    return _array_output(name, arrays)
+
+
+def _label_output(first: Array, arrays: Sequence[Array]) -> list[Finding]:
+    """Return the findings about an output of integers or texts."""
+    what = "texts" if first.dtype.kind in "USO" else "integers"
+    if first.size == 1:
+        why = f"{what}, a single one {_row_count(arrays)}: a label, which has no confidence by itself"
+        return [Finding("output", "a label", "certain", why)]
+    if what == "texts":
+        return [_kind_finding(None, "open", f"{first.size} texts in each row: the value is all of them", _card_line("value"))]
+    why = f"{first.size} integers in each row: tokens, or a quantised score for each class. Without a card, they are the value"
+    return [_kind_finding(None, "open", why, f"{_card_line('logits')}  (if they are scores)")]
+
+
+def _number_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
+    """Return the findings about an output of one number per input."""
+    values = [float(array.reshape(-1)[0]) for array in arrays]
+    span = f"{min(values):.4g} to {max(values):.4g}"
+    if not _LOGITS.isdisjoint(words(name)):
+        why = f"one number in each row, {span}, and its name is {quoted(name)}: a binary classifier's before the sigmoid?"
+        return [_kind_finding("value?", "open", why, f'{_card_line("logits")}, "labels": ["no", "yes"]')]
+    if all(0 <= value <= 1 for value in values):
+        why = (
+            f"one number in each row, {span}: a binary classifier's after the sigmoid, or a regression's. Without a card, a value"
+        )
+        return [_kind_finding("value?", "open", why, f'{_card_line("probabilities")}, "labels": ["no", "yes"]')]
+    return [_kind_finding("value", "likely", f"one number in each row, {span}, so no probability: a regression. {_VALUE}")]
+
+
+def _vector_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
+    """Return the findings about an output of several numbers per input."""
+    n, name_words = len(arrays[0]), frozenset(words(name))
+    if all(_are_probabilities(array) for array in arrays):
+        why = f"numbers from 0 that sum to 1, {_row_count(arrays)}: after a softmax"
+        return [_kind_finding("probabilities", "likely", why), _class_names_finding(n)]
+    with np.errstate(all="ignore"):
+        logs = all((array <= SUM_SLACK).all() and abs(float(np.exp(array).sum()) - 1) < SUM_SLACK for array in arrays)
+    if logs:
+        why = f"numbers of 0 or less whose exponentials sum to 1, {_row_count(arrays)}: after a log-softmax"
+        return [_kind_finding("logprobs", "likely", why), _class_names_finding(n)]
+    why = f"{n} numbers in each row, which do not sum to 1"
+    if name_words & _EMBEDDINGS:
+        return [_kind_finding("value", "likely", f"{why}, and its name is {quoted(name)}: an embedding. {_VALUE}")]
+    if all(((array >= 0) & (array <= 1)).all() for array in arrays):
+        many = "each from 0 to 1: perhaps of several labels that may all apply, which have a sigmoid each"
+        return [_kind_finding("logits?", "open", f"{why}, {many}. Without a card, they are read as logits", _card_line("value"))]
+    if name_words & (_LOGITS | _SCORES):
+        return [_kind_finding("logits", "likely", f"{why}, and its name is {quoted(name)}"), _class_names_finding(n)]
+    way = "without a card, they are read as logits, one for each class; an embedding or a regression would be read wrongly"
+    return [_kind_finding("logits?", "open", f"{why}: {way}", f'{_card_line("logits")}  (or "value")'), _class_names_finding(n)]
+
+
+def _array_output(name: str, arrays: Sequence[Array]) -> list[Finding]:
+    """Return the findings about an output of several axes per input."""
+    shape = arrays[0].shape
+    form = f"{quoted(name)} is {shape_text(shape)} for one input"
+    if len(shape) == _MATRIX and shape[1] == _COLUMNS and all(_are_box_columns(array) for array in arrays):
+        why = f"{form}: x1, y1, x2, y2, a score from 0 to 1 and a whole class in each row, after non-maximum suppression"
+        return [_kind_finding("boxes", "likely", why), _class_names_finding(None)]
+    raw = len(shape) == _MATRIX and max(shape) >= 100 and min(shape) > _SIDES  # noqa: PLR2004 - as many places of boxes
+    more = "boxes before non-maximum suppression? Export the model with it. " if raw else ""
+    why = f"{form}: {more}No kind reads this; the value is the array, and a confidence takes a score of your own"
+    return [_kind_finding("value?", "open", why, _card_line("value"))]
+
+
+def _are_box_columns(array: Array) -> bool:
+    """Return True if the rows are sides, a score from 0 to 1, and a whole class number."""
+    score, label = array[:, _SIDES], array[:, _SIDES + 1]
+    return bool(((score >= 0) & (score <= 1)).all() and (label == np.floor(label)).all() and (label >= 0).all() and array.any())
+
+
+def _class_names_finding(count: int | None) -> Finding:
+    """Return the open question for the names of the classes."""
+    line = '"labels": ["...", ...]  (' + ("names" if count is None else f"{count} names") + ", in the order of the classes)"
+    return Finding(LABELS, "?", "open", "without them an answer is the number of a class", line)
+
+
+def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
+    """Return the findings that names, dtypes and shapes allow, of a model that did not run."""
+    names = {spec.name: frozenset(words(spec.name)) for spec in specs}
+    forms = {spec.name: np.zeros((0, _SIDES if spec.shape[-1:] == (_SIDES,) else 1)) for spec in specs}
+    if len(specs) > 1 and are_boxes(forms):
+        return [_kind_finding("boxes", "likely", "their names have box and score in them, and the boxes have four sides")]
+    labels = [s.name for s in specs if s.dtype[:3] in {"int", "uin", "obj"} and all(size == 1 for size in s.shape[1:])]
+    probable = [spec.name for spec in specs if names[spec.name] & _PROBABILITIES]
+    if len(specs) > 1 and labels and len(probable) == 1:
+        why = f"by their names and dtypes: {quoted(labels[0])} is a label, and {quoted(probable[0])} says probabilities"
+        return [_kind_finding("label+probabilities", "likely", why)]
+    name, findings = _answer_output(specs)
+    for hints, kind in ((_PROBABILITIES, "probabilities"), (_LOGITS, "logits")):
+        if names[name] & hints:
+            return [*findings, _kind_finding(kind, "likely", f"by its name, {quoted(name)}; it was not run")]
+    hint = f"{_card_line('logits')}  (or another kind)"
+    return [*findings, _kind_finding(None, "open", "it was not run, and its name does not tell", hint)]
+
+
+def named_classes(metadata: Mapping[str, str], count: int | None) -> tuple[str, list[str]] | None:
+    """Return class names from a file's metadata, with their key; None if there are none.
+
+    A list, or number -> name, in JSON or as Python writes it. `count`: required number; None: any.
+    """
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    for key in ("names", "labels", "classes", "class_names"):
+        text = metadata.get(key, "")
+        if not 1 < len(text) < 1 << 16:
+            continue
+        for read in readers:
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                names = read(text)
+                if isinstance(names, dict) and sorted(map(int, names)) == list(range(len(names))):
+                    names = [name for _, name in sorted((int(i), name) for i, name in names.items())]
+                if isinstance(names, list) and names and count in (None, len(names)) and {*map(type, names)} == {str}:
+                    return key, names
+    return None
+
+
+def batch_of(single: Mapping[str, Any], several: Mapping[str, Any], count: int) -> int | str | None:
+    """Return the output axis that counts the inputs, by comparing a run of one input with a run of several.
+
+    "none": there is none; None: the outputs differ in it.
+    """
+    axes = set[int]()
+    for name, value in several.items():
+        a, b = _sizes(single[name]), _sizes(value)
+        changed = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if (x, y) == (1, count)]
+        if len(a) != len(b) or len(changed) > 1:
+            return None
+        axes.update(changed or [-1])
+    return ("none" if (axis := axes.pop()) == -1 else axis) if len(axes) == 1 else None
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    """Return the shape of an output, or the length of a list."""
+    return (len(value),) if isinstance(value, list) else tuple(np.shape(value))
+
+
+def card(
+    inputs: Sequence[InputGuess], states: Sequence[Pair], findings: Sequence[Finding], batch: int | str | None = None
+) -> dict[str, Any]:
+    """Return a card with the certain and likely findings."""
+    data: dict[str, Any] = {}
+    written = [guess.written for guess in inputs if guess.role != "state"]
+    if written:
+        data.update({"input": written[0]} if len(written) == 1 and len(inputs) == 1 else {"inputs": written})
+    if states_written := [{"input": pair.input, "output": pair.output} for pair in states if pair.sure != "open"]:
+        data["state"] = states_written
+    output: dict[str, Any] = {}
+    for finding in findings:
+        if finding.sure != "open" and finding.about in {NAME, KIND} and finding.says != "?":
+            output[finding.about.removeprefix("output.")] = finding.says
+    if batch not in (None, 0):
+        output["batch"] = batch
+    return {**data, "output": output} if output else data

@@ -1,0 +1,348 @@
+"""Steps of `Router.calibrate` and `Router.evaluate`, shared by threads and asyncio: examples in, results out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+from time import gmtime, strftime
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.confidence.certificate import BoundCertificate, Kind
+from edgeroute.confidence.scores import SCORES, Score
+from edgeroute.core.error_codes import UNIDENTIFIED, typed
+from edgeroute.core.routing_policy import INF
+from edgeroute.edge.model_members import member
+from edgeroute.errors import BadInput, PolicyError, check_number, nearest
+from edgeroute.router.call_stages import Block, Steps
+from edgeroute.router.request import is_read_once, read_once_error
+from edgeroute.system import process
+from edgeroute.tools.measure.calibration import checked_target
+from edgeroute.tools.measure.certification import Fit, certify
+from edgeroute.tools.measure.collect_examples import DirectCalls, collect
+from edgeroute.tools.measure.evaluation import Evaluation, Examples, Names
+from edgeroute.tools.measure.report.progress import Progress, show_progress
+from edgeroute.tools.measure.report.router_results import CalibrationResult, EvaluationResult
+
+if TYPE_CHECKING:
+    from edgeroute.router.engine import Engine
+
+
+# X and y as in scikit-learn: inputs, and the right answer of each.
+
+WANTED = "X must hold the inputs in order: an array [n, ...], a list, or a mapping from name to rows"
+
+
+def rows(
+    X: Any,  # noqa: N803 - as in scikit-learn
+    y: Any,
+    every: int,
+    groups: Any = None,
+) -> Steps[tuple[list[Any], list[Any] | None, list[Any] | None]]:
+    """Return the inputs as a list, with their labels and groups; None where there are none.
+
+    Args:
+        X: an array [n, ...] of any library, a sequence of inputs, or a mapping from name to the rows of one of several inputs.
+        y: a label for each, or None.
+        every: take each `every`-th only.
+        groups: the scene, user or session of each, or None.
+
+    Raises:
+        BadInput: they are of another type, or differ in number.
+        PolicyError: `every` is no number of 1 or more.
+    """
+    check_number("every", every, least=1, whole=True)
+    count = _length(X)
+    labels = None if y is None else _labels(y)
+    group_list = None if groups is None else _labels(groups, "groups", "a name")
+    if not count:
+        raise BadInput("there are no inputs")
+    if labels is not None and len(labels) != count:
+        raise BadInput(f"there are {count} inputs in X and {len(labels)} labels in y")
+    if group_list is not None and len(group_list) != count:
+        raise BadInput(f"there are {count} inputs in X and {len(group_list)} names in groups")
+    taken = range(0, count, every)
+    inputs = yield Block(partial(_take_rows, X, taken), INF)  # reading a row of a data set may take its time
+    labels, group_list = (None if column is None else column[::every] for column in (labels, group_list))
+    return inputs, labels, group_list
+
+
+def _length(X: Any) -> int:  # noqa: N803
+    """Return the number of inputs; raise `BadInput` if X has no valid form."""
+    if is_read_once(X):
+        raise BadInput(f"{WANTED}; not an iterator ({typed(X)}), which can be read only once: pass list(X)")
+    if isinstance(X, Mapping):
+        lengths = {name: _length_of(column, f"X[{name!r}]") for name, column in X.items()}
+        if len(set(lengths.values())) > 1:
+            raise BadInput(f"the rows of X differ in number: {', '.join(f'{name!r} has {n}' for name, n in lengths.items())}")
+        return next(iter(lengths.values()), 0)
+    return _length_of(X, "X")
+
+
+def _length_of(column: Any, name: str) -> int:
+    """Return the length of a column; raise `BadInput` if it has no valid form."""
+    if hasattr(column, "iloc"):
+        raise BadInput(f"{name} is a {typed(column)}: pass its values, as {name}.to_numpy()")
+    plain = isinstance(column, str | bytes | bytearray | os.PathLike | AbstractSet | Mapping)
+    if plain or not hasattr(type(column), "__len__") or not hasattr(type(column), "__getitem__"):
+        raise BadInput(f"{WANTED}; {name} is a {typed(column)}")
+    if getattr(column, "ndim", 1) == 0:
+        raise BadInput(f"{WANTED}; {name} is an array without an axis")
+    return len(column)
+
+
+def _take_rows(X: Any, numbers: range) -> list[Any]:  # noqa: N803
+    """Return the inputs at these indices; raise for an iterator among them."""
+    if isinstance(X, Mapping):
+        inputs: list[Any] = [{name: column[i] for name, column in X.items()} for i in numbers]
+    else:
+        inputs = [X[i] for i in numbers]
+    for x in inputs:
+        if is_read_once(x):
+            raise read_once_error(x)
+    return inputs
+
+
+def _labels(y: Any, name: str = "y", noun: str = "a label") -> list[Any]:
+    """Return labels as a list; a column [n, 1] is accepted, too."""
+    if is_read_once(y):
+        raise BadInput(f"{name} is an iterator ({typed(y)}), which can be read only once: pass list({name})")
+    if hasattr(y, "iloc"):  # a series, or a table of one column
+        y = y.to_numpy()
+    if isinstance(y, str | bytes | Mapping) or not hasattr(type(y), "__len__"):
+        raise BadInput(f"{name} must hold {noun} for each input, and is a {typed(y)}")
+    shape = getattr(y, "shape", None)
+    if shape is not None and len(shape) != 1:
+        if len(shape) != 2 or shape[1] != 1:  # noqa: PLR2004 - a table
+            hint = ": pass the class, as with y.argmax(1)" if name == "y" else ""
+            raise BadInput(f"{name} must hold {noun} for each input, [n], and is {list(shape)}{hint}")
+        y = y.reshape(-1)
+    return list(y.tolist()) if hasattr(y, "tolist") else list(y)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Certificate to find: its guarantee and score.
+
+    Attributes:
+        kind: kind of the guarantee.
+        value: its limit, 0..1.
+        sure: its confidence level; None: it holds on average.
+        per_class: True finds a threshold for each class that the edge predicts.
+        score: a name or a function; "auto" or "learned": fitted; None: the score in use.
+        ood: True lets a fitted score use how unusual an input is.
+    """
+
+    kind: Kind
+    value: float
+    sure: float | None
+    per_class: bool
+    score: str | Score | None
+    ood: bool
+
+    @property
+    def fit(self) -> Fit | None:
+        """Way to fit a score; None: the score is given."""
+        return self.score if self.score == "auto" or self.score == "learned" else None  # type: ignore[return-value] # noqa: PLR1714
+
+
+def checked_request(
+    *,
+    max_loss: float | None,
+    max_error: float | None,
+    max_defer: float | None,
+    sure: float | None,
+    per_class: bool,
+    score: str | Score | None,
+    ood: bool,
+) -> Target:
+    """Validate the arguments of a calibration and return the target.
+
+    Raises:
+        PolicyError: they are invalid.
+    """
+    kind, value, _ = checked_target(max_loss, max_error, max_defer, sure)
+    if per_class and kind == "max_defer":
+        raise PolicyError("max_defer has one threshold for all classes: leave out per_class")
+    if isinstance(score, str) and score not in (known := [*SCORES, "auto", "learned"]):
+        raise PolicyError(f"there is no score {score!r}: {nearest(score, known)}")
+    if not (score is None or isinstance(score, str) or callable(score)):
+        raise PolicyError(f"score= must be a name or a function of the outputs of one input, not a {type(score).__name__}")
+    target = Target(kind, value, None if sure is None else float(sure), per_class, score, ood)
+    if ood and target.fit is None:
+        raise PolicyError('ood works with a fitted score: pass score="learned" or "auto"')
+    return target
+
+
+def calibration(
+    engine: Engine,
+    X: Any,  # noqa: N803 - as in scikit-learn
+    y: Any,
+    want: Target,
+    *,
+    edge: int,
+    data_class: str | None,
+    batch: int,
+    every: int,
+    progress: Progress,
+    policy: str,
+    groups: Any = None,
+) -> Steps[CalibrationResult]:
+    """Collect examples and find the lowest threshold with the guarantee; see `Router.calibrate`."""
+    check_number("batch", batch, least=1, whole=True)
+    if groups is not None and want.per_class:
+        raise PolicyError("per_class and groups exclude each other: a group may have several classes")
+    calls = DirectCalls(engine, edge, "msp" if want.fit else want.score)
+    if want.kind == "max_error" and y is None:
+        raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
+    if want.kind == "max_loss" and not calls.clouds:
+        raise PolicyError("max_loss is measured against the cloud, and there is none: no cloud=, no [cloud] in the policy")
+    if want.fit and calls.snapshot.sends_edge:
+        raise PolicyError(
+            f'score="{want.fit}" fits a score, and send_edge sends confidences by the score in use: fit it without send_edge, '
+            "and calibrate with both"
+        )
+    ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and calls.clouds)
+    if want.fit and y is None and not ask_cloud:
+        raise PolicyError("fitting a score needs labels or the cloud's answers, and there are neither")
+    examples, notes = yield from _examples(calls, X, y, ask_cloud, data_class, batch, every, progress, groups)
+    result: CalibrationResult = yield Block(partial(certify_examples, calls, examples, want, notes, policy=policy), INF)
+    return result
+
+
+def evaluation(
+    engine: Engine,
+    X: Any,  # noqa: N803 - as in scikit-learn
+    y: Any,
+    *,
+    ask_cloud: bool,
+    edge: int,
+    data_class: str | None,
+    batch: int,
+    every: int,
+    edge_usd: float | None,
+    edge_joules: float | None,
+    progress: Progress,
+    policy: str,
+) -> Steps[EvaluationResult]:
+    """Collect examples and evaluate the threshold in force; see `Router.evaluate`."""
+    check_number("batch", batch, least=1, whole=True)
+    for name, value in (("edge_usd", edge_usd), ("edge_joules", edge_joules)):
+        if value is not None:
+            check_number(name, value)
+    calls = DirectCalls(engine, edge)
+    check_threshold(calls)
+    asks = ask_cloud and bool(calls.clouds)
+    examples, notes = yield from _examples(calls, X, y, asks, data_class, batch, every, progress)
+    result = yield Block(partial(evaluate_examples, calls, examples, policy=policy), INF)
+    return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *missing_notes(examples)])
+
+
+def _examples(
+    calls: DirectCalls,
+    X: Any,  # noqa: N803
+    y: Any,
+    ask_cloud: bool,
+    data_class: str | None,
+    batch: int,
+    every: int,
+    progress: Progress,
+    groups: Any = None,
+) -> Steps[tuple[Examples, list[str]]]:
+    """Collect the examples, with progress, and return them with notes on dropped inputs."""
+    inputs, labels, group_list = yield from rows(X, y, every, groups)
+    total = len(inputs)
+    with show_progress(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
+        examples, reached = yield from collect(
+            calls, inputs, labels, group_list, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
+        )
+    left_out = {
+        "the edge models before it keep them": total - reached,
+        "the cloud did not answer them": reached - len(examples.edge),
+    }
+    return examples, [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
+
+
+def certify_examples(
+    calls: DirectCalls, examples: Examples, want: Target, notes: Sequence[str], *, policy: str = ""
+) -> CalibrationResult:
+    """Calibrate on these examples and return the result. Reads the models' files.
+
+    Raises:
+        NotEnough: there are too few.
+        PolicyError: they lack data for the guarantee.
+    """
+    notes, score, fingerprints = list(notes), calls.score, calls.fingerprints()
+    if want.fit is None and not isinstance(score, str):
+        notes.append(f"the score in use, {_score_name(score)}, was fitted: the promise holds if it was fitted to other examples")
+    result = certify(
+        examples, want.kind, want.value, want.sure,
+        per_class=want.per_class, fit=want.fit, ood=want.ood, score=_score_name(score), fingerprints=fingerprints,
+    )  # fmt: skip
+    certificate, fitted = result.certificate, result.score_fit
+    notes += result.notes
+    if any(UNIDENTIFIED in text for name, text in fingerprints.items() if name != "score"):
+        again = BoundCertificate(certificate, {k: v for k, v in calls.fingerprints().items() if k != "score"}, INF)
+        notes.append(f"a router will call this certificate uncalibrated: {again.broken()}")
+    if fitted is not None:
+        examples = examples._replace(score=fitted.scores)
+        score = score if fitted.learned is None else fitted.learned
+    evaluated = _evaluation(calls, examples, certificate.threshold, policy, _score_name(score))
+    evaluated = evaluated._replace(thresholds=certificate.thresholds, certificate=certificate)
+    return CalibrationResult(certificate, score, "" if fitted is None else fitted.why, evaluated, notes)
+
+
+def check_threshold(calls: DirectCalls) -> None:
+    """Raise `PolicyError` if there is no threshold to evaluate."""
+    if calls.snapshot.targets[calls.number].threshold is None and calls.clouds:
+        raise PolicyError("there is no threshold to evaluate: calibrate finds one")
+
+
+def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "") -> Evaluation:
+    """Evaluate the threshold in force on these examples."""
+    target, promise = calls.snapshot.targets[calls.number], calls.snapshot.certificates[calls.number]
+    result = _evaluation(
+        calls, examples, -inf if target.threshold is None else target.threshold, policy, _score_name(calls.score)
+    )
+    return result._replace(
+        thresholds=target.thresholds,
+        certificate=None if promise is None else promise.certificate,
+        uncalibrated="" if promise is None else promise.broken() or "",
+        accept_unsure=calls.snapshot.policy.no_confidence == "accept",
+    )
+
+
+def missing_notes(examples: Examples) -> list[str]:
+    """Return notes on answers that are None, which count as wrong."""
+    sides = [("edge", examples.edge), ("cloud", examples.cloud or [])]
+    counts = [(side, sum(value is None for value in values)) for side, values in sides]
+    return [
+        f"{count} of the {side}'s answers are none, as of outputs that hold NaN: they count as wrong"
+        for side, count in counts
+        if count
+    ]
+
+
+def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy: str, score: str) -> Evaluation:
+    """Return the evaluation of a threshold with the names, prices and arms of the router."""
+    model, clouds = calls.runner.model, calls.clouds
+    path = Path(member(model, "path") or "")
+    names = Names(
+        edge=model.name,
+        cloud=", ".join(cloud.where for cloud in clouds),
+        score=score,
+        policy=policy,
+        date=strftime("%Y-%m-%d", gmtime(process.now())),
+        edge_bytes=path.stat().st_size if path.is_file() else None,
+    )
+    result = Evaluation(examples, threshold, names=names, arms=calls.arms())
+    return result._replace(terms=clouds[0].terms) if clouds else result
+
+
+def _score_name(score: str | Callable[[Any], float]) -> str:
+    """Return the name of a score."""
+    return score if isinstance(score, str) else getattr(score, "name", "function")

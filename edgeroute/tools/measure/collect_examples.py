@@ -1,0 +1,531 @@
+"""Collection of examples: answers, confidence, latency and cost of edge and cloud on inputs, as steps of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import exp, isnan
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from edgeroute.confidence.binomial_tests import Floats
+from edgeroute.confidence.output_forms import TINY
+from edgeroute.confidence.output_reader import Reader
+from edgeroute.confidence.scores import Score
+from edgeroute.core.error_codes import named
+from edgeroute.core.plan import Plan
+from edgeroute.core.routing_policy import INF
+from edgeroute.core.walk import Prediction, acceptable
+from edgeroute.edge.edge_backend import EdgeBackend, edge_backend
+from edgeroute.edge.model_members import member
+from edgeroute.errors import BadInput, BadReply, Closed, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
+from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
+from edgeroute.router.engine import settle
+from edgeroute.router.fallback_answers import no_answer
+from edgeroute.router.leg_execution import LegExecutor, Walked
+from edgeroute.router.policy_snapshot import before, chosen, fingerprints
+from edgeroute.router.request import Request
+from edgeroute.router.request_plans import make_plan
+from edgeroute.tools.measure.evaluation import Examples
+from edgeroute.types import Spent
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.cloud_backend import CloudBackend
+    from edgeroute.router.engine import Engine
+    from edgeroute.router.policy_snapshot import Snapshot
+
+
+# Direct calls of a router's models, to measure them.
+#
+# Egress rules, consent, redaction, limits, the ledger, the breaker and instruments of attempts apply. Cache, outbox, audits,
+# hedges, deadlines, offline rules, counts, alarms and traces do not.
+
+LOOK_S = 1.0
+"""Interval at which a waiting call checks if the router was closed, seconds."""
+
+
+class DirectCalls:
+    """Caller of one edge model of a router and of its clouds, by the policy in force now; a reload changes nothing here.
+
+    Args:
+        engine: engine of the router.
+        edge: index of the edge model, from 0.
+        score: score of its confidence; None: the score in use.
+        of: another policy than the one in force, such as that of a hidden edge on trial.
+
+    Attributes:
+        snapshot: that policy, reduced to plain calls.
+        number: position of the edge model among its targets.
+        before: positions of the edge models that decide which inputs reach it.
+        runner: backend of the edge model.
+
+    Raises:
+        Closed: the router is closed.
+        PolicyError: there is no such edge model, or it has a score of its own.
+    """
+
+    def __init__(self, engine: Engine, edge: int = 0, score: str | Score | None = None, of: Snapshot | None = None) -> None:
+        self._engine = engine
+        self._check_open()
+        snapshot = of or engine.snapshot
+        edges = [i for i, target in enumerate(snapshot.targets) if target.side == "edge"]
+        if isinstance(edge, bool) or not isinstance(edge, int) or not 0 <= edge < len(edges):
+            raise PolicyError(f"there is no edge model number {edge}: the policy has {len(edges)}, counted from 0")
+        self.number = edges[edge]
+        self.runner = cast("EdgeBackend", snapshot.backends[self.number])
+        self.score: str | Score = snapshot.specs[self.number][3]
+        if score is not None and score != self.score:
+            if member(self.runner.model, "score") is not None:
+                raise PolicyError(
+                    f"{self.runner.where} has its own score, which takes precedence over the router's: change it there, or leave"
+                    " out score="
+                )
+            self.score = score
+            self.runner = edge_backend(self.runner.name, self.runner.model, score)
+        backends, specs = list(snapshot.backends), list(snapshot.specs)
+        kind, name, arguments, _, *more = specs[self.number]
+        backends[self.number], specs[self.number] = self.runner, (kind, name, arguments, self.score, *more)
+        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, device_rules=())
+        targets = tuple(target._replace(group="") for target in snapshot.targets)  # any can run, also if it is not selected
+        self._targets, self.before = snapshot.targets, before(snapshot.targets, self.number)
+        self.snapshot = snapshot._replace(policy=policy, targets=targets, backends=tuple(backends), specs=tuple(specs), plans={})
+
+    @property
+    def clouds(self) -> list[CloudBackend]:
+        """Endpoints, without those on trial."""
+        return self.snapshot.proper
+
+    def arms(self) -> tuple[dict[str, Any], ...]:
+        """Return the results of the router's trials so far; empty without trials or requests."""
+        stats = () if self._engine.trials is None else self._engine.trials.stats()["arms"]
+        return tuple(arm._asdict() for arm in stats) if any(arm.requests for arm in stats) else ()
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprints that a certificate for this edge model and score is bound to. Reads files."""
+        return fingerprints(self.snapshot._replace(targets=self._targets), self.number)
+
+    def ready(self) -> Steps[None]:
+        """Load the edge model.
+
+        Raises:
+            ModelError: it cannot be used.
+        """
+        yield Block(partial(self.runner.ready, INF), INF)
+
+    def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
+        """Run the edge model, or an earlier one by its position, on one input."""
+        plan = make_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
+        leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
+        leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
+        (walk,) = yield from self._walk(plan._replace(legs=(leg,), order=(0,), sequential=True), [x])
+        yield Pause(0.0)
+        return walk
+
+    def keeps(self, number: int, walk: Walked) -> bool:
+        """Return True if the edge model at that position accepts its answer by its own threshold."""
+        (leg,), target, prediction = walk.request.plan.legs, chosen(self.snapshot, number), walk.outcome.prediction
+        leg_with_threshold = leg._replace(final=False, threshold=target.threshold, thresholds=target.thresholds)
+        return prediction is not None and acceptable(leg_with_threshold, prediction)
+
+    def may_leave(self, data_class: str | None) -> Plan:
+        """Return the plan for calls of the clouds.
+
+        Raises:
+            MayNotLeave: the egress rules forbid them.
+            PolicyError: there is no cloud.
+        """
+        try:
+            return make_plan(self.snapshot, self._engine.observer.facts, "only_cloud", None, data_class)
+        except MayNotLeave as e:
+            raise MayNotLeave(f"every example is sent to the cloud, and these may not leave the device: {e}") from e
+
+    def ask(
+        self, inputs: Sequence[Any], data_class: str | None, edge: Sequence[Prediction | None] | None = None
+    ) -> Steps[list[Walked]]:
+        """Send inputs to the clouds together, once their rate allows it; half of the rate stays free for other calls.
+
+        edge: the edge's answers, for clouds that take them along; None: there are none.
+        """
+        while (wait_s := max((_spare_in(cloud, len(inputs)) for cloud in self.clouds), default=0.0)) > 0:
+            yield Pause(min(wait_s, LOOK_S))
+            self._check_open()
+        return (yield from self._walk(self.may_leave(data_class), inputs, edge))
+
+    def batch_size(self, most: int) -> int:
+        """Return how many inputs the clouds take in one request, at most `most`."""
+        return most if all(_spare_in(cloud, most) < INF for cloud in self.clouds) else 1
+
+    def _walk(self, plan: Plan, inputs: Sequence[Any], edge: Sequence[Prediction | None] | None = None) -> Steps[list[Walked]]:
+        """Run requests of this plan and return their walks; counts and costs are settled with the engine."""
+        self._check_open()
+        engine = self._engine
+        identity = f"{engine.name}-{next(engine.numbers)}"
+        requests = [Request(identity, x, plan, self.snapshot, monotonic(), INF) for x in inputs]
+        if len(requests) > 1:
+            requests = [request._replace(id=f"{identity}.{row}", batch=identity) for row, request in enumerate(requests)]
+        legs = LegExecutor(requests, engine.edge_threads, engine.cloud_threads)
+        legs.floor = True
+        if legs.edge is not None and edge is not None:
+            legs.edge.note(None, edge)
+        requests[0] = requests[0]._replace(begun=monotonic())  # the preparation above is no part of its latency
+        walks = yield from walk_stage(requests, legs)
+        for walk in walks:
+            settle(engine, walk.request, walk.outcome, legs)
+        if not all(walk.outcome.accepted for walk in walks):
+            self._check_open()  # a closed router would be the reason
+        return walks
+
+    def _check_open(self) -> None:
+        """Raise `Closed` if the router is closed."""
+        if self._engine.closed:
+            raise Closed("this router is closed")
+
+
+def _spare_in(cloud: CloudBackend, inputs: int) -> float:
+    """Return the seconds until a cloud's rate allows so many inputs beside other calls.
+
+    0 also if nothing may be sent; inf: never.
+    """
+    guard, call_count, now = cloud.guard, cloud.calls(inputs), monotonic()
+    with guard.lock:
+        return 0.0 if guard.rules.why(now) is not None else guard.rules.rate.spare_in(now, call_count)
+
+
+SMALLEST = exp(TINY)
+MAY_FAIL = 0.01
+"""Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
+FOREIGN = 20
+"""Least number of labels for which it is no chance that no answer equals any of them."""
+
+
+def collect(
+    calls: DirectCalls,
+    inputs: Sequence[Any],
+    labels: Sequence[Any] | None = None,
+    groups: Sequence[Any] | None = None,
+    *,
+    ask_cloud: bool = True,
+    data_class: str | None = None,
+    batch: int = 1,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Steps[tuple[Examples, int]]:
+    """Run the edge model and the cloud on each input that reaches the edge model, regardless of its threshold.
+
+    Returns the examples, and how many inputs reached the edge model. An edge model is reached by the inputs that the edge models
+    before it defer, by their thresholds. They run inputs one by one. Egress rules, consent, limits and ledger apply to the cloud,
+    and its rate is respected. Inputs without a cloud answer are dropped, at most `MAY_FAIL` of them.
+
+    Args:
+        calls: caller of the router's models.
+        inputs: inputs as for `infer`.
+        labels: ground truth, one per input: values as the edge returns them, or class indices.
+        groups: the scene, user or session of each.
+        ask_cloud: False runs the edge only.
+        data_class: data class of the inputs.
+        batch: inputs per cloud request. With more than one, cloud latency is not measured, and cost is that of fewer, larger
+            requests.
+        advance: called with the number of inputs just answered, by edge or cloud.
+
+    Raises:
+        BadInput: there are no inputs, one does not fit the edge model, or a label is not one of its classes.
+        MayNotLeave: the data class forbids sending.
+        NoAnswer: the cloud failed on more than `MAY_FAIL` of the inputs.
+        ModelError: the edge model cannot be used, fails on an input, or returns probabilities where its card says logits.
+    """
+    if not len(inputs):
+        raise BadInput("there are no inputs")
+    runner = calls.runner
+    right = None if labels is None else label_values(labels, runner.reader.labels, len(inputs))
+    if ask_cloud:
+        calls.may_leave(data_class)  # before anything is run
+    yield from calls.ready()
+    runs = dict[int, _Reply]()
+    yield from _run(calls, 0, inputs[0])  # warm-up
+    for i, x in enumerate(inputs):
+        if not (yield from _reaches(calls, i, x)):
+            advance(1 + ask_cloud)
+            continue
+        runs[i] = yield from _run(calls, i, x)
+        if len(runs) == 1 and right is not None:
+            _check_comparable(runs[i].prediction.value, right[i], runner.where)
+        advance(1)
+    if not runs:
+        raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it accept them all")
+    reached = list(runs)
+    cloud = _CloudAnswers(calls, inputs, runs, data_class, advance)
+    if ask_cloud:
+        size = calls.batch_size(batch)
+        for start in range(0, len(reached), size):
+            yield from cloud.ask(reached[start : start + size])
+    answered = [i for i in reached if not ask_cloud or i in cloud.replies]
+    outputs = _stack([runs[i].prediction.outputs for i in answered])
+    if runner.reader.kind in {None, "logits"} and outputs is not None and _are_probabilities(outputs):
+        raise ModelError(
+            f"{runner.where} returns probabilities, and its card says logits: the scores would be wrong. Return the output "
+            'before the softmax, or write into the card "output": {"kind": "probabilities"}'
+        )
+    replies = [cloud.replies[i] for i in answered] if ask_cloud else []
+    if right is not None:
+        _check_possible(right, [runs[i].prediction.value for i in answered] + [reply.prediction.value for reply in replies])
+    examples = Examples(
+        score=_scores([runs[i].prediction for i in answered]),
+        edge=[runs[i].prediction.value for i in answered],
+        cloud=[reply.prediction.value for reply in replies] if ask_cloud else None,
+        labels=None if right is None else [right[i] for i in answered],
+        outputs=_as_logits(runner.reader, outputs),
+        edge_s=np.array([runs[i].took_s for i in answered], float),
+        cloud_s=np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float) if ask_cloud else None,
+        sent_bytes=cloud.spent.sent_bytes,
+        received_bytes=cloud.spent.received_bytes,
+        usd=cloud.spent.usd,
+        groups=None if groups is None else [groups[i] for i in answered],
+    )
+    return examples, len(reached)
+
+
+def recorded_examples(
+    calls: DirectCalls,
+    edge_outputs: Floats,
+    cloud_outputs: Floats | None,
+    labels: Sequence[Any] | None,
+    groups: Sequence[Any] | None = None,
+) -> Examples:
+    """Decode recorded outputs [n, classes] as the router would, and return them as examples. Runs no model.
+
+    Nothing checks that they come from these models.
+
+    Raises:
+        BadInput: wrong shape or dtype, or a label that is not one of the edge's classes.
+    """
+    edge_reader = calls.runner.reader
+    predictions = _read("edge_logits", edge_outputs, edge_reader)
+    n = len(predictions)
+    cloud_answers = None
+    if cloud_outputs is not None:
+        endpoint = next((r for r in calls.clouds), None)
+        cloud_answers = _read(
+            "cloud_logits", cloud_outputs, getattr(endpoint, "reader", None) or Reader(labels=edge_reader.labels)
+        )
+        if len(cloud_answers) != n:
+            raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
+    return Examples(
+        score=_scores(predictions),
+        edge=[p.value for p in predictions],
+        cloud=None if cloud_answers is None else [p.value for p in cloud_answers],
+        labels=None if labels is None else label_values(labels, edge_reader.labels, n),
+        outputs=_as_logits(edge_reader, np.asarray(edge_outputs, float)),
+        edge_s=np.full(n, np.nan),
+        cloud_s=None if cloud_answers is None else np.full(n, np.nan),
+        sent_bytes=0,
+        received_bytes=0,
+        usd=0.0,
+        groups=None if groups is None else list(groups),
+    )
+
+
+def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int) -> list[Any]:
+    """Convert n labels to the values a model with these class names returns; a number is a class index.
+
+    Raises:
+        BadInput: not n labels, or one is not a class, missing or NaN.
+    """
+    if len(labels) != n:
+        raise BadInput(f"there are {n} inputs and {len(labels)} labels")
+    values: list[Any] = []
+    for i, label in enumerate(labels):
+        number = isinstance(label, int | float | np.number)
+        if label is None or (number and isnan(label)):
+            raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
+        if names is None:
+            values.append(int(label) if isinstance(label, float | np.number) and _is_whole(label) else label)
+        elif isinstance(label, str):
+            if label not in names:
+                raise BadInput(f"label {i} is {label!r}, and the edge model answers {', '.join(map(str, names))}")
+            values.append(label)
+        elif not number or not _is_whole(label) or not 0 <= label < len(names):
+            raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
+        else:
+            values.append(names[int(label)])
+    return values
+
+
+def _is_whole(number: Any) -> bool:
+    """Return True if a number is whole; infinities are not."""
+    return bool(-INF < number < INF and number == int(number))
+
+
+def _check_comparable(value: Any, label: Any, where: str) -> None:
+    """Raise `BadInput` if no answer of the model can equal the labels."""
+    if isinstance(value, str) != isinstance(label, str):
+        kinds = ["a text" if isinstance(x, str) else f"of type {type(x).__name__}" for x in (value, label)]
+        raise BadInput(f"{where} answers {value!r}, which is {kinds[0]}, and the labels are {kinds[1]}: write them as it answers")
+
+
+def _check_possible(labels: Sequence[Any], answers: Sequence[Any]) -> None:
+    """Raise `BadInput` if no label is ever an answer: no answer would ever be right, and so nothing ever lost."""
+    label_texts, answer_texts = ({value for value in values if isinstance(value, str)} for values in (labels, answers))
+    if len(labels) >= FOREIGN and label_texts and answer_texts and label_texts.isdisjoint(answer_texts):
+        raise BadInput(
+            f"none of the {len(labels)} labels ({min(label_texts)!r}) is ever an answer ({min(answer_texts)!r}), so none could be"
+            " right: write them as the model answers"
+        )
+
+
+class _Reply(NamedTuple):
+    """Answer of one side, and its latency."""
+
+    prediction: Prediction
+    took_s: float
+
+
+def _reaches(calls: DirectCalls, i: int, x: Any) -> Steps[bool]:
+    """Return True if the edge models before it defer input number `i`; runs them."""
+    for number in calls.before:
+        walk = yield from calls.run(x, number)
+        if walk.outcome.prediction is None:
+            raise _error_of(i, walk, calls.snapshot.backends[number].where)
+        if calls.keeps(number, walk):
+            return False
+    return True
+
+
+def _run(calls: DirectCalls, i: int, x: Any) -> Steps[_Reply]:
+    """Run the edge model on input number `i`; raise its error."""
+    walk = yield from calls.run(x)
+    if (reply := _reply(walk)) is not None:
+        return reply
+    raise _error_of(i, walk, calls.runner.where)
+
+
+def _error_of(i: int, walk: Walked, where: str) -> BaseException:
+    """Return the error of the edge model `where` on input number `i`, with the number in its text."""
+    error = no_answer(walk.request.plan, walk.outcome, "")
+    if isinstance(error, BadInput):
+        numbered_error: EdgerouteError = BadInput(f"input {i}: {error}")
+    elif isinstance(error, Exception) and not isinstance(error, EdgerouteError):  # a function's own
+        numbered_error = ModelError(f"input {i}: {where} failed: {named(error)}")
+    else:
+        return error
+    numbered_error.__cause__ = error
+    return numbered_error
+
+
+def _reply(walk: Walked) -> _Reply | None:
+    """Return the answer of a walk; None if it has none."""
+    outcome = walk.outcome
+    return None if outcome.prediction is None else _Reply(outcome.prediction, outcome.ended - outcome.begun)
+
+
+class _CloudAnswers:
+    """Collector of the cloud's answers to the inputs.
+
+    Attributes:
+        replies: answers by the input's number.
+        spent: costs of all calls.
+    """
+
+    def __init__(
+        self,
+        calls: DirectCalls,
+        inputs: Sequence[Any],
+        runs: Mapping[int, _Reply],
+        data_class: str | None,
+        advance: Callable[[int], object],
+    ) -> None:
+        self._calls, self._inputs, self._runs, self._reached = calls, inputs, runs, len(runs)
+        self._data_class, self._advance = data_class, advance
+        self._error_of = self._asked = 0
+        self._has_failed = False
+        """True once an input got no answer."""
+        self._why: BaseException = NoAnswer("")
+        self.replies: dict[int, _Reply] = {}
+        self.spent = Spent(0, 0, 0.0, 0.0)
+
+    def ask(self, rows: Sequence[int]) -> Steps[None]:
+        """Send these inputs together, and again each alone that got no answer.
+
+        Raises:
+            NoAnswer: too many got no answer.
+            PolicyError: the policy forbids it, for every input alike.
+        """
+        walks = yield from self._calls.ask(
+            [self._inputs[row] for row in rows], self._data_class, [self._runs[row].prediction for row in rows]
+        )
+        for cost in walks[0].costs.values():
+            sent, received, usd, joules, *_ = self.spent
+            self.spent = Spent(sent + cost.sent_bytes, received + cost.received_bytes, usd + cost.usd, joules + cost.joules)
+        unanswered = list[int]()
+        for row, walk in zip(rows, walks, strict=True):
+            if (reply := _reply(walk)) is not None:
+                self.replies[row] = reply
+                self._asked += 1
+                self._advance(1)
+                continue
+            error = no_answer(walk.request.plan, walk.outcome, "")
+            if isinstance(error, PolicyError):  # the same for every input
+                raise error
+            if not self._has_failed or not getattr(error, "held", False):  # prefer the cause to a later breaker or limit
+                self._why = error
+            self._has_failed = True
+            unanswered.append(row)
+        for row in unanswered:
+            if len(rows) > 1:  # one bad input may fail the whole batch
+                yield from self.ask([row])
+            else:
+                self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Drop an input without an answer; raise `NoAnswer` if there are too many."""
+        self._error_of += 1
+        self._asked += 1
+        self._advance(1)
+        may_fail = int(MAY_FAIL * self._reached)
+        if self._error_of > may_fail or not self.replies:
+            why = self._why if isinstance(self._why, EdgerouteError) else named(self._why)
+            raise NoAnswer(
+                f"the cloud did not answer {self._error_of} of the {self._asked} inputs that it was sent, and of "
+                f"{self._reached} at most {may_fail} may be left out: {why}"
+            ) from self._why
+
+
+def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
+    """Decode recorded outputs; raise `BadInput` if they have no valid form."""
+    array = np.asarray(outputs)
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes
+        raise BadInput(f"{what}: expected numbers [n, classes], found {array.dtype} {list(array.shape)}")
+    if reader.kind in {None, "logits"} and _are_probabilities(array):
+        raise BadInput(f"{what}: these are probabilities, each row adds up to 1: record the outputs before the softmax")
+    try:
+        read = reader.many(array, len(array))
+    except BadReply as e:
+        raise BadInput(f"{what}: {e}") from e
+    if all(p.value is None for p in read):
+        raise BadInput(f"{what}: each row holds NaN or infinity, and says nothing")
+    return read
+
+
+def _scores(predictions: Sequence[Prediction]) -> Floats:
+    """Return the confidences, [n], NaN for none."""
+    return np.array([np.nan if p.confidence is None else p.confidence for p in predictions], float)
+
+
+def _stack(outputs: Sequence[Any]) -> Floats | None:
+    """Stack rows to [n, classes]; None if the outputs are not numeric rows of equal length."""
+    if all(isinstance(o, np.ndarray) and o.ndim == 1 and o.dtype.kind in "fiu" for o in outputs):
+        lengths = {len(o) for o in outputs}
+        return np.array(outputs, float) if len(lengths) == 1 else None
+    return None
+
+
+def _as_logits(reader: Reader, outputs: Floats | None) -> Floats | None:
+    """Return outputs for fitting a score; probabilities become logarithms, as the deployed score computes, too."""
+    if outputs is None or reader.kind != "probabilities":
+        return outputs
+    return np.log(np.maximum(outputs, SMALLEST))
+
+
+def _are_probabilities(outputs: Floats) -> bool:
+    """Return True if all rows are non-negative with sum 1, which logits practically never are."""
+    return bool(outputs.shape[-1] > 1 and (outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))

@@ -1,0 +1,211 @@
+"""Numbers and verdicts in words for reports: percentages, durations, methods, and if a guarantee held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from typing import Any
+
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.core.routing_policy import INF
+from edgeroute.tools.measure.certification import Verdict
+from edgeroute.tools.measure.deferral_curve import Area
+from edgeroute.tools.measure.evaluation import Evaluation, Share
+
+NONE = "not known"
+LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
+SIDES = {**LEGS, "accepted": "edge, where kept"}
+
+
+METHODS = {
+    "CP-harm": "an exact bound (Clopper-Pearson) of how often the edge's answer is kept where only the cloud is right",
+    "LR-BB": "an exact test (likelihood ratio, Berger-Boos) of what the edge's answers lose, less what they gain",
+    "D-BB": "an exact test (difference, Berger-Boos) of what the edge's answers lose, less what they gain",
+    "CP-error": "an exact bound (Clopper-Pearson) of the share of wrong answers among those that the edge gives alone",
+    "betting": "a test by betting (Waudby-Smith and Ramdas) of what the edge's answers lose, less what they gain, of any size",
+    "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
+    "rank": "the score of the example at the promised rank, which holds on average over examples",
+}
+"""Test behind a certificate -> its description."""
+DITHERED = "dithered "
+"""Prefix of a test's name: graded answers become right or wrong at random."""
+TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
+
+
+def arm_rows(arms: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the figures of arms, in the order of `arm_cells`."""
+    of = "share" if arms[0].get("devices") is None else "devices"
+    return of, "requests", "failed", "deferred", "differ", "loss", "USD a call", "mean time", "p99"
+
+
+def arm_cells(arm: Mapping[str, Any], none: str = NONE) -> list[str]:
+    """Return the figures of an arm of a trial, of one device or of many, as text. none: where there is none."""
+    there, compared = arm.get("requests") or 0, arm.get("compared")
+
+    def between(name: str, form: Callable[[float], str], known: object = there) -> str:
+        """Return the value of a field with its interval, as text."""
+        part = arm.get(name)
+        if not known or not isinstance(part, list | tuple) or len(part) != 3:  # noqa: PLR2004 - a number and its interval
+            return none
+        return f"{form(part[0])} ({form(part[1])} to {form(part[2])})"
+
+    devices = arm.get("devices")
+    of = percent(arm.get("share")) + ("" if arm.get("shown") else ", hidden") if devices is None else f"{devices:,}"
+    shares = [between(name, percent) for name in ("failed", "deferred")]
+    shares += [between(name, percent, compared) for name in ("differs", "loss")]
+    p99 = arm.get("p99_s")
+    times = between("mean_s", duration), none if p99 is None else duration(p99)
+    return [of, f"{there:,}", *shares, between("usd", "{:.3g}".format), *times]
+
+
+def methods(certificate: Certificate) -> str:
+    """Return a sentence about how the threshold was found; empty for an unknown test."""
+    names = [name.removeprefix(DITHERED) for name in certificate.method.split(" and ")]
+    descriptions = "; ".join(METHODS[name] for name in dict.fromkeys(names) if name in METHODS)
+    if DITHERED in certificate.method:
+        descriptions += "; a grade counts as right with a chance of its own size, which keeps the test exact (dithering)"
+    if not descriptions:
+        return ""
+    return f"Method {certificate.method}: {descriptions}.{f' {TRIED}' if certificate.sure is not None else ''}"
+
+
+def percent(share: float | None) -> str:
+    """Format a share: 0.1234 -> 12.34 %."""
+    return NONE if share is None or isnan(share) else f"{share * 100:.2f} %"
+
+
+def limit(share: float) -> str:
+    """Format a share as in the guarantee: 0.01 -> 1 %."""
+    return f"{share * 100:g} %"
+
+
+def interval(share: Share) -> str:
+    """Format an interval's ends, in percent."""
+    return f"{share.low * 100:.2f} to {share.high * 100:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds: milliseconds below one second."""
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def size(count: float) -> str:
+    """Format bytes as KB or MB (powers of 1000)."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"  # noqa: PLR2004 - a megabyte
+
+
+def amount(what: str, value: float | None) -> str:
+    """Format a value with its unit. what: seconds, usd or joules."""
+    if value is None:
+        return NONE
+    return duration(value) if what == "seconds" else f"{value:.4g} {'$' if what == 'usd' else 'J'}"
+
+
+def level(threshold: float) -> str:
+    """Format a threshold, with infinities in words."""
+    if threshold == -INF:
+        return "none: every answer of the edge is accepted"
+    return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Format a number with its noun: 1 input, 2,000 inputs."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def counted_classes(n: int) -> str:
+    """Format a number of classes: 1 class, 10 classes."""
+    return "1 class" if n == 1 else f"{n:,} classes"
+
+
+def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
+    """Return a headline and an explanation: if the guarantee held on these inputs. found: from `verdicts`."""
+    certificate = evaluation.certificate
+    if certificate is None:
+        return (
+            "No promise.",
+            f"There is no certificate. This is what the threshold does on {counted(evaluation.n, 'input')}, no more.",
+        )
+    if evaluation.uncalibrated:
+        return "The certificate says nothing about what is in use:", f"{evaluation.uncalibrated}."
+    if not verdicts:
+        return _unmeasured(evaluation, certificate)
+    worst = verdicts[0]
+    measured = _measured(certificate, worst)
+    if certificate.thresholds:
+        held = sum(result.held for result in verdicts)
+        measured = f"Measured in {counted_classes(len(verdicts))}, it held in {held}. The worst is {worst.where}: {measured}"
+        broken, all_held = worst.broken, held == len(verdicts)
+    else:
+        measured = measured[0].upper() + measured[1:]
+        broken, all_held = worst.broken, worst.held
+    if all_held:
+        return "It held on these inputs.", f"{measured}."
+    if not broken:
+        return "It did not hold on these inputs, which chance may explain.", f"{measured}. The interval reaches below the limit."
+    explanation = f"{measured}. The whole interval is above the limit: these inputs are not drawn like the certificate's examples"
+    if certificate.sure is not None:
+        explanation += f", or it is one of the {limit(1 - certificate.sure)} of certificates that promise too much"
+    return "It did not hold on these inputs, and chance does not explain it.", f"{explanation}."
+
+
+SEEN = 0.05
+"""Share of examples seen before from which a warning is given."""
+
+
+def seen_before(evaluation: Evaluation) -> str:
+    """Return a warning if these are the calibration's own examples; empty if not."""
+    share = evaluation.seen_before
+    if share < SEEN:
+        return ""
+    return (
+        f"About {share:.0%} of these examples are those that the certificate was calibrated on: that it holds on them proves "
+        "nothing. Evaluate on others."
+    )
+
+
+def ranking(area: Area) -> str:
+    """Return the area of a score in words, with advice if it is no better than chance."""
+    text = f"{area.value:.2f} ({area.low:.2f} to {area.high:.2f}); 0 is random, 1 an oracle"
+    return f"{text}: no better than chance, try another score, or a learned one" if area.by_chance else text
+
+
+def outcome(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
+    """Return the CSS class of the verdict, held, broken, open or none, and a sign for it."""
+    if evaluation.certificate is None:
+        return "none", ""
+    if evaluation.uncalibrated or not verdicts:
+        certificate = evaluation.certificate
+        by_label = certificate.kind == "max_error" and evaluation.labelled and not certificate.metric
+        nothing_wrong = by_label and not evaluation.uncalibrated
+        return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
+    if all(result.held for result in verdicts):
+        return "held", "\N{CHECK MARK}"
+    return ("broken", "\N{BALLOT X}") if verdicts[0].broken else ("open", "?")
+
+
+def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:
+    """Return headline and explanation of a guarantee that these examples cannot measure."""
+    if certificate.metric:
+        return "Whether it held is not known:", f"it is about {certificate.metric}, and these examples are right or wrong alone."
+    if certificate.kind == "max_error" and evaluation.labelled:
+        return "It held on these inputs.", "The edge gives no answer alone, so none is wrong."
+    missing = "labels" if not (evaluation.labelled or certificate.agreement) else "the cloud's answers"
+    return "Whether it held is not known:", f"it cannot be measured without {missing}."
+
+
+def _measured(certificate: Certificate, measured: Verdict) -> str:
+    """Return a verdict's measured value in words."""
+    value, low, high = (
+        f"{round(share * 100, 2) + 0.0:.2f}" for share in (measured.measured, measured.low, measured.high)
+    )  # no -0.00
+    within = f"(95 % interval{' for all classes at once' if measured.where else ''}: {low} to {high})"
+    inputs = f"{within} of {counted(measured.n, 'input')}"
+    most = f"{certificate.value * 100:g} is allowed"
+    if certificate.kind == "max_defer":
+        return f"{value} % {inputs} were deferred, and {most}"
+    if certificate.kind == "max_error":
+        return f"{value} % {within} of {counted(measured.n, 'answer')} that the edge gave alone were wrong, and {most}"
+    if certificate.agreement:
+        return f"{value} % {inputs} got another answer than the cloud's, and {most}"
+    return f"the loss against the cloud is {value} percentage points {within} on {counted(measured.n, 'input')}, and {most}"

@@ -1,0 +1,292 @@
+"""Sections of the evaluation and calibration pages; empty strings where the examples lack the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isinf, isnan
+
+import numpy as np
+
+from edgeroute.confidence.scores import SCORES
+from edgeroute.tools.measure.certification import verdicts
+from edgeroute.tools.measure.evaluation import QUANTILES, Class, Evaluation, bins, calibration_error
+from edgeroute.tools.measure.report import figures
+from edgeroute.tools.measure.report import html_blocks as html
+from edgeroute.tools.measure.report.numbers_in_words import (
+    LEGS,
+    NONE,
+    SIDES,
+    amount,
+    counted,
+    counted_classes,
+    duration,
+    interval,
+    level,
+    limit,
+    methods,
+    outcome,
+    percent,
+    ranking,
+    seen_before,
+    size,
+    verdict,
+)
+
+WORST = 20
+"""Most classes in the table."""
+NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}
+"""Scores that are not probabilities of being correct."""
+
+
+def promise(evaluation: Evaluation) -> str:
+    """Return the section with the certificate's guarantee, and if it held on these examples."""
+    certificate = evaluation.certificate
+    short, long = verdict(evaluation, verdicts(evaluation))
+    kind, sign = outcome(evaluation, verdicts(evaluation))
+    mark = f'<span class="sign" aria-hidden="true">{sign}</span> ' if sign else ""
+    headline = f'<p class="verdict {kind}">{mark}<strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
+    rows = [("threshold", _threshold(evaluation))]
+    if certificate is None:
+        return html.section("The promise", headline, html.facts(rows))
+    odds = "on average" if certificate.sure is None else f"{limit(certificate.sure)} sure"
+    low, high = certificate.deferral_interval
+    expected = f"{percent(certificate.deferral_rate)} expected ({percent(low)} to {percent(high)})"
+    method = f", by {certificate.method}" if certificate.method else ""
+    rows += [
+        ("made", f"{certificate.date}, from {counted(certificate.n, 'example')}{method}, {odds}"),
+        ("deferral", f"{expected}; {percent(evaluation.deferral.value)} here"),
+        ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
+        ("checksum", certificate.checksum[:16]),
+    ]
+    seen = seen_before(evaluation)
+    warning = html.paragraph(seen) if seen else ""
+    return html.section("The promise", html.paragraph(certificate.guarantee), headline, warning, html.facts(rows))
+
+
+def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
+    """Return the section with a new certificate. why: reason for the choice of the score; empty: it was given."""
+    certificate = evaluation.certificate
+    assert certificate is not None, "a calibration has one"
+    low, high = certificate.deferral_interval
+    method = f"{certificate.method or 'none'}, {counted(certificate.n, 'example')}, {certificate.date}"
+    rows = [
+        ("promise", certificate.label),
+        ("method", method),
+        ("score", f"{certificate.score}: {why}" if why else certificate.score),
+        ("threshold", _threshold(evaluation)),
+        ("deferred", f"{percent(certificate.deferral_rate)} of the examples; of all inputs {percent(low)} to {percent(high)}"),
+    ]
+    right = "as the cloud says" if certificate.agreement else "right"
+    rows += [(SIDES.get(side, side), f"{percent(share)} {right}") for side, share in certificate.accuracy.items()]
+    if certificate.unscored:
+        rows.append(("without a score", f"{percent(certificate.unscored)} of the examples, which are deferred"))
+    rows.append(("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"))
+    caveat = html.paragraph(
+        "The threshold was found on these examples, so what it does on them is optimistic. The promise is about new inputs; an "
+        "evaluation on other examples tests it."
+    )
+    return html.section(
+        "The promise", html.paragraph(certificate.guarantee), html.facts(rows), caveat, *(html.paragraph(note) for note in notes)
+    )
+
+
+def undrawn() -> str:
+    """Return the text in place of the figures if matplotlib is missing."""
+    return html.paragraph("The figures need matplotlib, which is not installed: pip install 'edgeroute[demo]'.")
+
+
+def _threshold(evaluation: Evaluation) -> str:
+    """Return the threshold, or the range of the classes' thresholds, in words."""
+    thresholds = evaluation.thresholds
+    if not thresholds:
+        return level(evaluation.threshold)
+    finite = [t for t in thresholds.values() if not isinf(t)]
+    reach = f", {level(min(finite))} to {level(max(finite))}" if finite else ""
+    all_deferred = f"; {counted_classes(len(thresholds) - len(finite))} always deferred" if len(finite) < len(thresholds) else ""
+    return f"{counted_classes(len(thresholds))}, each with its own{reach}{all_deferred}"
+
+
+def numbers(evaluation: Evaluation) -> str:
+    """Return the section with key figures as tiles, and a table of edge, cloud and cascade."""
+    accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
+    examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
+    boxes = []
+    if "cascade" in accuracy:
+        boxes.append((f"{right}, cascade", percent(accuracy["cascade"].value), interval(accuracy["cascade"])))
+    elif "accepted" in accuracy:
+        boxes.append((f"{right} of what the edge keeps", percent(accuracy["accepted"].value), interval(accuracy["accepted"])))
+    boxes.append(("deferred", percent(deferral.value), interval(deferral)))
+    if {"cascade", "cloud"} <= set(latency):
+        remark = f"{duration(latency['cloud'][0])} by the cloud alone"
+        boxes.append(("median latency", duration(latency["cascade"][0]), remark))
+    elif "edge" in latency:
+        boxes.append(("median latency, edge", duration(latency["edge"][0]), f"{duration(latency['edge'][-1])} at 99 %"))
+    if examples.cloud is not None:
+        sent, usd = examples.sent_bytes, examples.usd
+        if sent:
+            boxes.append(("sent", size(sent * deferral.value), f"{size(sent)} by the cloud alone"))
+        if usd:
+            boxes.append(("spent on the cloud", f"{usd * deferral.value:.4g} $", f"{usd:.4g} $ by the cloud alone"))
+
+    asked = {"edge": 0.0, "cloud": 1.0, "cascade": deferral.value} if examples.cloud is not None else {"edge": 0.0}
+    rows = []
+    for leg, part in asked.items():
+        part_right, times = accuracy.get(leg), latency.get(leg)
+        cells = [percent(part_right.value), interval(part_right)] if part_right else [NONE] * 2
+        if latency:
+            cells += [duration(time) for time in times] if times else [NONE] * len(QUANTILES)
+        cells.append(percent(part))
+        if examples.sent_bytes:
+            cells += [size(examples.sent_bytes * part), size(examples.received_bytes * part)]
+        rows.append([LEGS[leg], *cells])
+    quantiles = [f"p{q * 100:g}" for q in QUANTILES] if latency else []
+    head = ["", right, "95 % interval", *quantiles, "deferred", *(["sent", "received"] if examples.sent_bytes else [])]
+    return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and cascade"))
+
+
+def accuracy_over_deferral(evaluation: Evaluation) -> str:
+    """Return the section with the accuracy-deferral curve and the threshold in use."""
+    drawn = figures.accuracy_over_deferral(evaluation)
+    if drawn is None:
+        return ""
+    if evaluation.examples.cloud is None:
+        title = "Accuracy of what the edge keeps"
+        caption = "The cloud was not asked: the accuracy is that of the answers that are not deferred."
+    else:
+        title = "Accuracy over deferral" if evaluation.labelled else "Agreement with the cloud over deferral"
+        caption = (
+            "Each point of the solid line is a threshold. At the left end the edge answers alone, at the right end the cloud."
+        )
+    if evaluation.thresholds:
+        caption += " The line has one threshold for all classes; in use is one for each, so the point may lie beside the line."
+    if (area := evaluation.area()) is not None and not isnan(area.value):
+        caption += f" The area between the line and that of deferring at random, as a share of an oracle's: {ranking(area)}."
+    return html.section(title, html.figure(drawn, title, caption))
+
+
+def latency(evaluation: Evaluation) -> str:
+    """Return the section with the latency distributions."""
+    drawn = figures.latency(evaluation)
+    if drawn is None:
+        return ""
+    caption = "The share of inputs that are answered within a time."
+    if "cascade" in evaluation.seconds():
+        caption += " Cascade: the edge, and then the cloud where it is asked."
+    return html.section("Latency", html.figure(drawn, "The share of inputs answered over time, for each leg", caption))
+
+
+def cost(evaluation: Evaluation) -> str:
+    """Return the section with the cost per input on each side, and the break-even deferral rate."""
+    costs, deferral = evaluation.costs(), evaluation.deferral.value
+    if not costs:
+        return ""
+    rows = []
+    labels = {"seconds": "time (medians)", "usd": "dollars", "joules": "energy"}
+    for cost_row in costs:
+        even = cost_row.break_even
+        cells = [amount(cost_row.what, value) for value in (cost_row.edge, cost_row.cloud, cost_row.together(deferral))]
+        rows.append(
+            [labels[cost_row.what], *cells, "none" if even is not None and even <= 0 else percent(even), percent(deferral)]
+        )
+    text = (
+        "The edge is always paid, and the cloud where it is asked. So the cascade costs less than the cloud alone while the "
+        "deferral is below the break-even, 1 - edge / cloud."
+    )
+    head = ["an input", "edge", "cloud", "cascade", "break-even", "deferral here"]
+    return html.section("Cost", html.paragraph(text), html.table(head, rows, "Cost of an input"))
+
+
+def reliability(evaluation: Evaluation) -> str:
+    """Return the section with the reliability diagram and expected calibration error of the edge."""
+    right, score = evaluation.edge_right, evaluation.examples.score
+    finite = score[np.isfinite(score)]
+    if right is None or not finite.size:
+        return ""
+    axis_label = "right, %" if evaluation.labelled else "as the cloud says, %"
+    parts = bins(np.where(np.isfinite(score), score, np.nan), right)
+    caption = f"{counted(finite.size, 'answer')} in {counted(len(parts), 'bin')} of about the same size."
+    is_probability = evaluation.names.score not in NO_PROBABILITY and finite.min() >= 0 and finite.max() <= 1
+    if is_probability:
+        error = calibration_error(parts) * 100
+        caption += (
+            f" The expected calibration error is {error:.2f} percentage points. A threshold does not need it to be small: it "
+            "looks at the order of the scores alone."
+        )
+    else:
+        caption += " The score is not meant as a probability: what counts is that the share rises with it."
+    drawn = figures.reliability(parts, diagonal=bool(is_probability), right=axis_label)
+    return html.section("Reliability", html.figure(drawn, "The share of right answers over the score", caption))
+
+
+def scores(evaluation: Evaluation) -> str:
+    """Return the section with score histograms of correct and wrong answers."""
+    drawn = figures.histograms(evaluation)
+    if drawn is None:
+        return ""
+    caption = "How many answers of the edge have which score"
+    caption += "." if evaluation.edge_right is None else "; the two scales differ."
+    if not evaluation.thresholds:
+        caption += " The dashed line is the threshold, where it is within the scores."
+    return html.section("Scores", html.figure(drawn, "Histograms of the score", caption))
+
+
+def classes(evaluation: Evaluation) -> str:
+    """Return the section with results per class; the worst `WORST` if there are more."""
+    results = evaluation.classes()
+    if len(results) > WORST and 2 * len(results) > evaluation.n:
+        text = f"There are {len(results):,} different answers to {counted(evaluation.n, 'input')}: too many for a table."
+        return html.section("Classes", html.paragraph(text))
+    caption = "By the right answer." if evaluation.labelled and not evaluation.thresholds else "By what the edge says."
+    if evaluation.edge_right is not None:
+        caption += " Shares of right answers." if evaluation.labelled else " Shares of answers that are the cloud's."
+    if len(results) > WORST:
+        caption += f" The worst {WORST} of {len(results):,}."
+        results = sorted(results, key=_worse)[:WORST]
+    columns = [leg for leg in LEGS if getattr(results[0], leg) is not None]
+    head = ["class", "inputs", *(LEGS[leg] for leg in columns), "deferred"]
+    rows = [
+        [result.name, f"{result.n:,}", *(percent(getattr(result, leg)) for leg in columns), percent(result.deferral)]
+        for result in results
+    ]
+    if evaluation.thresholds:
+        head.append("threshold")
+        for row in rows:
+            threshold = evaluation.thresholds.get(row[0], evaluation.threshold)
+            row.append("none" if isinf(threshold) else level(threshold))
+    return html.section("Classes", html.paragraph(caption), html.table(head, rows, "Classes"))
+
+
+def _worse(result: Class) -> float:
+    """Return the sort key of a class, worst first."""
+    right = result.edge if result.cascade is None else result.cascade
+    return -result.deferral if right is None else right
+
+
+def notes(evaluation: Evaluation) -> str:
+    """Return the section with definitions and caveats of the numbers."""
+    asked = evaluation.examples.cloud is not None
+    sentences = [
+        "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked.",
+        "The cascade is edge and cloud together: the edge's answer where it is accepted, and else the cloud's.",
+    ]
+    if evaluation.labelled:
+        sentences.append("Accuracy is the share of answers that are the label.")
+    elif asked:
+        sentences.append("There are no labels. An answer counts as right where it is the cloud's, so the cloud has 100 %.")
+    else:
+        sentences.append("There are neither labels nor answers of the cloud, so nothing is said about what is right.")
+    if evaluation.certificate is not None and (how := methods(evaluation.certificate)):
+        sentences.append(how)
+    sentences.append("Intervals are of 95 %, exact (Clopper-Pearson), for inputs that are drawn like these and independent.")
+    if asked:
+        sentences.append("The oracle knows which side is right, and defers first what gains by it. No score does better.")
+    if "cascade" in evaluation.seconds():
+        sentences.append("The latency of the cascade is the sum of the two where the cloud is asked, with no hedging.")
+    if evaluation.examples.sent_bytes or evaluation.examples.usd:
+        sentences.append("The cloud was asked for all inputs; what the cascade sends, in bodies, and spends is scaled from that.")
+    unscored = int(np.isnan(evaluation.examples.score).sum())
+    if unscored:
+        does = "accepted" if evaluation.accept_unsure else "deferred"
+        sentences.append(f"{counted(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
+    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in sentences)
+    return html.section("What is what", f"<ul>\n{listed}\n</ul>")

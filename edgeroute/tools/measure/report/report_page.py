@@ -1,0 +1,284 @@
+"""Pages of an evaluation, a calibration and trials, as an HTML file or as the output of a notebook's cell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from edgeroute.tools.measure.evaluation import Evaluation
+from edgeroute.tools.measure.fleet_trial import Difference, Fleet
+from edgeroute.tools.measure.report import html_blocks as html
+from edgeroute.tools.measure.report import page_sections as sections
+from edgeroute.tools.measure.report.html_blocks import beside, escape
+from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows, counted, limit, size
+
+# Sections of a trial, for one router in operation, and for many devices.
+
+SAID = {
+    ("edge", "failed"): "requests that its edge model failed on",
+    ("edge", "deferred"): "requests deferred to the cloud",
+    ("edge", "differs"): "answers that differ from the cloud's",
+    ("cloud", "failed"): "calls that failed",
+    ("cloud", "differs"): "answers that differ from the edge's",
+}
+"""(Side, measure) -> the measure's description."""
+VERDICTS = {"worse": "worse by more than is allowed", "within": "no worse than is allowed", "open": "not known yet"}
+
+
+def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Return the section about a router's trials in operation. arms: as in its statistics."""
+    return html.section("Trials in operation", _table(arms), *_stopped(arms), html.paragraph(
+        "Of requests, not of these examples. The loss is the share of all requests that the edge answered otherwise than the "
+        "cloud would, by audits. Intervals are of 95 %, for independent requests and one look that was fixed beforehand; the "
+        "guardrail looks at each."
+    ))  # fmt: skip
+
+
+def fleet_section(fleet: Fleet) -> str:
+    """Return the sections of a trial on many devices."""
+    arms = [arm._asdict() for arm in fleet.arms]
+    table = html.section("The arms", _table(arms), *_stopped(arms), html.paragraph(
+        "The loss is the share of all requests that the edge answered otherwise than the cloud would, by audits. p99 is that "
+        "of the median device. Intervals are of 95 %."))  # fmt: skip
+    if not fleet.settings.measures:
+        return table
+    a, b = (arm.arm for arm in fleet.arms)
+    kind = "broken" if fleet.worse else "held" if _is_all_within(fleet) else "open"
+    short, long = verdict(fleet)
+    headline = f'<p class="verdict {kind}"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
+    rows = [[row.measure.replace("differs", "differ"), *difference(row)] for row in fleet.differences]
+    columns = [f"{b} less {a}", "difference", "interval", "allowed", ""]
+    return "\n".join([
+        html.section(f"{b} against {a}", headline, html.table(columns, rows, columns[0]), html.paragraph(how(fleet))), table,
+    ])  # fmt: skip
+
+
+def verdict(fleet: Fleet) -> tuple[str, str]:
+    """Return a headline and an explanation: whether the model on trial is worse."""
+    b, side, measures = fleet.arms[1].arm, fleet.settings.side, fleet.settings.measures
+    if fleet.worse:
+        worse = " and more ".join(SAID[side, name] for name in fleet.worse)
+        return f"{b} is worse: stop it.", f"It has more {worse} than is allowed."
+    if _is_all_within(fleet):
+        return f"{b} is no worse than is allowed.", "So it is for all measures."
+    measured = {row.measure for row in fleet.differences}
+    missing = [SAID[side, name] for name in measures if name not in measured]
+    unsure = [SAID[side, row.measure] for row in fleet.differences if row.verdict == "open"]
+    sentences = [f"Too little is known of {', '.join(unsure)}."] if unsure else []
+    sentences += [f"There are no figures of both arms for {', '.join(missing)}."] if missing else []
+    return f"Whether {b} is worse is not known yet.", " ".join(sentences)
+
+
+def difference(row: Difference) -> tuple[str, str, str, str]:
+    """Return the cells of a difference: value, interval, what is allowed, verdict."""
+    value = f"{row.value * 100:+.2f} %"
+    return value, f"{row.low * 100:+.2f} to {row.high * 100:+.2f} %", f"+{limit(row.allowed)}", VERDICTS[row.verdict]
+
+
+def how(fleet: Fleet) -> str:
+    """Return a sentence about the basis of the differences' intervals."""
+    unit = "devices, as each is in one arm: re-randomisation" if fleet.by_device else "requests, as each was drawn for itself"
+    sure = limit(fleet.settings.alpha)
+    return (
+        f"By {unit}. At one look, a trial that is no worse than is allowed is called worse with probability {sure} at most, over "
+        f"all measures; and one that is worse is likewise called no worse."
+    )
+
+
+def _is_all_within(fleet: Fleet) -> bool:
+    """Return True if every measure is known to be no worse than is allowed."""
+    return len(fleet.differences) == len(fleet.settings.measures) and all(row.verdict == "within" for row in fleet.differences)
+
+
+def _table(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a column for each arm."""
+    rows = [[name, *cells] for name, *cells in zip(arm_rows(arms), *map(arm_cells, arms), strict=True)]
+    return html.table(["", *(f"{arm['arm']}: {arm['model']}" for arm in arms)], rows, "The arms")
+
+
+def _stopped(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a paragraph for each stopped arm."""
+    return [html.paragraph(f"{arm['arm']} is stopped: {arm['stopped']}.") for arm in arms if arm["stopped"]]
+
+
+def basis(count: int, requests: int) -> str:
+    """Return the number of devices and requests of a comparison in words."""
+    return f"{counted(count, 'device')}, {counted(requests, 'request')}"
+
+
+# CSS of the pages: system font, light and dark mode; on a phone only tables are wider than the screen, and they scroll.
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --ink: #1b1b1f; --faint: #d9d9e0; --dim: #5a5a66; }
+@media (prefers-color-scheme: dark) { :root { --back: #16171a; --ink: #e6e6ea; --faint: #3a3b42; --dim: #a5a6b0; } }
+body { margin: 2rem auto; max-width: 46rem; padding: 0 1rem; background: var(--back); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.4rem; }
+figure { margin: 1.5rem 0; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: system-ui, sans-serif !important; }
+.hint { display: none; }
+.wide { overflow-x: auto; background:
+  linear-gradient(90deg, var(--back) 1.5rem, transparent) local,
+  linear-gradient(270deg, var(--back) 1.5rem, transparent) right local,
+  linear-gradient(90deg, var(--faint), transparent .8rem), linear-gradient(270deg, var(--faint), transparent .8rem) right;
+  background-repeat: no-repeat; }
+@media (max-width: 40rem) { .hint { display: block; color: var(--dim); font-size: .9rem; margin: .5rem 0 0; } }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
+th:first-child { text-align: left; }
+th { font-weight: 400; }
+li { font-size: .9rem; }
+"""
+"""Base style."""
+EVALUATION = """
+body { max-width: 66rem; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+p, ul, dl { max-width: 46rem; margin: .5rem 0; }
+.dim, figcaption, dt { color: var(--dim); font-size: .9rem; }
+.verdict { border-left: .3rem solid var(--ink); padding: .2rem .8rem; margin: 1rem 0; }
+.held { --tone: #1f6f3a; } .broken { --tone: #b3261e; } .open { --tone: #7a5200; }
+@media (prefers-color-scheme: dark) { .held { --tone: #7fd699; } .broken { --tone: #ff9b92; } .open { --tone: #f0c060; } }
+.verdict { border-color: var(--tone, var(--ink)); } .verdict strong, .sign { color: var(--tone, var(--ink)); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; max-width: none;
+  margin: 1rem 0; }
+.tiles div { border: 1px solid var(--faint); border-radius: .4rem; padding: .5rem .8rem; }
+.tiles dd { margin: 0; }
+.tiles dd:first-of-type { font-size: 1.4rem; line-height: 1.3; }
+.tiles dd + dd { color: var(--dim); font-size: .9rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 2.5rem; }
+figure { margin: 1rem 0; max-width: 34rem; }
+table { width: auto; min-width: min(100%, 30rem); font-variant-numeric: tabular-nums; margin: .5rem 0; }
+thead th { color: var(--dim); font-size: .9rem; }
+.facts { min-width: 0; }
+.facts td { text-align: left; white-space: normal; }
+"""
+"""Evaluation page, appended to `STYLE`."""
+CELL_CLASS = "edgeroute-report"
+"""CSS class of the element in a notebook."""
+CELL = f"""
+.{CELL_CLASS} {{ --back: transparent; --ink: currentcolor; --dim: currentcolor; --faint: rgba(128, 128, 128, .4);
+  max-width: 66rem; overflow-wrap: anywhere; font-family: system-ui, sans-serif; line-height: 1.5; }}
+.{CELL_CLASS} .title {{ font-size: 1.3rem; font-weight: 600; }}
+.{CELL_CLASS} .dim, .{CELL_CLASS} figcaption, .{CELL_CLASS} dt, .{CELL_CLASS} .tiles dd + dd {{ opacity: .75; }}
+.{CELL_CLASS} .wide {{ background: none; }}
+.{CELL_CLASS} .held {{ --tone: #2e8b57; }} .{CELL_CLASS} .broken {{ --tone: #d9483b; }} .{CELL_CLASS} .open {{ --tone: #b07d1c; }}
+.{CELL_CLASS} .verdict strong {{ color: inherit; }}
+"""
+"""Style in a notebook, whose colours are not the system's: the text's colour, and tones visible on light and dark."""
+
+
+class Page(NamedTuple):
+    """Contents of a page: title, the line under it, and HTML."""
+
+    title: str
+    summary: str
+    body: str
+
+
+def evaluation_page(evaluation: Evaluation, *, drawn: bool = True) -> Page:
+    """Return the page of an evaluation; deterministic. drawn: True includes figures.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed, and there are figures.
+    """
+    parts = [sections.promise(evaluation), sections.numbers(evaluation)]
+    if drawn:
+        parts += [
+            beside(sections.accuracy_over_deferral(evaluation), sections.latency(evaluation)),
+            sections.cost(evaluation),
+            beside(sections.reliability(evaluation), sections.scores(evaluation)),
+        ]
+    else:
+        parts += [sections.cost(evaluation), sections.undrawn()]
+    arms = in_operation(evaluation.arms) if evaluation.arms else ""
+    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
+
+
+def fleets_page(fleets: Sequence[tuple[Fleet, str]]) -> Page:
+    """Return the page of trials on many devices, each with a summary of its devices and requests."""
+    a, b = fleets[0][0].settings.models
+    summary = "; ".join(dict.fromkeys(basis for _, basis in fleets))
+    return Page(f"edgeroute arms: {a} and {b}", summary, "\n".join(fleet_section(fleet) for fleet, _ in fleets))
+
+
+def calibration_page(evaluation: Evaluation, why: str, notes: Iterable[str], *, drawn: bool = True) -> Page:
+    """Return the page of a calibration.
+
+    Args:
+        evaluation: the calibration's examples with its threshold.
+        why: reason for the choice of the score; empty: it was given.
+        notes: notes on the calibration, one line each.
+        drawn: True includes figures.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed, and there are figures.
+    """
+    parts = [sections.calibration(evaluation, why, notes)]
+    parts.append(
+        beside(sections.accuracy_over_deferral(evaluation), sections.scores(evaluation)) if drawn else sections.undrawn()
+    )
+    return _page("calibration", evaluation, [*parts, sections.classes(evaluation), sections.notes(evaluation)])
+
+
+def _page(what: str, evaluation: Evaluation, parts: Iterable[str]) -> Page:
+    """Return a page with a title and a summary of the evaluation."""
+    names = evaluation.names
+    edge = names.edge if names.edge_bytes is None else f"{names.edge} ({size(names.edge_bytes)})"
+    about = {"data": names.data, "edge model": edge, "cloud": names.cloud, "score": names.score, "measured": names.date}
+    summary = "; ".join([counted(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
+    title = f"edgeroute {what}: {names.policy}" if names.policy else f"edgeroute {what}"
+    return Page(title, summary, "\n".join(filter(None, parts)))
+
+
+def document(page: Page) -> str:
+    """Return the page as one self-contained HTML file."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{escape(page.title)}</title>
+<style>{STYLE}{EVALUATION}</style>
+</head>
+<body>
+<main>
+<h1>{escape(page.title)}</h1>
+<p class="dim">{escape(page.summary)}</p>
+{page.body}
+</main>
+</body>
+</html>
+"""
+
+
+def cell(page: Page, name: str) -> str:
+    """Return the page as an element for the output of a notebook's cell, in the notebook's colours.
+
+    Its style affects nothing else. name: id of the element, unique in the notebook: ids inside begin with it.
+    """
+    body = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\1{name}-", page.body)
+    style = _scoped(STYLE + EVALUATION, f".{CELL_CLASS}") + CELL
+    return (
+        f'<div class="{CELL_CLASS}" id="{name}">\n<style>{style}</style>\n<p class="title">{escape(page.title)}</p>\n'
+        f'<p class="dim">{escape(page.summary)}</p>\n{body}\n</div>\n'
+    )
+
+
+def _scoped(style: str, scope: str) -> str:
+    """Restrict CSS rules to elements inside the scope; rules for the page itself are dropped."""
+
+    def selector(match: re.Match[str]) -> str:
+        """Prefix each selector with the scope."""
+        each = [part.strip() for part in match[1].split(",")]
+        return f"\n{', '.join(f'{scope} {part}' for part in each)} {{"
+
+    inner = re.sub(r"(?m)^(@media [^{]*\{ )?(:root|body) \{[^}]*\}( \})?", "", style)
+    return re.sub(r"(?<![^{}\n])\s*([^{}@]+?)\s*\{", selector, inner)
+
+
+def page(evaluation: Evaluation) -> str:
+    """Return the HTML file of an evaluation; see `evaluation_page`."""
+    return document(evaluation_page(evaluation))

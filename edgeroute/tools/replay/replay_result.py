@@ -1,0 +1,196 @@
+"""Result of a replay, as numbers and as text; and the energy of calls by a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from edgeroute.core.routing_policy import INF
+from edgeroute.tools.replay.replay_setup import Setup
+from edgeroute.tools.replay.trace_reader import Numbers, Past, Recording
+
+
+class Change(NamedTuple):
+    """Request whose route changes."""
+
+    id: str
+    recorded: str
+    """Results of its targets in the recording."""
+    replayed: str
+    """Reason of its answer in the replay."""
+
+
+class Gated(NamedTuple):
+    """Statistics of one endpoint's admission control."""
+
+    asked: int
+    """Requests that were admitted and sent."""
+    held: int
+    """Requests that were rejected for a local reason: breaker, limits, consent."""
+    probes: int
+    """Number of health checks, without user data."""
+    opened: int
+    """Number of times the breaker opened."""
+
+
+class Energy(NamedTuple):
+    """Battery at the end."""
+
+    spent_joules: float
+    left: float
+    """Charge, 0..1."""
+    empty_after_s: float | None
+    """Seconds after the first request; None: not empty."""
+
+
+class Values(NamedTuple):
+    """Comparison of the targets that answer. A trace has no values, only who answered."""
+
+    same: int
+    """Requests with the same target as in the recording."""
+    seen: int
+    """Requests with another target, which had answered in the recording, too, without being accepted."""
+    unknown: int
+    """Requests with another target, which was not called in the recording, or did not answer."""
+
+
+class Replay(NamedTuple):
+    """Trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels."""
+
+    recorded: Numbers
+    """Totals of the recording."""
+    replayed: Numbers
+    """Totals under the policy of the replay."""
+    unknown: Mapping[str, int]
+    """Reason why requests could not be replayed -> their number; they are in `recorded` only."""
+    refused: Mapping[str, int]
+    """Reason why the policy has no plan for requests -> their number."""
+    unserved: int
+    """Requests after the battery was empty."""
+    changed: int
+    """Requests answered by another target, or with another status."""
+    examples: tuple[Change, ...]
+    """First changed requests."""
+    values: Values
+    """Targets that answer, compared with the recording."""
+    estimated: Mapping[str, int]
+    """Quantity that was not recorded and so estimated, from similar calls or the network -> how often."""
+    gates: Mapping[str, Gated]
+    """Endpoint's name -> its admission control."""
+    energy: Energy | None
+    """Battery at the end; None: no battery was given."""
+    span_s: float
+    """Seconds from the first request to the last."""
+    skipped: int
+    """Incomplete or invalid lines of the trace."""
+    untimed: int
+    """Records without a time, which were skipped."""
+    notes: tuple[str, ...]
+    """Assumptions of the replay."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON data."""
+        data = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
+        data["recorded"]["deferral_rate"] = self.recorded.deferral_rate
+        data["replayed"]["deferral_rate"] = self.replayed.deferral_rate
+        data["examples"] = [change._asdict() for change in self.examples]
+        data["gates"] = {name: gated._asdict() for name, gated in self.gates.items()}
+        return data
+
+    def __str__(self) -> str:
+        return "\n".join([*_table(self.recorded, self.replayed), "", *self._lines()])
+
+    def _lines(self) -> list[str]:
+        """Return the text below the table."""
+        of, values = self.replayed.requests, self.values
+        lines = [f"{self.changed:,} of {of:,} requests would have gone another way"]
+        for change in self.examples:
+            lines += [f"  {change.id}", f"    recorded: {change.recorded}", f"    replayed: {change.replayed}"]
+        lines.append(
+            f"answers: {values.same:,} by the same target, {values.seen:,} by one that had answered then too, "
+            f"{values.unknown:,} by one that was not asked then or did not answer: its answer is not known"
+        )
+        lines += [f"cannot be known, {n:,} requests: {why}" for why, n in self.unknown.items()]
+        lines += [f"no plan, {n:,} requests: {why}" for why, n in self.refused.items()]
+        for name, g in self.gates.items():
+            lines.append(f"{name}: asked {g.asked:,} times, held {g.held:,}, breaker opened {g.opened:,}, probes {g.probes:,}")
+        if self.energy is not None:
+            spent, left, after = self.energy
+            end = f"{left:.1%} left" if after is None else f"EMPTY after {after:,.0f} s: {self.unserved:,} requests not served"
+            lines.append(f"battery: {spent:,.1f} J spent over {self.span_s:,.0f} s, {end}")
+        lines += [f"estimated, {n:,} times: {what}" for what, n in self.estimated.items()]
+        if self.skipped:
+            lines.append(f"left out: {self.skipped:,} incomplete records, as after a power cut")
+        if self.untimed:
+            lines.append(f"left out: {self.untimed:,} records without a time (at)")
+        return [*lines, "taken for granted:", *(f"  {note}" for note in self.notes)]
+
+
+def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
+    """Return the lines of the table of totals."""
+
+    def milliseconds(value: float | None) -> str:
+        """Format seconds as milliseconds."""
+        return "-" if value is None else f"{value * 1000:,.2f}"
+
+    rows: list[tuple[str, ...]] = [("", "recorded", "replayed")]
+    for label, name in _COUNTS:
+        rows.append((label, *(f"{getattr(n, name):,.0f}" for n in (recorded, replayed))))
+    rows.append(("needed the cloud", *(f"{n.deferral_rate:.1%}" for n in (recorded, replayed))))
+    rows.extend(
+        (f"latency {q}, ms", *(milliseconds(getattr(n, f"{q}_s")) for n in (recorded, replayed))) for q in ("p50", "p90", "p99")
+    )
+    rows.append(("dollars", *(f"{n.usd:,.6g}" for n in (recorded, replayed))))
+    rows.append(("joules", *(f"{n.joules:,.6g}" for n in (recorded, replayed))))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+
+
+_COUNTS = (
+    ("requests", "requests"),
+    ("answered by the edge", "edge"),
+    ("answered by the cloud", "cloud"),
+    ("answered by the cache", "cache"),
+    ("not answered", "unanswered"),
+    ("degraded", "degraded"),
+    ("queued", "queued"),
+    ("calls of the cloud", "calls"),
+    ("not asked (breaker, limits)", "held"),
+    ("deadline misses", "deadline_misses"),
+    ("bytes sent", "sent_bytes"),
+    ("bytes received", "received_bytes"),
+)
+
+
+# Energy of calls: of edges as recorded, of clouds by their prices.
+
+
+def goes_by_energy(setup: Setup) -> bool:
+    """Return True if the policy has a rule or a limit on energy."""
+    frugal = any(rule.then == "cheapest_energy" for rule in setup.policy.device_rules)
+    return frugal or setup.limits.joules_per_hour < INF
+
+
+def joules(trace: Recording, setup: Setup, edge_joules: float | None) -> Mapping[str, float]:
+    """Return target -> energy of a call, joules, over the whole trace; targets of unknown energy are missing.
+
+    Args:
+        trace: trace with the energy of edges' runs, if the router knew it.
+        setup: policy with the clouds' prices.
+        edge_joules: energy of a run of any edge; None: as recorded, on average.
+    """
+    energy: dict[str, float] = {}
+    for target in setup.targets:
+        name = target.name
+        if target.side == "edge" and edge_joules is not None:
+            energy[name] = edge_joules
+        elif target.side == "edge":
+            recorded = [seen.joules for request in trace.requests if (seen := request.legs.get(name)) is not None and seen.joules]
+            if recorded:
+                energy[name] = sum(recorded) / len(recorded)
+        elif name in setup.ports:
+            terms, past = setup.ports[name].terms, trace.endpoints.get(name) or Past()
+            mb = (past.sent_bytes + past.received_bytes) / 1e6
+            if terms.joules_per_call or terms.joules_per_mb * mb:
+                energy[name] = terms.joules_per_call + terms.joules_per_mb * mb
+    return energy

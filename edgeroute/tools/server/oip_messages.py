@@ -1,0 +1,422 @@
+"""Server side of the Open Inference Protocol v2: parser of requests, encoder of replies, and error replies. No I/O."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgeroute.cloud.input_encoding import PARAMETER
+from edgeroute.cloud.openinference import LENGTH
+from edgeroute.cloud.tensor_types import NAMES, TEXTS
+from edgeroute.edge.model_card import Array
+from edgeroute.errors import BadInput, ModelError
+from edgeroute.system.process import json_dumps, json_loads
+from edgeroute.tools.server.batching import Full
+from edgeroute.tools.server.input_decoder import MOST_FILES, Files, widen
+from edgeroute.types import TensorSpec
+
+VERSION = "1"
+"""Version of every model."""
+
+
+class Ask(NamedTuple):
+    """Parsed infer request."""
+
+    feed: dict[str, Any]
+    """Arrays, or `Files` to decode, in the order of the model's inputs; may be read-only views of the body."""
+    outputs: list[tuple[str, bool]]
+    """(name, True if it is sent as binary), in the order of the reply."""
+    id: str | None
+    edges: Any = None
+    """Parameter with the edge's answers, not parsed yet; None: absent."""
+
+
+class Reply(NamedTuple):
+    """Encoded reply: headers and body."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+def describe(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """Return a model's metadata."""
+
+    def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        """Return the metadata of tensors."""
+        return [{"name": s.name, "datatype": NAMES.get(s.dtype, TEXTS), "shape": list(s.shape)} for s in specs]
+
+    about = {"name": name, "versions": [VERSION], "platform": platform}
+    return {**about, "inputs": tensors(inputs), "outputs": tensors(outputs)}
+
+
+def dumps(data: Any) -> bytes:
+    """Encode as valid JSON: NaN and infinity become null. Arrays must be flat."""
+    return json_dumps(data, _plain, arrays=True)
+
+
+def _plain(array: Array) -> Any:
+    """Return an array as a list, with None for NaN and infinity."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        array = array.astype(object)
+        array[~finite] = None
+    return array.tolist()
+
+
+def read(
+    body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], encoded: Container[str] = ()
+) -> Ask:
+    """Parse and validate an infer request.
+
+    Args:
+        body: JSON, or JSON followed by the binary tensors in the order of the request's inputs.
+        length: the header Inference-Header-Content-Length: number of bytes of JSON; None: all.
+        inputs: specifications of the model's inputs, all required; -1 fits any size.
+        outputs: specifications of the model's outputs; the request may select some of them.
+        encoded: names of the inputs that may come as files, or as smaller numbers than the model's floats.
+
+    Raises:
+        BadInput: the request violates the protocol, or does not fit the model. Every size is validated before use.
+    """
+    offset = json_size(body, length)
+    head = _json(body if length is None else body[:offset])
+    specs = {spec.name: spec for spec in inputs}
+    feed: dict[str, Any] = {}
+    for tensor in _list(head, "inputs"):
+        spec = specs.get(tensor["name"])
+        if spec is None:
+            raise BadInput(f"the model has no input {_say(tensor['name'])}, only {list(specs)}")
+        if spec.name in feed:
+            raise BadInput(f"{spec.name} is there twice: send it once")
+        parameters = _map(tensor, "parameters")
+        size = parameters.get("binary_data_size")
+        if size is not None and length is None:
+            raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
+        sent = spec
+        if spec.name in encoded:
+            if tensor.get("datatype") == TEXTS:
+                feed[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, offset, size, spec))
+                offset += size or 0
+                continue
+            smaller = _SMALLER.get(str(tensor.get("datatype"))) if spec.dtype.startswith("float") else None
+            sent = spec if smaller in {None, spec.dtype} else spec._replace(dtype=str(smaller))
+        shape = _shape(tensor, sent)
+        array = _numbers(tensor, sent, shape) if size is None else _octets(body, offset, size, sent, shape)
+        offset += size or 0
+        feed[spec.name] = array if sent is spec else widen(array, spec, parameters.get("scale"), parameters.get("offset", 0.0))
+    if missing := [name for name in specs if name not in feed]:
+        raise BadInput(f"the model also needs {missing}: send every input in one request")
+    if offset != len(body):
+        raise BadInput(f"the body has {len(body)} bytes, JSON and inputs make {offset}: announce each in binary_data_size")
+    name = head.get("id")
+    if not isinstance(name, str | None):
+        raise BadInput(f"id is {_say(name)}: send a string or leave it out")
+    edges = _map(head, "parameters").get(PARAMETER)
+    return Ask({name: feed[name] for name in specs}, _outputs(head, [spec.name for spec in outputs]), name, edges)
+
+
+def edge_answers(given: Any, count: int) -> Array:
+    """Parse the edge's answers, mappings or None, into an array of objects, [n]; all None if the parameter is absent.
+
+    Args:
+        given: the request's parameter, JSON of a list.
+        count: number of rows.
+
+    Raises:
+        BadInput: it is no JSON list of as many mappings or nulls.
+    """
+    rows = np.full(count, None, object)
+    if given is None:
+        return rows
+    try:
+        answers = json_loads(given.encode())
+    except (AttributeError, ValueError, RecursionError):
+        answers = None
+    if not isinstance(answers, list) or len(answers) != count or not all(isinstance(answer, dict | None) for answer in answers):
+        raise BadInput(
+            f"{PARAMETER} is {_say(given)}: send the JSON of a list, with an object or null for each of {count} inputs"
+        )
+    rows[:] = answers
+    return rows
+
+
+def json_size(body: bytes, length: str | None) -> int:
+    """Return the bytes of the body's JSON part. length: as for `read`.
+
+    Raises:
+        BadInput: it is not a length, or longer than the body.
+    """
+    return len(body) if length is None else _length(length, len(body))
+
+
+def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
+    """Encode the reply to an infer request.
+
+    Raises:
+        ModelError: an output is missing, or has no representation in the protocol.
+    """
+    head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": []}
+    if ask.id is not None:
+        head["id"] = ask.id
+    parts: list[Any] = []
+    tensor: dict[str, Any]
+    for name, binary in ask.outputs:
+        array = results.get(name)
+        if array is not None and array.dtype.hasobject and all(isinstance(text_value, str) for text_value in array.flat):
+            tensor = {"name": name, "datatype": TEXTS, "shape": list(array.shape)}
+            if binary:
+                raw = b"".join(len(text := text_value.encode()).to_bytes(4, "little") + text for text_value in array.flat)
+                tensor["parameters"] = {"binary_data_size": len(raw)}
+                parts.append(raw)
+            else:
+                tensor["data"] = array.reshape(-1).tolist()
+            head["outputs"].append(tensor)
+            continue
+        if array is None or array.dtype.name not in NAMES:
+            raise ModelError(f"{model} returned no tensor of numbers or texts for its output {name!r}: correct the model")
+        tensor = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
+        array = np.asarray(array, array.dtype.newbyteorder("<" if binary else "="), order="C")
+        if binary:
+            tensor["parameters"] = {"binary_data_size": array.nbytes}
+            parts.append(array)
+        else:
+            tensor["data"] = array.reshape(-1)
+        head["outputs"].append(tensor)
+    text = dumps(head)
+    if not parts:
+        return Reply({"content-type": "application/json"}, text)
+    return Reply({"content-type": "application/octet-stream", LENGTH.lower(): str(len(text))}, b"".join([text, *parts]))
+
+
+def _say(value: Any) -> str:
+    """Return a value's repr, cut to 80 characters, for messages."""
+    return repr(value)[:80]
+
+
+def _length(length: str, size: int) -> int:
+    """Parse the header with the length of the JSON part."""
+    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= size):  # noqa: PLR2004 - digits of 2^64
+        raise BadInput(f"{LENGTH} is {_say(length)}, the body has {size} bytes: send the length of its JSON part")
+    return int(length)
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    """Parse the JSON part as an object."""
+    try:
+        head = json_loads(text)
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"not JSON: {e}. Binary data goes after the JSON, with the header {LENGTH}") from e
+    if not isinstance(head, dict):
+        raise BadInput(f"the JSON is a {type(head).__name__}: send an object with inputs")
+    return head
+
+
+def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return a key's value, a list of objects with a name; raise `BadInput` otherwise."""
+    value = head.get(key)
+    if not isinstance(value, list) or not all(isinstance(x, dict) and isinstance(x.get("name"), str) for x in value):
+        raise BadInput(f"{key} is {_say(value)}: send a list of objects with a name")
+    return value
+
+
+def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a key's value, an object; empty if absent; raise `BadInput` otherwise."""
+    value = head.get(key)
+    if not isinstance(value, dict | None):
+        raise BadInput(f"{key} is {_say(value)}: send an object or leave it out")
+    return value or {}
+
+
+def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+    """Return a tensor's shape once its type and shape fit the specification; raise `BadInput` otherwise."""
+    if tensor.get("datatype") != NAMES[spec.dtype]:
+        raise BadInput(f"{spec.name}: the model takes {NAMES[spec.dtype]}, not {_say(tensor.get('datatype'))}: convert it")
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise BadInput(f"{spec.name}: shape is {_say(shape)}: send a list of sizes")
+    if len(shape) != len(spec.shape) or any(w not in (-1, n) for w, n in zip(spec.shape, shape, strict=True)):
+        raise BadInput(f"{spec.name}: the model takes {list(spec.shape)}, -1 being any size, not {_say(shape)}: reshape it")
+    return tuple(shape)
+
+
+def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """Return a binary tensor from the body, as a view of the body if its alignment allows."""
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    count = prod(shape)
+    if type(size) is not int or size != count * dtype.itemsize:
+        raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, its shape and datatype make {count * dtype.itemsize}")
+    if offset + size > len(body):
+        raise BadInput(f"{spec.name}: the body ends {offset + size - len(body)} bytes too early: send all of the binary data")
+    array = np.frombuffer(body, dtype, count, offset).reshape(shape)
+    if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
+        raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
+    # The preceding JSON determines its alignment, on which native code may depend.
+    return np.require(array, spec.dtype, "A")
+
+
+_SMALLER = {"UINT8": "uint8", "FP16": "float16"}
+
+
+def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
+    """Return the bytes of a binary tensor of files as a view of the body."""
+    if type(size) is not int or not 0 <= size <= len(body) - offset:
+        raise BadInput(
+            f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - offset} bytes are left: send all of them"
+        )
+    return memoryview(body)[offset : offset + size]
+
+
+def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any], raw: memoryview | None) -> Files:
+    """Return the files of an input: binary, each with its length before it, or texts in base64."""
+    shape, media = tensor.get("shape"), parameters.get("media_type")
+    sizes = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else []
+    if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]) or not 0 < sizes[0] <= MOST_FILES:
+        raise BadInput(f"{spec.name}: files have the shape [n] or [n, 1], n from 1 to {MOST_FILES}, not {_say(shape)}")
+    if media is None and "/" in str(parameters.get("content_type")):
+        media = parameters["content_type"]
+    if not isinstance(media, str | None):
+        raise BadInput(f"{spec.name}: media_type is {_say(media)}: send a text, such as image/jpeg")
+    files = list[bytes]()
+    if raw is None:
+        if parameters.get("content_type") != "base64":
+            raise BadInput(f'{spec.name}: files in JSON are base64, with "parameters": {{"content_type": "base64"}}')
+        data = tensor.get("data")
+        if isinstance(data, list) and data and isinstance(data[0], list):
+            data = list(chain.from_iterable(data))
+        if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
+            raise BadInput(f"{spec.name}: data is {_say(data)}: send a list of texts")
+        try:
+            files = [b64decode(text, validate=True) for text in data]
+        except ValueError:
+            raise BadInput(f"{spec.name}: data holds what is no base64") from None
+    else:
+        offset = 0
+        while offset < len(raw) and len(files) <= sizes[0]:
+            size = int.from_bytes(raw[offset : offset + 4], "little")
+            if offset + 4 + size > len(raw):
+                raise BadInput(f"{spec.name}: a file is longer than what came: each has its length before it, four bytes")
+            files.append(bytes(raw[offset + 4 : offset + 4 + size]))
+            offset += 4 + size
+    if len(files) != sizes[0]:
+        raise BadInput(f"{spec.name}: another number of files came than its shape says, {sizes[0]}")
+    return Files(files, media)
+
+
+def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """Return a tensor from numbers in JSON, flat or nested, each checked for the type."""
+    flat, dtype = tensor.get("data"), np.dtype(spec.dtype)
+    if not isinstance(flat, list):
+        raise BadInput(f"{spec.name}: data is {_say(flat)}: send a list, or binary data and its binary_data_size")
+    sizes = [len(flat)]
+    while flat and type(flat[0]) is list and len(sizes) < len(shape):
+        lengths = {len(x) if type(x) is list else -1 for x in flat}
+        if len(lengths) > 1:
+            raise BadInput(f"{spec.name}: data is ragged: send it flat, or nested as its shape says")
+        sizes.append(lengths.pop())
+        flat = list(chain.from_iterable(flat))
+    if len(flat) != prod(shape) or (len(sizes) > 1 and tuple(sizes) != shape):
+        raise BadInput(f"{spec.name}: data has the shape {sizes}, not {list(shape)}: send it flat, or nested as its shape says")
+    # Checked before numpy converts it: numpy would accept strings and null as numbers, and wrap large integers.
+    kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
+    array = np.empty(len(flat), dtype)
+    for start in range(0, len(flat), PIECE):
+        piece = flat[start : start + PIECE]
+        fits = set(map(type, piece)) <= kinds.get(dtype.kind, {int})
+        if fits and dtype.kind in "iu":
+            fits = np.iinfo(dtype).min <= min(piece) and max(piece) <= np.iinfo(dtype).max
+        if fits:
+            try:
+                with np.errstate(over="ignore"):
+                    array[start : start + PIECE] = np.array(piece, dtype)
+            except OverflowError:  # JSON has no infinity: the number was too large
+                fits = False
+        if not (fits and (dtype.kind != "f" or np.isfinite(array[start : start + PIECE]).all())):  # too large as well
+            raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
+    return array.reshape(shape)
+
+
+PIECE = 1 << 16
+"""Numbers converted at a time: other threads run in between, the event loop among them."""
+
+
+def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
+    """Return the outputs that a request selects, each with True if it is sent as binary."""
+    binary = _flag(_map(head, "parameters"), "binary_data_output", default=False)
+    if not head.get("outputs"):
+        return [(name, binary) for name in names]
+    chosen: dict[str, bool] = {}
+    for output in _list(head, "outputs"):
+        name = output["name"]
+        if name not in names:
+            raise BadInput(f"the model has no output {_say(name)}, only {names}")
+        chosen[name] = _flag(_map(output, "parameters"), "binary_data", default=binary)
+    return list(chosen.items())
+
+
+def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
+    """Return a boolean parameter; raise `BadInput` if it is no boolean."""
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise BadInput(f"{key} is {_say(value)}: send true or false")
+    return value
+
+
+# Replies of JSON, and error replies.
+
+
+def reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response."""
+    return Response(dumps(data), status, headers, "application/json")
+
+
+def _error_reply(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response with an error message."""
+    return reply({"error": message}, status, headers)
+
+
+async def _http(request: Request, e: HTTPException) -> Response:
+    """Reply to Starlette's HTTP errors, with clearer messages for a wrong method and an unknown path."""
+    message, path = e.detail, request.url.path
+    if e.status_code == 405:  # noqa: PLR2004 - HTTP's own number
+        message = f"{path} does not take {request.method}, only {(e.headers or {}).get('Allow', 'others')}"
+    elif message == "Not Found":  # Starlette's text
+        message = f"there is nothing at {path}: a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer"
+    return _error_reply(e.status_code, message, e.headers)
+
+
+async def _bad_input(_: Request, e: BadInput) -> Response:
+    """Reply 400."""
+    return _error_reply(400, f"bad request: {e}")
+
+
+async def _queue_full(_: Request, e: Full) -> Response:
+    """Reply 503 with Retry-After and the model's load."""
+    return _error_reply(503, str(e), {"Retry-After": "1", **e.headers})
+
+
+async def _model_failed(_: Request, e: ModelError) -> Response:
+    """Reply 500 for a failed model."""
+    return _error_reply(500, f"the server's model failed, the request keeps the protocol: {e}")
+
+
+async def _unexpected(_: Request, e: Exception) -> Response:
+    """Reply 500 for an unexpected exception, without details."""
+    return _error_reply(500, f"a fault of the server, not of the request: {type(e).__name__}; its log has the rest")
+
+
+FAULTS: dict[Any, Any] = {
+    HTTPException: _http,
+    BadInput: _bad_input,
+    Full: _queue_full,
+    ModelError: _model_failed,
+    Exception: _unexpected,
+}
+"""Exception -> its handler."""

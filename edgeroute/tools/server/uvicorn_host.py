@@ -1,0 +1,228 @@
+"""Runner of an ASGI application on uvicorn: limits on connections, signals, and notices to the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgeroute.errors import PolicyError
+from edgeroute.system.forks import ForkSafe
+from edgeroute.tools.server.systemd_notices import BEATS, Notify
+
+HEAD_S = 10.0
+"""Time for a request's head to arrive, from the connection's beginning or the head's first byte, seconds."""
+HEAD_BYTES = 1 << 16
+"""Most bytes of a head; a longer one is refused."""
+TAKEN_S = 30.0
+"""Time for a client to read once a write waits for it, seconds."""
+MOST_CONNECTIONS = 500
+"""Most connections at a time; further ones get 503 with Retry-After. Fewer than the files that a process may have open."""
+KEEP_ALIVE_S = 75
+"""Time an idle connection stays open, seconds: a router may call rarely, and a new connection costs it round trips."""
+GRACE_S = 5
+"""Time for requests in progress to finish at shutdown, seconds."""
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+Beat = Callable[[Notify], Coroutine[Any, Any, None]]
+"""Coroutine that notifies the service manager that the application is ready, and from then on that it is alive."""
+
+
+class Connection(H11Protocol):
+    """HTTP connection that is aborted when the client is too slow.
+
+    uvicorn alone waits for ever for a head that does not end, and for a client that does not read.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+    _taken: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Start the timer of the first head; with too many connections reply 503 and close."""
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.write(_BUSY)
+            transport.close()
+        else:
+            self._head = self.loop.call_later(HEAD_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the timer once a head is complete, or start it at the first byte of the next."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._head is not None:
+                self._head.cancel()
+                self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """Start the timer within which a slow client must read."""
+        super().pause_writing()
+        self._taken = self.loop.call_later(TAKEN_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the timer of a slow client."""
+        super().resume_writing()
+        if self._taken is not None:
+            self._taken.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel all timers."""
+        for timer in (self._head, self._taken):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+
+async def notify_alive(status: str, notify: Notify) -> None:
+    """Notify the service manager of the status, ready, then that the event loop is alive, until cancelled."""
+    notify.ready(status)
+    while notify.watchdog_s is not None:
+        notify.alive()
+        await asyncio.sleep(notify.watchdog_s / BEATS)
+
+
+def run(
+    application: Any,
+    host: str,
+    port: int,
+    beat: Beat,
+    on_ready: Callable[[str], object] | None,
+    stops: Callable[[Callable[[], object]], object] | None = None,
+) -> int:
+    """Run an application until SIGTERM or SIGINT, then finish requests in progress for at most `GRACE_S`.
+
+    Returns that signal's number; 0 in a thread, which receives no signals.
+
+    Args:
+        application: the ASGI application.
+        host: address to listen on.
+        port: port to listen on; 0 selects a free one.
+        beat: coroutine that runs beside it if there is a service manager.
+        on_ready: called with the URL once the server listens.
+        stops: called before the start with a function that ends the server as a signal does, from any thread.
+
+    Raises:
+        PolicyError: the address cannot be listened on.
+    """
+    config = uvicorn.Config(
+        application,
+        http=Connection,  # on h11, the parser whose limits and refusals are tested, whatever else is installed
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    with _listen(host, port) as listener, _signals() as heard:
+        address = listener.getsockname()
+        child_closer = InChild(listener)
+        url = f"http://[{address[0]}]:{address[1]}" if listener.family == socket.AF_INET6 else f"http://{address[0]}:{address[1]}"
+        server = _Server(config, on_ready, url, heard, beat)
+        if stops is not None:
+            stops(server.stop)
+        server.run([listener])
+        del child_closer
+    return heard[0] if heard else 0
+
+
+class InChild(ForkSafe):
+    """Holder of a listening socket that closes it in the child of a fork.
+
+    The child does not serve; else the port would stay taken while the child lives.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+
+    def after_fork(self) -> None:
+        """Close the child's descriptor; the parent's stays open.
+
+        `socket.close` would do nothing while an event loop uses the socket, as uvloop marks it.
+        """
+        with suppress(OSError):
+            if (descriptor := self._listener.detach()) >= 0:
+                os.close(descriptor)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn server that reports its start, stops on an early signal, and notifies the service manager."""
+
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str, heard: list[int], beat: Beat
+    ) -> None:
+        super().__init__(config)
+        self._on_ready, self._url, self._heard, self._beat = on_ready, url, heard, beat
+        self._notify = Notify()
+        self._watch: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Make the server shut down soon; safe from any thread."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening; then report the URL and start the notices, or stop if a signal has arrived already."""
+        await super().startup(sockets)
+        if self._heard:  # before uvicorn listened to signals
+            self.should_exit = True
+        elif self.started:
+            if self._notify:
+                self._watch = asyncio.create_task(self._beat(self._notify))
+            if self._on_ready is not None:
+                self._on_ready(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Notify the service manager of the stop, then shut down."""
+        if self._watch is not None:
+            self._watch.cancel()
+        with self._notify:  # its exit sends STOPPING
+            pass
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind a socket to the address, without listening yet, and return it."""
+    # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
+    listener: socket.socket | None = None
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if os.name == "posix":  # elsewhere it would share the port with another server
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as e:
+        if listener is not None:
+            listener.close()
+        raise PolicyError(f"cannot listen on {host}:{port}: {e}; choose another host or port, 0 for a free one") from e
+    return listener
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the numbers of SIGINT and SIGTERM in a list during the `with` block; restore the handlers after it.
+
+    Catches signals before uvicorn listens to them, and those that uvicorn raises again at its end, which would end more. Outside
+    the main thread the list stays empty.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    handlers = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield heard
+    finally:
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)

@@ -1,0 +1,324 @@
+"""Drift monitor of one edge model: tests of its guarantee by audits and deferral rates, and the effective threshold."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import gmtime, strftime
+from typing import Any, NamedTuple
+
+from edgeroute.confidence.certificate import BoundCertificate, effective_target
+from edgeroute.core.routing_policy import INF, OnAlarm, Target
+from edgeroute.core.sequential_tests import Drift
+from edgeroute.core.units import Count, Share
+from edgeroute.errors import PolicyError
+from edgeroute.observe.router_stats import AuditStats
+from edgeroute.system import process
+from edgeroute.system.class_signatures import check_units
+
+SHOWN = 50
+"""Number of audits that an alarm reports."""
+RECENT = 256
+"""Number of stored confidences of audited accepted answers: an alarm raises the threshold to their median."""
+
+
+class Audit(NamedTuple):
+    """Audit of a sample of the edge's answers against the cloud's, with an alarm if the guarantee of a certificate fails.
+
+    Args:
+        share: share of all requests. For those that the edge answers, the cloud is called in the background, if the data class,
+            the limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are
+            monitored.
+        on_alarm: effect when more answers differ from the cloud's than should. tell: report it in the log, the reasons and
+            `stats`. raise: also defer half of what was accepted, at each alarm. defer: also defer everything. An alarm of the
+            deferral rate only tells, and so does any alarm of a certificate for `max_defer`, whose guarantee more deferrals would
+            break.
+        agrees: `f(edge's value, cloud's value)`: True if they agree; None: equality. With labels also
+            `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
+        scene: number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count
+            requests that are at least so far apart. 1: the inputs are independent.
+        labelled: the right values of audited answers are reported (`router.report`): alarms test the loss of accuracy, or the
+            error rate, that the certificate guarantees, and not how often the answers differ.
+    """
+
+    share: Share = 0.005
+    on_alarm: OnAlarm = "tell"
+    agrees: Callable[[Any, Any], float] | None = None
+    scene: Count = 30
+    labelled: bool = False
+
+
+class Alarm(NamedTuple):
+    """Alarm about a guarantee that is no longer trusted."""
+
+    at: float
+    """Seconds since 1970."""
+    what: str
+    action: OnAlarm
+
+
+class DriftMonitor:
+    """Drift monitor of one edge model with a threshold. Not synchronised: threads that share it need a lock.
+
+    Args:
+        promise: the certificate of its threshold; None: a plain number, for which there are no alarms.
+        audit: the settings.
+
+    Attributes:
+        at_least: lower bound of the threshold, raised by alarms; -inf: as certified.
+    """
+
+    def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
+        self.promise, self._audit = promise, audit
+        self.audited = self.disagreed = self.labelled = 0
+        self.alarm: Alarm | None = None
+        self.limit: float | None = None
+        self._stands: Target | None = None
+        self.at_least = -INF
+        self._accepted: deque[float] = deque(maxlen=RECENT)
+        self._wrong: deque[bool] = deque(maxlen=SHOWN)
+        self._right: deque[tuple[float, float]] = deque(maxlen=SHOWN)
+        self._seen = (0, 0)
+        self._totals = (0, 0)
+        self._audits: Drift | None = None
+        """Test of the loss if there are labels, else of the share that differs."""
+        self._more: Drift | None = None
+        self._fewer: Drift | None = None
+        if promise is not None:
+            low, high = promise.certificate.deferral_interval
+            self.limit = loss_limit(promise) if audit.labelled else limit(promise)
+            self._audits = self._new()
+            self._more = Drift(high) if 0 < high < 1 else None
+            self._fewer = Drift(1 - low) if 0 < low < 1 else None
+
+    def target(self, target: Target) -> Target:
+        """Return the target with its effective threshold and label, and store it."""
+        self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
+        return self._stands
+
+    @property
+    def threshold(self) -> float | None:
+        """Effective threshold; None: not known yet."""
+        return None if self._stands is None else self._stands.threshold
+
+    def compared(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
+        """Record the comparison of an accepted answer with the cloud's. Return True if it raises an alarm.
+
+        Args:
+            confidence: of the edge; None: there is none.
+            agrees: True if the cloud's answer is the same.
+            counted: False: the alarm leaves it out, as it may depend on the last one.
+        """
+        self.audited += 1
+        self.disagreed += not agrees
+        self._wrong.append(not agrees)
+        if confidence is not None:
+            self._accepted.append(float(confidence))
+        if self._audit.labelled or not self._tested(float(not agrees), counted=counted):
+            return False
+        self._alarmed(
+            f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
+            f"and at most {self.limit:.2%} should"
+        )
+        return True
+
+    def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
+        """Record the correctness of an audited answer of the edge and of the cloud's, 0..1. Return True if that raises an alarm.
+
+        Raises:
+            ValueError: a value is NaN or outside 0..1.
+        """
+        if not (0 <= edge <= 1 and 0 <= cloud <= 1):
+            raise ValueError(f"how right an answer is, is a number from 0 to 1, not {edge} or {cloud}")
+        if not self._audit.labelled or self.promise is None:
+            return False
+        self.labelled += 1
+        self._right.append((edge, cloud))
+        errors = self.promise.certificate.kind == "max_error"
+        if not self._tested(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
+            return False
+        of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
+        text = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
+        most = (
+            f"at most {self.limit:.2%} may be wrong"
+            if errors
+            else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
+        )
+        self._alarmed(f"{text}, {'and ' if errors else ''}{most}")
+        return True
+
+    def _tested(self, x: float, *, counted: bool) -> bool:
+        """Add a value to the test of the audits. Return True if that raises its alarm."""
+        drift = self._audits
+        if drift is None or not counted or drift.alarmed:
+            return False
+        drift.add(x)
+        return drift.alarmed
+
+    def _new(self) -> Drift | None:
+        """Return a new test of the audits. A loss x of -1..1 is tested as (1 + x) / 2."""
+        if self.limit is None or self.promise is None:
+            return None
+        halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
+        return Drift((1 + self.limit) / 2 if halved else self.limit)
+
+    def since(self, judged: int, below: int) -> None:
+        """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
+        self._seen = judged, below
+
+    def counted(self, judged: int, below: int) -> None:
+        """Record the totals of answers compared with the threshold and of those below it."""
+        self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
+        self._seen = judged, below
+
+    def sampled(self, threshold: float | None, *, below: bool) -> bool:
+        """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm."""
+        if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
+            return False  # not the certified threshold, to which the certified rate does not apply
+        for drift, hit, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
+            if drift is None or drift.alarmed:
+                continue
+            drift.add(float(hit))
+            if drift.alarmed and self.alarm is None:
+                rate = drift.ones / drift.count
+                share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
+                self._set_alarm(
+                    f"{what} inputs than usual are deferred, {share:.1%} of a sample of {drift.count:,}, where it was "
+                    f"{'at most' if what == 'more' else 'at least'} {usual:.1%}",
+                    "tell",
+                )
+                return True
+        return False
+
+    @property
+    def reaction(self) -> str:
+        """Effect of the alarm, in words."""
+        if self.alarm is None or self.alarm.action == "tell":
+            return "nothing else was changed (it only tells)"
+        return f"{'all' if self.at_least == INF else 'half of what was accepted'} is deferred from now on"
+
+    def stats(self, name: str) -> AuditStats:
+        """Return the statistics so far."""
+        evidence = 0.0 if self._audits is None else self._audits.evidence
+        alarm_text = "" if self.alarm is None else self.alarm.what
+        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
+
+    def _alarmed(self, what: str) -> None:
+        """Record an alarm of the audits, and raise the threshold as the settings say."""
+        defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
+        action = "tell" if defers else self._audit.on_alarm
+        self._set_alarm(what, action)
+        if action == "defer":
+            self.at_least = INF
+        elif action == "raise":
+            self.at_least = self._raised()
+            self._accepted.clear()
+            self._audits = self._new()
+
+    def _raised(self) -> float:
+        """Return the next lower bound of the threshold, with half of the accepted answers below it; inf if that is not known.
+
+        Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an
+        alarm even there, nothing is accepted.
+        """
+        higher = [c for c in self._accepted if c > self.at_least]
+        half = median(higher) if len(higher) > 1 else INF
+        highest = highest_certified(self.promise)
+        return half if half <= highest else highest if self.at_least < highest else INF
+
+    def _set_alarm(self, what: str, action: OnAlarm) -> None:
+        """Set the alarm, with the date."""
+        now = process.now()
+        self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
+
+    @property
+    def _name(self) -> str:
+        """Name of the test of the audits in a dump."""
+        return "loss" if self._audit.labelled else "disagreement"
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state for later runs, in JSON types."""
+        drifts = {self._name: self._audits, "deferral_up": self._more, "deferral_down": self._fewer}
+        return {
+            "certificate": None if self.promise is None else self.promise.certificate.checksum,
+            "date": None if self.promise is None else self.promise.certificate.date,
+            "label": "" if self._stands is None else self._stands.label,
+            "threshold": None if self._stands is None else str(self._stands.threshold),
+            "deferral_interval": None if self.promise is None else self.promise.certificate.deferral_interval,
+            "audited": self.audited,
+            "disagreed": self.disagreed,
+            "labelled": self.labelled,
+            "limit": self.limit,
+            "alarm": None if self.alarm is None else self.alarm._asdict(),
+            "raised": None if self.at_least == -INF else str(self.at_least),
+            "accepted": list(self._accepted),
+            "drift": {name: drift.dump() for name, drift in drifts.items() if drift is not None},
+            "judged": self._totals[0],
+            "deferred": self._totals[1],
+        }
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Restore the state of an earlier run if it had the same certificate. Unreadable parts are skipped."""
+        if self.promise is None or dumped.get("certificate") != self.promise.certificate.checksum:
+            return
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            self.audited, self.disagreed = int(dumped["audited"]), int(dumped["disagreed"])
+            self._accepted.extend(map(float, dumped["accepted"]))
+            self._totals = int(dumped["judged"]), int(dumped["deferred"])
+            self.labelled = int(dumped.get("labelled", 0))
+            alarm = dumped["alarm"]
+            self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
+            self.at_least = -INF if dumped["raised"] is None else float(dumped["raised"])
+        self._audits, self._more, self._fewer = (
+            drift and _drift(dumped, name, drift.level)
+            for name, drift in ((self._name, self._audits), ("deferral_up", self._more), ("deferral_down", self._fewer))
+        )
+
+
+def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
+    """Return a stored test; a new one if it is unreadable."""
+    try:
+        return Drift.load(dumped["drift"][name], level)
+    except (KeyError, TypeError, ValueError):
+        return Drift(level)
+
+
+def highest_certified(promise: BoundCertificate | None) -> float:
+    """Return the highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
+    highest = None if promise is None else getattr(promise.certificate, "highest", None)
+    return INF if highest is None else float(highest)
+
+
+def loss_limit(promise: BoundCertificate) -> float | None:
+    """Return the loss, or the error rate, that a certificate allows for each accepted answer; None: it promises neither."""
+    certificate = promise.certificate
+    if certificate.kind == "max_defer" or not 0 <= certificate.deferral_rate < 1:
+        return None
+    most = certificate.value if certificate.kind == "max_error" else certificate.value / (1 - certificate.deferral_rate)
+    return most if most < 1 else None
+
+
+def limit(promise: BoundCertificate) -> float | None:
+    """Return the upper limit of the share of accepted answers that differ from the cloud's, by calibration or the guarantee.
+
+    With labels, some of the answers that differ are correct ones of the edge, so that share alone does not measure the loss; but
+    more of it than in calibration shows a change. None: calibration did not measure it.
+    """
+    certificate = promise.certificate
+    seen = certificate.disagreement
+    if seen is None or not 0 <= certificate.deferral_rate < 1:
+        return None
+    allowed = certificate.value / (1 - certificate.deferral_rate) if certificate.kind == "max_loss" else 0.0
+    most = max(seen, allowed)
+    return most if 0 < most < 1 else None
+
+
+def check_audit(audit: Audit) -> None:
+    """Raise PolicyError if these settings are invalid."""
+    check_units(Audit, audit._asdict(), "audit: ")
+    if type(audit.labelled) is not bool:
+        raise PolicyError(f"audit: labelled is True or False, not {audit.labelled!r}")
+    if audit.on_alarm not in {"tell", "raise", "defer"}:
+        raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")

@@ -1,0 +1,611 @@
+"""Audits: a sample of the edge's answers is compared with the cloud's, in the background, and drift raises alarms."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from math import log1p
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from edgeroute.confidence.certificate import BoundCertificate, digest
+from edgeroute.core.error_codes import Failure, typed
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.routing_policy import INF, Target
+from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
+from edgeroute.errors import StoreError
+from edgeroute.observe.router_stats import AuditStats, ShadowStats
+from edgeroute.system import process
+from edgeroute.system.forks import ForkSafe, per_process
+from edgeroute.system.process import call_contained
+from edgeroute.trials.drift_monitor import Audit, DriftMonitor, check_audit
+from edgeroute.trials.shadow_runs import UNHEARD, Background, Job, ShadowRun, Tally
+
+if TYPE_CHECKING:
+    from edgeroute.observe.router_stats import Counts
+    from edgeroute.stores.journal import Journal
+    from edgeroute.stores.key_value_store import KeyValueStore
+    from edgeroute.types import Spent
+
+__all__ = ["Audit", "AuditStats", "Auditor"]
+
+
+# Sampling: which requests are audited, and which a drift alarm counts; drawn when a request arrives, before it has an answer.
+
+FULL, FULL_OF_RUNS = 8, 32
+"""`Sampler`'s `full`: for audits that call the cloud, and for those that only run an edge model."""
+CALM = 10_000
+"""Number of requests, without any audit waiting at the end, after which they are drawn twice as often again."""
+
+
+class Drawn(NamedTuple):
+    """Draw of a request at its arrival, independent of its answer and of the side that gives it."""
+
+    probability: float
+    """Probability with which the request was drawn for an audit; 0: not drawn."""
+    counted: bool
+    """True if the alarm counts the audit: it is far enough from the last one that was counted."""
+    rate: bool
+    """True if the alarm of deferral rates counts the request."""
+
+
+class Sampler(ForkSafe):
+    """Random draw of requests at their arrival: for audits with equal probability, for the deferral rate at random distances.
+
+    While audits cannot keep up, the share is halved. The probability then depends on earlier requests, and never on the drawn
+    one: weighted by its inverse, the audits represent all requests.
+
+    Args:
+        share: share of the requests to audit, 0..1.
+        scene: minimum distance, in requests, of those that a drift alarm counts, 1 or more.
+        waiting: returns the number of waiting audits.
+        allowed: returns True if an audit may be made now.
+        due: number of requests until the next that is counted for the deferral rate, from an earlier run; None: not known.
+        full: number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, ...
+    """
+
+    _lock = per_process(threading.RLock)
+
+    def __init__(
+        self,
+        share: float,
+        scene: int,
+        waiting: Callable[[], int],
+        allowed: Callable[[], bool],
+        due: int | None = None,
+        full: int = FULL,
+    ) -> None:
+        self._full = full
+        self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
+        self._halvings = self._changed = self._counts_from = self._seen = 0
+        self._audit = self._gap()
+        first = random.randint(1, 3 * scene) if due is None else due  # noqa: S311 - a sample, not a secret
+        self._rate = min(max(1, first), 3 * scene)
+        self._step = self._left = min(self._audit, self._rate)
+
+    def arrives(self) -> Drawn | None:
+        """Count a request that arrives now, and draw it at random; None: not drawn, as most."""
+        left = self._left = self._left - 1  # without a lock: of a race that loses one, it is only later by one
+        return None if left > 0 else self._draw()
+
+    def remaining(self) -> int:
+        """Return the number of requests until the next that is counted for the deferral rate, for the next run."""
+        with self._lock:
+            return max(1, self._rate - (self._seen + int(self._step - self._left)))
+
+    def _draw(self) -> Drawn | None:
+        """Draw a request that has become due, and the distance to the next one; None: not drawn."""
+        with self._lock:
+            if self._left > 0:  # another thread's was drawn in its place
+                return None
+            number = self._seen = self._seen + int(self._step - self._left)
+            rate, probability, counted = number >= self._rate, 0.0, False
+            if rate:
+                self._rate = number + self._scene + int(random.random() * (2 * self._scene + 1))  # noqa: S311
+            if number >= self._audit:
+                self._audit = number + self._gap()
+                probability = self._probability(number)
+                counted = probability > 0 and number >= self._counts_from
+                if counted:
+                    self._counts_from = number + self._scene
+            self._step = self._left = min(self._audit, self._rate) - number
+        if probability and not self._allowed():
+            probability, counted = 0.0, False
+        return Drawn(probability, counted, rate) if rate or probability else None
+
+    def _gap(self) -> float:
+        """Draw the number of requests until the next that may be audited (geometric): each is drawn independently."""
+        share = self._share
+        if share <= 0:
+            return INF
+        return 1 if share >= 1 else 1 + int(log1p(-random.random()) / log1p(-share))  # noqa: S311
+
+    def _probability(self, number: int) -> float:
+        """Return the probability of this request's audit, or 0 if it is not drawn. While audits wait, halves the probability."""
+        waiting = self._waiting()
+        if waiting // self._full > self._halvings:
+            self._halvings, self._changed = waiting // self._full, number
+        elif waiting == 0 and self._halvings and number - self._changed >= CALM:
+            self._halvings, self._changed = self._halvings - 1, number
+        factor = 0.5**self._halvings
+        return self._share * factor if factor == 1 or random.random() < factor else 0.0  # noqa: S311
+
+
+# Comparison of an edge's answer with the cloud's, and the interfaces for it.
+
+NEVER = frozenset({"consent", "redaction", "view"})
+"""Codes of calls that were not made and never will be for this input."""
+
+
+class Audited(Protocol):
+    """A finished request."""
+
+    @property
+    def id(self) -> str:
+        """Id of the request's answer."""
+
+    @property
+    def inputs(self) -> Any:
+        """Inputs of the caller."""
+
+    @property
+    def plan(self) -> Plan:
+        """Plan of the request."""
+
+    @property
+    def snapshot(self) -> Any:
+        """Policy of the request, with its `backends` and `hidden`."""
+
+
+class Asks(Protocol):
+    """Calls of clouds and runs of models that nobody waits for."""
+
+    def allowed(self) -> bool:
+        """Return True if a request may be drawn: a low-priority call may be made now, or none is needed."""
+
+    def room(self, request: Audited, leg: int) -> bool:
+        """Return True if a low-priority call may be made now, and that leg's endpoint has capacity for it."""
+
+    def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Callable[[], Event]:
+        """Copy the input, and return a function that calls the cloud and blocks. edge: its answer to the input, if known."""
+
+    def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
+        """Copy the input, and return a function that runs the plan's hidden edges and the one on trial, and blocks."""
+
+
+class Bound(NamedTuple):
+    """Models and endpoints that comparisons are about."""
+
+    backends: Any
+    """Backends of the policy in force, as in each of its snapshots."""
+    prints: Mapping[str, str]
+    """Edge model name -> digest of its fingerprints."""
+    others: Sequence[Any] = ()
+    """Backends of policies with an edge on trial."""
+
+    def of(self, backends: Any) -> bool:
+        """Return True if a request with these backends is compared."""
+        return backends is self.backends or any(backends is other for other in self.others)
+
+
+class Comparison(NamedTuple):
+    """An edge's answer that is to be compared with the cloud's."""
+
+    leg: Leg
+    prediction: Prediction | None
+    """None: its run failed."""
+    how: str
+    """`shadow`: the edge's answer was accepted, or would be; `deferred`: it was not."""
+    more: Mapping[str, Any] = {}
+    """Further fields of the log line, of a shadow run."""
+
+
+class Pending(NamedTuple):
+    """Audit that waits for a thread."""
+
+    request: Audited
+    drawn: Drawn
+    bound: Bound
+    cloud: Prediction | None
+    """The cloud's answer; None: the cloud is still to be called."""
+    ask: Callable[[], Event] | None
+    edges: Sequence[Comparison]
+    """Comparisons that wait for the cloud's answer."""
+    rehearse: Callable[[], list[ShadowRun]] | None
+    more: Mapping[str, Any]
+
+
+NOTHING = Bound(None, {})
+"""Value before the router is made, and once it is closed."""
+
+
+def cloud_fields(outcome: Outcome, cloud: int, costs: Mapping[int, Spent]) -> dict[str, Any]:
+    """Return the log fields of a shadow run about the cloud: time and cost of its answer, if known of this request alone."""
+    more: dict[str, Any] = {UNHEARD: True}
+    if cloud in costs:
+        started = {leg: instant for kind, leg, instant, _ in outcome.log if kind == "start"}
+        ended = next((instant for kind, leg, instant, _ in outcome.log if kind == "accepted" and leg == cloud), None)
+        if ended is not None:
+            more["cloud_s"] = round(ended - started[cloud], 6)
+        spent = costs[cloud]
+        more |= {"usd": spent.usd, "bytes": spent.sent_bytes + spent.received_bytes}
+    return more
+
+
+def run_fields(run: ShadowRun, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the log fields of a shadow run beside its answer. more: those of `cloud_fields`."""
+    failed = {"error": run.error} if run.error else {}
+    return {**more, "edge_s": round(run.took_s, 6), **failed}
+
+
+def has_failed(outcome: Outcome, cloud: int) -> bool:
+    """Return True if that leg was called and failed; False if there was no room or no time, which an audit waits for."""
+    for kind, leg, _, detail in outcome.log:
+        if kind == "failed" and leg == cloud:
+            failure = Failure.of(detail)
+            return failure.code in NEVER or not (failure.held or failure.code == "timeout")
+    return False
+
+
+MOST_WAITING = 64
+"""Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too."""
+UNTIL_NEXT = "audit-next"
+"""Name of the stored number of requests until the next that is counted for the deferral rate."""
+UNLABELLED_MOST = 10_000
+"""Number of audited answers that wait for a label; the oldest is given up for another."""
+log = logging.getLogger("edgeroute")
+_NONE: Any = object()
+
+
+class _Unlabelled(NamedTuple):
+    """Audited answer of an edge for which a label may be reported."""
+
+    leg: Leg
+    edge: Any
+    cloud: Any
+    counted: bool
+
+
+class Auditor(ForkSafe):
+    """Audits of one router: a sample of its answers is compared with the cloud's, in the background.
+
+    Args:
+        audit: the settings.
+        counts: counters; they have the number of answers that were compared with a threshold.
+        submit: runs a job in a thread, if one is available.
+        asks: calls the cloud for an audit.
+        changed: called when thresholds or labels may have changed.
+        alarm: called with an edge model's name and the alarm's text.
+        journal: receives a line per comparison; None: none is written.
+        store: state that outlives the process; None: there is none.
+        compared: called with an edge model's name, and `agrees=`, for each of its answers that was compared.
+
+    Attributes:
+        sampler: draws requests.
+        arrives: draws a request that arrives now; a result other than None is passed to `ended` at the request's end.
+
+    Raises:
+        PolicyError: the settings are invalid.
+    """
+
+    _lock = per_process(threading.RLock)
+
+    def __init__(
+        self,
+        audit: Audit,
+        counts: Counts,
+        *,
+        submit: Callable[[Callable[[], object]], bool],
+        asks: Asks,
+        changed: Callable[[], None],
+        alarm: Callable[[str, str], object],
+        journal: Journal | None,
+        store: KeyValueStore | None,
+        compared: Callable[..., object] | None = None,
+    ) -> None:
+        self._counts, self._asks = counts, asks
+        self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
+        self._watches: dict[str, DriftMonitor] = {}
+        self._tallies: dict[str, tuple[Any, Tally]] = {}
+        """Edge model name -> fingerprints that its runs depend on, and their sums."""
+        self._bound = NOTHING
+        self._unlabelled: dict[str, _Unlabelled] = {}
+        self._early: dict[str, Any] = {}
+        """Id of an audit that waits or runs -> the label that was reported meanwhile, or `_NONE`."""
+        self._said: set[str] = set()
+        self._used = False
+        self._jobs = Background(submit)
+        self._set(audit, FULL)
+
+    @property
+    def busy(self) -> int:
+        """Number of audits that run or wait."""
+        return self._jobs.busy
+
+    def adopt(
+        self,
+        targets: Sequence[Target],
+        certificates: Sequence[BoundCertificate | None],
+        prints: Mapping[str, Mapping[str, str]],
+        backends: Any = (),
+        audit: Audit | None = None,
+        full: int = FULL,
+        others: Sequence[Any] = (),
+    ) -> None:
+        """Monitor the thresholds of these targets from now on; the statistics of an unchanged certificate are retained.
+
+        Args:
+            targets: targets of the policy.
+            certificates: certificate of each target, if its threshold comes from one.
+            prints: edge model name -> fingerprints of everything that its answers and the cloud's depend on.
+            backends: backends of the policy.
+            audit: new settings; None: those in force.
+            full: as for `Sampler`.
+            others: backends of further policies, of arms, whose requests are audited, too.
+
+        Raises:
+            PolicyError: the settings are invalid.
+        """
+        if audit is not None and (audit, full) != (self.audit, self._full):
+            self._set(audit, full)
+        watches, tallies = {}, {}
+        bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
+        thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
+        for name, print_digest in bound.prints.items():
+            of, had = (print_digest, thresholds.get(name)), self._tallies.get(name)
+            tallies[name] = had if had is not None and had[0] == of else (of, Tally())
+        for target, promise in zip(targets, certificates, strict=True):
+            if target.side != "edge" or target.threshold is None:
+                continue
+            watch, known = DriftMonitor(promise, self.audit), self._watches.get(target.name)
+            dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
+            if isinstance(dumped, dict):
+                watch.load(dumped)
+            watch.since(*self._counts.judged(target.name))
+            watches[target.name] = watch
+        with self._lock:
+            self._watches, self._tallies, self._bound = watches, tallies, bound
+
+    def _set(self, audit: Audit, full: int) -> None:
+        """Put settings in force, with a new sampler."""
+        check_audit(audit)
+        self.audit, self._full = audit, full
+        due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
+        due = due if type(due) is int else None
+        allowed = partial(_allowed, self._asks)
+        self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, allowed, due, full)
+        self._remained = self.sampler.remaining()
+        self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
+
+    def watch(self, name: str) -> DriftMonitor | None:
+        """Return the drift monitor of that edge model; None: there is none."""
+        return self._watches.get(name)
+
+    def stats(self) -> tuple[AuditStats, ...]:
+        """Return the statistics of each edge model with a threshold."""
+        with self._lock:
+            return tuple(watch.stats(name) for name, watch in self._watches.items())
+
+    def shadows(self) -> tuple[ShadowStats, ...]:
+        """Return the statistics of each edge model that has run in shadow."""
+        with self._lock:
+            return tuple(tally.stats(name) for name, (_, tally) in self._tallies.items() if tally.count)
+
+    def ended(
+        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
+    ) -> None:
+        """Audit or count a request that was drawn when it arrived; never raises.
+
+        Args:
+            drawn: result of `arrives`.
+            request: the request.
+            outcome: outcome of its walk.
+            costs: leg -> cost, as far as known.
+            unlike: clouds' legs that were called otherwise than certificates assume: their answers are not compared.
+        """
+        self._used = True
+        try:
+            if drawn.rate:
+                self._count(request, outcome)
+            if drawn.probability:
+                self._take(drawn, request, outcome, costs, unlike)
+        except Exception as e:
+            what = typed(e)
+            log.exception("an audit failed: %s; the answer is not touched by it", what)
+
+    def report(self, identity: str, truth: Any) -> bool:
+        """Record the right value of an audited answer of an edge. Return True if the answer was one."""
+        with self._lock:
+            if self._early.get(identity) is _NONE:
+                self._early[identity] = truth  # taken once the cloud has answered
+                return True
+            waiting = self._unlabelled.pop(identity, None)
+        if waiting is None:
+            return False
+        agrees = self.audit.agrees or same
+        edge, cloud = (float(call_contained(agrees, value, truth)) for value in (waiting.edge, waiting.cloud))
+        with self._lock:
+            watch = self._watches.get(waiting.leg.name)
+            counted = watch is not None and waiting.counted and waiting.leg.threshold == watch.threshold
+            news = watch is not None and watch.reported(edge=edge, cloud=cloud, counted=counted)
+            if news and watch is not None:
+                self._report(waiting.leg.name, watch)
+                self._note()
+        if news:
+            self._changed()
+        return True
+
+    def observe(self) -> None:
+        """Update the monitors from the counters, store them, and start jobs that wait."""
+        with self._lock:
+            for name, watch in self._watches.items():
+                watch.counted(*self._counts.judged(name))
+            self._note()
+        self._used = True
+        self._jobs.start()
+
+    def drain(self, timeout_s: float) -> None:
+        """Block until the audits that can run now have ended: else a program that ends soon would log deferred answers alone."""
+        self._jobs.drain(timeout_s)
+
+    def close(self) -> None:
+        """Store the state for later runs, unless there were no requests: a router that only measures leaves it as it was."""
+        with self._lock:
+            self._bound, remaining = NOTHING, self.sampler.remaining()
+            if self._used:
+                self._note()
+            if self._kept is not None and (self._used or remaining != self._remained):
+                self._kept.put(UNTIL_NEXT, remaining)
+        if self._journal is not None:
+            self._journal.close()
+
+    def _count(self, request: Audited, outcome: Outcome) -> None:
+        """Count, for the deferral rate of each edge that judged the request, whether its answer was below the threshold."""
+        news = False
+        legs = request.plan.legs
+        marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
+        for leg, below in [*((unsure.leg, True) for unsure in request.plan.unsure), *marks]:
+            with self._lock:
+                watch = self._watches.get(leg.name)
+                if watch is not None and watch.sampled(leg.threshold, below=below):
+                    self._report(leg.name, watch)
+                    self._note()
+                    news = True
+        if news:
+            self._changed()
+
+    def _take(
+        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
+    ) -> None:
+        """Compare each edge's answer with the cloud's, or queue a job that calls the cloud and runs hidden edges.
+
+        Nothing is compared where calling the cloud has failed or would fail.
+        """
+        bound, legs, unheard = self._bound, request.plan.legs, request.plan.unheard
+        edges = [Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
+        if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
+            edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
+        cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
+        runs = bool(unheard) or request.snapshot.hidden is not None
+        if cloud is None or not (edges or runs) or not bound.of(request.snapshot.backends):
+            return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
+        answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
+        if answer is not None and edges:
+            self._compare(request.id, drawn, bound, edges, answer)
+        known = answer is not None or not has_failed(outcome, cloud)
+        rehearses = known and runs and self._jobs.waiting < MOST_WAITING
+        if rehearses or (known and answer is None and edges):
+            # bound now: the caller may go on to write the next frame into the same array
+            ask = None if answer is not None else self._asks.prepare(request, cloud, edges[-1].prediction if edges else None)
+            rehearse = self._asks.rehearse(request) if rehearses else None
+            pending = [] if answer is not None else edges
+            if self.audit.labelled and pending and pending[-1].how == "shadow":
+                self._early[request.id] = _NONE
+            audit = Pending(request, drawn, bound, answer, ask, pending, rehearse, cloud_fields(outcome, cloud, costs))
+            self._jobs.put(Job(partial(self._finish, audit), lambda: answer is not None or self._asks.room(request, cloud)))
+        self._jobs.start()
+
+    def _finish(self, audit: Pending) -> None:
+        """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks."""
+        answer, identity = audit.cloud, audit.request.id
+        try:
+            if audit.ask is not None:
+                event = audit.ask()
+                if type(event) is not Done:
+                    return
+                answer = event.answer
+            assert answer is not None, "it was known, or asked for"
+            self._compare(identity, audit.drawn, audit.bound, audit.edges, answer)
+        finally:
+            with self._lock:
+                truth = self._early.pop(identity, _NONE)
+        if truth is not _NONE:
+            self.report(identity, truth)
+        if audit.rehearse is None or audit.bound is not self._bound:  # then the models may be closed
+            return
+        runs = audit.rehearse()
+        if audit.bound is self._bound:
+            edges = [
+                Comparison(run.leg, run.prediction, "shadow" if run.accepted else "deferred", run_fields(run, audit.more))
+                for run in runs
+            ]
+            self._compare(audit.request.id, audit.drawn, audit.bound, edges, answer)
+
+    def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
+        """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels."""
+        news = False
+        for leg, edge, how, more in edges:
+            agrees = edge is not None and bool(call_contained(self.audit.agrees or same, edge.value, cloud.value))
+            confidence = None if edge is None else edge.confidence
+            known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
+            # before it is counted: who reads the count finds the line
+            line = {
+                "at": round(process.now(), 3), "id": identity, "target": leg.name,
+                "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
+                "agrees": agrees, "audited": how, "probability": drawn.probability,
+                "fingerprints": bound.prints.get(leg.name, ""), **more,
+            }  # fmt: skip
+            self._write_line(line)
+            with self._lock:
+                if bound is not self._bound:
+                    continue
+                if more:
+                    self._tallies[leg.name][1].add(line, accepted=how == "shadow")
+                watch = self._watches.get(leg.name)
+                if how == "deferred" or watch is None:
+                    continue
+                if self.audit.labelled and edge is not None and not more:
+                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted)
+                    if len(self._unlabelled) > UNLABELLED_MOST:
+                        del self._unlabelled[next(iter(self._unlabelled))]
+                if self._compared is not None and not more:
+                    self._compared(leg.name, agrees=agrees)
+                counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
+                if watch.compared(confidence if known else None, agrees=agrees, counted=counted):
+                    self._report(leg.name, watch)
+                    self._note()
+                    news = True
+        if news:
+            self._changed()
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        """Write a line to the journal; an error is logged once."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.append(line)
+        except StoreError as e:
+            if (what := str(e)) not in self._said:
+                self._said.add(what)
+                log.warning("an audit could not be noted: %s", what)
+
+    def _note(self) -> None:
+        """Store the monitors' states for later runs."""
+        if self._kept is not None:
+            for name, watch in self._watches.items():
+                self._kept.put(f"audit:{name}", watch.dump())
+
+    def _report(self, name: str, watch: DriftMonitor) -> None:
+        """Log a monitor's alarm, and call `alarm`."""
+        alarm_text = "" if watch.alarm is None else watch.alarm.what
+        log.warning("%s: %s; %s; calibrate again", name, alarm_text, watch.reaction)
+        self._alarm(name, alarm_text)
+
+
+def _allowed(asks: Asks) -> bool:
+    """Return True if an audit may be made; errors are logged."""
+    try:
+        return asks.allowed()
+    except Exception:
+        log.exception("an audit failed; no answer is touched by it")
+        return False
+
+
+def same(edge: Any, cloud: Any) -> bool:
+    """Return True if two values are equal; for arrays: all elements, and the shapes."""
+    if getattr(edge, "shape", ()) != getattr(cloud, "shape", ()):
+        return False
+    equal = edge == cloud
+    return bool(equal.all()) if hasattr(equal, "all") else bool(equal)
