@@ -21,7 +21,7 @@ __all__ = ["Catalog", "Entry", "ModelStatus", "Progress", "Step", "Updater"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module of a public name at its first use: a router needs few of them."""
+    """Import the module of a public name at its first use: a router needs few of them. Stores it in the module."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'edgeroute.catalog' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"edgeroute.catalog.{_MODULE_OF[name]}"), name)

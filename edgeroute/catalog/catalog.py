@@ -66,7 +66,10 @@ class Catalog(Installed):
             return self._refresh()
 
     def _refresh(self) -> tuple[Entry, ...]:
-        """Refresh, for a caller that has the turn to download."""
+        """Download and verify the list, store it with the trusted root and the source, if given, and return its entries.
+
+        For a caller that has the turn to download.
+        """
         source, root = self.source(), self._trusted()
         text = download_index(source, self.store.folder / "metadata", root)
         listed = entries(text)
@@ -111,6 +114,8 @@ class Catalog(Installed):
 
     def pull(self, name: str, version: str | None = None, *, progress: Callable[[Progress], object] | None = None) -> Entry:
         """Download the list of models, and then a version if it is not here, and return its entry. Activates nothing.
+
+        Blocks for the download, and while another process downloads. Deletes partial files of versions no longer listed.
 
         Args:
             name: name of the model.

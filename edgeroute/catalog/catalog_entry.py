@@ -181,7 +181,7 @@ def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
 
 
 def _file(data: Any) -> FileEntry:
-    """Return a file of an entry, after checking its fields."""
+    """Return a file of an entry, after checking its fields. Raise CatalogError for one that is missing or not valid."""
     if not isinstance(data, Mapping):
         raise CatalogError("one of its files is not a JSON object")
     path, size, sha256 = checked_path(data.get("path")), data.get("size"), data.get("sha256")
@@ -193,7 +193,7 @@ def _file(data: Any) -> FileEntry:
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
-    """Return a text field of an entry; empty if missing."""
+    """Return a text field of an entry; empty if missing. Raise CatalogError for another type, or more than 10,000 characters."""
     value = data.get(key, "")
     if not isinstance(value, str) or len(value) > 10_000:  # noqa: PLR2004 - a text for people
         raise CatalogError(f"{key} has to be a text")
@@ -233,7 +233,10 @@ def own_version() -> str:
 
 
 def fits(requires: str, version: str) -> bool:
-    """Return True if `version` of edgeroute is the required one or later; development versions count as the release."""
+    """Return True if `version` of edgeroute is the required one or later; development versions count as the release.
+
+    True if no version is required.
+    """
     wanted, present = (tuple(map(int, match[0].split("."))) if (match := _NUMBERS.match(v)) else () for v in (requires, version))
     length = max(len(wanted), len(present))
     return present + (0,) * (length - len(present)) >= wanted + (0,) * (length - len(wanted))

@@ -89,7 +89,7 @@ class Folder:
             yield Piece(begin, "", self._blocks(file, path))
 
     def _blocks(self, file: Any, path: str) -> Iterator[bytes]:
-        """Yield the rest of a file. Raise CatalogAway if it cannot be read."""
+        """Yield the rest of a file, `BLOCK` bytes at a time. Raise CatalogAway if it cannot be read."""
         try:
             while block := file.read(BLOCK):
                 yield block
@@ -142,7 +142,10 @@ class Web:
 
     @contextmanager
     def open(self, path: str, begin: int = 0, tag: str = "") -> Iterator[Piece]:
-        """Request a file, or the rest of it from `begin` on; follow redirects on the same server. See `Source.open`."""
+        """Request a file, or the rest of it from `begin` on; follow redirects on the same server. See `Source.open`.
+
+        A range is requested only with a strong `tag`; without it the file comes from its start.
+        """
         client, web = self._http_client(), import_late("httpx")
         ask = {"Range": f"bytes={begin}-", "If-Range": tag} if begin and tag else {}
         url = self._url + quote(path)
@@ -182,7 +185,11 @@ class Web:
         return to
 
     def _piece(self, reply: httpx.Response, path: str, begin: int) -> Piece:
-        """Return the file that a reply brings. Raise for statuses and headers that do not fit the request."""
+        """Return the file that a reply brings. Raise for statuses and headers that do not fit the request.
+
+        An empty one from the start if the range is past the end (416). Missing for 404, 410 and 403; CatalogAway for passing
+        statuses; else CatalogError.
+        """
         status = reply.status_code
         if status == 416:  # noqa: PLR2004 - range not satisfiable: what is here is more than there is
             return Piece(0, "", iter(()))
@@ -249,6 +256,8 @@ def source_of(where: str | Path, *, verify: bool | str | Path = True, patience_s
 def _checked_address(url: str) -> str:
     """Return the address with a slash at its end.
 
+    http:// is for this device alone.
+
     Raises:
         PolicyError: it is not an address, or is not safe.
     """
@@ -284,6 +293,8 @@ HERE = "catalog:/"
 
 def download_index(source: Source, folder: Path, root: bytes) -> bytes:
     """Download the list of models and return its bytes, verified: signatures, expiry, rising versions, length and hash.
+
+    Silences tuf's log below errors.
 
     Args:
         source: the catalog.

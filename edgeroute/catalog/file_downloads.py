@@ -84,7 +84,7 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
 
 
 def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEntry]) -> None:
-    """Raise StoreError if the disk has no room for the wanted files."""
+    """Raise StoreError if the disk has no room for the wanted files. Parts already downloaded need none."""
     here = sum((parts / file.sha256).stat().st_size for file in wanted if (parts / file.sha256).exists())
     needed, free = sum(file.size for file in wanted) - here + SPARE, shutil.disk_usage(folder).free
     if free < needed:
@@ -95,7 +95,10 @@ def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEn
 
 
 def _fetch(source: Source, entry: Entry, file: FileEntry, part: Path, report: Callable[[int], object]) -> None:
-    """Download one file to `part`, whole and verified, with up to `ATTEMPTS` resumed attempts."""
+    """Download one file to `part`, whole and verified, with up to `ATTEMPTS` resumed attempts.
+
+    Raise CatalogAway if the last breaks off.
+    """
     left = ATTEMPTS
     while left:
         left -= 1
@@ -172,7 +175,8 @@ def _drop(part: Path) -> None:
 def _install(entry: Entry, wanted: Sequence[FileEntry], folder: Path, parts: Path) -> None:
     """Move the downloaded files to the version's folder.
 
-    A new version's folder has a temporary name until it is whole; damaged files of an existing one are replaced one by one.
+    A new version's folder has a temporary name until it is whole; damaged files of an existing one are replaced one by one. A
+    file that occurs twice is copied; its part is deleted with the last.
     """
     whole = len(wanted) < len(entry.files) or (folder / ENTRY).exists()
     new = folder if whole else folder.parent / f".{folder.name}.new"

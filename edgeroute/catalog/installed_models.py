@@ -110,12 +110,18 @@ class Installed:
         return active
 
     def path(self, name: str, version: str | None = None) -> Path:
-        """Return the path to give to a router: the file that names the active version, or a path that stands for this version."""
+        """Return the path to give to a router: the file that names the active version, or a path that stands for this version.
+
+        It need not exist.
+        """
         file = self.store.pointer_file(name)
         return file if version is None else file.with_name(f"{name}@{checked_version(version)}{file.suffix}")
 
     def activate(self, name: str, version: str | None = None, *, trial: int = 0) -> Pointer:
         """Verify a version on this device and make it the active one, for routers that are created or reloaded from now on.
+
+        A no-op if it is active already, whatever `trial`. It is no longer refused, and the present version becomes the previous
+        one.
 
         Args:
             name: name of the model.
@@ -131,7 +137,10 @@ class Installed:
             return self._activate(name, version or self._newest_here(name), trial)
 
     def _newest_here(self, name: str) -> str:
-        """Return the version on this device that was published last. Raise ModelMissing if there is none."""
+        """Return the version on this device that was published last. Raise ModelMissing if there is none.
+
+        Versions that are not listed count only if none is.
+        """
         here = self.store.versions(name)
         versions = [entry.version for entry in self.entries(name) if entry.version in here] or here
         if not versions:
@@ -139,7 +148,10 @@ class Installed:
         return versions[-1]
 
     def _activate(self, name: str, version: str, trial: int = 0) -> Pointer:
-        """Verify and activate a version, for a caller that has the turn; no change if it is active already."""
+        """Verify and activate a version, for a caller that has the turn; no change if it is active already.
+
+        Raises as `activate` does.
+        """
         _checked_requires(self._verified(name, version))
         old = Pointer("")
         with suppress(CatalogError):  # it is damaged: this is how it is repaired
@@ -153,6 +165,8 @@ class Installed:
 
     def rollback(self, name: str, *, why: str = "") -> Pointer:
         """Verify the previous version and make it active again. Updates will not activate the version that was in use any more.
+
+        Then there is no previous version any more.
 
         Args:
             name: name of the model.
@@ -210,7 +224,10 @@ class Installed:
             self.store.remove(name, version)
 
     def prune(self, name: str) -> list[str]:
-        """Delete the versions that are neither active nor the previous one, and return them."""
+        """Delete the versions that are neither active nor the previous one, and return them.
+
+        Blocks while others download or activate. Raises ModelMissing if no version is active.
+        """
         with self.store.downloading(), self.store.pointing():
             now = self.active(name)
             gone = [version for version in self.store.versions(name) if version not in {now.version, now.previous}]
@@ -219,14 +236,17 @@ class Installed:
         return gone
 
     def status(self) -> tuple[ModelStatus, ...]:
-        """Return the state of each model of this device, without reading the catalog. Verifies the active versions' files."""
+        """Return the state of each model of this device, without reading the catalog. Verifies the active versions' files.
+
+        A damaged one is reported in its `problems`, not raised.
+        """
         published = self.entries()  # once: it may have thousands
         usable = {entry.name: entry.version for entry in published if fits(entry.requires, own_version())}  # the last of each
         known = {entry.name for entry in published}
         return tuple(self._status(name, usable.get(name, "")) for name in sorted({*self.store.names(), *known}))
 
     def _status(self, name: str, newest: str) -> ModelStatus:
-        """Return the state of one model, after verifying its files."""
+        """Return the state of one model, after verifying its files. Problems are reported, not raised."""
         problems, now = list[str](), None
         try:
             now = self.store.pointer(name)

@@ -127,7 +127,7 @@ class Store:
             raise CatalogError(f"{path} cannot be read: {e}") from e
 
     def versions(self, name: str) -> list[str]:
-        """Return the complete versions of a model on this device, sorted."""
+        """Return the complete versions of a model on this device, sorted. [] if the folder cannot be read."""
         with suppress(OSError):
             entries = self.version(name, "0").parent.glob(f"*/{ENTRY}")
             return sorted(path.parent.name for path in entries if not path.parent.name.startswith("."))
@@ -200,6 +200,8 @@ def pointer(path: Path) -> Pointer | None:
 @contextmanager
 def stored(path: Path) -> Iterator[None]:
     """Translate an OSError in the `with` block to StoreError.
+
+    `ModelMissing`, an OSError as well, passes unchanged.
 
     Raises:
         StoreError: the disk is full, or cannot be written.

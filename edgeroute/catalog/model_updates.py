@@ -148,7 +148,11 @@ class Updater:
             return self._report(self._step())
 
     def _step(self) -> Step:
-        """Refresh the catalog; download, try and activate a newer version, unless pinned, on trial or refused before."""
+        """Refresh the catalog; download, try and activate a newer version, unless pinned, on trial or refused before.
+
+        A version that the router refuses is marked as refused; if even the present version does not load, or the activation
+        cannot be stored, the error is raised.
+        """
         now = self.catalog.active(self.name)
         if now.pinned:
             return Step("nothing", f"{self.name} is pinned to {now.version}", now.version)
@@ -204,7 +208,10 @@ class Updater:
             return self._report(self._look())
 
     def _look(self) -> Step:
-        """Follow others' activations; roll back for failed runs or an audit's alarm; confirm after enough runs, and prune."""
+        """Follow others' activations; roll back for failed runs or an audit's alarm; confirm after enough runs, and prune.
+
+        Reloads the router for the first two.
+        """
         now = self.catalog.active(self.name)
         if member(self.router.engine.snapshot.backends[self._index()].model, "release").version != now.version:
             self.router.reload()
@@ -226,7 +233,10 @@ class Updater:
         return Step("confirmed", f"{self.name} {now.version} is confirmed: {failed} of {started} runs failed", now.version)
 
     def _roll_back(self, now: Pointer, why: str) -> Step:
-        """Roll back to the previous version and reload; confirm the present one if there is no previous one to use."""
+        """Roll back to the previous version and reload; confirm the present one if there is no previous one to use.
+
+        Logs the latter as a warning.
+        """
         try:
             pointer = self.catalog.rollback(self.name, why=why)
         except (CatalogError, ModelMissing) as e:  # damaged, or removed: this one is better than none
@@ -245,7 +255,10 @@ class Updater:
         return step
 
     def start(self) -> None:
-        """Start a thread that checks the catalog now and at the interval, and versions on trial every second."""
+        """Start a thread that checks the catalog now and at the interval, and versions on trial every second.
+
+        A no-op if there is one.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._loop, name=f"edgeroute-update-{self.name}", daemon=True)
             self._thread.start()
@@ -272,7 +285,10 @@ class Updater:
             log.exception("%s was not updated", self.name)
 
     def close(self) -> None:
-        """Stop checking. A download in progress is stopped, and resumed another time."""
+        """Stop checking. A download in progress is stopped, and resumed another time.
+
+        Blocks until the thread has ended; closes the catalog.
+        """
         self._stop.set()
         self.catalog.close()
         thread, self._thread = self._thread, None
@@ -317,7 +333,10 @@ class Canaries(NamedTuple):
 
 
 def same(value: Any, right: Any) -> bool:
-    """Return True if an answer is the right one: equal as text, or close as numbers."""
+    """Return True if an answer is the right one: equal as text, or close as numbers.
+
+    False if they cannot be compared; shapes have to be equal.
+    """
     try:
         a, b = np.asarray(value), np.asarray(right)
         if np.issubdtype(b.dtype, np.inexact):

@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module of a public name at its first use: a router needs no calibration."""
+    """Import the module of a public name at its first use: a router needs no calibration. Stores it in the module."""
     tool = next((module for module, names in _TOOLS_OF.items() if name in names), "")
     home = next((module for module, names in _NAMES_OF.items() if name in names), "")
     if not tool and not home:

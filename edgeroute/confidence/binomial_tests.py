@@ -41,7 +41,7 @@ def most(n: int, rate: float, delta: float) -> int:
 
 
 def upper(k: int, m: int, delta: float) -> float:
-    """Return the upper 1 - delta confidence bound of a proportion, k of m (Clopper and Pearson, 1934)."""
+    """Return the upper 1 - delta confidence bound of a proportion, k of m (Clopper and Pearson, 1934). 1 if k >= m."""
     if k >= m:
         return 1.0
     low, high = k / m, 1.0
@@ -56,7 +56,10 @@ LARGEST = 50_000
 
 
 def proportion(count: int, of: int, risk: float) -> tuple[float, float, float]:
-    """Return a share, and its two-sided interval at level 1 - risk (Clopper and Pearson, 1934); (0, 0, 1) if `of` is 0."""
+    """Return a share, and its two-sided interval at level 1 - risk (Clopper and Pearson, 1934); (0, 0, 1) if `of` is 0.
+
+    A fractional `count` is widened to whole numbers, and large `of` is scaled down to `LARGEST`.
+    """
     if not of:
         return 0.0, 0.0, 1.0
     n = min(of, LARGEST)

@@ -167,7 +167,10 @@ class Certificate(NamedTuple):
         return max(threshold, min(at_least, self.highest))
 
     def threshold_for(self, label: object) -> float:
-        """Return the threshold for an edge answer with this label."""
+        """Return the threshold for an edge answer with this label.
+
+        Compared as text; the common threshold for a label without its own.
+        """
         return self.thresholds.get(str(label), self.threshold)
 
     def matches(
@@ -295,7 +298,10 @@ def _inputs_differ(calibrated: str, used: str) -> str:
 
 
 def _served_differs(calibrated: str, used: str) -> list[str]:
-    """Compare the models that servers report with those at the calibration; return the difference in words, or nothing."""
+    """Compare the models that servers report with those at the calibration; return the difference in words, or nothing.
+
+    An unknown version, or another number of servers, counts as no difference.
+    """
     then, here = calibrated.split(" "), used.split(" ")
     if len(then) != len(here):  # other clouds, of which `cloud` tells; or an older certificate, which does not say
         return []
@@ -315,7 +321,10 @@ def _percent(share: float) -> str:
 
 
 def _differing_parts(calibrated: str, used: str) -> tuple[str, str]:
-    """Return the parts in which two fingerprints differ, words shortened to their ends."""
+    """Return the parts in which two fingerprints differ, words shortened to their ends.
+
+    The whole fingerprints if the shortened parts look the same.
+    """
     words = [text.split(" ") for text in (calibrated, used)]
     for end in (0, -1):
         while min(map(len, words)) > 1 and words[0][end] == words[1][end]:
@@ -358,6 +367,8 @@ def digest(used: Mapping[str, str]) -> str:
 
 def effective_target(target: Target, promise: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:
     """Return the target with the threshold and label currently in force.
+
+    A broken certificate keeps its threshold; only the label turns to `uncalibrated`.
 
     Args:
         target: target with any threshold and label.

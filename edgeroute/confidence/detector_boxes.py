@@ -65,6 +65,9 @@ def read_boxes(
 ) -> tuple[list[dict[str, Any]], float]:
     """Return the boxes found, best first, and the confidence of the whole picture.
 
+    Boxes with a score below `FOUND` are left out. If none is left, `none_found` sets the confidence: by the scores, 0 to defer,
+    or 1. The picture's confidence otherwise is that of its least certain box.
+
     Args:
         row: outputs for one picture: a mapping with an output of boxes [n, 4], one of scores [n] and one of classes [n], found by
             their names (`box`; `score` or `conf`; `class` or `label`), and perhaps their number (`num`); or one array [n, 6] with
@@ -96,7 +99,10 @@ def read_boxes(
 
 
 def _arrays(row: Any, wrong: Callable[[str], Exception]) -> tuple[Array, Array, Array]:
-    """Return boxes [n, 4], scores [n] and classes [n] of a detector's outputs. Raise `wrong` for other outputs."""
+    """Return boxes [n, 4], scores [n] and classes [n] of a detector's outputs. Raise `wrong` for other outputs.
+
+    A batch axis of 1 is dropped, and a number output cuts all three; without classes all are 0.
+    """
     if isinstance(row, Mapping):
         names = _names(row)
         if names is None and len(row) == 1:
@@ -138,7 +144,10 @@ def _names(outputs: Mapping[Any, Any]) -> tuple[Any, Any, Any] | None:
 
 
 def _label_of(given: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Exception]) -> Any:
-    """Return the label of a box's class. Raise `wrong` if there is none."""
+    """Return the label of a box's class. Raise `wrong` if there is none.
+
+    A whole float counts as an integer; a class that is itself one of the labels is returned.
+    """
     plain = given.item() if hasattr(given, "item") else given
     if isinstance(plain, float) and plain.is_integer():
         plain = int(plain)

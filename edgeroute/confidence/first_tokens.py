@@ -59,6 +59,8 @@ class Prefix:
     def score(self, logprobs: Sequence[float]) -> float:
         """Return the confidence by log-probabilities, in order, of one token or more; only the first `tokens` count.
 
+        One above 0 by rounding only counts as 0.
+
         Raises:
             ValueError: a log-probability is no number, NaN, or above 0.
         """
@@ -102,14 +104,20 @@ def impossible(logprobs: Iterable[float]) -> bool:
 
 
 def of_tokens(logprobs: Sequence[float], rule: str) -> float:
-    """Return a confidence by one of `RULES`, 0..1. logprobs: log-probabilities of one token or more, none above 0."""
+    """Return a confidence by one of `RULES`, 0..1. logprobs: log-probabilities of one token or more, none above 0.
+
+    Any other rule than quantile, mean and min: the first token alone.
+    """
     if rule == "quantile":
         return quantile(logprobs)  # type: ignore[arg-type]  # a sequence is an array
     return exp({"mean": sum(logprobs) / len(logprobs), "min": min(logprobs)}.get(rule, logprobs[0]))
 
 
 def token_logprobs(outputs: Any) -> list[float]:
-    """Return the log-probabilities of an answer's tokens, without the end token's, which streams lack; [] without any."""
+    """Return the log-probabilities of an answer's tokens, without the end token's, which streams lack; [] without any.
+
+    Raises ValueError if one is no number.
+    """
     if isinstance(outputs, Mapping):
         try:
             choice = outputs["choices"][0]
@@ -135,14 +143,17 @@ def _numbers(values: Iterable[Any]) -> list[float]:
 
 
 def _number(value: Any) -> float:
-    """Return a number as a float. Raise TypeError for a text, of which float() would make one."""
+    """Return a number as a float. Raise TypeError for a text, of which float() would make one, and as float() does."""
     if isinstance(value, str | bytes):  # of which float() makes numbers
         raise TypeError
     return float(value)
 
 
 def token_entries(logprobs: Any) -> list[Any]:
-    """Return a mapping with `logprob` for each token, from either form of log-probabilities in OpenAI's JSON."""
+    """Return a mapping with `logprob` for each token, from either form of log-probabilities in OpenAI's JSON.
+
+    [] for anything but a mapping; entries without a log-probability are left out of the older form.
+    """
     if type(logprobs) is not dict and not isinstance(logprobs, Mapping):
         return []
     if "token_logprobs" in logprobs:  # of a completion

@@ -63,6 +63,8 @@ class InputScore:
 def text_of(x: Any) -> str:
     """Return the text of an input: itself, or the texts of its messages, joined by line breaks.
 
+    A request's `messages` go before its `prompt`.
+
     Raises:
         TypeError: the input has no text.
     """
@@ -79,7 +81,7 @@ def text_of(x: Any) -> str:
 
 
 def _parts(content: Any) -> list[str]:
-    """Return the texts of a message's content."""
+    """Return the texts of a message's content. Parts without text are left out."""
     if isinstance(content, str):
         return [content]
     parts = content if isinstance(content, list | tuple) else ()

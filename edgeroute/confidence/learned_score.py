@@ -45,7 +45,7 @@ class Ranks:
         self._middle, self._scale = self._knots[self._last // 2], max(self._knots[-1] - self._knots[0], 1e-9)
 
     def one(self, value: float) -> float:
-        """Return the rank of a value."""
+        """Return the rank of a value. A value outside the quantiles still ranks a little by its distance."""
         knots, i = self._knots, bisect_right(self._knots, value) - 1
         if i < 0 or i >= self._last:
             rank = 0.0 if i < 0 else 1.0
@@ -201,7 +201,10 @@ class Learned:
         self.data = dict(data)
 
     def _read(self, data: Mapping[str, Any]) -> None:
-        """Validate and unpack the weights: whole for `many`; for one row, the one-hot part apart, with the constant added."""
+        """Validate and unpack the weights: whole for `many`; for one row, the one-hot part apart, with the constant added.
+
+        Raises ValueError, KeyError or TypeError for weights that are damaged or of another version.
+        """
         if type(self.classes) is not int or self.classes < 0 or self.classes == 1:
             raise ValueError(f"{self.classes!r} classes")
         self._table = None if "columns" not in data else (list(data["columns"]), [int(width) for width in data["widths"]])
@@ -239,6 +242,7 @@ class Learned:
         """Return the score of one input.
 
         outputs: logits [classes]; or, alone or in `(value, these)`, a text's token log-probabilities or a mapping of features.
+        NaN for features that are not finite. A fit that found nothing better gives the plain score.
 
         Raises:
             BadReply: the number of classes differs from that of the fit, or a feature is missing.
@@ -265,7 +269,10 @@ class Learned:
         return 0.5 + 0.5 * better if self._blend is None else self._blend.one(vector[0], better)
 
     def _of_features(self, features: Any) -> float:
-        """Return the score of one input's named features."""
+        """Return the score of one input's named features.
+
+        NaN if a feature is not finite; without a fit the base score, or 0.5.
+        """
         assert self._table is not None
         row = row_of(features, *self._table)
         if not self._fitted:

@@ -24,6 +24,8 @@ SUM_SLACK: Final = 1e-3
 def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
     """Return a confidence that a model or function gave, as a number or None, and in words what is wrong with it, or "".
 
+    A number out of range only by rounding is clipped; NaN stays NaN. Log-probabilities become their quantile.
+
     Args:
         given: a number of any type; None; or the log-probabilities of a text's tokens, all 0 or less.
         bounded: True if a confidence has to be from 0 to 1.
@@ -61,7 +63,7 @@ def probabilities_warning(name: str) -> str:
 
 
 def looks_like_probabilities(z: list[Any]) -> bool:
-    """Return True if numbers are from 0 to 1 and sum to 1, which logits practically never do; False for 0 and 1 alone."""
+    """Return True if numbers are from 0 to 1 and sum to 1, which logits practically never do; False if all are 0 or 1."""
     return sum_to_one(z) and any(0 < v < 1 for v in z)
 
 
@@ -87,7 +89,10 @@ def out_of_range(kind: str | None, low: float, high: float, numbers: Any) -> Uns
 
 
 def binary(x: float, kind: str | None) -> list[float]:
-    """Return logits of two classes for the only output of a binary classifier, which is about the second class."""
+    """Return logits of two classes for the only output of a binary classifier, which is about the second class.
+
+    NaN stays NaN; impossible probabilities give NaN.
+    """
     if kind == "logits":
         return [0.0, x]
     p = exp(min(x, 0.0)) if kind == "logprobs" else x
@@ -187,6 +192,8 @@ def form_of(value: Any) -> str:
 def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
     """Return labels in any ordered container as a tuple of plain values; None for None and for an empty container.
 
+    Numpy's values become Python's.
+
     Raises:
         PolicyError: the container has no order, as a set, or no items, or its items are lists themselves.
     """
@@ -235,6 +242,8 @@ class Labels:
     def named(self, value: Any) -> Any:
         """Return the label that a model means by a value: an equal one, one equal as text, or the one with this number.
 
+        Any value if there are no labels.
+
         Raises:
             BadReply: the value is none of them.
         """
@@ -248,7 +257,7 @@ class Labels:
     def meant(self, value: Any) -> Any:
         """Return the label that an answer's value means, which may be an array of one label, as `predict` gives it.
 
-        A value that is neither text nor integer is returned unchanged.
+        A value that is neither text nor integer is returned unchanged. Raises BadReply for text or an integer that is no label.
         """
         if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
             value = value.reshape(-1)[0].item()

@@ -125,6 +125,8 @@ class Reader:
     def one(self, outputs: Any) -> Prediction:
         """Return the prediction for outputs of one input, with their batch axis of length 1.
 
+        A detector's outputs for one picture may lack the batch axis.
+
         Raises:
             BadReply: the number of outputs differs from 1.
         """
@@ -178,7 +180,10 @@ class Reader:
         return self._classes(row, z, first)
 
     def _classes(self, row: Any, z: list[float], first: Any) -> Prediction:
-        """Return the prediction for a number for each class, or for the only one."""
+        """Return the prediction for a number for each class, or for the only one.
+
+        Numbers that cannot be of the kind, or NaN, give an `Unscored`; the first outputs are checked.
+        """
         kind = self.kind
         if not self._seen:
             self._check_first(z, first)
@@ -197,7 +202,10 @@ class Reader:
         return Prediction(value, sure, row) if sure == sure else _unscored_prediction(value, sure, row, first)  # noqa: PLR0124 - NaN
 
     def _check_first(self, z: list[float], first: Any) -> None:
-        """Check the first outputs: log one warning if they look like probabilities that are taken for logits."""
+        """Check the first outputs: log one warning if they look like probabilities that are taken for logits.
+
+        Also marks the outputs as seen, and takes the fast path for arrays of one axis.
+        """
         self._seen = True
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
         if looks_like_probabilities(z):
@@ -212,7 +220,10 @@ class Reader:
         return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
 
     def _large(self, row: Any, first: Any) -> Prediction:
-        """Return the prediction for outputs that are not a short row of floats."""
+        """Return the prediction for outputs that are not a short row of floats.
+
+        Empty outputs, other shapes and types are the value themselves, without confidence unless by a custom score.
+        """
         array = as_array(first)
         if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis
             array = array[0]
@@ -243,7 +254,10 @@ class Reader:
         return Prediction(value, confidence, row)
 
     def _regression(self, row: Any, value: float) -> Prediction:
-        """Return the prediction for one float: a regression's value."""
+        """Return the prediction for one float: a regression's value, without confidence unless by a custom score.
+
+        Raise `wrong` if there are labels.
+        """
         if self.labels is not None:
             raise self.wrong(
                 f"{self.name} gives one number, and there are {len(self.labels)} labels. If it is a binary classifier write "
@@ -252,7 +266,10 @@ class Reader:
         return Prediction(value, self._custom_score(row) if self._custom is not None else None, row)
 
     def _label(self, row: Any, first: Any, array: Array) -> Prediction:
-        """Return the prediction for integers, bools and texts: labels, which are never taken for scores."""
+        """Return the prediction for integers, bools and texts: labels, which are never taken for scores.
+
+        Several are the value as they are; raises `wrong` for several integers where there are labels but no custom score.
+        """
         sure = self._custom_score(row) if self._custom is not None else None
         if array.size != 1:
             if self.labels is not None and array.dtype.kind in "biu" and self._custom is None:
@@ -297,7 +314,10 @@ class Reader:
         return None
 
     def _labelled(self, row: Any) -> Prediction:
-        """Return the prediction for a label and the probabilities of all classes; the label is the value."""
+        """Return the prediction for a label and the probabilities of all classes; the label is the value.
+
+        Raise `wrong` for other outputs.
+        """
         parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
         if parts is None:
             raise self.wrong(
@@ -309,7 +329,10 @@ class Reader:
         return Prediction(self._names.named(plain(label)), read.confidence, row)
 
     def _from_probabilities(self, p: Array, row: Any) -> Prediction:
-        """Return the prediction for probabilities [classes], with the class number as value."""
+        """Return the prediction for probabilities [classes], with the class number as value.
+
+        Impossible ones get an `Unscored`.
+        """
         wrong = out_of_range("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
         if wrong is not None:
             return Prediction(int(p.argmax()), wrong, row)
@@ -331,7 +354,10 @@ class Reader:
         return Prediction(detections, self._custom_score(row) if self._custom is not None else sure, row)
 
     def _pair(self, row: tuple[Any, ...], outputs: Any = None) -> Prediction:
-        """Return the prediction for (value, confidence), read from `outputs`; None: from the pair itself."""
+        """Return the prediction for (value, confidence), read from `outputs`; None: from the pair itself.
+
+        A custom score overrides the given confidence. Raises PolicyError for a tuple of another length.
+        """
         if len(row) != 2:  # noqa: PLR2004 - a pair
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
         value, sure = row
@@ -347,14 +373,17 @@ class Reader:
         return Prediction(value, self._given_confidence(sure), outputs)
 
     def _given_confidence(self, given: Any) -> float | None:
-        """Return a confidence that the model gave, checked; raise `wrong` if it is not one."""
+        """Return a confidence that the model gave, checked; raise `wrong` if it is not one. None stays None."""
         sure, wrong = confidence(given, bounded=self._bounded)
         if wrong:
             raise self.wrong(f"{self.name} gives {wrong}")
         return sure
 
     def _custom_score(self, outputs: Any) -> float | None:
-        """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same."""
+        """Return the custom score; if it fails, log that and return an `Unscored`: there is an answer all the same.
+
+        None stays None.
+        """
         assert self._custom is not None
         try:
             sure = call_contained(self._custom, outputs)
@@ -365,7 +394,10 @@ class Reader:
 
 
 def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:
-    """Return the prediction of a classifier whose confidence is NaN: without a value if its numbers are not finite."""
+    """Return the prediction of a classifier whose confidence is NaN.
+
+    Without a value, and with an `Unscored`, if its numbers are not finite.
+    """
     if isinstance(sure, Unscored) or np.isfinite(as_array(numbers)).all():
         return Prediction(value, sure, row)
     return Prediction(None, Unscored("its outputs hold NaN or infinity, or are all minus infinity"), row)
@@ -379,7 +411,7 @@ def _row(outputs: Any, i: int) -> Any:
 
 
 def _length(outputs: Any) -> int:
-    """Return the length of the first axis."""
+    """Return the length of the first axis. The shortest, for a dict of outputs."""
     return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)
 
 

@@ -79,7 +79,10 @@ def quantile_row(values: list[float], q: float = 0.1) -> float:
 
 
 def quantile_of(ordered: list[float], q: float) -> float:
-    """Return a quantile of sorted values, by linear interpolation as numpy's default."""
+    """Return a quantile of sorted values, by linear interpolation as numpy's default.
+
+    NaN and empty lists are the caller's to exclude.
+    """
     place = q * (len(ordered) - 1)
     i = int(place)
     share, low, high = place - i, ordered[i], ordered[min(i + 1, len(ordered) - 1)]

@@ -109,7 +109,10 @@ class Breaker:
         return bool(allowed(self.state == "closed", self._held, now))
 
     def why(self, now: float) -> Rejection | None:
-        """Return why no request may be sent; None: one may."""
+        """Return why no request may be sent; None: one may.
+
+        Open, waiting as the server demands, or half-open with a probe in progress.
+        """
         if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
             return None
         if self.state == "closed":
@@ -126,7 +129,10 @@ class Breaker:
         return INF if not self._faults and now < self._well_until else max(1, FAULTS - self._faults)
 
     def fault(self, now: float, jitter: float) -> None:
-        """Record a failed request that is the endpoint's fault; open the breaker after enough of them."""
+        """Record a failed request that is the endpoint's fault; open the breaker after enough of them.
+
+        A no-op unless the breaker is closed.
+        """
         if self.state == "closed":
             self._faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
             if tripped(self._faults):
@@ -156,7 +162,10 @@ class Breaker:
                 self._open(now, jitter)
 
     def link_up(self, now: float) -> None:
-        """Make a probe due at once, unless one is in progress: faults from before the network came back mean little."""
+        """Make a probe due at once, unless one is in progress: faults from before the network came back mean little.
+
+        Also resets the pause to the first one.
+        """
         self._next_s = FIRST_S
         if self.state == "open":
             self._due = now
@@ -210,7 +219,7 @@ class RetryBudget:
         self._left = CAP
 
     def take(self) -> bool:
-        """Take a retry from the budget. Return False if none is left."""
+        """Take a retry from the budget. Return False, and take nothing, if less than a whole retry is left."""
         if not affords(self._left):
             return False
         self._left -= RETRY
@@ -308,11 +317,15 @@ class Concurrency:
 
     @property
     def most(self) -> int:
-        """Number of calls that may be under way."""
+        """Number of calls that may be under way. A share of the limit while the base latency is measured anew; 1 at least."""
         return max(1, int(self.limit * PROBE if self._probing else self.limit))
 
     def succeeded(self, took_s: float, busy: int) -> None:
-        """Record an answer and its time, with `busy` calls under way, itself included; adapt the limit after each round."""
+        """Record an answer and its time, with `busy` calls under way, itself included; adapt the limit after each round.
+
+        Slow rounds lower the limit; fast ones raise it by 1 if at least half of it was used. Every so many rounds the base
+        latency is measured anew.
+        """
         if self._probing and busy > self.most:  # it waited with those that are too many by now
             return
         self._round.append(took_s)
@@ -433,7 +446,10 @@ class Admission:
         return self.breaker.why(now)
 
     def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
-        """Admit a request of so many calls, which occupies the slot until `leave`; or count and return the rejection."""
+        """Admit a request of so many calls, which occupies the slot until `leave`; or count and return the rejection.
+
+        A rejection by rate or crowd books nothing.
+        """
         rejection = self.breaker.why(now) or self.crowded(now) or (self._limited and self.take(now, calls)) or None
         if rejection is None:
             self.under_way.add(slot)
@@ -478,6 +494,8 @@ class Admission:
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Book an attempt about to be made, or return why it may not be made.
 
+        A rejection counts as such for a first attempt only.
+
         Args:
             cost: cost of the attempt.
             now: monotonic instant, seconds.
@@ -505,6 +523,8 @@ class Admission:
     def succeeded(self, now: float, took_s: float | None = None, moved: int | None = None) -> bool:
         """Record a success; `took_s`: its latency, if it counts; `moved`: the bytes of its bodies, if known.
 
+        Also closes the breaker, and refills the retry budget; latency, limit and link change only if `took_s` is given.
+
         Returns:
             True if the breaker was not closed before.
         """
@@ -520,7 +540,7 @@ class Admission:
         return before != "closed"
 
     def failed(self, now: float, jitter: float) -> bool:
-        """Record a fault. Return True if it opened the breaker."""
+        """Record a fault. Return True if it opened the breaker. Also lowers the adaptive limit."""
         before = self.breaker.opened
         if self.adapted is not None:
             self.adapted.failed(now)

@@ -74,7 +74,7 @@ KNOWN = frozenset({
 def truncated(outputs: Any) -> str:
     """Return why a text was cut off, if outputs are those of one, in OpenAI's JSON with a `finish_reason`; empty: it was not.
 
-    "cut": its end never came. "other": for a reason that is not in `KNOWN`.
+    "cut": its end never came. "other": for a reason that is not in `KNOWN`. A missing `finish_reason` counts as a regular end.
     """
     choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
@@ -207,7 +207,10 @@ ALONE = 2
 
 
 def reason_code(plan: Plan, outcome: Outcome) -> str:
-    """Return the reason code of an answer, one of `CODES`; if a target failed or was not asked, the error's code."""
+    """Return the reason code of an answer, one of `CODES`; if a target failed or was not asked, the error's code.
+
+    Codes of routes without failure: confident, first, stays, below, faster, input, left.
+    """
     log, i = outcome.log, outcome.leg
     if not outcome.accepted or i is None:
         return "left" if type(outcome) is Left else _degraded(plan, log)
@@ -226,7 +229,10 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
 
 
 def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
-    """Return why the best answer so far stands: code of the last target that did not answer, else `busy` or `below`."""
+    """Return why the best answer so far stands: code of the last target that did not answer, else `busy` or `below`.
+
+    Codes: `deadline`, or a failure's own.
+    """
     for mark in reversed(log):
         if mark.kind == "timeout":
             return "deadline"
@@ -261,7 +267,10 @@ class Took(NamedTuple):
 
 
 def took(plan: Plan, outcome: Outcome) -> tuple[Took, ...]:
-    """Return target, side and time of each target that answered, accepted or not."""
+    """Return target, side and time of each target that answered, accepted or not.
+
+    Targets that failed or were cancelled are left out.
+    """
     log, legs = outcome.log, plan.legs
     if outcome.accepted and len(log) == ALONE:  # most
         leg = legs[log[1].leg]

@@ -59,7 +59,10 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
 
 
 def for_rows(plan: Plan, count: int) -> Plan:
-    """Return the plan with a standby started early enough to run `count` inputs: measured times are those of one input."""
+    """Return the plan with a standby started early enough to run `count` inputs: measured times are those of one input.
+
+    Unchanged without a deadline.
+    """
     deadline_s = plan.deadline_s
     if deadline_s == INF:
         return plan
@@ -77,5 +80,8 @@ def of_row(event: Done, position: int) -> Done | Failed:
 
 
 def _for_row(event: Event | None, row: int, asked: dict[int, dict[int, int]]) -> Event | None:
-    """Return an event of a batch as one of this row."""
+    """Return an event of a batch as one of this row.
+
+    Only `Done` differs by row; other events, and None, are returned unchanged.
+    """
     return of_row(event, asked[event.leg][row]) if type(event) is Done else event

@@ -161,7 +161,7 @@ def _next_state(standing: Standing, reading: Reading, now_s: float) -> Standing:
 
 
 def value_of(rule: Rule, reading: Reading) -> float | None:
-    """Return the value that the rule compares; None: unknown."""
+    """Return the value that the rule compares; None: unknown, or NaN. On mains the battery counts as full."""
     if rule.of == "battery" and reading.mains:
         return 1.0
     value: float | None = getattr(reading, OF[rule.of].reading)
@@ -239,12 +239,12 @@ def _apart(rule: Rule, sign: str) -> str:
 
 
 def _number(value: Any) -> TypeGuard[float]:
-    """Return True for a finite number."""
+    """Return True for a finite int or float that is no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _shown(value: Any) -> str:
-    """Return a value in words."""
+    """Return the repr of a text or number, or else only its type."""
     return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 

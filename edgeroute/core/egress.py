@@ -57,7 +57,11 @@ class Denied(NamedTuple):
 
 
 def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
-    """Decide if a request of this class may leave. Unknown classes may not, unless the rules allow it."""
+    """Decide if a request of this class may leave; None means the default class.
+
+    `never_leave` goes first. Unknown classes may not leave, unless the rules allow it; without any rules a request without a
+    class may.
+    """
     name = rules.default_class if data_class is None else data_class
     if name is None and not rules.any:
         return Permit(_OURS, None, "no data class is declared")

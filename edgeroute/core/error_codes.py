@@ -55,7 +55,7 @@ class Lasting(Rejection):
 
     @classmethod
     def of(cls, code: HeldCode, text: str, wait_s: float) -> Lasting:
-        """Return a rejection that holds for `wait_s` seconds."""
+        """Return a rejection that holds for `wait_s` seconds, 0 at least."""
         rejection = cls(code, text)
         rejection.wait_s = max(0.0, wait_s)
         return rejection
@@ -103,7 +103,7 @@ class Failure(NamedTuple):
 
     @property
     def retriable(self) -> bool:
-        """True if an HTTP client would retry such a request, given the time."""
+        """True if the endpoint was unreachable, or its status is a passing one."""
         return self.code == "unreachable" or (self.status is not None and passing(self.status))
 
     def verdict(self, *, cut: bool = False, in_time: bool = False, stale: bool = False) -> Verdict:
@@ -141,7 +141,7 @@ _name = type.__dict__["__name__"].__get__
 
 
 def clean(text: object, most: int = OWN) -> str:
-    """Return a value as printable text on one line of at most `most` characters.
+    """Return a value as printable text on one line, cut to at most `most` characters, with `…` if cut.
 
     Line breaks and tabs become spaces; other control characters, escapes and direction marks become `LOST`.
     """
@@ -151,7 +151,7 @@ def clean(text: object, most: int = OWN) -> str:
 
 
 def told(error: object, most: int = FOREIGN) -> str:
-    """Return the message of an exception, sanitised; empty if it has none, or if formatting it raises anything but Ctrl-C."""
+    """Return an exception's message, sanitised and cut; empty if it has none, or if formatting it raises anything but Ctrl-C."""
     try:
         return clean(error, OWN if isinstance(error, Coded) else most)
     except KeyboardInterrupt:
@@ -161,7 +161,10 @@ def told(error: object, most: int = FOREIGN) -> str:
 
 
 def named(error: object) -> str:
-    """Return the message of an exception, after its type if it is not edgeroute's own."""
+    """Return the message of an exception, after its type if it is not edgeroute's own.
+
+    Only the type if there is no message; the type is not repeated.
+    """
     message, kind = told(error), typed(error)
     if not message:
         return kind

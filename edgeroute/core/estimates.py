@@ -42,7 +42,7 @@ class Latency:
         self._weight = 1.0
 
     def add(self, seconds: float) -> None:
-        """Add one latency. Values outside 1 us .. 1,000 s are clipped."""
+        """Add one latency. Values outside 1 us .. 1,000 s are clipped. Older values lose weight."""
         i = int(log(seconds) * _SCALE + _SHIFT) if seconds > LOWEST_S else 0
         weight = self._weight
         self._buckets[i if i < _BUCKETS else _BUCKETS - 1] += weight
@@ -73,7 +73,10 @@ class Latency:
         return None if last is None else _middle(last)
 
     def share_above(self, seconds: float) -> float | None:
-        """Return the share of values (0..1) above `seconds`, with relative error ERROR in `seconds`; None without values."""
+        """Return the share of values (0..1) above `seconds`, with relative error ERROR in `seconds`; None without values.
+
+        0 from `HIGHEST_S` on.
+        """
         if not self.count:
             return None
         if seconds >= HIGHEST_S:
@@ -165,7 +168,10 @@ class PowerFit:
         self._p = 0.0
 
     def add(self, power_w: float, busy: float) -> None:
-        """Add a reading of the power, watts, and the seconds of runs per second since the reading before; ignore faulty ones."""
+        """Add a reading of the power, watts, and the seconds of runs per second since the reading before; fade older ones.
+
+        An impossible power is ignored.
+        """
         if not -MOST_W < power_w < MOST_W:
             return
         self.readings += 1
@@ -178,7 +184,10 @@ class PowerFit:
 
     @property
     def extra_w(self) -> float | None:
-        """Power that a run takes beside the device's idle power, watts; None: not known well enough."""
+        """Power that a run takes beside the device's idle power, watts; None: not known well enough.
+
+        None too for a slope that is not positive, or within its error.
+        """
         n = self._weight
         if self.readings < ENOUGH_READINGS:
             return None

@@ -51,7 +51,7 @@ class Pace:
     def deadline_s(self, stale_s: float) -> float | None:
         """Return the deadline of a frame's call, by which a refinement ends about when it stops being of use; None: unknown.
 
-        In steps of a fifth, so that few different deadlines are planned for.
+        In steps of a fifth, so that few different deadlines are planned for. None before the first run.
         """
         if not self.edge_s:
             return None
@@ -157,7 +157,10 @@ class Speech:
         return self._start is not None
 
     def hear(self, probability: float) -> Began | Ended | None:
-        """Process the probability of the next window, and return its event; None: there is none. NaN counts as no speech."""
+        """Process the probability of the next window, and return its event; None: there is none. NaN counts as no speech.
+
+        A segment of the maximum length ends, and the next begins at once, with no event of its own.
+        """
         window, self._next = self._next, self._next + 1
         if self._start is None:
             self._run = self._run + 1 if probability >= self._on else 0
@@ -173,11 +176,14 @@ class Speech:
         return None
 
     def finish(self) -> Ended | None:
-        """Return the segment that the end of the audio ends; None: there is none."""
+        """Return the segment that the end of the audio ends; None: there is none.
+
+        Audio too short to begin a segment gives none.
+        """
         return None if self._start is None or self._start >= self._next else self._ended(self._next, cut=False)
 
     def _ended(self, end: int, *, cut: bool) -> Ended:
-        """End the present segment, and return its event."""
+        """End the present segment, and return its event; after a cut the next segment begins where this one ended."""
         assert self._start is not None, "speech has begun"
         ended = Ended(self._start, end, cut)
         self._start = end if cut else None
@@ -195,7 +201,10 @@ class Loudness:
         self._rise_db, self._noise_db = RISE_DB_PER_S * window_s, QUIET_DB
 
     def hear(self, level_db: float) -> float:
-        """Return the probability (0..1) of speech in the next window, of this level in dB of full scale; adapts the noise."""
+        """Return the probability (0..1) of speech in the next window, of this level in dB of full scale; adapts the noise.
+
+        NaN counts as silence.
+        """
         level_db = max(level_db, SILENT_DB) if level_db == level_db else SILENT_DB  # noqa: PLR0124 - NaN
         above = (level_db - self._noise_db - ABOVE_DB) / SLOPE_DB
         self._noise_db = min(level_db, self._noise_db + self._rise_db)
@@ -227,6 +236,8 @@ def steadied(
     state: Steady, label: Hashable, confidence: float | None, *, hold: int, margin: float | None = None, sure: bool = False
 ) -> Steady:
     """Return the state of the display after a further label: that label displayed, or counted as a rival.
+
+    The first label is displayed at once; the displayed label seen again forgets the rival, and updates its confidence.
 
     Args:
         state: the state so far.

@@ -208,7 +208,8 @@ def pick_variants(
     """Return the edges with one member of each group, and the reasons, one line each.
 
     The first member that meets the deadline; the last, the smallest, while a rule asks for that. A member that earlier runs keep
-    busy, or that is being loaded, is passed over if there is another.
+    busy, or that is being loaded, is passed over if there is another. Edges of no group are all returned; a member whose time is
+    unknown counts as in time.
 
     Args:
         edges: positions among the targets; a group's members are next to each other, the smallest last.
@@ -236,7 +237,10 @@ def pick_variants(
 
 
 def _pick(members: list[int], targets: Sequence[Target], facts: Facts, small: Rule | None, deadline_s: float) -> tuple[int, str]:
-    """Return one member of a group, and the reason."""
+    """Return one member of a group, and the reason.
+
+    Busy or loading members count only if no other is there; if none meets the deadline, the fastest.
+    """
 
     def name(i: int) -> str:
         return targets[i].name
@@ -351,7 +355,8 @@ def plan(
     """Return the plan for one request, or why there is none. `mode` and `deadline_s` (seconds) override the policy's.
 
     `why_home`: reason why nothing of the request may leave, whatever its data class; empty: the egress rules decide. `arm`: name
-    of the cloud on trial whose arm the request is in; empty: none.
+    of the cloud on trial whose arm the request is in; empty: none. An edge's group gives one member; rules in force may change
+    mode, edges and hedges; `steps` has each decision in words.
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
@@ -449,7 +454,10 @@ def plan(
 
 
 def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan:
-    """Return the plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
+    """Return the plan with its first edge on standby, after all others: its confidence is known, and below its threshold.
+
+    Other standbys then start only once all others have ended.
+    """
     first, *rest = plan_before.legs
     waits = start_by_s(
         Place(first.target), standby=True, hedge_s=plan_before.hedge_s, reserve_s=plan_before.facts.reserves.get(first.name, INF),
@@ -508,7 +516,10 @@ def _mode_by_energy(
 
 
 def order_clouds(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
-    """Return the clouds in order of trying. One without measured latency comes first, or it would never be measured."""
+    """Return the clouds in order of trying: as listed, or by median latency.
+
+    One without measured latency comes first, or it would never be measured.
+    """
     if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to reorder
         return clouds
 
@@ -522,7 +533,8 @@ def order_clouds(policy: Policy, targets: tuple[Target, ...], facts: Facts, clou
 def _with_lowered_thresholds(leg: Leg, target: Target, facts: Facts, *, asks: bool) -> tuple[Leg, list[str]]:
     """Return an edge's leg with its thresholds lowered as far as the cloud's load demands, and the reasons.
 
-    `asks`: True if a cloud may be asked at all.
+    `asks`: True if a cloud may be asked at all. Unchanged if the threshold is a certificate's, which is reported, or if no slack
+    is known.
     """
     if not asks or target.side != "edge" or leg.threshold is None:
         return leg, []

@@ -61,6 +61,8 @@ class Drift:
     def add(self, x: float) -> None:
         """Add one value, and update evidence and alarm.
 
+        An alarm stays until the end.
+
         Raises:
             ValueError: it is NaN or outside 0..1. Skipping such values would make the detector blind.
         """
@@ -135,7 +137,7 @@ class ArmTest:
 
     @property
     def p(self) -> float:
-        """Anytime-valid p-value: one over the wealth, 1 at most."""
+        """Anytime-valid p-value: one over the wealth, 1 at most. The wealth is the present one, so that p may rise again."""
         wealth = sum(self._wealth) / len(_RATES)
         return 1.0 if wealth <= 1 else 1 / wealth
 
@@ -145,6 +147,8 @@ class ArmTest:
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Replace the state by that of a dump.
+
+        The half-filled pair of arms is not part of a dump; its values so far stay.
 
         Raises:
             ValueError: not a dump.
@@ -159,7 +163,10 @@ class ArmTest:
         self._wealth, self.pairs, self.alarmed = wealth, pairs, alarmed
 
     def add(self, x: float, *, b: bool) -> None:
-        """Add a value, 0..1, of arm B or of A; bets once both arms have values."""
+        """Add a value, 0..1, of arm B or of A; once both arms have values, bet on their means and begin the next pair.
+
+        An alarm stays until the end.
+        """
         arm = self._b if b else self._a
         arm[0] += 1
         arm[1] += x

@@ -140,7 +140,7 @@ class Spending:
         return Cost(*[window.total for window in self._windows])
 
     def scarce(self, now: float, limits: Limits | None = None) -> bool:
-        """Return True if half of any limit is used up: from then on there are no hedges and no audits."""
+        """Return True if half of any limit is used up: from then on there are no hedges and no audits. Drops expired amounts."""
         limits_in_force = self.limits if limits is None else limits
         return any(used > limit / 2 for used, limit in zip(self.spent(now), limits_in_force, strict=True) if limit < INF)
 
@@ -237,7 +237,7 @@ class _Window:
         self.total = 0.0
 
     def roll(self, now: float) -> None:
-        """Make the bucket of `now` the current one, and drop expired buckets."""
+        """Make the bucket of `now` the current one, drop expired buckets, and sum up the total anew."""
         self.current = now // self.width_s * self.width_s
         self.until = self.current + self.width_s
         first = self.current - self.length_s
@@ -251,7 +251,7 @@ class _Window:
         self.total += amount
 
     def take_back(self, amount: float) -> None:
-        """Subtract the amount from the oldest bookings, as far as there are any."""
+        """Subtract the amount from the oldest bookings, as far as there are any. An excess over them is ignored."""
         booked = self.booked
         while booked:
             oldest = next(iter(booked))
@@ -266,14 +266,20 @@ class _Window:
         self.total = sum(self.loaded.values())
 
     def advance(self, amounts: dict[float, float], limit: float) -> None:
-        """Raise the current bucket's amount by an advance, or to the one recorded before, in place."""
+        """Raise the current bucket's amount in `amounts` by an advance, or to the one recorded before, in place.
+
+        A no-op for an empty bucket without record.
+        """
         more = max(0.0, min(limit / AHEAD, sum(amounts.values()), limit - self.total))
         before, booked = self.recorded.get(self.current, 0.0), amounts.get(self.current, 0.0)
         if before or booked:
             amounts[self.current] = before if before >= booked else booked + more
 
     def load(self, entries: list[tuple[float, float]]) -> bool:
-        """Add amounts of other processes, each at its instant. Return True if any counts."""
+        """Add amounts of other processes, each at its instant. Return True if any counts.
+
+        A later instant than the current bucket counts as the current one; expired amounts are dropped.
+        """
         counts = False
         for instant, amount in entries:
             start = min(instant // self.width_s * self.width_s, self.current)

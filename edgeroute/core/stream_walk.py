@@ -118,7 +118,10 @@ def whole(pieces: list[object]) -> object:
 
 
 def join_result(result: Any) -> Any:
-    """Return a callable's result; a generator is run to its end: (joined pieces, its return value as the confidence)."""
+    """Return a callable's result; a generator is run to its end: (joined pieces, its return value as the confidence).
+
+    Any other result is returned unchanged.
+    """
     if not isinstance(result, Generator):
         return result
     pieces: list[object] = []
@@ -139,7 +142,7 @@ def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], Predict
     """Yield a generator's pieces, and return the prediction that `read` makes of the whole; closes the generator.
 
     `read` takes (the whole, the generator's return value: a confidence, or tokens' log-probabilities), or the `Prediction` that
-    the generator returned.
+    the generator returned. Closes it also if the reader leaves early.
     """
     pieces: list[object] = []
     try:
@@ -268,7 +271,10 @@ class StreamState:
         return due
 
     def fixed(self) -> bool:
-        """Return True if the source cannot change any more."""
+        """Return True if the source cannot change any more.
+
+        Without `restart` the source is fixed once shown; otherwise only while its answer is accepted or need not be judged.
+        """
         if self.shown is None:
             return any(v.accepted for v in self.states.values() if not v.ended)
         v = self.states[self.shown]
@@ -315,7 +321,10 @@ class StreamState:
         return others or (bool(self.pending) and self.now < self.deadline)
 
     def best(self, cut: Iterable[int]) -> int | None:
-        """Return the leg whose answer is the result if none is accepted; None: no answer. `cut`: legs that the deadline ended."""
+        """Return the leg whose answer is the result if none is accepted; None: no answer. `cut`: legs that the deadline ended.
+
+        An answer held goes before parts; parts count only of edges, and only if the plan may degrade.
+        """
         if self.shown is not None and not (self.restart and self.may_degrade and self.held):
             return self.shown
         if self.held:
@@ -431,7 +440,10 @@ class StreamWalk:
     # starting
 
     def _start(self) -> Generator[Effect, Event | None, Event | None]:
-        """Start the legs that are due. Return the event of a leg that has ended at once."""
+        """Start the legs that are due. Return the event of a leg that has ended at once.
+
+        None: all that is due was started, without such an event. Nothing starts from the deadline on.
+        """
         while self.stream.due() <= self.stream.now < self.stream.deadline:
             i = self.stream.next()
             self.stream.pending.remove(i)
@@ -453,7 +465,10 @@ class StreamWalk:
     # events of legs
 
     def _on_event(self, event: Delta | Done | Failed) -> _Steps:
-        """Update a leg by its event, and show or end what follows from that."""
+        """Update a leg by its event, and show or end what follows from that.
+
+        Events of a leg that has ended are ignored; empty pieces are not kept.
+        """
         i = event.leg
         state = self.stream.states[i]
         if state.ended:
@@ -477,7 +492,7 @@ class StreamWalk:
             yield from self._choose_source()
 
     def _decide_early(self, i: int, confidence: float) -> _Steps:
-        """Decide a leg by the confidence of its beginning: show it, or pass it over."""
+        """Decide a leg by the confidence of its beginning: show it, or pass it over. Logs the decision."""
         state = self.stream.states[i]
         state.accepted = acceptable(self.stream.legs[i], Prediction(None, confidence, None))
         self.log.append(Mark("decided", i, self.stream.now, confidence))
@@ -488,7 +503,10 @@ class StreamWalk:
             self.log.append(Mark("below", i, self.stream.now, confidence))
 
     def _on_answer(self, i: int, state: LegState, answer: Prediction) -> _Steps:
-        """Judge a whole answer: show it and end the walk, or hold it."""
+        """Judge a whole answer: show it and end the walk, or hold it.
+
+        A held answer drops legs that have not begun and had lost their time limit.
+        """
         leg = self.stream.legs[i]
         if state.accepted is None and leg.thresholds:
             self.log.append(Mark("limit", i, self.stream.now, own_threshold(leg, answer)))
@@ -522,7 +540,7 @@ class StreamWalk:
     # lateness, and the end
 
     def _drop_late(self) -> _Steps:
-        """Pass over each leg that has not begun in time, unless no other is left."""
+        """Pass over each leg that has not begun in time; one without an alternative loses its time limit instead."""
         for i, state in [*self.stream.states.items()]:
             if (
                 not state.active
@@ -542,7 +560,7 @@ class StreamWalk:
                 yield from self._give_up(i)
 
     def _give_up(self, i: int) -> _Steps:
-        """Pass over a late leg; cancel it if it is a cloud."""
+        """Log a leg as late and pass over it; cancel it if it is a cloud, while an edge runs on."""
         state = self.stream.states[i]
         late = FirstTokenLate(f"it had not begun to answer after {(self.stream.now - state.started) * 1000:.0f} ms")
         self.log.append(Mark("failed", i, self.stream.now, late))
@@ -562,7 +580,10 @@ class StreamWalk:
         yield from self._finish(running)
 
     def _finish(self, cut: Iterable[int] = ()) -> _Steps:
-        """End the walk with the best answer; no more events come. `cut`: legs that the deadline ended."""
+        """End the walk with the best answer; no more events come. `cut`: legs that the deadline ended.
+
+        Without an answer the outcome has None. Its leg is shown first, if the stream may degrade or has shown another.
+        """
         i = self.stream.best(cut)
         if i is None:
             self.outcome = Outcome(None, None, False, self.log, self.stream.begun, self.stream.now)
@@ -587,7 +608,10 @@ class StreamWalk:
             return
 
     def _show(self, i: int) -> _Steps:
-        """Show a leg from its first piece on. Cancel the others, unless the answer may begin anew."""
+        """Show a leg from its first piece on. Cancel the others, unless the answer may begin anew.
+
+        A change of the source emits a `Restart` first. A no-op, apart from the cancelling, if it is shown already.
+        """
         state, before = self.stream.states[i], self.stream.shown
         others = [j for j in self.stream.running() if j != i]
         if self.stream.restart and not state.accepted:
@@ -607,7 +631,7 @@ class StreamWalk:
         self.stream.now = max(self.stream.now, shown.at)  # type: ignore[union-attr]  # showing it may have taken time
 
     def _cancel(self, legs: Iterable[int]) -> _Steps:
-        """Cancel legs, and log that."""
+        """Cancel legs, mark them as ended and failed, and log that."""
         for i in [*legs]:
             yield Cancel(i)
             self.log.append(Mark("cancelled", i, self.stream.now))

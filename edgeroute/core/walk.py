@@ -157,7 +157,10 @@ new = tuple.__new__
 
 
 def acceptable(leg: Leg, prediction: Prediction) -> bool:
-    """Return True if an answer is accepted; at exactly the threshold it is."""
+    """Return True if an answer is accepted; at exactly the threshold it is.
+
+    Always for a final leg or without a threshold; without confidence as `accept_unsure` demands; never at a threshold of inf.
+    """
     threshold = leg.threshold
     if leg.final or threshold is None:
         return True
@@ -175,7 +178,7 @@ def judged(leg: Leg) -> bool:
 
 
 def own_threshold(leg: Leg, prediction: Prediction) -> float:
-    """Return the threshold for this answer."""
+    """Return the threshold for this answer: that of its value as text, else the leg's."""
     assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
     return leg.thresholds.get(str(prediction.value), leg.threshold)
 
@@ -302,7 +305,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
 
 
 def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
-    """Return the leg whose answer broke off, and the part that had arrived; the last, if several did."""
+    """Return the leg whose answer broke off, and the part that had arrived; of several the last; (None, None) if none did."""
     for mark in reversed(log):
         part = getattr(mark.detail, "partial", None) if mark.kind == "failed" else None
         if type(part) is Prediction:
@@ -321,7 +324,10 @@ def _at_once(plan: Plan) -> tuple[Leg, ...]:
 def _next(
     legs: tuple[Leg, ...], pending: list[int], running: list[int], held: dict[int, Prediction], begun: float, started: float
 ) -> tuple[int, float]:
-    """Return the pending leg that starts next, and its start; `begun`: it may start at once."""
+    """Return the pending leg that starts next, and its start; `begun`: it may start at once.
+
+    A standby starts no earlier than its `start_by_s` beside others.
+    """
     first = pending[0]
     if not running and not (held and legs[first].standby):
         return first, begun
@@ -335,7 +341,7 @@ def _next(
 
 
 def _cancel(running: list[int], now: float, log: list[Mark]) -> Generator[Effect, Event | None, None]:
-    """Cancel all running legs, and log that."""
+    """Cancel all running legs, log that, and empty `running` in place."""
     for i in running:
         yield Cancel(i)
         log.append(Mark("cancelled", i, now))

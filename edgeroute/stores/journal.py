@@ -86,6 +86,8 @@ else:
         def take(self, wait_s: float = 0.0) -> bool:
             """Take the lock, waiting up to `wait_s` seconds for another process. Return True if this process has it.
 
+            Creates the folder. True at once if it has it already.
+
             Raises:
                 OSError: the lock file cannot be opened or locked.
             """
@@ -155,7 +157,8 @@ class Journal(ForkSafe):
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record as a line, with one write, so that lines of processes never interleave; rotate full files first.
 
-        NaN and infinities become null.
+        NaN and infinities become null. Blocks for other threads, and on Windows for other processes up to `WAIT_S`. Creates file
+        and folder.
 
         Raises:
             StoreError: the disk is full, read-only or broken; the line was not written completely. The next call tries again.
@@ -177,7 +180,10 @@ class Journal(ForkSafe):
             self._drop()
 
     def _append(self, line: bytes) -> None:
-        """Write one line, after a line break if the last line of the file has none."""
+        """Write one line, after a line break if the last line of the file has none.
+
+        Raise OSError if only a part of it was written.
+        """
         fd, size = self._current(len(line))
         if size and _byte_at(fd, size - 1) != b"\n":
             # the last line was truncated: start a new one; or it is just being written: then this adds an empty line
@@ -186,7 +192,10 @@ class Journal(ForkSafe):
             raise OSError(errno.ENOSPC, "no room for a whole line")
 
     def _append_in_turn(self, line: bytes, turn: ProcessLock) -> None:
-        """Write one line under the lock of all processes, and close the file (Windows)."""
+        """Write one line under the lock of all processes, and close the file (Windows).
+
+        Raises OSError if the lock is not free within `WAIT_S`.
+        """
         if not turn.take(WAIT_S):
             raise OSError(errno.EBUSY, f"another process has held its lock for {WAIT_S:g} s")
         try:
@@ -210,7 +219,7 @@ class Journal(ForkSafe):
         return self._fd, stat.st_size
 
     def _open(self) -> os.stat_result:
-        """Open the file, creating it and its folder, and return its stat."""
+        """Open the file, creating it and its folder (for the user alone), close the one open before, and return its stat."""
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
         fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
         self._drop()
@@ -262,6 +271,8 @@ class Reading:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the records from the start, without those before `since`.
 
+        Lines that are no JSON objects are skipped, and counted in `skipped`.
+
         Raises:
             StoreError: a file cannot be opened. If there is no file, there are no records.
         """
@@ -276,7 +287,10 @@ class Reading:
                         yield record
 
     def _open(self, stack: contextlib.ExitStack) -> list[BinaryIO]:
-        """Open all files of the journal, and return them oldest first."""
+        """Open all files of the journal, and return them oldest first.
+
+        Missing files are left out, and each file comes once. Raises StoreError if one cannot be opened.
+        """
         files, seen = list[BinaryIO](), set[tuple[int, int]]()
         try:
             there = [p.name for p in self._path.parent.iterdir()] if self._path.parent.is_dir() else []
@@ -310,7 +324,7 @@ def read(path: str | Path, *, since: float | None = None, exact: bool = True) ->
 
 
 def _byte_at(fd: int, offset: int) -> bytes:
-    """Return the byte of an open file at an offset."""
+    """Return the byte of an open file at an offset; on Windows this moves the file's position."""
     if sys.platform != "win32":
         return os.pread(fd, 1, offset)
     os.lseek(fd, offset, os.SEEK_SET)  # nobody else uses this descriptor

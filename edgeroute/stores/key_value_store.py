@@ -64,7 +64,10 @@ class KeyValueStore(ForkSafe):
         return store
 
     def leave(self, user: object) -> None:
-        """Unregister `user` and write pending values; close the file if no other user is registered."""
+        """Unregister `user` and write pending values; close the file if no other user is registered.
+
+        Then it is no longer shared.
+        """
         with _shared.lock:
             self._users.discard(user)
             last = not self._users
@@ -92,7 +95,7 @@ class KeyValueStore(ForkSafe):
         return list(self._parsed((name, text) for name, text in (stored | fresh).items() if name != mine))
 
     def drop(self, name: str, why: object) -> None:
-        """Delete a damaged value from memory and file, and log a warning with the reason."""
+        """Delete a damaged value from memory and file, and log a warning with the reason. A failing disk is logged only."""
         log.warning("the value of %r in %s is damaged, and was deleted: %s", name, self.path, why)
         with self._lock:
             self._fresh.pop(name, None)
@@ -101,6 +104,8 @@ class KeyValueStore(ForkSafe):
 
     def rows(self, prefix: str) -> list[tuple[str, str, float]]:
         """Return (name, JSON, Unix time of the put) of all names in the file that begin with `prefix`, newest first.
+
+        Unwritten values are left out; [] if the store is in memory.
 
         Raises:
             StoreError: the file cannot be read.
@@ -115,7 +120,11 @@ class KeyValueStore(ForkSafe):
             ).fetchall()
 
     def put(self, name: str, value: Any) -> None:
-        """Store a snapshot of the value in memory; a thread writes it to the file about a second later."""
+        """Store a snapshot of the value in memory; a thread writes it to the file about a second later.
+
+        Replaces an earlier value; stays in memory if the store has no file or is closed. Raises TypeError or ValueError for what
+        JSON does not have.
+        """
         text = json.dumps(value, separators=(",", ":"))
         with self._lock:
             self._fresh[name] = text, now()
@@ -136,7 +145,10 @@ class KeyValueStore(ForkSafe):
         self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
 
     def flush(self) -> bool:
-        """Write pending values to the file now. Return True if all were written; a failure is logged, and returns False."""
+        """Write pending values to the file now. Return True if all were written; a failure is logged, and returns False.
+
+        False too without a file.
+        """
         database = self._database
         if database is None or not self._fresh:
             return database is not None
@@ -155,7 +167,10 @@ class KeyValueStore(ForkSafe):
         return True
 
     def close(self) -> None:
-        """Write pending values and close the file; later values stay in memory."""
+        """Write pending values and close the file; later values stay in memory.
+
+        Blocks for the writer thread; a failure to write is logged.
+        """
         with self._lock:
             self._closed, thread = True, self._thread
         self._closing.set()

@@ -35,6 +35,8 @@ def to_npy(x: Any) -> bytes:
 def from_npy(body: bytes) -> Any:
     """Return the array in the bytes of a .npy file. Its stated size is checked before memory is allocated for it.
 
+    Arrays of Python objects are refused.
+
     Raises:
         ValueError: the bytes are damaged.
     """
@@ -107,6 +109,8 @@ def join_parts(parts: Sequence[bytes]) -> bytes:
 def split_parts(body: bytes) -> Iterator[bytes]:
     """Yield the byte strings that `join_parts` joined.
 
+    Lazily: an error comes as the damaged part is reached.
+
     Raises:
         ValueError: the bytes are damaged.
     """
@@ -132,6 +136,8 @@ def pack(x: Any) -> bytes | None:
 def unpack(body: bytes) -> Any:
     """Return the value that `pack` packed.
 
+    Surplus parts count as damage.
+
     Raises:
         ValueError: the bytes are damaged.
     """
@@ -155,6 +161,7 @@ def encode_input(x: Any) -> tuple[str, bytes] | None:
     """Return content type and bytes of an input; None if it cannot be stored.
 
     Arrays, bytes, JSON values, and lists and mappings of these are restored unchanged; but tuples in a JSON value become lists.
+    None for anything else.
     """
     if isinstance(x, bytes):
         return RAW, x

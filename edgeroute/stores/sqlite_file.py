@@ -73,7 +73,8 @@ class Database(ForkSafe):
         """Take both locks and close the connections. Return True if the locks were taken.
 
         A child then inherits no lock of SQLite's, which tracks the process's file locks in memory. With inherited lock state a
-        child waited for ever for a transaction of the parent, or wrote to a file about to be removed.
+        child waited for ever for a transaction of the parent, or wrote to a file about to be removed. A transaction's own
+        connection stays open. Waits up to `BUSY_S` for each lock.
         """
         if not self._lock.acquire(timeout=BUSY_S):
             return False
@@ -126,7 +127,7 @@ class Database(ForkSafe):
     def read(self, statement: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
         """Return the rows of a query, on a read-only connection; no rows if a lock would have to be waited for.
 
-        Transactions of other threads and processes do not delay the call.
+        Transactions of other threads and processes do not delay the call. No rows either if there is no file yet.
 
         Raises:
             StoreError: the file cannot be read. A corrupt one has been renamed.
@@ -152,7 +153,10 @@ class Database(ForkSafe):
             self._reads.release()
 
     def _open_reader(self) -> sqlite3.Connection | None:
-        """Return the read-only connection, opened again if the file was replaced; None if there is no file or no schema yet."""
+        """Return the read-only connection, opened again if the file was replaced; None if there is no file or no schema yet.
+
+        Raises StoreError for another version.
+        """
         current = _file_identity(self.path)
         if self._reader is not None and current != self._read_file:
             self._drop_reader()  # the file was quarantined, or deleted
@@ -186,7 +190,11 @@ class Database(ForkSafe):
             raise StoreError(f"{self.path} is of version {version}, and this edgeroute knows version {self._version}")
 
     def _open(self) -> sqlite3.Connection:
-        """Return the connection; open it if needed, create the file, set the pragmas and run the schema."""
+        """Return the connection; open it if needed, create the file, set the pragmas and run the schema.
+
+        Another file at the path is opened in place of the present one. Raises StoreError for another version, DatabaseError for
+        an empty file.
+        """
         if self._connection is not None and not self._connection.in_transaction and _file_identity(self.path) != self._file:
             self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
@@ -217,7 +225,8 @@ class Database(ForkSafe):
     def _create(self) -> None:
         """Create the file with its schema under a temporary name, then link it to its path.
 
-        An empty file at the path thus is a damaged one.
+        An empty file at the path thus is a damaged one. Readable for the user alone. A file that another process has created
+        first stays.
         """
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.new-{os.urandom(6).hex()}")
@@ -237,7 +246,10 @@ class Database(ForkSafe):
             temporary.unlink(missing_ok=True)
 
     def _retry(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
-        """Run a statement, retrying up to `busy_s` while the file is locked: SQLite's own busy handler backs off too long."""
+        """Run a statement, retrying up to `busy_s` while the file is locked: SQLite's own busy handler backs off too long.
+
+        Waits are random, 1 to 3 ms. Raises at once if the database is closed meanwhile.
+        """
         until = monotonic() + self._busy_s
         while True:
             try:
@@ -248,7 +260,10 @@ class Database(ForkSafe):
                 sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
     def _translate(self, error: sqlite3.Error | UnicodeDecodeError, file: tuple[int, int] | None = None) -> StoreError:
-        """Close the connection, rename the file if it is corrupt, and return the StoreError to raise."""
+        """Close the connection, rename the file if it is corrupt, and return the StoreError to raise.
+
+        Logs the renaming. A file that was replaced meanwhile is not renamed.
+        """
         self._drop()
         if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _file_identity(self.path) == (file or self._file):
             aside = self._quarantine()
@@ -259,7 +274,10 @@ class Database(ForkSafe):
         return StoreError(f"{self.path}: {error}")
 
     def _quarantine(self) -> Path | None:
-        """Rename the corrupt file to `path.corrupt-N`, and return that path; None if it cannot be renamed (Windows)."""
+        """Rename the corrupt file to `path.corrupt-N`, and return that path; None if it cannot be renamed (Windows).
+
+        Its -wal and -shm go with it; the reader is closed.
+        """
         if self._reads.acquire(timeout=READS_S):
             self._drop_reader()
             self._reads.release()
@@ -278,7 +296,10 @@ class Database(ForkSafe):
             self._connection = None
 
     def close(self) -> None:
-        """Close the file; the next transaction opens it again. Those waiting for another process fail after `CLOSE_S`."""
+        """Close the file; the next transaction opens it again. Those waiting for another process fail after `CLOSE_S`.
+
+        Blocks for a transaction in progress.
+        """
         with self._reads:
             self._drop_reader()  # first: the last connection tidies up, if it may write
         if not self._lock.acquire(timeout=CLOSE_S):
@@ -319,7 +340,10 @@ def _decode(text: bytes) -> str:
 
 
 def _guess(error: sqlite3.Error | UnicodeDecodeError) -> str:
-    """Return SQLite's error name by the message: Python 3.10 has no `sqlite_errorname`, and a damaged schema may give none."""
+    """Return SQLite's error name by the message: Python 3.10 has no `sqlite_errorname`, and a damaged schema may give none.
+
+    Only 'SQLITE_CORRUPT' is known, else empty.
+    """
     text = str(error)
     known = "malformed" in text or "not a database" in text or isinstance(error, UnicodeDecodeError)
     return "SQLITE_CORRUPT" if known else ""

@@ -309,6 +309,8 @@ def catalog_json(listed: tuple[Entry, ...]) -> bytes:
 def write_canaries(path: Path, inputs: Sequence[Any], answer: Callable[[Any], Any]) -> None:
     """Write inputs, with the answers that a function gives, to an .npz file: for a publisher, who has checked the answers.
 
+    The answers are computed here, one input at a time; no answer may be wrong.
+
     Raises:
         CatalogError: the answers are neither labels nor numbers.
     """

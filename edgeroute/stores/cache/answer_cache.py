@@ -119,7 +119,10 @@ class Cache(ForkSafe):
             ]
 
     def fetch(self, keys: Iterable[bytes]) -> dict[bytes, Entry]:
-        """Read the entries of these keys from disk, for `lookup`. Waits for the disk, but never for a lock."""
+        """Read the entries of these keys from disk, for `lookup`. Waits for the disk, but never for a lock.
+
+        Missing or damaged entries are left out.
+        """
         return {} if self._disk is None else {key: entry for key in keys if (entry := self._disk.get(key)) is not None}
 
     def late(self) -> None:
@@ -131,7 +134,8 @@ class Cache(ForkSafe):
         """Store a copy of the entry in memory, and queue it for the disk.
 
         Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. The disk takes only
-        values that are restored unchanged: JSON values, with outputs that are arrays or JSON values.
+        values that are restored unchanged: JSON values, with outputs that are arrays or JSON values. An entry dated in the future
+        is dated now.
         """
         cached = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
         if cached is not None:
@@ -147,7 +151,7 @@ class Cache(ForkSafe):
             self._refusals.put(key, (text, status, self._clock()))
 
     def refused(self, key: bytes) -> tuple[str, int] | None:
-        """Return message and status of a refusal within the last `negative_ttl_s`, else None."""
+        """Return message and status of a refusal within the last `negative_ttl_s`, else None. The refusal stays stored."""
         now_s = self._clock()
         with self._lock:
             text, status, since = self._refusals.get(key) or ("", 0, -float("inf"))
@@ -170,7 +174,10 @@ class Cache(ForkSafe):
             self._disk.close()
 
     def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
-        """Return entry and state by memory, then by disk; update memory and counters. `late`: expired entries may be returned."""
+        """Return entry and state by memory, then by disk; update memory and counters. `late`: expired entries may be returned.
+
+        An entry too old for any use is dropped from memory; one dated in the future is dated now, on disk too.
+        """
         now_s = self._clock()
         with self._lock:
             seen = self._recent.get(key)
@@ -202,7 +209,7 @@ class Cache(ForkSafe):
         return cached.given(), state
 
     def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
-        """Return the disk's entry if it is newer (another process may have refreshed it), else `seen`."""
+        """Return a copy of the disk's entry if it is newer (another process may have refreshed it), else `seen`."""
         entry = (self.fetch([key]) if fetched is None else fetched).get(key)
         return keep(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 
@@ -270,7 +277,10 @@ class Flight:
             return None
 
     async def wait_async(self, timeout_s: float) -> Any:
-        """Await the leader's result, as `wait` does. Cancelling affects this follower only."""
+        """Await the leader's result, as `wait` does. Cancelling affects this follower only.
+
+        None if the leader failed or time ran out.
+        """
         assert self._shared.future is not None, "the leader has nobody to wait for"
         result = asyncio.wrap_future(self._shared.future)
         await asyncio.wait([result], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
@@ -316,7 +326,10 @@ class Flights(ForkSafe):
             return Flight(self, key, shared, False)
 
     def end(self, key: bytes, shared: _Shared, make: Callable[[], Any] | None) -> None:
-        """Remove this flight if it is still in progress, and release its followers with the result of `make()`, or with None."""
+        """Remove this flight if it is still in progress, and release its followers with the result of `make()`, or with None.
+
+        A no-op for a flight that has ended. `make` is called only if there are followers; what it raises passes on.
+        """
         with self._lock:
             if self._open.get(key) is not shared:
                 return

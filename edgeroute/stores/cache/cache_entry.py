@@ -59,7 +59,10 @@ def keep(entry: Entry) -> CachedEntry | None:
 
 
 def _copy(x: Any) -> tuple[Any, int, bool]:
-    """Return a copy, its size in bytes, and True if it is immutable."""
+    """Return a copy (arrays read-only; atoms themselves), its size in bytes, and True if it is immutable.
+
+    Raise what deepcopy raises.
+    """
     kind = type(x)
     if kind in _ATOMS:
         return x, getsizeof(x), True

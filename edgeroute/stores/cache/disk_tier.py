@@ -59,7 +59,7 @@ class _BackOff:
         self._failures = 0
 
     def failed(self, error: Exception) -> None:
-        """Count a failure, and log it unless the last one had the same text."""
+        """Count a failure, begin the pause, and log it unless the last one had the same text."""
         self._failures, self._until = self._failures + 1, monotonic() + REST_S
         if str(error) != self._logged_text:
             self._logged_text = str(error)
@@ -93,7 +93,10 @@ class Disk(ForkSafe):
         self._reads, self._writes = _BackOff("read from"), _BackOff("write to")
 
     def get(self, key: bytes) -> Entry | None:
-        """Return the entry of any age; None also if the disk fails, a lock is in the way, or the checksum does not match."""
+        """Return the entry of any age; None also if the disk fails, a lock is in the way, or the checksum does not match.
+
+        No read while reads are backed off.
+        """
         if self._reads.now:
             return None
         try:
@@ -136,7 +139,7 @@ class Disk(ForkSafe):
         self._database.close()
 
     def _next(self) -> list[tuple[bytes, CachedEntry]]:
-        """Take the next entries to write from the queue."""
+        """Take up to `TOGETHER` entries to write from the queue; an empty queue marks the writer as stopped."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
             self._waiting_bytes -= sum(cached.bytes for _, cached in batch)
@@ -144,7 +147,7 @@ class Disk(ForkSafe):
             return batch
 
     def _store(self, batch: list[tuple[bytes, CachedEntry]]) -> None:
-        """Write entries, with retries after `PAUSES_S`; a last failure drops them."""
+        """Write entries, with retries after `PAUSES_S`; a last failure drops them. Blocks; the last failure begins a back-off."""
         rows = [(key, float(cached.entry.at), _pack_entry(cached.entry)) for key, cached in batch]
         for pause_s in PAUSES_S:
             try:
@@ -158,7 +161,10 @@ class Disk(ForkSafe):
         self._writes.failed(fault)
 
     def _insert(self, rows: list[tuple[bytes, float, bytes | None]]) -> None:
-        """Write entries in one transaction; delete expired ones before."""
+        """Write entries in one transaction; delete expired ones before.
+
+        An entry that cannot be packed, or does not fit, is left out, its older one deleted all the same.
+        """
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
             for key, stored_s, entry in rows:
@@ -168,7 +174,10 @@ class Disk(ForkSafe):
                     connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", (key, stored_s, crc, entry))
 
     def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
-        """Delete the oldest entries until `size` more bytes fit in the file. Return True if they do."""
+        """Delete the oldest entries until `size` more bytes fit in the file. Return True if they do.
+
+        False, with nothing deleted, for more than the whole file may have.
+        """
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         needed, count = size + 4 * page, 1  # the row and its two places in indices may each begin a page
         if needed > self._max_bytes:

@@ -50,7 +50,10 @@ def encoded(prefix: bytes, x: Any) -> list[Any]:
 
 
 def _add(x: Any, parts: list[Any]) -> None:
-    """Append the encoding of a value to `parts`: a type tag, then a length or end mark where the tag does not fix the length."""
+    """Append the encoding of a value to `parts`: a type tag, then a length or end mark where the tag does not fix the length.
+
+    Raises TypeError for a type without an encoding, and for a dict with a key that is no str.
+    """
     kind = type(x)
     if kind in _ARRAYS:
         _add_array(b"a", x, parts)
@@ -158,6 +161,8 @@ def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - the
 
 def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
     """Return a nested list that identifies a function by name, code, and the values that it refers to.
+
+    Only name and version for a function with `version`; only the name for one that is in `seen`, to which it is added.
 
     Raises:
         _UnknownError: it refers to an object without a stable identity.

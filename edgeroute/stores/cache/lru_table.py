@@ -59,7 +59,10 @@ class Recent(Generic[K, V]):
         self._change(key, None)
 
     def _change(self, key: K, entry: tuple[V, int] | None) -> int:
-        """Replace the entry of a key, or delete it, and evict others. Return their number."""
+        """Replace the entry of a key, or delete it, and evict others. Return their number.
+
+        The total size is counted again if another change was interrupted.
+        """
         self._changes += 1
         change, evicted = self._changes, 0
         if self._changing:  # an earlier change was interrupted, or is below on this stack

@@ -64,6 +64,8 @@ class Semantic(ForkSafe):
     def find(self, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         """Return the fresh answer to the most similar text of this prefix, and the similarity; None if none reaches `threshold`.
 
+        None, with a warning, if `embed` fails.
+
         Raises:
             BadInput: the embedding's length differs from the first one's; raised once, then the semantic cache is off.
         """
@@ -91,6 +93,8 @@ class Semantic(ForkSafe):
     def add(self, prefix: bytes, text: str, entry: Entry) -> None:
         """Store a copy of the entry for this text, replacing an earlier one, or else the oldest when full.
 
+        A no-op if there is no embedding, or the entry cannot be copied.
+
         Raises:
             BadInput: see `find`.
         """
@@ -112,7 +116,11 @@ class Semantic(ForkSafe):
             self._kept[row : row + 1] = [(prefix, text, cached)]
 
     def _unit(self, text: str) -> Vector | None:
-        """Return the text's normalised embedding, cached or computed by `embed`; None if there is none."""
+        """Return the text's normalised embedding, cached or computed by `embed`; None if there is none.
+
+        None for what is no text, for zero or infinite vectors, and, with a warning, if `embed` raises. Raises BadInput once for
+        another length.
+        """
         if self._off or type(text) is not str:
             return None
         with self._lock:

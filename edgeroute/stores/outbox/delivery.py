@@ -64,7 +64,10 @@ class Loop(ForkSafe):
         self.nudge()
 
     def nudge(self) -> None:
-        """Run the next step at once. Start the thread if there is none, as in a forked child."""
+        """Run the next step at once. Start the thread if there is none, as in a forked child.
+
+        No thread starts before `start` or after `close`, or if the system has none.
+        """
         with self._changed:
             self._nudged = True
             self._changed.notify_all()
@@ -75,7 +78,10 @@ class Loop(ForkSafe):
                     self._thread = thread
 
     def close(self, wait_s: float = 1.0) -> None:
-        """End the thread after the current step, once not busy; wait for that up to `wait_s` seconds."""
+        """End the thread after the current step, once not busy; wait for that up to `wait_s` seconds.
+
+        No wait if called from that thread.
+        """
         with self._changed:
             self._closed, thread = True, self._thread
             self._changed.notify_all()
@@ -83,7 +89,10 @@ class Loop(ForkSafe):
             thread.join(wait_s)
 
     def _run(self) -> None:
-        """Take the lock and call `step` until closed; then release the lock, once not busy."""
+        """Take the lock and call `step` until closed; then release the lock, once not busy.
+
+        An exception of a step is logged, once per text, and the next step follows after `poll_s`.
+        """
         pause = 0.0
         while True:
             with self._changed:
@@ -208,7 +217,10 @@ class Delivery(ForkSafe):
         self._workers.close(wait_s)
 
     def step(self) -> float:
-        """Send one request in a worker thread, if one is due; run by the loop. Return the seconds until the next may be due."""
+        """Send one request in a worker thread, if one is due; run by the loop. Return the seconds until the next may be due.
+
+        At most `parallel` at a time, and spaced. An entry that cannot be handed to a worker stays in the queue.
+        """
         now_s = monotonic()
         if now_s >= max(self.hurry_at, self._hurried + HURRY_S):
             self._starts = self.hurry_at == -inf
@@ -254,7 +266,10 @@ class Delivery(ForkSafe):
         return row_or_none
 
     def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
-        """Return the entry of this lane to send, or the seconds until there may be one."""
+        """Return the entry of this lane to send, or the seconds until there may be one.
+
+        inf if the lane has none. Also cuts waits short that are to be cut.
+        """
         until, last = self._paused.get(lane, (-inf, None))
         if until > (now_s := monotonic()):
             return until - now_s
@@ -269,7 +284,10 @@ class Delivery(ForkSafe):
         return 0.0 if self._cut_waits(heads, lane.target) else row.ready_at - now
 
     def _first_in_order(self, heads: Heads, targets: Iterable[str]) -> tuple[Listed | None, float]:
-        """Return the first due entry of the targets' oldest ones, or None, and the seconds until one may be due."""
+        """Return the first due entry of the targets' oldest ones, or None, and the seconds until one may be due.
+
+        A target whose oldest entry is being sent is passed over: its order is kept.
+        """
         due, soon_s = list[Listed](), inf
         for target in targets:
             row = heads.oldest(target, "waiting")
@@ -284,7 +302,10 @@ class Delivery(ForkSafe):
         return min(due, default=None), soon_s
 
     def _cut_waits(self, heads: Heads, target: str) -> bool:
-        """Make the next entries of a target due that wait because an attempt failed. Return False if all are done."""
+        """Make the next entries of a target due that wait because an attempt failed. Return False if all are done.
+
+        One slice a call, up to the newest entry as the hurry began.
+        """
         assert self._hurry is not None, "it has begun"
         after = self._hurry.get(target, 0)
         if after >= self._through:
@@ -293,7 +314,11 @@ class Delivery(ForkSafe):
         return True
 
     def _deliver(self, row: Listed, waiting: Waiting) -> None:
-        """Send a request, and store the outcome: the answer, a failure to retry, a dead letter, or a pause of the lane."""
+        """Send a request, and store the outcome: the answer, a failure to retry, a dead letter, or a pause of the lane.
+
+        Failures not about the request pause the lane; retriable ones back off at random, at least as long as the server demands;
+        others are logged and bury it. Never raises.
+        """
         name = row.id
         try:
             answer = self._send(waiting)
@@ -315,14 +340,17 @@ class Delivery(ForkSafe):
             self.loop.nudge()
 
     def _pause(self, lane: Lane, pause_s: float, row: Listed) -> None:
-        """Pause a lane for `pause_s` seconds."""
+        """Pause a lane for `pause_s` seconds, so that `row` is not the next one; a no-op if too many lanes are paused."""
         if len(self._paused) >= MOST_PAUSED:
             self._paused = {name: (until, last) for name, (until, last) in self._paused.items() if until > monotonic()}
         if len(self._paused) < MOST_PAUSED or lane in self._paused:
             self._paused[lane] = monotonic() + pause_s, row
 
     def _store_outcome(self, write: Callable[[], object]) -> None:
-        """Store an outcome, retrying while the disk fails; meanwhile the request's slot is not reused."""
+        """Store an outcome, retrying while the disk fails; meanwhile the request's slot is not reused.
+
+        Gives up once the delivery is stopped.
+        """
         while True:
             try:
                 write()

@@ -76,7 +76,7 @@ class Callbacks(ForkSafe):
     def step(self) -> float:
         """Call the callback with one answer, if one is due; run by the loop. Return the seconds until the next may be due.
 
-        A failed call is logged, and repeated after a back-off.
+        A failed call is logged, and repeated after a back-off. An exception of the store passes on.
         """
         row = self._outbox.pick(self._choose)
         if row is None:
@@ -101,7 +101,10 @@ class Callbacks(ForkSafe):
         return 0.0
 
     def _choose(self, heads: Heads) -> Listed | None:
-        """Return the answer to deliver next, or None; store in `_soon_s` the seconds until one may be due."""
+        """Return the answer to deliver next, or None; store in `_soon_s` the seconds until one may be due.
+
+        In order: a target's answer waits for its older requests.
+        """
         if not self._ordered:
             row_or_none, self._soon_s = self._turns.first(heads, "answered", partial(self._of_lane, heads))
             return row_or_none
@@ -125,7 +128,10 @@ class Callbacks(ForkSafe):
         return row if wait_s <= 0 else wait_s
 
     def _call(self, f: Callable[..., object], name: str) -> None:
-        """Call the callback, then record the call. If recording fails, only that is retried."""
+        """Call the callback, then record the call. If recording fails, only that is retried.
+
+        A late answer that is gone is not called for.
+        """
         if name not in self._called:
             late = self._outbox.late(name)
             if late is not None:
@@ -135,7 +141,10 @@ class Callbacks(ForkSafe):
         self._called.discard(name)
 
     def _call_within(self, f: Callable[..., object], late: Late, connection: sqlite3.Connection) -> None:
-        """Call the callback with a transaction handle. Raise StoreError if the transaction was rolled back meanwhile."""
+        """Call the callback with a transaction handle. Raise StoreError if the transaction was rolled back meanwhile.
+
+        The handle is void afterwards.
+        """
         tx = Tx(connection)
         try:
             self._run(f, late, tx)
@@ -145,7 +154,10 @@ class Callbacks(ForkSafe):
             raise StoreError("an error in the callback has rolled back its transaction")
 
     def _run(self, f: Callable[..., object], *args: object) -> None:
-        """Call the callback; wrap any exception in _CallbackError."""
+        """Call the callback; wrap any exception in _CallbackError, also BaseException.
+
+        A returned coroutine is closed, and counts as one.
+        """
         try:
             result = f(*args)
             if inspect.iscoroutine(result):
@@ -157,6 +169,8 @@ class Callbacks(ForkSafe):
 
 def _takes_tx(f: Callable[..., object]) -> bool:
     """Return True if the callback takes a transaction as second argument.
+
+    False if the signature is unknown.
 
     Raises:
         PolicyError: the callback takes neither one argument nor two.

@@ -200,6 +200,8 @@ def waiting(row: Sequence[Any]) -> Waiting:
 def late(row: Sequence[Any]) -> Late:
     """Return the late answer in a row of `LATE`, after checking all columns.
 
+    Outputs without a type are None.
+
     Raises:
         Damaged: the answer cannot be restored.
     """
@@ -253,14 +255,14 @@ def _check_size(size: int) -> None:
 
 
 def _check_times(entry: Waiting | Listed, names: str) -> None:
-    """Raise Damaged unless the named fields are plausible timestamps."""
+    """Raise Damaged unless the named fields are floats of a plausible time."""
     for name in names.split():
         if not _is_instant(value := getattr(entry, name)):
             raise Damaged(f"its {name} is {value!r}")
 
 
 def _json(text: object, what: str) -> Any:
-    """Return the value of a JSON column. Raise Damaged if it cannot be parsed."""
+    """Return the value of a JSON column. Raise Damaged if it is missing, no valid text, or cannot be parsed."""
     try:
         if isinstance(text, str) and is_whole(text):
             return json.loads(text)
@@ -285,7 +287,7 @@ def size_of(value: object) -> int:
 
 
 def _text(value: object) -> Any:
-    """Return a value as valid text."""
+    """Return a value as valid text: None as empty, others by str(), invalid characters replaced."""
     text = value if isinstance(value, str) else "" if value is None else str(value)
     return text if is_whole(text) else text.encode(errors="replace").decode()
 

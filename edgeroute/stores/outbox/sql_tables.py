@@ -60,7 +60,10 @@ class Heads:
             yield (after := lane)
 
     def ready(self, state: State, lane: Lane, n: int, after: tuple[float, int] | None = None) -> list[Listed]:
-        """Return up to `n` entries of a lane by due time, only those after the given due time and sequence number."""
+        """Return up to `n` entries of a lane by due time, only those after the given due time and sequence number.
+
+        Entries not due yet are included.
+        """
         select = f"SELECT {LISTED} FROM outbox_entries WHERE state = ? AND target = ? AND data_class IS ?"  # noqa: S608 - a constant
         if after is None:
             return self._listed(f"{select} ORDER BY ready_at, seq LIMIT ?", state, *lane, n)
@@ -109,7 +112,10 @@ class Heads:
         return rows[-1][0] if len(rows) == SLICE else through
 
     def _lane(self, statement: str, *values: object) -> Lane | None:
-        """Return the lane in the first row of a query; None if there is no row."""
+        """Return the lane in the first row of a query; None if there is no row.
+
+        Raises Damaged for a target or class that is no valid text.
+        """
         row = self._c.execute(statement, values).fetchone()
         if row is None or row[0] is None:
             return None
@@ -135,7 +141,10 @@ class Turns:
         self._whole, self._soon_s = True, inf
 
     def first(self, heads: Heads, state: State, look: Look) -> tuple[Listed | None, float]:
-        """Return the entry of the next lanes that is due first, or None and the seconds until an entry may be due."""
+        """Return the entry of the next lanes that is due first, or None and the seconds until an entry may be due.
+
+        The next call goes on with the lanes after these. The pause is 0 while lanes are left in this round.
+        """
         starts = self._after is None
         lanes = list(islice(heads.lanes(state, self._after), MOST_LANES + 1))
         if starts:
@@ -199,7 +208,10 @@ END
 
 
 def tidy(c: sqlite3.Connection, now_s: float, ttl_s: float) -> None:
-    """Replace timestamps of a wrong clock (before 2020, or in the future), and delete expired entries."""
+    """Replace timestamps of a wrong clock (before 2020, or in the future), and delete expired entries.
+
+    At most `MOST_TIDIED` of each, and none while the clock itself is before 2020; deletions are counted.
+    """
     if now_s < TRUSTED_S:
         return
     c.execute(
@@ -215,7 +227,10 @@ def tidy(c: sqlite3.Connection, now_s: float, ttl_s: float) -> None:
 
 
 def bury(c: sqlite3.Connection, seq: int, why: str, now_s: float) -> str:
-    """Turn a damaged entry into a dead letter with readable columns, and return its id, a new one if the old was damaged."""
+    """Turn a damaged entry into a dead letter with readable columns, and return its id, a new one if the old was damaged.
+
+    Counts all sizes again.
+    """
     (row,) = c.execute(f"SELECT {LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
     e = listed(row)
     name = e.id if e.id == row[1] and e.id else f"damaged-{seq}"
@@ -261,7 +276,11 @@ def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
 
 
 def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str) -> Sequence[tuple[int, str]] | None:
-    """Return (seq, id) of the entries to delete to free `over` bytes; None to reject the new entry. Deletes nothing."""
+    """Return (seq, id) of the entries to delete to free `over` bytes; None to reject the new entry. Deletes nothing.
+
+    By policy `newest` none is evicted. Waiting and dead entries go before answered ones; None too if all of them together are not
+    enough.
+    """
     gone = list[tuple[int, str]]()
     if over <= 0:
         return gone

@@ -114,7 +114,8 @@ class GroupCommit(ForkSafe):
     def _store(self, pending: Sequence[_PendingEntry]) -> None:
         """Store entries in one transaction, and set their results; refused ones get Closed.
 
-        If the transaction fails with an error that is not about the disk, each entry is stored alone, to find the one at fault.
+        If the transaction fails with an error that is not about the disk, each entry is stored alone, to find the one at fault. A
+        store's error is that of all.
         """
         accepted = list[_PendingEntry]()
         for entry in pending:
@@ -170,6 +171,8 @@ class Listing(ForkSafe):
     def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
         """Return the entries, in the order of puts.
 
+        Damaged columns are replaced by neutral values.
+
         Args:
             state: only entries in this state; None: all.
             latest: maximum number of entries, the latest; None: all.
@@ -217,7 +220,10 @@ class Listing(ForkSafe):
             return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every entry with all its contents, ready for JSON; bytes are base64."""
+        """Yield every entry with all its contents, ready for JSON; bytes are base64.
+
+        In the order of puts, each in a transaction of its own; damaged JSON stays text.
+        """
         seq = -1
         while True:
             with self._transaction() as c:
@@ -342,7 +348,10 @@ class Outbox(Listing):
         return random.uniform(0, self.spread_for(since))  # noqa: S311 - a jitter, not a secret
 
     def put(self, waiting: Waiting) -> Put:
-        """Store a request durably; it will be delivered unless it is evicted, which is counted. See `Put` for the result."""
+        """Store a request durably; it will be delivered unless it is evicted, which is counted. See `Put` for the result.
+
+        Raises StoreError if the disk fails, Closed after the close.
+        """
         (put,) = self.put_all([waiting])
         if isinstance(put, Exception):
             raise put
@@ -350,6 +359,8 @@ class Outbox(Listing):
 
     def put_all(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
         """Store requests durably, with as few waits for the disk as possible. Return for each its result, or the error.
+
+        A call within a transaction of this thread joins it, without asking `refuse`, and raises instead.
 
         Args:
             entries: the requests.
@@ -368,7 +379,10 @@ class Outbox(Listing):
         return puts
 
     def _insert(self, c: sqlite3.Connection, now_s: float, waiting: Waiting) -> Put:
-        """Store one request, evicting others if needed. A known id is not stored again."""
+        """Store one request, evicting others if needed. A known id is not stored again.
+
+        A known id counts as stored, unless it is a dead letter. A request that does not fit is not stored: see `reason`.
+        """
         queued_at = now_s if waiting.queued_at is None else waiting.queued_at
         soon_at = queued_at + self.part_s() if waiting.error else queued_at
         ready_at = soon_at if waiting.ready_at is None else waiting.ready_at
@@ -415,6 +429,8 @@ class Outbox(Listing):
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
         """Store the answer to the request with this id, for the callback, and notify the listeners.
 
+        The request's body is deleted. A dead letter may be answered too.
+
         Args:
             name: id of the request.
             answer: its value is stored as JSON, its outputs if they can be serialised.
@@ -459,7 +475,10 @@ class Outbox(Listing):
         self._change(change, (_text(error), self.clock()), name, count="dead")
 
     def ready(self, name: str, error: str = "") -> None:
-        """Make a waiting request due now, or after a random part of `spread_s` if `error` is given, and notify the listeners."""
+        """Make a waiting request due now, or after a random part of `spread_s` if `error` is given, and notify the listeners.
+
+        A no-op for an unknown id.
+        """
         self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
         self._notify()
 
@@ -472,6 +491,8 @@ class Outbox(Listing):
 
     def retry(self, names: Collection[str] | None = None) -> int:
         """Requeue dead letters with a new time to live, and return their number.
+
+        Ids that are no dead letters are ignored. Notifies the listeners.
 
         Args:
             names: ids of dead letters; None: all dead letters.
@@ -543,7 +564,7 @@ class Outbox(Listing):
     def settle(self, name: str, effect: Callable[[Late, sqlite3.Connection], object] | None = None) -> bool:
         """Delete an answer as delivered, in one transaction with `effect`. Return False if that was done already.
 
-        An exception from `effect` rolls back both.
+        An exception from `effect` rolls back both. The id is remembered, so that a repeated put is not stored again.
         """
         with self._transaction() as c:
             answer = self.late(name)
@@ -626,7 +647,10 @@ class Tx:
         self._connection = None
 
     def _run(self, work: Any) -> Any:
-        """Run `work` on the connection, with statements forbidden that would control the transaction or change the outbox."""
+        """Run `work` on the connection, with statements forbidden that would control the transaction or change the outbox.
+
+        Raises PolicyError for such a statement, StoreError once the transaction is over; SQLite's other errors pass.
+        """
         c = self._connection
         if c is None or not c.in_transaction:  # some errors, such as a full disk, roll everything back
             raise StoreError("the transaction is over: what is written now would not be part of it")

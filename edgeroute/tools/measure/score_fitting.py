@@ -320,7 +320,7 @@ def fit_foreign(logits: Array, right: Array) -> Foreign:
 def irls(x: Array, y: Array, penalty: Array) -> Array:
     """Fit a logistic regression by Newton's method, and return the weights, [k].
 
-    A step that lowers the objective is halved until it does not.
+    A step that lowers the objective is halved until it does not. At most 100 steps.
 
     Args:
         x: [n, k], its first column ones.
