@@ -356,7 +356,10 @@ def test_labels_that_no_answer_can_be_equal_to():
     cloud = FakeCloud([("a", 1.0)])
     with (
         Router(lambda x: (LABELS[0], 0.5), cloud, threshold=0.5) as router,
-        pytest.raises(BadInput, match="answers 'a', which is a text, and the labels are of type int: write them as it answers"),
+        pytest.raises(
+            BadInput,
+            match=r"the edge's 1 answers \('a'\) is ever one of the labels \(2\): it gives text, and the labels are numbers",
+        ),
     ):
         router.evaluate(X, Y)
     assert cloud.runs == 0
@@ -367,10 +370,11 @@ def test_labels_that_are_spelt_otherwise():
     with Router(lambda x: (LABELS[int(x.sum() > 0)], math.tanh(abs(x.sum()))), FakeCloud([("b", 1.0)]), threshold=0.5) as router:
         for measure in (lambda labels: router.calibrate(X, labels, max_loss=0.02), lambda labels: router.evaluate(X, labels)):
             with pytest.raises(
-                BadInput, match=r"none of the 600 labels \('A'\) is ever an answer \('a'\), so none could be right"
+                BadInput,
+                match=r"none of the edge's 600 answers \('[ab]'\) is ever one of the labels \('x'\). None could be right",
             ):
-                measure(["A", "B"] * 300)
-            measure(["A", "B"] * 299 + ["a", "b"])
+                measure(["x", "y"] * 300)
+            measure(["x", "y"] * 299 + ["a", "b"])
         assert router.evaluate(X[:5], ["c"] * 5).accuracy["cascade"].value == 0  # which a few may well be
 
 

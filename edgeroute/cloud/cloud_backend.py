@@ -77,7 +77,7 @@ class ReplyReader(Reader):
         if value is None:
             raise BadReply("the answer has no value (null)")
         self._check_confidence(sure)
-        structured = not isinstance(value, str | int | float | np.generic)
+        structured = not isinstance(value, str | int | float | bytes | np.generic)
         if self.labels is None or (structured and self._custom is not None):
             return
         if structured or self._names.same(_item(value)) not in self.labels:

@@ -109,6 +109,8 @@ class Certificate(NamedTuple):
     """Normalised area under the score's deferral curve, 0 random and 1 an oracle, and its 95 % interval; None: unknown."""
     examples: str = ""
     """Sketch of the examples, by which overlap with others is found (`edgeroute.confidence.sketch`)."""
+    doubts: tuple[str, ...] = ()
+    """Warnings about the cloud as the reference of the guarantee, one line each."""
 
     @property
     def label(self) -> str:
@@ -244,6 +246,7 @@ class Certificate(NamedTuple):
             "thresholds": {label: finite(t) for label, t in self.thresholds.items()},
             "deferral_interval": list(self.deferral_interval),
             "area": None if self.area is None else list(self.area),
+            "doubts": list(self.doubts),
             "guarantee": self.guarantee,
         }
 
@@ -278,6 +281,7 @@ class Certificate(NamedTuple):
             if data.get("area") is not None:
                 value, *between = data["area"]
                 data["area"] = (value, *between)
+            data["doubts"] = tuple(map(str, data.get("doubts", ())))
             return cls(**{name: data[name] for name in cls._fields if name in data or name not in cls._field_defaults})
         except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
             raise PolicyError(f"{path} is not a certificate: {type(e).__name__}: {e}") from e

@@ -6,6 +6,7 @@ from collections.abc import Iterable, KeysView, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from math import exp, isfinite, log
+from re import compile as pattern
 from typing import Any, Final
 
 import numpy as np
@@ -209,6 +210,53 @@ def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
     return tuple(names) or None
 
 
+# Answers that mean the same label: equal, or equal in form, as "5" and 5, "Cat " and "cat", and bytes and their text.
+
+_WHOLE: Final = pattern(r"(-?\d+)\.0+")
+
+
+def label_form(value: Any) -> str | None:
+    """Return the text of a label without case, outer or repeated white space and a fraction of 0.
+
+    None: the value is neither text nor a finite number.
+    """
+    value = plain(value)
+    if isinstance(value, bytes | bytearray):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not isfinite(value)):
+        return None
+    text = " ".join(str(value).split()).casefold()
+    whole = _WHOLE.fullmatch(text)
+    return text if whole is None else whole[1]
+
+
+def labels_by_form(labels: Iterable[Any]) -> dict[str | None, Any]:
+    """Return form -> label. A form that several different labels have is left out."""
+    by_form: dict[str | None, Any] = {}
+    ambiguous = set[str | None]()
+    for label in labels:
+        form = label_form(label)
+        if form is not None and by_form.setdefault(form, label) != label:
+            ambiguous.add(form)
+    return {form: label for form, label in by_form.items() if form not in ambiguous}
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Return True if two values are equal; for arrays: all elements, and the shapes. Raises what their comparison raises."""
+    if getattr(one, "shape", ()) != getattr(other, "shape", ()):
+        return False
+    result = one == other
+    return bool(result.all()) if hasattr(result, "all") else bool(result)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return True if two answers are equal, or the same label in another form. Raises what their comparison raises."""
+    if equal(one, other):
+        return True
+    form = label_form(one)
+    return form is not None and form == label_form(other)
+
+
 class Labels:
     """Names of classes, in order.
 
@@ -219,6 +267,7 @@ class Labels:
 
     def __init__(self, labels: Iterable[Any] | None, name: str) -> None:
         self.labels, self._name = label_names(labels), name
+        self._by_form = labels_by_form(self.labels or ())
 
     def at(self, index: int, classes: int) -> Any:
         """Return the label of class number `index` of so many; without labels the number.
@@ -234,13 +283,13 @@ class Labels:
         return labels[index]
 
     def same(self, value: Any) -> Any:
-        """Return the label that is the same as text, as "9" is 9; the value itself if there is none."""
-        if self.labels is None or not isinstance(value, str | int) or value in self.labels:
+        """Return the only label of the same form, as "9" is 9 and "Cat" is "cat"; the value itself if there is none."""
+        if self.labels is None or not isinstance(value, str | int | float | bytes) or value in self.labels:
             return value
-        return next((label for label in self.labels if str(label) == str(value)), value)
+        return self._by_form.get(label_form(value), value)
 
     def named(self, value: Any) -> Any:
-        """Return the label that a model means by a value: an equal one, one equal as text, or the one with this number.
+        """Return the label that a model means by a value: an equal one, one of the same form, or the one with this number.
 
         Any value if there are no labels.
 
@@ -259,6 +308,6 @@ class Labels:
 
         A value that is neither text nor integer is returned unchanged. Raises BadReply for text or an integer that is no label.
         """
-        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuSU":
             value = value.reshape(-1)[0].item()
-        return self.named(value) if isinstance(value, str | int) else value
+        return self.named(value) if isinstance(value, str | int | bytes) else value

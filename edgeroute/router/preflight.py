@@ -122,6 +122,7 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
         lines.append("there is no edge model: without the cloud there is no answer")
     elif places and snapshot.policy.mode in {"prefer_edge", "shadow"}:
         lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges if t.threshold is not None)
+        lines.extend(f"! its certificate says: {text}" for c in snapshot.certificates if c for text in c.certificate.doubts)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
 
 

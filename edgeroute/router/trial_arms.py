@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.binomial_tests import proportion
+from edgeroute.confidence.output_forms import same
 from edgeroute.core.error_codes import UNFIT, UNIDENTIFIED, Failure
 from edgeroute.core.estimates import Latency
 from edgeroute.core.plan import Leg
@@ -23,7 +24,7 @@ from edgeroute.observe.router_stats import ArmStats, Part
 from edgeroute.router import router_parts as parts
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import call_contained
-from edgeroute.trials.edge_audits import Asks, same
+from edgeroute.trials.edge_audits import Asks
 from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED, Trial
 from edgeroute.types import Spent
 

@@ -35,7 +35,8 @@ class Audit(NamedTuple):
             `stats`. raise: also defer half of what was accepted, at each alarm. defer: also defer everything. An alarm of the
             deferral rate only tells, and so does any alarm of a certificate for `max_defer`, whose guarantee more deferrals would
             break.
-        agrees: `f(edge's value, cloud's value)`: True if they agree; None: equality. With labels also
+        agrees: `f(edge's value, cloud's value)`: True if they agree; None: they are equal, or the same label in another form
+            (digits and text, case, white space). With labels also
             `f(a value, the right one)`, which may be a number from 0 to 1 where answers are graded.
         scene: number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count
             requests that are at least so far apart. 1: the inputs are independent.

@@ -11,6 +11,7 @@ from math import log1p
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
+from edgeroute.confidence.output_forms import same
 from edgeroute.core.error_codes import Failure, typed
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
@@ -601,11 +602,3 @@ def _allowed(asks: Asks) -> bool:
     except Exception:
         log.exception("an audit failed; no answer is touched by it")
         return False
-
-
-def same(edge: Any, cloud: Any) -> bool:
-    """Return True if two values are equal; for arrays: all elements, and the shapes."""
-    if getattr(edge, "shape", ()) != getattr(cloud, "shape", ()):
-        return False
-    equal = edge == cloud
-    return bool(equal.all()) if hasattr(equal, "all") else bool(equal)

@@ -9,10 +9,10 @@ from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from edgeroute.confidence import output_forms
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Wait
 from edgeroute.errors import BadInput
-from edgeroute.trials.edge_audits import same
 from edgeroute.types import Answer
 
 T = TypeVar("T")
@@ -246,6 +246,6 @@ class DirectCall:
 def equal(value: Any, other: Any) -> bool:
     """Return True if two values are equal; False if their comparison raises."""
     try:
-        return same(value, other)
+        return output_forms.equal(value, other)
     except Exception:  # noqa: BLE001 - of a value's own comparison
         return False

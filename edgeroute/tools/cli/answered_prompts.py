@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeroute.confidence.first_tokens import Prefix, token_logprobs
 from edgeroute.confidence.input_score import InputScore
+from edgeroute.confidence.output_forms import same
 from edgeroute.confidence.scores import quantile
 from edgeroute.errors import BadInput, BadReply
 from edgeroute.tools.cli.graded_answers import Graded
@@ -37,6 +38,8 @@ class Line(NamedTuple):
     logprobs: list[float]
     """Log-probabilities of the edge's tokens; empty: absent."""
     group: Any
+    labels: dict[str, Any]
+    """Side -> the right answer, where its grade comes from that."""
 
 
 def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
@@ -47,8 +50,10 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
     perhaps `confidence` and `group`.
 
     Raises:
-        BadInput: a line is invalid, or only some have grades.
+        BadInput: a line is invalid, only some have grades, or the answers of a side are never a label.
     """
+    from edgeroute.tools.measure.collect_examples import check_possible
+
     json_files = [path for path in files(paths) if path.suffix.lower() == ".jsonl"]
     lines = [_line(f"{path}:{n}", text) for path in json_files for n, text in _numbered_lines(path)][::every]
     if not lines or not any(line.answers["edge"] is not None or line.grades["edge"] is not None for line in lines):
@@ -59,6 +64,11 @@ def read_prompts(paths: Sequence[Path], every: int) -> list[Line] | None:
         missing = [line.where for line in lines if line.grades[side] is None]
         if missing and (side == "edge" or len(missing) < len(lines)):
             raise BadInput(f"{missing[0]}: there is no grade of the {side}'s answer, and no label to compare it with")
+    for side in SIDES:
+        compared = [line for line in lines if side in line.labels]
+        if compared:
+            answers = [line.answers[side] for line in compared]
+            check_possible(side, answers, [line.labels[side] for line in compared], [], labelled=True)
     grouped = [line.group is not None for line in lines]
     if any(grouped) and not all(grouped):
         raise BadInput(f"{lines[grouped.index(False)].where}: there is no group, and other lines have one")
@@ -117,13 +127,14 @@ def _line(where: str, text: bytes) -> Line:
     grade_entry, label = line.get("grade"), line.get("label")
     grade = grade_entry if isinstance(grade_entry, dict) else {"edge": grade_entry}
     grades = {side: _grade(f"{where}: the grade of the {side}", grade.get(side)) for side in SIDES}
-    for side in SIDES if label is not None else ():
-        if grades[side] is None and answers[side] is not None:
-            grades[side] = float(answers[side] == str(label))
+    labels = {side: label for side in SIDES if label is not None and grades[side] is None and answers[side] is not None}
+    for side in labels:
+        grades[side] = float(same(answers[side], label))
     if label is None and grade_entry is None and None not in answers.values():  # the cloud's answer counts as right
-        grades = {"edge": float(answers["edge"] == answers["cloud"]), "cloud": 1.0}
+        grades = {"edge": float(same(answers["edge"], answers["cloud"])), "cloud": 1.0}
     confidence = _number(f"{where}: confidence", line.get("confidence"))
-    return Line(where, prompt_of(line, where), answers, grades, confidence, _logprobs(where, line.get("edge")), line.get("group"))
+    logprobs = _logprobs(where, line.get("edge"))
+    return Line(where, prompt_of(line, where), answers, grades, confidence, logprobs, line.get("group"), labels)
 
 
 def _text(where: str, side: str, answer: Any) -> str | None:

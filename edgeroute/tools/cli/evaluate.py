@@ -102,14 +102,15 @@ def _may_write(report: Path) -> None:
 
 def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **costs: float | None) -> EvaluationResult:
     """Evaluate recorded outputs."""
-    from edgeroute.tools.measure.calibrate_steps import check_threshold, evaluate_examples, missing_notes
+    from edgeroute.tools.measure.calibrate_steps import answer_notes, check_threshold, evaluate_examples
     from edgeroute.tools.measure.collect_examples import DirectCalls, recorded_examples
     from edgeroute.tools.measure.report.router_results import EvaluationResult
 
     calls = DirectCalls(router.engine, edge)
     check_threshold(calls)
     examples = recorded_examples(calls, recorded.edge, recorded.cloud, recorded.labels)
-    return EvaluationResult(evaluate_examples(calls, examples)._replace(**costs), missing_notes(examples))  # type: ignore[arg-type]
+    result = evaluate_examples(calls, examples)._replace(**costs)  # type: ignore[arg-type]
+    return EvaluationResult(result, answer_notes(result))
 
 
 def _show(evaluation: Evaluation) -> None:

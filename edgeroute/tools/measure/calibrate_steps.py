@@ -239,7 +239,7 @@ def evaluation(
     asks = ask_cloud and bool(calls.clouds)
     examples, notes = yield from _examples(calls, X, y, asks, data_class, batch, every, progress)
     result = yield Block(partial(evaluate_examples, calls, examples, policy=policy), INF)
-    return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *missing_notes(examples)])
+    return EvaluationResult(result._replace(edge_usd=edge_usd, edge_joules=edge_joules), [*notes, *answer_notes(result)])
 
 
 def _examples(
@@ -276,7 +276,7 @@ def certify_examples(
         NotEnough: there are too few.
         PolicyError: they lack data for the guarantee.
     """
-    notes, score, fingerprints = list(notes), calls.score, calls.fingerprints()
+    notes, score, fingerprints = [*notes, *examples.notes], calls.score, calls.fingerprints()
     if want.fit is None and not isinstance(score, str):
         notes.append(f"the score in use, {_score_name(score)}, was fitted: the promise holds if it was fitted to other examples")
     result = certify(
@@ -316,15 +316,17 @@ def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "
     )
 
 
-def missing_notes(examples: Examples) -> list[str]:
-    """Return notes on answers that are None, which count as wrong."""
+def answer_notes(evaluation: Evaluation) -> list[str]:
+    """Return notes on answers in another form than the labels, on answers that are None, which count as wrong, and doubts."""
+    examples = evaluation.examples
     sides = [("edge", examples.edge), ("cloud", examples.cloud or [])]
     counts = [(side, sum(value is None for value in values)) for side, values in sides]
-    return [
+    missing = [
         f"{count} of the {side}'s answers are none, as of outputs that hold NaN: they count as wrong"
         for side, count in counts
         if count
     ]
+    return [*examples.notes, *missing, *evaluation.doubts]
 
 
 def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy: str, score: str) -> Evaluation:

@@ -23,6 +23,7 @@ from edgeroute.core.routing_policy import INF
 from edgeroute.errors import PolicyError
 from edgeroute.system.process import now
 from edgeroute.tools.measure.deferral_curve import Area, grades, measured_area
+from edgeroute.tools.measure.evaluation import reference_doubts
 from edgeroute.tools.measure.fixed_sequence import Step, lowest_threshold, one_of_each
 from edgeroute.tools.measure.independence import dependence, sketch
 
@@ -243,10 +244,11 @@ def certificate_of(
     notes: list[str],
     groups: Sequence[object] | NDArray[Any] | None = None,
     metric: str = "",
+    doubts: Sequence[str] = (),
 ) -> Certificate:
     """Calibrate as `calibrate` does, with its warnings appended to `notes`.
 
-    Python's own warnings belong to the process, and this may run in a thread.
+    Python's own warnings belong to the process, and this may run in a thread. doubts: further ones, for the certificate, too.
     """
     kind, value, delta = checked_target(max_loss, max_error, max_defer, sure)
     scores = checked_scores(score)
@@ -297,6 +299,9 @@ def certificate_of(
     units = n if group_ids is None else int(group_ids.max()) + 1
     wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=group_ids is not None)
     area = _area(kind, scores, edge, cloud, group_ids)
+    if edge is not None and cloud is not None and kind == "max_loss":
+        doubts = [*reference_doubts(edge, cloud, group_ids), *doubts]
+    notes += doubts
     if area is not None and area.by_chance and (text := _by_chance(area, kind, value, edge, cloud, rate)):
         notes.append(text)
     return Certificate(
@@ -322,6 +327,7 @@ def certificate_of(
         highest=min((step.highest for step in steps.values() if step.highest < INF), default=None),
         area=None if area is None or isnan(area.value) else (round(area.value, 6), round(area.low, 6), round(area.high, 6)),
         examples=sketch(scores),
+        doubts=tuple(doubts),
     )
 
 

@@ -15,7 +15,7 @@ from edgeroute.confidence.learned_score import Learned
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.journal import read
 from edgeroute.tools.measure.calibration import certificate_of, crossfit
-from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, share
+from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, chance_doubts, share
 from edgeroute.tools.measure.independence import sketch
 from edgeroute.tools.measure.score_fitting import auto, fit
 
@@ -232,6 +232,7 @@ def certify(
         parameters={} if score_fit is None else {"chosen_because": score_fit.why},
         fingerprints=bound_to,
         notes=notes,
+        doubts=chance_doubts(examples) if kind == "max_loss" else (),
     )
     if examples.outputs is not None:  # a fitted score has other values on these examples once it is fitted to all of them
         certificate = certificate._replace(examples=sketch(examples.outputs))
@@ -288,6 +289,11 @@ class Verdict(NamedTuple):
     def broken(self) -> bool:
         """True if the violation is statistically significant: the whole interval is above the limit."""
         return self.low > self.limit + ROUNDED
+
+    @property
+    def doubtful(self) -> bool:
+        """True if the whole interval is below 0: the cloud that the loss is against is worse than the edge."""
+        return self.high < 0
 
 
 def verdicts(evaluation: Evaluation) -> list[Verdict]:

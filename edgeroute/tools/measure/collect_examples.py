@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import exp, isnan
 from time import monotonic
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats
-from edgeroute.confidence.output_forms import TINY
+from edgeroute.confidence.output_forms import TINY, Labels, equal, form_of, label_form, labels_by_form, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.error_codes import named
@@ -196,6 +196,8 @@ def _spare_in(cloud: CloudBackend, inputs: int) -> float:
 SMALLEST = exp(TINY)
 MAY_FAIL = 0.01
 """Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
+FEW_UNKNOWN = 0.05
+"""Share of answers that are no label up to which nothing is noted: a label may be missing among the examples."""
 FOREIGN = 20
 """Least number of labels for which it is no chance that no answer equals any of them."""
 
@@ -249,7 +251,7 @@ def collect(
             continue
         runs[i] = yield from _run(calls, i, x)
         if len(runs) == 1 and right is not None:
-            _check_comparable(runs[i].prediction.value, right[i], runner.where)
+            check_possible("edge", [runs[i].prediction.value], runner.reader.labels or right, [], labelled=True)
         advance(1)
     if not runs:
         raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it accept them all")
@@ -257,8 +259,15 @@ def collect(
     cloud = _CloudAnswers(calls, inputs, runs, data_class, advance)
     if ask_cloud:
         size = calls.batch_size(batch)
+        ran = [run.prediction.value for run in runs.values()]
+        known, checked = runner.reader.labels or right or ran, False
+        check_possible("edge", ran, known, [], labelled=right is not None)
         for start in range(0, len(reached), size):
             yield from cloud.ask(reached[start : start + size])
+            if not checked and len(cloud.replies) >= FOREIGN:  # before the others are paid for
+                checked = True
+                answers = [reply.prediction.value for reply in cloud.replies.values()]
+                check_possible("cloud", answers, known, [], labelled=right is not None)
     answered = [i for i in reached if not ask_cloud or i in cloud.replies]
     outputs = _stack([runs[i].prediction.outputs for i in answered])
     if runner.reader.kind in {None, "logits"} and outputs is not None and _are_probabilities(outputs):
@@ -267,12 +276,16 @@ def collect(
             'before the softmax, or write into the card "output": {"kind": "probabilities"}'
         )
     replies = [cloud.replies[i] for i in answered] if ask_cloud else []
-    if right is not None:
-        _check_possible(right, [runs[i].prediction.value for i in answered] + [reply.prediction.value for reply in replies])
+    edge_answers, cloud_answers, notes = _matched(
+        [runs[i].prediction.value for i in answered],
+        [reply.prediction.value for reply in replies] if ask_cloud else None,
+        None if right is None else [right[i] for i in answered],
+        runner.reader.labels,
+    )
     examples = Examples(
         score=_scores([runs[i].prediction for i in answered]),
-        edge=[runs[i].prediction.value for i in answered],
-        cloud=[reply.prediction.value for reply in replies] if ask_cloud else None,
+        edge=edge_answers,
+        cloud=cloud_answers,
         labels=None if right is None else [right[i] for i in answered],
         outputs=_as_logits(runner.reader, outputs),
         edge_s=np.array([runs[i].took_s for i in answered], float),
@@ -281,6 +294,7 @@ def collect(
         received_bytes=cloud.spent.received_bytes,
         usd=cloud.spent.usd,
         groups=None if groups is None else [groups[i] for i in answered],
+        notes=notes,
     )
     return examples, len(reached)
 
@@ -310,11 +324,18 @@ def recorded_examples(
         )
         if len(cloud_answers) != n:
             raise BadInput(f"there are {n} edge_logits and {len(cloud_answers)} cloud_logits")
+    right = None if labels is None else label_values(labels, edge_reader.labels, n)
+    edge_values, cloud_values, notes = _matched(
+        [p.value for p in predictions],
+        None if cloud_answers is None else [p.value for p in cloud_answers],
+        right,
+        edge_reader.labels,
+    )
     return Examples(
         score=_scores(predictions),
-        edge=[p.value for p in predictions],
-        cloud=None if cloud_answers is None else [p.value for p in cloud_answers],
-        labels=None if labels is None else label_values(labels, edge_reader.labels, n),
+        edge=edge_values,
+        cloud=cloud_values,
+        labels=right,
         outputs=_as_logits(edge_reader, np.asarray(edge_outputs, float)),
         edge_s=np.full(n, np.nan),
         cloud_s=None if cloud_answers is None else np.full(n, np.nan),
@@ -322,6 +343,7 @@ def recorded_examples(
         received_bytes=0,
         usd=0.0,
         groups=None if groups is None else list(groups),
+        notes=notes,
     )
 
 
@@ -334,16 +356,17 @@ def label_values(labels: Sequence[Any], names: Sequence[Any] | None, n: int) -> 
     if len(labels) != n:
         raise BadInput(f"there are {n} inputs and {len(labels)} labels")
     values: list[Any] = []
+    known = Labels(names, "the edge model")
     for i, label in enumerate(labels):
         number = isinstance(label, int | float | np.number)
         if label is None or (number and isnan(label)):
             raise BadInput(f"label {i} is {label!r}: give each input a label, or none")
         if names is None:
             values.append(int(label) if isinstance(label, float | np.number) and _is_whole(label) else label)
-        elif isinstance(label, str):
-            if label not in names:
+        elif isinstance(label, str | bytes):
+            if known.same(label) not in names:
                 raise BadInput(f"label {i} is {label!r}, and the edge model answers {', '.join(map(str, names))}")
-            values.append(label)
+            values.append(known.same(label))
         elif not number or not _is_whole(label) or not 0 <= label < len(names):
             raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
         else:
@@ -356,21 +379,88 @@ def _is_whole(number: Any) -> bool:
     return bool(-INF < number < INF and number == int(number))
 
 
-def _check_comparable(value: Any, label: Any, where: str) -> None:
-    """Raise `BadInput` if no answer of the model can equal the labels."""
-    if isinstance(value, str) != isinstance(label, str):
-        kinds = ["a text" if isinstance(x, str) else f"of type {type(x).__name__}" for x in (value, label)]
-        raise BadInput(f"{where} answers {value!r}, which is {kinds[0]}, and the labels are {kinds[1]}: write them as it answers")
+def _matched(
+    edge: list[Any], cloud: list[Any] | None, labels: list[Any] | None, names: Sequence[Any] | None
+) -> tuple[list[Any], list[Any] | None, tuple[str, ...]]:
+    """Return the answers with labels in place of other forms of them, and notes on that.
+
+    Args:
+        edge: [n], the edge's answers.
+        cloud: [n], the cloud's answers; None: not called.
+        labels: [n], ground truth; None: unknown, so the edge's answers are the labels.
+        names: names of the edge's classes; None: unknown, so the labels that occur are all.
+
+    Raises:
+        BadInput: no answer of a target can be a label, so nothing would be compared.
+    """
+    known, notes = names or labels or edge, list[str]()
+    check_possible("edge", edge, known, notes, labelled=labels is not None)
+    edge = _in_form_of(known, "edge", edge, notes)
+    if cloud is not None:
+        check_possible("cloud", cloud, known, notes, labelled=labels is not None)
+        cloud = _in_form_of(known, "cloud", cloud, notes)
+    return edge, cloud, tuple(notes)
 
 
-def _check_possible(labels: Sequence[Any], answers: Sequence[Any]) -> None:
-    """Raise `BadInput` if no label is ever an answer: no answer would ever be right, and so nothing ever lost."""
-    label_texts, answer_texts = ({value for value in values if isinstance(value, str)} for values in (labels, answers))
-    if len(labels) >= FOREIGN and label_texts and answer_texts and label_texts.isdisjoint(answer_texts):
-        raise BadInput(
-            f"none of the {len(labels)} labels ({min(label_texts)!r}) is ever an answer ({min(answer_texts)!r}), so none could be"
-            " right: write them as the model answers"
+def _in_form_of(known: Iterable[Any], side: str, answers: list[Any], notes: list[str]) -> list[Any]:
+    """Return the answers, each replaced by the known label of its form; append a note if some differ, or many are no label."""
+    by_form, forms = labels_by_form(known), {label_form(label) for label in known}
+    unknown = [answer for answer in answers if label_form(answer) not in forms]
+    if FEW_UNKNOWN * len(answers) < len(unknown) < len(answers):
+        notes.append(f"{len(unknown):,} of {len(answers):,} answers of the {side} ({_quoted(unknown[0])}) are none of the labels")
+    labels = [by_form.get(label_form(answer), answer) for answer in answers]
+    pairs = [(a, label) for a, label in zip(answers, labels, strict=True) if a is not label and not equal(a, label)]
+    if pairs:
+        notes.append(
+            f"the {side} gives labels in another form ({_quoted(pairs[0][0])} for {_quoted(pairs[0][1])}) in {len(pairs):,} of "
+            f"{len(answers):,} answers: they are compared as those labels, and are handed to the application as they are"
         )
+    return labels
+
+
+def check_possible(side: str, answers: Sequence[Any], known: Sequence[Any], notes: list[str], *, labelled: bool) -> None:
+    """Check that some answers of a target are among the known labels; append a note if they never are, without ground truth.
+
+    Raises:
+        BadInput: they are of another kind, or never are in `FOREIGN` answers or more. None could be right, and where no answer of
+            the cloud could be, nothing could be lost.
+    """
+    forms = {_form_or_kind(label) for label in known}
+    if any(_form_or_kind(answer) in forms for answer in answers):
+        return
+    kinds = [{_kind(value) for value in values} for values in (answers, known)]
+    text = (
+        f"none of the {side}'s {len(answers):,} answers ({_quoted(answers[0])}) is ever one of the labels ({_quoted(known[0])})"
+    )
+    if kinds[0].isdisjoint(kinds[1]):
+        text += f": it gives {'/'.join(sorted(kinds[0]))}, and the labels are {'/'.join(sorted(kinds[1]))}"
+    elif len(answers) < FOREIGN:
+        return
+    elif not labelled:
+        notes.append(f"{text}, so edge and cloud never agree")
+        return
+    raise BadInput(f"{text}. None could be right: write the labels as it answers, or let it answer as they are written")
+
+
+def _form_or_kind(value: Any) -> str | tuple[str]:
+    """Return the form of a label; of a value that has none its kind: such values are not looked up."""
+    form = label_form(value)
+    return (_kind(value),) if form is None else form
+
+
+def _kind(value: Any) -> str:
+    """Return the kind of a label: text, numbers, arrays, or another type's name."""
+    form = label_form(value)
+    if form is None:
+        return "arrays" if isinstance(value, np.ndarray | list | tuple) else type(value).__name__
+    return "numbers" if form.removeprefix("-").replace(".", "", 1).isdigit() else "text"
+
+
+def _quoted(value: Any) -> str:
+    """Return a label as an example in a message: its start, or its form."""
+    if label_form(value) is None:
+        return form_of(value)
+    return repr(value[:40]) if isinstance(value, str | bytes) else repr(plain(value))
 
 
 class _Reply(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeroute.confidence.binomial_tests import Floats, upper
+from edgeroute.confidence.binomial_tests import Floats, Ints, upper
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.routing_policy import Terms
 from edgeroute.tools.measure.deferral_curve import Area, deferral_curve, measured_area
@@ -44,6 +45,8 @@ class Examples(NamedTuple):
     """Total cost of the cloud calls by the endpoint's terms, dollars."""
     groups: list[Any] | None = None
     """Scene, user or session of each; None: they are independent."""
+    notes: tuple[str, ...] = ()
+    """Notes on answers in another form than the labels."""
 
     @property
     def edge_correct(self) -> Bools | None:
@@ -69,6 +72,44 @@ def _same(left: list[Any], right: list[Any]) -> Bools:
 
 _PLAIN = (str, int, bool)
 """Types whose `==` is a bool. Anything else may be an array, and takes ten times as long."""
+
+
+# Doubts about the cloud as the reference of a guarantee: a loss against a cloud that is wrong is easily kept.
+
+COMPARED = 20
+"""Least number of examples for a doubt."""
+
+
+def reference_doubts(edge: Floats | Bools, cloud: Floats | Bools, groups: Ints | None = None) -> list[str]:
+    """Return warnings about a cloud that is never right, or right less often than the edge beyond noise (a sign test, 97.5 %).
+
+    Args:
+        edge: [n], correctness of the edge, 0..1.
+        cloud: [n], correctness of the cloud.
+        groups: [n], numbers of groups, each of which counts once; None: each example counts.
+    """
+    difference = cloud.astype(np.float64) - edge
+    if groups is not None:
+        difference = np.bincount(groups, difference).astype(np.float64)
+    better, worse = int(np.count_nonzero(difference > 0)), int(np.count_nonzero(difference < 0))
+    if len(cloud) >= COMPARED and not cloud.any():
+        return [f"the cloud is right in none of the {len(cloud):,} examples: is the same compared with the same?"]
+    if better < worse and upper(better, better + worse, 0.025) < 0.5:  # noqa: PLR2004 - half of those that differ
+        rates = f"{cloud.mean():.1%} right, the edge {edge.mean():.1%}"
+        return [f"the cloud is worse than the edge: {rates}. A loss against it promises little: check what it answers"]
+    return []
+
+
+def chance_doubts(examples: Examples) -> list[str]:
+    """Return a warning about a cloud that is right no more often than its answers, shuffled, would be (Cohen's kappa <= 0)."""
+    right = examples.cloud_correct
+    if right is None or len(right) < COMPARED:
+        return []
+    labels, answers = (Counter(map(str, values or ())) for values in (examples.labels, examples.cloud))
+    chance = sum(count * answers[label] for label, count in labels.items()) / len(right) ** 2
+    if len(labels) < 2 or right.mean() > chance + 1e-9:  # noqa: PLR2004 - of one class all answers may be right
+        return []
+    return [f"the cloud is no better than chance: {right.mean():.1%} right, and its answers at random {chance:.1%}"]
 
 
 # Proportions with exact confidence intervals, score bins, and expected calibration error.
@@ -287,6 +328,14 @@ class Evaluation(NamedTuple):
             return 0.0
         calibrated_on, outputs = self.certificate.examples, self.examples.outputs
         return max(overlap(calibrated_on, self.examples.score), 0.0 if outputs is None else overlap(calibrated_on, outputs))
+
+    @property
+    def doubts(self) -> list[str]:
+        """Warnings about the cloud as the reference; empty without labels."""
+        edge, cloud = self.edge_right, self.cloud_right
+        if edge is None or cloud is None or not self.labelled:
+            return []
+        return [*reference_doubts(edge, cloud), *chance_doubts(self.examples)]
 
     def oracle(self) -> Line | None:
         """Return `curve` of an oracle that knows which side is correct and defers the gains first; None without cloud answers."""

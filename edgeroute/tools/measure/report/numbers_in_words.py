@@ -119,7 +119,7 @@ def counted_classes(n: int) -> str:
 
 
 def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
-    """Return a headline and an explanation: if the guarantee held on these inputs. found: from `verdicts`."""
+    """Return a headline and an explanation: if the guarantee held on these inputs. verdicts: from `verdicts`."""
     certificate = evaluation.certificate
     if certificate is None:
         return (
@@ -139,6 +139,8 @@ def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
     else:
         measured = measured[0].upper() + measured[1:]
         broken, all_held = worst.broken, worst.held
+    if all_held and any(result.doubtful for result in verdicts):
+        return "It held on these inputs, as the cloud is worse than the edge:", f"{measured}. Check what the cloud answers."
     if all_held:
         return "It held on these inputs.", f"{measured}."
     if not broken:
@@ -180,7 +182,7 @@ def outcome(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
         nothing_wrong = by_label and not evaluation.uncalibrated
         return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
     if all(result.held for result in verdicts):
-        return "held", "\N{CHECK MARK}"
+        return ("open", "?") if any(result.doubtful for result in verdicts) else ("held", "\N{CHECK MARK}")
     return ("broken", "\N{BALLOT X}") if verdicts[0].broken else ("open", "?")
 
 

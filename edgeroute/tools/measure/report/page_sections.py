@@ -46,8 +46,9 @@ def promise(evaluation: Evaluation) -> str:
     mark = f'<span class="sign" aria-hidden="true">{sign}</span> ' if sign else ""
     headline = f'<p class="verdict {kind}">{mark}<strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
     rows = [("threshold", _threshold(evaluation))]
+    warnings = [*map(html.paragraph, filter(None, (seen_before(evaluation), *evaluation.doubts)))]
     if certificate is None:
-        return html.section("The promise", headline, html.facts(rows))
+        return html.section("The promise", headline, *warnings, html.facts(rows))
     odds = "on average" if certificate.sure is None else f"{limit(certificate.sure)} sure"
     low, high = certificate.deferral_interval
     expected = f"{percent(certificate.deferral_rate)} expected ({percent(low)} to {percent(high)})"
@@ -58,9 +59,7 @@ def promise(evaluation: Evaluation) -> str:
         ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
         ("checksum", certificate.checksum[:16]),
     ]
-    seen = seen_before(evaluation)
-    warning = html.paragraph(seen) if seen else ""
-    return html.section("The promise", html.paragraph(certificate.guarantee), headline, warning, html.facts(rows))
+    return html.section("The promise", html.paragraph(certificate.guarantee), headline, *warnings, html.facts(rows))
 
 
 def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
         "uncalibrated": evaluation.uncalibrated,
         "seen_before": evaluation.seen_before,
         "area": None if (area := evaluation.area()) is None or isnan(area.value) else area._asdict(),
-        "held": [{**v._asdict(), "held": v.held, "broken": v.broken} for v in verdicts(evaluation)],
+        "held": [{**v._asdict(), "held": v.held, "broken": v.broken, "doubtful": v.doubtful} for v in verdicts(evaluation)],
         "arms": [dict(arm) for arm in evaluation.arms],
         "notes": list(notes),
     }
@@ -144,7 +144,9 @@ class EvaluationResult:
         parts = [] if side is None else [f"{side} {percent(accuracy[side].value)} {right}"]
         parts.append(f"{percent(self.deferral.value)} deferred")
         if self.held is not None:
-            parts.append("the promise held" if self.held else "the promise did not hold")
+            doubtful = any(result.doubtful for result in verdicts(self.evaluation))
+            held = "the promise held, as the cloud is worse than the edge" if doubtful else "the promise held"
+            parts.append(held if self.held else "the promise did not hold")
         return f"<EvaluationResult of {counted(self.n, 'input')}: {', '.join(parts)}>"
 
 

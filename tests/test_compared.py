@@ -1,0 +1,313 @@
+"""What cloud, edge and labels call the same thing: no promise is certified, and none has held, where nothing was compared."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from both import Tasks, Threads
+
+from edgeroute import Audit, BadInput, Function, PlainJson, Router
+from edgeroute.confidence import Certificate, calibrate
+from edgeroute.confidence.output_forms import Labels, label_form, labels_by_form, same
+from edgeroute.tools.cli.answered_prompts import read_prompts
+from edgeroute.tools.measure.certification import verdicts
+from edgeroute.tools.measure.report.report_page import calibration_page, evaluation_page
+
+BOTH = pytest.mark.parametrize("kind", [Threads, Tasks])
+PETS = ["cat", "dog", "bird"]
+N = 400
+RNG = np.random.default_rng(5)
+Y = RNG.integers(0, 3, N)
+"""The right class of input i."""
+SURE = RNG.uniform(size=N)
+EDGE = np.where(RNG.uniform(size=N) < 0.8 + SURE / 5, Y, (Y + 1) % 3)
+CLOUD = np.where(RNG.uniform(size=N) < 0.99, Y, (Y + 1) % 3)
+X = list(range(N))
+
+
+def edge(labels, name="1"):
+    """An edge model that answers input i with its label."""
+
+    def answers(i):
+        return labels[EDGE[i]], float(SURE[i])
+
+    answers.version = name
+    return answers
+
+
+def cloud(spell):
+    """A cloud that gives `spell` of the class."""
+    return Function(lambda i: spell(int(CLOUD[i])), version="1")
+
+
+@contextmanager
+def serving(spell):
+    """A JSON API on loopback whose value is `spell` of the class of the input -> an endpoint for it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version, wbufsize = "HTTP/1.1", -1
+
+        def do_POST(self):
+            i = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            body = json.dumps({"value": spell(int(CLOUD[i])), "confidence": 0.9}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield PlainJson(f"http://127.0.0.1:{server.server_port}/")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+DIGITS = [5, 3, 8]
+SPELT = [
+    pytest.param(DIGITS, lambda c: str(DIGITS[c]), id="digits"),
+    pytest.param(DIGITS, lambda c: f" {DIGITS[c]}.0\n", id="digits of a float"),
+    pytest.param([str(d) for d in DIGITS], lambda c: DIGITS[c], id="numbers"),
+    pytest.param(PETS, lambda c: PETS[c].title(), id="case"),
+    pytest.param(["a  red car", "a Bus", "rain"], lambda c: ["A red\tcar ", " a bus", "Rain"][c], id="white space"),
+]
+
+
+def known(labels):
+    """The labels of the inputs."""
+    return [labels[Y[i]] for i in X]
+
+
+@pytest.mark.parametrize(("labels", "spell"), SPELT)
+@BOTH
+def test_another_spelling_of_a_label_is_that_label(kind, labels, spell):
+    """The promise is that of a cloud which spells as the labels do, the notes say so, and an evaluation finds it kept."""
+    certificates = []
+    for given in (cloud(lambda c: labels[c]), cloud(spell)):
+        with closing(kind(edge(labels), given, threshold=0.5)) as router:
+            made = router.calibrate(X, known(labels), max_loss=0.05)
+            certificates.append(made.certificate)
+            noted = [note for note in made.notes if "in another form" in note]
+        with closing(kind(edge(labels), given, threshold=made.certificate)) as router:
+            result = router.evaluate(X, known(labels))
+        assert result.accuracy["cloud"].value > 0.95
+        assert result.held
+    assert noted
+    assert noted[0].startswith("the cloud gives labels in another form (")
+    assert any("in another form" in note for note in result.notes)
+    plain, spelt = certificates
+    assert (spelt.threshold, spelt.accuracy) == (plain.threshold, plain.accuracy)
+    assert plain.deferral_rate > 0.05
+
+
+@pytest.mark.parametrize(("labels", "spell"), [SPELT[0], SPELT[3]])
+def test_a_json_api(labels, spell):
+    """Most write numbers as text; a real server, with labels and without, and audits that compare as the calibration did."""
+    with serving(spell) as there:
+        with Router(edge(labels), there, threshold=0.5) as router:
+            made = router.calibrate(X, known(labels), max_loss=0.05)
+            agreed = router.calibrate(X, max_loss=0.1)
+        assert made.certificate.accuracy["cloud"] > 0.95
+        assert agreed.certificate.accuracy["edge"] > 0.8
+        assert all(any("in another form" in note for note in result.notes) for result in (made, agreed))
+        with Router(edge(labels), there, threshold=0.0, audit=Audit(share=1, scene=1)) as router:
+            for i in X[:50]:
+                router.infer(i)
+            while router.engine.auditor.busy:
+                threading.Event().wait(0.01)
+            (audits,) = router.stats().audits
+        assert audits.audited >= 10
+        assert audits.disagreed < audits.audited / 2
+
+
+def test_bytes():
+    """As some message queues give them."""
+    with Router(edge(PETS), cloud(lambda c: PETS[c].encode()), threshold=0.5) as router:
+        made = router.calibrate(X, known(PETS), max_loss=0.05)
+    assert made.certificate.accuracy["cloud"] > 0.95
+    assert "labels in another form (b'" in made.notes[0]
+
+
+NEVER = [
+    pytest.param(PETS, lambda c: c, "gives numbers", id="an index for a name"),
+    pytest.param(PETS, str, "gives numbers", id="an index as text"),
+    pytest.param(PETS, lambda c: {"label": PETS[c], "score": 0.9}, "a mapping of 2", id="a mapping"),
+    pytest.param(PETS, lambda c: [PETS[c]], "list of 1", id="a list"),
+    pytest.param(DIGITS, lambda c: f"digit {DIGITS[c]}", "'digit ", id="words around it"),
+    pytest.param(PETS, lambda c: ["chat", "chien", "oiseau"][c], "is ever one of the labels", id="another language"),
+    pytest.param(["0.1", "2.5", "3.7"], lambda c: [0.11, 2.4, 3.8][c], "is ever one of the labels", id="regression"),
+]
+
+
+@pytest.mark.parametrize(("labels", "spell", "what"), NEVER)
+@pytest.mark.parametrize("by", ["function", "server"])
+def test_an_answer_that_is_never_a_label_is_an_error(labels, spell, what, by):
+    """Of the cloud, which would count as never right, and so nothing as lost; whatever is asked for."""
+    with serving(spell) as there:
+        given = there if by == "server" else Function(lambda i: (spell(int(CLOUD[i])), 0.9), version="1")
+        with Router(edge(labels), given, threshold=0.5) as router:
+            for call in (lambda: router.calibrate(X, known(labels), max_loss=0.02), lambda: router.evaluate(X, known(labels))):
+                with pytest.raises(BadInput, match=r"none of the cloud's [0-9]+ answers") as raised:
+                    call()
+                assert what in str(raised.value)
+                assert "\n" not in str(raised.value)
+
+
+def test_the_edge_like_the_cloud():
+    """Of the edge, which would lose all; and of both, where nothing would be lost."""
+    with Router(edge(["Katze", "Hund", "Vogel"]), cloud(lambda c: PETS[c]), threshold=0.5) as router:
+        with pytest.raises(BadInput, match=r"none of the edge's [0-9]+ answers"):
+            router.calibrate(X, known(PETS), max_loss=0.02)
+        with pytest.raises(BadInput, match=r"none of the edge's [0-9]+ answers"):
+            router.evaluate(X, known(PETS), ask_cloud=False)
+    with (
+        Router(edge(["Katze", "Hund", "Vogel"]), cloud(lambda c: ["Katze", "Hund", "Vogel"][c]), threshold=0.5) as router,
+        pytest.raises(BadInput, match=r"none of the edge's [0-9]+ answers"),
+    ):
+        router.calibrate(X, known(PETS), max_loss=0.02)
+
+
+def test_without_labels_edge_and_cloud_are_compared():
+    """Kinds that never agree are an error; another spelling is not."""
+    with (
+        Router(edge(PETS), cloud(lambda c: ({"label": PETS[c]}, 0.9)), threshold=0.5) as router,
+        pytest.raises(BadInput, match=r"none of the cloud's [0-9]+ answers"),
+    ):
+        router.calibrate(X, max_loss=0.02)
+    with Router(edge(PETS), cloud(lambda c: ["chat", "chien", "oiseau"][c]), threshold=0.5) as router:
+        made = router.calibrate(X, max_loss=0.02)
+    assert made.certificate.deferral_rate > 0.95
+    assert any(note.startswith("none of the cloud's 400 answers") for note in made.notes)
+
+
+def test_a_class_under_another_name():
+    """Answers that are no label are noted where there are more than a few."""
+    with Router(edge(PETS), cloud(lambda c: ["cat", "dog", "parrot"][c]), threshold=0.5) as router:
+        notes = router.evaluate(X, known(PETS)).notes
+    assert f"{sum(CLOUD == 2)} of 400 answers of the cloud ('parrot') are none of the labels" in notes
+
+
+def test_a_few_may_all_be_wrong():
+    """Of few examples it may be chance that none is right; another kind of answer is never."""
+    with Router(edge(PETS), cloud(lambda c: PETS[c]), threshold=0.5) as router:
+        assert router.evaluate(X[:5], ["horse"] * 5).accuracy["cloud"].value == 0
+        with pytest.raises(BadInput, match="it gives text, and the labels are numbers"):
+            router.evaluate(X[:5], [0] * 5)
+
+
+def test_labels_are_matched_to_the_names_of_a_model():
+    """Labels of a file that are spelt otherwise than the classes of the model."""
+    labels = Labels(["cat", "Dog", 5, "x", "X"], "the model")
+    assert [labels.same(value) for value in ("Cat ", b"dog", "5", 5.0, "x", "X", "?")] == ["cat", "Dog", 5, 5, "x", "X", "?"]
+
+    def scores(i):
+        return np.eye(3)[EDGE[i]] * (1 + SURE[i])
+
+    with Router(scores, Function(lambda i: PETS[CLOUD[i]].upper(), version="1", labels=PETS), threshold=0.5) as router:
+        assert router.infer(0, mode="only_cloud").value in PETS
+
+
+def test_forms():
+    """Text by its letters, numbers by their digits; what differs otherwise stays different, and what is ambiguous is nothing."""
+    alike = [("5", 5), ("5.0", 5), (5.0, "5"), (np.int64(5), "5"), (np.array(["Cat"]), "cat "), (b"cat", "CAT"), (True, "true")]
+    assert all(same(one, other) for one, other in alike)
+    unlike = [
+        ("05", 5),
+        ("5.5", 5),
+        ("cat", "cats"),
+        ({"a": 1}, "a"),
+        (None, "none"),
+        (float("nan"), float("nan")),
+        (b"\xff", "?"),
+    ]
+    assert not any(same(one, other) for one, other in unlike)
+    assert same(np.arange(3), np.arange(3))
+    assert not same(np.arange(3), np.arange(4))
+    assert label_form(float("inf")) is label_form([1]) is None
+    assert labels_by_form(["us", "US", "de", "DE ", "fr", 1, 1.0]) == {"fr": "fr", "1": 1}
+
+
+# --- a cloud that is no reference
+
+
+def wrong(i):
+    """A cloud whose classes are numbered otherwise."""
+    return PETS[(CLOUD[i] + (i % 9 > 0)) % 3]
+
+
+@BOTH
+def test_a_cloud_that_is_worse_than_the_edge_or_than_chance(kind, tmp_path):
+    """It is said in the result, on the page and in the certificate; the loss below zero has no tick."""
+    with closing(kind(edge(PETS), Function(wrong, version="1"), threshold=0.5)) as router:
+        made = router.calibrate(X, known(PETS), max_loss=0.02)
+    doubts = made.certificate.doubts
+    assert [text.split(":")[0] for text in doubts] == [
+        "the cloud is worse than the edge",
+        "the cloud is no better than chance",
+    ]
+    assert set(doubts) <= set(made.notes)
+    made.save(tmp_path / "certificate.json")
+    assert Certificate.load(tmp_path / "certificate.json").doubts == doubts
+    with closing(kind(edge(PETS), Function(wrong, version="1"), threshold=made.certificate)) as router:
+        result = router.evaluate(X, known(PETS))
+    with Router(edge(PETS), Function(wrong, version="1"), threshold=made.certificate) as router:
+        assert any("worse than the edge" in line for line in router.check().lines)
+    assert set(doubts) == set(result.notes) & set(doubts)
+    assert verdicts(result.evaluation)[0].doubtful
+    assert "worse than the edge" in result.verdict
+    assert "worse than the edge" in repr(result)
+    page = evaluation_page(result.evaluation, drawn=False).body
+    assert "\N{CHECK MARK}" not in page
+    assert "the cloud is no better than chance" in page
+    assert "worse than the edge" in calibration_page(made.evaluation, made.why, made.notes, drawn=False).body
+
+
+def test_an_edge_that_is_a_little_better_is_no_doubt():
+    """Within noise nothing is said, and the promise has its tick."""
+    with Router(
+        edge(PETS), Function(lambda i: PETS[EDGE[i]] if i % 50 else PETS[CLOUD[i]], version="1"), threshold=0.5
+    ) as router:
+        made = router.calibrate(X, known(PETS), max_loss=0.02)
+    assert made.certificate.doubts == ()
+    assert not any("worse" in note or "chance" in note for note in made.notes)
+
+
+def test_grades_of_a_cloud_that_is_worse():
+    """Of `calibrate` with what the caller has compared, too; and one that is never right."""
+    score = RNG.uniform(size=300)
+    for cloud_grades, words in ((np.full(300, 0.2), "worse than the edge"), (np.zeros(300), "right in none of the 300")):
+        with pytest.warns(UserWarning, match=words):
+            made = calibrate(score, np.where(np.arange(300) % 9, 0.9, 0.1), cloud_grades, max_loss=0.1, metric="F1")
+        assert any(words in text for text in made.doubts)
+
+
+def test_prompts_with_labels(tmp_path):
+    """Prompts with labels: another spelling is right, and answers that are never a label are an error."""
+    lines = [
+        {
+            "prompt": f"q{i}",
+            "edge": "The answer: " + "ABC"[EDGE[i]],
+            "cloud": "abc"[CLOUD[i]] + " ",
+            "label": "ABC"[Y[i]],
+            "confidence": SURE[i],
+        }
+        for i in X
+    ]
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(BadInput, match=r"none of the edge's [0-9]+ answers"):
+        read_prompts([tmp_path / "asked.jsonl"], 1)
+    for line in lines:
+        line["edge"] = line["edge"][-1]
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    found = read_prompts([tmp_path / "asked.jsonl"], 1)
+    assert sum(line.grades["cloud"] for line in found) == sum(CLOUD == Y)
