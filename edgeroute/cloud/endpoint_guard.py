@@ -315,8 +315,10 @@ class Egress:
         if self.redact is None:
             return inputs
         try:
-            return [
-                call_contained(self.redact, call_contained(copy_input, x), permit.data_class) for x in inputs
-            ]  # redaction may work in place
+            copies = [call_contained(copy_input, x) for x in inputs]  # redaction may work in place
+        except Exception as e:
+            raise Held(f"the input cannot be copied for the redaction ({typed(e)}), so nothing was sent", code="redaction") from e
+        try:
+            return [call_contained(self.redact, x, permit.data_class) for x in copies]
         except Exception as e:
             raise Held(f"the redaction failed ({typed(e)}), so nothing was sent", code="redaction") from e

@@ -440,8 +440,7 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
     if backend.side == "edge":
         if backend.abandoned >= STUCK_MOST:
             return ModelError(f"{backend.name}: {backend.abandoned} runs go on after a request to stop")
-        error = legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
-        return None if legs.sequential and not legs.shows else error
+        return legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
     return legs.detach(start) if not legs.sequential or legs.shows or legs.blocks(start) else None
 
 

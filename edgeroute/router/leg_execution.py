@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.batch_walk import of_row
 from edgeroute.core.egress import Permit
+from edgeroute.core.error_codes import named
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.stream_walk import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, first_leg_outcome, new
@@ -510,13 +511,19 @@ class LegExecutor:
         return None
 
     def detach(self, start: Start) -> Exception | None:
-        """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails, else None.
+        """Copy the inputs, before a leg begins that may outlive the call. Return the error if that fails for a cloud, else None.
 
-        After an error the leg may run in the caller's thread only.
+        A cloud's leg may run in the caller's thread only, after an error. An edge reads the original then: its answer is dropped
+        once the call has returned, and nothing of it leaves the device.
         """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
-        return self.inputs.copy_inputs()
+        error = self.inputs.copy_inputs()
+        if error is None or self.plan.legs[start.leg].permit is None:
+            return None
+        held = Held(f"{self.backend(start).name} was not asked: the input cannot be copied ({named(error)})")
+        held.__cause__ = error
+        return held
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
         """Return the function that takes a leg's last event: to the walk, or after its end to the receiver of late events."""

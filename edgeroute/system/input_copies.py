@@ -2,59 +2,155 @@
 
 from __future__ import annotations
 
+import copyreg
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+Memo = dict[int, Any]
+"""Id of an object -> its copy; under the memo's own id a list that keeps the objects alive, as in `copy.deepcopy`."""
 
 
 def copy_input(x: Any) -> Any:
-    """Return a copy of an input, which the caller cannot change later.
+    """Return a deep copy of an input, of the same type and with the same attributes, which the caller cannot change later.
 
-    Copied are: arrays and whatever else has `dtype` (tables: `dtypes`) and `copy`; tensors, by `clone`; Pillow's images; buffers
-    and ctypes objects; and mappings, tuples and lists, each with its items. Any other object is returned as the same object.
+    The copy is made by the type's own `__deepcopy__`, `clone` or `__reduce_ex__`. Immutable values and classes are returned as
+    the same object.
+
+    Raises:
+        TypeError: a part has no copy: a generator, a lock, an open file, a closure, or a type that hides its state.
+        Exception: as raised by the type's own method.
     """
     kind = type(x)
     if kind in _IMMUTABLE:
         return x
-    if isinstance(x, Mapping):
-        parts = {name: copy_input(part) for name, part in x.items()}
-        return parts if kind is dict else _rebuild(x, parts)
-    if isinstance(x, tuple):
-        items = [copy_input(part) for part in x]
-        return kind(*items) if hasattr(x, "_fields") else tuple(items)
-    if isinstance(x, list):
-        return [copy_input(part) for part in x]
-    if isinstance(x, bytearray | array):
+    if kind.__name__ == "ndarray" and not x.dtype.hasobject:
+        return x.copy("K")
+    return _copy(x, {})
+
+
+def _copy(x: Any, memo: Memo) -> Any:
+    """Return the copy of `x`, one for each object of a graph."""
+    kind = type(x)
+    if kind in _IMMUTABLE or issubclass(kind, type):
+        return x
+    if (known := memo.get(id(x))) is not None:
+        return known
+    if kind is list:
+        copied: Any = []
+        memo[id(x)] = copied
+        copied.extend([_copy(item, memo) for item in x])
+    elif kind is dict:
+        copied = memo[id(x)] = {}
+        for key, value in x.items():
+            copied[_copy(key, memo)] = _copy(value, memo)
+    elif kind is tuple:
+        copied = tuple([_copy(item, memo) for item in x])
+        copied = memo.get(id(x), copied)  # it may contain itself by way of a list
+    else:
+        copied = _copy_object(x, kind, memo)
+        if type(copied) is not kind:
+            raise TypeError(f"the copy of a {kind.__name__} is a {type(copied).__name__}")
+    memo[id(x)] = copied
+    memo.setdefault(id(memo), []).append(x)
+    return copied
+
+
+def _copy_object(x: Any, kind: type, memo: Memo) -> Any:
+    """Return the copy of an object that is no plain list, dict or tuple, by the first way that its type offers."""
+    if kind is bytearray or kind is array:
         return x[:]
-    if isinstance(x, memoryview):
+    if kind is memoryview:
         return _copy_view(x)
-    if hasattr(kind, "from_buffer_copy"):  # ctypes' own
-        return kind.from_buffer_copy(x)
-    copy = getattr(x, "clone", None) or getattr(x, "copy", None)
-    if copy is not None and (hasattr(x, "dtype") or hasattr(x, "dtypes") or hasattr(x, "getpixel")):
-        return copy()
-    return x
+    if kind is FunctionType:
+        if x.__closure__ or x.__defaults__ or x.__kwdefaults__:
+            raise TypeError("a function with a state of its own cannot be copied")
+        return x
+    if issubclass(kind, _WEAK):
+        raise TypeError(f"a {kind.__name__} cannot be copied: its values are not its own")
+    dtype = getattr(x, "dtype", None)
+    if hasattr(kind, "__array_finalize__"):
+        if not x.dtype.hasobject:
+            return _with_attributes(x, x.copy("K") if kind.__name__ == "ndarray" else x.copy(), memo)
+    elif dtype is not None or hasattr(x, "dtypes"):
+        if dtype is None or getattr(dtype, "hasobject", False):
+            return _rebuild(x, memo)  # the own copy of a table shares what its cells refer to
+        if hasattr(kind, "clone") and not getattr(x, "__dict__", None) and type(copied := x.clone()) is kind:
+            return copied  # a tensor within a graph has no deepcopy
+    if (deepcopy := getattr(kind, "__deepcopy__", None)) is not None:
+        copied = deepcopy(x, memo)
+        if type(copied) is kind:
+            return copied if copied is x else _with_attributes(x, copied, memo)
+    try:
+        return _rebuild(x, memo)
+    except TypeError:
+        if isinstance(x, Mapping):  # a mapping proxy, for example
+            return kind({_copy(key, memo): _copy(value, memo) for key, value in x.items()})  # type: ignore[call-arg]
+        raise
+
+
+def _with_attributes(x: Any, copied: Any, memo: Memo) -> Any:
+    """Return the copy of `x` with copies of those attributes that its type's method left out."""
+    attributes: Mapping[str, Any] = getattr(x, "__dict__", {})
+    if missing := {name: value for name, value in attributes.items() if name not in copied.__dict__}:
+        copied.__dict__.update(_copy(missing, memo))
+    return copied
+
+
+def _rebuild(x: Any, memo: Memo) -> Any:
+    """Return an object made anew from what `__reduce_ex__` says of `x`, with copies of all parts.
+
+    The protocol is `pickle`'s 4, by which buffers are copied and types that hide their state refuse.
+    """
+    reducer: Callable[[Any], Any] | None = copyreg.dispatch_table.get(type(x))
+    reduced = x.__reduce_ex__(4) if reducer is None else reducer(x)
+    if isinstance(reduced, str):  # a global name
+        return x
+    make, args, state, items, pairs = (*reduced, None, None, None)[:5]
+    copied = make(*[_copy(part, memo) for part in args])
+    memo[id(x)] = copied
+    memo.setdefault(id(memo), []).append((x, reduced))
+    if state is not None:
+        _set_state(copied, _copy(state, memo))
+    _fill(copied, items, pairs, memo)
+    return copied
+
+
+def _set_state(copied: Any, state: Any) -> None:
+    """Set the state of a new object, by its own method or its attributes and slots."""
+    if hasattr(copied, "__setstate__"):
+        copied.__setstate__(state)
+        return
+    attributes, slots = state if isinstance(state, tuple) else (state, {})
+    if attributes:
+        vars(copied).update(attributes)
+    for name, value in slots.items():
+        setattr(copied, name, value)
+
+
+def _fill(copied: Any, items: Iterator[Any] | None, pairs: Iterator[tuple[Any, Any]] | None, memo: Memo) -> None:
+    """Add copies of the items of a sequence, and of the pairs of a mapping, to a new object."""
+    for item in items or ():
+        copied.append(_copy(item, memo))
+    for key, value in pairs or ():
+        copied[_copy(key, memo)] = _copy(value, memo)
 
 
 def _copy_view(x: memoryview) -> memoryview:
     """Return a memoryview of copied bytes with the format and shape of `x`, from which models read the dtype and the axes."""
     try:
         whole: Any = memoryview(bytearray(x.tobytes()))
-        return whole.cast(x.format, x.shape)  # type: ignore[no-any-return]
+        copied = whole.cast(x.format, x.shape)
     except (TypeError, ValueError):  # a format or a shape that cannot be cast to
         import numpy as np
 
-        copied: Any = np.array(x)
-        return memoryview(copied)
+        copied = memoryview(np.array(x))  # type: ignore[arg-type]
+    return copied.toreadonly() if x.readonly else copied  # type: ignore[no-any-return]
 
 
-def _rebuild(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
-    """Return a mapping of the type of `x` with these items, or a dict where that type cannot be made from a dict."""
-    try:
-        return type(x)(parts)  # type: ignore[call-arg]  # as mappings are made; if not, a dict has the same in it
-    except Exception:  # noqa: BLE001
-        return parts
-
-
-_IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
+_IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes, range, object, type(...), type(NotImplemented)})
 """Types whose values are returned uncopied."""
+_WEAK = (WeakKeyDictionary, WeakSet, WeakValueDictionary)
+"""Types whose own copies share the values."""

@@ -1,0 +1,158 @@
+"""Some hundred kinds of input, written to once `infer` has returned: what is sent later is the input of the call."""
+
+import random
+import threading
+from queue import Queue
+
+import pytest
+from both import LONG, makes
+from edgeroute.system.copies import copy_input
+from input_kinds import KINDS
+
+from edgeroute import Audit, Cache, Egress, Options, Outbox
+from edgeroute.errors import NoAnswer
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+make = makes(threshold=0.5)
+PUBLIC, PRIVATE = 5, 60
+MUTABLE = [name for name, kind in KINDS.items() if kind.write is not None]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_copy_is_of_the_same_type_and_holds_the_same(name):
+    """What is written to the input later is not in it; a kind of which there is no copy raises."""
+    kind = KINDS[name]
+    x = kind.make(PUBLIC)
+    expected = kind.read(x)
+    if not kind.copies:
+        with pytest.raises((TypeError, ValueError)):
+            copy_input(x)
+        return
+    copied = copy_input(x)
+    assert type(copied) is type(x)
+    if kind.write is not None:
+        kind.write(x, PRIVATE)
+        assert kind.read(x) == PRIVATE
+    assert kind.read(copied) == expected
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_deadline_changes_no_answer_of_the_edge(make, name):
+    """Also of a kind that cannot be copied: the edge gets the original then."""
+    kind, types = KINDS[name], []
+
+    def edge(x):
+        types.append(type(x))
+        return kind.read(x), 0.9
+
+    router = make(edge, lambda _: ("cloud", 0.9))
+    answers = [router.infer(kind.make(PUBLIC), deadline=deadline) for deadline in (None, LONG)]
+    assert answers[0].value == answers[1].value
+    assert types[0] is types[1]
+    assert {answer.source for answer in answers} == {"edge"}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.copies])
+def test_what_cannot_be_copied_is_sent_from_the_callers_thread_only(make, name, tmp_path):
+    """With a deadline the cloud is not asked, and the reason says so; nor is it audited or queued."""
+    kind, sent = KINDS[name], []
+
+    def cloud(x):
+        sent.append(threading.get_ident())
+        return kind.read(x), 0.9
+
+    router = make(lambda _: ("edge", 0.1), cloud)
+    answer = router.infer(kind.make(PUBLIC), deadline=LONG)
+    assert (answer.value, sent) == ("edge", [])
+    assert "cannot be copied" in answer.reason
+    router = make(lambda _: ("edge", 0.9), cloud, audit=Audit(share=1))
+    assert router.infer(kind.make(PUBLIC)).value == "edge"
+    router = make(None, cloud, offline="queue", outbox=Outbox(tmp_path / "outbox.db"))
+    with pytest.raises(NoAnswer, match="not queued"):
+        router.infer(kind.make(PUBLIC), deadline=LONG)
+    router.close()
+    assert sent == []
+
+
+@pytest.mark.parametrize("name", MUTABLE)
+def test_a_redaction_reaches_neither_the_edge_nor_the_caller(make, name):
+    """It works in place, on a copy; without one nothing is sent."""
+    kind, seen, sent = KINDS[name], Queue(), []
+    redacted = threading.Event()
+
+    def redact(x, _):
+        kind.write(x, PRIVATE)
+        redacted.set()
+        return x
+
+    def edge(x):
+        redacted.wait(LONG if kind.copies else 0)
+        seen.put(kind.read(x))
+        return "edge", 0.1
+
+    def cloud(x):
+        sent.append(kind.read(x))
+        return "cloud", 0.9
+
+    x = kind.make(PUBLIC)
+    make(edge, cloud, egress=Egress(redact=redact), deadline=LONG, options=Options(hedge_after=0)).infer(x)
+    assert (seen.get(timeout=LONG), kind.read(x)) == (PUBLIC, PUBLIC)
+    assert sent == ([PRIVATE] if kind.copies else [])
+
+
+class Campaign:
+    """Routers whose cloud reads its input only once the caller has written to it."""
+
+    def __init__(self, make, due, folder):
+        self.may, self.begun, self.sent, self.answers = threading.Event(), threading.Event(), Queue(), Queue()
+        self.box, self.kind = Outbox(folder / "outbox.db", spread_s=1e6), KINDS["list"]
+        options, unsure = Options(views={"cloud": self._view}), lambda _: ("edge", 0.1)
+        self.routers = {
+            "late": make(unsure, self._cloud, deadline=due(self.begun.is_set), cache=Cache(), options=options),
+            "audit": make(lambda _: ("edge", 0.9), self._cloud, audit=Audit(share=1), options=options),
+            "queue": make(
+                unsure, self._cloud, deadline=due(self.begun.is_set), offline="queue", outbox=self.box, options=options
+            ),
+        }
+        self.routers["late"].on_late(lambda late: self.answers.put(late.value))
+        self.routers["queue"].on_late(lambda late: self.answers.put(late.value))
+
+    def _view(self, x):
+        self.begun.set()
+        assert self.may.wait(LONG)
+        return self.kind.read(x)
+
+    def _cloud(self, x):
+        self.sent.put(x)
+        return x, 0.9
+
+    def run(self, way, kind, code):
+        """One input through one way. Return all codes that were read of it, off the device and in answers."""
+        self.kind, x, router = kind, kind.make(code), self.routers[way]
+        self.may.clear()
+        self.begun.clear()
+        answer = router.infer(x)
+        if answer.source == "cache":
+            return {answer.value}
+        assert self.begun.wait(LONG)
+        kind.write(x, code + PRIVATE)
+        self.may.set()
+        read = {self.sent.get(timeout=LONG)}
+        if way != "audit":
+            read.add(self.answers.get(timeout=LONG))
+        if way == "late":
+            read.add(router.infer(kind.make(code), deadline=LONG).value)  # from the cache, if it can be
+        while not self.sent.empty():
+            read.add(self.sent.get())
+        return read
+
+
+@pytest.mark.parametrize("draws", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("no_time_left")
+def test_what_is_sent_after_the_call_is_what_the_call_was_about(make, due, tmp_path, draws):
+    """By late legs, audits, the outbox and the cache, whatever kind of input."""
+    runs, dice = Campaign(make, due, tmp_path), random.Random(1)
+    names = [name for name in MUTABLE if KINDS[name].copies]
+    for _ in range(draws):
+        way, name, code = dice.choice([*runs.routers]), dice.choice(names), dice.randrange(1, PRIVATE)
+        assert runs.run(way, KINDS[name], code) == {code}, (way, name)
