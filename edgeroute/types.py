@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
@@ -13,7 +12,7 @@ from edgeroute.core.error_codes import clean
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
-from edgeroute.system.log_filter import Failures
+from edgeroute.system.log_filter import Failures, call_logged
 from edgeroute.system.process import plain, short
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ else:
 
 __all__ = ["Answer", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
-log = logging.getLogger("edgeroute")
 Source = Literal["edge", "cloud", "cache", "stale"]
 """Origin of an answer; stale: an expired cache entry."""
 
@@ -94,12 +92,7 @@ class StopToken:
 
 def _call_hook(hook: Callable[[], object]) -> None:
     """Call a function of a stop request, and log what it raises, as an answer may exist already; KeyboardInterrupt passes."""
-    try:
-        hook()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        log.error("a function for a stop request failed; no answer is touched by it", exc_info=e)  # noqa: TRY400 - SystemExit, too
+    call_logged(hook, "a function for a stop request failed; no answer is touched by it")
 
 
 class EdgeModel(Protocol):

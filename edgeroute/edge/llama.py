@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -148,8 +149,6 @@ def try_template(path: Path, template: str, given: str | None) -> None:
 
 FAILED = "failed"
 """Beginning of the text for a process that ended with an error message."""
-_results: dict[tuple[str, int, int, str | None], str | None] = {}
-"""(path, time, size, template) -> result of an earlier trial."""
 
 
 def _trial(path: Path, template: str | None) -> str | None:
@@ -160,13 +159,11 @@ def _trial(path: Path, template: str | None) -> str | None:
         template: the template; None: the file's.
     """
     stat = path.stat()
-    key = (str(path.absolute()), stat.st_mtime_ns, stat.st_size, template)
-    if key not in _results:
-        _results[key] = _run(path, template)
-    return _results[key]
+    return _run(path.absolute(), template, stat.st_mtime_ns, stat.st_size)
 
 
-def _run(path: Path, template: str | None) -> str | None:
+@lru_cache(maxsize=64)
+def _run(path: Path, template: str | None, mtime_ns: int, size: int) -> str | None:  # noqa: ARG001 - they are the cache's key
     """Run the trial's program; return the reason why it died, or None."""
     with tempfile.TemporaryDirectory(prefix="edgeroute-", ignore_cleanup_errors=True) as folder:
         settings: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.edge.model_members import member, model_text
 from edgeroute.errors import ModelError
 from edgeroute.system.forks import ForkSafe, initially, per_process
+from edgeroute.system.log_filter import call_logged
 from edgeroute.system.process import Shared
 from edgeroute.types import EdgeModel, StopToken
 
@@ -147,16 +148,7 @@ class Runs(ForkSafe):
         for turn in list(self._tasks):
             _wake_task(turn)
         if last:
-            self._close_last()
-
-    def _close_last(self) -> None:
-        """Close the model in the thread of the last run, whose result counts there: an error of closing is logged only."""
-        try:
-            self._close_now()
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            log.exception("a model could not be closed")
+            call_logged(self._close_now, "a model could not be closed")  # not raised: the run's result counts in this thread
 
     def _begin_freeing(self) -> None:
         """Note that the model is being closed, and by which thread. The caller holds the lock."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from edgeroute.cloud.request_exchange import Sending
 from edgeroute.core.device_rules import Reading
 from edgeroute.core.spending_limits import Tokens
 from edgeroute.observe.router_stats import Status
+from edgeroute.system.log_filter import call_logged
 from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")
@@ -131,11 +133,7 @@ class Instrument:
         """Handle the closing of the router."""
 
 
-def _failed(name: str, error: BaseException) -> None:
-    """Log an exception of an instrument."""
-    log.error("an instrument failed at %s; no answer is affected", name, exc_info=error)
-
-
+FAILED = "an instrument failed at %s; no answer is affected"
 _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[!-~]([\t -~]*[!-~])?")
 FIXED = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "content-type", "authorization", "idempotency-key"}
@@ -180,12 +178,7 @@ def _forward(name: str) -> Callable[..., None]:
 
     def forward(self: Instruments, *event: Any) -> None:
         for method in self._methods[name]:
-            try:
-                method(*event)
-            except KeyboardInterrupt:  # noqa: PERF203 - each on its own
-                raise
-            except BaseException as e:  # noqa: BLE001 - it is logged
-                _failed(name, e)
+            call_logged(partial(method, *event), FAILED, name)
 
     return forward
 
@@ -224,11 +217,10 @@ class Instruments(Instrument):
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str]:
         """Forward the event, and return the headers of all instruments."""
         headers: dict[str, str] = {}
+
+        def add(method: Callable[..., Mapping[str, str] | None]) -> None:
+            headers.update(_checked(method(began) or {}))
+
         for method in self._methods["attempt_began"]:
-            try:
-                headers |= _checked(method(began) or {})
-            except KeyboardInterrupt:  # noqa: PERF203 - likewise
-                raise
-            except BaseException as e:  # noqa: BLE001 - it is logged at the event
-                _failed("attempt_began", e)
+            call_logged(partial(add, method), FAILED, "attempt_began")
         return headers

@@ -67,12 +67,17 @@ def call_quietly(close: Callable[[], object], when: str) -> None:
         close: the function.
         when: start of the log line, such as the name of the object that is being closed.
     """
+    call_logged(close, "%s: a part of it could not be closed", when)
+
+
+def call_logged(call: Callable[[], object], message: str, *arguments: object) -> None:
+    """Call `call()`; whatever it raises, except KeyboardInterrupt, is logged with this message, and not raised."""
     try:
-        close()
+        call()
     except KeyboardInterrupt:
         raise
     except BaseException as e:
-        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too
+        log.error(message, *arguments, exc_info=e)  # noqa: TRY400 - SystemExit, too
 
 
 class Failures:

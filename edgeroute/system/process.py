@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from reprlib import Repr
@@ -34,19 +35,11 @@ try:
 except ImportError:  # pragma: no cover - one of the two is installed
     orjson = None  # type: ignore[assignment]
 
-if sys.platform == "darwin":
-
-    def _elapsed() -> float:
-        """Return the seconds since the boot, sleep included: `monotonic` does not count sleep on macOS."""
-        return time.clock_gettime(time.CLOCK_MONOTONIC)  # there it counts while the device sleeps, and `monotonic` does not
-elif sys.platform != "win32" and hasattr(time, "CLOCK_BOOTTIME"):
-
-    def _elapsed() -> float:
-        """Return the seconds since the boot, sleep included: `monotonic` does not count sleep on Linux."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)  # also counts while the device sleeps, unlike monotonic
-else:
-    _elapsed = time.monotonic  # of Windows it counts then, too
-
+_elapsed: Callable[[], float] = time.monotonic
+"""Seconds since the boot, time of sleep included, which `monotonic` counts on Windows alone."""
+_CLOCK: int | None = getattr(time, "CLOCK_MONOTONIC" if sys.platform == "darwin" else "CLOCK_BOOTTIME", None)
+if sys.platform != "win32" and _CLOCK is not None:
+    _elapsed = partial(time.clock_gettime, _CLOCK)
 _OFFSET = time.time() - _elapsed()
 
 

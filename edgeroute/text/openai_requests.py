@@ -70,14 +70,11 @@ class Chat:
         stops = [stop] if isinstance(stop, str) else [*stop]
         if "" in stops:
             raise PolicyError("stop= has an empty text, at which each answer would end before it begins")
-        given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        self.options: dict[str, Any] = {
-            **{key: value for key, value in given.items() if value is not None},
-            **({"stop": stops} if stops else {}),
-            **({} if grammar is None else {"grammar": grammar}),
-            **({} if response_format is None else {"response_format": dict(response_format)}),
-            **(request or {}),
+        given = {
+            "max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stops or None, "grammar": grammar,
+            "response_format": None if response_format is None else dict(response_format),
         }  # fmt: skip
+        self.options: dict[str, Any] = {key: value for key, value in given.items() if value is not None} | dict(request or {})
         try:
             _check_json(self.settings)
         except BadInput as e:
