@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import date as day
 from datetime import datetime, timezone
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ from edgeroute.core.answer_reasons import finite
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.errors import PolicyError
-from edgeroute.system.process import now, replace_file
+from edgeroute.system.process import now, replace_file, sha256
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 VERSION = 2

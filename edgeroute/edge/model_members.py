@@ -9,7 +9,6 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from enum import Enum
 from functools import partial
-from hashlib import sha256
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -18,7 +17,7 @@ import numpy as np
 
 from edgeroute.core.error_codes import UNIDENTIFIED
 from edgeroute.errors import PolicyError, check_number
-from edgeroute.system.process import file_stamp
+from edgeroute.system.process import file_stamp, sha256
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 

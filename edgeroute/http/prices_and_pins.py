@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Collection
-from hashlib import sha256
 from typing import Any
 
 from edgeroute.core.routing_policy import Terms
 from edgeroute.errors import PolicyError, check_number
 from edgeroute.system.class_signatures import check_units
+from edgeroute.system.process import sha256
 
 
 def checked_terms(fields: dict[str, Any]) -> Terms:

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -44,6 +43,7 @@ from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.input_views import TargetViews, View, check_send_edge
+from edgeroute.system.process import sha256
 from edgeroute.trials.trial_setting import EDGE_TRIAL, Trial, checked
 from edgeroute.types import Backend
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
 from reprlib import Repr
@@ -23,6 +24,7 @@ from edgeroute.system.log_filter import Failures
 
 if TYPE_CHECKING:
     import asyncio
+    import hashlib
 
 log = logging.getLogger("edgeroute")
 LINUX = sys.platform == "linux"
@@ -30,10 +32,8 @@ LINUX = sys.platform == "linux"
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
-try:
-    import orjson
-except ImportError:  # pragma: no cover - one of the two is installed
-    orjson = None  # type: ignore[assignment]
+orjson: Any = NotImplemented
+"""The module, imported at the first use; None: it is not installed."""
 
 _elapsed: Callable[[], float] = time.monotonic
 """Seconds since the boot, time of sleep included, which `monotonic` counts on Windows alone."""
@@ -63,6 +63,17 @@ def boot_clock() -> tuple[str, float]:
     return boot, _OFFSET
 
 
+def _orjson() -> Any:
+    """Return the module orjson, which the first call imports; None if it is not installed."""
+    global orjson  # noqa: PLW0603 - the module is imported once
+    if orjson is NotImplemented:
+        try:
+            orjson = import_module("orjson")
+        except ImportError:
+            orjson = None
+    return orjson
+
+
 def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays: bool = False) -> bytes:
     """Return `data` as compact JSON in UTF-8, with NaN and infinities as null. Uses orjson if it is installed.
 
@@ -74,9 +85,9 @@ def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays
     Raises:
         TypeError: a value has a type that JSON lacks, and there is no `default` for it.
     """
-    if orjson is not None:
+    if (fast := _orjson()) is not None:
         try:
-            return orjson.dumps(data, default, orjson.OPT_SERIALIZE_NUMPY if arrays else None)
+            return fast.dumps(data, default, fast.OPT_SERIALIZE_NUMPY if arrays else None)  # type: ignore[no-any-return]
         except TypeError:  # Python's encoder may accept it; `suppress` would double the time
             pass
     try:
@@ -96,9 +107,9 @@ def json_loads(text: bytes | memoryview, *, exact: bool = False) -> Any:
         ValueError: not JSON.
         RecursionError: nested too deeply.
     """
-    if orjson is None or exact:
+    if exact or (fast := _orjson()) is None:
         return _DECODER.decode(str(text, "utf-8"))
-    return orjson.loads(text)
+    return fast.loads(text)
 
 
 def _no_number(word: str) -> NoReturn:
@@ -359,14 +370,19 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in sorted(files))
 
 
+def sha256(data: bytes = b"") -> hashlib._Hash:
+    """Return a SHA-256 hash object over data. The first call imports hashlib, which takes 3 ms, as OpenSSL comes with it."""
+    from hashlib import sha256 as new
+
+    return new(data)
+
+
 def file_sha256(path: Path) -> str:
     """Read a file and return the SHA-256 of its content, hex.
 
     Raises:
         OSError: the file cannot be read.
     """
-    from hashlib import sha256
-
     digest = sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(1 << 20):
