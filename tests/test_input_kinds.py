@@ -6,11 +6,11 @@ from queue import Queue
 
 import pytest
 from both import LONG, makes
-from edgeroute.system.copies import copy_input
 from input_kinds import KINDS
 
 from edgeroute import Audit, Cache, Egress, Options, Outbox
 from edgeroute.errors import NoAnswer
+from edgeroute.system.input_copies import copy_input
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 make = makes(threshold=0.5)
