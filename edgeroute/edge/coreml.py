@@ -36,17 +36,34 @@ For BGR the array is RGB, too: Core ML swaps the channels.
 
 
 class _Input(NamedTuple):
-    """Input of the file, with the shapes that it accepts."""
+    """Input of the file, with the shapes that it accepts: any if neither ranges nor shapes are listed."""
 
     spec: TensorSpec
-    fits: Callable[[tuple[int, ...]], bool]
-    """Returns True if a flexible input accepts a tensor of this shape."""
-    sizes: str
-    """The accepted shapes, as text."""
-    most: int | None
-    """Most rows that a flexible input accepts at a time; None: any number."""
+    ranges: list[tuple[int, int]]
+    """(Least, most) of each axis; a most below 0: any number."""
+    listed: list[tuple[int, ...]]
     convert: Callable[[Array], Any] | None
     """Converts a tensor to the object that `predict` takes; None: that is the tensor itself."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return True if the input accepts a tensor of this shape."""
+        if self.listed:
+            return shape in self.listed
+        return all(least <= n and (n <= most or most < 0) for n, (least, most) in zip(shape, self.ranges, strict=False))
+
+    @property
+    def sizes(self) -> str:
+        """The accepted shapes, as text."""
+        if self.listed:
+            return " or ".join(map(shape_text, self.listed))
+        return "[" + ", ".join(f"{a}" if a == b else f"{a} or more" if b < 0 else f"{a} to {b}" for a, b in self.ranges) + "]"
+
+    @property
+    def most(self) -> int | None:
+        """Most rows that the input accepts at a time; None: any number."""
+        if self.listed:
+            return 1 if len({shape[0] for shape in self.listed if shape}) > 1 else None
+        return self.ranges[0][1] if self.ranges and self.ranges[0][1] > 0 else None
 
 
 class CoreMLModel(ModelFile):
@@ -278,12 +295,12 @@ def _input(feature: Any) -> _Input:
     """
     name, kind = feature.name, feature.type.WhichOneof("Type")
     if kind in _NUMBERS:
-        return _Input(TensorSpec(name, _NUMBERS[kind], (1,)), _any, "", None, lambda tensor: tensor.item())
+        return _Input(TensorSpec(name, _NUMBERS[kind], (1,)), [], [], lambda tensor: tensor.item())
     if kind == "multiArrayType":
         array = feature.type.multiArrayType
         ranges, listed = _flexibility(array)
         spec = TensorSpec(name, _dtype(name, array), _shape([*array.shape], ranges, listed))
-        return _flexible(spec, ranges, listed, None)
+        return _Input(spec, ranges, listed, None)
     if kind == "imageType":
         image = feature.type.imageType
         space = image.ColorSpace.Name(image.colorSpace)
@@ -298,7 +315,7 @@ def _input(feature: Any) -> _Input:
         else:
             listed = [(1, size.height, size.width, *channels) for size in image.enumeratedSizes.sizes]
         shape = _shape([1, image.height, image.width, *channels], ranges, listed)
-        return _flexible(TensorSpec(name, dtype, shape), ranges, listed, _picture)
+        return _Input(TensorSpec(name, dtype, shape), ranges, listed, _picture)
     raise ValueError(f"its input {name} is a {kind}: edgeroute runs models that take arrays, pictures and numbers")
 
 
@@ -345,29 +362,6 @@ def _shape(usual: list[int], ranges: list[tuple[int, int]], listed: list[tuple[i
     if listed:
         return tuple(sizes[0] if len({*sizes}) == 1 else -1 for sizes in zip(*listed, strict=True))
     return tuple(n if n > 0 else -1 for n in usual)
-
-
-def _flexible(
-    spec: TensorSpec, ranges: list[tuple[int, int]], listed: list[tuple[int, ...]], convert: Callable[[Array], Any] | None
-) -> _Input:
-    """Return an input that accepts these ranges of sizes, or these shapes; any shape if both are empty."""
-    if listed:
-        most = 1 if len({shape[0] for shape in listed if shape}) > 1 else None
-        return _Input(spec, {*listed}.__contains__, " or ".join(map(shape_text, listed)), most, convert)
-    if not ranges:
-        return _Input(spec, _any, "", None, convert)
-
-    def fits(shape: tuple[int, ...]) -> bool:
-        """Return True if each axis is in its range."""
-        return all(least <= n and (n <= most or most < 0) for n, (least, most) in zip(shape, ranges, strict=True))
-
-    words = ", ".join(f"{a}" if a == b else f"{a} or more" if b < 0 else f"{a} to {b}" for a, b in ranges)
-    return _Input(spec, fits, f"[{words}]", ranges[0][1] if ranges[0][1] > 0 else None, convert)
-
-
-def _any(_: tuple[int, ...]) -> bool:
-    """Accept every shape."""
-    return True
 
 
 def _picture(tensor: Array) -> Any:
