@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
 from edgeroute.errors import StoreError
 from edgeroute.router import private_conversations
-from edgeroute.router.private_conversations import WHY, Digests, looked_up, remembered, turns
+from edgeroute.router.conversation_digests import bound_digests, looked_up, read_conversation, text_digest
+from edgeroute.router.private_conversations import WHY, Digests
 from edgeroute.stores.sqlite_file import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
@@ -364,19 +365,19 @@ def test_what_is_in_the_file_is_known_to_another(tmp_path):
     """Under its key, which the file has."""
     path = tmp_path / "d.db"
     one, other = Digests(path), Digests(path)
-    one.add([one.digest(b"mine")])
-    other.add([other.digest(b"other")])
+    one.add([text_digest(b"mine")])
+    other.add([text_digest(b"other")])
     again = Digests(path)
-    assert again.digest(b"mine") in again
-    assert again.digest(b"other") in one
-    assert again.digest(b"none") not in again
+    assert text_digest(b"mine") in again
+    assert text_digest(b"other") in one
+    assert text_digest(b"none") not in again
 
 
 def test_what_is_remembered_again_stays_remembered(tmp_path):
     """In memory, and once in the file."""
     path = tmp_path / "d.db"
     one = Digests(path)
-    mine = one.digest(b"mine")
+    mine = text_digest(b"mine")
     for _ in range(3):
         one.add([mine])
         assert mine in one
@@ -388,7 +389,7 @@ def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     monkeypatch.setattr(private_conversations, "MOST", 10)
     path = tmp_path / "d.db"
     one = Digests(path)
-    all_ = [one.digest(b"%d" % n) for n in range(60)]
+    all_ = [text_digest(b"%d" % n) for n in range(60)]
     for digest in all_:
         one.add([digest])
     assert [digest in one for digest in all_] == [False] * 50 + [True] * 10
@@ -410,22 +411,18 @@ messages = st.lists(
 @given(messages, messages)
 def test_a_continued_conversation_is_recognised(said, more):
     """By all of it, if anything is said in it, wherever system's messages are put."""
-    one = Digests(None)
-    known = set(remembered(turns(said), one.digest))
-    heard = "".join(turn.text for turn in turns(said) if turn.role != "system")
-    if heard:
-        assert known & set(looked_up(turns([*said, *more]), one.digest))
-        assert known & set(looked_up(turns([{"role": "system", "content": "new"}, *said, *more]), one.digest))
-    if not known & set(looked_up(turns(more), one.digest)):
-        own = [turn for turn in turns(said) if turn.role != "system"][-1:]
-        assert not any([*turn.telling] and turn in own for turn in turns(more))
+    conversation = read_conversation(said)
+    if conversation is not None and conversation.spoken:
+        known = set(bound_digests(conversation))
+        assert known & set(looked_up(read_conversation([*said, *more])))
+        assert known & set(looked_up(read_conversation([{"role": "system", "content": "new"}, *said, *more])))
 
 
 def test_what_could_not_be_written_is_written_with_the_next(tmp_path, monkeypatch):
     """A disk that was full for a moment: nothing is forgotten once others' digests are read."""
     path = tmp_path / "d.db"
     one = Digests(path)
-    mine, other = one.digest(b"mine"), one.digest(b"other")
+    mine, other = text_digest(b"mine"), text_digest(b"other")
     with monkeypatch.context() as broken:
         broken.setattr(Database, "transaction", full)
         one.add([mine])
@@ -433,7 +430,7 @@ def test_what_could_not_be_written_is_written_with_the_next(tmp_path, monkeypatc
     assert one.refreshed()
     assert mine in one
     assert other in one
-    one.add([one.digest(b"third")])
+    one.add([text_digest(b"third")])
     assert mine in Digests(path)
 
 

@@ -220,7 +220,7 @@ class AsyncRouter(BaseRouter[V]):
         """Return the answer to one input, like `Router.infer`. Cancelling the call cancels all running legs."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
-        if engine.plain:
+        if engine.plain and request.id not in engine.private.awaited:
             result = await _plain(self._loop, request)
             for ended in engine.ended:
                 ended(request, result)

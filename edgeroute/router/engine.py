@@ -12,6 +12,8 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from edgeroute.confidence.certificate import effective_target
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
@@ -30,8 +32,8 @@ from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback_answers import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, chosen, cleared, made_of, served
-from edgeroute.router.private_conversations import PrivateConversations
-from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, is_read_once, read_once_error
+from edgeroute.router.private_conversations import MUTE, PrivateConversations
+from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
 from edgeroute.router.router_parts import Followed, Method, Part, Parts
 from edgeroute.system.forks import ForkSafe, per_process
@@ -191,7 +193,8 @@ class Engine(ForkSafe):
     def __init__(self, state: Path | None) -> None:
         self.state = state
         self.sensing = Sensing(self)
-        self.private = PrivateConversations(None if state is None else state / "conversations.db")
+        threads = lambda job: self.local_threads.submit(job)  # noqa: E731, PLW0108 - they are made later
+        self.private = PrivateConversations(None if state is None else state / "conversations.db", threads)
         self.caching: Caching | None = None
         self.queue: OfflineQueue | None = None
         self.auditor: Auditor | None = None
@@ -248,7 +251,12 @@ class Engine(ForkSafe):
             self.observe()
         plan: Plan | None = None
         rules = snapshot.policy.rules
-        talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
+        kind = type(x)
+        talks = (
+            kind not in MUTE
+            or (kind is str and (mode is not None or rules != NO_RULES))
+            or (kind is np.ndarray and x.dtype.hasobject)
+        )
         if talks and (home := self.private.why(x, identity, rules, None if renews else mode, data_class)):
             plan = make_plan(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None and not arm:
@@ -273,8 +281,7 @@ class Engine(ForkSafe):
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
         rules, facts = first.snapshot.policy.rules, self.observer.facts
         self.private.awaited.pop(first.id, None)
-        talks = [row for row in rows if type(row.inputs) in TALKS]
-        why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in talks}
+        why = {row.id: self.private.why(row.inputs, row.id, rules, mode, data_class) for row in rows}
         if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
             plan = make_plan(first.snapshot, facts, mode, deadline, data_class, home)
             rows = [row._replace(plan=plan) for row in rows]
@@ -317,17 +324,19 @@ class Engine(ForkSafe):
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
         """Walk the requests, record the walks, and return the results: the innermost stage."""
         walks = yield from walk_stage(requests, self.legs(requests), self.leave)
+        stays = any(request.id in self.private.awaited for request in requests)
         for walk_result in walks:
             self.record(walk_result.request, walk_result.outcome, walk_result.legs)
         for method in self.walked:
             method(walks)
         results = yield from self.fallback.answers(walks)
+        if stays and (step := self.private.saving(requests[0])) is not None:
+            yield step
         return results
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
         """Count a request, log its failures, and have its costs stored soon; updates the facts if they changed."""
-        if self.private.awaited and outcome.prediction is not None:
-            self.private.answered(request.id, outcome.prediction.value)
+        self.private.walk_ended(request, outcome)
         if request.plan.unsure:
             self.counts.count_unsure(request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
@@ -338,8 +347,7 @@ class Engine(ForkSafe):
 
     def leave(self, request: Request, outcome: Left, legs: LegExecutor) -> None:
         """Count, settle and report a request whose caller left early. It has no end, so audits and comparisons ignore it."""
-        if self.private.awaited and outcome.prediction is not None:
-            self.private.answered(request.id, outcome.prediction.value)
+        self.private.walk_ended(request, outcome)
         if self.counts.record(request.plan, outcome):
             self.observe()
         settle(self, request, outcome, legs)

@@ -1,25 +1,41 @@
 """Private conversations: recognises calls of a conversation that had a turn that may not leave, so that they stay, too.
 
-Keyed digests of the messages are stored, never the texts.
+Keyed digests of the content are stored, never the texts.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
-from unicodedata import normalize
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
 
 from edgeroute.core.egress import Denied, Rules, permit
-from edgeroute.core.routing_policy import Mode
+from edgeroute.core.routing_policy import INF, Mode
+from edgeroute.core.walk import Left, Outcome
 from edgeroute.errors import StoreError
+from edgeroute.router.call_stages import Block
+from edgeroute.router.conversation_digests import (
+    ANSWER_ROLES,
+    SCALARS,
+    answer_digests,
+    bound_digests,
+    chain_digests,
+    looked_up,
+    read_conversation,
+    shared_digests,
+    too_long,
+)
+from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.process import now
@@ -27,283 +43,270 @@ from edgeroute.system.process import now
 if TYPE_CHECKING:
     from edgeroute.stores.sqlite_file import Database
 
-# Turns of a conversation in an input, and the digests by which a later call with the same turns is recognised.
-
-SHORTEST: Final = 8
-"""Minimum characters of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
-SHORTEST_ANSWER: Final = 40
-"""Minimum characters of a model's answer that identifies a conversation: all models greet alike."""
-SYSTEM_ROLES: Final = frozenset({"system", "developer"})
-"""Roles of messages with which many conversations begin."""
-Digest = Callable[[bytes], bytes]
-"""Returns the keyed digest of a text."""
-
-
-class Turn(NamedTuple):
-    """One message of a conversation."""
-
-    role: str
-    """Role; empty for a text in a list of texts, which may as well be the row of a table."""
-    text: str
-    """Text, normalised in white space and composition."""
-    parts: tuple[str, ...] = ()
-    """Texts of its content's parts, if there are several: programs join messages, and put others beside them."""
-
-    @property
-    def telling(self) -> Iterator[str]:
-        """Text and parts that are long enough to identify a conversation by themselves."""
-        least = SHORTEST_ANSWER if self.role == "assistant" else SHORTEST
-        return (text for text in (self.text, *self.parts) if len(text) >= least)
-
-
-def turns(x: Any) -> list[Turn]:
-    """Return the messages of an input: a list of messages, a request with messages or a prompt, or a text; else []."""
-    if isinstance(x, str):
-        return [Turn("user", plain(x))]
-    if isinstance(x, Mapping):
-        x = x.get("messages", x.get("prompt"))
-        if isinstance(x, str):
-            return [Turn("user", plain(x))]
-    if not isinstance(x, list | tuple) or not x or not _is_message(x[0]):
-        return []
-    if isinstance(x[0], str) and not all(map(_is_message, x)):  # a row of a table
-        return []
-    return [*map(_turn, x)]
-
-
-def remembered(conversation: list[Turn], digest: Digest) -> list[bytes]:
-    """Return the digests to store for a conversation: of all its messages together, and of its last turn, with the answer before.
-
-    System messages are left out. The whole is stored however short it is, since only it identifies a continuation. A conversation
-    without text has no digest, nor has a short list of texts without roles.
-    """
-    conversation = [turn for turn in conversation if turn.role not in SYSTEM_ROLES]
-    *_, whole = [b"", *_prefix_digests(conversation, digest)]
-    begins = max((i for i, turn in enumerate(conversation) if turn.role == "assistant"), default=0)
-    last = [digest(encoded(text)) for turn in conversation[begins:] for text in turn.telling]
-    return [*([whole] if whole else []), *last]
-
-
-def looked_up(conversation: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """Yield the digests to search: a stored one among them means that the conversation continues or quotes a private one.
-
-    System messages are included, since private text may have been put there.
-    """
-    yield from (digest(encoded(text)) for turn in conversation for text in turn.telling)
-    yield from (
-        digested
-        for digested in _prefix_digests([turn for turn in conversation if turn.role not in SYSTEM_ROLES], digest)
-        if digested
-    )
-
-
-def _prefix_digests(conversation: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """Yield after each message the digest of all so far; empty while there is no text, or too little in texts without a role."""
-    chain, size, heard = b"", 0, False
-    for turn in conversation:
-        size += len(turn.text)
-        heard = heard or size >= (1 if turn.role else SHORTEST)
-        chain = digest(b"%s %s" % (chain, digest(encoded(turn.text))))
-        yield chain if heard else b""
-
-
-def plain(text: str) -> str:
-    """Return a text normalised in white space and composition (NFC)."""
-    return " ".join(normalize("NFC", text).split())
-
-
-def encoded(text: str) -> bytes:
-    """Return a text as the bytes to digest."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _is_message(value: Any) -> bool:
-    """Return True if a value is a text, or has the form of a message."""
-    return isinstance(value, str) or (isinstance(value, Mapping) and "role" in value) or hasattr(value, "content")
-
-
-def _turn(message: Any) -> Turn:
-    """Return a message as a `Turn`."""
-    if isinstance(message, str):
-        return Turn("", plain(message))
-    content, calls, role = (
-        message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
-        for name in ("content", "tool_calls", "role")
-    )
-    parts: list[str] = []
-    if isinstance(content, list | tuple):
-        parts = [plain(_part(part)) for part in content]
-        content = " ".join(parts)
-    text = content if isinstance(content, str) else "" if content is None else _dumped(content)
-    if calls:
-        text = f"{text} {_dumped(calls)}"
-    return Turn(str(role or "user"), plain(text), tuple(parts) if len(parts) > 1 else ())
-
-
-def _part(part: Any) -> str:
-    """Return the text of a content's part; JSON if it has none."""
-    if not isinstance(part, Mapping):
-        return str(part)
-    return text if isinstance(text := part.get("text"), str) else _dumped(part)
-
-
-def _dumped(value: Any) -> str:
-    """Return a value as JSON with sorted keys, or else its repr."""
-    try:
-        return json.dumps(value, sort_keys=True, default=repr)
-    except (TypeError, ValueError, RecursionError):  # keys of several types, or it is in itself
-        return repr(value)
-
-
 log = logging.getLogger("edgeroute")
 MOST: Final = 50_000
 """Maximum stored digests; the oldest are deleted first."""
 DAYS: Final = 90
 """Days for which a digest is stored."""
+PATIENCE_S: Final = 0.1
+"""Maximum time that a call waits for new digests in the file, seconds; after that its conversation stays."""
+BUSY_S: Final = 1.0
+"""Maximum time that a thread waits for another process's transaction, seconds; the digests are written with the next ones."""
+UNTOUCHED_S: Final = 3.0
+"""Age of a file's last change beyond which an equal time of change means that nothing was written since, seconds."""
 _DAY_S: Final = 86400.0
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
+INSERT INTO key SELECT randomblob(32) WHERE NOT EXISTS (SELECT 1 FROM key);
 CREATE TABLE IF NOT EXISTS digests (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, day INTEGER NOT NULL)"""
-_TOGETHER: Final = 500
-"""Maximum digests in one query."""
+
+
+Job = Callable[[], object]
+Submit = Callable[[Job], bool]
+
+
+def _run_here(job: Job) -> bool:
+    """Run a job in the caller's thread. Return True."""
+    job()
+    return True
 
 
 class Digests(ForkSafe):
-    """Store of 16-byte digests under its own key, shared by processes through the file; texts cannot be recovered from them.
+    """Store of 16-byte digests, shared by processes through a file with a key of its own, from which no text can be recovered.
 
-    A file that is unreadable or damaged sets `blind`: it is then unknown which digests were stored. An unwritable one is logged
-    once: digests added meanwhile are known to this process alone. There is no fsync: a power cut may lose the last ones.
+    Look-ups use memory alone. A thread reads the rows that other processes have added, and writes; no call waits for a lock of
+    the file. A file that cannot be read, or is damaged, sets `blind`: it is then unknown which digests are stored. There is no
+    fsync: a power cut may lose the last ones.
 
     Args:
         path: path of the SQLite file; None: in memory only.
+        submit: runs a job in a thread, or returns False if there is none; by default in the caller's.
 
     Attributes:
         blind: reason why the stored digests are unknown; empty: they are known.
+        is_failing: True if the last attempt to write failed.
     """
 
     _lock = per_process(threading.RLock)
+    _reading, _writing = per_process(threading.RLock), per_process(threading.Lock)
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
+        self.path, self._submit = path, submit
         self._database: Database | None = None
         if path is not None:
             from edgeroute.stores.sqlite_file import Database  # imports SQLite, only where there is a file
 
-            self._database = Database(path, _SCHEMA, durable=False)
-        self._key = os.urandom(32)
-        self._unwritten: dict[bytes, int] = {}
-        """Digest -> day, of digests that are not in the file; the oldest first."""
-        self._logged = False
-        self.blind = ""
-        self._stored()  # what is digested from here on is under the file's key
+            self._database = Database(path, _SCHEMA, durable=False, busy_s=BUSY_S)
+        self._unwritten: OrderedDict[bytes, int] = OrderedDict()
+        """Digest -> day, of those that are not in the file, the oldest first."""
+        self._known: OrderedDict[bytes, int] = OrderedDict()
+        """Keyed digest -> day, of those in the file."""
+        self._key, self._last_id = b"", 0
+        self._stamp: tuple[object, ...] = ()
+        self._read_at, self._is_late, self._is_logged = -INF, False, False
+        self.blind, self.is_failing = "", False
+        self.read()
 
-    def digest(self, text: bytes) -> bytes:
-        """Return the digest of a text, 16 bytes."""
-        return blake2b(text, key=self._key, digest_size=16).digest()
+    @property
+    def is_unwritten(self) -> bool:
+        """True if digests are in memory alone, and the file could be written last time."""
+        return self._database is not None and bool(self._unwritten) and not self.is_failing
 
     def refreshed(self) -> bool:
-        """Read the file. Return True if any digest is stored, or if that is unknown."""
-        return bool(self._unwritten) or self._stored() or bool(self.blind)
+        """Read what was added to the file, for a limited time. Return True if any digest is stored, or if that is unknown."""
+        if self.path is not None:
+            self._refresh(self.path)
+        return bool(self._unwritten or self._known or self.blind)
 
     def __contains__(self, digest: bytes) -> bool:
+        self.refreshed()
         return self.any_of([digest])
 
     def any_of(self, digests: Iterable[bytes]) -> bool:
-        """Return True if one of these digests is stored."""
-        wanted, oldest = [*digests], int(now() / _DAY_S) - DAYS
-        if any(self._unwritten.get(digest, -1) >= oldest for digest in wanted):
-            return True
-        parts = [wanted[i : i + _TOGETHER] for i in range(0, len(wanted), _TOGETHER)]
-        return any(self._stored(f" WHERE digest IN ({', '.join('?' * len(part))}) AND day >= ?", *part, oldest) for part in parts)
+        """Return True if one of these digests is stored, as far as memory has them."""
+        oldest, key = int(now() / _DAY_S) - DAYS, self._key
+        for digest in digests:
+            if self._unwritten.get(digest, -1) >= oldest:
+                return True
+            if self._known and self._known.get(_keyed(digest, key), -1) >= oldest:
+                return True
+        return False
 
     def add(self, digests: Iterable[bytes]) -> None:
-        """Store digests, in the file before it returns; deletes the oldest ones beyond the limits. An error is logged once."""
+        """Store digests in memory at once, and have a thread write them. Beyond the limits the oldest are deleted."""
         today = int(now() / _DAY_S)
         with self._lock:
-            fresh = dict.fromkeys(digests, today)
-            self._unwritten = {digest: day for digest, day in self._unwritten.items() if digest not in fresh} | fresh
-            while len(self._unwritten) > MOST:
-                del self._unwritten[next(iter(self._unwritten))]
-            if self._database is None:
-                return
-            try:
-                with self._database.transaction() as connection:
-                    self._adopt_key(connection)
-                    rows = self._unwritten.items()
-                    connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
-                    limits = (today - DAYS, MOST)
-                    connection.execute("DELETE FROM digests WHERE day < ? OR id <= (SELECT max(id) FROM digests) - ?", limits)
-                self._unwritten.clear()
-            except (StoreError, ValueError) as e:
-                if not self._logged:
-                    self._logged = True
-                    log.error(  # noqa: TRY400 - the message says all
-                        "%s cannot be written: which conversations have to stay on this device is known to this process alone, "
-                        "until it ends: %s", self.path, e,
-                    )  # fmt: skip
+            for digest in digests:
+                self._unwritten.pop(digest, None)
+                self._unwritten[digest] = today
+            _limit(self._unwritten)
+        if self._database is not None:
+            self._submit(self.save)
+
+    def save(self, wait_s: float = 0.0) -> None:
+        """Write the digests that are in memory alone. An error is logged once, and they are written with the next ones.
+
+        Args:
+            wait_s: how long to wait for another thread that writes, seconds; after that it writes these digests, too.
+        """
+        if self._database is None or not self._unwritten or not self._writing.acquire(timeout=wait_s):
+            return
+        try:
+            while self._unwritten:
+                self._write(self._database)
+            self.is_failing = False
+        except (StoreError, OSError) as e:
+            self.is_failing = True
+            if not self._is_logged:
+                self._is_logged = True
+                log.error(  # noqa: TRY400 - the message says all
+                    "%s cannot be written: which conversations have to stay on this device is known to this process alone, "
+                    "until it ends: %s", self.path, e,
+                )  # fmt: skip
+        finally:
+            self._writing.release()
 
     def close(self) -> None:
-        """Close the file; the next call opens it again."""
+        """Write what is in memory alone, and close the file; the next call opens it again."""
+        self.save(BUSY_S)
         if self._database is not None:
             self._database.close()
 
-    def _adopt_key(self, connection: sqlite3.Connection) -> None:
-        """Adopt the file's key, or write this object's key into a new file."""
-        connection.execute("INSERT INTO key SELECT ? WHERE NOT EXISTS (SELECT 1 FROM key)", (self._key,))
-        self._set_key(connection.execute("SELECT key FROM key").fetchone()[0])
-
-    def _set_key(self, key: bytes) -> None:
-        """Set the key; raise ValueError if digests in memory were made under another one."""
-        if self._unwritten and key != self._key:  # under another key they say nothing, so it stays unknown what was said
-            raise ValueError("it has another key than what was remembered meanwhile")
-        self._key = key
-
-    def _stored(self, which: str = "", *values: object) -> bool:
-        """Return True if the file has a digest that matches; adopts its key. A failure to read is logged, and sets `blind`.
-
-        Args:
-            which: SQL condition; empty: any digest.
-            values: parameters of the condition.
-        """
+    def read(self) -> None:
+        """Read the rows that were added to the file. Never waits for a lock of the file; an error is logged, and sets `blind`."""
         if self._database is None or self.path is None:
-            return False
-        statement = f"SELECT (SELECT key FROM key), EXISTS (SELECT 1 FROM digests{which})"  # noqa: S608 - constants
-        try:
-            rows = self._database.read(statement, values)
-            if not rows or rows[0][0] is None:  # it is new, or locked
-                with self._database.transaction() as connection:
-                    self._adopt_key(connection)
-                    rows = connection.execute(statement, values).fetchall()
-            key, exists = rows[0]
-            self._set_key(cast("bytes", key))
-            lost = next(self.path.parent.glob(f"{self.path.name}.corrupt-*"), None)
-            self.blind = "" if lost is None else f"what was in {lost.name} is not known"
-            return bool(exists)
-        except (StoreError, ValueError) as e:
-            if not self.blind:
-                log.error("%s cannot be read, so all conversations stay on this device: %s", self.path, e)  # noqa: TRY400
-            self.blind = str(e)
-            return False
+            return
+        with self._reading:
+            began, stamp = now(), _stamp(self.path)
+            try:
+                blind = self._read_rows(self._database, self.path)
+            except (StoreError, OSError) as e:
+                blind = str(e)
+            if blind and not self.blind:
+                log.error("%s cannot be read, so all conversations stay on this device: %s", self.path, blind)
+            self.blind, self._is_late = blind, False
+            self._stamp, self._read_at = stamp, began
+
+    def _refresh(self, path: Path) -> None:
+        """Have a thread read the file if it may have changed, and wait for `PATIENCE_S` at most."""
+        if self._is_late:
+            return  # a thread still waits for the disk
+        stamp = _stamp(path)
+        changed_at = max((cast("float", part) for part in stamp[1::3]), default=-INF)
+        if not self.blind and stamp == self._stamp and changed_at < self._read_at - UNTOUCHED_S:
+            return
+        done = threading.Event()
+
+        def read() -> None:
+            try:
+                self.read()
+            finally:
+                done.set()
+
+        if not self._submit(read):
+            self.read()
+        elif not done.wait(PATIENCE_S):
+            self._is_late, self.blind = True, "the disk does not answer"
+            if done.is_set():  # just now
+                self._is_late = False
+
+    def _read_rows(self, database: Database, path: Path) -> str:
+        """Read the rows after the last one read. Return the reason why they are unknown; empty: they are known."""
+        rows = database.read("SELECT key, (SELECT max(id) FROM digests) FROM key", ())
+        if rows:
+            key, newest = cast("tuple[bytes, int | None]", rows[0])
+            if key != self._key or (newest or 0) < self._last_id:  # another file, or an older one
+                self._key, self._last_id, self._known = key, 0, OrderedDict()
+            query = "SELECT id, digest, day FROM digests WHERE id > ? ORDER BY id"
+            with self._lock:
+                for last_id, digest, day in cast("list[tuple[int, bytes, int]]", database.read(query, (self._last_id,))):
+                    self._known.pop(digest, None)
+                    self._known[digest], self._last_id = day, last_id
+                _limit(self._known)
+        elif path.exists():
+            return "another process has locked it"
+        elif self._known:  # it was deleted
+            self._last_id, self._known = 0, OrderedDict()
+        lost = next(path.parent.glob(f"{path.name}.corrupt-*"), None)
+        return "" if lost is None else f"what was in {lost.name} is not known"
+
+    def _write(self, database: Database) -> None:
+        """Write the digests that are in memory alone, and delete the oldest in the file beyond the limits."""
+        with self._lock:
+            days = dict(self._unwritten)
+        with database.transaction() as connection:
+            (key,) = connection.execute("SELECT key FROM key").fetchone()
+            rows = [(_keyed(digest, key), day) for digest, day in days.items()]
+            connection.executemany("INSERT OR REPLACE INTO digests (digest, day) VALUES (?, ?)", rows)
+            limits = (int(now() / _DAY_S) - DAYS, MOST)
+            connection.execute("DELETE FROM digests WHERE day < ? OR id <= (SELECT max(id) FROM digests) - ?", limits)
+        with self._lock:
+            if key != self._key:  # the rest is read with the next look-up
+                self._key, self._last_id, self._known = key, 0, OrderedDict()
+            for digest, day in rows:
+                self._known.pop(digest, None)
+                self._known[digest] = day
+            _limit(self._known)
+            for raw, day in days.items():
+                if self._unwritten.get(raw) == day:
+                    del self._unwritten[raw]
+
+
+def _keyed(digest: bytes, key: bytes) -> bytes:
+    """Return the digest as it is in the file with this key."""
+    return blake2b(digest, key=key, digest_size=16).digest()
+
+
+def _limit(digests: OrderedDict[bytes, int]) -> None:
+    """Delete the oldest digests beyond `MOST`."""
+    while len(digests) > MOST:
+        digests.popitem(last=False)
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """Return inode, time of change and size of the file and its log; shorter where one does not exist."""
+    found: list[object] = []
+    for part in (path, path.with_name(f"{path.name}-wal")):
+        with suppress(OSError):
+            stat = part.stat()
+            found += [stat.st_ino, stat.st_mtime, stat.st_size]
+    return tuple(found)
 
 
 WHY: Final = "this conversation had a turn that may not leave"
+UNKNOWN: Final = "this conversation has a form that cannot be compared with those that have to stay"
 MOST_AWAITED: Final = 10_000
 """Maximum calls whose answers will be digested."""
+MOST_SHARED: Final = 20_000
+"""Maximum texts remembered that have left the device."""
+SHARE: Final = 0.1
+"""Share of the deadline for which an answer waits until its digests are in the file."""
+WRITTEN_S: Final = 0.5
+"""Maximum time for which an answer waits for that, seconds."""
+MUTE: Final = SCALARS | {str, np.ndarray}
+"""Types of inputs that have no messages, or of which none is compared."""
+SCOPE: ContextVar[bytes] = ContextVar("edgeroute_conversation", default=b"")
+"""Key of the client or conversation within which this task's or thread's private calls bind; empty: they bind all calls."""
+_MARK: Final = b"any"
 
 
 class PrivateConversations(Part):
     """Recogniser of private conversations: stores digests of calls that had to stay, and of their answers.
 
-    A call has to stay by its data class, by its own mode `only_edge`, or because its messages are those of such a call.
+    A call has to stay by its data class, by its own mode `only_edge`, or because its content is that of such a call. The last
+    kind is stored as a whole alone.
 
     Args:
         path: path of the file for the digests; None: in memory.
+        submit: runs a job in a thread, or returns False if there is none; by default in the caller's.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._digests = Digests(path)
-        self.awaited: dict[str, None] = {}
-        """Ids of calls that stay, and whose answers have not come yet."""
+    def __init__(self, path: Path | None, submit: Submit = _run_here) -> None:
+        self._digests = Digests(path, submit)
+        self._shared: OrderedDict[bytes, None] = OrderedDict()
+        """Digests of texts that have left the device."""
+        self.awaited: dict[str, bytes | None] = {}
+        """Ids of calls that stay, and that have not ended -> beginning of the answer; None: the answer binds nothing."""
 
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave.
@@ -314,33 +317,75 @@ class PrivateConversations(Part):
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))
         if not private and (isinstance(x, str) or not self._digests.refreshed()):
             return ""
-        conversation = turns(x)
-        if not conversation:
+        conversation = read_conversation(x)
+        if conversation is None:
             return ""
-        home = "" if private else self._known(conversation)
-        if private or home:
-            self._digests.add(remembered(conversation, self._digests.digest))
-            if len(self.awaited) >= MOST_AWAITED:
-                with suppress(RuntimeError, StopIteration):  # other threads add to it, and take from it
-                    self.awaited.pop(next(iter(self.awaited)), None)
-            self.awaited[identity] = None
-        return home
-
-    def _known(self, conversation: list[Turn]) -> str:
-        """Return the reason if a conversation's digests are stored, or unknown; else empty."""
-        known = self._digests.any_of(looked_up(conversation, self._digests.digest))
-        if self._digests.blind:
+        scope, begun = SCOPE.get(), None
+        if private:
+            last = conversation.messages[-1] if conversation.messages else None
+            begun = last.content if last is not None and last.role in ANSWER_ROLES else b""
+            found = [_within(digest, scope) for digest in bound_digests(conversation, self._shared.__contains__)]
+            self._digests.add([_MARK, *found])
+        elif self._digests.blind:
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
-        return WHY if known else ""
+        elif conversation.unknown or too_long(conversation):
+            return UNKNOWN
+        elif self._digests.any_of(_looked_up(looked_up(conversation), scope)):
+            self._digests.add([_within(digest, scope) for digest in chain_digests(conversation)])
+        else:
+            return ""
+        if len(self.awaited) >= MOST_AWAITED:
+            with suppress(RuntimeError, StopIteration):  # other threads add to it, and take from it
+                self.awaited.pop(next(iter(self.awaited)), None)
+        self.awaited[identity] = begun
+        return "" if private else WHY
 
-    def answered(self, identity: str, value: Any) -> None:
-        """Store the digests of the answer to a call that stays."""
-        if identity not in self.awaited:
-            return
-        self.awaited.pop(identity, None)
-        if isinstance(value, str) and (telling := [*Turn("assistant", plain(value)).telling]):
-            self._digests.add([self._digests.digest(encoded(text)) for text in telling])
+    def walk_ended(self, request: Request, outcome: Outcome | Left) -> None:
+        """Store the digests of the answer to a call that may not leave; remember the texts of a call that has left.
+
+        Never raises for a form of input.
+        """
+        if request.id in self.awaited:
+            begun, prediction = self.awaited.pop(request.id, None), outcome.prediction
+            if begun is not None and prediction is not None and isinstance(prediction.value, str):
+                scope = SCOPE.get()
+                self._digests.add([_within(digest, scope) for digest in answer_digests(prediction.value, begun)])
+        elif type(request.inputs) not in MUTE and any(
+            mark.kind == "start" and request.plan.legs[mark.leg].permit is not None for mark in outcome.log
+        ):
+            self._remember_shared(request.inputs)
+
+    def _remember_shared(self, x: Any) -> None:
+        """Remember the texts of a call that has left the device: what a private call has in common with it binds nothing."""
+        conversation = read_conversation(x)
+        if conversation is not None:
+            for digest in shared_digests(conversation):
+                self._shared[digest] = None
+            while len(self._shared) > MOST_SHARED:
+                with suppress(KeyError):
+                    self._shared.popitem(last=False)
+
+    def saving(self, request: Request) -> Block | None:
+        """Return the step by which an answer waits, for a share of the time left, until its digests are in the file; or None."""
+        if not self._digests.is_unwritten:
+            return None
+        at = monotonic()
+        wait_s = min(WRITTEN_S, SHARE * request.plan.deadline_s, max(0.0, (request.until - at) / 2))
+        return Block(partial(self._digests.save, wait_s), at + wait_s, needed=False)
 
     def close(self) -> None:
-        """Close the file; the next call opens it again."""
+        """Write what is not in the file yet, and close it; the next call opens it again."""
         self._digests.close()
+
+
+def _within(digest: bytes, scope: bytes) -> bytes:
+    """Return the digest for calls with the same key of the client or conversation."""
+    return _keyed(digest, scope) if scope else digest
+
+
+def _looked_up(digests: Iterable[bytes], scope: bytes) -> Iterable[bytes]:
+    """Yield each digest, and the one for calls with the same key."""
+    for digest in digests:
+        yield digest
+        if scope:
+            yield _keyed(digest, scope)

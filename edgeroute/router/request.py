@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
@@ -18,17 +18,15 @@ Shows = Literal["", "provisional", "pieces", "restarts"]
 STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})
 """Values of `Request.shows` for answers in pieces."""
 MOST_KINDS = 100
-"""Maximum types in `AGAIN` and in `TALKS`."""
+"""Maximum types in `AGAIN`."""
 AGAIN: set[type] = {str, bytes, list}
 """Types whose values can be read again; `is_read_once` adds to it. A look-up is quicker than two missing attributes."""
-TALKS: set[type] = {list, tuple, dict, str}
-"""Types whose values may be conversations; `is_read_once` adds further mappings and lists."""
 
 
 def is_read_once(x: Any) -> bool:
     """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.
 
-    Adds the input's type to `AGAIN` or `TALKS`.
+    Adds the input's type to `AGAIN`.
     """
     kind = type(x)
     if kind in AGAIN:
@@ -36,8 +34,6 @@ def is_read_once(x: Any) -> bool:
     if kind is dict or kind is tuple:
         return any(is_read_once(part) for part in (x.values() if kind is dict else x))
     iterator = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
-    if issubclass(kind, Mapping | list | tuple | str) and len(TALKS) < MOST_KINDS:
-        TALKS.add(kind)
     if not iterator and len(AGAIN) < MOST_KINDS:
         AGAIN.add(kind)
     return iterator

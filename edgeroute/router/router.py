@@ -77,7 +77,7 @@ class Router(BaseRouter[V]):
         """
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
-        if engine.plain:
+        if engine.plain and request.id not in engine.private.awaited:
             result = _plain(engine, request)
             for ended in engine.ended:
                 ended(request, result)

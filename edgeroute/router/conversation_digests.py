@@ -1,0 +1,420 @@
+"""Messages of an input in one of many forms, and digests of their content that do not depend on the form.
+
+The content of a message is its texts without white space, punctuation and case, the bytes of its pictures, and the arguments of
+its calls. Texts are compared as runs of segments (sentences, lines, parts, messages), so they may be joined or split there.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from hashlib import blake2b
+from itertools import islice, pairwise
+from pathlib import PurePath
+from typing import Any, Final, NamedTuple
+from unicodedata import normalize
+from urllib.parse import unquote_to_bytes
+from uuid import UUID
+
+SHORTEST: Final = 17
+"""Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
+SHORTEST_ANSWER: Final = 36
+"""Minimum bytes of an answer, or of two successive messages, that identify a conversation: all models greet alike."""
+LONG: Final = 64
+"""Minimum bytes of a message before the last one of a turn that identifies it; a shorter one may be an instruction."""
+LONGEST_RUN: Final = 8
+"""Maximum segments of a run, unless a part or a message begins with the run."""
+MOST_COMPARED: Final = 4_000
+"""Maximum segments of a conversation to compare; of a longer one the form counts as unknown."""
+MOST_BOUND: Final = 64
+"""Maximum digests that one call stores, beside that of the whole conversation."""
+MOST_LEAVES: Final = 20_000
+"""Maximum values in an input to read; the form of a larger one counts as unknown."""
+DEEPEST: Final = 16
+SYSTEM_ROLES: Final = frozenset({"system", "developer"})
+"""Roles of messages with which many conversations begin."""
+ANSWER_ROLES: Final = frozenset({"assistant", "ai", "model", "bot", "gpt"})
+REQUEST_KEYS: Final = ("messages", "prompt", "input", "contents", "history", "conversation")
+"""Keys, or attributes, of a request that may have its messages."""
+_TEXT_KEYS: Final = frozenset({"", "text", "content", "parts", "value", *REQUEST_KEYS})
+_ARGUMENT_KEYS: Final = frozenset({"arguments", "args", "input", "parameters"})
+_FORM_KEYS: Final = frozenset(
+    {"role", "type", "from", "id", "tool_call_id", "tool_use_id", "call_id", "detail", "mime_type", "media_type"}
+)
+_MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls", "function_call", *REQUEST_KEYS)
+_BORDERS: Final = re.compile(r"""[\n\r.!?;:"\u201c\u201d\u201e\u00ab\u00bb\u3002|]+""")
+_FORM: Final = re.compile(r"[\W_]+")
+_DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}\s*")
+_NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
+SCALARS: Final = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
+"""Types whose values have no messages."""
+_PLAIN: Final = (int, float, complex, PurePath, UUID, date, Decimal)
+
+
+class Message(NamedTuple):
+    """One message of a conversation."""
+
+    role: str
+    """Role in lower case; empty for a text in a list of texts, which may as well be the row of a table."""
+    texts: list[list[bytes]]
+    """Contents of the sentences and lines of the message's texts, a list for each part."""
+    beside: list[list[bytes]]
+    """Contents of other texts, such as arguments of calls."""
+    media: list[bytes]
+    """Digests of pictures and other bytes, and of addresses."""
+    calls: list[bytes]
+    """Contents of calls' arguments."""
+
+    @property
+    def content(self) -> bytes:
+        """Content of the texts together; else of what is beside them."""
+        return b"".join(map(b"".join, self.texts)) or b"".join(map(b"".join, self.beside))
+
+
+class Conversation(NamedTuple):
+    """Messages of an input, and whether all of it could be read."""
+
+    messages: list[Message]
+    unknown: bool
+    """True if a value in it has an unknown form, or it is too large."""
+
+    @property
+    def spoken(self) -> list[Message]:
+        """The messages with content, less those of the system."""
+        return [m for m in self.messages if m.role not in SYSTEM_ROLES and (m.content or m.media)]
+
+
+def _segments(text: str) -> list[bytes]:
+    """Return the contents of a text's sentences and lines: without white space, punctuation, case and compatibility forms."""
+    pieces = _BORDERS.split(normalize("NFKC", text).casefold())
+    return [content.encode() for piece in pieces if (content := _FORM.sub("", piece))]
+
+
+# Reading an input.
+
+
+def is_conversation(x: Any, depth: int = 0) -> bool:
+    """Return True if an input is a message, a list of messages or of texts, or a request with messages or a prompt."""
+    if depth > DEEPEST:
+        return True
+    if type(x) in SCALARS or isinstance(x, str | bytes):
+        return False
+    if (dtype := getattr(x, "dtype", None)) is not None and not isinstance(x, Mapping):
+        return bool(getattr(dtype, "hasobject", False)) and is_conversation(x.tolist(), depth + 1)
+    if _is_message(x):
+        return True
+    requested = (x.get(key) if isinstance(x, Mapping) else getattr(x, key, None) for key in REQUEST_KEYS)
+    if any(isinstance(value, str) or (value is not None and is_conversation(value, depth + 1)) for value in requested):
+        return True
+    if isinstance(x, Mapping) or not isinstance(x, Collection):
+        return False
+    kinds = {*map(type, x)}
+    if kinds and all(issubclass(kind, str) for kind in kinds):
+        return True
+    return not kinds <= SCALARS and any(is_conversation(value, depth + 1) for value in x)
+
+
+def read_conversation(x: Any) -> Conversation | None:
+    """Return the messages of an input; None if it is no conversation. Never raises: what cannot be read is unknown."""
+    reader = _Reader()
+    try:
+        if not isinstance(x, str) and not is_conversation(x):
+            return None
+        messages = reader.messages(x, 0)
+    except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
+        return Conversation([], True)
+    return Conversation(messages, reader.unknown)
+
+
+def _is_message(value: Any) -> bool:
+    """Return True if a value has the form of a message."""
+    if isinstance(value, Mapping):
+        return any(key in value for key in ("role", "content", "parts")) or ("from" in value and "value" in value)
+    return hasattr(value, "content") or (hasattr(value, "role") and hasattr(value, "parts"))
+
+
+class _Reader:
+    """Reader of one input.
+
+    Attributes:
+        unknown: True if a value has an unknown form, or there are too many.
+    """
+
+    def __init__(self) -> None:
+        self.unknown = False
+        self._left = MOST_LEAVES
+
+    def messages(self, x: Any, depth: int) -> list[Message]:
+        """Return the messages of a conversation; what else is in a request is the content of a system's message."""
+        if isinstance(x, str):
+            return [self._message("", x)]
+        if _is_message(x):
+            return [self._read_message(x)]
+        if hasattr(x, "dtype"):
+            x = x.tolist()
+        if isinstance(x, Collection) and not isinstance(x, Mapping) and not hasattr(x, "messages"):
+            found: list[Message] = []
+            for value in x:
+                if depth < DEEPEST and not isinstance(value, str) and is_conversation(value):
+                    found += self.messages(value, depth + 1)
+                else:
+                    found.append(self._message("", value))
+            return found
+        fields = _fields(x) or {}
+        asked = {key: fields[key] for key in REQUEST_KEYS if key in fields}
+        found = [self._message("system", {key: value for key, value in fields.items() if key not in asked})]
+        for value in asked.values():
+            is_text = isinstance(value, str)
+            if is_text or (depth < DEEPEST and is_conversation(value)):
+                found += [self._message("user", value)] if is_text else self.messages(value, depth + 1)
+            else:
+                found.append(self._message("system", value))
+        return found
+
+    def _read_message(self, value: Any) -> Message:
+        """Return a value that has the form of a message as one."""
+        fields = _fields(value) or {}
+        names = (fields.get(key) for key in ("role", "from", "type"))
+        role = next((_plain(name).lower() for name in names if name), "user")
+        return self._message(role, {key: part for key, part in fields.items() if key not in {"role", "from"}})
+
+    def _message(self, role: str, value: Any) -> Message:
+        """Return a message with the content of a value."""
+        message = Message(role, [], [], [], [])
+        self._read(value, message, "", 0)
+        return message
+
+    def _read(self, value: Any, message: Message, key: str, depth: int) -> None:
+        """Add the content of a value under a key to a message."""
+        self._left -= 1
+        if depth > DEEPEST or self._left < 0:
+            self.unknown = True
+        elif value is None or key in _FORM_KEYS:
+            pass
+        elif isinstance(value, Enum):
+            self._read(value.value, message, key, depth + 1)
+        elif key in _ARGUMENT_KEYS and isinstance(value, str | Mapping):
+            message.beside.append(_segments(_flattened(value)))
+            message.calls.append(b"".join(message.beside[-1]))
+        elif isinstance(value, str):
+            _read_text(str(value), message, key)
+        elif isinstance(value, bytes | bytearray | memoryview):
+            message.media.append(_digest(b"media", bytes(value)))
+        elif isinstance(value, _PLAIN):
+            message.beside.append(_segments(f"{key} {value}"))
+        elif callable(getattr(value, "tobytes", None)) or callable(getattr(value, "numpy", None)):
+            array = value if hasattr(value, "tobytes") else value.numpy()
+            message.media.append(_digest(b"media", array.tobytes()))
+        elif (fields := _fields(value)) is not None:
+            for name, part in fields.items():
+                self._read(part, message, name if isinstance(name, str) else "", depth + 1)
+        elif isinstance(value, Collection):
+            for part in value:
+                self._read(part, message, key, depth + 1)
+        else:
+            self.unknown = True
+
+
+def _fields(value: Any) -> Mapping[Any, Any] | None:
+    """Return the items of a mapping, or the public attributes of an object; None if it has none."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, Collection) and not hasattr(value, "content"):
+        return None
+    names = {name: getattr(value, name) for name in _MESSAGE_NAMES if hasattr(value, name)}
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    names |= {name: getattr(value, name, None) for name in slots} | {**getattr(value, "__dict__", {})}
+    return {name: part for name, part in names.items() if not name.startswith("_") and not callable(part)} or None
+
+
+def _read_text(text: str, message: Message, key: str) -> None:
+    """Add a text under a key to a message: data URLs and Base64 as bytes, addresses of pictures as such."""
+    for kind, data in _DATA_URL.findall(text):
+        message.media.append(_digest(b"media", _decoded(data) if "base64" in kind.lower() else unquote_to_bytes(data)))
+    text = _DATA_URL.sub("\n", text)
+    if _BASE64.fullmatch(text):
+        message.media.append(_digest(b"media", _decoded(text)))
+    elif key in _TEXT_KEYS:
+        message.texts.append(_segments(text))
+    elif text.lower().startswith(("http://", "https://", "file:")):
+        message.media.append(_digest(b"media", text.strip().encode("utf-8", "surrogatepass")))
+    else:
+        message.beside.append(_segments(text))
+
+
+def _decoded(data: str) -> bytes:
+    """Return the bytes of Base64 in either alphabet, with or without padding and line breaks."""
+    plain = _NOT_BASE64.sub("", data.replace("-", "+").replace("_", "/"))
+    plain = plain[: len(plain) - (len(plain) % 4 == 1)]
+    return binascii.a2b_base64(plain + "=" * (-len(plain) % 4))
+
+
+def _flattened(value: Any) -> str:
+    """Return the arguments of a call, or their JSON, as one text that does not depend on the order of keys."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    try:
+        return json.dumps(value, sort_keys=True, default=repr, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+
+
+def _plain(name: Any) -> str:
+    """Return the name of a role, also of an `Enum`."""
+    return str(name.value if isinstance(name, Enum) else name)
+
+
+# Digests.
+
+
+def _digest(kind: bytes, *parts: bytes) -> bytes:
+    """Return the digest of a kind of content, 16 bytes."""
+    return blake2b(b"".join(parts), digest_size=16, person=kind).digest()
+
+
+def text_digest(content: bytes) -> bytes:
+    """Return the digest of a text's content."""
+    return _digest(b"text", content)
+
+
+def chains(spoken: Iterable[Message]) -> Iterator[bytes]:
+    """Yield the digest of the conversation up to each message; empty for a list of texts that is too short."""
+    chain, size = b"", 0
+    for message in spoken:
+        content = message.content
+        size += len(content)
+        chain = _digest(b"chain", chain, _digest(b"message", content, *message.media))
+        yield chain if size >= SHORTEST or message.role else b""
+
+
+def _pairs(spoken: list[Message]) -> Iterator[bytes]:
+    """Yield the digests of two successive messages each, unless they are short."""
+    contents = [(m.content, b"".join(m.media)) for m in spoken]
+    for (first, a), (second, b) in pairwise(contents):
+        if len(first) + len(second) >= SHORTEST_ANSWER:
+            yield _digest(b"pair", _digest(b"", first, a), _digest(b"", second, b))
+
+
+def chain_digests(conversation: Conversation) -> list[bytes]:
+    """Return the digests to store of a call that merely stays: by them alone a continuation is recognised."""
+    spoken = conversation.spoken
+    return [*filter(None, [*chains(spoken)][-1:]), *[*_pairs(spoken)][-1:]]
+
+
+def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) -> list[bytes]:
+    """Return the digests to store of a call that may not leave: the whole, and what is in its last turn.
+
+    Of several messages of the user in the turn the last that identifies a conversation counts, and the long ones. If none does,
+    an earlier one counts, or else the system's message.
+
+    Args:
+        conversation: messages of the call.
+        is_shared: returns True for the digest of a text that has left the device in another call, such as an instruction.
+    """
+    spoken = conversation.spoken
+    begins = max(
+        (
+            i + 1
+            for i, m in enumerate(spoken)
+            if m.role in ANSWER_ROLES and not m.calls and any(later.role not in ANSWER_ROLES for later in spoken[i:])
+        ),
+        default=0,
+    )
+    turn = spoken[begins:]
+    found = [digest for m in turn for digest in m.media]
+    for m in turn:
+        found += [text_digest(call) for call in m.calls if len(call) >= SHORTEST]
+    asked = [m for m in turn if m.role not in ANSWER_ROLES]
+    answers = [content for m in turn if m.role in ANSWER_ROLES and len(content := m.content) >= SHORTEST_ANSWER]
+    texts = [*_identifying(asked, is_shared)] or [*_identifying(asked)][:2]
+    texts = texts or [*_identifying([m for m in spoken if m.role not in ANSWER_ROLES])][:2]
+    texts = texts or [*_identifying([m for m in conversation.messages if m.role in SYSTEM_ROLES], is_shared)][:2]
+    whole = b"".join(m.content for m in asked)
+    texts += [whole] if len(whole) >= SHORTEST else []
+    found += map(text_digest, [*answers, *texts])
+    return [*chain_digests(conversation), *[*dict.fromkeys(found)][:MOST_BOUND]]
+
+
+def _identifying(asked: list[Message], is_shared: Any = lambda _: False) -> Iterator[bytes]:
+    """Yield the contents of the last message that identifies a conversation, of tools' results, and of long messages."""
+    last = True
+    for m in reversed(asked):
+        contents = dict.fromkeys([m.content, *(map(b"".join, m.texts) if len(m.texts) > 1 else ())])
+        telling = [content for content in contents if len(content) >= SHORTEST and not is_shared(text_digest(content))]
+        if telling and (last or m.role in {"tool", "function"}):
+            last = last and m.role in {"tool", "function"}
+            yield from telling
+        else:
+            yield from (content for content in telling if len(content) >= LONG)
+
+
+def shared_digests(conversation: Conversation) -> list[bytes]:
+    """Return the digests of the texts of a call that leaves the device, so that what calls have in common binds none of them."""
+    contents = (content for m in conversation.messages for text in m.texts if len(content := b"".join(text)) >= SHORTEST)
+    return [*map(text_digest, islice(contents, MOST_BOUND))]
+
+
+def answer_digests(answer: str, begun: bytes = b"") -> list[bytes]:
+    """Return the digests to store of an answer, and of the answer after the beginning that the call gave."""
+    content = b"".join(_segments(answer))
+    contents = {content, begun + content}
+    long = [text_digest(content) for content in contents if len(content) >= SHORTEST_ANSWER]
+    return long + [_digest(b"answer", text_digest(content)) for content in contents if len(content) >= SHORTEST]
+
+
+def looked_up(conversation: Conversation) -> Iterator[bytes]:
+    """Yield the digests to search: a stored one among them means that the conversation continues or quotes a private one.
+
+    System messages are included, since private text may have been put there.
+    """
+    spoken = conversation.spoken
+    yield from filter(None, chains(spoken))
+    yield from _pairs(spoken)
+    flow: list[_Segment] = []
+    for m in conversation.messages:
+        yield from m.media
+        begins = len(flow)
+        for segments in m.texts:
+            flow += [_Segment(content, m.role in ANSWER_ROLES, 0 if i else len(segments)) for i, content in enumerate(segments)]
+        if len(flow) > begins:
+            flow[begins] = flow[begins]._replace(reach=len(flow) - begins)
+        for segments in m.beside:
+            yield from _runs([_Segment(content, False, 0 if i else len(segments)) for i, content in enumerate(segments)])
+    yield from _runs(flow)
+
+
+def too_long(conversation: Conversation) -> bool:
+    """Return True if a conversation has too many segments to be compared."""
+    return sum(len(text) for m in conversation.messages for text in (*m.texts, *m.beside)) > MOST_COMPARED
+
+
+class _Segment(NamedTuple):
+    """Sentence or line of a message."""
+
+    content: bytes
+    is_answer: bool
+    """True if an answer has it: short answers are looked for elsewhere alone."""
+    reach: int
+    """Minimum segments of a run that begins here: to the end of a part or message."""
+
+
+def _runs(flow: list[_Segment]) -> Iterator[bytes]:
+    """Yield the digests of the runs of segments that are long enough."""
+    longest = max(1, min(LONGEST_RUN, 3 * MOST_COMPARED // max(1, len(flow))))
+    for i, first in enumerate(flow):
+        running, size = blake2b(digest_size=16, person=b"text"), 0
+        for segment in flow[i : i + max(longest, first.reach)]:
+            running.update(segment.content)
+            size += len(segment.content)
+            if size >= SHORTEST:
+                yield (digest := running.digest())
+                if not first.is_answer:
+                    yield _digest(b"answer", digest)
