@@ -134,7 +134,7 @@ def figures(runs: int = size(5, 1)) -> list[Figure]:
     rows = [row[None].astype(np.float32) for row in pair.edge[: size(200, 5)]]
     subjects: dict[str, Callable[[Any], object]] = {"nothing": lambda _: None}
     for name, score in (("msp", "msp"), ("learned", learned)):
-        subjects[name] = Reader(score, labels=labels).one
+        subjects[name] = Reader(score, labels=labels).read_one
     took = medians(subjects, rows)
     for name, most in (("msp", 6), ("learned", 40)):
         found.append(timed(f"{name} and label of 10 logits", took[name], took["nothing"], most, digits=2, by="alone"))

@@ -213,10 +213,10 @@ def times() -> str:
     rows = [row[None].astype(np.float32) for row in pair.edge[: size(200, 5)]]
     labels = [str(i) for i in range(CLASSES)]
     subjects: dict[str, Callable[[np.ndarray], object]] = {
-        "msp, with the reading of the label": Reader("msp", labels=labels).one,
+        "msp, with the reading of the label": Reader("msp", labels=labels).read_one,
         "learned": lambda row: learned(row[0]),
         "learned, `ood`": lambda row: foreign(row[0]),
-        "learned, with the reading of the label": Reader(learned, labels=labels).one,
+        "learned, with the reading of the label": Reader(learned, labels=labels).read_one,
     }
     lines = [f"| {name} | {taken * 1e6:.1f} |" for name, taken in medians(subjects, rows).items()]
     return "\n".join(["| one call, 10 classes | us |", "| --- | ---: |", *lines])

@@ -31,7 +31,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
 from edgeroute.core import error_codes as codes
-from edgeroute.core.error_codes import Coded, ErrorCode, HeldCode, clean, passing
+from edgeroute.core.error_codes import Coded, ErrorCode, HeldCode, clean, may_succeed_again
 
 if TYPE_CHECKING:
     from edgeroute.core.walk import Prediction
@@ -139,7 +139,7 @@ class Refused(CloudError):
         super().__init__(message)
         self.status: int = status
         self.retry_after_s = retry_after_s
-        self.retriable = passing(status)
+        self.retriable = may_succeed_again(status)
 
 
 class BadReply(CloudError):

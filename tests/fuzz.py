@@ -215,7 +215,7 @@ class Oip(Target):
 
             try:
                 outputs = played(endpoint.talk([np.zeros(4, np.float32)]), reply)
-                (prediction,) = self._reader.many(outputs, 1)
+                (prediction,) = self._reader.read_many(outputs, 1)
             except BadInput:
                 if meta is not body:  # then it is not the input that does not fit
                     raise AssertionError("a reply is not the caller's fault") from None
@@ -239,7 +239,7 @@ class Plain(Target):
         for endpoint in (self._simple, self._nested):
             try:
                 outputs = played(endpoint.talk([1]), lambda _: Reply(200, {}, data))
-                (prediction,) = ReplyReader(labels=endpoint.labels, kind=endpoint.kind).many(outputs, 1)
+                (prediction,) = ReplyReader(labels=endpoint.labels, kind=endpoint.kind).read_many(outputs, 1)
             except BadReply:
                 continue
             assert prediction.value is not None, "null is no answer"

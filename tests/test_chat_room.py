@@ -104,7 +104,7 @@ def test_the_confidence_so_far_is_that_of_a_whole_answer(rule):
         tokens.append(token)
         running.add([token, {"token": "", "logprob": -99.0}])
         whole = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": tokens}}]}
-        assert running.value == pytest.approx(reader.one([answer(whole, rule, "m")]).confidence)
+        assert running.value == pytest.approx(reader.read_one([answer(whole, rule, "m")]).confidence)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -118,7 +118,7 @@ def test_impossible_log_probabilities_are_no_confidence(rule, logprobs):
         whole = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": tokens}}]}
         running.add(tokens)
         assert running.value == (1.0 if good else None)
-        found = Reader("quantile").one([answer(whole, rule, "m")]).confidence
+        found = Reader("quantile").read_one([answer(whole, rule, "m")]).confidence
         assert found == 1.0 if good else "above 0" in found.why
         with contextlib.nullcontext() if good else pytest.raises(ValueError, match="above 0"):
             assert score(whole) == 1.0

@@ -94,7 +94,7 @@ def rename(monkeypatch):
     monkeypatch.setattr(EdgerouteError, "__str__", lambda self: WORDS)
     monkeypatch.setattr(Rejection, "text", property(lambda self: WORDS))
     monkeypatch.setattr(explain, "reason", lambda *a: WORDS)
-    monkeypatch.setattr(explain, "answered", lambda *a: WORDS)
+    monkeypatch.setattr(explain, "answer_part", lambda *a: WORDS)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from commands import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute.core.estimates import Load, kept_share
+from edgeroute.core.estimates import Load, rounded_share_to_keep
 from edgeroute.tools.replay.fleet.fleet_simulation import simulate
 from edgeroute.tools.replay.fleet.scenario import LOAD_AWARE, Scenario
 from edgeroute.tools.replay.fleet.simulated_devices import Places, Reported
@@ -75,7 +75,7 @@ def test_devices_average_as_the_core_does(events):
         fleet.add(np.array([who]), np.array([now]), np.array([load]))
         each[who].add(load, now)
         found = fleet.kept(np.arange(3), np.full(3, now))
-        assert found == pytest.approx([kept_share(one.at(now)) for one in each])
+        assert found == pytest.approx([rounded_share_to_keep(one.at(now)) for one in each])
 
 
 def test_places_are_given_back():

@@ -356,9 +356,9 @@ def test_it_is_a_score_for_the_reader():
     """A reader takes it as any function: for logits, for several outputs, and for texts."""
     z, edge, cloud = specialist(1_000)
     score = fit(z, edge, cloud)
-    assert Reader(score).one(z[:1]).confidence == score(z[0]) == score(z[0].tolist()) == score({"logits": z[0], "box": None})
+    assert Reader(score).read_one(z[:1]).confidence == score(z[0]) == score(z[0].tolist()) == score({"logits": z[0], "box": None})
     text = fit_text(*texts(500))
-    assert Reader(text).one([("a text", [-0.5, -0.1])])[:2] == ("a text", text([-0.5, -0.1]))
+    assert Reader(text).read_one([("a text", [-0.5, -0.1])])[:2] == ("a text", text([-0.5, -0.1]))
 
 
 def test_outputs_of_another_model():

@@ -181,13 +181,13 @@ def test_nonsense_is_a_bad_reply():
 )
 def test_what_is_no_nonsense(outputs, value):
     """A missing confidence, and minus infinity for some classes, are answers."""
-    assert ReplyReader(labels=LABELS).many(outputs, 1)[0].value == value
+    assert ReplyReader(labels=LABELS).read_many(outputs, 1)[0].value == value
 
 
 def test_a_score_of_ones_own_reads_any_structure():
     """Boxes, of an edge that has names for what is in them."""
     read = ReplyReader(lambda _: 0.7, labels=LABELS)
-    assert read.many(np.ones((1, 5, 6)), 1)[0].confidence == 0.7
-    assert read.many([({"boxes": []}, "any")], 1)[0].value == {"boxes": []}
+    assert read.read_many(np.ones((1, 5, 6)), 1)[0].confidence == 0.7
+    assert read.read_many([({"boxes": []}, "any")], 1)[0].value == {"boxes": []}
     with pytest.raises(BadReply, match="none of the 3 labels"):
-        read.many([("d", 0.9)], 1)
+        read.read_many([("d", 0.9)], 1)

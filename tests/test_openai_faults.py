@@ -796,7 +796,7 @@ def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
         cloud = chance.choice(clouds)
         try:
             (answer,) = cloud.endpoint.decode(Reply(chance.choice([200, 200, 400, 429, 500]), {"content-type": kind}, body), 1)
-            (read,) = cloud.reader.many([answer], 1)
+            (read,) = cloud.reader.read_many([answer], 1)
         except CloudError:
             continue
         answers += 1

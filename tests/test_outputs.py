@@ -49,7 +49,7 @@ class Scalar:
 def test_what_is_a_confidence(given, sure):
     """One number of any type, None, or the log-probabilities of a text's tokens."""
     for reader in (Reader(), ReplyReader()):
-        found = reader.answer(("cat", given)).confidence
+        found = reader.read_answer(("cat", given)).confidence
         assert found is None if sure is None else found == pytest.approx(sure)
         assert found is None or type(found) is float
 
@@ -123,7 +123,7 @@ def test_single_values(make, returned, value):
 )
 def test_what_is_left_as_it_is(returned):
     """Integers are never taken for scores, and what has no form that is known is the value."""
-    read = Reader().answer(returned)
+    read = Reader().read_answer(returned)
     assert read.value is returned
     assert read.confidence is None
 
@@ -148,15 +148,15 @@ def test_a_prediction_has_its_own_outputs():
         with router.stream(2) as stream:
             assert list(stream) == ["a", "b"]
         assert (stream.answer.value, stream.answer.confidence, stream.answer.outputs) == ("ab", 0.75, {"whole": 2})
-    assert Reader(lambda outputs: outputs["whole"]).one([Prediction("ab", 0.1, {"whole": 0.9})]).confidence == 0.9
+    assert Reader(lambda outputs: outputs["whole"]).read_one([Prediction("ab", 0.1, {"whole": 0.9})]).confidence == 0.9
 
 
 def test_integers_are_scores_only_by_their_kind():
     """As quantised models give them."""
     for row in (np.array([1, 9, 2], np.uint8), np.array([-100, 20, 3], np.int8)):
-        assert Reader(kind="logits", labels=["a", "b", "c"]).answer(row).value == "b"
+        assert Reader(kind="logits", labels=["a", "b", "c"]).read_answer(row).value == "b"
         with pytest.raises(ModelError, match='write kind = "logits"'):
-            Reader(labels=["a", "b", "c"]).answer(row)
+            Reader(labels=["a", "b", "c"]).read_answer(row)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_integers_are_scores_only_by_their_kind():
 def test_rows_of_probabilities(wrap):
     """In an array, with a batch axis or without, in a list, under a name, or by class."""
     p = np.array([0.1, 0.7, 0.2])
-    read = Reader(kind="probabilities", labels=("a", "b", "c")).answer(wrap(p))
+    read = Reader(kind="probabilities", labels=("a", "b", "c")).read_answer(wrap(p))
     assert (read.value, read.confidence) == ("b", pytest.approx(0.7))
 
 
@@ -192,21 +192,21 @@ def test_numbers_that_are_not_of_their_kind_give_no_confidence(make, kind, row, 
 
 def test_quantised_probabilities_have_any_scale():
     """Integers of 0 to 255, say; and a sum of floats may be a rounding off 1."""
-    assert Reader(kind="probabilities").answer(np.array([0, 51, 204], np.uint8))[:2] == (2, pytest.approx(0.8))
-    assert Reader(kind="probabilities").answer(np.array([0.0, 1.0005]))[:2] == (1, pytest.approx(1))
+    assert Reader(kind="probabilities").read_answer(np.array([0, 51, 204], np.uint8))[:2] == (2, pytest.approx(0.8))
+    assert Reader(kind="probabilities").read_answer(np.array([0.0, 1.0005]))[:2] == (1, pytest.approx(1))
 
 
 def test_a_mapping_from_class_to_probability():
     """Is one if its numbers sum to 1; else it is the value."""
-    assert Reader().answer({"cat": 0.25, "dog": 0.75})[:2] == ("dog", pytest.approx(0.75))
-    assert Reader().answer({"label": 3, "score": 0.7})[:2] == ({"label": 3, "score": 0.7}, None)
+    assert Reader().read_answer({"cat": 0.25, "dog": 0.75})[:2] == ("dog", pytest.approx(0.75))
+    assert Reader().read_answer({"label": 3, "score": 0.7})[:2] == ({"label": 3, "score": 0.7}, None)
 
 
 def test_probabilities_of_a_tree():
     """Are 0 and 1 alone: they are read beside a label, and are no reason for a warning where they may be logits."""
-    read = Reader().answer({"label": np.array([1]), "probabilities": np.array([0.0, 1.0, 0.0])})
+    read = Reader().read_answer({"label": np.array([1]), "probabilities": np.array([0.0, 1.0, 0.0])})
     assert (read.value, read.confidence) == (1, pytest.approx(1.0))
-    assert Reader().answer({"cat": 0.0, "dog": 1.0})[:2] == ("dog", 1.0)
+    assert Reader().read_answer({"cat": 0.0, "dog": 1.0})[:2] == ("dog", 1.0)
 
 
 def test_a_label_and_probabilities():
@@ -219,33 +219,33 @@ def test_a_label_and_probabilities():
         {"p": p, "label": 2},
         {"label": 2, "p": {0: 0.1, 1: 0.7, 2: 0.2}},
     ):
-        read = Reader(kind="label+probabilities").answer(row)
+        read = Reader(kind="label+probabilities").read_answer(row)
         assert (read.value, read.confidence) == (2, pytest.approx(0.7))
-        assert Reader(kind="label+probabilities", labels=["a", "b", "c"]).answer(row).value == "c"
-        assert Reader(kind="label+probabilities", labels=["0", "1", "2"]).answer(row).value == "2"
+        assert Reader(kind="label+probabilities", labels=["a", "b", "c"]).read_answer(row).value == "c"
+        assert Reader(kind="label+probabilities", labels=["0", "1", "2"]).read_answer(row).value == "2"
     for row in (p, 3, {"p": p}, {"label": 2}, (1, 2, 3), None):
         with pytest.raises(ModelError, match="label and probabilities"):
-            Reader(kind="label+probabilities", name="m").answer(row)
+            Reader(kind="label+probabilities", name="m").read_answer(row)
         with pytest.raises(BadReply):
-            ReplyReader(kind="label+probabilities").answer(row)
+            ReplyReader(kind="label+probabilities").read_answer(row)
     with pytest.raises(BadReply, match="not among its 2"):
-        Reader(kind="label+probabilities", labels=["a", "b"]).answer({"label": 7, "p": p})
+        Reader(kind="label+probabilities", labels=["a", "b"]).read_answer({"label": 7, "p": p})
 
 
 def test_values():
     """Of `kind="value"`: one number as a float, else the array; a score of one's own applies."""
-    assert Reader(kind="value").answer(np.array([1.5]))[:2] == (1.5, None)
-    assert Reader(kind="value").answer({"y": np.array([[2.5]])}).value == 2.5
-    assert Reader(kind="value").answer(np.array([1.0, 2.0])).value.tolist() == [1.0, 2.0]
-    assert Reader(lambda row: 0.5, kind="value").answer(np.array([1.0, 2.0])).confidence == 0.5
-    assert Reader(kind="value").answer((1.5, 0.9))[:2] == (1.5, 0.9)
+    assert Reader(kind="value").read_answer(np.array([1.5]))[:2] == (1.5, None)
+    assert Reader(kind="value").read_answer({"y": np.array([[2.5]])}).value == 2.5
+    assert Reader(kind="value").read_answer(np.array([1.0, 2.0])).value.tolist() == [1.0, 2.0]
+    assert Reader(lambda row: 0.5, kind="value").read_answer(np.array([1.0, 2.0])).confidence == 0.5
+    assert Reader(kind="value").read_answer((1.5, 0.9))[:2] == (1.5, 0.9)
 
 
 def test_log_probabilities_of_classes():
     """Of a log-softmax, as they are; of one number for the second of two classes."""
     logp = np.log([0.1, 0.7, 0.2])
-    assert Reader(kind="logprobs").answer(logp)[:2] == (1, pytest.approx(0.7))
-    assert Reader(kind="logprobs").answer(np.array([math.log(0.25)]))[:2] == (0, pytest.approx(0.75))
+    assert Reader(kind="logprobs").read_answer(logp)[:2] == (1, pytest.approx(0.7))
+    assert Reader(kind="logprobs").read_answer(np.array([math.log(0.25)]))[:2] == (0, pytest.approx(0.75))
 
 
 BOXES = np.array([[0, 0, 1, 1], [1, 1, 2, 2.0]])
@@ -268,7 +268,7 @@ BOXES = np.array([[0, 0, 1, 1], [1, 1, 2, 2.0]])
 )  # fmt: skip
 def test_boxes(row, labels, found):
     """In the forms that detectors are exported with."""
-    read = Reader(kind="boxes", labels=labels).answer(row)
+    read = Reader(kind="boxes", labels=labels).read_answer(row)
     assert [(b["label"], b["score"]) for b in read.value] == found
     assert read.confidence == (0.0 if not found else pytest.approx(min(score for _, score in found)))
 
@@ -285,9 +285,9 @@ def test_boxes(row, labels, found):
 def test_what_are_no_boxes(row):
     """An error, on the device and of a cloud, and never a detection."""
     with pytest.raises(ModelError):
-        Reader(kind="boxes", labels=["cat"], name="detector").answer(row)
+        Reader(kind="boxes", labels=["cat"], name="detector").read_answer(row)
     with pytest.raises(BadReply):
-        ReplyReader(kind="boxes", labels=["cat"]).answer(row)
+        ReplyReader(kind="boxes", labels=["cat"]).read_answer(row)
 
 
 def test_the_kinds_are_the_same_everywhere():
@@ -321,15 +321,15 @@ P = np.array([[0.25, 0.75]])
 def test_a_label_and_probabilities_with_a_batch_axis(row):
     """As scikit-learn's `predict` and `predict_proba` give them for one input, by their form and by their kind."""
     for kind in (None, "label+probabilities"):
-        assert Reader(kind=kind).answer(row)[:2] == (1, pytest.approx(0.75))
-    assert Reader(kind="label+probabilities").answer(tuple(row.values()))[:2] == (1, pytest.approx(0.75))
+        assert Reader(kind=kind).read_answer(row)[:2] == (1, pytest.approx(0.75))
+    assert Reader(kind="label+probabilities").read_answer(tuple(row.values()))[:2] == (1, pytest.approx(0.75))
 
 
 @pytest.mark.parametrize("n", [2, 0])
 def test_boxes_with_a_batch_axis(n):
     """Of 1, as a function that runs a detector gives them: the same with their kind and without."""
     row = {"boxes": BOXES[None, :n], "scores": np.array([[0.6, 0.9]])[:, :n], "labels": np.array([[0, 1]])[:, :n]}
-    told, found = Reader(kind="boxes").answer(row), Reader().answer(row)
+    told, found = Reader(kind="boxes").read_answer(row), Reader().read_answer(row)
     assert found[:2] == told[:2]
     assert len(found.value) == n
 
@@ -338,7 +338,7 @@ def test_one_box_without_any_axis():
     """As `squeeze` leaves it: its sides are no logits."""
     row = {"boxes": np.array([0, 0, 9, 9.0]), "scores": np.array(0.9), "labels": np.array(1)}
     for kind in (None, "boxes"):
-        read = Reader(kind=kind).answer(row)
+        read = Reader(kind=kind).read_answer(row)
         assert ([(one["label"], one["score"]) for one in read.value], read.confidence) == ([(1, 0.9)], 0.9)
 
 
@@ -357,19 +357,19 @@ def test_a_label_with_a_confidence_is_looked_up_as_one_without():
     """By its text, else by its number; one that is none of them is an error. An API's numbers are none: it has names."""
     read = Reader(labels=["9", "8", "7"], name="m")
     for meant, label in ((9, "9"), ("8", "8"), (2, "7"), (np.int64(2), "7"), (True, "8")):
-        assert read.answer((meant, 0.9))[:2] == (label, 0.9)
-        assert read.answer(np.array(meant)).value == label
+        assert read.read_answer((meant, 0.9))[:2] == (label, 0.9)
+        assert read.read_answer(np.array(meant)).value == label
     for none in (3, "x", -1):
         for row in ((none, 0.9), np.array(none)):
             with pytest.raises(BadReply, match="not among its 3"):
-                read.answer(row)
+                read.read_answer(row)
     with pytest.raises(BadReply, match="none of the 3 labels"):
-        ReplyReader(labels=["9", "8", "7"]).answer((2, 0.9))
+        ReplyReader(labels=["9", "8", "7"]).read_answer((2, 0.9))
 
 
 def test_a_label_in_an_array_of_its_own():
     """As scikit-learn's `predict` gives it."""
-    assert Reader(labels=["9", "8", "7"]).answer((np.array([2]), 0.9)).value == "7"
+    assert Reader(labels=["9", "8", "7"]).read_answer((np.array([2]), 0.9)).value == "7"
 
 
 def test_a_prediction_is_an_answer(make):
@@ -453,7 +453,7 @@ anything = st.recursive(
 def test_whatever_comes(result, kind, labels, reader):
     """It is a prediction with a confidence from 0 to 1, NaN or None, or an error of ours: nothing else."""
     try:
-        read = reader(kind=kind, labels=labels).answer(result)
+        read = reader(kind=kind, labels=labels).read_answer(result)
     except (ModelError, BadReply, PolicyError):
         return
     assert read.confidence is None or math.isnan(read.confidence) or 0 <= read.confidence <= 1

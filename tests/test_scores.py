@@ -62,8 +62,8 @@ def test_nan_stays_nan(score, classes):
     for at in (0, 5):
         z[0, at] = np.nan
         usual = Reader(score, labels=[str(i) for i in range(classes)])
-        assert usual.one(np.eye(1, classes, dtype=np.float32)).value == "0"  # from now on by the fast path
-        for read in (Reader(score).one(z), usual.one(z), usual.many(z, 1)[0]):
+        assert usual.read_one(np.eye(1, classes, dtype=np.float32)).value == "0"  # from now on by the fast path
+        for read in (Reader(score).read_one(z), usual.read_one(z), usual.read_many(z, 1)[0]):
             assert math.isnan(read.confidence)
             assert read.value is None
         z[0, at] = 0
@@ -109,9 +109,9 @@ def test_the_short_way_and_the_long_way_agree(z, score):
     """With labels or without, for one or for many, value and confidence are the same."""
     z = np.array([z, z[::-1]], np.float32)
     labels = [f"l{i}" for i in range(z.shape[1])]
-    short = Reader(score, labels=labels).one(z[:1])
-    many = Reader(score, labels=labels).many(z, 2)[0]
-    bare = Reader(score).one(z[:1])
+    short = Reader(score, labels=labels).read_one(z[:1])
+    many = Reader(score, labels=labels).read_many(z, 2)[0]
+    bare = Reader(score).read_one(z[:1])
     assert short.value == many.value == labels[bare.value]
     assert short.confidence == many.confidence == bare.confidence
     assert short.outputs.tolist() == z[0].tolist()
@@ -120,7 +120,7 @@ def test_the_short_way_and_the_long_way_agree(z, score):
 def test_many_classes():
     """Above the size for plain Python the value and confidence are numpy's."""
     z = np.random.default_rng(1).normal(size=(1, 500)).astype(np.float32)
-    read = Reader("msp").one(z)
+    read = Reader("msp").read_one(z)
     assert read.value == z.argmax()
     assert read.confidence == pytest.approx(float(msp(z)[0]))
 
@@ -130,32 +130,32 @@ def test_probabilities(classes):
     """Outputs that are probabilities already are not put through softmax again."""
     p = np.full((1, classes), 0.3 / (classes - 1), np.float32)
     p[0, 1] = 0.7
-    read = Reader("msp", kind="probabilities").one(p)
+    read = Reader("msp", kind="probabilities").read_one(p)
     assert (read.value, read.confidence) == (1, pytest.approx(0.7, rel=1e-5))
     p[0] = 0
     p[0, 2] = 1
-    assert Reader("margin", kind="probabilities").one(p).confidence == pytest.approx(1)
+    assert Reader("margin", kind="probabilities").read_one(p).confidence == pytest.approx(1)
     p[0, 0] = -1
-    assert math.isnan(Reader("msp", kind="probabilities").one(p).confidence)
+    assert math.isnan(Reader("msp", kind="probabilities").read_one(p).confidence)
 
 
 def test_what_callables_give():
     """(value, confidence), (text, token log-probabilities), logits as a list, one class, anything at all."""
     read = Reader("msp")
-    assert read.one([("cat", 0.9)])[:2] == ("cat", 0.9)
-    assert read.one([("cat", None)])[:2] == ("cat", None)
-    assert read.one([("a text", np.log([0.5] * 4))])[:2] == ("a text", pytest.approx(0.5))
-    assert read.one([[0.0, 3.0]])[0] == 1
-    assert read.one([[3.0]])[:2] == (3.0, None)
-    assert read.one([{"text": "x"}])[:2] == ({"text": "x"}, None)
-    assert read.one(["plain"])[:2] == ("plain", None)
+    assert read.read_one([("cat", 0.9)])[:2] == ("cat", 0.9)
+    assert read.read_one([("cat", None)])[:2] == ("cat", None)
+    assert read.read_one([("a text", np.log([0.5] * 4))])[:2] == ("a text", pytest.approx(0.5))
+    assert read.read_one([[0.0, 3.0]])[0] == 1
+    assert read.read_one([[3.0]])[:2] == (3.0, None)
+    assert read.read_one([{"text": "x"}])[:2] == ({"text": "x"}, None)
+    assert read.read_one(["plain"])[:2] == ("plain", None)
     with pytest.raises(PolicyError, match="tuple of 3"):
-        read.one([(1, 2, 3)])
+        read.read_one([(1, 2, 3)])
 
 
 def test_several_outputs():
     """Of a model with several outputs the first is read, and all are handed on, without the batch axis."""
-    read = Reader("msp").many({"logits": np.array([[0.0, 1.0], [5.0, 0.0]]), "box": np.zeros((2, 4))}, 2)
+    read = Reader("msp").read_many({"logits": np.array([[0.0, 1.0], [5.0, 0.0]]), "box": np.zeros((2, 4))}, 2)
     assert [r.value for r in read] == [1, 0]
     assert read[0].outputs["box"].shape == (4,)
 
@@ -163,11 +163,11 @@ def test_several_outputs():
 def test_a_score_of_ones_own():
     """Any function of one input's outputs."""
     z = np.array([[1.0, 4.0]])
-    assert Reader(lambda row: float(row[1])).one(z).confidence == 4.0
-    assert Reader(lambda row: float(row[1]), labels=["a", "b"]).one(z)[:2] == ("b", 4.0)
-    assert Reader(lambda row: 0.5).one([("cat", 0.9)]).confidence == 0.5
-    assert Reader(lambda row: 0.25).one(np.zeros((1, 200))).confidence == 0.25
-    assert Reader(lambda row: 0.125).one(np.zeros((1, 2, 2))).confidence == 0.125
+    assert Reader(lambda row: float(row[1])).read_one(z).confidence == 4.0
+    assert Reader(lambda row: float(row[1]), labels=["a", "b"]).read_one(z)[:2] == ("b", 4.0)
+    assert Reader(lambda row: 0.5).read_one([("cat", 0.9)]).confidence == 0.5
+    assert Reader(lambda row: 0.25).read_one(np.zeros((1, 200))).confidence == 0.25
+    assert Reader(lambda row: 0.125).read_one(np.zeros((1, 2, 2))).confidence == 0.125
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def test_what_cannot_be_read_is_said_at_once(arguments, message):
 def test_outputs_that_are_not_this_models():
     """Another number of classes than labels, or of rows than inputs, is a bad reply."""
     with pytest.raises(BadReply, match="3 outputs, but 2 labels"):
-        Reader(labels=["a", "b"]).one(np.zeros((1, 3)))
+        Reader(labels=["a", "b"]).read_one(np.zeros((1, 3)))
     with pytest.raises(BadReply, match="2 inputs gave 1 outputs"):
-        Reader().many(np.zeros((1, 3)), 2)
+        Reader().read_many(np.zeros((1, 3)), 2)
 
 
 # A fitted score, and several models
@@ -203,9 +203,9 @@ def test_a_fitted_score_reads_probabilities_as_logits():
         score = fit(logits, rng.uniform(size=400) < 0.7, rng.uniform(size=400) < 0.9)
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
-        said = [a.confidence for a in Reader(score, kind="probabilities").many(p, 400)]
+        said = [a.confidence for a in Reader(score, kind="probabilities").read_many(p, 400)]
         np.testing.assert_allclose(said, score.many(logits), rtol=1e-9)
-        raw = Reader(lambda row: float(row[0]), kind="probabilities").many(p, 400)
+        raw = Reader(lambda row: float(row[0]), kind="probabilities").read_many(p, 400)
         assert raw[5].confidence == p[5, 0], "a function of one's own has what the model gives"
 
 

@@ -154,10 +154,10 @@ def test_ranks():
     """The share of the examples below, between quantiles in proportion; rising everywhere, past the ends too."""
     knots = np.quantile(np.random.default_rng(0).normal(size=4000), np.linspace(0, 1, 65)).tolist()
     ranks, x = Ranks(knots), np.sort(np.random.default_rng(1).normal(size=500) * 2)
-    assert (np.diff([ranks.one(v) for v in x]) > 0).all()
-    assert [ranks.one(v) for v in knots] == pytest.approx(np.linspace(0, 1, 65), abs=2e-3)
+    assert (np.diff([ranks.rank_of(v) for v in x]) > 0).all()
+    assert [ranks.rank_of(v) for v in knots] == pytest.approx(np.linspace(0, 1, 65), abs=2e-3)
     tied = Ranks([0.0, 0.0, 0.0, 1.0, 1.0])
-    assert [round(tied.one(v), 2) for v in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.5, 0.63, 1.0, 1.0]
+    assert [round(tied.rank_of(v), 2) for v in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.5, 0.63, 1.0, 1.0]
 
 
 def prompts(n, seed=0):

@@ -17,7 +17,7 @@ from edgeroute.confidence.output_reader import CLASSES, Reader, checked_kind
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.error_codes import Failure
 from edgeroute.core.routing_policy import INF, Side, Terms
-from edgeroute.core.stream_walk import Pieces, join_result, read_pieces, single, whole
+from edgeroute.core.stream_walk import Pieces, join_pieces, join_result, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.model_members import callable_fingerprint
 from edgeroute.errors import BadReply, PolicyError
@@ -49,12 +49,12 @@ class ReplyReader(Reader):
     served: Callable[[], tuple[Any, ...] | None] | None = None
     """Returns the server's labels, once known; used if no other labels were given."""
 
-    def many(self, outputs: Any, count: int) -> list[Prediction]:
+    def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions in the outputs of `count` inputs; raise BadReply. Takes over the server's labels at first."""
         if self.labels is None and self.served is not None and (labels := self.served()) is not None:
             self._names = Labels(labels, self.name)
             self.labels = self._names.labels
-        return super().many(outputs, count)
+        return super().read_many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
         """Check one row of outputs, and return its prediction."""
@@ -303,7 +303,7 @@ class FunctionBackend(AbandonedRuns):
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
-                rows.append(self.reader.many([self._answer(self._call(x, until, exchange))], 1)[0])
+                rows.append(self.reader.read_many([self._answer(self._call(x, until, exchange))], 1)[0])
         return rows.found
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
@@ -338,7 +338,7 @@ class FunctionBackend(AbandonedRuns):
         for x in rows:
             with rows:
                 pieces = [piece async for piece in self._pieces_async(x, until, exchange)]
-                rows.append(self.reader.many([self._answer(whole(pieces) if self._speaks else pieces[0])], 1)[0])
+                rows.append(self.reader.read_many([self._answer(join_pieces(pieces) if self._speaks else pieces[0])], 1)[0])
         return rows.found
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
@@ -347,7 +347,7 @@ class FunctionBackend(AbandonedRuns):
         async for piece in self._pieces_async(x, until, exchange):
             pieces.append(piece)
             show(piece)
-        return self.reader.many([(whole(pieces), None)], 1)[0]
+        return self.reader.read_many([(join_pieces(pieces), None)], 1)[0]
 
     async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
         """Yield the pieces of an asynchronous generator function, or the answer of another one, as one accounted attempt."""
@@ -371,9 +371,9 @@ class FunctionBackend(AbandonedRuns):
         try:
             result = self._returned(self._ask(x))
             if isinstance(result, Generator):
-                prediction = yield from read_pieces(result, self.reader.answer)
+                prediction = yield from read_pieces(result, self.reader.read_answer)
             else:
-                prediction = yield from single(self.reader.many([self._answer(result)], 1)[0])
+                prediction = yield from one_piece(self.reader.read_many([self._answer(result)], 1)[0])
         except BaseException as e:
             if cancel is None or not cancel.asked or not isinstance(e, GeneratorExit):  # else it was closed
                 exchange.after_attempt(0, e)

@@ -13,7 +13,7 @@ from edgeroute.cloud.request_exchange import NO_DATA, Exchange, Reported, Turns
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.admission import Admission, State, behind
 from edgeroute.core.egress import Permit, Rules, Unknown
-from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection, typed
+from edgeroute.core.error_codes import Crowded, ErrorCode, HeldCode, Rejection, class_name
 from edgeroute.core.routing_policy import INF, Terms
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system.forks import ForkSafe, per_process
@@ -309,7 +309,7 @@ class Egress:
             try:
                 consented = call_contained(self.consent, where, permit.data_class)
             except Exception as e:
-                raise Held(f"the consent callback failed ({typed(e)}), so nothing was sent", code="consent") from e
+                raise Held(f"the consent callback failed ({class_name(e)}), so nothing was sent", code="consent") from e
             if consented is not True:
                 raise Held("consent was not given", code="consent")
         if self.redact is None:
@@ -321,4 +321,4 @@ class Egress:
         try:
             return [call_contained(self.redact, x, permit.data_class) for x in copies]
         except Exception as e:
-            raise Held(f"the redaction failed ({typed(e)}), so nothing was sent", code="redaction") from e
+            raise Held(f"the redaction failed ({class_name(e)}), so nothing was sent", code="redaction") from e

@@ -14,7 +14,7 @@ from edgeroute.cloud.input_encoding import apart
 from edgeroute.confidence.scores import Score
 from edgeroute.core.estimates import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
-from edgeroute.core.stream_walk import Pieces, single
+from edgeroute.core.stream_walk import Pieces, one_piece
 from edgeroute.core.walk import Prediction
 from edgeroute.system.late_imports import import_late
 from edgeroute.system.process import AbandonedRuns, settle
@@ -135,7 +135,7 @@ class HttpBackend(AbandonedRuns):
         """Return the predictions for inputs, in this thread or on the event loop."""
         rows = self._rows(exchange, inputs, until)
         if rows is None:
-            return self.reader.many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), len(inputs))
+            return self.reader.read_many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), len(inputs))
         posts = count()
         for x in rows:
             with rows:
@@ -143,7 +143,7 @@ class HttpBackend(AbandonedRuns):
                     outputs = [await speeches.run(client, way, partial(speak, x), rows.until(), exchange, posts=posts)]
                 else:
                     outputs = await client.ask(way, self.endpoint.talk([x]), rows.until(), exchange, posts)
-                rows.append(self.reader.many(outputs, 1)[0])
+                rows.append(self.reader.read_many(outputs, 1)[0])
         return rows.found
 
     def _rows(self, exchange: Exchange, inputs: list[Any], until: float) -> Rows | None:
@@ -157,13 +157,13 @@ class HttpBackend(AbandonedRuns):
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks."""
         if self._speak is None:
-            return (yield from single(self.run([x], until, cancel, exchange)[0]))
+            return (yield from one_piece(self.run([x], until, cancel, exchange)[0]))
         pieces = speeches.speak(self.client, partial(self._speak, x), until, exchange, cancel)
         try:
             while True:
                 yield next(pieces).value
         except StopIteration as end:
-            return self.reader.many([end.value], 1)[0]
+            return self.reader.read_many([end.value], 1)[0]
         finally:
             pieces.close()
 
@@ -178,7 +178,7 @@ class HttpBackend(AbandonedRuns):
             show(piece.value)
 
         output = await speeches.run(self.client, self.client.on_loop, partial(self._speak, x), until, exchange, shown)
-        return self.reader.many([output], 1)[0]
+        return self.reader.read_many([output], 1)[0]
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
         """Return the endpoint's call for one input, encoded by that rung of a ladder if one is given."""
@@ -192,12 +192,12 @@ class HttpBackend(AbandonedRuns):
         """Send the call, blocking, and return the prediction in its reply."""
         if (hear := getattr(self.endpoint, "hear", None)) is not None:
             output = settle(speeches.run(self.client, self.client.in_thread(None), partial(hear, call), until, exchange))
-            return self.reader.many([output], 1)[0]
+            return self.reader.read_many([output], 1)[0]
 
         def talk() -> Talk:
             return self.endpoint.decode((yield call), 1)
 
-        return self.reader.many(self.client.run(talk(), until, exchange), 1)[0]
+        return self.reader.read_many(self.client.run(talk(), until, exchange), 1)[0]
 
     def ready(self, until: float) -> None:
         """Ping the endpoint, blocking; raise CloudError if it is not ready."""

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from edgeroute.core.error_codes import clean, typed
+from edgeroute.core.error_codes import class_name, clean
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
 from edgeroute.system.process import json_dumps
 
@@ -111,7 +111,7 @@ def _strict(value: Any, whose: str, place: str) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str | int):
-                raise BadInput(f"{whose} has a key of the type {typed(key)}{_there(place)}, and JSON's keys are text")
+                raise BadInput(f"{whose} has a key of the type {class_name(key)}{_there(place)}, and JSON's keys are text")
         return {str(key): _strict(part, whose, f"{place}.{key}") for key, part in value.items()}
     converted = _listed(value)
     if converted is value:
@@ -153,7 +153,7 @@ def described(value: Any) -> str:
         return f"{len(value)} bytes"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {list(value.shape)}"
-    return f"a value of the type {typed(value)}"
+    return f"a value of the type {class_name(value)}"
 
 
 def advice(value: Any) -> str:

@@ -102,7 +102,7 @@ class EarlierSpending:
     def _lost(self, instant: float, why: str) -> None:
         """Count spending as unknown since an instant, and log the reason."""
         if instant > process.now() - MOST_S:
-            self._spending.lost(min(instant, process.now()), f"what was spent is not known, since {why}")
+            self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
             self._say(why)
 
     def _unreadable(self, lock: Lock, what: str) -> None:
@@ -240,7 +240,7 @@ class _Account(ForkSafe):
         if self._earlier is not None:
             self._earlier.known.add(self._name)
         super().after_fork()
-        self._spending.inherited()
+        self._spending.disown()
 
     def join(self, share: SharedSpending) -> None:
         """Include the limits of a router in the strictest ones, which decide about writing ahead."""
@@ -300,7 +300,7 @@ class _Account(ForkSafe):
             if self._spending.ahead() or (self._version and not advance):
                 self._version += 1
             dumped = self._spending.dump(advance=advance)
-            self._spending.recorded(dumped)
+            self._spending.mark_recorded(dumped)
             if self._version or any(dumped.values()):
                 self.store.put(self._name, {**dumped, "clock": process.boot_clock()})
 

@@ -44,7 +44,7 @@ class Ranks:
         self._last = len(knots) - 1
         self._middle, self._scale = self._knots[self._last // 2], max(self._knots[-1] - self._knots[0], 1e-9)
 
-    def one(self, value: float) -> float:
+    def rank_of(self, value: float) -> float:
         """Return the rank of a value. A value outside the quantiles still ranks a little by its distance."""
         knots, i = self._knots, bisect_right(self._knots, value) - 1
         if i < 0 or i >= self._last:
@@ -68,15 +68,15 @@ class Blend:
             raise ValueError(f"a weight of {self._weight}")
         self._base, self._fit = Ranks(data["base"]), Ranks(data["fit"])
 
-    def one(self, base: float, fit: float) -> float:
+    def score_one(self, base: float, fit: float) -> float:
         """Return the blended score of one input, 0..1; NaN if either score is NaN."""
         if base != base or fit != fit:  # noqa: PLR0124 - NaN
             return float("nan")
-        return self._base.one(base) * (1 - self._weight) + self._fit.one(fit) * self._weight
+        return self._base.rank_of(base) * (1 - self._weight) + self._fit.rank_of(fit) * self._weight
 
-    def many(self, base: Array, fit: Array) -> Array:
+    def score_many(self, base: Array, fit: Array) -> Array:
         """Return the blended scores of inputs, [n] -> [n]."""
-        return np.array([self.one(*pair) for pair in zip(base.tolist(), fit.tolist(), strict=True)], np.float64)
+        return np.array([self.score_one(*pair) for pair in zip(base.tolist(), fit.tolist(), strict=True)], np.float64)
 
 
 def with_constant(x: Array) -> Array:
@@ -266,7 +266,7 @@ class Learned:
         harm = self._harm_of[predicted] + sum(map(mul, self._harm, vector))
         win = self._win_of[predicted] + sum(map(mul, self._win, vector))
         better = sigmoid(win) - sigmoid(harm)
-        return 0.5 + 0.5 * better if self._blend is None else self._blend.one(vector[0], better)
+        return 0.5 + 0.5 * better if self._blend is None else self._blend.score_one(vector[0], better)
 
     def _of_features(self, features: Any) -> float:
         """Return the score of one input's named features.
@@ -308,7 +308,7 @@ class Learned:
             features = of_logits(logits, self._foreign)
             harm, win = expit(with_constant(features) @ self._weights.T).T
             better: Array = win - harm
-            return 0.5 + 0.5 * better if self._blend is None else self._blend.many(features[:, 0], better)
+            return 0.5 + 0.5 * better if self._blend is None else self._blend.score_many(features[:, 0], better)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -42,7 +42,7 @@ from edgeroute.confidence.output_forms import (
     tokens_and_logprobs,
 )
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, Unscored, quantile
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
 from edgeroute.system.log_filter import Failures
@@ -122,7 +122,7 @@ class Reader:
         self._simple = 0
         """Number of classes of the usual case, known once outputs have been seen; 0: there is no usual case."""
 
-    def one(self, outputs: Any) -> Prediction:
+    def read_one(self, outputs: Any) -> Prediction:
         """Return the prediction for outputs of one input, with their batch axis of length 1.
 
         A detector's outputs for one picture may lack the batch axis.
@@ -141,7 +141,7 @@ class Reader:
         _check_count(outputs, 1)
         return self._read(_row(outputs, 0))
 
-    def many(self, outputs: Any, count: int) -> list[Prediction]:
+    def read_many(self, outputs: Any, count: int) -> list[Prediction]:
         """Return the predictions for outputs of `count` inputs along the first axis.
 
         Raises:
@@ -154,7 +154,7 @@ class Reader:
         _check_count(outputs, count)
         return [self._read(_row(outputs, i)) for i in range(count)]
 
-    def answer(self, result: Any) -> Prediction:
+    def read_answer(self, result: Any) -> Prediction:
         """Return the prediction for what a callable returned for one input."""
         return self._read(result)
 
@@ -390,7 +390,7 @@ class Reader:
             return None if sure is None else float(sure)
         except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
             self.failures.log("the score", e)
-            return Unscored(f"the score failed: {named(e)}")
+            return Unscored(f"the score failed: {error_text(e)}")
 
 
 def _unscored_prediction(value: Any, sure: float | None, row: Any, numbers: Any) -> Prediction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from edgeroute.core.error_codes import UNFIT, ErrorCode, Failure, HeldCode, named, told, typed
+from edgeroute.core.error_codes import UNFIT, ErrorCode, Failure, HeldCode, class_name, error_message, error_text
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Side
 from edgeroute.core.walk import Left, Mark, Outcome, new
@@ -29,9 +29,9 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         elif kind == "decided":
             decided.add(i)
         elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
-            parts.append(answered(plan, leg, detail, instant - started[i], limits.get(i)))
+            parts.append(answer_part(plan, leg, detail, instant - started[i], limits.get(i)))
         elif kind == "failed":
-            text = named(detail)
+            text = error_text(detail)
             code = getattr(detail, "code", "")
             unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
             failure_text = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
@@ -94,7 +94,7 @@ def broken(outcome: Outcome) -> bool:
     return bool(kinds) and kinds[-1] in {"failed", "timeout"}
 
 
-def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
+def answer_part(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
     """Return the part of a reason about one leg's answer. `threshold`: that of this answer; None: that of the leg."""
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
     sure = f"{confidence:.2f}" if known else "without confidence"
@@ -121,7 +121,7 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
 
 def before_run(plan: Plan, leg: Leg, confidence: float | None) -> str:
     """Return the part of a reason about an edge that was judged by the input alone."""
-    return answered(plan, leg, confidence, 0.0) + ", before it ran"
+    return answer_part(plan, leg, confidence, 0.0) + ", before it ran"
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _detail(mark: Mark) -> dict[str, object]:
     if mark.kind != "failed":
         return {"threshold" if mark.kind == "limit" else "confidence": finite(detail)}
     failure = Failure.of(detail)._asdict()
-    return {"error": f"{typed(detail)}: {told(detail)}"} | {name: part for name, part in failure.items() if part}
+    return {"error": f"{class_name(detail)}: {error_message(detail)}"} | {name: part for name, part in failure.items() if part}
 
 
 def finite(value: Any) -> Any:

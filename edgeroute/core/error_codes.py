@@ -31,7 +31,7 @@ AnyCode: TypeAlias = ErrorCode | HeldCode
 Verdict = Literal["answered", "fault", "late", "nothing"]
 
 
-def passing(status: int) -> bool:
+def may_succeed_again(status: int) -> bool:
     """Return True if a request that got this HTTP status may succeed when sent again."""
     return status in {408, 429} or status >= 500  # noqa: PLR2004 - HTTP's own numbers
 
@@ -104,7 +104,7 @@ class Failure(NamedTuple):
     @property
     def retriable(self) -> bool:
         """True if the endpoint was unreachable, or its status is a passing one."""
-        return self.code == "unreachable" or (self.status is not None and passing(self.status))
+        return self.code == "unreachable" or (self.status is not None and may_succeed_again(self.status))
 
     def verdict(self, *, cut: bool = False, in_time: bool = False, stale: bool = False) -> Verdict:
         """Return how the end of an attempt counts for the breaker: answered, fault, late or nothing.
@@ -150,7 +150,7 @@ def clean(text: object, most: int = OWN) -> str:
     return cut if cut.isprintable() else "".join(map(_shown, cut))
 
 
-def told(error: object, most: int = FOREIGN) -> str:
+def error_message(error: object, most: int = FOREIGN) -> str:
     """Return an exception's message, sanitised and cut; empty if it has none, or if formatting it raises anything but Ctrl-C."""
     try:
         return clean(error, OWN if isinstance(error, Coded) else most)
@@ -160,18 +160,18 @@ def told(error: object, most: int = FOREIGN) -> str:
         return ""
 
 
-def named(error: object) -> str:
+def error_text(error: object) -> str:
     """Return the message of an exception, after its type if it is not edgeroute's own.
 
     Only the type if there is no message; the type is not repeated.
     """
-    message, kind = told(error), typed(error)
+    message, kind = error_message(error), class_name(error)
     if not message:
         return kind
     return message if isinstance(error, Coded) or message.startswith(f"{kind}:") else f"{kind}: {message}"
 
 
-def typed(value: object) -> str:
+def class_name(value: object) -> str:
     """Return the name of a value's class, sanitised, whatever the class itself makes of `__name__`."""
     return clean(_name(type(value)), FOREIGN)
 

@@ -409,7 +409,7 @@ def averaged(load: Numbers, age_s: Numbers, reported: Numbers) -> Numbers:
     return load + (least(reported, CAP) - load) * most(1 - _left(age_s), 0.25)
 
 
-def kept(load: Numbers) -> Numbers:
+def share_to_keep(load: Numbers) -> Numbers:
     """Return the share of the deferrals to keep on the edge at this load: 0 to `MOST`, and never less at a higher load."""
     return (most(least((load - FROM) / SPAN * MOST, MOST), 0.0) / STEP + 1e-9) // 1 * STEP
 
@@ -435,18 +435,18 @@ class Load:
         """
         if not (isfinite(load) and load >= 0):
             return False
-        before = kept_share(self.at(now))
+        before = rounded_share_to_keep(self.at(now))
         self._value, self._at = averaged(self._value, now - self._at, load), max(now, self._at)
-        return kept_share(self.at(now)) != before
+        return rounded_share_to_keep(self.at(now)) != before
 
     def at(self, now: float) -> float:
         """Return the load at an instant; 0: none was reported, or long ago."""
         return float(faded(self._value, now - self._at))
 
 
-def kept_share(load: float) -> float:
-    """Return `kept` of one load, rounded."""
-    return round(float(kept(load)), 2) if load > FROM else 0.0
+def rounded_share_to_keep(load: float) -> float:
+    """Return `share_to_keep` of one load, rounded."""
+    return round(float(share_to_keep(load)), 2) if load > FROM else 0.0
 
 
 def slack(deficits: Iterable[float], share: float) -> float:

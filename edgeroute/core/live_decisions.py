@@ -217,7 +217,7 @@ LONGER = 2
 """Multiple of `hold` for which the displayed label may be missing."""
 
 
-class Steady(NamedTuple):
+class Display(NamedTuple):
     """Displayed label, and the one that may follow it."""
 
     label: Hashable = None
@@ -232,9 +232,9 @@ class Steady(NamedTuple):
     """True once a label is displayed."""
 
 
-def steadied(
-    state: Steady, label: Hashable, confidence: float | None, *, hold: int, margin: float | None = None, sure: bool = False
-) -> Steady:
+def next_display(
+    state: Display, label: Hashable, confidence: float | None, *, hold: int, margin: float | None = None, sure: bool = False
+) -> Display:
     """Return the state of the display after a further label: that label displayed, or counted as a rival.
 
     The first label is displayed at once; the displayed label seen again forgets the rival, and updates its confidence.
@@ -249,12 +249,12 @@ def steadied(
         sure: True: display the label at once in any case.
     """
     if sure or hold <= 1 or not state.begun or label == state.label:
-        return Steady(label, confidence, begun=True)
+        return Display(label, confidence, begun=True)
     known = margin is not None and confidence is not None and state.confidence is not None
     if known and confidence >= state.confidence + margin:  # type: ignore[operator]  # all three are numbers
-        return Steady(label, confidence, begun=True)
+        return Display(label, confidence, begun=True)
     seen = state.seen + 1 if state.seen and label == state.rival else 1
     absent = state.absent + 1
     if seen >= hold or absent >= LONGER * hold:
-        return Steady(label, confidence, begun=True)
+        return Display(label, confidence, begun=True)
     return state._replace(rival=label, seen=seen, absent=absent)

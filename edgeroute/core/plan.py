@@ -321,7 +321,7 @@ class Plan(NamedTuple):
     facts: Facts
     skipped: tuple[str, ...] = ()
     """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
-    unheard: tuple[Leg, ...] = ()
+    shadow_legs: tuple[Leg, ...] = ()
     """Shadow mode: edges that would be asked first, in order; for a sample of the requests they run after these have ended."""
     rules: tuple[Rule, ...] = ()
     """Rules on the device's state that have shaped this plan."""
@@ -474,7 +474,7 @@ def without_first(plan_before: Plan, confidence: float | None, why: str) -> Plan
     )  # fmt: skip
 
 
-def stays_home(policy: Policy, facts: Facts) -> str:
+def stays_on_device(policy: Policy, facts: Facts) -> str:
     """Return why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may."""
     ruled = _applying(policy, facts, None)
     if _mode(policy, ruled, None) != "only_edge":

@@ -70,8 +70,8 @@ class Spending:
     counts as of the latest instant seen. Not synchronised: threads that share it need a lock.
 
     A record that outlives the process is written ahead: `ahead` returns True if something is booked under a limit that the record
-    lacks, `dump` makes the next record, with an advance so that not every booking needs one, and `recorded` notes that it was
-    written.
+    lacks, `dump` makes the next record, with an advance so that not every booking needs one, and `mark_recorded` notes that it
+    was written.
 
     Attributes:
         limits: may be replaced at any time; spending so far stays booked.
@@ -144,7 +144,7 @@ class Spending:
         limits_in_force = self.limits if limits is None else limits
         return any(used > limit / 2 for used, limit in zip(self.spent(now), limits_in_force, strict=True) if limit < INF)
 
-    def lost(self, until: float, why: str) -> None:
+    def mark_unknown_until(self, until: float, why: str) -> None:
         """Record that spending until an instant is unknown; costs under a limit are refused until the window has passed it."""
         if until >= self._lost_at:
             self._lost_at, self._lost_why = until, why
@@ -180,12 +180,12 @@ class Spending:
             dumped[window.name] = [[instant, amount] for instant, amount in amounts.items()]
         return dumped
 
-    def recorded(self, dumped: Mapping[str, Any]) -> None:
+    def mark_recorded(self, dumped: Mapping[str, Any]) -> None:
         """Note that this dump is the record, or will be before anything else is spent."""
         for window in self._windows:
             window.recorded = dict(dumped[window.name])
 
-    def inherited(self) -> None:
+    def disown(self) -> None:
         """Treat the bookings so far as another process's to record: this process was forked from it."""
         for window in self._windows:
             for instant, amount in window.booked.items():

@@ -81,7 +81,17 @@ from edgeroute.core.walk import (
     own_threshold,
 )
 
-__all__ = ["FirstTokenLate", "Piece", "Pieces", "Restart", "join_result", "read_pieces", "single", "walk_stream", "whole"]
+__all__ = [
+    "FirstTokenLate",
+    "Piece",
+    "Pieces",
+    "Restart",
+    "join_pieces",
+    "join_result",
+    "one_piece",
+    "read_pieces",
+    "walk_stream",
+]
 
 
 # Answers in pieces: joining, and the log-probabilities that a piece may bring.
@@ -112,7 +122,7 @@ class Piece(str):
         return Piece, (str(self), self.logprobs)
 
 
-def whole(pieces: list[object]) -> object:
+def join_pieces(pieces: list[object]) -> object:
     """Return the pieces joined: text if all are text, else the list of them."""
     return "".join(map(str, pieces)) if all(isinstance(piece, str) for piece in pieces) else pieces
 
@@ -129,10 +139,10 @@ def join_result(result: Any) -> Any:
         while True:
             pieces.append(next(result))
     except StopIteration as end:
-        return whole(pieces), _confidence_of(end.value, pieces)
+        return join_pieces(pieces), _confidence_of(end.value, pieces)
 
 
-def single(prediction: Prediction) -> Pieces:
+def one_piece(prediction: Prediction) -> Pieces:
     """Yield an answer as one piece."""
     yield prediction.value
     return prediction
@@ -150,7 +160,7 @@ def read_pieces(result: Generator[Any, None, Any], read: Callable[[Any], Predict
             pieces.append(next(result))
             yield pieces[-1]
     except StopIteration as end:
-        return read(end.value if type(end.value) is Prediction else (whole(pieces), _confidence_of(end.value, pieces)))
+        return read(end.value if type(end.value) is Prediction else (join_pieces(pieces), _confidence_of(end.value, pieces)))
     finally:
         result.close()
 
@@ -260,7 +270,7 @@ class StreamState:
 
     def due(self) -> float:
         """Return the instant at which the next leg starts: now if no leg is waited for; inf if none is to start."""
-        if not self.pending or self.fixed():
+        if not self.pending or self.is_final():
             return INF
         if not (active := [v for v in self.states.values() if v.active]):
             return self.now
@@ -270,7 +280,7 @@ class StreamState:
             due = min(due, self._standby_at())
         return due
 
-    def fixed(self) -> bool:
+    def is_final(self) -> bool:
         """Return True if the source cannot change any more.
 
         Without `restart` the source is fixed once shown; otherwise only while its answer is accepted or need not be judged.
@@ -287,7 +297,7 @@ class StreamState:
 
     def until(self) -> float:
         """Return the instant at which something is to be done if no event comes."""
-        if self.shown is not None and self.fixed():
+        if self.shown is not None and self.is_final():
             return self.deadline
         waits = [v.first_by for v in self.states.values() if v.active and not v.has_begun and not v.no_time_limit]
         return min(self.deadline, self.due(), *waits)
@@ -427,14 +437,14 @@ class StreamWalk:
         assert self.outcome is not None, "a walk that has finished has an outcome"
         return self.outcome
 
-    def left(self, instant: float) -> Left | None:
+    def outcome_when_left(self, instant: float) -> Left | None:
         """Return the outcome if the caller leaves at an instant, all legs being stopped; None if none was started."""
         started = [mark.leg for mark in self.log if mark.kind == "start"]
         if not started:
             return None
         self.log += [Mark("cancelled", i, instant) for i in self.stream.running() if i in started]
         i = started[-1] if self.stream.shown is None else self.stream.shown
-        shown = Prediction(whole(self.stream.states[i].pieces if i == self.stream.shown else []), None, None)
+        shown = Prediction(join_pieces(self.stream.states[i].pieces if i == self.stream.shown else []), None, None)
         return Left(i, shown, False, self.log, self.stream.begun, instant, self.stream.held)
 
     # starting
@@ -600,7 +610,7 @@ class StreamWalk:
 
     def _choose_source(self) -> _Steps:
         """Show a leg that may be shown now, unless the source is fixed."""
-        if self.stream.shown is not None and self.stream.fixed():
+        if self.stream.shown is not None and self.stream.is_final():
             return
         for i in self.stream.candidates():
             if self.stream.shown != i:
@@ -645,4 +655,4 @@ class StreamWalk:
 def _partial_answer(pieces: list[object], error: BaseException | None = None) -> Prediction:
     """Return the part of an answer that was shown; with the outputs so far, if the error has them."""
     partial = getattr(error, "partial", None)
-    return Prediction(whole(pieces), None, partial.outputs if type(partial) is Prediction else None)
+    return Prediction(join_pieces(pieces), None, partial.outputs if type(partial) is Prediction else None)

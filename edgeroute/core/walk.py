@@ -204,7 +204,7 @@ def first_leg_outcome(plan: Plan, begun: float, prediction: Prediction, instant:
 _NONE: Mapping[int, Prediction] = {}
 
 
-def left(log: list[Mark], emitted: Sequence[Emit], begun: float, instant: float) -> Left | None:
+def outcome_when_left(log: list[Mark], emitted: Sequence[Emit], begun: float, instant: float) -> Left | None:
     """Return the outcome of `walk` if its caller leaves at an instant, all legs being stopped; None if none was started.
 
     Args:

@@ -12,7 +12,7 @@ from edgeroute.confidence.detector_boxes import checked_rule
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.core.stream_walk import join_result, logprobs_of, whole
+from edgeroute.core.stream_walk import join_pieces, join_result, logprobs_of
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.model_members import is_async
 from edgeroute.errors import PolicyError
@@ -149,5 +149,5 @@ async def gather(stream: AsyncGenerator[Any, None], show: Callable[[Any], object
     finally:
         await stream.aclose()
     if value is None:
-        return whole(pieces), logprobs_of(pieces) if confidence is None else confidence
+        return join_pieces(pieces), logprobs_of(pieces) if confidence is None else confidence
     return value, confidence

@@ -18,7 +18,7 @@ from edgeroute.confidence.output_forms import probabilities_warning
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score, Unscored
 from edgeroute.core.routing_policy import Side
-from edgeroute.core.stream_walk import Pieces, read_pieces, single
+from edgeroute.core.stream_walk import Pieces, one_piece, read_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import gather
 from edgeroute.edge.model_members import check_model, feed_of, fingerprint, has_async_runs, member
@@ -131,25 +131,25 @@ class EdgeBackend(AbandonedRuns):
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
         """Run the inputs as one batch; return a prediction for each."""
-        return self.reader.many(self._run(inputs, cancel), len(inputs))
+        return self.reader.read_many(self._run(inputs, cancel), len(inputs))
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
         """Run one input, by the model's `run_one` if it has one."""
-        return self.reader.one(self._one(x, cancel))
+        return self.reader.read_one(self._one(x, cancel))
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
         """Run one input, and yield the answer in pieces: those of the model's `stream`, or one piece. Returns the prediction."""
         stream = member(self.model, "stream")
         if stream is None:
-            return single(self.run_one(x, cancel))
+            return one_piece(self.run_one(x, cancel))
         return self._stream_counted(stream(x, cancel), cancel)
 
     def _stream_counted(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
         """Yield the pieces of a model's stream as one counted run, and return the prediction."""
         if self._runs is None:
-            return (yield from read_pieces(pieces, self.reader.answer))
+            return (yield from read_pieces(pieces, self.reader.read_answer))
         with self._runs.one(cancel):
-            return (yield from read_pieces(pieces, self.reader.answer))
+            return (yield from read_pieces(pieces, self.reader.read_answer))
 
     async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
         """Await a counted run of the inputs as one batch, or, if not `many`, of the only input by the model's `run_one`."""
@@ -161,8 +161,8 @@ class EdgeBackend(AbandonedRuns):
     async def _run_uncounted(self, inputs: list[Any], many: bool) -> list[Prediction]:
         """Await the model's `run`, or its `run_one`, and decode the outputs."""
         if many:
-            return self.reader.many(await self._run(inputs, None), len(inputs))
-        return [self.reader.one(await self._one(inputs[0], None))]
+            return self.reader.read_many(await self._run(inputs, None), len(inputs))
+        return [self.reader.read_one(await self._one(inputs[0], None))]
 
     async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
         """Run one input on an event loop, calling `show` with each piece of the answer; return the prediction."""
@@ -172,9 +172,9 @@ class EdgeBackend(AbandonedRuns):
             show(prediction.value)
             return prediction
         if self._runs is None:
-            return self.reader.answer(await gather(stream(x, None), show))
+            return self.reader.read_answer(await gather(stream(x, None), show))
         async with self._runs.one_async():
-            return self.reader.answer(await gather(stream(x, None), show))
+            return self.reader.read_answer(await gather(stream(x, None), show))
 
     def ready(self, until: float) -> None:
         """Load the model, and run it once on zeros to check its outputs, if its inputs are known and the run takes little time.
@@ -212,7 +212,9 @@ class EdgeBackend(AbandonedRuns):
             BadReply: they do not fit the labels, or the number of inputs.
         """
         reader = self.reader
-        prediction = Reader(labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found).one(outputs)
+        prediction = Reader(labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found).read_one(
+            outputs
+        )
         if isinstance(prediction.confidence, Unscored) and not callable(reader.score):
             raise ModelError(f"{reader.name} gives {prediction.confidence.why}")
 

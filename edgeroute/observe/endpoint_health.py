@@ -38,7 +38,7 @@ class Router(Protocol):
     def observe(self) -> None:
         """Update the facts, and with them the plans."""
 
-    def stays_home(self, *, read: bool = False) -> str:
+    def stays_on_device(self, *, read: bool = False) -> str:
         """Return the reason why nothing leaves the device by itself now; empty: it may."""
 
     def breaker_changed(self, target: str, state: str) -> None:
@@ -105,7 +105,7 @@ class EndpointHealth(ForkSafe):
         While nothing may leave the device by itself, only the instant is recorded.
         """
         self._linked_at = monotonic()
-        if self._router.stays_home(read=True):
+        if self._router.stays_on_device(read=True):
             return
         for backend in self._router.snapshot.clouds:
             backend.guard.link_up()

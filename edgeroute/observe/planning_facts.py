@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.device_rules import SHARES, Reading, State, amount, in_force, step, value_of
-from edgeroute.core.estimates import FROM, PowerFit, break_even, kept_share
+from edgeroute.core.estimates import FROM, PowerFit, break_even, rounded_share_to_keep
 from edgeroute.core.plan import ENOUGH_RUNS, MOST, Facts, order_clouds
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.spending_limits import Cost
@@ -243,7 +243,7 @@ class Observer(ForkSafe):
         guards: list[Any] = [getattr(backends[i], "guard", None) for i in clouds if targets[i].name not in facts.busy]
         asked = next((guard for guard in guards if guard is not None and guard.state == "closed"), None)
         now = monotonic()
-        share = 0.0 if asked is None else kept_share(asked.rules.load.at(now))
+        share = 0.0 if asked is None else rounded_share_to_keep(asked.rules.load.at(now))
         self.eases_at = now + EASES_S if share else INF
         if not share:
             return facts

@@ -42,7 +42,7 @@ class Asks:
 
     def _may_call(self) -> bool:
         """Return True if a low-priority call may be made now, by the policy, the link, the limits and the endpoints' state."""
-        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
+        return not self._engine.stays_on_device() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
         """Copy the input, and return a function that calls the cloud and blocks.
@@ -73,7 +73,7 @@ class Asks:
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
         """Copy the input, and return a function that runs the hidden edges of its plan and the one on trial, and blocks."""
         copied, trial = request._replace(inputs=call_contained(copy_input, request.inputs)), request.snapshot.hidden
-        parts = [self._alone(copied, copied.plan.unheard)] if copied.plan.unheard else []
+        parts = [self._alone(copied, copied.plan.shadow_legs)] if copied.plan.shadow_legs else []
         if trial is not None:
             parts.append(self._alone(copied._replace(snapshot=trial), (shadow_leg(0, trial.targets[0], trial.policy),)))
         return lambda: [run for legs in parts for run in _rehearsed(legs)]

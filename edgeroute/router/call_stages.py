@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from edgeroute.core.batch_walk import walk_many
 from edgeroute.core.stream_walk import StreamWalk
-from edgeroute.core.walk import Emit, Left, Mark, Outcome, left, walk
+from edgeroute.core.walk import Emit, Left, Mark, Outcome, outcome_when_left, walk
 from edgeroute.router.leg_execution import LegExecutor, Walked
 from edgeroute.router.request import Request
 from edgeroute.types import Answer
@@ -114,11 +114,11 @@ def walk_stage(
     elif first.streams:
         stream = StreamWalk(first.plan, first.begun, first.first_token_s, late, first.shows == "restarts")
         steps = Walk(stream.steps(), legs, show, streams=True)
-        outcomes = [(yield from _shown(steps, first, stream.left, leaves))]
+        outcomes = [(yield from _shown(steps, first, stream.outcome_when_left, leaves))]
     elif first.shows:
         log = list[Mark]()
         steps = Walk(walk(first.plan, first.begun, True, late, log), legs, show)
-        outcomes = [(yield from _shown(steps, first, partial(left, log, emitted, first.begun), leaves))]
+        outcomes = [(yield from _shown(steps, first, partial(outcome_when_left, log, emitted, first.begun), leaves))]
     else:
         outcomes = [(yield Walk(walk(first.plan, first.begun, False, late), legs))]
     costs, spoken = legs.costs(), first.streams and bool(shown)

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeroute.confidence.certificate import effective_target
 from edgeroute.core.egress import Rules
-from edgeroute.core.plan import Plan, stays_home
+from edgeroute.core.plan import Plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.core.walk import Event, Left, Outcome, new
 from edgeroute.edge.edge_backend import EdgeBackend
@@ -293,7 +293,7 @@ class Engine(ForkSafe):
         Raises:
             Held: it would leave the device, and nothing leaves by itself now.
         """
-        why = self.stays_home() or ("the cloud is loaded" if self.observer.facts.kept else "")
+        why = self.stays_on_device() or ("the cloud is loaded" if self.observer.facts.kept else "")
         if why and any(leg.permit is not None for leg in request.plan.legs):
             raise Held(f"nothing leaves by itself: {why}")
         like = request.batch or request.id
@@ -381,7 +381,7 @@ class Engine(ForkSafe):
         if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
             self.refresh_thresholds()
 
-    def stays_home(self, *, read: bool = False) -> str:
+    def stays_on_device(self, *, read: bool = False) -> str:
         """Return the reason why nothing leaves the device by itself now; empty: deliveries, audits, probes and revalidation may.
 
         Args:
@@ -390,7 +390,7 @@ class Engine(ForkSafe):
         policy, observer = self.snapshot.policy, self.observer
         if read and policy.device_rules and monotonic() >= observer.reads_at:
             self.read_sensors()
-        return stays_home(policy, observer.facts)
+        return stays_on_device(policy, observer.facts)
 
     def read_sensors(self) -> None:
         """Read the device's sensors, apply the rules in force, and have them read from now on."""
@@ -475,7 +475,7 @@ def check_all(engine: Engine, timeout: float) -> Check:
     from edgeroute.router.preflight import check
 
     check_seconds("timeout", timeout)
-    result = check(engine.snapshot, timeout, engine.audited, engine.stays_home(read=True))
+    result = check(engine.snapshot, timeout, engine.audited, engine.stays_on_device(read=True))
     observer = engine.observer
     lines = [*observer.rules(), *observer.budget(), *observer.lacking(engine.snapshot.backends)]
     return result._replace(lines=(*result.lines, *lines))

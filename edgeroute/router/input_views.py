@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeroute.cloud.cloud_backend import Escalated
-from edgeroute.core.error_codes import clean, named, typed
+from edgeroute.core.error_codes import class_name, clean, error_text
 from edgeroute.core.routing_policy import Policy, Target
 from edgeroute.core.walk import Done, Event, Prediction
 from edgeroute.edge.edge_backend import InputScoredBackend
@@ -110,11 +110,11 @@ class TargetViews:
         except BadInput:
             raise
         except Exception as e:
-            raise _failed(target, named(e)) from e
+            raise _failed(target, error_text(e)) from e
         if any(hasattr(type(seen), name) for name in ("__next__", "__anext__", "__await__")):
             if inspect.iscoroutine(seen):
                 seen.close()
-            raise _failed(target, f"it returned a {typed(seen)}, which can be read only once")
+            raise _failed(target, f"it returned a {class_name(seen)}, which can be read only once")
         return seen
 
 
@@ -137,7 +137,7 @@ def _check(key: Any, view: Any) -> None:
     if isinstance(view, str) and view:
         return
     if not callable(view):
-        raise PolicyError(f"views[{key!r}] is a key of the input, such as 'jpeg', or a function of it, not {typed(view)}")
+        raise PolicyError(f"views[{key!r}] is a key of the input, such as 'jpeg', or a function of it, not {class_name(view)}")
     call = getattr(view, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
     if any(kind(f) for kind in _LATER for f in (view, call)):
         raise PolicyError(f"views[{key!r}] is a coroutine or generator function: a view is a plain function of the input")
@@ -149,7 +149,7 @@ _LATER = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgen
 def _item(x: Any, key: str, name: str) -> Any:
     """Return the item of an input under a key; raise BadInput if the input is no mapping, or has no such key."""
     if not isinstance(x, Mapping):
-        raise BadInput(f"the input is {typed(x)}, and {name} takes its {key!r}: give a mapping, as in {{{key!r}: ...}}")
+        raise BadInput(f"the input is {class_name(x)}, and {name} takes its {key!r}: give a mapping, as in {{{key!r}: ...}}")
     if key not in x:
         there = [other for other in x if isinstance(other, str)]
         hint = clean(nearest(key, there)) if there else "it has no keys"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from edgeroute.cloud.cloud_backend import CloudBackend, Escalated
 from edgeroute.core.egress import Denied, permit
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Outcome, Prediction
@@ -115,7 +115,7 @@ class Owner(Protocol):
     def note(self, what: str, identity: str) -> None:
         """Count and report an event (`queued`, `damaged`, ...) of a request."""
 
-    def stays_home(self, *, read: bool = False) -> str:
+    def stays_on_device(self, *, read: bool = False) -> str:
         """Return the reason why nothing leaves the device by itself now; empty: it may."""
 
 
@@ -177,7 +177,7 @@ class OfflineQueue:
                     try:
                         x = request.inputs if request.until == INF else call_contained(copy_input, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                        note = f"{NOT_QUEUED}: {named(e)}"
+                        note = f"{NOT_QUEUED}: {error_text(e)}"
                     else:  # its own: at the deadline nobody waits for it
                         jobs.append(_Job(len(notes), walked, x, *candidate))
                         notes.append(None)
@@ -227,7 +227,7 @@ class OfflineQueue:
         """Return the note of a request after its put; counts `queued`, and logs errors."""
         if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", put)
-            return f"{NOT_QUEUED}: {named(put)}"
+            return f"{NOT_QUEUED}: {error_text(put)}"
         if not put.stored:
             return f"{NOT_QUEUED}: {put.reason}"
         self._router.note("queued", job.id)
@@ -247,7 +247,7 @@ class OfflineQueue:
             PolicyError, MayNotLeave: it can never be sent.
             CloudError: no answer; or nothing leaves the device by itself now. The entry stays in the outbox.
         """
-        if why := self._router.stays_home(read=True):
+        if why := self._router.stays_on_device(read=True):
             raise Held(f"nothing leaves by itself: {why}")
         snapshot = self._router.snapshot
         backend, allowed = _receiver(snapshot.clouds, entry), permit(snapshot.policy.rules, entry.data_class)
@@ -296,7 +296,7 @@ def _waiting(job: _Job) -> Waiting | str:
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # noqa: BLE001 - whatever an endpoint, its encode or a redaction raises: the answer is there
-        return named(e)
+        return error_text(e)
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
@@ -368,7 +368,7 @@ def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Pr
     except OSError as e:  # raised by a function: temporary, no reason to give up
         if isinstance(e, CloudError):
             raise
-        raise Unreachable(named(e)) from e
+        raise Unreachable(error_text(e)) from e
 
 
 def _retry_candidate(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
@@ -387,7 +387,7 @@ def _retry_candidate(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | N
         if what != "failed":
             return i, None if what == "timeout" or (plan.arm and in_flight) else ""
         if not isinstance(detail, CloudError) or detail.retriable:
-            return i, named(detail)
+            return i, error_text(detail)
         if detail.held:
             return i, ""
     return None

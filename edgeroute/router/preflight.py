@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core import answer_reasons as explain
 from edgeroute.core.egress import Rules
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.errors import PolicyError
@@ -72,11 +72,11 @@ def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
         if type(event) is Failed:
             if event.fatal:
                 raise event.error
-            steps.append(f"=> {leg.name} failed: {named(event.error)}")
+            steps.append(f"=> {leg.name} failed: {error_text(event.error)}")
             continue
         prediction: Prediction = event.answer  # type: ignore[union-attr]  # an executed leg is Done or Failed
         limit = own_threshold(leg, prediction) if leg.thresholds else None
-        steps.append(f"=> {explain.answered(plan, leg, prediction.confidence, 0.0, limit)}")
+        steps.append(f"=> {explain.answer_part(plan, leg, prediction.confidence, 0.0, limit)}")
         if acceptable(leg, prediction):
             if audited and judged(leg):
                 steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
@@ -164,5 +164,5 @@ def _problem(backend: Backend, timeout: float) -> str | None:
     except PASSING:
         raise
     except BaseException as e:  # noqa: BLE001 - any failure is the result
-        return named(e)
+        return error_text(e)
     return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.edge.edge_backend import EdgeBackend, in_new_session
 from edgeroute.edge.model_members import member
 from edgeroute.errors import EdgerouteError, ModelError
@@ -82,7 +82,7 @@ def value(backend: EdgeBackend, x: Any) -> Any:
     except EdgerouteError:
         raise
     except Exception as e:
-        raise ModelError(f"{backend.where} does not run: {named(e)}") from e
+        raise ModelError(f"{backend.where} does not run: {error_text(e)}") from e
 
 
 def check_releases(new: Snapshot, old: Snapshot) -> None:
@@ -121,7 +121,7 @@ def _rehearse(backend: EdgeBackend, release: Release) -> None:
         warm_up(backend.name, backend, [] if canaries is None else canaries.inputs[:1])
         wrong = [] if canaries is None else canaries.wrong(lambda x: value(backend, x))
     except Exception as e:
-        raise ModelError(f"{release} failed its warm-up: {named(e)}") from e
+        raise ModelError(f"{release} failed its warm-up: {error_text(e)}") from e
     if wrong:
         raise ModelError(f"{release} failed its canary inputs: {'; '.join(wrong[:3])}")
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from edgeroute.core.error_codes import FOREIGN, OWN, Coded, named, printable, told
+from edgeroute.core.error_codes import FOREIGN, OWN, Coded, error_message, error_text, printable
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"
@@ -33,7 +33,7 @@ class _CleanLog(logging.Filter):
 
 def _argument(arg: object) -> str:
     """Return the argument as printable text, cut to the length for foreign text if it is an exception."""
-    return told(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
+    return error_message(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
 
 
 _CLEAN = _CleanLog()
@@ -106,7 +106,7 @@ class Failures:
             return
         self.due = now + self.EVERY_S
         info = (type(error), error, error.__traceback__)
-        record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, named(error)), info)
+        record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, error_text(error)), info)
         if log.isEnabledFor(logging.ERROR):
             _CLEAN.filter(record)  # makes text of the traceback
             record.exc_info = None  # who keeps the record would keep its frames, and all that was in the call

@@ -18,7 +18,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
-from edgeroute.core.error_codes import told, typed
+from edgeroute.core.error_codes import class_name, error_message
 from edgeroute.system.forks import ForkSafe, per_process
 from edgeroute.system.log_filter import Failures
 
@@ -215,7 +215,7 @@ def call_contained(function: Callable[..., T], *arguments: object) -> T:
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt) and not hasattr(pooled, "thread"):
             raise
-        raise NoException(f"{typed(e)}{f': {text}' if (text := told(e)) else ''}") from e
+        raise NoException(f"{class_name(e)}{f': {text}' if (text := error_message(e)) else ''}") from e
 
 
 def is_task_cancelled(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.stream_walk import whole
+from edgeroute.core.stream_walk import join_pieces
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import files, fingerprint, member
@@ -217,7 +217,7 @@ class Checks(Running):
             return
         for i, x in enumerate(self.samples):
             pieces, reply = self.streamed(x)
-            if not self._same(reply, self.truth[i]) or not equal(whole(pieces), self.truth[i].value, self.rtol):
+            if not self._same(reply, self.truth[i]) or not equal(join_pieces(pieces), self.truth[i].value, self.rtol):
                 yield f"run gives {shown(self.truth[i])} for sample {i}, and stream {shown(reply)} in {pieces!r}: make them alike"
                 break
 

@@ -130,7 +130,7 @@ class _Checks:
         """Hold a talk about inputs. Return its calls, and the predictions."""
         calls, outputs = self._talked(self.endpoint.talk(inputs))
         self.bodies |= {bytes(call.body) for call in calls if call.body and not call.probe}
-        return calls, self.reader.many(outputs, len(inputs))
+        return calls, self.reader.read_many(outputs, len(inputs))
 
     def talks(self) -> Iterator[str]:
         """Check that each sample gets an answer, the same each time, and that answers depend on replies; store the answers."""
@@ -185,7 +185,7 @@ class _Checks:
                     if i not in answers:
                         replies[i] = self.server(talk.send(replies[i]))  # type: ignore[arg-type]  # the first is None
                 except StopIteration as end:  # noqa: PERF203 - each in its turn
-                    answers[i] = self.reader.many(end.value, 1)[0]
+                    answers[i] = self.reader.read_many(end.value, 1)[0]
         for i, answer in answers.items():
             if not _same(answer, self.truth[i]):
                 text = shown(answer)
@@ -195,7 +195,7 @@ class _Checks:
         """Check that `encode` and `decode`, which the outbox uses, agree with a talk."""
         for x, truth in zip(self.samples, self.truth, strict=True):
             if (call := self.endpoint.encode([x])) is not None:
-                (answer,) = self.reader.many(self.endpoint.decode(self.server(call), 1), 1)
+                (answer,) = self.reader.read_many(self.endpoint.decode(self.server(call), 1), 1)
                 if not _same(answer, truth):
                     yield f"a talk gets {shown(truth)}, and decode of the reply to encode's call {shown(answer)}"
 
@@ -207,7 +207,7 @@ class _Checks:
             for body in (*DAMAGED, self.server(call).body[:-1]):
                 try:
                     new_calls, outputs = self._talked(self.endpoint.talk(self.samples[:1]), self._spoilt(place, body))
-                    (answer,) = self.reader.many(outputs, 1)
+                    (answer,) = self.reader.read_many(outputs, 1)
                     if len(new_calls) == len(calls) == 1 and body in UNREADABLE:  # else it may have recovered
                         taken.append((body, answer))
                 except CloudError as e:  # noqa: PERF203 - each reply by itself

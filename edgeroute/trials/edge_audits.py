@@ -413,7 +413,7 @@ class Auditor(ForkSafe):
             if drawn.probability:
                 self._take(drawn, request, outcome, costs, unlike)
         except Exception as e:
-            what = typed(e)
+            what = class_name(e)
             log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def report(self, identity: str, truth: Any) -> bool:
@@ -484,7 +484,7 @@ class Auditor(ForkSafe):
 
         Nothing is compared where calling the cloud has failed or would fail.
         """
-        bound, legs, unheard = self._bound, request.plan.legs, request.plan.unheard
+        bound, legs, unheard = self._bound, request.plan.legs, request.plan.shadow_legs
         edges = [Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
         if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
             edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))

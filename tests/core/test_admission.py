@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edgeroute import BadInput, BadReply, Held, Limits, Refused, TimedOut, Unreachable
 from edgeroute.core.admission import FAULTS, Admission, behind
-from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, passing
+from edgeroute.core.error_codes import HELD, INPUTS_OWN, Coded, Crowded, Failure, may_succeed_again
 from edgeroute.core.routing_policy import Terms
 from edgeroute.core.spending_limits import Spending
 
@@ -61,8 +61,8 @@ def test_what_a_code_means():
     assert not any(Failure(code).retriable for code in ("", "timeout", "bad_reply", "breaker"))
     for status in (200, 400, 401, 408, 422, 429, 500, 503):
         failure = Failure("refused", status)
-        assert (failure.retriable, failure.of_the_input) == (passing(status), status in INPUTS_OWN)
-    assert [status for status in range(200, 600) if passing(status)] == [408, 429, *range(500, 600)]
+        assert (failure.retriable, failure.of_the_input) == (may_succeed_again(status), status in INPUTS_OWN)
+    assert [status for status in range(200, 600) if may_succeed_again(status)] == [408, 429, *range(500, 600)]
 
 
 @pytest.mark.parametrize(

@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 
 from edgeroute.core.live_decisions import (
     Began,
+    Display,
     Ended,
     Loudness,
     Pace,
     Scene,
     Speech,
-    Steady,
     Taken,
     distance,
+    next_display,
     outdated,
     scene_of,
-    steadied,
 )
 
 
 def shown(labels, **how):
     """What is shown after each of these, labels or pairs with a confidence."""
-    state, seen = Steady(), []
+    state, seen = Display(), []
     for one in labels:
         label, confidence = one if isinstance(one, tuple) else (one, None)
-        state = steadied(state, label, confidence, **how)
+        state = next_display(state, label, confidence, **how)
         seen.append(state.label)
     return "".join(map(str, seen))
 
@@ -51,7 +51,7 @@ def test_a_label_that_wins_clearly_is_shown_at_once():
     assert shown([("a", 0.5), ("a", 0.9), ("b", 0.95)], hold=9, margin=0.2) == "aaa"
     assert shown(["a", ("b", 0.9)], hold=9, margin=0.2) == "aa"
     assert shown([("a", 0.1), ("b", None)], hold=9, margin=0.2) == "aa"
-    assert steadied(Steady("a", 0.9, begun=True), "b", 0.1, hold=9, sure=True) == Steady("b", 0.1, begun=True)
+    assert next_display(Display("a", 0.9, begun=True), "b", 0.1, hold=9, sure=True) == Display("b", 0.1, begun=True)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 5))

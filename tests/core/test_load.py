@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute.core import estimates
-from edgeroute.core.estimates import Load, Report, kept_share, slack
+from edgeroute.core.estimates import Load, Report, rounded_share_to_keep, slack
 from edgeroute.core.plan import Facts, plan
 from edgeroute.core.routing_policy import Policy, Target
 
@@ -29,7 +29,7 @@ def test_the_load_is_in_bounds_whatever_is_reported_and_when(reports, now):
 
 @given(instants)
 def test_without_a_report_nothing_is_kept(now):
-    assert kept_share(Load().at(now)) == 0
+    assert rounded_share_to_keep(Load().at(now)) == 0
 
 
 @given(loads, instants, st.floats(estimates.STALE_S, 1e6))
@@ -48,11 +48,15 @@ def test_a_load_fades_while_none_is_reported(value, first, more):
 
 @given(loads, loads)
 def test_more_load_never_keeps_less_and_a_part_is_always_sent(a, b):
-    low, high = sorted((kept_share(a), kept_share(b))) if a <= b else sorted((kept_share(b), kept_share(a)))
-    assert (kept_share(min(a, b)), kept_share(max(a, b))) == (low, high)
+    low, high = (
+        sorted((rounded_share_to_keep(a), rounded_share_to_keep(b)))
+        if a <= b
+        else sorted((rounded_share_to_keep(b), rounded_share_to_keep(a)))
+    )
+    assert (rounded_share_to_keep(min(a, b)), rounded_share_to_keep(max(a, b))) == (low, high)
     assert 0 <= low <= high <= estimates.MOST < 1
-    assert kept_share(estimates.FROM) == 0
-    assert kept_share(float("nan")) == 0
+    assert rounded_share_to_keep(estimates.FROM) == 0
+    assert rounded_share_to_keep(float("nan")) == 0
 
 
 @given(st.lists(numbers), st.floats(0, 1), st.floats(0, 1))

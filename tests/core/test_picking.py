@@ -41,7 +41,7 @@ def test_one_member_is_in_the_plan():
     assert names(made(mode="prefer_cloud")) == ["cloud", "edge fp32"]
     assert names(made(mode="only_cloud")) == ["cloud"]
     assert "variants" not in " ".join(made(mode="only_cloud").steps)
-    assert [leg.name for leg in made(mode="shadow").unheard] == ["edge fp32"]
+    assert [leg.name for leg in made(mode="shadow").shadow_legs] == ["edge fp32"]
 
 
 def test_a_group_is_one_step_of_a_ladder():

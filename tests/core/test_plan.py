@@ -10,10 +10,10 @@ import pytest
 
 from edgeroute import Prediction, Rule
 from edgeroute.core.estimates import Latency
-from edgeroute.core.plan import Facts, Plan, plan, stays_home
+from edgeroute.core.plan import Facts, Plan, plan, stays_on_device
 from edgeroute.core.routing_policy import INF, Policy, Target
 from edgeroute.core.stream_walk import StreamWalk
-from edgeroute.core.walk import Done, Emit, Mark, left, walk
+from edgeroute.core.walk import Done, Emit, Mark, outcome_when_left, walk
 from edgeroute.router.drivers import asyncio_task as tasks
 from edgeroute.router.drivers import blocking
 from edgeroute.router.drivers import virtual_time as virtual
@@ -162,7 +162,7 @@ def test_drivers_leave_what_is_late_to_run_on(kind, keep):
 )
 def test_what_keeps_all_at_home(policy, facts, why):
     """The mode for calls that name none, of the policy or of a rule; the plan of such a call says the same."""
-    assert stays_home(policy, facts) == why
+    assert stays_on_device(policy, facts) == why
     made = plan(policy, (EDGE, A), facts)
     assert isinstance(made, Plan)
     assert bool(made.stays) is bool(why)
@@ -170,11 +170,11 @@ def test_what_keeps_all_at_home(policy, facts, why):
 
 def test_what_its_caller_leaves_has_what_was_shown():
     """Of the leg that was shown, or else was started last; what still runs is cancelled, and nothing comes of what never began."""
-    assert left([], [], 0.0, 1.0) is StreamWalk(made((EDGE, A), Facts()), 0.0).left(1.0) is None
+    assert outcome_when_left([], [], 0.0, 1.0) is StreamWalk(made((EDGE, A), Facts()), 0.0).outcome_when_left(1.0) is None
     log = [Mark("start", 0, 0.0), Mark("below", 0, 0.1), Mark("start", 1, 0.1)]
     shown = Prediction("a", 0.4, None)
-    outcome = left([*log], [Emit(0, shown, log)], 0.0, 1.0)
+    outcome = outcome_when_left([*log], [Emit(0, shown, log)], 0.0, 1.0)
     assert (outcome.leg, outcome.prediction, outcome.accepted, outcome.ended) == (0, shown, False, 1.0)
     assert outcome.log == [*log, Mark("cancelled", 1, 1.0)]
-    nothing = left([*log], [], 0.0, 1.0)
+    nothing = outcome_when_left([*log], [], 0.0, 1.0)
     assert (nothing.leg, nothing.prediction.value) == (1, None)

@@ -325,11 +325,11 @@ def test_a_freed_model_that_is_stuck():
 
 def test_in_shadow_a_freed_model_is_not_run():
     """It would be loaded for nobody."""
-    assert made([BUSY]).unheard == ()
+    assert made([BUSY]).shadow_legs == ()
     shadow = plan(Policy("shadow", device_rules=(TIGHT,)), (SMALL, CLOUD), Facts())
-    assert [leg.name for leg in shadow.unheard] == ["small"]
+    assert [leg.name for leg in shadow.shadow_legs] == ["small"]
     shadow = plan(Policy("shadow", device_rules=(TIGHT,)), (SMALL, CLOUD), Facts(rules=(TIGHT,)))
-    assert shadow.unheard == ()
+    assert shadow.shadow_legs == ()
 
 
 FRUGAL = Rule("power", "cheapest_energy", enter=10)

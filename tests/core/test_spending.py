@@ -156,7 +156,7 @@ def test_a_record_is_written_ahead():
     first = spending.dump(advance=True)
     (usd,), (mb,), (joules,), calls = first.values()
     assert (usd[1], mb[1], joules[1], calls) == (0.5, 1.0, 4.0, [])
-    spending.recorded(first)
+    spending.mark_recorded(first)
     assert not spending.ahead()
     spending.add(Cost(usd=0.25), NOW)
     assert not spending.ahead()
@@ -166,7 +166,7 @@ def test_a_record_is_written_ahead():
     second = spending.dump(advance=True)
     assert second["usd_per_day"][0][1] == 11.0
     assert spending.dump()["usd_per_day"][0][1] == 10.0
-    spending.recorded(second)
+    spending.mark_recorded(second)
     spending.settle(Cost(usd=10.0), Cost(), NOW)
     assert spending.dump(advance=True)["usd_per_day"][0][1] == 11.0, "the record is relied on"
     spending.add(Cost(usd=1.0), NOW + 2_000)
@@ -180,8 +180,8 @@ def test_what_a_fork_inherits():
     """It counts in the child, and is not the child's to record."""
     spending = Spending(Limits(usd_per_day=2.0))
     spending.add(Cost(usd=1.5), NOW)
-    spending.recorded(spending.dump())
-    spending.inherited()
+    spending.mark_recorded(spending.dump())
+    spending.disown()
     spending.add(Cost(usd=0.25), NOW + 1)
     assert spending.ahead()
     assert spending.dump()["usd_per_day"][0][1] == 0.25
@@ -202,8 +202,8 @@ def test_what_is_not_known():
 def test_what_is_lost():
     """It may be all of a limit, until its window has passed; the later of two losses counts."""
     spending = Spending(Limits(usd_per_day=2.0, calls_per_minute=9))
-    spending.lost(NOW, "the file was damaged")
-    spending.lost(NOW - 99, "an older one")
+    spending.mark_unknown_until(NOW, "the file was damaged")
+    spending.mark_unknown_until(NOW - 99, "an older one")
     why = ("calls_per_minute", "calls_per_minute = 9: the file was damaged, room again in 61 s")
     assert spending.reserve(Cost(calls=1), NOW) == why
     assert spending.reserve(Cost(calls=1), NOW + 61) is None

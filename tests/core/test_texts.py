@@ -3,7 +3,7 @@
 import pytest
 
 from edgeroute import BadReply
-from edgeroute.core.error_codes import FOREIGN, LOST, OWN, clean, printable, told, typed
+from edgeroute.core.error_codes import FOREIGN, LOST, OWN, class_name, clean, error_message, printable
 
 
 class Unspeakable(Exception):
@@ -54,9 +54,9 @@ def test_a_text_has_a_limit():
 
 def test_what_an_exception_says():
     """A foreign one gets fewer characters than one of edgeroute's, and may be unable to say anything."""
-    assert len(told(RuntimeError("x" * 1000))) == FOREIGN
-    assert len(told(BadReply("x" * 1000))) == OWN
-    assert told(KeyError()) == told(Unspeakable()) == ""
+    assert len(error_message(RuntimeError("x" * 1000))) == FOREIGN
+    assert len(error_message(BadReply("x" * 1000))) == OWN
+    assert error_message(KeyError()) == error_message(Unspeakable()) == ""
     assert str(BadReply("a\n\x1b[2Jb")) == f"a {LOST}[2Jb"
 
 
@@ -64,14 +64,14 @@ def test_what_an_exception_says():
 def test_an_exception_that_cannot_be_formatted_has_its_class(raised):
     """Whatever it raises; a class's own idea of its name is not asked for."""
     error = unspeakable(raised)
-    assert told(error) == ""
-    assert typed(error) == "Error"
+    assert error_message(error) == ""
+    assert class_name(error) == "Error"
 
 
 def test_ctrl_c_passes_while_a_text_is_made():
     """It is the user's, not the exception's."""
     with pytest.raises(KeyboardInterrupt):
-        told(unspeakable(KeyboardInterrupt))
+        error_message(unspeakable(KeyboardInterrupt))
 
 
 def test_a_text_with_methods_of_its_own_is_taken_as_it_is():
@@ -85,8 +85,8 @@ def test_a_text_with_methods_of_its_own_is_taken_as_it_is():
         def __str__(self):
             return Text("broken\n")
 
-    assert told(Error()) == clean(Text("broken\n")) == "broken "
-    assert typed(type("two\nlines", (Exception,), {})()) == "two lines"
+    assert error_message(Error()) == clean(Text("broken\n")) == "broken "
+    assert class_name(type("two\nlines", (Exception,), {})()) == "two lines"
 
 
 def test_several_lines_stay_lines():

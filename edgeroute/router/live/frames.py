@@ -9,7 +9,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from edgeroute.core.live_decisions import Pace, Scene, Steady, Taken, outdated, scene_of, steadied
+from edgeroute.core.live_decisions import Display, Pace, Scene, Taken, next_display, outdated, scene_of
 from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_number
 from edgeroute.router.argument_checks import check_seconds
@@ -243,7 +243,7 @@ class FrameFlow:
         self._refined: _Refined | None = None
         self._current: _PendingFrame | None = None
         self._flights: list[_PendingFrame] = []
-        self._shown_label, self._edge_label = Steady(), Steady()
+        self._shown_label, self._edge_label = Display(), Display()
         self._shown: Answer | None = None
         self._answered = self._refined_count = self._unrefined = 0
         self._reused = self._outdated = self._failed = 0
@@ -345,7 +345,7 @@ class FrameFlow:
     def _enter(self, scene: Scene) -> None:
         """Begin a new scene, and discard the refined answer and labels of the one before."""
         self._scene, self._refined = scene, None
-        self._shown_label = self._edge_label = Steady()
+        self._shown_label = self._edge_label = Display()
 
     def _settled(self, taken: Taken, now: float) -> bool:
         """Return True if the cloud answered recently about the frame's scene, or is being called about it."""
@@ -426,7 +426,7 @@ class FrameFlow:
         if self._settings.scene is None or asked.taken.scene == UNKNOWN or not comparable:
             return
         before = self._edge_label
-        self._edge_label = steadied(before, label, None, hold=max(AGAIN, self._settings.hold))
+        self._edge_label = next_display(before, label, None, hold=max(AGAIN, self._settings.hold))
         if before.begun and self._edge_label.label != before.label and self._refined is not None:
             self._enter(Scene(self._scene.number + 1, self._scene.signature))
             asked.taken = asked.taken._replace(scene=self._scene.number)
@@ -435,7 +435,7 @@ class FrameFlow:
         """Set the label to which the edge's later ones are compared: its label of the frame whose cloud's answer is shown."""
         label, comparable = (None, False) if asked.edge is None else self._label_of(asked.edge)
         if comparable:
-            self._edge_label = Steady(label, begun=True)
+            self._edge_label = Display(label, begun=True)
 
     def _update(self, asked: _PendingFrame, answer: Answer, now: float) -> FrameUpdate:
         """Return the update for an answer; updates the scene's refined answer, the hysteresis and the counts."""
@@ -454,7 +454,7 @@ class FrameFlow:
         changed = True
         if comparable:
             before, sure = self._shown_label, answer.source != "edge"
-            self._shown_label = steadied(
+            self._shown_label = next_display(
                 before, label, _known(answer.confidence), hold=self._settings.hold, margin=self._settings.margin, sure=sure
             )
             changed = not before.begun or before.label != self._shown_label.label

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.error_codes import typed
+from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
 from edgeroute.stores.cache.lru_table import Recent
@@ -130,7 +130,7 @@ class Semantic(ForkSafe):
         try:
             raw = np.asarray(call_contained(self._embed, text), np.float64)
         except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
-            log.warning("the semantic cache was skipped, since embed raised %s: %s", typed(e), e)
+            log.warning("the semantic cache was skipped, since embed raised %s: %s", class_name(e), e)
             return None
         with self._lock:
             if self._off:

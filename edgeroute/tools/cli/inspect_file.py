@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeroute.confidence.detector_boxes import are_boxes
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.edge import gguf_format as gguf
 from edgeroute.edge.edge_backend import in_new_session
 from edgeroute.edge.input_tensors import shape_text
@@ -288,7 +288,7 @@ class _Inspection:
             old = Card.read(path)
             Inputs(old, self.model.inputs, self.model.outputs)
         except (EdgerouteError, ValueError) as e:
-            return f"{path.name} is there, and wrong: {named(e)}", None
+            return f"{path.name} is there, and wrong: {error_text(e)}", None
         return f"{path.name} is there; all below is guessed without it", old
 
     def _labels(self, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
@@ -331,7 +331,7 @@ class _Inspection:
             self.model.renew()
             return Way(about, preprocess, self.model.run(self._feed(plan, x)), "")
         except (EdgerouteError, ValueError) as e:
-            return Way(about, preprocess, None, named(e))
+            return Way(about, preprocess, None, error_text(e))
 
     def _feed(self, plan: Inputs, x: Any) -> dict[str, Any]:
         """Return the tensors of an input, with constants and states."""
@@ -379,7 +379,7 @@ class _Inspection:
             self.model.renew()
             raw = self.model.run(self._feed(plan, self.sample.picture if pictures else self.sample.x))
         except EdgerouteError as e:
-            return SampleAnswer(about, error=named(e))
+            return SampleAnswer(about, error=error_text(e))
         return self._answer(about, old, raw)
 
     def _answer(self, about: str, used_card: Card, raw: Mapping[str, Any]) -> SampleAnswer:
@@ -392,9 +392,9 @@ class _Inspection:
                 used_card.score or "msp", labels=used_card.labels, kind=used_card.kind, name=self.model.name,
                 none_found=used_card.none_found,
             )  # fmt: skip
-            answer = reader.one(next(iter(rows.values())) if len(rows) == 1 else rows)
+            answer = reader.read_one(next(iter(rows.values())) if len(rows) == 1 else rows)
         except (EdgerouteError, LookupError, TypeError, ValueError) as e:
-            return SampleAnswer(about, error=named(e))
+            return SampleAnswer(about, error=error_text(e))
         return SampleAnswer(about, answer.value, answer.confidence)
 
     # --------------------------------------------------------------------------------------------------- zeros and random
@@ -429,7 +429,7 @@ class _Inspection:
             self.notes += [f"{quoted(name)} was assumed to be {feed[name].reshape(-1)[0]}" for name in assumed]
             return
         self.notes.append(
-            f"it does not run on zeros: {named(error)}" if error is not None
+            f"it does not run on zeros: {error_text(error)}" if error is not None
             else "it was not run on zeros: its inputs are too large, or have too many sizes"
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.tensor_types import DTYPES
 from edgeroute.confidence.output_reader import Reader
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.core.routing_policy import Options
 from edgeroute.edge.model_card import Card
 from edgeroute.edge.model_inputs import Inputs
@@ -151,7 +151,7 @@ def _read(row: Mapping[str, Any], kind: str | None, output: str | None) -> Sampl
         outputs: Any = (
             row[output] if output is not None else row if kind in {"label+probabilities", "boxes"} else next(iter(row.values()))
         )
-        answer = Reader(kind=kind, name="the endpoint").answer(outputs)
+        answer = Reader(kind=kind, name="the endpoint").read_answer(outputs)
     except (EdgerouteError, LookupError, TypeError, ValueError) as e:
-        return SampleAnswer("as it is", error=named(e))
+        return SampleAnswer("as it is", error=error_text(e))
     return SampleAnswer("as it is", answer.value, answer.confidence)

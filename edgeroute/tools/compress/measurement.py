@@ -200,7 +200,7 @@ def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
     for x in inputs:
         out = model.run([x], None)
         outputs.append(_floats(out))
-        values.append(reader.one(out).value)
+        values.append(reader.read_one(out).value)
     return Answers(outputs, values if all(isinstance(value, str | int | bool) for value in values) else None)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate
 from edgeroute.core.device_rules import Rule
-from edgeroute.core.error_codes import clean, told
+from edgeroute.core.error_codes import clean, error_message
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.observe import device_sensors as sensors
 from edgeroute.record.request_counts import Tallied
@@ -217,9 +217,9 @@ class Monitor:
         try:
             return dict(self._sources.state())
         except EdgerouteError as e:
-            return {"error": told(e)}
+            return {"error": error_message(e)}
         except Exception as e:  # noqa: BLE001 - a damaged file, or a router that is being closed: shown, and tried again
-            return {"error": told(e) or type(e).__name__}
+            return {"error": error_message(e) or type(e).__name__}
 
     def _read_device(self) -> dict[str, Any]:
         """Return the readings of this machine's sensors."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.certificate import BoundCertificate, Kind
 from edgeroute.confidence.scores import SCORES, Score
-from edgeroute.core.error_codes import UNIDENTIFIED, typed
+from edgeroute.core.error_codes import UNIDENTIFIED, class_name
 from edgeroute.core.routing_policy import INF
 from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, PolicyError, check_number, nearest
@@ -74,7 +74,7 @@ def rows(
 def _length(X: Any) -> int:  # noqa: N803
     """Return the number of inputs; raise `BadInput` if X has no valid form."""
     if is_read_once(X):
-        raise BadInput(f"{WANTED}; not an iterator ({typed(X)}), which can be read only once: pass list(X)")
+        raise BadInput(f"{WANTED}; not an iterator ({class_name(X)}), which can be read only once: pass list(X)")
     if isinstance(X, Mapping):
         lengths = {name: _length_of(column, f"X[{name!r}]") for name, column in X.items()}
         if len(set(lengths.values())) > 1:
@@ -86,10 +86,10 @@ def _length(X: Any) -> int:  # noqa: N803
 def _length_of(column: Any, name: str) -> int:
     """Return the length of a column; raise `BadInput` if it has no valid form."""
     if hasattr(column, "iloc"):
-        raise BadInput(f"{name} is a {typed(column)}: pass its values, as {name}.to_numpy()")
+        raise BadInput(f"{name} is a {class_name(column)}: pass its values, as {name}.to_numpy()")
     plain = isinstance(column, str | bytes | bytearray | os.PathLike | AbstractSet | Mapping)
     if plain or not hasattr(type(column), "__len__") or not hasattr(type(column), "__getitem__"):
-        raise BadInput(f"{WANTED}; {name} is a {typed(column)}")
+        raise BadInput(f"{WANTED}; {name} is a {class_name(column)}")
     if getattr(column, "ndim", 1) == 0:
         raise BadInput(f"{WANTED}; {name} is an array without an axis")
     return len(column)
@@ -110,11 +110,11 @@ def _take_rows(X: Any, numbers: range) -> list[Any]:  # noqa: N803
 def _labels(y: Any, name: str = "y", noun: str = "a label") -> list[Any]:
     """Return labels as a list; a column [n, 1] is accepted, too."""
     if is_read_once(y):
-        raise BadInput(f"{name} is an iterator ({typed(y)}), which can be read only once: pass list({name})")
+        raise BadInput(f"{name} is an iterator ({class_name(y)}), which can be read only once: pass list({name})")
     if hasattr(y, "iloc"):  # a series, or a table of one column
         y = y.to_numpy()
     if isinstance(y, str | bytes | Mapping) or not hasattr(type(y), "__len__"):
-        raise BadInput(f"{name} must hold {noun} for each input, and is a {typed(y)}")
+        raise BadInput(f"{name} must hold {noun} for each input, and is a {class_name(y)}")
     shape = getattr(y, "shape", None)
     if shape is not None and len(shape) != 1:
         if len(shape) != 2 or shape[1] != 1:  # noqa: PLR2004 - a table

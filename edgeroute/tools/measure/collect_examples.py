@@ -14,7 +14,7 @@ from edgeroute.confidence.binomial_tests import Floats
 from edgeroute.confidence.output_forms import TINY, Labels, equal, form_of, label_form, labels_by_form, plain
 from edgeroute.confidence.output_reader import Reader
 from edgeroute.confidence.scores import Score
-from edgeroute.core.error_codes import named
+from edgeroute.core.error_codes import error_text
 from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import INF
 from edgeroute.core.walk import Prediction, acceptable
@@ -495,7 +495,7 @@ def _error_of(i: int, walk: Walked, where: str) -> BaseException:
     if isinstance(error, BadInput):
         numbered_error: EdgerouteError = BadInput(f"input {i}: {error}")
     elif isinstance(error, Exception) and not isinstance(error, EdgerouteError):  # a function's own
-        numbered_error = ModelError(f"input {i}: {where} failed: {named(error)}")
+        numbered_error = ModelError(f"input {i}: {where} failed: {error_text(error)}")
     else:
         return error
     numbered_error.__cause__ = error
@@ -573,7 +573,7 @@ class _CloudAnswers:
         self._advance(1)
         may_fail = int(MAY_FAIL * self._reached)
         if self._error_of > may_fail or not self.replies:
-            why = self._why if isinstance(self._why, EdgerouteError) else named(self._why)
+            why = self._why if isinstance(self._why, EdgerouteError) else error_text(self._why)
             raise NoAnswer(
                 f"the cloud did not answer {self._error_of} of the {self._asked} inputs that it was sent, and of "
                 f"{self._reached} at most {may_fail} may be left out: {why}"
@@ -588,7 +588,7 @@ def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
     if reader.kind in {None, "logits"} and _are_probabilities(array):
         raise BadInput(f"{what}: these are probabilities, each row adds up to 1: record the outputs before the softmax")
     try:
-        read = reader.many(array, len(array))
+        read = reader.read_many(array, len(array))
     except BadReply as e:
         raise BadInput(f"{what}: {e}") from e
     if all(p.value is None for p in read):

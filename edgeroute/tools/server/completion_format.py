@@ -13,7 +13,7 @@ from time import time
 from typing import Any
 
 from edgeroute.core.egress import Rules
-from edgeroute.core.error_codes import clean, named
+from edgeroute.core.error_codes import clean, error_text
 from edgeroute.errors import EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams import AsyncStream
@@ -252,7 +252,7 @@ def _wrap_exceptions() -> Iterator[None]:
     except EdgerouteError:
         raise
     except Exception as e:
-        raise NoAnswer(f"no answer: {named(e)}", {"": e}) from e
+        raise NoAnswer(f"no answer: {error_text(e)}", {"": e}) from e
 
 
 def _router_arguments(wanted: Options) -> dict[str, Any]:

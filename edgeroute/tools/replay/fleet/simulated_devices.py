@@ -9,7 +9,7 @@ import numpy as np
 from edgeroute.core import admission, estimates
 from edgeroute.core.admission import Concurrency
 from edgeroute.core.device_rules import Reading, Rule, State, in_force, step
-from edgeroute.core.plan import Facts, stays_home
+from edgeroute.core.plan import Facts, stays_on_device
 from edgeroute.observe.planning_facts import READS_S
 from edgeroute.tools.replay.fleet.scenario import Client, Device, Scenario, Shares
 from edgeroute.tools.replay.fleet.simulated_cloud import Floats, Ints, Some
@@ -254,7 +254,7 @@ class Course:
     def _shares(self, rules: tuple[Rule, ...]) -> tuple[Shares, bool]:
         """Return the shares of requests with these rules in force, and whether everything stays on the device; cached."""
         if rules not in self._known:
-            stays = bool(stays_home(self._device.policy, Facts(rules=rules)))
+            stays = bool(stays_on_device(self._device.policy, Facts(rules=rules)))
             self._known[rules] = self._device.shares(rules, self._scenario.defer), stays
         return self._known[rules]
 
@@ -276,7 +276,7 @@ class Reported:
 
     def kept(self, who: Ints, times: Floats) -> Floats:
         """Return the share of their deferrals that these devices answer themselves."""
-        return np.asarray(estimates.kept(estimates.faded(self._load[who], times - self._at[who])), np.float64)
+        return np.asarray(estimates.share_to_keep(estimates.faded(self._load[who], times - self._at[who])), np.float64)
 
 
 class Places:
