@@ -317,7 +317,9 @@ class Egress:
         try:
             copies = [call_contained(copy_input, x) for x in inputs]  # redaction may work in place
         except Exception as e:
-            raise Held(f"the input cannot be copied for the redaction ({typed(e)}), so nothing was sent", code="redaction") from e
+            raise Held(
+                f"the input cannot be copied for the redaction ({class_name(e)}), so nothing was sent", code="redaction"
+            ) from e
         try:
             return [call_contained(self.redact, x, permit.data_class) for x in copies]
         except Exception as e:

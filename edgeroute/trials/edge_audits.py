@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.confidence.certificate import BoundCertificate, digest
 from edgeroute.confidence.output_forms import same
-from edgeroute.core.error_codes import Failure, typed
+from edgeroute.core.error_codes import Failure, class_name
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.routing_policy import INF, Target
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
