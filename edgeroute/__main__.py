@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line, which needs the extra `cli`."""
+    """Run the command line; without the extra `cli`, exit and name it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _end)
     from importlib.util import find_spec
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _end(*_: object) -> None:
-    """Ends the process at Ctrl-C while the command line is imported: nothing has begun, and a traceback would tell nothing."""
+    """End the process at Ctrl-C while the command line is imported, without a traceback: nothing has begun."""
     os._exit(130)
 
 

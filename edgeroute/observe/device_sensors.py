@@ -202,7 +202,7 @@ class Sampler(ForkSafe):
     _threads = per_process(lambda: ThreadPool("edgeroute-sensors", MOST))
 
     def __len__(self) -> int:
-        """Number of routers whose sensors are read."""
+        """Return the number of routers whose sensors are read."""
         return len(self._routers)
 
     def read(self, router: Router) -> None:

@@ -31,7 +31,7 @@ _native: WeakSet[ThreadPool] = WeakSet()
 
 
 def _nothing() -> None:
-    """Job without effect, which only makes an idle thread look at the queue."""
+    """Do nothing: as a job, this makes an idle thread look at the queue."""
 
 
 class ThreadPool(ForkSafe):
@@ -61,7 +61,7 @@ class ThreadPool(ForkSafe):
         self._closed = False
 
     def __len__(self) -> int:
-        """Number of threads."""
+        """Return the number of threads."""
         return len(self._threads)
 
     @property

@@ -31,6 +31,8 @@ ONLINE = ("targets", "snapshot", "timestamp")
 def keygen(folder: Path) -> tuple[Path, Path]:
     """Create the two private keys of a publisher: one for the list of keys, to store offline, and one for the list of models.
 
+    An existing key is never replaced.
+
     Args:
         folder: folder for `root.pem` and `models.pem`, which only you may read; created if missing.
 
@@ -84,6 +86,7 @@ def publish(
         CatalogError: a name cannot be used on every system.
         PolicyError: a key is missing.
         StoreError: the catalog cannot be written.
+        ModelMissing: a file of the version does not exist.
     """
     if not files or any(not path.exists() for path in files):
         raise ModelMissing(f"there is no model at {next((path for path in files if not path.exists()), 'none')}")
@@ -148,14 +151,14 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
 
 
 def _paths_in_version(path: Path) -> list[tuple[str, Path]]:
-    """Return pairs (path inside the version's folder, source file) for a file, or for each file of a folder."""
+    """Return pairs (path inside the version's folder, source file) for a file, or for each file of a folder, recursively."""
     if path.is_dir():
         return [((Path(path.name) / file.relative_to(path)).as_posix(), file) for file in files_in(path)]
     return [(path.name, path)]
 
 
 def _listed(catalog: Path) -> tuple[Entry, ...]:
-    """Return the entries that the catalog lists now."""
+    """Return the entries that the catalog lists now; () if there is no catalog; raise `CatalogError` if it cannot be read."""
     targets = _newest(catalog / METADATA, "targets")
     if targets is None:
         return ()
@@ -169,7 +172,7 @@ def _listed(catalog: Path) -> tuple[Entry, ...]:
 def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> None:
     """Write the signed list and its metadata, the timestamp last: until then devices see the former catalog.
 
-    A new catalog also gets its list of keys.
+    A new catalog also gets its list of keys. For an existing one `signers` must hold its key, else `PolicyError` is raised.
     """
     api = _tuf()
     folder = catalog / METADATA
@@ -196,7 +199,10 @@ def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> N
 
 
 def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: Sequence[Any] = ()) -> None:
-    """Write a signed list of keys. `also`: signers of the version before, if there is one."""
+    """Write a signed list of keys, also as the catalog's `root.json`; raise `PolicyError` without the root key.
+
+    `also`: signers of the version before, if there is one.
+    """
     if "root" not in signers:
         raise PolicyError(f"a new catalog needs {ROOT_KEY} beside {MODELS_KEY}: edgeroute models keygen makes both")
     api = _tuf()
@@ -209,7 +215,7 @@ def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: S
 
 
 def rotate(catalog: Path, *, keys: Path, new: Path) -> None:
-    """Replace the keys of a catalog and sign it again. Devices that trust the old keys follow by themselves.
+    """Sign a catalog with the existing keys in `new` from now on; creates none. Devices that trust the old keys follow.
 
     Args:
         catalog: folder of the catalog.
@@ -243,7 +249,7 @@ def _signed_bytes(metadata: Any, signers: Sequence[Any]) -> bytes:
 
 
 def _newest(folder: Path, role: str) -> Any:
-    """Read a role's newest metadata; None if there is none."""
+    """Read a role's newest metadata; None if there is none; raise `CatalogError` if it is damaged."""
     paths = [folder / "timestamp.json"] if role == "timestamp" else folder.glob(f"*.{role}.json")
     versions = [(int(path.name.partition(".")[0]) if role != "timestamp" else 0, path) for path in paths if path.exists()]
     if not versions:
@@ -285,7 +291,7 @@ def _expiry(days: float) -> datetime:
 
 
 def _tuf() -> Any:
-    """Import python-tuf."""
+    """Import python-tuf; raise `RuntimeMissing` without it."""
     try:
         return import_late("tuf.api.metadata")
     except ImportError as e:
@@ -293,7 +299,7 @@ def _tuf() -> Any:
 
 
 def _signing() -> Any:
-    """Import the library of signers."""
+    """Import the library of signers; raise `RuntimeMissing` without it."""
     try:
         import_late("cryptography")
         return import_late("securesystemslib.signer")

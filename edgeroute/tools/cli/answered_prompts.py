@@ -88,7 +88,11 @@ def grade_prompts(lines: Sequence[Line], calls: DirectCalls, router: Router) -> 
 
 
 def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
-    """Return the confidence of a line's answer; runs the edge if it is not recorded."""
+    """Return the confidence of a line's answer: recorded, of its input or tokens, or by a run of the edge; NaN if it has none.
+
+    Raises:
+        BadInput: it must be recorded, as there are several edge models, or the edge now gives another answer.
+    """
     score = calls.score
     if line.confidence is not None:
         return line.confidence
@@ -108,7 +112,7 @@ def _confidence(line: Line, calls: DirectCalls, router: Router) -> float:
 
 
 def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
-    """Return the lines of a file that are not empty, with their numbers."""
+    """Return the lines of a file that are not empty, with their numbers; raise `BadInput` if it cannot be read."""
     try:
         return [(n, text) for n, text in enumerate(path.read_bytes().splitlines(), 1) if text.strip()]
     except OSError as e:
@@ -116,7 +120,11 @@ def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _line(where: str, text: bytes) -> Line:
-    """Parse a line."""
+    """Parse a line. Without a grade, the label gives it; without both, agreement with the cloud, which counts as right.
+
+    Raises:
+        BadInput: it is invalid.
+    """
     try:
         line = json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -138,7 +146,7 @@ def _line(where: str, text: bytes) -> Line:
 
 
 def _text(where: str, side: str, answer: Any) -> str | None:
-    """Return an answer's text; None if absent."""
+    """Return an answer's text, also of a mapping or completion; None if absent; raise `BadInput` if it is none of these."""
     if isinstance(answer, dict) and "choices" in answer:
         try:
             choice = answer["choices"][0]
@@ -153,7 +161,7 @@ def _text(where: str, side: str, answer: Any) -> str | None:
 
 
 def _logprobs(where: str, answer: Any) -> list[float]:
-    """Return the log-probabilities of an answer's tokens; empty if absent."""
+    """Return the log-probabilities of an answer's tokens; empty if absent; raise `BadInput` if they are invalid."""
     if not isinstance(answer, dict):
         return []
     try:
@@ -163,7 +171,7 @@ def _logprobs(where: str, answer: Any) -> list[float]:
 
 
 def _grade(what: str, given: Any) -> float | None:
-    """Return a grade from 0 to 1; None if absent."""
+    """Return a grade; None if absent; raise `BadInput` unless it is from 0 to 1."""
     grade = _number(what, given)
     if grade is not None and not 0 <= grade <= 1:
         raise BadInput(f"{what} must be a number from 0 to 1, not {grade:g}")
@@ -171,7 +179,7 @@ def _grade(what: str, given: Any) -> float | None:
 
 
 def _number(what: str, given: Any) -> float | None:
-    """Return a finite number; None if absent."""
+    """Return a finite number; None if absent; raise `BadInput` for all else."""
     if given is None:
         return None
     if not isinstance(given, int | float) or not isfinite(given):

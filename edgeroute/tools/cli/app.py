@@ -35,7 +35,7 @@ app = typer.Typer(
 
 
 def _version(requested: bool) -> None:
-    """Print the version and exit if the option is set."""
+    """Print the version and exit if the option is set; otherwise do nothing."""
     if requested:
         typer.echo(f"edgeroute {__version__}")
         raise typer.Exit

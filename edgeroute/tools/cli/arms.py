@@ -66,7 +66,7 @@ def arms(
 
 
 def _read(path: Path) -> Iterator[Device]:
-    """Yield the trials of the device of a state folder, or of the devices of a file.
+    """Yield the trials of the device of a state folder, or of the devices of a file: one JSON document, or one a line.
 
     Raises:
         BadInput: it is neither.
@@ -96,7 +96,7 @@ def _read(path: Path) -> Iterator[Device]:
 
 
 def _trials(origin: str, status: Any) -> Iterator[Device]:
-    """Yield the trials of a device's status.
+    """Yield the trials of a device's status; none if it lacks `trials`.
 
     Raises:
         BadInput: it is no status, or the settings of a trial cannot be read.
@@ -120,7 +120,11 @@ def _trials(origin: str, status: Any) -> Iterator[Device]:
 
 
 def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
-    """Write the report."""
+    """Write the report as an HTML page, replacing the file.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     from edgeroute.system.process import replace_file
     from edgeroute.tools.measure.report.report_page import document, fleets_page
 
@@ -131,7 +135,7 @@ def _write(report: Path, pages: Sequence[tuple[Fleet, str]]) -> None:
 
 
 def _show(fleet: Fleet, summary: str) -> None:
-    """Print the comparison."""
+    """Print the comparison: arms, and if a measure was compared, differences and verdict."""
     from edgeroute.tools.measure.report.report_page import difference, how, verdict
 
     print(summary)

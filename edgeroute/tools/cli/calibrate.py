@@ -177,7 +177,7 @@ def calibrate(
 
 
 def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
-    """Return the only guarantee that was given, with its limit."""
+    """Return the only guarantee that was given, with its limit; refuse none, several, and a limit of 0 or 1."""
     given_targets = [(kind, value) for kind, value in targets.items() if value is not None]
     if len(given_targets) != 1:
         raise typer.BadParameter("exactly one is needed", param_hint="--max-loss, --max-error or --max-defer")
@@ -193,7 +193,7 @@ def proper_share(value: float, option: str) -> float:
 
 
 def _sure(text: str, kind: Kind) -> float | None:
-    """Return the confidence level; None for `average`."""
+    """Parse the confidence level, 95 % or 0.95; None for `average`, which is refused unless the promise is max_defer."""
     if text != "average":
         return proper_share(share(text), "--sure")
     if kind != "max_defer":
@@ -203,7 +203,11 @@ def _sure(text: str, kind: Kind) -> float | None:
 
 
 def _thresholds(policy: Path, edge: int) -> str:
-    """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, and 0 for the others."""
+    """Return thresholds to calibrate with, as JSON: the policy's for edge models before this one, 0 from this one on.
+
+    Raises:
+        PolicyError: the policy has no thresholds for those before.
+    """
     from edgeroute.policy.file_and_environment import read_policy
 
     data = read_policy(policy) if edge else {}
@@ -219,7 +223,10 @@ def _thresholds(policy: Path, edge: int) -> str:
 
 @contextmanager
 def _environment(**keys: str | None) -> Iterator[None]:
-    """Set EDGEROUTE_ variables during the `with` block; they override policy keys whose values may not exist yet."""
+    """Set EDGEROUTE_ variables during the `with` block, except for None, and restore them after it.
+
+    They override policy keys whose values may not exist yet.
+    """
     new = {f"EDGEROUTE_{key.upper()}": value for key, value in keys.items() if value is not None}
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
@@ -236,7 +243,7 @@ def _environment(**keys: str | None) -> Iterator[None]:
 def _calibrate_recorded(
     router: Router, file_examples: FileExamples | None, want: dict[str, Any], edge: int, policy: Path, every: int
 ) -> CalibrationResult:
-    """Calibrate on recorded outputs, or on the audit log if there are none."""
+    """Calibrate on recorded outputs, or on the policy's audit log if `file_examples` is None. Runs no model."""
     from edgeroute.tools.cli.outbox_and_egress import state_folder
     from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
     from edgeroute.tools.measure.certification import audited_examples
@@ -266,7 +273,7 @@ def path_in_policy(policy: Path, path: Path) -> str:
 
 
 def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
-    """Print the certificate, and the lines for the policy."""
+    """Print guarantee, score, rates and accuracy, and the lines for the policy, which is not changed."""
     from edgeroute.tools.measure.report.numbers_in_words import SIDES
 
     certificate = result.certificate
@@ -300,11 +307,11 @@ def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[s
 
 
 def _drawn(certificate: Certificate) -> str:
-    """Return the number of examples and groups as text."""
+    """Return the number of examples, and of groups if there are any, as text."""
     of = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
     return f"{certificate.n:,} examples{of}"
 
 
 def _threshold(value: float) -> str:
-    """Format a threshold."""
+    """Format a threshold; infinity as "none: always deferred"."""
     return "none: always deferred" if value == inf else f"{value:.6g}"

@@ -42,7 +42,7 @@ def decide(
     from edgeroute.tools.cli.input_files import read_inputs
 
     def print_note(note: str) -> None:
-        """Print a note on stderr."""
+        """Print a note on stderr, as JSON with --json."""
         print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
 
     with Router.from_policy(policy) as router:
@@ -135,7 +135,7 @@ def sensors(
 
 
 def _reading_text(name: str, value: bool | float | None) -> str:
-    """Format a reading."""
+    """Format a reading: yes or no, a number with its unit, or a share in percent; "-" if unknown."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -37,7 +37,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 
 
 def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] | None]:
-    """Read the inputs in the files, and their labels; None if there are no labels. Loads the model to learn its inputs.
+    """Read the inputs in the files, and their labels; None if there are no labels. Print notes on stderr.
+
+    Loads the model to learn its inputs; those that its card sets (constants and states) are not read.
 
     Raises:
         BadInput: a file cannot be read, or only some inputs have a label.
@@ -65,7 +67,7 @@ def examples(model: Path, paths: Sequence[Path]) -> tuple[list[Any], list[Any] |
 
 
 def show(result: Result, *, as_json: bool) -> None:
-    """Print the result of quantising or pruning."""
+    """Print the result as tables or JSON, notes on stderr; report a model that is slower than the original by 5 %."""
     for note in result.notes:
         print(note, file=sys.stderr)
     if as_json:
@@ -89,14 +91,14 @@ def show(result: Result, *, as_json: bool) -> None:
 
 
 def _row(measured: Measured) -> tuple[object, ...]:
-    """Return the cells of a model."""
+    """Return a model's cells: name, sizes in kB, median in ms, and shares; None: unknown."""
     size = [f"{n / 1000:,.1f} kB" for n in (measured.bytes, measured.packed_bytes)]
     speed = None if measured.median_s is None else f"{measured.median_s * 1e3:.3f} ms"
     return (measured.path.name, *size, speed, _share(measured.accuracy), _share(measured.agreement), _share(measured.error))
 
 
 def _share(value: float | None) -> str | None:
-    """Format a share; None if unknown."""
+    """Format a share, 0..1, in percent; None if unknown."""
     return None if value is None else f"{100 * value:.2f} %"
 
 
@@ -139,10 +141,10 @@ def prune(
 
 
 def _function(name: str) -> Any:
-    """Import and return a function by its name, `module:function`.
+    """Import and return a function by its name, `module:function`, also from the current folder.
 
     Raises:
-        PolicyError: there is no such function.
+        PolicyError: there is no such function, or it cannot be called.
     """
     from importlib import import_module
 

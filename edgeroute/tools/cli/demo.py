@@ -97,7 +97,7 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
         model = f"{base}/v2/models/{name}"
 
         def over(what: str, router: Router, singly: int = n) -> Run:
-            """Answer all images with this router, with a progress bar."""
+            """Answer all images with this router, advance a progress bar, and close the router."""
             task = progress.add_task(what, total=n)
             return measure(router, test.images, test.labels, singly=singly, advance=lambda count: progress.advance(task, count))
 
@@ -109,7 +109,10 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
 
 @contextmanager
 def _link(url: str, rtt: float) -> Iterator[str]:
-    """Provide the URL of a relay to `url` with a round-trip time of `rtt` seconds; stopped at the end of the `with` block."""
+    """Provide the URL of a relay to `url` with a round-trip time of `rtt` seconds; stopped at the end of the `with` block.
+
+    Without `rtt` it is `url` itself.
+    """
     if not rtt:
         yield url
         return
@@ -123,7 +126,7 @@ def _link(url: str, rtt: float) -> Iterator[str]:
 
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM unwind the `with` block; by default the server would be left running."""
+    """Make SIGTERM unwind the `with` block, as by default it would leave the server running; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,7 +139,7 @@ def _exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def serving(model: Path) -> Iterator[tuple[str, str]]:
-    """Serve a model on a free port in a child process; yield its URL and the model's name. Always stops the process.
+    """Serve a model on a free port in a child process; yield its URL and the model's name. Always kills the process.
 
     Raises:
         Unreachable: it did not start; with the end of its output.
@@ -154,7 +157,7 @@ def serving(model: Path) -> Iterator[tuple[str, str]]:
 
 
 def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
-    """Return the first line of the server's output; raise `Unreachable` if it exits or takes too long."""
+    """Return the server's first line; kill it after 60 s; raise `Unreachable`, with its last output, if there is none."""
     from edgeroute.errors import Unreachable
 
     assert process.stdout is not None, "it is a pipe"

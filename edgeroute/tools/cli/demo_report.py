@@ -69,7 +69,7 @@ def test_images(folder: Path, given: Path | None) -> Images:
 
 
 def validation(folder: Path) -> Validation:
-    """Compute the results from both models' logits, stored beside them."""
+    """Compute edge confidence and the correctness of both models from logits stored beside them."""
     with np.load(folder / "validation.npz") as data:
         edge, cloud, labels = data["edge_logits"], data["cloud_logits"], data["labels"]
     return Validation(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels)
@@ -297,7 +297,7 @@ def notes(report: Report) -> list[str]:
 
 
 def points(report: Report) -> tuple[list[float], list[float]]:
-    """Return deferral rate and accuracy of every threshold on the test images, in percent, thinned out."""
+    """Return deferral rate and accuracy of thresholds on the test images, in percent, thinned to at most 400 points."""
     all_points = sweep(report.edge.confidence, report.edge.right, report.cloud.right)
     keep = np.unique(np.linspace(0, len(all_points.deferral) - 1, POINTS).astype(int))
     return (all_points.deferral[keep] * 100).tolist(), (all_points.accuracy[keep] * 100).tolist()
@@ -397,7 +397,10 @@ def page(report: Report) -> str:
 
 
 def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
-    """Print the report, as JSON or as text, and write its files into `folder`, if there is one."""
+    """Print the report, as JSON or as text, and write curve.png and report.html into `folder`, if there is one.
+
+    Without matplotlib no file is written, and a line says so.
+    """
     console = Console(stderr=as_json, highlight=False)
     if as_json:
         print(json.dumps(numbers(report)))
@@ -415,7 +418,7 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
 
 
 def _print(report: Report, console: Console) -> None:
-    """Print the report as text."""
+    """Print the report as text; a line stands for the curve without plotext or UTF-8."""
     table(HEAD, rows(report), ("",))
     console.print(gain_text(report), markup=False)
     console.print()

@@ -93,6 +93,7 @@ def _may_write(report: Path) -> None:
 
     Raises:
         RuntimeMissing: the plotting library is not installed.
+        typer.BadParameter: its folder does not exist.
     """
     if not report.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
@@ -114,7 +115,7 @@ def _evaluate_recorded(router: Router, recorded: FileExamples, edge: int, **cost
 
 
 def _show(evaluation: Evaluation) -> None:
-    """Print the evaluation."""
+    """Print accuracy and latency of each side, deferrals, costs, and if the promise held."""
     from edgeroute.tools.measure.certification import verdicts
     from edgeroute.tools.measure.report.numbers_in_words import duration, level, ranking, size, verdict
 
@@ -146,5 +147,5 @@ def _show(evaluation: Evaluation) -> None:
 
 
 def _interval(part: Share) -> str:
-    """Format a share with its interval."""
+    """Format a share with its interval; "-" if it is of no examples."""
     return f"{part.value:.2%} ({part.low:.2%} to {part.high:.2%})" if part.of else "-"

@@ -48,8 +48,10 @@ class FileExamples(NamedTuple):
 def read_examples(paths: Sequence[Path], every: int, router: Router) -> FileExamples:
     """Read the files, with the keys that the router's views need, and take every `every`-th example.
 
+    Labels and groups are None if no example has any. Recorded outputs bring a note that they are taken on trust.
+
     Raises:
-        BadInput: a file cannot be read, or they do not fit together.
+        BadInput: a file cannot be read, inputs and recorded outputs are mixed, or only some have a label or a group.
         RuntimeMissing: there is an image, and Pillow is not installed.
     """
     import numpy as np
@@ -95,7 +97,9 @@ def _all_or_none(labels: list[Any], what: str = "label") -> list[Any]:
 
 @contextmanager
 def plain_router(policy: Path, **more: Any) -> Iterator[Router]:
-    """Provide the policy's router reduced to plain calls: no cache, no outbox, no audit, no hedge, no deadline.
+    """Provide the policy's router reduced to plain calls, and close it: no cache, outbox, audit, trace, hedge, deadline.
+
+    Where the cloud fails it raises; a missing calibration is only logged.
 
     Args:
         policy: the policy file.

@@ -33,7 +33,7 @@ CODES = (
 
 
 def exits(command: Callable[..., int]) -> Callable[..., None]:
-    """Wrap a command for Typer: its result becomes the exit code, an `EdgerouteError` one line on stderr."""
+    """Wrap a command for Typer: its result becomes the exit code, an `EdgerouteError` one line on stderr, Ctrl-C code 130."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -51,14 +51,14 @@ def exits(command: Callable[..., int]) -> Callable[..., None]:
 
 
 def code_of(error: EdgerouteError) -> int:
-    """Return the exit code for an error."""
+    """Return the exit code for an error: 3 if no answer came or the cloud failed, 1 for a bad input, 2 for all else."""
     if isinstance(error, NoAnswer | CloudError):
         return NO_ANSWER
     return FAILED if isinstance(error, BadInput) else USAGE
 
 
 def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
-    """Format an error as one line of text or JSON; `more` names its subject."""
+    """Format an error as one line of text or JSON, by its type if it has no message; `more` names its subject."""
     text = str(error) or type(error).__name__
     if as_json:
         return json.dumps({**more, "error": text, "kind": type(error).__name__})
@@ -100,7 +100,7 @@ def _at_ctrl_c(handler: Any) -> None:
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """Flush the output and end the process, without Python's shutdown."""
+    """Flush the output, ignoring errors, and end the process without Python's shutdown."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, _NobodyReads):
             stream.flush()
@@ -108,7 +108,7 @@ def _exit_at_once(code: int) -> NoReturn:
 
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:
-    """Run the command line and return its exit code; print the error of wrong usage or a crash."""
+    """Run the command line and return its exit code; print wrong usage, and the traceback of a crash (JSON with --json)."""
     try:
         return int(_command(app)(prog_name="edgeroute", standalone_mode=False) or OK)
     except typer.Abort:
@@ -129,12 +129,12 @@ def _run(app: typer.Typer, *, as_json: bool) -> int:
 
 @cache
 def _command(app: typer.Typer) -> Any:
-    """Build the parser, once for each process."""
+    """Build the parser with escaped help texts, once for each process."""
     return _escape_markup(typer.main.get_command(app))
 
 
 def _escape_markup(command: Any) -> Any:
-    """Escape the brackets in all help texts of a command, in place: Rich would take them for markup."""
+    """Escape the brackets in all help texts of a command, in place, for Rich, and return the command."""
     for part in (command, *command.params):
         for name in ("help", "short_help", "epilog"):
             if isinstance(text := getattr(part, name, None), str):
@@ -158,14 +158,14 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text."""
+        """Write text; raise `_NobodyReads` if the pipe is closed."""
         try:
             return int(self._stream.write(text))
         except BrokenPipeError:
             raise _NobodyReads from None
 
     def flush(self) -> None:
-        """Flush the buffer."""
+        """Flush the buffer; raise `_NobodyReads` if the pipe is closed."""
         try:
             self._stream.flush()
         except BrokenPipeError:

@@ -33,7 +33,7 @@ class Graded(NamedTuple):
 
 
 def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
-    """Read .npz files with `edge_scores`; None if no file has them.
+    """Read .npz files with `edge_scores`, and take every `every`-th example; None if no file has them.
 
     Raises:
         BadInput: a file cannot be read, lacks an array, or does not fit the others.
@@ -57,7 +57,7 @@ def read_graded(paths: Sequence[Path], every: int) -> Graded | None:
 
 
 def only_graded(**options: object) -> None:
-    """Refuse options that do not apply to graded answers."""
+    """Raise `typer.BadParameter` for the first option that is set: none of these applies to graded answers."""
     for name, value in options.items():
         if value:
             hint = f"--{name.rstrip('_').replace('_', '-')}"

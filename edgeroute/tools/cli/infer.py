@@ -43,7 +43,7 @@ class Tally:
         return len(self._latencies)
 
     def add(self, item: Item, answer: Answer) -> None:
-        """Count one answer."""
+        """Count an answer by its source, with its latency, and as right if it fits the item's label."""
         self.sources[answer.source] += 1
         self.degraded += answer.degraded
         self._latencies.append(answer.latency_s)
@@ -121,12 +121,12 @@ def infer(
         task = progress.add_task("answering", total=len(paths))
 
         def report_failure(error: EdgerouteError, **about: str) -> None:
-            """Print an error and count it."""
+            """Print an error above the progress bar and count it."""
             failures.append(error)
             progress.print(line(error, as_json=as_json, **about), markup=False, highlight=False, soft_wrap=True)
 
         def print_note(note: str) -> None:
-            """Print a note above the progress bar."""
+            """Print a note above the progress bar, as JSON with --json."""
             text = json.dumps({"note": note}) if as_json else printable(note)
             progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -163,7 +163,7 @@ def infer(
 def _answers(
     router: Router, items: Iterator[Item], batch: int, options: dict[str, Any]
 ) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Yield each input with its answer or error, in batches."""
+    """Yield each input with its answer or error, in batches; the last may be smaller."""
     group: list[Item] = []
     for item in items:
         group.append(item)
@@ -174,7 +174,11 @@ def _answers(
 
 
 def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterator[tuple[Item, Answer | EdgerouteError]]:
-    """Answer a batch; if that fails, each input alone, so that one cannot fail the others."""
+    """Answer a batch; if that fails, each input alone, yielding its error in place of its answer.
+
+    Raises:
+        PolicyError, ModelMissing, RuntimeMissing: the error would recur for each input.
+    """
     if len(group) > 1:
         try:
             answers = router.infer_many([item.x for item in group], **options)
@@ -193,7 +197,7 @@ def _group(router: Router, group: list[Item], options: dict[str, Any]) -> Iterat
 
 
 def _plain(item: Item, answer: Answer) -> dict[str, Any]:
-    """Return an answer as JSON data."""
+    """Return an answer as JSON data, without its outputs; a confidence of NaN is None."""
     value, confidence = answer.value, answer.confidence
     return {
         "id": answer.id,

@@ -133,7 +133,7 @@ def recorded_outputs(path: Path, note: Note = lambda _: None) -> Recorded | None
 
 
 def _piped() -> bytes:
-    """Return all of stdin, read once."""
+    """Return all of stdin, read once; empty if there is none."""
     return b"" if sys.stdin is None else _read_all(sys.stdin)
 
 
@@ -156,7 +156,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _json_lines(text: bytes) -> list[Item]:
-    """Parse the lines of stdin as inputs."""
+    """Parse the lines of stdin as inputs, without empty ones; raise `BadInput` if one is no JSON or there are none."""
     items = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -170,7 +170,11 @@ def _json_lines(text: bytes) -> list[Item]:
 
 
 def _prompts(path: Path, keys: Sequence[str]) -> list[Item]:
-    """Parse the lines of a .jsonl file as inputs or prompts."""
+    """Parse the lines of a .jsonl file as prompts with label and group, or as inputs; with keys all are inputs.
+
+    Raises:
+        BadInput: a line is no JSON, has an empty prompt, or there are none.
+    """
     with _reading(path):
         text = path.read_bytes()
     items = []
@@ -252,7 +256,11 @@ def _why(error: Exception) -> str:
 
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
-    """Return the rows of an .npz file as inputs, with labels and groups."""
+    """Return the rows of an .npz file as inputs, with labels and groups; report by `note` each array that does not fit.
+
+    Raises:
+        ValueError: inputs are missing, or they, labels and groups differ in number.
+    """
     with archive:
         labels, groups = _labels(archive, keys), _groups(archive, keys)
         others = [name for name in archive.files if name not in (*LABELS, GROUPS) or name in keys]
@@ -284,12 +292,12 @@ def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Ite
 
 
 def _row(row: Any) -> Any:
-    """Return a row; bytes and text as such."""
+    """Return a row; bytes and text as Python's own."""
     return row.item() if isinstance(row, np.bytes_ | np.str_) else row
 
 
 def _note_unused(path: Path, unused: Sequence[str], instead: str, note: Note) -> None:
-    """Report arrays that are not used."""
+    """Report arrays that are not used by `note`; do nothing if there are none."""
     if unused:
         arrays = "the array" if len(unused) == 1 else "the arrays"
         note(f"{path}: {arrays} {_listed(unused)} {'is' if len(unused) == 1 else 'are'} not used: {instead}")
@@ -314,18 +322,18 @@ def _array(archive: Any, name: str) -> Any:
 
 
 def _labels(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
-    """Return the labels of an archive; None if it has none."""
+    """Return the labels of an archive, flattened; None if it has none, or a key of the views has their name."""
     name = _first_present([name for name in LABELS if name not in keys], archive.files)
     return None if name is None else _array(archive, name).ravel().tolist()
 
 
 def _groups(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
-    """Return the groups of an archive; None if it has none."""
+    """Return the groups of an archive, flattened; None if it has none, or a key of the views has their name."""
     return _array(archive, GROUPS).ravel().tolist() if GROUPS in archive.files and GROUPS not in keys else None
 
 
 def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return an image's pixels, or the file's content, under each key."""
+    """Return an image's pixels, or the file's content, under each key; raise `BadInput` if a key names the other format."""
     suffix = _suffix(path)
     if wrong := [key for key in keys if f".{key}" in IMAGES and MEDIA[f".{key}"] != MEDIA[suffix]]:
         raise BadInput(f"{path} is a {MEDIA[suffix]} file, and the policy's views take {_listed(wrong)} of an input")
@@ -335,7 +343,12 @@ def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> Any:
-    """Return pixels, uint8 [height, width] for grey, [height, width, channels] for colour."""
+    """Return pixels, uint8 [height, width] for grey, [height, width, channels] for colour, without transparency.
+
+    Raises:
+        RuntimeMissing: Pillow is not installed.
+        ValueError: the image is too large.
+    """
     try:
         from PIL import Image
     except ImportError as e:

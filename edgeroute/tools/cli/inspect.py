@@ -70,7 +70,7 @@ def inspect(
 
 
 def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
-    """Inspect a model file of any format."""
+    """Inspect a model file of any format; refuse a sample for a .gguf file."""
     if path.suffix.lower() == ".gguf":
         if sample is not None:
             raise typer.BadParameter("a language model is run by `edgeroute infer`", param_hint="--sample")
@@ -83,7 +83,7 @@ def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Rep
 
 
 def _check_free(path: Path, *, force: bool) -> None:
-    """Refuse `--write` if the card exists."""
+    """Refuse `--write` if the card exists, even as a broken link, unless `force` is set."""
     from edgeroute.edge.model_card import card_path
 
     card = card_path(path)
@@ -96,6 +96,7 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
 
     Raises:
         ModelError: the model does not run with it, or it cannot be written.
+        typer.BadParameter: a card exists, and `force` is not set.
     """
     from edgeroute.edge.model_card import card_path
     from edgeroute.edge.runtimes import load
@@ -128,7 +129,7 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
 
 
 def _rename_new(new_card: Path, target: Path) -> None:
-    """Rename a file, unless the new name exists; raise `FileExistsError` then."""
+    """Rename a file, unless the new name exists; raise `FileExistsError` then. `new_card` may remain as a second name."""
     try:
         target.hardlink_to(new_card)
     except FileExistsError:

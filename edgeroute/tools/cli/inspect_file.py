@@ -34,7 +34,7 @@ from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
 def inspect_gguf(path: Path) -> Report:
-    """Report everything that a .gguf file's header states about its model.
+    """Report everything that a .gguf file's header states about its model, with the file's hash. Does not run it.
 
     Raises:
         ModelError: it is no complete .gguf file.
@@ -109,7 +109,7 @@ class Model:
 
     @property
     def metadata(self) -> tuple[str, Mapping[str, str]]:
-        """Producer of the file, and its further metadata."""
+        """Producer of the file, and its further metadata; empty if the runtime has none."""
         meta = self.session.get_modelmeta() if hasattr(self.session, "get_modelmeta") else None
         return ("", {}) if meta is None else (str(meta.producer_name), dict(meta.custom_metadata_map))
 
@@ -117,7 +117,7 @@ class Model:
         """Run the model on tensors by name, and return the outputs by name.
 
         Raises:
-            ModelError: it does not accept them, or took too long.
+            ModelError: it does not accept them, took too long, cannot run on this system, or the time limit is over.
         """
         if self.missing:
             raise ModelError(self.missing)
@@ -141,7 +141,7 @@ class Model:
 
 
 def _load_bare(path: Path, bare: Path) -> EdgeModel:
-    """Load the model with an empty card, if its runtime takes one."""
+    """Load the model with an empty card, or without one if its runtime takes none."""
     try:
         return load(path, card=bare)
     except PolicyError:  # it takes no card; or there is no runtime, which is raised again
@@ -149,7 +149,11 @@ def _load_bare(path: Path, bare: Path) -> EdgeModel:
 
 
 def _run_within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None = None) -> Any:
-    """Call a function in a thread and return its result. After the time limit stop it, and abandon it if it does not end."""
+    """Call a function in a daemon thread and return its result, or raise its exception.
+
+    Raises:
+        ModelError: it took longer than `seconds` (None: no limit). Then it is stopped, and abandoned if it does not end.
+    """
     outcome, finished = list[Any](), threading.Event()  # by `join`, some Pythons take a thread for ended once Ctrl-C has come
 
     def run() -> None:
@@ -222,7 +226,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
 
 
 def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
-    """Read the sample."""
+    """Read the sample; raise `BadInput` if it has no row `index`. A picture's content is read up to 64 MB."""
     if len(specs) > 1 and (arrays := by_name(path, [spec.name for spec in specs])):
         ranks = {spec.name: len(spec.shape) for spec in specs}
         return Sample(path, {name: _row(a, ranks[name], index) for name, a in arrays.items()}, None)
@@ -234,7 +238,7 @@ def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
 
 
 def _row(array: Any, rank: int, index: int) -> Any:
-    """Return one input of an array of several."""
+    """Return row `index` of an array of several inputs; an array of one input, or without such a row, as it is."""
     return array[index] if array.ndim == rank and rank and 1 < len(array) > index else array
 
 
@@ -253,7 +257,7 @@ class _Inspection:
         self.rows: list[dict[str, Any]] = []
 
     def report(self) -> Report:
-        """Run the model, and return the report."""
+        """Run the model on the sample, zeros and random numbers, and return the report."""
         ways = self._ways()
         self._try_inputs([way for way in ways if way.raw is not None])
         findings = [finding for guess in self.inputs for finding in guess.findings]
@@ -292,7 +296,7 @@ class _Inspection:
         return f"{path.name} is there; all below is guessed without it", old
 
     def _labels(self, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
-        """Answer the question for class names by the file's metadata, if it has them."""
+        """Answer the question for class names by the file's metadata. Return the findings and names; [] if it has none."""
         question = next((finding for finding in findings if finding.about == LABELS), None)
         sizes = {np.shape(row[spec.name]) for spec in self.read for row in self.rows if spec.name in row}
         count = sizes.pop()[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else None
@@ -306,7 +310,7 @@ class _Inspection:
 
     # ------------------------------------------------------------------------------------------------------- the sample
     def _ways(self) -> list[Way]:
-        """Run the sample unchanged; if it does not fit, as a picture, in each common way of preparing pictures."""
+        """Run the sample unchanged; if it does not fit, as a picture, in each common way of preparing it. [] without one."""
         if self.sample is None:
             return []
         plain = self._way("as it is", None, self.sample.x)
@@ -358,7 +362,7 @@ class _Inspection:
             findings.append(Finding(f"{about}.resize", "how are pictures fitted?", "open", why, lines))
 
     def _sample_answers(self, ways: Sequence[Way], new_card: dict[str, Any], old: Card | None) -> list[SampleAnswer]:
-        """Return the answers to the sample: with the existing card, and in each way of preparing it."""
+        """Return the answers or errors for the sample: with the existing card, and in each way of preparing it."""
         shown = list[SampleAnswer]()
         if old is not None and self.sample is not None:
             shown.append(self._with_existing_card(old))
@@ -370,7 +374,7 @@ class _Inspection:
         return shown
 
     def _with_existing_card(self, old: Card) -> SampleAnswer:
-        """Return the answer to the sample with the existing card."""
+        """Run the model on the sample with the existing card, and return the answer or the error."""
         assert self.sample is not None
         about = "with the card that is there"
         pictures = self.sample.picture is not None and any(field.preprocess and field.preprocess.picture for field in old.inputs)
@@ -383,7 +387,7 @@ class _Inspection:
         return self._answer(about, old, raw)
 
     def _answer(self, about: str, used_card: Card, raw: Mapping[str, Any]) -> SampleAnswer:
-        """Return the answer that a router gives with a card, from raw outputs."""
+        """Return the answer, or error, that a router gives with a card, from raw outputs."""
         try:
             plan = Inputs(used_card, self.model.inputs, self.model.outputs)
             names = [used_card.output] if used_card.output else [spec.name for spec in plan.outputs]
@@ -399,7 +403,7 @@ class _Inspection:
 
     # --------------------------------------------------------------------------------------------------- zeros and random
     def _try_inputs(self, ways: Sequence[Way]) -> None:
-        """Run the model on zeros and on random numbers; store the outputs row by row, with notes."""
+        """Run the model on zeros and random numbers; store outputs row by row, the batch axis, and notes."""
         for way in ways:
             self._store_rows(way.raw or {}, 1)
         counts = list[int]()
@@ -434,11 +438,11 @@ class _Inspection:
         )  # fmt: skip
 
     def _count(self, feed: Mapping[str, Any]) -> int:
-        """Return the number of inputs in a feed."""
+        """Return the number of inputs in a feed; 1 if none has a batch axis."""
         return next((len(feed[guess.spec.name]) for guess in self.inputs if guess.role == "given" and guess.batch == 0), 1)
 
     def _store_rows(self, raw: Mapping[str, Any], count: int) -> None:
-        """Store the outputs for each of so many inputs."""
+        """Store the outputs that are read, for each of so many inputs; boxes as one row."""
         read_outputs = {spec.name: raw[spec.name] for spec in self.read if spec.name in raw}
         if len(read_outputs) > 1 and are_boxes(read_outputs):
             self.rows.append(read_outputs)
@@ -449,7 +453,7 @@ class _Inspection:
 
 
 def _row_of(value: Any, i: int, count: int, axis: int) -> Any:
-    """Return one input's part of an output."""
+    """Return one input's part of an output; all of it if it has no axis of that size."""
     if isinstance(value, list):
         return value[i] if len(value) == count else value
     array = np.asarray(value)
@@ -457,7 +461,7 @@ def _row_of(value: Any, i: int, count: int, axis: int) -> Any:
 
 
 def _with_preprocess(data: dict[str, Any], preprocess: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the card with that preprocessing for the input that has a layout."""
+    """Return a copy of the card with that preprocessing for the input that has a layout; the card itself for None."""
     if preprocess is None:
         return data
     if "input" in data:

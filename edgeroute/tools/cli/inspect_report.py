@@ -113,7 +113,7 @@ class Report:
         yield from self._end(width)
 
     def _end(self, width: int) -> Iterator[str]:
-        """Yield the lines for a policy, and of the card."""
+        """Yield the lines for a policy, and of the card, or where it was written; none without a card."""
         if self.policy:
             yield from ("", "in a policy, as far as known")
             yield from ("  [cloud]", *(f"  {key} = {json.dumps(value)}" for key, value in self.policy.items()))
@@ -176,7 +176,7 @@ def _tensor(spec: TensorSpec, role: str) -> dict[str, Any]:
 
 
 def _answer_text(shown: SampleAnswer) -> str:
-    """Return an answer as text."""
+    """Return an answer with its confidence, or its error, as text."""
     if shown.error:
         return f"{shown.way}: {clean(shown.error)}"
     confidence = "no confidence" if shown.confidence is None else f"confidence {shown.confidence:.4g}"
@@ -184,7 +184,7 @@ def _answer_text(shown: SampleAnswer) -> str:
 
 
 def _answer_json(shown: SampleAnswer) -> dict[str, Any]:
-    """Return an answer as JSON data."""
+    """Return an answer, or its error, as JSON data; a confidence that is not finite is None."""
     if shown.error:
         return {"way": shown.way, "error": shown.error}
     confidence = shown.confidence
@@ -196,7 +196,7 @@ def _answer_json(shown: SampleAnswer) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-    """Return a value as JSON data; a description if it is long."""
+    """Return a value as JSON data: lists cut to 24, NaN and infinity as text, a larger array or other type described."""
     if isinstance(value, np.ndarray) or hasattr(value, "tolist"):
         if np.size(value) > MOST:
             return form_of(value)

@@ -47,7 +47,7 @@ class Described(OpenInference):
         return tuple(TensorSpec(name, self._kinds.get(name, "object"), shape) for name, shape in self.outputs.items())
 
     def _description(self, reply: Reply) -> dict[str, Any]:
-        """Return the parsed metadata, and store the types of the outputs."""
+        """Return the parsed metadata, and store the types of the outputs as far as they are valid."""
         description = super()._description(reply)
         with suppress(AttributeError, KeyError, TypeError):  # invalid metadata is refused later
             self._kinds = {str(t["name"]): DTYPES.get(str(t.get("datatype")), "object") for t in description["outputs"]}
@@ -55,7 +55,7 @@ class Described(OpenInference):
 
 
 def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_env: str | None) -> Report:
-    """Report everything that the endpoint states about its model. Without a sample only its metadata is requested.
+    """Report everything that the endpoint states about its model. Sends the sample once; without one only requests metadata.
 
     Raises:
         CloudError: it cannot be reached, or does not speak the protocol.
@@ -99,7 +99,7 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
 
 
 def _quotable(specs: Sequence[TensorSpec], secrets: Sequence[str], what: str) -> tuple[list[TensorSpec], dict[str, str]]:
-    """Return the tensors under names that may be shown, and real name -> shown name."""
+    """Return the tensors under names that may be shown, and real name -> shown name; others are numbered."""
     shown, names = list[TensorSpec](), dict[str, str]()
     for i, spec in enumerate(specs):
         allowed = quoted_names([spec.name], secrets)
@@ -127,7 +127,7 @@ def _read_sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Any:
 
 
 def _outputs_of(endpoint: Described, x: Any, seconds: float) -> Mapping[str, Any]:
-    """Send an input, and return the outputs by name.
+    """Send an input, close the endpoint, and return the outputs by name.
 
     Raises:
         CloudError: there are none.
@@ -146,7 +146,7 @@ def _finding_of(findings: Sequence[Finding], about: str) -> str | None:
 
 
 def _read(row: Mapping[str, Any], kind: str | None, output: str | None) -> SampleAnswer:
-    """Return the answer that a router gives for these outputs."""
+    """Return the answer, or error, that a router gives for these outputs."""
     try:
         outputs: Any = (
             row[output] if output is not None else row if kind in {"label+probabilities", "boxes"} else next(iter(row.values()))

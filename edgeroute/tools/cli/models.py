@@ -192,7 +192,7 @@ def _catalog(store: Path, source: str | None = None, root: Path | None = None, c
 
 
 def _progress_printer() -> Any:
-    """Return a function that shows progress in the terminal's last line."""
+    """Return a function that shows progress in the terminal's last line, on stderr."""
     last = -1
 
     def show(progress: Progress) -> None:
@@ -241,7 +241,10 @@ def keygen(
     catalog: CatalogFolder = CATALOG,
     as_json: Json = False,
 ) -> int:  # fmt: skip
-    """Create the keys of a publisher: root.pem, to be stored offline, and models.pem, which signs the lists of models."""
+    """Create a publisher's keys: root.pem, to be stored offline, and models.pem, which signs the lists of models.
+
+    With --rotate none are created: the existing keys in that folder sign the catalog from now on.
+    """
     from edgeroute.tools import catalog_publish
 
     if rotate is not None:
@@ -315,7 +318,11 @@ def sign(
 
 
 def _record_answers(model: Path, inputs: Path, to: Path) -> Path:
-    """Run the model on the inputs of a file, and write inputs and answers to another."""
+    """Run the model on the inputs of a file, write inputs and answers to `to`, and return that path.
+
+    Raises:
+        BadInput: the file cannot be read, or has no inputs.
+    """
     import numpy as np
 
     from edgeroute.catalog.model_updates import NAMED

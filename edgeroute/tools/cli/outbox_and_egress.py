@@ -52,7 +52,7 @@ def list_entries(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Show the entries, and totals by final state."""
+    """Show the entries (without --json the latest 500), and totals by final state."""
     with _open_outbox(policy, state) as box:
         if as_json:
             separator = '{"entries": ['
@@ -154,6 +154,7 @@ def state_folder(policy: Path | None, state: Path | None) -> Path:
 
     Raises:
         PolicyError: the policy is invalid, or has no state folder.
+        typer.BadParameter: not exactly one of both is given.
     """
     if state is not None and policy is None:
         return state
@@ -177,7 +178,7 @@ def local_time(time: float) -> str:
 
 
 def _dumps(value: Any) -> str:
-    """Write a value as JSON; convert it to plain data first if needed."""
+    """Write a value as JSON; convert it to plain data first if it is not, or holds NaN or infinity."""
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
@@ -188,7 +189,11 @@ def _dumps(value: Any) -> str:
 
 @contextlib.contextmanager
 def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
-    """Open the outbox of a state folder, and close it at the end of the `with` block."""
+    """Open the outbox of a state folder, and close it at the end of the `with` block.
+
+    Raises:
+        BadInput: there is none, or it cannot be read; none is created.
+    """
     path = state_folder(policy, state) / "outbox.db"
     if not os.access(path, os.R_OK):  # opening it would create one
         raise BadInput(f"{path}: there is no outbox, or it cannot be read")
@@ -202,14 +207,14 @@ def _open_outbox(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
 
 
 def _ids(ids: list[str] | None, every: bool, option: str) -> list[str] | None:
-    """Return the ids without duplicates; None: all."""
+    """Return the ids without duplicates; None: all. Refuse both and neither."""
     if bool(ids) == every:
         raise typer.BadParameter("one of the two is needed", param_hint=f"ID... or {option}")
     return [*dict.fromkeys(ids)] if ids else None
 
 
 def _report_missing(names: Iterable[str] | None, existing: Iterable[str], why: str, *, as_json: bool) -> int:
-    """Print an error for each id that does not exist, and return the exit code."""
+    """Print an error for each id that does not exist; return exit code 1 if there is one, else 0."""
     missing = [name for name in names or () if name not in existing]
     for name in missing:
         print(line(BadInput(why), as_json=as_json, id=name), file=sys.stderr)
@@ -231,7 +236,10 @@ class Sent(NamedTuple):
 
 
 def parse_time(text: str) -> float:
-    """Parse a time to seconds since 1970: `90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) in local time."""
+    """Parse a time to seconds since 1970: `90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) in local time.
+
+    All else is refused.
+    """
     try:
         return process.now() - seconds(text)
     except typer.BadParameter:
@@ -290,7 +298,7 @@ def egress(
 
 
 def _sent(record: Mapping[str, Any]) -> Sent | None:
-    """Parse a line of the ledger; None if it is invalid."""
+    """Parse a line of the ledger; None if a field is missing or invalid."""
     try:
         time, to, size, data_class, rule, request = (record[name] for name in Sent._fields)
         return Sent(float(time), str(to), int(size), None if data_class is None else str(data_class), str(rule), str(request))

@@ -47,13 +47,16 @@ def instruction(threshold: str) -> str:
 
 
 def _with_trial(data: dict[str, Any], threshold: str) -> dict[str, Any]:
-    """Return the policy's data with the hidden edge on trial as its edge, and this threshold."""
+    """Return the policy's data with the hidden edge on trial as its edge, and this threshold; removes the trial in place."""
     edge = _without_trial(data)
     return {**data, "edge": edge, "threshold": threshold}
 
 
 def _without_trial(data: Any) -> Any:
-    """Remove the hidden edge from the trials, and return it as the section `[edge]`."""
+    """Remove the hidden edge from the trials, in place, and return it as `[edge]`; a path alone in the present section.
+
+    There its hash and card are removed.
+    """
     trials = data["trial"]
     trial_list = trials if isinstance(trials, list) else [trials]
     index = next(i for i, trial in enumerate(trial_list) if "edge" in trial and trial.get("shown") is False)
@@ -81,12 +84,16 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def _json(text: str, threshold: str) -> str:
-    """Rewrite a policy in JSON."""
+    """Return a policy in JSON with the hidden edge on trial as its edge, and this threshold."""
     return json.dumps(_with_trial(json.loads(text), threshold), indent=2, ensure_ascii=False) + "\n"
 
 
 def _toml(text: str, threshold: str) -> str:
-    """Rewrite a policy in TOML."""
+    """Return a policy in TOML with the hidden edge on trial as its edge, and this threshold; comments stay.
+
+    Raises:
+        RuntimeMissing: tomlkit is not installed.
+    """
     try:
         import tomlkit
     except ImportError as e:
@@ -133,7 +140,7 @@ class Memory:
             raise StoreError(f"{self._path} cannot be read ({e}): remove it to forget the last switch") from e
 
     def save(self) -> None:
-        """Write the file."""
+        """Replace the file by the present values."""
         write(self._path, json.dumps({"looks": self.looks, "switch": self.switch}, indent=2) + "\n")
 
 
@@ -166,6 +173,8 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
 
     The policy is replaced last: until then the old one is in force, complete, whatever was written before.
 
+    The policy before is written to `POLICY.before`, and the switch into the memory's file.
+
     Args:
         policy: path of the policy.
         threshold: path of the certificate, which exists, as in the policy.
@@ -195,7 +204,7 @@ def switch(policy: Path, threshold: str, certificate: Certificate, trial: str, m
 
 
 def roll_back(policy: Path, memory: Memory) -> None:
-    """Put the policy before the switch in force again.
+    """Put the policy before the switch in force again, and record the time in the memory's file.
 
     Raises:
         PolicyError: its file is missing or was changed.
@@ -210,7 +219,7 @@ def roll_back(policy: Path, memory: Memory) -> None:
 
 
 def alarm(folder: Path, checksum: str) -> str:
-    """Return the text of the audits' alarm under that certificate; empty without one, or for an alarm of the deferral rate."""
+    """Return the text of the audits' alarm under that certificate; empty without one or a state, or for the deferral rate's."""
     try:
         stored = read_state(folder).get("audit:edge")
     except BadInput:
@@ -223,7 +232,7 @@ def alarm(folder: Path, checksum: str) -> str:
 
 
 def _try(policy: Path, text: str) -> None:
-    """Build a router from the text, in the policy's folder, since its paths are relative to it; then delete the file.
+    """Build a router from the text, in a temporary file in the policy's folder, since its paths are relative to that.
 
     Raises:
         PolicyError: it is invalid, or the certificate does not hold for its models.

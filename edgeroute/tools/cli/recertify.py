@@ -80,7 +80,10 @@ def recertify(
 
 
 def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_run: bool) -> Step | None:
-    """Roll back after an alarm; None if there was no switch that is in force, or no alarm."""
+    """Roll back after an alarm; None if there was no switch that is in force, or no alarm. A dry run changes nothing.
+
+    A policy that was edited since is refused; with `force` it is copied to `POLICY.edited` before.
+    """
     from edgeroute.tools.cli.policy_switch import alarm, backup_path, hash_of, roll_back, write
 
     switch, now = memory.switch, hash_of(policy)
@@ -103,7 +106,7 @@ def _after_switch(policy: Path, home: Path, memory: Memory, *, force: bool, dry_
 
 
 def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, sure: float | None, *, dry_run: bool) -> Step:
-    """Put the hidden edge on trial in force if its certificate holds, by its audits."""
+    """Put the hidden edge on trial in force if its certificate holds, by its audits; otherwise return why not."""
     with plain_router(policy) as router:
         if router.engine.snapshot.hidden is None:
             since = f" since the switch of {local_time(memory.switch['at'])}" if memory.switch else ""
@@ -118,7 +121,11 @@ def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, 
 
 
 def _promise(router: Router, max_loss: float | None, sure: float | None) -> tuple[float, float]:
-    """Return the share of answers that may differ, and the probability with which the promise may fail."""
+    """Return the share of answers that may differ and the risk: as given, or of the certificate in use (95 % without one).
+
+    Raises:
+        typer.BadParameter: neither states the loss.
+    """
     bound = router.engine.snapshot.certificates[0]
     certificate = None if bound is None or bound.certificate.kind != "max_loss" else bound.certificate
     if max_loss is None:
@@ -134,7 +141,10 @@ def _promise(router: Router, max_loss: float | None, sure: float | None) -> tupl
 def _judge(
     router: Router, home: Path, memory: Memory, value: float, risk: float, policy: Path, *, dry_run: bool
 ) -> tuple[Step, Certificate | None, str]:
-    """Return the certificate that the hidden edge's audits give, or None with the step to report; and its fingerprints."""
+    """Return the certificate that the hidden edge's audits give, or None with the step to report; and its fingerprints.
+
+    A look that finds none is counted in the memory, and saved unless on a dry run.
+    """
     from edgeroute.confidence.certificate import digest
     from edgeroute.core.routing_policy import INF
     from edgeroute.tools.measure.calibrate_steps import certify_examples, checked_request
@@ -190,7 +200,10 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
 
 
 def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, *, dry_run: bool) -> Step:
-    """Write the certificate, and put the hidden edge in force."""
+    """Write the certificate, and put the hidden edge in force; on a dry run neither.
+
+    A policy in a format that is not rewritten stays, and the step says what to edit.
+    """
     from edgeroute.tools.cli.policy_switch import backup_path, instruction, switch
 
     path = policy.parent / f"certificate-{certificate.date}-{certificate.checksum[:8]}.json"
@@ -211,5 +224,5 @@ def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memo
 
 
 def _would(dry_run: bool) -> str:
-    """Return "would be " for a dry run."""
+    """Return "would be " for a dry run, else ""."""
     return "would be " if dry_run else ""

@@ -29,7 +29,10 @@ LOG = "A foreign log"
 
 
 def _price(text: str) -> Price:
-    """Parse `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion."""
+    """Parse `0.002`, dollars a request, or `0.15/0.60`, dollars a million tokens of prompt and completion.
+
+    All else is refused.
+    """
     from edgeroute.tools.replay.logs import Price
 
     try:
@@ -107,7 +110,7 @@ def saving(
     match: Literal["text", "exact"] | None,
     as_json: bool,
 ) -> int:
-    """Print the savings of a certified threshold."""
+    """Print the savings of a certified threshold, or on stderr that there are too few pairs; return the exit code."""
     from edgeroute.confidence import NotEnough
     from edgeroute.tools.replay.logs import Price, Read
     from edgeroute.tools.replay.savings_estimate import saving as run
@@ -237,7 +240,7 @@ def replay(
 
 @contextmanager
 def _file(trace: Path) -> Iterator[Path]:
-    """Provide the trace as a file: stdin is copied to one that only its owner can read."""
+    """Provide the trace as a file: stdin is copied to one that only its owner can read, deleted after the `with` block."""
     if str(trace) != "-":
         yield trace
         return

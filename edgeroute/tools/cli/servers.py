@@ -172,7 +172,7 @@ class FileSources:
         self._opened: Opened | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return the state as `edgeroute status --json` prints it, with the policy."""
+        """Return the state as `edgeroute status --json` prints it, with the policy; errors become notes."""
         from edgeroute.tools.cli.status import read_status
         from edgeroute.tools.dashboard.latest_requests import policy_summary
 
@@ -209,7 +209,7 @@ class FileSources:
         return None if snapshot is None else certificates_of(snapshot)
 
     def _now(self) -> Opened:
-        """Return the policy, read again if the file has changed."""
+        """Return the policy as a router would have it, read again if the file has changed."""
         from edgeroute.tools.cli.status import open_policy
 
         stamp = None if self._policy is None else file_stamp(self._policy)

@@ -107,7 +107,7 @@ simulate = typer.Typer(
 
 
 def multiple(text: str) -> float:
-    """Parse `1.5x` to 1.5."""
+    """Parse `1.5x` to 1.5; refuse 0x, more than 1,000x and all else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
     if match is None or not 0 < float(match[1]) <= MOST_MULTIPLE:
         need = f"a multiple of the usual load, more than 0x and at most {MOST_MULTIPLE:,}x, as in 1.5x"
@@ -116,7 +116,7 @@ def multiple(text: str) -> float:
 
 
 def simulated_time(text: str) -> float:
-    """Parse a time, as `seconds` does, that is short enough to simulate."""
+    """Parse a time, as `seconds` does; refuse more than 30 days."""
     time_s = seconds(text)
     if time_s > LONGEST_S:
         raise typer.BadParameter(f"the longest time to simulate is {LONGEST_S / 86_400:g}d, not {text!r}")
@@ -266,7 +266,7 @@ def fleet(
 def simulate_clients(
     scenario: Scenario, compared: Sequence[Client], row: Callable[[Scenario, Client], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Run the simulation of each client in its own process, with a progress bar, and return the results in order.
+    """Simulate each client in its own process, with a progress bar, and return the results in order. Blocks.
 
     The processes are terminated at once if this one is interrupted.
     """
@@ -298,7 +298,10 @@ def simulate_clients(
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the `with` block. Processes started in it ignore Ctrl-C, and so print no traceback."""
+    """Delay Ctrl-C to the end of the `with` block. Processes started in it ignore Ctrl-C, and so print no traceback.
+
+    Outside the main thread, or where Ctrl-C is ignored, it does nothing.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
@@ -427,7 +430,7 @@ def _more(a: float | None, b: float | None) -> bool:
 
 
 def _time(back_s: float | None) -> str:
-    """Format a time to recovery."""
+    """Format a time to recovery; None as "never"."""
     return "never" if back_s is None else f"{back_s:g} s"
 
 

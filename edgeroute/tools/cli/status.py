@@ -75,7 +75,7 @@ def read_state(folder: Path) -> dict[str, Value]:
 
 
 def trials_of(state: Mapping[str, Value]) -> list[dict[str, Any]]:
-    """Return the stored settings and arms of each trial."""
+    """Return the stored settings and arms of each trial, without malformed ones; [] if none is stored."""
     stored = state[STORED].value if STORED in state else None
     return [
         {"settings": trial["settings"], "arms": trial["arms"]}
@@ -93,7 +93,7 @@ def arms_of(trials: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
-    """Print arms as a table, with 95 % intervals, and which are stopped."""
+    """Print arms as a table, with 95 % intervals, and which are stopped; nothing without arms."""
     if not arms:
         return
     from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows
@@ -109,7 +109,7 @@ def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
 
 
 def shadow_stats(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
-    """Compute statistics of shadow runs from the audit log.
+    """Compute statistics of shadow runs from the audit log; invalid lines are left out.
 
     Args:
         log: path of the audit log.
@@ -354,7 +354,7 @@ def read_status(of: Opened, home: Path, *, shadow_runs: bool = True) -> Status:
 
 
 def _edges(of: Opened, state: Mapping[str, Value]) -> list[Edge]:
-    """Return the status of each edge model with a threshold."""
+    """Return the status of each edge model with a threshold; without a policy, as stored."""
     dumps = {name.removeprefix(EDGE): value.value for name, value in state.items() if name.startswith(EDGE)}
     dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
     if of.snapshot is None:
@@ -367,7 +367,10 @@ def _edges(of: Opened, state: Mapping[str, Value]) -> list[Edge]:
 
 
 def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
-    """Return the status that a router with this policy would have if it started now."""
+    """Return the status that a router with this policy would have if it started now.
+
+    The stored counts are left out if they belong to another certificate.
+    """
     from edgeroute.trials.drift_monitor import DriftMonitor
 
     certificate = None if promise is None else promise.certificate
@@ -384,7 +387,7 @@ def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | 
 
 
 def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
-    """Return the status that was stored by the last run."""
+    """Return the status that was stored by the last run; what is missing or invalid is None, 0 or empty."""
     drifts = dumped.get("drift") or {}
     alarm, threshold, usual = dumped.get("alarm"), dumped.get("threshold"), dumped.get("deferral_interval")
     return Edge(
@@ -415,7 +418,10 @@ def _evidence(drift: Any) -> float:
 
 
 def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
-    """Return number of answers, and median and 99 % quantile of latency in seconds, by leg."""
+    """Return number of answers, and median and 99 % quantile of latency in seconds, by leg.
+
+    A leg that cannot be read is left out.
+    """
     from edgeroute.core.estimates import Latency
 
     legs = {}
@@ -427,7 +433,10 @@ def _latencies(state: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
 
 
 def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
-    """Return time of a call without its bytes, seconds, and bandwidth, bytes a second, by endpoint, as measured."""
+    """Return time of a call without its bytes, seconds, and bandwidth, bytes a second, by endpoint, as measured.
+
+    An endpoint without measurements, or that cannot be read, is left out.
+    """
     from edgeroute.core.estimates import Link
 
     measured = {}
@@ -441,7 +450,7 @@ def _links(state: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
 
 
 def _joules(state: Mapping[str, Value]) -> dict[str, float]:
-    """Return the measured energy of a call, joules, by target."""
+    """Return the measured energy of a call, joules, by target, without invalid numbers."""
     energy = state["energy"].value if "energy" in state else {}
     return {
         str(name): float(joules) for name, joules in dict(energy).items() if isinstance(joules, int | float) and 0 <= joules < inf
@@ -460,7 +469,7 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
 
 
 def _uncounted(snapshot: Snapshot | None, limits: Limits | None, joules: Mapping[str, float]) -> list[str]:
-    """Return a note if the energy limit cannot count the runs of some edge models, since their energy is unknown."""
+    """Return a note if an energy limit cannot count runs of edge models, as their energy is unknown; otherwise []."""
     edges = [] if snapshot is None else [t.name for t in snapshot.targets if t.side == "edge" and t.name not in joules]
     if not edges or limits is None or limits.joules_per_hour == inf:
         return []
@@ -469,7 +478,10 @@ def _uncounted(snapshot: Snapshot | None, limits: Limits | None, joules: Mapping
 
 
 def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:
-    """Return spending over each limit's window by all routers with this folder, and the limit; None: no limit."""
+    """Return spending over each limit's window by all routers with this folder, and the limit; None: no limit.
+
+    Entries that cannot be read are left out.
+    """
     from edgeroute.core.spending_limits import Limits, Spending
 
     now, spending = process.now(), Spending(limits or Limits())
@@ -484,7 +496,7 @@ def _spent(state: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[
 
 
 def _outbox(path: Path) -> dict[str, int] | None:
-    """Return the numbers of entries in an outbox; None if there is none."""
+    """Return the numbers of entries in an outbox; None if there is no file, and none is created."""
     if not path.exists():  # opening it would create one
         return None
     from edgeroute.stores.outbox import Outbox
@@ -497,7 +509,7 @@ def _outbox(path: Path) -> dict[str, int] | None:
 
 
 def _show(edge: Edge) -> None:
-    """Print the status of an edge model."""
+    """Print the status of an edge model, as far as it is known."""
     threshold = "not known" if edge.threshold is None else "none" if edge.threshold == "inf" else f"{float(edge.threshold):.6g}"
     print(printable(f"{edge.target}: threshold {threshold}" + (f" ({edge.promise})" if edge.promise else "")))
     if edge.made is not None:
@@ -517,20 +529,20 @@ def _show(edge: Edge) -> None:
 
 
 def _age_days(date_: str) -> int:
-    """Return the age of a certificate, days."""
+    """Return the age of a certificate of this ISO date in whole days, UTC."""
     return (datetime.fromtimestamp(process.now(), timezone.utc).date() - date.fromisoformat(date_)).days
 
 
 def _count(value: Any) -> int:
-    """Return a stored count; 0 if it is invalid."""
+    """Return a stored count as an int; 0 if it is invalid."""
     return int(value) if isinstance(value, int | float) and 0 <= value < inf else 0
 
 
 def _ms(seconds: float | None) -> str:
-    """Format a time in milliseconds."""
+    """Format a time in milliseconds; None as "-"."""
     return "-" if seconds is None else f"{seconds * 1000:,.2f} ms"
 
 
 def _limit(value: float | None) -> str:
-    """Format a limit."""
+    """Format a limit; None as "none"."""
     return "none" if value is None else f"{value:g}"

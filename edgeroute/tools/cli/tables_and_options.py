@@ -31,7 +31,7 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[str] = ()) -> None:
-    """Print rows under the names of their columns.
+    """Print rows under the names of their columns; as paragraphs if the terminal is too narrow.
 
     Args:
         columns: names of the columns.
@@ -69,7 +69,7 @@ def pairs(rows: Sequence[tuple[str, object]]) -> None:
 
 
 def _cell_text(cell: object) -> str:
-    """Format a cell. Replaces control characters, since it may contain a server's text."""
+    """Format a cell: None as "-", ints with commas; control characters are replaced, as it may hold a server's text."""
     if cell is None:
         return "-"
     text = f"{cell:,}" if isinstance(cell, int) else str(cell)
@@ -86,7 +86,7 @@ Metrics = Annotated[bool, typer.Option("--metrics", help="Serve /metrics for Pro
 
 
 def set_up_logging(form: Form | None) -> None:
-    """Make the process log in this form on stderr; None changes nothing."""
+    """Make the process log requests in this form on stderr, in place of earlier handlers; None changes nothing."""
     if form is None:
         return
     from edgeroute.record.request_log import JsonFormatter
@@ -105,7 +105,7 @@ UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
-    """Parse `300ms`, `1.5s` or `2m` to seconds, as in policy files."""
+    """Parse `300ms`, `1.5s` or `2m` to seconds, as in policy files; refuse a number without a unit."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)", str(text).strip())
     if match is None:
         raise typer.BadParameter(f"a time needs a unit, as in 300ms, 1.5s or 2m, not {text!r}")
@@ -113,7 +113,7 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Parse `20%` or `0.2` to 0.2."""
+    """Parse `20%` or `0.2` to 0.2; refuse less than 0 and more than 1."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%?)", str(text).strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
     if value > 1:

@@ -111,9 +111,7 @@ class Examples(NamedTuple):
 
 
 def split(examples: Examples, used: int) -> tuple[Examples, Examples]:
-    """Split examples at random, the same in each process: some to make a model, the rest to measure it.
-
-    At most `used`, and at most half, make the model.
+    """Split examples at random, always the same: at most `used`, and at most half, to make a model; the rest to measure it.
 
     Raises:
         BadInput: there are fewer than two examples, or the number of labels differs.
@@ -137,7 +135,7 @@ class Answers(NamedTuple):
     """Answers; None: they are no classes."""
 
     def accuracy(self, labels: list[Any] | None, names: Labels) -> float | None:
-        """Return the share of right answers; None without labels or classes."""
+        """Return the share of right answers; an unknown label counts as wrong; None without labels or classes."""
         if labels is None or self.values is None:
             return None
         return _share(self.values, [_meant(names, label) for label in labels])
@@ -194,7 +192,7 @@ def _meant(names: Labels, label: Any) -> Any:
 
 
 def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:
-    """Run a model on each input alone and collect its outputs and answers."""
+    """Run a loaded model on each input alone and collect its outputs and answers; values are None if any is no class."""
     reader = _reader(model)
     outputs, values = [], []
     for x in inputs:
@@ -209,6 +207,7 @@ def load_original(path: Path, held_out: Examples) -> tuple[OnnxModel, Answers, l
 
     Raises:
         ModelError: the model keeps a state between its inputs.
+        BadInput: the model can answer none of the labels.
     """
     model = OnnxModel(path)
     if model.card.state:
@@ -226,7 +225,7 @@ def labels_of(model: EdgeModel) -> Labels:
 def measure_model(
     model: EdgeModel, new_answers: Answers, original: Answers | None, labels: list[Any] | None, seconds: float
 ) -> Measured:
-    """Return the measurements of a model whose answers and time are known."""
+    """Return the measurements of a model whose answers and time are known; compresses its file for its size."""
     return Measured(
         path=Path(member(model, "path")),
         bytes=sum(map(_size, _weights(model))),
@@ -239,7 +238,7 @@ def measure_model(
 
 
 def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
-    """Load the new model, run and time it against the original, and return both measurements."""
+    """Load the new model, run and time it in turns with the original, and return both measurements."""
     new = load(path)
     new_answers = answers(new, held_out.inputs)
     times = time_models([model, new], held_out.inputs)
@@ -250,12 +249,12 @@ def measure_both(model: EdgeModel, path: Path, original: Answers, held_out: Exam
 
 
 def measure_files(path: Path) -> Measured:
-    """Return measurements of a model's size alone, for a model that does not run on this machine."""
+    """Return measurements of a model's size alone, all others None, for a model that does not run on this machine."""
     return Measured(path, _size(path), _packed_size(path), None, None, None, None)
 
 
 def time_models(models: Sequence[EdgeModel], inputs: Sequence[Any]) -> list[float]:
-    """Return the median seconds of a run of each model.
+    """Return the median seconds of a run of each model, without the first runs.
 
     The models take turns, so that other work on the machine affects all alike. Stops after `RUNS` runs or `SECONDS` per model.
     """
@@ -280,7 +279,7 @@ def _reader(model: EdgeModel) -> Reader:
 
 
 def _floats(out: Any) -> np.ndarray[Any, Any]:
-    """Return the floats of an output, flattened, a sample of many; labels are left out."""
+    """Return the floats of an output, flattened, evenly sampled to some 10,000; labels and integers are left out."""
     if isinstance(out, dict):
         return np.concatenate([np.zeros(0), *map(_floats, out.values())])
     if isinstance(out, list):  # a mapping from class to probability for each input
@@ -290,7 +289,7 @@ def _floats(out: Any) -> np.ndarray[Any, Any]:
 
 
 def _share(ours: list[Any], theirs: list[Any]) -> float:
-    """Return the share of equal pairs."""
+    """Return the share of equal pairs; raise `ValueError` if the lists differ in length."""
     return sum(bool(a == b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 

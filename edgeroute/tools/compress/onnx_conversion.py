@@ -95,7 +95,7 @@ class Int8:
         self._cache = folder / "ranges.json"
 
     def _save(self, onnx: Any, model: Any, path: Path) -> None:
-        """Save a model, replacing its data file."""
+        """Save a model, replacing it and its data file; large weights go into that."""
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)
         onnx.save(model, str(path), save_as_external_data=self._large, location=f"{path.name}.data" if self._large else None)
 
@@ -114,7 +114,11 @@ class Int8:
         self._quantise(out, nodes_to_exclude=[*self._float, *exclude])
 
     def _quantise(self, out: Path, **nodes: Any) -> None:
-        """Write a model with the chosen nodes quantised; the ranges of the examples are computed once."""
+        """Write a model with the chosen nodes quantised; the ranges of the examples are computed once.
+
+        Raises:
+            ModelError: the quantiser fails.
+        """
         tools = self._tools
         cached: dict[str, Any] = {}
         if "calibration_cache_path" in inspect.signature(tools.quantize_static).parameters:  # the ranges are always the same
@@ -129,7 +133,7 @@ class Int8:
 
     @contextmanager
     def _without_advice(self, what: str) -> Iterator[None]:
-        """Silence the quantiser's warnings and advice in the `with` block; raise its errors as `ModelError`."""
+        """Silence the quantiser's warnings and advice in the block; raise its errors as `ModelError`, but an OSError."""
         root, advice_filter, null_handler = logging.getLogger(), _Advice(), logging.NullHandler()
         root.addFilter(advice_filter)
         root.addHandler(null_handler)  # without any handler, `logging.warning` would add one for good
@@ -150,7 +154,7 @@ class _Advice(logging.Filter):
     """Filter that drops the quantiser's messages on the root logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return True if the record is logged."""
+        """Return True if the record is logged: if it is not the quantiser's."""
         return "quantization" not in Path(record.pathname).parts
 
 
@@ -166,7 +170,7 @@ class _Reader:
         self._left = iter(self._feeds)
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        """Return the next example; None at the end."""
+        """Return the next example as a copy; None at the end."""
         feed = next(self._left, None)
         return None if feed is None else dict(feed)
 

@@ -27,7 +27,7 @@ SHOWN = 6
 
 
 def package() -> Any:
-    """Import and return the package onnx.
+    """Import and return the package onnx, with its version converter.
 
     Raises:
         RuntimeMissing: it is not installed.
@@ -65,7 +65,7 @@ def read_graph(path: Path) -> Any:
 
 
 def _make_weights_constant(model: Any) -> None:
-    """Remove weights from the model's inputs, where older exporters list them and a caller could replace them."""
+    """Remove weights from the model's inputs, in place, where older exporters list them and a caller could replace them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     if overridable := [value for value in model.graph.input if value.name in weights]:
         for value in overridable:
@@ -74,7 +74,7 @@ def _make_weights_constant(model: Any) -> None:
 
 
 def at_opset(model: Any, least: int, path: Path) -> Any:
-    """Return the model, converted if its opset is lower than `least`.
+    """Return the model itself, or a converted copy if its opset is lower than `least`.
 
     Raises:
         ModelError: it cannot be converted.
@@ -123,7 +123,7 @@ def constants_of(model: Any) -> dict[str, Any]:
 
 
 def layers_of(model: Any) -> list[Any]:
-    """Return the nodes with constant weights, in order of execution."""
+    """Return the nodes of kinds that are quantised (`LAYERS`) with constant weights, in order of execution."""
     weights = constants_of(model)
     return [node for node in model.graph.node if node.op_type in LAYERS and any(name in weights for name in node.input[:2])]
 
@@ -187,7 +187,7 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
 
 @contextmanager
 def workplace(out: Path) -> Iterator[Path]:
-    """Provide a temporary folder on the disk of the result; deleted at the end of the `with` block.
+    """Provide a temporary folder on the disk of the result; deleted with all in it at the end of the `with` block.
 
     Raises:
         StoreError: the disk is full, or may not be written to.
@@ -202,7 +202,10 @@ def workplace(out: Path) -> Iterator[Path]:
 
 
 def write_card(model_path: Path, original: Card, step: str) -> Path:
-    """Write the card of a new model beside it: the original's card, with the new file, size and sha256 and the step added."""
+    """Write the card of a new model beside it: the original's, with new file, size and sha256 and the step added.
+
+    Without an original card it has only these.
+    """
     data: dict[str, Any] = {}
     if original.path is not None:
         data = json.loads(original.path.read_text(encoding="utf-8"))
@@ -217,7 +220,7 @@ def write_card(model_path: Path, original: Card, step: str) -> Path:
 
 
 def put(folder: Path, out: Path) -> None:
-    """Move all files from the workplace beside `out`: the weights, then the model, then the card with the model's sha256."""
+    """Move all files from the workplace beside `out`, replacing existing ones: weights, model, then the card with its sha256."""
     order = {out.name: 1, out.with_suffix(".json").name: 2}
     for file in sorted(folder.iterdir(), key=lambda file: order.get(file.name, 0)):
         os.replace(file, out.parent / file.name)  # noqa: PTH105 - Path.replace is the same

@@ -90,6 +90,7 @@ class Channels:
         """Remove the share of the layer's channels with the smallest weights (Li et al. 2017, arXiv:1608.08710).
 
         Returns the result in a few words. Leaves the layer whole if the channels cannot be followed.
+        The arrays change at once, the model at `finish`.
         """
         try:
             axis, out, names = self._weights_of(node)
@@ -116,7 +117,7 @@ class Channels:
         return f"{count} of {len(keep)} channels"
 
     def finish(self) -> Any:
-        """Write the remaining weights into the model and return it."""
+        """Write the remaining weights into the model, in place, and return it."""
         for tensor in self.model.graph.initializer:
             array = self.arrays[tensor.name]
             if [*array.shape] != [*tensor.dims] or tensor.name in self._reshaped:
@@ -127,6 +128,9 @@ class Channels:
         """Return the axis of the output channels in the weights and in the output, and the names of weights and bias.
 
         The axis in the output counts from the last. Forgets what was collected for the layer before.
+
+        Raises:
+            Whole: the layer has no such form, or the model has graphs within its graph.
         """
         self._depthwise, self._shapes = [], []
         if self._subgraphs:
@@ -152,7 +156,10 @@ class Channels:
         return cuts
 
     def _cuts_at(self, node: Any, positions: dict[str, Position], keep: Array) -> list[Cut]:
-        """Return the rows that a node loses; add the channels' position in its output to `positions` unless it mixes them."""
+        """Return the rows that a node loses; raise `Whole` if it mixes the channels.
+
+        Adds the channels' position in its output to `positions`, unless a layer reads them.
+        """
         kind, first = node.op_type, positions.get(node.input[0])
         if kind in UNARY and first is not None:
             positions[node.output[0]] = first
@@ -173,7 +180,11 @@ class Channels:
         raise Whole(f"{kind} {node.name} reads its channels".replace("  ", " "))
 
     def _cuts_at_binary(self, node: Any, positions: dict[str, Position], keep: Array) -> list[Cut]:
-        """Return the rows that an operator of two inputs loses: the same channels, or the channels and a constant."""
+        """Return the rows that an operator of two inputs loses: the same channels, or the channels and a constant.
+
+        Raises:
+            Whole: the channels meet others.
+        """
         position = next(positions[name] for name in node.input if name in positions)
         cuts = []
         for name in node.input:
@@ -189,7 +200,11 @@ class Channels:
         return cuts
 
     def _cuts_at_layer(self, node: Any, positions: dict[str, Position], position: Position, keep: Array) -> list[Cut]:
-        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on."""
+        """Return the rows that a Conv, Gemm or MatMul loses; a depthwise Conv carries the channels on.
+
+        Raises:
+            Whole: they cannot be followed through it.
+        """
         name = node.input[1]
         if name not in self.arrays or any(other in positions for other in node.input[1:]):
             raise Whole(f"{node.op_type} {node.name} reads its channels")
@@ -214,6 +229,9 @@ class Channels:
         """Return the channels' position after a node that flattens each input to a row, or averages each channel.
 
         Collects the shape of a Reshape, which changes later.
+
+        Raises:
+            Whole: the node does something else.
         """
         kind = node.op_type
         flat = Position(
@@ -250,7 +268,7 @@ class Channels:
 
 
 def _kept_channels(channels: int, share: float) -> int:
-    """Return the number of channels that stay: at least one, and of many a multiple of 8."""
+    """Return the number of channels that stay: at least one, and of 16 or more a multiple of 8."""
     count = max(1, channels - int(channels * share))
     return count if channels < 2 * ALIGNED else min(channels, -(-count // ALIGNED) * ALIGNED)
 
@@ -267,7 +285,7 @@ def _constants_as_initializers(model: Any) -> None:
 
 
 def _get(node: Any, name: str, default: Any) -> Any:
-    """Return an integer or list attribute of a node, or the default."""
+    """Return an integer or list attribute of a node, or the default if the node lacks it."""
     for attribute in node.attribute:
         if attribute.name == name:
             return [*attribute.ints] if attribute.ints else attribute.i
@@ -275,7 +293,7 @@ def _get(node: Any, name: str, default: Any) -> Any:
 
 
 def _set(node: Any, name: str, value: int) -> None:
-    """Set an integer attribute of a node in place, if it has it."""
+    """Set an integer attribute of a node in place; nothing if the node lacks it."""
     for attribute in node.attribute:
         if attribute.name == name:
             attribute.i = value
@@ -304,6 +322,8 @@ def prune(
     keeps its size, and compressed it is smaller; ONNX Runtime does not get faster. Structured: in each layer, that share of the
     output channels, those with the smallest weights, is removed, where only further layers depend on them: file, memory and time
     shrink. Of 16 channels and more a multiple of 8 stays. The last layer does not change.
+
+    The new files appear only once they are measured.
 
     Args:
         path: the float model, .onnx. Its card is copied to the new model.
@@ -361,7 +381,11 @@ def _tune(finetune: Finetune, model_path: Path, used: Examples) -> None:
 
 
 def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
-    """Set the smallest weights of each layer but the last to zero, in place; return the layers."""
+    """Set the smallest weights of each layer but the last to zero, in place; return the layers.
+
+    Raises:
+        ModelError: there is no layer before the last.
+    """
     known = {tensor.name: tensor for tensor in graph.graph.initializer}
     ends = {node.name for node in last_layers(graph)}
     layers: list[Layer] = []
@@ -385,7 +409,11 @@ def _prune_weights(graph: Any, share: float, path: Path) -> list[Layer]:
 
 
 def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
-    """Remove the channels with the smallest weights of each layer but the last, in place; return the layers."""
+    """Remove the channels with the smallest weights of each layer but the last, in place; return the layers.
+
+    Raises:
+        ModelError: no layer has channels to remove.
+    """
     channels = Channels(graph)
     ends = {node.name for node in last_layers(graph)}
     nodes = layers_of(graph)
@@ -399,7 +427,7 @@ def _prune_channels(graph: Any, share: float, path: Path) -> list[Layer]:
 
 
 def _lost_zeros(model_path: Path, sparsity: float) -> list[str]:
-    """Return a note if fine-tuning changed many of the zeros."""
+    """Return a note if fine-tuning changed more than 1 % of the weights from zero; [] if not."""
     graph = read_graph(model_path)
     name_nodes(graph)
     known = {tensor.name: tensor for tensor in graph.graph.initializer}

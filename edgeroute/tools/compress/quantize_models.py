@@ -35,7 +35,10 @@ from edgeroute.tools.compress.onnx_graphs import put, target, workplace, write_c
 
 
 def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *, fp16: bool, keep_float: int) -> Result:
-    """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, and measure it; see `quantize`."""
+    """Quantise a .tflite model to static int8, or a .mlpackage to int8 weights, write and measure it; see `quantize`.
+
+    A model that does not run here is measured by its size alone, with a note.
+    """
     tool = _TOOLS.get(path.suffix.lower())
     if tool is None:
         raise ModelError(f"{path}: expected a model that ends in .onnx, {' or '.join(_TOOLS)}")
@@ -67,7 +70,11 @@ def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *,
 
 
 def _quantize_tflite(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:
-    """Write a .tflite model quantised by ai-edge-quantizer; return the step for the card, and notes."""
+    """Write a .tflite model quantised by ai-edge-quantizer; return the step for the card, and notes.
+
+    Raises:
+        ModelError: the model has several signatures, or the tool fails.
+    """
     quantizer = _import_tool("ai_edge_quantizer.quantizer", "ai-edge-quantizer", path)
     recipe = _import_tool("ai_edge_quantizer.recipe", "ai-edge-quantizer", path)
     litert = _import_tool("ai_edge_litert.interpreter", "ai-edge-litert", path)
@@ -111,7 +118,11 @@ def _widest_ranges(calibrations: Iterable[dict[str, dict[str, Any]]]) -> dict[st
 
 
 def _quantize_coreml(path: Path, out: Path, used: Examples) -> tuple[str, list[str]]:  # noqa: ARG001 - weights take no examples
-    """Write a .mlpackage with int8 weights by coremltools; return the step for the card, and notes."""
+    """Write a .mlpackage with int8 weights by coremltools; return the step for the card, and notes.
+
+    Raises:
+        ModelError: the tool fails.
+    """
     tools = _import_tool("coremltools", "coremltools", path)
     optimize = _import_tool("coremltools.optimize.coreml", "coremltools", path)
     try:
@@ -164,6 +175,8 @@ def quantize(
     int8 is static, per channel, with QDQ nodes, as ONNX Runtime, OpenVINO, TensorRT and QNN read it. The last layer stays float:
     quantised logits would tie confidences. The sensitivity of each layer is the error at the model's outputs while it alone is
     quantised (Wu et al. 2020, arXiv:2004.09602, section 6).
+
+    The new files appear only once they are measured.
 
     Args:
         path: the model, .onnx; .tflite and .mlpackage where their tools are installed. Its card is copied to the new model.

@@ -57,7 +57,7 @@ def page_of(monitor: Monitor) -> Page:
 
 
 def status_of(view: Mapping[str, Any]) -> Status:
-    """Convert a dashboard's view to the status of its router."""
+    """Convert a dashboard's view to the status of its router; rules of an old record do not count."""
     state, device = view["state"], view["device"]
     spent = state.get("spent", {})
     limits = [spent.get(name, {}).get("limit") for name in Limits._fields]
@@ -98,7 +98,7 @@ def _leg(leg: Mapping[str, Any], link: Mapping[str, float | None]) -> LegStats:
 
 
 def _audit(edge: Mapping[str, Any]) -> AuditStats:
-    """Convert an edge of a view to its audit statistics."""
+    """Convert an edge of a view to its audit statistics; no alarm is ""."""
     alarm = "" if edge["alarm"] is None else str(edge["alarm"].get("what", "alarm"))
     return AuditStats(edge["target"], edge["audited"], edge["disagreed"], edge["limit"], float(edge["evidence"] or 0.0), alarm)
 

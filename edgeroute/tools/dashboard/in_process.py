@@ -43,7 +43,7 @@ class AnswerFeed:
         self._trace = Trace(self._records.append)
 
     def add(self, ended: RequestEnded) -> None:
-        """Queue an answer without its input, value and outputs; count an exception."""
+        """Queue an answer without its input, value and outputs, dropping the oldest of 20,000; count an exception."""
         answer = ended.answer
         if answer is None:
             self._raised_count += 1
@@ -52,7 +52,7 @@ class AnswerFeed:
         self._queue.append((process.now(), ended._replace(inputs=None, answer=answer.without_values())))
 
     def take(self) -> Iterable[Mapping[str, Any]]:
-        """Yield the records of the answers since the last call."""
+        """Yield and remove the records of the answers since the last call."""
         queue = self._queue
         while queue:
             time, ended = queue.popleft()
@@ -95,7 +95,7 @@ class Dashboard(ForkSafe, Instrument):
     _closed = initially(False)
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Queue the answer if the page is served."""
+        """Queue the answer if the page is served, and ignore it otherwise."""
         if self._monitor is not None:
             self._feed.add(ended)
 
@@ -103,7 +103,7 @@ class Dashboard(ForkSafe, Instrument):
         self, router: BaseRouter, *, host: str = "127.0.0.1", port: int = 0, metrics: bool = False,
         routes: Iterable[BaseRoute] = (), **more: Any,
     ) -> str:  # fmt: skip
-        """Serve the page in a thread and return its URL, with the token in it. Once for a router.
+        """Serve the page in a thread, and return its URL, with the token, once it listens (30 s at most). Once for a router.
 
         Args:
             router: a router that has this object among its `instruments`.
@@ -154,7 +154,7 @@ class Dashboard(ForkSafe, Instrument):
             stop()
 
     def close(self) -> None:
-        """Stop the server and wait for its thread. The router calls this when it is closed."""
+        """Stop the server and wait for its thread, 30 s at most. The router calls this when it is closed."""
         self._closed = True
         stop, self._stop = self._stop, None
         self._monitor = None
@@ -165,7 +165,7 @@ class Dashboard(ForkSafe, Instrument):
 
 
 def _metrics(router: BaseRouter) -> BaseRoute:
-    """Return the route of `/metrics`."""
+    """Return the route of `/metrics`; raise `RuntimeMissing` without prometheus_client."""
     from starlette.routing import Route
 
     from edgeroute.tools.server.gateway_metrics import Metrics
@@ -180,7 +180,7 @@ def sources_of(router: BaseRouter) -> Sources:
 
 
 def state_of(engine: Engine) -> dict[str, Any]:
-    """Return the state of a router, with the keys of `edgeroute status --json`."""
+    """Return the state of a router, with the keys of `edgeroute status --json`, and breakers, policy and rules in force."""
     snapshot, stats = engine.snapshot, engine.stats()
     audits = {entry.target: entry for entry in stats.audits}
     edges = []

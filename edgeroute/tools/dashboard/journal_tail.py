@@ -63,7 +63,10 @@ class Tail:
         """True if the file in reading was deleted, and no other follows it."""
 
     def read(self) -> list[bytes]:
-        """Return the complete lines since the last call, at most `MOST` bytes; empty if the file is missing or cannot be read."""
+        """Return the complete lines since the last call, at most `MOST` bytes; [] if the file is missing or cannot be read.
+
+        Too long lines are counted in `left_out`, deleted files in `gaps`.
+        """
         lines = list[bytes]()
         read = 0
         with contextlib.ExitStack() as stack:
@@ -94,13 +97,13 @@ class Tail:
         return lines
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a later `read` opens it again, and goes on."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _files(self, stack: contextlib.ExitStack) -> list[FileIO]:
-        """Open and return the files, the oldest first.
+        """Open and return the files, the oldest first, without those read before; [] if there are none. Sets `error`.
 
         Looks from the newest on, so that a file that is rotated meanwhile is found under its new name.
         """
@@ -172,7 +175,7 @@ class Tail:
         self._part.clear()
 
     def _read(self, file: FileIO, most: int, lines: list[bytes]) -> int:
-        """Read on in a file, append its complete lines to `lines`, and return the number of bytes read."""
+        """Read on in a file, append its complete lines to `lines`, and return the number of bytes read; stop at an error."""
         read = 0
         file.seek(self._offset)
         while read < most:
@@ -208,7 +211,7 @@ class Tail:
             self._skips = True
 
     def _hold(self, files: list[FileIO]) -> None:
-        """Keep a descriptor of the file in reading open: else its inode could be reused once it is deleted."""
+        """Keep a descriptor of the file in reading open (not on Windows): else its inode could be reused once it is deleted."""
         if not KEEPS_OPEN:
             return
         file_now = next(file for file in files if _file_id(file) == self._file_id)
@@ -218,7 +221,7 @@ class Tail:
 
 
 def _open(path: str | Path, flags: int) -> int:
-    """Open a regular file; raise `OSError` for a FIFO or the like, on which it would block."""
+    """Open a regular file without blocking; raise `OSError` for a FIFO or the like."""
     if not stat.S_ISREG(Path(path).stat().st_mode):
         raise OSError(errno.EINVAL, "is no regular file: expected a trace's")
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # it may have become a FIFO meanwhile

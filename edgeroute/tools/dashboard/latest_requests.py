@@ -210,7 +210,7 @@ class _Leg:
         self.breaker_at = 0.0
 
     def quantiles(self) -> dict[str, float | None]:
-        """Return quantiles of the latest latencies; None without any."""
+        """Return quantiles (p50, p90, p99) of the latest latencies; None without any."""
         took = sorted(self.took)
         return {f"{name}_s": took[min(len(took) - 1, int(q * len(took)))] if took else None for name, q in _QUANTILES.items()}
 
@@ -254,7 +254,10 @@ class Series:
                     latencies.append(run.took_s)
 
     def shown(self, now: float) -> dict[str, Any]:
-        """Return the steps up to that time, the oldest first, with each leg's median latency in seconds, None without any."""
+        """Return the steps up to that time, the oldest first, with each leg's median latency, seconds, None without any.
+
+        Steps after that time are dropped: the clock was set back.
+        """
         last = int(now // self.width_s)
         for step in [step for step in self._counts if step > last + 1]:  # the clock was set back
             del self._counts[step], self._took[step]
@@ -276,7 +279,7 @@ def _part(record: Mapping[str, Any], name: str, other: T) -> T:
 
 
 def _median(values: list[float] | None) -> float | None:
-    """Return the median; None without values."""
+    """Return the (upper) median; None without values."""
     return sorted(values)[len(values) // 2] if values else None
 
 
@@ -298,7 +301,7 @@ class Window:
         self._batches = OrderedDict[tuple[str, str], None]()
 
     def add(self, request: Row) -> None:
-        """Count a request in all sums."""
+        """Count a request in all sums; the latest 2,000 are in those of reasons and latencies."""
         self.latest = request
         self.requests += 1
         self.deferred += request.deferred
@@ -328,7 +331,7 @@ class Window:
             self._count_run(run, request.at, batch)
 
     def _count_run(self, run: Run, time: float, batch: str) -> None:
-        """Count a leg's run; costs that the rows of a batch share count once."""
+        """Count a leg's run; costs that the rows of a batch share count once; legs beyond 32 are not counted."""
         leg = self._legs.get(run.name)
         if leg is None:
             if len(self._legs) >= LEGS:
@@ -362,7 +365,7 @@ class Window:
 
     @staticmethod
     def _set_breaker(leg: _Leg, state: str, time: float) -> None:
-        """Record the state of a cloud leg's circuit breaker."""
+        """Record the state of a cloud leg's circuit breaker and its time, if it changed."""
         if leg.side == "cloud" and leg.breaker != state:
             leg.breaker, leg.breaker_at = state, time
 

@@ -151,12 +151,12 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="edgeroute-dashboard", daemon=True)
 
     def start(self) -> None:
-        """Read once, then start the thread that follows."""
+        """Read once, then start the thread that follows. Blocks while it reads."""
         self.poll()
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread and close the files."""
+        """Stop the thread, waiting at most 5 s, and close the files."""
         self._ended.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_S)
@@ -174,7 +174,7 @@ class Monitor:
                 log.exception("the dashboard could not read new records; it tries again")
 
     def poll(self) -> None:
-        """Read new records, and state and sensors if they are due."""
+        """Read new records, and, every 2 s, state and sensors; nothing once it is closed."""
         now = process.now()
         if now >= self._state_at + STATE_S or now < self._state_at:
             self._state_at = now
@@ -185,7 +185,7 @@ class Monitor:
             self.read()
 
     def read(self) -> int:
-        """Read and count the new records; return their number."""
+        """Read and count the new records and ledger lines; return the number of records. Invalid ones are counted as lost."""
         now, n = process.now(), 0
         with self._lock:
             for record in self._feed.take():
@@ -199,7 +199,7 @@ class Monitor:
         return n
 
     def _add(self, record: Mapping[str, Any], now: float) -> None:
-        """Count a record and store it for replays without its input; raise `ValueError` if it is too large."""
+        """Count a record and store it for replays without its input, dropping the oldest; raise if it is invalid or too large."""
         if "input" in record:
             record = {name: part for name, part in record.items() if name != "input"}
         text = json_dumps(record)
@@ -226,7 +226,7 @@ class Monitor:
         return {name: value for name, value in sensors.read()._asdict().items() if value is not None}
 
     def _read_ledger(self) -> None:
-        """Read new lines of the egress ledger into the sums."""
+        """Read new lines of the egress ledger into the sums; beyond 50 destinations into "others"; count invalid ones."""
         for line in [] if self._ledger is None else self._ledger.read():
             try:
                 record = json_loads(line)
@@ -245,7 +245,10 @@ class Monitor:
             self._last_sent.append(shown)
 
     def view(self) -> dict[str, Any]:
-        """Return everything that a page shows, as plain data."""
+        """Return everything that a page shows, as plain data.
+
+        Sensor readings are the trace's if fresh, otherwise this machine's.
+        """
         now = process.now()
         with self._lock:
             view_data = self._window.shown(now)
@@ -317,7 +320,7 @@ class Monitor:
             return self._trial.at(edge, threshold)
 
     def _audits(self) -> list[Mapping[str, Any]]:
-        """Return the latest lines of the audit log."""
+        """Return the latest lines of the audit log, 20,000 at most, without invalid ones; [] without a folder."""
         if self._sources.folder is None:
             return []
         tail = Tail(self._sources.folder / "audit.jsonl", history=1 << 23)
@@ -355,7 +358,7 @@ def _rules(state: Mapping[str, Any], traced: Iterable[Any]) -> list[dict[str, An
 
 
 def _rule(traced: Any) -> str:
-    """Return a traced rule in words."""
+    """Return a traced rule in words; one that cannot be read as it is, shortened."""
     try:
         rule = Rule(traced["of"], traced["then"], traced["enter"])
         return clean(f"{rule}: {rule.then}", TEXT)

@@ -112,7 +112,7 @@ class Top(App[None]):
         self.show(always=True)
 
     def show(self, *, always: bool = False) -> None:
-        """Update all widgets from the monitor. always: also while paused."""
+        """Update all widgets from the monitor; nothing while paused, unless `always`, or without widgets."""
         if (self.paused and not always) or not self.query("#device"):  # the widgets do not exist yet, or no longer
             return
         view = self.monitor.view()
@@ -153,7 +153,7 @@ class Top(App[None]):
 
 
 def run(monitor: Monitor) -> None:
-    """Run the application until the user quits."""
+    """Run the application until the user quits; blocks."""
     Top(monitor).run()
 
 
@@ -205,17 +205,17 @@ def lines_of_device(view: dict[str, Any]) -> list[str]:
 
 
 def seconds(value: float | None) -> str:
-    """Format seconds: 0.0123 -> 12.3 ms."""
+    """Format seconds: 0.0123 -> 12.3 ms; None as "-"."""
     return NONE if value is None else f"{value:,.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
 def percent(share: float | None) -> str:
-    """Format a share: 0.123 -> 12.3 %."""
+    """Format a share: 0.123 -> 12.3 %; None as "-"."""
     return NONE if share is None else f"{share:.1%}"
 
 
 def when(time: float) -> str:
-    """Format the local time of day of a timestamp."""
+    """Format the local time of day of a timestamp; "-" if no calendar has it."""
     try:
         return datetime.fromtimestamp(time, timezone.utc).astimezone().strftime("%H:%M:%S")
     except (OverflowError, ValueError, OSError):

@@ -87,7 +87,7 @@ class Trial:
         }
 
     def _steps(self, target: Target) -> list[float]:
-        """Return thresholds between which as many recorded confidences lie, with the one in force."""
+        """Return sorted quantiles of the recorded confidences, one step above all (defers everything), and the one in force."""
         confidences = [request.legs[target.name].confidence for request in self.recording.requests if target.name in request.legs]
         known = [value for value in confidences if value is not None and abs(value) < INF]
         steps = set[float]()
@@ -99,7 +99,7 @@ class Trial:
         return sorted(steps)
 
     def at(self, edge: str, threshold: float) -> dict[str, Any]:
-        """Replay the requests with that threshold of that edge and return the results.
+        """Replay the requests with that threshold of that edge, without thresholds by class, and return the results.
 
         Raises:
             BadInput: there is no such edge with a threshold, or the threshold is NaN.
@@ -122,7 +122,10 @@ class Trial:
         }
 
     def _agreement(self, edge: str, threshold: float) -> dict[str, Any] | None:
-        """Return the share of requests whose answer would equal the cloud's, estimated by the audits; None without audits."""
+        """Return the share of answers that would equal the cloud's, estimated by weighted audits; None without audits.
+
+        Its interval is None if the weights differ.
+        """
         answers = self._audited.get(edge)
         if not answers:
             return None
@@ -136,7 +139,7 @@ class Trial:
         }  # fmt: skip
 
     def _promise(self, edge: str, threshold: float) -> dict[str, Any]:
-        """Return whether the certificate covers that threshold, with a text. `held` is None if that is unknown."""
+        """Return if the certificate covers that threshold, in `held` (None: unknown), with a text."""
         if self._certificates is None:
             label = next(target.label for target in self.edges if target.name == edge)
             return {"held": None, "text": f"{label}, by the trace; without the policy the certificate is unknown."}
@@ -167,7 +170,7 @@ def _numbers(totals: Numbers) -> dict[str, Any]:
 
 
 def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswer]]:
-    """Return edge -> its audited answers, of the model and cloud of its latest audit."""
+    """Return edge -> its audited answers, of the model and cloud of its latest audit; invalid lines are left out."""
     by_edge = dict[str, tuple[Any, list[AuditedAnswer]]]()
     for line in audits:
         try:
@@ -188,7 +191,11 @@ def _audited(audits: Iterable[Mapping[str, Any]]) -> dict[str, list[AuditedAnswe
 
 
 def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
-    """Derive a policy from a trace alone: targets, thresholds, and prices that give the cost of a typical call."""
+    """Derive a policy from a trace alone: targets and thresholds of the longest of the latest plans, and prices of typical calls.
+
+    Raises:
+        BadInput: no request was routed.
+    """
     routed = [record for record in records if "events" in record]
     if not routed:
         raise BadInput("no request has been routed yet: what the cache answered has no plan")
@@ -212,6 +219,6 @@ def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
 
 
 def _typical(costs: Sequence[tuple[float, float]]) -> Terms:
-    """Return prices by which a call costs the median of these dollars and joules."""
+    """Return prices by which a call costs the median of these dollars and joules; 0 without any."""
     usd, joules = (median(values) for values in zip(*costs, strict=True)) if costs else (0.0, 0.0)
     return Terms(usd_per_call=usd, joules_per_call=joules)

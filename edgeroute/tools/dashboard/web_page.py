@@ -54,7 +54,7 @@ def serve(
     on_ready: Callable[[str], object] | None = None,
     stops: Callable[[Callable[[], object]], object] | None = None,
 ) -> int:
-    """Serve the page until SIGTERM or SIGINT and return that signal's number; 0 in a thread, which receives no signals.
+    """Serve the page until SIGTERM or SIGINT and return that signal's number; 0 in a thread, which receives none. Blocks.
 
     Args:
         monitor: monitor to show; started here, and closed at the end.
@@ -126,7 +126,7 @@ async def _page(_: Request) -> Response:
 
 @cache
 def _html() -> str:
-    """Return the text of the page's file."""
+    """Read the text of the page's file, once."""
     return files("edgeroute.tools.dashboard").joinpath("page.html").read_text(encoding="utf-8")
 
 
@@ -141,12 +141,16 @@ class _Pages:
         return _json(await run_in_threadpool(self._monitor.text))
 
     async def trial(self, request: Request) -> Response:
-        """Return the thresholds to try; `fresh=1` loads the latest requests for replays again."""
+        """Return the thresholds to try, computed in a thread; `fresh=1` loads the latest requests for replays again."""
         fresh = request.query_params.get("fresh") == "1"
         return _json(json_dumps(await run_in_threadpool(self._monitor.trial, fresh=fresh)))
 
     async def tried(self, request: Request) -> Response:
-        """Replay the loaded requests with another threshold and return the result."""
+        """Replay the loaded requests with another threshold, in a thread, and return the result.
+
+        Raises:
+            BadInput: the threshold is no number, or nothing is loaded.
+        """
         try:
             threshold = float(request.query_params["threshold"])
         except (KeyError, ValueError):

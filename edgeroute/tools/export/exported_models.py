@@ -88,7 +88,7 @@ def _check(out: Path, *, force: bool) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flush all files of a folder to the disk, so that write errors are raised now."""
+    """Flush all files of a folder to the disk, so that write errors are raised now; blocks."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("r+b") as opened:
@@ -96,7 +96,7 @@ def _sync(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file, and create the folders above it."""
+    """Write a text file with Unix line ends, and create the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -109,7 +109,7 @@ def programs(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def copies(files: Iterable[tuple[Path, Path]]) -> None:
-    """Copy files, pairs (source, destination), and create the folders above them."""
+    """Copy the contents of files, pairs (source, destination), and create the folders above them."""
     for source, to in files:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, to)
@@ -250,7 +250,11 @@ class Subject:
         return {k: v for k, v in {**card, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
 
     def files(self, folder: Path, file: str = FILE) -> list[tuple[Path, Path]]:
-        """Return pairs (source, destination) of the model and its weights, such that the copy finds its weights."""
+        """Return pairs (source, destination) of the model and its weights, such that the copy finds its weights.
+
+        Raises:
+            ModelError: a file of weights would have the model's name.
+        """
         path, to = self.model.path, folder / file
         pairs = [(path, to)]
         for data in external_data(path):
@@ -274,7 +278,7 @@ def subjects(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Sub
     """Load several models for one server. `names`: of the first ones; the others' names are derived.
 
     Raises:
-        PolicyError: two would have the same name.
+        PolicyError: two would have the same name, or there are more names than models.
     """
     if len(names) > len(paths):
         raise PolicyError(f"there are {len(names)} names for {len(paths)} models")
@@ -286,7 +290,7 @@ def subjects(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Sub
 
 
 def server_name(text: str) -> str:
-    """Derive a name for paths from any text."""
+    """Derive a name for paths from any text, 63 characters at most; "model" if nothing is left."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].rstrip("-._") or "model"
 
 

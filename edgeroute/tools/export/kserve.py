@@ -78,7 +78,7 @@ def kserve(
 
 
 def memory_of(models: Sequence[Subject], batching: Batching) -> int:
-    """Return an estimate of the bytes of a replica: the weights once for each instance, and once more to load."""
+    """Estimate the bytes of a replica: 512 MiB, the weights once for each instance, and once more to load."""
     weights = sum(file.stat().st_size for model in models for file, _ in model.files(Path()))
     return BESIDE + weights * (batching.instances + 1) // MIB * MIB
 

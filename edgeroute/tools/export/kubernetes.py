@@ -165,7 +165,7 @@ def manifests(name: str, cluster: Cluster, annotations: dict[str, str]) -> list[
 
 
 def _cores(cpu: float) -> str:
-    """Return cores as Kubernetes writes them."""
+    """Return cores as Kubernetes writes them: `2`, or `500m` for a fraction."""
     return f"{cpu:g}" if cpu == int(cpu) else f"{round(cpu * 1000)}m"
 
 

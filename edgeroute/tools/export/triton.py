@@ -62,7 +62,7 @@ class Batching(NamedTuple):
             raise PolicyError(f"a queue must have at least the {self.most} rows of a batch, and instances must be at least 1")
 
     def preferred(self) -> list[int]:
-        """Return the batch sizes that run without waiting for more."""
+        """Return the batch sizes that run without waiting for more: a quarter, half and all of the most."""
         return sorted({max(1, self.most // part) for part in (4, 2, 1)} - {1}) or [1]
 
 
@@ -119,14 +119,14 @@ def check_parts(models: Sequence[Subject], backend: Backend) -> None:
 
 
 def write_repository(folder: Path, models: Sequence[Subject], backend: Backend, batching: Batching) -> None:
-    """Write a repository: the folders of each model, and the Dockerfile."""
+    """Write a repository: the folders of each model, and the Dockerfile (for GPUs if batching uses them)."""
     for model in models:
         repository(folder, model, backend, batching)
     write(folder / "Dockerfile", DOCKERFILE.format(onnxruntime="onnxruntime-gpu" if batching.gpu else "onnxruntime"))
 
 
 def repository(folder: Path, model: Subject, backend: Backend, batching: Batching) -> None:
-    """Write the folders of one model into a repository."""
+    """Write the folders of one model into a repository: configurations, programs, a checked copy of the file, its card."""
     parts = Parts(model, backend, batching)
     for name, config in parts.configs().items():
         write(folder / name / "config.pbtxt", dumps(config))
@@ -171,7 +171,7 @@ class Parts:
         self._lead = [] if self.most else [model.size if fixed and model.size else -1]
 
     def all_names(self) -> list[str]:
-        """Return all names that the model may have in a repository."""
+        """Return all names that the model may have in a repository, used or not."""
         return [self.one.name, f"{self.one.name}-onnx", self.prepares, self.decodes, self.encoded]
 
     def label_folders(self) -> list[str]:
@@ -179,7 +179,7 @@ class Parts:
         return [self.runs] if self._labels_output() else []
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        """Return the configuration of each part, by its name."""
+        """Return the configuration of each part, by its name: of the model, and steps and ensembles if it needs them."""
         subject, parts = self.one, dict[str, dict[str, Any]]()
         sent = [self._tensor_config(spec) for spec in subject.inputs]
         tensors = [
@@ -221,7 +221,7 @@ class Parts:
         return {**config, "parameters": self._parameters(), **self._warmup(inputs)}
 
     def _warmup(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a first run on zeros when the model is loaded; empty if a size is unknown."""
+        """Return the setting of a first run on zeros when the model is loaded; empty if a size is unknown or texts are taken."""
         if not self.most or any(-1 in tensor["dims"] or tensor["data_type"].text == "TYPE_STRING" for tensor in inputs):
             return {}
         values = [{"data_type": tensor["data_type"], "dims": tensor["dims"], "zero_data": True} for tensor in inputs]

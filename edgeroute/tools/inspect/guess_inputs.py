@@ -106,7 +106,7 @@ def quoted(name: str) -> str:
 
 
 def text(name: str) -> str:
-    """Return a tensor's name as a JSON string."""
+    """Return a tensor's name as a JSON string, cut to 60 characters."""
     return json.dumps(quoted(name), ensure_ascii=False)
 
 
@@ -116,7 +116,10 @@ def words(name: str) -> list[str]:
 
 
 def pairs(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[Pair]:
-    """Guess by names and shapes which outputs are fed back, and return them with the inputs that take them."""
+    """Guess by names and shapes which outputs are fed back, and return them with the inputs that take them.
+
+    None are returned if they would take every input.
+    """
     result = list[Pair]()
     for spec in inputs:
         stem = _stem(spec.name, _BEFORE)
@@ -177,7 +180,7 @@ def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mappin
 
 
 def _is_single(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:
-    """Return True if an input beside others is one number for the whole batch."""
+    """Return True if an input has no axis, or is one number beside inputs with a batch."""
     batched = any(other.shape[:1] == (-1,) for other in inputs)
     return not spec.shape or (spec.shape == (1,) and batched)
 
@@ -237,7 +240,7 @@ def _given_guess(spec: TensorSpec) -> InputGuess:
 
 
 def _batch_axis(spec: TensorSpec) -> tuple[int | None, tuple[str, Sure, str, str] | None]:
-    """Return the axis that counts the inputs, and the finding about it."""
+    """Return the axis that counts the inputs (None: there is none), and the finding about it; none for a single number."""
     shape = spec.shape
     if not shape:
         return None, None
@@ -253,7 +256,7 @@ def _batch_axis(spec: TensorSpec) -> tuple[int | None, tuple[str, Sure, str, str
 
 
 def _layout(row: Sequence[int], dtype: str) -> str | None:
-    """Return the layout of a row that looks like a picture; None otherwise."""
+    """Return the layout of a row that looks like a picture, by its sizes and dtype; None otherwise, or if it is ambiguous."""
     floats = dtype.startswith("float")
     if not floats and dtype != "uint8":
         return None
@@ -325,7 +328,10 @@ def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[dict[str, Array]]
 
 
 def variations(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-    """Yield further tensors for a model that runs on these zeros: random numbers, and several inputs if it takes them."""
+    """Yield three more feeds for a model that runs on these zeros: the same random numbers each time, of several inputs.
+
+    Of one input if the model does not take several.
+    """
     rng = np.random.default_rng(0)
     several = all(
         guess.role == "constant" or (guess.role == "given" and guess.batch == 0 and guess.spec.shape[0] == -1) for guess in inputs
@@ -352,7 +358,7 @@ def _shape(guess: InputGuess, count: int, i: int) -> tuple[int, ...]:
 
 
 def _zeros(guess: InputGuess, shape: tuple[int, ...]) -> Array:
-    """Return a tensor of zeros; a constant has its value."""
+    """Return a tensor of zeros, or of empty texts; a constant has its value, else a usual one."""
     spec = guess.spec
     if guess.role == "constant":
         usual = 16000 if not _RATES.isdisjoint(words(spec.name)) else 0
@@ -361,7 +367,7 @@ def _zeros(guess: InputGuess, shape: tuple[int, ...]) -> Array:
 
 
 def _random(dtype: str, shape: tuple[int, ...], low: float, high: float, rng: np.random.Generator) -> Array:
-    """Return a random tensor of this dtype."""
+    """Draw a tensor of this dtype at random: floats from low to high, uint8 over all, integers 0 or 1; texts are "a"."""
     if dtype == "object":
         return np.full(shape, "a", object)
     if dtype.startswith("float"):

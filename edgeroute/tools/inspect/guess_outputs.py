@@ -74,7 +74,7 @@ def _card_line(kind: str, name: str | None = None) -> str:
 
 
 def _boxes(rows: Sequence[Row]) -> list[Finding] | None:
-    """Return the findings if the outputs are boxes with scores by name and shape; None otherwise."""
+    """Return the findings if the outputs are boxes with scores, by name and shape, in each row; None otherwise."""
     if not all(are_boxes(_without_batch(row)) for row in rows):
         return None
     named = "their names have box and score in them, and the boxes have four sides"
@@ -109,7 +109,7 @@ def _name_of(row: Row, part: Any) -> str:
 
 
 def _are_probabilities(part: Any) -> bool:
-    """Return True if numbers, or the values of a mapping, are a probability distribution."""
+    """Return True if numbers, or the values of a mapping, sum to one; raise if they are no numbers."""
     numbers = list(part.values()) if isinstance(part, Mapping) else as_array(part).reshape(-1).tolist()
     return sum_to_one([float(v) for v in numbers])
 
@@ -138,7 +138,7 @@ def _answer_output(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
 
 
 def _single_output(name: str, values: Sequence[Any]) -> list[Finding]:
-    """Return the findings about one output, by its values."""
+    """Return the findings about one output, by its values; an open question if they differ in form."""
     if values and all(is_by_class(value) for value in values):
         good = all(_are_probabilities(value) for value in values)
         kind = _kind_finding(
@@ -280,6 +280,7 @@ def batch_of(single: Mapping[str, Any], several: Mapping[str, Any], count: int) 
     """Return the output axis that counts the inputs, by comparing a run of one input with a run of several.
 
     "none": there is none; None: the outputs differ in it.
+    The output may lack the axis, or be a list, whose length counts.
     """
     axes = set[int]()
     for name, value in several.items():
@@ -299,7 +300,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 def card(
     inputs: Sequence[InputGuess], states: Sequence[Pair], findings: Sequence[Finding], batch: int | str | None = None
 ) -> dict[str, Any]:
-    """Return a card with the certain and likely findings."""
+    """Return a card with the certain and likely findings; open ones are left out."""
     data: dict[str, Any] = {}
     written = [guess.written for guess in inputs if guess.role != "state"]
     if written:

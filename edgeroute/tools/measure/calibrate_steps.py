@@ -43,7 +43,7 @@ def rows(
     every: int,
     groups: Any = None,
 ) -> Steps[tuple[list[Any], list[Any] | None, list[Any] | None]]:
-    """Return the inputs as a list, with their labels and groups; None where there are none.
+    """Return the inputs as a list, with their labels and groups; None for None. Reads the rows in a thread.
 
     Args:
         X: an array [n, ...] of any library, a sequence of inputs, or a mapping from name to the rows of one of several inputs.
@@ -72,7 +72,7 @@ def rows(
 
 
 def _length(X: Any) -> int:  # noqa: N803
-    """Return the number of inputs; raise `BadInput` if X has no valid form."""
+    """Return the number of inputs; raise `BadInput` if X has no valid form, or its columns differ in length."""
     if is_read_once(X):
         raise BadInput(f"{WANTED}; not an iterator ({class_name(X)}), which can be read only once: pass list(X)")
     if isinstance(X, Mapping):
@@ -96,7 +96,7 @@ def _length_of(column: Any, name: str) -> int:
 
 
 def _take_rows(X: Any, numbers: range) -> list[Any]:  # noqa: N803
-    """Return the inputs at these indices; raise for an iterator among them."""
+    """Return the inputs at these indices; raise `BadInput` for an iterator among them."""
     if isinstance(X, Mapping):
         inputs: list[Any] = [{name: column[i] for name, column in X.items()} for i in numbers]
     else:
@@ -108,7 +108,7 @@ def _take_rows(X: Any, numbers: range) -> list[Any]:  # noqa: N803
 
 
 def _labels(y: Any, name: str = "y", noun: str = "a label") -> list[Any]:
-    """Return labels as a list; a column [n, 1] is accepted, too."""
+    """Return labels as a list; a series and a column [n, 1] are accepted, too; raise `BadInput` for all else."""
     if is_read_once(y):
         raise BadInput(f"{name} is an iterator ({class_name(y)}), which can be read only once: pass list({name})")
     if hasattr(y, "iloc"):  # a series, or a table of one column
@@ -272,6 +272,8 @@ def certify_examples(
 ) -> CalibrationResult:
     """Calibrate on these examples and return the result. Reads the models' files.
 
+    A fitted score replaces that of the examples in the result, which keeps the notes, too.
+
     Raises:
         NotEnough: there are too few.
         PolicyError: they lack data for the guarantee.
@@ -297,13 +299,13 @@ def certify_examples(
 
 
 def check_threshold(calls: DirectCalls) -> None:
-    """Raise `PolicyError` if there is no threshold to evaluate."""
+    """Raise `PolicyError` if there is no threshold to evaluate; without a cloud none is needed."""
     if calls.snapshot.targets[calls.number].threshold is None and calls.clouds:
         raise PolicyError("there is no threshold to evaluate: calibrate finds one")
 
 
 def evaluate_examples(calls: DirectCalls, examples: Examples, *, policy: str = "") -> Evaluation:
-    """Evaluate the threshold in force on these examples."""
+    """Evaluate the threshold in force on these examples; without one every answer is accepted."""
     target, promise = calls.snapshot.targets[calls.number], calls.snapshot.certificates[calls.number]
     result = _evaluation(
         calls, examples, -inf if target.threshold is None else target.threshold, policy, _score_name(calls.score)
@@ -346,5 +348,5 @@ def _evaluation(calls: DirectCalls, examples: Examples, threshold: float, policy
 
 
 def _score_name(score: str | Callable[[Any], float]) -> str:
-    """Return the name of a score."""
+    """Return the name of a score; "function" for one without a name."""
     return score if isinstance(score, str) else getattr(score, "name", "function")

@@ -79,7 +79,11 @@ def checked_metric(metric: str) -> str:
 
 
 def checked_scores(score: ArrayLike) -> Floats:
-    """Return the validated scores, [n] finite numbers or NaN, of which at least two differ."""
+    """Return a copy of the scores, [n] finite numbers or NaN (also where masked), of which at least two differ.
+
+    Raises:
+        PolicyError: they are something else.
+    """
     try:
         array = _as_array(score)
         scores = array.astype(np.float64) if array.dtype.kind not in "cmM" else None
@@ -98,7 +102,11 @@ def checked_scores(score: ArrayLike) -> Floats:
 
 
 def checked_grades(what: str, values: ArrayLike | None, n: int) -> Floats | None:
-    """Return the validated correctness of each answer, [n], 0 to 1; None if there is none."""
+    """Return the correctness of each answer, [n], 0 to 1, as a copy; None for None.
+
+    Raises:
+        PolicyError: it has another shape or type, NaN, or a number beyond 0 to 1 by more than rounding.
+    """
     if values is None:
         return None
     array = _as_array(values)
@@ -121,12 +129,16 @@ def _as_array(values: ArrayLike) -> NDArray[Any]:
 
 
 def is_graded(*values: Floats | None) -> bool:
-    """Return True if any of these is more than right or wrong."""
+    """Return True if any of these is more than right or wrong; None counts as not."""
     return any(x is not None and bool(((x > 0) & (x < 1)).any()) for x in values)
 
 
 def rows_by_class(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: int) -> dict[str, Ints]:
-    """Return class -> indices of its examples."""
+    """Return class -> indices of its examples; with None, all under "".
+
+    Raises:
+        PolicyError: it is for max_defer, or of another length.
+    """
     if per_class is None:
         return {"": np.arange(n)}
     if kind == "max_defer":
@@ -138,7 +150,11 @@ def rows_by_class(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind,
 
 
 def group_numbers(groups: Sequence[object] | NDArray[Any] | None, n: int) -> Ints | None:
-    """Return the number of each example's group, [n], in order of their first examples; None without groups."""
+    """Return the number of each example's group, [n], in order of their first examples; None without groups.
+
+    Raises:
+        PolicyError: a group is None, NaN or unhashable, or there are not n.
+    """
     if groups is None:
         return None
     if len(groups) != n:
@@ -249,6 +265,10 @@ def certificate_of(
     """Calibrate as `calibrate` does, with its warnings appended to `notes`.
 
     Python's own warnings belong to the process, and this may run in a thread. doubts: further ones, for the certificate, too.
+
+    Raises:
+        NotEnough: there are too few examples, of every class.
+        PolicyError: an argument is invalid.
     """
     kind, value, delta = checked_target(max_loss, max_error, max_defer, sure)
     scores = checked_scores(score)
@@ -372,7 +392,7 @@ def _disagreement(accepted: NDArray[np.bool_], same: Floats, groups: Ints | None
 
 
 def _agree(agree: ArrayLike | None, n: int) -> Floats | None:
-    """Return the validated agreement of edge and cloud, [n], 0 or 1; None if there is none."""
+    """Return the validated agreement of edge and cloud, [n], 0 or 1; None for None; raise `PolicyError` if it is graded."""
     same = checked_grades("agree", agree, n)
     if is_graded(same):
         raise PolicyError("agree must hold the agreement of edge and cloud for each example: bool, or 0 and 1")
@@ -380,7 +400,7 @@ def _agree(agree: ArrayLike | None, n: int) -> Floats | None:
 
 
 def _not_enough(kind: Kind, value: float, sure: float | None, enough: int, have: int, what: str) -> NotEnough:
-    """Return the error for too few examples."""
+    """Return the error for too few examples, without raising it."""
     odds = "on average" if sure is None else f"with sure={sure:g}"
     return NotEnough(
         f"{kind}={value:g} {odds} needs at least {enough} {what}, and there are {have}: {enough - have} are missing",
@@ -414,7 +434,7 @@ def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud:
 
 
 def _accuracy(accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | None, weights: Floats | None) -> dict[str, float]:
-    """Return the mean correctness of edge, cloud, accepted answers and cascade, as far as known."""
+    """Return the mean correctness of edge, cloud, accepted answers and cascade, without what is unknown or empty."""
     means = {name: _mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
     if edge is not None:
         if accepted.any():

@@ -34,7 +34,7 @@ class Audited(NamedTuple):
 def audited_examples(
     path: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1, since: float | None = None
 ) -> Audited:
-    """Read the audits of one edge model, made with the models, cloud and score in use, as examples.
+    """Read the audits of one edge model, made with the models, cloud and score in use, as examples; notes tell of others.
 
     Requests are drawn when they arrive, whether edge or cloud will answer, and lines that were drawn with a higher probability
     than others are thinned at random to the lowest. So the rest represents all traffic, except for requests that are withheld
@@ -99,7 +99,7 @@ def audited_examples(
 
 
 def _uniform(drawn: Floats) -> list[int]:
-    """Return the indices of a random sample in which each request is equally likely; the same for the same log.
+    """Draw the indices of a sample in which each request is equally likely; the same draw for the same log.
 
     Args:
         drawn: [n], the probability with which each was drawn.
@@ -136,6 +136,8 @@ def fit_score(
 
     The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample scores
     would be biased.
+
+    Falls back to msp, with the reason, if there is too little to learn from, in all examples or in a fold.
 
     Args:
         outputs: [n, classes], the edge's logits.
@@ -240,7 +242,11 @@ def certify(
 
 
 def _correctness(examples: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
-    """Return the correctness of edge and cloud, as arguments of `calibrate`."""
+    """Return the correctness of edge and cloud, as arguments of `calibrate`; None where unknown.
+
+    Raises:
+        PolicyError: labels or cloud answers are missing for this kind.
+    """
     if kind == "max_error" and examples.labels is None:
         raise PolicyError("max_error needs labels, the right answer of each input: y, or in an .npz file an array `labels`")
     if kind == "max_loss" and examples.cloud is None:
@@ -251,7 +257,11 @@ def _correctness(examples: Examples, kind: Kind) -> tuple[Bools | None, Bools | 
 
 
 def _fit_to_examples(examples: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, fit: Fit, ood: bool) -> Fitted:
-    """Fit a score to the examples' correctness, or to the agreement with the cloud without labels."""
+    """Fit a score to the examples' correctness, or to the agreement with the cloud without labels.
+
+    Raises:
+        PolicyError: there are neither labels nor the cloud's answers, or no logits.
+    """
     if edge is None:
         edge = examples.agree
     if edge is None:
@@ -317,7 +327,7 @@ def verdicts(evaluation: Evaluation) -> list[Verdict]:
 
 
 def _verdict(evaluation: Evaluation, certificate: Certificate, where: str, rows: Bools, risk: float) -> Verdict | None:
-    """Return the verdict on some rows; None if they cannot measure it."""
+    """Return the verdict on some rows; None if they cannot measure it, or none counts."""
     accepted = evaluation.accepted
     edge, agree = evaluation.edge_right, evaluation.examples.agree
     if certificate.kind == "max_defer":

@@ -115,7 +115,7 @@ class DirectCalls:
         yield Block(partial(self.runner.ready, INF), INF)
 
     def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
-        """Run the edge model, or an earlier one by its position, on one input."""
+        """Run the edge model, or an earlier one by its position, on one input; errors are in the walk, not raised."""
         plan = make_plan(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
         leg = next(leg for leg in plan.legs if leg.target == (self.number if number is None else number))
         leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
@@ -124,13 +124,15 @@ class DirectCalls:
         return walk
 
     def keeps(self, number: int, walk: Walked) -> bool:
-        """Return True if the edge model at that position accepts its answer by its own threshold."""
+        """Return True if the edge model at that position accepts its answer by its own threshold; False without an answer."""
         (leg,), target, prediction = walk.request.plan.legs, chosen(self.snapshot, number), walk.outcome.prediction
         leg_with_threshold = leg._replace(final=False, threshold=target.threshold, thresholds=target.thresholds)
         return prediction is not None and acceptable(leg_with_threshold, prediction)
 
     def may_leave(self, data_class: str | None) -> Plan:
         """Return the plan for calls of the clouds.
+
+        Runs and sends nothing.
 
         Raises:
             MayNotLeave: the egress rules forbid them.
@@ -147,6 +149,9 @@ class DirectCalls:
         """Send inputs to the clouds together, once their rate allows it; half of the rate stays free for other calls.
 
         edge: the edge's answers, for clouds that take them along; None: there are none.
+
+        Raises:
+            Closed: the router was closed while it waited.
         """
         while (wait_s := max((_spare_in(cloud, len(inputs)) for cloud in self.clouds), default=0.0)) > 0:
             yield Pause(min(wait_s, LOOK_S))
@@ -154,11 +159,15 @@ class DirectCalls:
         return (yield from self._walk(self.may_leave(data_class), inputs, edge))
 
     def batch_size(self, most: int) -> int:
-        """Return how many inputs the clouds take in one request, at most `most`."""
+        """Return how many inputs the clouds take in one request: `most`, or 1 if their rate never allows so many."""
         return most if all(_spare_in(cloud, most) < INF for cloud in self.clouds) else 1
 
     def _walk(self, plan: Plan, inputs: Sequence[Any], edge: Sequence[Prediction | None] | None = None) -> Steps[list[Walked]]:
-        """Run requests of this plan and return their walks; counts and costs are settled with the engine."""
+        """Run requests of this plan and return their walks; counts and costs are booked with the engine.
+
+        Raises:
+            Closed: the router is closed.
+        """
         self._check_open()
         engine = self._engine
         identity = f"{engine.name}-{next(engine.numbers)}"
@@ -482,7 +491,7 @@ def _reaches(calls: DirectCalls, i: int, x: Any) -> Steps[bool]:
 
 
 def _run(calls: DirectCalls, i: int, x: Any) -> Steps[_Reply]:
-    """Run the edge model on input number `i`; raise its error."""
+    """Run the edge model on input number `i`; raise its error, with the number in its text."""
     walk = yield from calls.run(x)
     if (reply := _reply(walk)) is not None:
         return reply
@@ -490,7 +499,7 @@ def _run(calls: DirectCalls, i: int, x: Any) -> Steps[_Reply]:
 
 
 def _error_of(i: int, walk: Walked, where: str) -> BaseException:
-    """Return the error of the edge model `where` on input number `i`, with the number in its text."""
+    """Return the error of the edge model `where` on input number `i`, with the number in its text if that is known."""
     error = no_answer(walk.request.plan, walk.outcome, "")
     if isinstance(error, BadInput):
         numbered_error: EdgerouteError = BadInput(f"input {i}: {error}")
@@ -534,7 +543,7 @@ class _CloudAnswers:
         self.spent = Spent(0, 0, 0.0, 0.0)
 
     def ask(self, rows: Sequence[int]) -> Steps[None]:
-        """Send these inputs together, and again each alone that got no answer.
+        """Send these inputs together, and again each alone that got no answer; store answers and costs, report progress.
 
         Raises:
             NoAnswer: too many got no answer.
@@ -581,7 +590,7 @@ class _CloudAnswers:
 
 
 def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
-    """Decode recorded outputs; raise `BadInput` if they have no valid form."""
+    """Decode recorded outputs; raise `BadInput` if they have no valid form, are probabilities, or all without an answer."""
     array = np.asarray(outputs)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes
         raise BadInput(f"{what}: expected numbers [n, classes], found {array.dtype} {list(array.shape)}")
@@ -597,7 +606,7 @@ def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
 
 
 def _scores(predictions: Sequence[Prediction]) -> Floats:
-    """Return the confidences, [n], NaN for none."""
+    """Return the confidences, [n], NaN for None."""
     return np.array([np.nan if p.confidence is None else p.confidence for p in predictions], float)
 
 
@@ -610,12 +619,12 @@ def _stack(outputs: Sequence[Any]) -> Floats | None:
 
 
 def _as_logits(reader: Reader, outputs: Floats | None) -> Floats | None:
-    """Return outputs for fitting a score; probabilities become logarithms, as the deployed score computes, too."""
+    """Return outputs for fitting a score: probabilities as logarithms, as the deployed score computes them, others as given."""
     if outputs is None or reader.kind != "probabilities":
         return outputs
     return np.log(np.maximum(outputs, SMALLEST))
 
 
 def _are_probabilities(outputs: Floats) -> bool:
-    """Return True if all rows are non-negative with sum 1, which logits practically never are."""
+    """Return True if all rows are non-negative with sum 1 (to 0.001), which logits practically never are."""
     return bool(outputs.shape[-1] > 1 and (outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))

@@ -61,7 +61,11 @@ def area_share(parts: Array, gain: Array) -> float:
 
 
 def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple[Array, Array]:
-    """Return the edge's correctness, [n], and the gain of deferring: above 0 harm, below 0 win."""
+    """Return the edge's correctness, [n], and the gain of deferring: above 0 harm, below 0 win.
+
+    Raises:
+        PolicyError: there are no examples, the lengths differ, or something is not from 0 to 1.
+    """
     edge, cloud = np.asarray(edge_correct), np.asarray(cloud_correct)
     if n < 1 or edge.shape != (n,) or cloud.shape != (n,):
         raise PolicyError(
@@ -75,7 +79,7 @@ def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple
 
 
 def grades(answers: Array) -> Array:
-    """Return correctness as float64; values that rounding moved slightly outside 0 to 1 are put right, others are not."""
+    """Return correctness as a float64 copy; values that rounding moved slightly outside 0 to 1 are put right, others are not."""
     values = answers.astype(np.float64)
     off = ((values < 0) & (values >= -ROUNDING)) | ((values > 1) & (values <= 1 + ROUNDING))
     return np.where(off, np.round(values), values)
@@ -107,7 +111,7 @@ class Area(NamedTuple):
 
 
 def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, groups: Ints | None = None) -> Area:
-    """Return the area of a score, with an interval by the delta method; NaN with fewer than three harms and wins.
+    """Return the area of a score, with an interval by the delta method; all NaN with fewer than three harms and wins.
 
     Each event counts as about one observation, so the interval is as wide as Student's t for so many.
 

@@ -65,7 +65,7 @@ class Examples(NamedTuple):
 
 
 def _same(left: list[Any], right: list[Any]) -> Bools:
-    """Return [n], True where two answers are equal."""
+    """Return [n], True where two answers are equal; arrays where all elements are."""
     pairs = zip(left, right, strict=True)
     return np.array([a == b if type(a) in _PLAIN else bool(np.all(a == b)) for a, b in pairs], bool)
 
@@ -133,7 +133,7 @@ class Share(NamedTuple):
 
 
 def share(flags: Bools, risk: float = RISK) -> Share:
-    """Return the proportion of true values, with its two-sided interval at level 1 - risk."""
+    """Return the proportion of true values, with its two-sided interval at level 1 - risk; 0 to 1 for none."""
     count, of = int(np.count_nonzero(flags)), flags.size
     return Share(count, of, 1 - upper(of - count, of, risk / 2), upper(count, of, risk / 2))
 
@@ -147,7 +147,7 @@ class Bin(NamedTuple):
 
 
 def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
-    """Return up to `most` equal-mass bins, by ascending score. Tied scores share a bin; NaN is excluded."""
+    """Return up to `most` equal-mass bins, by ascending score. Tied scores share a bin; NaN is excluded; [] without scores."""
     known = ~np.isnan(score)
     score, right = score[known], right[known]
     order = np.argsort(score, kind="stable")
@@ -286,7 +286,7 @@ class Evaluation(NamedTuple):
         return None if edge is None or cloud is None else np.where(self.accepted, edge, cloud)
 
     def accuracy(self) -> dict[str, Share]:
-        """Return the accuracy of edge, cloud, cascade (edge and cloud together) and accepted edge answers, as far as known."""
+        """Return the accuracy of edge, cloud, cascade (both together) and accepted edge answers, without unknown ones."""
         edge, accepted = self.edge_right, self.accepted
         correctness = {
             "edge": edge,

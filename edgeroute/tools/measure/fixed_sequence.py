@@ -1,4 +1,4 @@
-"""Fixed-sequence testing of candidate thresholds (risk control). The exact tests are in exact.py, the betting test is here.
+"""Fixed-sequence testing of candidate thresholds (risk control), by betting, or by the exact tests of binomial_tests.py.
 
 Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis "the
 guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no correction for
@@ -93,7 +93,7 @@ class _Wealth:
 # Independent units: examples, or groups of them (scenes, users, sessions) that each count by their mean loss.
 #
 # A loss of any size becomes 0 or 1 by dithering: with U uniform, one for each unit, a loss d > 0 is a harm where U < d, and d < 0
-# a win where U < -d. Harms less wins have the mean of the losses, so the exact tests of harms and wins (exact.py) stay exact.
+# a win where U < -d. Harms less wins have the mean of the losses, so the exact tests (binomial_tests.py) stay exact.
 
 UNITS_SEED = 0xD17_4E12_5EED
 """Seed of the uniform numbers: the same in each calibration, and an unlikely seed for drawing examples."""
@@ -215,7 +215,10 @@ def lowest_threshold(
 
 
 def _relative(all_units: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
-    """Return the number of leading blocks that pass the max_loss test, and its name. sized: losses of any size."""
+    """Return the number of leading blocks that pass the max_loss test, and its name.
+
+    Losses of any size (`sized`) are bet on if there are enough units, and otherwise rounded at random (dithered).
+    """
     if sized and all_units.n * eps >= BETTING * log(1 / delta):
         return accept_betting(all_units.after, all_units.of, ends, all_units.n, eps, delta), "betting"
     h, w = (counts[ends] for counts in all_units.dithered())
@@ -275,6 +278,9 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
     """Return the number of leading blocks to accept for max_defer, and the test. below: examples ranked below each block.
 
     P(score < the k-th lowest) is Beta(k, n - k + 1), of which the mean is k / (n + 1); NaN is ranked lowest.
+
+    Raises:
+        PolicyError: too many examples have no score.
     """
     rank = floor(value * (n + 1)) if delta is None else most(n, value, delta) + 1
     blocks = int(np.count_nonzero(below >= rank)) + 1
@@ -284,7 +290,7 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
 
 
 def passed(ok: Bools) -> int:
-    """Return the number of leading True values."""
+    """Return the number of leading True values; 0 for an empty array."""
     return len(ok) if ok.all() else int(ok.argmin())
 
 
@@ -294,7 +300,7 @@ def _rounded(count: int) -> int:
 
 
 def between(s: Floats, ends: Ints, blocks: int) -> float:
-    """Return the threshold that accepts so many blocks: mid-gap, so that rounding elsewhere moves no score across."""
+    """Return the threshold that accepts so many blocks: mid-gap, so that rounding moves no score across; inf for none."""
     if not blocks:
         return INF
     lowest = float(s[ends[blocks - 1]])

@@ -116,6 +116,8 @@ def compare(devices: Iterable[Device]) -> Fleet:
     shows what would have resulted if B were worse by some margin on each device. No interval is narrower than for independent
     requests (Clopper-Pearson). Where each request was assigned separately, requests are the unit.
 
+    All draws are the same at each call.
+
     Raises:
         BadInput: the devices belong to different trials, a device occurs twice, or there is none.
     """
@@ -137,7 +139,7 @@ def compare(devices: Iterable[Device]) -> Fleet:
 
 
 def _check(devices: Sequence[Device]) -> None:
-    """Raise `BadInput` unless the devices belong to one trial and differ."""
+    """Raise `BadInput` unless there are devices, all of one trial, and each once."""
     if not devices:
         raise BadInput("there is no device with a trial")
     first, seen = devices[0], dict[str, str]()
@@ -152,7 +154,7 @@ def _check(devices: Sequence[Device]) -> None:
 
 
 def _table(devices: Sequence[Device], number: int) -> dict[str, Floats]:
-    """Return counts and sums of one arm, [devices] each."""
+    """Return counts and sums of one arm, [devices] each; a missing value is 0; raise `BadInput` for an invalid one."""
     rows = []
     for device in devices:
         stored, arm = device.arms[number], device.arms[number].get("arm")
@@ -176,7 +178,7 @@ def _base(measure: str) -> str:
 
 
 def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) -> ArmStats:
-    """Return the results of one arm over all devices."""
+    """Return the results of one arm over all devices; p99 is that of the median device."""
     here, edge = table["requests"] > 0, devices[0].settings.side == "edge"
     drawn = _resampled({name: column[here] for name, column in table.items()})
     total = {name: float(column.sum()) for name, column in table.items()}
@@ -207,7 +209,7 @@ def _arm(devices: Sequence[Device], number: int, table: Mapping[str, Floats]) ->
 
 
 def _resampled(table: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return sums of an arm over devices drawn with replacement, [RESAMPLES]."""
+    """Return sums of an arm over devices drawn with replacement, [RESAMPLES]; the plain sum of a single device."""
     count = len(table["requests"])
     if count < 2:  # noqa: PLR2004 - a single device tells nothing about others
         return {name: np.full(1, column.sum()) for name, column in table.items()}
@@ -222,7 +224,7 @@ def _ratio(part: Floats, of: Floats) -> Floats:
 
 
 def _hull(exact: tuple[float, float, float], drawn: Floats) -> Part:
-    """Return the value with the wider of two intervals at each end."""
+    """Return the value with the wider of two intervals at each end: the exact one, and that of the draws."""
     value, low, high = exact
     ends = np.quantile(drawn, [RISK / 2, 1 - RISK / 2])
     return Part(value, float(min(low, ends[0])), float(max(high, ends[1])))
@@ -251,6 +253,7 @@ def _randomised(counts: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[
     counts, of: [devices]. If B adds d to each device's share, then counts - d * of on B's devices is what A would have given,
     and any other assignment of devices is as likely as the one in use. So d is too small where the difference of hardly any
     other assignment is as large.
+    The draws are the same at each call; an end may be infinite.
     """
     took_part = of > 0
     counts, of, in_b = counts[took_part], of[took_part], in_b[took_part]

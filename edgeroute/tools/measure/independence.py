@@ -73,7 +73,10 @@ def _count_as(effective: float) -> str:
 
 
 def correlations(values: Floats) -> Floats | None:
-    """Return autocorrelations of ranks from lag 1 on, until they are within 2 standard errors of 0. None: sorted, or few."""
+    """Return autocorrelations of ranks from lag 1 on, until they are within 2 standard errors of 0; at least one.
+
+    None if the values are sorted, or fewer than 30.
+    """
     n = len(values)
     steps = np.diff(values)
     if n < 30 or (steps >= 0).all() or (steps <= 0).all():  # noqa: PLR2004 - a correlation of fewer says nothing
@@ -107,7 +110,7 @@ def _same_outcomes(scores: Floats, edge: Floats | None, cloud: Floats | None) ->
 
 
 def sketch(rows: ArrayLike) -> str:
-    """Return a sketch of examples, by which `overlap` recognises them; the examples cannot be read from it.
+    """Return a sketch of examples, by which `overlap` recognises them; no example can be read from it.
 
     The sketch is the smallest 64 of the hashes of the distinct rows, hexadecimal.
 
@@ -118,7 +121,10 @@ def sketch(rows: ArrayLike) -> str:
 
 
 def overlap(sketched: str, rows: ArrayLike) -> float:
-    """Estimate the share of these examples that were among those of a sketch, 0..1. rows: as for `sketch`, of the same kind."""
+    """Estimate the share of these examples that were among those of a sketch, 0..1; 0 for an empty one.
+
+    rows: as for `sketch`, of the same kind.
+    """
     hashes = {sketched[i : i + _HASH] for i in range(0, len(sketched), _HASH)}
     if not hashes:
         return 0.0

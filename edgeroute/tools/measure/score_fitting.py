@@ -85,7 +85,7 @@ def auto(
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """Fit as `fit`, and blend with msp or the base score: the fewer examples to learn from, the closer the result is to it."""
+    """Fit as `fit`, and blend with msp or the base score: the fewer harms and wins, the closer the result is to it."""
     return _fit(_examples_from(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=True)
 
 
@@ -143,7 +143,11 @@ class _Examples(NamedTuple):
 
 
 def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
-    """Validate features, logits or a table, and outcomes, and return the usable examples."""
+    """Validate features, logits or a table, and outcomes, and return the usable examples, without NaN and infinity.
+
+    Raises:
+        PolicyError: they are invalid, or `base` or `ood` does not fit them.
+    """
     if not is_table(features):
         if base is not None:
             raise PolicyError("base= names a column of a table, and these are logits: leave it out")
@@ -158,7 +162,7 @@ def _examples_from(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayL
 
 
 def _logit_examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike, ood: bool) -> _Examples:
-    """Validate logits and outcomes, and return the usable examples."""
+    """Validate logits and outcomes, and return the usable examples; raise `PolicyError` if they are invalid."""
     try:
         z = np.asarray(logits, np.float64)
     except (OverflowError, TypeError, ValueError) as e:
@@ -180,7 +184,11 @@ def _usable(examples: _Examples, table: Array) -> _Examples:
 
 
 def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
-    """Fit harm and win to the examples, with a ridge chosen by cross-validation, or fall back with a reason."""
+    """Fit harm and win to the examples, with a ridge chosen by cross-validation, or fall back with a reason.
+
+    Raises:
+        PolicyError: `ridge`, `folds` or `seed` is invalid.
+    """
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
     if not isinstance(seed, int | np.integer) or seed < 0:
@@ -230,7 +238,7 @@ def _fit(examples: _Examples, ridge: Sequence[float], folds: int, seed: int, *, 
 
 
 def _knots(values: Array) -> list[float]:
-    """Return quantiles of a score, for ranks."""
+    """Return 65 quantiles of a score, from 0 to 1, for ranks."""
     return np.quantile(values, np.linspace(0, 1, KNOTS)).tolist()  # type: ignore[no-any-return]
 
 
@@ -254,7 +262,10 @@ def _crossvalidate(examples: _Examples, ridge: Sequence[float], folds: int, seed
 
 
 def _train(table: Array, examples: _Examples, train: Array, ridge: float) -> Array:
-    """Return the weights of harm and win for unscaled features, [2, 1 + features]. train: [n], bool."""
+    """Return the weights of harm and win for unscaled features, [2, 1 + features]; a rare outcome gets a constant rate.
+
+    train: [n], bool.
+    """
     x = table[train]
     mean, scale = x.mean(0), x.std(0)
     scale[(scale < 1e-9) | (np.abs(x - mean).max(0) <= 0)] = 1  # noqa: PLR2004 - a constant, but for rounding

@@ -60,7 +60,7 @@ class Battery(NamedTuple):
         return self.level * self.wh * 3600
 
     def left(self, spent: float, now: float) -> float:
-        """Return the charge at `now`, 0..1, after `spent` joules for requests."""
+        """Return the charge at `now`, 0..1, after `spent` joules for requests; 0 without a capacity."""
         return max(0.0, (self.joules - spent - self.idle_w * now) / (self.wh * 3600)) if self.wh else 0.0
 
     def empty_at(self, spent: float, now: float) -> float | None:
@@ -121,7 +121,7 @@ class Script:
         self._request: Request
 
     def begin(self, request: Request, plan: Plan) -> None:
-        """Set the request whose walk begins now."""
+        """Set the request whose walk begins now; end the calls of one whose walk was not determined."""
         self._request, self._legs, self._open = request, plan.legs, ""
         for call in self._calls.values():  # the course of the previous request could not be determined
             call.gate.rules.leave(call)
@@ -139,7 +139,7 @@ class Script:
         return self._edge(i, leg, seen, now) if leg.permit is None else self._cloud(i, leg, seen, now)
 
     def _edge(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
-        """Return the event of an edge, by its record."""
+        """Return the event of an edge, by its record, slowed by heat; raise `Unknown` if it did not run."""
         if seen is None or seen.away:
             raise Unknown(NOT_RUN.format(leg.name))
         end = now + (seen.took_s * heat(self._course, now).times if self._course else seen.took_s)
@@ -152,7 +152,11 @@ class Script:
         return Failed(i, _OPEN, end + SLACK_S)
 
     def _value(self, leg: Leg, seen: Seen) -> str | None:
-        """Return a value whose per-class threshold is the recorded one; None: the general threshold applies."""
+        """Return a value whose per-class threshold is the recorded one; None: the general threshold applies.
+
+        Raises:
+            Unknown: the record does not tell which class's threshold applies.
+        """
         recorded = seen.own
         if recorded is not None and recorded[1] == leg.label:
             if recorded[0] == leg.threshold:
@@ -212,7 +216,11 @@ class Script:
         return rejection
 
     def _answer(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
-        """Return the event of a call that is sent: as recorded, or estimated."""
+        """Return the event of a call that is sent: as recorded, or estimated (counted), at random from longer latencies.
+
+        Raises:
+            Unknown: the endpoint has no recorded answer.
+        """
         if seen is None and (sent or received):
             self.estimated["bytes of calls"] += 1
         if gate.link is not None:
@@ -235,7 +243,7 @@ class Script:
         return Failed(i, _OPEN, now + seen.took_s + SLACK_S)
 
     def _over_network(self, i: int, gate: Gate, seen: Seen | None, now: float, sent: float, received: float) -> Event:
-        """Return the event of a call over the simulated network."""
+        """Return the event of a call over the simulated network, at random; counted as estimated."""
         assert gate.link is not None, "there is one"
         left_s = gate.link.left_s(now)
         if not left_s:

@@ -89,7 +89,7 @@ class Replay(NamedTuple):
     """Assumptions of the replay."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON data."""
+        """Return all fields as JSON data, with the deferral rates."""
         data = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
         data["recorded"]["deferral_rate"] = self.recorded.deferral_rate
         data["replayed"]["deferral_rate"] = self.replayed.deferral_rate
@@ -127,7 +127,7 @@ class Replay(NamedTuple):
 
 
 def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
-    """Return the lines of the table of totals."""
+    """Return the lines of the table of totals; "-" for an unknown latency."""
 
     def milliseconds(value: float | None) -> str:
         """Format seconds as milliseconds."""

@@ -73,7 +73,7 @@ class Setup(NamedTuple):
 
     @classmethod
     def of(cls, snapshot: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
-        """Return the setup of a router's snapshot."""
+        """Return the setup of a router's snapshot, by reading its endpoints' settings."""
         ports = {}
         for runner in snapshot.clouds:
             address = getattr(getattr(runner, "endpoint", None), "address", None)

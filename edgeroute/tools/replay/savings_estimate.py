@@ -112,7 +112,7 @@ def saving(
         how: the models, their prices, and how their answers are paired and compared.
 
     Raises:
-        BadInput: the log cannot be read, or has no usable pair.
+        BadInput: the log cannot be read, or has no usable pair, or there is no such kind of log.
         NotEnough: there are too few pairs for the guarantee.
         PolicyError: an argument is invalid, or all answers have the same confidence.
     """
@@ -123,7 +123,7 @@ def saving(
 
 
 def _saving(pairs: Pairs, max_loss: float, sure: float) -> Saving:
-    """Certify the pairs, and compute all figures."""
+    """Certify the pairs, and compute all figures; warnings become notes. Raise `NotEnough` with the skipped records."""
     score, n = pairs.confidence, len(pairs.edge)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
@@ -170,7 +170,7 @@ def _blocks(score: Floats) -> tuple[Any, Any]:
 
 
 def _plug_in(score: Floats, gain: Floats, max_loss: float) -> float:
-    """Return the deferral of the lowest threshold whose loss on these requests is within the limit."""
+    """Return the deferral of the lowest threshold whose loss on these requests is within the limit; 1 if none is."""
     order, ends = _blocks(score)
     good = np.flatnonzero(np.cumsum(gain[order])[ends] <= max_loss * len(gain) + 1e-9)
     return 1 - (int(ends[good[-1]]) + 1) / len(gain) if good.size else 1.0
@@ -184,7 +184,7 @@ def _least(gain: Floats, max_loss: float) -> float:
 
 
 def _area(score: Floats, gain: Floats) -> tuple[float, bool]:
-    """Return the normalised area, and True if a random order may give as much: by mean and variance over all orders."""
+    """Return the normalised area (NaN: no gain), and True if a random order may give as much, by mean and variance over all."""
     s = np.where(np.isnan(score), -inf, score)
     parts, n = area_parts(s, gain), len(gain)
     if not gain.any():
@@ -196,7 +196,7 @@ def _area(score: Floats, gain: Floats) -> tuple[float, bool]:
 
 
 def _money(score: Floats, accepted: Any, usd: tuple[Floats, Floats], sure: float) -> Money | None:
-    """Return the costs, with an interval by the bootstrap; None if costs are missing."""
+    """Return the costs, with an interval by the bootstrap, the same at each call; None if costs are missing or 0."""
     edge, cloud = usd
     total = float(cloud.sum())
     if isnan(total) or np.isnan(edge).any() or total <= 0:

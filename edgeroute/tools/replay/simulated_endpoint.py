@@ -65,7 +65,7 @@ class Link:
         return max(0.0, on_s - now % (on_s + off_s))
 
     def exchange_s(self, sent_bytes: float, received_bytes: float, server_s: float) -> float:
-        """Draw at random the duration of a request and its reply on an open connection, seconds."""
+        """Draw at random the duration of a request and its reply on an open connection, seconds, perhaps with a loss."""
         network, random = self._network, self._random
         took_s = max(network.rtt_s / 2, random.gauss(network.rtt_s, network.jitter_s)) + server_s
         took_s += 8 * (sent_bytes / network.up_bits_per_s + received_bytes / network.down_bits_per_s)
@@ -117,7 +117,7 @@ class Gate:
         return rejection
 
     def answered(self, slot: Hashable, at_s: float, took_s: float) -> None:
-        """Schedule the answer of a call."""
+        """Schedule the answer of a call for that time."""
         self._push(at_s, "answered", slot, took_s)
 
     def failed(self, slot: Hashable, at: float, took_s: float, failure: Failure) -> None:
@@ -156,7 +156,7 @@ class Gate:
                 rules.failed(time, self._random.random())
 
     def _fail(self, time: float, took_s: float, failure: Failure) -> None:
-        """Apply a failure, with as many retries as there may have been."""
+        """Apply a failure, with as many retries as there may have been; one that was no fault counts as success or not at all."""
         rules, verdict = self.rules, failure.verdict()
         if verdict == "answered":
             rules.succeeded(time)
@@ -170,7 +170,7 @@ class Gate:
             rules.failed(time, self._random.random())
 
     def _probe(self, now: float) -> None:
-        """Probe the endpoint, and schedule the result."""
+        """Count a probe of the endpoint, and schedule its result; without a health check it succeeds at once."""
         self.probes += 1
         if not self.port.health:
             took_s: float | None = 0.0

@@ -208,7 +208,7 @@ class Past:
                 self._failures.append(seen.took_s)
 
     def settle(self) -> None:
-        """Compute the statistics; call once all records are added."""
+        """Sort the records and compute the statistics; call once all records are added."""
         self.latencies.sort()
         self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
         self._results.sort(key=lambda result: (result[0], result[1] is not None))
@@ -230,7 +230,7 @@ class Past:
         return median(self._failures) if self._failures else 0.0
 
     def longer(self, than_s: float, share: float) -> float | None:
-        """Return a recorded latency above `than_s`: the quantile `share` (0..1) of those; None if there is none."""
+        """Return the recorded latency above `than_s` at the quantile `share` (0..1) of those; None if there is none."""
         first = bisect_left(self.latencies, than_s) if than_s else 0
         return self.latencies[first + int(share * (len(self.latencies) - first))] if first < len(self.latencies) else None
 
@@ -253,7 +253,7 @@ class Recording(NamedTuple):
 
 
 def read(path: str | Path) -> Recording:
-    """Read a trace, including its rotated files.
+    """Read a trace, including its rotated files, into memory; invalid lines are counted.
 
     Raises:
         BadInput: not a trace, an unsupported version, or empty.
@@ -272,7 +272,7 @@ def read(path: str | Path) -> Recording:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """Disable garbage collection in the `with` block: with many thousands of live requests it takes as long as the work."""
+    """Disable garbage collection in the `with` block, if it is on: with many thousands of live requests it takes long."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -284,6 +284,8 @@ def without_gc() -> Iterator[None]:
 
 def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipped: Any = int) -> Recording:
     """Convert records in memory, as a router passes them to a `trace` function, to a recording.
+
+    A record without a time is only counted.
 
     Args:
         records: records sorted by end, oldest first.
@@ -332,7 +334,7 @@ class _Reader:
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:
-        """Add one record: its request, totals and sensor readings."""
+        """Add one record: its request, totals and sensor readings; raise what an incomplete one raises."""
         tally = self._tally
         identity, latency_s, by = record["id"], record["latency_s"], record["answered_by"]
         begun = checked_number(record["at"]) - checked_number(latency_s)
@@ -435,7 +437,7 @@ class _Reader:
             self._readings.append((time, reading))
 
     def _cost(self, seen: Seen, key: tuple[str, str]) -> None:
-        """Add the cost of a call; once for a batch, though the record of each row has it."""
+        """Add the cost of a call, or a hold; once for a batch, though the record of each row has it."""
         if seen.held:
             self._tally.held += 1
             return
@@ -455,7 +457,7 @@ class _Reader:
         return self._rows[batch, name] == 1
 
     def trace(self) -> Recording:
-        """Return the finished recording."""
+        """Return the finished recording: sorted by start, times from the first request on, costs of batches shared."""
         requests = self.requests
         if self._rows:
             requests = [_with_shared_costs(request, self._rows) if request.batch else request for request in requests]
@@ -479,7 +481,7 @@ def _failure(event: Mapping[str, Any]) -> Failure:
 
 
 def _with_shared_costs(request: Request, rows: Mapping[tuple[str, str], int]) -> Request:
-    """Split the bytes and cost of a batch evenly among its rows: each row's record has the total."""
+    """Return the request with its rows' shares of a batch's bytes and cost: each row's record has the total."""
     legs = {}
     for name, seen in request.legs.items():
         n = rows.get((request.batch, name), 1)

@@ -37,7 +37,7 @@ def is_sequential(plan: Plan) -> bool:
 
 
 def drive(walk: Walk, answer: Answer, begun: float, until: float, *, sequential: bool) -> Outcome:
-    """Drive a walk up to the deadline `until`, and return its outcome. `one`: from `is_sequential`, avoids sorting events."""
+    """Drive a walk up to the deadline `until`, and return its outcome. `sequential`: from `is_sequential`, avoids sorting."""
     if not sequential:
         return virtual.drive(walk, lambda start, now: (answer(start, now),), begun)[0]
     now, reply = begun, None
@@ -163,7 +163,7 @@ class _Run:
         self.unknown, self.refused = Counter[str](), Counter[str]()
 
     def _set_energy(self) -> None:
-        """Make the energy of calls known from the first request on."""
+        """Make the energy of calls known from the first request on; add notes about it."""
         self.facts = self.facts._replace(joules=self.joules)
         edge_j = next((self.joules[name] for name in self.edges if name in self.joules), 0.0)
         if self.limited:
@@ -174,7 +174,7 @@ class _Run:
             self.notes.append(f"no record has the energy of a run of {self.edges[0]}: it counts as none, or give edge_joules")
 
     def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
-        """Replay all requests, sorted by start, and return the result."""
+        """Replay all requests, sorted by start, and return the result; those after the battery is empty are not served."""
         tally, battery, empty = self.tally, self.battery, None
         script, plans = self.script, self.plans
         policy = self.setup.policy
@@ -227,7 +227,7 @@ class _Run:
         return planned
 
     def _cached(self, request: Request) -> None:
-        """Count a request that the cache answered."""
+        """Count a request that the cache answered; as unknown if the policy has no cache."""
         if not self.setup.cached:
             self.unknown[NO_CACHE] += 1
             return
@@ -237,7 +237,7 @@ class _Run:
         self.same += 1
 
     def _count_request(self, request: Request, route: Plan, outcome: Outcome) -> None:
-        """Count a request whose walk has ended, and compare it with the recording."""
+        """Count a request whose walk has ended, and compare it with the recording; keep the first five that differ."""
         tally, legs = self.tally, route.legs
         leg, accepted = outcome.leg, outcome.accepted
         tally.requests += 1
@@ -263,7 +263,7 @@ class _Run:
                 self.examples.append(Change(request.id, _summary(request), why))
 
     def _count_run(self, request: Request, name: str, time: float) -> None:
-        """Count a run of the edge with its full energy, also if it is stopped."""
+        """Count a run of the edge with its full energy, also if it is stopped, and book that energy."""
         tally, energy = self.tally, self.edge_joules
         tally.edge_runs += 1
         if energy is None:

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import os
 import re
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +20,7 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.error_codes import clean
 from edgeroute.core.routing_policy import MODES, Mode
 from edgeroute.errors import BadInput, PolicyError, nearest
-from edgeroute.tools.server.body_reader import Bodies
+from edgeroute.tools.server.body_reader import CLOSE, Bodies
 from edgeroute.tools.server.error_replies import Busy, Fault
 
 # Calls in progress: their number, their bodies, and cancellation when the client disconnects.
@@ -49,7 +49,7 @@ class Calls:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold one of the places during the `with` block.
+        """Hold one of the places during the `with` block; does not wait for one.
 
         Raises:
             Busy: all places are taken.
@@ -67,12 +67,12 @@ class Calls:
         return read(body) if len(body) < LARGE else await self.in_thread(partial(read, body))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run a function in the parser thread and return its result."""
+        """Run a function in the only parser thread, after those before it, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._parser, work)
 
 
 def plain_body(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a compressed body."""
+    """Raise 415 if the body is compressed."""
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise HTTPException(415, "the body is compressed, which this gateway does not read: send it as it is")
 
@@ -81,7 +81,7 @@ LEFT: Any = object()
 """Result of a call whose client has disconnected."""
 
 
-async def unless_left(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def unless_left(work: Awaitable[T], receive: Receive) -> T:
     """Await `work` and return its result. If the client disconnects first, cancel it, wait for its end and return `LEFT`."""
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
@@ -94,7 +94,7 @@ async def unless_left(work: Coroutine[Any, Any, T], receive: Receive) -> T:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Wait until the client disconnects."""
+    """Discard messages until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -124,7 +124,7 @@ NONE = Options()
 
 
 def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
-    """Parse a request's options from its headers.
+    """Parse a request's options from its headers; `NONE` without any.
 
     Args:
         headers: headers of the request, with names in lower case.
@@ -149,7 +149,7 @@ def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
 
 
 def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
-    """Validate the texts of the options and return them with their types."""
+    """Validate the texts of the options and return them with their types; raise `BadInput`."""
     mode: Any = texts.get("mode")
     if mode not in (None, *MODES):
         raise BadInput(f"x-edgeroute-mode is {clean(mode, 40)!r}: {nearest(mode, MODES)}")
@@ -164,7 +164,7 @@ def _parsed_options(texts: dict[str, str], rules: Rules) -> Options:
 
 
 def _seconds(name: str, texts: dict[str, str]) -> float | None:
-    """Parse an option that is a time with a unit; None if it is missing."""
+    """Parse an option that is a time with a unit; None if it is missing; raise `BadInput` unless it is 0 to 1 day."""
     text = texts.get(name)
     if text is None:
         return None
@@ -207,7 +207,7 @@ def is_named(host: str, names: Collection[str]) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Return True if only this machine can reach an address."""
+    """Return True if only this machine can reach an address; False for a name."""
     try:
         return ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -270,14 +270,14 @@ class Guard:
         self._token = None if token is None else checked_token(token).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an allowed request to the application; answer any other with its fault."""
+        """Pass an allowed request to the application; answer any other with its fault, before its body is read."""
         if scope["type"] == "http" and (fault := self._fault(scope)) is not None:
             await fault.reply(scope["path"])(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _fault(self, scope: Scope) -> Fault | None:
-        """Return the reason to refuse a request; None if it is allowed."""
+        """Return the reason to refuse a request, in this order: doubled headers, host, web page, form, token; None if allowed."""
         headers: dict[bytes, bytes] = {}
         what = self._what
         for name, value in scope["headers"]:
@@ -306,9 +306,6 @@ class Guard:
             message = "the token is missing or wrong: send Authorization: Bearer TOKEN, as OPENAI_API_KEY does"
             return Fault(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer", **CLOSE})
         return None
-
-
-CLOSE = {"Connection": "close"}
 
 
 def checked_token(token: str) -> str:

@@ -135,6 +135,8 @@ class Batcher:
 
         Starts the task that runs the queue if none is active.
 
+        If the queue is full, withdrawn requests are removed first.
+
         Args:
             feed: tensors that fit the model, name -> array.
             rows: length of their first axis.
@@ -223,7 +225,11 @@ class Batcher:
             return e
 
     def _run_merged(self, batch: list[_Job]) -> list[Tensors]:
-        """Run the concatenated tensors of several requests and split the outputs by request."""
+        """Run the concatenated tensors of several requests and split the outputs by request, as views.
+
+        Raises:
+            ModelError: the model failed, or returned another number of rows.
+        """
         feeds = [job.feed for job in batch]
         out = self._run_model({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
         total = sum(job.rows for job in batch)
@@ -237,7 +243,11 @@ class Batcher:
         return pieces
 
     def _run_model(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Call the model on one feed, count the run, and return its outputs by name; any failure becomes a `ModelError`."""
+        """Call the model, count the run if it succeeds, and return its outputs by name; other errors are logged.
+
+        Raises:
+            ModelError: any failure of the model, without its details.
+        """
         try:
             out = self.model.run_feed(feed)
             self.runs += 1
@@ -254,6 +264,9 @@ def _tensor(output: Array | list[Mapping[Any, float]]) -> Array:
     """Return an output as an array. A list of mappings class -> probability becomes float32 [n, classes].
 
     The columns have the order of the first mapping.
+
+    Raises:
+        ModelError: it is a list of something else, or empty.
     """
     if not isinstance(output, list):
         return output

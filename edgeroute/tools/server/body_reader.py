@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.tools.server.oip_messages import reply
 
 CLOSE = {"Connection": "close"}
+TWO_LENGTHS = "bad request: Content-Length and Transfer-Encoding contradict each other: send one"
 _BUSY = "the requests in progress are too large together: try again later"
 
 
@@ -32,7 +32,7 @@ class Bodies:
 
     @contextmanager
     def one(self) -> Iterator[Body]:
-        """Provide a `Body` for one request; at the end of the `with` block its bytes no longer count."""
+        """Provide a `Body` for one request; at the end of the `with` block its bytes no longer count in the total."""
         body = Body(self)
         try:
             yield body
@@ -48,6 +48,8 @@ class Body:
 
     async def read(self, announced: bytes, receive: Receive) -> bytes | None:
         """Read the whole body; return None if the client disconnected.
+
+        Each part counts at once, here and in the total.
 
         Args:
             announced: value of the header Content-Length.
@@ -104,13 +106,8 @@ class OneLength:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 400 to such a request; pass any other to the application."""
+        """Answer 400 to a request with both headers; pass any other to the application."""
         app: ASGIApp = self.app
         if scope["type"] == "http" and {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-            app = _two_lengths_reply()
+            app = reply({"error": TWO_LENGTHS}, 400, CLOSE)
         await app(scope, receive, send)
-
-
-def _two_lengths_reply() -> Response:
-    """Return the 400 reply to a request with two lengths."""
-    return reply({"error": "bad request: Content-Length and Transfer-Encoding contradict each other: send one"}, 400, CLOSE)

@@ -28,7 +28,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def confidence_of(answer: Answer[Any]) -> float | None:
-    """Return the answer's confidence as a finite float; None if there is none."""
+    """Return the answer's confidence as a float; None if there is none or it is not finite."""
     confidence = answer.confidence
     return float(confidence) if isinstance(confidence, float | int) and isfinite(confidence) else None
 
@@ -47,7 +47,7 @@ def origin_of(answer: Answer[Any]) -> dict[str, Any]:
 
 
 def headers_of(answer: Answer[Any]) -> dict[str, str]:
-    """Return the answer's origin as response headers, made ASCII on one line."""
+    """Return the answer's origin as response headers, made ASCII on one line, without what is unknown."""
     origin = origin_of(answer)
     headers = {
         f"x-edgeroute-{name}": str(origin[name])
@@ -96,7 +96,10 @@ class Completion:
         return body
 
     def begin(self) -> bytes:
-        """Choose the stream's id and return its first chunk, with the role; empty for a text completion."""
+        """Choose the stream's id and return its first chunk, with the role; empty for a text completion.
+
+        Call it before `piece` and `end`.
+        """
         self._chunk["id"] = self._id(os.urandom(9).hex())
         head, tail = json_dumps(self._text_chunk(_MARK)).rsplit(_MARKED, 1)
         self._head, self._tail = b"data: " + head, tail + b"\n\n"
@@ -144,7 +147,7 @@ class Completion:
         return {"index": 0, **content, "logprobs": logprobs, "finish_reason": finish}
 
     def _event(self, data: dict[str, Any]) -> bytes:
-        """Encode an object as a server-sent event."""
+        """Encode an object as a server-sent event, arrays as plain data."""
         return b"data: " + json_dumps(data, plain) + b"\n\n"
 
 
@@ -170,7 +173,7 @@ def _choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _text(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
-    """Return the answer's value as text; a value that is no text is written as JSON."""
+    """Return the answer's value as text; a value that is no text is written as JSON; None beside a choice is empty."""
     value: Any = answer.value
     if isinstance(value, str):
         return value
@@ -192,7 +195,7 @@ def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _calls(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:
-    """Return the choice's tool calls. A call without an id gets one, which the client sends back with its result."""
+    """Return the choice's tool calls, [] without any. A call without an id gets one, which the client sends back."""
     raw = _message(choice).get("tool_calls")
     calls = [call for call in raw if isinstance(call, Mapping)] if isinstance(raw, list | tuple) else []
     return [{"type": "function", **call, "id": call.get("id") or f"call-{identity}-{i}"} for i, call in enumerate(calls)]
@@ -223,7 +226,7 @@ class Routing:
             return await self.router.infer_many(rows, **_router_arguments(wanted))
 
     def stream(self, x: Any, wanted: Options) -> AsyncStream:
-        """Start a stream of the answer to one input."""
+        """Start a stream of the answer to one input; errors are raised when it is read."""
         return self.router.stream(x, first_token=wanted.first_token, **_router_arguments(wanted))
 
     async def pieces(self, stream: AsyncStream) -> AsyncIterator[Any]:

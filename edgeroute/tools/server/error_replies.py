@@ -40,7 +40,7 @@ class Fault(NamedTuple):
         return {"error": self.message}
 
     def reply(self, path: str) -> Response:
-        """Return the reply in the form of the request's path."""
+        """Return the reply: the Open Inference Protocol's form for paths under /v2, else OpenAI's."""
         return reply(self.oip() if path.startswith("/v2") else self.openai(), self.status, self.headers)
 
 
@@ -64,7 +64,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def _fault_without_answer(error: EdgerouteError, errors: list[BaseException]) -> Fault:
-    """Return the fault of a request that no leg answered: 503 with Retry-After.
+    """Return the fault of a request that no leg answered: 503, Retry-After being the longest wait of a leg, 1 s to 1 h.
 
     400 if each leg refused this input, since another attempt would not change that.
     """

@@ -47,7 +47,12 @@ class Completions:
         self.routing, self.calls, self.names, self.chat = routing, calls, names, chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the request, ask the router, and send the reply, whole or as a stream."""
+        """Read the request, ask the router, and send the reply, whole or as a stream; nothing if the client disconnects.
+
+        Raises:
+            HTTPException: 413 or 415 for the body, 429 if all places are taken, and as `Body.read`.
+            BadInput: the body, or an option in a header, is invalid.
+        """
         headers = dict(scope["headers"])
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)
@@ -117,11 +122,11 @@ class Models:
         self.names, self._about = names, partial(_model, created=int(time()))
 
     async def all(self, _: Request) -> Response:
-        """List all names."""
+        """Describe all names."""
         return reply({"object": "list", "data": [self._about(name) for name in self.names]})
 
     async def one(self, request: Request) -> Response:
-        """Describe one name; 404 if it is unknown."""
+        """Describe one name; raise 404 if it is unknown."""
         name = request.path_params["name"]
         if name not in self.names:
             raise missing(name, self.names)

@@ -69,7 +69,7 @@ def _check(data: Any) -> None:
 
 
 def read_request(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> CompletionRequest:
-    """Validate a parsed body and return the request for the router.
+    """Validate a parsed body and return the request for the router, without the gateway's own keys, in a copy.
 
     Args:
         body: the parsed JSON.
@@ -109,7 +109,7 @@ def read_request(body: Mapping[str, Any], *, chat: bool, names: Collection[str])
 
 
 def _prompt(prompt: Any) -> str:
-    """Return the prompt as one text; a list with one text is accepted."""
+    """Return the prompt as one text; a list with one text is accepted; raise `BadInput` for all else."""
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):

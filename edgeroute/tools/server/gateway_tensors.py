@@ -72,13 +72,13 @@ class Tensors:
         return reply(protocol.describe(name, "edgeroute_router", await self._inputs(), OUTPUTS))
 
     async def model_ready(self, request: Request) -> Response:
-        """Answer that the model takes requests, or 404 or 503."""
+        """Answer that the model takes requests; raise 404 or 503."""
         name = self._model_name(request.scope)
         await self._inputs()
         return reply({"name": name, "ready": True})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle POST .../infer: read the request, route each row, and send the reply. Plain ASGI, as in `serve`."""
+        """Handle POST .../infer: read the request, route each row, and reply; nothing if the client disconnects."""
         name, headers = self._model_name(scope), dict(scope["headers"])
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)
@@ -117,7 +117,7 @@ class Tensors:
         return str(name)
 
     async def _inputs(self) -> tuple[TensorSpec, ...]:
-        """Return the inputs that a request must have, cached for the policy in force.
+        """Return the inputs that a request must have, cached for the policy in force; raise 404 or 503 without any.
 
         Loads the first edge model in a thread if needed. If that fails after a reload, the former inputs stay.
         """
@@ -159,12 +159,16 @@ def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
 
 
 def _read(body: bytes, length: str | None, inputs: Sequence[TensorSpec]) -> protocol.Ask:
-    """Parse the body of an infer request."""
+    """Parse the body of an infer request; raise `BadInput` if it does not fit."""
     return protocol.read(body, length, inputs, OUTPUTS)
 
 
 def _rows(feed: Mapping[str, Array]) -> list[Any]:
-    """Split a request's tensors into one router input per row: an array, or name -> array if there are several tensors."""
+    """Split a request's tensors into one router input per row: an array, or name -> array if there are several tensors.
+
+    Raises:
+        BadInput: the tensors differ in their rows, or these are not 1 to 1024.
+    """
     counts = {len(array) for array in feed.values()}
     if len(counts) != 1 or not 0 < (count := counts.pop()) <= MOST_ROWS:
         raise BadInput(f"send the same number of rows in each input, 1 to {MOST_ROWS}")
@@ -174,7 +178,7 @@ def _rows(feed: Mapping[str, Array]) -> list[Any]:
 
 
 def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
-    """Return the answers as output tensors, one row each."""
+    """Return the answers as output tensors, one row each; a missing confidence is NaN."""
     confidences = [confidence_of(answer) for answer in answers]
     return {
         "label": _texts([_label(answer.value) for answer in answers]),
@@ -186,7 +190,7 @@ def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
 
 
 def _label(value: Any) -> str:
-    """Return an answer's value as text; other values as JSON."""
+    """Return an answer's value as text; any other value as JSON."""
     return value if isinstance(value, str) else json_dumps(plain(value)).decode()
 
 

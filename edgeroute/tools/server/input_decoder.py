@@ -88,7 +88,7 @@ class Decoder:
         return self.pictures(list(files.data))
 
     def _stack(self, rows: list[Array]) -> Array:
-        """Stack rows along the batch axis; without such an axis return the only row."""
+        """Stack rows along the batch axis; without such an axis return the only row; raise `BadInput` if they do not fit."""
         if len({row.shape for row in rows}) > 1:
             raise BadInput(f"{self.spec.name}: the rows of one request differ in shape: send one at a time")
         if self.batch is None:
@@ -102,7 +102,11 @@ class Decoder:
         return len(shape) == len(self._row) and all(want in (-1, size) for want, size in zip(self._row, shape, strict=True))
 
     def _tensor(self, data: bytes, media: str) -> Array:
-        """Decompress one row from zstd, and check its declared type and shape."""
+        """Decompress one row from zstd, once its declared type, shape and size (256 MB at most) are checked.
+
+        Raises:
+            BadInput: they do not fit the model, or the data not them.
+        """
         match, spec = _ZSTD.fullmatch(media), self.spec
         if match is None:
             example = "application/zstd; datatype=FP32; shape=3x224x224"
@@ -121,7 +125,7 @@ class Decoder:
         return array.astype(dtype, copy=False)
 
     def _sound(self, data: bytes) -> Array:
-        """Decode one row of audio from FLAC and check its shape."""
+        """Decode one row of audio from FLAC; raise `BadInput` if the model takes no audio, or another shape."""
         spec = self.spec
         if not self._takes_audio():
             raise BadInput(f"{spec.name}: the model takes no audio: {shape_text(self._row)} {spec.dtype}")
@@ -134,7 +138,7 @@ class Decoder:
 
 
 def widen(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
-    """Convert bytes (times `scale` plus `offset`) or float16 numbers to the model's float type.
+    """Convert float16 numbers, or bytes times `scale` plus `offset`, to the model's float type.
 
     Raises:
         BadInput: the scale or offset is no finite number.
@@ -148,7 +152,7 @@ def widen(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
 
 
 def _picture_preparation(spec: TensorSpec, prepare: Preprocess | None, batch: int | None, *, fixed: bool) -> Preprocess | None:
-    """Return the preparation of picture files for an input, with a limit of pixels; None if nothing describes it.
+    """Return a copy of the preparation of picture files, with a limit of pixels; None if nothing describes it.
 
     A uint8 input without preparation in the card takes pictures of its own shape. `fixed`: every row has the same size.
     """

@@ -76,6 +76,8 @@ def read(
 ) -> Ask:
     """Parse and validate an infer request.
 
+    A picture or audio file becomes `Files`, still encoded; smaller numbers are widened to the model's type.
+
     Args:
         body: JSON, or JSON followed by the binary tensors in the order of the request's inputs.
         length: the header Inference-Header-Content-Length: number of bytes of JSON; None: all.
@@ -202,14 +204,14 @@ def _say(value: Any) -> str:
 
 
 def _length(length: str, size: int) -> int:
-    """Parse the header with the length of the JSON part."""
+    """Parse the header with the length of the JSON part; raise `BadInput` if it is none, or more than the body."""
     if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= size):  # noqa: PLR2004 - digits of 2^64
         raise BadInput(f"{LENGTH} is {_say(length)}, the body has {size} bytes: send the length of its JSON part")
     return int(length)
 
 
 def _json(text: bytes) -> dict[str, Any]:
-    """Parse the JSON part as an object."""
+    """Parse the JSON part as an object; raise `BadInput` otherwise."""
     try:
         head = json_loads(text)
     except (ValueError, RecursionError) as e:
@@ -220,7 +222,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return a key's value, a list of objects with a name; raise `BadInput` otherwise."""
+    """Return a key's value, a list of objects with a name; raise `BadInput` otherwise, also if the key is missing."""
     value = head.get(key)
     if not isinstance(value, list) or not all(isinstance(x, dict) and isinstance(x.get("name"), str) for x in value):
         raise BadInput(f"{key} is {_say(value)}: send a list of objects with a name")
@@ -248,7 +250,7 @@ def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _octets(body: bytes, offset: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a binary tensor from the body, as a view of the body if its alignment allows."""
+    """Return a binary tensor from the body, as a view if its alignment allows; raise `BadInput` if size or shape do not fit."""
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     count = prod(shape)
     if type(size) is not int or size != count * dtype.itemsize:
@@ -266,7 +268,7 @@ _SMALLER = {"UINT8": "uint8", "FP16": "float16"}
 
 
 def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
-    """Return the bytes of a binary tensor of files as a view of the body."""
+    """Return the bytes of a binary tensor of files as a view of the body; raise `BadInput` if they are not all there."""
     if type(size) is not int or not 0 <= size <= len(body) - offset:
         raise BadInput(
             f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - offset} bytes are left: send all of them"
@@ -275,7 +277,11 @@ def _part(body: bytes, offset: int, size: Any, spec: TensorSpec) -> memoryview:
 
 
 def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any], raw: memoryview | None) -> Files:
-    """Return the files of an input: binary, each with its length before it, or texts in base64."""
+    """Return a copy of an input's files: binary, each with its length before it, or texts in base64.
+
+    Raises:
+        BadInput: their number, encoding or media type is invalid.
+    """
     shape, media = tensor.get("shape"), parameters.get("media_type")
     sizes = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else []
     if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]) or not 0 < sizes[0] <= MOST_FILES:
@@ -311,7 +317,7 @@ def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any],
 
 
 def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """Return a tensor from numbers in JSON, flat or nested, each checked for the type."""
+    """Return a tensor from numbers in JSON, flat or nested, each checked for the type; raise `BadInput` if one does not fit."""
     flat, dtype = tensor.get("data"), np.dtype(spec.dtype)
     if not isinstance(flat, list):
         raise BadInput(f"{spec.name}: data is {_say(flat)}: send a list, or binary data and its binary_data_size")
@@ -348,7 +354,11 @@ PIECE = 1 << 16
 
 
 def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
-    """Return the outputs that a request selects, each with True if it is sent as binary."""
+    """Return the outputs that a request selects (default: all), each with True if it is sent as binary.
+
+    Raises:
+        BadInput: there is no such output.
+    """
     binary = _flag(_map(head, "parameters"), "binary_data_output", default=False)
     if not head.get("outputs"):
         return [(name, binary) for name in names]
@@ -362,7 +372,7 @@ def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
 
 
 def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
-    """Return a boolean parameter; raise `BadInput` if it is no boolean."""
+    """Return a boolean parameter, or its default; raise `BadInput` if it is no boolean."""
     value = parameters.get(key, default)
     if not isinstance(value, bool):
         raise BadInput(f"{key} is {_say(value)}: send true or false")

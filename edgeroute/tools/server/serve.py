@@ -38,7 +38,7 @@ def serve(
     logs: bool = False,
     on_ready: Callable[[str], object] | None = None,
 ) -> int:
-    """Serve models until SIGTERM or SIGINT, then finish requests in progress for at most 5 s.
+    """Serve models until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
 
     Returns the number of that signal; 0 in a thread, which receives no signals. Notifies a service manager, such as systemd, when
     it is ready, alive while its models answer, and stopping.
@@ -72,7 +72,7 @@ def serve(
 
 
 def named_model(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
-    """Return the model at a path, or by its name in Python, `module:name`, whose module is imported from this folder.
+    """Return the model at a path, or by its name in Python, `module:name`, whose module is imported from this folder, too.
 
     Raises:
         PolicyError: there is no such module or name.

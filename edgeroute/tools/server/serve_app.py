@@ -23,9 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.errors import BadInput, PolicyError, RuntimeMissing
 from edgeroute.tools.server import oip_messages as protocol
-from edgeroute.tools.server.access import is_loopback, is_named, of_a_page
-from edgeroute.tools.server.batching import Tensors
-from edgeroute.tools.server.body_reader import Bodies, Body, OneLength
+from edgeroute.tools.server.access import LEFT, is_loopback, is_named, of_a_page, unless_left
+from edgeroute.tools.server.body_reader import CLOSE, Bodies, Body, OneLength
 from edgeroute.tools.server.oip_messages import FAULTS, reply
 from edgeroute.tools.server.served_models import Served, find_model
 from edgeroute.types import EdgeModel
@@ -54,7 +53,7 @@ class Infer:
         self._parser.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the request, queue it at its model, and send the reply."""
+        """Read the request, queue it at its model, and send the reply with the model's load; nothing if the client left."""
         model = find_model(self.served, scope)
         headers = dict(scope["headers"])
         with self.bodies.one() as held:
@@ -67,7 +66,14 @@ class Infer:
     async def _answer(
         self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: Body
     ) -> protocol.Reply | None:
-        """Parse, decode and run a request; return the encoded reply, or None if the client disconnected."""
+        """Parse, decode and run a request; return the encoded reply, or None if the client disconnected.
+
+        Large bodies, files and replies are handled in threads; decoded files count towards the body's memory.
+
+        Raises:
+            BadInput: the body is compressed or invalid.
+            HTTPException: 413 if JSON or files are too large, 501 if the library for the files is missing.
+        """
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise BadInput("the body is compressed, which this server does not read: send it as it is")
         length = None if (raw := headers.get(_LENGTH)) is None else raw.decode("latin-1")
@@ -82,32 +88,17 @@ class Infer:
                 ask = await asyncio.get_running_loop().run_in_executor(self._decoder, model.decoded, ask)
             except RuntimeMissing as e:
                 raise HTTPException(501, f"this server cannot read such files: {e}") from e
-        done = model.submit(ask)
-        watch = asyncio.create_task(_withdraw(done, receive))
-        try:
-            results = await done
-        except asyncio.CancelledError:
-            if watch.done():
-                return None  # the client has disconnected
-            raise
-        finally:
-            watch.cancel()
+        results = await unless_left(model.submit(ask), receive)
+        if results is LEFT:
+            return None
         write = partial(protocol.write, ask, results, model.name)
         small = sum(array.nbytes for array in results.values()) < LARGE
         return write() if small else await asyncio.get_running_loop().run_in_executor(self._parser, write)
 
 
-async def _withdraw(done: asyncio.Future[Tensors], receive: Receive) -> None:
-    """Cancel a request's future when its client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    done.cancel()
-
-
 # Metrics for Prometheus, and a log record for each request.
 
 log = logging.getLogger("edgeroute.requests")
-CLOSE = {"Connection": "close"}
 LONGEST = 100
 """Most characters of the id that a client gives its request."""
 
@@ -132,7 +123,10 @@ class Metrics:
         self._registry.register(self)
 
     def observe(self, model: str, status: int, seconds: float) -> None:
-        """Record the duration of a request. `model` is empty if the path named no model of this server."""
+        """Record the duration of a request. `model` is empty if the path named no model of this server.
+
+        Its time series begins with the first request.
+        """
         self._durations.labels(model, str(status)).observe(seconds)
 
     def describe(self) -> tuple[()]:
@@ -189,7 +183,7 @@ class RequestLog:
         self.app, self._served, self._metrics, self._logs = app, served, metrics, logs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; record it if it is a POST."""
+        """Pass a request on; record it afterwards if it is a POST, also if it fails or the client disconnects (499)."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -208,7 +202,7 @@ class RequestLog:
             self._record(scope, status, monotonic() - begun)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request and log it."""
+        """Count a request and log it with its client's id, each if asked for; an unknown model has no name."""
         named = scope.get("path_params", {}).get("name", "")
         model = named if named in self._served else named.removesuffix("-encoded")
         model = model if model in self._served else ""
@@ -235,7 +229,7 @@ def app(
     metrics: bool = False,
     logs: bool = False,
 ) -> Starlette:
-    """Load the models and build the ASGI application that serves them by name, each in version 1.
+    """Load the models and build the ASGI application that serves them by name, each in version 1; it closes them at its end.
 
     Args:
         models: loaded here, so that an unsuitable one fails before the server listens. Each declares its `inputs`, as ONNX models
@@ -313,17 +307,17 @@ class _Pages:
         return reply({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Answer that the server is ready."""
+        """Answer that the server is ready, whatever its models do."""
         return reply({"ready": True})
 
     async def model(self, request: Request) -> Response:
-        """Describe a model."""
+        """Describe a model; raise 404 if unknown."""
         return reply(find_model(self.served, request.scope).described(request.path_params["name"]))
 
     async def model_ready(self, request: Request) -> Response:
-        """Answer that a model is ready; 404 if unknown."""
+        """Answer that a model is ready; raise 404 if unknown."""
         return reply({"name": find_model(self.served, request.scope).name, "ready": True})
 
     async def stats(self, request: Request) -> Response:
-        """Return a model's counts."""
+        """Return a model's counts; raise 404 if unknown."""
         return reply({"model_stats": [find_model(self.served, request.scope).stats()]})

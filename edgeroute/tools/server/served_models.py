@@ -81,7 +81,10 @@ class TensorModel:
             self.run_feed = self._run_padded
 
     def _run_rows(self, feed: dict[str, Array]) -> dict[str, Array]:
-        """Run the model on the feed's rows, as an array each or name -> array, and return its outputs by name."""
+        """Run the model on the feed's rows, as an array each or name -> array, and return its outputs by name.
+
+        A coroutine runs on the loop's thread, and is waited for.
+        """
         arrays = [feed[spec.name] for spec in self.inputs]
         count = len(arrays[0]) if arrays[0].ndim else 1
         if len(arrays) == 1:
@@ -132,6 +135,9 @@ class TensorModel:
         """Run the model on zeros and return the specifications of its outputs.
 
         For a model that does not declare them.
+
+        Raises:
+            PolicyError: the model fails on zeros.
         """
         zeros = {spec.name: np.zeros([max(1, size) for size in spec.shape], spec.dtype) for spec in self.inputs}
         try:
@@ -194,6 +200,7 @@ class Served:
 
         Raises:
             BadInput: its inputs differ in their number of rows, have no rows, or the edge's answers are not as many.
+            Full: the model's queue is full.
         """
         if self.model.takes_edge:
             first = next(iter(ask.feed.values()))
@@ -207,7 +214,7 @@ class Served:
         return self.batcher.submit(ask.feed, rows.pop())
 
     def decoded_bytes(self, ask: Ask) -> int | None:
-        """Return the bytes that the request's files make once decoded, as far as shapes tell; None if it has no files."""
+        """Return the bytes that the request's files make once decoded (0 where shapes do not tell); None without files."""
         sizes = [self.decoders[name].bytes * len(data) for name, data in ask.feed.items() if isinstance(data, Files)]
         return sum(sizes) if sizes else None
 
@@ -316,7 +323,7 @@ class _Probe:
         return alive
 
     async def _answer(self) -> bool:
-        """Run the model on zeros; return True if it answers, or if it fails but has never taken zeros."""
+        """Run the model on zeros, waiting for the queue; return True if it answers, or fails but has never taken zeros."""
         try:
             await self.served.submit(Ask(self.zeros, [], None))
         except EdgerouteError:

@@ -44,7 +44,7 @@ class Notify:
         return self._socket is not None
 
     def ready(self, status: str = "") -> None:
-        """Send that the service is ready."""
+        """Send that the service is ready, with a status line if there is one."""
         self._send("READY=1", *([f"STATUS={status}"] if status else []))
 
     def status(self, text: str) -> None:
@@ -52,7 +52,7 @@ class Notify:
         self._send(f"STATUS={text}")
 
     def alive(self) -> None:
-        """Send that the service works, at most three times a period. Cheap: it may be called after each answer."""
+        """Send that the service works, at most three times a period; nothing if no notices are expected. Cheap."""
         if self.watchdog_s is not None and (now := monotonic()) >= self._next:
             self._next = now + self.watchdog_s / BEATS
             self._send("WATCHDOG=1")
@@ -71,7 +71,7 @@ class Notify:
             self._socket = None
 
     def _send(self, *lines: str) -> None:
-        """Send lines as one datagram; log a failure instead of raising it."""
+        """Send lines as one datagram without waiting; log a failure instead of raising it; nothing without a manager."""
         if self._socket is None:
             return
         try:
@@ -81,7 +81,7 @@ class Notify:
 
 
 def _connected(name: str) -> socket.socket | None:
-    """Return a datagram socket connected to the manager's; None, with a logged warning, if that fails."""
+    """Return a non-blocking datagram socket connected to the manager's; None, with a logged warning, if that fails."""
     if not hasattr(socket, "AF_UNIX") or name[0] not in "/@":
         _log.warning("NOTIFY_SOCKET=%s is no Unix socket: no notices are sent", name)
         return None

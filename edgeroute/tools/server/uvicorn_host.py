@@ -46,7 +46,7 @@ class Connection(H11Protocol):
     _taken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Start the timer of the first head; with too many connections reply 503 and close."""
+        """Start the timer (10 s) of the first head; with too many connections reply 503 and close."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.write(_BUSY)
@@ -65,7 +65,7 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_S, self.transport.abort)
 
     def pause_writing(self) -> None:
-        """Start the timer within which a slow client must read."""
+        """Start the timer (30 s) within which a slow client must read, or be cut off."""
         super().pause_writing()
         self._taken = self.loop.call_later(TAKEN_S, self.transport.abort)
 
@@ -84,7 +84,7 @@ class Connection(H11Protocol):
 
 
 async def notify_alive(status: str, notify: Notify) -> None:
-    """Notify the service manager of the status, ready, then that the event loop is alive, until cancelled."""
+    """Notify the service manager of the status, ready, then that the event loop is alive; return if it has no watchdog."""
     notify.ready(status)
     while notify.watchdog_s is not None:
         notify.alive()
@@ -99,7 +99,7 @@ def run(
     on_ready: Callable[[str], object] | None,
     stops: Callable[[Callable[[], object]], object] | None = None,
 ) -> int:
-    """Run an application until SIGTERM or SIGINT, then finish requests in progress for at most `GRACE_S`.
+    """Run an application until SIGTERM or SIGINT; then finish requests in progress for at most 5 s. Blocks.
 
     Returns that signal's number; 0 in a thread, which receives no signals.
 
@@ -193,7 +193,11 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Bind a socket to the address, without listening yet, and return it."""
+    """Bind a socket to the address, without listening yet, and return it.
+
+    Raises:
+        PolicyError: the address cannot be listened on.
+    """
     # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
     listener: socket.socket | None = None
     try:

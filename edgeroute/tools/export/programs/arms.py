@@ -28,7 +28,7 @@ def checked_shares(splits: Mapping[str, Mapping[str, float]], models: Mapping[st
 
 
 def arm_of(name: str, shares: Mapping[str, float], key: bytes) -> str:
-    """Return the arm (model) of a key, by its hash. While the first arm's share grows, its keys stay in it."""
+    """Return the arm (model) of a key, by the hash of name and key: always the same. A growing first arm keeps its keys."""
     position = int.from_bytes(hashlib.sha256(name.encode() + b"\0" + key).digest()[:8], "big") / 2**64
     last = ""
     for arm, share in shares.items():

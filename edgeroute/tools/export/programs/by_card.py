@@ -94,7 +94,7 @@ class Model(Description):
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
     def run_many(self, feeds: list[dict[str, Array]]) -> list[dict[str, Array] | Exception]:
-        """Run several requests and return for each its outputs or its exception.
+        """Run several requests and return for each its outputs or its exception, which is not raised.
 
         Requests of the same shape run together; if that fails, each runs alone, so that a bad one costs no other.
         """
@@ -129,7 +129,7 @@ class Model(Description):
             self.run({spec["name"]: np.zeros((1, *spec["shape"]), spec["dtype"]) for spec in self.inputs})
 
     def _group(self, feed: dict[str, Array], start: int, size: int) -> dict[str, Array]:
-        """Return the outputs of `size` rows from a start; for a model of a fixed size, repeat the last row to fill them."""
+        """Run `size` rows from a start and return their outputs; a fixed size is filled with the last row, cut off after."""
         group = {name: array[start : start + size] for name, array in feed.items()}
         n = len(next(iter(group.values())))
         full = group
@@ -149,12 +149,12 @@ class Model(Description):
 
 
 def datatype(dtype: str) -> str:
-    """Return the protocol's name of a numpy dtype."""
+    """Return the protocol's name of a numpy dtype; "BYTES" for object."""
     return DATATYPES.get(dtype, dtype.upper())
 
 
 def tensor(x: Array, spec: dict[str, Any]) -> Array:
-    """Turn a caller's array [n, ...] into the model's tensor: axes arranged, type converted, scaled, normalised."""
+    """Turn a caller's array [n, ...] into the model's tensor: axes arranged, type converted, scaled; text decoded."""
     to = spec["tensor"]
     batch, axes = to["batch"], spec["axes"]
     if x.dtype == object:

@@ -58,7 +58,11 @@ def read(body: bytes, length: str | None, inputs: list[dict[str, Any]], outputs:
 
 
 def _read(body: bytes, offset: int, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> tuple[Ask, int]:
-    """Parse the request; return it with the end of its last binary tensor. `offset`: end of its JSON."""
+    """Parse the request; return it with the end of its last binary tensor. `offset`: end of its JSON.
+
+    Raises:
+        BadInput: an input is unknown, there twice, or longer than the body.
+    """
     head, feed = json.loads(body[:offset]), dict[str, Any]()
     for entry in head["inputs"]:
         name, size = str(entry["name"]), _parameter(entry, "binary_data_size")
@@ -76,12 +80,16 @@ def _read(body: bytes, offset: int, inputs: list[dict[str, Any]], outputs: list[
 
 
 def _parameter(message: dict[str, Any], key: str, default: Any = None) -> Any:
-    """Return a parameter of a tensor or request."""
+    """Return a parameter of a tensor or request, or the default."""
     return (message.get("parameters") or {}).get(key, default)
 
 
 def _tensor(entry: dict[str, Any], spec: dict[str, Any], raw: bytes | None) -> Any:
-    """Return an input's array from its JSON data or its bytes, checked against the model; files as an array of bytes."""
+    """Return a copy of an input's array from its JSON data or its bytes; files, decoded from base64, as an array of bytes.
+
+    Raises:
+        BadInput: type, shape or values do not fit the model.
+    """
     name, kind, shape = spec["name"], entry["datatype"], [int(size) for size in entry["shape"]]
     files = kind == "BYTES" and spec["picture"] is not None
     row = [] if files else spec["shape"]
@@ -117,7 +125,7 @@ def _tensor(entry: dict[str, Any], spec: dict[str, Any], raw: bytes | None) -> A
 
 
 def _texts(raw: bytes) -> list[bytes]:
-    """Split BYTES data into texts, each with its length of four bytes before it."""
+    """Split BYTES data into texts, each with its length of four bytes before it; raise `BadInput` if one is cut off."""
     texts, offset = list[bytes](), 0
     while offset < len(raw) and len(texts) <= MOST_TEXTS:
         size = int.from_bytes(raw[offset : offset + 4], "little")
@@ -129,7 +137,7 @@ def _texts(raw: bytes) -> list[bytes]:
 
 
 def write(ask: Ask, results: dict[str, Any], model: str, **parameters: str) -> tuple[dict[str, str], bytes]:
-    """Encode the reply to a request; return its headers and its body."""
+    """Encode the reply to a request; return its headers and its body. NaN and infinity are null in JSON."""
     outputs, parts = [], list[bytes]()
     for name, binary in ask.outputs:
         array = results[name]

@@ -35,7 +35,7 @@ app = FastAPI()
 
 
 def descriptions(names: list[str]) -> dict[str, Description]:
-    """Read the description of each model, by name."""
+    """Read the description of each model, by name, without loading any."""
     return {name: Description(HERE / name) for name in names}
 
 
@@ -61,7 +61,10 @@ class Models:
         self._load = serve.multiplexed(max_num_models_per_replica=models_per_replica)(load)
 
     def _request_function(self, model: Model) -> Any:
-        """Return an async function that answers one request of a model, sharing runs between requests at the same time."""
+        """Return an async function that answers one request of a model, sharing runs between requests at the same time.
+
+        The function raises `BadInput`; it returns any other error as text.
+        """
         most, wait_s = self._batch
 
         @serve.batch(max_batch_size=most, batch_wait_timeout_s=wait_s)
@@ -115,7 +118,7 @@ class Models:
         return outputs, n, run_s, self._change_level(0)
 
     async def ready(self, name: str) -> bool:
-        """Load a model if it is not in memory."""
+        """Load a model if it is not in memory; return True."""
         await self._load(name)
         return True
 
@@ -159,7 +162,7 @@ class Ingress:
         self._key = "x-edgeroute-key"
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Apply `user_config` of the YAML, so that shares change without a restart."""
+        """Apply `user_config` of the YAML, so that shares change without a restart; raise `ValueError` if they are wrong."""
         self._splits = checked_shares(config.get("splits") or {}, self._descriptions)
         self._key = str(config.get("key_header") or self._key).lower()
 
@@ -175,7 +178,7 @@ class Ingress:
         return None
 
     def _call(self, name: str) -> Any:
-        """Return the handle of the models, with routing to a replica that has the model in memory."""
+        """Return the handle of the models; if not each replica has all of them, of one with the model in memory."""
         return self._models.options(multiplexed_model_id=name) if self._routed else self._models
 
     @app.get("/v2")
@@ -196,7 +199,7 @@ class Ingress:
     @app.get("/v2/models/{name}/ready")
     @app.get("/v2/models/{name}/versions/1/ready")
     async def ready(self, name: str) -> Response:
-        """Load a model and its other arms, and answer that it is ready."""
+        """Load a model and its other arms, and answer that it is ready; 404 if unknown, 503 without a replica."""
         match = self._find(name)
         if match is None:
             return _missing_reply(name)
@@ -211,7 +214,7 @@ class Ingress:
     @app.get("/v2/models/{name}")
     @app.get("/v2/models/{name}/versions/1")
     async def metadata(self, name: str) -> Response:
-        """Describe a model, with its labels and arms."""
+        """Describe a model, with its labels and arms; 404 if unknown."""
         match = self._find(name)
         if match is None:
             return _missing_reply(name)
@@ -230,7 +233,10 @@ class Ingress:
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/1/infer")
     async def infer(self, name: str, request: Request) -> Response:
-        """Read a request, choose its arm, run it, and reply with the load in a header."""
+        """Read a request, draw its arm by the hash of its key, run it, and reply with the load in a header.
+
+        The key is a header, else the request's id, else its body. Faults are replies: 400, 404, 413, 500, 503.
+        """
         match = self._find(name)
         if match is None:
             return _missing_reply(name)
@@ -259,7 +265,7 @@ class Ingress:
         return Response(reply, headers={**headers, "x-edgeroute-arm": arm, "x-edgeroute-batch": str(batch), LOAD: load})
 
     async def _run(self, arm: str, feed: dict[str, Any], left: int = ATTEMPTS) -> Any:
-        """Run a request; repeat it on another replica if the first one dies."""
+        """Run a request; repeat it on another replica if the first one dies, three attempts in all."""
         try:
             return await self._call(arm).infer.remote(arm, feed)
         except RayActorError:

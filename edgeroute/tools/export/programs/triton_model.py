@@ -25,7 +25,7 @@ class TritonPythonModel:
         self.inputs = [spec["name"] for spec in self.model.inputs]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer requests, in shared runs where shapes allow."""
+        """Answer requests, in shared runs where shapes allow; an error is its request's response."""
         feeds = [{name: triton.get_input_tensor_by_name(r, name).as_numpy() for name in self.inputs} for r in requests]
         return [_reply(result) for result in self.model.run_many(feeds)]
 

@@ -48,7 +48,7 @@ def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) ->
 
 
 def element(figure: Any, name: str) -> str:
-    """Return the figure as inline SVG in the page's text colour; `name` prefixes its ids to keep them unique."""
+    """Return the figure as inline SVG in the page's text colour, the same for the same figure; `name` prefixes its ids."""
     from matplotlib import rc_context
 
     out = io.StringIO()
@@ -71,7 +71,7 @@ MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecol
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
-    """Draw accuracy over deferral rate: score, oracle, random deferral, and the threshold in use with its intervals."""
+    """Draw accuracy over deferral rate, with oracle, random deferral, and the threshold in use; None if unknown."""
     curve, oracle, accuracy = evaluation.curve(), evaluation.oracle(), evaluation.accuracy()
     if curve is None:
         return None
@@ -108,7 +108,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
 
 
 def latency(evaluation: Evaluation) -> str | None:
-    """Draw the empirical distribution of latency, for edge, cloud and cascade."""
+    """Draw the empirical distribution of latency, for edge, cloud and cascade; None if none was measured."""
     seconds = evaluation.seconds()
     if not seconds:
         return None
@@ -172,7 +172,7 @@ def reliability(bins: list[Bin], *, diagonal: bool, right: str) -> str:
 
 
 def histograms(evaluation: Evaluation) -> str | None:
-    """Draw histograms of the scores of correct and wrong answers, or of all where correctness is unknown."""
+    """Draw histograms of the scores of correct and wrong answers, or of all where correctness is unknown; None without."""
     score, right = evaluation.examples.score, evaluation.edge_right
     known = np.isfinite(score)
     if not known.any():

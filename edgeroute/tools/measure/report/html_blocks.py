@@ -20,7 +20,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def beside(*sections: str) -> str:
-    """Return sections side by side on wide screens; empty ones are skipped."""
+    """Return sections side by side on wide screens; empty ones are skipped; empty without any."""
     return "\n".join(['<div class="row">', *filter(None, sections), "</div>"]) if any(sections) else ""
 
 

@@ -70,7 +70,7 @@ def methods(certificate: Certificate) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Format a share: 0.1234 -> 12.34 %."""
+    """Format a share: 0.1234 -> 12.34 %; None or NaN as "not known"."""
     return NONE if share is None or isnan(share) else f"{share * 100:.2f} %"
 
 
@@ -85,17 +85,17 @@ def interval(share: Share) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: milliseconds below one second."""
+    """Format seconds: two decimals, or below one second milliseconds."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def size(count: float) -> str:
-    """Format bytes as KB or MB (powers of 1000)."""
+    """Format bytes as KB or MB (powers of 1000); never as bytes."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"  # noqa: PLR2004 - a megabyte
 
 
 def amount(what: str, value: float | None) -> str:
-    """Format a value with its unit. what: seconds, usd or joules."""
+    """Format a value with its unit, None as "not known". what: seconds, usd or joules."""
     if value is None:
         return NONE
     return duration(value) if what == "seconds" else f"{value:.4g} {'$' if what == 'usd' else 'J'}"

@@ -144,7 +144,7 @@ def numbers(evaluation: Evaluation) -> str:
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str:
-    """Return the section with the accuracy-deferral curve and the threshold in use."""
+    """Return the section with the accuracy-deferral curve and the threshold in use; empty if unknown."""
     drawn = figures.accuracy_over_deferral(evaluation)
     if drawn is None:
         return ""
@@ -164,7 +164,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str:
 
 
 def latency(evaluation: Evaluation) -> str:
-    """Return the section with the latency distributions."""
+    """Return the section with the latency distributions; empty if none was measured."""
     drawn = figures.latency(evaluation)
     if drawn is None:
         return ""
@@ -175,7 +175,7 @@ def latency(evaluation: Evaluation) -> str:
 
 
 def cost(evaluation: Evaluation) -> str:
-    """Return the section with the cost per input on each side, and the break-even deferral rate."""
+    """Return the section with the cost per input on each side, and the break-even deferral rate; empty if unknown."""
     costs, deferral = evaluation.costs(), evaluation.deferral.value
     if not costs:
         return ""
@@ -196,7 +196,7 @@ def cost(evaluation: Evaluation) -> str:
 
 
 def reliability(evaluation: Evaluation) -> str:
-    """Return the section with the reliability diagram and expected calibration error of the edge."""
+    """Return the section with the reliability diagram and expected calibration error of the edge; empty if unknown."""
     right, score = evaluation.edge_right, evaluation.examples.score
     finite = score[np.isfinite(score)]
     if right is None or not finite.size:
@@ -218,7 +218,7 @@ def reliability(evaluation: Evaluation) -> str:
 
 
 def scores(evaluation: Evaluation) -> str:
-    """Return the section with score histograms of correct and wrong answers."""
+    """Return the section with score histograms of correct and wrong answers; empty without scores."""
     drawn = figures.histograms(evaluation)
     if drawn is None:
         return ""
@@ -230,7 +230,7 @@ def scores(evaluation: Evaluation) -> str:
 
 
 def classes(evaluation: Evaluation) -> str:
-    """Return the section with results per class; the worst `WORST` if there are more."""
+    """Return the section with results per class: the worst `WORST` if there are more; a sentence if far too many."""
     results = evaluation.classes()
     if len(results) > WORST and 2 * len(results) > evaluation.n:
         text = f"There are {len(results):,} different answers to {counted(evaluation.n, 'input')}: too many for a table."

@@ -27,7 +27,7 @@ LINES = 10
 
 @contextmanager
 def bar() -> Iterator[Bar]:
-    """Provide a progress bar, shown only if stderr is a terminal. Stdout is not used."""
+    """Provide a progress bar on stderr, shown only if that is a terminal. Stdout is not used."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -68,7 +68,7 @@ def show_progress(progress: Progress, what: str, total: int) -> Iterator[Callabl
 
 
 def _display(progress: Progress, what: str) -> AbstractContextManager[Show]:
-    """Return a context manager of a function that shows the progress."""
+    """Return a context manager of a function that shows the progress: the callback, a notebook's bar, a bar, lines, or none."""
     if callable(progress):
         return nullcontext(progress)
     if progress is False:
@@ -85,7 +85,7 @@ def _nothing(done: int, total: int) -> None:
 
 
 def in_notebook() -> bool:
-    """Return True in a kernel of Jupyter, which shows HTML."""
+    """Return True in a kernel of Jupyter, which shows HTML; imports nothing."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 

@@ -27,7 +27,7 @@ VERDICTS = {"worse": "worse by more than is allowed", "within": "no worse than i
 
 
 def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
-    """Return the section about a router's trials in operation. arms: as in its statistics."""
+    """Return the section about a router's trials in operation, with stopped arms. arms: as in its statistics."""
     return html.section("Trials in operation", _table(arms), *_stopped(arms), html.paragraph(
         "Of requests, not of these examples. The loss is the share of all requests that the edge answered otherwise than the "
         "cloud would, by audits. Intervals are of 95 %, for independent requests and one look that was fixed beforehand; the "
@@ -36,7 +36,7 @@ def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def fleet_section(fleet: Fleet) -> str:
-    """Return the sections of a trial on many devices."""
+    """Return the sections of a trial on many devices: its arms, and, if anything is compared, the differences."""
     arms = [arm._asdict() for arm in fleet.arms]
     table = html.section("The arms", _table(arms), *_stopped(arms), html.paragraph(
         "The loss is the share of all requests that the edge answered otherwise than the cloud would, by audits. p99 is that "
@@ -55,7 +55,7 @@ def fleet_section(fleet: Fleet) -> str:
 
 
 def verdict(fleet: Fleet) -> tuple[str, str]:
-    """Return a headline and an explanation: whether the model on trial is worse."""
+    """Return a headline and an explanation: if the model on trial is worse, is not, or too little is known."""
     b, side, measures = fleet.arms[1].arm, fleet.settings.side, fleet.settings.measures
     if fleet.worse:
         worse = " and more ".join(SAID[side, name] for name in fleet.worse)
@@ -87,7 +87,7 @@ def how(fleet: Fleet) -> str:
 
 
 def _is_all_within(fleet: Fleet) -> bool:
-    """Return True if every measure is known to be no worse than is allowed."""
+    """Return True if every measure is known (none is missing) to be no worse than is allowed."""
     return len(fleet.differences) == len(fleet.settings.measures) and all(row.verdict == "within" for row in fleet.differences)
 
 

@@ -35,7 +35,7 @@ def latencies(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 
 def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
-    """Return all numbers as JSON data. Shares 0..1, with their 95 % intervals; times in seconds."""
+    """Return all numbers as JSON data. Shares 0..1, with their 95 % intervals; times in seconds; None: unknown."""
     examples, certificate = evaluation.examples, evaluation.certificate
     return {
         "n": evaluation.n,
@@ -59,7 +59,7 @@ def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
 
 
 def _share(part: Share) -> dict[str, Any]:
-    """Return a share as JSON data."""
+    """Return a share as JSON data; its value is None if it is of nothing."""
     return {**part._asdict(), "value": part.value if part.of else None}
 
 
@@ -188,7 +188,7 @@ class CalibrationResult:
         return document(calibration_page(self.evaluation, self.why, self.notes))
 
     def save(self, path: str | PathLike[str]) -> dict[str, str]:
-        """Write the certificate as JSON, and a fitted score beside it, as `NAME.score.json`.
+        """Write the certificate as JSON, and a fitted score beside it, as `NAME.score.json`, replacing both.
 
         Returns the entries for a policy file in that folder: `{"threshold": ..., "score": ...}`.
 
@@ -228,7 +228,7 @@ class CalibrationResult:
 
 
 def _cell(make_page: Callable[[bool], Page]) -> str:
-    """Return a page for a notebook, without figures if matplotlib is missing, so that it never raises."""
+    """Return a page for a notebook under a random id, without figures if matplotlib is missing, so that it never raises."""
     try:
         page = make_page(True)
     except RuntimeMissing:

@@ -84,7 +84,7 @@ class Result:
         return self.right / max(1, int(self.asked.sum()))
 
     def took_s(self, q: float) -> float:
-        """Return a quantile of the time until a request has its answer, seconds."""
+        """Return a quantile of the time until a request has its answer, seconds; 0 without any."""
         sums = np.cumsum(self.took)
         return float(np.searchsorted(sums, q * sums[-1])) * TOOK_S if sums[-1] else 0.0
 
@@ -147,7 +147,7 @@ FULL_S: Final = 0.25
 
 
 def simulate(scenario: Scenario, client: Client = EDGEROUTE) -> Result:
-    """Run the fleet for `length_s` seconds, and until the last request has an answer; return the counts."""
+    """Run the fleet for `length_s` seconds, and until the last request has an answer; return the counts. The seed decides."""
     return Fleet(scenario, client).run()
 
 
@@ -159,7 +159,7 @@ class EventQueue:
         self._step = 0
 
     def put(self, rows: Floats, times: Floats) -> None:
-        """Schedule rows at these times; in the next step at the earliest."""
+        """Schedule rows at these times, in the next step at the earliest; nothing without rows."""
         if not len(rows):
             return
         steps = np.maximum((times / STEP_S).astype(np.int64), self._step + 1)
@@ -236,7 +236,7 @@ class Fleet:
         return tally
 
     def _ask(self, time: float) -> None:
-        """Generate the deferred requests of a step, and send or answer them."""
+        """Draw the deferred requests of a step at random, and send or answer them."""
         scenario = self._scenario
         crowd = scenario.together * scenario.devices if scenario.outage_at_s <= time < scenario.outage_at_s + 1 else 0.0
         if self._course is None:
@@ -267,12 +267,12 @@ class Fleet:
         self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
 
     def _random_devices(self, mean: float) -> Ints:
-        """Return the random devices that send in a step, `mean` on average."""
+        """Draw the devices that send in a step, `mean` on average; one may come twice."""
         count = int(self._random.poisson(mean))
         return self._random.integers(0, self._scenario.devices, count) if count else np.zeros(0, np.int64)
 
     def _devices_by_state(self, time: float, crowd: float) -> Ints:
-        """Return the random devices that send in a step, as often as the rules in force let each kind."""
+        """Step the devices to this time, and draw those that send, as often as the rules let each kind."""
         course = self._course
         assert course is not None, "the devices have a state"
         course.until(time)
@@ -293,7 +293,7 @@ class Fleet:
         self, who: Ints, times: Floats, kind: float, requested_at: Floats | None = None, failed: Floats | float = 0.0,
         rank: Floats | float = 0.0,
     ) -> None:  # fmt: skip
-        """Add first attempts to the current step."""
+        """Add first attempts to the current step, with their time limits."""
         if len(who):
             rows = np.zeros((len(who), 11))
             rows[:, WHO], rows[:, AT], rows[:, KIND], rows[:, FAILED] = who, times, kind, failed
@@ -303,7 +303,7 @@ class Fleet:
             self._starting.append(rows)
 
     def _send(self, rows: Floats) -> None:
-        """Pass the attempts of a step to the cloud, and schedule their ends."""
+        """Pass the attempts of a step to the cloud, count them, and schedule their ends."""
         rows = rows[np.argsort(rows[:, AT], kind="stable")]
         times, tally = rows[:, AT], self._tally
         probe = rows[:, KIND] == PROBE
@@ -316,7 +316,7 @@ class Fleet:
         self._ends.put(rows, ends)
 
     def _retry(self, rows: Floats) -> None:
-        """Send retries after their back-off; the breaker may have opened meanwhile."""
+        """Send retries after their back-off; those whose breaker has opened meanwhile fail."""
         who, times = rows[:, WHO].astype(np.int64), rows[:, AT]
         allowed = self._devices.allows(who, times)
         self._starting.append(rows[allowed])
@@ -372,7 +372,7 @@ class Fleet:
             self._places.ended(who[real], rows[real, AT], took_s, verdict[real] == ANSWERED)
 
     def _succeed(self, who: Ints, rows: Floats) -> None:
-        """Count answered attempts, close breakers, and free places."""
+        """Count answered attempts, close breakers, wake outboxes, and free places."""
         times = rows[:, AT]
         opened = self._devices.success(who)
         self._wake(who[opened], times[opened])
@@ -412,7 +412,7 @@ class Fleet:
             self._store(who, times + np.maximum(wait_s, self._scenario.retry_after_s), queued_at, np.minimum(failed + 1, 30))
 
     def _part_s(self, age_s: Floats) -> Floats:
-        """Return random parts of the outboxes' spread, by their age."""
+        """Draw random parts of the outboxes' spread, by their age."""
         return self._devices.wait_s(spreads_s(self._client.spread_s, age_s))
 
     def _count_degraded(self, who: Ints, times: Floats, *, failed: bool) -> None:
@@ -431,7 +431,7 @@ class Fleet:
             self._hurries.put(np.column_stack((who, times)), times)
 
     def _flush(self, rows: Floats) -> None:
-        """Flush outboxes: all their entries are due now."""
+        """Flush outboxes: all their entries are due now. A flush that an earlier one replaced is ignored."""
         who, times = rows[:, 0].astype(np.int64), rows[:, 1]
         planned = times == self._hurry_at[who]
         who, first = np.unique(who[planned], return_index=True)
@@ -453,7 +453,10 @@ class Fleet:
         self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
 
     def _deliver(self, rows: Floats, end: float) -> None:
-        """Send deliveries that are due, within the limits of breaker, rate and concurrency; schedule the others again."""
+        """Send deliveries that are due, within the limits of breaker, rate and concurrency; schedule the others again.
+
+        Deliveries from before the last flush are ignored.
+        """
         who = rows[:, 0].astype(np.int64)
         planned = rows[:, 3] == self._woken[who]
         order = np.lexsort((rows[planned, 1], who[planned]))
@@ -496,13 +499,13 @@ def longest_s(failed: Floats, spread_s: float, age_s: Floats) -> Floats:
 
 
 def _bins(took_s: Floats, tally: Result) -> Ints:
-    """Return the number of times per step of `TOOK_S`."""
+    """Return the number of times per step of `TOOK_S`; the last step has all longer ones."""
     last = len(tally.took)
     return np.bincount(np.minimum((took_s / TOOK_S).astype(np.int64), last - 1), minlength=last)
 
 
 def _seconds(times: Floats, tally: Result) -> Ints:
-    """Return the number of times per second."""
+    """Return the number of times per second; the last second has all later ones."""
     last = len(tally.asked)
     return np.bincount(np.minimum(times.astype(np.int64), last - 1), minlength=last)
 

@@ -46,13 +46,16 @@ class Device(NamedTuple):
 
     @classmethod
     def of(cls, setup: Setup, **more: float) -> Device:
-        """Return a device with this policy; `more` are other values for its fields."""
+        """Return a device with this policy, without thresholds by class; `more` are other values for its fields."""
         call_j = next((port.terms.joules_per_call for port in setup.ports.values()), 0.0)
         targets = tuple(target._replace(thresholds={}) for target in setup.targets)
         return cls(setup.policy, targets, **{"call_j": call_j, **more})
 
     def shares(self, rules: tuple[Rule, ...], defer: float) -> Shares:
-        """Return the shares of edge and cloud by the plan with these rules, if the edge is unsure of the share `defer`."""
+        """Return the shares of edge and cloud by the plan with these rules, if the edge is unsure of the share `defer`.
+
+        Both are 0 if the plan is refused.
+        """
         first = {side: next((t.name for t in self.targets if t.side == side), "") for side in ("edge", "cloud")}
         facts = Facts(rules=rules, joules={first["edge"]: self.run_j, first["cloud"]: self.call_j}, unsure=defer)
         route = plan(self.policy, self.targets, facts)

@@ -27,7 +27,7 @@ class Meter:
         self.used, self._at = 0.0, 0.0
 
     def served(self, work_s: float, until: float) -> None:
-        """Record seconds of work done up to that time."""
+        """Record seconds of work done up to that time; earlier times are ignored."""
         passed = until - self._at
         if passed > 0:
             decay = exp(-passed / WINDOW_S)
@@ -54,7 +54,7 @@ class Cloud:
         self.reports: Floats = np.zeros(0)
 
     def ask(self, arrivals: Floats, until: Floats, probe: Some) -> tuple[Floats, Floats]:
-        """Serve or reject attempts, and return the end and the result of each.
+        """Serve or reject attempts, and return the end and the result of each; counts them, and stores the reported loads.
 
         Probes go to the health route, which does not run the model: they do not queue.
 

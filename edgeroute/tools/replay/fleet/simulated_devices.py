@@ -42,7 +42,7 @@ class Devices:
         return np.asarray(admission.allowed(self.state[who] == CLOSED, self.held[who], at))
 
     def probes(self, who: Ints, at: Floats) -> Ints:
-        """Start the probes that are due among these rejected devices, and return their positions."""
+        """Start the probes that are due among these rejected devices, one a device, and return their positions."""
         due = np.flatnonzero(admission.due(self.due[who], self.held[who], at))
         if len(due):
             due = due[np.unique(who[due], return_index=True)[1]]
@@ -51,7 +51,7 @@ class Devices:
         return due
 
     def success(self, who: Ints) -> Some:
-        """Record answered requests, and return which breakers were not closed."""
+        """Record answered requests: close breakers, earn retries; return which breakers were not closed."""
         was_open = np.asarray(self.state[who] != CLOSED)
         self._faults[who], self._next_s[who] = 0, admission.FIRST_S
         self.state[who], self.due[who] = CLOSED, np.inf
@@ -59,14 +59,14 @@ class Devices:
         return was_open
 
     def fault(self, who: Ints, at: Floats) -> None:
-        """Record failed requests; open breakers that reach the limit."""
+        """Record failed requests; open breakers that reach the limit; requests of open breakers do not count."""
         closed = self.state[who] == CLOSED
         who, at = who[closed], at[closed]
         np.add.at(self._faults, who, 1)
         self._open(who, at, admission.tripped(self._faults[who]))
 
     def probed(self, who: Ints, at: Floats, ok: Some) -> Some:
-        """Record results of probes, and return which breakers close."""
+        """Record results of probes: close breakers, or open them for longer; return which close."""
         probing = np.asarray(self.state[who] == HALF_OPEN)
         back = probing & ok
         self.state[who[back]], self.due[who[back]] = CLOSED, np.inf
@@ -74,11 +74,11 @@ class Devices:
         return back
 
     def hold(self, who: Ints, at: Floats, wait_s: float) -> None:
-        """Hold requests for `wait_s` seconds, as the cloud requested."""
+        """Hold requests for `wait_s` seconds, as the cloud requested (with the usual maximum)."""
         self.held[who] = admission.held_until(self.held[who], at + wait_s, at)
 
     def retry(self, who: Ints) -> Some:
-        """Take a retry from each budget, and return False where there is none."""
+        """Take a retry from each budget that has one, and return True where a retry is allowed."""
         allowed = np.asarray(self.state[who] == CLOSED) if self._client.breaker else np.ones(len(who), np.bool_)
         if self._client.budget:
             allowed &= admission.affords(self.left[who])
@@ -86,15 +86,15 @@ class Devices:
         return allowed
 
     def wait_s(self, most_s: Floats) -> Floats:
-        """Return random back-off times: uniform between 0 and the maximum; without jitter the maximum."""
+        """Draw back-off times at random: uniform between 0 and the maximum; without jitter the maximum."""
         return most_s * self._jitter(len(most_s))
 
     def _jitter(self, count: int) -> Floats:
-        """Return random factors from 0 to 1; 1 without jitter."""
+        """Draw factors at random from 0 to 1; 1 without jitter."""
         return self._random.random(count) if self._client.jitter else np.ones(count)
 
     def _open(self, who: Ints, at: Floats, which: Some) -> None:
-        """Open breakers and schedule their probes."""
+        """Open breakers and schedule their probes after a time that is random and grows with each opening."""
         if which.any():
             who, first = np.unique(who[which], return_index=True)
             self.state[who] = OPEN
@@ -230,7 +230,7 @@ class Course:
         self._at[who] = times
 
     def _read(self, who: Ints) -> None:
-        """Read the sensors of these kinds and step their rules."""
+        """Read the sensors of these kinds and step their rules; a kind with an empty battery sends nothing."""
         device, load = self._device, np.minimum(1.0, self._scenario.per_minute / 60 * self._edge * self._device.run_s)
         power_w, weights = self._power_w(np.arange(self.count)), self.sizes / self._scenario.devices
         mains = device.battery is None
@@ -252,7 +252,7 @@ class Course:
         self._most = np.maximum(self._most, self._on @ weights)
 
     def _shares(self, rules: tuple[Rule, ...]) -> tuple[Shares, bool]:
-        """Return the shares of requests with these rules in force, and whether everything stays on the device; cached."""
+        """Return the shares of requests with these rules in force, and True if everything stays on the device; cached."""
         if rules not in self._known:
             stays = bool(stays_on_device(self._device.policy, Facts(rules=rules)))
             self._known[rules] = self._device.shares(rules, self._scenario.defer), stays
@@ -275,7 +275,7 @@ class Reported:
         self._at[who] = np.maximum(self._at[who], times)
 
     def kept(self, who: Ints, times: Floats) -> Floats:
-        """Return the share of their deferrals that these devices answer themselves."""
+        """Return the share of their deferrals that these devices answer themselves; 0 without a report."""
         return np.asarray(estimates.share_to_keep(estimates.faded(self._load[who], times - self._at[who])), np.float64)
 
 

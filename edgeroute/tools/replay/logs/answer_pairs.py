@@ -77,7 +77,7 @@ def read_pairs(paths: Sequence[Path], kind: str, how: Read) -> Pairs:
     """Read a log of one of `FORMATS`, from one or several files, and pair its answers.
 
     Raises:
-        BadInput: a file cannot be read, or there is no pair in it.
+        BadInput: a file cannot be read, or there is no pair in it, or none of the edge's answers has a confidence.
     """
     skipped = LeftOut()
     pairs = _pairs_of_table(paths, how, skipped) if kind == "csv" else _pairs_of_log(paths, READERS[kind], how, skipped)
@@ -90,7 +90,7 @@ def read_pairs(paths: Sequence[Path], kind: str, how: Read) -> Pairs:
 
 
 def _pairs_of_table(paths: Sequence[Path], how: Read, skipped: LeftOut) -> Pairs:
-    """Pair the rows of tables; an id that occurs again is skipped."""
+    """Pair the rows of tables; an id that occurs again is skipped and counted."""
     all_rows, compared = rows(paths, Options(match=how.match), skipped)
     unique, seen = list[Row](), set[str]()
     for row in all_rows:
@@ -112,7 +112,7 @@ def _column(table: Sequence[Row], i: int) -> Floats:
 
 
 def _pairs_of_log(paths: Sequence[Path], reader: Reader, how: Read, skipped: LeftOut) -> Pairs:
-    """Pair the answers of a log by request and model; skip repeats and other models."""
+    """Pair the answers of a log by request and model; count repeats, other models and single answers as skipped."""
     ask = Options(how.id, how.score, how.match)
     requests, models = dict[bytes, dict[str, Answer]](), Counter[str]()
     for place, text in lines(paths):
@@ -180,10 +180,10 @@ def _cost(price: Price | None, usd: float | None, tokens: tuple[float, float] | 
 
 
 def _sides(where: str, models: Counter[str], how: Read, skipped: LeftOut) -> tuple[str, str]:
-    """Return the names of the edge's and the cloud's model.
+    """Return the names of the edge's and the cloud's model: as wanted (a pattern may match one), or the other of two.
 
     Raises:
-        BadInput: they are ambiguous.
+        BadInput: there are none, or they are ambiguous.
     """
     listed = ", ".join(f"{clean(name)} ({count:,})" for name, count in models.most_common(SHOWN))
     if not models:

@@ -56,7 +56,7 @@ class LeftOut:
 
 
 def lines(paths: Iterable[Path]) -> Iterator[Line]:
-    """Yield the lines of all files that are not empty; `-` is stdin.
+    """Yield the lines of all files that are not empty; `-` is stdin. A line of more than 16 MiB has None for its text.
 
     Raises:
         BadInput: a file cannot be read.
@@ -76,7 +76,7 @@ def lines(paths: Iterable[Path]) -> Iterator[Line]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, or stdin for `-`; raise errors as `BadInput`."""
+    """Open a file, or stdin for `-`, which stays open; raise errors as `BadInput`."""
     try:
         if str(path) == "-":
             yield sys.stdin.buffer
@@ -114,6 +114,8 @@ class Row(NamedTuple):
 
 def rows(paths: Iterable[Path], options: Options, skipped: LeftOut) -> tuple[list[Row], bool]:
     """Read the rows of all tables; return them, and True if answers are compared because there are no scores.
+
+    A row that cannot be used is added to `skipped`.
 
     Raises:
         BadInput: a file cannot be read, or lacks a column.
@@ -159,7 +161,7 @@ class _Text:
 
 
 def _header(table: csv.DictReader[str], path: Path) -> set[str]:
-    """Return the validated columns of a table."""
+    """Return the columns of a table; raise `BadInput` if one is missing or there twice."""
     try:
         header = {*(table.fieldnames or ())}
     except csv.Error as e:
@@ -173,7 +175,7 @@ def _header(table: csv.DictReader[str], path: Path) -> set[str]:
 
 
 def _row(row: Mapping[str | None, str | None], options: Options, *, scores: bool) -> Row:
-    """Parse a row; raise `Skip` if it cannot be used."""
+    """Parse a row, an empty confidence as NaN; raise `Skip` if it cannot be used."""
     if any(len(text or "") > LONGEST for text in row.values()):
         raise Skip(DAMAGED)  # csv's own limit may have been changed by the program
     text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
@@ -190,7 +192,7 @@ def _row(row: Mapping[str | None, str | None], options: Options, *, scores: bool
 
 
 def _score(name: str, text: str) -> float:
-    """Parse a score, from 0 to 1, or true or false."""
+    """Parse a score, from 0 to 1, or true or false; raise `Skip` for all else."""
     score: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else round_grade(_number(name, text))
     if not 0 <= score <= 1:
         raise Skip(f"{name} is not from 0 to 1")
@@ -198,7 +200,7 @@ def _score(name: str, text: str) -> float:
 
 
 def _number(name: str, text: str) -> float:
-    """Parse a finite number."""
+    """Parse a finite number; raise `Skip` for all else."""
     try:
         value = float(text)
     except ValueError:

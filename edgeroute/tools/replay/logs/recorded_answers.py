@@ -107,7 +107,7 @@ def number(value: Any, *, most: float = 1e15) -> float | None:
 
 
 def score_of(record: Mapping[str, Any], options: Options) -> float | None:
-    """Return the correctness of the answer, 0..1; None if no score is requested.
+    """Return the correctness of the answer, 0..1; None if no score is requested; true and false are 1 and 0.
 
     Raises:
         Skip: it is missing or invalid.
@@ -150,7 +150,7 @@ def answer_digest(text: str, calls: list[list[object]], options: Options) -> byt
 
 
 def model_name(model: Any) -> str:
-    """Return the name of a model.
+    """Return the name of a model, cut to 200 characters.
 
     Raises:
         Skip: there is none.
@@ -175,7 +175,7 @@ def parsed_body(body: Mapping[str, Any]) -> ParsedBody:
     """Parse the first choice of a (chat) completion, or a response's output.
 
     Raises:
-        Skip: it is neither, or incomplete.
+        Skip: it is neither, incomplete, or its answer was redacted.
     """
     if isinstance(body.get("output"), list):
         texts, calls, logprobs = _response(body["output"])
@@ -189,7 +189,7 @@ def parsed_body(body: Mapping[str, Any]) -> ParsedBody:
 
 
 def _response(output: list[Any]) -> tuple[list[str], list[list[object]], list[Any]]:
-    """Return the texts, tool calls and log-probabilities of a response's output."""
+    """Return the texts (refusals, too), tool calls and log-probabilities of a response's output."""
     texts, calls, logprobs = list[str](), list[list[object]](), list[Any]()
     for item in _dicts(output):
         if item.get("type") == "function_call":
@@ -202,7 +202,7 @@ def _response(output: list[Any]) -> tuple[list[str], list[list[object]], list[An
 
 
 def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], list[Any]]:
-    """Return the texts, tool calls and log-probabilities of a choice."""
+    """Return the texts, tool calls and log-probabilities of a chat's or text completion's choice."""
     logprobs = choice.get("logprobs")
     logs: Mapping[str, Any] = logprobs if isinstance(logprobs, dict) else {}
     message = choice.get("message")
@@ -220,7 +220,7 @@ def _choice(choice: Mapping[str, Any]) -> tuple[list[str], list[list[object]], l
 
 
 def _tokens(usage: Any) -> tuple[float, float] | None:
-    """Return the tokens of prompt and completion; None if unknown."""
+    """Return the tokens of prompt and completion; None if unknown; raise `Skip` if they are no numbers."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = (
@@ -231,7 +231,7 @@ def _tokens(usage: Any) -> tuple[float, float] | None:
 
 
 def _arguments(text: Any) -> object:
-    """Return a tool's arguments, parsed from JSON so that order and spaces do not count."""
+    """Return a tool's arguments, parsed from JSON so that order and spaces do not count; as given if they are no JSON."""
     try:
         return json.loads(text)
     except (TypeError, ValueError):
@@ -246,7 +246,7 @@ def _text(value: Any) -> str:
 
 
 def _dicts(values: Any) -> Iterator[dict[str, Any]]:
-    """Return the mappings in a list; none if it is no list."""
+    """Return the mappings in a list, without other items; none if it is no list."""
     return (value for value in values if isinstance(value, dict)) if isinstance(values, list) else iter(())
 
 
