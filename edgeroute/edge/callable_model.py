@@ -95,6 +95,8 @@ class CallableModel:
     def _result(self, result: Any) -> Any:
         """Return a result of the function as `(value, confidence)` or array; the pieces of a generator are joined.
 
+        A coroutine is closed before.
+
         Raises:
             PolicyError: the function returned a coroutine or an asynchronous generator.
         """
@@ -110,7 +112,10 @@ class CallableModel:
         return join_result(result)
 
     async def _run_async(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - its task is
-        """Await the function once per input, one after the other; return a list of its results."""
+        """Await the function once per input, one after the other; return a list of its results.
+
+        An asynchronous generator's pieces are joined. A `Prediction` becomes `(value, confidence)`.
+        """
         if self._yields_async:
             return [await gather(self._stream_async(x)) for x in inputs]
         results = [await self.function(x) for x in inputs]

@@ -169,6 +169,8 @@ class CoreMLModel(ModelFile):
     def _read(self, description: Any) -> None:
         """Store the inputs and outputs from the file's description.
 
+        Loads Pillow if an input is a picture.
+
         Raises:
             ModelError: it has functions, states, no outputs, or inputs that edgeroute cannot run.
         """
@@ -195,6 +197,8 @@ class CoreMLModel(ModelFile):
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Run n inputs, in several calls if the model takes fewer at a time.
+
+        Loads the model if needed.
 
         Args:
             inputs: n arrays (or mappings of name to array) without the batch axis.

@@ -179,6 +179,8 @@ class EdgeBackend(AbandonedRuns):
     def ready(self, until: float) -> None:
         """Load the model, and run it once on zeros to check its outputs, if its inputs are known and the run takes little time.
 
+        A model that cannot be run on zeros passes unchecked.
+
         Args:
             until: monotonic instant at which the run on zeros is stopped at the latest.
 
@@ -221,7 +223,7 @@ class EdgeBackend(AbandonedRuns):
     def time_on_zeros(self, seconds: float) -> tuple[float, float] | None:
         """Run the model twice on zeros, and return the seconds of each run; None: it cannot be run on zeros.
 
-        The first run often prepares what later ones need.
+        The first run often prepares what later ones need. Each run is stopped after `seconds`.
         """
         begun = monotonic()
         if self._run_zeros(seconds) is None:
@@ -233,7 +235,8 @@ class EdgeBackend(AbandonedRuns):
     def _run_zeros(self, seconds: float) -> Any:
         """Run the model on zeros as a new session, and return its outputs.
 
-        None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`.
+        None: its inputs are unknown, of dynamic shape or too large, or the run failed or took more than `seconds`. A failure is
+        logged at debug level.
         """
         specs, run = member(self.model, "inputs"), feed_of(self.model)
         shapes = [(1, *spec.shape[1:]) for spec in specs]
@@ -289,7 +292,10 @@ class EdgeBackend(AbandonedRuns):
         self.close()
 
     def load(self) -> None:
-        """Load the model again. Its error passes, and the next run raises it again."""
+        """Load the model again. Its error passes, and the next run raises it again.
+
+        Without a `load` of the model only the marks are reset.
+        """
         self.unloaded, load = False, member(self.model, "load")
         try:
             if load is not None:
@@ -355,5 +361,5 @@ class InputScoredBackend(EdgeBackend):
 
 
 def edge_backend(name: str, model: EdgeModel, score: str | Score) -> EdgeBackend:
-    """Return a backend of the model with this score."""
+    """Return a backend of the model with this score. An `InputScore` makes one that scores the input."""
     return InputScoredBackend(name, model, score) if isinstance(score, InputScore) else EdgeBackend(name, model, score)

@@ -162,6 +162,8 @@ def _is_pair(given: Any) -> bool:
 def _parse_one(given: Any, folder: Path | None) -> Provider:
     """Return one provider, checked.
 
+    A `Provider` is returned itself, unchecked.
+
     Raises:
         PolicyError: as `parse_providers`.
     """
@@ -214,6 +216,8 @@ def _parse_short(name: str, kind: Kind, given: Mapping[str, Any], folder: Path |
 def _option_text(what: str, option: Option, value: Any, folder: Path | None) -> str:
     """Return the value of an option as the text that ONNX Runtime takes.
 
+    A relative folder starts in `folder`.
+
     Raises:
         PolicyError: it is none of the option's values.
     """
@@ -235,6 +239,8 @@ def _option_text(what: str, option: Option, value: Any, folder: Path | None) -> 
 
 def _native_options(name: str, given: Any) -> dict[str, str]:
     """Return options by ONNX Runtime's names as the text that it takes.
+
+    Booleans become 1 and 0.
 
     Raises:
         PolicyError: one is neither text nor a number nor a boolean.

@@ -88,7 +88,7 @@ class _Reader:
         return struct.unpack("<" + kind, self.bytes(struct.calcsize("<" + kind)))[0]
 
     def text(self) -> str:
-        """Return the next text, cut to `LONGEST` bytes."""
+        """Return the next text, cut to `LONGEST` bytes. Invalid UTF-8 is replaced; raises _Damaged if the file ends before."""
         size = self.number("Q")
         beginning = self.bytes(min(size, LONGEST))
         self.skip(size - len(beginning))
@@ -135,6 +135,8 @@ class _Reader:
 def read(path: Path) -> Gguf:
     """Read the header of a .gguf file, and check that all announced weights are in the file.
 
+    Weights are not read.
+
     Raises:
         ModelMissing: there is no such file.
         ModelError: it is no .gguf file, is damaged or truncated, or cannot be read.
@@ -158,7 +160,10 @@ def read(path: Path) -> Gguf:
 
 
 def _guess_format(magic: bytes, path: Path) -> str:
-    """Return a guess of the format of a file that is no .gguf, as the end of an error message."""
+    """Return a guess of the format of a file that is no .gguf, as the end of an error message.
+
+    Empty files and renamed formats count, too.
+    """
     if magic[:2] == b"PK":
         return ", and is a zip archive"
     if magic in {b"vers", b"<htm", b"<!DO"}:

@@ -44,6 +44,8 @@ class Plain:
     def one(self, x: Any) -> Array:
         """Return the tensor of one input, by a fast path if its dtype and shape are exactly the model's.
 
+        The fast path returns a view.
+
         Raises:
             BadInput: as `stack`.
         """
@@ -68,6 +70,8 @@ def row_shape(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
 
 def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Array:
     """Return n arrays stacked along the batch axis, each checked and cast to the tensor's dtype within the same kind of numbers.
+
+    A single array is not copied if its dtype fits.
 
     Args:
         inputs: n arrays without the batch axis, or each with a leading axis of 1.
@@ -99,6 +103,8 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
 
 def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """Return one input as an array of the tensor's dtype and of this shape, without a leading axis of 1.
+
+    Not copied if its dtype fits; casts within the same kind of numbers only.
 
     Raises:
         BadInput: wrong shape or dtype, NaN or infinity, masked values.

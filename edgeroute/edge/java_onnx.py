@@ -183,7 +183,10 @@ class _Session:
         self.map, self.set = find("java.util.HashMap"), find("java.util.HashSet")
 
     def run(self, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
-        """Run tensors by name in Java; return copies of the outputs of these names. Closes all Java objects of the run."""
+        """Run tensors by name in Java; return copies of the outputs of these names. Closes all Java objects of the run.
+
+        A stop request terminates it.
+        """
         wanted, given = self.set(), self.map()
         for name in names:
             wanted.add(name)

@@ -91,7 +91,10 @@ class Port(NamedTuple):
 
     @classmethod
     def of(cls, name: str, details: Mapping[str, Any]) -> Port:
-        """Return the port of a name and an interpreter's details of its tensor."""
+        """Return the port of a name and an interpreter's details of its tensor.
+
+        Dynamic axes are -1 where the file says so; without quantisation the scale is 0.
+        """
         shape = tuple(map(int, details["shape"]))
         signature = tuple(map(int, details.get("shape_signature", ())))
         dtype = np.dtype(details["dtype"]).name
@@ -147,6 +150,8 @@ class FloatsOrElements:
 
     def __call__(self, inputs: list[Any]) -> Array:
         """Return the tensor of several inputs.
+
+        A mix of both is converted row by row.
 
         Raises:
             BadInput: as `stack`.
@@ -248,7 +253,7 @@ class Interpreters:
     def take(self) -> Worker:
         """Take an idle interpreter out of the pool, its variables reset if need be, or make one.
 
-        The caller appends it to `idle` later.
+        The caller appends it to `idle` later. Never waits for a run.
         """
         try:
             worker = self.idle.pop()
@@ -355,7 +360,7 @@ class LiteRTModel(ModelFile):
         }  # fmt: skip
 
     def _load(self) -> Any:
-        """Check the file's size before its SHA-256, and load it."""
+        """Check the file's size before its SHA-256, and load it. Raises ModelError for more than a .tflite file can have."""
         with suppress(OSError):  # reading reports it
             if (size := self.path.stat().st_size) > MOST_BYTES and self.path.is_file():
                 raise ModelError(f"{self.path} has {size:,} bytes, and a .tflite file has at most {MOST_BYTES:,}")
@@ -426,6 +431,8 @@ class LiteRTModel(ModelFile):
     def _worker(self, module: Any, data: bytes, description: Contents, signature: Signature | None) -> Worker:
         """Make an interpreter with the delegates, and store which delegates it uses and how it is downgraded.
 
+        A delegate that runs no operator leaves the CPU in use.
+
         Raises:
             ModelError: a delegate is missing or runs no operator, and a downgrade is an error.
         """
@@ -466,6 +473,8 @@ class LiteRTModel(ModelFile):
     def _describe_ports(self, worker: Worker) -> None:
         """Store the file's inputs and outputs. A quantised input is as its card states, or takes floats and its own dtype.
 
+        A model's uint8 input without a card takes pixels.
+
         Raises:
             ModelError: a type is not supported, or the card describes another file.
         """
@@ -494,7 +503,10 @@ class LiteRTModel(ModelFile):
         self._describe([spec(port) for port in worker.inputs], [spec(port) for port in worker.outputs.values()], prepare)
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Run one input, by a fast path if the model has one input, one output and no state; return as `run`."""
+        """Run one input, by a fast path if the model has one input, one output and no state; return as `run`.
+
+        An interpreter whose run failed does not return to the pool.
+        """
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict or (cancel is not None and cancel.asked):
             return self.run([x], cancel)
@@ -516,6 +528,8 @@ class LiteRTModel(ModelFile):
 
     def _execute(self, session: Interpreters, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
         """Run tensors by name on an idle interpreter, or for a model with a state on the session's own interpreter.
+
+        The session's state advances only if no stop was requested. An interpreter whose run failed is dropped.
 
         Raises:
             BadInput: the model has a state, and the call belongs to no session.
@@ -602,7 +616,7 @@ def _memory() -> int:
 
 
 def _version(package: str) -> tuple[int, ...]:
-    """Return the first two numbers of a package's version; (0,): it is unknown."""
+    """Return the first two numbers of a package's version; (0,) if unknown, as for one that is not installed."""
     try:
         return tuple(int(part) for part in metadata.version(package).split(".")[:2])
     except (metadata.PackageNotFoundError, ValueError):
@@ -610,7 +624,10 @@ def _version(package: str) -> tuple[int, ...]:
 
 
 def _delegated(interpreter: Any, description: Contents) -> bool:
-    """Return True if a delegate has taken operators: it adds nodes of its own behind those of the file."""
+    """Return True if a delegate has taken operators: it adds nodes of its own behind those of the file.
+
+    True too if the interpreter does not report its nodes.
+    """
     details = getattr(interpreter, "_get_ops_details", None)
     return details is None or len(details()) > description.operators
 
@@ -631,7 +648,10 @@ def _allocate(interpreter: Any) -> bool:
 
 
 def _make_worker(interpreter: Any, signature: Signature | None, *, ready: bool) -> Worker:
-    """Return an interpreter as a worker, with the names of its inputs and outputs."""
+    """Wrap an interpreter, or the runner of a signature of another subgraph, as a worker with names of inputs and outputs.
+
+    `ready` is only noted, for the former.
+    """
     if signature is None or not signature.subgraph:
         names = ({}, {}) if signature is None else (signature.inputs, signature.outputs)
         inputs, outputs = map(_ports, (interpreter.get_input_details(), interpreter.get_output_details()), names)

@@ -125,6 +125,8 @@ def is_harmless(template: str) -> bool:
 def try_template(path: Path, template: str, given: str | None) -> None:
     """Render the file's chat template by llama.cpp in a process of its own, unless it is harmless or not used.
 
+    A harmless template is not tried. A failing template counts as broken only if another one loads.
+
     Args:
         path: of the .gguf file.
         template: the file's.
@@ -293,7 +295,11 @@ class LlamaModel(LoadsLate):
         return {"runtime": "llama.cpp", "template": self._wanted.template, **self._chat.settings}
 
     def _load(self) -> Engine:
-        """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one."""
+        """Check the header, the SHA-256 and the chat template, and load the model; try the grammar or format, if there is one.
+
+        Without a context size the file's, `MOST_CONTEXT` at most. A listener of llama.cpp is recorded as a downgrade. Raises
+        ModelError, ModelMissing, PolicyError and RuntimeMissing.
+        """
         about = gguf.read(self.path)
         if self._expected:
             checked_sha256(self.path, self._expected)
@@ -328,6 +334,8 @@ class LlamaModel(LoadsLate):
     def _request(self, x: Any) -> tuple[dict[str, Any], bool]:
         """Return (the request for an input, True for a chat).
 
+        The caller's mapping is not changed.
+
         Raises:
             BadInput: it is no input, or has a key that would end the process, or that llama.cpp would ignore.
         """
@@ -358,7 +366,10 @@ class LlamaModel(LoadsLate):
         return [prediction for x in inputs for prediction in self.run_one(x, cancel)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
-        """Answer one input; return a list of one prediction, as `run`."""
+        """Answer one input; return a list of one prediction, as `run`.
+
+        A stop request ends the generation and raises ModelError; with tools it comes too late.
+        """
         request, chat = self._request(x)
         engine = self._session or self.load()
         if cancel is None or request.get("tools"):  # with tools llama.cpp gives no log-probabilities in pieces
@@ -465,6 +476,8 @@ def _impossible_limits(form: Any) -> str:
 
 def _runtime(wanted: str) -> str:
     """Return the name of the package to use.
+
+    Tries to import them in order, unless one is named, which is not checked.
 
     Raises:
         RuntimeMissing: none is installed.

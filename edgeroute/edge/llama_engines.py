@@ -96,7 +96,10 @@ class _ExitGuard(ForkSafe):
                 self._ended.notify_all()
 
     def stop(self) -> None:
-        """Stop all generations, wait for them up to `EXIT_S` seconds, and free the models, while the interpreter is whole."""
+        """Stop all generations, wait for them up to `EXIT_S` seconds, and free the models, while the interpreter is whole.
+
+        Models stay if a generation has not ended by then.
+        """
         self.now, until = True, monotonic() + EXIT_S
         with self._ended:
             while self._count and (left := until - monotonic()) > 0:
@@ -160,7 +163,7 @@ class XLlama:
         self._server = None
 
     def stream(self, request: Mapping[str, Any], chat: bool, on_piece: OnPiece) -> None:
-        """Generate and report pieces: see `Engine`."""
+        """Generate and report pieces: see `Engine`. An exception of `on_piece` ends the generation, and is raised after it."""
         caught = list[BaseException]()
 
         def hear(chunk: Mapping[str, Any]) -> bool:
@@ -185,7 +188,10 @@ class XLlama:
     def _call(
         self, request: Mapping[str, Any], chat: bool, hear: OnPiece | None, wrong: Callable[[Mapping[str, Any]], object]
     ) -> Any:
-        """Count and run a generation; a request that llama.cpp cannot read is reported to `wrong` as an error."""
+        """Count and run a generation; a request that llama.cpp cannot read is reported to `wrong` as an error.
+
+        Returns None for these.
+        """
         more = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         try:
             with EXIT_GUARD.run():
@@ -256,7 +262,10 @@ class LlamaCppPython:
             self._stream(dict(request), chat, on_piece)
 
     def _stream(self, request: dict[str, Any], chat: bool, on_piece: OnPiece) -> None:
-        """Generate and report pieces with the log-probabilities of their tokens. The caller holds the lock."""
+        """Generate and report pieces with the log-probabilities of their tokens. The caller holds the lock.
+
+        Errors of llama.cpp are reported as a piece with `error`, not raised. `grammar` in the request is replaced in place.
+        """
         taken = _Logprobs()
         try:
             if (grammar := request.pop("grammar", None)) is not None:
@@ -321,7 +330,10 @@ class _Logprobs:
 
 
 def _with_logprobs(chunk: Mapping[str, Any], logprobs: list[float]) -> Mapping[str, Any]:
-    """Return a copy of the piece with these log-probabilities behind those that it has."""
+    """Return a copy of the piece with these log-probabilities behind those that it has.
+
+    The piece itself if there are none, or it has no choices.
+    """
     if not logprobs or not chunk.get("choices"):
         return chunk
     choice = dict(chunk["choices"][0])

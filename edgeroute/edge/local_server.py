@@ -105,6 +105,8 @@ class LocalServer:
     def load(self) -> None:
         """Check that the server answers and has the model; sends nothing of a user.
 
+        A server that lists no models passes. Blocks for the reply.
+
         Raises:
             ModelError: it does not answer, or does not have the model.
         """
@@ -135,7 +137,7 @@ class LocalServer:
         return [prediction for x in inputs for prediction in self.run_one(x, cancel)]
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
-        """Send one input; return a list of one prediction, as `run`."""
+        """Send one input; return a list of one prediction, as `run`. Raises as `stream`."""
         pieces = self.stream(x, cancel)
         try:
             while True:
@@ -227,7 +229,10 @@ class LocalServer:
         return exchange(self._local, method, path, body, self._headers(), **limits)
 
     def _status_error(self, head: Head, parts: Iterator[bytes], request: Mapping[str, Any], *, is_request: bool) -> Exception:
-        """Return the exception for a status other than success, after reading the beginning of its body."""
+        """Return the exception for a status other than success, after reading the beginning of its body.
+
+        At most about `SHORT` bytes. A refused key has its own message.
+        """
         text = b""
         for part in parts:
             text += part

@@ -173,6 +173,8 @@ def schema() -> dict[str, Any]:
 def problems(value: Any, rule: Schema = CARD, place: str = "") -> Iterator[str]:
     """Yield the problems of a value by its schema, in words.
 
+    Nothing is raised; texts are cut.
+
     Args:
         value: the value.
         rule: its schema.
@@ -215,7 +217,10 @@ def _join(place: str, key: str) -> str:
 
 
 def _is(value: Any, kinds: str | list[str]) -> bool:
-    """Return True if JSON Schema counts the value as one of these types."""
+    """Return True if JSON Schema counts the value as one of these types.
+
+    Booleans are no numbers; whole floats are integers; NaN and infinities are neither.
+    """
     if isinstance(kinds, list):
         return any(_is(value, kind) for kind in kinds)
     if kinds in {"number", "integer"}:
@@ -229,7 +234,7 @@ _TYPES: Mapping[str, type] = {"string": str, "object": dict, "array": list, "boo
 
 
 def _as_text(value: Any) -> str:
-    """Return a value as a short text for messages."""
+    """Return a value as a short text for messages, cut to 60 characters; an object only as `an object`."""
     if isinstance(value, dict):
         return "an object"
     return clean(json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | int | float | list) else repr(value), 60)
@@ -365,7 +370,7 @@ def _check(data: Any) -> None:
 
 
 def _without_nulls(data: Any) -> Any:
-    """Return the data without keys whose value is null."""
+    """Return a copy of the data without keys whose value is null, also in nested objects."""
     if isinstance(data, dict):
         return {key: _without_nulls(value) for key, value in data.items() if value is not None}
     return [_without_nulls(value) if isinstance(value, dict) else value for value in data] if isinstance(data, list) else data
@@ -373,6 +378,8 @@ def _without_nulls(data: Any) -> Any:
 
 def _labels(above: list[Any] | None, of_output: list[Any] | None) -> tuple[str, ...] | None:
     """Return the labels, from the top of the card or from its output.
+
+    None if neither has any.
 
     Raises:
         ValueError: both have labels, and they differ.
@@ -476,7 +483,7 @@ def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> P
 
 
 def _state(data: dict[str, Any]) -> CardState:
-    """Build the description of one state from its JSON."""
+    """Build the description of one state from its JSON; its first value is 0 by default."""
     shape = tuple(map(int, data["shape"])) if "shape" in data else None
     return CardState(data["input"], data["output"], shape, float(data.get("value", 0)))
 

@@ -55,6 +55,8 @@ class LoadsLate(ForkSafe, ABC):
     def load(self) -> Any:
         """Read, check and compile the model, unless it is loaded; return the runtime's session.
 
+        Blocks while another thread loads it.
+
         Raises:
             ModelMissing: there is no such file.
             RuntimeMissing: the runtime is not installed.
@@ -124,7 +126,10 @@ class ModelFile(LoadsLate):
         self._plan = Inputs(Card(), (), ())
 
     def _load(self) -> Any:
-        """Check the file's SHA-256 and open it. The caller holds the lock."""
+        """Check the file's SHA-256 and open it. The caller holds the lock.
+
+        Raises ModelError for a folder, where the runtime takes none, and for another SHA-256. Sets `fingerprint`.
+        """
         if not self.folders and self.path.is_dir():
             raise ModelError(f"{self.path} cannot be read: it is a folder")
         self.fingerprint = checked_sha256(self.path, self._expected)
@@ -144,6 +149,8 @@ class ModelFile(LoadsLate):
 
     def _describe(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], plain: MakePrepare = Plain) -> None:
         """Store the file's inputs and outputs, after comparing the card with them.
+
+        Sets which outputs are read.
 
         Args:
             inputs: of the file.
@@ -265,7 +272,7 @@ _NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot alloc
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line, marked as a lack of memory if its text is one."""
+    """Return an error's first line, marked as a lack of memory if its text is one. The type's name if it has no text."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     short = isinstance(error, MemoryError) or any(word in line.lower() for word in _NO_MEMORY)
     return f"there is too little memory for it on this device ({line})" if short else line

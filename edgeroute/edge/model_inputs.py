@@ -80,6 +80,8 @@ class Inputs:
     def feed(self, inputs: list[Any], name: str) -> dict[str, Array]:
         """Return name -> tensor for n inputs of the caller.
 
+        A single input may be given bare, or in a mapping if the first one is.
+
         Args:
             inputs: n arrays, or mappings of name to array, without the batch axis.
             name: the model's, for messages.

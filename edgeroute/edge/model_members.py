@@ -269,7 +269,7 @@ def fingerprint(model: EdgeModel, of: Of, of_callable: Of | None = None) -> str:
 
     Functions and objects in the settings count by their fingerprints, or, beside a `version`, by their names alone. Without a
     version and anything else that identifies the model, or with a setting that has no identity, the text begins with
-    `UNIDENTIFIED`, and differs each time.
+    `UNIDENTIFIED`, and differs each time. A model with neither version, files nor settings is identified as a callable.
 
     Args:
         model: the model.
@@ -315,7 +315,10 @@ def _digest(parts: list[str]) -> str:
 
 
 def _name(thing: Any) -> str:
-    """Return the module and the qualified name of an object, or of its class."""
+    """Return the module and the qualified name of an object, or of its class.
+
+    A local variable's or lambda's name is not unique.
+    """
     kind = type(thing)
     module = getattr(thing, "__module__", None) or kind.__module__
     return f"{module}.{getattr(thing, '__qualname__', kind.__qualname__)}"
@@ -327,7 +330,10 @@ def _text(tag: str, value: object) -> str:
 
 
 def _value_text(value: Any, of: Of, of_callable: Of) -> str:
-    """Return a value of the settings as a text that is the same in each process."""
+    """Return a value of the settings as a text that is the same in each process.
+
+    Text and numbers count with their type; a set's order and a mapping's do not count.
+    """
     if isinstance(value, Enum):
         return _text(type(value).__qualname__, value.name)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):

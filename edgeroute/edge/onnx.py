@@ -109,6 +109,8 @@ class OpenedSession(NamedTuple):
 def open_session(ort: Any, path: Path, providers: Sequence[Provider], *, threads: int, strict: bool) -> OpenedSession:
     """Create the providers' folders, and open a session on the providers, best first.
 
+    Each failed attempt drops the first provider; the CPU is the last.
+
     Args:
         ort: the module onnxruntime.
         path: the model file.
@@ -273,7 +275,7 @@ class OnnxModel(ModelFile):
         return {"runtime": "onnxruntime", "providers": [provider.setting for provider in used], "output": self.output}
 
     def _open(self) -> Any:
-        """Open a session, store its placement and downgrade, and check the types of its tensors."""
+        """Open a session, store its placement and downgrade, and check the types of its tensors. Raises as `load`."""
         ort = runtime()
         result = open_session(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
         session, self.nodes, self.downgraded = result.session, result.nodes, result.downgraded
@@ -302,7 +304,7 @@ class OnnxModel(ModelFile):
                     )
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Run one input, by a fast path if it is the model's only one; return as `run`."""
+        """Run one input, by a fast path if it is the model's only one; return as `run`. A stop request terminates it."""
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict:
             return self.run([x], cancel)
@@ -335,6 +337,8 @@ class OnnxModel(ModelFile):
 def runtime() -> Any:
     """Import and return onnxruntime, with its telemetry disabled by an environment variable.
 
+    A value that is set already stays.
+
     Raises:
         RuntimeMissing: it is not installed.
     """
@@ -346,7 +350,10 @@ def runtime() -> Any:
 
 
 def spec_of(node: Any) -> TensorSpec:
-    """Return name, dtype and shape of an input or output of a session."""
+    """Return name, dtype and shape of an input or output of a session.
+
+    A sequence of mappings counts as float32 [any, any]; unknown types as object; dynamic axes as -1.
+    """
     if node.type.startswith("seq(map("):  # scikit-learn's zipmap: a mapping from class to probability for each input
         return TensorSpec(node.name, "float32", (-1, -1))
     shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)

@@ -58,6 +58,8 @@ class Picture(NamedTuple):
     def __call__(self, x: Any) -> Any:
         """Return the picture as uint8 [height, width(, channels)], decoded, resized and cropped as needed.
 
+        An array of another dtype or rank is returned unchanged, for the caller to refuse.
+
         Args:
             x: the bytes of a JPEG, PNG or WebP, a Pillow image, or an array of pixels; anything else is returned as the same
                 object.
@@ -141,6 +143,8 @@ class Picture(NamedTuple):
 
     def _fit(self, image: Any) -> Any:
         """Return the image converted, resized and cropped to the mode and size that the model takes.
+
+        Unchanged if its size fits already, without a crop.
 
         Raises:
             BadInput: it has another size even so.
@@ -367,6 +371,8 @@ class Preprocess:
 
     def _check_scale(self, x: Any) -> None:
         """Refuse pixels of 0 to 255 where floats of 0 to 1 are expected, and booleans for either.
+
+        Objects without a dtype pass.
 
         Raises:
             BadInput: the array has another kind of numbers.

@@ -71,7 +71,7 @@ class Runs(ForkSafe):
 
     @asynccontextmanager
     async def one_async(self) -> AsyncIterator[None]:
-        """Count one run on an event loop for the time of the block, after awaiting a turn."""
+        """Count one run on an event loop for the time of the block, after awaiting a turn. Cancelling gives up the turn."""
         import asyncio
 
         while not self._try_enter():
@@ -113,6 +113,8 @@ class Runs(ForkSafe):
 
     def _wait(self, me: int, cancel: StopToken | None) -> None:
         """Block until a run may begin, or a stop is requested.
+
+        The caller holds the lock.
 
         Raises:
             ModelError: as `one`.
@@ -169,7 +171,10 @@ class Runs(ForkSafe):
                 _wake_task(turn)
 
     def close(self) -> None:
-        """Close the model now, or after the last run that is in progress."""
+        """Close the model now, or after the last run that is in progress.
+
+        A no-op if it has no `close`, or is closing. What `close` raises passes, if called here.
+        """
         if self._close is None:
             return
         with self._free:
@@ -188,14 +193,17 @@ _shared: Shared[int, Runs] = Shared()
 
 
 def runs_of(model: EdgeModel) -> Runs | None:
-    """Return the model's runs, the same object wherever the model is used; None: they need not be counted."""
+    """Return the model's runs, the same object wherever the model is used; None: they need not be counted.
+
+    Counted is a model with `parallel`, or with a `close` that does not wait for runs.
+    """
     if member(model, "parallel") is None and (member(model, "close") is None or member(model, "closes_after_runs")):
         return None
     return _shared.first(id(model), Runs(model))  # not by `==`, as two models may be equal
 
 
 def _wake_task(turn: asyncio.Future[None]) -> None:
-    """Make a waiting task look again for its turn; callable from any thread."""
+    """Make a waiting task look again for its turn; callable from any thread. A closed loop is ignored."""
 
     def done() -> None:
         """Resolve the future, in the thread of its loop."""

@@ -93,7 +93,8 @@ def is_address(edge: object) -> bool:
 def suffix_of(path: str | PathLike[str]) -> str | None:
     """Return the suffix by which the path has a runtime, the longest that fits; None: it has none.
 
-    Built-in and registered suffixes go before those of installed packages. An address returns `http:`.
+    Built-in and registered suffixes go before those of installed packages. An address returns `http:`. A name that is only a
+    suffix has none.
     """
     if is_address(path):
         return SCHEMES[0]
@@ -150,6 +151,8 @@ def _installed() -> dict[str, tuple[str, ...]]:
 
 def load(edge: Any, **options: Any) -> EdgeModel:
     """Return the edge model for a path, a callable, or an object that is a model already. The file itself is not read yet.
+
+    A model and its members are checked; a callable becomes a `CallableModel`.
 
     Args:
         edge: the path of a model file, the address of a server on this device, a model, or a function.
@@ -249,6 +252,8 @@ class Ensemble:
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
         """Run all models on the inputs, one model after the other; return (value, confidence) for each input.
 
+        [] for no inputs. Each model waits for its turn.
+
         Raises:
             BadReply: the models' outputs differ in shape, or are not [n, classes].
         """
@@ -273,7 +278,7 @@ class Ensemble:
                 load_it()
 
     def close(self) -> None:
-        """Close all models, each after its last run."""
+        """Close all models, each after its last run. Models without a `close` are skipped."""
         for model, runs in zip(self.models, self._runs, strict=True):
             if (close := member(model, "close")) is not None:
                 (close if runs is None else runs.close)()

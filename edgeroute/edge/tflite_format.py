@@ -122,7 +122,10 @@ class _Tensor(NamedTuple):
 
 
 def _tensor(table: _Table) -> _Tensor:
-    """Read and check one tensor."""
+    """Read and check one tensor.
+
+    Raises IndexError for too many axes or a missing part. An unknown type counts 1 byte an element.
+    """
     kind = table.signed(1, 1)
     shape = table.numbers(0)
     if len(shape) > _MOST_AXES:
@@ -179,6 +182,8 @@ class _Table:
 
     def _take(self, count: int) -> None:
         """Count bytes as read.
+
+        The limit is shared by all tables of the file.
 
         Raises:
             IndexError: the limit is exceeded.

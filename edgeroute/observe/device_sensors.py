@@ -94,7 +94,7 @@ class DeviceSensors(ForkSafe):
     def __call__(self) -> Reading:
         """Read the sensors, in some tenths of a millisecond, or return the last reading if it is fresh.
 
-        Unknown values are None.
+        Unknown values are None. After `PATIENCE_S` of waiting for another thread's reading, the last one is returned.
         """
         lock = self._lock
         if not lock.acquire(timeout=PATIENCE_S):  # a driver hangs in another thread's reading
@@ -217,7 +217,7 @@ class Sampler(ForkSafe):
     def add(self, router: Router) -> None:
         """Read a router's sensors from now on whenever they are due; starts the thread.
 
-        Ignores a router that is closed or uses none.
+        Ignores a router that is closed or uses none. Without a free thread nothing starts until the next `add`.
         """
         with self._lock:
             if router.closed or router.observer.reads_at == inf:
@@ -247,7 +247,10 @@ class Sampler(ForkSafe):
             thread.join(AGAIN_S)
 
     def _run(self, wake: threading.Event) -> None:
-        """Start the readings that are due, in a loop, until no router uses sensors."""
+        """Start the readings that are due, in a loop, until no router uses sensors.
+
+        An idle thread waits `AGAIN_S` once more before it ends.
+        """
         idle = False
         while True:
             due = self._round()

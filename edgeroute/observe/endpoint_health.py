@@ -61,7 +61,7 @@ class EndpointHealth(ForkSafe):
         """Monotonic instant at which this device's link last came up, as far as observed."""
 
     def opened(self, guard: Guard) -> None:
-        """Log and report that a breaker opened, and start the network monitor if none runs."""
+        """Log and report that a breaker opened, and start the network monitor if none runs. None is started after the close."""
         log.info("%s is not called for a while: %s", guard.name, guard.why())
         self._router.breaker_changed(guard.name, "open")
         with self._lock:

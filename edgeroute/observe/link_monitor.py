@@ -47,7 +47,10 @@ class Links:
         return {"network": self._network(), "metered": self._metered(now)}
 
     def _network(self) -> Measurement:
-        """Return True as a value if an interface with a carrier has a route away from this device."""
+        """Return True as a value if an interface with a carrier has a route away from this device.
+
+        An interface without a carrier file counts as having one. Unknown without routing tables.
+        """
         tables = [(self._table(name), of) for name, of in (("route", _routes), ("ipv6_route", _routes6))]
         if all(text is None for text, _ in tables):
             return Measurement(None, self._files.why("proc/net/route"))
@@ -76,7 +79,10 @@ class Links:
 
 
 def _routes(text: str) -> Iterator[str]:
-    """Yield the interfaces of a table of IPv4 that have a route away from this device: neither loopback nor link-local."""
+    """Yield the interfaces of a table of IPv4 that have a route away from this device: neither loopback nor link-local.
+
+    Damaged lines are skipped.
+    """
     for line in text.splitlines()[1:]:
         try:
             interface, destination, _, bits, *_ = line.split()
@@ -88,7 +94,10 @@ def _routes(text: str) -> Iterator[str]:
 
 
 def _routes6(text: str) -> Iterator[str]:
-    """Yield the interfaces of a table of IPv6 that have a route away from this device: neither link-local nor multicast."""
+    """Yield the interfaces of a table of IPv6 that have a route away from this device: neither link-local nor multicast.
+
+    Damaged lines are skipped.
+    """
     for line in text.splitlines():
         try:
             destination, *_, bits, interface = line.split()
@@ -159,7 +168,7 @@ class NetworkMonitor(ForkSafe):
                 self.works, self._sockets, self._thread = True, (stop, stopped, netlink), thread
 
     def close(self) -> None:
-        """Stop the thread, waiting for a running `on_up()`; `start()` may be called again."""
+        """Stop the thread, waiting for a running `on_up()`; `start()` may be called again. A no-op if none runs."""
         with self._lock:
             if self._thread is None:
                 return
@@ -200,7 +209,7 @@ def listen() -> socket.socket | None:
 def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], None]) -> None:
     """Call `on_up` after each burst of changes that `netlink` receives, in a loop, until the peer of `stopped` is closed.
 
-    Closes both sockets at the end.
+    Closes both sockets at the end. Exceptions of `on_up` are logged. A burst ends after `QUIET_S`, or `MOST_S` at the latest.
     """
     if sys.platform != "linux":  # it has no netlink
         return
@@ -228,6 +237,8 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
 
 def comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:
     """Read one batch of messages from the socket. Return True if a link, address or route came up.
+
+    True as well if messages were lost (ENOBUFS); False for other errors of the socket.
 
     Args:
         netlink: the socket, which has data to read.

@@ -47,6 +47,8 @@ class Energy:
     def note(self, power_w: float | None, edges: Iterable[str], now_s: float) -> float:
         """Add a reading of the device's power to the fit, and return the energy of the edges' runs since the last reading.
 
+        0 at the first reading. After a long pause the reading is not added.
+
         Args:
             power_w: power of the device, watts; None: unknown.
             edges: names of the edge models.
@@ -206,7 +208,10 @@ class Observer(ForkSafe):
         self.reads_at = -INF if self.wanted else INF
 
     def observe(self, policy: Policy, targets: Sequence[Target], backends: Sequence[Backend]) -> bool:
-        """Recompute the facts and replace `facts` if they changed; the sensors are not read. Return True if the facts changed."""
+        """Recompute the facts and replace `facts` if they changed; the sensors are not read. Return True if the facts changed.
+
+        Also sets the spending account's energy of one edge run, where joules are limited.
+        """
         counts = self._counts
         busy = frozenset(b.name for b in backends if b.abandoned >= b.max_abandoned)
         edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in targets if t.side == "edge"), default=0.0)
@@ -264,7 +269,8 @@ class Observer(ForkSafe):
     def read(self) -> bool:
         """Read the sensors, book the edges' energy, and step the device rules. Return True if the facts changed.
 
-        Sensors that fail are logged, and the last reading stays.
+        Sensors that fail are logged, and the last reading stays. Also books the instant; `reads_at` becomes inf until
+        `schedule_read`.
         """
         self.reads_at = INF  # until they have been read, however long that takes
         try:
@@ -298,12 +304,15 @@ class Observer(ForkSafe):
             self._spending.add(Cost(joules=used_j), now())
 
     def schedule_read(self) -> None:
-        """Set the instant of the next reading of the sensors."""
+        """Set the instant of the next reading of the sensors. inf if no rule or part needs them."""
         period = self._policy.sensors_every_s or period_s(self._sensors, READS_S)
         self.reads_at = monotonic() + period if self.wanted else INF
 
     def _step(self) -> bool:
-        """Step the device rules by the last reading, and update the facts. Return True if other rules are in force now."""
+        """Step the device rules by the last reading, and update the facts. Return True if other rules are in force now.
+
+        Only the rules of the facts change.
+        """
         with self._lock:
             now_s = monotonic() if self.read_at is None else self.read_at
             self._state = step(self._policy.device_rules, self._state, self.reading, now_s)
@@ -349,6 +358,8 @@ class Observer(ForkSafe):
 
     def no_hedge(self, backends: Sequence[Backend]) -> str:
         """Return the reason why hedges and audits are forbidden now; empty: they are allowed.
+
+        Metered link, half of a limit spent, an open breaker, or a loaded endpoint.
 
         Args:
             backends: those of the route, without an endpoint on trial.

@@ -240,6 +240,8 @@ class _Leg:
     def note_deficit(self, leg: Leg, confidence: float | None, limit: float | None, *, accepted: bool) -> bool:
         """Store how far an answer was below its own threshold. Return True if the answer was below and accepted all the same.
 
+        Nothing is stored without threshold or confidence, or for an answer that was not below.
+
         Args:
             leg: the leg, whose threshold may have been lowered.
             confidence: of the answer; None: it has none.
@@ -278,7 +280,8 @@ class Counts(ForkSafe):
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
         """Store the outcome of a request, to be counted later with others. Return True if the stored ones were counted just now.
 
-        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted.
+        They are counted once there are `TOGETHER`, and at once after an answer that was not accepted. Of failures only the code
+        is stored. A caller that left counts as accepted, answered by none.
 
         Args:
             plan: the request's plan.
@@ -425,6 +428,8 @@ class Counts(ForkSafe):
 
     def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
         """Return the current statistics, without those of parts.
+
+        Targets without a request have zeros.
 
         Args:
             targets: state of the targets that the counters lack.

@@ -27,6 +27,8 @@ __all__ = ["Settings", "load", "reference", "schema"]
 def load(path: str | Path, given: Collection[str] = ()) -> Settings:
     """Load and validate a policy file and the environment variables. Opens no model and no connection, and reads no secret.
 
+    A value of the environment overrides the file's.
+
     Args:
         path: path of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
         given: arguments of `edge`, `cloud` and `threshold` that the program gives, so that the file need not have them.

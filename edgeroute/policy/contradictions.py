@@ -57,7 +57,7 @@ def beside(given: Collection[str]) -> Iterator[None]:
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
-    """Return the contradictions between keys, which may be of valid type or not."""
+    """Return the contradictions between keys, which may be of valid type or not. Neither side: that problem alone."""
     if not _has(data, "edge") and not _has(data, "cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
     parts = (_sides, _times, _folder, _classes, _trials, _telemetry)
@@ -70,7 +70,10 @@ def _has(data: Mapping[str, Any], key: str) -> bool:
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each side that the mode needs, but that is not configured."""
+    """Yield a problem for each side that the mode needs, but that is not configured.
+
+    A threshold outside of its score's range, or a list of another length, is a problem, too.
+    """
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
     for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
         if not _has(data, side):
@@ -155,7 +158,7 @@ def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _several(data: Mapping[str, Any], key: str) -> list[Any]:
-    """Return the sections of that name, each as it was written."""
+    """Return the sections of that name, each as it was written. A section that the environment has numbered counts as a list."""
     given = data.get(key) or []
     if isinstance(given, dict):
         return list(given.values()) if all(str(name).isdigit() for name in given) else [given]
@@ -177,7 +180,7 @@ def _released(edges: Any) -> bool:
 
 
 def found(value: Any) -> str:
-    """Return a value as quoted in a message."""
+    """Return a value as quoted in a message. Text is cut to `SHOWN` characters; tables and lists are not shown."""
     if isinstance(value, str):
         return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
     if isinstance(value, bool):
@@ -197,7 +200,7 @@ def sort(value: Any) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-    """Return a duration in seconds; None if it is invalid."""
+    """Return a duration in seconds; None if it is missing or invalid."""
     try:
         return duration(value)
     except PydanticCustomError:

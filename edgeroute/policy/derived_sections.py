@@ -132,14 +132,17 @@ def _parameters(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
 
 
 def _key(name: str, annotation: Any) -> str:
-    """Return the key for an argument: its name without the unit, or the one in `KEYS`."""
+    """Return the key for an argument: its name without the unit, or the one in `KEYS`.
+
+    Only durations and sizes lose their unit.
+    """
     unit, _ = unit_of(annotation)
     suffix = {"duration": "_s", "size": "_bytes"}.get(unit.kind, "") if unit is not None else ""
     return KEYS.get(name) or name.removesuffix(suffix)
 
 
 def _form(name: str, annotation: Any) -> Any:
-    """Return the type of the key; None: a policy file cannot have the argument."""
+    """Return the type of the key; None: a policy file cannot have the argument. A union of several types has none."""
     unit, _ = unit_of(annotation)
     if name in FORMS or unit is not None:
         return FORMS.get(name) or UNITS[unit.kind, unit.above]  # type: ignore[union-attr]
@@ -165,6 +168,8 @@ def _is_union(annotation: Any) -> bool:
 
 def _field(form: Any, default: Any, annotation: Any, text: str) -> tuple[Any, Any]:
     """Return the type and the pydantic field of a key, with its default as policy files have it.
+
+    Python's words in the text become those of policy files.
 
     Args:
         form: type of the key.

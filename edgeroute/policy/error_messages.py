@@ -32,6 +32,8 @@ def explain(error: ValidationError) -> list[Problem]:
 def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Problem:
     """Return the problem of one pydantic error.
 
+    A value that may be a secret is described, not quoted.
+
     Args:
         loc: pydantic's place of the value.
         kind: pydantic's type of the error.
@@ -74,7 +76,10 @@ def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
 
 
 def _suggestion(word: str, model: type[Section | Settings]) -> str:
-    """Return a suggestion: the section that such a key belongs to, or the nearest valid key."""
+    """Return a suggestion: the section that such a key belongs to, or the nearest valid key.
+
+    For a key of other clouds, the protocol that has it.
+    """
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:

@@ -105,7 +105,10 @@ class Environment(File):
                     self.problems.append(Problem((), str(e), name))
 
     def _add(self, name: str, text: str) -> None:
-        """Parse a variable, and store its value; raise ValueError if it is no variable of the policy, or invalid."""
+        """Parse a variable, and store its value; raise ValueError if it is no variable of the policy, or invalid.
+
+        Values for a section that the file has broken are dropped.
+        """
         key = self._key(name)
         section = str(key[0]) if len(key) > 1 else ""
         if not text:
@@ -120,7 +123,10 @@ class Environment(File):
         self._names[key] = name
 
     def _key(self, name: str) -> Key:
-        """Return the key that a variable sets."""
+        """Return the key that a variable sets.
+
+        Raises ValueError for a name that is unknown, not in capitals, or lacks a valid number.
+        """
         section, _, key = name.removeprefix(PREFIX).lower().rpartition("__")
         section, _, number = section.partition("__")
         count = self._counts.get(section, 0)
@@ -151,7 +157,10 @@ class Environment(File):
 
 
 def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
-    """Parse a variable's text for its key; text that does not fit is left for the key's own validation to reject."""
+    """Parse a variable's text for its key; text that does not fit is left for the key's own validation to reject.
+
+    A secret becomes the name of its variable. Raises ValueError for damaged JSON.
+    """
     if schema.get("type") == "string" or "const" in schema:
         return text
     secret = "env" in schema.get("properties", {})
@@ -191,7 +200,10 @@ def variable_names(known: Mapping[str, Mapping[str, Any]] | None = None) -> list
 
 
 def _by_number(value: Any) -> Any:
-    """Return index -> section, of one section or a list, to be merged with the environment's."""
+    """Return index -> section, of one section or a list, to be merged with the environment's.
+
+    Anything else is returned unchanged.
+    """
     if isinstance(value, list):
         return {str(i): section for i, section in enumerate(value)}
     return {"0": value} if isinstance(value, dict) else value
@@ -263,7 +275,10 @@ def _toml(text: str) -> Any:
 
 
 def _toml_words(message: str, text: str) -> str:
-    """Return the parser's message with the key of its line and what to write; without values, which may be secrets."""
+    """Return the parser's message with the key of its line and what to write; without values, which may be secrets.
+
+    The message itself if the line has no key.
+    """
     place = re.search(r" \(at line (\d+), column \d+\)$", message)
     line = text.splitlines()[int(place[1]) - 1] if place and int(place[1]) <= len(text.splitlines()) else ""
     if place is None or (key := re.match(r"\s*([\w.-]{1,60})\s*([=:])|\s*\[+([\w.-]{1,60})\]", line)) is None:
@@ -349,7 +364,10 @@ def _at(mark: Any) -> str:
 
 
 def _nodes(node: Any, known: dict[int, float]) -> float:
-    """Return the number of values of a YAML node, where an alias counts as what it stands for; infinite within itself."""
+    """Return the number of values of a YAML node, where an alias counts as what it stands for; infinite within itself.
+
+    Fills `known`.
+    """
     count = known.get(id(node))
     if count is None:
         known[id(node)] = inf

@@ -165,7 +165,7 @@ class Settings(Top):
         """Return the arguments of `Router`, with their objects made.
 
         Models are not loaded, and equal sections reuse the objects of an earlier policy. Certificates, cards and scores are read.
-        `trace` and `instruments` are there only if the policy has those sections.
+        `trace` and `instruments` are there only if the policy has those sections. Trials' endpoints are not among the clouds.
 
         Args:
             folder: base of relative paths in the policy.
@@ -231,7 +231,7 @@ _made: Shared[tuple[Any, ...], Any] = Shared()
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Prefix an error raised within the block by a key."""
+    """Raise an error from within the block again, of the same type, with a key in front of its text."""
     try:
         yield
     except EdgerouteError as e:
@@ -249,7 +249,10 @@ PARTS = "edgeroute.parts"
 
 
 def _certified(threshold: Any, folder: Path) -> Any:
-    """Return the threshold with each path of a certificate replaced by the certificate, read from its file."""
+    """Return the threshold with each path of a certificate replaced by the certificate, read from its file.
+
+    Raises PolicyError as `Certificate.load`.
+    """
     if isinstance(threshold, list):
         return [_certified(item, folder) for item in threshold]
     if not isinstance(threshold, str):
@@ -260,7 +263,10 @@ def _certified(threshold: Any, folder: Path) -> Any:
 
 
 def _score(score: str, folder: Path) -> tuple[Any, Any]:
-    """Return the score and its identity; reads a saved score, and returns the same object while its file is unchanged."""
+    """Return the score and its identity; reads a saved score, and returns the same object while its file is unchanged.
+
+    Raises as `Learned.load`.
+    """
     if score in SCORES:
         return score, score
     from edgeroute.confidence.learned_score import Learned
@@ -295,7 +301,7 @@ def _make_or_reuse(section: Target, folder: Path, score: Any) -> Any:
 
 
 def _stamp(path: Path) -> Any:
-    """Return the stamp of a file; of a file that names a model's active version, the version."""
+    """Return the stamp of a file; of a file that names a model's active version, the version. None if it is unknown."""
     if path.suffix.lower() != SUFFIX:
         return file_stamp(path)
     with suppress(EdgerouteError):  # said where the model is made

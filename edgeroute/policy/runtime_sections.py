@@ -120,14 +120,17 @@ def _usable(annotation: Any) -> bool:
 
 
 def _default(parameter: inspect.Parameter) -> Any:
-    """Return the default that the reference shows; a key that is not given is not passed."""
+    """Return the default that the reference shows; a key that is not given is not passed. None for a default that JSON lacks."""
     if parameter.default is parameter.empty:
         return ...
     return parameter.default if isinstance(parameter.default, bool | int | float | str | NoneType) else None
 
 
 def _by_runtime(data: Any, built_in: Any) -> Any:
-    """Validate a section by the runtime that its path selects, and return it."""
+    """Validate a section by the runtime that its path selects, and return it.
+
+    A runtime that cannot be imported is a problem of `path`.
+    """
     try:
         section = registered(data.get("path") if isinstance(data, dict) else None)
     except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
@@ -151,6 +154,8 @@ ByRuntime = WrapValidator(_by_runtime)
 
 def for_file(section: Target, path: str, folder: Path) -> Target:
     """Return the section for another model file, with the keys of this one that its runtime has, without hash and card.
+
+    Keys that its runtime lacks are dropped.
 
     Raises:
         PolicyError: one of them has a value that this runtime does not take.

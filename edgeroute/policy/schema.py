@@ -87,7 +87,10 @@ def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
 
 
 def keys_of(paths: Iterable[object]) -> dict[str, Any]:
-    """Return key -> schema of `[edge]` for these model files, as far as their runtimes are registered ones."""
+    """Return key -> schema of `[edge]` for these model files, as far as their runtimes are registered ones.
+
+    Runtimes that cannot be imported are skipped.
+    """
     properties: dict[str, Any] = {}
     for path in paths:
         try:

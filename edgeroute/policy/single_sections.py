@@ -49,6 +49,8 @@ def policy_folder() -> Path:
 def at(folder: Path, given: str) -> Path:
     """Return the absolute path without `..`; a link at its end is not followed, since a model's card is beside the link.
 
+    It need not exist.
+
     Raises:
         PolicyError: no file can have that name.
     """
@@ -151,6 +153,8 @@ class Telemetry(Section):
     def make(self) -> list[Instrument]:
         """Make the instruments.
 
+        [] if none is switched on.
+
         Raises:
             RuntimeMissing: an extra is not installed.
         """
@@ -176,7 +180,10 @@ _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts
 
 
 def _level(value: Any, info: ValidationInfo) -> float | None:
-    """Parse a level in the unit of the rule's quantity."""
+    """Parse a level in the unit of the rule's quantity.
+
+    0 for a rule without levels, and if its quantity is invalid, which is a problem of its own. Raises PydanticCustomError.
+    """
     of = info.data.get("of")
     if of is None or of == "throttled":  # what is wrong there, is said there
         return 0.0

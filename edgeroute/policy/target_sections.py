@@ -35,7 +35,7 @@ GROUP = "Any text: tells two groups of variants apart that are next to each othe
 
 
 def loaded_score(score: str, folder: Path) -> Any:
-    """Return a score's name, or load the score saved at a path."""
+    """Return a score's name, or load the score saved at a path. Raises as `Learned.load`."""
     if score in SCORES:
         return score
     from edgeroute.confidence.learned_score import Learned
@@ -92,7 +92,7 @@ class Model(Target):
         return paths if is_address(self.path) else [self.path, *([] if given.get("card") else cards(self.path)), *paths]
 
     def make(self, folder: Path) -> Any:
-        """Make the model, not loaded yet."""
+        """Make the model, not loaded yet. Raises PolicyError, ModelMissing, ModelError or RuntimeMissing."""
         options = self.resolved(folder)
         if isinstance(score := options.get("score"), str):
             options["score"] = loaded_score(score, folder)
@@ -189,7 +189,10 @@ class InstalledCloud(Cloud):
     kind: Kind | None = Field(None, description="Kind of the outputs; without it their form decides.")
 
     def make(self, folder: Path) -> Any:
-        """Call the factory with the URL, the name, the further keys and the arguments of `Address`; return the endpoint."""
+        """Call the factory with the URL, the name, the further keys and the arguments of `Address`; return the endpoint.
+
+        Raises PolicyError if it makes no endpoint.
+        """
         given = self.model_dump(include={"name", "labels", "kind"}, exclude_none=True)
         endpoint = plugged(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))
         if not hasattr(endpoint, "talk"):
@@ -206,7 +209,7 @@ CLOUDS: dict[str, type[Cloud]] = {
 
 
 def _protocol(section: Any) -> str:
-    """Return the tag of a section's type, by its protocol."""
+    """Return the tag of a section's type, by its protocol. An unknown protocol is returned as it is, to be refused."""
     name = str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
     return name if name in CLOUDS or name not in installed(PROTOCOLS) else PROTOCOLS
 
@@ -220,6 +223,8 @@ else:
 
 def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
     """Return the router's `edge` from models and their sections; neighbouring variants of one group become one `Variants`.
+
+    None for no models.
 
     Raises:
         PolicyError: a group has one member, or two of one name.

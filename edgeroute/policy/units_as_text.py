@@ -41,7 +41,7 @@ def span(value: Any) -> float:
 
 
 def period(value: Any) -> float:
-    """Parse a duration from a second to a minute to seconds."""
+    """Parse a duration from a second to a minute to seconds. Raises PydanticCustomError outside of it."""
     words = 'a duration from "1s" to "60s"'
     if not 1 <= (seconds := duration(value, words=words)) <= 60:  # noqa: PLR2004 - said in the words
         raise expected(words)
@@ -90,12 +90,12 @@ def _near(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
 
 
 def _times(word: str) -> list[str]:
-    """Return the units of time that a word may mean."""
+    """Return the units of time that a word may mean. Without a word: ms and s."""
     return [unit for unit, words in _WORDS.items() if re.fullmatch(words, word)] if word else ["ms", "s"]
 
 
 def _sizes(word: str) -> list[str]:
-    """Return the units of size that a word may mean."""
+    """Return the units of size that a word may mean. Without a word: KB and MB."""
     if named := re.fullmatch("(kilo|mega|giga)?bytes?", word):
         return [{"k": "KB", "m": "MB", "g": "GB"}.get((named[1] or "")[:1], "B")]
     return [unit for unit in BYTES if word in {unit.lower(), unit[:-1].lower()}][:1] if word else ["KB", "MB"]
@@ -128,7 +128,10 @@ Share = Annotated[
 
 
 def written(kind: str, value: float) -> str:
-    """Return a number of seconds, bytes or a share as a policy file has it: "1h", "16MiB", "0.5%"."""
+    """Return a number of seconds, bytes or a share as a policy file has it: "1h", "16MiB", "0.5%".
+
+    The largest unit that gives a whole number.
+    """
     if kind == "share":
         return f"{100 * value:.9g}%"
     if kind == "duration":

@@ -50,14 +50,17 @@ def not_only_cloud(value: Any) -> Any:
 
 
 def _model(path: str) -> str:
-    """Return the path of a model file if a runtime has its suffix."""
+    """Return the path of a model file if a runtime has its suffix. Raises PydanticCustomError otherwise."""
     if suffix_of(path) is None:
         raise expected(f"a file that ends in {' or '.join(suffixes())}")
     return path
 
 
 def _providers(value: Any) -> list[Any]:
-    """Check providers, and return them unchanged: relative paths start from the policy's folder, which is not known here."""
+    """Check providers, and return them unchanged: relative paths start from the policy's folder, which is not known here.
+
+    Raises PydanticCustomError for others.
+    """
     if not isinstance(value, list) or not value:
         raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
     try:
@@ -68,7 +71,7 @@ def _providers(value: Any) -> list[Any]:
 
 
 def _hedge(value: Any) -> float | str:
-    """Parse a hedge: seconds of a duration, or a quantile or "auto" as text."""
+    """Parse a hedge: seconds of a duration, or a quantile or "auto" as text. Raises PydanticCustomError for others."""
     if isinstance(value, str) and re.fullmatch(HEDGE, value):
         return value
     return duration(value, words='a duration such as "300ms", a quantile from "p10" to "p99", or "auto"')
@@ -111,14 +114,14 @@ def _secret(value: Any) -> Secret:
 
 
 def _score(value: Any) -> str:
-    """Return the name of a score, or the path of a saved one."""
+    """Return the name of a score, or the path of a saved one. A saved score's file is not read."""
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
         return value
     raise refused(f"found {found(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
 
 
 def _thresholds(value: Any) -> Any:
-    """Return thresholds: numbers, paths of certificates, or a list of them."""
+    """Return thresholds: numbers, paths of certificates, or a list of them. Lists in a list are refused."""
     if isinstance(value, list) and value and not any(isinstance(item, list) for item in value):
         return [_thresholds(item) for item in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):

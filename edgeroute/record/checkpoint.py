@@ -34,7 +34,10 @@ class Checkpoint:
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
-        """Restore the state of earlier runs into counts, spending and endpoints; delete damaged values."""
+        """Restore the state of earlier runs into counts, spending and endpoints; delete damaged values.
+
+        Nothing is restored if the spending cannot be.
+        """
         store = self.store
         if not self.spending.recall():
             return
@@ -64,7 +67,7 @@ class Checkpoint:
             self._note(clouds)
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
-        """Queue the state for the file."""
+        """Queue the state for the file. Parts and endpoints without a state are left out."""
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         for name, dump in self.dumps.items():
             if (state := dump()) is not None:

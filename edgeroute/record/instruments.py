@@ -210,7 +210,10 @@ class Instruments(Instrument):
 
     @property
     def prompt(self) -> bool:
-        """True if all instruments for attempts, breakers and limits return at once: their classes have `prompt = True`."""
+        """True if all instruments for attempts, breakers and limits return at once: their classes have `prompt = True`.
+
+        Each in the class itself; an inherited `prompt` does not count.
+        """
         methods = [method for name in _DURING for method in self._methods[name]]
         return all(vars(type(getattr(method, "__self__", None))).get("prompt", False) for method in methods)
 

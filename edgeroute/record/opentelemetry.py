@@ -29,7 +29,10 @@ Attributes = dict[str, Any]
 
 
 def destination(began: AttemptBegan) -> Attributes:
-    """Return the attributes of an attempt's destination, without anything that differs from call to call."""
+    """Return the attributes of an attempt's destination, without anything that differs from call to call.
+
+    An unknown HTTP method counts as `_OTHER`.
+    """
     sending = began.sending
     parts = urlsplit(sending.origin)
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -236,7 +239,10 @@ class OpenTelemetry(Instrument):
             opened.span.end()
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """End the request's span, add spans of its edges' runs, and record its duration."""
+        """End the request's span, add spans of its edges' runs, and record its duration.
+
+        A request that is not open is ignored. Spans of its legs come from its trace.
+        """
         opened = self._take_open(ended.id)
         if opened is None:
             return
@@ -262,7 +268,7 @@ class OpenTelemetry(Instrument):
         span.end()
 
     def _add_leg_spans(self, opened: _OpenSpan, record: Mapping[str, Any], answer: Any) -> None:
-        """Create the spans of edges' runs, and events for clouds that have no span."""
+        """Create the spans of edges' runs, and events for clouds that have no span. A failed edge's span has the error's code."""
         edges = {leg["leg"] for leg in record.get("plan", ()) if leg["side"] == "edge"}
         started: dict[str, int] = {}
         inside = trace.set_span_in_context(opened.span)
@@ -285,7 +291,10 @@ class OpenTelemetry(Instrument):
                 span.end(at_ns)
 
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str] | None:
-        """Begin the attempt's span. Return the headers that continue the trace, if the host is to have them."""
+        """Begin the attempt's span. Return the headers that continue the trace, if the host is to have them.
+
+        A probe has no span.
+        """
         if not began.request:
             return None  # a probe
         name, attributes = attempt_span(began)
@@ -299,7 +308,10 @@ class OpenTelemetry(Instrument):
         return headers
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """End the attempt's span; for a function, whose beginning is not reported, create it now."""
+        """End the attempt's span; for a function, whose beginning is not reported, create it now.
+
+        Also records its duration and tokens.
+        """
         span, began = self._attempts.pop(ended.number, (None, None)) if ended.number else (None, None)
         if span is None:
             if ended.number or not ended.request:
@@ -342,7 +354,10 @@ class OpenTelemetry(Instrument):
             self._tracer.start_span("edgeroute.late", Context(), attributes=attributes, links=links).end()
 
     def _take_open(self, identity: str) -> _OpenSpan | None:
-        """Remove and return the open span of a request that ends, and remember its context; None if it is not open."""
+        """Remove and return the open span of a request that ends, and remember its context; None if it is not open.
+
+        At most `EARLIER` contexts are remembered.
+        """
         opened = self._open.pop(identity, None)
         if opened is None:
             return None

@@ -57,7 +57,10 @@ class Page:
         return iter(self._found.values())
 
     def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
-        """Add a value to the metric of this name, unless there is one with the same labels."""
+        """Add a value to the metric of this name, unless there is one with the same labels.
+
+        Names that the page leaves out are skipped.
+        """
         key = (name, *labels.values())
         if name in self._without or key in self._seen:  # two targets of one name: Prometheus refuses what is there twice
             return
@@ -126,7 +129,7 @@ def of_status(page: Page, status: Status, router: str) -> None:
 
 
 def _of_stats(page: Page, stats: Stats, router: str) -> None:
-    """Add a router's statistics to the page."""
+    """Add a router's statistics to the page. Unknown values are left out."""
     page.counter("routed", "Requests that were walked, so without those that the cache answered", stats.requests, router=router)
     page.counter("deferred", "Requests for which the cloud was called", stats.deferred, router=router)
     page.counter("degraded", "Answers that are the best there was, not what the policy asks for", stats.degraded, router=router)
@@ -335,7 +338,7 @@ class _Collector(ForkSafe):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics of all routers."""
+        """Return the metrics of all routers. A closed router has counts, but no status."""
         page = Page()
         with self._lock:
             members = self._open()

@@ -109,7 +109,10 @@ class Tally(ForkSafe, Instrument):
         self.status = status
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Queue the request for counting."""
+        """Queue the request for counting.
+
+        Requests without an answer count by their error's code, without a duration; targets' times of a batch are left out.
+        """
         answer, fresh = ended.answer, self._new
         if answer is None:
             fresh.append((Kind("none", "", error_code(ended.error), False), 0.0, ()))
@@ -147,7 +150,7 @@ class Tally(ForkSafe, Instrument):
             self._events[what] += 1
 
     def _add_requests(self) -> None:
-        """Count the queued requests."""
+        """Count the queued requests. Unknown reasons count as `error`, too many targets as `other`."""
         requests = self._requests
         for recorded, latency_s, legs in _drain(self._new):
             kind = recorded
@@ -171,7 +174,7 @@ class Tally(ForkSafe, Instrument):
         return name
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """Queue the attempt for counting."""
+        """Queue the attempt for counting. Codes that are not known count as `error`."""
         error = ended.error
         code = "cancelled" if ended.cancelled else "ok" if error is None else Failure.of(error).code
         known = code in {"ok", "cancelled"} or code in CODES
@@ -190,13 +193,13 @@ class Tally(ForkSafe, Instrument):
         self._queue(self._happened, "alarm")
 
     def _queue(self, fresh: deque[K], event: K) -> None:
-        """Queue an event for counting."""
+        """Queue an event for counting. Counts all once there are `TOGETHER`."""
         fresh.append(event)
         if len(fresh) >= TOGETHER:
             self._count_queued()
 
     def read(self) -> Tallied:
-        """Return the counts so far, as copies."""
+        """Return the counts so far, as copies. Counts the queued events first."""
         with self._lock:
             self._add_up()
             return Tallied(

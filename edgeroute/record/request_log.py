@@ -32,7 +32,7 @@ class RequestLog(Instrument):
         self.level = level
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Log the request's end."""
+        """Log the request's end. Texts and inputs are left out."""
         if not log.isEnabledFor(self.level):
             return
         answer = ended.answer
@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of ASCII JSON, with texts sanitised and truncated."""
+        """Return the record as one line of ASCII JSON, with texts sanitised and truncated. A traceback is cut to its end."""
         time_of_day = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"at": time_of_day, "level": record.levelname.lower(), "logger": record.name}
         line["message"] = clean(record.getMessage(), LONGEST)

@@ -46,7 +46,10 @@ class Trace(Instrument):
             self._write, self._close = journal.append, journal.close
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Write the trace of an answer, if it is drawn for the sample; errors are not traced."""
+        """Write the trace of an answer, if it is drawn for the sample; errors are not traced.
+
+        The sample is drawn at random. With the last reading of the sensors, and, if set, the input.
+        """
         answer = ended.answer
         if answer is None:
             return

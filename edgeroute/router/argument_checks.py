@@ -47,7 +47,10 @@ DEFAULTS = Options()
 
 
 def with_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments, with the fields of `Options` combined in one argument `options`."""
+    """Return the arguments, with the fields of `Options` combined in one argument `options`.
+
+    Without such a field `options` is left out.
+    """
     options = {name: given[name] for name in Options._fields if name in given}
     rest = {name: value for name, value in given.items() if name not in options}
     return {**rest, "options": Options(**options)} if options else rest
@@ -115,6 +118,8 @@ def _is_trace(value: Any) -> bool:
 def check_types(given: Mapping[str, Any]) -> None:
     """Check the types of the given arguments; None counts as not given.
 
+    Imports the modules of the classes that are given.
+
     Raises:
         PolicyError: a wrong type; the message names what to pass.
     """
@@ -165,7 +170,10 @@ def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
 
 
 def _in_seconds(name: str, value: Any) -> str:
-    """Return a hint how to write a duration as a number; empty if the value is no duration."""
+    """Return a hint how to write a duration as a number; empty if the value is no duration.
+
+    A number in quotes counts as seconds.
+    """
     if hasattr(value, "total_seconds"):
         return f": write {name}={value.total_seconds():.12g}"
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)\s*", value) if isinstance(value, str) else None
@@ -175,7 +183,10 @@ def _in_seconds(name: str, value: Any) -> str:
 
 
 def _check_target(side: str, value: Any) -> None:
-    """Raise PolicyError for an estimator that cannot be called, with the code that makes it callable."""
+    """Raise PolicyError for an estimator that cannot be called, with the code that makes it callable.
+
+    Also for a class in place of an object.
+    """
     estimator = next((name for name in ("predict_proba", "predict") if hasattr(value, name)), None)
     if isinstance(value, type) and (estimator or hasattr(value, "run") or hasattr(value, "talk")):
         raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)

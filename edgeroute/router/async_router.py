@@ -96,7 +96,7 @@ class Loop:
             return end.value  # type: ignore[no-any-return]
 
     async def _execute(self, step: Step, show: Callable[[Any], object] | None) -> Any:
-        """Execute one step, and return its result."""
+        """Execute one step, and return its result. `show` None: nothing is shown."""
         if type(step) is Walk:
             to = None if step.show is None or show is None else partial(_show, step.show, show)
             return await drive(step.walk, partial(self.begin, step.legs, step.streams, None), to)
@@ -108,7 +108,10 @@ class Loop:
         return await self.in_thread(*step)
 
     def begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event | Deferrable:
-        """Start a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
+        """Start a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already.
+
+        An edge that is quick runs here at once; a call that keeps its time is deferred to its caller.
+        """
         if first is not None and start.leg == 0:
             return first
         backend: Any = legs.backend(start)
@@ -127,7 +130,10 @@ class Loop:
         )
 
     def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
-        """Start an asynchronous leg, in a task of its own. Return the function that stops it, or a failure."""
+        """Start an asynchronous leg, in a task of its own. Return the function that stops it, or a failure.
+
+        Copies the inputs if the leg may outlive the call.
+        """
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
         error = _refusal(self.engine, legs, start, backend)
@@ -166,7 +172,10 @@ class Loop:
         return task
 
     async def end(self) -> None:
-        """Cancel the tasks and legs on this loop, and wait for them up to a second; close the backends that are awaited."""
+        """Cancel the tasks and legs on this loop, and wait for them up to a second; close the backends that are awaited.
+
+        Legs that outlast that are left.
+        """
         loop = asyncio.get_running_loop()
         tasks = {task for task in self._tasks.copy() if task.get_loop() is loop}  # another loop's cannot be ended from here
         for task in tasks:
@@ -181,7 +190,8 @@ class Loop:
     async def in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
         """Return the result of `call` in a thread; `late` if there is none by the instant `until`.
 
-        Called here if it is needed, and there is no thread for it, or too much waits for one.
+        Called here if it is needed, and there is no thread for it, or too much waits for one. Not called at all, with `late`
+        returned, if it is not needed and no thread is free. Exceptions pass.
         """
         threads = self.engine.local_threads
         done = submitted(threads.submit_later if needed and until < INF else threads.submit, call)
@@ -243,7 +253,10 @@ class AsyncRouter(BaseRouter[V]):
                 yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Yield the answers or pieces for the caller, and finally an `End` with the results."""
+        """Yield the answers or pieces for the caller, and finally an `End` with the results.
+
+        Left early, the task is cancelled and awaited. Raises what the call raises.
+        """
         mail: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.ensure_future(self._loop.pump(self.engine.steps([request]), mail.put_nowait))
         task.add_done_callback(lambda _: mail.put_nowait(_END))
@@ -288,7 +301,7 @@ class AsyncRouter(BaseRouter[V]):
     async def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
     ) -> AsyncGenerator[Any, None]:
-        """Yield the pieces of an answer, and the answer as `Last`."""
+        """Yield the pieces of an answer, and the answer as `Last`. An answer without pieces is one piece."""
         shows: Shows = "restarts" if restart else "pieces"
         request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken = False

@@ -47,6 +47,8 @@ class Asks:
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
         """Copy the input, and return a function that calls the cloud and blocks.
 
+        The call has no deadline, an id that ends in -audit, and the codec's floor.
+
         Args:
             request: the request to audit.
             leg: index of the cloud's leg in its plan.
@@ -86,7 +88,10 @@ class Asks:
 
 
 def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
-    """Run the edges of a plan until one's answer would be accepted; failures are logged. Blocks."""
+    """Run the edges of a plan until one's answer would be accepted; failures are logged. Blocks.
+
+    An input that an edge rejects ends the runs.
+    """
     runs = list[ShadowRun]()
     for i, leg in enumerate(legs.plan.legs):
         begun = monotonic()
@@ -107,7 +112,10 @@ def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
 
 
 def effective_audit(audit: Audit | None, snapshot: Snapshot) -> Audit | None:
-    """Return the settings in force: without any, in shadow mode all requests are audited, and a hidden edge has its share."""
+    """Return the settings in force: without any, in shadow mode all requests are audited, and a hidden edge has its share.
+
+    None stays None otherwise.
+    """
     if audit is None and (snapshot.policy.mode == "shadow" or snapshot.hidden is not None):
         from edgeroute.trials.drift_monitor import Audit as Made
 
@@ -130,6 +138,8 @@ def _use(engine: Engine) -> None:
 
 def put_audits(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
     """Put the settings of audits in force under a policy: make, update or close the engine's auditor.
+
+    An auditor that is not needed any more is closed.
 
     Args:
         engine: engine of the router; `auditor` and `audited` are set.
@@ -163,7 +173,10 @@ class Audits(Part):
         self._auditor, self.close = auditor, auditor.close  # type: ignore[method-assign]
 
     def walked(self, walks: Sequence[Walked]) -> None:
-        """Audit the requests that are drawn, but for those that asked a cloud on trial."""
+        """Audit the requests that are drawn, but for those that asked a cloud on trial.
+
+        Costs of a batch are not passed, as they are of all its rows.
+        """
         for request, outcome, costs, _, _, legs in walks:
             drawn = self._auditor.arrives()
             if drawn is not None and not request.plan.arm:
@@ -193,7 +206,10 @@ def _unlike(legs: LegExecutor | None) -> Collection[int]:
 
 
 def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
-    """Return the trials of a policy, which continue the figures of the previous ones; None: there are none."""
+    """Return the trials of a policy, which continue the figures of the previous ones; None: there are none.
+
+    The present object is returned if the trials are the same.
+    """
     known = engine.trials
     if not snapshot.on_trial:
         return None

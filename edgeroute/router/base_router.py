@@ -283,7 +283,7 @@ class BaseRouter(Generic[V]):
         return fingerprints(snapshot, i)
 
     def _calibration(self, x: Any, y: Any, **given: Any) -> Any:
-        """Return the steps of `calibrate`."""
+        """Return the steps of `calibrate`. Raises PolicyError for an invalid request."""
         steps = import_tool("measure.calibrate_steps")
         wanted = ("max_loss", "max_error", "max_defer", "sure", "per_class", "score", "ood")
         want = steps.checked_request(**{name: given.pop(name) for name in wanted})

@@ -63,7 +63,10 @@ class KeyPrefixes:
         return len(self._prefixes)
 
     def of(self, plan: Plan) -> bytes:
-        """Return the prefix for the answers of a plan. Reads the environment variables of credentials."""
+        """Return the prefix for the answers of a plan. Reads the environment variables of credentials.
+
+        Computed once per mode, class and credentials.
+        """
         key: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
         # one variant's answer goes along, and for another's the cloud may answer otherwise
         edges = [leg.name for leg in plan.legs if leg.permit is None] if self._tells else []
@@ -100,7 +103,10 @@ class KeyPrefixes:
 
 
 def is_accepted(plan: Plan, entry: Entry) -> bool:
-    """Return True if the policy in force accepts a cached answer: the threshold may have risen since the answer was given."""
+    """Return True if the policy in force accepts a cached answer: the threshold may have risen since the answer was given.
+
+    An entry of an edge that the plan lacks is not; one of a cloud that the plan lacks is.
+    """
     for leg in plan.legs:
         if leg.name == entry.leg:
             return leg.permit is not None or acceptable(leg, Prediction(entry.value, entry.confidence, entry.outputs))

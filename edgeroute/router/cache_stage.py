@@ -62,7 +62,8 @@ class Caching(Part):
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
         """Return cached answers; of the other requests the leaders go on, and followers wait for an equal request.
 
-        A caller that gets something before the answer is final (`refine`, `stream`) always leads.
+        A caller that gets something before the answer is final (`refine`, `stream`) always leads. A follower whose leader fails,
+        or takes too long, goes on by itself. Leaders release their followers in any case.
         """
         results: list[Result | None] = [None] * len(requests)
         leads: list[tuple[int, Request, Flight | None]] = []
@@ -106,7 +107,10 @@ class Caching(Part):
             self._settle(request, flight, result)
 
     def _settle(self, request: Request, flight: Flight | None, result: Result) -> None:
-        """Store an answer, and pass it to the followers; without an answer to share, release them."""
+        """Store an answer, and pass it to the followers; without an answer to share, release them.
+
+        Degraded answers, those that are not final, and those without the edge's answer where it belongs, are not shared.
+        """
         if isinstance(result, Answer) and request.key is not None:
             self.store(request, result)
         if flight is not None:
@@ -116,7 +120,10 @@ class Caching(Part):
                 flight.failed()  # followers may have more time, and have ids of their own
 
     def _keyed(self, request: Request) -> tuple[Request, bytes]:
-        """Return the request with its cache key, and the key's prefix; without a key if it is not to be cached."""
+        """Return the request with its cache key, and the key's prefix; without a key if it is not to be cached.
+
+        Not cached are classes in `never`, and calls of a session.
+        """
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never or TURN.get() is not None:  # a state decides the answer, too, and has to move on
             return request, b""
@@ -146,7 +153,8 @@ class Caching(Part):
     ) -> Steps[tuple[Answer | None, Flight | None]]:
         """Return the cached answer, or None, and the request's part in the flight of equal requests, or None.
 
-        A stale entry is returned, and its revalidation started in the background.
+        A stale entry is returned, and its revalidation started in the background. A similar text's entry counts, too, where a
+        semantic cache is set. An entry that the policy does not accept any more is ignored.
         """
         key = request.key
         if key is None:
@@ -206,7 +214,10 @@ class Caching(Part):
         return steps()
 
     def _patience_s(self, request: Request) -> float:
-        """Return the seconds to wait for an equal request and still have time for the edge."""
+        """Return the seconds to wait for an equal request and still have time for the edge.
+
+        inf without a deadline; half of the deadline for an edge whose time is unknown.
+        """
         plan, whole_s = request.plan, request.plan.deadline_s
         if whole_s == INF:
             return INF
@@ -229,7 +240,7 @@ class Caching(Part):
     def store(self, request: Request, answer: Answer) -> None:
         """Store an accepted answer of a request in the cache; others are ignored.
 
-        A text's embedding is stored, too, unless that would delay the deadline.
+        A text's embedding is stored, too, unless that would delay the deadline. Nothing is stored without a key.
         """
         if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
             return

@@ -132,6 +132,8 @@ def _shown(
 ) -> Steps[Outcome]:  # fmt: skip
     """Do a walk that shows answers, and return its outcome; call `leaves` if the caller leaves early.
 
+    Raises what the walk raises.
+
     Args:
         step: the walk.
         request: its request.

@@ -28,7 +28,7 @@ class History:
     def _asked(self, turn: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the messages with the next turn, and the call's options, restricted to the edge if the conversation stays.
 
-        Sets `stays`.
+        Sets `stays`. The turn is copied; the messages stay as they are until `_answered`.
 
         Raises:
             BadInput: the turn is no text, content or message.
@@ -49,7 +49,10 @@ class History:
         return [*self.messages, message], options
 
     def _answered(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
-        """Append the turn and its answer to the messages. Return the answer."""
+        """Append the turn and its answer to the messages. Return the answer.
+
+        Tool calls are kept in the reply; a value that is no text becomes one.
+        """
         reply: dict[str, Any] = {
             "role": "assistant",
             "content": answer.value if isinstance(answer.value, str) else str(answer.value),
@@ -93,7 +96,10 @@ class Conversation(History):
         return Stream(self._pieces(messages, self._router.stream(messages, **options)))
 
     def _pieces(self, messages: list[dict[str, Any]], stream: Stream) -> Generator[Any, None, Answer]:
-        """Yield a stream's pieces; at its end add the turn to the messages, and return the answer."""
+        """Yield a stream's pieces; at its end add the turn to the messages, and return the answer.
+
+        Left early, the turn is not added, and the call is cancelled.
+        """
         with stream:
             for piece in stream:
                 yield Shown(stream.leg or "", piece)

@@ -69,7 +69,10 @@ class Sensing:
         self._engine = engine
 
     def read(self) -> None:
-        """Read the sensors. When other rules are in force, delete stored plans, and free models or load them again."""
+        """Read the sensors. When other rules are in force, delete stored plans, and free models or load them again.
+
+        Schedules the next reading, also after an error.
+        """
         engine, observer = self._engine, self._engine.observer
         observer.reads_at = INF
         try:
@@ -82,7 +85,10 @@ class Sensing:
             observer.schedule_read()
 
     def _free_or_load(self, snapshot: Snapshot) -> None:
-        """Free the edge models if a rule in force demands it; else load freed ones again, in a thread if one is free."""
+        """Free the edge models if a rule in force demands it; else load freed ones again, in a thread if one is free.
+
+        Without a free thread loads here. Errors of freeing are logged.
+        """
         edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
         rules = self._engine.observer.facts.rules
         if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
@@ -122,7 +128,10 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
 
 
 def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
-    """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry."""
+    """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry.
+
+    The same object if nothing changed; otherwise without stored plans.
+    """
     targets, moved, by = [], "", ""
     for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
         monitor = None if auditor is None else auditor.watch(target.name)
@@ -301,7 +310,7 @@ class Engine(ForkSafe):
         return renewal._replace(plan=renewal.plan._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
-        """Make a plan, and store it until the facts change."""
+        """Make a plan, and store it until the facts change. Not stored for a long data class; a full store is cleared first."""
         facts = self.observer.facts
         plan = make_plan(snapshot, facts, mode, deadline, data_class, "", arm)
         if data_class is None or len(data_class) <= LONGEST:
@@ -355,7 +364,10 @@ class Engine(ForkSafe):
             ended(request, Answer(request.plan, outcome, request.id, legs.costs()))
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
-        """Record a request on the fast path and return its result, which needs no further step."""
+        """Record a request on the fast path and return its result, which needs no further step.
+
+        An exception to raise is returned, not raised.
+        """
         self.record(request, outcome, legs)
         costs = {} if legs is None else legs.costs()
         if self.walked:
@@ -372,7 +384,11 @@ class Engine(ForkSafe):
         raise AssertionError("without an outbox and a cache no offline rule waits")
 
     def observe(self) -> None:
-        """Update the facts, and with them plans, parts and thresholds."""
+        """Update the facts, and with them plans, parts and thresholds.
+
+        Stored plans are deleted if the facts changed. Thresholds are updated if a certificate may have expired, or a server has
+        another model.
+        """
         snapshot = self.snapshot
         if self.observer.observe(snapshot.policy, *snapshot.watched):
             cleared(snapshot)
@@ -448,7 +464,10 @@ class Engine(ForkSafe):
             }
 
     def close(self) -> None:
-        """Stop threads and connections, and store the state. Never raises."""
+        """Stop threads and connections, and store the state. Never raises.
+
+        Errors are logged. Blocks for threads up to a second each.
+        """
         self.closed = True
         self.late.close()
         steps: list[Callable[[], object]] = [*self.parts.methods("closing"), partial(SAMPLER.remove, self), self.health.close]

@@ -60,6 +60,8 @@ def assemble(
 ) -> Engine:
     """Construct an engine and its parts; opens the state folder's files, reads sensors, and starts the outbox's delivery.
 
+    Restores the state of earlier runs. Logs which sensors a rule lacks.
+
     Args:
         spawn: executes steps in the background; returns False if it cannot.
         awaits: True if edges may be asynchronous.
@@ -150,7 +152,10 @@ def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
 
 
 def _first_reading(engine: Engine, sensors: Any) -> None:
-    """Read the sensors, blocking; for a function of the application, which may hang, in a thread, and at most `FIRST_S`."""
+    """Read the sensors, blocking; for a function of the application, which may hang, in a thread, and at most `FIRST_S`.
+
+    A reading that comes later still counts. Its exception is raised here if it came in time.
+    """
     done, late = threading.Event(), threading.Event()
     raised = list[BaseException]()
 
@@ -217,7 +222,10 @@ def _fix(
 
 
 def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:
-    """Return the outbox of a router; for `offline='queue'` without one, a new one in the state folder."""
+    """Return the outbox of a router; for `offline='queue'` without one, a new one in the state folder.
+
+    Raises PolicyError without one.
+    """
     if outbox is not None or offline != "queue":
         return outbox
     if folder is None:

@@ -40,7 +40,8 @@ async def in_edge_thread(threads: ThreadPool, call: Callable[[], T]) -> T:
 def submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
     """Submit `call` to a pool of threads. Return a future of its result; None: there is no thread.
 
-    asyncio's own executor is not used, since it is shared: hanging name look-ups may fill it.
+    asyncio's own executor is not used, since it is shared: hanging name look-ups may fill it. The result of a cancelled waiter is
+    dropped.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -91,7 +92,10 @@ class InsideLegs:
         self._legs: set[_Leg] = set()
 
     async def run(self, leg: int, steps: Coroutine[Any, Any, Event]) -> Event:
-        """Run a leg in this task to its event; a leg that `close` cancels has failed."""
+        """Run a leg in this task to its event; a leg that `close` cancels has failed.
+
+        A cancellation of the caller itself is raised.
+        """
         task = asyncio.current_task()
         assert task is not None, "a coroutine of asyncio runs in a task"
         self._legs.add(entry := _Leg(task))
@@ -110,7 +114,7 @@ class InsideLegs:
         return event
 
     def close(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Future[None]]:
-        """Cancel the legs on a loop. Return the futures of their ends."""
+        """Cancel the legs on a loop. Return the futures of their ends. Not those closed before."""
         ends = set[asyncio.Future[None]]()
         for entry in self._legs.copy():
             if entry.task.get_loop() is loop and not entry.closed:

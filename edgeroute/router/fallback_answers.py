@@ -88,7 +88,10 @@ class Stale(OfflineRule):
             raise PolicyError(NO_CACHE)
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """Return the stale entries, read within the deadline; the edge's answer if the caller got a piece of another one."""
+        """Return the stale entries, read within the deadline; the edge's answer if the caller got a piece of another one.
+
+        At the deadline the read is not waited for.
+        """
         caching, results = parts.caching, list[Result]()
         for walked in walks:
             stale = None
@@ -117,7 +120,10 @@ class Queue(OfflineRule):
             parts.queue.forget(walked.request.id)
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
-        """Store the requests, and return the edge's answers, with notes; at the deadline the storing goes on in its thread."""
+        """Store the requests, and return the edge's answers, with notes; at the deadline the storing goes on in its thread.
+
+        A note says of each whether it is queued; an answer whose storing is not settled counts as not final.
+        """
         queue = parts.queue
         if queue is None:
             return [best(walked) for walked in walks]
@@ -142,7 +148,10 @@ class Fallback:
         self._parts = parts
 
     def answers(self, walks: Sequence[Walked]) -> Steps[list[Result]]:
-        """Return the results of walks; ends the walks' legs for late replies, and may store requests in the outbox."""
+        """Return the results of walks; ends the walks' legs for late replies, and may store requests in the outbox.
+
+        Exceptions to raise are returned as results.
+        """
         rules = [self._rule(walked) for walked in walks]
         for walked, rule in zip(walks, rules, strict=True):
             if rule is not None:
@@ -167,7 +176,10 @@ class Fallback:
         return cast("list[Result]", results)
 
     def _rule(self, walked: Walked) -> OfflineRule | None:
-        """Return the offline rule for a walk; None: its answer was accepted."""
+        """Return the offline rule for a walk; None: its answer was accepted.
+
+        Rule `edge` where no cloud was needed, or the input itself is invalid, unless the policy raises.
+        """
         plan, outcome = walked.request.plan, walked.outcome
         if outcome.accepted:
             return None
@@ -193,7 +205,10 @@ def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
 
 
 def _compare_note(answer: Answer, shown: Answer) -> Answer:
-    """Add a note to a cloud's answer: it agrees with the provisional one, or corrects it. Return the answer."""
+    """Add a note to a cloud's answer: it agrees with the provisional one, or corrects it. Return the answer.
+
+    Unchanged if their comparison fails, or for an edge's answer.
+    """
     if answer.source == "cloud":
         try:  # values may not be comparable
             agrees = call_contained(lambda: bool(answer.value == shown.value))
@@ -211,7 +226,8 @@ def _is_fatal(outcome: Outcome) -> bool:
 def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
     """Return the exception to raise for a request without an answer to return.
 
-    That is the only leg's own error if there is nothing to add, else DeadlineExceeded or NoAnswer with the reasons.
+    That is the only leg's own error if there is nothing to add, else DeadlineExceeded or NoAnswer with the reasons. The error has
+    each leg's own.
     """
     errors: dict[str, BaseException] = {plan.legs[i].name: detail for what, i, _, detail in outcome.log if what == "failed"}
     late = any(what == "timeout" for what, *_ in outcome.log)
@@ -251,6 +267,8 @@ class LateReplies(ForkSafe):
     def on_late(self, function: Callable[..., object]) -> None:
         """Register a function for late answers.
 
+        With an outbox it is the outbox's callback, replacing an earlier one; without one a further function.
+
         Raises:
             PolicyError: its signature does not fit.
         """
@@ -265,6 +283,8 @@ class LateReplies(ForkSafe):
 
     def take(self, request: Request, event: Event, here: bool) -> None:
         """Handle the event of a leg left running past its request's deadline; ignored after `close`.
+
+        Never raises.
 
         Args:
             request: the request.

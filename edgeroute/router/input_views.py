@@ -192,6 +192,8 @@ class EdgeAnswers:
     def attach(self, leg: int, rows: Sequence[int] | None, inputs: Sequence[Any]) -> list[Escalated]:
         """Return the inputs joined with the edge's answers known now, for a cloud's leg, and record what that leg was sent.
 
+        None for a row without one.
+
         Args:
             leg: the leg.
             rows: rows of the batch; None: all.
@@ -236,6 +238,8 @@ def check_send_edge(
     policy: Policy, targets: Sequence[Target], backends: Sequence[Backend], egress: Egress, *, hidden: bool
 ) -> bool:
     """Return True if any cloud takes the edge's answer along.
+
+    Not with several edges, cloud-first modes, immediate hedges, scores of the input, redaction, or a hidden edge.
 
     Raises:
         PolicyError: the policy never has such an answer, or certificates would be about another one.

@@ -162,7 +162,10 @@ class LateEvents:
                 self._report(left, leg, event, False)
 
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
-        """Report a leg's event for each row that wanted it; an answer only for rows without a late one so far."""
+        """Report a leg's event for each row that wanted it; an answer only for rows without a late one so far.
+
+        A failure is reported each time.
+        """
         places = {row: place for place, row in enumerate(self.rows.get(leg, ()))}
         for row in left.get(leg, ()):
             row_event = event
@@ -196,6 +199,8 @@ class LegTask:
 
     def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
         """Run the leg, and always send its event.
+
+        Exceptions become a `Failed`. A stopped run's time is measured.
 
         Args:
             execute: returns the leg's event.
@@ -308,7 +313,7 @@ class LegExecutor:
         """Run a leg to its event in this thread; with `send`, send the pieces of its answer as they come.
 
         Consent, redaction, the guard's admission, the booking of costs and the call happen here. This and `run_async` are the
-        only places where a leg's exception becomes an event.
+        only places where a leg's exception becomes an event. Exceptions in `PASSING` are raised.
 
         Args:
             start: the leg, and its rows.
@@ -357,6 +362,8 @@ class LegExecutor:
         self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop, send: Send | None = None
     ) -> Event:
         """Run a leg to its event on an event loop; blocking preparations run in threads. Cancellation is raised.
+
+        Other exceptions become an event.
 
         Args:
             start: the leg, and its rows.
@@ -443,7 +450,10 @@ class LegExecutor:
         return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
     def _exchange(self, start: Start, entered: Exchange) -> ExchangeContext:
-        """Return the context of an admitted exchange while its leg runs; its end caches a rejection of the input."""
+        """Return the context of an admitted exchange while its leg runs; its end caches a rejection of the input.
+
+        Stores it in `exchanges`. No deadline where late answers are wanted.
+        """
         self.exchanges[start.leg] = entered
         entered.edge = None if self.edge is None else self.edge.all_attached(start.leg)
         entered.wanted_by = -INF if self.floor else self.until
@@ -462,7 +472,7 @@ class LegExecutor:
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Run a leg in a thread, and return the function that stops it. Without a free thread, return an event.
 
-        Then a cloud is not called, and an edge runs in this thread.
+        Then a cloud is not called, and an edge runs in this thread. Copies the inputs first.
         """
         error = self.detach(start)
         task = LegTask(start.leg, self.backend(start), None if self.plan.legs[start.leg].permit else self._measured)
@@ -485,7 +495,10 @@ class LegExecutor:
         return task.stop
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
-        """Submit a leg to its pool, with the caller's context variables. Return False if no thread is free."""
+        """Submit a leg to its pool, with the caller's context variables. Return False if no thread is free.
+
+        An interrupt stops the task, and is raised.
+        """
         threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
         try:
             return threads.submit(partial(copy_context().run, task.run, execute, send))
@@ -495,6 +508,8 @@ class LegExecutor:
 
     def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
         """Return the error of a leg that got no thread, or no copy of its inputs, and does not run; None: it runs here.
+
+        An edge runs here unless too many of its runs are stuck.
 
         Args:
             start: the leg.
@@ -555,14 +570,18 @@ async def _run_beside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
 
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
-    """Return the event of a failure; fatal if an edge rejects the input (the caller's fault), but not if a cloud does."""
+    """Return the event of a failure; fatal if an edge rejects the input (the caller's fault), but not if a cloud does.
+
+    A cloud's rejection of the input lets other legs go on.
+    """
     return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
 
 
 def run_first(request: Request) -> Outcome | Event | None:
     """Run the first leg in this thread if it is an edge that cannot be interrupted: the fast path of most calls.
 
-    Return the outcome if that settles the request, else the leg's event; None: the plan begins otherwise.
+    Return the outcome if that settles the request, else the leg's event; None: the plan begins otherwise. Other exceptions than
+    `PASSING` become an event.
     """
     plan = request.plan
     leg = plan.legs[0]

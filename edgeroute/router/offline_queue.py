@@ -73,7 +73,10 @@ class Storing:
         return None in self._notes
 
     def __call__(self) -> list[str]:
-        """Store the requests, blocking, and return the notes for their reasons, in order."""
+        """Store the requests, blocking, and return the notes for their reasons, in order.
+
+        Failures that come after the caller has left are reported instead.
+        """
         for i, note in self._store:
             with self._lock:
                 self._notes[i], left = note, self._left
@@ -215,7 +218,7 @@ class OfflineQueue:
                 self.forget(job.id)
 
     def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
-        """Store entries in one transaction. Return the result of each, or the error."""
+        """Store entries in one transaction. Return the result of each, or the error. Ctrl-C passes."""
         try:
             return self.outbox.put_all(entries, lambda: self._refusal)
         except KeyboardInterrupt:
@@ -300,7 +303,10 @@ def _waiting(job: _Job) -> Waiting | str:
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
-    """Return the entry for the outbox; a text: the reason why there is none. Runs view, consent, redaction and encoding."""
+    """Return the entry for the outbox; a text: the reason why there is none. Runs view, consent, redaction and encoding.
+
+    A cloud on trial is replaced by the first other one.
+    """
     answered = job.walked.outcome.prediction
     targets, target, allowed = request.snapshot.targets, request.plan.legs[job.leg].target, request.plan.legs[job.leg].permit
     assert allowed is not None, "only a leg that may leave is queued"

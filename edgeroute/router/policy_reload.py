@@ -41,6 +41,8 @@ def replace(
 ) -> None:
     """Put another policy in force, which reuses unchanged models and connections of the old one.
 
+    New models of a catalog are loaded and tested first; targets that the policy has no more are closed.
+
     Raises:
         PolicyError: it is invalid; the old one stays.
         Closed: the router is closed, also meanwhile.
@@ -112,6 +114,8 @@ class PolicyFile:
 
     def arguments(self) -> dict[str, Any]:
         """Read the file, and return the router's arguments. Notes the active versions of its models.
+
+        Errors have the file's path.
 
         Raises:
             PolicyError: the file is invalid.
@@ -185,7 +189,10 @@ class PolicyFile:
         threading.Thread(target=self._watch, args=(reload,), name="edgeroute-watch", daemon=True).start()
 
     def _watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
-        """Check the file, and the active versions, each `LOOKS_S` until `close`; reload after a change, and log errors."""
+        """Check the file, and the active versions, each `LOOKS_S` until `close`; reload after a change, and log errors.
+
+        A file that is missing for a moment is no change.
+        """
         while not self._stop.wait(LOOKS_S):
             now = file_stamp(self.path)
             if self._activated() or (now is not None and now != self._seen):
@@ -196,7 +203,10 @@ class PolicyFile:
                     log.exception("%s cannot be used; the policy in force stays", self.path)
 
     def _activated(self) -> bool:
-        """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files."""
+        """Return True if another version of a model is active than at the last check, and note it. Reads the catalogs' files.
+
+        A file that cannot be read counts as unchanged.
+        """
         if not self._versions:
             return False
         from edgeroute.catalog.model_folder import pointer

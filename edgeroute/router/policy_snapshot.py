@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 def listed(given: Any) -> list[Any]:
-    """Return None, one or several values as a list."""
+    """Return None, one or several values as a list. A list is copied."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
@@ -93,6 +93,8 @@ def named(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
 def endpoint_of(given: Any) -> Any:
     """Return the endpoint for an argument `cloud`; made here for a URL of the Open Inference Protocol.
 
+    Opens no connection.
+
     Raises:
         PolicyError: it is no URL, endpoint or callable.
     """
@@ -112,7 +114,10 @@ def endpoint_of(given: Any) -> Any:
 
 
 def released(model: Any) -> Certificate | None:
-    """Read and return the certificate that came with a version of a catalog; None: there is none."""
+    """Read and return the certificate that came with a version of a catalog; None: there is none.
+
+    Raises PolicyError if it is damaged.
+    """
     release = member(model, "release")
     if release is None or release.certificate is None:
         return None
@@ -204,7 +209,10 @@ def checked_thresholds(given: Any, count: int, *, needed: bool) -> list[float | 
 
 
 def check_range(threshold: Any, score: str | Score) -> None:
-    """Raise PolicyError for a threshold outside the range of confidences by this score."""
+    """Raise PolicyError for a threshold outside the range of confidences by this score.
+
+    Certificates and infinite thresholds pass.
+    """
     if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
         percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
         raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
@@ -329,7 +337,10 @@ def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None
 def _of_edge_trial(
     snapshot: Snapshot, trial: Trial, arguments: PolicyArguments, guard: Guards, old: Snapshot | None
 ) -> Snapshot | None:
-    """Build the policy with the edge model on trial in place of the edge; None: it is the version in use already."""
+    """Build the policy with the edge model on trial in place of the edge; None: it is the version in use already.
+
+    Raises PolicyError without exactly one edge, for a hidden one without a cloud, or if the clouds' labels would change.
+    """
     edges, hidden = [b for b in snapshot.backends if b.side == "edge"], not trial.shown
     if len(edges) != 1:
         raise PolicyError(f"trial: an edge on trial is beside the only edge model, and there are {len(edges)} edges")
@@ -362,6 +373,8 @@ def _build_without_edge_trial(
     arguments: PolicyArguments, trials: tuple[Trial, ...], guard: Guards, old: Snapshot | None, arm: str = ""
 ) -> Snapshot:
     """Build a snapshot without an edge on trial.
+
+    A certificate that does not hold only changes the label, unless `uncalibrated` is 'error'.
 
     Args:
         arguments: arguments of the router.
@@ -410,7 +423,7 @@ def _build_without_edge_trial(
 
 
 def _views(given: Mapping[Any, View] | None, arm: str, of_edge: Sequence[Trial]) -> dict[Any, View]:
-    """Return the views of a policy; that of an edge on trial is the edge's in its own policy."""
+    """Return the views of a policy; that of an edge on trial is the edge's in its own policy. A copy."""
     views = dict(given or {})
     if not (arm or of_edge) or EDGE_TRIAL not in views:
         return views
@@ -448,6 +461,8 @@ class _Draft:
 
     def add_edges(self, edges: list[Any], groups: Sequence[tuple[str, str]], *, needed: bool) -> bool:
         """Add the edge models; return True if no threshold was given and some came with a certificate.
+
+        Models are made, not loaded. Sets the labels of the clouds.
 
         Args:
             edges: the models, as given.
@@ -489,7 +504,10 @@ class _Draft:
         return bool(own_thresholds)
 
     def add_clouds(self, clouds: list[Any], tried: list[Any], guard: Guards) -> None:
-        """Add the clouds, and after them those on trial, each with its guard."""
+        """Add the clouds, and after them those on trial, each with its guard.
+
+        Raises PolicyError for an async endpoint in a `Router`.
+        """
         score, labels = self._arguments.score, self._labels
         for i, given in enumerate([*clouds, *tried]):
             endpoint, on_trial = endpoint_of(given), i >= len(clouds)
@@ -523,7 +541,10 @@ def cleared(snapshot: Snapshot) -> None:
 
 
 def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
-    """Return the backends of a policy and of its edge on trial, by the arguments from which they were made."""
+    """Return the backends of a policy and of its edge on trial, by the arguments from which they were made.
+
+    Those of the policy itself take precedence.
+    """
     known = {} if snapshot.trial is None else made_of(snapshot.trial)
     return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
 
@@ -598,7 +619,10 @@ def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
 
 
 def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
-    """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate."""
+    """Return a target's certificate, bound to this snapshot's fingerprints; None without a certificate.
+
+    Raises PolicyError if answers without a confidence are accepted.
+    """
     if certificate is None:
         return None
     if snapshot.policy.no_confidence != "defer":

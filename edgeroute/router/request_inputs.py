@@ -84,7 +84,10 @@ class CallInputs:
         return self._views is not None and self._views.blocks(target)
 
     def fit_rows(self, start: Start, target: int) -> Fitting | None:
-        """Compute a target's views of a batch's rows. Return the start without the rows that failed; None: none failed."""
+        """Compute a target's views of a batch's rows. Return the start without the rows that failed; None: none failed.
+
+        None too without a view.
+        """
         if self._views is None or self._views.views[target] is None:
             return None
         rows, misfits = range(len(self._inputs)) if start.rows is None else start.rows, {}
@@ -111,7 +114,7 @@ class CallInputs:
     def copy_inputs(self) -> Exception | None:
         """Replace the inputs, and the views computed so far, by copies, once.
 
-        Return the error if they cannot be copied, else None.
+        Return the error if they cannot be copied, else None. Views that failed are kept.
         """
         if not self._copied:
             try:
@@ -124,7 +127,10 @@ class CallInputs:
         return None
 
     def _one(self, views: TargetViews, target: int, row: int) -> Any:
-        """Return a target's view of a row, computed once under a lock; raise the view's exception."""
+        """Return a target's view of a row, computed once under a lock; raise the view's exception.
+
+        Waits for another thread that computes it.
+        """
         cell = views.cells[target]
         entry = self._seen.get((row, cell))
         if entry is None:

@@ -52,7 +52,8 @@ def make_plan(
 def drop_unsure_edges(snapshot: Snapshot, current: Plan, x: Any) -> Plan:
     """Return the plan for this input, without leading edges whose confidence, known from the input alone, is too low.
 
-    Not if their view is a function, which may take time; then they are judged once they have run.
+    Not if their view is a function, which may take time; then they are judged once they have run. They stand by, behind all
+    others. Unchanged if the view rejects the input, or only standbys are left.
     """
     for _ in current.legs:
         leg = current.legs[0]
@@ -74,7 +75,10 @@ def drop_unsure_edges(snapshot: Snapshot, current: Plan, x: Any) -> Plan:
 def stored_plan(
     snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str = ""
 ) -> Plan | None:
-    """Return the stored plan for such a request; None: there is none, or an argument cannot be a key of one."""
+    """Return the stored plan for such a request; None: there is none, or an argument cannot be a key of one.
+
+    True is no deadline.
+    """
     if deadline is True:  # which is equal to 1
         return None
     try:
@@ -84,7 +88,10 @@ def stored_plan(
 
 
 def first_piece_s(policy_s: float, first_token: float | None) -> float:
-    """Return the limit of the time to the first token, seconds: the call's, or else the policy's."""
+    """Return the limit of the time to the first token, seconds: the call's, or else the policy's.
+
+    Raises PolicyError if it is invalid.
+    """
     if first_token is None:
         return policy_s
     check_seconds("first_token", first_token)

@@ -183,7 +183,10 @@ class Router(BaseRouter[V]):
     def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, restart: bool, data_class: str | None
     ) -> Generator[Any, None, Answer]:
-        """Yield the pieces of an answer, and return the answer."""
+        """Yield the pieces of an answer, and return the answer.
+
+        An answer without pieces is one piece. Closing it early cancels the call.
+        """
         shows: Shows = "restarts" if restart else "pieces"
         request = self.engine.request(x, mode, deadline, data_class, shows=shows, first_token=first_token)
         spoken, pieces = False, pump(self.engine.steps([request]), self.engine)
@@ -528,7 +531,10 @@ def _begin(legs: LegExecutor, start: Start, send: Send) -> Stop | Event | Deferr
 
 
 def pump(steps: Steps[T], engine: Engine, ring: Callable[[], object] | None = None) -> Generator[Any, None, T]:
-    """Execute the steps of a call in the caller's thread; yield the answers or pieces for the caller, and return the result."""
+    """Execute the steps of a call in the caller's thread; yield the answers or pieces for the caller, and return the result.
+
+    Exceptions of a step are thrown into the steps.
+    """
     value: Any = None
     move: Callable[[Any], Step] = steps.send
     try:
@@ -566,7 +572,10 @@ def _execute(step: Step, engine: Engine, ring: Callable[[], object] | None) -> G
 
 
 def _blocked(step: Block, engine: Engine) -> Any:
-    """Execute a `Block`: with a deadline in another thread; here if it is needed and too many wait for one."""
+    """Execute a `Block`: with a deadline in another thread; here if it is needed and too many wait for one.
+
+    Returns `late` if there is no thread for one that is not needed, or the time is over; the call goes on then.
+    """
     done: SimpleQueue[Any] = SimpleQueue()
     submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit
     if step.until == INF or not submit(lambda: done.put(step.call())):

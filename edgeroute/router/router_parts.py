@@ -145,7 +145,10 @@ class Parts:
         return {name_of(part): _contained(part, event) for part in self.all if overrides(part, event) and not own(part)}
 
     def figures(self) -> dict[str, Any]:
-        """Return fields of `Stats`: those of this package's parts, and as `parts` the figures of all others."""
+        """Return fields of `Stats`: those of this package's parts, and as `parts` the figures of all others.
+
+        Of one name the last part's counts.
+        """
         fields: dict[str, Any] = {"parts": {name: stats() or {} for name, stats in self.named("stats").items()}}
         for part in filter(own, self.all):
             fields |= part.stats()
@@ -173,7 +176,10 @@ def overrides(part: Part, event: str) -> bool:
 
 
 def _contained(part: Part, event: str) -> Method:
-    """Return the part's method. That of another package's part logs exceptions, and returns None then; but `check` raises."""
+    """Return the part's method. That of another package's part logs exceptions, and returns None then; but `check` raises.
+
+    At most one line a minute is logged.
+    """
     method: Method = getattr(part, event)
     if own(part) or event == "check":
         return method
@@ -196,6 +202,8 @@ def _around(
     method: Callable[..., Steps[Any]], failed: Callable[[BaseException], object], requests: Sequence[Request], proceed: Proceed
 ) -> Steps[list[Result]]:
     """Run a part's stage. If it fails, its requests proceed without it, unless they did already.
+
+    Errors of the walk itself are raised. A result of another form counts as a failure.
 
     Args:
         method: the part's `around`.
@@ -242,7 +250,10 @@ class Followed:
         self._began, self._left, self._ended = map(parts.methods, ("began", "left", "ended"))
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Run the inner stages and report each result."""
+        """Run the inner stages and report each result.
+
+        An exception, or a caller that leaves, is reported by `left` in place of `ended`.
+        """
         for began in self._began:
             for request in requests:
                 began(request)
@@ -267,7 +278,10 @@ class Instrumented(Part):
         self.opened, self.close = instruments.opened, instruments.close  # type: ignore[method-assign]
 
     def ended(self, request: Request, result: Result) -> None:
-        """Report a request's end, with the last reading of the sensors."""
+        """Report a request's end, with the last reading of the sensors.
+
+        The age of the reading is that at the request's beginning.
+        """
         answer, error = (result, None) if isinstance(result, Answer) else (None, result)
         observer = self._observer
         read: tuple[Any, ...] = (None, 0.0, None)

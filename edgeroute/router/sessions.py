@@ -153,7 +153,10 @@ class Session(States):
         return Stream(self._pieces(self._router.stream(x, **options)))
 
     def _pieces(self, stream: Stream) -> Generator[Any, None, Answer]:
-        """Yield the pieces of a router's stream, run within this session, and return the answer."""
+        """Yield the pieces of a router's stream, run within this session, and return the answer.
+
+        The states are stored only at the end.
+        """
         with self._turn() as turn, stream:
             pieces = iter(stream)
             while (piece := _next(turn, pieces)) is not _END:

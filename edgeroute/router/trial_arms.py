@@ -87,7 +87,7 @@ class _Tally:
         return cls(dumped["sums"], Latency.load(dumped["latency"]))
 
     def add(self, seen: Seen) -> None:
-        """Add a request's outcome."""
+        """Add a request's outcome. Unknown parts are left out."""
         added: dict[str, float] = {"requests": 1, "failed": seen.failed, "deferred": seen.deferred}
         if seen.took_s is not None:
             self._latency.add(seen.took_s)
@@ -105,7 +105,7 @@ class _Tally:
         self._sums["differ"] += differs
 
     def _mean(self, name: str, count: str) -> Part:
-        """Return a mean with its 95 % interval."""
+        """Return a mean with its 95 % interval. 0 without values."""
         n = max(1.0, self._sums[count])
         mean = self._sums[name] / n
         error = 1.96 * sqrt(max(0.0, self._sums[f"{name}_squares"] / n - mean * mean) / n)
@@ -189,7 +189,10 @@ class RunningTrial(ForkSafe):
         return int.from_bytes(digest[:8], "big") < self._limit * 2**64
 
     def draws(self, identity: str, x: Any) -> bool:
-        """Return True if a request is in the trial's arm: by its device, its key, its session, or its own id."""
+        """Return True if a request is in the trial's arm: by its device, its key, its session, or its own id.
+
+        A stable hash of it, salted: the same for a key every time. False if `by` fails, which is logged once.
+        """
         if self._fixed is not None:
             return self._fixed
         by = self.trial.by
@@ -241,12 +244,12 @@ class RunningTrial(ForkSafe):
             self._tallies[1].add(Seen(self.names[1], took_s is None, False, None, took_s, None))
 
     def _bet(self, kind: str, values: Sequence[bool], *, b: bool) -> None:
-        """Add the mean of values to a test."""
+        """Add the mean of values to a test. A no-op without values or such a test."""
         if values and kind in self._tests:
             self._tests[kind].add(sum(values) / len(values), b=b)
 
     def _look(self) -> None:
-        """Stop the trial once a test has enough evidence, and raise the alarm."""
+        """Stop the trial once a test has enough evidence, and raise the alarm. A trial stops once, and for good."""
         for kind, test in self._tests.items():
             if test.alarmed and not self.stopped:
                 a, b = self.names
@@ -266,7 +269,7 @@ class RunningTrial(ForkSafe):
         return {"of": self.of, "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": arms, "settings": settings}
 
     def load(self, dumped: Iterable[Any]) -> None:
-        """Continue from the dump with the same identity; an unreadable one is logged."""
+        """Continue from the dump with the same identity; an unreadable one is logged. The state so far stays if there is none."""
         try:
             for candidate in dumped:
                 if isinstance(candidate, dict) and candidate.get("of") == self.of:
@@ -363,6 +366,8 @@ class Trials(ForkSafe, parts.Part):
     def choose(self, snapshot: Snapshot, identity: str, x: Any) -> tuple[Snapshot, str]:
         """Return the policy of a request, with the edge model of its arm, and the name of the cloud on trial; empty: none.
 
+        A stopped trial's requests go to the target in use.
+
         Args:
             snapshot: the policy in force.
             identity: id of the request, or of the one whose arm it shares.
@@ -408,7 +413,10 @@ class Trials(ForkSafe, parts.Part):
                     self._hidden(running, request, seen.leg, seen.answer.value, seen.edge)
 
     def _of_cloud(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> Seen | None:
-        """Return the outcome of the first cloud's leg; None: it was not called, or its outcome is unknown."""
+        """Return the outcome of the first cloud's leg; None: it was not called, or its outcome is unknown.
+
+        Failures that are not the endpoint's own count as unknown.
+        """
         legs = request.plan.legs
         i = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
         if i is None or (arm := self._arms.get(legs[i].name)) is None:
@@ -434,7 +442,10 @@ class Trials(ForkSafe, parts.Part):
             return None
 
     def _hidden(self, running: RunningTrial, request: Request, i: int, value: Any, edge: Prediction | None) -> None:
-        """Call a hidden cloud in a thread, and compare its answer, unless too many calls are under way."""
+        """Call a hidden cloud in a thread, and compare its answer, unless too many calls are under way.
+
+        The call is without effect on the answer; failures of the endpoint itself count.
+        """
         name, legs = running.names[1], request.plan.legs
         target = next((n for n, target in enumerate(request.snapshot.targets) if target.name == name), None)
         if target is None or self._under_way >= MOST_HIDDEN:

@@ -53,7 +53,10 @@ def warm_up(name: str, backend: EdgeBackend, samples: Sequence[Any] = ()) -> War
 
 
 def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
-    """Load one model, and run it; without the effect on `backend.warmth`."""
+    """Load one model, and run it; without the effect on `backend.warmth`.
+
+    Without samples for at most `CHECK_S` a run; None where it cannot be run.
+    """
     begun = monotonic()
     load = member(backend.model, "load")
     if load is not None:
@@ -88,7 +91,8 @@ def value(backend: EdgeBackend, x: Any) -> Any:
 def check_releases(new: Snapshot, old: Snapshot) -> None:
     """Load and warm up a catalog's new versions, and run their canary inputs, before they are put in force; blocks.
 
-    Models of other files are loaded by their first request, as when a router is made.
+    Models of other files are loaded by their first request, as when a router is made. Other exceptions close them too, and are
+    raised.
 
     Args:
         new: snapshot with the new versions.
@@ -135,7 +139,7 @@ def _check_certificate(snapshot: Snapshot, i: int, release: Release) -> None:
 
 
 def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
-    """Return the model's view of each sample."""
+    """Return the model's view of each sample. The samples themselves for a backend that is in neither policy."""
     for candidate in (snapshot, snapshot.trial):
         if candidate is not None and backend in candidate.backends:
             i = candidate.backends.index(backend)
@@ -144,7 +148,7 @@ def view_samples(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBacken
 
 
 async def warm_up_async(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
-    """Load one asynchronous model, and run it on the samples. Return the timings."""
+    """Load one asynchronous model, and run it on the samples. Return the timings. Without samples it is not run."""
     begun = monotonic()
     load = member(backend.model, "load")
     if load is not None:

@@ -14,7 +14,10 @@ from edgeroute.errors import check_number
 
 @lru_cache(maxsize=256)
 def hints(of: Callable[..., Any]) -> dict[str, Any]:
-    """Return parameter -> type of a function, or of a class by its constructor or fields; `Any` for a type that cannot be had."""
+    """Return parameter -> type of a function, or of a class by its constructor or fields; `Any` for a type that cannot be had.
+
+    {} for a function without annotations.
+    """
     init = getattr(of, "__init__", None) if isinstance(of, type) else None
     source: Any = of if init in (None, object.__init__) else init
     names = dict(vars(sys.modules.get(source.__module__, sys)))
@@ -22,6 +25,8 @@ def hints(of: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _evaluated(text: Any, names: dict[str, Any]) -> Any:
+    """Return a type that is written as text; names that are not known count as `Any`, and are added to `names`."""
+
     def holder() -> None: ...
 
     holder.__annotations__ = {"type": text}
@@ -68,7 +73,10 @@ _ARGUMENT = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULT
 
 
 def described(made: Any) -> dict[str, str]:
-    """Return parameter -> its text under `Args:` in the docstring of a class, or of its constructor."""
+    """Return parameter -> its text under `Args:` in the docstring of a class, or of its constructor.
+
+    A class's own text goes before that of its bases.
+    """
     import inspect
 
     texts: dict[str, str] = {}

@@ -63,7 +63,10 @@ class ForkSafe:
         return thing
 
     def after_fork(self) -> None:
-        """Replace the attributes of the parent process. Override for what no declaration can express."""
+        """Replace the attributes of the parent process. Override for what no declaration can express.
+
+        The old attributes are dropped by their `drop`; lazy ones are made again at their next use.
+        """
         for name, field in self._fields.items():
             old = getattr(self, name)
             setattr(self, name, field.make())
@@ -100,7 +103,10 @@ _alive: WeakSet[ForkSafe] = WeakSet()
 
 
 def _in_child() -> None:
-    """Call `after_fork` of all objects, and raise the first exception only after all were called."""
+    """Call `after_fork` of all objects, and raise the first exception only after all were called.
+
+    An AttributeError, of an object that is half made, is ignored.
+    """
     errors: list[Exception] = []
     for thing in list(_alive):
         try:

@@ -65,7 +65,7 @@ def import_late(name: str) -> ModuleType:
     A module whose import was interrupted stays unusable. Ctrl-C and other signals come up in the main thread alone, so there the
     import runs in a thread of its own, and the main thread waits for it. A signal handler may call this meanwhile, and waits for
     the same thread. Within an import or a native call of the current thread, the import runs in the current thread: the other
-    thread might wait for this one.
+    thread might wait for this one. A module that is loaded already is returned at once.
 
     Raises:
         ImportError: the module does not exist, or cannot be imported.
@@ -209,6 +209,8 @@ def plugged(group: str, name: str, /, *given: Any, **options: Any) -> Any:
 
 def made(factory: Any, what: str, /, *given: Any, **options: Any) -> Any:
     """Call a factory with these arguments and return the result.
+
+    edgeroute's own errors pass unchanged.
 
     Raises:
         PolicyError: it does not take these arguments; begins with `what`.

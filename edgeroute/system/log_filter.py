@@ -41,7 +41,10 @@ log.addFilter(_CLEAN)
 
 
 def _contain(logger: logging.Logger) -> None:
-    """Replace `logger.handle`, so that exceptions of the application's handlers and filters are printed and not raised."""
+    """Replace `logger.handle`, so that exceptions of the application's handlers and filters are printed and not raised.
+
+    BaseExceptions pass.
+    """
     handle = logger.handle
 
     def contained(record: logging.LogRecord) -> None:

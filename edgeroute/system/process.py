@@ -123,7 +123,8 @@ _DECODER = json.JSONDecoder(parse_constant=_no_number)
 def plain(value: Any) -> Any:
     """Return a copy of a value in JSON types.
 
-    numpy's values become Python's, NaN and infinities None, a mapping's keys and objects of other types text.
+    numpy's values become Python's, NaN and infinities None, a mapping's keys and objects of other types text. Raises
+    RecursionError if nested too deeply.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -233,7 +234,8 @@ def is_task_cancelled(error: BaseException) -> bool:
 async def await_within(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine for at most `left_s` seconds, and return its result; at the limit it is cancelled.
 
-    Cancelling the caller cancels the coroutine, too, even just as it ends (`asyncio.wait_for` before Python 3.12 may not).
+    Cancelling the caller cancels the coroutine, too, even just as it ends (`asyncio.wait_for` before Python 3.12 may not). 0 or
+    less: the coroutine is cancelled at its first wait.
 
     Raises:
         TimeoutError: the time is over (`asyncio.TimeoutError`, which is another class before Python 3.11).
@@ -259,7 +261,7 @@ async def await_within(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
 
 
 def settle(steps: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never waits, in this thread, and return its result."""
+    """Run a coroutine that never waits, in this thread, and return its result. Raises AssertionError if it waits."""
     try:
         steps.send(None)
     except StopIteration as end:
@@ -296,7 +298,8 @@ _begun: set[asyncio.Task[object]] = set()
 def replace_file(path: Path, text: str) -> None:
     """Write a text as UTF-8 to a file, replacing the old file atomically; its permissions stay.
 
-    A symbolic link's target is replaced, and the link stays. A device or a pipe is written to directly.
+    A symbolic link's target is replaced, and the link stays. A device or a pipe is written to directly. Goes through `PATH.new`;
+    not flushed to the disk.
 
     Raises:
         OSError: the file cannot be written.
@@ -316,6 +319,7 @@ class _Short(Repr):
     """Formatter that writes a value in few characters: arrays and tensors as dtype and shape, long bytes as their beginning."""
 
     def repr_instance(self, x: Any, level: int) -> str:
+        """Return an array as dtype and shape, long bytes as their beginning and length, others as `reprlib` does."""
         dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
         if dtype is not None and shape:
             return f"{dtype} [{', '.join(map(str, shape))}]"
@@ -335,7 +339,8 @@ short.maxstring = short.maxother = 60
 def file_stamp(path: Path) -> tuple[Any, ...] | None:
     """Return a value that differs after a file, or any file in a folder, has changed; None: it cannot be read.
 
-    Of a file: (modification time in ns, size in bytes). Of a folder: (path, stamp) of each file in it, at any depth.
+    Of a file: (modification time in ns, size in bytes). Of a folder: (path, stamp) of each file in it, at any depth. None too if
+    a file of a folder is missing.
     """
     try:
         if path.is_dir():

@@ -43,6 +43,8 @@ _COMMON = {
 def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
     """Return the codes in an error's body in JSON that may be quoted; empty: none.
 
+    Empty too if one of the bodies is too long to compare, or the reply is no JSON.
+
     Args:
         reply: the body of the reply.
         sent: the body of the request.
@@ -62,7 +64,10 @@ def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
 
 
 def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
-    """Return the names that a server's metadata has, without those that are odd or show anything of a secret."""
+    """Return the names that a server's metadata has, without those that are odd or show anything of a secret.
+
+    At most `_MANY`; one text stands for those left out.
+    """
     known = _sent(b"", secrets)
     first = list(islice(names, _MANY))
     quoted = [name for name in first if _NAME.fullmatch(name) and not _shows(name, known)]

@@ -75,7 +75,10 @@ class ThreadPool(ForkSafe):
         return len(self._waiting)
 
     def submit(self, job: Job) -> bool:
-        """Run the job in a thread at once; return False, and do not run it, if no thread is idle and no other can be started."""
+        """Run the job in a thread at once; return False, and do not run it, if no thread is idle and no other can be started.
+
+        Exceptions of the job are logged.
+        """
         if self._closed:
             return False
         try:

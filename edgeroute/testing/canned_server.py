@@ -67,7 +67,7 @@ class Listener(ABC):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self) -> None:
-        """Open the port, the same as before if there was one."""
+        """Open the port, the same as before if there was one. A no-op if it is open."""
         if self._server is None:
             self._server = await asyncio.start_server(self._begin, "127.0.0.1", self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
@@ -84,7 +84,10 @@ class Listener(ABC):
         server.close()
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Start a task for an accepted connection; its end, even before it begins, closes the connection."""
+        """Start a task for an accepted connection; its end, even before it begins, closes the connection.
+
+        An exception of the task is raised in the loop.
+        """
         task = asyncio.ensure_future(self._accept(reader, writer))
         self._tasks.add(task)
         self.connections += 1
@@ -183,7 +186,10 @@ class CannedServer(Listener):
         self._loop.call_soon_threadsafe(self._gate.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read requests and send replies until the connection ends."""
+        """Read requests and send replies until the connection ends.
+
+        A `None` in place of bytes waits until the client hangs up.
+        """
         while True:
             try:
                 head = await reader.readuntil(b"\r\n\r\n")

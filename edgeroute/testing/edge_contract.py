@@ -34,7 +34,7 @@ from edgeroute.types import EdgeModel, StopToken
 
 
 def error_text(error: BaseException) -> str:
-    """Return an exception in words."""
+    """Return an exception in words. Only its type and first line, cut to 200 characters."""
     text = str(error).strip().splitlines()
     return type(error).__name__ + (f" ({text[0][:200]})" if text else "")
 
@@ -46,7 +46,7 @@ def shown(answer: Prediction) -> str:
 
 
 def short(x: Any) -> str:
-    """Return a value in words, shortened."""
+    """Return a value in words, shortened. Arrays by shape and dtype."""
     if isinstance(x, np.ndarray):
         return f"an array {list(x.shape)} {x.dtype}"
     text = repr(x)
@@ -54,7 +54,10 @@ def short(x: Any) -> str:
 
 
 def equal(a: Any, b: Any, rtol: float) -> bool:
-    """Return True if two values are the same within the tolerance; NaN equals itself."""
+    """Return True if two values are the same within the tolerance; NaN equals itself.
+
+    Arrays of different shapes differ; other types are compared by ==.
+    """
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(equal(a[key], b[key], rtol) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -73,7 +76,7 @@ def numbers(x: Any) -> bool:
 
 
 def swallowed(error: BaseException) -> bool:
-    """Return True if a `BadInput` led to another exception."""
+    """Return True if a `BadInput` is among an exception's causes or contexts, itself included."""
     seen = set[int]()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -85,7 +88,10 @@ def swallowed(error: BaseException) -> bool:
 
 
 def bad_of(sample: Any) -> list[Any]:
-    """Return inputs derived from a sample that are not valid: of another rank, and text for numbers."""
+    """Return inputs derived from a sample that are not valid: of another rank, and text for numbers.
+
+    [] for samples that are no numeric arrays.
+    """
     if isinstance(sample, Mapping):
         return [{}, *({**sample, name: bad} for name, part in sample.items() for bad in bad_of(part))]
     if not isinstance(sample, np.ndarray) or sample.dtype.kind not in "fiub":
@@ -94,7 +100,10 @@ def bad_of(sample: Any) -> list[Any]:
 
 
 def with_nan(sample: Any) -> Any:
-    """Return the sample with NaN for its first number, changed in place; None if it has no float."""
+    """Return the sample with NaN for its first number, changed in place; None if it has no float.
+
+    A mapping is copied, its array changed.
+    """
     if isinstance(sample, Mapping):
         for name, part in sample.items():
             if (spoilt := with_nan(part)) is not None:
@@ -243,7 +252,10 @@ class Checks(Running):
                     break
 
     def _refused(self, rows: list[Any], *, many: bool, must: bool, what: str) -> str:
-        """Return the problem with how the model takes a bad input; empty if there is none. `must`: it has to raise `BadInput`."""
+        """Return the problem with how the model takes a bad input; empty if there is none. `must`: it has to raise `BadInput`.
+
+        An error other than BadInput counts only if `must`, or for a model with stricter rules.
+        """
         way = "run_one" if not many else "run" if len(rows) == 1 else "a batch with others"
         try:
             answers = self.ask(rows, many=many)
@@ -256,7 +268,10 @@ class Checks(Running):
         return f"it answered {what} with {shown(answers[-1])} ({way}): raise BadInput for what it cannot take" if must else ""
 
     def nan(self, *, missing: bool) -> Iterator[str]:
-        """Check that NaN is refused, or shows in the confidence, and leaves other rows alone."""
+        """Check that NaN is refused, or shows in the confidence, and leaves other rows alone.
+
+        Skipped for samples without floats.
+        """
         x = with_nan(copy_input(self._samples[0]))
         if x is None:
             return
@@ -337,7 +352,7 @@ class Checks(Running):
             yield from self._ended(left)
 
     def _ended(self, stopped: Future[list[Prediction]]) -> Iterator[str]:
-        """Check how a run ended that was asked to stop."""
+        """Check how a run ended that was asked to stop. Any error but BadInput is fine."""
         try:
             (answer,) = self.wait(stopped, "a run that was told to stop")
         except BadInput as e:
@@ -359,7 +374,7 @@ class Checks(Running):
         return "" if self._same(answer, self.truth[1]) else f"the next one gave {shown(answer)}, not {shown(self.truth[1])}"
 
     def fork(self) -> Iterator[str]:
-        """Check that a forked child answers, and its parent afterwards."""
+        """Check that a forked child answers, and its parent afterwards. A child that hangs is killed. Skipped on Windows."""
         if sys.platform == "win32":  # it has no fork
             return
         read, write = os.pipe()
@@ -385,7 +400,7 @@ class Checks(Running):
             yield f"after a fork, in the parent, {problem}"
 
     def _child(self, write: int) -> None:
-        """Run a sample in the child, write the problem to the pipe, and exit the process."""
+        """Run a sample in the child, write the problem to the pipe, and exit the process. Never returns."""
         problem = ""
         try:
             if not self.awaited:
@@ -401,7 +416,7 @@ class Checks(Running):
             os._exit(0)
 
     def close(self) -> Iterator[str]:
-        """Check that the model can be closed during a run, twice, and runs again."""
+        """Check that the model can be closed during a run, twice, and runs again. Skipped for a model without `close`."""
         close_method: Callable[[], object] | None = member(self.model, "close")
         if close_method is None:
             return

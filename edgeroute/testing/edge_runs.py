@@ -120,6 +120,8 @@ class Running:
     def wait(self, done: Future[Any], what: str) -> Any:
         """Return the result of a future.
 
+        An error of the run is raised.
+
         Raises:
             Hangs: the result did not come in time.
         """
@@ -131,7 +133,7 @@ class Running:
             raise Hangs(f"{what} does not end within {self.timeout_s:g} s") from e
 
     def end(self) -> None:
-        """Close the model and end the loop."""
+        """Close the model and end the loop. Errors of closing are ignored."""
         with suppress(Exception):  # what it raises was said by a check
             self.backend.close()
         if self._loop is not None:

@@ -96,7 +96,7 @@ class _Checks:
         return [copy_input(x) for x in self._samples]
 
     def members(self) -> Iterator[str]:
-        """Check that the endpoint has the members that the router reads."""
+        """Check that the endpoint has the members that the router reads. Stops at the first that the other checks need."""
         lacking = [name for name in ("talk", "encode", "decode", "ping", "health") if not hasattr(self.endpoint, name)]
         lacking += [name for name in ("name", "where", "labels", "kind", "address") if not hasattr(self.endpoint, name)]
         if lacking:
@@ -111,7 +111,10 @@ class _Checks:
         self.alone = bool(getattr(self.endpoint, "one_by_one", False))
 
     def _talked(self, talk: Talk, server: Server | None = None) -> tuple[list[Call], Any]:
-        """Hold a talk with a server to its end. Return its calls, and its result."""
+        """Hold a talk with a server to its end. Return its calls, and its result.
+
+        Raises what the talk raises, and RuntimeError after `MOST_CALLS` calls.
+        """
         calls, reply = list[Call](), None
         try:
             while len(calls) < MOST_CALLS:

@@ -30,7 +30,10 @@ class FakeCloud:
         self._answers, self._gate, self._lock = answers, gate, threading.Lock()
 
     def __call__(self, x: Any) -> Any:
-        """Count the input, wait for the gate, and return the next scripted answer, or raise it if it is an exception."""
+        """Count the input, wait for the gate, and return the next scripted answer, or raise it if it is an exception.
+
+        The last answer repeats.
+        """
         with self._lock:
             run, self.runs = self.runs, self.runs + 1
         self.begun.set()
@@ -65,7 +68,7 @@ class FakeModel(FakeCloud):
         self.name, self.cancelled = name, threading.Event()
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
-        """Return one scripted answer per input."""
+        """Return one scripted answer per input. A stop is recorded, not obeyed."""
         if cancel is not None:
             cancel.on_ask(self.cancelled.set)
         return [self(x) for x in inputs]

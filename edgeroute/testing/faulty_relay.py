@@ -55,6 +55,8 @@ class Relay(Listener):
 
     @refuse.setter
     def refuse(self, refuse: bool) -> None:
+        """Close the port, so that connections are refused, or open it again; blocks until that is done."""
+
         async def switch() -> None:
             if refuse:
                 await self._close_port()
@@ -94,7 +96,7 @@ class Relay(Listener):
             await asyncio.gather(*ways, return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float, *, down: bool) -> None:
-        """Forward one direction, pipelined: reading continues while earlier data is delayed."""
+        """Forward one direction, pipelined: reading continues while earlier data is delayed. A reset of one side is passed on."""
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
         writer.transport.set_write_buffer_limits(0)  # drained means sent
 

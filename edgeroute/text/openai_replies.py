@@ -49,7 +49,10 @@ class Events:
         """True if the last event, which is incomplete, is an error by its name."""
 
     def feed(self, part: bytes) -> list[bytes]:
-        """Parse more bytes. Return the data of the events that end in them."""
+        """Parse more bytes. Return the data of the events that end in them.
+
+        Data of an `error` event come as JSON with `error`; bare JSON lines count as events, too.
+        """
         if self._cr or b"\r" in part:
             part = self._lf(part)
         first, *lines = part.split(b"\n")
@@ -73,7 +76,10 @@ class Events:
         return part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _line(self, line: bytes, complete: list[bytes]) -> None:
-        """Parse one line; append the data of an event that it completes to `complete`."""
+        """Parse one line; append the data of an event that it completes to `complete`.
+
+        Comments and unknown fields are ignored.
+        """
         if not self._begun:
             self._begun = True
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -111,7 +117,10 @@ def _as_error(data: bytes) -> bytes:
 
 
 def is_piece(body: bytes) -> bool:
-    """Return True if a body begins with a JSON line that is one piece of an answer: more of them follow."""
+    """Return True if a body begins with a JSON line that is one piece of an answer: more of them follow.
+
+    False for anything that is no such JSON.
+    """
     line, ended, _ = body.lstrip().partition(b"\n")
     try:
         choice = json.loads(line if ended else b"")["choices"][0]
@@ -165,7 +174,10 @@ class ToolCalls:
         return {**({"tool_calls": calls} if calls else {}), **({"function_call": self._function} if self._function else {})}
 
     def _call_of(self, part: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the call that a part belongs to; begin a new one if needed."""
+        """Return the call that a part belongs to; begin a new one if needed.
+
+        Found by index, or by id without an index; a part of another function or call begins a new one.
+        """
         given, call_id, function = part.get("index"), part.get("id"), part.get("function") or {}
         last = self._calls[-1][0] if self._calls else 0
         index = last if given is None else int(given)
@@ -264,7 +276,10 @@ class Gathered:
         """True if the last piece brought anything: text, thoughts, tool calls, tokens, the end, or token counts."""
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
-        """Add a piece. Return its text with the log-probabilities of its tokens; None if it has neither, or is an error."""
+        """Add a piece. Return its text with the log-probabilities of its tokens; None if it has neither, or is an error.
+
+        Updates `progress`; an error is stored in `error`.
+        """
         if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return None
@@ -334,7 +349,7 @@ class Gathered:
         self._finish_reason = self._finish_reason or "stop"
 
     def reply(self) -> dict[str, Any]:
-        """Return the reply so far, as one that came whole."""
+        """Return the reply so far, as one that came whole. Copies texts, but not tokens."""
         text, logprobs = "".join(self._text), {"content": self.logprobs} if self.logprobs else None
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self._thoughts:
@@ -351,7 +366,7 @@ class Gathered:
 def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
     """Return the prediction of a whole reply: its text, the confidence by its tokens, and the reply.
 
-    The text of a refusal is the text of a reply that has no other.
+    The text of a refusal is the text of a reply that has no other. An empty answer has an `Unscored`.
 
     Args:
         reply: the reply.
@@ -394,7 +409,10 @@ class RunningConfidence:
         self._impossible = False
 
     def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
-        """Add tokens, mappings such as those in `Gathered.logprobs`."""
+        """Add tokens, mappings such as those in `Gathered.logprobs`.
+
+        An end token without text does not count. An impossible one ends the confidence for good.
+        """
         for token in tokens:
             if token.get("token") != "":
                 logprob = float(token["logprob"])
@@ -440,7 +458,10 @@ def _has_content(part: Any) -> bool:
 
 
 def _text(content: Any) -> Any:
-    """Return the text of a message's content, which may be a list of parts; other parts, such as thoughts, are left out."""
+    """Return the text of a message's content, which may be a list of parts; other parts, such as thoughts, are left out.
+
+    None stays None.
+    """
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
@@ -453,7 +474,7 @@ def is_error(finish_reason: Any) -> bool:
 
 
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the error in a reply as a mapping."""
+    """Return the error in a reply as a mapping. The reply itself if it has none."""
     error = reply.get("error") or reply
     if isinstance(error, Mapping) and error.get("error"):  # of an event that is an error, and says so itself
         error = error["error"]
@@ -470,6 +491,9 @@ def failure(
     more: str = "",
 ) -> ModelError | BadInput:
     """Return the exception for an error that a runtime reports.
+
+    `Unfit` for a prompt that is too long, or a request with parts that are not supported; `BadInput` for one that the caller
+    wrote and the server refuses; else `ModelError`.
 
     Args:
         error: the error in OpenAI's JSON.

@@ -111,7 +111,10 @@ class Chat:
         )
 
     def _from_request(self, x: Mapping[Any, Any]) -> tuple[dict[str, Any], bool]:
-        """Return the request for one that the caller wrote, with the settings as defaults."""
+        """Return the request for one that the caller wrote, with the settings as defaults.
+
+        Keys in `OURS` are dropped; a grammar or format of the caller replaces both settings. Raises as `request`.
+        """
         keys = {key: value for key, value in x.items() if key not in OURS}
         if not all(isinstance(key, str) for key in keys):
             raise BadInput("the keys of a request are texts")
@@ -130,7 +133,7 @@ class Chat:
         return request, False
 
     def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the messages after the system's, unless they begin with one."""
+        """Return the messages after the system's, unless they begin with one. The same list if there is no system text."""
         if self.system is None or messages[0]["role"] in {"system", "developer"}:
             return messages
         return [{"role": "system", "content": self.system}, *messages]
@@ -156,7 +159,7 @@ def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
 
 
 def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None:
-    """Raise BadInput or Unfit for a message whose content cannot be taken."""
+    """Raise BadInput or Unfit for a message whose content cannot be taken. A message with tool calls may lack one."""
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and isinstance(calls, list | tuple) and calls:
         return
@@ -201,7 +204,7 @@ def _kind(x: Any) -> str:
 
 
 def checked_score(score: Any, decide_after: int | None, rule: Rule) -> Any:
-    """Return the score of a language model: `score`, or a `Prefix` of `decide_after` tokens; None: `rule` over all tokens.
+    """Return the score of a language model: `score` (None stays None), or, with `decide_after`, a `Prefix` by `rule`.
 
     Raises:
         PolicyError: both are given.

@@ -128,6 +128,8 @@ class DriftMonitor:
     def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
         """Record the correctness of an audited answer of the edge and of the cloud's, 0..1. Return True if that raises an alarm.
 
+        False, and nothing recorded, without labels in the settings or without a certificate.
+
         Raises:
             ValueError: a value is NaN or outside 0..1.
         """
@@ -151,7 +153,10 @@ class DriftMonitor:
         return True
 
     def _tested(self, x: float, *, counted: bool) -> bool:
-        """Add a value to the test of the audits. Return True if that raises its alarm."""
+        """Add a value to the test of the audits. Return True if that raises its alarm.
+
+        Nothing is added if it is not counted, there is no test, or it has alarmed already.
+        """
         drift = self._audits
         if drift is None or not counted or drift.alarmed:
             return False
@@ -159,7 +164,10 @@ class DriftMonitor:
         return drift.alarmed
 
     def _new(self) -> Drift | None:
-        """Return a new test of the audits. A loss x of -1..1 is tested as (1 + x) / 2."""
+        """Return a new test of the audits. A loss x of -1..1 is tested as (1 + x) / 2.
+
+        None: the certificate has no limit to test.
+        """
         if self.limit is None or self.promise is None:
             return None
         halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
@@ -175,7 +183,10 @@ class DriftMonitor:
         self._seen = judged, below
 
     def sampled(self, threshold: float | None, *, below: bool) -> bool:
-        """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm."""
+        """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm.
+
+        Ignored for another threshold than the certificate's own, and after an alarm of its kind.
+        """
         if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
         for drift, hit, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
@@ -207,7 +218,10 @@ class DriftMonitor:
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, alarm_text, self.labelled)
 
     def _alarmed(self, what: str) -> None:
-        """Record an alarm of the audits, and raise the threshold as the settings say."""
+        """Record an alarm of the audits, and raise the threshold as the settings say.
+
+        `tell` for a certificate of deferrals. Then a new test begins.
+        """
         defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
         action = "tell" if defers else self._audit.on_alarm
         self._set_alarm(what, action)

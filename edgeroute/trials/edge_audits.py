@@ -97,7 +97,10 @@ class Sampler(ForkSafe):
             return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
     def _draw(self) -> Drawn | None:
-        """Draw a request that has become due, and the distance to the next one; None: not drawn."""
+        """Draw a request that has become due, and the distance to the next one; None: not drawn.
+
+        Not drawn for an audit if audits are not allowed now.
+        """
         with self._lock:
             if self._left > 0:  # another thread's was drawn in its place
                 return None
@@ -337,6 +340,8 @@ class Auditor(ForkSafe):
     ) -> None:
         """Monitor the thresholds of these targets from now on; the statistics of an unchanged certificate are retained.
 
+        Alarms and counts of an earlier run are loaded for the same certificate.
+
         Args:
             targets: targets of the policy.
             certificates: certificate of each target, if its threshold comes from one.
@@ -370,7 +375,7 @@ class Auditor(ForkSafe):
             self._watches, self._tallies, self._bound = watches, tallies, bound
 
     def _set(self, audit: Audit, full: int) -> None:
-        """Put settings in force, with a new sampler."""
+        """Put settings in force, with a new sampler. Raises PolicyError for invalid ones."""
         check_audit(audit)
         self.audit, self._full = audit, full
         due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
@@ -417,7 +422,10 @@ class Auditor(ForkSafe):
             log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def report(self, identity: str, truth: Any) -> bool:
-        """Record the right value of an audited answer of an edge. Return True if the answer was one."""
+        """Record the right value of an audited answer of an edge. Return True if the answer was one.
+
+        A value that comes before its comparison waits for it. An unknown id returns False. An alarm is logged and reported.
+        """
         with self._lock:
             if self._early.get(identity) is _NONE:
                 self._early[identity] = truth  # taken once the cloud has answered
@@ -439,7 +447,10 @@ class Auditor(ForkSafe):
         return True
 
     def observe(self) -> None:
-        """Update the monitors from the counters, store them, and start jobs that wait."""
+        """Update the monitors from the counters, store them, and start jobs that wait.
+
+        Marks the state as used, so that `close` stores it.
+        """
         with self._lock:
             for name, watch in self._watches.items():
                 watch.counted(*self._counts.judged(name))
@@ -452,7 +463,10 @@ class Auditor(ForkSafe):
         self._jobs.drain(timeout_s)
 
     def close(self) -> None:
-        """Store the state for later runs, unless there were no requests: a router that only measures leaves it as it was."""
+        """Store the state for later runs, unless there were no requests: a router that only measures leaves it as it was.
+
+        Also closes the journal; later comparisons are dropped.
+        """
         with self._lock:
             self._bound, remaining = NOTHING, self.sampler.remaining()
             if self._used:
@@ -509,7 +523,10 @@ class Auditor(ForkSafe):
         self._jobs.start()
 
     def _finish(self, audit: Pending) -> None:
-        """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks."""
+        """Call the cloud if it has not answered, run the hidden edges, and compare. Runs in a background thread; blocks.
+
+        Nothing is compared if the cloud fails, or the policy was reloaded meanwhile.
+        """
         answer, identity = audit.cloud, audit.request.id
         try:
             if audit.ask is not None:
@@ -535,7 +552,10 @@ class Auditor(ForkSafe):
             self._compare(audit.request.id, audit.drawn, audit.bound, edges, answer)
 
     def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
-        """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels."""
+        """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels.
+
+        With another policy in force only the lines are written.
+        """
         news = False
         for leg, edge, how, more in edges:
             agrees = edge is not None and bool(call_contained(self.audit.agrees or same, edge.value, cloud.value))
@@ -596,7 +616,7 @@ class Auditor(ForkSafe):
 
 
 def _allowed(asks: Asks) -> bool:
-    """Return True if an audit may be made; errors are logged."""
+    """Return True if an audit may be made; errors are logged. An error counts as not allowed."""
     try:
         return asks.allowed()
     except Exception:

@@ -53,6 +53,8 @@ class Tally:
     def add(self, line: Mapping[str, Any], *, accepted: bool) -> None:
         """Add a run.
 
+        Differences and costs count only for accepted ones; unknown times and costs are left out.
+
         Args:
             line: of the audit log.
             accepted: True if the edge's answer would have been accepted.
@@ -159,7 +161,10 @@ class Background(ForkSafe):
         self._queue.append(job)
 
     def start(self) -> None:
-        """Start as many waiting jobs as may begin now."""
+        """Start as many waiting jobs as may begin now.
+
+        Stops at the first job that has no room, or finds no thread; it stays first.
+        """
         with self._idle:
             self._looks += 1
         while self._queue:

@@ -76,6 +76,8 @@ class Trial(NamedTuple):
 def checked(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
     """Check trials, and return them with their defaults filled in.
 
+    None gives none; a single one is a list of one.
+
     Raises:
         PolicyError: a setting is out of range, or they do not fit together.
     """
@@ -93,7 +95,10 @@ def checked(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
 
 
 def _checked(trial: Trial) -> Trial:
-    """Check one trial, and return it with its defaults filled in."""
+    """Check one trial, and return it with its defaults filled in.
+
+    Raises PolicyError if a setting is out of range, or does not fit its side.
+    """
     if (trial.edge is None) == (trial.cloud is None):
         raise PolicyError("trial: give either edge=, a model, or cloud=, an endpoint")
     defaults: dict[str, Any] = {"share": SHOWN if trial.shown else HIDDEN, **MARGINS[trial.side]}

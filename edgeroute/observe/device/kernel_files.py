@@ -86,7 +86,7 @@ class Files:
         return f"/{path} has no value that makes sense"
 
     def names(self, folder: str) -> list[str]:
-        """Return the sorted names in a folder; empty: it cannot be read."""
+        """Return the sorted names in a folder; empty: it cannot be read. At most `ENTRIES` of them."""
         try:
             with os.scandir(os.path.join(self._root, folder)) as entries:  # noqa: PTH118 - likewise
                 return sorted(entry.name for entry in islice(entries, ENTRIES))
@@ -138,6 +138,8 @@ class Commands(ForkSafe):
     def output(self, *command: str, every_s: float, now: float) -> str | None:
         """Return the last output of a program without waiting, and start the program in the background if `every_s` has passed.
 
+        Empty, too, if no programs may be run. One run of a program at a time.
+
         Args:
             command: name of the program and its arguments.
             every_s: minimum time between two runs, seconds.
@@ -165,7 +167,10 @@ class Commands(ForkSafe):
             thread.join(timeout)
 
     def _refresh(self, command: tuple[str, ...]) -> None:
-        """Run a program and store its output, empty if it fails."""
+        """Run a program and store its output, empty if it fails.
+
+        Never raises for a failing program, which is logged at debug level.
+        """
         output = ""
         try:
             assert self._run is not None

@@ -26,7 +26,10 @@ class Load:
         return {"cpu": self._load(), "cpu_pressure": pressure(self._files, "cpu")}
 
     def _load(self) -> Measurement:
-        """Return the load since the last counts, and store the new counts; unknown at the first reading."""
+        """Return the load since the last counts, and store the new counts; unknown at the first reading.
+
+        Within `TICKS` of the last counts, the last share again.
+        """
         counted, before = _count(self._files.word(STAT)), self._counted
         if counted is None:
             self._counted = self._share = None
@@ -60,6 +63,8 @@ def _count(text: str) -> tuple[float, float] | None:
 def pressure(files: Files, of: str) -> Measurement:
     """Return the share of the last 10 s in which a task waited for a resource.
 
+    Unknown if the kernel has no PSI.
+
     Args:
         files: the kernel's files.
         of: the resource, cpu or memory.
@@ -90,7 +95,10 @@ class Memory:
         self._group = ""
 
     def find(self) -> None:
-        """Look up the control group of this process: /proc/self/cgroup has a line `0::/path` for version 2."""
+        """Look up the control group of this process: /proc/self/cgroup has a line `0::/path` for version 2.
+
+        The root group if it has none.
+        """
         lines = self._files.word("proc/self/cgroup").splitlines()
         group = next((line[3:].strip("/") for line in lines if line.startswith("0::/")), "")
         self._group = f"{CGROUP}/{group}" if group and ".." not in group.split("/") else CGROUP
@@ -100,7 +108,10 @@ class Memory:
         return {"memory_available": self._available(), "memory_pressure": pressure(self._files, "memory")}
 
     def _available(self) -> Measurement:
-        """Return the available share of the machine's memory, or of a control group's limit if that is less."""
+        """Return the available share of the machine's memory, or of a control group's limit if that is less.
+
+        Without MemAvailable, free, buffers and cache together.
+        """
         values = _table(self._files.word(MEMINFO), ":")
         total, available = values.get("MemTotal", 0.0), values.get("MemAvailable")
         if available is None and "MemFree" in values:  # before Linux 3.14
@@ -131,6 +142,8 @@ class Memory:
 
 def _table(text: str, between: str) -> dict[str, float]:
     """Return name -> number of lines such as `MemTotal:  1024 kB`, without the unit.
+
+    Other lines are left out.
 
     Args:
         text: the lines.
@@ -178,7 +191,7 @@ class Gpu:
         self._devfreq = match(DEVFREQ)
 
     def read(self) -> dict[str, Measurement]:
-        """Return `gpu`: the load, 0..1, of the first GPU that has one."""
+        """Return `gpu`: the load, 0..1, of the first GPU that has one. Unknown, with the reason, if none has."""
         for path, whole in self._sources:
             value = self._files.number(path)
             if value is not None and 0 <= value <= whole:

@@ -31,7 +31,8 @@ class Others:
     def read(self, now: float) -> dict[str, Measurement]:
         """Return the fields that this system has.
 
-        Imports psutil at the first call, and starts `pmset` in the background on macOS.
+        Imports psutil at the first call, and starts `pmset` in the background on macOS. A failing psutil is replaced by Windows'
+        functions or `pmset`.
         """
         fields = dict.fromkeys(("battery", "mains", "cpu", "memory_available"), Measurement(None, MISSING))
         if not self._tried:
@@ -133,7 +134,7 @@ class Windows:
         return fields
 
     def _power(self) -> dict[str, Measurement]:
-        """Return `battery` (charge, 0..1) and `mains`."""
+        """Return `battery` (charge, 0..1) and `mains`. {} if the function fails."""
         status = PowerStatus()
         if not self._kernel.GetSystemPowerStatus(ctypes.byref(status)):
             return {}
@@ -145,14 +146,17 @@ class Windows:
         }
 
     def _memory(self) -> dict[str, Measurement]:
-        """Return `memory_available`, 0..1."""
+        """Return `memory_available`, 0..1. {} if the function fails."""
         status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
         if not self._kernel.GlobalMemoryStatusEx(ctypes.byref(status)) or not status.total:
             return {}
         return {"memory_available": Measurement(status.available / status.total, "GlobalMemoryStatusEx")}
 
     def _load(self) -> dict[str, Measurement]:
-        """Return `cpu`: the load since the last call, 0..1, and store the new counts; unknown at the first call."""
+        """Return `cpu`: the load since the last call, 0..1, and store the new counts; unknown at the first call.
+
+        {} if the function fails.
+        """
         times = [ctypes.c_uint64() for _ in range(3)]  # FILETIMEs: idle; kernel, with idle in it; user
         if not self._kernel.GetSystemTimes(*(ctypes.byref(time) for time in times)):
             return {}
@@ -177,7 +181,7 @@ class Android:
         self._commands = commands
 
     def read(self, now: float) -> dict[str, Measurement]:
-        """Return `battery` (charge, 0..1) and `mains`."""
+        """Return `battery` (charge, 0..1) and `mains`. By Java, or else by Termux."""
         return self._java() or self._termux(now)
 
     def _java(self) -> dict[str, Measurement]:
@@ -194,7 +198,10 @@ class Android:
         return {"battery": Measurement(percent / FULL, "BatteryManager"), "mains": Measurement(charging, "BatteryManager")}
 
     def _termux(self, now: float) -> dict[str, Measurement]:
-        """Read the battery from the last output of `termux-battery-status`, which runs again in the background if that is old."""
+        """Read the battery from the last output of `termux-battery-status`, which runs again in the background if that is old.
+
+        Unknown before the first output; {} for an impossible charge.
+        """
         output = self._commands.output("termux-battery-status", every_s=TERMUX_S, now=now)
         try:
             status: Any = json_loads((output or "").encode())

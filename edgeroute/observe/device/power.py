@@ -35,7 +35,10 @@ class Power:
         self._at = 0.0
 
     def find(self) -> None:
-        """Search for the files of rails and counters, and for the model of a Raspberry Pi."""
+        """Search for the files of rails and counters, and for the model of a Raspberry Pi.
+
+        Of RAPL's domains only packages count.
+        """
         files = self._files
         self._rails: list[tuple[str, int, str]] = []
         for path in files.match("sys/class/hwmon/hwmon*"):
@@ -51,6 +54,8 @@ class Power:
     def read(self, now: float, battery: Measurement) -> dict[str, Measurement]:
         """Return `power_w`: the power now, or, for counters, the average since the last reading.
 
+        RAPL's counters are read in any case, as their next difference needs them.
+
         Args:
             now: monotonic.
             battery: power drawn from the battery, or the reason why it is unknown.
@@ -60,7 +65,10 @@ class Power:
         return {"power_w": power or Measurement(None, f"nothing that this system has measures it; {battery.source}")}
 
     def _by_rails(self) -> Measurement | None:
-        """Return the power by Jetson's INA3221: of the rail that feeds the whole module, or else the sum of the rails."""
+        """Return the power by Jetson's INA3221: of the rail that feeds the whole module, or else the sum of the rails.
+
+        A rail within another counted one is left out. None: there are none.
+        """
         watts = {}
         for path, n, label in self._rails:
             volts, amperes = self._files.number(f"{path}/in{n}_input"), self._files.number(f"{path}/curr{n}_input")
@@ -75,7 +83,7 @@ class Power:
     def _by_pmic(self, now: float) -> Measurement | None:
         """Return the power by the Pi 5's power controller: the sum over its rails of current times voltage.
 
-        Losses and USB devices are not included.
+        Losses and USB devices are not included. None: this is no Pi 5, or `vcgencmd` has given no power yet.
         """
         if not self._pi5:
             return None
@@ -93,7 +101,7 @@ class Power:
     def _by_rapl(self, now: float) -> Measurement | None:
         """Return the average power of the processor packages since the last reading, by Intel's and AMD's energy counters (RAPL).
 
-        Stores the counters. None: there are none.
+        Stores the counters. None: there are none. Unknown at the first reading, after a long pause, or if a counter goes back.
         """
         if not self._domains:
             return None
@@ -142,7 +150,10 @@ class Battery:
             (self._batteries if kind in {"Battery", "UPS"} else self._external).append(path)
 
     def read(self) -> dict[str, Measurement]:
-        """Return `battery` (charge, 0..1), `mains`, and `power_w` drawn from the battery, in watts."""
+        """Return `battery` (charge, 0..1), `mains`, and `power_w` drawn from the battery, in watts.
+
+        Batteries that are not present are left out.
+        """
         files, states, weighted, drawn = self._files, list[str](), list[tuple[float, float | None]](), list[float]()
         for path in self._batteries:
             if files.number(f"{path}/present") == 0:
@@ -161,7 +172,10 @@ class Battery:
         }
 
     def _charge(self, path: str) -> float | None:
-        """Return the charge of one battery, 0..1; None: the battery does not report it."""
+        """Return the charge of one battery, 0..1; None: the battery does not report it.
+
+        Cut to 1; far above 1 counts as not reported.
+        """
         share = self._files.number(f"{path}/capacity")
         if share is not None:
             charge = share / 100
@@ -176,7 +190,10 @@ class Battery:
         return min(charge, 1.0) if 0 <= charge <= MOST else None
 
     def _drawn(self, path: str) -> float | None:
-        """Return the power drawn from one battery, watts. Some drivers have a negative sign while the battery discharges."""
+        """Return the power drawn from one battery, watts. Some drivers have a negative sign while the battery discharges.
+
+        None: the battery does not report it.
+        """
         power = self._files.number(f"{path}/power_now")
         if power is not None:
             return abs(power) / 1e6
@@ -186,7 +203,8 @@ class Battery:
     def _mains(self, states: list[str]) -> Measurement:
         """Return True as a value if the device is on external power.
 
-        A battery that discharges counts as no external power, even with a charger, which is then too weak.
+        A battery that discharges counts as no external power, even with a charger, which is then too weak. Else a battery that
+        charges or is full, then the supplies count; unknown if none reports.
         """
         if "Discharging" in states:
             return Measurement(value=False, source="the battery's status")
@@ -212,7 +230,10 @@ def _total_charge(weighted: list[tuple[float, float | None]], batteries: int) ->
 
 
 def _power(drawn: list[float], states: list[str]) -> Measurement:
-    """Return the sum of the power drawn from batteries as a value, or the reason why it is unknown."""
+    """Return the sum of the power drawn from batteries as a value, or the reason why it is unknown.
+
+    Unknown unless a battery is discharging.
+    """
     if "Discharging" not in states:
         return Measurement(None, "no battery is being discharged")
     if sum(drawn) <= 0:

@@ -31,7 +31,10 @@ class Thermal:
         ]
 
     def read(self) -> dict[str, Measurement]:
-        """Return `temperature_c`; zones that cannot be read are ignored."""
+        """Return `temperature_c`; zones that cannot be read are ignored.
+
+        Sensors count only if no zone has a valid temperature.
+        """
         hottest = self._hottest(self._zones, "thermal zone") or self._hottest(self._sensors, "sensor")
         why = "none of the thermal zones can be read" if self._zones else f"there is neither a /{ZONES} nor a /{SENSORS}"
         return {"temperature_c": hottest or Measurement(None, why)}
@@ -65,7 +68,7 @@ class Throttling:
         self._events: float | None = None
 
     def find(self) -> None:
-        """Search for the files of firmware, counters, cooling devices and supply alarms."""
+        """Search for the files of firmware, counters, cooling devices and supply alarms. At most `MOST_CORES` cores."""
         match = self._files.match
         self._firmware = next((path for pattern in FIRMWARE for path in match(pattern)), "")
         self._pi = "Raspberry Pi" in self._files.word("proc/device-tree/model")
@@ -106,7 +109,7 @@ class Throttling:
     def _by_counters(self) -> Measurement | None:
         """Return True as a value if Intel's counters of thermal events have risen since the last reading; None: there are none.
 
-        Stores the counts.
+        Stores the counts. Unknown at the first reading.
         """
         counts = [value for path in self._counters if (value := self._files.number(path)) is not None]
         if not counts:

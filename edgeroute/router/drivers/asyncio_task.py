@@ -19,7 +19,10 @@ MOST_AT_ONCE = 64
 
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, show: Callable[[Emit], object] | None = None) -> T:
-    """Run a walk and return its result; call `show` with each effect `Emit`. Cancelling the task stops all running legs."""
+    """Run a walk and return its result; call `show` with each effect `Emit`. Cancelling the task stops all running legs.
+
+    Events of legs that were stopped are dropped. A leg that is left at the deadline runs on.
+    """
     loop, thread = asyncio.get_running_loop(), get_ident()
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None

@@ -31,6 +31,8 @@ def stream(
 ) -> Generator[Emit | Wait, None, T]:
     """Run a walk, yielding each effect `Emit`, and return its result; blocks. Closing the generator early stops all running legs.
 
+    Events of legs that were stopped are dropped.
+
     Args:
         walk: the walk.
         begin: starts a leg.

@@ -18,6 +18,8 @@ Script = Callable[[Start, float], Iterable[Event]]
 def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:
     """Run a walk in virtual time. Return its result, and the virtual instant at which it ended.
 
+    Emits are not returned; a leg that is stopped gives no further events.
+
     Raises:
         RuntimeError: the walk waits for ever.
     """

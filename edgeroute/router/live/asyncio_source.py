@@ -41,7 +41,10 @@ class AsyncBell:
         self._pending = False
 
     def ring(self) -> None:
-        """Set the event, from any thread, once until the loop handles it: a source may be quick, and the loop busy."""
+        """Set the event, from any thread, once until the loop handles it: a source may be quick, and the loop busy.
+
+        Ignored once the loop is closed.
+        """
         if self._pending:
             return
         loop = self.loop
@@ -118,7 +121,10 @@ async def _collect(
 
 
 async def fill_async(mailbox: Mailbox[T], source: AsyncIterable[T]) -> None:
-    """Read an asynchronous source to its end into the mailbox; run in a task. An exception ends the mailbox."""
+    """Read an asynchronous source to its end into the mailbox; run in a task. An exception ends the mailbox.
+
+    Waits while the mailbox is full; does not close the source.
+    """
     space = mailbox.space
     assert isinstance(space, asyncio.Event), "of a task"
     try:
@@ -157,7 +163,7 @@ class AsyncUpdates(Consumed[U]):
             return item[0]
 
     async def _next(self) -> tuple[U] | None:
-        """Wait for the next item; (item,), or None at the end. Begins to read the source at the first call."""
+        """Wait for the next item; (item,), or None at the end. Begins to read the source at the first call. Raises as `_look`."""
         if not self._begun and not self._closed:
             self._begin()
         loop = asyncio.get_running_loop()
@@ -193,7 +199,10 @@ class AsyncUpdates(Consumed[U]):
             await asyncio.wait(tasks, timeout=CLOSE_S)
 
     async def close(self) -> None:
-        """End the iteration, from any task of the loop: cancels the calls under way. Waits for the reader up to `CLOSE_S`."""
+        """End the iteration, from any task of the loop: cancels the calls under way. Waits for the reader up to `CLOSE_S`.
+
+        A thread that reads on is left.
+        """
         await self._shut()
         until = monotonic() + CLOSE_S
         while self._reader is not None and (left_s := until - monotonic()) > 0:

@@ -160,6 +160,7 @@ def signature_of(frame: Any) -> Sequence[float]:
     """Return the brightness of a frame's 8 by 8 grid: means of blocks of samples, 0..1.
 
     Integers are divided by their type's maximum. Floats are 0..1, or 0..255 if one is above 8; non-finite ones count as 0.
+    Sampled, so that large frames take no longer.
 
     Args:
         frame: [rows, columns] or [rows, columns, channels].
@@ -287,7 +288,10 @@ class FrameFlow:
     # Taking of frames
 
     def _take(self, now: float) -> bool:
-        """Take the next frame, if there is one and its time has come, and begin its call. Return True if so."""
+        """Take the next frame, if there is one and its time has come, and begin its call. Return True if so.
+
+        Not while too many calls are under way that only clouds answer. A frame of a settled scene is the edge's alone.
+        """
         full = len(self._flights) >= self._settings.max_in_flight
         alone = self._cloud_alone()
         if now < self._pace.due or (full and alone) or (got := self._mailbox.take()) is None:
@@ -325,7 +329,8 @@ class FrameFlow:
     def _next_scene(self, frame: Any) -> int:
         """Return the number of the frame's scene, beginning a new one if it differs; `UNKNOWN` if the caller's function fails.
 
-        That failure is logged, and the cloud is called about the frame as without scenes.
+        That failure is logged, and the cloud is called about the frame as without scenes. 0 without scenes. Raises BadInput if no
+        function is given and the frame has no signature.
         """
         if self._settings.scene is None:
             return 0
@@ -348,7 +353,10 @@ class FrameFlow:
         self._shown_label = self._edge_label = Display()
 
     def _settled(self, taken: Taken, now: float) -> bool:
-        """Return True if the cloud answered recently about the frame's scene, or is being called about it."""
+        """Return True if the cloud answered recently about the frame's scene, or is being called about it.
+
+        False without scenes.
+        """
         if self._settings.scene is None or taken.scene == UNKNOWN:
             return False
         fresh = self._settings.refresh or INF
@@ -359,7 +367,10 @@ class FrameFlow:
     # Answers to frames
 
     def _refinement(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
-        """Poll the cloud's call about a frame. Return the update; None: not yet, or its answer is outdated, which cancels it."""
+        """Poll the cloud's call about a frame. Return the update; None: not yet, or its answer is outdated, which cancels it.
+
+        A failure of an outdated call is dropped, others are raised. Counts what is dropped.
+        """
         scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
         until = self._cloud_until if asked.taken.scene == UNKNOWN else self._refined_until
         why = outdated(asked.taken, now=now, scene=scene, refined=until, stale_s=self._settings.stale)
@@ -392,7 +403,8 @@ class FrameFlow:
     def _edge_answer(self, asked: _PendingFrame, now: float) -> FrameUpdate | None:
         """Poll the call of the frame taken last.
 
-        Return the update of its first answer; None: not yet, or the edge was too slow.
+        Return the update of its first answer; None: not yet, or the edge was too slow. A deadline of the caller is raised, one
+        that staleness set is counted. Other errors are raised.
         """
         try:
             answer = asked.call.poll()
@@ -476,7 +488,10 @@ class FrameFlow:
         )
 
     def _label_of(self, answer: Answer) -> tuple[Hashable, bool]:
-        """Return (label for hysteresis, True if it is comparable); a failure of the caller's function is logged."""
+        """Return (label for hysteresis, True if it is comparable); a failure of the caller's function is logged.
+
+        Not comparable are None, unhashable values and, without the function, fractions.
+        """
         label = answer.value
         if self._settings.label is not None:
             try:

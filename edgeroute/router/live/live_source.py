@@ -68,7 +68,7 @@ class Mailbox(Generic[T]):
     def offer(self, item: T) -> bool:
         """Add an item, dropping the oldest if need be. Return False if there is no space: wait for `space`, and offer it again.
 
-        After `close` the item is ignored.
+        After `close` the item is ignored. Dropped items are counted.
         """
         with self._lock:
             if len(self._items) >= self._most:
@@ -85,7 +85,7 @@ class Mailbox(Generic[T]):
         return True
 
     def take(self) -> SourceItem | None:
-        """Remove and return the oldest item; None: there is none."""
+        """Remove and return the oldest item; None: there is none. Frees the place."""
         with self._lock:
             if not self._items:
                 return None
@@ -143,7 +143,8 @@ def kind_of(source: Any, what: str, *, awaits: bool, calls: bool = True) -> Kind
 def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
     """Yield the items of a synchronous source; blocks.
 
-    A function without a new item returns None, or the same object again; it raises StopIteration at the end.
+    A function without a new item returns None, or the same object again; it raises StopIteration at the end. A function is polled
+    every `POLL_S`. BadInput for a `read()` that returns no pair.
     """
     if kind == "iterate":
         for item in source:
@@ -176,7 +177,10 @@ def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
 
 
 def fill(mailbox: Mailbox[T], source: Iterable[T]) -> None:
-    """Read a source to its end into the mailbox; run in a thread of its own. An exception ends the mailbox."""
+    """Read a source to its end into the mailbox; run in a thread of its own. An exception ends the mailbox.
+
+    Waits while the mailbox is full.
+    """
     stopped, space = mailbox.stopped, mailbox.space
     assert isinstance(space, threading.Event), "of a thread"
     try:
@@ -217,7 +221,10 @@ class PolledCall:
         self._steps, self.until = steps, INF
 
     def poll(self) -> Answer | None:
-        """Run the call's next steps. Return the next answer; None: not yet. Raise the error of the call."""
+        """Run the call's next steps. Return the next answer; None: not yet. Raise the error of the call.
+
+        Never blocks for a leg that runs in a thread.
+        """
         shown = next(self._steps, None)
         self.until = shown.until if type(shown) is Wait else INF
         return shown if isinstance(shown, Answer) else None

@@ -131,7 +131,7 @@ class Consumed(Generic[U]):
         return None if step is None else (step,)
 
     def _end(self, stop: Exception) -> NoReturn:
-        """Raise the source's exception, or else `stop`."""
+        """Raise the source's exception, or else `stop`. The source's exception is raised once."""
         error, self._mailbox.error = self._mailbox.error, None
         raise error or stop
 
@@ -148,6 +148,8 @@ class Updates(Consumed[U]):
 
     def __next__(self) -> U:
         """Return the next item; blocks. Begins to read the source at the first call.
+
+        StopIteration at the end of the source, and after `close`.
 
         Raises:
             BadInput, NoAnswer: one input failed; the iteration may go on with the next one.

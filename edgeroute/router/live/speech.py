@@ -193,6 +193,8 @@ class Listener:
     def hear(self, chunk: Any) -> Iterator[Segment]:
         """Yield the segments that end within a chunk.
 
+        Samples that fill no window wait for the next chunk.
+
         Args:
             chunk: float32 or int16, [samples] or [samples, channels], or bytes of int16.
 
@@ -217,7 +219,7 @@ class Listener:
             yield self._segment(end)
 
     def _process_window(self, window: Any) -> Segment | None:
-        """Process one window. Return the segment that ends with it, or None; call `began` if speech begins."""
+        """Process one window. Return the segment that ends with it, or None; call `began` if speech begins. Copies the window."""
         window = window.copy()
         self.windows += 1
         probability = self._loudness.hear(_level_db(window)) if self._settings.vad is None else self._vad_probability(window)
@@ -248,7 +250,10 @@ class Listener:
 
 
 def _mono(chunk: Any) -> NDArray[Any]:
-    """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types."""
+    """Return a chunk as float32 [samples] from -1 to 1, the mean of its channels; raise BadInput for other types.
+
+    NaN and infinities count as 0.
+    """
     import numpy as np
 
     if isinstance(chunk, bytes | bytearray | memoryview):
@@ -270,7 +275,7 @@ def _mono(chunk: Any) -> NDArray[Any]:
 
 
 def _level_db(window: NDArray[Any]) -> float:
-    """Return the level of a window in dB of full scale."""
+    """Return the level of a window in dB of full scale. -inf for silence."""
     import numpy as np
 
     power = float(np.square(window - window.mean()).mean())
@@ -348,7 +353,10 @@ class AudioFlow:
         self.listener = Listener(settings, self.began)
 
     def began(self, at_s: float) -> None:
-        """Record the begin of speech, if it interrupts an answer, and call `on_barge_in`; called by the source's reader."""
+        """Record the begin of speech, if it interrupts an answer, and call `on_barge_in`; called by the source's reader.
+
+        Its exception is logged.
+        """
         pending = self._consumed or self._speaking or self._flights
         if not (self._settings.barge_in and pending):
             return
@@ -424,7 +432,10 @@ class AudioFlow:
         return BargeIn(at_s, tuple(asked.segment.number for asked in earlier))
 
     def _take(self) -> None:
-        """Begin a call for the next segment, of the edge only if enough clouds' calls are under way, or else wait with it."""
+        """Begin a call for the next segment, of the edge only if enough clouds' calls are under way, or else wait with it.
+
+        With `drop="never"` it waits; otherwise it goes to the edge.
+        """
         full = len(self._flights) >= self._settings.max_in_flight
         if full and self._settings.drop == "never":
             return
@@ -432,7 +443,7 @@ class AudioFlow:
             self._current = _PendingSegment(got.item, self._begin(got.item.audio, full, self._settings.deadline))
 
     def _first(self, asked: _PendingSegment) -> Utterance | None:
-        """Return the first answer to a segment; None: not yet."""
+        """Return the first answer to a segment; None: not yet. Raises the error of the call."""
         try:
             answer = asked.call.poll()
         except BaseException:
