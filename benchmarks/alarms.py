@@ -122,9 +122,9 @@ def delay(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]])
         if drawn is None:
             continue
         below = score < made.threshold
-        alarm = drawn.rate and monitor.sampled(made.threshold, below=below)
+        alarm = drawn.rate and monitor.add_deferral(made.threshold, below=below)
         if drawn.probability and not below:
-            alarm = monitor.compared(score, agrees=not differs, counted=drawn.counted) or alarm
+            alarm = monitor.add_comparison(score, agrees=not differs, counted=drawn.counted) or alarm
         if alarm:
             return n, monitor.audited
     raise AssertionError("unreachable")

@@ -13,7 +13,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.log_filter import Failures, call_logged
-from edgeroute.system.process import plain, short
+from edgeroute.system.process import to_json_types, short
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -384,7 +384,7 @@ class Answer(Generic[V]):
             outputs: with the raw outputs.
         """
         names = (*_FIELDS, "outputs") if outputs else _FIELDS
-        return {name: plain(getattr(self, name)) for name in names}
+        return {name: to_json_types(getattr(self, name)) for name in names}
 
     def keys(self) -> Iterable[str]:
         """Return the keys of `as_dict()`."""
@@ -398,7 +398,7 @@ class Answer(Generic[V]):
         """
         if name not in _FIELDS:
             raise KeyError(name)
-        return plain(getattr(self, name))
+        return to_json_types(getattr(self, name))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> dict[str, Any]:

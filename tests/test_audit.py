@@ -473,7 +473,7 @@ def test_a_promise_of_few_deferrals_is_not_broken_by_an_alarm(on_alarm, caplog):
     """More deferrals would do that, so it only tells."""
     caplog.set_level(logging.CRITICAL)
     watch = a_watch(calibrate(SCORE, max_defer=0.3, agree=SCORE > 0.1), on_alarm=on_alarm)
-    while not watch.compared(0.9, agrees=False, counted=True):
+    while not watch.add_comparison(0.9, agrees=False, counted=True):
         pass
     assert watch.at_least == -np.inf
     assert watch.reaction == "nothing else was changed (it only tells)"
@@ -567,7 +567,7 @@ def test_a_raise_stops_at_the_highest_certified_threshold(certificate):
         patch.setattr(drift, "highest_certified", lambda _: 0.6)
         found = []
         for _ in range(2):
-            while not watch.compared(0.9, agrees=False, counted=True):
+            while not watch.add_comparison(0.9, agrees=False, counted=True):
                 pass
             found.append(watch.at_least)
     assert found == [0.6, np.inf]
@@ -679,8 +679,8 @@ def test_what_is_dumped_is_taken_up(certificate):
     """By a watch of the same certificate alone; and of garbage nothing."""
     watch = a_watch(certificate)
     for i in range(300):
-        watch.compared(0.3 + i / 1000, agrees=i % 100 > 0, counted=True)
-    watch.counted(640, 200)
+        watch.add_comparison(0.3 + i / 1000, agrees=i % 100 > 0, counted=True)
+    watch.add_totals(640, 200)
     dumped = json.loads(json.dumps(watch.dump()))
     again = a_watch(certificate)
     again.load(dumped)

@@ -34,7 +34,7 @@ from edgeroute import BadInput, Cache, Semantic
 from edgeroute.stores.cache import Entry, Flights, digest, fingerprint
 from edgeroute.stores.cache import disk_tier as disk_module
 from edgeroute.stores.cache import lru_table as recent
-from edgeroute.stores.cache.cache_entry import keep
+from edgeroute.stores.cache.cache_entry import private_copy
 from edgeroute.stores.cache.input_key import encoded
 from edgeroute.stores.cache.lru_table import Recent
 from edgeroute.stores.sqlite_file import Database
@@ -434,7 +434,7 @@ def test_an_entry_too_large_for_the_memory_replaces_and_removes(made):
 
 def test_the_statistics_count_what_happened(made, clock, tmp_path):
     """Hits, disk hits, misses, stale ones, what was stored and what made room."""
-    size = keep(entry()).bytes
+    size = private_copy(entry()).bytes
     cache = made(max_bytes=2 * size, ttl_s=10, disk=tmp_path / "c.db")
     for i in range(3):
         cache.put(key(i), entry())
@@ -466,7 +466,7 @@ class MemoryMachine(RuleBasedStateMachine):
         new = entry((self.count, "x" * size), self.clock.at - age)
         self.cache.put(key(k), new)
         self.model.pop(k, None)
-        kept = keep(new)
+        kept = private_copy(new)
         if kept.bytes <= self.room:
             self.model[k] = [new.value, min(new.at, self.clock.at), kept.bytes]
             while self.used() > self.room:

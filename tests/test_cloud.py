@@ -18,7 +18,7 @@ from tenacity import RetryCallState, Retrying
 
 from edgeroute import BadInput, BadReply, OpenInference, PlainJson, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
 from edgeroute.cloud.call_retries import FIRST_S, MOST_S, wait_s
-from edgeroute.cloud.endpoint import checked, loads, looks_like
+from edgeroute.cloud.endpoint import check_status, loads, looks_like
 from edgeroute.cloud.endpoint_client import HttpClient
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.http.messages import Address, Reply, bare
@@ -695,7 +695,7 @@ def test_no_secret_in_anything_that_is_shown(reply, key, caplog):
 def test_refusals_hint_at_what_to_do(status, hint, retriable):
     """And say whether the same request may succeed later."""
     with pytest.raises(Refused, match=hint) as caught:
-        checked(said({}, status), "http://h")
+        check_status(said({}, status), "http://h")
     assert caught.value.status == status
     assert caught.value.retriable is retriable
 
@@ -705,10 +705,10 @@ def test_a_refusal_quotes_the_servers_code():
     kind = {"content-type": "application/json"}
     for body in ({"error": {"code": "no_such_model", "message": "there is none"}}, {"type": "no_such_model", "detail": "none"}):
         with pytest.raises(Refused, match=r"^w answered 400: no_such_model$"):
-            checked(Reply(400, kind, json.dumps(body).encode()), "w")
+            check_status(Reply(400, kind, json.dumps(body).encode()), "w")
     for body in (b"{", b"[1]", b"<p>text</p>", b'{"error": "there is no such model"}'):
         with pytest.raises(Refused, match=r"^w answered 400$"):
-            checked(Reply(400, kind, body), "w")
+            check_status(Reply(400, kind, body), "w")
 
 
 def waited(error, attempt=1):
@@ -723,14 +723,14 @@ def waited(error, attempt=1):
 def test_retry_after_is_obeyed(value, seconds):
     """Given in seconds; a date is left to the jitter."""
     with pytest.raises(Refused) as caught:
-        checked(said({}, 503, **{"retry-after": value}), "w")
+        check_status(said({}, 503, **{"retry-after": value}), "w")
     assert waited(caught.value) == seconds
 
 
 def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
     """Uniform from zero; at once where a kept connection turned out to be closed, but only the first time."""
     with pytest.raises(Refused) as caught:
-        checked(said({}, 503, **{"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}), "w")
+        check_status(said({}, 503, **{"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}), "w")
     for attempt in (1, 2, 3, 10, 60):
         waits = [waited(caught.value, attempt) for _ in range(50)]
         assert 0 <= min(waits) < max(waits) <= min(MOST_S, FIRST_S * 2 ** (attempt - 1))

@@ -441,7 +441,7 @@ def test_what_a_rule_keeps_here_for_a_while_binds_nothing(tmp_path):
         engine = router.engine
         made = engine.request(said, None, None, None)
         home = made._replace(plan=made.plan._replace(mode="only_edge", legs=made.plan.legs[:1]))
-        assert engine.again(home).plan.mode == "only_edge"
+        assert engine.revalidation_request(home).plan.mode == "only_edge"
         assert router.infer(said).source == "cloud"
 
 

@@ -453,7 +453,7 @@ def test_accuracy_is_that_of_the_audits(tmp_path):
         monitor = monitor_of(records, setup=sources_of(router).setup, certificates=sources_of(router).certificates, folder=state)
         monitor.trial()
         for threshold in (0.5, 0.7, 0.81, 1.0):
-            found = monitor.tried("edge", threshold)["agreement"]
+            found = monitor.try_threshold("edge", threshold)["agreement"]
             plain = np.mean([x < threshold or x > 0.8 for x in truth.values()])
             assert (found["audited"], found["share"]) == (len(inputs), pytest.approx(plain))
             assert found["low"] <= plain <= found["high"]
@@ -493,7 +493,7 @@ def test_the_promise_is_only_where_it_holds(certificate, used, held):
 def test_nothing_to_try():
     """Says so: before the first request, of an edge that is none, at no threshold."""
     monitor = monitor_of([])
-    for call in (monitor.trial, lambda: monitor.tried("edge", 0.5), lambda: Trial(OWN).at("cloud", 0.5),
+    for call in (monitor.trial, lambda: monitor.try_threshold("edge", 0.5), lambda: Trial(OWN).at("cloud", 0.5),
                  lambda: Trial(OWN).at("edge", float("nan"))):  # fmt: skip
         with pytest.raises(BadInput):
             call()

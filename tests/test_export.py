@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.messages import Reply
-from edgeroute.tools.export.exported_models import PROGRAMS, Subject, server_name, whole
+from edgeroute.tools.export.exported_models import PROGRAMS, Subject, server_name, new_folder
 from edgeroute.tools.export.kserve import kserve as export_kserve
 from edgeroute.tools.export.kubernetes import Cluster, object_name
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares
@@ -279,7 +279,7 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         with pytest.raises(PolicyError, match="link"):
             export_triton([one], tmp_path / f"link{force}", force=force)
     export = contextlib.ExitStack()
-    folder = export.enter_context(whole(out, {}, force=True))
+    folder = export.enter_context(new_folder(out, {}, force=True))
     (folder / "half").write_text("half")
     assert not export.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert (out / "two").exists()

@@ -49,7 +49,7 @@ class World:
         self.box = Mailbox(1, True, lambda: None, threading.Event())
         policy = SimpleNamespace(mode=mode, deadline_s=deadline_s)
         engine = SimpleNamespace(snapshot=SimpleNamespace(policy=policy, targets=[SimpleNamespace(side=side) for side in sides]))
-        checked = FrameSettings(**{"scene": None, "signature": lambda frame: [frame], "hold": 1, **settings}).checked()
+        checked = FrameSettings(**{"scene": None, "signature": lambda frame: [frame], "hold": 1, **settings}).check()
         self.flow = FrameFlow(engine, self.begin, self.box, checked)
 
     def begin(self, *args):

@@ -802,7 +802,7 @@ def test_an_hour_of_frames_holds_memory_flat(monkeypatch):
     bell = Bell()
     with Router(lambda _: ("edge", 0.1), lambda _: ("cloud", 0.9), threshold=0.5) as router:
         box = Mailbox(1, True, bell.ring, threading.Event())
-        settings = FrameSettings(signature=lambda frame: (frame[0, 0, 0] / 255,), stale=60.0).checked()
+        settings = FrameSettings(signature=lambda frame: (frame[0, 0, 0] / 255,), stale=60.0).check()
         flow = FrameFlow(router.engine, partial(bell.begin, router, None, None), box, settings)
         held, updates, finals = [], 0, 0
         for number in range(108_000):

@@ -18,7 +18,7 @@ from commands import cli
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
 from edgeroute.http.messages import Address
 from edgeroute.stores.sqlite_file import Database
-from edgeroute.system.process import log, plain
+from edgeroute.system.process import log, to_json_types
 from edgeroute.system.quotable_codes import MOST_COMPARED, MOST_READ, quote
 from edgeroute.testing import CannedServer, http_reply
 
@@ -313,7 +313,7 @@ def test_a_secret_is_not_pickled():
     for thing in (secret, [secret], PlainJson("http://h", api_key=KEY), Address("http://h", headers={"X-Key": KEY})):
         with pytest.raises(TypeError, match="env="):
             pickle.dumps(thing)
-        assert KEY not in repr(thing) + str(thing) + f"{thing}" + json.dumps(plain(thing))
+        assert KEY not in repr(thing) + str(thing) + f"{thing}" + json.dumps(to_json_types(thing))
     assert copy.copy(secret) is copy.deepcopy(secret) is secret
     assert copy.deepcopy({"key": secret})["key"] is secret
     named = Secret(env="CLOUD_KEY")

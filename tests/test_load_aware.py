@@ -16,7 +16,7 @@ from edgeroute import AsyncRouter, Function, OpenInference, Options, PlainJson, 
 from edgeroute.cloud.request_exchange import LONGEST, report_in
 from edgeroute.core.estimates import ENOUGH_DEFERRED, Load, Report
 from edgeroute.edge.model_card import Card
-from edgeroute.router.audit_calls import Asks
+from edgeroute.router.audit_calls import AuditCalls
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 from edgeroute.tools.server import batching
 from edgeroute.tools.server.batching import Batcher, Full, Meter
@@ -127,18 +127,18 @@ def test_an_endpoint_on_trial_decides_nothing_for_the_others():
         assert {router.infer(0).source for _ in range(60)} == {"cloud"}
         trial = report_load(router, "b", 2.0)
         assert (router.engine.observer.facts.kept, router.engine.observer.facts.no_hedge) == (0, "")
-        assert Asks(router.engine).allowed()
+        assert AuditCalls(router.engine).allowed()
         assert not trial.has_headroom(), "it is itself asked in shadow no more"
         for _ in range(3):
             trial.failed()
         router.engine.observe()
         assert trial.state == "open"
         assert router.engine.observer.facts.no_hedge == ""
-        assert Asks(router.engine).allowed()
+        assert AuditCalls(router.engine).allowed()
         report_load(router, "cloud", 2.0)
         assert router.engine.observer.facts.kept > 0
         assert "cloud is loaded" in router.engine.observer.facts.no_hedge
-        assert not Asks(router.engine).allowed()
+        assert not AuditCalls(router.engine).allowed()
 
 
 def test_it_is_the_load_of_the_cloud_that_is_asked_first_that_counts():

@@ -40,7 +40,7 @@ from edgeroute import (
 )
 from edgeroute.core.answer_reasons import CODES, Took
 from edgeroute.core.spending_limits import Cost, Tokens
-from edgeroute.observe.router_stats import ArmStats, AuditStats, LegStats, Part
+from edgeroute.observe.router_stats import ArmStats, AuditStats, LegStats, Interval
 from edgeroute.record import request_counts as tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router
@@ -586,7 +586,7 @@ def everything():
     from edgeroute.record.prometheus import PREFIX, Page, of_status, of_tally
 
     leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
-    share = Part(0.5, 0.4, 0.6)
+    share = Interval(0.5, 0.4, 0.6)
     arm = ArmStats("edge", "edge", "m", 0.1, True, 1, share, share, 1, share, share, None, share, 0.1, 0.1, "")
     audits = (AuditStats("edge", 1, 0, 0.1, 1.0, ""),)
     stats = Stats(

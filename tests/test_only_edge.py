@@ -16,7 +16,7 @@ import edgeroute
 from edgeroute import Audit, Cache, Egress, Instrument, Outbox, PlainJson, PolicyError, Reading, Rule
 from edgeroute.core import admission
 from edgeroute.core.admission import FAULTS
-from edgeroute.router.audit_calls import Asks
+from edgeroute.router.audit_calls import AuditCalls
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer
@@ -158,8 +158,8 @@ def test_probes_wait_for_another_mode(make, policy, monkeypatch):
 
 def test_audits_wait_for_another_mode(make, monkeypatch):
     """A request that was planned just before the battery fell is not compared afterwards."""
-    reading, asked, prepare = [HIGH], [], Asks.prepare
-    monkeypatch.setattr(Asks, "prepare", lambda *args: asked.append(1) or prepare(*args))
+    reading, asked, prepare = [HIGH], [], AuditCalls.prepare
+    monkeypatch.setattr(AuditCalls, "prepare", lambda *args: asked.append(1) or prepare(*args))
 
     class Falling(Instrument):
         def request_began(self, began):  # it is planned by now

@@ -41,7 +41,7 @@ from edgeroute.stores.outbox import Callbacks, Delivery, Waiting, decode_input, 
 from edgeroute.stores.outbox.delivery import Loop, backoff, longest
 from edgeroute.stores.outbox.sql_tables import TRUSTED_S, Heads
 from edgeroute.stores.outbox.sqlite_queue import COUNTED, LONGEST_S, ROW_BYTES, TIMES, spread_for
-from edgeroute.system.process import now, plain
+from edgeroute.system.process import now, to_json_types
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
 T0 = 1_800_000_000.0
@@ -577,7 +577,7 @@ def test_a_stored_input_cannot_run_code(tmp_path):
 def test_values_become_plain():
     """A value of numpy's, or of a kind that JSON lacks, is kept as what comes nearest."""
     x = {1: np.float32(0.5), "a": (np.arange(2), np.str_("s")), "n": float("nan"), "o": np.array([{1}], object), "s": {1}}
-    assert plain(x) == {"1": 0.5, "a": [[0, 1], "s"], "n": None, "o": ["{1}"], "s": "{1}"}
+    assert to_json_types(x) == {"1": 0.5, "a": [[0, 1], "s"], "n": None, "o": ["{1}"], "s": "{1}"}
 
 
 # ----------------------------------------------------------------------------------------------------------------- disk

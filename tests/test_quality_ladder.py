@@ -270,23 +270,23 @@ def test_a_rung_is_tried_until_its_size_is_known():
     def fits(most):
         return lambda sizes: next((i for i, size in enumerate(sizes) if size <= most), 2)
 
-    assert ladder.chosen([row], fits(350))[0] == "b"
+    assert ladder.choose_rung([row], fits(350))[0] == "b"
     assert [rung.runs for rung in rungs] == [1, 1, 0]
-    assert ladder.chosen([row], fits(350))[0] == "b"
+    assert ladder.choose_rung([row], fits(350))[0] == "b"
     assert [rung.runs for rung in rungs] == [1, 2, 0]
     rungs[1].size = 500
-    name, coded = ladder.chosen([row] * 2, fits(700))
+    name, coded = ladder.choose_rung([row] * 2, fits(700))
     assert (name, [len(one.data) for one in coded]) == ("c", [100, 100])
-    assert ladder.chosen([row], fits(100), 4 / 3)[0] == "c"
-    assert ladder.chosen([row], fits(2000))[0] == "a"
+    assert ladder.choose_rung([row], fits(100), 4 / 3)[0] == "c"
+    assert ladder.choose_rung([row], fits(2000))[0] == "a"
 
 
 def test_what_a_better_rung_cannot_encode_the_next_one_may():
     """The caller's error is the floor's alone."""
     ladder, row = Ladder([Rung("a", 1, fails=True), Rung("b", 1)]), np.zeros(3, np.uint8)
-    assert ladder.chosen([row], lambda sizes: 0)[0] == "b"
+    assert ladder.choose_rung([row], lambda sizes: 0)[0] == "b"
     with pytest.raises(BadInput):
-        Ladder([Rung("a", 9), Rung("b", 1, fails=True)]).chosen([row], lambda sizes: 1)
+        Ladder([Rung("a", 9), Rung("b", 1, fails=True)]).choose_rung([row], lambda sizes: 1)
 
 
 def test_inputs_are_encoded_off_the_event_loop():

@@ -112,9 +112,9 @@ def alarmed(home, path, *, audits=True):
         watch = router.engine.auditor.watch("edge")
         for _ in range(20000):
             if audits:
-                watch.compared(0.99, agrees=False, counted=True)
+                watch.add_comparison(0.99, agrees=False, counted=True)
             else:
-                watch.sampled(watch.promise.certificate.threshold, below=True)
+                watch.add_deferral(watch.promise.certificate.threshold, below=True)
             if watch.alarm:
                 break
         assert watch.alarm

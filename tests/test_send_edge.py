@@ -38,7 +38,7 @@ from edgeroute import (
     Variants,
 )
 from edgeroute.cloud.cloud_backend import Escalated
-from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, told
+from edgeroute.cloud.input_encoding import MOST_OUTPUTS, MOST_VALUE, PARAMETER, answer_fields
 from edgeroute.core.plan import plan
 from edgeroute.router.input_views import EdgeAnswers
 from edgeroute.system.late_imports import package_folder
@@ -233,22 +233,22 @@ def nested(deep):
 
 def test_what_is_told_of_an_answer():
     """JSON types alone, of bounded size, without what JSON has no number for."""
-    found = told(Prediction(np.int64(3), np.float32(0.25), np.array([0.1, 0.7], np.float32)))
+    found = answer_fields(Prediction(np.int64(3), np.float32(0.25), np.array([0.1, 0.7], np.float32)))
     assert found == {"value": 3, "confidence": 0.25, "outputs": [0.1, 0.7]}
-    assert told(Prediction("a", math.nan, ("a", math.nan))) == {"value": "a", "confidence": None}
-    assert told(Prediction("a", None, np.array([[1, 2]]))) == {"value": "a", "confidence": None, "outputs": [[1, 2]]}
-    assert told(Prediction("a", 1.0, np.array([np.inf, 1])))["outputs"] == [None, 1]
+    assert answer_fields(Prediction("a", math.nan, ("a", math.nan))) == {"value": "a", "confidence": None}
+    assert answer_fields(Prediction("a", None, np.array([[1, 2]]))) == {"value": "a", "confidence": None, "outputs": [[1, 2]]}
+    assert answer_fields(Prediction("a", 1.0, np.array([np.inf, 1])))["outputs"] == [None, 1]
     for outputs in (np.zeros(MOST_OUTPUTS + 1), np.zeros(0), np.array(["x"]), {"choices": []}):
-        assert "outputs" not in told(Prediction("a", 1.0, outputs))
-    assert told(Prediction("a" * MOST_VALUE, 1.0, None))["value"] is None
-    assert told(Prediction(np.zeros((100, 100)), 1.0, None))["value"] is None
+        assert "outputs" not in answer_fields(Prediction("a", 1.0, outputs))
+    assert answer_fields(Prediction("a" * MOST_VALUE, 1.0, None))["value"] is None
+    assert answer_fields(Prediction(np.zeros((100, 100)), 1.0, None))["value"] is None
     for value in (np.zeros((2000, 2000), np.uint8), ["a" * 9] * MOST_VALUE, 1 << 15_000, Slow(), [Slow()], nested(500)):
-        assert told(Prediction(value, 1.0, None))["value"] is None
-    assert told(Prediction({"a": [1.5, {"b": np.float32(2)}], "c": ("d",)}, 1.0, None))["value"] == {
+        assert answer_fields(Prediction(value, 1.0, None))["value"] is None
+    assert answer_fields(Prediction({"a": [1.5, {"b": np.float32(2)}], "c": ("d",)}, 1.0, None))["value"] == {
         "a": [1.5, {"b": 2.0}],
         "c": ["d"],
     }
-    json.dumps([told(Prediction(value, 0.5, value)) for value in (b"x", object(), {1: 2}, [np.float32(1)])], allow_nan=False)
+    json.dumps([answer_fields(Prediction(value, 0.5, value)) for value in (b"x", object(), {1: 2}, [np.float32(1)])], allow_nan=False)
 
 
 def test_the_exports_read_what_is_sent(monkeypatch):
@@ -309,7 +309,7 @@ def test_audits_tell_what_the_edge_has_answered(kind, tmp_path):
         router.infer(x(1.5))
         router.infer_many([x(1.6), x(1.8)])
         until(lambda: len(heard.told) == 3 and not router.engine.auditor.busy)
-        assert heard.told == [(n, told(Prediction(f"e{int(n)}", n / 2, None))) for n, _ in heard.told]
+        assert heard.told == [(n, answer_fields(Prediction(f"e{int(n)}", n / 2, None))) for n, _ in heard.told]
         assert {round(n, 1) for n, _ in heard.told} == {1.5, 1.6, 1.8}
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import await_within, file_stamp, json_dumps, json_loads, plain, replace_file
+from edgeroute.system.process import await_within, file_stamp, json_dumps, json_loads, to_json_types, replace_file
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -68,13 +68,13 @@ def test_what_json_has_no_type_for_goes_to_default():
     with pytest.raises(TypeError):
         json_dumps({"a": {1}})
     array = np.array([0.5, nan])
-    assert json_dumps([array], plain, arrays=True) == b"[[0.5,null]]"
-    assert json_dumps([inf, array[::-1]], plain) == b"[null,[null,0.5]]"
+    assert json_dumps([array], to_json_types, arrays=True) == b"[[0.5,null]]"
+    assert json_dumps([inf, array[::-1]], to_json_types) == b"[null,[null,0.5]]"
 
 
 def test_a_value_whose_list_is_itself_becomes_text():
     """Extended precision has no counterpart among Python's numbers."""
-    assert plain([np.longdouble(0.5), np.float64(0.5), np.bool_(True)]) == ["0.5", 0.5, True]
+    assert to_json_types([np.longdouble(0.5), np.float64(0.5), np.bool_(True)]) == ["0.5", 0.5, True]
 
 
 def test_a_file_that_was_written_anew_has_another_stamp(tmp_path):

@@ -226,11 +226,11 @@ def test_a_reload_with_another_endpoint_begins_anew(tmp_path, fashion):
     )
     path.write_text(text)
     with Router.from_policy(path) as router:
-        router.engine.trials.all[0].compared(differs=True, b=True)
+        router.engine.trials.all[0].add_comparison(differs=True, b=True)
         path.write_text(text.replace(":1/b", ":1/c"))
         router.reload()
         assert arms_of(router)["next"].compared == 0
-        router.engine.trials.all[0].compared(differs=True, b=True)
+        router.engine.trials.all[0].add_comparison(differs=True, b=True)
         router.engine.snapshot.clouds[1].reader.labels = ("cat", "dog")  # as a server tells them
         router.reload()
         assert arms_of(router)["next"].compared == 1
@@ -485,7 +485,7 @@ def test_a_reload_keeps_what_came_of_them(tmp_path, fashion):
     text = POLICY.replace("edge.onnx", str(fashion / "edge.int8.onnx"))
     path.write_text(text + '[[trial]]\ncloud = "next"\nshare = "10%"\n')
     with Router.from_policy(path) as router:
-        router.engine.trials.all[0].compared(differs=True, b=True)
+        router.engine.trials.all[0].add_comparison(differs=True, b=True)
         path.write_text(text + '[[trial]]\ncloud = "next"\nshare = "50%"\n')
         router.reload()
         assert arms_of(router)["next"].share == 0.5

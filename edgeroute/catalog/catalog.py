@@ -13,7 +13,7 @@ from edgeroute.catalog.catalog_entry import Entry, entries
 from edgeroute.catalog.catalog_source import Source, download_index, source_of
 from edgeroute.catalog.file_downloads import Progress, download
 from edgeroute.catalog.installed_models import KNOWN, Installed
-from edgeroute.catalog.model_folder import loads, replace, stored
+from edgeroute.catalog.model_folder import loads, replace_durably, translate_os_errors
 from edgeroute.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ class Catalog(Installed):
         source, root = self.source(), self._trusted()
         text = download_index(source, self.store.folder / "metadata", root)
         listed = entries(text)
-        with stored(self.store.folder):
-            replace(self.store.folder / KNOWN, text)
+        with translate_os_errors(self.store.folder):
+            replace_durably(self.store.folder / KNOWN, text)
             if self._root is not None:
-                replace(self.store.folder / ROOT, root)
+                replace_durably(self.store.folder / ROOT, root)
             if self._source_argument is not None:
                 where = self._source_argument if "://" in str(self._source_argument) else Path(self._source_argument).absolute()
                 verify = self._verify if isinstance(self._verify, bool) else str(Path(self._verify).absolute())
-                replace(self.store.folder / SOURCE, json.dumps({"source": str(where), "verify": verify}).encode())
+                replace_durably(self.store.folder / SOURCE, json.dumps({"source": str(where), "verify": verify}).encode())
         return listed
 
     def source(self) -> Source:

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, FileEntry
 from edgeroute.catalog.catalog_source import Source
-from edgeroute.catalog.model_folder import ENTRY, Store, replace, stored, synced
+from edgeroute.catalog.model_folder import ENTRY, Store, replace_durably, translate_os_errors, flush_folder
 from edgeroute.errors import CatalogAway, CatalogError, StoreError
 from edgeroute.system.process import file_sha256, json_dumps
 
@@ -65,7 +65,7 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
         if not damaged:
             return folder
     wanted = [file for file in entry.files if file.path in damaged]
-    with stored(store.folder):
+    with translate_os_errors(store.folder):
         parts = store.folder / "parts"
         parts.mkdir(parents=True, exist_ok=True)
         _check_room(store.folder, parts, entry, wanted)
@@ -78,7 +78,7 @@ def download(source: Source, store: Store, entry: Entry, progress: Callable[[Pro
 
         _fetch(source, entry, file, parts / file.sha256, report)
         done += file.size
-    with stored(folder):
+    with translate_os_errors(folder):
         _install(entry, wanted, folder, parts)
     return folder
 
@@ -195,7 +195,7 @@ def _install(entry: Entry, wanted: Sequence[FileEntry], folder: Path, parts: Pat
             _drop(part)
     if whole:
         return
-    replace(new / ENTRY, json_dumps(entry.json()))
+    replace_durably(new / ENTRY, json_dumps(entry.json()))
     shutil.rmtree(folder, ignore_errors=True)  # what is left of one that was removed
     new.replace(folder)
-    synced(folder.parent)
+    flush_folder(folder.parent)

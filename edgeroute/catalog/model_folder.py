@@ -51,7 +51,7 @@ class _Lock(ForkSafe):
         if not thread.acquire(timeout=wait_s):
             raise StoreError(f"{self._folder}: another thread is updating these models")
         try:
-            with stored(self._folder):
+            with translate_os_errors(self._folder):
                 if not self._lock.take(wait_s):
                     raise StoreError(f"{self._folder}: another process is updating these models")
             yield
@@ -149,8 +149,8 @@ class Store:
             StoreError: the file cannot be written; the old one stays.
         """
         data = {key: value for key, value in new._asdict().items() if value}
-        with stored(self.folder):
-            replace(self.pointer_file(name), json.dumps({**data, "refused": dict(new.refused)}).encode())
+        with translate_os_errors(self.folder):
+            replace_durably(self.pointer_file(name), json.dumps({**data, "refused": dict(new.refused)}).encode())
 
     def problems(self, entry: Entry) -> dict[str, str]:
         """Check the files of a version by size and hash. Return path -> problem of each file that is missing or damaged."""
@@ -169,7 +169,7 @@ class Store:
     def remove(self, name: str, version: str) -> None:
         """Delete a version: its entry first, so that a partly deleted folder is no version."""
         folder = self.version(name, version)
-        with stored(folder):
+        with translate_os_errors(folder):
             (folder / ENTRY).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -198,7 +198,7 @@ def pointer(path: Path) -> Pointer | None:
 
 
 @contextmanager
-def stored(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Translate an OSError in the `with` block to StoreError.
 
     `ModelMissing`, an OSError as well, passes unchanged.
@@ -214,7 +214,7 @@ def stored(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} cannot be written: {e.strerror or e}; the active models stay as they are") from e
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace_durably(path: Path, data: bytes) -> None:
     """Replace a file atomically: a power cut leaves the old content or the new.
 
     Raises:
@@ -231,10 +231,10 @@ def replace(path: Path, data: bytes) -> None:
         with suppress(OSError):
             new.unlink(missing_ok=True)
         raise
-    synced(path.parent)
+    flush_folder(path.parent)
 
 
-def synced(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk (fsync), where the system can."""
     with suppress(OSError):  # Windows opens no folder
         fd = os.open(folder, os.O_RDONLY)

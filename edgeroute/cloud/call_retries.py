@@ -20,7 +20,7 @@ FIRST_S, MOST_S = 0.1, 2.0
 """Maximum back-off before the first retry, and before any, seconds."""
 
 
-class Way(Protocol):
+class CallSender(Protocol):
     """Sending of a call and waiting, as coroutines.
 
     Those of `InThread` never wait, so that one code serves threads and asyncio.
@@ -56,7 +56,7 @@ class Retries:
         shown: returns True if a part of the answer was shown; then there is no retry.
     """
 
-    def __init__(self, most: int, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> None:
+    def __init__(self, most: int, until: float, exchange: Exchange, way: CallSender, shown: Callable[[], bool] | None = None) -> None:
         self._most, self._until, self._exchange, self._way, self._shown = most, until, exchange, way, shown
 
     async def call(self, once: Callable[[], Awaitable[T]]) -> T:
@@ -64,9 +64,9 @@ class Retries:
         try:
             return await once()
         except CloudError as e:
-            return await self.again(once, iter([e]))
+            return await self.retry(once, iter([e]))
 
-    async def again(self, once: Callable[[], Awaitable[T]], failures: Iterator[CloudError]) -> T:
+    async def retry(self, once: Callable[[], Awaitable[T]], failures: Iterator[CloudError]) -> T:
         """Return the result of a retry, after the first attempt has failed; tenacity is given that failure as its first attempt.
 
         Args:

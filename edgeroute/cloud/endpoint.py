@@ -22,7 +22,7 @@ class HttpEndpoint(Protocol):
     """Inference protocol over HTTP, or over the transport returned by an optional `channels()`.
 
     See `edgeroute.cloud.endpoint_client.Channels`. An endpoint with answers in pieces has further members: `speak(x)`
-    and `hear(call)`, generators (`edgeroute.cloud.reply_pieces.Speech`) for the answer to one input, and to a call of `encode`;
+    and `hear(call)`, generators (`edgeroute.cloud.reply_pieces.AnswerStream`) for the answer to one input, and to a call of `encode`;
     and `between_s`, seconds within which the next piece must come (none: no limit). It gets one input at a time.
     """
 
@@ -118,7 +118,7 @@ def looks_like(body: bytes) -> str:
     return "something else"
 
 
-def checked(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:
+def check_status(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:
     """Return a successful reply; raise for others, with the server's message as far as it may be quoted.
 
     Args:

@@ -10,8 +10,8 @@ from itertools import count
 from time import monotonic, sleep
 from typing import Any, NoReturn, Protocol
 
-from edgeroute.cloud.call_retries import Retries, Way
-from edgeroute.cloud.endpoint import HttpEndpoint, Talk, checked
+from edgeroute.cloud.call_retries import Retries, CallSender
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status
 from edgeroute.cloud.request_exchange import HEADER, Exchange, Sending
 from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Held, PolicyError, Refused
@@ -52,7 +52,7 @@ class AsyncChannels(Protocol):
         """Close the connections, from outside the loop or from a thread."""
 
 
-def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
+def new_transports(endpoint: HttpEndpoint) -> tuple[Any, Any]:
     """Return new transports of an endpoint's calls: for threads, and for asyncio."""
     own_channels: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
     if own_channels is not None:
@@ -161,7 +161,7 @@ class HttpClient(ForkSafe):
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self.channels, self.channels_async = carriers(endpoint)
+        self.channels, self.channels_async = new_transports(endpoint)
         self.on_loop = OnLoop(self.channels_async)
         self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
         self._model = str(getattr(endpoint, "model", ""))
@@ -185,7 +185,7 @@ class HttpClient(ForkSafe):
         """
         return settle(self.ask(self.in_thread(cancel), talk, until, exchange, posts))
 
-    async def ask(self, way: Way, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
+    async def ask(self, way: CallSender, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
         """Run a talk, in this thread or on an event loop, and return its outputs; see `run`.
 
         Cancelling the task cancels the call.
@@ -222,13 +222,13 @@ class HttpClient(ForkSafe):
         if cancel is not None and cancel.asked:
             raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
 
-    async def _exchange(self, call: Call, until: float, exchange: Exchange, way: Way) -> Reply:
+    async def _exchange(self, call: Call, until: float, exchange: Exchange, way: CallSender) -> Reply:
         """Send a call, with retries, and return its reply; a probe's failure becomes a reply of status 0."""
 
         async def once() -> Reply:
             if (cancel := way.cancel) is not None:
                 self.may_send(cancel)
-            sent = self.leaving(call, until, exchange)
+            sent = self.account_attempt(call, until, exchange)
             try:
                 reply = await way.send(sent, until)
             except CloudError as e:
@@ -241,13 +241,13 @@ class HttpClient(ForkSafe):
         except CloudError as e:
             if call.probe:
                 return Reply(0, {}, str(e).encode())
-            return await self.retries(until, exchange, way).again(once, iter([e]))
+            return await self.retries(until, exchange, way).retry(once, iter([e]))
 
-    def retries(self, until: float, exchange: Exchange, way: Way, shown: Callable[[], bool] | None = None) -> Retries:
+    def retries(self, until: float, exchange: Exchange, way: CallSender, shown: Callable[[], bool] | None = None) -> Retries:
         """Return the retrying of attempts until an instant. shown: returns True if a part of the answer was shown."""
         return Retries(self.endpoint.address.retries, until, exchange, way, shown)
 
-    def leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
+    def account_attempt(self, call: Call, until: float, exchange: Exchange) -> Call:
         """Account for an attempt, and return the call to send, with headers of instruments; raise Held."""
         size = len(call.body)
         if call.tokens is None:
@@ -274,7 +274,7 @@ class HttpClient(ForkSafe):
         if HEADER in reply.headers:
             exchange.reported(reply.headers)
         try:
-            good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
+            good = check_status(reply, self.endpoint.where, call.body, self.endpoint.address)
         except CloudError as e:
             absent = call.probe and reply.status in ABSENT  # what was only looked for is not there, which is no fault
             exchange.after_attempt(size, None if absent else e)

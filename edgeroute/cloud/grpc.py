@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from edgeroute.cloud.endpoint import Talk
-from edgeroute.cloud.input_encoding import PARAMETER, Feed, written
+from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel, identity
-from edgeroute.cloud.tensor_types import Invalid, Tensor, datatype_of, raw
+from edgeroute.cloud.tensor_types import Invalid, Tensor, datatype_of, to_bytes
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.http.messages import Call, Reply
 from edgeroute.system.late_imports import import_late
@@ -196,9 +196,9 @@ class OpenInferenceGrpc(ServedModel):
         for name, array in feed.items():
             datatype = datatype_of(array, self.datatypes.get(name))
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            parts.append(raw(array, datatype))
+            parts.append(to_bytes(array, datatype))
         if feed.edges is not None:
-            request.parameters.add(key=PARAMETER).value.string_param = written(feed.edges)
+            request.parameters.add(key=PARAMETER).value.string_param = answers_json(feed.edges)
         if self.output is not None:
             request.outputs.add(name=self.output)
         body = with_raw(request.SerializeToString(), parts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud import reply_pieces as speeches
 from edgeroute.cloud.cloud_backend import MAX_ABANDONED, SENDS_EDGE, ReplyReader, Rows
-from edgeroute.cloud.input_encoding import apart
+from edgeroute.cloud.input_encoding import split_answers
 from edgeroute.confidence.scores import Score
 from edgeroute.core.estimates import pick
 from edgeroute.core.routing_policy import INF, Side, Terms
@@ -21,12 +21,12 @@ from edgeroute.system.process import AbandonedRuns, settle
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.call_retries import Way
+    from edgeroute.cloud.call_retries import CallSender
     from edgeroute.cloud.endpoint import Talk
     from edgeroute.cloud.endpoint_client import HttpClient
     from edgeroute.cloud.endpoint_guard import Guard
     from edgeroute.cloud.input_encoding import Ladder
-    from edgeroute.cloud.reply_pieces import Said, Speech
+    from edgeroute.cloud.reply_pieces import AnswerPiece, AnswerStream
     from edgeroute.cloud.request_exchange import Exchange
     from edgeroute.http.messages import Call
 
@@ -45,7 +45,7 @@ class HttpBackend(AbandonedRuns):
         self.patience_s: float = endpoint.address.timeout_s
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
         super().__init__(MAX_ABANDONED)
-        self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
+        self._speak: Callable[[Any], AnswerStream[Any]] | None = getattr(endpoint, "speak", None)
         payload = getattr(endpoint, "payload", None)
         self._ladder: Ladder | None = payload if hasattr(payload, "rungs") else None
         self.pack: Callable[[list[Any], Exchange], list[Any]] | None = None if payload is None else self._pack
@@ -69,9 +69,9 @@ class HttpBackend(AbandonedRuns):
             return pick([link.predicted_s(size) for size in sizes], wanted_by - monotonic(), best)
 
         encoded: list[Any] = self.endpoint.pack(inputs, choose)
-        (first, *_), _ = apart(encoded)
+        (first, *_), _ = split_answers(encoded)
         exchange.codec = getattr(first, "by", "") or ladder.floor.name
-        exchange.ended = partial(ladder.ended, ladder.index(exchange.codec))
+        exchange.ended = partial(ladder.record_call, ladder.index(exchange.codec))
         return encoded
 
     def above_floor(self, codec: str) -> bool:
@@ -131,7 +131,7 @@ class HttpBackend(AbandonedRuns):
         client = self._client or self.client
         return await self._run(client, client.on_loop, inputs, until, exchange)
 
-    async def _run(self, client: HttpClient, way: Way, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+    async def _run(self, client: HttpClient, way: CallSender, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """Return the predictions for inputs, in this thread or on the event loop."""
         rows = self._rows(exchange, inputs, until)
         if rows is None:
@@ -158,7 +158,7 @@ class HttpBackend(AbandonedRuns):
         """Yield the answer's pieces, or the whole answer if the endpoint has none, and return the prediction; blocks."""
         if self._speak is None:
             return (yield from one_piece(self.run([x], until, cancel, exchange)[0]))
-        pieces = speeches.speak(self.client, partial(self._speak, x), until, exchange, cancel)
+        pieces = speeches.stream_call(self.client, partial(self._speak, x), until, exchange, cancel)
         try:
             while True:
                 yield next(pieces).value
@@ -174,7 +174,7 @@ class HttpBackend(AbandonedRuns):
             show(prediction.value)
             return prediction
 
-        async def shown(piece: Said) -> None:
+        async def shown(piece: AnswerPiece) -> None:
             show(piece.value)
 
         output = await speeches.run(self.client, self.client.on_loop, partial(self._speak, x), until, exchange, shown)

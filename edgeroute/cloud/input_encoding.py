@@ -10,13 +10,13 @@ import numpy as np
 
 from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
-from edgeroute.cloud.tensor_types import blank, stacked
+from edgeroute.cloud.tensor_types import zeros_like_row, stack_inputs
 from edgeroute.core.estimates import Ceiling
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_tensors import Array, shape_text
 from edgeroute.edge.preprocessing import Picture, Preprocess, picture_for
 from edgeroute.errors import BadInput, PolicyError
-from edgeroute.system.process import json_dumps, plain
+from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.types import TensorSpec
 
 # Edge's answer to an input, sent along with it: a hint for the model behind the endpoint, or the input of its next stage.
@@ -33,17 +33,17 @@ MOST_DEEP = 50
 """Maximum levels of lists and objects in the value; with more, it is sent as null."""
 
 
-def told(prediction: Prediction) -> dict[str, Any]:
+def answer_fields(prediction: Prediction) -> dict[str, Any]:
     """Return an answer in JSON types: `value`, `confidence` (null: there is none), and `outputs`, if they are a few numbers.
 
     No function of the application is called, and no long value converted: safe on an event loop, and before a deadline.
     """
     value, confidence, outputs = prediction
-    converted = plain(value) if _room(value, MOST_VALUE, MOST_DEEP) >= 0 else None
-    fields = {"value": converted if len(json_dumps(converted)) <= MOST_VALUE else None, "confidence": plain(confidence)}
+    converted = to_json_types(value) if _room(value, MOST_VALUE, MOST_DEEP) >= 0 else None
+    fields = {"value": converted if len(json_dumps(converted)) <= MOST_VALUE else None, "confidence": to_json_types(confidence)}
     kind = getattr(getattr(outputs, "dtype", None), "kind", "")
     if kind and kind in "biuf" and 0 < getattr(outputs, "size", 0) <= MOST_OUTPUTS:
-        fields["outputs"] = plain(_short(outputs.tolist()))
+        fields["outputs"] = to_json_types(_short(outputs.tolist()))
     return fields
 
 
@@ -83,7 +83,7 @@ def _room(value: Any, left: int, deep: int) -> int:
     return left
 
 
-def apart(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:
+def split_answers(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:
     """Return the inputs without the edge's answers, and these answers; None: there are none."""
     if not inputs or type(inputs[0]) is not Escalated:
         return list(inputs), None
@@ -91,14 +91,14 @@ def apart(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | No
     return [escalated.x for escalated in inputs], edges if any(edge is not None for edge in edges) else None
 
 
-def beside(inputs: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+def join_answers(inputs: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     """Return encoded inputs, joined with the edge's answers of the originals in `like`."""
     if not like or type(like[0]) is not Escalated:
         return list(inputs)
     return [Escalated(x, original.edge) for x, original in zip(inputs, like, strict=True)]
 
 
-def written(edges: Sequence[Mapping[str, Any] | None]) -> str:
+def answers_json(edges: Sequence[Mapping[str, Any] | None]) -> str:
     """Return the parameter's text."""
     return json_dumps(list(edges)).decode()
 
@@ -139,7 +139,7 @@ class Ladder:
         """Return one input, encoded by the floor."""
         return self.floor.encode(x)
 
-    def chosen(self, rows: Sequence[Array], choose: Choose, grows: float = 1.0) -> tuple[str, list[Coded]]:
+    def choose_rung(self, rows: Sequence[Array], choose: Choose, grows: float = 1.0) -> tuple[str, list[Coded]]:
         """Return the name of the chosen rung, and the inputs encoded by it; updates the predicted sizes.
 
         Rungs are chosen by the sizes predicted from earlier inputs, and again once the size is known.
@@ -175,9 +175,9 @@ class Ladder:
         """Return the index of the best rung to try: calls by better ones were late."""
         return min(self._ceiling.best, len(self.rungs) - 1)
 
-    def ended(self, i: int, *, late: bool) -> None:
+    def record_call(self, i: int, *, late: bool) -> None:
         """Record that a call by a rung was late, or in time."""
-        self._ceiling.ended(min(i, len(self.rungs) - 2), late=late)  # of the floor there is nothing below
+        self._ceiling.record_call(min(i, len(self.rungs) - 2), late=late)  # of the floor there is nothing below
 
     def index(self, name: str) -> int:
         """Return the index of the rung with a name; that of the floor if none has it."""
@@ -213,7 +213,7 @@ class Feed(dict[str, Array]):
     """Edge's answers to send along; None: none."""
 
 
-def described(feed: dict[str, Array], name: str) -> tuple[dict[str, Any], bool]:
+def tensor_parameters(feed: dict[str, Array], name: str) -> tuple[dict[str, Any], bool]:
     """Return a tensor's parameters for the server, as a new dict, and True if its elements are files."""
     coded = feed.coded.get(name) if isinstance(feed, Feed) else None
     return ({}, False) if coded is None else (dict(coded[0]), feed[name].dtype.hasobject)
@@ -228,7 +228,7 @@ def zeros_of(feed: Feed, constants: set[str], codec: Codec | None) -> Feed:
         if name in constants:
             zeros[name] = array
         elif codec is None or coded is None or not array.dtype.hasobject:
-            zeros[name] = blank(array)
+            zeros[name] = zeros_like_row(array)
         else:
             zeros[name] = _files([codec.encode(np.zeros_like(coded[1]))])
     return zeros
@@ -247,7 +247,7 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
     Raises:
         BadInput: an input cannot be encoded, or the inputs differ in the parameters for decoding.
     """
-    encoded = packed(codec, rows, spec, prepare)
+    encoded = encode_inputs(codec, rows, spec, prepare)
     codes = [item.coded for item in encoded]
     if not codes:
         raise BadInput("the batch is empty")
@@ -262,7 +262,7 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
     feed.coded = {**feed.coded, spec.name: (parameters, encoded[0].made)}
 
 
-def packed(
+def encode_inputs(
     codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess | None, choose: Choose | None = None, grows: float = 1.0
 ) -> list[Packed]:
     """Return the inputs, each encoded; inputs that are encoded already are returned unchanged.
@@ -286,11 +286,11 @@ def packed(
         else:
             steps = isinstance(codec.floor if isinstance(codec, Ladder) else codec, Uint8Codec)
             wanted = spec._replace(dtype="float32") if steps and spec.dtype == "uint8" else spec
-            arrays = list(prepare(rows) if prepare is not None else stacked(rows, wanted))
+            arrays = list(prepare(rows) if prepare is not None else stack_inputs(rows, wanted))
             if len(arrays) != len(rows):
                 raise BadInput(f'codec "{codec.name}" takes models whose first axis counts the inputs: leave it out')  # noqa: TRY301
         if isinstance(codec, Ladder) and choose is not None:
-            name, coded = codec.chosen(arrays, choose, grows)
+            name, coded = codec.choose_rung(arrays, choose, grows)
             return [Packed(code, row, name) for code, row in zip(coded, arrays, strict=True)]
         return [Packed(codec.encode(row), row) for row in arrays]
     except BadInput as e:

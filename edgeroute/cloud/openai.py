@@ -9,8 +9,8 @@ from contextlib import suppress
 from math import ceil, inf
 from typing import Any
 
-from edgeroute.cloud.endpoint import OneByOne, Talk, checked, loads, looks_like
-from edgeroute.cloud.reply_pieces import OVER, PROGRESS, READ, Head, Said, Speech, read_first, read_line, read_short, read_whole
+from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
+from edgeroute.cloud.reply_pieces import OVER, PROGRESS, READ, Head, AnswerPiece, AnswerStream, read_first, read_line, read_short, read_whole
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.core.answer_reasons import truncated
@@ -47,7 +47,7 @@ _STATUS = {
 def refusal(reply: Reply, sent: bytes, where: str, model: str, address: Address) -> CloudError:
     """Return the exception for a reply that is no success; almost nothing of the server's text is quoted."""
     try:
-        checked(reply, where, sent, address)
+        check_status(reply, where, sent, address)
     except Refused as e:
         error = _error(reply)
         if e.status < FAILED and _is_long(error):
@@ -242,7 +242,7 @@ class OpenAIChat(OneByOne):
         reply = yield Call("GET", f"{self._base}/models", probe=True)
         if not reply.status:
             raise Unreachable(bytes(reply.body).decode())
-        return None if reply.status in NO_LIST else checked(reply, self.where, b"", self.address)
+        return None if reply.status in NO_LIST else check_status(reply, self.where, b"", self.address)
 
     def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
         """Return the answer in a complete reply, as the only item of a list.
@@ -255,14 +255,14 @@ class OpenAIChat(OneByOne):
         try:
             step = next(speech)
             while True:
-                if type(step) is Said or type(step) is Tokens:
+                if type(step) is AnswerPiece or type(step) is Tokens:
                     step = speech.send(None)
                     continue
                 step, given = speech.send(given), None
         except StopIteration as end:
             return [end.value]
 
-    def speak(self, x: Any) -> Speech[Prediction]:
+    def speak(self, x: Any) -> AnswerStream[Prediction]:
         """Yield the steps of the call for one input, and return its answer.
 
         Raises:
@@ -271,7 +271,7 @@ class OpenAIChat(OneByOne):
         """
         return self.hear(self._call(x))
 
-    def hear(self, call: Call) -> Speech[Prediction]:
+    def hear(self, call: Call) -> AnswerStream[Prediction]:
         """Yield the steps of a call, with the answer's pieces, and return the answer.
 
         Raises:
@@ -286,7 +286,7 @@ class OpenAIChat(OneByOne):
         assert type(head) is Head, "a call is answered with the head of its reply"
         return (yield from self._answered(head, call))
 
-    def _answered(self, head: Head, call: Call) -> Speech[Prediction]:
+    def _answered(self, head: Head, call: Call) -> AnswerStream[Prediction]:
         """Yield the steps of reading a reply, streamed or not, and return the answer."""
         if head.status not in SUCCESS:
             raise refusal((yield from read_short(head, SHORT)), call.body, self.where, self.model, self.address)
@@ -319,7 +319,7 @@ class OpenAIChat(OneByOne):
                     text = self._added(gathered, event, call, sure)
                     progress |= gathered.progress
                     if text and (shown or text.strip()):
-                        yield Said(blank + text, sure.value)
+                        yield AnswerPiece(blank + text, sure.value)
                         shown, blank = True, ""
                     else:
                         blank += text
@@ -341,10 +341,10 @@ class OpenAIChat(OneByOne):
         prediction = self._answer(gathered.reply())
         self._check_said(prediction)
         if prediction.value and not shown:  # a refusal, or white space before the call of a tool
-            yield Said(prediction.value, sure.value)
+            yield AnswerPiece(prediction.value, sure.value)
         return prediction
 
-    def _at_once(self, reply: Reply, call: Call) -> Speech[Prediction]:
+    def _at_once(self, reply: Reply, call: Call) -> AnswerStream[Prediction]:
         """Yield the tokens and the text of a reply that is not streamed, and return the answer."""
         document = loads(reply.body, self.where)
         if not isinstance(document, dict):
@@ -365,7 +365,7 @@ class OpenAIChat(OneByOne):
             choice["finish_reason"] = "stop"
         self._check_said(prediction)
         if prediction.value:
-            yield Said(prediction.value, None)
+            yield AnswerPiece(prediction.value, None)
         return prediction
 
     def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:

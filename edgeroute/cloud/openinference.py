@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.endpoint import Talk, checked, loads
-from edgeroute.cloud.input_encoding import PARAMETER, Feed, described, written, zeros_of
+from edgeroute.cloud.endpoint import Talk, check_status, loads
+from edgeroute.cloud.input_encoding import PARAMETER, Feed, tensor_parameters, answers_json, zeros_of
 from edgeroute.cloud.request_exchange import ASK
 from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, labels_in
-from edgeroute.cloud.tensor_types import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
+from edgeroute.cloud.tensor_types import DTYPES, NAMES, TEXTS, Invalid, Tensor, zeros_like_row, datatype_of, to_json_values, to_bytes
 from edgeroute.core.walk import new
 from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError
@@ -104,7 +104,7 @@ class OpenInference(ServedModel):
         yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and self.payload is None and _probed(self.inputs):
-            yield from self._try_binary({s.name: blank(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs})
+            yield from self._try_binary({s.name: zeros_like_row(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs})
 
     def talk(self, inputs: list[Any]) -> Talk:
         """Yield the calls for inputs, and return their outputs; the first talk also probes for binary tensors."""
@@ -150,7 +150,7 @@ class OpenInference(ServedModel):
         if reply.status == 0 and self._tries < TRIES:
             return
         try:
-            self.decode(checked(reply, self.where), 1)
+            self.decode(check_status(reply, self.where), 1)
             self.binary = True
         except CloudError:
             self.binary = False
@@ -188,15 +188,15 @@ class OpenInference(ServedModel):
         for name, array in feed.items():
             datatype = datatype_of(array, self.datatypes.get(name))
             tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
-            about, files = described(feed, name)
+            about, files = tensor_parameters(feed, name)
             if binary:
-                parts.append(raw(array, datatype))
+                parts.append(to_bytes(array, datatype))
                 about["binary_data_size"] = len(parts[-1])
             elif files:
                 about["content_type"] = "base64"
                 tensor["data"] = [b64encode(item).decode() for item in array.flat]
             else:
-                tensor["data"] = listed(array, datatype)
+                tensor["data"] = to_json_values(array, datatype)
             if about:
                 tensor["parameters"] = about
             inputs.append(tensor)
@@ -211,7 +211,7 @@ class OpenInference(ServedModel):
         parts, tensors = list[Any](), list[tuple[str, str, tuple[int, ...], int]]()
         for name, array in feed.items():
             datatype = datatype_of(array, self.datatypes.get(name))
-            parts.append(part := raw(array, datatype))
+            parts.append(part := to_bytes(array, datatype))
             tensors.append((name, datatype, array.shape, len(part)))
         key = tuple(tensors)
         if (head := self._heads.get(key)) is None:
@@ -237,7 +237,7 @@ class OpenInference(ServedModel):
         elif binary:
             head["parameters"] = {"binary_data_output": True}
         if edges is not None:
-            head.setdefault("parameters", {})[PARAMETER] = written(edges)
+            head.setdefault("parameters", {})[PARAMETER] = answers_json(edges)
         return json_dumps(head)
 
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:

@@ -1,4 +1,4 @@
-"""Answers in pieces: the generator protocol of an endpoint (`Speech`), and the runner of its attempts."""
+"""Answers in pieces: the generator protocol of an endpoint (`AnswerStream`), and the runner of its attempts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeroute.http.messages import OURS, SUCCESS, Call, Reply
 from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.call_retries import Way
+    from edgeroute.cloud.call_retries import CallSender
     from edgeroute.cloud.endpoint_client import HttpClient
 
 
@@ -57,7 +57,7 @@ class Read(NamedTuple):
 
 
 @final
-class Said(NamedTuple):
+class AnswerPiece(NamedTuple):
     """Step: a piece of the answer."""
 
     value: Any
@@ -66,7 +66,7 @@ class Said(NamedTuple):
 
 
 READ, PROGRESS, OVER = Read(), Read(progress=True), Read(over=True)
-Speech: TypeAlias = Generator[Call | Read | Said | Tokens, Head | bytes | None, T]
+AnswerStream: TypeAlias = Generator[Call | Read | AnswerPiece | Tokens, Head | bytes | None, T]
 
 
 def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply]:
@@ -112,7 +112,7 @@ def read_short(head: Head, most: int) -> Generator[Any, Any, Reply]:
 # One attempt of an answer in pieces: its steps, time limits and counts, without I/O.
 
 
-class Speaking:
+class StreamAttempt:
     """One attempt of a speech: advances it, and computes the instant by which its next bytes must come.
 
     Args:
@@ -128,7 +128,7 @@ class Speaking:
         received: bytes of the body so far.
     """
 
-    def __init__(self, speech: Speech[Any], where: str, first: float, until: float, between_s: float = INF) -> None:
+    def __init__(self, speech: AnswerStream[Any], where: str, first: float, until: float, between_s: float = INF) -> None:
         self._speech, self._where, self._next, self._until, self._between_s = speech, where, first, until, between_s
         self._call: Call | None = None
         self._tokens: Tokens | None = None
@@ -146,12 +146,12 @@ class Speaking:
         self._call = call
         return call
 
-    def opened(self, head: Head) -> Said | Read | None:
+    def opened(self, head: Head) -> AnswerPiece | Read | None:
         """Advance the speech by the head of the reply. Return its next step, as `heard`."""
         self._good = head.status in SUCCESS
         return self.heard(head)
 
-    def heard(self, given: Head | bytes | None) -> Said | Read | None:
+    def heard(self, given: Head | bytes | None) -> AnswerPiece | Read | None:
         """Advance the speech by received bytes, None at the end. Return a piece to show, a read, or None: the speech has ended.
 
         After a piece, call it with None.
@@ -160,7 +160,7 @@ class Speaking:
             self.received += len(given)
         return self._step(self._speech.send, given)
 
-    def failed(self, error: CloudError, read: Read) -> Said | Read | None:
+    def failed(self, error: CloudError, read: Read) -> AnswerPiece | Read | None:
         """Advance the speech by a failure to read, which becomes its error unless the answer is whole. Return its next step."""
         if read.over:
             return self._step(self._speech.send, None)
@@ -171,7 +171,7 @@ class Speaking:
                 error = TimedOut(f"{self._where} did not finish its answer in time")
         return self._step(self._speech.throw, error)
 
-    def _step(self, move: Any, given: Any) -> Said | Read | None:
+    def _step(self, move: Any, given: Any) -> AnswerPiece | Read | None:
         """Advance the speech, storing token counts, results and errors. Return its next step; None: it has ended."""
         try:
             step = move(given)
@@ -184,7 +184,7 @@ class Speaking:
         except CloudError as e:
             self.error = e
             return None
-        if type(step) is Said:
+        if type(step) is AnswerPiece:
             self._pieces += 1
         return step  # type: ignore[no-any-return]
 
@@ -211,14 +211,14 @@ class Speaking:
 
 # Runner of speeches: attempt by attempt, by the endpoint's client.
 
-Say: TypeAlias = Callable[[], Speech[Any]]
+Say: TypeAlias = Callable[[], AnswerStream[Any]]
 """Returns a new speech, for each attempt."""
 _LEFT = Unreachable("it was left before its end")
 
 
-def speak(
+def stream_call(
     client: HttpClient, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None
-) -> Generator[Said, None, Any]:
+) -> Generator[AnswerPiece, None, Any]:
     """Run a speech, blocking; yield the pieces of its answer, and return its outputs. Closing it early closes the connection.
 
     It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in all
@@ -238,21 +238,21 @@ def speak(
 
 
 @coroutine
-def _suspend(piece: Said) -> Generator[Said, None, None]:
-    """Suspend the coroutine that awaits this, with a piece for `speak` to yield."""
+def _suspend(piece: AnswerPiece) -> Generator[AnswerPiece, None, None]:
+    """Suspend the coroutine that awaits this, with a piece for `stream_call` to yield."""
     yield piece
 
 
 async def run(
     client: HttpClient,
-    way: Way,
+    way: CallSender,
     say: Say,
     until: float,
     exchange: Exchange,
-    show: Callable[[Said], Awaitable[None]] | None = None,
+    show: Callable[[AnswerPiece], Awaitable[None]] | None = None,
     posts: Iterator[int] | None = None,
 ) -> Any:
-    """Run the attempts of a speech, and return its outputs; see `speak`.
+    """Run the attempts of a speech, and return its outputs; see `stream_call`.
 
     Args:
         client: client of the endpoint.
@@ -273,10 +273,10 @@ async def run(
 
     async def once() -> Any:
         nonlocal shown
-        speaking = Speaking(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
+        speaking = StreamAttempt(say(), client.endpoint.where, by, until, getattr(client.endpoint, "between_s", INF))
         call = _with_key(speaking.begin(), exchange, n)
         client.may_send(way.cancel)
-        call = client.leaving(call, until, exchange)
+        call = client.account_attempt(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
@@ -287,7 +287,7 @@ async def run(
                     exchange.reported(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
-                    if type(step) is Said:
+                    if type(step) is AnswerPiece:
                         if show is not None:
                             shown = True
                             await show(step)
@@ -318,7 +318,7 @@ async def run(
         raise
 
 
-def _account_for(client: HttpClient, speaking: Speaking, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
+def _account_for(client: HttpClient, speaking: StreamAttempt, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
     """Account for an attempt that has ended: complete, by an error, or abandoned."""
     speaking.close()
     client.count_received(speaking.received)

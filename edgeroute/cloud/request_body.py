@@ -54,7 +54,7 @@ def scalar(value: Any, where: str) -> str:
     if isinstance(value, bool | int) or (isinstance(value, float) and abs(value) < np.inf):
         return json_dumps(value).decode()
     hint = "write |base64 after it" if isinstance(value, BYTES) else "write |json after it, or pick a part of it"
-    raise BadInput(f"{where}, which takes text or a number, not {described(value)}: {hint}")
+    raise BadInput(f"{where}, which takes text or a number, not {description_of(value)}: {hint}")
 
 
 def to_json(value: Any, whose: str = "the input") -> bytes:
@@ -116,7 +116,7 @@ def _strict(value: Any, whose: str, place: str) -> Any:
     converted = _listed(value)
     if converted is value:
         raise BadInput(
-            f"{whose} {'has' if place else 'is'} {described(value)}{_there(place)}, which JSON does not have{advice(value)}"
+            f"{whose} {'has' if place else 'is'} {description_of(value)}{_there(place)}, which JSON does not have{advice(value)}"
         )
     return _strict(converted, whose, place)
 
@@ -145,7 +145,7 @@ def _listed(value: Any) -> Any:
     return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value  # a tensor
 
 
-def described(value: Any) -> str:
+def description_of(value: Any) -> str:
     """Return a description of a value, without quoting it."""
     if isinstance(value, str):
         return f"text of {len(value)} characters"
@@ -294,7 +294,7 @@ class Body:
         fields = filled.value(template)
         if not isinstance(fields, Mapping):
             raise BadInput(
-                f"a {self.kind} body of {template.text} takes a mapping, not {described(fields)}: name the fields in body="
+                f"a {self.kind} body of {template.text} takes a mapping, not {description_of(fields)}: name the fields in body="
             )
         for name, value in fields.items():
             if not isinstance(name, str) or not name or _CONTROL.search(name):
@@ -309,9 +309,9 @@ class Body:
         if isinstance(content, str):
             content = content.encode("utf-8", "surrogatepass")
         if not isinstance(content, BYTES):
-            raise BadInput(f"the file of {name!r} is {described(content)}, and takes bytes or text: encode it in a view")
+            raise BadInput(f"the file of {name!r} is {description_of(content)}, and takes bytes or text: encode it in a view")
         if not isinstance(filename, str) or not filename or _CONTROL.search(filename):
-            raise BadInput(f"the file name of {name!r} is {described(filename)}, and takes text on one line")
+            raise BadInput(f"the file name of {name!r} is {description_of(filename)}, and takes text on one line")
         return File(content, filename, part.kind)
 
     def _written(self, value: Any, name: str, where: str) -> Any:
@@ -319,7 +319,7 @@ class Body:
         if isinstance(value, BYTES):
             if self.kind == "multipart":
                 return File(value, name, OCTETS)
-            raise BadInput(f"{where} is {described(value)}, a form takes text: write |base64 after it, or body_type multipart")
+            raise BadInput(f"{where} is {description_of(value)}, a form takes text: write |base64 after it, or body_type multipart")
         return scalar(value, f"{where} is a field's value")
 
     def __repr__(self) -> str:
@@ -353,7 +353,7 @@ class _Parser:
             }
         if isinstance(given, list | tuple):
             return [self.value(part, f"{place}[{i}]", deep + 1) for i, part in enumerate(given)]
-        raise PolicyError(f"{_at(place)}: a body takes what JSON has, not {described(given)}")
+        raise PolicyError(f"{_at(place)}: a body takes what JSON has, not {description_of(given)}")
 
     def _key(self, key: Any, place: str) -> str:
         """Return a key; raise PolicyError if it has placeholders."""
@@ -514,7 +514,7 @@ def _item(container: Any, key: str, where: str) -> Any:
         if len(key) < 10 and int(key) < length:  # noqa: PLR2004 - digits: longer ones are not converted
             return container[int(key)]
         raise BadInput(f"{where} has no item {key[:20]}: there are {length}")
-    raise BadInput(f"{where} is {described(container)}, which has no {key!r}: give a mapping, as in x={{{key!r}: ...}}")
+    raise BadInput(f"{where} is {description_of(container)}, which has no {key!r}: give a mapping, as in x={{{key!r}: ...}}")
 
 
 def _base64(value: Any, where: str) -> str:
@@ -524,7 +524,7 @@ def _base64(value: Any, where: str) -> str:
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         value = value.tobytes()
     elif not isinstance(value, BYTES):
-        raise BadInput(f"{where} is {described(value)}, and base64 takes bytes, text or an array{advice(value)}")
+        raise BadInput(f"{where} is {description_of(value)}, and base64 takes bytes, text or an array{advice(value)}")
     return b64encode(value).decode("ascii")
 
 
@@ -534,7 +534,7 @@ def _text(value: Any, where: str) -> str:
         try:
             return bytes(value).decode()
         except UnicodeDecodeError:
-            raise BadInput(f"{where} is {described(value)} that are no text in UTF-8: write |base64") from None
+            raise BadInput(f"{where} is {description_of(value)} that are no text in UTF-8: write |base64") from None
     return scalar(value, where)
 
 

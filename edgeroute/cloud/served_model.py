@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
-from edgeroute.cloud.input_encoding import Choose, Feed, apart, beside, encode, packed, payload_of
-from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
+from edgeroute.cloud.input_encoding import Choose, Feed, split_answers, join_answers, encode, encode_inputs, payload_of
+from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
 from edgeroute.edge.input_tensors import Plain
@@ -275,16 +275,16 @@ class ServedModel(ABC):
             BadInput: an input does not fit.
         """
         given = () if self.inputs is None or self._changed else _taken(self.inputs, self.card).given
-        plain_inputs, _ = apart(inputs)
+        plain_inputs, _ = split_answers(inputs)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in plain_inputs):
             return inputs
-        return beside(packed(self.payload, plain_inputs, *given[0][:2], choose, BASE64 if self.binary is False else 1.0), inputs)
+        return join_answers(encode_inputs(self.payload, plain_inputs, *given[0][:2], choose, BASE64 if self.binary is False else 1.0), inputs)
 
     def _feed(self, inputs: list[Any]) -> Feed:
         """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants."""
         assert self.inputs is not None, "_meet comes first"
         feed, taken = Feed(), self._taken
-        inputs, edges = apart(inputs)
+        inputs, edges = split_answers(inputs)
         if edges is not None:
             feed.edges = edges
         if taken is None or taken.inputs is not self.inputs:
@@ -332,7 +332,7 @@ class ServedModel(ABC):
                 came += 1
                 if self.output not in (None, tensor.name):
                     continue
-                array = decoded(tensor, self._shape(tensor, count))
+                array = decode_tensor(tensor, self._shape(tensor, count))
                 if not self._all:
                     return array
                 outputs[str(tensor.name)] = array
@@ -409,7 +409,7 @@ def _taken(inputs: tuple[TensorSpec, ...], card: Card) -> _Taken:
 def _stack(inputs: list[Any], spec: TensorSpec, plain: Plain, where: str) -> Array:
     """Return inputs as one array [n, ...]; raise BadInput."""
     try:
-        return plain.one(inputs[0]) if len(inputs) == 1 and spec.dtype != "object" else stacked(inputs, spec)
+        return plain.one(inputs[0]) if len(inputs) == 1 and spec.dtype != "object" else stack_inputs(inputs, spec)
     except BadInput as e:
         raise BadInput(f"{where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs") from e
 

@@ -61,7 +61,7 @@ def spec_of(name: Any, datatype: Any, shape: Any) -> TensorSpec:
     return TensorSpec(str(name), _ARRAYS[datatype], shape_of(shape, free=True))
 
 
-def stacked(inputs: Sequence[Any], spec: TensorSpec) -> Array:
+def stack_inputs(inputs: Sequence[Any], spec: TensorSpec) -> Array:
     """Return inputs, each without the batch axis, as one array; a single text or bytes becomes a tensor of one.
 
     Raises:
@@ -87,12 +87,12 @@ def datatype_of(array: Array, wanted: str | None) -> str:
     return wanted if wanted is not None and _NATIVE.get(wanted) == dtype else NAMES.get(dtype.name, TEXTS)
 
 
-def blank(array: Array) -> Array:
+def zeros_like_row(array: Array) -> Array:
     """Return an array of zeros, or empty texts, in the shape of the array's first row."""
     return np.full_like(array[:1], "" if array.dtype.hasobject else 0)
 
 
-def raw(array: Array, datatype: str) -> memoryview | bytes:
+def to_bytes(array: Array, datatype: str) -> memoryview | bytes:
     """Return the bytes of a tensor."""
     if datatype == TEXTS:
         texts = [item.encode() if isinstance(item, str) else item for item in array.flat]
@@ -103,7 +103,7 @@ def raw(array: Array, datatype: str) -> memoryview | bytes:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # copied once, as the request is put together
 
 
-def listed(array: Array, datatype: str) -> list[Any]:
+def to_json_values(array: Array, datatype: str) -> list[Any]:
     """Return the values of a tensor for JSON, flat.
 
     Raises:
@@ -118,7 +118,7 @@ def listed(array: Array, datatype: str) -> list[Any]:
         raise BadInput("bytes that are no UTF-8 text cannot be sent as JSON, and the server takes no binary tensors") from None
 
 
-def decoded(tensor: Tensor, shape: tuple[int, ...]) -> Array:
+def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
     """Return a reply's tensor as an array.
 
     Args:

@@ -247,7 +247,7 @@ class Ceiling:
         self.best = self._in_time = 0
         self._need = FEWEST_TRANSFERS
 
-    def ended(self, i: int, *, late: bool) -> None:
+    def record_call(self, i: int, *, late: bool) -> None:
         """Record that a call with encoding number `i` was late, or in time; lower or raise `best`."""
         if late:
             if i >= self.best:

@@ -16,7 +16,7 @@ from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
 from edgeroute.edge.run_counts import runs_of
 from edgeroute.errors import BadReply, PolicyError, nearest
-from edgeroute.system.late_imports import attribute, installed, made
+from edgeroute.system.late_imports import attribute, plugin_targets, call_factory
 from edgeroute.types import EdgeModel, StopToken
 
 BUILT_IN = {
@@ -70,13 +70,13 @@ def fresh_runtimes() -> Iterator[None]:
     """
     before = dict(_registered)
     _registered.clear()
-    installed.cache_clear()
+    plugin_targets.cache_clear()
     try:
         yield
     finally:
         _registered.clear()
         _registered.update(before)
-        installed.cache_clear()
+        plugin_targets.cache_clear()
 
 
 def suffixes() -> list[str]:
@@ -140,7 +140,7 @@ def class_of(suffix: str) -> Any:
 def _installed() -> dict[str, tuple[str, ...]]:
     """Return suffix -> targets by the entry points of installed packages; searched once, when no other runtime fits."""
     targets_by_suffix: dict[str, tuple[str, ...]] = {}
-    for name, targets in installed(GROUP).items():
+    for name, targets in plugin_targets(GROUP).items():
         suffix = f".{name.removeprefix('.').lower()}"
         targets_by_suffix[suffix] = (*targets_by_suffix.get(suffix, ()), *targets)
     return targets_by_suffix
@@ -170,7 +170,7 @@ def load(edge: Any, **options: Any) -> EdgeModel:
                 'edgeroute.register(".suffix", "package.module:Class")'
             )
         runtime = class_of(suffix)
-        model: EdgeModel = made(runtime, f"the runtime for {suffix}, {runtime.__name__}", edge, **options)
+        model: EdgeModel = call_factory(runtime, f"the runtime for {suffix}, {runtime.__name__}", edge, **options)
         check_model(model)
         return model
     if isinstance(edge, type) and callable(vars(edge).get("run")):

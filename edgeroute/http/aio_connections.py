@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.http.connection_protocol import RECORD, Line
-from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, refused, send_some
+from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, system_error, send_some
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages import Call, Reply
 from edgeroute.http.reply_parser import Reading
@@ -177,7 +177,7 @@ class AsyncSockets(Sockets):
             await self.loop.sock_connect(sock, address.address)
         except OSError as e:
             self.drop(sock)
-            raise refused(e.errno) from e
+            raise system_error(e.errno) from e
         return sock
 
     async def _look_up(self, host: str, port: int) -> list[SocketAddress]:

@@ -160,7 +160,7 @@ class BlockingSockets(Sockets):
                 if not code:
                     self.keep_only(sock)
                     return sock
-                errors.append(refused(code))
+                errors.append(system_error(code))
                 selector.unregister(sock)
                 self.drop(sock)
                 next_at = 0.0
@@ -172,7 +172,7 @@ class BlockingSockets(Sockets):
         code = sock.connect_ex(there.address)
         if code and code not in _UNDER_WAY:
             self.drop(sock)
-            raise refused(code)
+            raise system_error(code)
         return sock
 
     def _look_up(self, host: str, port: int) -> list[SocketAddress]:
@@ -190,7 +190,7 @@ class BlockingSockets(Sockets):
         return lookup.addresses()
 
 
-def refused(code: int | None) -> OSError:
+def system_error(code: int | None) -> OSError:
     """Return the OSError of an error number, with the system's text."""
     texts: dict[int, str] = getattr(socket, "errorTab", {})  # Windows', whose own function does not know those of sockets
     code = code or 0

@@ -16,13 +16,13 @@ from edgeroute.core.spending_limits import Cost, Limits
 from edgeroute.core.walk import Left, Mark, Outcome, judged
 from edgeroute.system.forks import ForkSafe, per_process
 
-__all__ = ["ArmStats", "Counts", "Part", "Stats"]
+__all__ = ["ArmStats", "Counts", "Interval", "Stats"]
 
 
 # Statistics of the arms of trials.
 
 
-class Part(NamedTuple):
+class Interval(NamedTuple):
     """Estimate with its 95 % interval."""
 
     share: float
@@ -46,22 +46,22 @@ class ArmStats(NamedTuple):
     """True if callers get the arm's answers. False: a hidden trial, whose answers are only compared."""
     requests: int
     """Requests of the arm that have ended; for a cloud those for which it was called."""
-    failed: Part
+    failed: Interval
     """Share of those requests on which the target failed.
 
     Calls that were cancelled because nobody waited count in neither number.
     """
-    deferred: Part | None
+    deferred: Interval | None
     """Share of those requests for which the cloud was called; None: a cloud's arm."""
     compared: int
     """Answers that were compared: an edge's with the cloud's by audits, a cloud's with the edge's or the other cloud's."""
-    differs: Part
+    differs: Interval
     """Share of these that differ."""
-    loss: Part | None
+    loss: Interval | None
     """Share of all requests that the edge answered otherwise than the cloud, by audits; None: a cloud's arm."""
-    usd: Part | None
+    usd: Interval | None
     """Mean cost of a call, US dollars; None: an edge's arm."""
-    mean_s: Part
+    mean_s: Interval
     """Mean time of a request of an edge's arm, or of an endpoint's answer, seconds; batches are left out."""
     p50_s: float | None
     """Median of these times, seconds; None: unknown."""

@@ -14,7 +14,7 @@ except ImportError as e:
         "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
     ) from e
 
-from edgeroute.policy.contradictions import Wrong, beside
+from edgeroute.policy.contradictions import Wrong, given_by_program
 from edgeroute.policy.error_messages import explain
 from edgeroute.policy.file_and_environment import Environment, File, read_policy
 from edgeroute.policy.policy_keys import Settings
@@ -38,7 +38,7 @@ def load(path: str | Path, given: Collection[str] = ()) -> Settings:
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     data = read_policy(Path(path))
-    with paths_from(Path(path).parent), beside(given):
+    with paths_from(Path(path).parent), given_by_program(given):
         environment = Environment(Settings, data)
         problems = environment.problems
         try:

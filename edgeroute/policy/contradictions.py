@@ -47,7 +47,7 @@ _GIVEN: ContextVar[frozenset[str]] = ContextVar("GIVEN", default=frozenset())
 
 
 @contextmanager
-def beside(given: Collection[str]) -> Iterator[None]:
+def given_by_program(given: Collection[str]) -> Iterator[None]:
     """Within the block, treat the sides in `given` (`edge`, `cloud`, `threshold`) as present, since the program gives them."""
     token = _GIVEN.set(frozenset(given))
     try:
@@ -89,7 +89,7 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         if score in SCORES and bounded(score) and not 0 <= number <= 1 + SLACK:
             percent = f": {number:g} % is {number / 100:g}" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
-            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(number)}{percent}")
+            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {quote_value(number)}{percent}")
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
         text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
         yield Problem(("threshold",), text)
@@ -99,7 +99,7 @@ def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem if a hedge comes after the deadline."""
     deadline, hedge = _seconds(data.get("deadline")), _seconds(data.get("hedge_after"))
     if deadline is not None and hedge is not None and hedge >= deadline > 0:
-        text = f"expected less than the deadline, {found(data['deadline'])}, found {found(data['hedge_after'])}"
+        text = f"expected less than the deadline, {quote_value(data['deadline'])}, found {quote_value(data['hedge_after'])}"
         yield Problem(("hedge_after",), text)
 
 
@@ -133,7 +133,7 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("egress",), "expected never_leave, may_leave or default_class, found none of them")
     never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
     for name in [name for name in may if isinstance(name, str) and name in never]:
-        yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
+        yield Problem(("egress", "may_leave"), f"{quote_value(name)} is in never_leave too")
 
 
 def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -149,7 +149,7 @@ def _trials(data: Mapping[str, Any]) -> Iterator[Problem]:
         elif "edge" in trial and len(_several(data, "edge")) != 1:
             yield Problem(("trial", i, "edge"), "is on trial beside the only [edge]: expected one of that")
         elif isinstance(name, str) and names.count(name) != 1:
-            yield Problem(("trial", i, "cloud"), f"expected the name of one of {', '.join(names)}, found {found(name)}")
+            yield Problem(("trial", i, "cloud"), f"expected the name of one of {', '.join(names)}, found {quote_value(name)}")
         elif isinstance(name, str) and name in seen:
             yield Problem(("trial", i, "cloud"), "is on trial already")
         elif isinstance(name, str) and len(names) == 1:
@@ -194,9 +194,9 @@ def found(value: Any) -> str:
     return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
-def sort(value: Any) -> str:
+def kind_text(value: Any) -> str:
     """Return the kind of a value, without quoting a text or number, which may be a secret, or have one in it."""
-    return "text" if isinstance(value, str) else "a number" if type(value) in (int, float) else found(value)
+    return "text" if isinstance(value, str) else "a number" if type(value) in (int, float) else quote_value(value)
 
 
 def _seconds(value: Any) -> float | None:

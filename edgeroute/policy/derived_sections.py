@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from edgeroute.core.routing_policy import Terms
 from edgeroute.http.messages import Address
-from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, written
+from edgeroute.policy.units_as_text import Delay, Duration, Period, Share, Size, to_text
 from edgeroute.policy.value_types import (
     Amount,
     AnyTexts,
@@ -47,7 +47,7 @@ from edgeroute.policy.value_types import (
     Verify,
     Whole,
 )
-from edgeroute.system.class_signatures import described, hints, unit_of
+from edgeroute.system.class_signatures import argument_texts, hints, unit_of
 
 S = TypeVar("S", bound=BaseModel)
 WORDS = {"; None:": "; without it:", "None:": "Without it:", "inf:": "Without it:", ", seconds": "", ", 0..1": "", "docs/": ""}
@@ -123,7 +123,7 @@ def configures(*classes: Any, **forms: Any) -> Callable[[type[S]], type[S]]:
 def _parameters(classes: Any) -> Iterator[tuple[Parameter, Any, str]]:
     """Yield the parameters of classes with their types and texts; `**address` stands for those of `Address`."""
     for configured in classes:
-        texts, types = described(configured), hints(configured)
+        texts, types = argument_texts(configured), hints(configured)
         for parameter in signature(configured).parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
                 yield from _parameters([FURTHER[parameter.name]])
@@ -186,5 +186,5 @@ def _field(form: Any, default: Any, annotation: Any, text: str) -> tuple[Any, An
     if default is None or (isinstance(default, float) and isinf(default)) or default in ((), frozenset()):
         return form | None, Field(None, description=text)
     if unit is not None and unit.kind in {"duration", "size", "share"}:
-        return form, Field(written(unit.kind, default), validate_default=True, description=text)
+        return form, Field(to_text(unit.kind, default), validate_default=True, description=text)
     return form, Field(list(default) if isinstance(default, tuple) else default, description=text)

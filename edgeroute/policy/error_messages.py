@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeroute.errors import nearest
-from edgeroute.policy.contradictions import Key, Problem, found, sort
+from edgeroute.policy.contradictions import Key, Problem, quote_value, kind_text
 from edgeroute.policy.derived_sections import Section
 from edgeroute.policy.policy_keys import SECTIONS, Settings
 from edgeroute.policy.target_sections import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud
-from edgeroute.system.late_imports import installed
+from edgeroute.system.late_imports import plugin_targets
 
 REPLACED = {
     "ab": "write [trial] with edge = the path of B, and the other keys as they are (trials.md)",
@@ -46,19 +46,19 @@ def _problem(loc: Key, kind: str, context: Mapping[str, Any], value: Any) -> Pro
     if kind == "missing":
         return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
     if kind == "union_tag_invalid":
-        protocols = [*CLOUDS, *installed(PROTOCOLS)]
-        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], protocols)}")
+        protocols = [*CLOUDS, *plugin_targets(PROTOCOLS)]
+        return Problem((*key, "protocol"), f"found {quote_value(value['protocol'])}: {nearest(value['protocol'], protocols)}")
     if kind == "literal_error":
         words = re.findall(r"'(\w+)'", context["expected"])
         if isinstance(value, bool):  # in YAML `off`, too, is one
-            return Problem(key, f"found {found(value)}: expected one of {', '.join(words)}, in quotes")
-        return Problem(key, f"found {found(value)}: {nearest(value, words)}")
+            return Problem(key, f"found {quote_value(value)}: expected one of {', '.join(words)}, in quotes")
+        return Problem(key, f"found {quote_value(value)}: {nearest(value, words)}")
     if kind == "expected":
-        shown = sort(value) if key[-1] in _MAY_BE_SECRET else found(value)
+        shown = kind_text(value) if key[-1] in _MAY_BE_SECRET else quote_value(value)
         return Problem(key, f"expected {context['words']}, found {shown}" + (f"; {context['hint']}" if context["hint"] else ""))
     if kind == "policy":
         return Problem(key, context["text"])
-    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {sort(value)}")
+    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {kind_text(value)}")
 
 
 _MAY_BE_SECRET = ("cert", "verify")

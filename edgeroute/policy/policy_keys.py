@@ -24,7 +24,7 @@ from edgeroute.policy.single_sections import Audit, Cache, Egress, Limits, Outbo
 from edgeroute.policy.target_sections import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.policy.units_as_text import Duration
 from edgeroute.policy.value_types import ModelPath, Score, Text, Thresholds
-from edgeroute.system.late_imports import plugged
+from edgeroute.system.late_imports import load_plugin
 from edgeroute.system.process import Shared, file_stamp
 from edgeroute.trials import trial_setting as trial
 
@@ -241,7 +241,7 @@ def _named(key: str) -> Iterator[None]:
 def _part(name: str, keys: dict[str, Any]) -> Any:
     """Return a part made from its keys by an installed package."""
     with _named(f"parts.{name}"):
-        return plugged(PARTS, name, **keys)
+        return load_plugin(PARTS, name, **keys)
 
 
 PARTS = "edgeroute.parts"

@@ -19,10 +19,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from edgeroute.catalog.installed_models import model_file
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
-from edgeroute.policy.contradictions import found
+from edgeroute.policy.contradictions import quote_value
 from edgeroute.policy.single_sections import at, paths_from, policy_folder
 from edgeroute.policy.target_sections import Edge, Model, Target
-from edgeroute.system.class_signatures import described, hints
+from edgeroute.system.class_signatures import argument_texts, hints
 
 log = logging.getLogger("edgeroute")
 WRITTEN = ".onnx"
@@ -77,7 +77,7 @@ def all_registered() -> dict[str, type[Registered]]:
 def _section(suffix: str, target: str) -> type[Registered]:
     """Return the section type for a runtime, with a key for each argument of its class. Cached."""
     runtime_class = class_of(suffix)
-    texts = described(runtime_class)
+    texts = argument_texts(runtime_class)
     # by alias: a parameter may have a name that pydantic uses itself
     fields: dict[str, Any] = {
         f"key_{i}": (annotation, Field(_default(parameter), alias=name, description=texts.get(name, "")))
@@ -193,11 +193,11 @@ def _text(section: type[Registered], error: Any) -> str:
         return f"is missing. {keys(section)[key]}".rstrip()
     if kind == "literal_error":
         words = re.findall(r"'([^']*)'", context["expected"])
-        return f"found {found(error['input'])}: {nearest(error['input'], words)}"
+        return f"found {quote_value(error['input'])}: {nearest(error['input'], words)}"
     if kind == "expected":
-        return f"expected {context['words']}, found {found(error['input'])}"
+        return f"expected {context['words']}, found {quote_value(error['input'])}"
     words = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"expected {words}, found {found(error['input'])}"
+    return f"expected {words}, found {quote_value(error['input'])}"
 
 
 def keys(section: type[Registered]) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.derived_sections import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected, share, text
-from edgeroute.policy.value_types import Flag, Text, Texts, not_only_cloud, refused
+from edgeroute.policy.value_types import Flag, Text, Texts, not_only_cloud, message_error
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.trials import drift_monitor as drift
@@ -212,9 +212,9 @@ class Rule(Section):
     def _consistent(self) -> Rule:
         """Refuse a rule whose keys contradict each other."""
         if self.of == "throttled" and self.model_fields_set & {"enter", "leave"}:
-            raise refused("a rule of throttled has neither enter nor leave")
+            raise message_error("a rule of throttled has neither enter nor leave")
         if problem := rules.problem(self.make()):
-            raise refused(problem)
+            raise message_error(problem)
         return self
 
     def make(self) -> rules.Rule:

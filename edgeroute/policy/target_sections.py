@@ -23,8 +23,8 @@ from edgeroute.errors import PolicyError
 from edgeroute.http.messages import Address
 from edgeroute.policy.derived_sections import Kind, Section, configures
 from edgeroute.policy.single_sections import at
-from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, refused
-from edgeroute.system.late_imports import installed, plugged
+from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, message_error
+from edgeroute.system.late_imports import plugin_targets, load_plugin
 
 VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
 VARIANT = (
@@ -132,7 +132,7 @@ class ServedCloud(Cloud):
     def _which(self) -> ServedCloud:
         """Refuse a section that names no model."""
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
-            raise refused("which model? Give model, or a url that ends in /v2/models/NAME")
+            raise message_error("which model? Give model, or a url that ends in /v2/models/NAME")
         return self
 
 
@@ -194,7 +194,7 @@ class InstalledCloud(Cloud):
         Raises PolicyError if it makes no endpoint.
         """
         given = self.model_dump(include={"name", "labels", "kind"}, exclude_none=True)
-        endpoint = plugged(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))
+        endpoint = load_plugin(PROTOCOLS, self.protocol, self.url, **given, **(self.model_extra or {}), **self.resolved(folder))
         if not hasattr(endpoint, "talk"):
             raise PolicyError(f"the entry point {self.protocol} of {PROTOCOLS} made no endpoint, but a {type(endpoint).__name__}")
         return endpoint
@@ -211,7 +211,7 @@ CLOUDS: dict[str, type[Cloud]] = {
 def _protocol(section: Any) -> str:
     """Return the tag of a section's type, by its protocol. An unknown protocol is returned as it is, to be refused."""
     name = str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
-    return name if name in CLOUDS or name not in installed(PROTOCOLS) else PROTOCOLS
+    return name if name in CLOUDS or name not in plugin_targets(PROTOCOLS) else PROTOCOLS
 
 
 if TYPE_CHECKING:

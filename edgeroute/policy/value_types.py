@@ -21,11 +21,11 @@ from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.http.messages import Secret, bare
 from edgeroute.http.prices_and_pins import checked_pins
-from edgeroute.policy.contradictions import found
+from edgeroute.policy.contradictions import quote_value
 from edgeroute.policy.units_as_text import DURATION, duration, expected, text
 
 
-def said(words: str) -> WrapValidator:
+def with_message(words: str) -> WrapValidator:
     """Return a validator that replaces pydantic's message by "expected `words`"."""
 
     def check(value: Any, inner: Any) -> Any:
@@ -37,7 +37,7 @@ def said(words: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-def refused(text: str) -> PydanticCustomError:
+def message_error(text: str) -> PydanticCustomError:
     """Return an error with this text, which quotes nothing."""
     return PydanticCustomError("policy", "{text}", {"text": text})
 
@@ -45,7 +45,7 @@ def refused(text: str) -> PydanticCustomError:
 def not_only_cloud(value: Any) -> Any:
     """Return the value; raise for "only_cloud" in a rule: the nearest valid name would be the opposite."""
     if value == "only_cloud":
-        raise refused(NO_ONLY_CLOUD)
+        raise message_error(NO_ONLY_CLOUD)
     return value
 
 
@@ -66,7 +66,7 @@ def _providers(value: Any) -> list[Any]:
     try:
         providers.parse_providers(value)
     except PolicyError as e:
-        raise refused(str(e)) from None
+        raise message_error(str(e)) from None
     return value
 
 
@@ -80,9 +80,9 @@ def _hedge(value: Any) -> float | str:
 def _url(url: str) -> str:
     """Return an endpoint's address if it is valid; errors do not quote possible secrets."""
     if "@" in url or "%40" in url:
-        raise refused("the address carries a user or password: give it as api_key or in headers")
+        raise message_error("the address carries a user or password: give it as api_key or in headers")
     if "?" in url or "#" in url:
-        raise refused("the address has a query or fragment (? or #), which is not part of an endpoint's address")
+        raise message_error("the address has a query or fragment (? or #), which is not part of an endpoint's address")
     try:
         parts = urlsplit(url)
         known = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -90,7 +90,7 @@ def _url(url: str) -> str:
         known = False
     if not known:
         words = "an address that begins with http:// or https://"
-        raise expected(words) if repr(url) == bare(url) else refused(f"expected {words}")  # else it may be a key or a token
+        raise expected(words) if repr(url) == bare(url) else message_error(f"expected {words}")  # else it may be a key or a token
     return url
 
 
@@ -107,9 +107,9 @@ _LITERAL = 'a secret does not belong in a file: put it in an environment variabl
 def _secret(value: Any) -> Secret:
     """Return the `Secret` of `{ env = "NAME" }`; refuse a literal."""
     if isinstance(value, str):
-        raise refused(_LITERAL)
+        raise message_error(_LITERAL)
     if not isinstance(value, dict) or set(value) != {"env"} or not re.fullmatch(_VARIABLE, str(value["env"])):
-        raise refused('expected { env = "NAME" }, with the name of an environment variable')
+        raise message_error('expected { env = "NAME" }, with the name of an environment variable')
     return Secret(env=value["env"])
 
 
@@ -117,7 +117,7 @@ def _score(value: Any) -> str:
     """Return the name of a score, or the path of a saved one. A saved score's file is not read."""
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
         return value
-    raise refused(f"found {found(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
+    raise message_error(f"found {quote_value(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
 
 
 def _thresholds(value: Any) -> Any:
@@ -152,7 +152,7 @@ def _pins(value: str | list[str]) -> str | list[str]:
     try:
         checked_pins(value)
     except PolicyError as e:
-        raise refused(str(e)) from None
+        raise message_error(str(e)) from None
     return value
 
 
@@ -163,7 +163,7 @@ def _codec(value: Any) -> Any:
     except RuntimeMissing:  # told when it is used
         return value
     except (PolicyError, TypeError) as e:
-        raise refused(str(e)) from None
+        raise message_error(str(e)) from None
     return value
 
 
@@ -175,13 +175,13 @@ def _header(name: str) -> str:
 def _headers(value: Any) -> dict[str, str | Secret]:
     """Return headers with secrets as `Secret`; refuse literals that look like secrets, and invalid names or values."""
     if not isinstance(value, dict):
-        raise refused('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
+        raise message_error('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
     literal = [name for name, v in value.items() if isinstance(v, str) and _SECRET_HEADER.match(f"{name}: {v}")]
     if literal:
-        raise refused(f"{', '.join(map(_header, literal))}: {_LITERAL}")
+        raise message_error(f"{', '.join(map(_header, literal))}: {_LITERAL}")
     for name, v in value.items():
         if not _HEADER.fullmatch(name) or (isinstance(v, str) and not (v.isascii() and v.isprintable())):
-            raise refused(
+            raise message_error(
                 f"{_header(name)} is not an HTTP header: it takes letters, digits and - in the name,"
                 " ASCII on one line in the value"
             )
@@ -198,11 +198,11 @@ def checked_body(make: Callable[[], object], body: Any) -> Any:
     """Check a body's template by making the body, and return the template unchanged; refuse literals that look like secrets."""
     literal = next(_literals(body), None)
     if literal is not None:
-        raise refused(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')
+        raise message_error(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')
     try:
         make()
     except PolicyError as e:
-        raise refused(str(e).removeprefix("body: ").removeprefix("body.")) from None
+        raise message_error(str(e).removeprefix("body: ").removeprefix("body.")) from None
     return body
 
 
@@ -227,9 +227,9 @@ _REFERENCE: dict[str, Any] = {
 
 _Text = Annotated[str, Field(min_length=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[_Text, said("text in quotes")]
-AnyTexts = Annotated[list[_Text], said('a list of texts, as in ["a", "b"]')]
-Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in ["a", "b"]')]
+Text = Annotated[_Text, with_message("text in quotes")]
+AnyTexts = Annotated[list[_Text], with_message('a list of texts, as in ["a", "b"]')]
+Texts = Annotated[list[_Text], Field(min_length=1), with_message('a list of texts, as in ["a", "b"]')]
 Providers = Annotated[list[Any], PlainValidator(_providers), WithJsonSchema(providers.schema())]
 Thresholds = Annotated[
     float | str | list[float | str],
@@ -246,33 +246,33 @@ Score = Annotated[
     PlainValidator(_score),
     WithJsonSchema({"anyOf": [{"enum": [*SCORES]}, text("path of a saved score", _JSON, "edge.score.json")]}),
 ]
-Threads = Annotated[int, Field(ge=1, le=1024), said("a whole number, 1 or more")]
-Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
-Flag = Annotated[bool, said("true or false")]
-Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
-Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
-Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
-Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
-Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
-Concurrent = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], said('"auto", or a whole number, 1 or more')]
+Threads = Annotated[int, Field(ge=1, le=1024), with_message("a whole number, 1 or more")]
+Retries = Annotated[int, Field(ge=0, le=100), with_message("a whole number, 0 or more")]
+Flag = Annotated[bool, with_message("true or false")]
+Amount = Annotated[_Number, Field(ge=0), with_message("a number, 0 or more")]
+Rate = Annotated[_Number, Field(gt=0), with_message("a number of more than 0")]
+Whole = Annotated[int, Field(ge=0), with_message("a whole number, 0 or more")]
+Table = Annotated[dict[str, Any], Field(min_length=1), with_message("a table, as in { top_p = 0.9 }")]
+Count = Annotated[int, Field(ge=1), with_message("a whole number, 1 or more")]
+Concurrent = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], with_message('"auto", or a whole number, 1 or more')]
 Hedge = Annotated[
     float | str,
     PlainValidator(_hedge),
     WithJsonSchema(text('duration, `"p10"` to `"p99"` or `"auto"`', f"{DURATION}|{HEDGE}", "p90")),
 ]
-Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
+Binary = Annotated[Literal["auto"] | bool, with_message('"auto", true or false')]
 _VERIFY = "true, false, or the path of a file with authorities in quotes"
-Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
+Verify = Annotated[bool | _Text, with_message(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[
-    list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]'), AfterValidator(_paths)
+    list[_Text], Field(min_length=2, max_length=2), with_message('two paths, as in ["client.pem", "client.key"]'), AfterValidator(_paths)
 ]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
-Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
+Pins = Annotated[str | list[str], with_message(_PINS), AfterValidator(_pins)]
 _CODEC = 'a codec\'s name, as in "jpeg:85", a table, as in { name = "jpeg" }, or a list of them, best first'
-PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], said(_CODEC), AfterValidator(_codec)]
-Client = Annotated[Literal["httpx"], said('"httpx"')]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
-PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]
+PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], with_message(_CODEC), AfterValidator(_codec)]
+Client = Annotated[Literal["httpx"], with_message('"httpx"')]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), with_message("64 hexadecimal digits in quotes")]
+PingPath = Annotated[str, Field(pattern="^/"), with_message('a path that begins with /, as in "/health"')]
 ModelPath = Annotated[Text, AfterValidator(_model)]
 Url = Annotated[Text, AfterValidator(_url)]
 SecretReference = Annotated[Secret, PlainValidator(_secret), WithJsonSchema({**_REFERENCE})]

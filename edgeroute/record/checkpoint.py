@@ -12,7 +12,7 @@ from edgeroute.cloud.spending_file import SharedSpending
 from edgeroute.core.estimates import Latency, Link
 from edgeroute.observe.router_stats import Counts
 from edgeroute.stores.key_value_store import KeyValueStore
-from edgeroute.system.process import plain
+from edgeroute.system.process import to_json_types
 
 EVERY_S = 1.0
 """Minimum time between two checkpoints, seconds."""
@@ -71,7 +71,7 @@ class Checkpoint:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         for name, dump in self.dumps.items():
             if (state := dump()) is not None:
-                self.store.put(name, plain(state))
+                self.store.put(name, to_json_types(state))
         self.spending.keep()
         clouds = list(clouds)
         self.store.put("link", {backend.name: backend.guard.rules.link.dump() for backend in clouds})

@@ -325,7 +325,7 @@ class AsyncRouter(BaseRouter[V]):
         from edgeroute.router.live.asyncio_source import frames_of
         from edgeroute.router.live.frames import FrameSettings
 
-        return self._watched(frames_of(self, source, FrameSettings(**settings).checked()))
+        return self._watched(frames_of(self, source, FrameSettings(**settings).check()))
 
     @like(Router.audio)
     def audio(self, chunks: Any, **settings: Any) -> AsyncAudio:
@@ -336,7 +336,7 @@ class AsyncRouter(BaseRouter[V]):
         from edgeroute.router.live.asyncio_source import audio_of
         from edgeroute.router.live.speech import AudioSettings
 
-        return self._watched(audio_of(self, chunks, AudioSettings(**settings).checked()))
+        return self._watched(audio_of(self, chunks, AudioSettings(**settings).check()))
 
     def conversation(self, system: str | None = None) -> AsyncConversation:
         """Return a conversation that stores its messages, like `Router.conversation`."""

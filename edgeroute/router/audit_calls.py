@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgeroute.trials.edge_audits import Auditor
 
 
-class Asks:
+class AuditCalls:
     """Calls of a router's clouds, and runs of its models, for which nobody waits."""
 
     def __init__(self, engine: Engine) -> None:
@@ -180,7 +180,7 @@ class Audits(Part):
         for request, outcome, costs, _, _, legs in walks:
             drawn = self._auditor.arrives()
             if drawn is not None and not request.plan.arm:
-                self._auditor.ended(drawn, request, outcome, {} if request.batch else costs, _unlike(legs))
+                self._auditor.audit_drawn(drawn, request, outcome, {} if request.batch else costs, _unlike(legs))
 
     def changed(self, snapshot: Snapshot) -> None:  # noqa: ARG002 - it follows the counts alone
         """Update the monitors from the counts, and begin audits that wait."""
@@ -217,7 +217,7 @@ def _trials(engine: Engine, snapshot: Snapshot) -> Trials | None:
 
     store = None if engine.checkpoint is None else engine.checkpoint.store
     dumped = known.dump() if known is not None else None if store is None else store.get(Made.name)
-    trials = Made(snapshot, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
+    trials = Made(snapshot, engine.instruments.alarm, AuditCalls(engine), engine.cloud_threads.submit, dumped)
     return known if known is not None and known.of == trials.of else trials
 
 
@@ -230,7 +230,7 @@ def edge_fingerprints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
 def _report_comparison(engine: Engine, name: str, *, agrees: bool) -> None:
     """Report a comparison to the trials, if there are any."""
     if engine.trials is not None:
-        engine.trials.compared(name, agrees=agrees)
+        engine.trials.add_comparison(name, agrees=agrees)
 
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:
@@ -244,7 +244,7 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
         journal = Journal(engine.state / "audit.jsonl")
     return Auditor(
         audit, engine.counts,
-        submit=engine.cloud_threads.submit, asks=Asks(engine), changed=engine.refresh_thresholds,
+        submit=engine.cloud_threads.submit, asks=AuditCalls(engine), changed=engine.refresh_thresholds,
         alarm=engine.instruments.alarm, journal=journal, compared=partial(_report_comparison, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

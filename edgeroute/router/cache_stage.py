@@ -18,7 +18,7 @@ from edgeroute.router.call_stages import Block, Join, Proceed, Result, Steps, an
 from edgeroute.router.request import Request
 from edgeroute.router.router_parts import Part
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
-from edgeroute.stores.cache.cache_entry import CachedEntry, keep
+from edgeroute.stores.cache.cache_entry import CachedEntry, private_copy
 from edgeroute.system import process
 from edgeroute.system.input_copies import copy_input
 from edgeroute.types import Answer
@@ -38,7 +38,7 @@ class Owned(Protocol):
 
     counts: Counts
 
-    def again(self, request: Request) -> Request:
+    def revalidation_request(self, request: Request) -> Request:
         """Return a new request equal to one that was served stale, for its revalidation."""
 
 
@@ -82,7 +82,7 @@ class Caching(Part):
             yield from self._run_leads(leads, results, proceed)
             alone = []
             for i, request, flight in follows:
-                shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
+                shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.is_streamed else INF))
                 if shared is None or not is_accepted(request.plan, shared[1].entry):
                     # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
                     alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
@@ -200,7 +200,7 @@ class Caching(Part):
 
         def steps() -> Steps[None]:
             try:
-                again = self._router.again(request)
+                again = self._router.revalidation_request(request)
                 (result,) = yield from proceed([again])
                 self._settle(again, flight, result)
                 answer_of(result)
@@ -233,7 +233,7 @@ class Caching(Part):
             cached: its answer.
         """
         self._router.counts.note("cached")
-        entry = cached.given()
+        entry = cached.for_caller()
         note = f"shared with {leader}: {entry.reason}"
         return Answer.from_entry(entry, "cache", note, request.id, monotonic() - request.begun)
 
@@ -286,7 +286,7 @@ def _entry(answer: Answer) -> Entry:
 
 def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
     """Return the leader's id, and a copy of its answer, to which the leader's caller cannot write; None: it cannot be copied."""
-    copied = keep(_entry(answer))
+    copied = private_copy(_entry(answer))
     return None if copied is None else (answer.id, copied)
 
 

@@ -25,7 +25,7 @@ class History:
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.stays = False
 
-    def _asked(self, turn: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _with_turn(self, turn: Any, options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the messages with the next turn, and the call's options, restricted to the edge if the conversation stays.
 
         Sets `stays`. The turn is copied; the messages stay as they are until `_answered`.
@@ -81,9 +81,9 @@ class Conversation(History):
             MayNotLeave: an earlier turn may not leave, and there is no edge any more.
             EdgerouteError: as by `Router.infer`.
         """
-        messages, options = self._asked(turn, options)
+        messages, options = self._with_turn(turn, options)
         answer: Answer = self._router.infer(messages, **options)
-        return self._answered(messages, answer)
+        return self._append_answer(messages, answer)
 
     def stream(self, turn: Any, **options: Any) -> Stream:
         """Return the answer to the next turn in pieces; the turn is added to the messages once the last piece was yielded.
@@ -92,7 +92,7 @@ class Conversation(History):
             turn: as for `infer`.
             options: options of `Router.stream`.
         """
-        messages, options = self._asked(turn, options)
+        messages, options = self._with_turn(turn, options)
         return Stream(self._pieces(messages, self._router.stream(messages, **options)))
 
     def _pieces(self, messages: list[dict[str, Any]], stream: Stream) -> Generator[Any, None, Answer]:
@@ -104,7 +104,7 @@ class Conversation(History):
             for piece in stream:
                 yield Shown(stream.leg or "", piece)
         assert stream.answer is not None, "it has ended"
-        return self._answered(messages, stream.answer)
+        return self._append_answer(messages, stream.answer)
 
 
 class AsyncConversation(History):
@@ -112,15 +112,15 @@ class AsyncConversation(History):
 
     async def infer(self, turn: Any, **options: Any) -> Answer:
         """Return the answer to the next turn, and add both to the messages. See `Conversation.infer`."""
-        messages, options = self._asked(turn, options)
-        return self._answered(messages, await self._router.infer(messages, **options))
+        messages, options = self._with_turn(turn, options)
+        return self._append_answer(messages, await self._router.infer(messages, **options))
 
     def stream(self, turn: Any, **options: Any) -> AsyncStream:
         """Return the answer to the next turn in pieces; the turn is added once the last piece was yielded.
 
         See `Conversation.stream`.
         """
-        messages, options = self._asked(turn, options)
+        messages, options = self._with_turn(turn, options)
         return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
 
     async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:
@@ -129,4 +129,4 @@ class AsyncConversation(History):
             async for piece in stream:
                 yield Shown(stream.leg or "", piece)
         assert stream.answer is not None, "it has ended"
-        yield Last(self._answered(messages, stream.answer))
+        yield Last(self._append_answer(messages, stream.answer))

@@ -31,7 +31,7 @@ from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_s
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback_answers import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, chosen, cleared, made_of, served
+from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, calibrated_target, clear_plans, backends_by_spec, served
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
@@ -77,7 +77,7 @@ class Sensing:
         observer.reads_at = INF
         try:
             if observer.read():
-                cleared(engine.snapshot)
+                clear_plans(engine.snapshot)
             if observer.limited and observer.energy.extra_w is not None:
                 engine.observe()
             self._free_or_load(engine.snapshot)
@@ -139,7 +139,7 @@ def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
         beside = bool(by) and target.group == by  # a variant of the edge that was moved: inputs reach it as before
         unchanged = not moved or certificate is None or beside
         targets.append(effective if unchanged else effective._replace(label=f"uncalibrated: {moved}"))
-        given = chosen(snapshot, i)
+        given = calibrated_target(snapshot, i)
         if (effective.threshold, effective.thresholds) != (given.threshold, given.thresholds):
             by = target.group
             moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
@@ -296,7 +296,7 @@ class Engine(ForkSafe):
             rows = [row._replace(plan=plan) for row in rows]
         return rows
 
-    def again(self, request: Request) -> Request:
+    def revalidation_request(self, request: Request) -> Request:
         """Make a request equal to one served stale, for its revalidation: without a deadline, and never queued.
 
         Raises:
@@ -318,7 +318,7 @@ class Engine(ForkSafe):
                 snapshot.plans.clear()
             snapshot.plans[mode, deadline, data_class, arm] = plan
             if facts is not self.observer.facts:  # they have changed meanwhile
-                cleared(snapshot)
+                clear_plans(snapshot)
         return plan
 
     def legs(self, requests: Sequence[Request], first: Event | None = None) -> LegExecutor:
@@ -391,7 +391,7 @@ class Engine(ForkSafe):
         """
         snapshot = self.snapshot
         if self.observer.observe(snapshot.policy, *snapshot.watched):
-            cleared(snapshot)
+            clear_plans(snapshot)
         for changed in self.changed:
             changed(snapshot)
         if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
@@ -417,9 +417,9 @@ class Engine(ForkSafe):
         """Update thresholds and labels in the snapshot, after an alarm or a certificate's expiry."""
         with self.refreshing:
             self.served = served(self.snapshot)
-            snapshot = standing(self.snapshot, self.auditor)
+            snapshot = effective_snapshot(self.snapshot, self.auditor)
             if snapshot.trial is not None:
-                snapshot = snapshot._replace(trial=standing(snapshot.trial, self.auditor))
+                snapshot = snapshot._replace(trial=effective_snapshot(snapshot.trial, self.auditor))
             if snapshot.targets != self.snapshot.targets or snapshot.trial is not self.snapshot.trial:
                 self.snapshot = snapshot
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
@@ -474,7 +474,7 @@ class Engine(ForkSafe):
         steps += [backend.guard.turns.close for backend in self.snapshot.clouds]
         steps += [] if self.queue is None else [self.queue.close]
         steps += [pool.close for pool in (self.edge_threads, self.cloud_threads, self.local_threads)]
-        steps += [backend.close for backend in made_of(self.snapshot).values()]
+        steps += [backend.close for backend in backends_by_spec(self.snapshot).values()]
         steps += [lambda: self.observer.book(None, monotonic()), *reversed(self.parts.methods("close"))]
         for close in steps:
             call_quietly(close, "closing a router")

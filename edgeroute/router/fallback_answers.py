@@ -66,7 +66,7 @@ class OfflineRule:
 
     def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
         """Return an answer, or the exception to raise, for each request."""
-        return [best(walked) for walked in walks]
+        return [best_answer(walked) for walked in walks]
         yield
 
 
@@ -97,7 +97,7 @@ class Stale(OfflineRule):
             stale = None
             if caching is not None and not walked.spoken:
                 stale = yield Block(partial(caching.stale, walked.request), walked.request.until, needed=False)
-            results.append(best(walked) if stale is None else stale)
+            results.append(best_answer(walked) if stale is None else stale)
         return results
 
 
@@ -126,11 +126,11 @@ class Queue(OfflineRule):
         """
         queue = parts.queue
         if queue is None:
-            return [best(walked) for walked in walks]
+            return [best_answer(walked) for walked in walks]
         storing = queue.store(walks)
         notes = (yield Block(storing, walks[0].request.until)) if storing.pending else storing()
         notes = storing.leave() if notes is None else notes
-        return [best(walked, note, final=note not in queue.UNSETTLED) for walked, note in zip(walks, notes, strict=True)]
+        return [best_answer(walked, note, final=note not in queue.UNSETTLED) for walked, note in zip(walks, notes, strict=True)]
 
 
 RULES: Mapping[Offline, OfflineRule] = {"edge": OfflineRule(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
@@ -160,7 +160,7 @@ class Fallback:
         if legs is not None and any(rule is not None for rule in rules):
             legs.finish([walked.outcome for walked in walks])
         results: list[Result | None] = [
-            accepted(walked) if rule is None else None for walked, rule in zip(walks, rules, strict=True)
+            accepted_answer(walked) if rule is None else None for walked, rule in zip(walks, rules, strict=True)
         ]
         groups = {rule: [i for i, row_rule in enumerate(rules) if row_rule is rule] for rule in rules if rule is not None}
         try:
@@ -187,13 +187,13 @@ class Fallback:
         return RULES[plan.offline] if away or plan.offline == "raise" else RULES["edge"]
 
 
-def accepted(walked: Walked) -> Answer:
+def accepted_answer(walked: Walked) -> Answer:
     """Return the accepted answer, with a note that compares it with the provisional one."""
     answer = Answer(walked.request.plan, walked.outcome, walked.request.id, walked.costs)
     return answer if walked.shown is None else _compare_note(answer, walked.shown)
 
 
-def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
+def best_answer(walked: Walked, note: str = "", *, final: bool = True) -> Result:
     """Return the best available answer, marked degraded; without one, the exception to raise."""
     plan, outcome = walked.request.plan, walked.outcome
     if outcome.leg is None:

@@ -229,9 +229,9 @@ class EdgeAnswers:
 
 def _as_json(answer: Prediction | None) -> dict[str, Any] | None:
     """Return an edge's answer in JSON types, for a cloud that takes it."""
-    from edgeroute.cloud.input_encoding import told
+    from edgeroute.cloud.input_encoding import answer_fields
 
-    return None if answer is None else told(answer)
+    return None if answer is None else answer_fields(answer)
 
 
 def check_send_edge(

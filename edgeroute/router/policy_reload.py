@@ -20,7 +20,7 @@ from edgeroute.router.audit_calls import put_audits, put_trials
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.engine_assembly import guard
 from edgeroute.router.fallback_answers import RULES
-from edgeroute.router.policy_snapshot import PolicyArguments, build, cleared, made_of
+from edgeroute.router.policy_snapshot import PolicyArguments, build, clear_plans, backends_by_spec
 from edgeroute.router.warm_up import check_releases
 from edgeroute.system.log_filter import call_quietly
 from edgeroute.system.process import file_stamp
@@ -64,12 +64,12 @@ def replace(
         put_trials(engine, new)
         engine.spending.limits, engine.observer.metered = limits, metered
         engine.observer.use(new.policy, new.watched[0])
-        cleared(new)  # of rules that were not there before
+        clear_plans(new)  # of rules that were not there before
         SAMPLER.add(engine)
         engine.refresh_thresholds()
-        current = [*made_of(new).values()]
+        current = [*backends_by_spec(new).values()]
         models = [getattr(b, "model", b) for b in current]
-        for backend in made_of(old).values():
+        for backend in backends_by_spec(old).values():
             if backend not in current and getattr(backend, "model", backend) not in models:
                 call_quietly(backend.close, "dropping a target that the policy has no more")
         if engine.closed:

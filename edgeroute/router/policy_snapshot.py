@@ -44,7 +44,7 @@ from edgeroute.observe.device_sensors import LEAST_S, MOST_S
 from edgeroute.router.cache_keys import KeyPrefixes, score_print
 from edgeroute.router.input_views import TargetViews, View, check_send_edge
 from edgeroute.system.process import sha256
-from edgeroute.trials.trial_setting import EDGE_TRIAL, Trial, checked
+from edgeroute.trials.trial_setting import EDGE_TRIAL, Trial, check_trials
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
     return models, groups
 
 
-def named(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
+def target_name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
     """Return the target's name: `edge` or `cloud` if it is the only one, else its own, made unique.
 
     Args:
@@ -328,7 +328,7 @@ def build(arguments: PolicyArguments, guard: Guards, old: Snapshot | None = None
         PolicyError: the arguments are invalid together.
         ModelMissing: there is no file at a model's path.
     """
-    trials = checked(arguments.trial)
+    trials = check_trials(arguments.trial)
     snapshot = _build_without_edge_trial(arguments, trials, guard, old)
     trial = next((candidate for candidate in trials if candidate.side == "edge"), None)
     return snapshot if trial is None else snapshot._replace(trial=_of_edge_trial(snapshot, trial, arguments, guard, old))
@@ -355,7 +355,7 @@ def _of_edge_trial(
     ):
         return None
     limit = trial.threshold
-    if limit is None and not hidden and released(model) is None and isinstance(arguments.threshold, Real):
+    if limit is None and not hidden and release_certificate(model) is None and isinstance(arguments.threshold, Real):
         limit = cast("float", arguments.threshold)
     arguments = arguments._replace(edge=trial.edge, threshold=limit)
     if hidden:
@@ -388,13 +388,13 @@ def _build_without_edge_trial(
         ModelMissing: there is no file at a model's path.
     """
     policy, egress = arguments.policy(), arguments.egress or Egress()
-    edges, clouds = listed(arguments.edge), listed(arguments.cloud)
+    edges, clouds = as_list(arguments.edge), as_list(arguments.cloud)
     models, groups = members(edges)
     check_policy(policy, models, clouds, arguments.uncalibrated)
     tried = [candidate.cloud for candidate in trials if candidate.side == "cloud"]
     if tried and not clouds:
         raise PolicyError("trial: a cloud on trial is beside cloud=, and there is none")
-    draft = _Draft(arguments, {} if old is None else made_of(old), arm)
+    draft = _Draft(arguments, {} if old is None else backends_by_spec(old), arm)
     certified = draft.add_edges(models, groups, needed=bool(clouds) and policy.mode == "prefer_edge")
     draft.add_clouds(clouds, tried, guard)
     targets, backends = draft.targets, draft.backends
@@ -474,7 +474,7 @@ class _Draft:
             ModelMissing: there is no file at a model's path.
         """
         arguments, models = self._arguments, [load(given) for given in edges]
-        own_thresholds = [released(model) for model in models] if arguments.threshold is None else []
+        own_thresholds = [release_certificate(model) for model in models] if arguments.threshold is None else []
         certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else all answers of others are accepted
         thresholds = own_thresholds if certified else checked_thresholds(arguments.threshold, len(edges), needed=needed)
         for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
@@ -482,7 +482,7 @@ class _Draft:
             if path is not None and not Path(path).exists():
                 raise ModelMissing(f"there is no model at {path}")
             group, variant = groups[i]
-            name = f"{group} {variant}" if group else self._arm or named("edge", model.name, i, len(edges), self.targets)
+            name = f"{group} {variant}" if group else self._arm or target_name("edge", model.name, i, len(edges), self.targets)
             target = Target(name, "edge", group=group)
             if group and has_state(model):
                 raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
@@ -514,7 +514,7 @@ class _Draft:
             own_name = getattr(endpoint, "name", "cloud")
             if on_trial and own_name == "cloud":
                 own_name = "cloud-trial"
-            name = named("cloud", own_name, i, 0 if on_trial else len(clouds), self.targets)
+            name = target_name("cloud", own_name, i, 0 if on_trial else len(clouds), self.targets)
             kind: Any = FunctionBackend
             if hasattr(endpoint, "talk"):
                 from edgeroute.cloud.http_backend import HttpBackend as kind  # noqa: N813 - one of two
@@ -533,7 +533,7 @@ def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
     return edges if snapshot.trial is None else edges + edges_of(snapshot.trial)
 
 
-def cleared(snapshot: Snapshot) -> None:
+def clear_plans(snapshot: Snapshot) -> None:
     """Delete the stored plans of a snapshot, after facts have changed."""
     for policy in (snapshot, snapshot.trial):
         if policy is not None:
@@ -571,7 +571,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
             and (view := snapshot.views.identity(number, fingerprint))
         ):
             prints["codec"] += f" {view}"
-    if earlier := before(snapshot.targets, i):
+    if earlier := earlier_edges(snapshot.targets, i):
         prints["earlier"] = _earlier(snapshot, earlier)
     return prints
 
@@ -582,7 +582,7 @@ def served(snapshot: Snapshot) -> str:
     return " ".join(text or "-" for text in identities) if any(identities) else ""
 
 
-def before(targets: Sequence[Target], i: int) -> list[int]:
+def earlier_edges(targets: Sequence[Target], i: int) -> list[int]:
     """Return the indices of earlier edge models whose thresholds decide which inputs reach number `i`; no variants of it."""
     return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
 
@@ -598,7 +598,7 @@ def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
     }
 
 
-def chosen(snapshot: Snapshot, i: int) -> Target:
+def calibrated_target(snapshot: Snapshot, i: int) -> Target:
     """Return a target with the threshold of its certificate, without the effect of alarms."""
     target, promise = snapshot.targets[i], snapshot.certificates[i]
     if promise is None:
@@ -610,7 +610,7 @@ def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
     """Return one hash over the edge models before another: their fingerprints and their own thresholds."""
     models = []
     for number in earlier:
-        target = chosen(snapshot, number)
+        target = calibrated_target(snapshot, number)
         thresholds = {label: str(t) for label, t in target.thresholds.items()}
         models.append([_own_prints(snapshot, number), str(target.threshold), thresholds])
     text = json.dumps(models, sort_keys=True)

@@ -262,7 +262,7 @@ class Router(BaseRouter[V]):
 
         settings = FrameSettings(
             max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
-        ).checked()
+        ).check()
         return self._watched(frames_of(self, source, settings))
 
     def audio(
@@ -325,7 +325,7 @@ class Router(BaseRouter[V]):
         settings = AudioSettings(
             rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
             deadline, data_class,
-        ).checked()  # fmt: skip
+        ).check()  # fmt: skip
         return self._watched(audio_of(self, chunks, settings))
 
     def conversation(self, system: str | None = None) -> Conversation:

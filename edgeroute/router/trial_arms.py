@@ -20,11 +20,11 @@ from edgeroute.core.sequential_tests import ArmTest
 from edgeroute.core.walk import Done, Failed, Outcome, Prediction
 from edgeroute.edge.edge_backend import TURN, EdgeBackend
 from edgeroute.edge.model_members import member
-from edgeroute.observe.router_stats import ArmStats, Part
+from edgeroute.observe.router_stats import ArmStats, Interval
 from edgeroute.router import router_parts as parts
 from edgeroute.system.forks import ForkSafe, initially, per_process
 from edgeroute.system.process import call_contained
-from edgeroute.trials.edge_audits import Asks
+from edgeroute.trials.edge_audits import BackgroundCalls
 from edgeroute.trials.trial_setting import EDGE_TRIAL, STORED, Trial
 from edgeroute.types import Spent
 
@@ -109,7 +109,7 @@ class _Tally:
         n = max(1.0, self._sums[count])
         mean = self._sums[name] / n
         error = 1.96 * sqrt(max(0.0, self._sums[f"{name}_squares"] / n - mean * mean) / n)
-        return Part(mean, max(0.0, mean - error), mean + error)
+        return Interval(mean, max(0.0, mean - error), mean + error)
 
     def stats(self, arm: str, side: str, model: str, share: float, stopped: str, *, shown: bool) -> ArmStats:
         """Return the statistics of the arm."""
@@ -118,7 +118,7 @@ class _Tally:
         if side == "edge":
             kept_share, wrong = part(requests - away, requests, RISK / 2), part(differ, compared, RISK / 2)
             deferred = part(away, requests)
-            loss = Part(*(factor * other for factor, other in zip(kept_share, wrong, strict=True)))
+            loss = Interval(*(factor * other for factor, other in zip(kept_share, wrong, strict=True)))
         else:
             usd = self._mean("usd", "priced")
         return ArmStats(
@@ -127,9 +127,9 @@ class _Tally:
         )  # fmt: skip
 
 
-def part(count: int, of: int, risk: float = RISK) -> Part:
+def part(count: int, of: int, risk: float = RISK) -> Interval:
     """Return a share with its interval."""
-    return Part(*proportion(count, of, risk))
+    return Interval(*proportion(count, of, risk))
 
 
 # Arms and guardrail of one trial.
@@ -229,7 +229,7 @@ class RunningTrial(ForkSafe):
                 self._bet(DIFFERS, [seen.differs for seen in rows if seen.differs is not None], b=b)
         self._look()
 
-    def compared(self, *, differs: bool, b: bool) -> None:
+    def add_comparison(self, *, differs: bool, b: bool) -> None:
         """Add a comparison by an audit, or of a hidden cloud's answer with that of the one in use; may stop the trial."""
         with self._lock:
             self._tallies[b].compare(differs=differs)
@@ -313,7 +313,7 @@ class Trials(ForkSafe, parts.Part):
         self,
         snapshot: Snapshot,
         alarm: Callable[[str, str], object],
-        calls: Asks,
+        calls: BackgroundCalls,
         submit: Callable[[Callable[[], object]], bool],
         dumped: Any = None,
     ) -> None:
@@ -381,10 +381,10 @@ class Trials(ForkSafe, parts.Part):
                 return snapshot, "" if running.stopped else running.names[1]
         return snapshot, ""
 
-    def compared(self, name: str, *, agrees: bool) -> None:
+    def add_comparison(self, name: str, *, agrees: bool) -> None:
         """Add an audited answer of an edge model."""
         if self._edge is not None and name in self._edge.names:
-            self._edge.compared(differs=not agrees, b=name == EDGE_TRIAL)
+            self._edge.add_comparison(differs=not agrees, b=name == EDGE_TRIAL)
 
     def walked(self, walks: Sequence[Walked]) -> None:
         """Count a request, or the rows of a batch, and call hidden clouds in threads for those that are drawn. Never raises."""
@@ -463,7 +463,7 @@ class Trials(ForkSafe, parts.Part):
                 if type(event) is Done:
                     running.called(event.at - begun)
                     if (differs := self._differ(event.answer.value, value)) is not None:
-                        running.compared(differs=differs, b=True)
+                        running.add_comparison(differs=differs, b=True)
                 elif type(event) is Failed and _its_own(event.error):
                     running.called(None)
             except Exception:

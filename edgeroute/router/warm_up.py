@@ -10,7 +10,7 @@ from edgeroute.core.error_codes import error_text
 from edgeroute.edge.edge_backend import EdgeBackend, in_new_session
 from edgeroute.edge.model_members import member
 from edgeroute.errors import EdgerouteError, ModelError
-from edgeroute.router.policy_snapshot import Snapshot, edges_of, made_of
+from edgeroute.router.policy_snapshot import Snapshot, edges_of, backends_by_spec
 from edgeroute.system.log_filter import call_quietly
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def check_releases(new: Snapshot, old: Snapshot) -> None:
     Raises:
         ModelError: a version failed. All new models are closed; the snapshot in force stays.
     """
-    known = {id(backend) for backend in made_of(old).values()}
+    known = {id(backend) for backend in backends_by_spec(old).values()}
     fresh = [b for _, b in edges_of(new) if id(b) not in known]
     try:
         for backend in fresh:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import json_dumps, json_loads, plain
+from edgeroute.system.process import json_dumps, json_loads, to_json_types
 
 # A lock that one process has at a time: `flock`, or `filelock` on Windows, which has no `flock`.
 
@@ -358,6 +358,6 @@ def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None
 def _dumps(record: Mapping[str, Any]) -> bytes:
     """Return a record as JSON; values and keys that JSON does not have become plain ones."""
     try:
-        return json_dumps(record, plain)
+        return json_dumps(record, to_json_types)
     except TypeError:  # a key that is no text
-        return json_dumps(plain(record))
+        return json_dumps(to_json_types(record))

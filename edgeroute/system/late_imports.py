@@ -156,7 +156,7 @@ def docs_folder() -> Path:
 
 
 @cache
-def installed(group: str) -> dict[str, tuple[str, ...]]:
+def plugin_targets(group: str) -> dict[str, tuple[str, ...]]:
     """Return name -> targets, `module:attribute`, of the entry points of a group in all installed packages. Looked up once."""
     from importlib.metadata import entry_points
 
@@ -191,23 +191,23 @@ def attribute(target: str, what: str) -> Any:
     return value
 
 
-def plugged(group: str, name: str, /, *given: Any, **options: Any) -> Any:
+def load_plugin(group: str, name: str, /, *given: Any, **options: Any) -> Any:
     """Import the factory of an entry point, call it with these arguments and return the result.
 
     Raises:
         PolicyError: no installed package has it, or several do, or it does not take these arguments; names the entry point.
         RuntimeMissing: the factory cannot be imported.
     """
-    known = installed(group)
+    known = plugin_targets(group)
     targets, point = known.get(name, ()), f"the entry point {name} of {group}"
     if len(targets) > 1:
         raise PolicyError(f"{len(targets)} installed packages have {point}, {' and '.join(targets)}: uninstall all but one")
     if not targets:
         raise PolicyError(f"no installed package has {point}: {nearest(name, known) if known else 'install the one that has it'}")
-    return made(attribute(targets[0], point), f"{point}, {targets[0]}", *given, **options)
+    return call_factory(attribute(targets[0], point), f"{point}, {targets[0]}", *given, **options)
 
 
-def made(factory: Any, what: str, /, *given: Any, **options: Any) -> Any:
+def call_factory(factory: Any, what: str, /, *given: Any, **options: Any) -> Any:
     """Call a factory with these arguments and return the result.
 
     edgeroute's own errors pass unchanged.

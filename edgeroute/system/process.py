@@ -93,7 +93,7 @@ def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays
     try:
         return json.dumps(data, default=default, allow_nan=False, separators=(",", ":")).encode()
     except ValueError:
-        return json.dumps(plain(data), separators=(",", ":")).encode()
+        return json.dumps(to_json_types(data), separators=(",", ":")).encode()
 
 
 def json_loads(text: bytes | memoryview, *, exact: bool = False) -> Any:
@@ -120,7 +120,7 @@ def _no_number(word: str) -> NoReturn:
 _DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 
-def plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """Return a copy of a value in JSON types.
 
     numpy's values become Python's, NaN and infinities None, a mapping's keys and objects of other types text. Raises
@@ -131,11 +131,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): to_json_types(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [to_json_types(part) for part in value]
     listed = value.tolist() if hasattr(value, "tolist") else value  # numpy values, without importing numpy
-    return str(value) if type(listed) is type(value) else plain(listed)
+    return str(value) if type(listed) is type(value) else to_json_types(listed)
 
 
 def list_weakset(things: WeakSet[T]) -> list[T]:

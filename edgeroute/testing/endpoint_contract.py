@@ -7,7 +7,7 @@ from itertools import combinations, count
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from edgeroute.cloud.endpoint import HttpEndpoint, Talk, checked
+from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, CloudError
@@ -122,7 +122,7 @@ class _Checks:
                 calls.append(call)
                 reply = (server or self.server)(call)
                 if not call.probe:
-                    checked(reply, self.endpoint.where)
+                    check_status(reply, self.endpoint.where)
         except StopIteration as end:
             return calls, end.value
         finally:

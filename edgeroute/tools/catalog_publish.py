@@ -14,7 +14,7 @@ from typing import Any
 from edgeroute.catalog.catalog_entry import FORMAT, Entry, entries, read_entry
 from edgeroute.catalog.catalog_source import INDEX, METADATA, TARGETS
 from edgeroute.catalog.file_downloads import FILES
-from edgeroute.catalog.model_folder import replace
+from edgeroute.catalog.model_folder import replace_durably
 from edgeroute.catalog.model_updates import NAMED
 from edgeroute.edge.model_card import sha256_of
 from edgeroute.edge.runtimes import suffix_of, suffixes
@@ -179,7 +179,7 @@ def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> N
     for directory in (folder, catalog / TARGETS):
         directory.mkdir(parents=True, exist_ok=True)
     target = api.TargetFile.from_data(INDEX, text)
-    replace(catalog / TARGETS / f"{target.hashes['sha256']}.{INDEX}", text)
+    replace_durably(catalog / TARGETS / f"{target.hashes['sha256']}.{INDEX}", text)
     root = _newest(folder, "root")
     if root is None:
         _write_root(folder, signers)
@@ -195,7 +195,7 @@ def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> N
     for signed in (targets, snapshot, timestamp):
         data = _signed_bytes(api.Metadata(signed), [signers[signed.type]])
         prefix = "" if signed.type == "timestamp" else f"{signed.version}."
-        replace(folder / f"{prefix}{signed.type}.json", data)
+        replace_durably(folder / f"{prefix}{signed.type}.json", data)
 
 
 def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: Sequence[Any] = ()) -> None:
@@ -210,8 +210,8 @@ def _write_root(folder: Path, signers: dict[str, Any], version: int = 1, also: S
     for role in ("root", *ONLINE):
         root.add_key(signers[role].public_key, role)
     data = _signed_bytes(api.Metadata(root), [signers["root"], *also])
-    replace(folder / f"{version}.root.json", data)
-    replace(folder.parent / "root.json", data)  # the copy that devices are set up with
+    replace_durably(folder / f"{version}.root.json", data)
+    replace_durably(folder.parent / "root.json", data)  # the copy that devices are set up with
 
 
 def rotate(catalog: Path, *, keys: Path, new: Path) -> None:

@@ -104,7 +104,7 @@ class DriftMonitor:
         """Effective threshold; None: not known yet."""
         return None if self._stands is None else self._stands.threshold
 
-    def compared(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
+    def add_comparison(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
         """Record the comparison of an accepted answer with the cloud's. Return True if it raises an alarm.
 
         Args:
@@ -125,7 +125,7 @@ class DriftMonitor:
         )
         return True
 
-    def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
+    def add_label(self, *, edge: float, cloud: float, counted: bool) -> bool:
         """Record the correctness of an audited answer of the edge and of the cloud's, 0..1. Return True if that raises an alarm.
 
         False, and nothing recorded, without labels in the settings or without a certificate.
@@ -173,11 +173,11 @@ class DriftMonitor:
         halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
         return Drift((1 + self.limit) / 2 if halved else self.limit)
 
-    def since(self, judged: int, below: int) -> None:
+    def set_baseline(self, judged: int, below: int) -> None:
         """Set the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
         self._seen = judged, below
 
-    def counted(self, judged: int, below: int) -> None:
+    def add_totals(self, judged: int, below: int) -> None:
         """Record the totals of answers compared with the threshold and of those below it."""
         self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
         self._seen = judged, below

@@ -41,7 +41,7 @@ CALM = 10_000
 """Number of requests, without any audit waiting at the end, after which they are drawn twice as often again."""
 
 
-class Drawn(NamedTuple):
+class AuditDraw(NamedTuple):
     """Draw of a request at its arrival, independent of its answer and of the side that gives it."""
 
     probability: float
@@ -86,7 +86,7 @@ class Sampler(ForkSafe):
         self._rate = min(max(1, first), 3 * scene)
         self._step = self._left = min(self._audit, self._rate)
 
-    def arrives(self) -> Drawn | None:
+    def arrives(self) -> AuditDraw | None:
         """Count a request that arrives now, and draw it at random; None: not drawn, as most."""
         left = self._left = self._left - 1  # without a lock: of a race that loses one, it is only later by one
         return None if left > 0 else self._draw()
@@ -117,7 +117,7 @@ class Sampler(ForkSafe):
             self._step = self._left = min(self._audit, self._rate) - number
         if probability and not self._allowed():
             probability, counted = 0.0, False
-        return Drawn(probability, counted, rate) if rate or probability else None
+        return AuditDraw(probability, counted, rate) if rate or probability else None
 
     def _gap(self) -> float:
         """Draw the number of requests until the next that may be audited (geometric): each is drawn independently."""
@@ -163,7 +163,7 @@ class Audited(Protocol):
         """Policy of the request, with its `backends` and `hidden`."""
 
 
-class Asks(Protocol):
+class BackgroundCalls(Protocol):
     """Calls of clouds and runs of models that nobody waits for."""
 
     def allowed(self) -> bool:
@@ -210,7 +210,7 @@ class Pending(NamedTuple):
     """Audit that waits for a thread."""
 
     request: Audited
-    drawn: Drawn
+    drawn: AuditDraw
     bound: Bound
     cloud: Prediction | None
     """The cloud's answer; None: the cloud is still to be called."""
@@ -288,7 +288,7 @@ class Auditor(ForkSafe):
 
     Attributes:
         sampler: draws requests.
-        arrives: draws a request that arrives now; a result other than None is passed to `ended` at the request's end.
+        arrives: draws a request that arrives now; a result other than None is passed to `audit` at the request's end.
 
     Raises:
         PolicyError: the settings are invalid.
@@ -302,7 +302,7 @@ class Auditor(ForkSafe):
         counts: Counts,
         *,
         submit: Callable[[Callable[[], object]], bool],
-        asks: Asks,
+        asks: BackgroundCalls,
         changed: Callable[[], None],
         alarm: Callable[[str, str], object],
         journal: Journal | None,
@@ -369,7 +369,7 @@ class Auditor(ForkSafe):
             dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
             if isinstance(dumped, dict):
                 watch.load(dumped)
-            watch.since(*self._counts.judged(target.name))
+            watch.set_baseline(*self._counts.judged(target.name))
             watches[target.name] = watch
         with self._lock:
             self._watches, self._tallies, self._bound = watches, tallies, bound
@@ -383,7 +383,7 @@ class Auditor(ForkSafe):
         allowed = partial(_allowed, self._asks)
         self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, allowed, due, full)
         self._remained = self.sampler.remaining()
-        self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
+        self.arrives: Callable[[], AuditDraw | None] = self.sampler.arrives
 
     def watch(self, name: str) -> DriftMonitor | None:
         """Return the drift monitor of that edge model; None: there is none."""
@@ -399,8 +399,8 @@ class Auditor(ForkSafe):
         with self._lock:
             return tuple(tally.stats(name) for name, (_, tally) in self._tallies.items() if tally.count)
 
-    def ended(
-        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
+    def audit_drawn(
+        self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
     ) -> None:
         """Audit or count a request that was drawn when it arrived; never raises.
 
@@ -438,7 +438,7 @@ class Auditor(ForkSafe):
         with self._lock:
             watch = self._watches.get(waiting.leg.name)
             counted = watch is not None and waiting.counted and waiting.leg.threshold == watch.threshold
-            news = watch is not None and watch.reported(edge=edge, cloud=cloud, counted=counted)
+            news = watch is not None and watch.add_label(edge=edge, cloud=cloud, counted=counted)
             if news and watch is not None:
                 self._report(waiting.leg.name, watch)
                 self._note()
@@ -453,7 +453,7 @@ class Auditor(ForkSafe):
         """
         with self._lock:
             for name, watch in self._watches.items():
-                watch.counted(*self._counts.judged(name))
+                watch.add_totals(*self._counts.judged(name))
             self._note()
         self._used = True
         self._jobs.start()
@@ -484,7 +484,7 @@ class Auditor(ForkSafe):
         for leg, below in [*((unsure.leg, True) for unsure in request.plan.unsure), *marks]:
             with self._lock:
                 watch = self._watches.get(leg.name)
-                if watch is not None and watch.sampled(leg.threshold, below=below):
+                if watch is not None and watch.add_deferral(leg.threshold, below=below):
                     self._report(leg.name, watch)
                     self._note()
                     news = True
@@ -492,7 +492,7 @@ class Auditor(ForkSafe):
             self._changed()
 
     def _take(
-        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
+        self, drawn: AuditDraw, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
     ) -> None:
         """Compare each edge's answer with the cloud's, or queue a job that calls the cloud and runs hidden edges.
 
@@ -584,7 +584,7 @@ class Auditor(ForkSafe):
                 if self._compared is not None and not more:
                     self._compared(leg.name, agrees=agrees)
                 counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
-                if watch.compared(confidence if known else None, agrees=agrees, counted=counted):
+                if watch.add_comparison(confidence if known else None, agrees=agrees, counted=counted):
                     self._report(leg.name, watch)
                     self._note()
                     news = True

@@ -73,7 +73,7 @@ class Trial(NamedTuple):
         return "cloud" if self.edge is None else "edge"
 
 
-def checked(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
+def check_trials(given: Trial | Sequence[Trial] | None) -> tuple[Trial, ...]:
     """Check trials, and return them with their defaults filled in.
 
     None gives none; a single one is a list of one.

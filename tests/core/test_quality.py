@@ -52,11 +52,11 @@ def test_what_was_late_is_not_tried_at_once_again(calls):
     ceiling = Ceiling()
     for i, late in calls:
         before = ceiling.best
-        ceiling.ended(i, late=late)
+        ceiling.record_call(i, late=late)
         assert ceiling.best > i if late else before - 1 <= ceiling.best <= before
         assert 0 <= ceiling.best <= 5
     for _ in range(5 * MOST_TRANSFERS):
-        ceiling.ended(0, late=False)
+        ceiling.record_call(0, late=False)
     assert ceiling.best == 0
 
 
@@ -64,10 +64,10 @@ def test_a_better_one_is_tried_more_and_more_rarely():
     """While it is late each time."""
     ceiling, between = Ceiling(), []
     for _ in range(6):
-        ceiling.ended(0, late=True)
+        ceiling.record_call(0, late=True)
         count = 0
         while ceiling.best:
-            ceiling.ended(1, late=False)
+            ceiling.record_call(1, late=False)
             count += 1
         between.append(count)
     assert between == [
@@ -79,11 +79,11 @@ def test_a_better_one_is_tried_more_and_more_rarely():
         MOST_TRANSFERS,
     ]
     for _ in range(FEWEST_TRANSFERS):
-        ceiling.ended(0, late=False)
-    ceiling.ended(0, late=True)
+        ceiling.record_call(0, late=False)
+    ceiling.record_call(0, late=True)
     for _ in range(2 * FEWEST_TRANSFERS):
         assert ceiling.best
-        ceiling.ended(1, late=False)
+        ceiling.record_call(1, late=False)
     assert not ceiling.best
 
 

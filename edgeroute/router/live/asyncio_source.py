@@ -16,7 +16,7 @@ from edgeroute.core.routing_policy import INF, Mode
 from edgeroute.errors import Closed
 from edgeroute.router.live.frames import FrameSettings, FrameUpdate
 from edgeroute.router.live.live_source import Call, Kind, Mailbox
-from edgeroute.router.live.result_iterators import CLOSE_S, AudioBase, Consumed, FramesBase, live_audio, live_frames
+from edgeroute.router.live.result_iterators import CLOSE_S, AudioBase, LiveIterator, FramesBase, live_audio, live_frames
 from edgeroute.router.live.speech import AudioSettings, BargeIn, Utterance
 from edgeroute.system.process import await_within
 from edgeroute.types import Answer
@@ -140,7 +140,7 @@ async def fill_async(mailbox: Mailbox[T], source: AsyncIterable[T]) -> None:
         mailbox.end(e)
 
 
-class AsyncUpdates(Consumed[U]):
+class AsyncUpdates(LiveIterator[U]):
     """Asynchronous iterator over the results of a live source, for an `async with` and an `async for`. See `Updates`."""
 
     _begun = False

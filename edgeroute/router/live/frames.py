@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Settings and results of `Router.frames`, and the default signature of a frame.
 
 Drop = Literal["oldest", "never"]
-Held = Literal["", "scene", "in_flight"]
+HeldReason = Literal["", "scene", "in_flight"]
 Signature = Callable[[Any], Sequence[float]]
 ACROSS, BLOCK = 32, 4
 """Samples of a frame in each direction, and the samples per direction of which a value of its signature is the mean."""
@@ -63,7 +63,7 @@ class FrameUpdate:
     answer: Answer
     edge: Answer | None
     final: bool
-    held: Held
+    held: HeldReason
     reused_from: int | None
     label: Hashable
     shown: Answer
@@ -120,7 +120,7 @@ class FrameSettings(NamedTuple):
     deadline: float | None = None
     data_class: str | None = None
 
-    def checked(self) -> FrameSettings:
+    def check(self) -> FrameSettings:
         """Return the settings after validation; a `stale` of practically for ever becomes None.
 
         Raises:
@@ -206,7 +206,7 @@ class _PendingFrame:
     frame: Any
     call: Call
     begun: float
-    held: Held
+    held: HeldReason
     ends: bool
     """True if the call's deadline ends it once its refinement is of no use any more."""
     ours: bool
@@ -298,7 +298,7 @@ class FrameFlow:
             return False
         self._pace.due = now + (self._settings.every or 0.0)  # whoever answers, or nobody; an edge's run may put it off
         taken = Taken(got.number, got.at, self._next_scene(got.item))
-        held: Held = ""
+        held: HeldReason = ""
         if not alone:  # else there is nobody else to ask
             held = "scene" if self._settled(taken, now) else "in_flight" if full else ""
         limit, useful = self._limits(held)
@@ -311,7 +311,7 @@ class FrameFlow:
             self._current = asked
         return True
 
-    def _limits(self, held: Held) -> tuple[float | None, float | None]:
+    def _limits(self, held: HeldReason) -> tuple[float | None, float | None]:
         """Return the deadline of a call, and the seconds for which a refinement is of use; None: none, or not known yet."""
         given, stale = self._settings.deadline, self._settings.stale
         useful = None if held or stale is None else self._pace.deadline_s(stale)

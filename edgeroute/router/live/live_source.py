@@ -31,7 +31,7 @@ class SourceItem(NamedTuple):
     item: Any
 
 
-class Space(Protocol):
+class SpaceEvent(Protocol):
     """Event for "the mailbox has space", of threads or of asyncio."""
 
     def set(self) -> None:
@@ -51,7 +51,7 @@ class Mailbox(Generic[T]):
         space: set when there is space.
     """
 
-    def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: Space) -> None:
+    def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: SpaceEvent) -> None:
         self._items: deque[SourceItem] = deque()
         self._lock = threading.Lock()
         self._most, self._drops, self.ring, self.space = most, drops, ring, space

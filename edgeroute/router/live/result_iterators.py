@@ -69,7 +69,7 @@ class Bell:
         return PolledCall(router._refined(x, mode, deadline, data_class, self.ring))  # noqa: SLF001 - a part of it
 
 
-class Consumed(Generic[U]):
+class LiveIterator(Generic[U]):
     """Base of both iterators.
 
     Args:
@@ -136,7 +136,7 @@ class Consumed(Generic[U]):
         raise error or stop
 
 
-class Updates(Consumed[U]):
+class Updates(LiveIterator[U]):
     """Iterator over the results of a live source, for a `with` and a `for`. One thread at a time.
 
     Leaving the `with`, or `close`, cancels the calls under way, and ends the thread that reads the source after the item it is

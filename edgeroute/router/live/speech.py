@@ -115,7 +115,7 @@ class AudioSettings(NamedTuple):
     deadline: float | None = None
     data_class: str | None = None
 
-    def checked(self) -> AudioSettings:
+    def check(self) -> AudioSettings:
         """Return the settings after validation, with defaults for `window` and `barge_in`.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgeroute.core.units import Bytes, Seconds
-from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
+from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.disk_tier import Disk
 from edgeroute.stores.cache.lru_table import Recent
 from edgeroute.stores.cache.semantic_cache import Semantic
@@ -137,7 +137,7 @@ class Cache(ForkSafe):
         values that are restored unchanged: JSON values, with outputs that are arrays or JSON values. An entry dated in the future
         is dated now.
         """
-        cached = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
+        cached = None if data_class in self.never else private_copy(entry._replace(at=min(entry.at, self._clock())))
         if cached is not None:
             with self._lock:
                 self._evicted += self._recent.put(key, cached)
@@ -184,7 +184,7 @@ class Cache(ForkSafe):
             if fresh := seen is not None and 0 <= now_s - seen.entry.at < self._ttl_s:
                 self._hits += 1
         if seen is not None and fresh:
-            return seen.given(), "fresh"
+            return seen.for_caller(), "fresh"
         cached = self._newer(key, seen, fetched)
         if cached is not None and cached.entry.at > now_s:
             cached = cached._replace(entry=cached.entry._replace(at=now_s))
@@ -206,12 +206,12 @@ class Cache(ForkSafe):
                 self._hits += 1
             else:
                 self._disk_hits += 1
-        return cached.given(), state
+        return cached.for_caller(), state
 
     def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
         """Return a copy of the disk's entry if it is newer (another process may have refreshed it), else `seen`."""
         entry = (self.fetch([key]) if fetched is None else fetched).get(key)
-        return keep(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
+        return private_copy(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 
     def _state(self, age_s: float) -> State | None:
         """Return the state of an entry of this age; None if it is too old for any use."""
@@ -249,7 +249,7 @@ class Flight:
         self._flights, self._key, self._shared, self.leads = flights, key, shared, leads
 
     @property
-    def held(self) -> bool:
+    def is_streamed(self) -> bool:
         """Return True if the leader's answer is a stream that goes on only while its caller reads."""
         return self._shared.held
 

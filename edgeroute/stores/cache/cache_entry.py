@@ -35,16 +35,16 @@ class CachedEntry(NamedTuple):
 
     entry: Entry
     bytes: int
-    fixed: bool
+    immutable: bool
     """True if the entry is immutable, so that callers may share one object."""
 
-    def given(self) -> Entry:
+    def for_caller(self) -> Entry:
         """Return the entry for one caller: arrays are read-only, mutable values are copied."""
         entry = self.entry
-        return entry if self.fixed else entry._replace(value=deepcopy(entry.value), outputs=deepcopy(entry.outputs))
+        return entry if self.immutable else entry._replace(value=deepcopy(entry.value), outputs=deepcopy(entry.outputs))
 
 
-def keep(entry: Entry) -> CachedEntry | None:
+def private_copy(entry: Entry) -> CachedEntry | None:
     """Return a private deep copy of the entry with its size; None if it cannot be copied."""
     try:
         outputs, size, fixed = _copy(entry.outputs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeroute.core.error_codes import class_name
 from edgeroute.errors import BadInput, check_number
-from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, keep
+from edgeroute.stores.cache.cache_entry import CachedEntry, Entry, private_copy
 from edgeroute.stores.cache.lru_table import Recent
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
 from edgeroute.system.process import call_contained, now
@@ -83,7 +83,7 @@ class Semantic(ForkSafe):
             best = int(similar.argmax())
             similarity = min(1.0, float(similar[best]))
             prefix_of_best, _, cached = self._kept[best]
-        return (cached.given(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
+        return (cached.for_caller(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
 
     def embedded(self, text: str) -> bool:
         """Return True if the text's embedding is still cached from a recent `find`, so that `add` calls no model."""
@@ -98,7 +98,7 @@ class Semantic(ForkSafe):
         Raises:
             BadInput: see `find`.
         """
-        vector, cached = self._unit(text), keep(entry)
+        vector, cached = self._unit(text), private_copy(entry)
         if vector is None or cached is None:
             return
         with self._lock:

@@ -117,7 +117,7 @@ LISTED = ", ".join(Listed._fields)
 WAITING = ", ".join(Waiting._fields[:-1]) + ", CASE WHEN outbox_origins.seq IS NULL THEN '' ELSE origin END"
 """Columns of `Waiting`."""
 LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
-"""Columns of a late answer, as `late` reads them."""
+"""Columns of a late answer, as `read_late` reads them."""
 FAR_S = 1e11
 """Largest distance of a timestamp from 1970, seconds; one beyond is damaged."""
 MOST_BYTES = 1 << 40
@@ -139,7 +139,7 @@ class Damaged(ValueError):
         self.seq = seq
 
 
-def sound(row: Sequence[Any]) -> Listed:
+def read_checked(row: Sequence[Any]) -> Listed:
     """Return the entry in a row of `LISTED`, after checking the columns by which entries are found and chosen.
 
     Raises:
@@ -158,7 +158,7 @@ def sound(row: Sequence[Any]) -> Listed:
     return entry
 
 
-def listed(row: Sequence[Any]) -> Listed:
+def read_lenient(row: Sequence[Any]) -> Listed:
     """Return the entry in a row of `LISTED` as far as it can be read; values of a wrong type are replaced by neutral ones."""
     seq, name, state, target, kind, data_class, rule, importance, queued_at, ready_at, attempts, size, error = row
     return Listed(
@@ -168,7 +168,7 @@ def listed(row: Sequence[Any]) -> Listed:
     )  # fmt: skip
 
 
-def waiting(row: Sequence[Any]) -> Waiting:
+def read_waiting(row: Sequence[Any]) -> Waiting:
     """Return the request in a row of `WAITING`, after checking all columns.
 
     Raises:
@@ -197,7 +197,7 @@ def waiting(row: Sequence[Any]) -> Waiting:
     return entry._replace(headers=pairs, provisional=_json(entry.provisional, "provisional"))
 
 
-def late(row: Sequence[Any]) -> Late:
+def read_late(row: Sequence[Any]) -> Late:
     """Return the late answer in a row of `LATE`, after checking all columns.
 
     Outputs without a type are None.

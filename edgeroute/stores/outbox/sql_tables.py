@@ -9,7 +9,7 @@ from itertools import chain, islice, pairwise
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from edgeroute.stores.outbox.outbox_entries import LISTED, MOST_BYTES, Damaged, Listed, State, is_whole, listed, size_of, sound
+from edgeroute.stores.outbox.outbox_entries import LISTED, MOST_BYTES, Damaged, Listed, State, is_whole, read_lenient, size_of, read_checked
 
 # Queries by index that find the next entry of an outbox; their time does not depend on the number of entries.
 
@@ -126,7 +126,7 @@ class Heads:
 
     def _listed(self, statement: str, *values: object) -> list[Listed]:
         """Return the entries of a query, checked."""
-        return [sound(row) for row in self._c.execute(statement, values)]
+        return [read_checked(row) for row in self._c.execute(statement, values)]
 
 
 Look: TypeAlias = Callable[[Lane], "Listed | float"]
@@ -232,7 +232,7 @@ def bury(c: sqlite3.Connection, seq: int, why: str, now_s: float) -> str:
     Counts all sizes again.
     """
     (row,) = c.execute(f"SELECT {LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
-    e = listed(row)
+    e = read_lenient(row)
     name = e.id if e.id == row[1] and e.id else f"damaged-{seq}"
     c.execute(
         "UPDATE outbox_entries SET id = ?, state = 'dead', target = ?, kind = ?, data_class = ?, rule = ?, importance = ?,"

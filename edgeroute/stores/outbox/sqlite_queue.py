@@ -32,9 +32,9 @@ from edgeroute.stores.outbox.outbox_entries import (
     Put,
     State,
     Waiting,
-    late,
-    listed,
-    waiting,
+    read_late,
+    read_lenient,
+    read_waiting,
 )
 from edgeroute.stores.outbox.sql_tables import (
     SCHEMA,
@@ -52,7 +52,7 @@ from edgeroute.stores.serialisation import encode_input
 from edgeroute.stores.sqlite_file import Database
 from edgeroute.system.class_signatures import check_units
 from edgeroute.system.forks import ForkSafe, initially, per_process
-from edgeroute.system.process import now, plain
+from edgeroute.system.process import now, to_json_types
 
 # Group commit: entries that threads store at the same time share one transaction, and so one wait for the disk.
 
@@ -184,7 +184,7 @@ class Listing(ForkSafe):
                 f"SELECT {LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
                 {"state": state, "most": -1 if latest is None else latest},
             )
-            return [listed(row) for row in rows]
+            return [read_lenient(row) for row in rows]
 
     def pages(self, state: State | None = None) -> Iterator[Listed]:
         """Yield the entries, as `list` returns them, `PAGE` per transaction, so that memory and writers' waits are bounded."""
@@ -195,7 +195,7 @@ class Listing(ForkSafe):
                     f"SELECT {LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
                     {"seq": seq, "state": state},
                 )
-                page = [listed(row) for row in rows]
+                page = [read_lenient(row) for row in rows]
             if not page:
                 return
             yield from page
@@ -215,7 +215,7 @@ class Listing(ForkSafe):
             return dict(row for row in rows if row is not None)
 
     def counts(self) -> dict[str, int]:
-        """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`."""
+        """Return the counters since the file was created (`COUNTED`), the current number `read_waiting`, and the total `bytes`."""
         with self._transaction() as c:
             return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
 
@@ -386,7 +386,7 @@ class Outbox(Listing):
         queued_at = now_s if waiting.queued_at is None else waiting.queued_at
         soon_at = queued_at + self.part_s() if waiting.error else queued_at
         ready_at = soon_at if waiting.ready_at is None else waiting.ready_at
-        headers, provisional = json.dumps(waiting.headers), json.dumps(plain(waiting.provisional))
+        headers, provisional = json.dumps(waiting.headers), json.dumps(to_json_types(waiting.provisional))
         size = ROW_BYTES + len(waiting.body) + len(headers) + len(provisional)
         known = c.execute(
             "SELECT state, error FROM outbox_entries WHERE id = :id UNION ALL SELECT 'done', '' FROM outbox_done WHERE id = :id",
@@ -439,7 +439,7 @@ class Outbox(Listing):
         Returns:
             False if the request is already answered, or gone.
         """
-        value = json.dumps(plain(answer.value))
+        value = json.dumps(to_json_types(answer.value))
         outputs = (None if answer.outputs is None else encode_input(answer.outputs)) or (None, b"")
         confidence = None if answer.confidence is None else float(answer.confidence)  # numpy's are not SQLite's
         with self._transaction() as c:
@@ -530,7 +530,7 @@ class Outbox(Listing):
             " LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_origins USING (seq)"
             " WHERE id = ? AND state = 'waiting' AND since >= ?",
             name,
-            waiting,
+            read_waiting,
         )
 
     def late(self, name: str) -> Late | None:
@@ -539,7 +539,7 @@ class Outbox(Listing):
             f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
             " WHERE id = ? AND state = 'answered' AND since >= ?",
             name,
-            late,
+            read_late,
         )
 
     def _read(self, statement: str, name: str, read: Callable[[Sequence[Any]], T]) -> T | None:

@@ -182,9 +182,9 @@ def _dumps(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        from edgeroute.system.process import plain
+        from edgeroute.system.process import to_json_types
 
-        return json.dumps(plain(value))
+        return json.dumps(to_json_types(value))
 
 
 @contextlib.contextmanager

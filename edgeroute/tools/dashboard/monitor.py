@@ -308,7 +308,7 @@ class Monitor:
                 self._trial = Trial(records, self._sources.setup(), self._sources.certificates(), self._audits())
             return self._trial.shown()
 
-    def tried(self, edge: str, threshold: float) -> dict[str, Any]:
+    def try_threshold(self, edge: str, threshold: float) -> dict[str, Any]:
         """Replay the loaded requests with another threshold and return the result.
 
         Raises:

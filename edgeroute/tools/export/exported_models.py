@@ -33,7 +33,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 
 @contextmanager
-def whole(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]:
+def new_folder(out: Path, about: Mapping[str, Any], *, force: bool) -> Iterator[Path]:
     """Provide a new folder to write to, which becomes `out` at the end; after an error it is deleted.
 
     Args:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import Subject, subjects, whole, write, yaml_of
+from edgeroute.tools.export.exported_models import Subject, subjects, new_folder, write, yaml_of
 from edgeroute.tools.export.kubernetes import METRICS, MIB, Cluster, container, manifests, object_name, volumes
 from edgeroute.tools.export.triton import Backend, Batching, check_parts, write_repository
 
@@ -70,7 +70,7 @@ def kserve(
     annotations = {"edgeroute/models": ", ".join(clean(model.model.name) for model in models), "edgeroute/version": __version__}
     plain = yaml_of(*manifests(label, cluster, annotations), head=PLAIN)
     served = yaml_of(runtime(label, cluster, storage), service(label, cluster, storage, annotations), head=KSERVE)
-    with whole(Path(out), about, force=force) as folder:
+    with new_folder(Path(out), about, force=force) as folder:
         write_repository(folder / "repository", models, backend, batching)
         write(folder / "kubernetes.yaml", plain)
         write(folder / "kserve.yaml", served)

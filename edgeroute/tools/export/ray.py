@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute import __version__
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import FILE, Subject, copies, programs, subjects, text_of, whole, write, yaml_of
+from edgeroute.tools.export.exported_models import FILE, Subject, copies, programs, subjects, text_of, new_folder, write, yaml_of
 from edgeroute.tools.export.programs.arms import checked_shares
 
 INGRESS_AT_ONCE = 64
@@ -64,7 +64,7 @@ def ray(
     }  # fmt: skip
     about = {"edgeroute": __version__, "format": "ray", "models": args["models"]}
     config = yaml_of(_config(args, queue, low, high, max(1, max_batch // 2), shares), head=HEAD)
-    with whole(Path(out), about, force=force) as folder:
+    with new_folder(Path(out), about, force=force) as folder:
         files = {"by_card.py": "by_card.py", "oip.py": "oip.py", "arms.py": "arms.py", "ray_app.py": "app.py"}
         programs(folder, files)
         for model in models:

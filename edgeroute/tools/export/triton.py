@@ -20,7 +20,7 @@ from edgeroute.tools.export.exported_models import (
     programs,
     subjects,
     text_of,
-    whole,
+    new_folder,
     write,
 )
 
@@ -96,7 +96,7 @@ def triton(
     models = subjects(paths, names)
     check_parts(models, backend)
     about = {"edgeroute": __version__, "format": "triton", "models": [model.name for model in models]}
-    with whole(Path(out), about, force=force) as folder:
+    with new_folder(Path(out), about, force=force) as folder:
         write_repository(folder, models, backend, batching)
     return models
 

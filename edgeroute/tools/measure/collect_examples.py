@@ -25,7 +25,7 @@ from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.engine import settle
 from edgeroute.router.fallback_answers import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.policy_snapshot import before, chosen, fingerprints
+from edgeroute.router.policy_snapshot import earlier_edges, calibrated_target, fingerprints
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import make_plan
 from edgeroute.tools.measure.evaluation import Examples
@@ -89,7 +89,7 @@ class DirectCalls:
         backends[self.number], specs[self.number] = self.runner, (kind, name, arguments, self.score, *more)
         policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, device_rules=())
         targets = tuple(target._replace(group="") for target in snapshot.targets)  # any can run, also if it is not selected
-        self._targets, self.before = snapshot.targets, before(snapshot.targets, self.number)
+        self._targets, self.before = snapshot.targets, earlier_edges(snapshot.targets, self.number)
         self.snapshot = snapshot._replace(policy=policy, targets=targets, backends=tuple(backends), specs=tuple(specs), plans={})
 
     @property
@@ -125,7 +125,7 @@ class DirectCalls:
 
     def keeps(self, number: int, walk: Walked) -> bool:
         """Return True if the edge model at that position accepts its answer by its own threshold; False without an answer."""
-        (leg,), target, prediction = walk.request.plan.legs, chosen(self.snapshot, number), walk.outcome.prediction
+        (leg,), target, prediction = walk.request.plan.legs, calibrated_target(self.snapshot, number), walk.outcome.prediction
         leg_with_threshold = leg._replace(final=False, threshold=target.threshold, thresholds=target.thresholds)
         return prediction is not None and acceptable(leg_with_threshold, prediction)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.confidence.binomial_tests import Floats, proportion
 from edgeroute.errors import BadInput
-from edgeroute.observe.router_stats import ArmStats, Part
+from edgeroute.observe.router_stats import ArmStats, Interval
 from edgeroute.tools.measure.evaluation import Bools
 
 DRAWS = 4_999
@@ -223,11 +223,11 @@ def _ratio(part: Floats, of: Floats) -> Floats:
     return np.divide(part, of, out=np.zeros_like(part), where=of > 0)
 
 
-def _hull(exact: tuple[float, float, float], drawn: Floats) -> Part:
+def _hull(exact: tuple[float, float, float], drawn: Floats) -> Interval:
     """Return the value with the wider of two intervals at each end: the exact one, and that of the draws."""
     value, low, high = exact
     ends = np.quantile(drawn, [RISK / 2, 1 - RISK / 2])
-    return Part(value, float(min(low, ends[0])), float(max(high, ends[1])))
+    return Interval(value, float(min(low, ends[0])), float(max(high, ends[1])))
 
 
 def _difference(

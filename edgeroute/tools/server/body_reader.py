@@ -31,7 +31,7 @@ class Bodies:
         """Bytes in memory now."""
 
     @contextmanager
-    def one(self) -> Iterator[Body]:
+    def open_body(self) -> Iterator[Body]:
         """Provide a `Body` for one request; at the end of the `with` block its bytes no longer count in the total."""
         body = Body(self)
         try:

@@ -17,7 +17,7 @@ from edgeroute.core.error_codes import clean, error_text
 from edgeroute.errors import EdgerouteError, NoAnswer
 from edgeroute.router.async_router import AsyncRouter
 from edgeroute.router.streams import AsyncStream
-from edgeroute.system.process import json_dumps, plain
+from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.tools.server.access import Options
 from edgeroute.tools.server.gateway_requests import CompletionRequest
 from edgeroute.types import Answer
@@ -75,7 +75,7 @@ class Completion:
         chunk = "chat.completion.chunk" if request.chat else "text_completion"
         self._chunk: dict[str, Any] = {**self._whole, "object": chunk}
 
-    def whole(self, answer: Answer[Any]) -> dict[str, Any]:
+    def body(self, answer: Answer[Any]) -> dict[str, Any]:
         """Return the body of a reply that is not streamed."""
         reply = _reply(answer)
         choice = _choice(reply)
@@ -148,7 +148,7 @@ class Completion:
 
     def _event(self, data: dict[str, Any]) -> bytes:
         """Encode an object as a server-sent event, arrays as plain data."""
-        return b"data: " + json_dumps(data, plain) + b"\n\n"
+        return b"data: " + json_dumps(data, to_json_types) + b"\n\n"
 
 
 _MARK = "\N{SYMBOL FOR SUBSTITUTE}"
@@ -177,7 +177,7 @@ def _text(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     value: Any = answer.value
     if isinstance(value, str):
         return value
-    return "" if value is None and choice else json_dumps(plain(value)).decode()
+    return "" if value is None and choice else json_dumps(to_json_types(value)).decode()
 
 
 def _finish(answer: Answer[Any], choice: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from edgeroute.errors import EdgerouteError, PolicyError, check_number
 from edgeroute.router.async_router import AsyncRouter
-from edgeroute.system.process import json_dumps, plain
+from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.tools.server.access import Calls, Guard, Options, checked_token, options, plain_body, unless_left
 from edgeroute.tools.server.body_reader import Bodies
 from edgeroute.tools.server.completion_format import Completion, Routing, error_event, headers_of
@@ -56,7 +56,7 @@ class Completions:
         headers = dict(scope["headers"])
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)
-        with self.calls.bodies.one() as held:
+        with self.calls.bodies.open_body() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
@@ -69,7 +69,7 @@ class Completions:
     async def _whole(self, request: CompletionRequest, wanted: Options, send: Send) -> None:
         """Infer, then send the whole reply."""
         answer = await self.routing.infer(request.x, wanted)
-        body = json_dumps(Completion(request).whole(answer), plain)
+        body = json_dumps(Completion(request).body(answer), to_json_types)
         headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(answer)}
         await send(_head(headers))
         await send({"type": "http.response.body", "body": body})
@@ -125,7 +125,7 @@ class Models:
         """Describe all names."""
         return reply({"object": "list", "data": [self._about(name) for name in self.names]})
 
-    async def one(self, request: Request) -> Response:
+    async def describe_model(self, request: Request) -> Response:
         """Describe one name; raise 404 if it is unknown."""
         name = request.path_params["name"]
         if name not in self.names:
@@ -203,7 +203,7 @@ def app(
         Route("/v1/chat/completions", Completions(routing, calls, names_all, chat=True), methods=["POST"]),
         Route("/v1/completions", Completions(routing, calls, names_all, chat=False), methods=["POST"]),
         Route("/v1/models", models.all),
-        Route("/v1/models/{name}", models.one),
+        Route("/v1/models/{name}", models.describe_model),
         Route("/v2", tensors.server),
         Route("/v2/health/live", tensors.live),
         Route("/v2/health/ready", tensors.ready),

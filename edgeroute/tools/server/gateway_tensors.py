@@ -19,7 +19,7 @@ from edgeroute.edge.model_card import Array, Card
 from edgeroute.edge.model_members import member
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.router.policy_snapshot import Snapshot, edges_of
-from edgeroute.system.process import json_dumps, plain
+from edgeroute.system.process import json_dumps, to_json_types
 from edgeroute.tools.server import oip_messages as protocol
 from edgeroute.tools.server.access import LEFT, Calls, options, plain_body, unless_left
 from edgeroute.tools.server.completion_format import REASON, Routing, confidence_of, headers_of
@@ -83,7 +83,7 @@ class Tensors:
         plain_body(headers)
         wanted = options(scope["headers"], self.routing.rules)
         inputs = await self._inputs()
-        with self.calls.bodies.one() as held:
+        with self.calls.bodies.open_body() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is None:
                 return
@@ -191,7 +191,7 @@ def _outputs(answers: Sequence[Answer[Any]]) -> dict[str, Array]:
 
 def _label(value: Any) -> str:
     """Return an answer's value as text; any other value as JSON."""
-    return value if isinstance(value, str) else json_dumps(plain(value)).decode()
+    return value if isinstance(value, str) else json_dumps(to_json_types(value)).decode()
 
 
 def _texts(texts: list[str]) -> Array:

@@ -56,7 +56,7 @@ class Infer:
         """Read the request, queue it at its model, and send the reply with the model's load; nothing if the client left."""
         model = find_model(self.served, scope)
         headers = dict(scope["headers"])
-        with self.bodies.one() as held:
+        with self.bodies.open_body() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is not None:
                 reply = await self._answer(model, headers, body, receive, held)
@@ -85,7 +85,7 @@ class Infer:
         if (decoding := model.decoded_bytes(ask)) is not None:
             held.grow(decoding)
             try:
-                ask = await asyncio.get_running_loop().run_in_executor(self._decoder, model.decoded, ask)
+                ask = await asyncio.get_running_loop().run_in_executor(self._decoder, model.decode_files, ask)
             except RuntimeMissing as e:
                 raise HTTPException(501, f"this server cannot read such files: {e}") from e
         results = await unless_left(model.submit(ask), receive)
@@ -312,7 +312,7 @@ class _Pages:
 
     async def model(self, request: Request) -> Response:
         """Describe a model; raise 404 if unknown."""
-        return reply(find_model(self.served, request.scope).described(request.path_params["name"]))
+        return reply(find_model(self.served, request.scope).metadata_as(request.path_params["name"]))
 
     async def model_ready(self, request: Request) -> Response:
         """Answer that a model is ready; raise 404 if unknown."""

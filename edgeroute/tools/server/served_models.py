@@ -218,7 +218,7 @@ class Served:
         sizes = [self.decoders[name].bytes * len(data) for name, data in ask.feed.items() if isinstance(data, Files)]
         return sum(sizes) if sizes else None
 
-    def decoded(self, ask: Ask) -> Ask:
+    def decode_files(self, ask: Ask) -> Ask:
         """Return the request with its files decoded to arrays. Slow: call it in a thread.
 
         Raises:
@@ -228,7 +228,7 @@ class Served:
         feed = {name: self.decoders[name](data) if isinstance(data, Files) else data for name, data in ask.feed.items()}
         return ask._replace(feed=feed)
 
-    def described(self, name: str) -> dict[str, Any]:
+    def metadata_as(self, name: str) -> dict[str, Any]:
         """Return the metadata under that name: the model's own, or the one under which it takes picture files."""
         if name == self.name:
             return self.about

@@ -19,7 +19,7 @@ def section(title: str, *parts: str) -> str:
     return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *filter(None, parts), "</section>"])
 
 
-def beside(*sections: str) -> str:
+def side_by_side(*sections: str) -> str:
     """Return sections side by side on wide screens; empty ones are skipped; empty without any."""
     return "\n".join(['<div class="row">', *filter(None, sections), "</div>"]) if any(sections) else ""
 

@@ -108,7 +108,7 @@ def level(threshold: float) -> str:
     return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
 
 
-def counted(n: int, noun: str) -> str:
+def count_text(n: int, noun: str) -> str:
     """Format a number with its noun: 1 input, 2,000 inputs."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
@@ -124,7 +124,7 @@ def verdict(evaluation: Evaluation, verdicts: list[Verdict]) -> tuple[str, str]:
     if certificate is None:
         return (
             "No promise.",
-            f"There is no certificate. This is what the threshold does on {counted(evaluation.n, 'input')}, no more.",
+            f"There is no certificate. This is what the threshold does on {count_text(evaluation.n, 'input')}, no more.",
         )
     if evaluation.uncalibrated:
         return "The certificate says nothing about what is in use:", f"{evaluation.uncalibrated}."
@@ -202,12 +202,12 @@ def _measured(certificate: Certificate, measured: Verdict) -> str:
         f"{round(share * 100, 2) + 0.0:.2f}" for share in (measured.measured, measured.low, measured.high)
     )  # no -0.00
     within = f"(95 % interval{' for all classes at once' if measured.where else ''}: {low} to {high})"
-    inputs = f"{within} of {counted(measured.n, 'input')}"
+    inputs = f"{within} of {count_text(measured.n, 'input')}"
     most = f"{certificate.value * 100:g} is allowed"
     if certificate.kind == "max_defer":
         return f"{value} % {inputs} were deferred, and {most}"
     if certificate.kind == "max_error":
-        return f"{value} % {within} of {counted(measured.n, 'answer')} that the edge gave alone were wrong, and {most}"
+        return f"{value} % {within} of {count_text(measured.n, 'answer')} that the edge gave alone were wrong, and {most}"
     if certificate.agreement:
         return f"{value} % {inputs} got another answer than the cloud's, and {most}"
-    return f"the loss against the cloud is {value} percentage points {within} on {counted(measured.n, 'input')}, and {most}"
+    return f"the loss against the cloud is {value} percentage points {within} on {count_text(measured.n, 'input')}, and {most}"

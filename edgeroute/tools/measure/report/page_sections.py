@@ -17,7 +17,7 @@ from edgeroute.tools.measure.report.numbers_in_words import (
     NONE,
     SIDES,
     amount,
-    counted,
+    count_text,
     counted_classes,
     duration,
     interval,
@@ -54,7 +54,7 @@ def promise(evaluation: Evaluation) -> str:
     expected = f"{percent(certificate.deferral_rate)} expected ({percent(low)} to {percent(high)})"
     method = f", by {certificate.method}" if certificate.method else ""
     rows += [
-        ("made", f"{certificate.date}, from {counted(certificate.n, 'example')}{method}, {odds}"),
+        ("made", f"{certificate.date}, from {count_text(certificate.n, 'example')}{method}, {odds}"),
         ("deferral", f"{expected}; {percent(evaluation.deferral.value)} here"),
         ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
         ("checksum", certificate.checksum[:16]),
@@ -67,7 +67,7 @@ def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
     certificate = evaluation.certificate
     assert certificate is not None, "a calibration has one"
     low, high = certificate.deferral_interval
-    method = f"{certificate.method or 'none'}, {counted(certificate.n, 'example')}, {certificate.date}"
+    method = f"{certificate.method or 'none'}, {count_text(certificate.n, 'example')}, {certificate.date}"
     rows = [
         ("promise", certificate.label),
         ("method", method),
@@ -203,7 +203,7 @@ def reliability(evaluation: Evaluation) -> str:
         return ""
     axis_label = "right, %" if evaluation.labelled else "as the cloud says, %"
     parts = bins(np.where(np.isfinite(score), score, np.nan), right)
-    caption = f"{counted(finite.size, 'answer')} in {counted(len(parts), 'bin')} of about the same size."
+    caption = f"{count_text(finite.size, 'answer')} in {count_text(len(parts), 'bin')} of about the same size."
     is_probability = evaluation.names.score not in NO_PROBABILITY and finite.min() >= 0 and finite.max() <= 1
     if is_probability:
         error = calibration_error(parts) * 100
@@ -233,7 +233,7 @@ def classes(evaluation: Evaluation) -> str:
     """Return the section with results per class: the worst `WORST` if there are more; a sentence if far too many."""
     results = evaluation.classes()
     if len(results) > WORST and 2 * len(results) > evaluation.n:
-        text = f"There are {len(results):,} different answers to {counted(evaluation.n, 'input')}: too many for a table."
+        text = f"There are {len(results):,} different answers to {count_text(evaluation.n, 'input')}: too many for a table."
         return html.section("Classes", html.paragraph(text))
     caption = "By the right answer." if evaluation.labelled and not evaluation.thresholds else "By what the edge says."
     if evaluation.edge_right is not None:
@@ -286,6 +286,6 @@ def notes(evaluation: Evaluation) -> str:
     unscored = int(np.isnan(evaluation.examples.score).sum())
     if unscored:
         does = "accepted" if evaluation.accept_unsure else "deferred"
-        sentences.append(f"{counted(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
+        sentences.append(f"{count_text(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
     listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in sentences)
     return html.section("What is what", f"<ul>\n{listed}\n</ul>")

@@ -10,8 +10,8 @@ from edgeroute.tools.measure.evaluation import Evaluation
 from edgeroute.tools.measure.fleet_trial import Difference, Fleet
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import page_sections as sections
-from edgeroute.tools.measure.report.html_blocks import beside, escape
-from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows, counted, limit, size
+from edgeroute.tools.measure.report.html_blocks import side_by_side, escape
+from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows, count_text, limit, size
 
 # Sections of a trial, for one router in operation, and for many devices.
 
@@ -104,7 +104,7 @@ def _stopped(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def basis(count: int, requests: int) -> str:
     """Return the number of devices and requests of a comparison in words."""
-    return f"{counted(count, 'device')}, {counted(requests, 'request')}"
+    return f"{count_text(count, 'device')}, {count_text(requests, 'request')}"
 
 
 # CSS of the pages: system font, light and dark mode; on a phone only tables are wider than the screen, and they scroll.
@@ -186,9 +186,9 @@ def evaluation_page(evaluation: Evaluation, *, drawn: bool = True) -> Page:
     parts = [sections.promise(evaluation), sections.numbers(evaluation)]
     if drawn:
         parts += [
-            beside(sections.accuracy_over_deferral(evaluation), sections.latency(evaluation)),
+            side_by_side(sections.accuracy_over_deferral(evaluation), sections.latency(evaluation)),
             sections.cost(evaluation),
-            beside(sections.reliability(evaluation), sections.scores(evaluation)),
+            side_by_side(sections.reliability(evaluation), sections.scores(evaluation)),
         ]
     else:
         parts += [sections.cost(evaluation), sections.undrawn()]
@@ -217,7 +217,7 @@ def calibration_page(evaluation: Evaluation, why: str, notes: Iterable[str], *, 
     """
     parts = [sections.calibration(evaluation, why, notes)]
     parts.append(
-        beside(sections.accuracy_over_deferral(evaluation), sections.scores(evaluation)) if drawn else sections.undrawn()
+        side_by_side(sections.accuracy_over_deferral(evaluation), sections.scores(evaluation)) if drawn else sections.undrawn()
     )
     return _page("calibration", evaluation, [*parts, sections.classes(evaluation), sections.notes(evaluation)])
 
@@ -227,7 +227,7 @@ def _page(what: str, evaluation: Evaluation, parts: Iterable[str]) -> Page:
     names = evaluation.names
     edge = names.edge if names.edge_bytes is None else f"{names.edge} ({size(names.edge_bytes)})"
     about = {"data": names.data, "edge model": edge, "cloud": names.cloud, "score": names.score, "measured": names.date}
-    summary = "; ".join([counted(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
+    summary = "; ".join([count_text(evaluation.n, "input"), *(f"{what} {name}" for what, name in about.items() if name)])
     title = f"edgeroute {what}: {names.policy}" if names.policy else f"edgeroute {what}"
     return Page(title, summary, "\n".join(filter(None, parts)))
 

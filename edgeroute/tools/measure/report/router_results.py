@@ -20,7 +20,7 @@ from edgeroute.errors import RuntimeMissing, StoreError
 from edgeroute.system.process import replace_file
 from edgeroute.tools.measure.certification import verdicts
 from edgeroute.tools.measure.evaluation import QUANTILES, Evaluation, Share
-from edgeroute.tools.measure.report.numbers_in_words import counted, counted_classes, level, percent, seen_before, verdict
+from edgeroute.tools.measure.report.numbers_in_words import count_text, counted_classes, level, percent, seen_before, verdict
 from edgeroute.tools.measure.report.report_page import Page, calibration_page, cell, document, evaluation_page
 
 # Numbers of an evaluation as JSON data.
@@ -147,7 +147,7 @@ class EvaluationResult:
             doubtful = any(result.doubtful for result in verdicts(self.evaluation))
             held = "the promise held, as the cloud is worse than the edge" if doubtful else "the promise held"
             parts.append(held if self.held else "the promise did not hold")
-        return f"<EvaluationResult of {counted(self.n, 'input')}: {', '.join(parts)}>"
+        return f"<EvaluationResult of {count_text(self.n, 'input')}: {', '.join(parts)}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ class CalibrationResult:
         certificate = self.certificate
         least = f"thresholds of {counted_classes(len(certificate.thresholds))}"
         least = least if certificate.thresholds else f"threshold {level(certificate.threshold)}"
-        examples = counted(certificate.n, "example")
+        examples = count_text(certificate.n, "example")
         text = f"{certificate.label}: {least} of {self._score}, {percent(certificate.deferral_rate)} of {examples} deferred"
         if certificate.threshold == INF and all(threshold == INF for threshold in certificate.thresholds.values()):
             text = f"{certificate.label}: no threshold of {self._score} keeps it with {examples}, so all are deferred"
