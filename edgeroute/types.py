@@ -13,7 +13,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.routing_policy import Side
 from edgeroute.core.walk import Left, Outcome, Prediction, new
 from edgeroute.system.log_filter import Failures, call_logged
-from edgeroute.system.process import to_json_types, short
+from edgeroute.system.process import short, to_json_types
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

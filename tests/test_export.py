@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from edgeroute import BadInput, ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.edge.preprocessing import Picture
 from edgeroute.http.messages import Reply
-from edgeroute.tools.export.exported_models import PROGRAMS, Subject, server_name, new_folder
+from edgeroute.tools.export.exported_models import PROGRAMS, Subject, new_folder, server_name
 from edgeroute.tools.export.kserve import kserve as export_kserve
 from edgeroute.tools.export.kubernetes import Cluster, object_name
 from edgeroute.tools.export.programs.arms import arm_of, checked_shares

@@ -40,7 +40,7 @@ from edgeroute import (
 )
 from edgeroute.core.answer_reasons import CODES, Took
 from edgeroute.core.spending_limits import Cost, Tokens
-from edgeroute.observe.router_stats import ArmStats, AuditStats, LegStats, Interval
+from edgeroute.observe.router_stats import ArmStats, AuditStats, Interval, LegStats
 from edgeroute.record import request_counts as tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.prometheus import of_router

@@ -248,7 +248,9 @@ def test_what_is_told_of_an_answer():
         "a": [1.5, {"b": 2.0}],
         "c": ["d"],
     }
-    json.dumps([answer_fields(Prediction(value, 0.5, value)) for value in (b"x", object(), {1: 2}, [np.float32(1)])], allow_nan=False)
+    json.dumps(
+        [answer_fields(Prediction(value, 0.5, value)) for value in (b"x", object(), {1: 2}, [np.float32(1)])], allow_nan=False
+    )
 
 
 def test_the_exports_read_what_is_sent(monkeypatch):

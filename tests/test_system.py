@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edgeroute.system import process
 from edgeroute.system.forks import ForkSafe, initially, per_process, per_process_of
-from edgeroute.system.process import await_within, file_stamp, json_dumps, json_loads, to_json_types, replace_file
+from edgeroute.system.process import await_within, file_stamp, json_dumps, json_loads, replace_file, to_json_types
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 from edgeroute.catalog.catalog_entry import Entry, FileEntry
 from edgeroute.catalog.catalog_source import Source
-from edgeroute.catalog.model_folder import ENTRY, Store, replace_durably, translate_os_errors, flush_folder
+from edgeroute.catalog.model_folder import ENTRY, Store, flush_folder, replace_durably, translate_os_errors
 from edgeroute.errors import CatalogAway, CatalogError, StoreError
 from edgeroute.system.process import file_sha256, json_dumps
 

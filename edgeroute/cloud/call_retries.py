@@ -56,7 +56,9 @@ class Retries:
         shown: returns True if a part of the answer was shown; then there is no retry.
     """
 
-    def __init__(self, most: int, until: float, exchange: Exchange, way: CallSender, shown: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, most: int, until: float, exchange: Exchange, way: CallSender, shown: Callable[[], bool] | None = None
+    ) -> None:
         self._most, self._until, self._exchange, self._way, self._shown = most, until, exchange, way, shown
 
     async def call(self, once: Callable[[], Awaitable[T]]) -> T:

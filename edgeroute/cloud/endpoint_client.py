@@ -10,7 +10,7 @@ from itertools import count
 from time import monotonic, sleep
 from typing import Any, NoReturn, Protocol
 
-from edgeroute.cloud.call_retries import Retries, CallSender
+from edgeroute.cloud.call_retries import CallSender, Retries
 from edgeroute.cloud.endpoint import HttpEndpoint, Talk, check_status
 from edgeroute.cloud.request_exchange import HEADER, Exchange, Sending
 from edgeroute.core.walk import new

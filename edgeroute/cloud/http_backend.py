@@ -131,7 +131,9 @@ class HttpBackend(AbandonedRuns):
         client = self._client or self.client
         return await self._run(client, client.on_loop, inputs, until, exchange)
 
-    async def _run(self, client: HttpClient, way: CallSender, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
+    async def _run(
+        self, client: HttpClient, way: CallSender, inputs: list[Any], until: float, exchange: Exchange
+    ) -> list[Prediction]:
         """Return the predictions for inputs, in this thread or on the event loop."""
         rows = self._rows(exchange, inputs, until)
         if rows is None:

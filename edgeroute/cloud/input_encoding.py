@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.cloud.cloud_backend import Escalated
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec, codec_of
-from edgeroute.cloud.tensor_types import zeros_like_row, stack_inputs
+from edgeroute.cloud.tensor_types import stack_inputs, zeros_like_row
 from edgeroute.core.estimates import Ceiling
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.input_tensors import Array, shape_text

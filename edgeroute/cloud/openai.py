@@ -10,7 +10,18 @@ from math import ceil, inf
 from typing import Any
 
 from edgeroute.cloud.endpoint import OneByOne, Talk, check_status, loads, looks_like
-from edgeroute.cloud.reply_pieces import OVER, PROGRESS, READ, Head, AnswerPiece, AnswerStream, read_first, read_line, read_short, read_whole
+from edgeroute.cloud.reply_pieces import (
+    OVER,
+    PROGRESS,
+    READ,
+    AnswerPiece,
+    AnswerStream,
+    Head,
+    read_first,
+    read_line,
+    read_short,
+    read_whole,
+)
 from edgeroute.confidence.first_tokens import Rule
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.core.answer_reasons import truncated

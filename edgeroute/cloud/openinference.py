@@ -13,10 +13,20 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeroute.cloud.endpoint import Talk, check_status, loads
-from edgeroute.cloud.input_encoding import PARAMETER, Feed, tensor_parameters, answers_json, zeros_of
+from edgeroute.cloud.input_encoding import PARAMETER, Feed, answers_json, tensor_parameters, zeros_of
 from edgeroute.cloud.request_exchange import ASK
 from edgeroute.cloud.served_model import TRITON, Given, ServedModel, identity, labels_in
-from edgeroute.cloud.tensor_types import DTYPES, NAMES, TEXTS, Invalid, Tensor, zeros_like_row, datatype_of, to_json_values, to_bytes
+from edgeroute.cloud.tensor_types import (
+    DTYPES,
+    NAMES,
+    TEXTS,
+    Invalid,
+    Tensor,
+    datatype_of,
+    to_bytes,
+    to_json_values,
+    zeros_like_row,
+)
 from edgeroute.core.walk import new
 from edgeroute.edge.model_card import Array
 from edgeroute.errors import CloudError

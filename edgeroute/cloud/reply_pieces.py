@@ -318,7 +318,9 @@ async def run(
         raise
 
 
-def _account_for(client: HttpClient, speaking: StreamAttempt, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
+def _account_for(
+    client: HttpClient, speaking: StreamAttempt, exchange: Exchange, error: BaseException | None, *, cut: bool
+) -> None:
     """Account for an attempt that has ended: complete, by an error, or abandoned."""
     speaking.close()
     client.count_received(speaking.received)

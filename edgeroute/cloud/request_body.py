@@ -319,7 +319,9 @@ class Body:
         if isinstance(value, BYTES):
             if self.kind == "multipart":
                 return File(value, name, OCTETS)
-            raise BadInput(f"{where} is {description_of(value)}, a form takes text: write |base64 after it, or body_type multipart")
+            raise BadInput(
+                f"{where} is {description_of(value)}, a form takes text: write |base64 after it, or body_type multipart"
+            )
         return scalar(value, f"{where} is a field's value")
 
     def __repr__(self) -> str:

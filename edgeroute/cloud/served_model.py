@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from edgeroute.cloud.cloud_backend import checked_flag
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.endpoint import MAX_VALUES, Talk, looks_like
-from edgeroute.cloud.input_encoding import Choose, Feed, split_answers, join_answers, encode, encode_inputs, payload_of
+from edgeroute.cloud.input_encoding import Choose, Feed, encode, encode_inputs, join_answers, payload_of, split_answers
 from edgeroute.cloud.tensor_types import NAMES, TEXTS, Invalid, Tensor, decode_tensor, shape_of, spec_of, stack_inputs, wrong_with
 from edgeroute.confidence.output_forms import label_names
 from edgeroute.confidence.output_reader import checked_kind
@@ -278,7 +278,9 @@ class ServedModel(ABC):
         plain_inputs, _ = split_answers(inputs)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in plain_inputs):
             return inputs
-        return join_answers(encode_inputs(self.payload, plain_inputs, *given[0][:2], choose, BASE64 if self.binary is False else 1.0), inputs)
+        return join_answers(
+            encode_inputs(self.payload, plain_inputs, *given[0][:2], choose, BASE64 if self.binary is False else 1.0), inputs
+        )
 
     def _feed(self, inputs: list[Any]) -> Feed:
         """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants."""

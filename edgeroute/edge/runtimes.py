@@ -16,7 +16,7 @@ from edgeroute.edge.callable_model import CallableModel
 from edgeroute.edge.model_members import check_model, has_async_runs, is_model, member
 from edgeroute.edge.run_counts import runs_of
 from edgeroute.errors import BadReply, PolicyError, nearest
-from edgeroute.system.late_imports import attribute, plugin_targets, call_factory
+from edgeroute.system.late_imports import attribute, call_factory, plugin_targets
 from edgeroute.types import EdgeModel, StopToken
 
 BUILT_IN = {

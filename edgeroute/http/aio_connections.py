@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from edgeroute.core.routing_policy import INF
 from edgeroute.http.connection_protocol import RECORD, Line
-from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, system_error, send_some
+from edgeroute.http.connections import STAGGER_S, Connection, Pool, ResponseHead, Sockets, send_some, system_error
 from edgeroute.http.dns_resolver import RESOLVER, SocketAddress
 from edgeroute.http.messages import Call, Reply
 from edgeroute.http.reply_parser import Reading

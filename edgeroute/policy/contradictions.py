@@ -89,7 +89,9 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         if score in SCORES and bounded(score) and not 0 <= number <= 1 + SLACK:
             percent = f": {number:g} % is {number / 100:g}" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
-            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {quote_value(number)}{percent}")
+            yield Problem(
+                ("threshold",), f"expected 0 to 1, where confidences by {score} are, found {quote_value(number)}{percent}"
+            )
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
         text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
         yield Problem(("threshold",), text)
@@ -179,7 +181,7 @@ def _released(edges: Any) -> bool:
     return any(isinstance(edge, dict) and str(edge.get("path")).lower().endswith(".active") for edge in several)
 
 
-def found(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """Return a value as quoted in a message. Text is cut to `SHOWN` characters; tables and lists are not shown."""
     if isinstance(value, str):
         return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgeroute.errors import nearest
-from edgeroute.policy.contradictions import Key, Problem, quote_value, kind_text
+from edgeroute.policy.contradictions import Key, Problem, kind_text, quote_value
 from edgeroute.policy.derived_sections import Section
 from edgeroute.policy.policy_keys import SECTIONS, Settings
 from edgeroute.policy.target_sections import CLOUDS, PROTOCOLS, Cloud, Edge, InstalledCloud

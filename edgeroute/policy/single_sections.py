@@ -17,7 +17,7 @@ from edgeroute.core.device_rules import OF, Then
 from edgeroute.errors import PolicyError
 from edgeroute.policy.derived_sections import Section, configures
 from edgeroute.policy.units_as_text import SHARE, Duration, expected, share, text
-from edgeroute.policy.value_types import Flag, Text, Texts, not_only_cloud, message_error
+from edgeroute.policy.value_types import Flag, Text, Texts, message_error, not_only_cloud
 from edgeroute.record import trace
 from edgeroute.stores import cache, outbox
 from edgeroute.trials import drift_monitor as drift

@@ -24,7 +24,7 @@ from edgeroute.http.messages import Address
 from edgeroute.policy.derived_sections import Kind, Section, configures
 from edgeroute.policy.single_sections import at
 from edgeroute.policy.value_types import ModelPath, Text, Texts, Url, checked_body, message_error
-from edgeroute.system.late_imports import plugin_targets, load_plugin
+from edgeroute.system.late_imports import load_plugin, plugin_targets
 
 VIEW = "What this side takes of an input that is a mapping: the key. Without it: all of the input."
 VARIANT = (

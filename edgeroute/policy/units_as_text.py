@@ -127,7 +127,7 @@ Share = Annotated[
 """0..1."""
 
 
-def written(kind: str, value: float) -> str:
+def to_text(kind: str, value: float) -> str:
     """Return a number of seconds, bytes or a share as a policy file has it: "1h", "16MiB", "0.5%".
 
     The largest unit that gives a whole number.

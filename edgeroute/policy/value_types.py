@@ -264,7 +264,10 @@ Binary = Annotated[Literal["auto"] | bool, with_message('"auto", true or false')
 _VERIFY = "true, false, or the path of a file with authorities in quotes"
 Verify = Annotated[bool | _Text, with_message(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[
-    list[_Text], Field(min_length=2, max_length=2), with_message('two paths, as in ["client.pem", "client.key"]'), AfterValidator(_paths)
+    list[_Text],
+    Field(min_length=2, max_length=2),
+    with_message('two paths, as in ["client.pem", "client.key"]'),
+    AfterValidator(_paths),
 ]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
 Pins = Annotated[str | list[str], with_message(_PINS), AfterValidator(_pins)]

@@ -48,7 +48,7 @@ class History:
             raise MayNotLeave("this conversation had a turn that may not leave, and there is no edge any more")
         return [*self.messages, message], options
 
-    def _answered(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
+    def _append_answer(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
         """Append the turn and its answer to the messages. Return the answer.
 
         Tool calls are kept in the reply; a value that is no text becomes one.

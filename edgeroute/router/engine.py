@@ -31,7 +31,7 @@ from edgeroute.router.call_stages import Proceed, Result, Steps, compose, walk_s
 from edgeroute.router.drivers import blocking
 from edgeroute.router.fallback_answers import Fallback, LateReplies
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, calibrated_target, clear_plans, backends_by_spec, served
+from edgeroute.router.policy_snapshot import PolicyArguments, Snapshot, backends_by_spec, calibrated_target, clear_plans, served
 from edgeroute.router.private_conversations import MUTE, PrivateConversations
 from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, is_read_once, read_once_error
 from edgeroute.router.request_plans import drop_unsure_edges, first_piece_s, make_plan, stored_plan
@@ -89,7 +89,7 @@ class Sensing:
 
         Without a free thread loads here. Errors of freeing are logged.
         """
-        edges = [cast("EdgeBackend", b) for b in made_of(snapshot).values() if b.side == "edge"]
+        edges = [cast("EdgeBackend", b) for b in backends_by_spec(snapshot).values() if b.side == "edge"]
         rules = self._engine.observer.facts.rules
         if any(rule.then == "unload" for rule in snapshot.policy.device_rules if rule in rules):
             for backend in edges:
@@ -127,7 +127,7 @@ def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
 
 
-def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
+def effective_snapshot(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
     """Return the policy with thresholds and labels as they are now, after alarms and certificates' expiry.
 
     The same object if nothing changed; otherwise without stored plans.

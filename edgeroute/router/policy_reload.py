@@ -20,7 +20,7 @@ from edgeroute.router.audit_calls import put_audits, put_trials
 from edgeroute.router.engine import CLOSED, Engine
 from edgeroute.router.engine_assembly import guard
 from edgeroute.router.fallback_answers import RULES
-from edgeroute.router.policy_snapshot import PolicyArguments, build, clear_plans, backends_by_spec
+from edgeroute.router.policy_snapshot import PolicyArguments, backends_by_spec, build, clear_plans
 from edgeroute.router.warm_up import check_releases
 from edgeroute.system.log_filter import call_quietly
 from edgeroute.system.process import file_stamp

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 # Arguments `edge` and `cloud` of a router, in one form.
 
 
-def listed(given: Any) -> list[Any]:
+def as_list(given: Any) -> list[Any]:
     """Return None, one or several values as a list. A list is copied."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
@@ -113,7 +113,7 @@ def endpoint_of(given: Any) -> Any:
 # Models of a catalog, with the certificate that came with a version.
 
 
-def released(model: Any) -> Certificate | None:
+def release_certificate(model: Any) -> Certificate | None:
     """Read and return the certificate that came with a version of a catalog; None: there is none.
 
     Raises PolicyError if it is damaged.
@@ -540,12 +540,12 @@ def clear_plans(snapshot: Snapshot) -> None:
             policy.plans.clear()
 
 
-def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
+def backends_by_spec(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
     """Return the backends of a policy and of its edge on trial, by the arguments from which they were made.
 
     Those of the policy itself take precedence.
     """
-    known = {} if snapshot.trial is None else made_of(snapshot.trial)
+    known = {} if snapshot.trial is None else backends_by_spec(snapshot.trial)
     return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
 
 

@@ -104,7 +104,7 @@ class _Tally:
         self._sums["compared"] += 1
         self._sums["differ"] += differs
 
-    def _mean(self, name: str, count: str) -> Part:
+    def _mean(self, name: str, count: str) -> Interval:
         """Return a mean with its 95 % interval. 0 without values."""
         n = max(1.0, self._sums[count])
         mean = self._sums[name] / n

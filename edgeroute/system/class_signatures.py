@@ -72,7 +72,7 @@ _ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", re.MULTILINE)
 _ARGUMENT = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
-def described(made: Any) -> dict[str, str]:
+def argument_texts(made: Any) -> dict[str, str]:
     """Return parameter -> its text under `Args:` in the docstring of a class, or of its constructor.
 
     A class's own text goes before that of its bases.

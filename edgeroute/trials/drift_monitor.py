@@ -182,7 +182,7 @@ class DriftMonitor:
         self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
         self._seen = judged, below
 
-    def sampled(self, threshold: float | None, *, below: bool) -> bool:
+    def add_deferral(self, threshold: float | None, *, below: bool) -> bool:
         """Record whether an answer of the deferral sample was below the threshold. Return True if that raises an alarm.
 
         Ignored for another threshold than the certificate's own, and after an alarm of its kind.

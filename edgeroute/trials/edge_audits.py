@@ -96,7 +96,7 @@ class Sampler(ForkSafe):
         with self._lock:
             return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
-    def _draw(self) -> Drawn | None:
+    def _draw(self) -> AuditDraw | None:
         """Draw a request that has become due, and the distance to the next one; None: not drawn.
 
         Not drawn for an audit if audits are not allowed now.
@@ -551,7 +551,7 @@ class Auditor(ForkSafe):
             ]
             self._compare(audit.request.id, audit.drawn, audit.bound, edges, answer)
 
-    def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
+    def _compare(self, identity: str, drawn: AuditDraw, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
         """Compare edges' answers with the cloud's: writes a line each; updates tallies, monitors, trials and waiting labels.
 
         With another policy in force only the lines are written.
@@ -615,7 +615,7 @@ class Auditor(ForkSafe):
         self._alarm(name, alarm_text)
 
 
-def _allowed(asks: Asks) -> bool:
+def _allowed(asks: BackgroundCalls) -> bool:
     """Return True if an audit may be made; errors are logged. An error counts as not allowed."""
     try:
         return asks.allowed()

@@ -9,7 +9,17 @@ from itertools import chain, islice, pairwise
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from edgeroute.stores.outbox.outbox_entries import LISTED, MOST_BYTES, Damaged, Listed, State, is_whole, read_lenient, size_of, read_checked
+from edgeroute.stores.outbox.outbox_entries import (
+    LISTED,
+    MOST_BYTES,
+    Damaged,
+    Listed,
+    State,
+    is_whole,
+    read_checked,
+    read_lenient,
+    size_of,
+)
 
 # Queries by index that find the next entry of an outbox; their time does not depend on the number of entries.
 

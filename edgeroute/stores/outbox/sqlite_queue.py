@@ -215,7 +215,7 @@ class Listing(ForkSafe):
             return dict(row for row in rows if row is not None)
 
     def counts(self) -> dict[str, int]:
-        """Return the counters since the file was created (`COUNTED`), the current number `read_waiting`, and the total `bytes`."""
+        """Return the counters since the file was created (`COUNTED`), the current number `waiting`, and the total `bytes`."""
         with self._transaction() as c:
             return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
 

@@ -106,7 +106,8 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
     guard = Middleware(Guard, hosts=tuple(hosts), token=token, without_token=OPEN, what="dashboard", links=OPEN)
     pages = _Pages(monitor)
     all_routes = [
-        Route("/", _page), Route("/live", pages.live), Route("/trial", pages.trial), Route("/trial/at", pages.try_threshold), *routes,
+        Route("/", _page), Route("/live", pages.live), Route("/trial", pages.trial), Route("/trial/at", pages.try_threshold),
+        *routes,
     ]  # fmt: skip
     application = Starlette(routes=all_routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False
@@ -157,7 +158,9 @@ class _Pages:
             threshold = float("nan")
         if not isfinite(threshold):
             raise BadInput("threshold must be a number, as in /trial/at?edge=NAME&threshold=0.8")
-        return _json(json_dumps(await run_in_threadpool(self._monitor.try_threshold, request.query_params.get("edge", ""), threshold)))
+        return _json(
+            json_dumps(await run_in_threadpool(self._monitor.try_threshold, request.query_params.get("edge", ""), threshold))
+        )
 
 
 def _json(text: bytes) -> Response:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from edgeroute import __version__
 from edgeroute.core.error_codes import clean
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import Subject, subjects, new_folder, write, yaml_of
+from edgeroute.tools.export.exported_models import Subject, new_folder, subjects, write, yaml_of
 from edgeroute.tools.export.kubernetes import METRICS, MIB, Cluster, container, manifests, object_name, volumes
 from edgeroute.tools.export.triton import Backend, Batching, check_parts, write_repository
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute import __version__
 from edgeroute.errors import PolicyError
-from edgeroute.tools.export.exported_models import FILE, Subject, copies, programs, subjects, text_of, new_folder, write, yaml_of
+from edgeroute.tools.export.exported_models import FILE, Subject, copies, new_folder, programs, subjects, text_of, write, yaml_of
 from edgeroute.tools.export.programs.arms import checked_shares
 
 INGRESS_AT_ONCE = 64

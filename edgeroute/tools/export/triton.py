@@ -17,10 +17,10 @@ from edgeroute.tools.export.exported_models import (
     Word,
     copies,
     dumps,
+    new_folder,
     programs,
     subjects,
     text_of,
-    new_folder,
     write,
 )
 

@@ -25,7 +25,7 @@ from edgeroute.router.call_stages import Block, Pause, Steps, walk_stage
 from edgeroute.router.engine import settle
 from edgeroute.router.fallback_answers import no_answer
 from edgeroute.router.leg_execution import LegExecutor, Walked
-from edgeroute.router.policy_snapshot import earlier_edges, calibrated_target, fingerprints
+from edgeroute.router.policy_snapshot import calibrated_target, earlier_edges, fingerprints
 from edgeroute.router.request import Request
 from edgeroute.router.request_plans import make_plan
 from edgeroute.tools.measure.evaluation import Examples

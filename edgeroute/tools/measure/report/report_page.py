@@ -10,7 +10,7 @@ from edgeroute.tools.measure.evaluation import Evaluation
 from edgeroute.tools.measure.fleet_trial import Difference, Fleet
 from edgeroute.tools.measure.report import html_blocks as html
 from edgeroute.tools.measure.report import page_sections as sections
-from edgeroute.tools.measure.report.html_blocks import side_by_side, escape
+from edgeroute.tools.measure.report.html_blocks import escape, side_by_side
 from edgeroute.tools.measure.report.numbers_in_words import arm_cells, arm_rows, count_text, limit, size
 
 # Sections of a trial, for one router in operation, and for many devices.
