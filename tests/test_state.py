@@ -247,7 +247,7 @@ def test_a_damaged_value_is_dropped(path, make, caplog, value):
     assert [later.get(f"a:{n}") for n in range(3)] == [0, None, 2]
     assert caplog.text.count("'a:1'") == 1
     later.close()
-    assert names(path) == {"a:0": 0, "a:2": 2}
+    assert names(path) == {"a:0": 0, "a:2": 2, "damaged": None}
 
 
 @pytest.mark.parametrize("kind", [Router, AsyncRouter])
@@ -267,7 +267,10 @@ def test_no_value_stops_a_router(tmp_path, caplog, kind, value):
         known.put(name, None)
     known.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as connection:
-        connection.execute("UPDATE kept SET value = ?", (value,))
+        for name, updated in connection.execute("SELECT name, updated FROM kept").fetchall():
+            connection.execute(
+                "UPDATE kept SET value = ?, crc = ? WHERE name = ?", (value, state.checksum(name, value, updated), name)
+            )
     endpoint = OpenInference(url)
     router = kind(lambda _: ("cat", 0.1), endpoint, threshold=0.8, state=tmp_path, audit=Audit(share=0.5))
     assert endpoint.inputs is None
@@ -318,7 +321,7 @@ def test_a_new_file_is_complete_before_it_has_its_name(path, make, monkeypatch, 
     kept = make()
     kept.put("a", 1)
     assert kept.flush()
-    assert seen == [(path, [("kept",)], 0o600)]
+    assert [(to, tables[:2], mode) for to, tables, mode in seen] == [(path, [("kept",), ("total",)], 0o600)]
     assert not list(path.parent.glob("*.new-*"))
     kept.close()
     assert make().get("a") == 1

@@ -68,17 +68,17 @@ class EarlierSpending:
             return True
         before = _set_aside(store.path)
         try:
-            rows = store.rows(PREFIX)
+            rows, damaged_at = store.rows(PREFIX), store.damaged()
         except StoreError as e:
             if _set_aside(store.path) == before:
                 self._unreadable(lock, str(e))
                 return False
-            rows = []  # it was damaged, and has just been set aside
+            rows, damaged_at = [], None  # it was damaged, and has just been set aside
         old: list[str] = []
         with lock:
             self._read_at, self._spending.unknown = INF, ""
-            for damaged_at in _set_aside(store.path):
-                self._lost(damaged_at, f"{store.path} was damaged")
+            for instant in [*_set_aside(store.path), *([] if damaged_at is None else [damaged_at])]:
+                self._lost(instant, f"{store.path} was damaged")
             for i, (name, text, updated) in enumerate(rows):
                 if name != own_name and name not in self.known:
                     self.known.add(name)

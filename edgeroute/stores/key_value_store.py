@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,20 @@ from edgeroute.system.process import now
 log = logging.getLogger("edgeroute")
 DELAY_S = 1.0
 """Write-behind delay, seconds. Values put within it are lost if the process is killed."""
-_SCHEMA = "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL) WITHOUT ROWID"
+DAMAGED = "damaged"
+"""Name of the value whose time is that of the latest damage."""
+_SCHEMA = """
+CREATE TABLE kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE total (rows INTEGER NOT NULL, crc INTEGER NOT NULL);
+INSERT INTO total VALUES (0, 0);
+CREATE TRIGGER added AFTER INSERT ON kept BEGIN UPDATE total SET rows = rows + 1, crc = crc + NEW.crc; END;
+CREATE TRIGGER changed AFTER UPDATE ON kept BEGIN UPDATE total SET crc = crc - OLD.crc + NEW.crc; END;
+CREATE TRIGGER deleted AFTER DELETE ON kept BEGIN UPDATE total SET rows = rows - 1, crc = crc - OLD.crc; END
+"""
+_PUT = """
+INSERT INTO kept VALUES (?, ?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated = excluded.updated, crc = excluded.crc
+"""
 _MATCH = "substr(name, 1, ?) = ?"
 
 
@@ -28,7 +43,8 @@ class KeyValueStore(ForkSafe):
     """JSON values by name, in a file shared by processes. The last writer of a name wins.
 
     Disk errors are never raised, except by `rows`: each distinct error is logged once, and values stay in memory meanwhile. A
-    damaged value is deleted with a warning.
+    damaged value is deleted with a warning. Each value has a checksum, and the file their number and sum: what is lost is noticed
+    as the file is opened, and `damaged` has the time.
 
     Args:
         path: path of the file; None: values are in memory only.
@@ -39,7 +55,9 @@ class KeyValueStore(ForkSafe):
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._database = None if path is None else Database(path, _SCHEMA, durable=True, lenient=True)
+        self._database = (
+            None if path is None else Database(path, _SCHEMA, version=2, durable=True, lenient=True, check=self._check)
+        )
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and Unix time of the put, of values not yet written to the file."""
         self._logged: set[str] = set()
@@ -119,6 +137,49 @@ class KeyValueStore(ForkSafe):
                 (len(prefix), prefix),
             ).fetchall()
 
+    def damaged(self) -> float | None:
+        """Return the Unix time at which it was last noticed that values are damaged or missing, None: never.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        return max((updated for _, _, updated in self.rows(DAMAGED)), default=None)
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Delete damaged values from a file that is opened, and note the time of damage.
+
+        Raises:
+            sqlite3.DatabaseError: the file as a whole is damaged.
+        """
+        connection.execute("BEGIN")
+        try:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            rows = connection.execute("SELECT name, value, updated, crc FROM kept").fetchall()
+            total = connection.execute("SELECT rows, crc FROM total").fetchall()
+        except sqlite3.OperationalError as e:
+            found = f"malformed schema: {e}"
+            if "no such" not in found:
+                raise
+        finally:
+            connection.execute("ROLLBACK")
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"malformed: {found}")
+        damaged = [name for name, *row, crc in rows if crc != checksum(name, *row)]
+        actual = len(rows), sum(row[3] for row in rows if type(row[3]) is int)
+        if not damaged and total == [actual]:
+            return
+        if any(type(name) is not str or name != name.encode(errors="replace").decode() for name in damaged):
+            raise sqlite3.DatabaseError("malformed: a name is no text")
+        log.error("%s is damaged: of its values %d are there, %d of them damaged", self.path, len(rows), len(damaged))
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM total")
+        connection.execute("INSERT INTO total VALUES (?, ?)", actual)
+        for name in damaged:
+            log.warning("the value of %r in %s is damaged, and was deleted", name, self.path)
+            connection.execute("DELETE FROM kept WHERE name = ?", (name,))
+        connection.execute(_PUT, (DAMAGED, "null", instant := now(), checksum(DAMAGED, "null", instant)))
+        connection.execute("COMMIT")
+
     def put(self, name: str, value: Any) -> None:
         """Store a snapshot of the value in memory; a thread writes it to the file about a second later.
 
@@ -156,7 +217,7 @@ class KeyValueStore(ForkSafe):
             with database.transaction() as connection:
                 with self._lock:  # only now: a later writer then has newer values
                     batch = dict(self._fresh)
-                connection.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", [(n, *v) for n, v in batch.items()])
+                connection.executemany(_PUT, [(n, *v, checksum(n, *v)) for n, v in batch.items()])
         except StoreError as e:
             self._log_once(e)
             return False
@@ -218,6 +279,11 @@ class KeyValueStore(ForkSafe):
         if (text := str(error)) not in self._logged:
             self._logged.add(text)
             log.warning("state that should survive a restart cannot be written or read: %s", text)
+
+
+def checksum(name: str, value: str, updated: float) -> int:
+    """Return the checksum of a row."""
+    return zlib.crc32(repr((name, value, updated)).encode(errors="backslashreplace"))
 
 
 class _Shared(ForkSafe):

@@ -42,6 +42,8 @@ class Database(ForkSafe):
         busy_s: how long to wait for another process's transaction, seconds.
         durable: if True, a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
         lenient: if True, text that is not valid UTF-8 is read as lone surrogates; if False, reading it is an error.
+        check: called with the connection to a file as the file is opened; raises sqlite3.DatabaseError if the content is damaged.
+            A file without a schema is passed, too: a new file has its schema before it has its path.
     """
 
     _lock, _reads = per_process(threading.RLock), per_process(threading.RLock)
@@ -61,8 +63,9 @@ class Database(ForkSafe):
         durable: bool,
         busy_s: float = BUSY_S,
         lenient: bool = False,
+        check: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
-        self.path, self._busy_s, self._lenient = path, busy_s, lenient
+        self.path, self._busy_s, self._lenient, self._check_content = path, busy_s, lenient, check
         self._version, self._durable = version, durable
         self._create_script = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
         self._file: tuple[int, int] | None = None
@@ -213,7 +216,9 @@ class Database(ForkSafe):
                 self._check(version)
                 if self._lenient:
                     connection.text_factory = _decode
-                if not version:
+                if self._check_content is not None:
+                    self._check_content(connection)
+                elif not version:
                     self._retry(connection.executescript, self._create_script)
             except BaseException:
                 connection.close()

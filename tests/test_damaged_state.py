@@ -1,0 +1,113 @@
+"""A state file that was cut, overwritten or lost rows: what has a limit is not sent until the lost spending cannot count any more."""
+
+import contextlib
+import random
+import shutil
+import sqlite3
+
+import pytest
+from both import Threads
+
+from edgeroute import Function, Limits
+from edgeroute.cloud.spending_file import SharedSpending
+from edgeroute.core.spending_limits import Cost, Spending
+from edgeroute.stores.key_value_store import KeyValueStore
+from edgeroute.system import process
+
+PAID, MOST = 8, 10
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A state in which eight calls of ten are paid, by several processes, with other values."""
+    folder = tmp_path_factory.mktemp("state")
+    for n in range(PAID):
+        store = KeyValueStore(folder / "state.db")
+        spending = SharedSpending(Spending(Limits(usd_per_day=1.0)), store)
+        assert spending.recall()
+        spending.add(Cost(usd=0.1), process.now())
+        for i in range(20):
+            store.put(f"other:{n}:{i}", {"values": [0.25] * i})
+        spending.close()
+        store.close()
+    return (folder / "state.db").read_bytes()
+
+
+def paid(folder):
+    """How many calls are sent after two starts, with those that were paid before."""
+    calls = []
+
+    def cloud(x):
+        calls.append(x)
+        return "cloud", 0.9
+
+    for _ in range(2):
+        options = {"threshold": 0.8, "state": folder, "limits": Limits(usd_per_day=1.0)}
+        with Threads(lambda _: ("edge", 0.1), Function(cloud, usd_per_call=0.1), **options) as router:
+            for i in range(MOST):
+                router.infer(i)
+    return PAID + len(calls)
+
+
+def changed(path):
+    """The rows are not those that were written, or the file says that some were lost, or is set aside."""
+    store = KeyValueStore(path)
+    spending = SharedSpending(Spending(Limits(usd_per_day=1.0)), store)
+    spending.recall()
+    known = spending.spent().usd == pytest.approx(PAID * 0.1)
+    refused = spending.reserve(Cost(usd=0.1), process.now()) is not None
+    store.close()
+    return refused or known
+
+
+LENGTHS = (0, 1, 2, 15, 16, 99, 100, 101, 511, 512, 1023, 4095, 4096, 4097, 8191, 8192, 8193, 12287)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_state_that_was_cut(tmp_path, whole, length):
+    """As by a full disk or an interrupted copy, at any length."""
+    (tmp_path / "state.db").write_bytes(whole[:length])
+    assert paid(tmp_path) <= MOST
+
+
+@pytest.mark.parametrize("draws", [150, pytest.param(4000, marks=pytest.mark.slow)])
+def test_random_damage(tmp_path, whole, draws):
+    """Bytes, pages and runs that are overwritten, doubled or zeroed: what was spent is known as it was, or nothing is sent."""
+    dice, path = random.Random(1), tmp_path / "s" / "state.db"
+    unnoticed = []
+    for draw in range(draws):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        damaged, at, length = bytearray(whole), dice.randrange(len(whole)), dice.choice((1, 1, 2, 16, 512, 4096))
+        how = dice.choice(("bit", "zero", "random", "copy"))
+        if how == "bit":
+            damaged[at] ^= 1 << dice.randrange(8)
+        else:
+            source = dice.randrange(len(whole))
+            run = {"zero": bytes(length), "random": dice.randbytes(length), "copy": whole[source : source + length]}[how]
+            damaged[at : at + len(run)] = run[: len(whole) - at]
+        path.write_bytes(damaged)
+        if not changed(path):
+            unnoticed.append((draw, how, at, length))
+    assert unnoticed == []
+
+
+@pytest.mark.parametrize("damage", ["row", "rows", "name", "value", "total", "table"])
+def test_rows_that_are_lost(tmp_path, whole, damage):
+    """A file that is sound to SQLite, with fewer or other rows than were written."""
+    path = tmp_path / "state.db"
+    path.write_bytes(whole)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for name in ("added", "changed", "deleted"):  # as damage does: not by statements
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute(
+            {
+                "row": "DELETE FROM kept WHERE name = (SELECT min(name) FROM kept WHERE name LIKE 'spending:%')",
+                "rows": "DELETE FROM kept",
+                "name": "UPDATE kept SET name = 'x' || name WHERE name LIKE 'spending:%'",
+                "value": "UPDATE kept SET value = '{}' WHERE name LIKE 'spending:%'",
+                "total": "DELETE FROM total",
+                "table": "DROP TABLE kept",
+            }[damage]
+        )
+    assert paid(tmp_path) <= MOST
