@@ -85,7 +85,10 @@ class Retries:
         return await retrying(attempt)
 
     def _stop(self, state: RetryCallState) -> bool:
-        """Return True if there is no further retry. Takes one from the retry budget otherwise."""
+        """Return True if there is no further retry. Takes one from the retry budget otherwise.
+
+        At most `most` retries, none past the deadline, after a stop request, or once a piece was shown.
+        """
         return (
             state.attempt_number > self._most
             or monotonic() + state.upcoming_sleep >= self._until

@@ -57,7 +57,7 @@ class ReplyReader(Reader):
         return super().read_many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
-        """Check one row of outputs, and return its prediction."""
+        """Check one row of outputs, and return its prediction. Raise BadReply for one that cannot be an answer."""
         if type(row) is Prediction:
             self._check_pair(row.value, row.confidence)
         elif type(row) is tuple and self.kind != "label+probabilities":
@@ -73,7 +73,10 @@ class ReplyReader(Reader):
         return super()._read(row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
-        """Raise BadReply if a value and its confidence are no answer."""
+        """Raise BadReply if a value and its confidence are no answer.
+
+        Texts and numbers are compared with the labels; of values of other types none is a label.
+        """
         if value is None:
             raise BadReply("the answer has no value (null)")
         self._check_confidence(sure)
@@ -84,7 +87,10 @@ class ReplyReader(Reader):
             raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
 
     def _check_confidence(self, sure: Any) -> None:
-        """Raise BadReply unless a confidence is a finite number, finite log-probabilities of tokens, or None."""
+        """Raise BadReply unless a confidence is a finite number, finite log-probabilities of tokens, or None.
+
+        With a custom score other types pass.
+        """
         if sure is None or isinstance(sure, Unscored):
             return
         try:
@@ -153,7 +159,10 @@ class Rows:
         self.append = self.found.append
 
     def until(self) -> float:
-        """Return the instant by which the next row must be answered."""
+        """Return the instant by which the next row must be answered.
+
+        Once a row has its answer, a part of the time is spared for the end.
+        """
         if self._until == INF or not any(type(row) is Prediction for row in self.found):
             return self._until
         return self._until - min(SPARE_S, SPARE * max(0.0, self._until - monotonic()))
@@ -181,7 +190,7 @@ class Rows:
 
 
 def _of_the_input(error: BaseException) -> bool:
-    """Return True if an error is about its input, so that another input may succeed."""
+    """Return True if an error is about its input, so that another input may succeed. False for errors of the system."""
     if isinstance(error, OSError):
         return False
     failure = Failure.of(error)
@@ -299,7 +308,10 @@ class FunctionBackend(AbandonedRuns):
         return inputs
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
-        """Call the function for each input, and return the predictions; it cannot be stopped."""
+        """Call the function for each input, and return the predictions; it cannot be stopped.
+
+        A row's error takes its place, if it is about the input.
+        """
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
@@ -307,7 +319,7 @@ class FunctionBackend(AbandonedRuns):
         return rows.found
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
-        """Return the function's result for one input, as one accounted attempt."""
+        """Return the function's result for one input, as one accounted attempt. Exceptions are accounted for, and raised."""
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
@@ -319,7 +331,7 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     def _returned(self, result: Any) -> Any:
-        """Return the function's result; raise BadReply if a plain function returned a coroutine."""
+        """Return the function's result; raise BadReply if a plain function returned a coroutine. The coroutine is closed."""
         kind = type(result)
         if kind in (CoroutineType, AsyncGeneratorType):
             if kind is CoroutineType:
@@ -350,7 +362,10 @@ class FunctionBackend(AbandonedRuns):
         return self.reader.read_many([(join_pieces(pieces), None)], 1)[0]
 
     async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
-        """Yield the pieces of an asynchronous generator function, or the answer of another one, as one accounted attempt."""
+        """Yield the pieces of an asynchronous generator function, or the answer of another one, as one accounted attempt.
+
+        A cancelled attempt is not accounted for here.
+        """
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
@@ -366,7 +381,10 @@ class FunctionBackend(AbandonedRuns):
         exchange.after_attempt(0)
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """Yield the pieces of a generator function, or the answer of another one, and return the prediction."""
+        """Yield the pieces of a generator function, or the answer of another one, and return the prediction.
+
+        A caller that leaves early, after a stop request, counts as no failure.
+        """
         exchange.before_attempt(0, until)
         try:
             result = self._returned(self._ask(x))

@@ -102,7 +102,7 @@ class PictureCodec:
         return Coded(out.getvalue(), self._parameters)
 
     def _simple(self, x: Array, channels: int) -> bytes:
-        """Return the JPEG of a picture, by simplejpeg."""
+        """Return the JPEG of a picture, by simplejpeg. Raise BadInput if it cannot be written."""
         grey = channels in (0, 1)
         space, x = ("GRAY", x.reshape(*x.shape[:2], 1)) if grey else ("RGB", x)
         try:
@@ -183,7 +183,7 @@ class ZstdCodec:
         check_zstd()
 
     def encode(self, x: Array) -> Coded:
-        """Return the bytes of a row, little-endian, compressed."""
+        """Return the bytes of a row, little-endian, compressed. Raise BadInput for another dtype than numbers."""
         if x.dtype.name not in NAMES:
             raise BadInput(f'codec "zstd" takes numbers, and the input is {x.dtype}: leave it out')
         raw = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes()
@@ -240,6 +240,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 def codec_of(given: str | Mapping[str, Any] | Codec) -> Codec:
     """Return the codec for a name ("jpeg", "jpeg:85"), a table ({"name": "uint8", "scale": 1 / 255}), or a codec.
+
+    A `Codec` is returned itself; the number after the colon is its first option.
 
     Raises:
         PolicyError: there is no such codec, or it has no such option.

@@ -151,7 +151,7 @@ _HINTS = {
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header; None: there is none, or it is a date."""
+    """Return the seconds of a Retry-After header; None: there is none, or it is a date. Never negative."""
     if value is None:
         return None
     try:

@@ -188,7 +188,8 @@ class HttpClient(ForkSafe):
     async def ask(self, way: CallSender, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
         """Run a talk, in this thread or on an event loop, and return its outputs; see `run`.
 
-        Cancelling the task cancels the call.
+        Cancelling the task cancels the call. Secrets are masked in errors. A refusal may be answered by the talk; then it is
+        raised.
         """
         until, reply, posts = self.until(until), None, posts or count()
         OURS.set(True)
@@ -234,7 +235,7 @@ class HttpClient(ForkSafe):
             except CloudError as e:
                 exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
                 raise
-            return self._taken(call, reply, exchange)
+            return self._book_reply(call, reply, exchange)
 
         try:
             return await once()
@@ -266,7 +267,7 @@ class HttpClient(ForkSafe):
         with self._lock:
             self.received += size
 
-    def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
+    def _book_reply(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
         """Account for a reply, and return it if it is a success, or answers a probe; raise Refused."""
         size, exchange.status = len(reply.body), reply.status
         with self._lock:
@@ -296,7 +297,10 @@ class HttpClient(ForkSafe):
 
 
 def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
-    """Return the call with its idempotency key, by which a server can detect a repetition."""
+    """Return the call with its idempotency key, by which a server can detect a repetition.
+
+    Probes, GETs and calls without identity are unchanged; later calls are numbered.
+    """
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call
     n = next(posts)

@@ -108,7 +108,7 @@ class Guard(ForkSafe):
         return self._admitted(exchange, rejection)
 
     async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
-        """Admit one request of `calls` calls, on an event loop; see `enter`."""
+        """Admit one request of `calls` calls, on an event loop; see `enter`. Cancelling gives the turn up."""
         exchange, rejection = self._entered(permit, identity, calls)
         if rejection is None:
             return exchange
@@ -117,7 +117,10 @@ class Guard(ForkSafe):
         return self._admitted(exchange, rejection)
 
     def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
-        """Return a new exchange, and the reason why it is not admitted now; None: it is."""
+        """Return a new exchange, and the reason why it is not admitted now; None: it is.
+
+        Behind those that wait it is rejected, which counts.
+        """
         now, rules = monotonic(), self.rules
         # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
         exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
@@ -146,7 +149,10 @@ class Guard(ForkSafe):
         return exchange
 
     def check_health(self) -> None:
-        """Send a probe, blocking, and record its result. Call it once per `Watcher.probe`."""
+        """Send a probe, blocking, and record its result. Call it once per `Watcher.probe`.
+
+        Never raises an Exception. An endpoint without a health check counts as well.
+        """
         ok, wait_s = False, None
         try:
             if self._health is not None:
@@ -220,7 +226,7 @@ class Guard(ForkSafe):
             self.watcher.closed(self)
 
     def failed(self) -> None:
-        """Record a fault, which may open the breaker and so reject waiting requests."""
+        """Record a fault, which may open the breaker and so reject waiting requests. Notifies the watcher if so."""
         with self.lock:
             opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
         if opened:
@@ -301,6 +307,8 @@ class Egress:
 
     def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
         """Return the inputs to send: copied and redacted, after consent.
+
+        Without redaction the inputs are returned themselves, not copied.
 
         Raises:
             Held: consent was not given, or the redaction failed: nothing is sent.

@@ -182,7 +182,7 @@ class OpenInferenceGrpc(ServedModel):
         return self._asked("ModelMetadata")
 
     def _description(self, reply: Reply) -> dict[str, Any]:
-        """Return the metadata in a reply, as the JSON of the protocol over HTTP has it."""
+        """Return the metadata in a reply, as the JSON of the protocol over HTTP has it. Raise BadReply for too many tensors."""
         metadata = self._read("Metadata", reply)
         if max(len(metadata.inputs), len(metadata.outputs)) > MOST_TENSORS:
             raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")

@@ -78,6 +78,8 @@ class _Channels(ForkSafe):
     def _error_reply(self, error: Any, until: float) -> Reply:
         """Return the reply for an error of the server.
 
+        A deadline that the server reports before its time is the server's. The status is HTTP's for gRPC's code.
+
         Raises:
             CloudError: the error is not the server's: there was no reply.
         """
@@ -122,6 +124,8 @@ class Channels(_Channels):
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """Send the call and return the reply by the instant `until`; blocks.
 
+        An error of the server is a reply with its status.
+
         Raises:
             CloudError: there is no reply in time, no valid one, or the call was cancelled.
             PolicyError: gRPC cannot send a header.
@@ -152,7 +156,10 @@ class Channels(_Channels):
         return self._reply(body, rpc.trailing_metadata(), call)
 
     def _method(self, path: str) -> Any:
-        """Return the callable for a method's path, opening the channel at the first one."""
+        """Return the callable for a method's path, opening the channel at the first one.
+
+        A channel that was closed meanwhile is closed again.
+        """
         method = self._calls.get(path)
         if method is None:
             if self._channel is None:
@@ -179,7 +186,7 @@ class AsyncChannels(_Channels):
     async def send(self, call: Call, until: float) -> Reply:
         """Send the call and return the reply by the instant `until`; see `Channels.send`.
 
-        Cancelling the task cancels the call.
+        Cancelling the task cancels the call. A channel of another loop is dropped.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # a channel of another loop cannot be used here
@@ -206,7 +213,10 @@ class AsyncChannels(_Channels):
         return self._reply(body, await rpc.trailing_metadata(), call)
 
     async def close(self) -> None:
-        """Close the channel if it belongs to the running loop, which ends the calls under way."""
+        """Close the channel if it belongs to the running loop, which ends the calls under way.
+
+        Otherwise a no-op: `abandon` closes it.
+        """
         if self._channel is not None and self._loop is asyncio.get_running_loop():
             await self._channel.close()
 
@@ -275,5 +285,5 @@ def _unsent(address: Address, error: Exception) -> CloudError | PolicyError:
 
 
 def _headers(metadata: Any) -> dict[str, str]:
-    """Return the text metadata of a reply as headers."""
+    """Return the text metadata of a reply as headers. Binary metadata is left out."""
     return {str(name).lower(): value for name, value in metadata or () if isinstance(value, str)}

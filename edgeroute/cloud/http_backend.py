@@ -85,7 +85,7 @@ class HttpBackend(AbandonedRuns):
 
     @property
     def client(self) -> HttpClient:
-        """HTTP client, constructed at first use."""
+        """HTTP client, constructed at first use. Closed again if the backend was closed meanwhile."""
         if (client := self._client) is None:
             new_client = import_late("edgeroute.cloud.endpoint_client").HttpClient(self.endpoint)
             client = self._client = vars(self).setdefault(
@@ -134,7 +134,10 @@ class HttpBackend(AbandonedRuns):
     async def _run(
         self, client: HttpClient, way: CallSender, inputs: list[Any], until: float, exchange: Exchange
     ) -> list[Prediction]:
-        """Return the predictions for inputs, in this thread or on the event loop."""
+        """Return the predictions for inputs, in this thread or on the event loop.
+
+        Of rows, an error about one input takes its place.
+        """
         rows = self._rows(exchange, inputs, until)
         if rows is None:
             return self.reader.read_many(await client.ask(way, self.endpoint.talk(inputs), until, exchange), len(inputs))
@@ -183,7 +186,10 @@ class HttpBackend(AbandonedRuns):
         return self.reader.read_many([output], 1)[0]
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
-        """Return the endpoint's call for one input, encoded by that rung of a ladder if one is given."""
+        """Return the endpoint's call for one input, encoded by that rung of a ladder if one is given.
+
+        None: the endpoint cannot encode it now.
+        """
         inputs = [x]
         if self._ladder is not None and codec:
             i = self._ladder.index(codec)

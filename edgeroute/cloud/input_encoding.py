@@ -187,6 +187,8 @@ class Ladder:
 def payload_of(given: str | Mapping[str, Any] | Codec | Sequence[Any]) -> Codec:
     """Return the codec for a name, table or codec; a ladder for a list of them.
 
+    Raises PolicyError for a list of less than two.
+
     Raises:
         PolicyError, RuntimeMissing: as by `codec_of` and `Ladder`.
     """
@@ -329,7 +331,10 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
 
 
 def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
-    """Return an input as a picture, uint8 [height, width(, channels)], of the size that the model reads."""
+    """Return an input as a picture, uint8 [height, width(, channels)], of the size that the model reads.
+
+    Raise BadInput if it is none.
+    """
     picture, layout = fit
     if picture is not None and isinstance(x, np.ndarray):
         if layout == "CHW" and x.ndim == 4 and x.shape[0] == 1:  # noqa: PLR2004 - with a batch axis

@@ -123,7 +123,10 @@ class PlainJson(OneByOne):
         return [(self._pick(document, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
-        """Return the call for one input; raise BadInput."""
+        """Return the call for one input; raise BadInput.
+
+        Without `encode=` or a body the input's JSON, or that of `{"input": ...}`. The error has the endpoint's address.
+        """
         edge = None
         if self.send_edge and type(x) is Escalated:
             x, edge = x
@@ -153,7 +156,7 @@ class PlainJson(OneByOne):
         return array
 
     def _pick(self, document: Any, path: str, *, optional: bool = False) -> Any:
-        """Return the value at a path; None if `optional` and missing; raise BadReply."""
+        """Return the value at a path; None if `optional` and missing; raise BadReply. A list takes an index."""
         level = document
         for key in path.split("."):
             inner: Any = _MISSING

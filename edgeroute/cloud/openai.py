@@ -234,6 +234,8 @@ class OpenAIChat(OneByOne):
     def ping(self) -> Talk:
         """Yield a call that checks the server, the key and the model's name.
 
+        A server without a list of models, or whose list is llama.cpp's, passes.
+
         Raises:
             BadReply: the server lists its models, without this one.
         """
@@ -380,7 +382,10 @@ class OpenAIChat(OneByOne):
         return prediction
 
     def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
-        """Add an event to the answer. Return the text that it brings."""
+        """Add an event to the answer. Return the text that it brings.
+
+        Raise BadReply for an event that is no completion, or the server's error.
+        """
         document, before = loads(event, self.where), len(gathered.logprobs)
         try:
             text = gathered.add(document)
@@ -410,7 +415,10 @@ class OpenAIChat(OneByOne):
         return prediction if self._logprobs else prediction._replace(confidence=None)
 
     def _call(self, x: Any) -> Call:
-        """Return the call for one input, with the expected tokens; raise BadInput."""
+        """Return the call for one input, with the expected tokens; raise BadInput.
+
+        The caller's limit of tokens replaces that of the settings, whichever name it has.
+        """
         try:
             request, chat = self._chat.request(x)
         except BadInput as e:
@@ -465,7 +473,10 @@ def _most(given: Any) -> int:
 
 
 def _expected(request: Mapping[str, Any]) -> Tokens:
-    """Return an estimate of the tokens of a request and of its answer."""
+    """Return an estimate of the tokens of a request and of its answer.
+
+    Raise BadInput as `_most`. A part that is no text counts `PART` tokens.
+    """
     output = _most(request.get("max_completion_tokens", request.get("max_tokens")))
     contents = [message.get("content") for message in request.get("messages", ())] or [request.get("prompt")]
     texts, others = 0, 0

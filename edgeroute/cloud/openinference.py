@@ -175,7 +175,7 @@ class OpenInference(ServedModel):
         return metadata if isinstance(metadata, dict) else {}
 
     def _meet(self) -> Talk:
-        """Fetch and store the metadata; of Triton also its configuration, for the labels."""
+        """Fetch and store the metadata; of Triton also its configuration, for the labels. A failing configuration is ignored."""
         platform = yield from super()._meet()
         if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
             reply = yield Call("GET", f"{self.path}/config", probe=True)
@@ -251,7 +251,10 @@ class OpenInference(ServedModel):
         return json_dumps(head)
 
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
-        """Return the model's version, and the tensors, of a reply; raise Invalid."""
+        """Return the model's version, and the tensors, of a reply; raise Invalid.
+
+        Sizes are checked against the body; other errors mean a damaged reply.
+        """
         body, length = memoryview(reply.body), reply.headers.get(_LENGTH)
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise Invalid(f"{LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
@@ -264,6 +267,8 @@ class OpenInference(ServedModel):
 
 def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
     """Yield the tensors of a reply.
+
+    Raise KeyError for one without data.
 
     Args:
         outputs: descriptions from the reply's JSON.

@@ -90,6 +90,8 @@ def read_first() -> Generator[Any, Any, bytes | None]:
 def read_line(begun: bytes) -> Generator[Any, Any, bytes]:
     """Yield reads, and return the beginning of the body, up to the end of its first line or to `LINE`.
 
+    The rest of what came with the line is included.
+
     Args:
         begun: beginning that has come already, not blank.
     """
@@ -328,7 +330,7 @@ def _account_for(
 
 
 def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
-    """Return the call with its idempotency key."""
+    """Return the call with its idempotency key. Unchanged without an identity."""
     if not exchange.identity:
         return call
     key = f"{exchange.identity}/{n}" if n else exchange.identity

@@ -60,6 +60,8 @@ def scalar(value: Any, where: str) -> str:
 def to_json(value: Any, whose: str = "the input") -> bytes:
     """Return the JSON of a value, with NumPy's arrays and numbers as lists and numbers.
 
+    NaN, infinities and masked values are refused, not written as null.
+
     Args:
         value: any value.
         whose: name of the value, for the error.
@@ -365,7 +367,10 @@ class _Parser:
         return parsed
 
     def _parsed(self, text: str, place: str) -> Any:
-        """Return a text without placeholders, its only placeholder, or a list of its parts."""
+        """Return a text without placeholders, its only placeholder, or a list of its parts.
+
+        A doubled brace is one. Raise PolicyError for a single brace.
+        """
         self._text += len(text)
         if self._text > MAX_TEXT or any("\ud800" <= c <= "\udfff" for c in text):
             raise PolicyError(f"body: more than {MAX_TEXT} characters, or half of one, as \\ud800 is")
@@ -468,12 +473,15 @@ class _Filling:
         return template
 
     def _part(self, placeholder: Placeholder) -> str:
-        """Return a placeholder's value as a part of a text."""
+        """Return a placeholder's value as a part of a text. Raise BadInput for another type than text or number."""
         picked = self._picked(placeholder)
         return "" if picked is None and placeholder.edge else scalar(picked, f"{placeholder.text} is a part of a text")
 
     def _picked(self, placeholder: Placeholder) -> Any:
-        """Return a placeholder's value, after its filters; raise BadInput if the input lacks it."""
+        """Return a placeholder's value, after its filters; raise BadInput if the input lacks it.
+
+        An edge's answer that is missing is empty, or null by `json`.
+        """
         item = self._edge if placeholder.edge else self._x
         for i, key in enumerate(placeholder.path):
             if placeholder.edge and (item is None or (isinstance(item, Mapping) and key not in item)):

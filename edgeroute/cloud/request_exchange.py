@@ -166,7 +166,10 @@ class Turns:
         """Turns in order of arrival."""
 
     def advance(self) -> None:
-        """Admit the first waiting requests while there are places, and wake them."""
+        """Admit the first waiting requests while there are places, and wake them.
+
+        A rejected one wakes as well, with its reason.
+        """
         if not self.waiting:
             return
         ready, now = list[Turn](), monotonic()
@@ -185,6 +188,9 @@ class Turns:
 
     def wait(self, slot: Hashable, calls: int, until: float, stop: StopToken | None, why: Rejection) -> Rejection | None:
         """Wait for a turn, blocking this thread. Return None if admitted, else the reason.
+
+        Looks every `LOOK_S` seconds even if nothing wakes it. Not below another request of this thread, which would wait for
+        itself.
 
         Args:
             slot: slot of the request's exchange.
@@ -215,7 +221,7 @@ class Turns:
                 stop.on_ask(None)
 
     async def wait_async(self, slot: Hashable, calls: int, until: float, why: Rejection) -> Rejection | None:
-        """Wait for a turn in this task; see `wait`. Cancelling the task gives the turn up."""
+        """Wait for a turn in this task; see `wait`. Cancelling the task gives the turn up. At most `MOST_TASKS` wait."""
         if len(self.waiting) >= MOST_TASKS:
             return why
         import asyncio  # not for a router without a cloud
@@ -266,7 +272,7 @@ class Turns:
         self.advance()
 
     def _left(self, turn: Turn, why: Rejection) -> Rejection | None:
-        """Remove a turn after its wait. Return None if it was admitted, else the reason."""
+        """Remove a turn after its wait. Return None if it was admitted, else the reason. Counts one that gave up as rejected."""
         with self._lock:
             self.waiting.pop(turn, None)
             self._rules.rejected += not turn.done
@@ -468,6 +474,8 @@ class Exchange:
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Book an attempt, and write it to the egress ledger; nothing may be sent before.
 
+        Blocks for the disk where bookings or the ledger are written. A rejection returns what was booked.
+
         Args:
             size: bytes of the body.
             until: instant by which the attempt must end.
@@ -515,7 +523,10 @@ class Exchange:
         self.begun, self._until, self._open, self._going = monotonic(), until, True, True
 
     def reported(self, headers: Mapping[str, str]) -> None:
-        """Record the endpoint's load from a reply's headers, and notify the watcher of a change."""
+        """Record the endpoint's load from a reply's headers, and notify the watcher of a change.
+
+        Ignored if there is no valid report.
+        """
         if (report := report_in(headers)) is not None:
             guard = self._guard
             with guard.lock:
@@ -530,7 +541,10 @@ class Exchange:
         return report is not None and report.follows
 
     def headers(self, sending: Sending) -> Mapping[str, str]:
-        """Report that an attempt is about to be sent, after `before_attempt`. Return further headers to send with it."""
+        """Report that an attempt is about to be sent, after `before_attempt`. Return further headers to send with it.
+
+        {} if no instrument follows attempts.
+        """
         report = self._guard.report
         if report is None or not report.follows:
             return {}
@@ -556,7 +570,8 @@ class Exchange:
     def prepay(self) -> bool:
         """Book all its calls before the first one leaves, if there are several or bookings are written ahead.
 
-        Calls not made are returned at its end. Return True if `secure` has to write the booking now.
+        Calls not made are returned at its end. Return True if `secure` has to write the booking now. One call without records
+        ahead is booked as it leaves.
 
         Raises:
             Held: together they exceed a limit.
@@ -607,6 +622,8 @@ class Exchange:
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
     ) -> None:
         """Record the end of an attempt: settle its cost, and report it to breaker and instruments.
+
+        A `Retry-After` holds the endpoint's calls. Faults may open the breaker.
 
         Args:
             size: bytes of the body received.
@@ -664,6 +681,8 @@ class Exchange:
 
     def may_retry(self, *, stale: bool = False) -> bool:
         """Return True if the breaker and the retry budget allow another attempt, which takes one from the budget.
+
+        False for a late exchange, and for probes.
 
         Args:
             stale: True if its kept-alive connection had been closed; then the retry is free.

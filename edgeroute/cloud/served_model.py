@@ -39,7 +39,10 @@ TRITON = frozenset({"ensemble", "python", "onnxruntime_onnx", "onnxruntime"})
 
 
 def labels_in(document: Any) -> tuple[str | int | float | bool, ...] | None:
-    """Return the labels in the parameters of metadata, or of Triton's configuration; None: none, or invalid ones."""
+    """Return the labels in the parameters of metadata, or of Triton's configuration; None: none, or invalid ones.
+
+    At most `MOST`, each up to `LONGEST` characters.
+    """
     parameters = document.get("parameters") if isinstance(document, dict) else None
     labels = parameters.get("labels") if isinstance(parameters, dict) else None
     if isinstance(labels, dict):
@@ -138,7 +141,7 @@ class ServedModel(ABC):
         """Version that answers; None: not known yet."""
         self._described: str | None = None
         """Hash of the metadata; None: not fetched yet."""
-        self._taken: _Taken | None = None
+        self._sources: _InputSources | None = None
         """Sources of `inputs`, computed at the first call."""
         self._sizes: tuple[dict[str, tuple[int, ...]], int | None] | None = None
         """(outputs, numbers in them for one input or None), computed at the first call."""
@@ -217,6 +220,8 @@ class ServedModel(ABC):
     def recall(self, known: dict[str, Any]) -> None:
         """Restore metadata saved from `known`, unless it was fetched already.
 
+        An error changes nothing.
+
         Raises:
             ValueError, KeyError, TypeError, OverflowError: it is damaged.
         """
@@ -234,6 +239,8 @@ class ServedModel(ABC):
 
     def _meet(self) -> Talk:
         """Yield the call for the metadata, store the metadata, and return the server's platform.
+
+        Invalid outputs are ignored unless one is named.
 
         Raises:
             BadReply: the metadata is invalid, or has no output of the configured name.
@@ -274,7 +281,7 @@ class ServedModel(ABC):
         Raises:
             BadInput: an input does not fit.
         """
-        given = () if self.inputs is None or self._changed else _taken(self.inputs, self.card).given
+        given = () if self.inputs is None or self._changed else _split_inputs(self.inputs, self.card).given
         plain_inputs, _ = split_answers(inputs)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in plain_inputs):
             return inputs
@@ -285,12 +292,12 @@ class ServedModel(ABC):
     def _feed(self, inputs: list[Any]) -> Feed:
         """Return the tensors of a request for inputs: preprocessed, stacked or encoded, with the card's constants."""
         assert self.inputs is not None, "_meet comes first"
-        feed, taken = Feed(), self._taken
+        feed, taken = Feed(), self._sources
         inputs, edges = split_answers(inputs)
         if edges is not None:
             feed.edges = edges
         if taken is None or taken.inputs is not self.inputs:
-            taken = self._taken = _taken(self.inputs, self.card)
+            taken = self._sources = _split_inputs(self.inputs, self.card)
         for spec, value in taken.constants:
             feed[spec.name] = _constant(value, spec, self.where)
         for spec, prepare, plain in taken.given:
@@ -352,6 +359,8 @@ class ServedModel(ABC):
     def _shape(self, tensor: Tensor, count: int) -> tuple[int, ...]:
         """Return the shape of an output, if it fits the batch and the metadata.
 
+        A shape other than the metadata's marks the metadata as outdated.
+
         Raises:
             Invalid: it does not fit.
         """
@@ -379,7 +388,7 @@ def identity(self: ServedModel, of: Callable[[Any], str]) -> list[str | None]:
     return [self.output, None if self.card.path is None else of(self.card.path), *codecs]
 
 
-class _Taken(NamedTuple):
+class _InputSources(NamedTuple):
     """Sources of a model's inputs."""
 
     inputs: tuple[TensorSpec, ...]
@@ -389,9 +398,9 @@ class _Taken(NamedTuple):
     """Inputs of the caller, with the card's preprocessing of each (None: none), and the converter without preprocessing."""
 
 
-def _taken(inputs: tuple[TensorSpec, ...], card: Card) -> _Taken:
-    """Return the sources of a model's inputs, by the card."""
-    sources = _Taken(inputs, [], [])
+def _split_inputs(inputs: tuple[TensorSpec, ...], card: Card) -> _InputSources:
+    """Split a model's inputs into constants set by the card, and those that the caller gives, each with its preprocessing."""
+    sources = _InputSources(inputs, [], [])
     for spec in inputs:
         card_input = card.of(spec.name)
         if card_input is not None and card_input.value is not None:
@@ -432,7 +441,7 @@ def _shown(version: str, address: Address) -> str:
 
 
 def _hashed(metadata: dict[str, Any]) -> str:
-    """Return a hash of a model's name, platform and tensors, from its metadata."""
+    """Return a hash of a model's name, platform and tensors, from its metadata. Invalid tensors are left out."""
     parts: list[Any] = [str(metadata.get("name")), str(metadata.get("platform") or "")]
     for key in ("inputs", "outputs"):
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # as above

@@ -89,7 +89,10 @@ class EarlierSpending:
         return True
 
     def _load(self, name: str, text: str, updated: float) -> bool:
-        """Add one process's record. Return True if it still counts."""
+        """Add one process's record. Return True if it still counts.
+
+        A damaged one counts as still counting, and its amount as unknown.
+        """
         try:
             dumped = json.loads(text)
             boot, began = dumped.get("clock") or ("", 0.0)
@@ -100,7 +103,7 @@ class EarlierSpending:
             return True
 
     def _lost(self, instant: float, why: str) -> None:
-        """Count spending as unknown since an instant, and log the reason."""
+        """Count spending as unknown since an instant, and log the reason. Ignored for what no limit counts any more."""
         if instant > process.now() - MOST_S:
             self._spending.mark_unknown_until(min(instant, process.now()), f"what was spent is not known, since {why}")
             self._say(why)
@@ -119,7 +122,10 @@ class EarlierSpending:
             log.error("nothing that has a limit is sent, since what was spent is not known: %s", what)
 
     def look_again(self, lock: Lock, own_name: str) -> None:
-        """Read the file again in a thread, if it could not be read, and the last attempt was a while ago."""
+        """Read the file again in a thread, if it could not be read, and the last attempt was a while ago.
+
+        Without a thread, later.
+        """
         if self._read_at == INF:
             return
         with lock:
@@ -198,7 +204,8 @@ class SharedSpending:
     def secure(self, cost: Cost) -> Rejection | None:
         """Write bookings under a limit ahead, blocking for the disk. Return None, or the reason of a failure.
 
-        After a failure the cost, which was booked before, is to be returned by `settle`.
+        After a failure the cost, which was booked before, is to be returned by `settle`. None, too, if nothing is unwritten, or
+        the cost has no limit.
         """
         if not (self._account.stored and self._account.unwritten):
             return None
@@ -253,7 +260,10 @@ class _Account(ForkSafe):
         return self._earlier is None or self._earlier.recall(self.lock, self._name)
 
     def reserve(self, cost: Cost, now: float, limits: Limits) -> Rejection | None:
-        """Book a cost, and return None; or return the limit that forbids it. Then an unreadable state file may be read again."""
+        """Book a cost, and return None; or return the limit that forbids it. Then an unreadable state file may be read again.
+
+        Nothing is booked then.
+        """
         with self.lock:
             rejection = self._spending.reserve(cost, now, limits)
         if rejection is not None and self._earlier is not None:
@@ -278,7 +288,10 @@ class _Account(ForkSafe):
         return self.stored and (self._written < self._version or self._spending.ahead())
 
     def write(self) -> bool:
-        """Write the record, unless the file has all bookings so far; blocks. Return True if the file has them now."""
+        """Write the record, unless the file has all bookings so far; blocks. Return True if the file has them now.
+
+        A failure is logged by the store.
+        """
         store = self.store
         assert store is not None, "without a file nothing is unwritten"
         self.put()
@@ -325,7 +338,7 @@ class _Accounts(ForkSafe):
         """Account by the store's id, unique while the account lives, since the account refers to the store."""
 
     def of(self, spending: Spending, store: KeyValueStore) -> _Account:
-        """Return the store's account; a new one begins with this spending."""
+        """Return the store's account; a new one begins with this spending. Later spendings share its bookings."""
         with self._lock:
             account = self._by_store.get(id(store))
             if account is None:

@@ -148,7 +148,7 @@ def decode_tensor(tensor: Tensor, shape: tuple[int, ...]) -> Array:
 
 
 def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
-    """Return the numbers of a JSON list, flat."""
+    """Return the numbers of a JSON list, flat. Raise Invalid for texts, or what numpy raises."""
     array = np.array(data)
     if array.dtype.kind in "US":
         raise Invalid("text instead of numbers")
@@ -157,7 +157,10 @@ def _numbers(data: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _texts(given: Any, size: int) -> Array:
-    """Return texts, flat, from a list of them, or from bytes with a length before each."""
+    """Return texts, flat, from a list of them, or from bytes with a length before each.
+
+    Invalid UTF-8 is replaced. Raise Invalid for anything else, or for too much memory.
+    """
     if isinstance(given, bytes | memoryview):
         parts, position = list[Any](), 0
         while position < len(given) and len(parts) <= size:

@@ -136,7 +136,10 @@ class Runs(ForkSafe):
             self._free.notify_all()
 
     def _leave(self, thread: int | None = None) -> None:
-        """End a run, wake those that wait for a turn, and close the model if that was asked for and this was the last run."""
+        """End a run, wake those that wait for a turn, and close the model if that was asked for and this was the last run.
+
+        What closing raises is logged, except Ctrl-C.
+        """
         with self._free:
             self._count -= 1
             if thread is not None:

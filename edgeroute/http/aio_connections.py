@@ -40,7 +40,8 @@ class AsyncSockets(Sockets):
         """Return up to `most` bytes, once there are some; None if none come by the instant `until`.
 
         The reader stays registered for the next time, also while the connection is idle: adding and removing it takes 25 Python
-        calls and two of the system. So does the alarm, which is set again if it rings early.
+        calls and two of the system. So does the alarm, which is set again if it rings early. Errors of the socket are raised. b""
+        at the end of the stream.
 
         Raises:
             NotImplementedError: the event loop has no readers.
@@ -82,7 +83,10 @@ class AsyncSockets(Sockets):
             self._set_alarm(self.until)
 
     def _readable(self, sock: socket.socket) -> None:
-        """Receive bytes, or an error, as the result of the wait; if nothing waits, unregister the reader."""
+        """Receive bytes, or an error, as the result of the wait; if nothing waits, unregister the reader.
+
+        A spurious wake changes nothing.
+        """
         waiting = self._waiting
         if (
             waiting is None or waiting.done()
@@ -181,7 +185,10 @@ class AsyncSockets(Sockets):
         return sock
 
     async def _look_up(self, host: str, port: int) -> list[SocketAddress]:
-        """Return the addresses of a name; also ends when earlier addresses are to be used."""
+        """Return the addresses of a name; also ends when earlier addresses are to be used.
+
+        Raises OSError. Cancelling leaves the look-up running for others.
+        """
         lookup = RESOLVER.find(host, port)
         if lookup.done:
             return lookup.addresses()
@@ -261,7 +268,10 @@ class AsyncConnections(Pool):
         return channel
 
     def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None = None) -> bool:  # noqa: ARG002 - likewise
-        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
+        """Return the connection to the pool after a call, if it may be used again. Return True if so.
+
+        Not if the pool is closed, or belongs to another loop now.
+        """
         if self._closed or channel.sockets.loop is not self._loop or not channel.clean(reading):
             return False
         self._idle.append(channel)
@@ -278,7 +288,10 @@ class AsyncConnections(Pool):
         self._close_idle()
 
     def abandon(self) -> None:
-        """Close as `close` does, from outside the loop or from a thread; idle connections are closed on the loop if it runs."""
+        """Close as `close` does, from outside the loop or from a thread; idle connections are closed on the loop if it runs.
+
+        Calls under way go on, and close theirs.
+        """
         self._closed = True
         if self._loop is not None and self._loop.is_running():
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
@@ -320,7 +333,10 @@ class _Connection(Connection):
     sockets: AsyncSockets
 
     async def _in_time(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Await steps that have no time limit, until the instant `until`, and return their result; raise TimedOut."""
+        """Await steps that have no time limit, until the instant `until`, and return their result; raise TimedOut.
+
+        `steps` is closed unawaited if no time is left.
+        """
         if (left_s := self.sockets.until - monotonic()) <= 0:
             steps.close()
             self.sockets.late()

@@ -37,7 +37,7 @@ class Proxy(NamedTuple):
 def proxy_for(address: Address) -> Proxy | None:
     """Return the environment's proxy for an address, with its user and password; None: no proxy.
 
-    Adds the password to `address.hidden`, so that messages mask it.
+    Adds the password to `address.hidden`, so that messages mask it. Respects the environment's `no_proxy`.
 
     Raises:
         PolicyError: the proxy's address cannot be parsed, or is of no HTTP proxy.
@@ -157,7 +157,7 @@ class Tls:
                 raise WrongKey("its certificate holds another public key than those that are pinned (pin=)")
 
     def read(self, most: int) -> Steps[bytes]:
-        """Receive, decrypt and return up to `most` bytes; empty: the end."""
+        """Receive, decrypt and return up to `most` bytes; empty: the end. A truncated stream ends as a regular one."""
         try:
             return (yield from self._do(self._object.read, most))
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -173,7 +173,10 @@ class Tls:
         return True
 
     def _heard(self, received: bytes, heard: Heard) -> bool:
-        """Decrypt bytes that came while others were being sent, and pass them to `heard`. Return its result."""
+        """Decrypt bytes that came while others were being sent, and pass them to `heard`. Return its result.
+
+        A broken stream counts as its end.
+        """
         self._received(received)
         data = b""
         try:
@@ -313,6 +316,8 @@ class Wire:
     def request(self, call: Call, proxy: Proxy | None) -> list[bytes]:
         """Return the bytes of the call, in one part or two, with secrets.
 
+        The part before the call's own headers is stored for each path. A body is joined to a short head.
+
         Args:
             call: the call.
             proxy: proxy that forwards the request, so that it has the whole URL; None: sent to the endpoint, perhaps through a
@@ -355,6 +360,9 @@ class Wire:
     def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:
         """Return the CloudError for an exception on a connection, with its `retriable` and `stale` flags; secrets are masked.
 
+        A bad certificate, a wrong key and a final refusal of the proxy are not retriable, nor is the end of the first exchange
+        over TLS.
+
         Args:
             e: an OSError, or Malformed.
             opened: True if the connection was open, with TLS.
@@ -394,6 +402,8 @@ class Line:
     def open(self) -> Steps[None]:
         """Open the layers on a connected socket: the proxy's tunnel, if any, and TLS.
 
+        Sets `opened`.
+
         Raises:
             ProxyRefused, WrongKey, ssl.SSLError: the proxy or the handshake failed.
         """
@@ -416,7 +426,7 @@ class Line:
         self._layer = layer
 
     def _connect_through(self, proxy: Proxy) -> Steps[None]:
-        """Send CONNECT to the proxy, and read its reply; raise ProxyRefused unless it is a success."""
+        """Send CONNECT to the proxy, and read its reply; raise ProxyRefused unless it is a success. A 4xx is final."""
         address = self._wire.address
         target = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
         authorization = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
@@ -438,7 +448,8 @@ class Line:
     def ask(self, call: Call, reading: Reading) -> Steps[None]:
         """Send a call, and read the head of its reply into `reading`, perhaps with some of the body.
 
-        A reply that begins early stops the sending; the connection is then not reused.
+        A reply that begins early stops the sending; the connection is then not reused. A connection lost while sending may still
+        bring a reply.
 
         Raises:
             Malformed: the bytes are no reply.

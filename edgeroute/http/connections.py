@@ -60,7 +60,7 @@ class Sockets:
         raise TimedOut(f"{self.origin} did not {self.doing} in time")
 
     def open(self, family: int) -> socket.socket:
-        """Return a new non-blocking TCP socket, owned by this object."""
+        """Return a new non-blocking TCP socket, owned by this object. Without Nagle's delay."""
         self._sockets.append(sock := socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -107,7 +107,7 @@ class BlockingSockets(Sockets):
             cancel.on_ask(self.cut)
 
     def left_s(self) -> float | None:
-        """Return the seconds left for the next step; None: no limit."""
+        """Return the seconds left for the next step; None: no limit. Raise TimedOut if none are left."""
         if self.until == INF:
             return None
         left_s = self.until - monotonic()
@@ -176,7 +176,10 @@ class BlockingSockets(Sockets):
         return sock
 
     def _look_up(self, host: str, port: int) -> list[SocketAddress]:
-        """Return the addresses of a name, blocking within the time; also ends when earlier addresses are to be used."""
+        """Return the addresses of a name, blocking within the time; also ends when earlier addresses are to be used.
+
+        Raises OSError, TimedOut, or ConnectionAbortedError after a stop request.
+        """
         lookup, woken = RESOLVER.find(host, port), self._woken
         woken.clear()
         self.doing = "have its name looked up"
@@ -261,7 +264,10 @@ class Connection:
         """Reads of the reply under way."""
 
     def _usable_line(self) -> Line:
-        """Return the line if the server has kept it open; else close the sockets and return a new one, not yet opened."""
+        """Return the line if the server has kept it open; else close the sockets and return a new one, not yet opened.
+
+        One that was idle for more than `KEEP_S` counts as closed.
+        """
         line = self._line
         if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
             self.close()
@@ -269,7 +275,10 @@ class Connection:
         return line
 
     def _failed(self, e: Exception, reading: Reading) -> CloudError:
-        """Return the CloudError for an exception during a call."""
+        """Return the CloudError for an exception during a call.
+
+        Stale if the connection had served before, and nothing of this reply has come.
+        """
         line = self._line
         assert line is not None
         return self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
@@ -299,7 +308,7 @@ class Connection:
         return reading
 
     async def more(self, reading: Reading) -> None:
-        """Read more of the body into `reading`."""
+        """Read more of the body into `reading`. Raises CloudError."""
         assert self._line is not None
         self.sockets.doing = "finish its answer"
         try:
@@ -310,7 +319,10 @@ class Connection:
             raise self._failed(e, reading) from e
 
     async def _pump(self, steps: Steps[T]) -> T:
-        """Send and receive what the steps yield, and return their result."""
+        """Send and receive what the steps yield, and return their result.
+
+        OSErrors are thrown into the steps; CloudErrors are raised.
+        """
         try:
             step = next(steps)
             while True:
@@ -388,7 +400,10 @@ class Pool(ForkSafe):
         self._closed = False
 
     async def _sent(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Send the call on a connection of its own, and return the reply."""
+        """Send the call on a connection of its own, and return the reply.
+
+        A connection that cannot be reused is closed. Raises CloudError.
+        """
         channel, reused = self._take(cancel), False
         try:
             reading = await channel.begin(call, until, cancel)
@@ -470,7 +485,10 @@ class Connections(Pool):
             return channel
 
     def _done(self, channel: ThreadConnection, reading: Reading, cancel: StopToken | None) -> bool:
-        """Return the connection to the pool after a call, if it may be used again. Return True if so."""
+        """Return the connection to the pool after a call, if it may be used again. Return True if so.
+
+        A stop request in the meantime discards it.
+        """
         if cancel is not None:
             cancel.on_ask(None)
         if not channel.clean(reading) or (cancel is not None and cancel.asked):
@@ -548,7 +566,7 @@ class ThreadConnection(Connection):
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
         """Send some bytes, blocking until that is possible.
 
-        Return (number sent, None); (0, received bytes) if the server sent first.
+        Return (number sent, None); (0, received bytes) if the server sent first. Raise TimedOut.
         """
         sock, poll = self._sock, self._poll
         assert sock is not None

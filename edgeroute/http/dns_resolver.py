@@ -58,7 +58,7 @@ class Lookup:
     def run(self) -> None:
         """Resolve the name, blocking this thread; store its addresses in `RESOLVER`, and wake all waiting callers.
 
-        If the resolver fails, other than by "no such name", the result is the earlier addresses, if there are any.
+        If the resolver fails, other than by "no such name", the result is the earlier addresses, if there are any. Never raises.
         """
         try:
             addresses = _alternating(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
@@ -117,7 +117,8 @@ class Resolver(ForkSafe):
     def find(self, host: str, port: int) -> Lookup:
         """Start the look-up of a name in a thread, or return the one in progress. That of a numeric address is done at once.
 
-        A second look-up of the same name is started if the last one may be stuck (`FRESH_S`).
+        A second look-up of the same name is started if the last one may be stuck (`FRESH_S`). At the maximum, earlier addresses
+        are the result; they expire after `STALE_S`.
 
         Raises:
             OSError: the maximum of concurrent look-ups is reached, and no earlier addresses are stored.
@@ -182,7 +183,10 @@ def _numeric(host: str, port: int) -> Lookup | None:
 
 
 def _alternating(infos: Iterable[tuple[Any, ...]]) -> list[SocketAddress]:
-    """Return the IP addresses with their families interleaved, the system's preferred one first (RFC 8305), each in its order."""
+    """Return the IP addresses with their families interleaved, the system's preferred one first (RFC 8305), each in its order.
+
+    Other families are left out.
+    """
     families: dict[int, list[SocketAddress]] = {}
     for family, _, _, _, address in infos:
         if family in {socket.AF_INET, socket.AF_INET6}:

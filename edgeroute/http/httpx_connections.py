@@ -87,7 +87,7 @@ class Carrier(ForkSafe):
     def redirected(self, client: Any, response: Any) -> Any:
         """Return the request of a redirect, if the client follows redirects and the host stays the same; else None.
 
-        The input and the credentials go only to the host that the policy names.
+        The input and the credentials go only to the host that the policy names. None too for another scheme or port.
         """
         following = response.next_request if client.follow_redirects else None
         if following is None or f"{following.url.scheme}://{following.url.netloc.decode()}" != self.address.origin.lower():
@@ -197,7 +197,8 @@ class HttpxConnections(Carrier):
     def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[HttpxResponse]:
         """Send the call, and yield the reply once its head has come; blocks. See `Connections.open`.
 
-        At the end the response is closed, also if its body was not read.
+        At the end the response is closed, also if its body was not read. The client is made at the first call; one that `close`
+        found in use is closed after the last call.
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self.address.origin} was not asked: its answer is not needed any more")
@@ -230,7 +231,10 @@ class HttpxConnections(Carrier):
                 self._close_unused()
 
     def _send_following(self, client: Any, request: Any) -> Any:
-        """Send a request, follow redirects within the host, and return the last response, its body unread."""
+        """Send a request, follow redirects within the host, and return the last response, its body unread.
+
+        After too many, the last redirect's response.
+        """
         for _ in range(client.max_redirects + 1):
             response = client.send(request, stream=True, follow_redirects=False)
             request = self.redirected(client, response)
@@ -286,7 +290,10 @@ class HttpxResponse(Received):
 
 
 def _cut(response: Any) -> None:
-    """Shut down a response's socket, from another thread. An HTTP/2 connection is shared: there the next piece ends it."""
+    """Shut down a response's socket, from another thread. An HTTP/2 connection is shared: there the next piece ends it.
+
+    Errors are ignored.
+    """
     stream = response.extensions.get("network_stream")
     sock = None if stream is None or response.http_version == "HTTP/2" else stream.get_extra_info("socket")
     if sock is not None:
@@ -319,7 +326,10 @@ class AsyncHttpxConnections(Carrier):
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncHttpxResponse]:
-        """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`."""
+        """Send the call, and yield the reply once its head has come. See `AsyncConnections.open`.
+
+        A client of another loop is replaced by a new one.
+        """
         client, loop = self.given or self.own, asyncio.get_running_loop()
         if client is None or (self.given is None and self._loop is not loop):  # one of another loop cannot be used here
             client, self._loop = self.new_client("AsyncClient"), loop
@@ -334,6 +344,8 @@ class AsyncHttpxConnections(Carrier):
 
     async def await_step(self, until: float, steps: Coroutine[Any, Any, T], doing: str = "finish its answer") -> T:
         """Await a step of the client until an instant, and return its result.
+
+        Without time left the step is closed unawaited.
 
         Raises:
             CloudError: the step failed, or was late ("did not `doing` in time").
@@ -370,7 +382,10 @@ class AsyncHttpxConnections(Carrier):
             await client.aclose()
 
     def abandon(self) -> None:
-        """Close the client made by edgeroute on its own loop, without waiting; from outside the loop, or from a thread."""
+        """Close the client made by edgeroute on its own loop, without waiting; from outside the loop, or from a thread.
+
+        A no-op if that loop does not run.
+        """
         client, loop, self.own = self.own, self._loop, None
         if client is not None and loop is not None and loop.is_running():
             start_task_on(loop, client.aclose)

@@ -106,7 +106,10 @@ class Local:
             raise ModelError(f"{self.origin} has no address: {clean(e, 100)}") from e
 
     def _resolve(self, flags: int, error: type[ModelError | PolicyError]) -> list[str]:
-        """Resolve the host with flags of getaddrinfo, and return its numeric addresses; raise `error` if one is not loopback."""
+        """Resolve the host with flags of getaddrinfo, and return its numeric addresses; raise `error` if one is not loopback.
+
+        A name's addresses have to be all of this device.
+        """
         infos = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
         addresses = [str(entry[0]) for _, _, _, _, entry in infos]
         if away := [address for address in addresses if not is_loopback(address)]:
@@ -153,6 +156,8 @@ class _LocalSockets(BlockingSockets):
     def connect(self, host: str, port: int) -> socket.socket:  # noqa: ARG002 - the wire's, which has no path of a socket
         """Return a socket connected to the server's path, or to the first of its addresses that accepts.
 
+        At most `CONNECT_S`.
+
         Raises:
             ModelError: an address is not loopback, or the socket is connected to another device; nothing was sent.
             OSError: none accepts.
@@ -190,6 +195,7 @@ def exchange(
     """Connect, send a request, and yield the reply's head with an iterator over its body; close the connection at the end.
 
     Redirects are not followed. The iterator reads from the connection, and so blocks. A stop request shuts the connection down.
+    Other exceptions of the body pass.
 
     Args:
         local: address of the server.

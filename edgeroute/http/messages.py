@@ -76,6 +76,8 @@ class Secret:
     def read(self, what: str = "the secret") -> str:
         """Return the credential, read from the environment variable now if there is one.
 
+        An empty one counts as not set.
+
         Args:
             what: name of the setting, for the error.
 
@@ -211,6 +213,8 @@ class Address:
     def headers(self) -> list[tuple[str, str]]:
         """Return the request's headers with their secrets, for sending only.
 
+        [] without credentials.
+
         Raises:
             PolicyError: a secret's variable is not set, or a value contains characters not allowed in a header.
         """
@@ -251,7 +255,8 @@ class Address:
     def hide(self, text: str) -> str:
         """Return a text with this address's secrets, and the proxy's password, replaced by `***`.
 
-        Words of header values are masked from 8 characters on, passwords from 4 on.
+        Words of header values are masked from 8 characters on, passwords from 4 on. Case is ignored. An unset variable masks
+        nothing.
         """
         with contextlib.suppress(PolicyError):  # a variable was unset meanwhile: nothing was sent
             words = [word for _, value in self.headers() for word in value.split() if len(word) >= _SECRET_LENGTH]
@@ -316,7 +321,7 @@ OURS: ContextVar[bool] = ContextVar("edgeroute_call", default=False)
 
 class _NamesOnly(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Shorten the record in place if it is of an edgeroute call. Return True: it is logged."""
+        """Shorten the record in place if it is of an edgeroute call. Return True: it is logged. Only its first word stays."""
         if OURS.get():
             record.msg = str(record.msg).partition(" ")[0]
         return True

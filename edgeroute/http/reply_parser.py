@@ -96,7 +96,10 @@ class Llhttp:
         return Head(self._parser.get_http_version(), self._parser.get_status_code(), _headers(data))
 
     def chunked(self, data: bytes) -> list[bytes]:
-        """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`."""
+        """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
+
+        A fault after the end is `surplus`.
+        """
         events, wrong = self._feed(data)
         if _ENDED in events:
             self.ended = True
@@ -110,7 +113,10 @@ class Llhttp:
         return [event for event in events if isinstance(event, bytes)]
 
     def _feed(self, data: bytes) -> tuple[list[bytes | str], str]:
-        """Feed the parser. Return its events, and a message about its fault (of llhttp's fixed set of texts); empty: none."""
+        """Feed the parser. Return its events, and a message about its fault (of llhttp's fixed set of texts); empty: none.
+
+        Never raises for the data.
+        """
         events, wrong = self._events, ""
         try:
             self._parser.feed_data(data)
@@ -143,7 +149,10 @@ class H11:
         return Head(event.http_version.decode(), event.status_code, _headers(data))
 
     def chunked(self, data: bytes) -> list[bytes]:
-        """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`."""
+        """Parse more of a chunked body, and return the parts of the body in it; sets `ended`, `surplus` and `wrong`.
+
+        A fault is stored in `wrong`, with the parts before it returned.
+        """
         parts: list[bytes] = []
         try:
             event = self._next(data)
@@ -211,7 +220,10 @@ class Early:
         """Index at which the last reply begins."""
 
     def heard(self, data: bytes) -> bool:
-        """Append received bytes; empty: the end. Return True if no more is to be sent, as the final reply has begun."""
+        """Append received bytes; empty: the end. Return True if no more is to be sent, as the final reply has begun.
+
+        At most `EARLY` bytes.
+        """
         self.data += data
         if not data or len(self.data) > EARLY:
             return True
@@ -295,7 +307,7 @@ class Reading:
     def _feed_head(self, data: bytes) -> None:
         """Parse bytes until the final reply's head is complete, skipping interim ones.
 
-        Bytes of an incomplete head are buffered.
+        Bytes of an incomplete head are buffered. Raise Malformed for what cannot be one.
         """
         if not data:
             raise Malformed(_INCOMPLETE if self.heard else "disconnected without sending a reply")
@@ -356,7 +368,10 @@ class Reading:
             self._feed_body(rest)
 
     def _feed_body(self, data: bytes) -> None:
-        """Parse bytes of the body by its framing: a length, chunks, or until the connection ends."""
+        """Parse bytes of the body by its framing: a length, chunks, or until the connection ends.
+
+        Bytes behind its end are dropped, and the connection is not reused.
+        """
         left = self._left
         if left is not None:
             if not data and left:
@@ -409,7 +424,7 @@ class Reading:
         self.pieces.clear()
 
     def take(self) -> bytes:
-        """Remove and return the received pieces of the body, joined."""
+        """Remove and return the received pieces of the body, joined. Empty if there are none."""
         pieces = self.pieces
         if not pieces:
             return b""

@@ -174,7 +174,7 @@ _DURING = ("attempt_began", "attempt_ended", "breaker_changed", "limit_hit")
 
 
 def _forward(name: str) -> Callable[..., None]:
-    """Return a method that calls the method of this name of each instrument, and logs their exceptions."""
+    """Return a method that calls the method of this name of each instrument, and logs their exceptions. Ctrl-C passes."""
 
     def forward(self: Instruments, *event: Any) -> None:
         for method in self._methods[name]:
@@ -218,7 +218,10 @@ class Instruments(Instrument):
         return all(vars(type(getattr(method, "__self__", None))).get("prompt", False) for method in methods)
 
     def attempt_began(self, began: AttemptBegan) -> Mapping[str, str]:
-        """Forward the event, and return the headers of all instruments."""
+        """Forward the event, and return the headers of all instruments.
+
+        An instrument that raises, or whose headers are invalid, is logged and gives none; of one name the last counts.
+        """
         headers: dict[str, str] = {}
 
         def add(method: Callable[..., Mapping[str, str] | None]) -> None:

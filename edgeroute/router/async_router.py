@@ -447,7 +447,10 @@ def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None])
 
 
 def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> Exception | None:
-    """Return the reason why an asynchronous leg does not begin; None: it begins. Copies its inputs if it may outlive the call."""
+    """Return the reason why an asynchronous leg does not begin; None: it begins. Copies its inputs if it may outlive the call.
+
+    It begins without a copy if the caller waits for it in any case, with inputs that no function prepares.
+    """
     if engine.closed:
         return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
     if backend.side == "edge":

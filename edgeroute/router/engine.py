@@ -230,6 +230,8 @@ class Engine(ForkSafe):
     ) -> Request:  # fmt: skip
         """Make one request, beginning now, with its id and plan; updates the facts if that is due.
 
+        Chooses the arm of a trial, notes a private conversation, and starts a due reading of the sensors in a thread.
+
         Args:
             x: the input.
             mode: mode of the call; None: the policy's.
@@ -282,7 +284,10 @@ class Engine(ForkSafe):
         return new(Request, (identity, x, plan, snapshot, begun, begun + plan.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
-        """Make one request per row of a batch, all with one plan; see `request`."""
+        """Make one request per row of a batch, all with one plan; see `request`.
+
+        One row that must stay makes all of them stay.
+        """
         for x in batch:
             if is_read_once(x):
                 raise read_once_error(x)
@@ -344,7 +349,10 @@ class Engine(ForkSafe):
         return results
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
-        """Count a request, log its failures, and have its costs stored soon; updates the facts if they changed."""
+        """Count a request, log its failures, and have its costs stored soon; updates the facts if they changed.
+
+        Also stores the digests of a private call's answer, and of the texts of one that has left.
+        """
         self.private.walk_ended(request, outcome)
         if request.plan.unsure:
             self.counts.count_unsure(request.plan.unsure)
@@ -399,6 +407,8 @@ class Engine(ForkSafe):
 
     def stays_on_device(self, *, read: bool = False) -> str:
         """Return the reason why nothing leaves the device by itself now; empty: deliveries, audits, probes and revalidation may.
+
+        Blocks for that.
 
         Args:
             read: read the sensors first if that is due: an idle device has no requests that would do it.
@@ -490,7 +500,10 @@ def decide_alone(engine: Engine, x: Any, mode: Mode | None, deadline: float | No
 
 
 def check_all(engine: Engine, timeout: float) -> Check:
-    """Load the models and ping the endpoints, blocking. Return their status, and what may leave."""
+    """Load the models and ping the endpoints, blocking. Return their status, and what may leave.
+
+    Raises PolicyError for an invalid timeout.
+    """
     from edgeroute.router.preflight import check
 
     check_seconds("timeout", timeout)

@@ -319,7 +319,8 @@ class LateReplies(ForkSafe):
     def _store(self, request: Request, event: Event) -> bool:
         """Store a late answer in the cache and the outbox, or mark a failed request as ready to send.
 
-        Return True if the functions are not to be called here: the outbox calls them.
+        Return True if the functions are not to be called here: the outbox calls them. A failed event only marks its queued
+        request.
         """
         queue, caching = self._parts.queue, self._parts.caching
         if type(event) is not Done:

@@ -91,6 +91,8 @@ class TargetViews:
     def of(self, target: Target, number: int, x: Any) -> Any:
         """Return the target's view of an input; calls the application's function, if the view is one.
 
+        A view that can be read only once counts as failed; a coroutine is closed.
+
         Args:
             target: the target.
             number: its index.

@@ -169,7 +169,8 @@ class OfflineQueue:
     def store(self, walks: Sequence[Walked]) -> Storing:
         """Copy the requests that may succeed later, and return the object that stores them when called.
 
-        A request whose cloud would fail again, or whose input cannot be copied, is not stored.
+        A request whose cloud would fail again, or whose input cannot be copied, is not stored. Copies only if the call has a
+        deadline.
         """
         ids, notes, jobs = [walked.request.id for walked in walks], list[str | None](), list[_Job]()
         try:
@@ -245,6 +246,8 @@ class OfflineQueue:
 
     def send(self, entry: Waiting) -> Prediction:
         """Send one entry of the outbox to its cloud, by the current rules, and return the answer; blocks.
+
+        Consent and redaction were applied as it was stored.
 
         Raises:
             PolicyError, MayNotLeave: it can never be sent.
@@ -353,6 +356,8 @@ def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def _send_entry(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
     """Send an entry to its cloud, and return the answer; blocks.
+
+    Other OSErrors become Unreachable.
 
     Raises:
         CloudError: no answer.

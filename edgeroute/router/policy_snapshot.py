@@ -308,7 +308,7 @@ class PolicyArguments(NamedTuple):
     """True if the router can await models and clouds that are async."""
 
     def policy(self) -> Policy:
-        """Return the routing rules."""
+        """Build the `Policy` from these arguments, with durations in seconds."""
         hedge = self.hedge_after if isinstance(self.hedge_after, str) else _seconds(self.hedge_after)
         rules = (self.egress or Egress()).rules
         return Policy(

@@ -46,6 +46,8 @@ class Check(NamedTuple):
 def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
     """Yield the starts of the edges that the plan begins with, to be run, and return the route that the input would take.
 
+    Ends with the first edge that is accepted, or before an edge behind a cloud that would be called; other failures are steps.
+
     Args:
         plan: plan of the input.
         legs: executor of the plan's legs.
@@ -86,6 +88,8 @@ def decide(plan: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Sta
 
 def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:
     """Load the models and ping the endpoints, blocking for at most `timeout` seconds each. Return their status.
+
+    Never raises for a target: its problem is a line that begins with `!`.
 
     Args:
         snapshot: policy in force.
@@ -158,7 +162,7 @@ def _egress_lines(rules: Rules) -> list[str]:
 
 
 def _problem(backend: Backend, timeout: float) -> str | None:
-    """Load a model, or ping an endpoint without user data. Return the problem as a text; None: ready."""
+    """Load a model, or ping an endpoint without user data. Return the problem as a text; None: ready. Ctrl-C passes."""
     try:
         backend.ready(monotonic() + timeout)
     except PASSING:

@@ -123,7 +123,7 @@ class Digests(ForkSafe):
         return self.any_of([digest])
 
     def any_of(self, digests: Iterable[bytes]) -> bool:
-        """Return True if one of these digests is stored, as far as memory has them."""
+        """Return True if one of these digests is stored, as far as memory has them. Expired ones do not count."""
         oldest, key = int(now() / _DAY_S) - DAYS, self._key
         for digest in digests:
             if self._unwritten.get(digest, -1) >= oldest:
@@ -311,7 +311,8 @@ class PrivateConversations(Part):
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Return the reason why a call stays although its own data class may leave; empty: it may leave.
 
-        Stores the digests of a call that has to stay, also by its data class or mode.
+        Stores the digests of a call that has to stay, also by its data class or mode. A single text counts only if it has to stay
+        by itself. A file that cannot be read, or an input of an unknown form, makes a conversation stay.
         """
         valid = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
         private = mode == "only_edge" or (valid and isinstance(permit(rules, data_class), Denied))

@@ -26,7 +26,7 @@ AGAIN: set[type] = {str, bytes, list}
 def is_read_once(x: Any) -> bool:
     """Return True if an input is an iterator, such as a generator or an open file, or a tuple or dict that contains one.
 
-    Adds the input's type to `AGAIN`.
+    Adds the input's type to `AGAIN`. Items of lists are not examined.
     """
     kind = type(x)
     if kind in AGAIN:

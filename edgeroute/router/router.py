@@ -62,6 +62,8 @@ class Router(BaseRouter[V]):
     ) -> Answer[V]:
         """Return the answer to one input: an array without batch axis, name -> array, or any value that the callables take.
 
+        Blocks.
+
         Args:
             x: the input.
             mode: overrides the policy's.

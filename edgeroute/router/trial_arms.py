@@ -176,31 +176,34 @@ class RunningTrial(ForkSafe):
         self._tests, self._tallies = self._new_tests(), (_Tally(), _Tally())
         self._limit = 0.0 if free <= 0 else (trial.share or 0.0) / free
         self._said = set[str]()
-        self._fixed = None if trial.device is None else self._draws(trial.device)
+        self._fixed = None if trial.device is None else self._in_arm(trial.device)
 
     def _new_tests(self) -> dict[str, ArmTest]:
         """Return new tests of the guardrail."""
         kinds = TESTS[self.trial.side, self.trial.shown]
         return {kind: ArmTest(min(getattr(self.trial, kind), 0.999), self.trial.alpha / len(kinds)) for kind in kinds}
 
-    def _draws(self, key: object) -> bool:
-        """Return True if this key is in the trial's arm. The draws of several trials are independent."""
+    def _in_arm(self, key: object) -> bool:
+        """Return True if the salted hash of the key lies in the trial's share: the same for a key every time.
+
+        The hashes of several trials are independent.
+        """
         digest = sha256(f"{self.trial.salt}\0{self.names[1]}\0{key}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < self._limit * 2**64
 
     def draws(self, identity: str, x: Any) -> bool:
         """Return True if a request is in the trial's arm: by its device, its key, its session, or its own id.
 
-        A stable hash of it, salted: the same for a key every time. False if `by` fails, which is logged once.
+        Nothing is drawn: a salted hash of it decides, the same every time. False if `by` fails, which is logged once.
         """
         if self._fixed is not None:
             return self._fixed
         by = self.trial.by
         if by is None:
             turn = TURN.get()
-            return self._draws(identity if turn is None else turn.stream or identity)
+            return self._in_arm(identity if turn is None else turn.stream or identity)
         try:
-            return call_contained(lambda value: self._draws(by(value)), x)
+            return call_contained(lambda value: self._in_arm(by(value)), x)
         except Exception as e:  # noqa: BLE001 - the application's function
             self.log_once(f"by failed, so the request is in the arm of {self.names[0]}", e)
             return False

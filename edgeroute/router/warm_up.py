@@ -77,6 +77,8 @@ def _load_and_run(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Wa
 def value(backend: EdgeBackend, x: Any) -> Any:
     """Run a model on an input, in a new session if it has a state, and return its value.
 
+    Other errors become ModelError.
+
     Raises:
         ModelError, BadInput: the run failed.
     """
@@ -117,7 +119,7 @@ def check_releases(new: Snapshot, old: Snapshot) -> None:
 
 
 def _rehearse(backend: EdgeBackend, release: Release) -> None:
-    """Warm up a release's model, and compare its answers to the canary inputs; raise ModelError if either fails."""
+    """Warm up a release's model, and compare its answers to the canary inputs; raise ModelError if either fails. Blocks."""
     from edgeroute.catalog import model_updates as update
 
     try:

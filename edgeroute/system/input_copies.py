@@ -32,7 +32,10 @@ def copy_input(x: Any) -> Any:
 
 
 def _copy(x: Any, memo: Memo) -> Any:
-    """Return the copy of `x`, one for each object of a graph."""
+    """Return the copy of `x`, one for each object of a graph.
+
+    Records it in `memo`. Raises TypeError for a part that has no copy.
+    """
     kind = type(x)
     if kind in _IMMUTABLE or issubclass(kind, type):
         return x
@@ -131,7 +134,7 @@ def _set_state(copied: Any, state: Any) -> None:
 
 
 def _fill(copied: Any, items: Iterator[Any] | None, pairs: Iterator[tuple[Any, Any]] | None, memo: Memo) -> None:
-    """Add copies of the items of a sequence, and of the pairs of a mapping, to a new object."""
+    """Add copies of the items of a sequence, and of the pairs of a mapping, to a new object. Changes `copied` in place."""
     for item in items or ():
         copied.append(_copy(item, memo))
     for key, value in pairs or ():

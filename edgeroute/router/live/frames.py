@@ -433,7 +433,10 @@ class FrameFlow:
         return self._update(asked, answer, now)
 
     def _watch_label(self, asked: _PendingFrame, answer: Answer) -> None:
-        """Begin a new scene if the edge keeps giving another label than at the scene's beginning, although it looks the same."""
+        """Begin a new scene if the edge keeps giving another label than at the scene's beginning, although it looks the same.
+
+        Only after `AGAIN` frames or more, and once the cloud has answered about the scene.
+        """
         label, comparable = self._label_of(answer)
         if self._settings.scene is None or asked.taken.scene == UNKNOWN or not comparable:
             return
@@ -450,7 +453,10 @@ class FrameFlow:
             self._edge_label = Display(label, begun=True)
 
     def _update(self, asked: _PendingFrame, answer: Answer, now: float) -> FrameUpdate:
-        """Return the update for an answer; updates the scene's refined answer, the hysteresis and the counts."""
+        """Return the update for an answer; updates the scene's refined answer, the hysteresis and the counts.
+
+        In a settled scene the cloud's earlier answer is reused.
+        """
         taken, reused = asked.taken, None
         if answer.source != "edge" and answer.final:
             self._refined_count += 1
