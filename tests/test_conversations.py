@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
-from both import CALLS, Tasks, Threads, ask
+from both import CALLS, Tasks, Threads, ask, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +24,7 @@ from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, R
 from edgeroute.errors import StoreError
 from edgeroute.router import private_conversations
 from edgeroute.router.conversation_digests import bound_digests, looked_up, read_conversation, text_digest
-from edgeroute.router.private_conversations import WHY, Digests
+from edgeroute.router.private_conversations import UNKNOWN, WHY, Digests
 from edgeroute.stores.sqlite_file import Database
 
 EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
@@ -453,3 +458,210 @@ def test_odd_parts_and_data_classes(made):
     assert ask(router, "infer", [{"role": "user", "content": [image]}]).source == "edge"
     with pytest.raises(PolicyError, match="data_class"):
         ask(router, "infer", [user("A question that is long enough")], data_class=["medical"])
+
+
+HOLDER = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute(sys.argv[2])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def locked(path, statement="BEGIN EXCLUSIVE"):
+    """Another process that holds the lock of a file."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, path, statement], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline().strip() == b"held"
+        yield
+    finally:
+        holder.communicate()
+
+
+def test_a_lock_of_another_process_delays_no_answer(tmp_path):
+    """What has to stay is known in memory, and is written once the file is free; another process then knows it."""
+    options = {"threshold": 0.5, "deadline": 0.3, "state": tmp_path, "egress": Egress(**EGRESS)}
+    path = tmp_path / "conversations.db"
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user("A first turn that creates the file")], data_class="medical")
+        with locked(path):
+            for n in range(5):
+                begun = time.monotonic()
+                assert router.infer([user(f"{SECRET} {n}")], data_class="medical").source == "edge"
+                assert time.monotonic() - begun < 0.3
+            assert stays(router.infer([user(f"{SECRET} 4"), assistant("so"), user("next")]))
+            assert router.infer([user("What is the capital of France?")]).source == "cloud"
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        assert stays(router.infer([user(f"{SECRET} 4"), assistant("so"), user("next")]))
+
+
+def test_a_lock_of_another_process_stops_no_event_loop(tmp_path):
+    """Calls that stay and others, on one loop."""
+
+    async def main():
+        options = {"threshold": 0.5, "deadline": 0.3, "state": tmp_path, "egress": Egress(**EGRESS)}
+        async with AsyncRouter(lambda _: ("edge", 0.9), None, **options) as router:
+            await router.infer([user(SECRET)], data_class="medical")
+            with locked(tmp_path / "conversations.db"):
+                beats = [time.monotonic()]
+
+                async def beat():
+                    while True:
+                        await asyncio.sleep(0.005)
+                        beats.append(time.monotonic())
+
+                task = asyncio.ensure_future(beat())
+                calls = [router.infer([user(f"{SECRET} {n}")], data_class="medical") for n in range(20)]
+                answers = await asyncio.gather(*calls, *(router.infer(n, data_class="chat") for n in range(20)))
+                task.cancel()
+            return {answer.source for answer in answers}, max(b - a for a, b in itertools.pairwise(beats))
+
+    sources, pause = asyncio.run(main())
+    assert sources == {"edge"}
+    assert pause < 0.25
+
+
+def test_a_lock_that_no_reader_passes_keeps_conversations(tmp_path):
+    """It is not known which of them may leave, and nobody waits to learn it."""
+    options = {"threshold": 0.5, "deadline": 0.3, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user("A first turn that creates the file")], data_class="medical")
+    holder = sqlite3.connect(tmp_path / "conversations.db", isolation_level=None)
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    begun = time.monotonic()
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        answer = router.infer([user("What is the capital of France?")])
+        assert (answer.source, answer.reason_code) == ("edge", "stays")
+        assert time.monotonic() - begun < 1.0
+        holder.close()
+        assert router.infer([user("What is the capital of France?")]).source == "cloud"
+
+
+def test_a_disk_that_does_not_answer_keeps_conversations(tmp_path, monkeypatch):
+    """A call waits a moment, and the next ones do not."""
+    options = {"threshold": 0.5, "deadline": 1.0, "state": tmp_path, "egress": Egress(**EGRESS)}
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", **options) as router:
+        router.infer([user(SECRET)], data_class="medical")
+        released = threading.Event()
+        with monkeypatch.context() as slow:
+            read = Database.read
+            slow.setattr(Database, "read", lambda self, *given: (released.wait(30), read(self, *given))[1])
+            for most_s in (0.5, 0.08, 0.08):
+                begun = time.monotonic()
+                assert router.infer([user("What is the capital of France?")]).reason_code == "stays"
+                assert time.monotonic() - begun < most_s
+            released.set()
+            wait_for(lambda: router.infer([user("What is the capital of France?")]).source == "cloud")
+
+
+def test_only_what_is_new_in_the_file_is_read(tmp_path, monkeypatch):
+    """Other processes add to it before each call."""
+    path, rows = tmp_path / "d.db", []
+    one, other = Digests(path), Digests(path)
+    read = Database.read
+    monkeypatch.setattr(Database, "read", lambda self, *given: (found := read(self, *given), rows.append(len(found)))[0])
+    for n in range(50):
+        other.add([text_digest(b"%d" % n)])
+        assert text_digest(b"%d" % n) in one
+    assert sum(rows) <= 50 * 4
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+    """By an older one, by another, and by none."""
+    path, saved = tmp_path / "d.db", tmp_path / "saved.db"
+    one = Digests(path)
+    one.add([text_digest(b"old")])
+    one.close()
+    shutil.copy(path, saved)
+    one.add([text_digest(b"new")])
+    one.close()
+    assert text_digest(b"new") in one
+    path.unlink()
+    shutil.copy(saved, path)
+    assert text_digest(b"new") not in one
+    assert text_digest(b"old") in one
+    Digests(tmp_path / "d2.db").add([text_digest(b"other")])
+    (tmp_path / "d2.db").replace(path)
+    assert text_digest(b"old") not in one
+    path.unlink()
+    assert not one.refreshed()
+
+
+def test_what_public_calls_have_too_binds_none(made):
+    """An instruction beside the question, which has left before."""
+    router = made()
+    instruction = text("Answer the question in at most three sentences.")
+    ask(router, "infer", [{"role": "user", "content": [instruction, text("What is the capital of France?")]}])
+    router.infer([{"role": "user", "content": [instruction, text(SECRET)]}], data_class="medical")
+    assert router.infer([{"role": "user", "content": [instruction, text("What is the capital of Spain?")]}]).source == "cloud"
+    assert router.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
+
+
+def test_what_merely_stays_binds_by_its_whole(made):
+    """Its continuation stays; another conversation with one of its messages leaves."""
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    question = user("What is the capital of France, by the way?")
+    assert router.infer([user(SECRET), assistant("No."), question]).source == "edge"
+    assert router.infer([user("Hello"), question]).source == "cloud"
+    assert router.infer([question]).source == "cloud"
+
+
+def test_one_call_binds_a_limited_number_of_texts(made):
+    """Of thousands of parts; it forgets no other, and a conversation that is too long to compare stays."""
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    many = [text(f"usual phrase number {n}") for n in range(6_000)]
+    for _ in range(3):
+        router.infer([{"role": "user", "content": many}], data_class="medical")
+    left = sum(router.infer([user(f"usual phrase number {n}")]).source == "cloud" for n in range(0, 6_000, 100))
+    assert left >= 58
+    assert router.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
+    answer = router.infer([{"role": "user", "content": [text(f"another part {n}") for n in range(6_000)]}])
+    assert answer.trace["stays"] == UNKNOWN
+
+
+class Odd:
+    """A message whose content cannot be read."""
+
+    role = "user"
+
+    @property
+    def content(self):
+        """Raises, as of an object whose connection is closed."""
+        raise ValueError("not now")
+
+
+@pytest.mark.parametrize(
+    "odd", [[Odd()], {"messages": [{"role": "user", "content": object()}]}, [{"role": "user", "content": print}]]
+)
+def test_unknown_forms_stay_while_something_has_to(made, odd):
+    """What cannot be read cannot be compared."""
+    router = made()
+    assert router.infer(odd).source == "cloud"
+    router.infer([user(SECRET)], data_class="medical")
+    answer = router.infer(odd)
+    assert (answer.source, answer.trace["stays"]) == ("edge", UNKNOWN)
+    assert router.infer(object()).source == "cloud", "no conversation"
+
+
+def test_unknown_forms_that_had_to_stay_are_remembered(made):
+    """Though nothing of them is."""
+    router = made()
+    router.infer([Odd()], data_class="medical")
+    assert router.infer([Odd()]).trace["stays"] == UNKNOWN
+
+
+def test_a_conversation_in_itself_ends():
+    """A list that has itself, and content nested without end."""
+    loop = []
+    loop.append(loop)
+    deep = content = []
+    for _ in range(40):
+        content.append([])
+        content = content[0]
+    assert read_conversation(loop).unknown
+    assert read_conversation([{"role": "user", "content": deep}]).unknown

@@ -25,11 +25,11 @@ from uuid import UUID
 SHORTEST: Final = 17
 """Minimum bytes of content of a text that identifies a conversation; shorter ones, such as "yes", are in too many."""
 SHORTEST_ANSWER: Final = 36
-"""Minimum bytes of an answer, or of two successive messages, that identify a conversation: all models greet alike."""
+"""Minimum bytes of an answer that identifies a conversation: all models greet alike."""
 LONG: Final = 64
-"""Minimum bytes of a message before the last one of a turn that identifies it; a shorter one may be an instruction."""
-LONGEST_RUN: Final = 8
-"""Maximum segments of a run, unless a part or a message begins with the run."""
+"""Minimum bytes of an earlier message of a turn, or of two successive ones, that identify it; a shorter one may be an instruction."""
+LONGEST_RUN: Final = 64
+"""Maximum segments of a run, unless a part or a message begins with the run; a long conversation has shorter runs."""
 MOST_COMPARED: Final = 4_000
 """Maximum segments of a conversation to compare; of a longer one the form counts as unknown."""
 MOST_BOUND: Final = 64
@@ -51,7 +51,7 @@ _MESSAGE_NAMES: Final = ("role", "type", "content", "parts", "text", "tool_calls
 _BORDERS: Final = re.compile(r"""[\n\r.!?;:"\u201c\u201d\u201e\u00ab\u00bb\u3002|]+""")
 _FORM: Final = re.compile(r"[\W_]+")
 _DATA_URL: Final = re.compile(r"data:([^,\s]{0,200}),([A-Za-z0-9+/_=%.~-]+)", re.IGNORECASE)
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}={0,2}\s*")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\r\n-]{64,}=*\s*")
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]+")
 SCALARS: Final = frozenset({int, float, complex, bool, type(None), bytes, bytearray, memoryview, range})
 """Types whose values have no messages."""
@@ -299,7 +299,7 @@ def _pairs(spoken: list[Message]) -> Iterator[bytes]:
     """Yield the digests of two successive messages each, unless they are short."""
     contents = [(m.content, b"".join(m.media)) for m in spoken]
     for (first, a), (second, b) in pairwise(contents):
-        if len(first) + len(second) >= SHORTEST_ANSWER:
+        if len(first) + len(second) >= LONG:
             yield _digest(b"pair", _digest(b"", first, a), _digest(b"", second, b))
 
 
@@ -332,28 +332,29 @@ def bound_digests(conversation: Conversation, is_shared: Any = lambda _: False) 
     found = [digest for m in turn for digest in m.media]
     for m in turn:
         found += [text_digest(call) for call in m.calls if len(call) >= SHORTEST]
-    asked = [m for m in turn if m.role not in ANSWER_ROLES]
     answers = [content for m in turn if m.role in ANSWER_ROLES and len(content := m.content) >= SHORTEST_ANSWER]
-    texts = [*_identifying(asked, is_shared)] or [*_identifying(asked)][:2]
-    texts = texts or [*_identifying([m for m in spoken if m.role not in ANSWER_ROLES])][:2]
-    texts = texts or [*_identifying([m for m in conversation.messages if m.role in SYSTEM_ROLES], is_shared)][:2]
-    whole = b"".join(m.content for m in asked)
-    texts += [whole] if len(whole) >= SHORTEST else []
+    texts = [*_identifying(turn, is_shared)] or ([] if found else [*_identifying(turn)][:2])
+    if not texts and not found:
+        texts = [*_identifying(spoken)][:2] or [*_identifying(conversation.messages, is_shared)][:2]
+    whole = b"".join(m.content for m in turn if m.role not in ANSWER_ROLES)
+    texts += [whole] if texts and len(whole) >= SHORTEST else []
     found += map(text_digest, [*answers, *texts])
     return [*chain_digests(conversation), *[*dict.fromkeys(found)][:MOST_BOUND]]
 
 
-def _identifying(asked: list[Message], is_shared: Any = lambda _: False) -> Iterator[bytes]:
+def _identifying(messages: list[Message], is_shared: Any = lambda _: False) -> Iterator[bytes]:
     """Yield the contents of the last message that identifies a conversation, of tools' results, and of long messages."""
     last = True
-    for m in reversed(asked):
+    for m in reversed(messages):
         contents = dict.fromkeys([m.content, *(map(b"".join, m.texts) if len(m.texts) > 1 else ())])
         telling = [content for content in contents if len(content) >= SHORTEST and not is_shared(text_digest(content))]
-        if telling and (last or m.role in {"tool", "function"}):
-            last = last and m.role in {"tool", "function"}
-            yield from telling
-        else:
-            yield from (content for content in telling if len(content) >= LONG)
+        is_result = m.role in {"tool", "function"}
+        if m.role in ANSWER_ROLES:
+            telling = []
+        elif not last and not is_result:
+            telling = [content for content in telling if len(content) >= LONG]
+        yield from telling
+        last = last and not m.media and not any(len(call) >= SHORTEST for call in m.calls) and (is_result or not telling)
 
 
 def shared_digests(conversation: Conversation) -> list[bytes]:
@@ -408,7 +409,8 @@ class _Segment(NamedTuple):
 
 def _runs(flow: list[_Segment]) -> Iterator[bytes]:
     """Yield the digests of the runs of segments that are long enough."""
-    longest = max(1, min(LONGEST_RUN, 3 * MOST_COMPARED // max(1, len(flow))))
+    size = max(1, len(flow))
+    longest = max(1, min(LONGEST_RUN, max(8, 2_000 // size), 3 * MOST_COMPARED // size))
     for i, first in enumerate(flow):
         running, size = blake2b(digest_size=16, person=b"text"), 0
         for segment in flow[i : i + max(longest, first.reach)]:

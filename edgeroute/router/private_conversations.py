@@ -27,6 +27,7 @@ from edgeroute.router.call_stages import Block
 from edgeroute.router.conversation_digests import (
     ANSWER_ROLES,
     SCALARS,
+    Conversation,
     answer_digests,
     bound_digests,
     chain_digests,
@@ -331,8 +332,9 @@ class PrivateConversations(Part):
             return f"which conversations have to stay cannot be read ({self._digests.blind})"
         elif conversation.unknown or too_long(conversation):
             return UNKNOWN
-        elif self._digests.any_of(_looked_up(looked_up(conversation), scope)):
-            self._digests.add([_within(digest, scope) for digest in chain_digests(conversation)])
+        elif self._is_bound(conversation, scope):
+            if self._is_bound(Conversation(conversation.spoken, False), scope):  # else by what comes again with each call
+                self._digests.add([_within(digest, scope) for digest in chain_digests(conversation)])
         else:
             return ""
         if len(self.awaited) >= MOST_AWAITED:
@@ -340,6 +342,13 @@ class PrivateConversations(Part):
                 self.awaited.pop(next(iter(self.awaited)), None)
         self.awaited[identity] = begun
         return "" if private else WHY
+
+    def _is_bound(self, conversation: Conversation, scope: bytes) -> bool:
+        """Return True if a digest of a conversation is stored, in general or for calls with the same key."""
+        found = looked_up(conversation)
+        return self._digests.any_of(
+            found if not scope else (each for digest in found for each in (digest, _keyed(digest, scope)))
+        )
 
     def walk_ended(self, request: Request, outcome: Outcome | Left) -> None:
         """Store the digests of the answer to a call that may not leave; remember the texts of a call that has left.
@@ -382,11 +391,3 @@ class PrivateConversations(Part):
 def _within(digest: bytes, scope: bytes) -> bytes:
     """Return the digest for calls with the same key of the client or conversation."""
     return _keyed(digest, scope) if scope else digest
-
-
-def _looked_up(digests: Iterable[bytes], scope: bytes) -> Iterable[bytes]:
-    """Yield each digest, and the one for calls with the same key."""
-    for digest in digests:
-        yield digest
-        if scope:
-            yield _keyed(digest, scope)
