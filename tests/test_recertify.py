@@ -1,7 +1,9 @@
 """`edgeroute recertify`: a hidden edge on trial is compared, is put in force once its certificate holds, and taken back after an alarm."""
 
 import contextlib
+import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from edgeroute.stores.journal import Journal, read
 from edgeroute.stores.key_value_store import KeyValueStore
 from edgeroute.tools.cli.policy_switch import rewrite_policy
 from edgeroute.tools.cli.recertify import next_look
+from edgeroute.tools.measure.certification import Audited, compare_edges
+from edgeroute.tools.measure.evaluation import Examples
 
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
@@ -90,19 +94,26 @@ def written(home, kind="toml", url=NOWHERE):
 
 
 def candidates(path):
-    """The digest of the candidate's fingerprints."""
+    """The digests of the fingerprints of the edge in use and of the candidate."""
     with Router.from_policy(path, state=None) as router:
-        return digest(edge_fingerprints(router.engine.snapshot)["edge-trial"])
+        return {name: digest(prints) for name, prints in edge_fingerprints(router.engine.snapshot).items()}
+
+
+IDS = itertools.count()
 
 
 def logged(home, made, count, share_wrong=0.0, **more):
-    """Adds so many audits of the candidate to the log: confidences are uniform, and the least sure are wrong."""
+    """Adds so many audits to the log, of both: confidences are uniform, and the candidate's least sure answers are wrong."""
     journal, random = Journal(home / "state" / "audit.jsonl"), np.random.default_rng(0)
-    for i, sure in enumerate(random.uniform(size=count)):
-        journal.append({
-            "at": time.time(), "id": f"x-{i}", "target": "edge-trial", "edge_confidence": sure, "agrees": bool(sure > share_wrong),
-            "audited": "deferred", "probability": 1.0, "fingerprints": made, "unheard": True, **more,
-        })  # fmt: skip
+    for both in random.uniform(size=(count, 2)):
+        identity = f"x-{next(IDS)}"
+        for target, sure in zip(("edge", "edge-trial"), both.tolist(), strict=True):
+            agrees = sure > (share_wrong if target == "edge-trial" else 0.05)
+            journal.append({
+                "at": time.time(), "id": identity, "target": target, "edge_confidence": sure, "agrees": agrees,
+                "audited": "shadow" if target == "edge" and sure >= 0.9 else "deferred", "probability": 1.0,
+                "fingerprints": made[target], "unheard": True, **more,
+            })  # fmt: skip
     journal.close()
 
 
@@ -215,7 +226,7 @@ def test_steps(home, kind):
     certificate = Certificate.load(told["certificate"])
     assert (certificate.value, certificate.sure, certificate.n) == (0.05, pytest.approx(0.975), 971)
     with Router.from_policy(path, uncalibrated="error", state=None) as router:
-        assert digest(router.fingerprints()) == made
+        assert digest(router.fingerprints()) == made["edge-trial"]
         assert router.engine.snapshot.trial is None
     if kind == "toml":
         assert path.read_text() == before.replace("0.9  ", f'"{certificate_name(told)}"  ').replace(
@@ -288,6 +299,102 @@ def test_looking_again_and_again_keeps_the_risk():
             looks.append(count)
         assert broken or len(looks) > 5
     assert broken <= cases * risk + 3 * (cases * risk * (1 - risk)) ** 0.5
+
+
+def audited(score, agrees):
+    """Audits of an edge model with these scores and agreements, of requests 0, 1, ..."""
+    n = len(score)
+    examples = Examples(score, agrees.tolist(), [True] * n, None, None, np.full(n, np.nan), None, 0, 0, 0.0)
+    return Audited(examples, [], [str(i) for i in range(n)], [False] * n)
+
+
+EDGE_ERRORS, VALUE, RISK = 0.15, 0.05, 0.05
+
+
+def edges(random, n, errors):
+    """Scores [n] of the edge in use and of a candidate, and whether they agree with the cloud; wrong the more, the less sure.
+
+    errors: share of the candidate's wrong answers; None: it is a coin, whatever its score.
+    """
+    hard = random.uniform(size=n)
+    for share in (EDGE_ERRORS, errors):
+        score = np.clip(hard + random.normal(size=n) * 0.1, 0, 1) + random.uniform(size=n) * 1e-3
+        agrees = random.uniform(size=n) < 0.5 if share is None else random.uniform(size=n) > 2.5 * share * (1 - hard) ** 1.5
+        yield audited(random.uniform(size=n) if share is None else score, agrees)
+
+
+def switches(seed, errors, n=6000):
+    """The number of audits at which a candidate is put in force, by the looks of `recertify`; None: it never is."""
+    random, looks = np.random.default_rng(seed), []
+    edge, trial = edges(random, n, errors)
+    used = certify(edge.examples.score[:2000], np.array(edge.examples.edge)[:2000], max_loss=VALUE).threshold
+    while (due := next_look(looks, VALUE, RISK))[0] <= n:
+        count, own = due
+        so_far = [
+            one._replace(
+                examples=one.examples._replace(score=one.examples.score[:count], edge=one.examples.edge[:count]),
+                ids=one.ids[:count],
+            )
+            for one in (trial, edge)
+        ]
+        score, agrees = so_far[0].examples.score, np.array(so_far[0].examples.edge)
+        certified = certify(score, agrees, max_loss=VALUE, sure=1 - own).threshold
+        if certified < np.inf and compare_edges(*so_far, certified, used, VALUE, own).better:
+            return count
+        looks.append(count)
+    assert len(looks) > 5
+    return None
+
+
+@pytest.mark.filterwarnings("ignore:the score seems to rank")
+@pytest.mark.parametrize("runs", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_what_is_no_better_is_not_put_in_force(runs):
+    """Of a coin and of a candidate that is as good as the edge in use at most 5 % are; one that is better nearly always is."""
+    limit = runs * RISK + 3 * (runs * RISK * (1 - RISK)) ** 0.5
+    coins, equals, better = ([switches(seed, errors) for seed in range(runs)] for errors in (None, EDGE_ERRORS, EDGE_ERRORS / 3))
+    assert not [count for count in coins if count]
+    assert len([count for count in equals if count]) <= limit
+    assert len([count for count in better if count]) >= 0.9 * runs
+
+
+def test_a_candidate_that_keeps_its_promise_by_deferring(home):
+    """It is not put in force beside an edge that defers less: the exit code says so, the figures, and the notes of the log."""
+    path = written(home, "json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threshold": 0.1}))
+    before, made = path.read_text(), candidates(path)
+    logged(home, made, 600, share_wrong=0.8)
+    journal = Journal(home / "state" / "audit.jsonl")
+    journal.append({"target": "edge-trial"})
+    journal.close()
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["did"], path.read_text()) == (5, "waiting", before)
+    assert re.search(r"not shown to be better: of 300 requests it defers 8\d\.\d%, and the edge in use \d?\d\.\d%", told["text"])
+    assert all(note in told["text"] for note in told["notes"])
+    assert any("are not whole" in note for note in told["notes"])
+    assert told["needed"] == 900
+
+
+def test_without_audits_of_the_edge_in_use(home):
+    """There is nothing to compare with."""
+    path = written(home, "json")
+    logged(home, {**candidates(path), "edge": "of another model"}, 600)
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["did"]) == (5, "waiting")
+    assert "cannot be compared with the edge in use" in told["text"]
+
+
+@pytest.mark.filterwarnings("ignore:the score seems to rank")
+def test_an_edge_that_breaks_the_promise_is_compared_at_a_threshold_that_keeps_it():
+    """Deferring little by losing much is no merit; by loss, the one that loses less is better."""
+    random = np.random.default_rng(3)
+    hard, n = random.uniform(size=4000), 4000
+    bad = audited(hard, random.uniform(size=n) > 0.4 * (1 - hard))
+    good = audited(np.roll(hard, 1), random.uniform(size=n) > 0.01)
+    assert compare_edges(good, bad, 0.0, -1.0, VALUE, 0.01).better
+    assert not compare_edges(bad, good, 0.9, -1.0, VALUE, 0.01).better
+    assert compare_edges(good, bad, 0.5, -1.0, VALUE, 0.01, by_loss=True).better
+    assert not compare_edges(bad, good, 1.0, -1.0, VALUE, 0.01, by_loss=True).better
+    assert not compare_edges(good._replace(ids=["?"] * n), bad, 0.0, None, VALUE, 0.01).better
 
 
 def test_an_edited_policy_is_not_overwritten(home):

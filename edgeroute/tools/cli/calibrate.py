@@ -258,7 +258,7 @@ def _calibrate_recorded(
             file_examples.notes,
         )
     else:
-        examples, notes = audited_examples(
+        examples, notes, *_ = audited_examples(
             state_folder(policy, None) / "audit.jsonl", calls.runner.name, calls.fingerprints(), every=every
         )
     return certify_examples(calls, examples, target, notes, policy=policy.name)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.router.router import Router
     from edgeroute.tools.cli.policy_switch import Memory
+    from edgeroute.tools.measure.certification import Audited
 
 GROWTH = 1.5
 """Factor by which the number of audits grows from one look to the next."""
@@ -117,7 +118,7 @@ def _on_trial(policy: Path, home: Path, memory: Memory, max_loss: float | None, 
         step, certificate, digest = _judge(router, home, memory, value, risk, policy, dry_run=dry_run)
     if certificate is None:
         return step
-    return _switch_to(policy, certificate, digest, memory, dry_run=dry_run)
+    return _switch_to(policy, certificate, digest, memory, step, dry_run=dry_run)
 
 
 def _promise(router: Router, max_loss: float | None, sure: float | None) -> tuple[float, float]:
@@ -171,15 +172,46 @@ def _judge(
     want = checked_request(
         max_loss=value, max_error=None, max_defer=None, sure=1 - look_risk, per_class=False, score=None, ood=False
     )
-    certificate = certify_examples(calls, audits.examples, want, notes, policy=policy.name).certificate
-    if certificate.threshold < INF:
-        return Step("", ""), certificate, name
+    result = certify_examples(calls, audits.examples, want, notes, policy=policy.name)
+    text = "the trial's promise holds at no threshold"
+    if result.certificate.threshold < INF:
+        better, text = _compare_with_edge(router, home, audits, result.certificate, value, look_risk)
+        if better:
+            return Step("", text, more={"notes": result.notes}), result.certificate, name
     looks.append(count)
     if not dry_run:
         memory.save()
     later = ceil(GROWTH * count)
-    text = f"by {count:,} audits the trial's promise holds at no threshold; the next look is at {later:,}, or try another model"
-    return Step("waiting", text, TOO_FEW, {"audits": count, "needed": later, "missing": later - count}), None, name
+    text = "; ".join([f"by {count:,} audits {text}; the next look is at {later:,}, or try another model", *result.notes])
+    more = {"audits": count, "needed": later, "missing": later - count, "notes": result.notes}
+    return Step("waiting", text, TOO_FEW, more), None, name
+
+
+def _compare_with_edge(
+    router: Router, home: Path, trial: Audited, certificate: Certificate, value: float, risk: float
+) -> tuple[bool, str]:
+    """Return True if audits of the same requests show that the trial is better than the edge in use, and that in words.
+
+    Better: it defers fewer requests, which is also what calls of the same cloud cost; where the policy's certificate limits
+    deferrals, it loses fewer answers, and keeps that limit.
+    """
+    from edgeroute.tools.measure.certification import audited_examples, compare_edges
+    from edgeroute.tools.measure.collect_examples import DirectCalls
+
+    calls = DirectCalls(router.engine)
+    target, bound = router.engine.snapshot.targets[calls.number], router.engine.snapshot.certificates[calls.number]
+    try:
+        edge = audited_examples(home / "audit.jsonl", target.name, calls.fingerprints())
+    except BadInput as e:
+        return False, f"the trial's promise holds, and it cannot be compared with the edge in use: {e}"
+    limit = None if bound is None or bound.certificate.kind != "max_defer" else bound.certificate.value
+    threshold = None if target.thresholds else target.threshold
+    result = compare_edges(trial, edge, certificate.threshold, threshold, value, risk, by_loss=limit is not None)
+    measure = "defers" if limit is None else "loses"
+    figures = f"of {result.n:,} requests it {measure} {result.trial:.1%}, and the edge in use {result.edge:.1%}"
+    if result.better and (limit is None or certificate.deferral_rate <= limit):
+        return True, figures
+    return False, f"the trial's promise holds, and it is not shown to be better: {figures}"
 
 
 def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, float]:
@@ -199,16 +231,18 @@ def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, flo
     return max(needed(value, look_risk), ceil(GROWTH * looks[-1]) if looks else 0), look_risk
 
 
-def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, *, dry_run: bool) -> Step:
+def _switch_to(policy: Path, certificate: Certificate, digest: str, memory: Memory, judged: Step, *, dry_run: bool) -> Step:
     """Write the certificate, and put the hidden edge in force; on a dry run neither.
 
-    A policy in a format that is not rewritten stays, and the step says what to edit.
+    A policy in a format that is not rewritten stays, and the step says what to edit. judged: why the edge is better, and notes.
     """
     from edgeroute.tools.cli.policy_switch import backup_path, instruction, switch
 
     path = policy.parent / f"certificate-{certificate.date}-{certificate.checksum[:8]}.json"
-    more = {"certificate": str(path), "guarantee": certificate.guarantee, "deferral_rate": certificate.deferral_rate}
-    result = f"the trial's certificate holds: {certificate.guarantee}"
+    more = {
+        "certificate": str(path), "guarantee": certificate.guarantee, "deferral_rate": certificate.deferral_rate, **judged.more,
+    }  # fmt: skip
+    result = f"{'; '.join([judged.text, *judged.more['notes']])}; the trial's certificate holds: {certificate.guarantee}"
     if dry_run:
         return Step("switched", f"{result} {_would(dry_run)}switched", OK, more)
     threshold = path_in_policy(policy, path)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.binomial_tests import Floats, Ints
+from edgeroute.confidence.binomial_tests import Floats, Ints, needed, upper
 from edgeroute.confidence.certificate import Certificate, Kind, digest
 from edgeroute.confidence.learned_score import Learned
+from edgeroute.core.routing_policy import INF
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.stores.journal import read
 from edgeroute.tools.measure.calibration import certificate_of, crossfit
 from edgeroute.tools.measure.evaluation import RISK, Bools, Evaluation, Examples, chance_doubts, share
+from edgeroute.tools.measure.fixed_sequence import lowest_threshold
 from edgeroute.tools.measure.independence import sketch
 from edgeroute.tools.measure.score_fitting import auto, fit
 
@@ -29,6 +32,10 @@ class Audited(NamedTuple):
     """`cloud` is True for each; `edge` is True where the edge agreed."""
     notes: list[str]
     """Messages about skipped lines."""
+    ids: list[str]
+    """Id of each request."""
+    deferred: list[bool]
+    """True where the answer was deferred, by the threshold in force then."""
 
 
 def audited_examples(
@@ -54,7 +61,7 @@ def audited_examples(
     if not any(path.parent.glob(f"{path.name}*")):
         raise BadInput(f"{path}: there is no audit log: routers with this state folder have audited nothing, or it was removed")
     wanted, left_out = digest(fingerprints), Counter[str]()
-    scores, agree, probabilities = list[float](), list[bool](), list[float]()
+    scores, agree, probabilities, ids, deferred = list[float](), list[bool](), list[float](), list[str](), list[bool]()
     log = read(path, since=since)
     for record in log:
         confidence, agrees, probability = record.get("edge_confidence"), record.get("agrees"), record.get("probability")
@@ -70,20 +77,22 @@ def audited_examples(
             probabilities.append(float(probability))
             scores.append(np.nan if confidence is None else float(confidence))
             agree.append(agrees)
+            ids.append(str(record.get("id", len(ids))))
+            deferred.append(record.get("audited") == "deferred")
     if log.skipped:
         left_out["are not whole"] += log.skipped
     notes = [f"{count:,} lines of the audit log are left out: they {why}" for why, count in left_out.items()]
     if not scores:
         raise BadInput("; ".join([f"{path}: there is no audit of {target} in it", *notes]))
-    sample = _uniform(np.array(probabilities))
+    sample = _uniform(np.array(probabilities), ids)
     if len(sample) < len(probabilities):
         why = f"they were drawn more often than others (by {max(probabilities):g}, not {min(probabilities):g})"
         notes.append(f"{len(probabilities) - len(sample):,} lines of the audit log are left out at random: {why}")
-    scores, agree = [scores[i] for i in sample], [agree[i] for i in sample]
-    agree = agree[::every]
+    sample = sample[::every]
+    agree = [agree[i] for i in sample]
     return Audited(
         Examples(
-            score=np.array(scores[::every], float),
+            score=np.array([scores[i] for i in sample], float),
             edge=list(agree),
             cloud=[True] * len(agree),
             labels=None,
@@ -95,17 +104,91 @@ def audited_examples(
             usd=0.0,
         ),
         notes,
+        [ids[i] for i in sample],
+        [deferred[i] for i in sample],
     )
 
 
-def _uniform(drawn: Floats) -> list[int]:
-    """Draw the indices of a sample in which each request is equally likely; the same draw for the same log.
+def _uniform(drawn: Floats, ids: Sequence[str]) -> list[int]:
+    """Draw the indices of a sample in which each request is equally likely; the same requests for each edge model.
 
     Args:
         drawn: [n], the probability with which each was drawn.
+        ids: [n], by whose hashes the sample is drawn.
     """
-    indices: list[int] = np.flatnonzero(np.random.default_rng(0).random(len(drawn)) < drawn.min() / drawn).tolist()
+    hashes = [int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64 for text in ids]
+    indices: list[int] = np.flatnonzero(np.array(hashes) < drawn.min() / drawn).tolist()
     return indices
+
+
+# Test that an edge on trial is better than the edge in use, on audits of the same requests.
+
+STEPS = (0, 0.01, 0.02, 0.04, 0.08, 0.16)
+"""Shares of requests that the tested thresholds of a trial defer more than the lowest, or fewer where losses are compared."""
+
+
+class Comparison(NamedTuple):
+    """Result of `compare_edges`."""
+
+    better: bool
+    """True if the trial is better beyond chance."""
+    n: int
+    """Number of requests of the test."""
+    trial: float
+    """Share of them that the trial defers, or loses; NaN: there are none."""
+    edge: float
+    """Share of them that the edge in use defers, or loses."""
+
+
+def compare_edges(
+    trial: Audited, edge: Audited, certified: float, threshold: float | None, value: float, risk: float, *, by_loss: bool = False
+) -> Comparison:
+    """Test that an edge on trial defers (or loses) fewer of the same requests than the edge in use: an exact sign test.
+
+    The earlier half of the requests fixes thresholds of the trial: the lowest that keeps the promise, and others by `STEPS`. The
+    one nearest to the certificate's, and no better, is tested on the later half at its part of the risk. An edge in use that
+    loses more than the promise, beyond chance, is taken at a threshold that keeps the promise.
+
+    Args:
+        trial: audits of the edge on trial.
+        edge: audits of the edge in use.
+        certified: threshold of the trial's certificate.
+        threshold: threshold of the edge in use; None: the log says what it deferred.
+        value: promised limit of the share of answers that differ from the cloud's.
+        risk: probability that a trial that is no better is called better.
+        by_loss: True compares losses, False deferrals.
+    """
+    rows = {identity: row for row, identity in enumerate(edge.ids)}
+    pairs = np.array([(i, rows[identity]) for i, identity in enumerate(trial.ids) if identity in rows], int).reshape(-1, 2)
+    (trial_score, trial_agrees), (edge_score, edge_agrees) = (
+        (audits.examples.score[indices], np.array(audits.examples.edge, float)[indices])
+        for audits, indices in zip((trial, edge), pairs.T, strict=True)
+    )
+    half = len(pairs) // 2
+
+    def lowest(score: Floats, agrees: Floats) -> float:
+        """Return the lowest threshold that keeps the promise on the earlier half; inf if there is none."""
+        if half < needed(value, risk):
+            return INF
+        return lowest_threshold("max_loss", value, risk, score[:half], agrees[:half], None).threshold
+
+    accepted = ~np.array(edge.deferred, bool)[pairs[:, 1]] if threshold is None else edge_score >= threshold
+    if share((accepted & (edge_agrees < 1))[:half], 2 * risk).low > value:
+        accepted = edge_score >= lowest(edge_score, edge_agrees)
+    ranked = np.nan_to_num(trial_score[:half], nan=-INF)
+    rate = float(np.mean(ranked < lowest(trial_score, trial_agrees))) if half else 1.0
+    rates = [r for step in STEPS if 0 <= (r := rate - step if by_loss else rate + step) < 1]
+    fixed = [float(np.quantile(ranked, r, method="lower" if by_loss else "higher")) for r in rates]
+    if by_loss:
+        tested = max((t for t in fixed if t <= certified), default=-INF)
+    else:
+        tested = min((t for t in fixed if t >= certified), default=INF)
+    sides = ((trial_score >= tested, trial_agrees), (accepted, edge_agrees))
+    bad, edge_bad = ((kept & (agrees < 1) if by_loss else ~kept)[half:] for kept, agrees in sides)
+    worse, better = int(np.count_nonzero(bad & ~edge_bad)), int(np.count_nonzero(edge_bad & ~bad))
+    proven = worse < better and upper(worse, worse + better, risk / len(STEPS)) < 0.5  # noqa: PLR2004 - half of those that differ
+    shares = (float(side.mean()) if len(side) else float("nan") for side in (bad, edge_bad))
+    return Comparison(proven, len(pairs) - half, *shares)
 
 
 # A learned score, and cross-fitted scores of the same examples for calibration.
